@@ -1,0 +1,78 @@
+# Two commands: `make demo` and `make test`. Everything lives in $(VENV); nothing is installed twice.
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first Python of at least 3.11 that can make a virtual environment.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  if $$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
+# Linux without an NVIDIA driver: PyTorch's own index is asked as well, for its CPU build (a tenth of the size). Where it
+# cannot be reached pip goes on without it. `make demo TORCH_INDEX=` asks the configured indexes only.
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu))
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# piper is a GPL program: it speaks sentences for `make nano` from an environment of its own and is never imported.
+PIPER := $(VENV)-piper
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format nano
+
+help:
+	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
+	@echo "make test    install the development tools too, run the test suite (make test ARGS='-k vocabulary')"
+	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
+	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation, card"
+
+demo: $(VENV)/.core
+	$(BIN)/python recipes/demo.py $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Each step skips what it finds done and resumes what it finds half done, so after an interruption run it again.
+nano: $(VENV)/.dev $(PIPER)/.made
+	$(BIN)/python tools/fetch_data.py --set all
+	$(BIN)/python tools/prepare_images.py
+	$(BIN)/python tools/prepare_views.py
+	$(BIN)/python tools/prepare_clips.py
+	$(BIN)/python tools/make_speech.py sentences
+	$(BIN)/python tools/make_speech.py speak --piper "$(PIPER)/bin/python -m piper"
+	$(BIN)/python tools/make_speech.py pack
+	$(BIN)/python recipes/train_image_tokenizer.py recipes/configs/image_tokenizer.yaml
+	$(BIN)/python recipes/train_video_tokenizer.py recipes/configs/video_tokenizer.yaml
+	$(BIN)/python recipes/train_audio_tokenizer.py recipes/configs/audio_tokenizer.yaml
+	$(BIN)/python recipes/train_text_tokenizer.py recipes/configs/text_tokenizer.yaml
+	$(BIN)/python recipes/encode_data.py recipes/configs/encode_data.yaml
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
+	$(BIN)/unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/report.json
+	$(BIN)/python recipes/write_card.py model_cards/nano
+
+# Stamps: an installation is done again only when pyproject.toml changes.
+$(VENV)/.made:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer with venv was found; install one, or name it: make demo PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(PIPER)/.made: $(VENV)/.made
+	$(PYTHON) -m venv $(PIPER)
+	$(PIPER)/bin/python -m pip --disable-pip-version-check install "piper-tts==1.8.0"
+	@touch $@
+
+# torch first and alone, so that nothing installed later can bring another build of it; what it needs comes with the rest.
+$(VENV)/.torch: $(VENV)/.made
+	$(PIP) install --no-deps $(if $(TORCH_INDEX),--timeout 20 --retries 1 --extra-index-url $(TORCH_INDEX)) "torch>=2.10,<2.14"
+	@touch $@
+
+$(VENV)/.core: pyproject.toml $(VENV)/.torch
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) install -e ".[dev]"
+	@touch $(VENV)/.core $@

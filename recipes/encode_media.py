@@ -1,0 +1,81 @@
+"""Encodes the prepared pictures and clips with the finished tokenizers, once, for the training of nano.
+
+    python recipes/encode_media.py [--set data=data/prepared]
+
+Writes data/prepared/image_codes.npz (codes int16 [M, V, 64]: every view of every picture), clip_codes.npz (codes int16 [C, 2, 192]: as
+it is and mirrored) with the hash of the tokenizer that made them. Speech codes are written by recipes/train_audio_tokenizer.py.
+
+Shapes: M pictures, V views, C clips.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unimodal.config import Config
+from unimodal.tokenizers.image import ImageTokenizer
+from unimodal.tokenizers.video import VideoTokenizer
+from unimodal.training.command import recipe_main
+
+
+class EncodeRecipe(Config):
+    data: Path = Path("data/prepared")
+    models: Path = Path("data/models")
+    batch_size: int = 128
+    images: bool = True
+    clips: bool = True
+    threads: int = 0
+
+
+def save(path: Path, **arrays: np.ndarray) -> None:
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(part, path)
+
+
+def encode_pictures(cfg: EncodeRecipe, image: ImageTokenizer) -> None:
+    views = np.load(cfg.data / "views.npz")
+    pixels, features = torch.from_numpy(views["pixels"]), torch.from_numpy(views["features"])  # [M, V, 64, 64, 3], [M, V, 1280]
+    flat = pixels.flatten(0, 1)
+    codes = []
+    with torch.inference_mode():
+        semantic = torch.cat([image.semantic(part.float()) for part in features.flatten(0, 1).split(4096)])
+        for start in range(0, len(flat), cfg.batch_size):
+            x = flat[start : start + cfg.batch_size].permute(0, 3, 1, 2).float() / 255
+            codes.append(image.pixel_values(x)[1])
+            if start % (cfg.batch_size * 40) == 0:
+                print(f"pictures {start}/{len(flat)}", file=sys.stderr, flush=True)
+    ids = torch.cat([semantic, torch.cat(codes)], dim=1).unflatten(0, pixels.shape[:2])
+    save(cfg.data / "image_codes.npz", codes=ids.numpy().astype(np.int16), sha256=np.array(image.sha256))
+
+
+def encode_clips(cfg: EncodeRecipe, video: VideoTokenizer) -> None:
+    frames = torch.from_numpy(np.load(cfg.data / "clips.npz")["frames"])  # [C, T, 64, 64, 3]
+
+    def codes_of(clips: Tensor) -> Tensor:
+        batches = (part.permute(0, 4, 1, 2, 3).float() / 255 for part in clips.split(32))
+        return torch.cat([video.encode(batch).ids[..., 0] for batch in batches])
+
+    codes = torch.stack([codes_of(frames), codes_of(frames.flip(3))], dim=1)
+    save(cfg.data / "clip_codes.npz", codes=codes.numpy().astype(np.int16), sha256=np.array(video.sha256))
+
+
+def run(cfg: EncodeRecipe, dry_run: bool) -> None:
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    image = ImageTokenizer.load(cfg.models / "image_tokenizer")
+    if cfg.images and not dry_run:
+        encode_pictures(cfg, image)
+    if cfg.clips and not dry_run:
+        encode_clips(cfg, VideoTokenizer.load(cfg.models / "video_tokenizer", image))
+
+
+if __name__ == "__main__":
+    recipe_main(EncodeRecipe, run)

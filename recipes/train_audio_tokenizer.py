@@ -1,0 +1,296 @@
+"""Trains the audio tokenizer of nano from scratch: first the codes and the mel decoder, then the waveform head.
+
+    python recipes/train_audio_tokenizer.py recipes/configs/audio_tokenizer.yaml [--set codec.steps=200] [--dry-run]
+
+Reads data/prepared/speech (tools/make_speech.py); writes checkpoints and metrics under ``run``, the finished tokenizer to
+``out`` and the codes of every utterance beside the audio. Interrupt it when you like; the same command goes on. The
+tokenizer with the Griffin-Lim head is written as soon as the codes are trained: the head changes no code.
+
+Shapes: B batch, T samples, M mel bands, F frames, N codes, K quantized dimensions, L characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unimodal.config import Config, atomic_path, atomic_write_text
+from unimodal.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
+from unimodal.tokenizers.audio_head import IstftHead, MaskedConvNeXt
+from unimodal.tokenizers.audio_losses import SpectralLoss, SpectrumDiscriminator, adversarial_losses
+from unimodal.training.command import recipe_main
+from unimodal.training.loop import LoopConfig, Trainer
+
+CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # id 0 is CTC's blank
+
+
+class AudioTokenizerRecipe(Config):
+    data: Path = Path("data/prepared/speech")
+    run: Path = Path("data/runs/audio_tokenizer")
+    out: Path = Path("data/models/audio_tokenizer")
+    tokenizer: AudioTokenizerConfig = AudioTokenizerConfig()
+    codec: LoopConfig = LoopConfig(steps=6000, learning_rate=1.5e-3, ema_decay=0.998, threads=1)
+    head: LoopConfig = LoopConfig(steps=6000, learning_rate=8e-4, ema_decay=0.998, threads=1, weight_decay=0.01)
+    batch_size: int = 10
+    max_seconds: float = 4.0  # longer utterances are cut, and not spelled
+    ctc_weight: float = 0.15
+    reader_width: int = 192
+    train_head: bool = True
+    head_crop_codes: int = 32
+    adversarial_weight: float = 0.0  # 0 leaves the discriminator out
+    adversarial_from: int = 3000  # step
+
+
+class Speech:
+    """The packed corpus: samples in a memory map, texts, voices and splits in memory."""
+
+    def __init__(self, folder: Path):
+        if not (folder / "utterances.json").is_file():
+            raise ValueError(f"{folder} holds no speech; run `python tools/make_speech.py` first")
+        self.folder = folder
+        self.utterances: list[dict[str, Any]] = json.loads((folder / "utterances.json").read_text())
+        self.samples = np.memmap(folder / "audio.int16", dtype=np.int16, mode="r")
+
+    def rows(self, split: str) -> list[int]:
+        return [row for row, utterance in enumerate(self.utterances) if utterance["split"] == split]
+
+    def wave(self, row: int) -> Tensor:
+        """float32 [T] in [-1, 1]."""
+        start, count = self.utterances[row]["start"], self.utterances[row]["num_samples"]
+        return torch.from_numpy(self.samples[start : start + count].astype(np.float32)) / 32768
+
+
+class SpeechBatches:
+    """Endless batches of similar lengths; voices weigh as the 0.7th power of their count. The generator is the cursor.
+
+    A batch is a dict: ``x`` [B, T] as heard (gain, speed, some noise), ``clean`` [B, T] without the noise, ``lengths`` [B],
+    ``text`` [ΣL] character ids and ``text_lengths`` [B] (0 where an utterance was cut).
+    """
+
+    def __init__(self, speech: Speech, rows: list[int], batch_size: int, max_seconds: float, seed: int, augment: bool = True):
+        self.speech, self.rows, self.batch_size, self.augment = speech, rows, batch_size, augment
+        self.max_samples = int(max_seconds * 16_000)
+        voices = [speech.utterances[row]["voice"] for row in rows]
+        counts = {voice: voices.count(voice) for voice in set(voices)}
+        self.weights = torch.tensor([counts[voice] ** -0.3 for voice in voices])
+        self.generator = torch.Generator().manual_seed(seed)
+        self.queue: list[list[int]] = []
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self.generator))
+
+    def next_rows(self) -> list[int]:
+        if not self.queue:
+            drawn = torch.multinomial(self.weights, 8 * self.batch_size, generator=self.generator).tolist()
+            drawn.sort(key=lambda index: self.speech.utterances[self.rows[index]]["num_samples"])
+            batches = [drawn[first : first + self.batch_size] for first in range(0, len(drawn), self.batch_size)]
+            order = torch.randperm(len(batches), generator=self.generator).tolist()
+            self.queue = [batches[index] for index in order]
+        return [self.rows[index] for index in self.queue.pop()]
+
+    def next_batch(self) -> dict[str, Tensor]:
+        waves, texts = [], []
+        for row in self.next_rows():
+            wave = self.speech.wave(row)
+            if self.augment:
+                if self.uniform(0, 1) < 0.6:  # speed and pitch together: more voices than there are
+                    factor = self.uniform(0.85, 1.18)
+                    wave = nn.functional.interpolate(wave[None, None], scale_factor=factor, mode="linear")[0, 0]
+                wave = wave * 10 ** self.uniform(-0.9, 0.04)
+                wave = nn.functional.pad(wave, (int(self.uniform(0, 512)), 0))  # any phase of the code grid
+            text = [CHARACTERS.index(character) + 1 for character in self.speech.utterances[row]["text"]]
+            texts.append(text if len(wave) <= self.max_samples else [])
+            waves.append(wave[: self.max_samples])
+        clean = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        noisy = clean
+        if self.augment:
+            level = 10 ** (-2.0 - 2.5 * torch.rand(len(clean), 1, generator=self.generator))
+            level *= torch.rand(len(clean), 1, generator=self.generator) < 0.4
+            noisy = clean + level * clean.abs().amax(1, keepdim=True) * torch.randn(clean.shape, generator=self.generator)
+        return {
+            "x": noisy,
+            "clean": clean,
+            "lengths": torch.tensor([len(wave) for wave in waves]),
+            "text": torch.tensor([character for text in texts for character in text], dtype=torch.long),
+            "text_lengths": torch.tensor([len(text) for text in texts]),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state(), "queue": [list(batch) for batch in self.queue]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.queue = [list(batch) for batch in state["queue"] if max(batch) < len(self.rows)]
+
+
+class CharacterReader(nn.Module):
+    """Spells the transcript from the codes, in training only: values [B, N, K] → log-probabilities [B, N, L + 1]."""
+
+    def __init__(self, num_dims: int, width: int):
+        super().__init__()
+        self.stem = nn.Linear(num_dims, width)
+        self.blocks = nn.ModuleList(MaskedConvNeXt(width, 3, dilation=dilation) for dilation in (1, 2, 1))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, len(CHARACTERS) + 1)
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        h = self.stem(values).transpose(1, 2) * mask
+        for block in self.blocks:
+            h = block(h, mask)
+        return self.out(self.norm(h.transpose(1, 2))).log_softmax(-1)
+
+
+class Codec(nn.Module):
+    """What the first stage trains: encoder, decoder and reader."""
+
+    def __init__(self, cfg: AudioTokenizerRecipe):
+        super().__init__()
+        plain = cfg.tokenizer.model_copy(update={"head": "griffin_lim"})
+        self.tokenizer = AudioTokenizer(plain)
+        self.reader = CharacterReader(self.tokenizer.quantizer.num_dims, cfg.reader_width)
+        self.ctc_weight = cfg.ctc_weight
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        """Mean absolute error of the log-mel over real frames, and the CTC loss a character."""
+        log_mel, mask = self.tokenizer.frames(batch["x"], batch["lengths"])
+        target, _ = self.tokenizer.frames(batch["clean"], batch["lengths"])
+        values, ids = self.tokenizer.quantize(log_mel, mask)
+        rebuilt = self.tokenizer.decoder(values, mask)
+        frame_mask = mask.repeat_interleave(2, dim=-1)
+        error = ((rebuilt - target).abs() * frame_mask).sum() / (frame_mask.sum() * target.shape[1])
+        numbers = {"mel": float(error.detach()), "used": float(ids[mask[:, 0] > 0].unique().numel())}
+        loss = error
+        if self.ctc_weight and int(batch["text_lengths"].sum()):
+            log_probs = self.reader(values, mask).transpose(0, 1)  # [N, B, L + 1]
+            ctc = nn.functional.ctc_loss(
+                log_probs, batch["text"], mask[:, 0].sum(1).long(), batch["text_lengths"], reduction="sum", zero_infinity=True
+            ) / batch["text_lengths"].sum()
+            loss = loss + self.ctc_weight * ctc
+            numbers["ctc"] = float(ctc.detach())
+        return loss, numbers
+
+
+def train_codec(cfg: AudioTokenizerRecipe, speech: Speech) -> AudioTokenizer:
+    torch.manual_seed(cfg.codec.seed)
+    codec = Codec(cfg)
+    batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.codec.seed)
+    trainer = Trainer(codec, batches, codec.loss, cfg.codec, cfg.run / "codec")
+    trainer.run()
+    trainer.use_ema()
+    return codec.tokenizer.eval()
+
+
+class HeadTraining(nn.Module):
+    """What the second stage trains: the inverse-STFT head on decoded mels of the frozen codec (and its discriminator)."""
+
+    def __init__(self, cfg: AudioTokenizerRecipe, codec: AudioTokenizer):
+        super().__init__()
+        self.frozen = [codec.requires_grad_(False)]  # in a list: neither trained nor saved here
+        full = AudioTokenizer(cfg.tokenizer.model_copy(update={"head": "istft"}))
+        assert isinstance(full.head, IstftHead)
+        self.head = full.head
+        self.spectral = SpectralLoss(codec.config.sample_rate_hz)
+        self.discriminator = SpectrumDiscriminator() if cfg.adversarial_weight else None
+        self.crop, self.cfg = cfg.head_crop_codes, cfg
+
+    def pairs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """→ (decoded log-mel [B, M, F], the samples it stands for [B, T]) of a random crop of each clip."""
+        codec = self.frozen[0]
+        with torch.no_grad():
+            log_mel, mask = codec.frames(batch["clean"], batch["lengths"])
+            values, _ = codec.quantize(log_mel, mask)
+            rebuilt = codec.decoder(values, mask)
+        num_codes = mask.shape[-1]
+        clean = nn.functional.pad(batch["clean"], (0, num_codes * codec.samples_per_code - batch["clean"].shape[1]))
+        crop = min(self.crop, num_codes)
+        mels, waves = [], []
+        for index, count in enumerate(mask.sum((1, 2)).long().tolist()):
+            first = int(torch.randint(max(count - crop, 0) + 1, ()))
+            mels.append(rebuilt[index, :, 2 * first : 2 * (first + crop)])
+            waves.append(clean[index, first * codec.samples_per_code : (first + crop) * codec.samples_per_code])
+        return torch.stack(mels), torch.stack(waves)
+
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        log_mel, wave = self.pairs(batch)
+        made = self.head(log_mel, torch.ones(len(log_mel), 1, log_mel.shape[-1]))
+        loss, numbers = self.spectral(made, wave)
+        if self.discriminator is not None and step >= self.cfg.adversarial_from:
+            generator, discriminator, more = adversarial_losses(self.discriminator, made, wave)
+            loss = loss + self.cfg.adversarial_weight * generator + discriminator
+            numbers |= more
+        return loss, numbers
+
+
+def train_head(cfg: AudioTokenizerRecipe, speech: Speech, codec: AudioTokenizer) -> AudioTokenizer:
+    """The codec with an inverse-STFT head; encoder, quantizer and decoder stay what they are."""
+    torch.manual_seed(cfg.head.seed)
+    stage = HeadTraining(cfg, codec)
+    batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.head.seed + 1)
+    trainer = Trainer(stage, batches, stage.loss, cfg.head, cfg.run / "head")
+    trainer.run()
+    trainer.use_ema()
+    full = AudioTokenizer(cfg.tokenizer.model_copy(update={"head": "istft"}))
+    full.encoder.load_state_dict(codec.encoder.state_dict())
+    full.decoder.load_state_dict(codec.decoder.state_dict())
+    full.head.load_state_dict(stage.head.state_dict())
+    return full.eval()
+
+
+def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokenizer:
+    """Writes the tokenizer folder and a record of what made it; returns the tokenizer as it is on disk, half rounded."""
+    tokenizer.save(cfg.out)
+    manifest = json.loads((cfg.data / "manifest.json").read_text())
+    record = {"config": cfg.model_dump(mode="json"), "data_sha256": manifest, "weights_sha256": tokenizer.sha256}
+    atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
+    print(f"wrote {cfg.out}", file=sys.stderr, flush=True)
+    return AudioTokenizer.load(cfg.out)
+
+
+def write_codes(cfg: AudioTokenizerRecipe, speech: Speech) -> None:
+    """codes.npz: ``codes`` int16 [ΣN], ``offsets`` int64 [utterances + 1], by the weights as exported."""
+    tokenizer = AudioTokenizer.load(cfg.out)
+    order = sorted(range(len(speech.utterances)), key=lambda row: speech.utterances[row]["num_samples"])
+    codes: dict[int, np.ndarray] = {}
+    for first in range(0, len(order), 32):
+        rows = order[first : first + 32]
+        waves = [speech.wave(row) for row in rows]
+        lengths = torch.tensor([len(wave) for wave in waves])
+        encoded = tokenizer.encode(nn.utils.rnn.pad_sequence(waves, batch_first=True)[:, None], lengths)
+        for index, row in enumerate(rows):
+            codes[row] = encoded.row(index)[:, 0].numpy().astype(np.int16)
+        if first % 3200 == 0:
+            print(f"codes of {first + len(rows)} of {len(order)} utterances", file=sys.stderr, flush=True)
+    ordered = [codes[row] for row in range(len(order))]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered])]).astype(np.int64)
+    utterances = hashlib.sha256((speech.folder / "utterances.json").read_bytes()).hexdigest()
+    with atomic_path(speech.folder / "codes.npz") as part, open(part, "wb") as file:
+        np.savez(
+            file, codes=np.concatenate(ordered), offsets=offsets, weights_sha256=tokenizer.sha256, utterances_sha256=utterances
+        )
+    used = np.unique(np.concatenate(ordered)).size
+    print(f"{offsets[-1]} codes, {used} of {tokenizer.codebook_sizes[0]} values used", file=sys.stderr)
+
+
+def run(cfg: AudioTokenizerRecipe, dry_run: bool) -> None:
+    speech = Speech(cfg.data)
+    hours = sum(speech.utterances[row]["num_samples"] for row in speech.rows("train")) / 16_000 / 3600
+    sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in Codec(cfg).tokenizer.named_children()}
+    print(f"{hours:.2f} h of training speech; millions of parameters: {sizes}", file=sys.stderr)
+    if dry_run:
+        return
+    tokenizer = train_codec(cfg, speech)
+    tokenizer = export(cfg, tokenizer)
+    if cfg.train_head:
+        tokenizer = export(cfg, train_head(cfg, speech, tokenizer))
+    write_codes(cfg, speech)
+
+
+if __name__ == "__main__":
+    recipe_main(AudioTokenizerRecipe, run)

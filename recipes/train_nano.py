@@ -1,0 +1,232 @@
+"""Trains nano, a stock Llama of about 10 M parameters, from scratch on the joint vocabulary of text, pictures, clips and speech.
+
+    python recipes/train_nano.py recipes/configs/nano.yaml [--set loop.steps=200] [--dry-run]
+
+Reads the codes of recipes/encode_media.py and recipes/train_audio_tokenizer.py; writes checkpoints and metrics under
+``run`` and at the end the weights with the text tokenizer and the vocabulary manifest to ``out``. Six tasks are mixed: each medium named and made.
+Interrupt it when you like; the same command goes on.
+
+Shapes: V rows, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+
+from unimodal.config import Config, atomic_write_bytes, atomic_write_text
+from unimodal.data import coded, sources
+from unimodal.data.mixture import Batches, Mixture
+from unimodal.model.attention import Packing, register_attention, set_attention
+from unimodal.model.build import NanoConfig, build_nano, num_parameters
+from unimodal.model.loss import HeadGroups, cross_entropy_from_hidden, shift_labels
+from unimodal.model.structured_rows import finish, level_features, structure
+from unimodal.sequence.document import Document, Turn
+from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
+from unimodal.sequence.packing import PackedBatch
+from unimodal.sequence.template import Rendered, Template
+from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
+from unimodal.tokenizers.audio import AudioTokenizer
+from unimodal.tokenizers.image import ImageTokenizer
+from unimodal.tokenizers.video import VideoTokenizer
+from unimodal.training.command import recipe_main
+from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+
+MEDIA_FOLDERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
+
+
+class NanoRecipe(Config):
+    data: Path = Path("data/prepared")
+    models: Path = Path("data/models")
+    run: Path = Path("data/runs/nano")
+    out: Path = Path("data/models/nano")
+    text_pieces: int = 4096
+    decoder: NanoConfig = NanoConfig(hidden_size=256, num_layers=7, num_heads=4, num_kv_heads=4, intermediate_size=704)
+    loop: LoopConfig = LoopConfig(
+        steps=2500, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=100, log_every=20, betas=(0.9, 0.98)
+    )
+    tokens_per_step: int = 3072
+    balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
+    text_dropout: float = 0.1  # share of wishes without their words, for guidance
+    max_speech_codes: int = 160  # longer utterances are left out (31.25 codes a second)
+    weights: dict[str, float] = {  # share of documents
+        "image_to_name": 0.26,
+        "text_to_image": 0.3,
+        "audio_to_text": 0.2,
+        "text_to_audio": 0.14,
+        "video_to_name": 0.04,
+        "text_to_video": 0.06,
+    }
+
+
+class Documents:
+    """A source with its plan, rendered when asked: ``documents[i]`` is the i-th of the plan."""
+
+    def __init__(self, source: sources.Source, count: int, template: Template, cfg: NanoRecipe, drops_text: bool):
+        self.source, self.template = source, template
+        self.plan = sources.plan(source, count, cfg.balance, cfg.loop.seed)
+        self.text_dropout = cfg.text_dropout if drops_text else 0.0
+        self.seed = cfg.loop.seed
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Rendered:
+        item, draw = (int(number) for number in self.plan[index])
+        document = self.source.document(item, draw)
+        if sources.generator(self.seed, "drop", self.source.name, item, draw).random() < self.text_dropout:
+            document = document.without_text()
+        return self.template.render(document)
+
+
+def build_vocabulary(text: TextTokenizer, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer) -> Vocabulary:
+    """Text, controls, then a block for each codebook; clips begin with a picture of the image blocks."""
+    sizes = {**image.block_sizes, **audio.block_sizes, **video.block_sizes}
+    owner = {"semantic": image, "image": image, "audio": audio, "video": video}
+    blocks = [Block(name=n, modality=owner[n].modality, size=sizes[n], sha256=owner[n].sha256) for n in owner]
+    picture = [Segment(name, count, mark=False) for name, count in image.segments]
+    motion = [Segment(name, count) for name, count in video.segments[len(image.segments) :]]
+    layouts = [
+        SpanLayout("image", picture),
+        SpanLayout("audio", [Segment("audio", None)]),
+        SpanLayout("video", [*picture, *motion]),
+    ]
+    return Vocabulary.build(text.size, blocks, layouts, text_sha256=text.sha256)
+
+
+def row_features(vocabulary: Vocabulary, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer) -> dict[range, Tensor]:
+    """What is known of each media row before training: its prototype, or its levels."""
+    features = {vocabulary.block_range("semantic"): image.semantic.prototypes}
+    for name, quantizer in (("image", image.quantizer), ("audio", audio.quantizer), ("video", video.quantizer)):
+        ids = torch.arange(quantizer.codebook_size)
+        features[vocabulary.block_range(name)] = level_features(quantizer.level_indices(ids), quantizer.levels)
+    return features
+
+
+def training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
+    """Every text of the first two draws of every item: what the text tokenizer is trained on."""
+    for source in all_sources:
+        for item in range(len(source)):
+            for draw in range(2):
+                yield from (turn.text for turn in source.document(item, draw).turns if turn.text)
+
+
+def load_sources(cfg: NanoRecipe, image: ImageTokenizer, video: VideoTokenizer, audio: AudioTokenizer) -> dict[str, sources.Source]:
+    """The six sources of the training split; codes of another tokenizer are refused."""
+    codes = {}
+    for name, tokenizer in (("image_codes", image), ("clip_codes", video)):
+        path = cfg.data / f"{name}.npz"
+        if not path.exists():
+            raise ValueError(f"{path} is missing; make it with `python recipes/encode_media.py`")
+        codes[name] = np.load(path)["codes"]
+        assert codes[name].shape[-1] == tokenizer.tokens_per_item
+    pictures = coded.load_pictures(cfg.data, codes["image_codes"])
+    clips = coded.load_clips(cfg.data, codes["clip_codes"])
+    speech = coded.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
+    listed: list[sources.Source] = [
+        sources.MediaToName(pictures),
+        sources.NameToMedia(pictures),
+        sources.SpeechToText(speech),
+        sources.TextToSpeech(speech),
+        sources.MediaToName(clips),
+        sources.NameToMedia(clips),
+    ]
+    return {source.name: source for source in listed}
+
+
+def tensors_of(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """→ ids, labels, position ids, each int64 [B, N]."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(a)).long() for a in (batch.ids, batch.labels, batch.position_ids))  # type: ignore[return-value]
+
+
+def save_decoder(model: Any, folder: Path) -> None:
+    """``config.json``, ``generation_config.json`` and half-precision ``model.safetensors`` of a stock Llama."""
+    from safetensors.torch import save
+
+    state = {name: t.detach().half().contiguous() for name, t in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    model.config.architectures = ["LlamaForCausalLM"]
+    model.config.dtype = torch.float16
+    model.config.use_cache = True
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+
+
+def run(cfg: NanoRecipe, dry_run: bool) -> None:
+    if cfg.loop.threads:
+        torch.set_num_threads(cfg.loop.threads)
+    image = ImageTokenizer.load(cfg.models / "image_tokenizer")
+    audio = AudioTokenizer.load(cfg.models / "audio_tokenizer")
+    video = VideoTokenizer.load(cfg.models / "video_tokenizer", image)
+    all_sources = load_sources(cfg, image, video, audio)
+    if (cfg.run / "tokenizer.json").exists():
+        text = TextTokenizer.load(cfg.run)
+    else:
+        text = train_text_tokenizer(training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
+    vocabulary = build_vocabulary(text, image, audio, video)
+    template = Template(vocabulary, text)
+    per_step = cfg.tokens_per_step / 90  # documents, about
+    total = cfg.loop.steps * per_step
+    shares = {name: cfg.weights[name] for name in all_sources}
+    sets = {
+        name: Documents(source, max(1000, int(total * shares[name] * 1.2)), template, cfg, drops_text=name.startswith("text_to"))
+        for name, source in all_sources.items()
+    }
+    pad = vocabulary.control_id("<|pad|>")
+    mixture = Mixture(sets, shares, seed=cfg.loop.seed)
+    batches = Batches(mixture, cfg.tokens_per_step, cfg.tokens_per_step, pad, "pack", batches_per_window=8)
+    bos, end = vocabulary.control_id("<|bos|>"), vocabulary.control_id("<|end_of_turn|>")
+    model = build_nano(vocabulary.size, cfg.decoder, pad_id=pad, bos_id=bos, eos_id=end, seed=cfg.loop.seed)
+    print(f"{num_parameters(model) / 1e6:.1f} M parameters, {vocabulary.size} rows", file=sys.stderr)
+    for name, documents in sets.items():
+        example = documents[0]
+        print(f"{name}: {len(documents.source)} items, e.g. {len(example)} tokens", file=sys.stderr)
+    if dry_run:
+        return
+    cfg.run.mkdir(parents=True, exist_ok=True)
+    vocabulary.save(cfg.run / "vocabulary.json")
+    register_attention()
+    set_attention(model, "varlen")
+    embedding = model.get_input_embeddings()
+    model.lm_head.weight.requires_grad_(False)
+    structure(embedding, row_features(vocabulary, image, audio, video))
+    backbone = model.get_decoder()
+    groups = HeadGroups.from_vocabulary(vocabulary)
+
+    def loss(batch: PackedBatch, step: int) -> tuple[Tensor, dict[str, float]]:
+        ids, labels, positions = tensors_of(batch)
+        with parametrize.cached():
+            hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, packing=Packing.from_position_ids(positions))
+            result = cross_entropy_from_hidden(hidden.last_hidden_state, ids, shift_labels(labels, positions), embedding, groups)
+        numbers = {f"loss_{name}": total / count for name, (total, count) in result.per_block.items() if count}
+        return result.mean, numbers
+
+    trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run)
+    trainer.run()
+    trainer.use_ema()
+    finish(embedding)
+    model.lm_head.weight = embedding.weight
+    save_decoder(model, cfg.out)
+    save_hub_tokenizer(cfg.out, vocabulary, text, model_max_length=cfg.decoder.max_positions)
+    vocabulary.save(cfg.out / "vocabulary.json")
+    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")}
+    record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "epochs": mixture.epochs()}
+    atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
+    print(f"wrote {cfg.out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    recipe_main(NanoRecipe, run)

@@ -1,0 +1,58 @@
+"""Structured rows: neighbours move together in training, and what is left is a stock table with the same values."""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from unimodal.model.structured_rows import finish, level_features, structure
+from unimodal.tokenizers.quantizers import FiniteScalarQuantizer
+
+
+def make() -> tuple[nn.Embedding, FiniteScalarQuantizer]:
+    torch.manual_seed(0)
+    quantizer = FiniteScalarQuantizer((4, 4))
+    embedding = nn.Embedding(30, 6)
+    features = level_features(quantizer.level_indices(torch.arange(16)), quantizer.levels)
+    structure(embedding, {range(10, 26): features}, std=0.5)
+    return embedding, quantizer
+
+
+def test_codes_that_share_levels_begin_alike() -> None:
+    embedding, quantizer = make()
+    rows = embedding.weight[10:26]
+    distance = torch.cdist(rows, rows)
+    differing = (quantizer.level_indices(torch.arange(16))[:, None] != quantizer.level_indices(torch.arange(16))[None]).sum(-1)
+    assert distance[differing == 1].mean() < distance[differing == 2].mean()
+
+
+def test_a_gradient_for_one_code_moves_its_neighbours_and_no_other_row() -> None:
+    embedding, quantizer = make()
+    before = embedding.weight.detach().clone()
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    with parametrize.cached():
+        embedding(torch.tensor([10])).sum().backward()
+    optimizer.step()
+    moved = (embedding.weight - before).abs().sum(1)
+    digits = quantizer.level_indices(torch.arange(16))
+    near = 10 + torch.nonzero((digits == digits[0]).any(1)).squeeze(1)
+    assert bool((moved[near] > 0).all())
+    assert float(moved[:10].sum()) == 0 and float(moved[26:].sum()) == 0
+
+
+def test_finish_leaves_a_stock_embedding_with_the_same_values() -> None:
+    embedding, _ = make()
+    before = embedding.weight.detach().clone()
+    finish(embedding)
+    assert type(embedding) is nn.Embedding and isinstance(embedding.weight, nn.Parameter)
+    assert torch.equal(embedding.weight, before)
+    assert list(dict(embedding.named_parameters())) == ["weight"]
+
+
+def test_features_must_fit_their_rows() -> None:
+    embedding = nn.Embedding(10, 4)
+    try:
+        structure(embedding, {range(5, 12): torch.eye(7)})
+    except ValueError as error:
+        assert "do not fit rows 5…11 of 10" in str(error)
+    else:
+        raise AssertionError("rows beyond the table were accepted")

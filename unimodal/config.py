@@ -1,0 +1,243 @@
+"""Settings: pydantic models ⇄ YAML ⇄ `--set a.b=c`, and the atomic file writes that every saved thing goes through.
+
+A recipe declares its settings as one `Config` class. A YAML file holds only what differs from the defaults, `--set`
+changes single values on top of it, and the resolved settings are saved beside the weights:
+
+    class Train(Config):
+        steps: int = 1000
+        optimizer: Optimizer = Optimizer(lr=3e-4)
+
+    config = load_config(Train, Path("nano.yaml"), ["optimizer.lr=1e-4"])
+    save_config(config, folder / "config.yaml")
+
+A section given in part keeps the rest of its owner's defaults (`optimizer: {decay: 0.1}` keeps lr=3e-4), and an
+unknown key is an error that suggests the nearest known one.
+"""
+
+import difflib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Config(BaseModel):
+    """Base of every settings class: frozen, unknown keys refused. A section may also be a plain pydantic model."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
+    )
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """Settings of `cls` from the YAML file at `path` (or none: the defaults), changed by overrides such as `a.b=c`.
+
+    The value of an override is read as YAML (`lr=1e-4`, `sizes=[8, 8]`, `resume=true`, `name=null`).
+    Raises ValueError, in one line that names the key and the fix, for a file that cannot be read, an unknown key, or a
+    value of the wrong type.
+    """
+    values = {} if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        _set(values, override)
+    try:
+        return cls.model_validate(_over_defaults(cls, None, values))
+    except ValidationError as error:
+        sources = [str(path)] * (path is not None) + ["--set"] * bool(overrides)
+        raise ValueError(f"{' with '.join(sources) or cls.__name__}: {_one_line(cls, error)}") from None
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write every resolved setting as YAML; `load_config(type(config), path)` gives an equal object back."""
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    atomic_write_text(path, text)
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` (same suffix, folders made) that replaces `path` only if the block succeeds.
+
+    What is written there is flushed to the disk first, so a full disk, an exception or Ctrl-C leaves the old file
+    whole and no half-written one behind.
+    """
+    target = Path(os.path.realpath(path))  # a link is followed, not replaced by a file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(_mode(target))
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    if os.name == "posix":
+        _sync(target.parent)  # the new name itself
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path` whole or not at all."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The settings class of a field that is a section: `C`, or `C | None`."""
+    choices = [choice for choice in get_args(annotation) if choice is not type(None)] or [annotation]
+    only = choices[0] if len(choices) == 1 else None
+    return only if isinstance(only, type) and issubclass(only, BaseModel) else None
+
+
+def _over_defaults(cls: type[BaseModel], default: BaseModel | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over the fields of `default`, and each of its sections over that section's default."""
+    filled = {} if default is None else {name: getattr(default, name) for name in type(default).model_fields}
+    for key, value in values.items():
+        field = cls.model_fields.get(key)
+        section = _section(field.annotation) if field is not None else None
+        if field is not None and section is not None:
+            if value is None and field.annotation is section:
+                value = {}  # `optimizer:` with everything under it commented out
+            if isinstance(value, Mapping):
+                old = filled.get(key, field.get_default(call_default_factory=True))
+                value = _over_defaults(section, old if isinstance(old, section) else None, value)
+        filled[key] = value
+    return filled
+
+
+def _paths(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of every field, sections included."""
+    for name, field in cls.model_fields.items():
+        yield prefix + name
+        section = _section(field.annotation)
+        if section is not None and section is not cls:
+            yield from _paths(section, f"{prefix}{name}.")
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Settings classes anywhere in an annotation, e.g. in `list[Source]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _owner(cls: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
+    """The settings class that a pydantic error location such as ("sources", 0) lies in."""
+    for part in location:
+        field = cls.model_fields.get(part) if isinstance(part, str) else None
+        cls = next(iter(_models_in(field.annotation)), cls) if field is not None else cls
+    return cls
+
+
+def _hint(cls: type[BaseModel], key: str) -> str:
+    near = difflib.get_close_matches(key, cls.model_fields, n=1)
+    if not near:  # the right name in the wrong place: `lr` for `optimizer.lr`
+        lasts = {path.rpartition(".")[2]: path for path in reversed(list(_paths(cls)))}
+        near = [lasts[name] for name in difflib.get_close_matches(key, lasts, n=1)]
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields) or 'none'}"
+
+
+def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False):
+        *location, last = item["loc"] or ("",)
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key {where!r}; {_hint(_owner(cls, location), str(last))}")
+        elif item["type"] == "missing":
+            parts.append(f"{where} is not set and has no default")
+        elif where:
+            parts.append(f"{where}={item['input']!r}: {item['msg']}")
+        else:
+            parts.append(str(item["msg"]))
+    return "; ".join(" ".join(part.split()) for part in parts)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; a settings file with two is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"the settings file {path} cannot be read: {reason}") from None
+    values = _parse(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}; settings are lines of the form 'key: value'")
+    return values
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    """Put one `a.b=c` into the nested `values`; a number addresses an item of a list (`sources.0.weight=2`)."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"--set {override!r} is not of the form KEY=VALUE, for example optimizer.lr=1e-4")
+    section: Any = values
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth])
+        index: str | int = part
+        if isinstance(section, list):
+            if not part.isdigit() or int(part) >= len(section):
+                raise ValueError(f"--set {override}: {where} is a list of {len(section)}; {part!r} is not in it")
+            index = int(part)
+        elif not isinstance(section, dict):
+            raise ValueError(f"--set {override}: {where} is {section!r}, not a section with keys")
+        if depth == len(parts) - 1:
+            section[index] = _parse(text, f"the value of --set {override}")
+        elif isinstance(section, list):
+            section = section[int(index)]
+        else:
+            if section.get(index) is None:
+                section[index] = {}
+            section = section[index]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mode(target: Path) -> int:
+    """Permissions of the file that is replaced, or those of a new file (mkstemp's are for the owner alone)."""
+    if target.exists():
+        return target.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

@@ -1,0 +1,185 @@
+"""Prepared and encoded data: the codes of pictures, clips and utterances with what they show or say.
+
+Each class gives access to one split. Held-out concepts never enter the training split, and neither does the style that
+is kept for evaluation.
+
+Shapes: M pictures or clips, V views of each, U utterances, N codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimodal.sequence.document import Image, Video
+
+TRAINING_STYLES = ("noto", "fluent3d", "fluentflat")
+EVALUATION_STYLES = ("twemoji",)  # never trained on, whatever the concept
+
+
+def code_point_key(name: str) -> str:
+    """The key of an emoji by its code points: `A9-FE0F` → `00a9`, lower case, 4 digits, no presentation selector."""
+    return "-".join(part.zfill(4) for part in name.lower().split("-") if part != "fe0f")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """What a picture or clip shows. `family` joins the genders of one concept; the split is by family."""
+
+    id: int
+    key: str
+    family: str
+    label: str
+    tags: tuple[str, ...]
+    group: str
+    split: str
+
+
+def load_concepts(path: str | Path) -> list[Concept]:
+    """`concepts.json` of `tools/prepare_images.py`; ids are positions in the list."""
+    entries = _read_json(Path(path), "python tools/prepare_images.py")
+    names = [field.name for field in fields(Concept)]
+    try:
+        concepts = [
+            Concept(**{name: entry[name] for name in names} | {"tags": tuple(entry["tags"])}) for entry in entries
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} lacks the entry {error} of a concept; prepare the pictures again") from None
+    if [concept.id for concept in concepts] != list(range(len(concepts))):
+        raise ValueError(f"{path}: concept ids are not 0, 1, 2, …; prepare the pictures again")
+    return concepts
+
+
+class CodedConcepts:
+    """Pictures or clips by their codes, with the concepts they show, restricted to one split and some styles.
+
+    codes: int [M, N] or [M, V, N] (view 0 is the item itself), concept: int [M], style: str [M] or None.
+    """
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        concept: np.ndarray,
+        concepts: Sequence[Concept],
+        style: np.ndarray | None = None,
+        split: str = "train",
+        styles: Sequence[str] = TRAINING_STYLES,
+        part: type[Image] | type[Video] = Image,
+    ) -> None:
+        if codes.ndim not in (2, 3) or len(codes) != len(concept) or (style is not None and len(style) != len(concept)):
+            raise ValueError(
+                f"codes {list(codes.shape)} do not belong to {len(concept)} items: encode the prepared arrays again"
+            )
+        if split == "train" and (kept := set(styles) & set(EVALUATION_STYLES)):
+            raise ValueError(f"style {sorted(kept)[0]!r} is for evaluation only; choose from {TRAINING_STYLES}")
+        self.part: type[Image] | type[Video] = part
+        self._codes = codes if codes.ndim == 3 else codes[:, None]  # [M, V, N]
+        self._concepts = concepts
+        self._concept = np.asarray(concept)
+        self._style = style
+        self.items = np.array(  # the rows of the given arrays that this split and these styles have
+            [
+                row
+                for row, shown in enumerate(self._concept)
+                if concepts[shown].split == split and (style is None or str(style[row]) in styles)
+            ],
+            dtype=np.int64,
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def num_views(self) -> int:
+        return self._codes.shape[1]
+
+    def concept(self, item: int) -> Concept:
+        return self._concepts[self._concept[self.items[item]]]
+
+    def style(self, item: int) -> str:
+        return "" if self._style is None else str(self._style[self.items[item]])
+
+    def view(self, item: int, number: int = 0) -> np.ndarray:
+        """Codes int64 [N] of one view; numbers beyond the last view start again."""
+        return self._codes[self.items[item], number % self.num_views].astype(np.int64)
+
+
+class CodedSpeech:
+    """Utterances by their codes: flat int [ΣN] with offsets [U + 1], as the audio tokenizer's recipe writes them."""
+
+    def __init__(
+        self,
+        codes: np.ndarray,
+        offsets: np.ndarray,
+        utterances: Sequence[Mapping[str, Any]],
+        split: str = "train",
+        max_codes: int | None = None,
+    ) -> None:
+        if len(offsets) != len(utterances) + 1 or int(offsets[-1]) != len(codes):
+            raise ValueError(
+                f"{len(offsets) - 1} code spans do not belong to {len(utterances)} utterances; encode again"
+            )
+        self._flat, self._offsets, self._utterances = codes, offsets, utterances
+        lengths = np.diff(offsets)
+        self.items = np.array(
+            [
+                row
+                for row, utterance in enumerate(utterances)
+                if utterance["split"] == split and 0 < lengths[row] <= (max_codes or np.inf)
+            ],
+            dtype=np.int64,
+        )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def text(self, item: int) -> str:
+        return str(self._utterances[self.items[item]]["text"])
+
+    def voice(self, item: int) -> str:
+        return str(self._utterances[self.items[item]]["voice"])
+
+    def codes(self, item: int) -> np.ndarray:
+        """int64 [N]"""
+        row = self.items[item]
+        return self._flat[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
+
+
+def load_pictures(prepared: Path, codes: np.ndarray, split: str = "train", **options: Any) -> CodedConcepts:
+    """The pictures of `images.npz` by their codes, int [M, N] or [M, V, N] in its order."""
+    arrays = _load_arrays(prepared / "images.npz", "python tools/prepare_images.py")
+    concepts = load_concepts(prepared / "concepts.json")
+    return CodedConcepts(codes, arrays["concept"], concepts, arrays["style"], split, part=Image, **options)
+
+
+def load_clips(prepared: Path, codes: np.ndarray, split: str = "train") -> CodedConcepts:
+    """The clips of `clips.npz` by their codes, int [C, N] or [C, V, N] in its order."""
+    arrays = _load_arrays(prepared / "clips.npz", "python tools/prepare_clips.py")
+    return CodedConcepts(codes, arrays["concept"], load_concepts(prepared / "concepts.json"), split=split, part=Video)
+
+
+def load_speech(folder: Path, split: str = "train", max_codes: int | None = None) -> CodedSpeech:
+    """`utterances.json` and `codes.npz` of the speech folder."""
+    arrays = _load_arrays(folder / "codes.npz", "python recipes/train_audio_tokenizer.py")
+    utterances = _read_json(folder / "utterances.json", "python tools/make_speech.py pack")
+    return CodedSpeech(arrays["codes"], arrays["offsets"], utterances, split, max_codes)
+
+
+def _read_json(path: Path, command: str) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; make it with `{command}`") from None
+
+
+def _load_arrays(path: Path, command: str) -> Mapping[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if name not in ("pixels", "frames")}
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; make it with `{command}`") from None

@@ -1,0 +1,209 @@
+"""A weighted mixture of document sets, and the batches made of it; both resume exactly from a few integers.
+
+`Mixture` draws a set with probability ∝ its weight and takes that set's next document. The draw at step t is a hash of
+(seed, t), so nothing random is stored: the state is the step and one cursor per set. With several ranks, rank r of R
+gets draws r, r + R, r + 2R, … of the one common sequence.
+
+`Batches` takes documents by the window, packs them into rows of one length (or pads rows of similar length), shuffles
+the rows of the window and deals them out. A state saved in the middle of a window is the state at its beginning plus
+how many batches were dealt: the window is drawn again on resume.
+
+Legend: B rows, N tokens of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from unimodal.data.token_shards import Cursor, mix64
+from unimodal.sequence.packing import PackedBatch, pack, pad, stack
+from unimodal.sequence.template import Rendered
+
+
+class DocumentSet(Protocol):
+    """A numbered set of rendered documents: `TokenShards`, or a plain list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Rendered: ...
+
+
+class Mixture:
+    """An endless sequence of documents from weighted sets. Weights need not sum to one; 0 leaves a set out."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, DocumentSet],
+        weights: Mapping[str, float] | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        weights = dict.fromkeys(sets, 1.0) if weights is None else dict(weights)
+        if not sets or set(weights) != set(sets):
+            raise ValueError(f"weights are given for {sorted(weights)} but the sets are {sorted(sets)}")
+        for name, weight in weights.items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of {name} is {weight}; give a number ≥ 0")
+        if not 0 <= rank < num_ranks:
+            raise ValueError(f"rank is {rank}; give 0 to {num_ranks - 1}")
+        self.names = sorted(name for name in sets if weights[name] > 0)
+        if not self.names:
+            raise ValueError("all weights are 0; give at least one set a weight")
+        self.sets = {name: sets[name] for name in self.names}
+        for name in self.names:
+            if len(self.sets[name]) == 0:
+                raise ValueError(f"the set {name} is empty; leave it out or give it weight 0")
+        total = math.fsum(weights[name] for name in self.names)
+        self.shares = {name: weights[name] / total for name in self.names}
+        self._bounds = np.cumsum([self.shares[name] for name in self.names]).tolist()
+        self.seed, self.rank, self.num_ranks = seed, rank, num_ranks
+        self._key = mix64(seed * 0x9E3779B97F4A7C15 + 1)
+        # a cursor's seed depends on the set's name, so that adding a set leaves the others' orders alone
+        self.cursors = {name: Cursor(len(self.sets[name]), _seed_of(seed, name)) for name in self.names}
+        self.step = 0  # draws made, all ranks together
+
+    def next(self) -> tuple[str, Rendered]:
+        """(name of the set, its next document) for this rank."""
+        while True:
+            name = self._choice(self.step)
+            index = self.cursors[name].next()
+            mine = self.step % self.num_ranks == self.rank
+            self.step += 1
+            if mine:
+                return name, self.sets[name][index]
+
+    def epochs(self) -> dict[str, float]:
+        """How often each set was gone through so far."""
+        return {name: cursor.epoch + cursor.position / cursor.num_documents for name, cursor in self.cursors.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "num_ranks": self.num_ranks,
+            "shares": dict(self.shares),
+            "cursors": {name: cursor.state_dict() for name, cursor in self.cursors.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on exactly where the saved mixture was; another seed, set, size or weight is a ValueError."""
+        for name in ("seed", "num_ranks", "shares"):
+            if state[name] != getattr(self, name):
+                raise ValueError(f"the saved mixture has {name} {state[name]} but this one has {getattr(self, name)}")
+        for name, cursor in self.cursors.items():
+            cursor.load_state_dict(state["cursors"][name])
+        self.step = int(state["step"])
+
+    def _choice(self, step: int) -> str:
+        uniform = (mix64(self._key ^ mix64(step)) >> 11) / (1 << 53)
+        for name, bound in zip(self.names, self._bounds, strict=True):
+            if uniform < bound:
+                return name
+        return self.names[-1]  # the last bound may be rounded below 1
+
+
+class Batches:
+    """Batches of a mixture, with `state_dict` and `load_state_dict` as the training loop wants them.
+
+    arrangement: "pack" puts several documents into each row of `length` tokens; "pad" puts one document into a row and
+    rows of similar length into a batch, as long as its longest. Either way a batch has at most `tokens_per_batch`
+    tokens, padding included, and a document longer than `length` is left out and counted in `num_too_long`.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        length: int,
+        tokens_per_batch: int,
+        pad_id: int,
+        arrangement: Literal["pack", "pad"] = "pack",
+        batches_per_window: int = 16,
+    ) -> None:
+        if arrangement not in ("pack", "pad"):
+            raise ValueError(f"arrangement is {arrangement!r}; use pack or pad")
+        if length < 1 or tokens_per_batch < length:
+            raise ValueError(f"tokens_per_batch is {tokens_per_batch}; it must hold one row of {length} tokens")
+        if batches_per_window < 1:
+            raise ValueError(f"batches_per_window is {batches_per_window}; give at least 1")
+        self.mixture, self.length, self.tokens_per_batch, self.pad_id = mixture, length, tokens_per_batch, pad_id
+        self.arrangement, self.window_tokens = arrangement, tokens_per_batch * batches_per_window
+        self.num_too_long = 0
+        self._start: tuple[dict[str, Any], int] = (mixture.state_dict(), 0)  # at the beginning of the window
+        self._window: list[PackedBatch] = []
+        self._dealt = 0
+
+    def next_batch(self) -> PackedBatch:
+        """The next batch, arrays [B, N]."""
+        if self._dealt == len(self._window):
+            self._start, self._dealt = (self.mixture.state_dict(), self.num_too_long), 0
+            self._window = self._draw_window()
+        batch = self._window[self._dealt]
+        self._dealt += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+        if self._dealt == len(self._window):  # between windows
+            return {
+                "settings": settings,
+                "mixture": self.mixture.state_dict(),
+                "too_long": self.num_too_long,
+                "dealt": 0,
+            }
+        mixture, too_long = self._start
+        return {"settings": settings, "mixture": mixture, "too_long": too_long, "dealt": self._dealt}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+        if list(state["settings"]) != settings:
+            raise ValueError(f"the saved batches have settings {list(state['settings'])} but these have {settings}")
+        self.mixture.load_state_dict(state["mixture"])
+        self.num_too_long = int(state["too_long"])
+        self._start, self._window, self._dealt = (self.mixture.state_dict(), self.num_too_long), [], 0
+        if state["dealt"]:
+            self._window = self._draw_window()
+            self._dealt = int(state["dealt"])
+
+    def _draw_window(self) -> list[PackedBatch]:
+        step = self.mixture.step
+        documents: list[Rendered] = []
+        tokens = refused = 0
+        while tokens < self.window_tokens:
+            _, document = self.mixture.next()
+            if len(document) > self.length:
+                refused += 1
+                if refused > 1000 and not documents:
+                    raise ValueError(f"1000 documents in a row are longer than {self.length} tokens; raise the length")
+                continue
+            documents.append(document)
+            tokens += len(document)
+        self.num_too_long += refused
+        key = mix64(self.mixture.seed ^ mix64(step))
+        if self.arrangement == "pack":
+            rows = pack(documents, self.length, self.pad_id)
+            rows = [rows[index] for index in shuffled(len(rows), key)]
+            batch_rows = self.tokens_per_batch // self.length
+            return [stack(rows[first : first + batch_rows]) for first in range(0, len(rows), batch_rows)]
+        groups: list[list[Rendered]] = [[]]
+        for document in sorted(documents, key=len):  # the last of a group is the longest
+            if (len(groups[-1]) + 1) * len(document) > self.tokens_per_batch:
+                groups.append([])
+            groups[-1].append(document)
+        return [pad(groups[index], self.pad_id) for index in shuffled(len(groups), key)]
+
+
+def shuffled(count: int, key: int) -> Sequence[int]:
+    """0 … count - 1 in an order that depends on the key alone."""
+    return sorted(range(count), key=lambda index: (mix64(key ^ mix64(index)), index))
+
+
+def _seed_of(seed: int, name: str) -> int:
+    value = seed & ((1 << 64) - 1)
+    for byte in name.encode("utf-8"):
+        value = mix64(value * 0x100000001B3 ^ byte)
+    return value >> 1  # fits a signed 64-bit integer, as checkpoints store them

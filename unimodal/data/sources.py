@@ -1,0 +1,239 @@
+"""Sources: prepared, encoded data → documents, in both directions of every medium.
+
+    picture → name    text → picture
+    clip → name       text → clip
+    speech → text     text → speech
+
+A source is a numbered set of items. `document(item, draw)` makes the `draw`-th document of an item: the wording of the
+question, the style or voice that is asked for and the augmented view all come from a generator seeded with (seed,
+source, item, draw), so a document depends on nothing else and any worker can make any of them. `plan` says how often
+each item is drawn, with rare groups of concepts drawn more often than their share.
+
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from hashlib import sha256
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from unimodal.data.coded import CodedConcepts, CodedSpeech
+from unimodal.sequence.document import Audio, Document, Text, Turn
+
+STYLE_WORDS = {"noto": "noto", "fluent3d": "3d", "fluentflat": "flat", "twemoji": "twemoji"}
+
+ASK = {
+    "image": (
+        "What is this?", "What is in the picture?", "What does this picture show?", "Name it.", "What do you see?",
+        "Describe this picture.", "Describe the image.",
+    ),
+    "video": (
+        "What is this?", "What happens in this clip?", "What does the video show?", "Describe this clip.",
+        "What moves here?", "What do you see?", "Describe the video.",
+    ),
+    "audio": (
+        "What is said?", "Write down what you hear.", "Transcribe this.", "What does the speaker say?",
+        "Transcribe the audio.", "Write it down.",
+    ),
+}  # fmt: skip
+ASK_TAGS = ("Give tags.", "Which words fit?", "List some keywords.", "Tags, please.")
+WISH = {
+    "image": (
+        "Draw {thing}.", "Draw me {thing}.", "A picture of {thing}.", "Show me {thing}.", "Paint {thing}.",
+        "Make a picture of {thing}.", "{name}, a picture", "{name}",
+    ),
+    "video": (
+        "A clip of {thing}.", "Make a video of {thing}.", "Show me {thing} in motion.", "Animate {thing}.",
+        "Film {thing}.", "{name}, a video", "{name}",
+    ),
+}  # fmt: skip
+IN_STYLE = (" In {style} style.", " Style: {style}.", " Make it {style}.")
+SAY = ("Say: {text}", "Read aloud: {text}", "Speak: {text}", "Say this: {text}", "Read this: {text}")
+SAY_IN_VOICE = ("Say in the voice of {voice}: {text}", "Voice {voice}: {text}", "Read aloud as {voice}: {text}")
+
+Choice = TypeVar("Choice")
+
+
+class Source(Protocol):
+    """A numbered set of items that become documents."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def group(self, item: int) -> Hashable:
+        """What `plan` balances."""
+        ...
+
+    def document(self, item: int, draw: int = 0) -> Document: ...
+
+
+class MediaToName:
+    """A picture or clip and a question; the answer is its label, or now and then its tags."""
+
+    def __init__(self, media: CodedConcepts, seed: int = 0, tag_share: float = 0.2) -> None:
+        self.name = f"{media.part.modality}_to_name"
+        self.media, self.seed, self.tag_share = media, seed, tag_share
+
+    def __len__(self) -> int:
+        return len(self.media)
+
+    def group(self, item: int) -> str:
+        return self.media.concept(item).group
+
+    def document(self, item: int, draw: int = 0) -> Document:
+        draws = generator(self.seed, self.name, item, draw)
+        concept = self.media.concept(item)
+        if concept.tags and draws.random() < self.tag_share:
+            question, answer = pick(draws, ASK_TAGS), ", ".join(some_of(draws, concept.tags, 5))
+        else:
+            question, answer = pick(draws, ASK[self.media.part.modality]), concept.label
+        medium = self.media.part(codes=self.media.view(item, draw))
+        asked: list[Any] = [medium, Text(informal(draws, question))]
+        if draws.random() < 0.3:
+            asked.reverse()
+        return Document([Turn("user", asked), Turn("assistant", answer)])
+
+
+class NameToMedia:
+    """A wish in words, sometimes with a style, sometimes in tags only; the answer is the picture or clip.
+
+    `target_views` is how many of the first views may be the answer: 1 asks for the picture as it was drawn.
+    """
+
+    def __init__(
+        self,
+        media: CodedConcepts,
+        seed: int = 0,
+        tag_share: float = 0.2,
+        style_share: float = 0.5,
+        target_views: int = 1,
+    ) -> None:
+        if target_views < 1:
+            raise ValueError(f"target_views is {target_views}; an answer needs at least one view")
+        self.name = f"text_to_{media.part.modality}"
+        self.media, self.seed = media, seed
+        self.tag_share, self.style_share, self.target_views = tag_share, style_share, target_views
+
+    def __len__(self) -> int:
+        return len(self.media)
+
+    def group(self, item: int) -> str:
+        return self.media.concept(item).group
+
+    def document(self, item: int, draw: int = 0) -> Document:
+        draws = generator(self.seed, self.name, item, draw)
+        concept = self.media.concept(item)
+        if concept.tags and draws.random() < self.tag_share:
+            name = thing = ", ".join(some_of(draws, concept.tags, 5))
+        else:
+            name, thing = concept.label, with_article(concept.label)
+        wish = pick(draws, WISH[self.media.part.modality]).format(name=name, thing=thing)
+        style = STYLE_WORDS.get(self.media.style(item))
+        if style is not None and draws.random() < self.style_share:
+            wish = wish.rstrip(".") + "." + pick(draws, IN_STYLE).format(style=style)
+        answer = self.media.part(codes=self.media.view(item, draw % self.target_views))
+        return Document([Turn("user", informal(draws, wish)), Turn("assistant", [answer])])
+
+
+class SpeechToText:
+    """An utterance and the request to write it down."""
+
+    def __init__(self, speech: CodedSpeech, seed: int = 0) -> None:
+        self.name = "audio_to_text"
+        self.speech, self.seed = speech, seed
+
+    def __len__(self) -> int:
+        return len(self.speech)
+
+    def group(self, item: int) -> str:
+        return self.speech.voice(item)
+
+    def document(self, item: int, draw: int = 0) -> Document:
+        draws = generator(self.seed, self.name, item, draw)
+        asked: list[Any] = [Audio(codes=self.speech.codes(item)), Text(informal(draws, pick(draws, ASK["audio"])))]
+        if draws.random() < 0.3:
+            asked.reverse()
+        return Document([Turn("user", asked), Turn("assistant", self.speech.text(item))])
+
+
+class TextToSpeech:
+    """A sentence to speak, sometimes with the voice that shall speak it."""
+
+    def __init__(self, speech: CodedSpeech, seed: int = 0, voice_share: float = 0.5) -> None:
+        self.name = "text_to_audio"
+        self.speech, self.seed, self.voice_share = speech, seed, voice_share
+
+    def __len__(self) -> int:
+        return len(self.speech)
+
+    def group(self, item: int) -> str:
+        return self.speech.voice(item)
+
+    def document(self, item: int, draw: int = 0) -> Document:
+        draws = generator(self.seed, self.name, item, draw)
+        wordings = SAY_IN_VOICE if draws.random() < self.voice_share else SAY
+        # the sentence itself is kept as it is: only the wording around it is made informal
+        before, _, after = pick(draws, wordings).partition("{text}")
+        before = informal(draws, before).replace("{voice}", self.speech.voice(item))
+        answer = Audio(codes=self.speech.codes(item))
+        return Document([Turn("user", f"{before}{self.speech.text(item)}{after}"), Turn("assistant", [answer])])
+
+
+def plan(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0) -> np.ndarray:
+    """Which documents to make: int64 [num_documents, 2] of (item, draw), each item drawn 0, 1, 2, … times.
+
+    A group of n items gets a share ∝ n^(1 - balance): 0 draws every item equally often, 1 every group. Shares are
+    rounded so that no item is drawn more than once more or less than its share.
+    """
+    if not 0 <= balance <= 1:
+        raise ValueError(f"balance is {balance}; give 0 (every item alike) to 1 (every group alike)")
+    if len(source) == 0:
+        raise ValueError(f"source {source.name} has no items in this split")
+    groups = [source.group(item) for item in range(len(source))]
+    sizes = Counter(groups)
+    weights = np.array([sizes[group] ** -balance for group in groups])
+    quotas = num_documents * weights / weights.sum()
+    counts = np.floor(quotas + 1e-9).astype(np.int64)
+    # ties in the remainder are broken by a seeded rank, so that not always the first items win
+    rank = np.array([generator(seed, source.name, item).random() for item in range(len(source))])
+    order = np.lexsort((rank, -np.round(quotas - counts, 9)))
+    counts[order[: num_documents - counts.sum()]] += 1
+    items = np.repeat(np.arange(len(source)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([items, np.arange(num_documents) - first], axis=1)
+
+
+def generator(*key: int | str) -> random.Random:
+    """A generator seeded by a key; the same on every machine and for every number of workers."""
+    return random.Random(int.from_bytes(sha256("/".join(map(str, key)).encode()).digest()[:8], "big"))
+
+
+def pick(draws: random.Random, choices: Sequence[Choice]) -> Choice:
+    return choices[int(draws.random() * len(choices))]
+
+
+def some_of(draws: random.Random, choices: Sequence[Choice], most: int) -> list[Choice]:
+    """1 to `most` of the choices, in random order."""
+    count = 1 + int(draws.random() * min(most, len(choices)))
+    return sorted(choices, key=lambda _: draws.random())[:count]
+
+
+def informal(draws: random.Random, text: str) -> str:
+    """As people type: half of the time without a capital, and then mostly without the full stop."""
+    if draws.random() < 0.5:
+        return text
+    text = text[:1].lower() + text[1:]
+    return text.removesuffix(".") if draws.random() < 0.7 else text
+
+
+def with_article(label: str) -> str:
+    """`red apple` → `a red apple`; plurals, names and signs are left as they are."""
+    noun = label.partition(" with ")[0].partition(" of ")[0].partition(" in ")[0].partition(":")[0]
+    if not noun[:1].islower() or (noun.endswith("s") and not noun.endswith(("ss", "us"))):
+        return label
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {label}"

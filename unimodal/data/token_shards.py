@@ -1,0 +1,309 @@
+"""Token shards: rendered documents on disk, written once, mapped into memory by every trainer.
+
+    folder/
+      manifest.json          what the tokens mean: vocabulary size, tokenizer hashes, and the caller's own record
+      shard-00000/
+        ids.bin              uint16 or uint32 [T], all documents one after the other
+        flags.bin            uint8 [T]: the modality in the low bits, 128 where the token is learnt
+        offsets.bin          int64 [D + 1]: where each document begins
+        done.json            counts and sha256; written last
+
+Shard k holds documents k·S … (k+1)·S - 1 of a numbered plan, so shards can be made by any number of workers in any
+order and come out byte for byte the same. A shard is written to a folder of another name, flushed, and renamed: one
+with its marker is whole, one without is made again. Opening checks the sizes, and the tokenizer hashes if given.
+
+The order of reading is `Cursor`'s: a seeded permutation of the documents, another one each epoch, computed, not stored.
+
+Legend: T tokens of a shard, D documents of a shard, S documents per shard, N tokens of a document.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimodal.config import atomic_write_text
+from unimodal.sequence.template import IGNORE, Rendered
+
+FORMAT_VERSION = 1
+LEARNT = 128  # flag of a token that has a label
+MODALITY_BITS = 127
+DONE = "done.json"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What every shard of a folder agrees on."""
+
+    num_documents: int
+    documents_per_shard: int
+    vocabulary_size: int
+    tokenizer_sha256: dict[str, str]  # block name (and `text`) → sha256
+    record: dict[str, Any]  # how the documents were made, as the caller tells it
+    format: int = FORMAT_VERSION
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_documents // self.documents_per_shard)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype("<u2" if self.vocabulary_size <= 1 << 16 else "<u4")
+
+    def documents_of(self, shard: int) -> range:
+        first = shard * self.documents_per_shard
+        return range(first, min(first + self.documents_per_shard, self.num_documents))
+
+    @property
+    def fingerprint(self) -> str:
+        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def write_token_shards(
+    folder: str | Path,
+    make: Callable[[int], Rendered],
+    num_documents: int,
+    vocabulary_size: int,
+    tokenizer_sha256: Mapping[str, str],
+    record: Mapping[str, Any] | None = None,
+    documents_per_shard: int = 4096,
+    worker: int = 0,
+    num_workers: int = 1,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> TokenShards | None:
+    """Writes the shards that are not there yet; `make(i)` renders document i and must depend on i alone.
+
+    With several workers each writes shards worker, worker + num_workers, … . `on_shard(done, total)` reports progress.
+    Returns the opened shards once all are there, None while other workers are still at theirs. A folder that holds
+    shards of other documents or tokenizers is a ValueError: nothing is mixed.
+    """
+    if num_documents < 1 or documents_per_shard < 1:
+        raise ValueError(f"num_documents {num_documents} and documents_per_shard {documents_per_shard} must be ≥ 1")
+    if not 0 <= worker < num_workers:
+        raise ValueError(f"worker is {worker}; give 0 to {num_workers - 1}")
+    folder = Path(folder)
+    manifest = Manifest(
+        num_documents,
+        documents_per_shard,
+        vocabulary_size,
+        dict(tokenizer_sha256),
+        json.loads(json.dumps(record or {})),
+    )
+    if (folder / MANIFEST).exists():
+        found = _read_manifest(folder)
+        if found != manifest:
+            raise ValueError(
+                f"{folder} holds other shards: {_difference(found, manifest)}; delete it or choose another"
+            )
+    else:
+        atomic_write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+    for shard in range(worker, manifest.num_shards, num_workers):
+        if not _is_done(folder, manifest, shard):
+            _write_shard(folder, manifest, shard, make)
+        if on_shard is not None:
+            on_shard(shard + 1, manifest.num_shards)
+    if all(_is_done(folder, manifest, shard) for shard in range(manifest.num_shards)):
+        return TokenShards(folder)
+    return None
+
+
+class TokenShards:
+    """The documents of a folder, mapped into memory; `shards[i]` is document i.
+
+    `tokenizer_hashes` maps block names (and `text`) to the sha256 at hand; another one in the manifest is a ValueError.
+    """
+
+    def __init__(self, folder: str | Path, tokenizer_hashes: Mapping[str, str] | None = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        for name, wanted in (tokenizer_hashes or {}).items():
+            found = self.manifest.tokenizer_sha256.get(name)
+            if found is not None and found != wanted:
+                raise ValueError(
+                    f"{self.folder} holds codes of {name} tokenizer {found} but {wanted} is loaded; encode the data again"
+                )
+        self._ids: list[np.ndarray] = []
+        self._flags: list[np.ndarray] = []
+        self._offsets: list[np.ndarray] = []
+        for shard in range(self.manifest.num_shards):
+            self._open(shard)
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])  # int64 [num_documents]
+
+    def __len__(self) -> int:
+        return self.manifest.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    def __getitem__(self, index: int) -> Rendered:
+        """Document `index`: ids and labels int64 [N], modality uint8 [N]."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        shard, row = divmod(index, self.manifest.documents_per_shard)
+        begin, end = self._offsets[shard][row], self._offsets[shard][row + 1]
+        ids = self._ids[shard][begin:end].astype(np.int64)
+        flags = self._flags[shard][begin:end]
+        labels = np.where(flags & LEARNT, ids, IGNORE)
+        return Rendered(ids, labels, flags & MODALITY_BITS)
+
+    def verify(self) -> None:
+        """Reads every byte; ValueError for a shard whose sha256 is not the one in its marker."""
+        for shard in range(self.manifest.num_shards):
+            place = _place(self.folder, shard)
+            for name, wanted in json.loads((place / DONE).read_text("utf-8"))["sha256"].items():
+                if sha256((place / name).read_bytes()).hexdigest() != wanted:
+                    raise ValueError(f"{place / name} is damaged; delete {place} and write the shards again")
+
+    def _open(self, shard: int) -> None:
+        place = _place(self.folder, shard)
+        if not _is_done(self.folder, self.manifest, shard):
+            raise ValueError(f"{place} is missing or unfinished; write the shards again (finished ones are kept)")
+        done = json.loads((place / DONE).read_text("utf-8"))
+        offsets = np.fromfile(place / "offsets.bin", "<i8")
+        ids = np.memmap(place / "ids.bin", self.manifest.dtype, "r")
+        flags = np.memmap(place / "flags.bin", np.uint8, "r")
+        if not (len(offsets) == done["num_documents"] + 1 and offsets[-1] == len(ids) == len(flags)):
+            raise ValueError(f"{place} has files of the wrong size; delete it and write the shards again")
+        self._ids.append(ids)
+        self._flags.append(flags)
+        self._offsets.append(offsets)
+
+
+class Cursor:
+    """An endless, seeded, resumable order over n documents: each epoch is another permutation of all of them.
+
+    The permutation is a four-round Feistel network over the next power of four, walked until it falls below n: no
+    table, so a resume needs two integers whatever n is.
+    """
+
+    def __init__(self, num_documents: int, seed: int = 0) -> None:
+        if num_documents < 1:
+            raise ValueError("a cursor needs at least one document")
+        self.num_documents, self.seed = num_documents, seed
+        self.epoch = self.position = 0
+        self._half_bits = max(1, (max(1, num_documents - 1).bit_length() + 1) // 2)
+        self._keys = self._keys_of(0)
+
+    def next(self) -> int:
+        index = self._permuted(self.position)
+        self.position += 1
+        if self.position == self.num_documents:
+            self.epoch, self.position = self.epoch + 1, 0
+            self._keys = self._keys_of(self.epoch)
+        return index
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position, "num_documents": self.num_documents, "seed": self.seed}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        for name in ("num_documents", "seed"):
+            if state[name] != getattr(self, name):
+                raise ValueError(f"the saved cursor has {name} {state[name]} but this data has {getattr(self, name)}")
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        self._keys = self._keys_of(self.epoch)
+
+    def _keys_of(self, epoch: int) -> list[int]:
+        digest = sha256(f"{self.seed}/{epoch}".encode()).digest()
+        return [int.from_bytes(digest[8 * number : 8 * number + 8], "big") for number in range(4)]
+
+    def _permuted(self, index: int) -> int:
+        mask = (1 << self._half_bits) - 1
+        while True:  # the network permutes a set at most 4 times as large; walk until inside ours
+            left, right = index >> self._half_bits, index & mask
+            for key in self._keys:
+                left, right = right, left ^ (mix64(right ^ key) & mask)
+            index = (left << self._half_bits) | right
+            if index < self.num_documents:
+                return index
+
+
+def mix64(value: int) -> int:
+    """The finalizer of SplitMix64: a bijection of 64-bit integers that looks random."""
+    value &= (1 << 64) - 1
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
+    return value ^ (value >> 31)
+
+
+def _place(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}"
+
+
+def _is_done(folder: Path, manifest: Manifest, shard: int) -> bool:
+    try:
+        done = json.loads((_place(folder, shard) / DONE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(done, dict) and done.get("fingerprint") == manifest.fingerprint
+
+
+def _write_shard(folder: Path, manifest: Manifest, shard: int, make: Callable[[int], Rendered]) -> None:
+    parts: list[Rendered] = []
+    for index in manifest.documents_of(shard):
+        part = make(index)
+        if len(part) == 0 or part.ids.min() < 0 or part.ids.max() >= manifest.vocabulary_size:
+            raise ValueError(f"document {index} is empty or has ids outside 0 … {manifest.vocabulary_size - 1}")
+        parts.append(part)
+    offsets = np.cumsum([0, *(len(part) for part in parts)])
+    ids = np.concatenate([part.ids for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    flags = np.concatenate([part.modality for part in parts]).astype(np.uint8)
+    assert ((labels == ids) | (labels == IGNORE)).all() and flags.max(initial=0) < LEARNT
+    contents = {
+        "ids.bin": ids.astype(manifest.dtype).tobytes(),
+        "flags.bin": (flags | np.where(labels == IGNORE, 0, LEARNT).astype(np.uint8)).tobytes(),
+        "offsets.bin": offsets.astype("<i8").tobytes(),
+    }
+    done = {
+        "fingerprint": manifest.fingerprint,
+        "num_documents": len(parts),
+        "num_tokens": len(ids),
+        "sha256": {name: sha256(data).hexdigest() for name, data in contents.items()},
+    }
+    partial = folder / f".partial-{shard:05d}-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        for name, data in contents.items():
+            _write(partial / name, data)
+        _write(partial / DONE, json.dumps(done, indent=1).encode() + b"\n")
+        shutil.rmtree(_place(folder, shard), ignore_errors=True)  # unfinished or damaged
+        os.replace(partial, _place(folder, shard))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        manifest = Manifest(**data)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; {folder} holds no token shards") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a manifest of token shards ({error}); write the shards again") from None
+    if manifest.format != FORMAT_VERSION:
+        raise ValueError(f"{path} has format {manifest.format}, this version reads {FORMAT_VERSION}; write it again")
+    return manifest
+
+
+def _difference(found: Manifest, wanted: Manifest) -> str:
+    name = next(name for name in asdict(found) if getattr(found, name) != getattr(wanted, name))
+    return f"{name} is {str(getattr(found, name))[:80]}, not {str(getattr(wanted, name))[:80]}"

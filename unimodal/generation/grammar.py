@@ -1,0 +1,347 @@
+"""Which rows may come next: a state machine for every row of a batch, derived from the vocabulary's span layouts.
+
+    outside a span   text rows | the start of a span that fits | <|end_of_turn|>
+    inside a span    exactly the rows of the next code; where a segment may have any length, also what follows it
+    behind the last  the frame mark or the end of the span, nothing else
+
+No malformed span can be sampled, and none can be cut off: a span is opened only if all of it, and whatever the answer
+still owes (its forced medium, its end of turn), fits in what is left of `max_new_tokens`. So every answer ends with
+`<|end_of_turn|>` inside its budget.
+
+`allowed` gives contiguous `(start, end)` ranges of rows, so that the head can be computed for these rows only. Equal
+states give the identical tuple: rows of a batch are grouped by comparing it.
+
+Legend: B rows of the batch, G groups of a tokenizer, V rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unimodal.vocabulary import MODALITIES, SpanLayout, Vocabulary
+
+Ranges = tuple[tuple[int, int], ...]  # half-open, ascending, not touching
+
+
+@dataclass(slots=True)
+class RowState:
+    """Where one row stands. Made by `Grammar.start`, changed by `Grammar.advance` only."""
+
+    remaining: int  # tokens that may still be written, the end of turn included
+    text_tokens: int = 0
+    spans: int = 0
+    forced_done: bool = False
+    finished: bool = False
+    modality: str = "text"  # what the next token belongs to: "text" outside spans
+    segment: int = 0  # inside a span: which segment,
+    codes: int = 0  # how many codes of it are written (steps × G),
+    open_limit: int = 0  # and at most how many steps its segment of free length may have
+
+    def copy(self) -> RowState:
+        return replace(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """One segment, ready to run: `rows[g]` is the range of group g, `follow` the mark behind it, `both` either."""
+
+    count: int | None
+    rows: tuple[Ranges, ...]
+    follow: Ranges
+    both: Ranges
+
+
+class Grammar:
+    """The rules of one answer.
+
+    vocabulary: gives the blocks and the span layouts.
+    max_new_tokens: the budget, end of turn included.
+    allow: modalities that may appear; by default all, or only the forced one.
+    force: a medium that must appear before the turn can end, or "text" for an answer of at least one text token.
+    min_text_tokens, max_text_tokens: of the whole answer.
+    max_spans: by default 1 with a forced medium, otherwise as many as fit.
+    min_codes, max_codes: by modality, code steps of a span whose layout leaves its length free.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        max_new_tokens: int,
+        allow: Collection[str] | None = None,
+        force: str | None = None,
+        min_text_tokens: int = 0,
+        max_text_tokens: int | None = None,
+        max_spans: int | None = None,
+        min_codes: Mapping[str, int] | None = None,
+        max_codes: Mapping[str, int] | None = None,
+    ) -> None:
+        known = ("text", *vocabulary.media)
+        if allow is None:
+            allow = known if force is None else (force,)
+        for name in (*allow, *([] if force is None else [force]), *(min_codes or {}), *(max_codes or {})):
+            if name not in known:
+                raise ValueError(f"modality {name!r} is unknown here; this model has {', '.join(known)}")
+        self.vocabulary = vocabulary
+        self.max_new_tokens = max_new_tokens
+        self.force = force
+        self.allow = frozenset(allow) | ({force} if force else frozenset())
+        self.min_text_tokens = max(min_text_tokens, int(force == "text"))
+        self.max_text_tokens = max_new_tokens if max_text_tokens is None else max_text_tokens
+        self._forced_medium = force if force in vocabulary.media else None
+        if max_spans is None:
+            max_spans = 1 if self._forced_medium else max_new_tokens
+        self.max_spans = max_spans
+        self._media = [name for name in MODALITIES if name in self.allow and name in vocabulary.media]
+        self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
+        self._starts = {vocabulary.start_id(name): name for name in vocabulary.media}
+        self._segments = {name: _compile(vocabulary, name) for name in vocabulary.media}
+        self._groups = {name: len(segments[0].rows) for name, segments in self._segments.items()}
+        self._min_open: dict[str, int] = {}
+        self._max_open: dict[str, int] = {}
+        for layout in vocabulary.layouts:
+            self._set_open_limits(layout, min_codes or {}, max_codes or {})
+        self._cost = {
+            layout.modality: vocabulary.span_length(
+                layout.modality, layout.fixed_steps + self._min_open[layout.modality]
+            )
+            for layout in vocabulary.layouts
+        }
+        self._outside: dict[tuple[bool, bool, tuple[str, ...]], Ranges] = {}
+        self._check_feasible()
+
+    def _set_open_limits(self, layout: SpanLayout, min_codes: Mapping[str, int], max_codes: Mapping[str, int]) -> None:
+        name, fixed = layout.modality, layout.fixed_steps
+        low, high = min_codes.get(name), max_codes.get(name)
+        if layout.open_segment is None:
+            if (low is not None and low > fixed) or (high is not None and high < fixed):
+                raise ValueError(f"{name} always has {fixed} codes in this model; drop min_codes and max_codes for it")
+            self._min_open[name] = self._max_open[name] = 0
+            return
+        self._min_open[name] = 1 if low is None else max(1, low - fixed)
+        self._max_open[name] = max(self._min_open[name], self.max_new_tokens) if high is None else high - fixed
+        if self._max_open[name] < self._min_open[name]:
+            raise ValueError(
+                f"{name} needs at least {fixed + self._min_open[name]} codes but max_codes is {high}; raise it"
+            )
+
+    def _check_feasible(self) -> None:
+        """Refuses up front what cannot be kept: names the count that is needed."""
+        if "text" not in self.allow and not self._media:
+            raise ValueError("allow is empty; allow text or a medium")
+        if self.min_text_tokens and ("text" not in self.allow or self.max_text_tokens < self.min_text_tokens):
+            raise ValueError(f"at least {self.min_text_tokens} text tokens are asked for but fewer are allowed")
+        if self._forced_medium and self.max_spans < 1:
+            raise ValueError(f"{self.force} is forced but max_spans is {self.max_spans}; allow at least 1")
+        need = self._owed(RowState(0))
+        if self.max_new_tokens < need:
+            what = f"{self.force} answer" if self.force else "answer"
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens} but the {what} takes at least {need}; raise it to {need}"
+            )
+
+    # ---- one row
+
+    def start(self, prefix: Sequence[int] = ()) -> RowState:
+        """The state before the first token of an answer.
+
+        `prefix` are the answer's tokens that the prompt already holds: a span they leave open is continued, whatever
+        `allow` says (ValueError if it is malformed or its rest does not fit). They do not count against any limit.
+        """
+        state = RowState(self.max_new_tokens)
+        opening = next((i for i in range(len(prefix) - 1, -1, -1) if self.vocabulary.is_control(prefix[i])), None)
+        while opening is not None and prefix[opening] == self.vocabulary.control_id("<|frame|>"):
+            opening = next((i for i in range(opening - 1, -1, -1) if self.vocabulary.is_control(prefix[i])), None)
+        if opening is None or prefix[opening] not in self._starts:
+            return state
+        tail = prefix[opening:]
+        state.remaining += len(tail)
+        name = self._starts[tail[0]]
+        forced = name == self._forced_medium
+        owed = self._owed(state) - (self._cost[name] if forced else 0)
+        if state.remaining < self._cost[name] + owed:
+            need = self.max_new_tokens + self._cost[name] + owed - state.remaining
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens} but the rest of the {name} takes {need}; raise it"
+            )
+        self._open(state, name)
+        state.spans = int(forced)
+        try:
+            for row in tail[1:]:
+                self.advance(state, row)
+        except ValueError as error:
+            reason = f"the {name} span that the prompt leaves open is malformed or leaves no room for its end"
+            raise ValueError(f"{reason}: {error}") from None
+        return state
+
+    def allowed(self, state: RowState) -> Ranges:
+        """The rows that may come next, as half-open ranges; empty once the turn is over."""
+        if state.finished:
+            return ()
+        if state.modality == "text":
+            return self._allowed_outside(state)
+        segment = self._segments[state.modality][state.segment]
+        step, group = divmod(state.codes, len(segment.rows))
+        if group:
+            return segment.rows[group]
+        if segment.count is not None:
+            return segment.rows[0] if step < segment.count else segment.follow
+        if step < self._min_open[state.modality]:
+            return segment.rows[0]
+        return segment.both if step < state.open_limit else segment.follow
+
+    def advance(self, state: RowState, row: int) -> RowState:
+        """Takes `row` as the next token; changes and returns `state`. ValueError if the row is not allowed."""
+        row = int(row)
+        if not any(start <= row < end for start, end in self.allowed(state)):
+            raise ValueError(f"row {row} cannot come next in {state.modality}; allowed are {list(self.allowed(state))}")
+        if state.modality == "text":
+            if row in self._starts:
+                self._open(state, self._starts[row])
+                return state
+            state.remaining -= 1
+            if row == self._end_of_turn:
+                state.finished = True
+            else:
+                state.text_tokens += 1
+            return state
+        state.remaining -= 1
+        segments = self._segments[state.modality]
+        if row != segments[state.segment].follow[0][0]:
+            state.codes += 1
+        elif state.segment + 1 < len(segments):
+            state.segment, state.codes = state.segment + 1, 0
+        else:
+            state.forced_done |= state.modality == self._forced_medium
+            state.modality, state.segment, state.codes = "text", 0, 0
+        return state
+
+    def steady(self, state: RowState) -> int:
+        """For how many steps `allowed` stays what it is now, whichever rows are sampled: at least 1 until the end."""
+        if state.finished:
+            return 0
+        if state.modality == "text":
+            return 1
+        segment = self._segments[state.modality][state.segment]
+        if len(segment.rows) > 1:
+            return 1
+        sure = segment.count if segment.count is not None else self._min_open[state.modality]
+        return max(1, sure - state.codes)
+
+    def _open(self, state: RowState, name: str) -> None:
+        """Takes the start of a span and fixes how long its free segment may become."""
+        forced = name == self._forced_medium and not state.forced_done
+        owed = self._owed(state) - (self._cost[name] if forced else 0)
+        spare = (state.remaining - owed - self._cost[name]) // self._groups[name]
+        state.open_limit = min(self._max_open[name], self._min_open[name] + spare)
+        state.remaining -= 1
+        state.spans += 1
+        state.modality, state.segment, state.codes = name, 0, 0
+
+    def _owed(self, state: RowState) -> int:
+        """Tokens the answer must still have at least: text, the forced medium, the end of turn."""
+        owed = 1 + max(0, self.min_text_tokens - state.text_tokens)
+        if self._forced_medium and not state.forced_done:
+            owed += self._cost[self._forced_medium]
+        return owed
+
+    def _allowed_outside(self, state: RowState) -> Ranges:
+        owed = self._owed(state)
+        pending = self._forced_medium if not state.forced_done else None
+        text_owed = state.text_tokens < self.min_text_tokens
+        text = (
+            "text" in self.allow
+            and state.text_tokens < self.max_text_tokens
+            and state.remaining > owed - (1 if text_owed else 0)
+        )
+        starts = []
+        for name in self._media:
+            forced = name == pending
+            if state.spans + (1 if pending is None or forced else 2) > self.max_spans:
+                continue
+            if state.remaining >= owed + (0 if forced else self._cost[name]):
+                starts.append(name)
+        key = (text, pending is None and not text_owed, tuple(starts))
+        ranges = self._outside.get(key)
+        if ranges is None:
+            ranges = self._outside[key] = self._outside_ranges(*key)
+        assert ranges, state
+        return ranges
+
+    def _outside_ranges(self, text: bool, end: bool, starts: tuple[str, ...]) -> Ranges:
+        ranges = [(rows.start, rows.stop) for rows in self.vocabulary.text_ranges] if text else []
+        rows = [self.vocabulary.start_id(name) for name in starts] + ([self._end_of_turn] if end else [])
+        return _merge([*ranges, *((row, row + 1) for row in rows)])
+
+
+class GrammarBatch:
+    """The grammars and states of B rows, each with its own rules."""
+
+    def __init__(self, grammars: Sequence[Grammar], prefixes: Sequence[Sequence[int]] | None = None) -> None:
+        prefixes = [()] * len(grammars) if prefixes is None else prefixes
+        self.grammars = list(grammars)
+        self.states = [g.start(prefix) for g, prefix in zip(self.grammars, prefixes, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def finished(self) -> np.ndarray:
+        """bool [B]"""
+        return np.array([state.finished for state in self.states], dtype=bool)
+
+    def modalities(self) -> list[str]:
+        """What the next token of each row belongs to: which sampling settings and guidance to use."""
+        return [state.modality for state in self.states]
+
+    def groups(self) -> list[tuple[Ranges, np.ndarray]]:
+        """The unfinished rows, gathered by what they may write next: `(ranges, int64 [rows])`."""
+        found: dict[Ranges, list[int]] = {}
+        for index, (grammar, state) in enumerate(zip(self.grammars, self.states, strict=True)):
+            if not state.finished:
+                found.setdefault(grammar.allowed(state), []).append(index)
+        return [(ranges, np.array(rows, dtype=np.int64)) for ranges, rows in found.items()]
+
+    def steady(self) -> int:
+        """For how many steps every unfinished row keeps its ranges; 0 when all are finished."""
+        return min((g.steady(s) for g, s in zip(self.grammars, self.states, strict=True) if not s.finished), default=0)
+
+    def advance(self, ids: Sequence[int] | np.ndarray) -> None:
+        """ids int64 [B]; those of finished rows are ignored."""
+        for grammar, state, row in zip(self.grammars, self.states, ids, strict=True):
+            if not state.finished:
+                grammar.advance(state, int(row))
+
+    def mask(self) -> np.ndarray:
+        """bool [B, V], True where a row may be written: what `groups` says, spelled out."""
+        size = max((grammar.vocabulary.size for grammar in self.grammars), default=0)
+        mask = np.zeros((len(self), size), dtype=bool)
+        for ranges, rows in self.groups():
+            for start, end in ranges:
+                mask[rows, start:end] = True
+        return mask
+
+
+def _compile(vocabulary: Vocabulary, modality: str) -> tuple[_Segment, ...]:
+    layout = vocabulary.layout(modality)
+    segments = []
+    for index, segment in enumerate(layout.segments):
+        last = index == len(layout.segments) - 1
+        mark = vocabulary.end_id(modality) if last else vocabulary.control_id("<|frame|>")
+        rows = tuple(((b.start, b.start + b.size),) for b in vocabulary.group_blocks(segment.block))
+        follow = ((mark, mark + 1),)
+        segments.append(_Segment(segment.count, rows, follow, _merge([*rows[0], *follow])))
+    return tuple(segments)
+
+
+def _merge(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    """Sorts ranges and joins those that touch."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return tuple(merged)

@@ -1,0 +1,165 @@
+"""Open what the user named, save so that nothing half-written is ever seen, and keep libraries quiet meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+MediaSource = str | os.PathLike[str] | bytes
+
+
+class Opened:
+    """An open file or bytes in memory, with the name that messages use."""
+
+    def __init__(self, name: str, stream: BinaryIO, num_bytes: int) -> None:
+        self.name = name
+        self.stream = stream
+        self.num_bytes = num_bytes
+
+    def read(self, offset: int, count: int) -> bytes:
+        """At most `count` bytes from `offset`; fewer at the end of the file."""
+        self.stream.seek(offset)
+        return self.stream.read(count)
+
+    def rewound(self) -> BinaryIO:
+        self.stream.seek(0)
+        return self.stream
+
+
+@contextlib.contextmanager
+def open_source(source: MediaSource, max_bytes: int) -> Iterator[Opened]:
+    """Open a path or bytes for reading.
+
+    Raises ValueError if there is no such file, it is not a regular file, cannot be read, is empty or has more than
+    `max_bytes` bytes.
+    """
+    if isinstance(source, bytes):
+        name, num_bytes = "<bytes>", len(source)
+        stream: BinaryIO = io.BytesIO(source)
+    else:
+        path = Path(source)
+        name = shown(path)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            raise ValueError(f"{name}: no such file; check the path") from None
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise ValueError(f"{name} cannot be opened ({one_line(error)}); check the path") from None
+        if stat.S_ISDIR(status.st_mode):
+            raise ValueError(f"{name} is a folder; name one file inside it")
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block or never end
+            raise ValueError(f"{name} is not a regular file; save its content to a file first")
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({one_line(error)}); check its access rights") from None
+        num_bytes = status.st_size
+    with stream:
+        if num_bytes == 0:
+            raise ValueError(f"{name} is empty (0 bytes); copy or export it again")
+        if num_bytes > max_bytes:
+            raise ValueError(f"{name} has {num_bytes:,} bytes, over the limit max_bytes={max_bytes:,}; {RAISE_LIMIT}")
+        yield Opened(name, stream, num_bytes)
+
+
+RAISE_LIMIT = "make it smaller or raise that limit"
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as one printable line for messages."""
+    name = os.fspath(path)
+    return name if name.isprintable() and name.strip() else repr(name)
+
+
+def one_line(error: BaseException | str) -> str:
+    """A message without line breaks; an exception's without its number, or its class where it has none."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` with a temporary file beside `path`, then move it there; on any failure nothing is left behind.
+
+    Raises ValueError if the folder does not exist or cannot be written; OSError, such as a full disk, passes through.
+    """
+    target = Path(path)
+    name, folder = shown(path), shown(target.parent)
+    if target.exists() and not target.is_file():  # a folder or a device, which must not be replaced
+        raise ValueError(f"{name} exists and is not a file; save under another name")
+    temporary = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
+    try:
+        stream = temporary.open("x+b")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{name}: there is no folder {folder}; create it first") from None
+    except PermissionError:
+        raise ValueError(f"{name}: the folder {folder} may not be written; save elsewhere") from None
+    try:
+        with stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+_lock = threading.Lock()
+_num_quiet = 0
+_saved_filters = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Drop Pillow's warnings (damaged EXIF, decompression bombs, which our own limits cover). Threads may overlap."""
+    global _num_quiet
+    with _lock:
+        if _num_quiet == 0:
+            _saved_filters.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        _num_quiet += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_quiet -= 1
+            if _num_quiet == 0:
+                _saved_filters.close()
+
+
+_num_redirected = 0
+_stderr_copy = -1
+
+
+@contextlib.contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Send file descriptor 2 to nowhere: libmpg123 prints its notes there and offers no switch. Threads may overlap."""
+    global _num_redirected, _stderr_copy
+    with _lock:
+        if _num_redirected == 0:
+            try:
+                _stderr_copy = os.dup(2)
+            except OSError:  # a process without stderr
+                _stderr_copy = -1
+            else:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, 2)
+                os.close(nowhere)
+        _num_redirected += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_redirected -= 1
+            if _num_redirected == 0 and _stderr_copy >= 0:
+                os.dup2(_stderr_copy, 2)
+                os.close(_stderr_copy)
+                _stderr_copy = -1

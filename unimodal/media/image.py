@@ -1,0 +1,209 @@
+"""Pictures: PNG, JPEG, WebP and GIF files to uint8 tensors, fitted to a model's square, and back to files.
+
+Shapes: H height, W width, S size; channels are red, green, blue.
+Colours are taken as sRGB; ICC profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from torch import Tensor
+
+from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow, shown, write_atomically
+from unimodal.media.headers import Content, read_content
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+_JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
+_ENCODINGS: dict[str, dict[str, Any]] = {
+    ".png": {"format": "PNG"},
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".webp": {"format": "WEBP", "lossless": True},
+}
+
+# Opened by class, not by Image.open: only these four decoders see a file, and our limits replace Pillow's global one.
+_PLUGINS: dict[str, Any] = {
+    "PNG picture": PngImagePlugin.PngImageFile,
+    "JPEG picture": JpegImagePlugin.jpeg_factory,
+    "GIF picture": GifImagePlugin.GifImageFile,
+    "animated GIF": GifImagePlugin.GifImageFile,
+    "WebP picture": WebPImagePlugin.WebPImageFile,
+    "animated WebP": WebPImagePlugin.WebPImageFile,
+}
+# EXIF orientation → how to turn the stored picture upright
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ORIENTATION = 0x0112
+
+
+def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Tensor:
+    """A picture as uint8 [3, H, W], upright, transparent parts on white; the first frame of an animated one.
+
+    Raises ValueError for a file that is missing, empty, not a picture, truncated, damaged or over a limit.
+    """
+    with open_source(source, limits.max_bytes) as opened:
+        content = read_content(opened)
+        if content.name not in _PLUGINS:
+            raise unusable(opened.name, content, "image")
+        check_picture_header(opened, content, limits)
+        with quiet_pillow():
+            image = open_picture(opened, content, limits)
+            try:
+                image.load()
+                upright = _UPRIGHT.get(_orientation(image))
+                pixels = flatten(image if upright is None else image.transpose(upright))
+            except Exception as error:  # Pillow's decoders raise many types on damaged data
+                raise damaged(opened.name, content, error) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [H, W, 3] → [3, H, W]
+
+
+def check_picture_header(opened: Opened, content: Content, limits: MediaLimits) -> None:
+    """Check a PNG, JPEG, GIF or WebP by its header alone."""
+    if content.width is not None and content.height is not None:
+        limits.check_pixels(opened.name, content.width, content.height)
+        if content.width * content.height == 0:
+            raise ValueError(f"{opened.name} has no pixels ({content.width}×{content.height}); copy or export it again")
+    if content.truncated:
+        raise damaged(opened.name, content)
+
+
+def open_picture(opened: Opened, content: Content, limits: MediaLimits) -> Image.Image:
+    """Pillow's image for a recognised file, its size checked; nothing is decoded yet."""
+    try:
+        image = _PLUGINS[content.name](opened.rewound())
+    except Exception as error:
+        raise damaged(opened.name, content, error) from None
+    limits.check_pixels(opened.name, *image.size)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # damaged EXIF data: the picture itself is fine
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def flatten(image: Image.Image) -> np.ndarray:
+    """Any Pillow image as uint8 [H, W, 3]: c·α + 255·(1 − α) where it is transparent."""
+    if image.mode.startswith("I"):  # 16-bit grey
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)  # [H, W]
+        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        hidden = image.info.get("transparency")
+        if isinstance(hidden, int):
+            grey[values == hidden] = 255
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    hidden = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(hidden, tuple) and max(hidden) > 255:  # of a 16-bit picture
+        image.info["transparency"] = tuple(value >> 8 for value in hidden)
+    if hidden is None and not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    rgba = np.array(image.convert("RGBA"))  # [H, W, 4]
+    return alpha_on_white(rgba)
+
+
+def alpha_on_white(rgba: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 4] → [H, W, 3], rounded to nearest. One channel at a time, to stay small."""
+    alpha = rgba[:, :, 3].astype(np.uint32)
+    pixels = np.empty((*rgba.shape[:2], 3), np.uint8)
+    for channel in range(3):
+        pixels[:, :, channel] = (rgba[:, :, channel] * alpha + 255 * (255 - alpha) + 127) // 255
+    return pixels
+
+
+def fit_image(image: Tensor, size: int, mode: Literal["pad", "crop", "stretch"] = "pad") -> Tensor:
+    """uint8 [3, H, W] → float32 [3, S, S] in [0, 1], antialiased.
+
+    "pad" shows the whole picture between white bars, "crop" its central square, "stretch" all of it, distorted.
+    A picture that already is S × S keeps its values exactly.
+    """
+    _check_fit(image, size)
+    height, width = image.shape[-2:]
+    if mode == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image = image[:, top : top + side, left : left + side]
+    elif mode not in ("pad", "stretch"):
+        raise ValueError(f"mode {mode!r} is unknown; choose pad, crop or stretch")
+    if mode != "pad":
+        return resize(image, size, size)
+    scale = size / max(height, width)
+    inner_height, inner_width = max(1, round(height * scale)), max(1, round(width * scale))
+    fitted = torch.ones(3, size, size)
+    top, left = (size - inner_height) // 2, (size - inner_width) // 2
+    fitted[:, top : top + inner_height, left : left + inner_width] = resize(image, inner_height, inner_width)
+    return fitted
+
+
+def _check_fit(image: Tensor, size: int) -> None:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"expected a uint8 [3, H, W] picture, got {image.dtype} {list(image.shape)}; use load_image")
+    if size < 1:
+        raise ValueError(f"size={size} is not a picture size; give a number of pixels above 0")
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [3, H, W] → float32 [3, height, width] in [0, 1]: bicubic, antialiased; the identity at the same size."""
+    if image.shape[-2:] == (height, width):
+        return image.float() / 255
+    channels = [  # one at a time: a third of the memory
+        F.interpolate(channel[None, None].float(), (height, width), mode="bicubic", antialias=True)[0]
+        for channel in image
+    ]
+    return (torch.cat(channels) / 255).clamp(0, 1)
+
+
+def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
+    """Save [3, H, W], float in [0, 1] or uint8, as PNG or WebP (both exact to 8 bits) or JPEG, by the suffix.
+
+    Raises ValueError for another suffix or shape, or values that are not numbers. Nothing half-written is left.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _ENCODINGS:
+        wrong = repr(suffix) if suffix else "a name without suffix"
+        raise ValueError(f"{shown(path)}: cannot save a picture as {wrong}; use .png, .jpg or .webp")
+    picture = Image.fromarray(to_bytes(image).permute(1, 2, 0).contiguous().numpy())
+
+    def write(stream: BinaryIO) -> None:
+        memory = io.BytesIO()  # encoded first: an encoder's error is the caller's mistake, a full disk is not
+        try:
+            picture.save(memory, **_ENCODINGS[suffix])
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{shown(path)}: {suffix} cannot hold {picture.width}×{picture.height} pixels ({error}); use .png"
+            ) from None
+        stream.write(memory.getbuffer())
+
+    write_atomically(path, write)
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """[3, H, W] in [0, 1] → uint8, rounded to nearest; uint8 passes. Raises ValueError for a bad shape or NaN."""
+    image = image.detach().cpu()
+    if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+        raise ValueError(f"expected a picture [3, H, W], got shape {list(image.shape)}")
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise ValueError(f"expected a float or uint8 picture, got {image.dtype}; scale it to [0, 1]")
+    image = image.float()
+    if not torch.isfinite(image).all():
+        raise ValueError("the picture holds values that are not numbers (NaN or infinity); check what made it")
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,0 +1,281 @@
+"""Films: MP4, WebM, GIF and animated WebP files to float tensors at one frame rate, and back to files.
+
+MP4 and WebM go through PyAV, GIF and WebP through Pillow. Only the frames that are shown are converted, and each is
+fitted to the asked size at once, so memory follows the result and not the file. Shapes: T frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow, shown, write_atomically
+from unimodal.media.headers import Content, read_content
+from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes
+from unimodal.media.limits import (
+    CONTAINER_FORMATS,
+    DEFAULT_LIMITS,
+    MediaLimits,
+    damaged,
+    find_video_stream,
+    open_container,
+    unusable,
+)
+
+VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
+
+_PILLOW_CONTENT = ("animated GIF", "animated WebP", "GIF picture", "WebP picture")
+_ENCODERS = {  # suffix → container, encoder and its options: visually lossless at small sizes
+    ".mp4": ("mp4", "libx264", {"crf": "16", "preset": "medium"}),
+    ".webm": ("webm", "libvpx-vp9", {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "2"}),
+}
+_TIME_TOLERANCE_S = 1e-6
+
+# One decoded frame: its time, how long it lasts (0 if unknown) and a function that gives uint8 [3, H, W].
+_Frame = tuple[float, float, Callable[[], Tensor]]
+
+
+def load_video(
+    source: MediaSource,
+    fps: float,
+    num_frames: int | None = None,
+    size: int | None = None,
+    limits: MediaLimits = DEFAULT_LIMITS,
+) -> Tensor:
+    """A film as float32 [T, 3, H, W] in [0, 1] at `fps` frames a second from its first frame on.
+
+    Frame k is the file's frame nearest to k / fps, but never one that is more than half a step ahead, so that a still
+    in a film of varying rate stays until the next. With `num_frames`, a longer film is cut and a shorter one is held on
+    its last frame; without, T is the film's duration times `fps`. With `size`, frames are fitted to size × size with
+    white bars; without, they keep the first frame's size.
+
+    Raises ValueError for a file that is missing, empty, not a film, truncated, damaged, without frames or over a limit.
+    """
+    _check_request(fps, num_frames, size)
+    with open_source(source, limits.max_bytes) as opened:
+        content = read_content(opened)
+        if content.name in _PILLOW_CONTENT:
+            with quiet_pillow():
+                return _sample(_pillow_frames(opened, content, limits), opened.name, fps, num_frames, size, limits)
+        if content.name in CONTAINER_FORMATS:
+            try:
+                return _sample(_av_frames(opened, content, limits), opened.name, fps, num_frames, size, limits)
+            except (av.error.FFmpegError, OSError, EOFError) as error:
+                raise damaged(opened.name, content, error) from None
+        raise unusable(opened.name, content, "video")
+
+
+def _check_request(fps: float, num_frames: int | None, size: int | None) -> None:
+    if not (math.isfinite(fps) and 0 < fps <= 1000):
+        raise ValueError(f"fps={fps} is not a frame rate; give one above 0 and up to 1000")
+    if num_frames is not None and num_frames < 1:
+        raise ValueError(f"num_frames={num_frames} gives no film; give at least 1")
+    if size is not None and size < 1:
+        raise ValueError(f"size={size} is not a picture size; give a number of pixels above 0")
+
+
+def _sample(
+    frames: Iterator[_Frame], name: str, fps: float, num_frames: int | None, size: int | None, limits: MediaLimits
+) -> Tensor:
+    """Pick the frame that each output time shows, in one pass; see `load_video` for the rule."""
+    picked: list[Tensor] = []  # each uint8 or float [3, H, W]; repeats share memory
+    shape: tuple[int, int] | None = None
+    shown_frame: Callable[[], Tensor] | None = None
+    picture: Tensor | None = None
+    time_s = last_duration_s = 0.0
+    num_read = 0
+
+    def emit() -> None:
+        nonlocal picture, shape
+        if picture is None:
+            assert shown_frame is not None
+            raw = shown_frame()
+            shape = shape or (raw.shape[1], raw.shape[2])
+            picture = fit_image(raw, size) if size is not None else _to_shape(raw, shape)
+        picked.append(picture)
+        limits.check_clip(name, len(picked), picture.shape[2], picture.shape[1])
+
+    for next_time_s, next_duration_s, next_frame in frames:
+        num_read += 1
+        limits.check_frames(name, num_read)
+        if num_read == 1:
+            start_s = next_time_s
+        next_time_s = max(next_time_s - start_s, time_s)
+        limits.check_seconds(name, next_time_s)
+        if num_read > 1:
+            gap_s = next_time_s - time_s
+            early_s = min(gap_s / 2, 1 / (2 * fps))
+            while (num_frames is None or len(picked) < num_frames) and (
+                len(picked) / fps + early_s < next_time_s - _TIME_TOLERANCE_S
+            ):
+                emit()
+            last_duration_s = gap_s
+        if num_frames is not None and len(picked) == num_frames:
+            break
+        time_s, shown_frame, picture = next_time_s, next_frame, None
+        last_duration_s = next_duration_s or last_duration_s
+    if num_read == 0:
+        raise ValueError(f"{name} holds no frames; export it again")
+    end_s = time_s + last_duration_s
+    limits.check_seconds(name, end_s)
+    total = num_frames if num_frames is not None else max(1, len(picked), round(end_s * fps))
+    while len(picked) < total:
+        emit()
+    clip = torch.empty(len(picked), *picked[0].shape)
+    for index, frame in enumerate(picked):
+        clip[index] = frame.float() / 255 if frame.dtype == torch.uint8 else frame
+    return clip
+
+
+def _to_shape(raw: Tensor, shape: tuple[int, int]) -> Tensor:
+    """uint8 [3, H, W] as it is, or stretched if the film changes its size midway."""
+    return raw if raw.shape[1:] == shape else (resize(raw, *shape) * 255).round().to(torch.uint8)
+
+
+def _pillow_frames(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[_Frame]:
+    """Frames of a GIF or WebP file. All limits are checked first: the header walk has counted frames and time."""
+    check_picture_header(opened, content, limits)
+    if content.num_frames is not None:
+        limits.check_frames(opened.name, content.num_frames)
+    if content.duration_s is not None:
+        limits.check_seconds(opened.name, content.duration_s)
+    image = open_picture(opened, content, limits)
+    time_s = 0.0
+    for index in range(content.num_frames or 1):
+        try:
+            image.seek(index)
+            image.load()
+            pixels = flatten(image)  # [H, W, 3]
+        except Exception as error:  # Pillow's decoders raise many types on damaged data
+            raise damaged(opened.name, content, error) from None
+        duration_s = (image.info.get("duration") or (100 if "GIF" in content.name else 0)) / 1000
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)
+        yield time_s, duration_s, functools.partial(_identity, picture)
+        time_s += duration_s
+
+
+def _identity(picture: Tensor) -> Tensor:
+    return picture
+
+
+def _av_frames(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[_Frame]:
+    """Frames of an MP4 or WebM file, after the header's size, duration and number of frames have been checked."""
+    name = opened.name
+    if content.truncated:
+        raise damaged(name, content)
+    with open_container(opened, content) as container:
+        stream = find_video_stream(container, name)
+        codec = stream.codec_context
+        limits.check_pixels(name, codec.width, codec.height)
+        limits.check_frames(name, stream.frames)
+        if container.duration is not None:
+            limits.check_seconds(name, container.duration / av.time_base)
+        if stream.duration is not None and stream.time_base:
+            limits.check_seconds(name, float(stream.duration * stream.time_base))
+        codec.options = {"max_pixels": str(limits.max_pixels)}  # of a frame larger than the header says
+        interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        for index, frame in enumerate(container.decode(stream)):
+            limits.check_pixels(name, frame.width, frame.height)
+            time_s = frame.time if frame.time is not None else index * interval_s
+            duration_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else interval_s
+            yield time_s, duration_s, functools.partial(_to_tensor, frame)
+
+
+def _to_tensor(frame: av.VideoFrame) -> Tensor:
+    """uint8 [3, H, W], turned upright as the file's display matrix says (telephones store films sideways)."""
+    pixels = frame.to_ndarray(format="rgb24")  # [H, W, 3]
+    quarter_turns = round(frame.rotation / 90) % 4
+    return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, quarter_turns))).permute(2, 0, 1)
+
+
+def save_video(clip: Tensor, path: str | os.PathLike[str], fps: float) -> None:
+    """Save [T, 3, H, W], float in [0, 1] or uint8, as MP4 (H.264), WebM (VP9), GIF or WebP (exact), by the suffix.
+
+    MP4 and WebM need even sides: an odd one is extended by its edge pixels. Raises ValueError for another suffix or
+    shape, a frame rate that cannot be kept, or values that are not numbers. Nothing half-written is left.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in VIDEO_SUFFIXES:
+        wrong = repr(suffix) if suffix else "a name without suffix"
+        raise ValueError(f"{shown(path)}: cannot save a film as {wrong}; use .mp4, .webm, .gif or .webp")
+    _check_request(fps, None, None)
+    if clip.ndim != 4 or clip.shape[0] == 0:
+        raise ValueError(f"expected a film [T, 3, H, W], got shape {list(clip.shape)}")
+    frames = [to_bytes(frame).permute(1, 2, 0).contiguous().numpy() for frame in clip]  # each [H, W, 3]
+    encoded = _encode_pillow(frames, suffix, fps) if suffix in (".gif", ".webp") else _encode_av(frames, suffix, fps)
+    write_atomically(path, lambda stream: _write_all(stream, encoded))
+
+
+def _write_all(stream: BinaryIO, encoded: bytes) -> None:
+    stream.write(encoded)
+
+
+def _encode_pillow(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:
+    """GIF counts in 10 ms, WebP in 1 ms: each frame ends at the nearest count, so that errors do not add up."""
+    unit_ms = 10 if suffix == ".gif" else 1
+    ends_ms = [round(index * 1000 / fps / unit_ms) * unit_ms for index in range(len(frames) + 1)]
+    durations_ms = [end - start for start, end in zip(ends_ms, ends_ms[1:], strict=False)]
+    if min(durations_ms) < 1 or (suffix == ".gif" and min(durations_ms) < 20):
+        raise ValueError(f"fps={fps:g} is too fast for {suffix}; use .mp4, or at most 50 frames a second")
+    images = [Image.fromarray(frame) for frame in frames]
+    options: dict[str, Any]
+    if suffix == ".gif":
+        images = [image.quantize(256, dither=Image.Dither.NONE) for image in images]
+        options = {"format": "GIF", "optimize": False, "disposal": 1}
+    else:
+        options = {"format": "WEBP", "lossless": True}
+    memory = io.BytesIO()
+    images[0].save(memory, save_all=True, append_images=images[1:], duration=durations_ms, loop=0, **options)
+    encoded = memory.getvalue()
+    if suffix == ".webp" and len(frames) > 1 and encoded[12:16] == b"VP8L":  # all frames are equal
+        return _held_webp(encoded[12:], frames[0].shape[1], frames[0].shape[0], ends_ms[-1])
+    return encoded
+
+
+def _held_webp(picture: bytes, width: int, height: int, duration_ms: int) -> bytes:
+    """One still, as an animation of one frame: libwebp drops the duration of a film that never changes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return name + len(body).to_bytes(4, "little") + body + b"\0" * (len(body) % 2)
+
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunks = chunk(b"VP8X", b"\2\0\0\0" + size) + chunk(b"ANIM", b"\xff\xff\xff\xff\0\0")
+    chunks += chunk(b"ANMF", bytes(6) + size + duration_ms.to_bytes(3, "little") + b"\2" + picture)
+    return chunk(b"RIFF", b"WEBP" + chunks)
+
+
+def _encode_av(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:
+    container_format, encoder, options = _ENCODERS[suffix]
+    rate = Fraction(fps).limit_denominator(1001)
+    height, width = frames[0].shape[:2]
+    memory = io.BytesIO()
+    try:
+        # bitexact: no random identity and no version in the file
+        with av.open(memory, "w", format=container_format, options={"fflags": "+bitexact"}) as container:
+            stream = container.add_stream(encoder, rate=rate, options=dict(options))
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+            stream.thread_count = 1  # the same bytes on every machine
+            for index, pixels in enumerate(frames):
+                even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+                frame.pts, frame.time_base = index, 1 / rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise ValueError(
+            f"a film of {width}×{height} at {fps:g} frames a second cannot be encoded as {suffix} ({error}); use .gif"
+        ) from None
+    return memory.getvalue()

@@ -1,0 +1,244 @@
+"""Causal attention for packed documents, registered with transformers under two names.
+
+``xformers`` calls memory_efficient_attention with a BlockDiagonalCausalMask (arXiv:2112.05682, CUDA only); ``varlen``
+is the same function in plain torch: documents are gathered into short padded rows, so that attention costs the sum of
+the squared document lengths instead of the squared row length. Everything except the kernel is shared by the two, and
+both equal stock ``sdpa`` with a dense mask.
+
+A document starts wherever position ids do not continue. Call the model with position ids that restart; pass
+``packing=Packing.from_position_ids(position_ids)`` as well to find the boundaries once instead of once a layer. With
+padding masks, caches or sliding windows both names fall back to stock ``sdpa`` and its dense mask.
+
+Shapes: B batch, N tokens in a row, T = B * N tokens in all, S documents, L longest document of a bucket,
+H query heads, K key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+XFORMERS = "xformers"
+VARLEN = "varlen"
+
+
+@dataclass(eq=False)
+class Packing:
+    """Where the documents of a batch lie among its T flattened tokens; build it once a step, on any device."""
+
+    lengths: tuple[int, ...]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _buckets: list[tuple[Tensor, Tensor]] | None = None
+    _bias: Any = None
+
+    @classmethod
+    def from_position_ids(cls, position_ids: Tensor) -> Packing:
+        """position_ids [B, N]; a new document starts in column 0 and wherever a position does not follow the last."""
+        starts = torch.ones_like(position_ids, dtype=torch.bool)
+        starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+        offsets = starts.flatten().nonzero().squeeze(1)
+        lengths = torch.diff(offsets, append=offsets.new_tensor([position_ids.numel()]))
+        return cls(tuple(lengths.tolist()), position_ids.device)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Cumulative document lengths, int32 [S + 1], the form that flash and xformers kernels take."""
+        return torch.tensor((0, *self.lengths)).cumsum(0).to(device=self.device, dtype=torch.int32)
+
+    def xformers_bias(self) -> Any:
+        """The BlockDiagonalCausalMask of these documents."""
+        if self._bias is None:
+            from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+
+            self._bias = BlockDiagonalCausalMask.from_seqlens(list(self.lengths), device=self.device)
+        return self._bias
+
+    def buckets(self) -> list[tuple[Tensor, Tensor]]:
+        """Documents of similar length together: (token index [S, L], padded slots repeat a token; valid [S, L])."""
+        if self._buckets is None:
+            starts = torch.tensor((0, *self.lengths)).cumsum(0)[:-1]
+            lengths = torch.tensor(self.lengths)
+            self._buckets = []
+            for members in _similar_lengths(self.lengths):
+                chosen = torch.tensor(members)
+                longest = int(lengths[chosen].max())
+                column = torch.arange(longest)
+                valid = column < lengths[chosen, None]
+                index = starts[chosen, None] + torch.where(valid, column, 0)
+                self._buckets.append((index.to(self.device), valid.to(self.device)))
+        return self._buckets
+
+
+def _similar_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[int]]:
+    """Group document indices so that no document is padded beyond ``waste`` (or 8 tokens) times its length."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    groups: list[list[int]] = []
+    for i in order:
+        shortest = lengths[groups[-1][0]] if groups else 0
+        if groups and lengths[i] <= max(shortest * waste, shortest + 8):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+def torch_varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """query, key, value [1, T, H, D] -> [1, T, H, D]: every document attends causally to itself only."""
+    _, num_tokens, num_heads, width = query.shape
+    flat = [x.reshape(num_tokens, num_heads * width) for x in (query, key, value)]
+    pieces, rows = [], []
+    for index, valid in packing.buckets():
+        num_docs, longest = index.shape
+        q, k, v = (
+            x.index_select(0, index.flatten()).view(num_docs, longest, num_heads, width).transpose(1, 2) for x in flat
+        )  # [S, H, L, D]; a padded slot comes after its document, so no valid query sees it
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, scale=scale)
+        keep = valid.flatten().nonzero().squeeze(1)
+        pieces.append(out.transpose(1, 2).reshape(num_docs * longest, num_heads * width).index_select(0, keep))
+        rows.append(index.flatten()[keep])
+    order = torch.argsort(torch.cat(rows))  # back to the order of the tokens
+    return torch.cat(pieces).index_select(0, order).view(1, num_tokens, num_heads, width)
+
+
+def xformers_varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """The same signature on xformers' kernel: query, key, value [1, T, H, D] -> [1, T, H, D]. CUDA only."""
+    from xformers.ops import memory_efficient_attention
+
+    return memory_efficient_attention(query, key, value, attn_bias=packing.xformers_bias(), p=p, scale=scale)
+
+
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    *,
+    kernel: Any = torch_varlen_attention,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+) -> Tensor:
+    """query [B, H, N, D], key and value [B, K, N, D] -> [B, N, H, D]; key/value heads are repeated to H."""
+    batch, num_heads, length, width = query.shape
+    if packing.num_tokens != batch * length:
+        raise ValueError(
+            f"packing covers {packing.num_tokens} tokens but the batch has {batch} x {length}: build it from the same"
+            " position_ids"
+        )
+    repeats = num_heads // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    q, k, v = (x.transpose(1, 2).reshape(1, batch * length, num_heads, width) for x in (query, key, value))
+    return kernel(q, k, v, packing, p=dropout, scale=scaling).reshape(batch, length, num_heads, width)
+
+
+def _forward(kernel: Any) -> Any:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        packing: Packing | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        dense = attention_mask is not None or key.shape[2] != query.shape[2]
+        if not dense and packing is None and position_ids is not None:
+            packing = Packing.from_position_ids(position_ids.expand(query.shape[0], -1))
+        if dense or packing is None or (kernel is torch_varlen_attention and len(packing.lengths) == query.shape[0]):
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+            )
+        out = packed_attention(query, key, value, packing, kernel=kernel, dropout=dropout, scaling=scaling)
+        return out, None
+
+    return attention
+
+
+def _packed_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **kwargs: Any,
+) -> Tensor | None:
+    """No dense mask where the kernel itself is causal within documents; stock sdpa's mask in every other case.
+
+    Registering this is not optional: without it transformers drops padding masks silently.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    plain = attention_mask is None or bool(attention_mask.all())
+    if plain and q_length == kv_length and isinstance(q_offset, int) and q_offset == 0 and local_size is None:
+        if not use_vmap:  # use_vmap: the caller has changed the causal pattern itself
+            return None
+    return sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        use_vmap=use_vmap,
+        **kwargs,
+    )
+
+
+def register_attention() -> None:
+    """Make ``xformers`` and ``varlen`` valid values of ``attn_implementation``. May be called repeatedly."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    for name, kernel in ((XFORMERS, xformers_varlen_attention), (VARLEN, torch_varlen_attention)):
+        AttentionInterface.register(name, _forward(kernel))
+        AttentionMaskInterface.register(name, _packed_mask)
+
+
+@cache
+def xformers_problem() -> str | None:
+    """Why xformers cannot be used here (one line), or None when its kernel runs on this machine's GPU."""
+    if not torch.cuda.is_available():
+        return "no CUDA device: xformers has no CPU operator"
+    try:
+        probe = torch.zeros(1, 16, 1, 32, device="cuda", dtype=torch.float16)
+        xformers_varlen_attention(probe, probe, probe, Packing((16,), probe.device))
+    except (ImportError, NotImplementedError, OSError, RuntimeError) as error:
+        return f"xformers does not run on {torch.cuda.get_device_name()}: {str(error).splitlines()[0]}"
+    return None
+
+
+def set_attention(model: nn.Module, name: str = "auto") -> str:
+    """Choose the attention of a Hugging Face model for packed training and return its name.
+
+    ``auto``: ``xformers`` for a model on CUDA where it runs, otherwise ``varlen``, which is sdpa's kernel.
+    """
+    register_attention()
+    if name == "auto":
+        on_cuda = next(model.parameters()).is_cuda
+        name = XFORMERS if on_cuda and xformers_problem() is None else VARLEN
+    elif name == XFORMERS and (problem := xformers_problem()) is not None:
+        raise ValueError(f"attention 'xformers' cannot be used ({problem}); use 'auto', 'varlen' or 'sdpa'")
+    model.set_attn_implementation(name)
+    return name

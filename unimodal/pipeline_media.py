@@ -1,0 +1,252 @@
+"""Files ⇄ tensors ⇄ codes of one model: the two ends of the pipeline. Each tokenizer is loaded when it is first needed.
+
+Shapes: B batch, T samples or frames, H and W height and width, N codes, G groups. Media without a batch are a picture
+[3, H, W] in [0, 1], a sound [T] in [-1, 1] and a clip [T, 3, H, W] in [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unimodal.config import atomic_write_text
+from unimodal.media.audio import load_audio, save_audio
+from unimodal.media.files import shown
+from unimodal.media.image import fit_image, load_image, save_image
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
+from unimodal.media.video import load_video, save_video
+from unimodal.pipeline_folder import ProcessorConfig, tokenizer_folder
+from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
+from unimodal.tokenizers import load_tokenizer, stored_sha256
+from unimodal.tokenizers.interface import Codes, MediaTokenizer
+from unimodal.vocabulary import Vocabulary
+
+CODES_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """One part of an answer: its document part, and for media what it decodes to.
+
+    media: picture [3, H, W], sound [T] or clip [T, 3, H, W]; rate: samples or frames a second (None for a picture).
+    """
+
+    part: Part
+    media: Tensor | None = None
+    rate: float | None = None
+
+    @property
+    def modality(self) -> str:
+        return "text" if isinstance(self.part, Text) else self.part.modality
+
+    @property
+    def text(self) -> str:
+        """The words of a text part, '' for media."""
+        return self.part.text if isinstance(self.part, Text) else ""
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file whole or not at all, in the format of its suffix; ValueError for one that does not fit."""
+        if self.media is None:
+            atomic_write_text(path, self.text + "\n")
+        elif self.modality == "image":
+            save_image(self.media, path)
+        elif self.modality == "audio":
+            save_audio(self.media, path, int(self.rate or 16_000))
+        else:
+            save_video(self.media, path, float(self.rate or 8))
+
+
+@dataclass(frozen=True)
+class MediaCodes:
+    """What `unimodal tokenize` writes: the codes of one file and the tokenizer that made them."""
+
+    modality: str
+    tokenizer_sha256: str
+    codes: np.ndarray  # int64 [N] or [N, G]
+    grid: tuple[int, int, int] | None = None
+    seconds: float | None = None
+
+    def save(self, path: str | Path) -> None:
+        fields = {
+            "format": CODES_FORMAT,
+            "modality": self.modality,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "grid": None if self.grid is None else list(self.grid),
+            "seconds": self.seconds,
+            "codes": self.codes.tolist(),
+        }
+        atomic_write_text(path, json.dumps(fields) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> MediaCodes:
+        """Raises ValueError, in one line, for a file that `save` did not write."""
+        name = shown(path)
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{name}: no such file; check the path") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"{name} is not a file of codes ({' '.join(str(error).split())[:120]})") from None
+        if not isinstance(fields, dict) or fields.get("format") != CODES_FORMAT or "codes" not in fields:
+            raise ValueError(f"{name} is not a file of codes; make one with `unimodal tokenize FILE --out {name}`")
+        try:
+            codes = np.array(fields["codes"])
+            if codes.dtype.kind != "i" or codes.ndim not in (1, 2) or not codes.size:
+                raise ValueError("codes must be a list of integers")
+            if fields["modality"] not in MEDIA_PARTS:
+                raise ValueError(f"modality {fields['modality']!r} is unknown")
+            grid = None if fields.get("grid") is None else cast(tuple[int, int, int], tuple(map(int, fields["grid"])))
+            seconds = None if fields.get("seconds") is None else float(fields["seconds"])
+            return cls(fields["modality"], str(fields["tokenizer_sha256"]), codes.astype(np.int64), grid, seconds)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{name} is not a usable file of codes ({error}); tokenize the medium again") from None
+
+
+class MediaCoder:
+    """The tokenizers of one model folder and how files are fitted to them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        vocabulary: Vocabulary,
+        processor: ProcessorConfig,
+        device: torch.device | str = "cpu",
+        on_step: Callable[[str], None] = lambda step: None,
+    ) -> None:
+        self.folder, self.vocabulary, self.processor, self.on_step = folder, vocabulary, processor, on_step
+        self.device = torch.device(device)
+        self.limits: MediaLimits = DEFAULT_LIMITS
+        self.sha256 = self._check_hashes()
+        self._loaded: dict[str, MediaTokenizer] = {}
+
+    def _check_hashes(self) -> dict[str, str]:
+        """The sha256 of each tokenizer, once they are those that the vocabulary was built with."""
+        found = {name: stored_sha256(tokenizer_folder(self.folder, name)) for name in self.vocabulary.media}
+        for block in self.vocabulary.blocks:
+            if block.modality in found:
+                self.vocabulary.check_hashes(
+                    {block.name: found[block.modality]}, source=str(self.folder / "vocabulary.json")
+                )
+        return found
+
+    def tokenizer(self, modality: str) -> MediaTokenizer:
+        """Loaded at first use. Raises ValueError for a medium that the model does not have."""
+        if modality not in self._loaded:
+            self.vocabulary.layout(modality)
+            parts = {"image_tokenizer": self.tokenizer("image")} if modality == "video" else {}
+            self.on_step(f"loading the {modality} tokenizer")
+            loaded = load_tokenizer(tokenizer_folder(self.folder, modality), **parts)
+            self._loaded[modality] = loaded.to(self.device)
+        return self._loaded[modality]
+
+    def setting(self, modality: str, name: str) -> Any:
+        """A value of a tokenizer's config, e.g. `image_size`, `sample_rate_hz`, `fps`."""
+        return getattr(self.tokenizer(modality).config, name)
+
+    def rate(self, modality: str) -> float | None:
+        return {"audio": "sample_rate_hz", "video": "fps"}.get(modality) and float(
+            self.setting(modality, "sample_rate_hz" if modality == "audio" else "fps")
+        )
+
+    # ---- files → tensors → codes
+
+    def read(self, path: str | Path, modality: str) -> Tensor:
+        """A file as the medium that the model sees: [3, S, S], [T] or [T, 3, S, S]. ValueError if it is not usable."""
+        self.vocabulary.layout(modality)
+        if modality == "image":
+            picture = load_image(path, self.limits)
+            return fit_image(picture, self.setting("image", "image_size"), self.processor.image_fit)
+        if modality == "audio":
+            return load_audio(path, self.setting("audio", "sample_rate_hz"), self.limits)
+        config = self.tokenizer("video").config
+        frames, size, fps = (getattr(config, name) for name in ("num_frames", "image_size", "fps"))
+        return load_video(path, fps, frames, size, self.limits)
+
+    def encode(self, modality: str, media: Sequence[Tensor]) -> list[np.ndarray]:
+        """Media of one modality → codes, each int64 [N] or [N, G]. Sounds may differ in length."""
+        codes = self.tokenizer(modality).encode(*self._batch(modality, media))
+        rows = [codes.row(index).cpu().numpy() for index in range(len(codes))]
+        return [row[:, 0] if row.shape[1] == 1 else row for row in rows]
+
+    def _batch(self, modality: str, media: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The batch that a tokenizer takes, and the true lengths of sounds."""
+        if modality == "image":
+            return torch.stack(list(media)).to(self.device), None
+        if modality == "video":
+            return torch.stack(list(media)).transpose(1, 2).contiguous().to(self.device), None  # [B, 3, T, H, W]
+        lengths = torch.tensor([len(sound) for sound in media])
+        padded = torch.nn.utils.rnn.pad_sequence(list(media), batch_first=True)  # [B, T]
+        return padded[:, None].to(self.device), lengths.to(self.device)
+
+    def encode_part(self, part: Part) -> Part:
+        """The part with codes in place of its path. Raises ValueError for a file that cannot be used."""
+        if isinstance(part, Text) or part.codes is not None:
+            return part
+        assert part.path is not None
+        medium = self.read(part.path, part.modality)
+        self.check_length(medium, part)
+        return MEDIA_PARTS[part.modality](codes=self.encode(part.modality, [medium])[0])
+
+    def check_length(self, medium: Tensor, part: Media) -> None:
+        if part.modality == "audio":
+            duration_s = len(medium) / self.setting("audio", "sample_rate_hz")
+            if duration_s > self.processor.max_audio_s:
+                raise ValueError(
+                    f"{shown(part.path or 'the sound')} lasts {duration_s:.1f} s; this model hears at most "
+                    f"{self.processor.max_audio_s:g} s: cut it"
+                )
+
+    # ---- codes → tensors
+
+    def decode(self, modality: str, codes: Sequence[np.ndarray]) -> list[Tensor]:
+        """The inverse of `encode`, on the CPU: pictures, sounds of their true lengths, or clips."""
+        rows = Codes.from_rows([torch.from_numpy(np.array(row)) for row in codes])
+        decoded = self.tokenizer(modality).decode(rows.to(self.device)).float().cpu()
+        if modality == "image":
+            return list(decoded)
+        if modality == "video":
+            return list(decoded.transpose(1, 2))
+        samples_per_code = decoded.shape[-1] // rows.ids.shape[1]
+        return [sound[0, : len(row) * samples_per_code] for sound, row in zip(decoded, codes, strict=True)]
+
+    def decode_part(self, part: Part) -> Output:
+        if isinstance(part, Text):
+            return Output(part)
+        return Output(part, self.decode(part.modality, [part.codes])[0], self.rate(part.modality))
+
+    # ---- files ⇄ codes, without the decoder
+
+    def tokenize(self, path: str | Path) -> MediaCodes:
+        """The codes of a file; what it holds is decided by its content. ValueError for one that cannot be used."""
+        modality = media_kind(path, self.limits)
+        medium = self.read(path, modality)
+        codes = self.tokenizer(modality).encode(*self._batch(modality, [medium]))
+        ids = codes.row(0).cpu().numpy()
+        rate = self.rate(modality)
+        return MediaCodes(
+            modality,
+            self.sha256[modality],
+            ids[:, 0] if ids.shape[1] == 1 else ids,
+            codes.grid,
+            None if rate is None else len(medium) / rate,
+        )
+
+    def detokenize(self, codes: MediaCodes) -> Output:
+        """The medium of some codes. Raises ValueError if another tokenizer made them."""
+        if codes.tokenizer_sha256 != self.sha256.get(codes.modality):
+            raise ValueError(
+                f"the codes were made by the {codes.modality} tokenizer {codes.tokenizer_sha256} but this model has "
+                f"{self.sha256.get(codes.modality)}; use the model that made them"
+            )
+        output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes))
+        if codes.modality == "audio" and codes.seconds is not None:
+            assert output.media is not None and output.rate is not None
+            return Output(output.part, output.media[: max(1, round(codes.seconds * output.rate))], output.rate)
+        return output

@@ -1,0 +1,60 @@
+"""The words a model was trained to be asked in, and how a bare prompt becomes such a request. Imports no torch.
+
+A small model answers best to the wordings it has seen: a picture without a question gets the trained one, and
+`red apple`, to be drawn, becomes `Draw a red apple.` A prompt that already is a request is left as it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+from unimodal.config import Config
+
+
+class Wording(Config):
+    """`{thing}` is what to show, `{text}` what to say, `{voice}` who says it. The defaults are those of `nano`."""
+
+    questions: dict[str, str] = {"image": "What is this?", "audio": "What is said?", "video": "What is this?"}
+    wishes: dict[str, str] = {"image": "Draw {thing}.", "audio": "Say: {text}", "video": "A clip of {thing}."}
+    in_voice: str = "Say in the voice of {voice}: {text}"
+    #: the first words, in lower case, of a request that is already complete
+    wish_starts: dict[str, tuple[str, ...]] = {
+        "image": ("draw ", "paint ", "a picture of ", "make a picture of ", "show me "),
+        "audio": ("say: ", "say this: ", "say in the voice of ", "speak: ", "read aloud", "read this: ", "voice "),
+        "video": ("a clip of ", "a video of ", "make a video of ", "animate ", "film ", "show me "),
+    }
+    #: things named without an article get one: `red apple` → `a red apple`
+    add_article: bool = True
+    #: what is spoken becomes lower-case words without punctuation, as the training sentences are written
+    plain_speech: bool = True
+
+    def question(self, modality: str) -> str:
+        """What to ask about a medium that comes without words."""
+        return self.questions.get(modality, "What is this?")
+
+    def request(self, prompt: str, to: str, voice: str | None = None) -> str:
+        """The request for an answer of modality `to`. Raises ValueError for an empty prompt or a voice out of place."""
+        prompt = prompt.strip()
+        if not prompt:
+            raise ValueError("the prompt is empty; say what to make")
+        if voice is not None and to != "audio":
+            raise ValueError(f"a voice speaks; it cannot be used to make {to}: leave the voice out")
+        if to not in self.wishes or prompt.lower().startswith(self.wish_starts.get(to, ())):
+            return prompt
+        if to == "audio":
+            spoken = plain_words(prompt) if self.plain_speech else prompt
+            if not spoken:
+                raise ValueError(f"there is no word to speak in {prompt!r}; write the sentence in letters")
+            wish = self.wishes[to] if voice is None else self.in_voice.replace("{voice}", voice)
+            return wish.replace("{text}", spoken)
+        thing = prompt.rstrip(".")
+        if self.add_article and not re.match(r"(a|an|the|some|my|two|three|\d+) ", thing.lower()):
+            from unimodal.data.sources import with_article
+
+            thing = with_article(thing)
+        return self.wishes[to].replace("{thing}", thing)
+
+
+def plain_words(text: str) -> str:
+    """`Well, it's 5 o'clock!` → `well it's 5 o'clock`."""
+    return " ".join(re.findall(r"\w+(?:['’]\w+)*", text.lower())).replace("’", "'")

@@ -1,0 +1,1 @@
+"""Typed parts ⇄ ids, labels and positions."""

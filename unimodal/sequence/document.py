@@ -1,0 +1,186 @@
+"""Documents: ordered typed parts with roles, the same for training, chat, the server and the importers.
+
+    Document([
+        Turn("user", [Text("what is this?"), Image(path="apple.png")]),
+        Turn("assistant", [Text("an apple")]),
+    ])
+
+A media part holds either the `path` of a file or the `codes` its tokenizer made of it, int64 `[N]` or `[N, G]`. Any
+part may stand in any turn, in any number and order. Parts, turns and documents are frozen, comparable and go to and
+from JSON.
+
+Two adjacent texts mean the same as one text of both with a space between, and an empty text means nothing:
+`canonical()` joins the first and drops the second. `Template.parse(Template.render(d))` gives `d.canonical()`.
+
+Legend: N code steps, G groups of the tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from unimodal.vocabulary import ROLES
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ValueError(f"text must be a string, got {type(self.text).__name__}")
+        try:
+            self.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text holds a lone surrogate at character {error.start}; give valid Unicode") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"type": "text", "text": self.text}
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """A picture, a sound or a clip: codes int64 `[N]` / `[N, G]`, or the path of a file not yet encoded."""
+
+    codes: Any = None
+    path: str | None = None
+    modality: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if (self.codes is None) == (self.path is None):
+            raise ValueError(f"give the {self.modality} part either codes or a path, not both or neither")
+        if self.path is not None:
+            object.__setattr__(self, "path", str(self.path))
+            return
+        given = self.codes.detach().cpu().numpy() if hasattr(self.codes, "detach") else self.codes
+        codes = np.array(given)  # a copy: the part is frozen
+        if codes.size and codes.dtype.kind not in "iu":
+            raise ValueError(f"{self.modality} codes must be integers, got {codes.dtype}")
+        if codes.ndim not in (1, 2) or not codes.size:
+            raise ValueError(f"{self.modality} codes must be [N] or [N, G] and not empty, got {list(codes.shape)}")
+        codes = codes.astype(np.int64)
+        codes.flags.writeable = False
+        object.__setattr__(self, "codes", codes)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        assert isinstance(other, Media)
+        if self.codes is None or other.codes is None:
+            return self.codes is other.codes and self.path == other.path
+        return bool(np.array_equal(self.codes, other.codes))
+
+    def __hash__(self) -> int:
+        return hash((self.modality, self.path, None if self.codes is None else self.codes.tobytes()))
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.codes is None:
+            return {"type": self.modality, "path": self.path}
+        return {"type": self.modality, "codes": self.codes.tolist()}
+
+
+@dataclass(frozen=True, eq=False)
+class Image(Media):
+    modality: ClassVar[str] = "image"
+
+
+@dataclass(frozen=True, eq=False)
+class Audio(Media):
+    modality: ClassVar[str] = "audio"
+
+
+@dataclass(frozen=True, eq=False)
+class Video(Media):
+    modality: ClassVar[str] = "video"
+
+
+Part = Text | Image | Audio | Video
+MEDIA_PARTS: dict[str, type[Image] | type[Audio] | type[Video]] = {"image": Image, "audio": Audio, "video": Video}
+
+
+def part_from_dict(data: Mapping[str, Any]) -> Part:
+    """The inverse of a part's `to_dict`; ValueError on an unknown type or entry."""
+    fields = dict(data)
+    kind = fields.pop("type", None)
+    try:
+        if kind == "text":
+            return Text(**fields)
+        if kind in MEDIA_PARTS:
+            return MEDIA_PARTS[kind](**fields)
+    except TypeError:
+        raise ValueError(f"a part of type {kind!r} does not take {', '.join(sorted(fields)) or 'nothing'}") from None
+    raise ValueError(f"part type {kind!r} is unknown; use text, image, audio or video")
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str
+    parts: tuple[Part, ...]
+
+    def __init__(self, role: str, parts: Iterable[Part] | str = ()) -> None:
+        if role not in ROLES:
+            raise ValueError(f"role {role!r} is unknown; use {', '.join(ROLES)}")
+        object.__setattr__(self, "role", role)
+        object.__setattr__(self, "parts", (Text(parts),) if isinstance(parts, str) else tuple(parts))
+        for part in self.parts:
+            if not isinstance(part, (Text, Image, Audio, Video)):
+                raise ValueError(f"a part must be Text, Image, Audio or Video, got {type(part).__name__}")
+
+    @property
+    def text(self) -> str:
+        """All texts of the turn, with a space between them."""
+        return " ".join(part.text for part in self.parts if isinstance(part, Text) and part.text)
+
+    def canonical(self) -> Turn:
+        parts: list[Part] = []
+        for part in self.parts:
+            if isinstance(part, Text) and not part.text:
+                continue
+            if isinstance(part, Text) and parts and isinstance(parts[-1], Text):
+                parts[-1] = Text(f"{parts[-1].text} {part.text}")
+            else:
+                parts.append(part)
+        return Turn(self.role, parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"role": self.role, "parts": [part.to_dict() for part in self.parts]}
+
+
+@dataclass(frozen=True)
+class Document:
+    turns: tuple[Turn, ...]
+
+    def __init__(self, turns: Iterable[Turn] = ()) -> None:
+        object.__setattr__(self, "turns", tuple(turns))
+
+    def canonical(self) -> Document:
+        """The same document with adjacent texts joined and empty texts dropped."""
+        return Document(turn.canonical() for turn in self.turns)
+
+    def without_text(self, roles: Iterable[str] = ("system", "user")) -> Document:
+        """The document with the texts of these roles dropped: the unconditional side of classifier-free guidance."""
+        drop = set(roles)
+        return Document(
+            Turn(turn.role, [p for p in turn.parts if turn.role not in drop or not isinstance(p, Text)])
+            for turn in self.turns
+        )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(part for turn in self.turns for part in turn.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"turns": [turn.to_dict() for turn in self.turns]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Document:
+        try:
+            return cls(Turn(turn["role"], [part_from_dict(part) for part in turn["parts"]]) for turn in data["turns"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"a document is {{'turns': [{{'role', 'parts'}}]}}; missing or wrong entry: {error}"
+            ) from None

@@ -1,0 +1,132 @@
+"""Packs rendered documents into rows of one length without leakage.
+
+Best-fit decreasing: the longest document goes first, each into the fullest row that still holds it. Documents are
+never split. Every document of a row has its own segment id (1, 2, …; padding is 0) and positions that restart at 0,
+so that an attention mask made from either keeps documents apart. The label of a document's first token is -100:
+nothing is ever predicted from the end of the document before.
+
+Labels are not shifted: `labels[i]` is `ids[i]` or -100, as Hugging Face models expect.
+
+Legend: B rows, N tokens of a row.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from unimodal.sequence.template import IGNORE, Rendered
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row of N tokens."""
+
+    ids: np.ndarray  # int64 [N]
+    labels: np.ndarray  # int64 [N], -100 where nothing is learnt
+    modality: np.ndarray  # uint8 [N]
+    position_ids: np.ndarray  # int64 [N], 0 at the start of every document and of the padding
+    segment_ids: np.ndarray  # int64 [N], 1, 2, … in order, 0 for padding
+    documents: tuple[int, ...]  # the index in the given list of segment 1, 2, …
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows stacked: every array is `[B, N]`."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    modality: np.ndarray
+    position_ids: np.ndarray
+    segment_ids: np.ndarray
+
+    def attention_mask(self) -> np.ndarray:
+        """bool [B, 1, N, N], True where a query (third axis) may see a key: the past of its own document.
+
+        Padding sees the padding before it, so that no query is left without a key.
+        """
+        length = self.ids.shape[1]
+        same = self.segment_ids[:, :, None] == self.segment_ids[:, None, :]  # [B, N, N]
+        past = np.tril(np.ones((length, length), dtype=bool))
+        return (same & past)[:, None]
+
+
+def pack(
+    rendered: Sequence[Rendered],
+    length: int,
+    pad_id: int,
+    too_long: Literal["error", "truncate", "drop"] = "error",
+) -> list[PackedRow]:
+    """Rows of `length` tokens that hold every document once.
+
+    A document longer than a row is an error, or is cut at the end (`truncate`), or left out (`drop`).
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; a row holds at least one token")
+    if too_long not in ("error", "truncate", "drop"):
+        raise ValueError(f"too_long is {too_long!r}; use error, truncate or drop")
+    items: list[tuple[int, Rendered]] = []
+    for index, item in enumerate(rendered):
+        if len(item.ids) > length:
+            if too_long == "error":
+                raise ValueError(
+                    f"document {index} has {len(item.ids)} tokens but a row holds {length}; "
+                    f"raise the length, or choose truncate or drop"
+                )
+            if too_long == "drop":
+                continue
+            item = item[:length]
+        if len(item.ids):
+            items.append((index, item))
+    items.sort(key=lambda pair: -len(pair[1].ids))  # stable: equal lengths keep their order
+    bins: list[list[tuple[int, Rendered]]] = []
+    free: list[tuple[int, int]] = []  # (tokens left, row), sorted
+    for index, item in items:
+        at = bisect.bisect_left(free, (len(item.ids), -1))
+        if at == len(free):
+            bins.append([(index, item)])
+            room = length - len(item.ids)
+            bisect.insort(free, (room, len(bins) - 1))
+        else:
+            room, row = free.pop(at)
+            bins[row].append((index, item))
+            bisect.insort(free, (room - len(item.ids), row))
+    return [_row(contents, length, pad_id) for contents in bins]
+
+
+def pad(rendered: Sequence[Rendered], pad_id: int, length: int | None = None) -> PackedBatch:
+    """One document a row, padded on the right to the longest (or to `length`)."""
+    longest = max((len(item.ids) for item in rendered), default=0)
+    if length is not None and longest > length:
+        raise ValueError(f"a document has {longest} tokens but a row holds {length}; raise the length or pack")
+    length = longest if length is None else length
+    return stack([_row([(index, item)], length, pad_id) for index, item in enumerate(rendered)])
+
+
+def stack(rows: Sequence[PackedRow]) -> PackedBatch:
+    """Rows of one length → arrays `[B, N]`."""
+    if not rows:
+        raise ValueError("no rows to stack; pack at least one document")
+    return PackedBatch(*(np.stack([getattr(row, field.name) for row in rows]) for field in fields(PackedBatch)))
+
+
+def _row(contents: Sequence[tuple[int, Rendered]], length: int, pad_id: int) -> PackedRow:
+    ids = np.full(length, pad_id, dtype=np.int64)
+    labels = np.full(length, IGNORE, dtype=np.int64)
+    modality = np.zeros(length, dtype=np.uint8)
+    positions = np.zeros(length, dtype=np.int64)
+    segments = np.zeros(length, dtype=np.int64)
+    at = 0
+    for segment, (_, item) in enumerate(contents, start=1):
+        part = slice(at, at + len(item.ids))
+        ids[part], labels[part], modality[part] = item.ids, item.labels, item.modality
+        labels[at] = IGNORE
+        positions[part] = np.arange(len(item.ids))
+        segments[part] = segment
+        at += len(item.ids)
+    positions[at:] = np.arange(length - at)
+    return PackedRow(ids, labels, modality, positions, segments, tuple(index for index, _ in contents))

@@ -1,0 +1,153 @@
+"""Documents ⇄ ids. One template for training, chat and the server, and its exact inverse.
+
+    <|bos|> <|user|> what is this? <|image_start|> … <|image_end|> <|end_of_turn|>
+          <|assistant|> an apple <|end_of_turn|>
+
+Every text is written with one space before it, so that its first word has the same piece as inside a sentence;
+`parse` takes that space off again, and every other character survives. Each text is encoded by itself and media come as
+integers, so nothing a user types can become a control or media row.
+
+Labels (not shifted) are the ids of the assistant's turns, their end-of-turn included, and -100 elsewhere; the
+`<|assistant|>` mark itself is given, not learnt. `modality` is 0 for text and turn marks, and 1, 2, 3 for every token
+of an image, audio or video span, its start, frame marks and end included.
+
+Legend: N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimodal.sequence.document import MEDIA_PARTS, Document, Part, Text, Turn
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import MODALITY_INDEX, ROLES, Vocabulary
+
+IGNORE = -100
+TEXT_PREFIX = " "
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A document as the decoder sees it; a slice of one is one."""
+
+    ids: np.ndarray  # int64 [N]
+    labels: np.ndarray  # int64 [N], -100 off the answer, not shifted
+    modality: np.ndarray  # uint8 [N], index into vocabulary.MODALITIES
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice) -> Rendered:
+        return Rendered(self.ids[part], self.labels[part], self.modality[part])
+
+
+class Template:
+    """Renders documents with one vocabulary and one text tokenizer."""
+
+    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+        if text.size > vocabulary.text_size:
+            raise ValueError(f"the text tokenizer has {text.size} rows but the vocabulary only {vocabulary.text_size}")
+        if vocabulary.text_sha256:
+            vocabulary.check_hashes({"text": text.sha256})
+        self.vocabulary = vocabulary
+        self.text = text
+        self._bos = vocabulary.control_id("<|bos|>")
+        self._eos = vocabulary.control_id("<|eos|>")
+        self._pad = vocabulary.control_id("<|pad|>")
+        self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
+        self._role_ids = {role: vocabulary.control_id(f"<|{role}|>") for role in ROLES}
+        self._roles = {row: role for role, row in self._role_ids.items()}
+
+    # ---- document → ids
+
+    def render(self, document: Document, add_generation_prompt: bool = False) -> Rendered:
+        """`add_generation_prompt` ends with `<|assistant|>`: the ids to generate an answer from."""
+        ids: list[int] = [self._bos]
+        answer: list[tuple[int, int]] = []
+        media: list[tuple[int, int, int]] = []
+        for turn in document.turns:
+            ids.append(self._role_ids[turn.role])
+            begin = len(ids)
+            for modality, rows in self._part_rows(turn.canonical().parts):
+                media.append((len(ids), len(ids) + len(rows), modality))
+                ids += rows
+            ids.append(self._end_of_turn)
+            if turn.role == "assistant":
+                answer.append((begin, len(ids)))
+        if add_generation_prompt:
+            ids.append(self._role_ids["assistant"])
+        array = np.array(ids, dtype=np.int64)  # [N]
+        labels = np.full(len(ids), IGNORE, dtype=np.int64)
+        for begin, end in answer:
+            labels[begin:end] = array[begin:end]
+        modality_of = np.zeros(len(ids), dtype=np.uint8)
+        for begin, end, modality in media:
+            modality_of[begin:end] = modality
+        return Rendered(array, labels, modality_of)
+
+    def render_parts(self, parts: Iterable[Part]) -> list[int]:
+        """The rows of parts alone, without a role or an end of turn: the beginning of an answer, say."""
+        return [row for _, rows in self._part_rows(Turn("assistant", parts).canonical().parts) for row in rows]
+
+    def _part_rows(self, parts: Sequence[Part]) -> Iterable[tuple[int, list[int]]]:
+        for part in parts:
+            if isinstance(part, Text):
+                yield 0, self.text.encode(TEXT_PREFIX + part.text)
+            elif part.codes is None:
+                raise ValueError(
+                    f"the {part.modality} {part.path!r} has no codes yet; encode it with its tokenizer first"
+                )
+            else:
+                yield MODALITY_INDEX[part.modality], self.vocabulary.encode_span(part.modality, part.codes)
+
+    # ---- ids → document
+
+    def parse(self, ids: Sequence[int] | np.ndarray) -> Document:
+        """The inverse of `render`. An open last turn is taken as it is; padding and `<|eos|>` at the end are ignored.
+
+        Raises ValueError where the ids are not a rendered document: a span cut off, text outside a turn.
+        """
+        rows = np.asarray(ids, dtype=np.int64)
+        at = 1 if len(rows) and rows[0] == self._bos else 0
+        turns: list[Turn] = []
+        while at < len(rows) and rows[at] not in (self._eos, self._pad):
+            role = self._roles.get(int(rows[at]))
+            if role is None:
+                raise ValueError(f"token {at} is row {int(rows[at])}; a turn must begin with a role")
+            parts, at = self._parse_parts(rows, at + 1)
+            if at < len(rows) and rows[at] == self._end_of_turn:
+                at += 1
+            elif at < len(rows) and rows[at] not in (self._eos, self._pad):
+                raise ValueError(f"token {at} is {self.vocabulary.token_string(int(rows[at]))} inside a turn")
+            turns.append(Turn(role, parts))
+        return Document(turns)
+
+    def parse_answer(self, ids: Sequence[int] | np.ndarray) -> tuple[Part, ...]:
+        """The parts of generated ids, from behind `<|assistant|>` to the end of the turn or of the ids."""
+        return tuple(self._parse_parts(np.asarray(ids, dtype=np.int64), 0)[0])
+
+    def _parse_parts(self, rows: np.ndarray, at: int) -> tuple[list[Part], int]:
+        """The parts from `at` up to the first turn mark, and where that stands."""
+        parts: list[Part] = []
+        while at < len(rows):
+            row = int(rows[at])
+            modality = self.vocabulary.span_started_by(row)
+            if modality is not None:
+                ends = np.flatnonzero(rows[at:] == self.vocabulary.end_id(modality))
+                if not len(ends):
+                    raise ValueError(f"the {modality} span that begins at token {at} has no end")
+                end = at + int(ends[0]) + 1
+                _, codes = self.vocabulary.decode_span(rows[at:end].tolist())
+                parts.append(MEDIA_PARTS[modality](codes=codes))
+                at = end
+            elif self.vocabulary.is_text(row):
+                beyond = np.flatnonzero(rows[at:] >= self.vocabulary.text_size)
+                end = at + int(beyond[0]) if len(beyond) else len(rows)
+                parts.append(Text(self.text.decode(rows[at:end]).removeprefix(TEXT_PREFIX)))
+                at = end
+            else:
+                break
+        return parts, at

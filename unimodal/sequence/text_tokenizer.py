@@ -1,0 +1,254 @@
+"""Text ⇄ ids: a wrapper of any Hugging Face fast tokenizer, and a trainer of our own.
+
+`TextTokenizer` reads the `tokenizer.json` of a folder and keeps the model of it without its added tokens. So no text,
+not even one that spells `<|image_0003|>` or `<|user|>`, ever becomes a control, media or special row: what a person
+types is encoded as plain text, and control rows are placed by `Template` alone, as integers.
+
+`train_text_tokenizer` trains a SentencePiece BPE with byte fallback (Kudo and Richardson 2018, arXiv:1808.06226;
+Sennrich et al. 2016, arXiv:1508.07909) and writes it as a Hugging Face fast tokenizer. Nothing is normalised and the
+pieces hold real spaces instead of SentencePiece's `▁`, so that `decode(encode(x)) == x` for every string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from unimodal.config import atomic_write_text
+from unimodal.vocabulary import CONTROLS
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+_SPACE = "\u2581"  # SentencePiece's stand-in for a space
+
+
+class TextTokenizer:
+    """Plain text to text rows and back. `size` rows; of these `reserved_ids` are never used by plain text."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        """`data` is the content of a `tokenizer.json`."""
+        added = data.get("added_tokens", [])
+        ours = [token["id"] for token in added if token["content"] == CONTROLS[0]]
+        base = [token for token in added if not ours or token["id"] < ours[0]]
+        # Runs of spaces are ordinary text, even where a base tokenizer lists them as added tokens.
+        plain = [token for token in base if not token["special"] and token["content"].isspace()]
+        dropped = {token["id"]: token["content"] for token in base if token not in plain}
+        self._data = {
+            **data,
+            "added_tokens": plain,
+            "post_processor": None,
+            "truncation": None,
+            "padding": None,
+        }
+        self._tokenizer = Tokenizer.from_str(json.dumps(self._data))
+        self._tokenizer.encode_special_tokens = True
+        self.base_added_tokens = base
+        model_ids = [*self._tokenizer.get_vocab().values(), *(token["id"] for token in base)]
+        self.size = ours[0] if ours else max(model_ids) + 1
+        used = set(self._tokenizer.get_vocab().values())
+        unknown = data["model"].get("unk_token")
+        reserved = {row for row in range(self.size) if row not in used} | set(dropped)
+        if data["model"].get("byte_fallback") and unknown is not None:
+            reserved.add(self._tokenizer.token_to_id(unknown))  # every byte has a piece: never reached
+        self.reserved_ids = tuple(sorted(reserved))
+        self._dropped = dropped
+        self._forbidden = frozenset(dropped)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TextTokenizer:
+        """Reads a text tokenizer's folder, or a model's: the control and media tokens are left out."""
+        path = Path(folder) / TOKENIZER_FILE
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; give a folder with the tokenizer.json of a fast tokenizer")
+        try:
+            return cls(json.loads(path.read_text(encoding="utf-8")))
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise ValueError(f"{path}: not a readable tokenizer.json ({error})") from None
+
+    @property
+    def sha256(self) -> str:
+        """The hash of all that decides an encoding; the same from a text tokenizer's folder and a model's."""
+        keys = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
+        text = json.dumps({key: self._data.get(key) for key in keys}, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The `tokenizer.json` of the text rows alone, the base's own special tokens included."""
+        return {**self._data, "added_tokens": list(self.base_added_tokens)}
+
+    def encode(self, text: str) -> list[int]:
+        """Text rows only, whatever the text spells."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if not self._forbidden.isdisjoint(ids):
+            ids = self._encode_around(text)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            encoding.ids if self._forbidden.isdisjoint(encoding.ids) else self._encode_around(text)
+            for encoding, text in zip(encodings, texts, strict=True)
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of text rows; ValueError on any other row. Broken UTF-8 gives U+FFFD."""
+        ids = [int(row) for row in ids]
+        outside = [row for row in ids if not 0 <= row < self.size]
+        if outside:
+            raise ValueError(
+                f"row {outside[0]} is not one of the {self.size} text rows; split media and controls off first"
+            )
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def stream(self) -> TextStream:
+        """A decoder for rows that arrive one by one."""
+        return TextStream(self)
+
+    def _encode_around(self, text: str) -> list[int]:
+        """Some models hold special strings as pieces: cut every such string between its characters."""
+        for content in sorted(self._dropped.values(), key=len, reverse=True):
+            if content in text:
+                left, right = text.split(content, 1)
+                middle = [row for character in content for row in self._encode_piece(character)]
+                return self.encode(left) + middle + self.encode(right)
+        raise ValueError(f"the tokenizer writes a special token for plain text: {text[:40]!r}")
+
+    def _encode_piece(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class TextStream:
+    """Holds back the bytes of an unfinished character: `push` returns the text that is certain by now."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._given = 0
+
+    def push(self, row: int) -> str:
+        self._ids.append(row)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd"):
+            return ""
+        new, self._given = text[self._given :], len(text)
+        last = self._tokenizer.decode([row])
+        if len(self._ids) >= 64 and "\ufffd" not in last:  # start again here: a long answer costs linear time
+            self._ids, self._given = [row], len(last)
+        return new
+
+    def finish(self) -> str:
+        text = self._tokenizer.decode(self._ids)
+        new, self._given = text[self._given :], len(text)
+        return new
+
+
+def train_text_tokenizer(
+    texts: Iterable[str],
+    size: int,
+    folder: str | Path,
+    lowercase: bool = True,
+    num_threads: int = 2,
+) -> TextTokenizer:
+    """Trains `size` pieces, writes `tokenizer.json` and `tokenizer_config.json` to `folder`, returns the tokenizer.
+
+    With `lowercase` the training text is lower-cased, so that no pieces are spent on `The` beside `the`; capitals are
+    then single letters. Encoding never changes the case of anything. The result depends on the texts alone.
+    """
+    import sentencepiece
+
+    def lines() -> Iterator[str]:
+        for text in texts:
+            for line in (text.lower() if lowercase else text).splitlines():
+                if line.strip():
+                    yield " " + line.strip()  # as Template writes it: a space before the first word
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines(),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=size + 1,  # one more: SentencePiece insists on <unk>, which byte fallback makes useless
+            byte_fallback=True,
+            character_coverage=0.9995,
+            required_chars="".join(chr(code) for code in range(33, 127)),
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            max_sentence_length=1 << 16,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=num_threads,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise ValueError(
+            f"cannot train {size} pieces on this text: {reason}; give more text or a smaller size"
+        ) from None
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    data = _as_fast_tokenizer(processor)
+    folder = Path(folder)
+    atomic_write_text(folder / TOKENIZER_FILE, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    atomic_write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+    return TextTokenizer(data)
+
+
+def _as_fast_tokenizer(processor: Any) -> dict[str, Any]:
+    """The `tokenizer.json` of a SentencePiece BPE model, its pieces in the same order without `<unk>`."""
+    vocabulary: dict[str, int] = {}
+    rank: dict[str, float] = {}
+    for index in range(1, processor.get_piece_size()):
+        piece = processor.id_to_piece(index)
+        if not processor.is_byte(index):
+            piece = piece.replace(_SPACE, " ")
+            rank[piece] = -processor.get_score(index)
+        vocabulary[piece] = index - 1
+    # SentencePiece joins the pair whose joined piece has the best score; the tokenizers library joins the pair that
+    # stands first in the list of merges. All pairs that make a piece, ordered by its score, give the same result.
+    merges = [
+        (order, len(piece[:cut]), [piece[:cut], piece[cut:]])
+        for piece, order in rank.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in rank and piece[cut:] in rank
+    ]
+    merges.sort(key=lambda merge: (merge[0], merge[1]))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        # every space begins a new word: no piece of the model crosses one
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithNext",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [pair for _, _, pair in merges],
+        },
+    }

@@ -1,0 +1,80 @@
+"""Media tokenizers: one file per family behind the contract of `interface.py`.
+
+`load_tokenizer(folder)` reads the `family` of the folder's config.json and loads that class; nothing heavy is imported
+before. To add a family, write its file and a line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unimodal.tokenizers.interface import MediaTokenizer
+
+__all__ = ["FAMILIES", "family_of", "load_tokenizer", "stored_sha256"]
+
+
+def family_of(folder: str | Path) -> str:
+    """The `family` in a tokenizer folder's config.json. Raises ValueError if there is none or it is not known."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a tokenizer folder: config.json is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); take it from the model again") from None
+    family = config.get("family") if isinstance(config, dict) else None
+    if family not in FAMILIES:
+        raise ValueError(f"{path} names the tokenizer family {family!r}; known are {', '.join(FAMILIES)}")
+    return family
+
+
+def load_tokenizer(folder: str | Path, **parts: Any) -> MediaTokenizer:
+    """The tokenizer that `save` wrote to `folder`, in float32 and eval mode.
+
+    `parts` are modules that some families build on, e.g. `image_tokenizer=` for clips; a family takes what its `load`
+    names and leaves the rest. Raises ValueError, in one line, for a folder that is not a tokenizer.
+    """
+    module, name = FAMILIES[family_of(folder)]
+    load = getattr(importlib.import_module(module), name).load
+    wanted = inspect.signature(load).parameters
+    try:
+        return load(folder, **{key: part for key, part in parts.items() if key in wanted})
+    except Exception as error:
+        if type(error).__name__ not in ("ValidationError", "SafetensorError"):
+            raise
+        reason = " ".join(str(error).split())  # pydantic writes a paragraph
+        raise ValueError(f"{folder} does not hold a usable tokenizer ({reason}); take it from the model again") from None
+
+
+def stored_sha256(folder: str | Path) -> str:
+    """The `sha256` of the tokenizer in `folder`, from its weights file alone: no module is built."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} is not a tokenizer folder: model.safetensors is missing")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from None
+    digest = hashlib.sha256()
+    for name, values in sorted(state.items()):
+        stored = values.astype("float16") if values.dtype.kind == "f" else values
+        digest.update(f"{name}{stored.shape}torch.{stored.dtype}".encode())
+        digest.update(stored.tobytes())
+    return digest.hexdigest()
+
+
+# family → (module, class); imported only when a folder of that family is loaded
+FAMILIES: dict[str, tuple[str, str]] = {
+    "semantic_pixel_fsq": ("unimodal.tokenizers.image", "ImageTokenizer"),
+    "causal_motion_fsq": ("unimodal.tokenizers.video", "VideoTokenizer"),
+    "mel_fsq": ("unimodal.tokenizers.audio", "AudioTokenizer"),
+}

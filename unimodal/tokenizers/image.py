@@ -1,0 +1,193 @@
+"""The image tokenizer of ``nano``: a 64×64 picture ⇄ 64 codes, eight that say what it is, the rest how it looks.
+
+The first ``num_semantic`` codes name the nearest prototypes, nearest first, of a frozen image trunk's features
+(EfficientNet-lite0) after a linear discriminant projection that ignores the drawing style. A frozen trunk as in SEED
+(arXiv 2307.08041), semantic and pixel vocabularies side by side as in DualToken (arXiv 2503.14324). They mean the same in every style, so
+a language model reads what it sees, and decides what to draw before how. The other codes are finite-scalar-quantized
+outputs of a convolutional and transformer encoder; one decoder reads all codes and returns the pixels.
+
+The 8×8 grid of the pixel encoder is resampled to ``num_codes - num_semantic`` tokens by a learned mixing over positions
+(initialised to drop the corners), and the decoder mixes all 64 codes back to the grid.
+
+Shapes: B batch, N codes, P grid positions, S semantic codes, D width, K quantized dimensions, C prototypes, L discriminant dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unimodal.tokenizers.efficientnet import NUM_FEATURES, EfficientNetLite0
+from unimodal.tokenizers.interface import Codes, MediaTokenizer, TokenizerConfig
+from unimodal.tokenizers.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.trunks import ResidualConv, TransformerBlock
+
+
+class ImageTokenizerConfig(TokenizerConfig):
+    family: Literal["semantic_pixel_fsq"] = "semantic_pixel_fsq"
+    image_size: int = 64
+    levels: tuple[int, ...] = (8, 8, 8, 8)
+    num_semantic: int = 8
+    num_prototypes: int = 0  # the size of the semantic codebook; set when it is fitted
+    semantic_dims: int = 256
+    trunk_size: int = 128  # pixels a side at which the frozen trunk sees the picture
+    conv_channels: int = 96
+    width: int = 192
+    num_heads: int = 6
+    encoder_layers: int = 2
+    decoder_layers: int = 4
+    conv_blocks: int = 2  # residual blocks at 16×16, each side
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // 8
+
+    @property
+    def num_pixel(self) -> int:
+        return self.grid**2 - self.num_semantic
+
+
+def corner_positions(grid: int, count: int) -> list[int]:
+    """The ``count`` positions of a grid×grid raster that lie farthest from its centre (ties in raster order)."""
+    centre = (grid - 1) / 2
+    far = sorted(range(grid * grid), key=lambda p: -((p // grid - centre) ** 2 + (p % grid - centre) ** 2))
+    return sorted(far[:count])
+
+
+class SemanticBranch(nn.Module):
+    """Frozen-trunk features [B, 1280] → the S nearest of C prototypes. Fitted in closed form, never trained by gradient."""
+
+    def __init__(self, config: ImageTokenizerConfig):
+        super().__init__()
+        self.num_codes = config.num_semantic
+        self.register_buffer("mean", torch.zeros(NUM_FEATURES))
+        self.register_buffer("projection", torch.zeros(NUM_FEATURES, config.semantic_dims))
+        self.register_buffer("prototypes", torch.zeros(config.num_prototypes, config.semantic_dims))
+
+    def project(self, features: Tensor) -> Tensor:
+        """features: [B, 1280] ≥ 0 → unit vectors [B, L]. The square root tames features that fire rarely but strongly."""
+        rooted = nn.functional.normalize(features.clamp_min(0).sqrt(), dim=-1)
+        return nn.functional.normalize((rooted - self.mean) @ self.projection, dim=-1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: [B, 1280] → ids int64 [B, S], nearest first."""
+        return (self.project(features) @ self.prototypes.T).topk(self.num_codes, dim=-1).indices
+
+    def values(self, ids: Tensor) -> Tensor:
+        """ids: int64 [B, S] → prototypes [B, S, L]."""
+        return self.prototypes[ids]
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, labels: Tensor, shrinkage: float = 0.3) -> None:
+        """Linear discriminants and one prototype a label.
+
+        features: [M, V, 1280] of M pictures in V views; labels: int64 [M] in [0, C), every one of them present.
+        ``shrinkage`` adds that share of the mean within-label variance to every direction (regularised LDA, Friedman 1989).
+        """
+        rooted = nn.functional.normalize(features.float().clamp_min(0).sqrt(), dim=-1)
+        num_labels = int(labels.max()) + 1
+        sums = torch.zeros(num_labels, NUM_FEATURES).index_add_(0, labels, rooted.mean(1))
+        centres = sums / torch.bincount(labels, minlength=num_labels).unsqueeze(1)  # [C, 1280]
+        self.mean.copy_(centres.mean(0))
+        within = (rooted - centres[labels].unsqueeze(1)).flatten(0, 1)
+        between = centres - self.mean
+        covariance = within.T @ within / len(within)
+        covariance += shrinkage * covariance.diagonal().mean() * torch.eye(NUM_FEATURES)
+        factor = torch.linalg.cholesky(covariance.double())
+        half = torch.linalg.solve_triangular(factor, (between.T @ between / num_labels).double(), upper=False)
+        whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
+        directions = torch.linalg.eigh((whitened + whitened.T) / 2).eigenvectors.flip(-1)[:, : self.projection.shape[1]]
+        projection = torch.linalg.solve_triangular(factor.T, directions, upper=True).float()
+        self.projection.copy_(projection / projection.abs().max())  # one scale, so that half precision holds it
+        self.prototypes.copy_(nn.functional.normalize((centres - self.mean) @ self.projection, dim=-1))
+
+
+class ImageTokenizer(MediaTokenizer):
+    """See the module's page. ``encode``: float [B, 3, 64, 64] in [0, 1] → Codes [B, 64, 1]."""
+
+    modality: ClassVar[str] = "image"
+    config_class: ClassVar[type[TokenizerConfig]] = ImageTokenizerConfig
+    config: ImageTokenizerConfig
+
+    def __init__(self, config: ImageTokenizerConfig):
+        super().__init__(config)
+        grid, width, channels = config.grid, config.width, config.conv_channels
+        num_positions = grid * grid
+        self.tokens_per_item = num_positions
+        self.trunk = EfficientNetLite0().requires_grad_(False)
+        self.semantic = SemanticBranch(config)
+        self.quantizer = FiniteScalarQuantizer(config.levels)
+        self.codebook_sizes = (self.quantizer.codebook_size,)
+        self.segments = (("semantic", config.num_semantic), ("image", config.num_pixel))
+        self.block_sizes = {"semantic": config.num_prototypes, "image": self.quantizer.codebook_size}
+        dims = self.quantizer.num_dims
+        kept = sorted(set(range(num_positions)) - set(corner_positions(grid, config.num_semantic)))
+        order = corner_positions(grid, config.num_semantic) + kept  # code n sits at grid position order[n]
+
+        self.encoder_in = nn.Sequential(
+            nn.PixelUnshuffle(4), nn.Conv2d(48, channels, 3, padding=1), *(ResidualConv(channels) for _ in range(config.conv_blocks))
+        )
+        self.encoder_down = nn.Conv2d(channels, width, 2, stride=2)
+        self.encoder_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
+        self.encoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.encoder_layers)))
+        self.resample = nn.Parameter(torch.eye(num_positions)[kept])  # [N - S, P]
+        self.encoder_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dims))
+
+        self.semantic_in = nn.Linear(config.semantic_dims, width)
+        self.pixel_in = nn.Linear(dims, width)
+        self.scatter = nn.Parameter(torch.eye(num_positions)[:, [order.index(p) for p in range(num_positions)]].T.contiguous())
+        self.decoder_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
+        self.code_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
+        self.decoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.decoder_layers)))
+        self.decoder_up = nn.Sequential(nn.Conv2d(width, channels * 4, 1), nn.PixelShuffle(2))
+        self.decoder_out = nn.Sequential(
+            *(ResidualConv(channels) for _ in range(config.conv_blocks)),
+            nn.GroupNorm(8, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, 48, 3, padding=1),
+            nn.PixelShuffle(4),
+        )
+
+    # -- pieces used in training ------------------------------------------------------------------------------------
+    def trunk_features(self, x: Tensor) -> Tensor:
+        """x: [B, 3, H, W] in [0, 1] → frozen features [B, 1280]."""
+        size = self.config.trunk_size
+        with torch.no_grad():
+            return self.trunk(nn.functional.interpolate(x, size=(size, size), mode="bilinear", antialias=True))
+
+    def pixel_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [B, 3, 64, 64] in [0, 1] → (values [B, N - S, K] with straight-through gradient, ids [B, N - S])."""
+        h = self.encoder_down(self.encoder_in(x * 2 - 1)).flatten(2).transpose(1, 2)  # [B, P, D]
+        h = self.encoder_blocks(h + self.encoder_positions)
+        return self.quantizer(self.encoder_out(self.resample @ h))
+
+    def decode_values(self, semantic: Tensor, pixel: Tensor) -> Tensor:
+        """semantic: [B, S, L], pixel: [B, N - S, K] → [B, 3, 64, 64], unclamped."""
+        h = torch.cat([self.semantic_in(semantic), self.pixel_in(pixel)], dim=1) + self.code_positions  # [B, N, D]
+        h = self.decoder_blocks(self.scatter @ h + self.decoder_positions)
+        grid = self.config.grid
+        h = h.transpose(1, 2).reshape(len(h), -1, grid, grid)
+        return self.decoder_out(self.decoder_up(h)) * 0.5 + 0.5
+
+    # -- the contract -----------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+        size = self.config.image_size
+        if x.dim() != 4 or x.shape[1] != 3 or tuple(x.shape[2:]) != (size, size):
+            raise ValueError(f"the image tokenizer takes [B, 3, {size}, {size}] in [0, 1]; got {tuple(x.shape)}")
+        _, pixel_ids = self.pixel_values(x)
+        ids = torch.cat([self.semantic(self.trunk_features(x)), pixel_ids], dim=1)
+        return Codes(ids.unsqueeze(-1), torch.ones_like(ids, dtype=torch.bool), (1, self.config.grid, self.config.grid), "semantic+raster")
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes) -> Tensor:
+        ids = codes.ids[..., 0]
+        if ids.shape[1] != self.tokens_per_item or not bool(codes.mask.all()):
+            raise ValueError(f"a picture is exactly {self.tokens_per_item} codes; got {codes.mask.sum(1).tolist()}")
+        semantic, pixel = ids[:, : self.config.num_semantic], ids[:, self.config.num_semantic :]
+        for name, part in (("semantic", semantic), ("image", pixel)):
+            if bool(((part < 0) | (part >= self.block_sizes[name])).any()):
+                raise ValueError(f"{name} codes must lie in [0, {self.block_sizes[name]}); got {int(part.min())}…{int(part.max())}")
+        return self.decode_values(self.semantic.values(semantic), self.quantizer.values(pixel)).clamp(0, 1)

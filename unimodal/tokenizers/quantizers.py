@@ -1,0 +1,53 @@
+"""Quantizers: vectors ⇄ integers. What vector-quantize-pytorch has is used from there.
+
+Shapes: B batch, N tokens, D quantized dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Finite scalar quantization (Mentzer et al., arXiv 2309.15505) over the library's ``FSQ``.
+
+    The library's module bounds and rounds; this wrapper pins the arithmetic of ids to float32 and int64 (in bfloat16
+    about half of all ids come out wrong) and offers the straight-through values and the ids separately.
+    """
+
+    def __init__(self, levels: tuple[int, ...]):
+        super().__init__()
+        self.levels = tuple(levels)
+        self.fsq = FSQ(list(levels))
+
+    @property
+    def num_dims(self) -> int:
+        return len(self.levels)
+
+    @property
+    def codebook_size(self) -> int:
+        size = 1
+        for level in self.levels:
+            size *= level
+        return size
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z: [B, N, D] → (quantized float32 [B, N, D] in [-1, 1] with straight-through gradient, ids int64 [B, N])."""
+        with torch.autocast(z.device.type, enabled=False):
+            quantized = self.fsq.quantize(z.float())
+            return quantized, self.ids(quantized.detach())
+
+    def ids(self, quantized: Tensor) -> Tensor:
+        """Quantized values [..., D] → int64 [...]."""
+        return self.fsq.codes_to_indices(quantized.float()).round().long()
+
+    def values(self, ids: Tensor) -> Tensor:
+        """int64 [...] → quantized values float32 [..., D]; the exact inverse of ``ids``."""
+        return self.fsq.indices_to_codes(ids.long().reshape(1, -1)).reshape(*ids.shape, self.num_dims).float()
+
+    def level_indices(self, ids: Tensor) -> Tensor:
+        """int64 [...] → which level of each dimension, int64 [..., D]; ids = Σ level_d · Π_{e<d} levels_e."""
+        basis = torch.cumprod(torch.tensor([1, *self.levels[:-1]]), 0).to(ids.device)
+        return (ids.unsqueeze(-1) // basis) % torch.tensor(self.levels, device=ids.device)

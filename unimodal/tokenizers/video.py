@@ -1,0 +1,163 @@
+"""The video tokenizer of ``nano``, joint with the image tokenizer and causal in time.
+
+The first frame is coded as a picture: its 64 codes *are* image codes, so what a language model learns of pictures holds
+for clips (Emu3, arXiv 2409.18869, shares one codebook in the same way). Every later chunk of four frames becomes 64
+motion codes, encoded and decoded given the last frame decoded so far (as VideoFlexTok chunks a clip, and as Moto's latent motion tokens,
+arXiv 2412.04445, describe change rather than content). A chunk never looks at a later one, so clips of any number of chunks
+encode and decode as a stream.
+
+Shapes: B batch, T frames, F frames a chunk, P grid positions, N codes, D width, K quantized dimensions, M chunks.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unimodal.tokenizers.image import ImageTokenizer
+from unimodal.tokenizers.interface import Codes, MediaTokenizer, TokenizerConfig
+from unimodal.tokenizers.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.trunks import ResidualConv, TransformerBlock
+
+PATCH = 8
+
+
+class VideoTokenizerConfig(TokenizerConfig):
+    family: Literal["causal_motion_fsq"] = "causal_motion_fsq"
+    image_size: int = 64
+    frames_per_chunk: int = 4
+    num_chunks: int = 2  # what nano's vocabulary lays out; encode and decode take any number
+    fps: float = 8.0
+    levels: tuple[int, ...] = (8, 8, 8, 8)
+    width: int = 192
+    num_heads: int = 6
+    encoder_layers: int = 3
+    decoder_layers: int = 4
+    conv_channels: int = 64
+    image_tokenizer_sha256: str = ""  # the image tokenizer whose frames it continues
+
+    @property
+    def num_frames(self) -> int:
+        return 1 + self.num_chunks * self.frames_per_chunk
+
+
+class VideoTokenizer(MediaTokenizer):
+    """``encode``: float [B, 3, 1 + M·F, 64, 64] in [0, 1] → Codes [B, 64·(1 + M), 1]. Holds, but does not store, the image tokenizer."""
+
+    modality: ClassVar[str] = "video"
+    config_class: ClassVar[type[TokenizerConfig]] = VideoTokenizerConfig
+    config: VideoTokenizerConfig
+
+    def __init__(self, config: VideoTokenizerConfig, image_tokenizer: ImageTokenizer):
+        super().__init__(config)
+        if config.image_size != image_tokenizer.config.image_size:
+            raise ValueError(f"video frames of {config.image_size} pixels do not fit an image tokenizer of {image_tokenizer.config.image_size}")
+        self._image = [image_tokenizer]  # in a list: not a submodule, so not in the state dict
+        width, frames = config.width, config.frames_per_chunk
+        self.num_positions = (config.image_size // PATCH) ** 2
+        self.quantizer = FiniteScalarQuantizer(config.levels)
+        self.codebook_sizes = (self.quantizer.codebook_size,)
+        self.tokens_per_item = self.num_positions * (1 + config.num_chunks)
+        self.segments = (*image_tokenizer.segments, *[("video", self.num_positions)] * config.num_chunks)
+        self.block_sizes = {**image_tokenizer.block_sizes, "video": self.quantizer.codebook_size}
+        dims = self.quantizer.num_dims
+
+        self.frames_in = nn.Linear(frames * 3 * PATCH**2, width)
+        self.past_in = nn.Linear(3 * PATCH**2, width)
+        self.encoder_positions = nn.Parameter(torch.randn(self.num_positions, width) * 0.02)
+        self.encoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.encoder_layers)))
+        self.encoder_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dims))
+
+        self.codes_in = nn.Linear(dims, width)
+        self.decoder_past_in = nn.Linear(3 * PATCH**2, width)
+        self.decoder_positions = nn.Parameter(torch.randn(self.num_positions, width) * 0.02)
+        self.decoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.decoder_layers)))
+        channels = config.conv_channels
+        self.decoder_up = nn.Sequential(nn.Conv2d(width, channels * 4, 1), nn.PixelShuffle(2), ResidualConv(channels))
+        self.decoder_out = nn.Conv2d(channels, frames * 48, 3, padding=1)
+        nn.init.zeros_(self.decoder_out.weight)  # the untrained decoder repeats the past frame
+        nn.init.zeros_(self.decoder_out.bias)
+
+    @property
+    def image_tokenizer(self) -> ImageTokenizer:
+        return self._image[0]
+
+    # -- one chunk --------------------------------------------------------------------------------------------------
+    def chunk_values(self, past: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """past: [B, 3, 64, 64], frames: [B, 3, F, 64, 64] → (values [B, P, K], ids int64 [B, P])."""
+        h = self.frames_in(_patches(frames - past.unsqueeze(2))) + self.past_in(_patches(past.unsqueeze(2)))  # [B, P, D]
+        return self.quantizer(self.encoder_out(self.encoder_blocks(h + self.encoder_positions)))
+
+    def decode_chunk(self, past: Tensor, values: Tensor) -> Tensor:
+        """past: [B, 3, 64, 64], values: [B, P, K] → frames [B, 3, F, 64, 64], unclamped."""
+        h = self.codes_in(values) + self.decoder_past_in(_patches(past.unsqueeze(2))) + self.decoder_positions
+        h = self.decoder_blocks(h)
+        grid = self.config.image_size // PATCH
+        h = self.decoder_out(self.decoder_up(h.transpose(1, 2).reshape(len(h), -1, grid, grid)))
+        change = nn.functional.pixel_shuffle(h, 4).unflatten(1, (3, self.config.frames_per_chunk))  # [B, 3, F, 64, 64]
+        return past.unsqueeze(2) + change
+
+    # -- the contract -----------------------------------------------------------------------------------------------
+    @torch.inference_mode()
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+        """lengths: int64 [B] real frames of each clip, each 1 + a multiple of F."""
+        size, per_chunk = self.config.image_size, self.config.frames_per_chunk
+        if x.dim() != 5 or x.shape[1] != 3 or tuple(x.shape[3:]) != (size, size) or (x.shape[2] - 1) % per_chunk:
+            raise ValueError(f"the video tokenizer takes [B, 3, 1 + a multiple of {per_chunk}, {size}, {size}]; got {tuple(x.shape)}")
+        frames = torch.full((len(x),), x.shape[2]) if lengths is None else lengths
+        if bool(((frames < 1) | (frames > x.shape[2]) | ((frames - 1) % per_chunk != 0)).any()):
+            raise ValueError(f"each length must be 1 + a multiple of {per_chunk}, at most {x.shape[2]}; got {frames.tolist()}")
+        first = self.image_tokenizer.encode(x[:, :, 0])
+        past, ids = self.image_tokenizer.decode(first), [first.ids[..., 0]]
+        for start in range(1, x.shape[2], per_chunk):
+            values, chunk_ids = self.chunk_values(past, x[:, :, start : start + per_chunk])
+            past = self.decode_chunk(past, values)[:, :, -1].clamp(0, 1)
+            ids.append(chunk_ids)
+        real = self.num_positions * (1 + (frames - 1) // per_chunk)  # [B]
+        all_ids = torch.cat(ids, dim=1)
+        mask = torch.arange(all_ids.shape[1])[None] < real[:, None]
+        grid = self.config.image_size // PATCH
+        return Codes((all_ids * mask).unsqueeze(-1), mask, (len(ids), grid, grid), "time+raster")
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes) -> Tensor:
+        """Codes [B, 64·(1 + M), 1] → [B, 3, 1 + M·F, 64, 64]; a shorter clip of the batch holds its last frame."""
+        ids, num = codes.ids[..., 0], self.num_positions
+        if ids.shape[1] % num or not ids.shape[1] or bool((codes.mask.sum(1) % num).any()):
+            raise ValueError(f"a clip is a multiple of {num} codes; got {codes.mask.sum(1).tolist()}")
+        motion = ids[:, num:]
+        if bool(((motion < 0) | (motion >= self.block_sizes["video"])).any()):
+            raise ValueError(f"video codes must lie in [0, {self.block_sizes['video']}); got {int(motion.min())}…{int(motion.max())}")
+        first = Codes(codes.ids[:, :num], codes.mask[:, :num])
+        past = self.image_tokenizer.decode(first)
+        frames = [past.unsqueeze(2)]
+        for start in range(num, ids.shape[1], num):
+            chunk = self.decode_chunk(past, self.quantizer.values(ids[:, start : start + num])).clamp(0, 1)
+            held = ~codes.mask[:, start, None, None, None, None]
+            chunk = torch.where(held, past.unsqueeze(2).expand_as(chunk), chunk)
+            frames.append(chunk)
+            past = chunk[:, :, -1]
+        return torch.cat(frames, dim=2)
+
+    @classmethod
+    def load(cls, folder: str | Path, image_tokenizer: ImageTokenizer | None = None) -> VideoTokenizer:
+        """Reads what ``save`` wrote; without ``image_tokenizer`` takes the one in the folder beside it, ``../image_tokenizer``."""
+        folder = Path(folder)
+        image = image_tokenizer or ImageTokenizer.load(folder.parent / "image_tokenizer")
+        assert isinstance(image, ImageTokenizer)
+        if (folder / "config.json").is_file():
+            wanted = json.loads((folder / "config.json").read_text()).get("image_tokenizer_sha256", "")
+            if wanted and wanted != image.sha256:
+                raise ValueError(f"{folder} continues the image tokenizer {wanted[:12]}…, but the one given is {image.sha256[:12]}…")
+        return cls._load_with(folder, image_tokenizer=image)
+
+
+def _patches(x: Tensor) -> Tensor:
+    """[B, 3, T, H, W] in [0, 1] → [B, (H/8)(W/8), T·3·64] in about [-1, 1]."""
+    batch, channels, frames, height, width = x.shape
+    x = (x * 2).reshape(batch, channels * frames, height // PATCH, PATCH, width // PATCH, PATCH)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // PATCH) * (width // PATCH), -1)

@@ -1,0 +1,57 @@
+"""Checkpoints that appear whole or not at all, and that resume exactly: weights, EMA, optimizer, RNG and data cursor.
+
+A save writes ``last.pt.part``, flushes it to the disk and renames it over ``last.pt``: a full disk, a kill or a power cut
+leaves the checkpoint before it untouched.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST = "last.pt"
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], name: str = LAST) -> Path:
+    """Saves ``state`` as ``folder/name`` atomically. OSError (a full disk, say) leaves the old file and no part behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, part = folder / name, folder / f"{name}.part"
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        part.unlink(missing_ok=True)
+        kept = "the previous checkpoint is kept" if path.exists() else "there is no checkpoint yet"
+        raise OSError(f"could not save {path}: {error}; {kept}") from error
+    os.replace(part, path)
+    return path
+
+
+def load_checkpoint(folder: Path, name: str = LAST) -> dict[str, Any] | None:
+    """What ``save_checkpoint`` wrote, or None if there is none. A damaged file is a ValueError."""
+    path = folder / name
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}); delete it to start over") from None
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's global generators, to be given back to ``set_random_state``."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,35 @@
+"""The command line that every recipe shares: ``python recipes/NAME.py [CONFIG.yaml] [--set a.b=c …] [--dry-run]``.
+
+A mistake in the settings or the data is one line on stderr and exit status 2; an interrupted run exits with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from unimodal.config import Config, load_config
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def recipe_main(config_class: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str | None = None) -> None:
+    """Reads the settings, calls ``run(config, dry_run)``, and turns users' errors into one line."""
+    parser = argparse.ArgumentParser(description=description or sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, help="a YAML file with what differs from the defaults")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="change one setting")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    args = parser.parse_args()
+    from unimodal.training.loop import Interrupted
+
+    try:
+        run(load_config(config_class, args.config, args.overrides), args.dry_run)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(130) from None
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,379 @@
+"""The one id space of a model: text rows, then control rows, then one block of rows per codebook.
+
+    rows   0 … text_size-1 | 14 controls | image block | audio block | video block | …
+
+`text_size` is the number of embedding rows of the base model, padded rows included, so nothing of ours ever shares a
+row with the base. A code becomes a row by adding an integer offset and a row becomes a code by subtracting it; no
+string is ever parsed. The layout is saved as `vocabulary.json` beside the weights, with the sha256 of every tokenizer
+that wrote codes into it: loading with another tokenizer is an error that names both hashes.
+
+A *span* is one medium inside a sequence. Its `SpanLayout` fixes it completely:
+
+    image  <|image_start|> 64 × image <|image_end|>
+    audio  <|audio_start|> 1 or more × audio <|audio_end|>
+    video  <|video_start|> 64 × image <|frame|> 64 × video <|frame|> 64 × video <|video_end|>
+
+A tokenizer with G groups owns G blocks of one name; its codes `[N, G]` are written step by step: the G codes of step
+0, then those of step 1, and so on.
+
+Legend: N code steps of a span, G groups (codebooks) of a tokenizer, V rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimodal.config import atomic_write_text
+from unimodal.vocabulary_layout import (
+    CONTROLS,
+    MEDIA,
+    MODALITIES,
+    MODALITY_INDEX,
+    ROLES,
+    Block,
+    Control,
+    Segment,
+    SpanLayout,
+    check_blocks,
+    check_layouts,
+    standard_layouts,
+)
+
+__all__ = [
+    "CONTROLS",
+    "MEDIA",
+    "MODALITIES",
+    "MODALITY_INDEX",
+    "ROLES",
+    "Block",
+    "Control",
+    "Segment",
+    "SpanLayout",
+    "Vocabulary",
+    "standard_layouts",
+]
+
+FORMAT_VERSION = 1
+
+
+class Vocabulary:
+    """Integer arithmetic between codes and rows. Build one with `build`, read one with `load`."""
+
+    def __init__(
+        self,
+        text_size: int,
+        controls: Sequence[Control],
+        blocks: Sequence[Block],
+        layouts: Sequence[SpanLayout],
+        text_reserved: Iterable[int] = (),
+        text_sha256: str = "",
+    ) -> None:
+        self.text_size = int(text_size)
+        self.controls = tuple(controls)
+        self.blocks = tuple(blocks)
+        self.layouts = tuple(layouts)
+        self.text_reserved = tuple(sorted({int(row) for row in text_reserved}))
+        self.text_sha256 = text_sha256
+        self._groups = self._check()
+        self._layouts = {layout.modality: layout for layout in self.layouts}
+        self.size = self.text_size + len(self.controls) + sum(block.size for block in self.blocks)
+        self._control_ids = {control.name: control.id for control in self.controls}
+        # [V] index of the block of every row, -1 for text, -2 for controls: one lookup, whatever the number of blocks
+        self._row_block = np.full(self.size, -1, dtype=np.int16)
+        self._row_block[self.text_size : self.text_size + len(self.controls)] = -2
+        for index, block in enumerate(self.blocks):
+            self._row_block[block.start : block.start + block.size] = index
+        self._start_modality = {self.start_id(name): name for name in self._layouts}
+
+    # ---- making, saving, loading
+
+    @classmethod
+    def build(
+        cls,
+        text_size: int,
+        blocks: Iterable[Block],
+        layouts: Iterable[SpanLayout] | None = None,
+        text_reserved: Iterable[int] = (),
+        text_sha256: str = "",
+    ) -> Vocabulary:
+        """Lays the controls and then the blocks, in the order given, behind `text_size` text rows.
+
+        The `start` of the given blocks is ignored. Without `layouts`, the standard ones of the media that have a block.
+        `text_reserved` are text rows that plain text never uses (the base model's own special tokens, padded rows).
+        """
+        controls = [Control(name, text_size + index) for index, name in enumerate(CONTROLS)]
+        placed: list[Block] = []
+        start = text_size + len(controls)
+        for block in blocks:
+            placed.append(replace(block, start=start))
+            start += block.size
+        if layouts is None:
+            names = {block.name for block in placed}
+            layouts = standard_layouts([m for m in MEDIA if m in names and (m != "video" or "image" in names)])
+        return cls(text_size, controls, placed, list(layouts), text_reserved, text_sha256)
+
+    def save(self, path: str | Path) -> None:
+        atomic_write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path, tokenizer_hashes: Mapping[str, str] | None = None) -> Vocabulary:
+        """Reads `vocabulary.json`; `tokenizer_hashes` maps block names (and `text`) to the sha256 at hand.
+
+        Raises ValueError when the file is not a vocabulary or a hash differs; the message names both hashes.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file; a model folder holds its vocabulary.json") from None
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path}: not a JSON file ({error}); take vocabulary.json from the model's folder"
+            ) from None
+        try:
+            vocabulary = cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        vocabulary.check_hashes(tokenizer_hashes or {}, source=str(path))
+        return vocabulary
+
+    def check_hashes(self, tokenizer_hashes: Mapping[str, str], source: str = "vocabulary") -> None:
+        """ValueError when a tokenizer at hand is not the one this vocabulary was built with."""
+        for name, found in tokenizer_hashes.items():
+            if name == "text":
+                expected = self.text_sha256
+            elif name in self._groups:
+                expected = self._groups[name][0].sha256
+            else:
+                known = ", ".join(["text", *self._groups])
+                raise ValueError(f"{source}: no block named {name!r}; it has {known}")
+            if expected and found != expected:
+                raise ValueError(
+                    f"{source}: the {name} tokenizer has sha256 {found} but the model was trained with {expected}; "
+                    f"put the tokenizer that came with the model back"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT_VERSION,
+            "size": self.size,
+            "text": {"size": self.text_size, "sha256": self.text_sha256, "reserved": list(self.text_reserved)},
+            "controls": [asdict(control) for control in self.controls],
+            "blocks": [asdict(block) for block in self.blocks],
+            "layouts": [
+                {"modality": layout.modality, "segments": [asdict(segment) for segment in layout.segments]}
+                for layout in self.layouts
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT_VERSION:
+            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"vocabulary format {found!r} is not {FORMAT_VERSION}; use the unimodal that wrote it")
+        try:
+            vocabulary = cls(
+                data["text"]["size"],
+                [Control(**item) for item in data["controls"]],
+                [Block(**item) for item in data["blocks"]],
+                [SpanLayout(item["modality"], [Segment(**s) for s in item["segments"]]) for item in data["layouts"]],
+                data["text"]["reserved"],
+                data["text"]["sha256"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the vocabulary is incomplete or has an unknown entry ({error})") from None
+        if vocabulary.size != data.get("size"):
+            raise ValueError(
+                f"the vocabulary says it has {data.get('size')} rows but its parts add up to {vocabulary.size}"
+            )
+        return vocabulary
+
+    def _check(self) -> dict[str, tuple[Block, ...]]:
+        """The blocks by name; ValueError unless the rows are contiguous and the spans can be read back."""
+        if self.text_size < 1:
+            raise ValueError(f"text_size is {self.text_size}; it is the number of text rows, at least 1")
+        if self.text_reserved and not 0 <= self.text_reserved[0] <= self.text_reserved[-1] < self.text_size:
+            raise ValueError(f"reserved rows {self.text_reserved} must lie in the text rows 0..{self.text_size - 1}")
+        if [(c.name, c.id) for c in self.controls] != [(n, self.text_size + i) for i, n in enumerate(CONTROLS)]:
+            raise ValueError(f"the rows from {self.text_size} on must be the controls {' '.join(CONTROLS)}")
+        groups = check_blocks(self.blocks, self.text_size + len(CONTROLS))
+        check_layouts(self.layouts, groups)
+        return groups
+
+    # ---- rows
+
+    def control_id(self, name: str) -> int:
+        """The row of a control; the name may be given with or without its `<|` and `|>`."""
+        row = self._control_ids.get(name, self._control_ids.get(f"<|{name}|>"))
+        if row is None:
+            raise ValueError(f"no control token {name!r}; there are {', '.join(CONTROLS)}")
+        return row
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """The modalities that have a span here."""
+        return tuple(self._layouts)
+
+    def start_id(self, modality: str) -> int:
+        return self.control_id(f"<|{modality}_start|>")
+
+    def end_id(self, modality: str) -> int:
+        return self.control_id(f"<|{modality}_end|>")
+
+    def span_started_by(self, row: int) -> str | None:
+        """The modality whose span this row opens, or None."""
+        return self._start_modality.get(row)
+
+    def is_text(self, row: int) -> bool:
+        return 0 <= row < self.text_size
+
+    def is_control(self, row: int) -> bool:
+        return self.text_size <= row < self.text_size + len(self.controls)
+
+    def block_of(self, row: int) -> Block | None:
+        """The block a row belongs to; None for text and control rows."""
+        self._check_row(row)
+        index = self._row_block[row]
+        return self.blocks[index] if index >= 0 else None
+
+    def group_blocks(self, name: str) -> tuple[Block, ...]:
+        """The blocks of one name, a block for each group."""
+        if name not in self._groups:
+            raise ValueError(f"no block named {name!r}; there are {', '.join(self._groups) or 'none'}")
+        return self._groups[name]
+
+    def block_range(self, name: str, group: int = 0) -> range:
+        return self.group_blocks(name)[group].rows
+
+    @property
+    def text_range(self) -> range:
+        return range(self.text_size)
+
+    @property
+    def control_range(self) -> range:
+        return range(self.text_size, self.text_size + len(self.controls))
+
+    @property
+    def text_ranges(self) -> tuple[range, ...]:
+        """The text rows that plain text uses: all of them, cut at the reserved ones."""
+        ranges, start = [], 0
+        for row in (*self.text_reserved, self.text_size):
+            if row > start:
+                ranges.append(range(start, row))
+            start = row + 1
+        return tuple(ranges)
+
+    def token_string(self, row: int) -> str:
+        """`<|image_0003|>`, `<|user|>`; a text row has no string of ours (ask the text tokenizer)."""
+        block = self.block_of(row)
+        if block is not None:
+            return block.token_string(row - block.start)
+        if self.is_text(row):
+            raise ValueError(f"row {row} is a text row; decode it with the text tokenizer")
+        return self.controls[row - self.text_size].name
+
+    def token_strings(self) -> list[str]:
+        """The strings of all rows behind the text rows, in order."""
+        return [self.token_string(row) for row in range(self.text_size, self.size)]
+
+    # ---- spans
+
+    def span_length(self, modality: str, steps: int | None = None) -> int:
+        """Rows of a span of `steps` code steps, its start, frame marks and end included (None: the shortest)."""
+        layout = self.layout(modality)
+        if steps is None:
+            steps = layout.min_steps
+        groups = len(self._groups[layout.segments[0].block])
+        return 2 + len(layout.segments) - 1 + steps * groups
+
+    def layout(self, modality: str) -> SpanLayout:
+        if modality not in self._layouts:
+            raise ValueError(f"this model has no {modality!r} span; it has {', '.join(self._layouts) or 'text only'}")
+        return self._layouts[modality]
+
+    def encode_span(self, modality: str, ids: Any) -> list[int]:
+        """Codes int64 `[N]` or `[N, G]` → the rows of the whole span, start and end included."""
+        codes = np.asarray(ids.detach().cpu().numpy() if hasattr(ids, "detach") else ids)  # [N] or [N, G]
+        if codes.size and codes.dtype.kind not in "iu":
+            raise ValueError(f"{modality} codes must be integers, got {codes.dtype}")
+        if codes.ndim == 1:
+            codes = codes[:, None]
+        layout = self.layout(modality)
+        groups = len(self._groups[layout.segments[0].block])
+        if codes.ndim != 2 or codes.shape[1] != groups:
+            raise ValueError(f"{modality} codes have shape {list(np.shape(ids))}; expected [N, {groups}]")
+        counts = self._segment_counts(layout, len(codes))
+        rows = [self.start_id(modality)]
+        offset = 0
+        for index, (segment, count) in enumerate(zip(layout.segments, counts, strict=True)):
+            if index:
+                rows.append(self.control_id("<|frame|>"))
+            blocks = self._groups[segment.block]
+            part = codes[offset : offset + count].astype(np.int64)  # [count, G]
+            sizes = np.array([block.size for block in blocks])
+            if ((part < 0) | (part >= sizes)).any():
+                bad = part[(part < 0) | (part >= sizes)][0]
+                raise ValueError(f"{modality} code {bad} is outside 0..{sizes.min() - 1} of block {segment.block!r}")
+            rows += (part + np.array([block.start for block in blocks])).reshape(-1).tolist()
+            offset += count
+        rows.append(self.end_id(modality))
+        return rows
+
+    def decode_span(self, rows: Sequence[int]) -> tuple[str, np.ndarray]:
+        """The inverse of `encode_span`: `(modality, codes int64 [N])`, or `[N, G]` where there are several groups.
+
+        Raises ValueError unless `rows` is exactly one well-formed span.
+        """
+        ids = np.asarray(rows, dtype=np.int64)
+        modality = self._start_modality.get(int(ids[0])) if len(ids) else None
+        if modality is None:
+            raise ValueError("a span must begin with the start token of a medium of this model")
+        layout = self._layouts[modality]
+        groups = len(self._groups[layout.segments[0].block])
+        marks = len(layout.segments) - 1
+        steps, left_over = divmod(len(ids) - 2 - marks, groups)
+        if left_over or ids[-1] != self.end_id(modality):
+            raise ValueError(f"the {modality} span of {len(ids)} tokens is cut off or badly formed")
+        parts, at = [], 1
+        for index, (segment, count) in enumerate(
+            zip(layout.segments, self._segment_counts(layout, steps), strict=True)
+        ):
+            if index:
+                if ids[at] != self.control_id("<|frame|>"):
+                    raise ValueError(f"token {at} of the {modality} span should be <|frame|>")
+                at += 1
+            blocks = self._groups[segment.block]
+            part = ids[at : at + count * groups].reshape(count, groups) - np.array([block.start for block in blocks])
+            if ((part < 0) | (part >= np.array([block.size for block in blocks]))).any():
+                raise ValueError(f"the {modality} span holds a token outside block {segment.block!r}")
+            parts.append(part)
+            at += count * groups
+        codes = np.concatenate(parts)  # [N, G]
+        return modality, codes[:, 0] if groups == 1 else codes
+
+    def _segment_counts(self, layout: SpanLayout, steps: int) -> list[int]:
+        free = steps - layout.fixed_steps
+        if layout.open_segment is None and free != 0:
+            raise ValueError(f"{layout.modality} has {steps} codes; this model uses exactly {layout.fixed_steps}")
+        if layout.open_segment is not None and free < 1:
+            raise ValueError(f"{layout.modality} has {steps} codes; this model needs at least {layout.min_steps}")
+        return [free if segment.count is None else segment.count for segment in layout.segments]
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < self.size:
+            raise ValueError(f"row {row} is outside the vocabulary of {self.size} rows")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        parts = " + ".join(f"{block.size} {block.label}" for block in self.blocks)
+        return f"Vocabulary({self.text_size} text + {len(self.controls)} control + {parts} = {self.size} rows)"

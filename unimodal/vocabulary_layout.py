@@ -1,0 +1,151 @@
+"""What the rows of a vocabulary stand for, as plain records with their checks: blocks, controls, span layouts.
+
+`vocabulary.py` gives them their arithmetic and re-exports them; import them from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+MODALITIES = ("text", "image", "audio", "video")  # the position is the number used in `Rendered.modality`
+MODALITY_INDEX = {name: index for index, name in enumerate(MODALITIES)}
+MEDIA = MODALITIES[1:]
+ROLES = ("system", "user", "assistant")
+CONTROLS = (
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|audio_start|>",
+    "<|audio_end|>",
+    "<|video_start|>",
+    "<|video_end|>",
+    "<|frame|>",
+    "<|bos|>",
+    "<|eos|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end_of_turn|>",
+    "<|pad|>",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """The rows of one codebook: code `c` of group `group` is row `start + c`, for `0 <= c < size`."""
+
+    name: str
+    modality: str
+    group: int = 0
+    start: int = 0
+    size: int
+    sha256: str = ""
+
+    @property
+    def rows(self) -> range:
+        return range(self.start, self.start + self.size)
+
+    @property
+    def label(self) -> str:
+        """`image` for the first group, `image.1` for the second, …: the stem of the token strings."""
+        return self.name if self.group == 0 else f"{self.name}.{self.group}"
+
+    def token_string(self, code: int) -> str:
+        """`<|image_0003|>`: as many digits for every code of the block, at least four."""
+        return f"<|{self.label}_{code:0{self.digits}d}|>"
+
+    @property
+    def digits(self) -> int:
+        return max(4, len(str(self.size - 1)))
+
+
+@dataclass(frozen=True)
+class Control:
+    name: str
+    id: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of `count` code steps of one block; `count=None` is any number from one upwards."""
+
+    block: str
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class SpanLayout:
+    """The segments of one medium's span, in order, with `<|frame|>` between them."""
+
+    modality: str
+    segments: tuple[Segment, ...]
+
+    def __init__(self, modality: str, segments: Iterable[Segment]) -> None:
+        object.__setattr__(self, "modality", modality)
+        object.__setattr__(self, "segments", tuple(segments))
+
+    @property
+    def fixed_steps(self) -> int:
+        """Code steps of the segments of fixed length."""
+        return sum(segment.count or 0 for segment in self.segments)
+
+    @property
+    def open_segment(self) -> int | None:
+        """Index of the segment of free length, if there is one."""
+        return next((i for i, segment in enumerate(self.segments) if segment.count is None), None)
+
+    @property
+    def min_steps(self) -> int:
+        return self.fixed_steps + (self.open_segment is not None)
+
+
+def standard_layouts(
+    names: Iterable[str] = MEDIA, image_codes: int = 64, motion_codes: int = 64, chunks: int = 2
+) -> list[SpanLayout]:
+    """The layouts drawn at the top of this file for the blocks `image`, `audio` and `video`, those in `names` only."""
+    motion = [Segment("video", motion_codes)] * chunks
+    layouts = {
+        "image": SpanLayout("image", [Segment("image", image_codes)]),
+        "audio": SpanLayout("audio", [Segment("audio", None)]),
+        "video": SpanLayout("video", [Segment("image", image_codes), *motion]),
+    }
+    return [layouts[name] for name in names]
+
+
+def check_blocks(blocks: Sequence[Block], start: int) -> dict[str, tuple[Block, ...]]:
+    """The blocks by name, a block for each group. ValueError unless they lie without a gap from row `start` on."""
+    groups: dict[str, tuple[Block, ...]] = {}
+    for block in blocks:
+        if block.modality not in MEDIA:
+            raise ValueError(f"block {block.name!r} has modality {block.modality!r}; use one of {', '.join(MEDIA)}")
+        if not block.name.isascii() or not block.name.replace("_", "").isalnum():
+            raise ValueError(f"block name {block.name!r} may hold letters, digits and _ only")
+        if not 1 <= block.size <= 2**16:
+            raise ValueError(f"block {block.label} has {block.size} codes; split codes of more than 65536 into groups")
+        if block.start != start:
+            raise ValueError(f"block {block.label} starts at row {block.start}, expected row {start}")
+        earlier = groups.get(block.name, ())
+        if block.group != len(earlier) or any(block.modality != other.modality for other in earlier):
+            raise ValueError(f"block {block.label} does not follow on; number the groups of one tokenizer 0, 1, 2, …")
+        groups[block.name] = (*earlier, block)
+        start += block.size
+    return groups
+
+
+def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[Block]]) -> None:
+    """ValueError unless every layout uses blocks that exist and can be told apart when it is read back."""
+    if len({layout.modality for layout in layouts}) != len(layouts):
+        raise ValueError("a modality has two span layouts; give it one")
+    for layout in layouts:
+        name = layout.modality
+        if name not in MEDIA or not layout.segments:
+            raise ValueError(f"span layout {name!r} needs a modality of {', '.join(MEDIA)} and at least one segment")
+        missing = [segment.block for segment in layout.segments if segment.block not in groups]
+        if missing:
+            raise ValueError(f"span layout {name!r} names block {missing[0]!r}, which does not exist")
+        if len({len(groups[segment.block]) for segment in layout.segments}) != 1:
+            raise ValueError(f"span layout {name!r} mixes blocks with different numbers of groups")
+        if sum(segment.count is None for segment in layout.segments) > 1:
+            raise ValueError(f"span layout {name!r} has two segments of free length; only one can be read back")
+        if any(segment.count is not None and segment.count < 1 for segment in layout.segments):
+            raise ValueError(f"span layout {name!r} has an empty segment; counts start at 1")
