@@ -24,7 +24,7 @@ def build(text_size: int = 300, **kwargs) -> Vocabulary:
 
 
 def grouped() -> Vocabulary:
-    """Two groups for audio, of different sizes; a video whose middle segment has any length."""
+    """Two groups for audio, of different sizes; a video in which a segment has any length and one has no mark."""
     blocks = [
         Block(name="image", modality="image", size=16),
         Block(name="audio", modality="audio", group=0, size=8),
@@ -34,7 +34,9 @@ def grouped() -> Vocabulary:
     layouts = [
         SpanLayout("image", [Segment("image", 4)]),
         SpanLayout("audio", [Segment("audio")]),
-        SpanLayout("video", [Segment("image", 4), Segment("video"), Segment("image", 2)]),
+        SpanLayout(
+            "video", [Segment("video", 1), Segment("image", 3, mark=False), Segment("video"), Segment("image", 2)]
+        ),
     ]
     return Vocabulary.build(10, blocks, layouts)
 
@@ -107,8 +109,12 @@ def test_groups_and_free_segments_round_trip(steps, seed):
     assert len(rows) == vocabulary.span_length("audio", steps)
     modality, back = vocabulary.decode_span(rows)
     assert modality == "audio" and (back == codes).all()
-    film = np.concatenate([rng.integers(0, 16, 4), rng.integers(0, 4, steps), rng.integers(0, 16, 2)])
-    modality, back = vocabulary.decode_span(vocabulary.encode_span("video", film))
+    parts = [(4, 1), (16, 3), (4, steps), (16, 2)]
+    film = np.concatenate([rng.integers(0, size, count) for size, count in parts])
+    rows = vocabulary.encode_span("video", film)
+    marks = [index for index, row in enumerate(rows) if row == vocabulary.control_id("frame")]
+    assert marks == [5, 6 + steps] and len(rows) == vocabulary.span_length("video", len(film))
+    modality, back = vocabulary.decode_span(rows)
     assert modality == "video" and (back == film).all()
 
 
@@ -202,6 +208,7 @@ def test_layouts_that_cannot_be_read_back_are_refused():
     two = [Block(name="audio", modality="audio", group=g, size=8) for g in (0, 1)]
     for blocks, layouts in [
         ([image], [SpanLayout("video", [Segment("image"), Segment("image")])]),
+        ([image], [SpanLayout("video", [Segment("image"), Segment("image", 1, mark=False)])]),
         ([image], [SpanLayout("image", [])]),
         ([image], [SpanLayout("image", [Segment("image", 0)])]),
         ([image], [SpanLayout("image", [Segment("image", 1)])] * 2),

@@ -9,7 +9,7 @@ padded   no packing: documents of similar length in right-padded batches with is
 leaky    packed rows, one causal triangle a row (documents see each other): what attention without separation costs
 
 Every variant processes the same documents, whose lengths are those of captioned pictures, utterances and clips.
-Prints CPU seconds a step (a loaded machine does not disturb them at one thread) and real tokens a second, forward and backward, without the head.
+Prints processor seconds a step and real tokens a second of them, forward and backward, without the head.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def pack_first_fit(lengths: list[int], row: int) -> list[list[int]]:
 
 def position_rows(rows: list[list[int]], row: int) -> torch.Tensor:
     """Position ids [B, N] that restart at every document; the padding at the end of a row is one more document."""
-    return torch.stack(
-        [torch.cat([torch.arange(n) for n in (*r, row - sum(r)) if n]) for r in rows]
-    )
+    return torch.stack([torch.cat([torch.arange(n) for n in (*r, row - sum(r)) if n]) for r in rows])
 
 
 def dense_mask(position_ids: torch.Tensor) -> torch.Tensor:
@@ -112,7 +110,11 @@ def main() -> None:
         set_attention(model, "varlen")
         for start in range(0, len(lengths), args.micro):
             position = torch.cat([torch.arange(n) for n in lengths[start : start + args.micro]])[None]
-            run(torch.randint(3, 1024, position.shape), position_ids=position, packing=Packing.from_position_ids(position))
+            run(
+                torch.randint(3, 1024, position.shape),
+                position_ids=position,
+                packing=Packing.from_position_ids(position),
+            )
 
     def leaky() -> None:
         model.set_attn_implementation("sdpa")
@@ -129,7 +131,9 @@ def main() -> None:
             batch.append(n)
         run(torch.randint(3, 1024, (len(batch), batch[-1])))
 
-    print(f"{len(lengths)} documents, {real} tokens, {len(rows)} rows of {args.length}, {torch.get_num_threads()} threads")
+    print(
+        f"{len(lengths)} documents, {real} tokens, {len(rows)} rows of {args.length}, {torch.get_num_threads()} threads"
+    )
     for name, step in (("dense", dense), ("varlen", varlen), ("flat", flat), ("padded", padded), ("leaky", leaky)):
         seconds = timed(step, args.repeats)
         print(f"{name:8s} {seconds:7.3f} s/step {real / seconds:9.0f} tokens/s", flush=True)

@@ -37,7 +37,11 @@ class ProcessorConfig(Config):
 
     processor_class: str = "UnimodalProcessor"
     image_fit: Literal["pad", "crop", "stretch"] = "pad"
+    #: the longest sound that the model was trained to hear, and in codes to make
     max_audio_s: float = Field(default=8.0, gt=0)
+    max_audio_codes: int = Field(default=250, gt=0)
+    #: how many earlier exchanges a chat shows to the model; None is all that fit, 0 each question by itself
+    history_turns: int | None = Field(default=None, ge=0)
     wording: Wording = Wording()
 
 
@@ -71,9 +75,7 @@ def find_model(name: str | os.PathLike[str] | None = None) -> Path:
         for folder in default_folders():
             if folder.is_dir():
                 return _check_folder(folder, str(folder))
-        raise ValueError(
-            f"there is no default model here; name a folder or hub id with --model or in {MODEL_VARIABLE}"
-        )
+        raise ValueError(f"there is no default model here; name a folder or hub id with --model or in {MODEL_VARIABLE}")
     text = os.fspath(name)
     folder = Path(text).expanduser()
     if folder.exists():

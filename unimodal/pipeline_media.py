@@ -22,7 +22,7 @@ from unimodal.media.files import shown
 from unimodal.media.image import fit_image, load_image, save_image
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.video import load_video, save_video
-from unimodal.pipeline_folder import ProcessorConfig, tokenizer_folder
+from unimodal.pipeline_folder import ProcessorConfig, read_processor, tokenizer_folder
 from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaTokenizer
@@ -50,6 +50,12 @@ class Output:
     def text(self) -> str:
         """The words of a text part, '' for media."""
         return self.part.text if isinstance(self.part, Text) else ""
+
+    def __repr__(self) -> str:
+        if isinstance(self.part, Text):
+            return f"Output({self.text!r})"
+        shape = "" if self.media is None else f", {list(self.media.shape)}"
+        return f"Output({self.modality}, {len(self.part.codes)} codes{shape})"
 
     def save(self, path: str | Path) -> None:
         """Writes the file whole or not at all, in the format of its suffix; ValueError for one that does not fit."""
@@ -109,6 +115,13 @@ class MediaCodes:
             raise ValueError(f"{name} is not a usable file of codes ({error}); tokenize the medium again") from None
 
 
+def load_coder(
+    folder: Path, device: torch.device | str = "cpu", on_step: Callable[[str], None] = lambda step: None
+) -> MediaCoder:
+    """The media side of a model folder alone, without its decoder."""
+    return MediaCoder(folder, Vocabulary.load(folder / "vocabulary.json"), read_processor(folder), device, on_step)
+
+
 class MediaCoder:
     """The tokenizers of one model folder and how files are fitted to them."""
 
@@ -151,9 +164,9 @@ class MediaCoder:
         return getattr(self.tokenizer(modality).config, name)
 
     def rate(self, modality: str) -> float | None:
-        return {"audio": "sample_rate_hz", "video": "fps"}.get(modality) and float(
-            self.setting(modality, "sample_rate_hz" if modality == "audio" else "fps")
-        )
+        """Samples or frames a second; None for pictures."""
+        name = {"audio": "sample_rate_hz", "video": "fps"}.get(modality)
+        return None if name is None else float(self.setting(modality, name))
 
     # ---- files → tensors → codes
 

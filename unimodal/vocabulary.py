@@ -290,7 +290,7 @@ class Vocabulary:
         if steps is None:
             steps = layout.min_steps
         groups = len(self._groups[layout.segments[0].block])
-        return 2 + len(layout.segments) - 1 + steps * groups
+        return 2 + layout.num_marks + steps * groups
 
     def layout(self, modality: str) -> SpanLayout:
         if modality not in self._layouts:
@@ -312,7 +312,7 @@ class Vocabulary:
         rows = [self.start_id(modality)]
         offset = 0
         for index, (segment, count) in enumerate(zip(layout.segments, counts, strict=True)):
-            if index:
+            if index and segment.mark:
                 rows.append(self.control_id("<|frame|>"))
             blocks = self._groups[segment.block]
             part = codes[offset : offset + count].astype(np.int64)  # [count, G]
@@ -336,7 +336,7 @@ class Vocabulary:
             raise ValueError("a span must begin with the start token of a medium of this model")
         layout = self._layouts[modality]
         groups = len(self._groups[layout.segments[0].block])
-        marks = len(layout.segments) - 1
+        marks = layout.num_marks
         steps, left_over = divmod(len(ids) - 2 - marks, groups)
         if left_over or ids[-1] != self.end_id(modality):
             raise ValueError(f"the {modality} span of {len(ids)} tokens is cut off or badly formed")
@@ -344,7 +344,7 @@ class Vocabulary:
         for index, (segment, count) in enumerate(
             zip(layout.segments, self._segment_counts(layout, steps), strict=True)
         ):
-            if index:
+            if index and segment.mark:
                 if ids[at] != self.control_id("<|frame|>"):
                     raise ValueError(f"token {at} of the {modality} span should be <|frame|>")
                 at += 1

@@ -67,15 +67,20 @@ class Control:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of `count` code steps of one block; `count=None` is any number from one upwards."""
+    """A run of `count` code steps of one block; `count=None` is any number from one upwards.
+
+    With `mark` a `<|frame|>` stands before it, unless it is the first of its span. Without, it continues the segment
+    before, which then has a fixed length: the codes of a picture whose first eight come from another codebook, say.
+    """
 
     block: str
     count: int | None = None
+    mark: bool = True
 
 
 @dataclass(frozen=True)
 class SpanLayout:
-    """The segments of one medium's span, in order, with `<|frame|>` between them."""
+    """The segments of one medium's span, in order, with `<|frame|>` before each but the first and the unmarked."""
 
     modality: str
     segments: tuple[Segment, ...]
@@ -93,6 +98,10 @@ class SpanLayout:
     def open_segment(self) -> int | None:
         """Index of the segment of free length, if there is one."""
         return next((i for i, segment in enumerate(self.segments) if segment.count is None), None)
+
+    @property
+    def num_marks(self) -> int:
+        return sum(segment.mark for segment in self.segments[1:])
 
     @property
     def min_steps(self) -> int:
@@ -147,5 +156,8 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
             raise ValueError(f"span layout {name!r} mixes blocks with different numbers of groups")
         if sum(segment.count is None for segment in layout.segments) > 1:
             raise ValueError(f"span layout {name!r} has two segments of free length; only one can be read back")
+        unmarked = [index for index, segment in enumerate(layout.segments) if index and not segment.mark]
+        if any(layout.segments[index - 1].count is None for index in unmarked):
+            raise ValueError(f"span layout {name!r} has no mark behind its segment of free length; set mark=True there")
         if any(segment.count is not None and segment.count < 1 for segment in layout.segments):
             raise ValueError(f"span layout {name!r} has an empty segment; counts start at 1")

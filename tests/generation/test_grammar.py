@@ -20,7 +20,7 @@ STANDARD = Vocabulary.build(
     ],
     text_reserved=[0, 7],
 )
-# Everything unusual at once: two audio groups, a video with a middle of any length.
+# Everything unusual at once: two audio groups, a video with a part of any length and one without a mark.
 ODD = Vocabulary.build(
     20,
     [
@@ -32,7 +32,9 @@ ODD = Vocabulary.build(
     [
         SpanLayout("image", [Segment("image", 4)]),
         SpanLayout("audio", [Segment("audio")]),
-        SpanLayout("video", [Segment("image", 2), Segment("video"), Segment("video", 3)]),
+        SpanLayout(
+            "video", [Segment("video", 1), Segment("image", 2, mark=False), Segment("video"), Segment("video", 3)]
+        ),
     ],
 )
 # One row of each kind: small enough to list the whole language.

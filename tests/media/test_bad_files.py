@@ -232,14 +232,14 @@ def test_huge_pictures_are_refused_before_any_decoder_sees_them(name, monkeypatc
 
     monkeypatch.setattr(image_module, "_PLUGINS", dict.fromkeys(image_module._PLUGINS, decoder))
     data, size = huge_files()[name]
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     message = refusal(load_image, data)
-    assert time.perf_counter() - start_s < 1
+    assert time.process_time() - start_s < 1
     assert size in message and "over the limit max_pixels=67,108,864" in message
 
 
 def test_limits_of_pictures_and_sounds_are_settings(good):
-    assert "max_pixels=1999" in refusal(lambda s: load_image(s, MediaLimits(max_pixels=1999)), good[".png"])
+    assert "max_pixels=1,999" in refusal(lambda s: load_image(s, MediaLimits(max_pixels=1999)), good[".png"])
     assert load_image(good[".png"], MediaLimits(max_pixels=2000)).shape == (3, 40, 50)
     assert "max_bytes=99" in refusal(lambda s: media_kind(s, MediaLimits(max_bytes=99)), good[".png"])
     for suffix in (".wav", ".flac", ".ogg", ".mp3"):
@@ -276,16 +276,15 @@ def test_a_flac_of_eleven_minutes_in_a_few_bytes_is_refused(monkeypatch):
     assert "lasts 660.0 s, over the limit max_seconds=600" in refusal(load_audio, memory.getvalue())
 
 
-def test_pillows_own_bomb_warning_stays_inside():
-    """Between Pillow's warning at 89 million pixels and our setting, no warning escapes, even as an error."""
-    rows = zlib.compress((b"\0" + bytes(1250)) * 9500)
-    data = png_header(10000, 9500)
-    at, end = data.index(b"IDAT"), data.index(b"IEND")
-    idat = struct.pack(">I", len(rows)) + b"IDAT" + rows + struct.pack(">I", zlib.crc32(b"IDAT" + rows))
-    data = data[: at - 4] + idat + data[end - 4 :]
+def test_pillows_own_bomb_warning_does_not_come_out(good, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert load_image(data, MediaLimits(max_pixels=95_000_000)).shape == (3, 9500, 10000)
+        for suffix in (".gif", ".webp"):  # 768 pixels a frame
+            assert load_film(good[suffix]).shape == (5, 3, 24, 32)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
+        for suffix in (".png", ".jpg", ".still.gif", ".still.webp"):  # 2,000 pixels
+            assert load_image(good[suffix]).shape == (3, 40, 50)
 
 
 def test_warning_filters_and_stderr_are_restored(good, capfd):

@@ -88,7 +88,7 @@ def test_transparency_is_composited_on_white(rgba):
 
 
 def test_grey_with_alpha():
-    shown = load_image(encode(Image.fromarray(np.array([[[0, 0], [0, 255], [100, 51]]], np.uint8), "LA"), "PNG"))
+    shown = load_image(encode(Image.fromarray(np.array([[[0, 0], [0, 255], [100, 51]]], np.uint8)), "PNG"))
     assert shown[:, 0].tolist() == [[255, 0, 224]] * 3  # 100 · 0.2 + 255 · 0.8
 
 

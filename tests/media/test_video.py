@@ -70,7 +70,7 @@ def test_what_is_saved_is_what_is_loaded(suffix, tolerance, tmp_path):
     save_video(clip, tmp_path / f"a{suffix}", 8)
     loaded = load_video(tmp_path / f"a{suffix}", 8)
     assert loaded.shape == clip.shape and loaded.dtype == torch.float32
-    assert 0 <= loaded.min() and loaded.max() <= 1
+    assert loaded.min() >= 0 and loaded.max() <= 1
     assert (loaded - clip).abs().mean(dim=(1, 2, 3)).max() < tolerance  # every frame, so none is shifted in time
     assert torch.equal(load_video((tmp_path / f"a{suffix}").read_bytes(), 8), loaded)
     assert media_kind(tmp_path / f"a{suffix}") == "video"

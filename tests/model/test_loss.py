@@ -49,7 +49,9 @@ def reference(model, vocabulary, ids, positions, labels, z_loss=0.0, weights=Non
             rows = rows + ([end] if name == "audio" else [])
             allowed = logits[b, n, rows]
             factor = 1.0 if weights is None else weights.get(name, 1.0)
-            loss = F.cross_entropy(allowed[None], torch.tensor([rows.index(label)])) + z_loss * allowed.logsumexp(0) ** 2
+            loss = (
+                F.cross_entropy(allowed[None], torch.tensor([rows.index(label)])) + z_loss * allowed.logsumexp(0) ** 2
+            )
             total, weight = total + factor * loss, weight + factor
     return total, weight
 

@@ -25,7 +25,9 @@ def small(text) -> Vocabulary:
     layouts = [
         SpanLayout("image", [Segment("image", 6)]),
         SpanLayout("audio", [Segment("audio")]),
-        SpanLayout("video", [Segment("image", 6), Segment("video"), Segment("video", 2)]),
+        SpanLayout(
+            "video", [Segment("video", 2), Segment("image", 4, mark=False), Segment("video"), Segment("video", 2)]
+        ),
     ]
     return Vocabulary.build(text.size + 3, blocks, layouts, text_sha256=text.sha256)
 

@@ -142,8 +142,8 @@ def test_long_documents_take_linear_time(template):
         Turn("user" if i % 2 == 0 else "assistant", [Text("a red apple " * 20), Image(codes=range(64))])
         for i in range(600)
     )
-    started = time.perf_counter()
+    started = time.process_time()
     rendered = template.render(document)
     assert len(rendered) > 60_000
     assert template.parse(rendered.ids) == document.canonical()
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10

@@ -129,7 +129,7 @@ class TokenShards:
             found = self.manifest.tokenizer_sha256.get(name)
             if found is not None and found != wanted:
                 raise ValueError(
-                    f"{self.folder} holds codes of {name} tokenizer {found} but {wanted} is loaded; encode the data again"
+                    f"{self.folder} holds codes of {name} tokenizer {found} but {wanted} is here; encode the data again"
                 )
         self._ids: list[np.ndarray] = []
         self._flags: list[np.ndarray] = []

@@ -46,12 +46,16 @@ class RowState:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """One segment, ready to run: `rows[g]` is the range of group g, `follow` the mark behind it, `both` either."""
+    """One segment, ready to run: `rows[g]` is the range of group g, `follow` the mark behind it, `both` either.
+
+    Where it `runs_on`, the next segment follows without a mark.
+    """
 
     count: int | None
     rows: tuple[Ranges, ...]
     follow: Ranges
     both: Ranges
+    runs_on: bool
 
 
 class Grammar:
@@ -209,8 +213,11 @@ class Grammar:
             return state
         state.remaining -= 1
         segments = self._segments[state.modality]
-        if row != segments[state.segment].follow[0][0]:
+        segment = segments[state.segment]
+        if row != segment.follow[0][0]:
             state.codes += 1
+            if segment.runs_on and state.codes == (segment.count or 0) * len(segment.rows):
+                state.segment, state.codes = state.segment + 1, 0
         elif state.segment + 1 < len(segments):
             state.segment, state.codes = state.segment + 1, 0
         else:
@@ -332,7 +339,8 @@ def _compile(vocabulary: Vocabulary, modality: str) -> tuple[_Segment, ...]:
         mark = vocabulary.end_id(modality) if last else vocabulary.control_id("<|frame|>")
         rows = tuple(((b.start, b.start + b.size),) for b in vocabulary.group_blocks(segment.block))
         follow = ((mark, mark + 1),)
-        segments.append(_Segment(segment.count, rows, follow, _merge([*rows[0], *follow])))
+        runs_on = not last and not layout.segments[index + 1].mark
+        segments.append(_Segment(segment.count, rows, follow, _merge([*rows[0], *follow]), runs_on))
     return tuple(segments)
 
 

@@ -112,7 +112,7 @@ def _unknown(opened: Opened) -> Content:
         if error.start < len(sample) - 4:  # not merely a character cut by the sample's end
             return Content("file of unknown type", "other")
         text = sample[: error.start].decode("utf-8")
-    if any(ord(c) < 32 and c not in "\t\n\r\f\x1b" for c in text):
+    if not text or any(ord(c) < 32 and c not in "\t\n\r\f\x1b" for c in text):
         return Content("file of unknown type", "other")
     start = text.lstrip("\ufeff \t\r\n")[:512].lower()
     if "<svg" in start:

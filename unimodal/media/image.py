@@ -30,7 +30,7 @@ _ENCODINGS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "lossless": True},
 }
 
-# Opened by class, not by Image.open: only these four decoders see a file, and our limits replace Pillow's global one.
+# Opened by class, not by Image.open: only these four decoders ever see a file.
 _PLUGINS: dict[str, Any] = {
     "PNG picture": PngImagePlugin.PngImageFile,
     "JPEG picture": JpegImagePlugin.jpeg_factory,

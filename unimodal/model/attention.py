@@ -191,9 +191,9 @@ def _packed_mask(
     from transformers.masking_utils import sdpa_mask
 
     plain = attention_mask is None or bool(attention_mask.all())
-    if plain and q_length == kv_length and isinstance(q_offset, int) and q_offset == 0 and local_size is None:
-        if not use_vmap:  # use_vmap: the caller has changed the causal pattern itself
-            return None
+    fresh = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
+    if plain and fresh and local_size is None and not use_vmap:  # use_vmap: the caller changed the causal pattern
+        return None
     return sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,

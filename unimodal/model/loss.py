@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.model.rows import head_rows
 from unimodal.vocabulary import Vocabulary
 
 IGNORE = -100
@@ -112,14 +113,6 @@ def shift_labels(labels: Tensor, position_ids: Tensor | None) -> Tensor:
     if position_ids is not None:
         targets[:, :-1].masked_fill_(position_ids.expand_as(labels)[:, 1:] == 0, IGNORE)
     return targets
-
-
-def head_rows(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> Tensor:
-    """The head's weight for ``rows`` then ``exits``, [len(rows) + len(exits), D], attached to its parameters."""
-    select = getattr(head, "rows", None)  # a head of base and new rows gathers from two parameters
-    take = select if select is not None else (lambda r: head.weight[r.start : r.stop])
-    weight = take(rows)
-    return torch.cat([weight, *(take(range(i, i + 1)) for i in exits)]) if exits else weight
 
 
 def sliced_cross_entropy(

@@ -31,7 +31,7 @@ class StructuredRows(nn.Module):
             if len(block) != len(rows) or rows.stop > vocab_size:
                 raise ValueError(f"{len(block)} feature rows do not fit rows {rows.start}…{rows.stop - 1} of {vocab_size}")
             centred = block - block.mean(0)
-            self.register_buffer(f"features_{index}", centred / centred.square().sum(1).mean().sqrt(), persistent=False)
+            self.register_buffer(f"features_{index}", centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-6), persistent=False)
             self.tables.append(nn.Parameter(torch.randn(block.shape[1], width) * std))
 
     def forward(self, free: Tensor) -> Tensor:

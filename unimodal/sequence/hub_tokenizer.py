@@ -131,7 +131,7 @@ def _span(vocabulary: Vocabulary, layout: SpanLayout) -> str:
             part = f"[{begin}:-{tail}]" if tail else f"[{begin}:]"
         else:
             part = f"[-{tail + (segment.count or 0)}:-{tail}]" if tail else f"[-{segment.count}:]"
-        if index:
+        if index and segment.mark:
             lines.append("  {{- '<|frame|>' -}}")
         blocks = vocabulary.group_blocks(segment.block)
         codes = ["code"] if len(blocks) == 1 else [f"code[{block.group}]" for block in blocks]

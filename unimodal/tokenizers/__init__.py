@@ -49,7 +49,9 @@ def load_tokenizer(folder: str | Path, **parts: Any) -> MediaTokenizer:
         if type(error).__name__ not in ("ValidationError", "SafetensorError"):
             raise
         reason = " ".join(str(error).split())  # pydantic writes a paragraph
-        raise ValueError(f"{folder} does not hold a usable tokenizer ({reason}); take it from the model again") from None
+        raise ValueError(
+            f"{folder} does not hold a usable tokenizer ({reason}); take it from the model again"
+        ) from None
 
 
 def stored_sha256(folder: str | Path) -> str:

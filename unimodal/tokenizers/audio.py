@@ -110,6 +110,7 @@ class AudioTokenizer(MediaTokenizer):
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.codebook_sizes = (self.quantizer.codebook_size,)
         self.segments = (("audio", None),)
+        self.block_sizes = {"audio": self.quantizer.codebook_size}
         self.samples_per_code = FRAMES_PER_CODE * config.hop
         self.tokens_per_second = config.sample_rate_hz / self.samples_per_code
         self.mel = LogMel(

@@ -1,0 +1,114 @@
+"""Puts the trained parts of nano together as one model folder, laid out as its Hub repository.
+
+    python recipes/assemble_nano.py [--set out=model_cards/nano]
+
+Takes the decoder of recipes/train_nano.py and the three media tokenizers, writes the vocabulary manifest with their
+final hashes, the settings of the processor and of sampling, and a few sample inputs from the training styles. The codes are what the
+decoder was trained on: a picture decoder trained further changes the hash, never the codes, and that is checked on real pictures.
+
+Shapes: M pictures, V views.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unimodal.config import Config, atomic_write_bytes, atomic_write_text
+from unimodal.media.audio import save_audio
+from unimodal.media.image import save_image
+from unimodal.media.video import save_video
+from unimodal.tokenizers.audio import AudioTokenizer
+from unimodal.tokenizers.image import ImageTokenizer
+from unimodal.tokenizers.video import VideoTokenizer
+from unimodal.training.command import recipe_main
+from unimodal.vocabulary import Vocabulary
+
+DECODER_FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.jinja", "recipe.json",
+)  # fmt: skip
+TOKENIZERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
+
+
+class AssembleRecipe(Config):
+    data: Path = Path("data/prepared")
+    models: Path = Path("data/models")
+    out: Path = Path("model_cards/nano")
+    sampling: dict[str, dict[str, float | int]] = {
+        "text": {"temperature": 0.0},
+        "image": {"temperature": 0.7, "top_k": 200, "guidance": 2.0},
+        "audio": {"temperature": 0.6, "top_k": 50, "guidance": 1.5},
+        "video": {"temperature": 0.7, "top_k": 200, "guidance": 2.0},
+    }
+    sample_picture: str = "red apple"
+    sample_clip: str = "beating heart"
+
+
+def check_codes(cfg: AssembleRecipe, image: ImageTokenizer) -> None:
+    """The tokenizer as released still gives the codes that the decoder was trained on."""
+    pixels, codes = np.load(cfg.data / "images.npz")["pixels"], np.load(cfg.data / "image_codes.npz")["codes"]
+    rows = np.random.default_rng(0).choice(len(pixels), 64, replace=False)
+    x = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2).float() / 255
+    same = (image.encode(x).ids[..., 0].numpy() == codes[rows, 0]).mean()
+    if same < 0.99:  # the trunk's features were kept in half precision when the codes were made: a tie may fall the other way
+        raise ValueError(f"only {same:.1%} of the picture codes are those that nano was trained on; run recipes/encode_media.py and train again")
+
+
+def write_samples(cfg: AssembleRecipe, folder: Path) -> None:
+    """One picture, one clip and one utterance to try the model on, from openly licensed sources."""
+    images, clips = np.load(cfg.data / "images.npz"), np.load(cfg.data / "clips.npz")
+    concepts = json.loads((cfg.data / "concepts.json").read_text())
+    by_label = {concept["label"]: concept["id"] for concept in concepts}
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = np.flatnonzero((images["concept"] == by_label[cfg.sample_picture]) & (images["style"] == "noto"))
+    save_image(torch.from_numpy(images["pixels"][rows[0]]).permute(2, 0, 1).float() / 255, folder / "picture.png")
+    clip = np.flatnonzero(clips["concept"] == by_label[cfg.sample_clip])[0]
+    save_video(torch.from_numpy(clips["frames"][clip]).permute(0, 3, 1, 2).float() / 255, folder / "clip.gif", 8.0)
+    utterances = json.loads((cfg.data / "speech" / "utterances.json").read_text())
+    samples = np.memmap(cfg.data / "speech" / "audio.int16", np.int16, "r")
+    chosen = next(u for u in utterances if u["split"] == "test" and u["voice"] == "joe" and len(u["text"].split()) >= 4)
+    wave = torch.from_numpy(np.array(samples[chosen["start"] : chosen["start"] + chosen["num_samples"]])).float() / 32768
+    save_audio(wave, folder / "speech.wav", 16000)
+    truth = {"picture.png": cfg.sample_picture, "clip.gif": cfg.sample_clip, "speech.wav": chosen["text"]}
+    atomic_write_text(folder / "samples.json", json.dumps(truth, indent=2) + "\n")
+
+
+def run(cfg: AssembleRecipe, dry_run: bool) -> None:
+    image = ImageTokenizer.load(cfg.models / "image_tokenizer")
+    video = VideoTokenizer.load(cfg.models / "video_tokenizer", image)
+    audio = AudioTokenizer.load(cfg.models / "audio_tokenizer")
+    if dry_run:
+        return
+    check_codes(cfg, image)
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZERS:
+        (cfg.out / name).mkdir(exist_ok=True)
+        for file in sorted((cfg.models / name).glob("*.*")):
+            if file.suffix in (".json", ".safetensors"):
+                atomic_write_bytes(cfg.out / name / file.name, file.read_bytes())
+    for name in DECODER_FILES:
+        atomic_write_bytes(cfg.out / name, (cfg.models / "nano" / name).read_bytes())
+    hashes = {"semantic": image.sha256, "image": image.sha256, "audio": audio.sha256, "video": video.sha256}
+    manifest: dict[str, Any] = json.loads((cfg.models / "nano" / "vocabulary.json").read_text())
+    for block in manifest["blocks"]:
+        block["sha256"] = hashes[block["name"]]
+    Vocabulary.from_dict(manifest).save(cfg.out / "vocabulary.json")
+    generation = json.loads((cfg.out / "generation_config.json").read_text())
+    atomic_write_text(cfg.out / "generation_config.json", json.dumps({**generation, "unimodal": cfg.sampling}, indent=2) + "\n")
+    processor = {"processor_class": "UnimodalProcessor", "image_fit": "pad", "max_audio_s": 5.0}
+    atomic_write_text(cfg.out / "processor_config.json", json.dumps(processor, indent=2) + "\n")
+    shutil.rmtree(cfg.out / "samples", ignore_errors=True)
+    write_samples(cfg, cfg.out / "samples")
+    total = sum(path.stat().st_size for path in cfg.out.rglob("*") if path.is_file())
+    print(f"wrote {cfg.out}: {total / 1e6:.1f} MB", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    recipe_main(AssembleRecipe, run)

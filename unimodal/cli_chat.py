@@ -1,0 +1,213 @@
+"""The chat: one answer, or an interactive session with commands.
+
+Words and names of saved files go to stdout, everything else to stderr. On a terminal words appear as they are written
+and pictures are drawn in half blocks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unimodal.cli_progress import Reporter
+from unimodal.generation.engine import TokenEvent
+from unimodal.media.preview import terminal_picture
+from unimodal.pipeline import Output, Unimodal
+from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Turn
+
+HELP = """\
+Type a question. Commands:
+  /image F, /audio F, /video F   show the model a file; then ask, or press return for its usual question
+  /draw WORDS                    a picture
+  /say WORDS                     speech
+  /film WORDS                    a clip
+  /save FILE                     save the last picture, sound or clip under another name
+  /clear                         forget what was said and shown
+  /help, /quit"""
+FORCED = {"/draw": "image", "/say": "audio", "/film": "video"}
+ATTACHED = {"/image": "image", "/audio": "audio", "/video": "video"}
+FILE_NAMES = {"image": ("picture", ".png"), "audio": ("sound", ".wav"), "video": ("clip", ".gif")}
+MAX_PICTURE_COLUMNS = 64
+
+
+class Session:
+    """What was said and shown so far, and how answers are given."""
+
+    def __init__(
+        self, model: Unimodal, report: Reporter, folder: Path, settings: dict[str, Any] | None = None, seed: int = 0
+    ) -> None:
+        self.model, self.report, self.folder = model, report, folder
+        self.settings, self.seed = settings or {}, seed
+        self.history: list[Turn] = []
+        self.pending: list[Part] = []
+        self.last: Output | None = None
+
+    # ---- the loop
+
+    def run(self, to: str | None = None) -> None:
+        """Answers lines until /quit or the end of the input; what is then still pending is asked about."""
+        self.report.clear()
+        if sys.stdin.isatty():
+            _notice(f"{self.model.folder.name} is here. /help lists the commands, /quit ends.")
+        for part in self.pending:
+            assert isinstance(part, Media)
+            _notice(f"{part.modality} attached; ask about it, or press return.")
+        for line in _lines():
+            try:
+                if not self.take(line, to):
+                    return
+            except (ValueError, OSError) as error:
+                self.report.clear()
+                _notice(" ".join(str(error).split()))
+            except KeyboardInterrupt:  # stops this answer; at the prompt it ends the session
+                self.report.clear()
+                _notice("stopped")
+        if self.pending:
+            self.answer("", to)
+
+    def take(self, line: str, to: str | None = None) -> bool:
+        """Does what one line says; False ends the session. Raises ValueError for a mistake in it."""
+        line = line.strip()
+        command, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if not line.startswith("/"):
+            if line or self.pending:
+                self.answer(line, to)
+        elif command in ("/quit", "/exit"):
+            return False
+        elif command == "/help":
+            _notice(HELP)
+        elif command == "/clear":
+            self.history.clear()
+            self.pending.clear()
+            _notice("forgotten")
+        elif command in ATTACHED:
+            self.attach(MEDIA_PARTS[ATTACHED[command]](path=_path(command, rest)))
+            _notice("attached; ask about it, or press return.")
+        elif command in FORCED:
+            self.answer(self.model.wording.request(rest, FORCED[command]), FORCED[command])
+        elif command == "/save":
+            self.save(_path(command, rest))
+        else:
+            raise ValueError(f"{command} is no command; /help lists them")
+        return True
+
+    def attach(self, part: Media) -> None:
+        """Reads and encodes a file for the next question; ValueError if it cannot be used."""
+        self.pending.append(self.model.coder.encode_part(part))
+        self.report.clear()
+
+    def save(self, path: str) -> None:
+        if self.last is None:
+            raise ValueError("there is nothing to save yet; make a picture with /draw, speech with /say")
+        self.last.save(path)
+        print(path, flush=True)
+
+    # ---- one answer
+
+    def answer(self, words: str, to: str | None = None) -> None:
+        """Asks with what is pending, prints words, saves and names media. On an error what was pending stays."""
+        model = self.model
+        if to in model.vocabulary.media and words and not self.pending:
+            words = model.wording.request(words, to)
+        turn = model.user_turn([*self.pending, *([words] if words else [])])
+        history = self._fitting(turn, to)
+        writer = _Writer(model, self.report)
+        outputs = model.answers(
+            [Document([*history, turn])], to=to, seeds=[self.seed], on_token=writer, **self.settings
+        )[0]
+        self.seed += 1
+        self.report.clear()
+        writer.finish()
+        self.pending.clear()
+        self.history = [*history, turn, Turn("assistant", [output.part for output in outputs])]
+        for output in outputs:
+            if output.media is not None:
+                self._show(output)
+            elif not writer.live:
+                print(output.text, flush=True)
+
+    def _fitting(self, turn: Turn, to: str | None) -> list[Turn]:
+        """As many of the latest exchanges as the model is meant to see and has room for."""
+        limit = self.model.processor.history_turns
+        history = list(self.history) if limit is None else self.history[len(self.history) - 2 * limit :]
+        needed = self.model.answer_length(to)
+        while history and self.model.room(Document([*history, turn])) < needed:
+            history = history[2:]
+        return history
+
+    def _show(self, output: Output) -> None:
+        assert output.media is not None
+        name, suffix = FILE_NAMES[output.modality]
+        number = 1
+        while (path := self.folder / f"{name}-{number}{suffix}").exists():
+            number += 1
+        output.save(path)
+        self.last = output
+        if sys.stdout.isatty() and output.modality != "audio":
+            picture = output.media if output.modality == "image" else output.media[len(output.media) // 2]
+            print(terminal_picture(picture, min(MAX_PICTURE_COLUMNS, shutil.get_terminal_size().columns)))
+        print(path, flush=True)
+
+
+class _Writer:
+    """Takes new tokens: on a terminal their words appear at once, elsewhere they are counted on stderr."""
+
+    def __init__(self, model: Unimodal, report: Reporter) -> None:
+        self.live = sys.stdout.isatty() and sys.stdin.isatty()
+        self._vocabulary, self._stream, self._report = model.vocabulary, model.template.text.stream(), report
+        self._count, self._written = 0, ""
+
+    def __call__(self, event: TokenEvent) -> None:
+        self._count += 1
+        if self.live and event.modality == "text":
+            if self._vocabulary.is_text(event.id):
+                self._write(self._stream.push(event.id))
+        else:
+            self._report(f"writing {event.modality}", self._count)
+
+    def _write(self, text: str) -> None:
+        if not self._written:
+            text = text.lstrip()
+            self._report.clear()
+        self._written += text
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        if self.live:
+            self._write(self._stream.finish())
+            if self._written:
+                print(flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """Lines of stdin; on a terminal with a prompt, editing and a memory of earlier lines."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        import contextlib
+
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401
+        while True:
+            try:
+                yield input("> ")
+            except EOFError:
+                print(flush=True)
+                return
+    yield from sys.stdin
+
+
+def _path(command: str, rest: str) -> str:
+    """The name behind a command, without the quotes that a file manager puts around it."""
+    if len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "'\"":
+        rest = rest[1:-1]
+    if not rest:
+        raise ValueError(f"{command} needs the name of a file")
+    return str(Path(rest).expanduser())
+
+
+def _notice(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

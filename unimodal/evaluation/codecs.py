@@ -1,0 +1,71 @@
+"""JPEG and WebP at very few bytes: what the usual codecs make of a 64×64 picture in the budget of its codes.
+
+Every side and quality of the lists below is tried. The best file within the budget counts; where none fits, the
+smallest file at full size does, and its bytes are reported. A JPEG file is mostly tables that could be shared, so it is
+also tried with its scan alone counted.
+
+Shapes: H, W height and width.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unimodal.media.image import to_bytes
+
+SIDES = (64, 48, 32, 24, 16, 12, 8)
+QUALITIES = (0, 2, 5, 10, 20, 30, 45, 60, 80)
+CODECS = ("webp", "jpeg", "jpeg_scan")  # jpeg_scan: the bytes of a JPEG's headers are not counted
+
+
+@dataclass(frozen=True)
+class Coded:
+    num_bytes: int
+    picture: Tensor  # float32 [3, H, W]
+
+
+def best_within(codec: str, picture: Tensor, budget_bytes: int) -> Coded:
+    """The closest to `picture` [3, H, W] that the codec gives in the budget, by mean squared error."""
+    best: tuple[float, Coded] | None = None
+    smallest: Coded | None = None
+    original = Image.fromarray(to_bytes(picture).permute(1, 2, 0).contiguous().numpy())
+    for side in SIDES:
+        if side > original.width:
+            continue
+        small = original if side == original.width else original.resize((side, side), Image.Resampling.LANCZOS)
+        for quality in QUALITIES:
+            coded = _code(codec, small, quality, original.size)
+            if side == original.width and (smallest is None or coded.num_bytes < smallest.num_bytes):
+                smallest = coded
+            if coded.num_bytes > budget_bytes:
+                break  # a higher quality is larger still
+            error = float((coded.picture - picture).square().mean())
+            if best is None or error < best[0]:
+                best = (error, coded)
+    assert smallest is not None
+    return smallest if best is None else best[1]
+
+
+def _code(codec: str, picture: Image.Image, quality: int, size: tuple[int, int]) -> Coded:
+    memory = io.BytesIO()
+    if codec == "webp":
+        picture.save(memory, "WEBP", quality=quality, method=6)
+        num_bytes = memory.tell()
+    else:
+        picture.save(memory, "JPEG", quality=quality, optimize=True, subsampling=2)
+        data = memory.getvalue()
+        # the scan begins behind the start-of-scan marker and its header, and ends with the two bytes of the end marker
+        scan = data.index(b"\xff\xda")
+        header = 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+        num_bytes = len(data) if codec == "jpeg" else len(data) - scan - header - 2
+    memory.seek(0)
+    decoded = Image.open(memory).convert("RGB")
+    if decoded.size != size:
+        decoded = decoded.resize(size, Image.Resampling.BICUBIC)
+    return Coded(num_bytes, torch.from_numpy(np.array(decoded)).permute(2, 0, 1).float() / 255)

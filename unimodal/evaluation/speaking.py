@@ -1,0 +1,61 @@
+"""Text → speech: Whisper's word error rate on what the model says, for sentences it was never trained on.
+
+The voices of the training data take turns and are asked for by name. `rebuilt_wer` is the same of real recordings of
+test sentences sent through the audio tokenizer: a perfect decoder would reach about that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unimodal.evaluation import Report
+from unimodal.evaluation.asking import answer_media
+from unimodal.evaluation.judges import Whisper, word_error_rate
+from unimodal.evaluation.prepared import Speech, sample
+from unimodal.evaluation.speech_reconstruction import rebuild
+from unimodal.pipeline import Unimodal
+from unimodal.sequence.document import Document, Turn
+
+DEFAULT_LIMIT = 100  # sentences in all
+
+
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
+    speech, whisper = Speech.load(data_folder), Whisper()
+    voices = sorted({item["voice"] for item in speech.utterances if item["split"] == "train"})
+    first_of: dict[str, dict] = {}
+    for item in speech.utterances:
+        if item["split"] == "test":
+            first_of.setdefault(item["text"], item)
+    if not first_of or not voices:
+        raise ValueError(f"{data_folder}/speech has no test sentences or no training voices; prepare it again")
+    items = list(first_of.values())
+    items = [items[row] for row in sample(np.arange(len(items)), limit or DEFAULT_LIMIT, seed)]
+    texts = [item["text"] for item in items]
+    asked = [voices[index % len(voices)] for index in range(len(texts))]
+    documents = [
+        Document([Turn("user", model.wording.request(text, "audio", voice))])
+        for text, voice in zip(texts, asked, strict=True)
+    ]
+    spoken = answer_media(model, documents, "audio", seed, report, "speaking")
+    heard, heard_rebuilt, seconds = [], [], 0.0
+    rate_hz = model.coder.rate("audio") or 16_000
+    for index, (sound, item) in enumerate(zip(spoken, items, strict=True)):
+        report("Whisper listens", index, len(texts))
+        seconds += len(sound) / rate_hz
+        heard.append(whisper.transcribe(sound))
+        heard_rebuilt.append(whisper.transcribe(rebuild(model, [speech.sound(item)])[0]))
+    by_voice = {}
+    for voice in voices:
+        own = [index for index, name in enumerate(asked) if name == voice]
+        if own:
+            by_voice[voice] = word_error_rate([texts[i] for i in own], [heard[i] for i in own])
+    return {
+        "sentences": len(texts),
+        "wer": word_error_rate(texts, heard),
+        "rebuilt_wer": word_error_rate(texts, heard_rebuilt),
+        "mean_seconds": round(seconds / len(texts), 2),
+        "wer_by_voice": by_voice,
+    }

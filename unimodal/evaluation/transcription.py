@@ -1,0 +1,62 @@
+"""Speech → text: word error rate of the model's own transcripts of sentences it was never trained on.
+
+Per voice, in per cent, both sides through Whisper's English normaliser. `all` pools the synthetic voices; the human
+speaker, in no training set, is reported apart. `whisper_wer` is Whisper tiny.en on the same recordings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unimodal.evaluation import Report
+from unimodal.evaluation.asking import answer_texts
+from unimodal.evaluation.judges import Whisper, word_error_rate
+from unimodal.evaluation.prepared import Speech
+from unimodal.pipeline import Unimodal
+from unimodal.sequence.document import Audio, Document, Text, Turn
+
+DEFAULT_LIMIT = 60  # of each voice
+HUMAN, HUMAN_LIMIT = "human", 182
+BATCH = 16
+NUM_EXAMPLES = 4
+
+
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
+    speech, whisper = Speech.load(data_folder), Whisper()
+    longest_s = model.processor.max_audio_s
+    voices = speech.unseen(limit or DEFAULT_LIMIT, seed, longest_s)
+    if HUMAN in voices and limit is None:
+        voices[HUMAN] = speech.unseen(HUMAN_LIMIT, seed, longest_s)[HUMAN]
+    figures: dict[str, Any] = {}
+    pooled: tuple[list[str], list[str], list[str]] = ([], [], [])
+    for voice, items in voices.items():
+        documents = []
+        for start in range(0, len(items), BATCH):
+            report(f"coding the voice {voice}", start, len(items))
+            for codes in model.coder.encode("audio", [speech.sound(item) for item in items[start : start + BATCH]]):
+                documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.question("audio"))])]))
+        texts = [item["text"] for item in items]
+        answers = answer_texts(model, documents, seed, report)
+        heard = []
+        for index, item in enumerate(items):
+            report(f"Whisper reads the voice {voice}", index, len(items))
+            heard.append(whisper.transcribe(speech.sound(item)))
+        figures[voice] = _figures(texts, answers, heard) | {
+            "examples": [
+                {"said": said, "answer": answer}
+                for said, answer in list(zip(texts, answers, strict=True))[:NUM_EXAMPLES]
+            ]
+        }
+        if voice != HUMAN:
+            for whole, own in zip(pooled, (texts, answers, heard), strict=True):
+                whole.extend(own)
+    return ({"all": _figures(*pooled)} if pooled[0] else {}) | figures
+
+
+def _figures(texts: list[str], answers: list[str], heard: list[str]) -> dict[str, Any]:
+    return {
+        "utterances": len(texts),
+        "wer": word_error_rate(texts, answers),
+        "whisper_wer": word_error_rate(texts, heard),
+    }

@@ -1,0 +1,62 @@
+"""Classifier-free guidance: move away from what the model would write without the words (arXiv:2207.12598).
+
+A guided row runs as two streams of one batch, with its prompt and with the prompt without its text; both are fed the
+same new tokens. Guided logits are u + scale * (c - u). The head is linear, so this is done on the last hidden states,
+and the head runs once per row instead of once per stream.
+
+Shapes: R rows, S streams, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def needs_guidance(guidance: Mapping[str, float], modalities: Sequence[str]) -> bool:
+    """Whether a row that may write these modalities needs its unconditional stream; text is never guided."""
+    return any(guidance.get(name, 1.0) != 1.0 for name in modalities if name != "text")
+
+
+def row_scales(modalities: Sequence[str], guidance: Sequence[Mapping[str, float]]) -> list[float]:
+    """The scale of each row's next token: 1 for text, what the row asks for inside a medium."""
+    return [
+        1.0 if name == "text" else float(scales.get(name, 1.0))
+        for name, scales in zip(modalities, guidance, strict=True)
+    ]
+
+
+def combine(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+    """u + scale * (c - u) for hidden states or logits [R, D] and scales [R, 1]; rows of scale 1 come back unchanged."""
+    return torch.lerp(unconditional, conditional, scale.to(conditional.dtype))
+
+
+class Streams:
+    """Which stream of the batch carries which branch of which row: conditional streams first, then the others."""
+
+    def __init__(self, num_rows: int, guided_rows: Sequence[int]) -> None:
+        self.row_of = [*range(num_rows), *guided_rows]  # [S]
+        self._index()
+
+    def _index(self) -> None:
+        self.conditional: dict[int, int] = {}
+        self.unconditional: dict[int, int] = {}
+        for stream, row in enumerate(self.row_of):
+            (self.unconditional if row in self.conditional else self.conditional)[row] = stream
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    def drop_rows(self, finished: Sequence[bool]) -> list[int]:
+        """Forget the streams of finished rows and return the indices of those that stay, in order."""
+        kept = [stream for stream, row in enumerate(self.row_of) if not finished[row]]
+        self.row_of = [self.row_of[stream] for stream in kept]
+        self._index()
+        return kept
+
+    def branches(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The conditional and unconditional stream of each row (the same stream where a row has no second one)."""
+        conditional = [self.conditional[row] for row in rows]
+        return conditional, [self.unconditional.get(row, self.conditional[row]) for row in rows]

@@ -1,0 +1,100 @@
+"""Drawing the next token: temperature, top-k, top-p, and noise that belongs to a row and not to its batch.
+
+A token is drawn as argmax(logits / temperature + Gumbel noise), which samples the softmax exactly. The noise is a hash
+of (the row's seed, the number of the token in the answer, the vocabulary row), so the same request gives the same
+answer alone, in any batch, on any device, and however many rows of the vocabulary the head computes.
+
+Shapes: R rows of the batch, K candidate rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unimodal.config import Config
+
+_MASK = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+class SamplingConfig(Config):
+    """How one modality is sampled. temperature 0: the likeliest token; top_k 0 and top_p 1: no filter."""
+
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+def _splitmix64(value: int) -> int:
+    """One step of the splitmix64 generator's output function, on Python integers."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return value ^ (value >> 31)
+
+
+def noise_keys(seeds: Sequence[int], step: int | Sequence[int]) -> Tensor:
+    """64 bits for each row from its seed and the number of its next token: int64 [R, 2], each half below 2**32."""
+    steps = [step] * len(seeds) if isinstance(step, int) else step
+    keys = [_splitmix64(_splitmix64(seed & _MASK64) ^ number) for seed, number in zip(seeds, steps, strict=True)]
+    return torch.tensor([[key & _MASK, key >> 32] for key in keys], dtype=torch.int64)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit finaliser (Wellons, "prospecting for hash functions") in int64, whose low 32 bits are what counts."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def gumbel_noise(keys: Tensor, ids: Tensor) -> Tensor:
+    """Standard Gumbel noise [R, K] for keys [R, 2] and vocabulary rows [K], fp32."""
+    bits = _mix(_mix(ids[None, :] ^ keys[:, :1]) ^ keys[:, 1:])  # [R, K], uniform 32 bits
+    # The largest noise comes from the smallest v, where fp32 is precise; v = 1 would be -inf.
+    v = ((bits.to(torch.float32) + 0.5) * 2.0**-32).clamp_(max=1 - 2.0**-24)
+    return v.neg_().log1p_().neg_().log_().neg_()
+
+
+def filter_logits(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> Tensor:
+    """-inf where a candidate is outside its row's top-k or nucleus (arXiv:1904.09751); logits [R, K] after temperature.
+
+    Top-k first, then the smallest set of the rest whose probability reaches top_p. Candidates that tie with the last
+    one kept are kept.
+    """
+    num = logits.shape[1]
+    ks = [k if 0 < k < num else num for k in top_k]
+    if max(ks) == num and min(ks) == num and min(top_p) >= 1:
+        return logits
+    width = max(ks)
+    values = logits.topk(width, dim=1, sorted=True).values  # [R, width], descending
+    k = torch.tensor(ks, device=logits.device)[:, None]
+    threshold = values.gather(1, k - 1)  # [R, 1]
+    if min(top_p) < 1:
+        kept = values.masked_fill(torch.arange(width, device=logits.device) >= k, -torch.inf)
+        p = kept.float().softmax(1)
+        nucleus = torch.tensor(list(top_p), device=logits.device, dtype=torch.float32)[:, None]
+        before = p.cumsum(1) - p  # [R, width] the mass of all likelier candidates
+        last = ((before < nucleus) & torch.isfinite(kept)).sum(1, keepdim=True) - 1
+        threshold = torch.where(nucleus < 1, torch.maximum(threshold, values.gather(1, last.clamp(min=0))), threshold)
+    return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def sample(logits: Tensor, ids: Tensor, configs: Sequence[SamplingConfig], keys: Tensor) -> Tensor:
+    """Draw one of the vocabulary rows ``ids`` [K] for every row: logits [R, K], keys [R, 2] -> int64 [R]."""
+    temperatures = [config.temperature for config in configs]
+    scores = logits.float()
+    if any(temperatures):
+        greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)[:, None]
+        divisor = torch.tensor([t or 1.0 for t in temperatures], device=logits.device)[:, None]
+        scores = scores / divisor
+        scores = filter_logits(scores, [c.top_k for c in configs], [c.top_p for c in configs])
+        noise = gumbel_noise(keys.to(logits.device), ids)
+        scores = scores + (noise if min(temperatures) > 0 else noise.masked_fill(greedy, 0.0))
+    return ids[scores.argmax(1)]

@@ -1,0 +1,138 @@
+"""New vocabulary rows beside a frozen base model, and the head read row by row.
+
+Media codes and controls become rows behind the base table, padded base rows included. The base table stays frozen and
+untouched; the new rows are a parameter of their own on the input side and, unless the base ties its tables, another on
+the output side (peft's trainable indices train the input side of an untied model only, and resizing the base copies its
+whole table into the optimizer). ``merge_rows`` concatenates both into a stock model of the same architecture.
+
+Shapes: B batch, N tokens, D width, V base rows, R new rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def initial_rows(base: Tensor, num_rows: int, seed: int = 0) -> Tensor:
+    """New rows [R, D] like the base's [V, D]: its mean plus noise with its spread in each of the D directions.
+
+    Rows that all equal the mean cannot be told apart by the head; rows far larger than the base's drown its logits.
+    """
+    table = base.detach().float()
+    used = table[table.abs().sum(1) > 0]  # padded rows are often zero
+    if not len(used):
+        raise ValueError("the base table has only zero rows; load its weights before adding rows")
+    spread = used.std(0, correction=0) if len(used) > 1 else used.abs().mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(num_rows, table.shape[1], generator=generator).to(table.device)
+    return (used.mean(0) + noise * spread).to(base.dtype)
+
+
+class ExtendedEmbedding(nn.Module):
+    """An embedding of V frozen rows and R new ones: ids [B, N] -> [B, N, D], without joining the two tables."""
+
+    def __init__(self, base: nn.Embedding, new_rows: nn.Parameter) -> None:
+        super().__init__()
+        self.base = base
+        self.new_rows = new_rows  # [R, D]
+        self.num_base = base.num_embeddings
+
+    def forward(self, ids: Tensor) -> Tensor:
+        is_new = ids >= self.num_base
+        old = self.base(ids.masked_fill(is_new, 0))
+        new = F.embedding((ids - self.num_base).clamp(min=0), self.new_rows)
+        return torch.where(is_new[..., None], new.to(old.dtype), old)
+
+
+class ExtendedHead(nn.Module):
+    """A head of V frozen rows and R new ones: hidden [..., D] -> logits [..., V + R]."""
+
+    def __init__(self, base: nn.Linear, new_rows: nn.Parameter) -> None:
+        super().__init__()
+        self.base = base
+        self.new_rows = new_rows  # [R, D]; the input side's parameter when the base ties its tables
+        self.num_base = base.out_features
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.cat([self.base(hidden), F.linear(hidden, self.new_rows.to(hidden.dtype))], dim=-1)
+
+    def rows(self, rows: range) -> Tensor:
+        """The weights of these rows, [len(rows), D], attached to their parameters."""
+        old = self.base.weight[rows.start : min(rows.stop, self.num_base)]
+        if rows.stop <= self.num_base:
+            return old
+        new = self.new_rows[max(rows.start - self.num_base, 0) : rows.stop - self.num_base]
+        return new if rows.start >= self.num_base else torch.cat([old, new.to(old.dtype)])
+
+
+def head_rows(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> Tensor:
+    """The head's weight for ``rows`` then ``exits``, [len(rows) + len(exits), D], attached to its parameters.
+
+    ``head`` is anything with a ``weight`` [V, D] (a Linear, a tied Embedding) or an ExtendedHead.
+    """
+    take = head.rows if isinstance(head, ExtendedHead) else (lambda r: head.weight[r.start : r.stop])
+    weight = take(rows)
+    return torch.cat([weight, *(take(range(i, i + 1)) for i in exits)]) if exits else weight
+
+
+def extend_rows(model: nn.Module, num_rows: int, seed: int = 0, freeze_base: bool = True) -> nn.Module:
+    """Put ``num_rows`` trainable rows behind the real embedding rows of a Hugging Face causal LM, in place.
+
+    The first new id is the length of the base's real table, which may be longer than its tokenizer. Everything else is
+    frozen unless ``freeze_base`` is False (LoRA goes on top).
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(embedding, ExtendedEmbedding):
+        raise ValueError("this model already has new rows; merge them first")
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ValueError(f"the head is {head}; new rows need a Linear without a bias")
+    if embedding.num_embeddings != head.out_features:
+        raise ValueError(f"the tables have {embedding.num_embeddings} and {head.out_features} rows; they must agree")
+    if num_rows < 1:
+        raise ValueError(f"num_rows is {num_rows}; give at least 1")
+    tied = head.weight is embedding.weight
+    if freeze_base:
+        model.requires_grad_(False)
+    input_rows = nn.Parameter(initial_rows(embedding.weight, num_rows, seed))
+    output_rows = input_rows if tied else nn.Parameter(initial_rows(head.weight, num_rows, seed + 1))
+    model.set_input_embeddings(ExtendedEmbedding(embedding, input_rows))
+    model.set_output_embeddings(ExtendedHead(head, output_rows))
+    return model
+
+
+@torch.no_grad()
+def merge_rows(model: nn.Module) -> nn.Module:
+    """Join base and new rows into plain tables, in place: a stock model again, with ``vocab_size`` grown to match."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
+        raise ValueError("this model has no new rows to merge")
+    tied = head.base.weight is embedding.base.weight
+    weight = torch.cat([embedding.base.weight, embedding.new_rows.to(embedding.base.weight.dtype)])
+    merged = nn.Embedding(*weight.shape, padding_idx=embedding.base.padding_idx, _weight=weight)
+    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    if tied:
+        joined.weight = merged.weight
+    else:
+        joined.weight = nn.Parameter(torch.cat([head.base.weight, head.new_rows.to(head.base.weight.dtype)]))
+    model.set_input_embeddings(merged)
+    model.set_output_embeddings(joined)
+    model.config.vocab_size = weight.shape[0]
+    if hasattr(model, "vocab_size"):
+        model.vocab_size = weight.shape[0]
+    decoder = model.get_decoder()
+    if hasattr(decoder, "vocab_size"):
+        decoder.vocab_size = weight.shape[0]
+    return model
+
+
+def new_rows(model: nn.Module) -> dict[str, Tensor]:
+    """The trained rows by side, ``input`` and, on an untied model, ``output``: what an adapter has to save."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
+        raise ValueError("this model has no new rows")
+    rows = {"input": embedding.new_rows}
+    return rows if head.new_rows is embedding.new_rows else {**rows, "output": head.new_rows}

@@ -1,0 +1,74 @@
+"""Writes a model folder, laid out as its Hub repository, from the parts of a trained model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, tokenizer_folder
+from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.tokenizers import stored_sha256
+from unimodal.tokenizers.interface import MediaTokenizer
+from unimodal.vocabulary import Vocabulary
+
+
+def save_model(
+    folder: str | Path,
+    decoder: Any,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    tokenizers: Mapping[str, MediaTokenizer],
+    processor: ProcessorConfig | None = None,
+    sampling: Mapping[str, MediumSettings] | None = None,
+) -> None:
+    """Everything but the card. All files are written beside the folder first and then moved into it.
+
+    tokenizers: by modality, one for each medium of the vocabulary. decoder: a Hugging Face causal LM, stored in half
+    precision. sampling: settings by modality, kept under `unimodal` in generation_config.json. Raises ValueError if a
+    tokenizer is not the one that the vocabulary was built with; then nothing is written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        new = Path(scratch)
+        for modality in vocabulary.media:
+            if modality not in tokenizers:
+                raise ValueError(f"the vocabulary has {modality} but no {modality} tokenizer was given")
+            tokenizers[modality].save(tokenizer_folder(new, modality))
+            found = stored_sha256(tokenizer_folder(new, modality))
+            for block in vocabulary.blocks:
+                if block.modality == modality:
+                    vocabulary.check_hashes({block.name: found})
+        vocabulary.check_hashes({"text": text.sha256})
+        vocabulary.save(new / "vocabulary.json")
+        save_hub_tokenizer(new, vocabulary, text, int(decoder.config.max_position_embeddings))
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        stored = copy.deepcopy(decoder).half()
+        stored.config.use_cache = True
+        stored.save_pretrained(new)
+        _write(new / PROCESSOR_FILE, (processor or ProcessorConfig()).model_dump(mode="json"))
+        generation = {
+            "bos_token_id": vocabulary.control_id("<|bos|>"),
+            "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
+            "pad_token_id": vocabulary.control_id("<|pad|>"),
+            "unimodal": {name: settings.model_dump() for name, settings in (sampling or {}).items()},
+        }
+        _write(new / "generation_config.json", generation)
+        for path in sorted(new.rglob("*")):
+            if path.is_file():
+                target = folder / path.relative_to(new)
+                target.parent.mkdir(exist_ok=True)
+                path.chmod(0o644)  # safetensors' own files are for the owner alone
+                os.replace(path, target)
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
