@@ -18,7 +18,7 @@ help:
 	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
 	@echo "make test    install the development tools too, run the test suite (make test ARGS='-k vocabulary')"
 	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
-	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation, card"
+	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation"
 
 demo: $(VENV)/.core
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -47,11 +47,10 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	$(BIN)/python recipes/train_image_tokenizer.py recipes/configs/image_tokenizer.yaml
 	$(BIN)/python recipes/train_video_tokenizer.py recipes/configs/video_tokenizer.yaml
 	$(BIN)/python recipes/train_audio_tokenizer.py recipes/configs/audio_tokenizer.yaml
-	$(BIN)/python recipes/train_text_tokenizer.py recipes/configs/text_tokenizer.yaml
-	$(BIN)/python recipes/encode_data.py recipes/configs/encode_data.yaml
+	$(BIN)/python recipes/encode_media.py
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
-	$(BIN)/unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/report.json
-	$(BIN)/python recipes/write_card.py model_cards/nano
+	$(BIN)/python recipes/assemble_nano.py
+	$(BIN)/unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/evaluation.json
 
 # Stamps: an installation is done again only when pyproject.toml changes.
 $(VENV)/.made:

@@ -40,6 +40,7 @@ class ImageTokenizerRecipe(Config):
     decoder: LoopConfig = LoopConfig(steps=1000, learning_rate=5e-4, ema_decay=0.998)
     batch_size: int = 24
     shrinkage: float = 0.3  # of the semantic codes' discriminants
+    spoilt_pictures: float = 0.4  # share of the pictures whose pixel codes are partly random while the decoder is trained
 
 
 class Pictures:
@@ -85,64 +86,100 @@ def fit_semantic(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pic
     model.semantic.half().float()  # as stored, so that codes made now equal codes made after a load
 
 
-def picture_error(model: ImageTokenizer, x: Tensor, meaning: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """x: [B, 3, 64, 64], meaning: [B, S, L] → (loss, numbers). The root weighs pictures as PSNR does: hard ones do not drown the rest."""
-    error = (model.decode_values(meaning, model.pixel_values(x)[0]) - x).square().flatten(1).mean(1)  # [B]
+def picture_loss(rebuilt: Tensor, x: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """Both [B, 3, 64, 64] → (loss, numbers). The root weighs pictures as PSNR does: hard ones do not drown the rest."""
+    error = (rebuilt - x).square().flatten(1).mean(1)  # [B]
     psnr = -10 * error.detach().clamp_min(1e-9).log10().mean()
     return (error + 1e-4).sqrt().mean(), {"psnr": float(psnr), "mse": float(error.detach().mean())}
 
 
-def train_pixels(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures, semantic: Tensor | None) -> None:
-    """Without ``semantic``: the pixel codes and a decoder of them alone. With it (ids [M, V, S]): the codes stay, the decoder learns to use all."""
-    loop, folder = (cfg.pixel, "pixel") if semantic is None else (cfg.decoder, "decoder")
-    model.requires_grad_(False)
-    for name, parameter in model.named_parameters():
-        if name.startswith(ENCODER) and semantic is None or name.startswith(DECODER):
-            parameter.requires_grad_(True)
+def train_pixels(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
+    """The pixel codes, with a decoder that sees nothing else."""
     pixels = torch.from_numpy(pictures.pixels)  # uint8 [M, V, 64, 64, 3]
 
     def loss(batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
         rows, views, flips = batch
-        x = pixels[rows, views].permute(0, 3, 1, 2).float() / 255
+        x = pictures_of(pixels[rows, views])
         x = torch.where(flips[:, None, None, None], x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-        return picture_error(model, x, meaning_of(model, semantic, rows, views))
+        meaning = torch.zeros(len(x), model.config.num_semantic, model.config.semantic_dims)
+        return picture_loss(model.decode_values(meaning, model.pixel_values(x)[0]), x)
+
+    fit(cfg, model, pictures, loss, cfg.pixel, "pixel", ENCODER + DECODER, use_semantic=False)
+
+
+def train_decoder(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
+    """The decoder alone, from the final codes of every view, some of them spoilt.
+
+    A language model's codes are not an encoder's: a share of the pictures has random codes in place of some pixel codes, so that the decoder
+    learns to lean on the semantic codes where the pixel codes make no sense (decoder post-training, "Image Tokenizer
+    Needs Post-Training", arXiv 2509.12474).
+    """
+    pixels = torch.from_numpy(pictures.pixels)
+    codes = all_codes(cfg, model, pictures)  # int64 [M, V, 64]
+    num_semantic, size = model.config.num_semantic, model.quantizer.codebook_size
+
+    def loss(batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        rows, views, _ = batch
+        x = pictures_of(pixels[rows, views]).contiguous(memory_format=torch.channels_last)
+        ids = codes[rows, views]
+        semantic, pixel = ids[:, :num_semantic], ids[:, num_semantic:]
+        share = torch.rand(len(ids), 1) * (torch.rand(len(ids), 1) < cfg.spoilt_pictures)  # of each picture's codes
+        pixel = torch.where(torch.rand(pixel.shape) < share, torch.randint(size, pixel.shape), pixel)
+        return picture_loss(model.decode_values(model.semantic.values(semantic), model.quantizer.values(pixel)), x)
+
+    fit(cfg, model, pictures, loss, cfg.decoder, "decoder", DECODER, use_semantic=True)
+
+
+def fit(
+    cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures, loss: Any, loop: LoopConfig, name: str, trained: tuple[str, ...], use_semantic: bool
+) -> None:
+    """One stage: trains the parameters whose names begin so, reports held-out PSNR, and keeps the averaged weights."""
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter_name.startswith(trained))
 
     def evaluate(record: dict[str, Any]) -> None:
         if record["step"] % (loop.log_every * 5) == 0 or record["step"] == loop.steps:
-            print(f"held-out concepts: {heldout_psnr(model, pictures, semantic):.2f} dB", file=sys.stderr, flush=True)
+            print(f"held-out concepts: {heldout_psnr(model, pictures, use_semantic):.2f} dB", file=sys.stderr, flush=True)
 
     model.to(memory_format=torch.channels_last)
-    batches = RandomRows(pictures.train_rows, pixels.shape[1], cfg.batch_size, loop.seed)
-    trainer = Trainer(model, batches, loss, loop, cfg.run / folder, on_log=[evaluate])
+    batches = RandomRows(pictures.train_rows, pictures.pixels.shape[1], cfg.batch_size, loop.seed)
+    trainer = Trainer(model, batches, loss, loop, cfg.run / name, on_log=[evaluate])
     trainer.run()
     trainer.use_ema()
-    print(f"held-out concepts, averaged weights: {heldout_psnr(model, pictures, semantic):.2f} dB", file=sys.stderr, flush=True)
-    model.to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format).eval()
+    print(f"held-out concepts, averaged weights: {heldout_psnr(model, pictures, use_semantic):.2f} dB", file=sys.stderr, flush=True)
 
 
-def semantic_ids(model: ImageTokenizer, pictures: Pictures) -> Tensor:
-    """The semantic codes of every view, int64 [M, V, S]."""
+def pictures_of(pixels: Tensor) -> Tensor:
+    """uint8 [B, 64, 64, 3] → float [B, 3, 64, 64] in [0, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 255
+
+
+def all_codes(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> Tensor:
+    """The codes of every view, int64 [M, V, 64]; kept beside the checkpoint, since the encoder changes no more."""
+    path = cfg.run / "decoder" / f"codes-{model.sha256[:16]}.npy"  # of the encoder as it is: another one makes its own
+    if path.exists():
+        return torch.from_numpy(np.load(path)).long()
+    pixels = torch.from_numpy(pictures.pixels).flatten(0, 1)
     with torch.inference_mode():
         flat = torch.from_numpy(pictures.features).flatten(0, 1)
-        ids = torch.cat([model.semantic(part.float()) for part in flat.split(4096)])
-    return ids.unflatten(0, pictures.features.shape[:2]).clone()
+        semantic = torch.cat([model.semantic(part.float()) for part in flat.split(4096)])
+        pixel = torch.cat([model.pixel_values(pictures_of(part))[1] for part in pixels.split(128)])
+    codes = torch.cat([semantic, pixel], dim=1).unflatten(0, pictures.features.shape[:2])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, codes.numpy().astype(np.int16))
+    return codes.clone()
 
 
-def meaning_of(model: ImageTokenizer, semantic: Tensor | None, rows: Tensor, views: Tensor) -> Tensor:
-    """The values of the semantic codes of some views, [B, S, L]; zeros while there are none yet."""
-    if semantic is None:
-        return torch.zeros(len(rows), model.config.num_semantic, model.config.semantic_dims)
-    return model.semantic.values(semantic[rows, views])
-
-
-def heldout_psnr(model: ImageTokenizer, pictures: Pictures, semantic: Tensor | None) -> float:
+def heldout_psnr(model: ImageTokenizer, pictures: Pictures, use_semantic: bool) -> float:
     """Mean PSNR in dB over the training styles of concepts that were never trained on, view 0, range [0, 1]."""
-    rows = torch.from_numpy(pictures.heldout_rows)
     values = []
     with torch.inference_mode():
-        for part in rows.split(64):
-            x = torch.from_numpy(pictures.pixels[part.numpy(), 0]).permute(0, 3, 1, 2).float() / 255
-            meaning = meaning_of(model, semantic, part, torch.zeros_like(part))
+        for rows in torch.from_numpy(pictures.heldout_rows).split(64):
+            x = pictures_of(torch.from_numpy(pictures.pixels[rows.numpy(), 0]))
+            meaning = torch.zeros(len(x), model.config.num_semantic, model.config.semantic_dims)
+            if use_semantic:
+                meaning = model.semantic.values(model.semantic(torch.from_numpy(pictures.features[rows.numpy(), 0]).float()))
             y = model.decode_values(meaning, model.pixel_values(x)[0]).clamp(0, 1)
             values.append(-10 * (y - x).square().flatten(1).mean(1).clamp_min(1e-9).log10())
     return float(torch.cat(values).mean())
@@ -159,10 +196,10 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
     if dry_run:
         return
     fit_semantic(cfg, model, pictures)
-    train_pixels(cfg, model, pictures, None)
+    train_pixels(cfg, model, pictures)
     model.round_to_half().save(cfg.out)  # its codes are final: what is trained on them can begin
     print(f"the codes are final: {cfg.out}", file=sys.stderr, flush=True)
-    train_pixels(cfg, model, pictures, semantic_ids(model, pictures))
+    train_decoder(cfg, model, pictures)
     model.round_to_half().save(cfg.out)
     hashes = {name: hashlib.sha256((cfg.data / name).read_bytes()).hexdigest() for name in ("images.npz", "concepts.json")}
     record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "weights_sha256": model.sha256}

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import random
 import re
 import shlex
@@ -33,6 +32,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+
+from unimodal.config import atomic_write_bytes
 
 SAMPLE_RATE_HZ = 16_000
 HELD_OUT_VOICE = "awb"
@@ -96,20 +97,6 @@ class Sentence:
     text: str
     kind: str
     split: str
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write beside the target, sync, and rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as handle:
-        try:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        except BaseException:
-            os.unlink(handle.name)
-            raise
-    os.replace(handle.name, path)
 
 
 def find_one(raw: Path, pattern: str, package: str) -> Path:
@@ -445,7 +432,7 @@ def save_clip(path: Path, samples: np.ndarray) -> None:
 
     buffer = io.BytesIO()
     np.save(buffer, samples)
-    write_atomic(path, buffer.getvalue())
+    atomic_write_bytes(path, buffer.getvalue())
 
 
 def speak(voice: str, args: argparse.Namespace) -> None:
@@ -488,14 +475,14 @@ def pack(args: argparse.Namespace) -> None:
         add(f"{HUMAN_VOICE}-{identity}", text, HUMAN_VOICE, "human", samples)
     audio = np.concatenate(clips).tobytes()
     index = json.dumps(utterances, indent=0).encode()
-    write_atomic(args.out / "audio.int16", audio)
-    write_atomic(args.out / "utterances.json", index)
+    atomic_write_bytes(args.out / "audio.int16", audio)
+    atomic_write_bytes(args.out / "utterances.json", index)
     hashes = {
         "audio.int16": sha256(audio).hexdigest(),
         "utterances.json": sha256(index).hexdigest(),
         "sentences.json": sha256((args.out / "sentences.json").read_bytes()).hexdigest(),
     }
-    write_atomic(args.out / "manifest.json", json.dumps(hashes, indent=1).encode())
+    atomic_write_bytes(args.out / "manifest.json", json.dumps(hashes, indent=1).encode())
     counts = Counter((entry["voice"], entry["split"]) for entry in utterances)
     for (voice, split), count in sorted(counts.items()):
         print(f"{voice:9} {split:13} {count}", file=sys.stderr)
@@ -515,7 +502,7 @@ def main() -> int:
     try:
         if args.command == "sentences":
             sentences = build_sentences(args.raw)
-            write_atomic(args.out / "sentences.json", json.dumps([asdict(s) for s in sentences], indent=0).encode())
+            atomic_write_bytes(args.out / "sentences.json", json.dumps([asdict(s) for s in sentences], indent=0).encode())
             print(f"{len(sentences)} sentences, {dict(Counter((s.kind, s.split) for s in sentences))}")
         elif args.command == "speak":
             for voice in args.voice or [*TRAIN_SENTENCES, HUMAN_VOICE]:

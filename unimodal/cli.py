@@ -234,12 +234,10 @@ def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> N
 
 
 def _check_file(path: Path) -> None:
-    """What can be told about an input before the model is loaded."""
-    from unimodal.media.files import open_source
-    from unimodal.media.limits import DEFAULT_LIMITS
+    """What can be told about an input before anything heavy is imported: is it there, and is it a medium at all?"""
+    from unimodal.media.limits import media_kind
 
-    with open_source(path, DEFAULT_LIMITS.max_bytes):
-        pass
+    media_kind(path)
 
 
 def _check_out(path: Path, modality: str) -> None:

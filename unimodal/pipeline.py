@@ -68,6 +68,7 @@ def load(
 def _load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     """The stock Hugging Face causal LM that config.json names, in float32."""
     import transformers
+    from safetensors import SafetensorError
 
     config = read_json(folder / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
@@ -82,9 +83,14 @@ def _load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     try:
-        decoder = decoder_class.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+        decoder, found = decoder_class.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the decoder in {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    if found["missing_keys"]:
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ValueError(f"{folder}/model.safetensors lacks {names}; copy or download it again")
     return decoder.eval()
 
 

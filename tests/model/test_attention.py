@@ -1,4 +1,4 @@
-"""Packed attention keeps documents apart and equals stock sdpa with a dense mask; CUDA tests hold xformers to the same."""
+"""Packed attention keeps documents apart and equals stock sdpa with a dense mask; on CUDA xformers has to do the same."""
 
 import inspect
 import json
@@ -118,7 +118,7 @@ def test_varlen_model_equals_sdpa_and_every_document_alone(make_model, packed_ro
 
 
 def test_no_document_sees_another(make_model, packed_rows, vocabulary):
-    """Changing one document leaves the others' states bit for bit; and the check can fail: one long document changes."""
+    """Changing one document leaves the others bit for bit; joined to one document they do change."""
     ids, positions = packed_rows
     model = make_model()
     set_attention(model, "varlen")

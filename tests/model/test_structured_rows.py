@@ -21,7 +21,9 @@ def test_codes_that_share_levels_begin_alike() -> None:
     embedding, quantizer = make()
     rows = embedding.weight[10:26]
     distance = torch.cdist(rows, rows)
-    differing = (quantizer.level_indices(torch.arange(16))[:, None] != quantizer.level_indices(torch.arange(16))[None]).sum(-1)
+    differing = (
+        quantizer.level_indices(torch.arange(16))[:, None] != quantizer.level_indices(torch.arange(16))[None]
+    ).sum(-1)
     assert distance[differing == 1].mean() < distance[differing == 2].mean()
 
 

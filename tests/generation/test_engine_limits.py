@@ -1,0 +1,161 @@
+"""What the engine refuses and how it says so, and the decoders against the stock forward on other models."""
+
+import pytest
+import torch
+
+from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.lean_decoder import LeanDecoder, lean_problem
+from unimodal.generation.reference_decoder import ReferenceDecoder
+from unimodal.generation.sampling import GREEDY
+from unimodal.model.rows import extend_rows
+
+PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [1], [2, 3, 4, 5, 6]]
+
+
+@pytest.fixture
+def engine(model, vocabulary):
+    return Engine(model, vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "config", "message"),
+    [
+        ([3], {"force": "video", "max_new_tokens": 10}, "max_new_tokens is 10 but the video answer takes at least 15"),
+        ([3], {"force": "smell"}, "'smell' is unknown here; this model has text, image, audio, video"),
+        ([3], {"max_new_tokens": 128}, "prompt of 1 tokens .* 128 exceed .* 128 positions; lower .* to 127"),
+        ([3] * 130, {}, "exceed the model's 128 positions; shorten the prompt"),
+        ([3], {"force": "image", "guidance": {"image": 2.0}, "max_new_tokens": 9}, "guidance needs `unconditional`"),
+        ([3], {"sampling": {"sound": GREEDY}, "max_new_tokens": 9}, "names 'sound', but this model has text, image"),
+        ([], {"max_new_tokens": 9}, "a prompt is empty"),
+        ([1000], {"max_new_tokens": 9}, "outside the 88 rows"),
+        ([-1], {"max_new_tokens": 9}, "outside the 88 rows"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_before_anything_is_computed(engine, model, prompt, config, message):
+    called = []
+    hook = model.model.layers[0].register_forward_pre_hook(lambda *_: called.append(1))
+    with pytest.raises(ValueError, match=message):
+        engine.generate([[3], prompt], [GenerationConfig(max_new_tokens=20), GenerationConfig(**config)])
+    hook.remove()
+    assert not called
+
+
+@pytest.mark.parametrize("guidance", [{"text": 2.0}, {"image": -1.0}])
+def test_impossible_guidance_is_refused(guidance):
+    with pytest.raises(ValueError, match="guidance"):
+        GenerationConfig(guidance=guidance)
+
+
+def test_mismatched_parts_are_refused(model, vocabulary):
+    with pytest.raises(ValueError, match="2 prompts came with 1 configs"):
+        Engine(model, vocabulary).generate([[3], [4]], [GenerationConfig()])
+    with pytest.raises(ValueError, match="decoder 'fast' is unknown"):
+        Engine(model, vocabulary, "fast")
+    assert Engine(model, vocabulary).generate([]) == []
+
+
+def test_a_model_with_too_few_rows_is_refused(make_model, vocabulary):
+    small = make_model()
+    small.resize_token_embeddings(vocabulary.size - 1)
+    with pytest.raises(ValueError, match="has 87 rows, its vocabulary 88"):
+        Engine(small, vocabulary)
+
+
+@torch.inference_mode()
+def last_hidden(model, ids):
+    return model.get_decoder()(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+
+
+@pytest.mark.parametrize("decoder", [LeanDecoder, ReferenceDecoder])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"tie_embeddings": False, "rope_theta": 500.0}],
+    ids=["grouped", "full", "one", "theta"],
+)
+@torch.inference_mode()
+def test_decoders_equal_the_stock_forward_to_1e_5(make_model, decoder, changes):
+    """Left padding, steps of one and of several tokens, streams dropped on the way; and without any padding."""
+    model = make_model(**changes)
+    for prompts in (PROMPTS, [[3, 4, 5]] * 2):
+        run = decoder(model)
+        texts = [list(prompt) for prompt in prompts]
+        hidden = run.start(prompts, 0, 32)
+        for num_new in (1, 3, 1, 2):
+            expected = torch.stack([last_hidden(model, text) for text in texts])
+            torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
+            if num_new == 3 and len(texts) > 2:
+                run.keep([0, 2])
+                texts = [texts[0], texts[2]]
+            new = torch.randint(0, 30, (len(texts), num_new))
+            texts = [text + row for text, row in zip(texts, new.tolist(), strict=True)]
+            hidden = run.step(new)
+
+
+def test_lean_is_for_stock_llama_with_static_rope_only(model, make_model, vocabulary):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    assert lean_problem(model) is None
+    other = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary.size,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            max_position_embeddings=128,
+        )
+    ).eval()
+    assert "Qwen3Model is not LlamaModel" in lean_problem(other)
+    with pytest.raises(ValueError, match="use decoder='reference'"):
+        Engine(other, vocabulary, "lean")
+    engine = Engine(other, vocabulary)
+    assert isinstance(engine.decoder, ReferenceDecoder)
+    configs = [GenerationConfig(max_new_tokens=20, force=name, seed=3) for name in ("image", "video")]
+    together = engine.generate(PROMPTS[:2], configs)
+    assert together == [engine.generate([p], c)[0] for p, c in zip(PROMPTS, configs, strict=False)]
+    dynamic = make_model()
+    dynamic.config.rope_parameters = {**dynamic.config.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
+    assert "depend on the length" in lean_problem(dynamic)
+
+
+def test_new_rows_and_lora_are_generated_from_as_trained(make_model, vocabulary, ask):
+    """An engine over base + new rows + LoRA writes what the merged stock model writes."""
+    peft = pytest.importorskip("peft")
+    base = make_model(tie_embeddings=False)
+    base.resize_token_embeddings(vocabulary.control_range.start)  # the text rows; controls and media are new
+    extended = extend_rows(base, vocabulary.size - vocabulary.control_range.start, seed=1)
+    adapted = peft.get_peft_model(
+        extended, peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    )
+    config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)
+    written = [
+        Engine(adapted.base_model.model, vocabulary, decoder).generate([ask([3, 4])], config)
+        for decoder in ("lean", "reference")
+    ]
+    from unimodal.model.rows import merge_rows
+
+    merged = merge_rows(adapted.merge_and_unload())
+    assert written[0] == written[1] == Engine(merged, vocabulary).generate([ask([3, 4])], config)
+
+
+def test_a_wrapped_head_is_run_whole(make_model, vocabulary, ask):
+    """LoRA on the head must not be skipped by reading the base weight's rows."""
+    peft = pytest.importorskip("peft")
+    base = make_model(tie_embeddings=False)
+    config = GenerationConfig(max_new_tokens=30, force="video", seed=5)
+    plain = Engine(base, vocabulary).generate([ask([3, 4])], config)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False))
+    with torch.no_grad():
+        base.lm_head.lora_B["default"].weight.mul_(20)
+    changed = Engine(adapted.base_model.model, vocabulary).generate([ask([3, 4])], config)
+    merged = adapted.merge_and_unload()
+    assert changed == Engine(merged, vocabulary).generate([ask([3, 4])], config) != plain
+
+
+@pytest.mark.cuda
+def test_cuda_writes_what_the_cpu_writes(make_model, vocabulary, ask):
+    config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)
+    on_cpu = Engine(make_model(), vocabulary).generate([ask([3, 4]), ask([5])], config)
+    assert Engine(make_model().cuda(), vocabulary).generate([ask([3, 4]), ask([5])], config) == on_cpu

@@ -1,0 +1,142 @@
+"""The interactive session: commands, what they write, and that a mistake does not end it."""
+
+import io
+import sys
+
+import pytest
+import torch
+
+from tests.tiny_model import tiny_folder, tiny_model
+from unimodal import cli
+from unimodal.cli_chat import HELP, Session
+from unimodal.cli_progress import Reporter
+from unimodal.media.audio import save_audio
+from unimodal.media.image import load_image, save_image
+from unimodal.pipeline_folder import MODEL_VARIABLE
+from unimodal.sequence.document import Audio, Image, Text, Turn
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_image(torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0)), "my picture.png")
+    save_audio(torch.zeros(2_000), "a.wav", 16_000)
+
+
+@pytest.fixture
+def session(tmp_path):
+    return Session(tiny_model(), Reporter(), tmp_path, {"tokens": None})
+
+
+def converse(monkeypatch, capsys, session, text, **options):
+    """Runs the session on lines of input: (stdout, stderr)."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    session.run(**options)
+    return capsys.readouterr()
+
+
+def test_attached_files_are_asked_about_in_the_next_question(monkeypatch, capsys, session):
+    session.settings = {"tokens": 3}
+    out, _ = converse(monkeypatch, capsys, session, "/image 'my picture.png'\n/audio a.wav\nwhat are these?\n", to="text")
+    assert len(out.splitlines()) == 1
+    question = session.history[0]
+    assert [type(part) for part in question.parts] == [Image, Audio, Text] and question.text == "what are these?"
+    assert session.history[1].role == "assistant" and session.pending == []
+
+
+@pytest.mark.parametrize("text", ["/image my picture.png\n\n", "/image my picture.png\n"])  # return, or the end of input
+def test_without_words_the_trained_question_is_asked(monkeypatch, capsys, session, text):
+    session.settings = {"tokens": 3}
+    converse(monkeypatch, capsys, session, text, to="text")
+    assert session.history[0].text == "What is this?" and len(session.history) == 2
+
+
+def test_media_are_made_saved_and_named(monkeypatch, capsys, session, tmp_path):
+    out, _ = converse(monkeypatch, capsys, session, "/draw a cat\n/save my cat.webp\n/say hello there\n/film a cat\n/quit\nno\n")
+    names = ["picture-1.png", "sound-1.wav", "clip-1.gif"]
+    assert [line.rpartition("/")[2] for line in out.splitlines()] == [names[0], "my cat.webp", *names[1:]]
+    assert torch.equal(load_image("my cat.webp"), load_image("picture-1.png"))
+    assert [turn.text for turn in session.history if turn.role == "user"][-1] == "A clip of a cat."
+
+
+def test_the_seed_moves_on_with_every_answer(monkeypatch, capsys, session):
+    converse(monkeypatch, capsys, session, "/draw a cat\n/clear\n/draw a cat\n")
+    assert not torch.equal(load_image("picture-1.png"), load_image("picture-2.png"))
+
+
+def test_a_mistake_is_one_line_and_the_session_goes_on(monkeypatch, capsys, session):
+    session.settings = {"tokens": 3}
+    lines = [
+        "/image nowhere.png", "/image a.wav", "/image", "/sing la", "/save x.png", "/draw", "word " * 3_000, "hello",
+    ]  # fmt: skip
+    out, err = converse(monkeypatch, capsys, session, "\n".join(lines) + "\n", to="text")
+    assert len(out.splitlines()) == 1 and "Traceback" not in err
+    for message in (
+        "nowhere.png: no such file", "pass it as audio", "/image needs the name of a file", "/sing is no command",
+        "nothing to save yet", "the prompt is empty", "3,000 words",
+    ):  # fmt: skip
+        assert sum(message in line for line in err.splitlines()) == 1, message
+
+
+def test_what_was_attached_stays_after_a_failed_question(monkeypatch, capsys, session):
+    session.settings = {"tokens": 3}
+    converse(monkeypatch, capsys, session, "/image my picture.png\n" + "word " * 3_000 + "\nhello\n", to="text")
+    assert [type(part) for part in session.history[0].parts] == [Image, Text]
+
+
+def test_clear_forgets_and_help_goes_to_stderr(monkeypatch, capsys, session):
+    session.settings = {"tokens": 3}
+    out, err = converse(monkeypatch, capsys, session, "hello\n/image my picture.png\n/clear\n/help\n", to="text")
+    assert session.history == [] and session.pending == []
+    assert HELP in err and HELP not in out
+
+
+def test_the_oldest_exchanges_make_room(session):
+    old = [Turn(role, "word " * 100) for role in ("user", "assistant")]
+    new = [Turn("user", "hello"), Turn("assistant", "hello")]
+    session.history = [*old, *old, *new]
+    turn = Turn("user", "and?")
+    kept = session._fitting(turn, "text")
+    assert kept == session.history[len(session.history) - len(kept) :] and new == kept[-2:] and len(kept) < 6
+    session.history = new * 3
+    assert session._fitting(turn, "text") == new * 3
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_session(monkeypatch, capsys, session):
+    calls = []
+
+    def stop(*_, **__):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.model.engine, "generate", stop)
+    _, err = converse(monkeypatch, capsys, session, "hello\nhello\n")
+    assert len(calls) == 2 and err.count("stopped") == 2 and session.history == []
+
+
+def test_on_a_terminal_words_stream_and_pictures_are_drawn(monkeypatch, session):
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stdout", out)
+    session.settings = {"tokens": 8}
+    session.answer("hello", "text")
+    written = out.getvalue()
+    answer = session.history[1].text
+    assert written.strip() == answer.strip() and written.endswith("\n")
+    session.settings = {}
+    session.answer("a cat", "image")
+    assert "▀" in out.getvalue() and "picture-1.png" in out.getvalue()
+
+
+def test_the_command_without_a_prompt_is_the_session(monkeypatch, capsys):
+    monkeypatch.setenv(MODEL_VARIABLE, str(tiny_folder()))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is it?\n"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["chat", "--image", "my picture.png", "--to", "text", "--tokens", "3"])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 0 and len(out.splitlines()) == 1 and "image attached" in err
