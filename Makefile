@@ -4,9 +4,8 @@ BIN := $(VENV)/bin
 # The first Python of at least 3.11 that can make a virtual environment.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   if $$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
-# Linux without an NVIDIA driver: PyTorch's own index is asked as well, for its CPU build (a tenth of the size). Where it
-# cannot be reached pip goes on without it. `make demo TORCH_INDEX=` asks the configured indexes only.
-TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),$(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu))
+# Where torch comes from: the configured indexes, or one more that you name, for a build without CUDA say.
+TORCH_INDEX ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # piper is a GPL program: it speaks sentences for `make nano` from an environment of its own and is never imported.
 PIPER := $(VENV)-piper
@@ -18,7 +17,7 @@ help:
 	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
 	@echo "make test    install the development tools too, run the test suite (make test ARGS='-k vocabulary')"
 	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
-	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation"
+	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation, card"
 
 demo: $(VENV)/.core
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -48,9 +47,11 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	$(BIN)/python recipes/train_video_tokenizer.py recipes/configs/video_tokenizer.yaml
 	$(BIN)/python recipes/train_audio_tokenizer.py recipes/configs/audio_tokenizer.yaml
 	$(BIN)/python recipes/encode_media.py
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano_pictures.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
 	$(BIN)/python recipes/assemble_nano.py
-	$(BIN)/unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/evaluation.json
+	$(BIN)/unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/report.json
+	$(BIN)/python recipes/write_card.py
 
 # Stamps: an installation is done again only when pyproject.toml changes.
 $(VENV)/.made:
@@ -65,7 +66,7 @@ $(PIPER)/.made: $(VENV)/.made
 
 # torch first and alone, so that nothing installed later can bring another build of it; what it needs comes with the rest.
 $(VENV)/.torch: $(VENV)/.made
-	$(PIP) install --no-deps $(if $(TORCH_INDEX),--timeout 20 --retries 1 --extra-index-url $(TORCH_INDEX)) "torch>=2.10,<2.14"
+	$(PIP) install --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "torch>=2.10,<2.14"
 	@touch $@
 
 $(VENV)/.core: pyproject.toml $(VENV)/.torch

@@ -3,8 +3,9 @@
     python recipes/assemble_nano.py [--set out=model_cards/nano]
 
 Takes the decoder of recipes/train_nano.py and the three media tokenizers, writes the vocabulary manifest with their
-final hashes, the settings of the processor and of sampling, and a few sample inputs from the training styles. The codes are what the
-decoder was trained on: a picture decoder trained further changes the hash, never the codes, and that is checked on real pictures.
+final hashes, the settings of the processor and of sampling, and a few sample inputs from the training styles. The
+codes are what the decoder was trained on: a picture decoder trained further changes the hash, never the codes, and
+that is checked on real pictures.
 
 Shapes: M pictures, V views.
 """
@@ -57,8 +58,12 @@ def check_codes(cfg: AssembleRecipe, image: ImageTokenizer) -> None:
     rows = np.random.default_rng(0).choice(len(pixels), 64, replace=False)
     x = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2).float() / 255
     same = (image.encode(x).ids[..., 0].numpy() == codes[rows, 0]).mean()
-    if same < 0.99:  # the trunk's features were kept in half precision when the codes were made: a tie may fall the other way
-        raise ValueError(f"only {same:.1%} of the picture codes are those that nano was trained on; run recipes/encode_media.py and train again")
+    if (
+        same < 0.99
+    ):  # the trunk's features were kept in half precision when the codes were made: a tie may fall the other way
+        raise ValueError(
+            f"only {same:.1%} of the picture codes are those that nano was trained on; run recipes/encode_media.py and train again"
+        )
 
 
 def write_samples(cfg: AssembleRecipe, folder: Path) -> None:
@@ -74,7 +79,9 @@ def write_samples(cfg: AssembleRecipe, folder: Path) -> None:
     utterances = json.loads((cfg.data / "speech" / "utterances.json").read_text())
     samples = np.memmap(cfg.data / "speech" / "audio.int16", np.int16, "r")
     chosen = next(u for u in utterances if u["split"] == "test" and u["voice"] == "joe" and len(u["text"].split()) >= 4)
-    wave = torch.from_numpy(np.array(samples[chosen["start"] : chosen["start"] + chosen["num_samples"]])).float() / 32768
+    wave = (
+        torch.from_numpy(np.array(samples[chosen["start"] : chosen["start"] + chosen["num_samples"]])).float() / 32768
+    )
     save_audio(wave, folder / "speech.wav", 16000)
     truth = {"picture.png": cfg.sample_picture, "clip.gif": cfg.sample_clip, "speech.wav": chosen["text"]}
     atomic_write_text(folder / "samples.json", json.dumps(truth, indent=2) + "\n")
@@ -101,7 +108,9 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
         block["sha256"] = hashes[block["name"]]
     Vocabulary.from_dict(manifest).save(cfg.out / "vocabulary.json")
     generation = json.loads((cfg.out / "generation_config.json").read_text())
-    atomic_write_text(cfg.out / "generation_config.json", json.dumps({**generation, "unimodal": cfg.sampling}, indent=2) + "\n")
+    atomic_write_text(
+        cfg.out / "generation_config.json", json.dumps({**generation, "unimodal": cfg.sampling}, indent=2) + "\n"
+    )
     processor = {"processor_class": "UnimodalProcessor", "image_fit": "pad", "max_audio_s": 5.0}
     atomic_write_text(cfg.out / "processor_config.json", json.dumps(processor, indent=2) + "\n")
     shutil.rmtree(cfg.out / "samples", ignore_errors=True)

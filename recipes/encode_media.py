@@ -2,8 +2,9 @@
 
     python recipes/encode_media.py [--set data=data/prepared]
 
-Writes data/prepared/image_codes.npz (codes int16 [M, V, 64]: every view of every picture), clip_codes.npz (codes int16 [C, 2, 192]: as
-it is and mirrored) with the hash of the tokenizer that made them. Speech codes are written by recipes/train_audio_tokenizer.py.
+Writes data/prepared/image_codes.npz (codes int16 [M, V, 64]: every view of every picture), clip_codes.npz (codes
+int16 [C, 2, 192]: as it is and mirrored) with the hash of the tokenizer that made them. Speech codes are written by
+recipes/train_audio_tokenizer.py.
 
 Shapes: M pictures, V views, C clips.
 """
@@ -42,7 +43,10 @@ def save(path: Path, **arrays: np.ndarray) -> None:
 
 def encode_pictures(cfg: EncodeRecipe, image: ImageTokenizer) -> None:
     views = np.load(cfg.data / "views.npz")
-    pixels, features = torch.from_numpy(views["pixels"]), torch.from_numpy(views["features"])  # [M, V, 64, 64, 3], [M, V, 1280]
+    pixels, features = (
+        torch.from_numpy(views["pixels"]),
+        torch.from_numpy(views["features"]),
+    )  # [M, V, 64, 64, 3], [M, V, 1280]
     flat = pixels.flatten(0, 1)
     codes = []
     with torch.inference_mode():

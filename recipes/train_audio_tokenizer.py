@@ -2,9 +2,9 @@
 
     python recipes/train_audio_tokenizer.py recipes/configs/audio_tokenizer.yaml [--set codec.steps=200] [--dry-run]
 
-Reads data/prepared/speech (tools/make_speech.py); writes checkpoints and metrics under ``run``, the finished tokenizer to
-``out`` and the codes of every utterance beside the audio. Interrupt it when you like; the same command goes on. The
-tokenizer with the Griffin-Lim head is written as soon as the codes are trained: the head changes no code.
+Reads data/prepared/speech (tools/make_speech.py); writes checkpoints and metrics under ``run``, the finished
+tokenizer to ``out`` and the codes of every utterance beside the audio. Interrupt it when you like; the same command
+goes on. The tokenizer with the Griffin-Lim head is written as soon as the codes are trained: the head changes no code.
 
 Shapes: B batch, T samples, M mel bands, F frames, N codes, K quantized dimensions, L characters.
 """
@@ -35,12 +35,14 @@ class AudioTokenizerRecipe(Config):
     data: Path = Path("data/prepared/speech")
     run: Path = Path("data/runs/audio_tokenizer")
     out: Path = Path("data/models/audio_tokenizer")
+    codes: Path = Path("data/prepared/speech/codes.npz")
+    keep_encoder: Path | None = None  # a finished tokenizer whose codes must stay: only its decoder is trained on
     tokenizer: AudioTokenizerConfig = AudioTokenizerConfig()
     codec: LoopConfig = LoopConfig(steps=6000, learning_rate=1.5e-3, ema_decay=0.998, threads=1)
     head: LoopConfig = LoopConfig(steps=6000, learning_rate=8e-4, ema_decay=0.998, threads=1, weight_decay=0.01)
     batch_size: int = 10
     max_seconds: float = 4.0  # longer utterances are cut, and not spelled
-    ctc_weight: float = 0.15
+    ctc_weight: float = 0.25
     reader_width: int = 192
     train_head: bool = True
     head_crop_codes: int = 32
@@ -70,11 +72,13 @@ class Speech:
 class SpeechBatches:
     """Endless batches of similar lengths; voices weigh as the 0.7th power of their count. The generator is the cursor.
 
-    A batch is a dict: ``x`` [B, T] as heard (gain, speed, some noise), ``clean`` [B, T] without the noise, ``lengths`` [B],
-    ``text`` [ΣL] character ids and ``text_lengths`` [B] (0 where an utterance was cut).
+    A batch is a dict: ``x`` [B, T] as heard (gain, speed, some noise), ``clean`` [B, T] without the noise,
+    ``lengths`` [B], ``text`` [ΣL] character ids and ``text_lengths`` [B] (0 where an utterance was cut).
     """
 
-    def __init__(self, speech: Speech, rows: list[int], batch_size: int, max_seconds: float, seed: int, augment: bool = True):
+    def __init__(
+        self, speech: Speech, rows: list[int], batch_size: int, max_seconds: float, seed: int, augment: bool = True
+    ):
         self.speech, self.rows, self.batch_size, self.augment = speech, rows, batch_size, augment
         self.max_samples = int(max_seconds * 16_000)
         voices = [speech.utterances[row]["voice"] for row in rows]
@@ -100,10 +104,10 @@ class SpeechBatches:
         for row in self.next_rows():
             wave = self.speech.wave(row)
             if self.augment:
-                if self.uniform(0, 1) < 0.6:  # speed and pitch together: more voices than there are
-                    factor = self.uniform(0.85, 1.18)
+                if self.uniform(0, 1) < 0.4:  # speed and pitch together: more voices than there are
+                    factor = self.uniform(0.9, 1.12)
                     wave = nn.functional.interpolate(wave[None, None], scale_factor=factor, mode="linear")[0, 0]
-                wave = wave * 10 ** self.uniform(-0.9, 0.04)
+                wave = wave * 10 ** self.uniform(-0.3, 0.04)
                 wave = nn.functional.pad(wave, (int(self.uniform(0, 512)), 0))  # any phase of the code grid
             text = [CHARACTERS.index(character) + 1 for character in self.speech.utterances[row]["text"]]
             texts.append(text if len(wave) <= self.max_samples else [])
@@ -111,9 +115,11 @@ class SpeechBatches:
         clean = nn.utils.rnn.pad_sequence(waves, batch_first=True)
         noisy = clean
         if self.augment:
-            level = 10 ** (-2.0 - 2.5 * torch.rand(len(clean), 1, generator=self.generator))
-            level *= torch.rand(len(clean), 1, generator=self.generator) < 0.4
-            noisy = clean + level * clean.abs().amax(1, keepdim=True) * torch.randn(clean.shape, generator=self.generator)
+            level = 10 ** (-2.5 - 1.5 * torch.rand(len(clean), 1, generator=self.generator))
+            level *= torch.rand(len(clean), 1, generator=self.generator) < 0.2
+            noisy = clean + level * clean.abs().amax(1, keepdim=True) * torch.randn(
+                clean.shape, generator=self.generator
+            )
         return {
             "x": noisy,
             "clean": clean,
@@ -169,9 +175,17 @@ class Codec(nn.Module):
         loss = error
         if self.ctc_weight and int(batch["text_lengths"].sum()):
             log_probs = self.reader(values, mask).transpose(0, 1)  # [N, B, L + 1]
-            ctc = nn.functional.ctc_loss(
-                log_probs, batch["text"], mask[:, 0].sum(1).long(), batch["text_lengths"], reduction="sum", zero_infinity=True
-            ) / batch["text_lengths"].sum()
+            ctc = (
+                nn.functional.ctc_loss(
+                    log_probs,
+                    batch["text"],
+                    mask[:, 0].sum(1).long(),
+                    batch["text_lengths"],
+                    reduction="sum",
+                    zero_infinity=True,
+                )
+                / batch["text_lengths"].sum()
+            )
             loss = loss + self.ctc_weight * ctc
             numbers["ctc"] = float(ctc.detach())
         return loss, numbers
@@ -180,6 +194,15 @@ class Codec(nn.Module):
 def train_codec(cfg: AudioTokenizerRecipe, speech: Speech) -> AudioTokenizer:
     torch.manual_seed(cfg.codec.seed)
     codec = Codec(cfg)
+    if cfg.keep_encoder:
+        finished = AudioTokenizer.load(cfg.keep_encoder)
+        if finished.config.mel_floor != cfg.tokenizer.mel_floor:
+            raise ValueError(f"{cfg.keep_encoder} needs --set tokenizer.mel_floor={finished.config.mel_floor}")
+        codec.tokenizer.encoder.load_state_dict(finished.encoder.state_dict())
+        codec.tokenizer.decoder.load_state_dict(finished.decoder.state_dict())
+        codec.tokenizer.encoder.requires_grad_(False)
+        codec.reader.requires_grad_(False)
+        codec.ctc_weight = 0.0
     batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.codec.seed)
     trainer = Trainer(codec, batches, codec.loss, cfg.codec, cfg.run / "codec")
     trainer.run()
@@ -188,7 +211,8 @@ def train_codec(cfg: AudioTokenizerRecipe, speech: Speech) -> AudioTokenizer:
 
 
 class HeadTraining(nn.Module):
-    """What the second stage trains: the inverse-STFT head on decoded mels of the frozen codec (and its discriminator)."""
+    """What the second stage trains: the inverse-STFT head on decoded mels of the frozen codec (and its
+    discriminator)."""
 
     def __init__(self, cfg: AudioTokenizerRecipe, codec: AudioTokenizer):
         super().__init__()
@@ -244,7 +268,8 @@ def train_head(cfg: AudioTokenizerRecipe, speech: Speech, codec: AudioTokenizer)
 
 
 def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokenizer:
-    """Writes the tokenizer folder and a record of what made it; returns the tokenizer as it is on disk, half rounded."""
+    """Writes the tokenizer folder and a record of what made it; returns the tokenizer as it is on disk, half
+    rounded."""
     tokenizer.save(cfg.out)
     manifest = json.loads((cfg.data / "manifest.json").read_text())
     record = {"config": cfg.model_dump(mode="json"), "data_sha256": manifest, "weights_sha256": tokenizer.sha256}
@@ -269,11 +294,12 @@ def write_codes(cfg: AudioTokenizerRecipe, speech: Speech) -> None:
             print(f"codes of {first + len(rows)} of {len(order)} utterances", file=sys.stderr, flush=True)
     ordered = [codes[row] for row in range(len(order))]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered])]).astype(np.int64)
-    utterances = hashlib.sha256((speech.folder / "utterances.json").read_bytes()).hexdigest()
-    with atomic_path(speech.folder / "codes.npz") as part, open(part, "wb") as file:
-        np.savez(
-            file, codes=np.concatenate(ordered), offsets=offsets, weights_sha256=tokenizer.sha256, utterances_sha256=utterances
-        )
+    made_by = {
+        "weights_sha256": tokenizer.sha256,
+        "utterances_sha256": hashlib.sha256((speech.folder / "utterances.json").read_bytes()).hexdigest(),
+    }
+    with atomic_path(cfg.codes) as part, open(part, "wb") as file:
+        np.savez(file, codes=np.concatenate(ordered), offsets=offsets, **made_by)
     used = np.unique(np.concatenate(ordered)).size
     print(f"{offsets[-1]} codes, {used} of {tokenizer.codebook_sizes[0]} values used", file=sys.stderr)
 
@@ -281,7 +307,9 @@ def write_codes(cfg: AudioTokenizerRecipe, speech: Speech) -> None:
 def run(cfg: AudioTokenizerRecipe, dry_run: bool) -> None:
     speech = Speech(cfg.data)
     hours = sum(speech.utterances[row]["num_samples"] for row in speech.rows("train")) / 16_000 / 3600
-    sizes = {name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in Codec(cfg).tokenizer.named_children()}
+    sizes = {
+        name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in Codec(cfg).tokenizer.named_children()
+    }
     print(f"{hours:.2f} h of training speech; millions of parameters: {sizes}", file=sys.stderr)
     if dry_run:
         return

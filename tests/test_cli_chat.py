@@ -42,14 +42,18 @@ def converse(monkeypatch, capsys, session, text, **options):
 
 def test_attached_files_are_asked_about_in_the_next_question(monkeypatch, capsys, session):
     session.settings = {"tokens": 3}
-    out, _ = converse(monkeypatch, capsys, session, "/image 'my picture.png'\n/audio a.wav\nwhat are these?\n", to="text")
+    out, _ = converse(
+        monkeypatch, capsys, session, "/image 'my picture.png'\n/audio a.wav\nwhat are these?\n", to="text"
+    )
     assert len(out.splitlines()) == 1
     question = session.history[0]
     assert [type(part) for part in question.parts] == [Image, Audio, Text] and question.text == "what are these?"
     assert session.history[1].role == "assistant" and session.pending == []
 
 
-@pytest.mark.parametrize("text", ["/image my picture.png\n\n", "/image my picture.png\n"])  # return, or the end of input
+@pytest.mark.parametrize(
+    "text", ["/image my picture.png\n\n", "/image my picture.png\n"]
+)  # return, or the end of input
 def test_without_words_the_trained_question_is_asked(monkeypatch, capsys, session, text):
     session.settings = {"tokens": 3}
     converse(monkeypatch, capsys, session, text, to="text")
@@ -57,7 +61,9 @@ def test_without_words_the_trained_question_is_asked(monkeypatch, capsys, sessio
 
 
 def test_media_are_made_saved_and_named(monkeypatch, capsys, session, tmp_path):
-    out, _ = converse(monkeypatch, capsys, session, "/draw a cat\n/save my cat.webp\n/say hello there\n/film a cat\n/quit\nno\n")
+    out, _ = converse(
+        monkeypatch, capsys, session, "/draw a cat\n/save my cat.webp\n/say hello there\n/film a cat\n/quit\nno\n"
+    )
     names = ["picture-1.png", "sound-1.wav", "clip-1.gif"]
     assert [line.rpartition("/")[2] for line in out.splitlines()] == [names[0], "my cat.webp", *names[1:]]
     assert torch.equal(load_image("my cat.webp"), load_image("picture-1.png"))

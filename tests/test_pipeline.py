@@ -56,7 +56,7 @@ def test_generate_gives_the_medium_and_the_same_for_the_same_seed(model, to, sha
         assert output.media.shape == (512 * len(output.part.codes),) and len(output.part.codes) <= MAX_AUDIO_CODES
     else:
         assert list(output.media.shape) == shape
-        assert 0 <= float(output.media.min()) and float(output.media.max()) <= 1
+        assert float(output.media.min()) >= 0 and float(output.media.max()) <= 1
     again, other = model.generate("a red apple", to, seed=3), model.generate("a red apple", to, seed=4)
     assert again.part == output.part and torch.equal(again.media, output.media)
     assert other.part != output.part

@@ -36,7 +36,9 @@ def load_whisper(threads: int):
 
 def transcribe(whisper, wave: np.ndarray) -> str:
     """float32 [T] at 16 kHz → text."""
-    segments, _ = whisper.transcribe(wave, beam_size=1, language="en", without_timestamps=True, condition_on_previous_text=False)
+    segments, _ = whisper.transcribe(
+        wave, beam_size=1, language="en", without_timestamps=True, condition_on_previous_text=False
+    )
     return " ".join(segment.text.strip() for segment in segments)
 
 

@@ -10,8 +10,9 @@ words and not typography. The split is by sentence: no test or validation senten
 every word of a test sentence occurs in at least three training sentences. One voice (`awb`) is held out whole.
 The one human speaker (asterisk prompts) is a test set only.
 
-Voices: flite (`slt`, `rms`, `kal16`, `awb`) and piper (`joe`) run as separate programs; Kokoro runs on onnxruntime with
-espeak-ng's phonemes. Everything is deterministic (piper runs with its noise scales at zero); clips are written atomically.
+Voices: flite (`slt`, `rms`, `kal16`, `awb`) through its C library, piper (`joe`) as a separate program, Kokoro on
+onnxruntime with espeak-ng's phonemes. Everything is deterministic (flite's noise is seeded, piper runs with its noise
+scales at zero); every clip and file is written atomically.
 """
 
 from __future__ import annotations
@@ -46,43 +47,48 @@ TRAIN_SENTENCES = {
 HELD_OUT_SENTENCES = {"slt": 200, "rms": 200, "kal16": 200, "awb": 200, "joe": 200, "jf_alpha": 30, "jm_kumo": 30}
 NUM_VAL = NUM_TEST = 200
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-TEENS = (
-    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-)
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z".split()
-NATO = (
+
+def words(text: str, separator: str | None = None) -> list[str]:
+    """A word list written as one string."""
+    return text.split(separator)
+
+
+DIGITS = words("zero one two three four five six seven eight nine")
+TEENS = words("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+TENS = words("twenty thirty forty fifty sixty seventy eighty ninety")
+LETTERS = words("a b c d e f g h i j k l m n o p q r s t u v w x y z")
+NATO = words(
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec "
-    "romeo sierra tango uniform victor whiskey x-ray yankee zulu"
-).replace("-", " ").replace("x ray", "x_ray").split()
-DAYS = "sunday monday tuesday wednesday thursday friday saturday".split()
-MONTHS = (
-    "january february march april may june july august september october november december".split()
+    "romeo sierra tango uniform victor whiskey x_ray yankee zulu"
 )
+DAYS = words("sunday monday tuesday wednesday thursday friday saturday")
+MONTHS = words("january february march april may june july august september october november december")
 ORDINALS = dict(
     zip(
         [*map(str, range(1, 21)), "30", "40", "50", "60", "70", "80", "90"],
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-        "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth "
-        "seventieth eightieth ninetieth".split(),
+        words(
+            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
+            "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth "
+            "seventieth eightieth ninetieth"
+        ),
         strict=True,
     )
 )
-BIG = "hundred thousand million billion".split()
-OTHER_SHORT = (
+BIG = words("hundred thousand million billion")
+OTHER_SHORT = words(
     "today,tomorrow,yesterday,hello,goodbye,yes,no,thank you,please,star,pound,dollars,minus,oh,at,dash,dollar,dot,"
     "equals,plus,slash,space,asterisk,o'clock,niner,a m,p m,exclamation point,question mark,good morning,good night,"
-    "how are you,i am fine,what is this,who is there,come here,let's go,i don't know"
-).split(",")
+    "how are you,i am fine,what is this,who is there,come here,let's go,i don't know",
+    ",",
+)
 
 TEMPLATES = (
     "a picture of {a}", "this is {a}", "draw {a}", "i see {a}", "where is the {l}", "the {l} is {c}", "i like the {l}",
     "look at the {l}", "show me {a}", "there are {n} of them", "give me the {l}", "{a} in the {p}", "we found {a}",
     "the {l} is in the {p}", "do you see the {l}", "it looks like {a}", "she has {a}", "he drew {a} for me",
 )  # fmt: skip
-COLOURS = "red blue green yellow black white brown big small old new nice".split()
-PLACES = "house garden street city water box picture window car school".split()
+COLOURS = words("red blue green yellow black white brown big small old new nice")
+PLACES = words("house garden street city water box picture window car school")
 UNWANTED = re.compile(
     r"\b(sex\w*|slaves?|whores?|rap(e|ed|ist)|kill\w*|murder\w*|nigg\w*|drunk\w*|suicide|naked|nude|jews?|negro\w*|"
     r"prostitut\w*|breasts?|hell|damn\w*|bastard|bitch|ass|shit|piss\w*)\b"
@@ -113,8 +119,8 @@ def find_one(raw: Path, pattern: str, package: str) -> Path:
 def normalise(text: str) -> str:
     """Lower case, letters and apostrophes only, single spaces."""
     text = text.lower().replace("’", "'").replace("-", " ")
-    words = [word.strip("'") for word in re.sub(r"[^a-z' ]", " ", text).split()]
-    return " ".join(word for word in words if word)
+    kept = [word.strip("'") for word in re.sub(r"[^a-z' ]", " ", text).split()]
+    return " ".join(word for word in kept if word)
 
 
 def wordnet_examples(raw: Path) -> list[str]:
@@ -176,8 +182,8 @@ def build_sentences(raw: Path, vocabulary_size: int = 1500, seed: int = 0) -> li
             if len(text.split()) <= 8:
                 kinds.setdefault(text, "emoji")
     for text in examples:
-        words = text.split()
-        if 2 <= len(words) <= 8 and frequent.issuperset(words) and not UNWANTED.search(text):
+        spoken = text.split()
+        if 2 <= len(spoken) <= 8 and frequent.issuperset(spoken) and not UNWANTED.search(text):
             kinds.setdefault(text, "example")
     texts = sorted(kinds)
     rng.shuffle(texts)
@@ -192,10 +198,10 @@ def held_out_splits(texts: list[str], kinds: dict[str, str]) -> dict[str, str]:
     for text in texts:
         if len(splits) == NUM_TEST + NUM_VAL:
             break
-        words = set(text.split())
-        if kinds[text] == "short" or len(words) < 3 or min(occurrences[word] for word in words) <= 3:
+        spoken = set(text.split())
+        if kinds[text] == "short" or len(spoken) < 3 or min(occurrences[word] for word in spoken) <= 3:
             continue
-        occurrences.subtract(words)
+        occurrences.subtract(spoken)
         splits[text] = "test" if len(splits) % 2 == 0 else "val"
     return splits
 
@@ -241,9 +247,9 @@ def read_wave(path: Path) -> np.ndarray:
 
 def spoken_form(text: str) -> str:
     """What a voice is asked to say: single letters as letters, "a m" spelled, a full stop for the intonation."""
-    words = text.split()
-    if all(len(word) == 1 for word in words):
-        return ", ".join(word.upper() for word in words) + "."
+    spoken = text.split()
+    if all(len(word) == 1 for word in spoken):
+        return ", ".join(word.upper() for word in spoken) + "."
     return re.sub(r"\bi\b", "I", text) + "."
 
 
@@ -306,7 +312,9 @@ def piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
                 )
                 waves = sorted(Path(folder).glob("*.wav"))  # named by time, so in the order of the lines
                 if len(waves) != len(part):
-                    raise ValueError(f"{command}: wrote {len(waves)} files for {len(part)} lines; check the piper program")
+                    raise ValueError(
+                        f"{command}: wrote {len(waves)} files for {len(part)} lines; check the piper program"
+                    )
                 for sentence, path in zip(part, waves, strict=True):
                     yield sentence, read_wave(path)
 
@@ -316,7 +324,8 @@ def piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
 # espeak-ng's IPA to the phonemes Kokoro was trained on (misaki's table for American English)
 KOKORO_PHONEMES = (
     ("aɪ", "I"), ("aʊ", "W"), ("dʒ", "ʤ"), ("eɪ", "A"), ("tʃ", "ʧ"), ("ɔɪ", "Y"), ("oʊ", "O"), ("əl", "ᵊl"),
-    ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɪə", "iə"), ("ɚ", "əɹ"), ("ɐ", "ə"), ("r", "ɹ"), ("x", "k"), ("ː", ""), ("\u0303", ""),
+    ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɪə", "iə"), ("ɚ", "əɹ"), ("ɐ", "ə"), ("r", "ɹ"), ("x", "k"), ("ː", ""),
+    ("\u0303", ""),
 )  # fmt: skip
 
 
@@ -404,7 +413,8 @@ def load_sentences(out: Path) -> list[Sentence]:
 
 
 def sentences_of(voice: str, sentences: list[Sentence]) -> list[Sentence]:
-    """What a voice speaks, in a fixed shuffled order: its window of the training sentences, then validation and test."""
+    """What a voice speaks, in a fixed shuffled order: its window of the training sentences, then validation and
+    test."""
     train = [sentence for sentence in sentences if sentence.split == "train"]
     start = list(TRAIN_SENTENCES).index(voice) * 997 % len(train)
     chosen = (train[start:] + train[:start])[: TRAIN_SENTENCES[voice]]
@@ -502,7 +512,9 @@ def main() -> int:
     try:
         if args.command == "sentences":
             sentences = build_sentences(args.raw)
-            atomic_write_bytes(args.out / "sentences.json", json.dumps([asdict(s) for s in sentences], indent=0).encode())
+            atomic_write_bytes(
+                args.out / "sentences.json", json.dumps([asdict(s) for s in sentences], indent=0).encode()
+            )
             print(f"{len(sentences)} sentences, {dict(Counter((s.kind, s.split) for s in sentences))}")
         elif args.command == "speak":
             for voice in args.voice or [*TRAIN_SENTENCES, HUMAN_VOICE]:

@@ -2,10 +2,11 @@
 
     python tools/prepare_views.py [--views 4] [--shard 0/1]
 
-View 0 is the picture itself; the others are drawn by a generator seeded with (seed, picture, view): rotation, scale, shift on white,
-hue, saturation, contrast, now and then grey or blurred. Pictures of the evaluation-only style get view 0 alone.
-Writes data/prepared/views.npz: pixels uint8 [M, V, 64, 64, 3], features float16 [M, V, 1280] (EfficientNet-lite0 at 128 pixels).
-With several shards each process writes its own part; ``--join n`` puts them together.
+View 0 is the picture itself; the others are drawn by a generator seeded with (seed, picture, view): rotation, scale,
+shift on white, hue, saturation, contrast, now and then grey or blurred. Pictures of the evaluation-only style get
+view 0 alone. Writes data/prepared/views.npz: pixels uint8 [M, V, 64, 64, 3], features float16 [M, V, 1280]
+(EfficientNet-lite0 at 128 pixels). With several shards each process writes its own part; ``--join n`` puts them
+together.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def make_shard(num_views: int, index: int, count: int, seed: int) -> None:
     for slot, row in enumerate(rows):
         picture = torch.from_numpy(all_pixels[row]).permute(2, 0, 1).float() / 255
         last = 1 if styles[row] == EVALUATION_STYLE else num_views
-        views = [picture] + [augment(picture, torch.Generator().manual_seed((seed * 1_000_003 + row) * 101 + v)) for v in range(1, last)]
+        views = [picture] + [
+            augment(picture, torch.Generator().manual_seed((seed * 1_000_003 + row) * 101 + v)) for v in range(1, last)
+        ]
         batch = (torch.stack(views) * 255).round() / 255
         pixels[slot, :last] = (batch * 255).round().byte().permute(0, 2, 3, 1).numpy()
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Packed attention keeps documents apart and equals stock sdpa with a dense mask; on CUDA xformers has to do the same."""
+"""Packed attention keeps documents apart and equals stock sdpa with a dense mask; on CUDA xformers must do the same."""
 
 import inspect
 import json

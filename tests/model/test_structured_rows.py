@@ -58,3 +58,16 @@ def test_features_must_fit_their_rows() -> None:
         assert "do not fit rows 5…11 of 10" in str(error)
     else:
         raise AssertionError("rows beyond the table were accepted")
+
+
+def test_rows_share_the_rows_of_their_words_while_they_are_trained() -> None:
+    torch.manual_seed(0)
+    embedding = nn.Embedding(12, 4)
+    structure(embedding, {range(8, 12): torch.eye(4)}, std=0.0, words={range(8, 12): [[0], [1, 2], [], [3, 3]]})
+    free = embedding.parametrizations.weight.original
+    torch.testing.assert_close(embedding.weight[8], free[0])
+    torch.testing.assert_close(embedding.weight[9], (free[1] + free[2]) / 2**0.5)
+    torch.testing.assert_close(embedding.weight[10], torch.zeros(4))
+    embedding(torch.tensor([9])).sum().backward()
+    assert free.grad is not None
+    assert bool((free.grad[[1, 2]] != 0).all()) and float(free.grad[0].abs().sum()) == 0

@@ -12,7 +12,13 @@ from unimodal.tokenizers.audio_losses import SpectralLoss, SpectrumDiscriminator
 from unimodal.tokenizers.audio_mel import LogMel, Spectrum, griffin_lim
 from unimodal.tokenizers.interface import Codes
 
-SMALL = {"width": 24, "expansion": 2, "encoder_code_blocks": 1, "decoder_code_dilations": (1, 2), "decoder_frame_blocks": 1}
+SMALL = {
+    "width": 24,
+    "expansion": 2,
+    "encoder_code_blocks": 1,
+    "decoder_code_dilations": (1, 2),
+    "decoder_frame_blocks": 1,
+}
 SMALL_HEAD = {"head_width": 32, "head_blocks": 1, "head_expansion": 2}
 
 
@@ -125,7 +131,9 @@ def test_saved_half_precision_weights_give_the_same_codes(tokenizer: AudioTokeni
         (torch.zeros(1, 1, 100), torch.tensor([0])),
     ],
 )
-def test_wrong_input_is_one_clear_line(tokenizer: AudioTokenizer, x: torch.Tensor, lengths: torch.Tensor | None) -> None:
+def test_wrong_input_is_one_clear_line(
+    tokenizer: AudioTokenizer, x: torch.Tensor, lengths: torch.Tensor | None
+) -> None:
     with pytest.raises(ValueError) as caught:
         tokenizer.encode(x, lengths)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,5 @@
-"""Finite scalar quantization: ids and values are inverse over the whole codebook, and the gradient goes straight through."""
+"""Finite scalar quantization: ids and values are inverse over the whole codebook, and the gradient goes straight
+through."""
 
 import pytest
 import torch

@@ -87,7 +87,8 @@ def test_corners_are_the_farthest_positions() -> None:
 
 
 def test_semantic_codes_find_the_concept_in_an_unseen_style() -> None:
-    """Features = concept + a strong style direction: prototypes must ignore the style, plain nearest neighbours do not."""
+    """Features = concept + a strong style direction: prototypes must ignore the style, plain nearest neighbours do
+    not."""
     generator = torch.Generator().manual_seed(3)
     concepts, styles = 30, 4
     concept = torch.rand(concepts, 1280, generator=generator)

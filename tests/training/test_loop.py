@@ -88,7 +88,9 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint.torch, "save", full)
-    with pytest.raises(OSError, match="No space left on device; the previous checkpoint is kept|previous checkpoint is kept"):
+    with pytest.raises(
+        OSError, match="No space left on device; the previous checkpoint is kept|previous checkpoint is kept"
+    ):
         save_checkpoint(tmp_path, {"step": 2})
     monkeypatch.undo()
     assert load_checkpoint(tmp_path) == {"step": 1}

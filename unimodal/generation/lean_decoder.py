@@ -150,7 +150,8 @@ class LeanDecoder:
 
 
 def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """LlamaRMSNorm, fp32 inside."""
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
-    return module(x)
+    """LlamaRMSNorm without its casts; on a processor F.rms_norm takes three times as long for a few tokens."""
+    if x.dtype != torch.float32:
+        return module(x)
+    scale = x.square().mean(-1, keepdim=True).add_(module.variance_epsilon).rsqrt_()
+    return (x * scale).mul_(module.weight)

@@ -24,14 +24,13 @@ class ReferenceDecoder:
     """Hugging Face's forward with a DynamicCache, a padding mask and explicit positions."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
         self.backbone = model.get_decoder()
 
     def start(self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int) -> Tensor:
         """Read the prompts and return the last hidden states [S, D]; ``capacity`` is for decoders that preallocate."""
         from transformers import DynamicCache
 
-        device = self.model.get_input_embeddings().weight.device
+        device = next(self.backbone.parameters()).device
         ids, self.pads = left_pad(prompts, pad_id, device)
         self.cache = DynamicCache(config=self.backbone.config)
         self.length = 0

@@ -1,17 +1,20 @@
 """Embedding rows that share structure while they are trained, and are plain rows afterwards.
 
-A media code is not an arbitrary symbol: the 4,096 values of a finite scalar quantizer are four levels of eight, and a prototype
-is a vector. Each row of a block is trained as ``free row + features(code) @ table``, so that a gradient for one code moves its neighbours
-too and rare codes are learned from common ones (the notes call for rows that are projected from codebook vectors or summed over levels;
-compare the factorised codebooks of "Elucidating the design space of language models for image generation", arXiv 2410.16257).
+A media code is not an arbitrary symbol: the 4,096 values of a finite scalar quantizer are four levels of eight, and a
+prototype is a vector. Each row of a block is trained as ``free row + features(code) @ table``, so that a gradient for
+one code moves its neighbours too and rare codes are learned from common ones (the notes call for rows that are
+projected from codebook vectors or summed over levels; compare the factorised codebooks of "Elucidating the design
+space of language models for image generation", arXiv 2410.16257). A row that has words of its own (a concept's prototype) may also share the rows of these words, as initialisation from a description does, but throughout training:
+then naming a picture and drawing a name are nearly a copy, for every concept at once.
 ``finish`` leaves a stock table.
 
 Shapes: V rows, D width, R rows of a block, F features of a code.
+``words`` maps a block to a list of text rows for each of its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +24,14 @@ from torch.nn.utils import parametrize
 class StructuredRows(nn.Module):
     """The parametrization of a [V, D] table: adds ``features @ table`` to the rows of every block given."""
 
-    def __init__(self, features: Mapping[range, Tensor], vocab_size: int, width: int, std: float = 0.02):
+    def __init__(
+        self,
+        features: Mapping[range, Tensor],
+        vocab_size: int,
+        width: int,
+        std: float = 0.02,
+        words: Mapping[range, Sequence[Sequence[int]]] | None = None,
+    ):
         super().__init__()
         self.ranges = sorted(features, key=lambda rows: rows.start)
         self.vocab_size = vocab_size
@@ -29,10 +39,15 @@ class StructuredRows(nn.Module):
         for index, rows in enumerate(self.ranges):
             block = features[rows].float()  # [R, F]
             if len(block) != len(rows) or rows.stop > vocab_size:
-                raise ValueError(f"{len(block)} feature rows do not fit rows {rows.start}…{rows.stop - 1} of {vocab_size}")
+                raise ValueError(
+                    f"{len(block)} feature rows do not fit rows {rows.start}…{rows.stop - 1} of {vocab_size}"
+                )
             centred = block - block.mean(0)
-            self.register_buffer(f"features_{index}", centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-6), persistent=False)
+            self.register_buffer(
+                f"features_{index}", centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-6), persistent=False
+            )
             self.tables.append(nn.Parameter(torch.randn(block.shape[1], width) * std))
+        self.words = {rows: _bags(listed, vocab_size) for rows, listed in (words or {}).items()}
 
     def forward(self, free: Tensor) -> Tensor:
         """free: [V, D] → [V, D]."""
@@ -40,7 +55,10 @@ class StructuredRows(nn.Module):
         for index, rows in enumerate(self.ranges):
             if rows.start > at:
                 parts.append(free[at : rows.start])
-            parts.append(free[rows.start : rows.stop] + getattr(self, f"features_{index}") @ self.tables[index])
+            block = free[rows.start : rows.stop] + getattr(self, f"features_{index}") @ self.tables[index]
+            if rows in self.words:
+                block = block + torch.sparse.mm(self.words[rows], free)
+            parts.append(block)
             at = rows.stop
         if at < self.vocab_size:
             parts.append(free[at:])
@@ -52,9 +70,25 @@ def level_features(level_indices: Tensor, num_levels: tuple[int, ...]) -> Tensor
     return torch.cat([nn.functional.one_hot(level_indices[:, k], n).float() for k, n in enumerate(num_levels)], dim=1)
 
 
-def structure(embedding: nn.Embedding, features: Mapping[range, Tensor], std: float = 0.02) -> StructuredRows:
-    """Puts the structure on ``embedding.weight``; train inside ``parametrize.cached()`` so that it is computed once a step."""
-    rows = StructuredRows(features, *embedding.weight.shape, std=std)
+def _bags(listed: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
+    """Lists of word rows → sparse [R, V] with 1/√n at the n words of each row: their sum, at the size of one row."""
+    places = [(row, word) for row, ids in enumerate(listed) for word in ids]
+    weights = [len(listed[row]) ** -0.5 for row, _ in places]
+    indices = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
+    return torch.sparse_coo_tensor(indices, torch.tensor(weights), (len(listed), vocab_size), check_invariants=True).coalesce()
+
+
+def structure(
+    embedding: nn.Embedding,
+    features: Mapping[range, Tensor],
+    std: float = 0.02,
+    words: Mapping[range, Sequence[Sequence[int]]] | None = None,
+) -> StructuredRows:
+    """Puts the structure on ``embedding.weight``; train inside ``parametrize.cached()`` so that it is computed once a
+    step."""
+    if not embedding.weight.requires_grad:
+        raise ValueError("the table is frozen; structured rows are for tables that are trained")
+    rows = StructuredRows(features, embedding.num_embeddings, embedding.embedding_dim, std, words)
     with torch.no_grad():  # the free part of a structured row starts at zero
         for span in rows.ranges:
             embedding.weight[span.start : span.stop].zero_()

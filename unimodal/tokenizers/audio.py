@@ -1,9 +1,9 @@
 """The audio tokenizer of ``nano``: 16 kHz sound ⇄ 31.25 codes a second of a 4096-value codebook.
 
-log-mel frames → ConvNeXt encoder, two frames a code → finite scalar quantization (arXiv 2309.15505) → ConvNeXt decoder →
-log-mel frames → waveform head (``audio_head.py``). While it is trained, a small reader spells the transcript from the
-quantized codes with a CTC loss, as the supervised speech tokens of CosyVoice 2 (arXiv 2412.10117) do, so that
-codes say what was said and a small language model learns to read and to speak from few examples.
+log-mel frames → ConvNeXt encoder, two frames a code → finite scalar quantization (arXiv 2309.15505) → ConvNeXt
+decoder → log-mel frames → waveform head (``audio_head.py``). While it is trained, a small reader spells the
+transcript from the quantized codes with a CTC loss, as the supervised speech tokens of CosyVoice 2 (arXiv 2412.10117)
+do, so that codes say what was said and a small language model learns to read and to speak from few examples.
 
 Every layer is local in time and masked at the true end of each clip: a padded clip gives the codes of the clip alone.
 
@@ -32,7 +32,7 @@ class AudioTokenizerConfig(TokenizerConfig):
     window_size: int = Field(1024, ge=2)
     hop: int = Field(256, ge=1)
     num_mels: int = 80
-    mel_floor: float = 1e-5
+    mel_floor: float = 1e-3
     mel_mean: float = -5.0
     mel_deviation: float = 2.5
     levels: tuple[int, ...] = (8, 8, 8, 8)
@@ -80,7 +80,9 @@ class AudioDecoder(nn.Module):
         super().__init__()
         width, expansion = config.width, config.expansion
         self.stem = nn.Linear(num_dims, width)
-        self.code_blocks = nn.ModuleList(MaskedConvNeXt(width, expansion, dilation=d) for d in config.decoder_code_dilations)
+        self.code_blocks = nn.ModuleList(
+            MaskedConvNeXt(width, expansion, dilation=d) for d in config.decoder_code_dilations
+        )
         self.split = nn.Linear(width, FRAMES_PER_CODE * width)
         self.frame_blocks = nn.ModuleList(MaskedConvNeXt(width, expansion) for _ in range(config.decoder_frame_blocks))
         self.norm = nn.LayerNorm(width)
@@ -92,7 +94,10 @@ class AudioDecoder(nn.Module):
         h = self.stem(values).transpose(1, 2) * mask
         for block in self.code_blocks:
             h = block(h, mask)
-        h = self.split(h.transpose(1, 2)).unflatten(-1, (FRAMES_PER_CODE, -1)).flatten(1, 2).transpose(1, 2) * frame_mask
+        h = (
+            self.split(h.transpose(1, 2)).unflatten(-1, (FRAMES_PER_CODE, -1)).flatten(1, 2).transpose(1, 2)
+            * frame_mask
+        )
         for block in self.frame_blocks:
             h = block(h, frame_mask)
         return self.out(self.norm(h.transpose(1, 2))).transpose(1, 2)
@@ -114,7 +119,13 @@ class AudioTokenizer(MediaTokenizer):
         self.samples_per_code = FRAMES_PER_CODE * config.hop
         self.tokens_per_second = config.sample_rate_hz / self.samples_per_code
         self.mel = LogMel(
-            config.sample_rate_hz, config.window_size, config.hop, config.num_mels, config.mel_floor, config.mel_mean, config.mel_deviation
+            config.sample_rate_hz,
+            config.window_size,
+            config.hop,
+            config.num_mels,
+            config.mel_floor,
+            config.mel_mean,
+            config.mel_deviation,
         )
         self.encoder = AudioEncoder(config, self.quantizer.num_dims)
         self.decoder = AudioDecoder(config, self.quantizer.num_dims)
@@ -123,7 +134,12 @@ class AudioTokenizer(MediaTokenizer):
             self.head = GriffinLimHead(self.mel)
         else:
             self.head = IstftHead(
-                config.num_mels, config.head_width, config.head_blocks, config.head_expansion, config.window_size, config.hop
+                config.num_mels,
+                config.head_width,
+                config.head_blocks,
+                config.head_expansion,
+                config.window_size,
+                config.hop,
             )
 
     # -- pieces used in training ------------------------------------------------------------------------------------
@@ -146,9 +162,13 @@ class AudioTokenizer(MediaTokenizer):
     @torch.inference_mode()
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
         if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] == 0:
-            raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1 at {self.config.sample_rate_hz} Hz; got {tuple(x.shape)}")
-        if lengths is not None and (lengths.shape != x.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > x.shape[2]):
-            raise ValueError(f"lengths must be one number from 1 to {x.shape[2]} for each of {len(x)} clips; got {lengths.tolist()}")
+            raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}")
+        if lengths is not None and (
+            lengths.shape != x.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > x.shape[2]
+        ):
+            raise ValueError(
+                f"lengths must be one number from 1 to {x.shape[2]} for each of {len(x)} clips; got {lengths.tolist()}"
+            )
         log_mel, mask = self.frames(x[:, 0].float(), lengths)
         _, ids = self.quantize(log_mel, mask)
         real = mask[:, 0] > 0
@@ -160,7 +180,9 @@ class AudioTokenizer(MediaTokenizer):
         if ids.shape[1] == 0:
             raise ValueError("there are no audio codes to decode; give at least one")
         if int(ids.min()) < 0 or int(ids.max()) >= self.codebook_sizes[0]:
-            raise ValueError(f"audio codes must lie in [0, {self.codebook_sizes[0]}); got {int(ids.min())}…{int(ids.max())}")
+            raise ValueError(
+                f"audio codes must lie in [0, {self.codebook_sizes[0]}); got {int(ids.min())}…{int(ids.max())}"
+            )
         mask = codes.mask[:, None].to(self.decoder.out.weight.dtype)
         log_mel = self.decoder(self.quantizer.values(ids), mask)
         wave = self.head(log_mel, mask.repeat_interleave(FRAMES_PER_CODE, dim=-1))

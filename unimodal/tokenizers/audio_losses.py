@@ -1,7 +1,8 @@
 """Losses for waveform heads: spectra at several resolutions, and a light discriminator on the same spectra.
 
 The multi-resolution STFT loss is Parallel WaveGAN's (arXiv 1910.11480), the mel term HiFi-GAN's (arXiv 2010.05646), the
-discriminator a small form of UnivNet's multi-resolution one (arXiv 2106.07889) with the hinge losses of arXiv 2210.13438.
+discriminator a small form of UnivNet's multi-resolution one (arXiv 2106.07889) with the hinge losses of arXiv
+2210.13438.
 
 Shapes: B batch, T samples, K frequency bins, F frames, M mel bands.
 """
@@ -31,7 +32,13 @@ class SpectralLoss(nn.Module):
         self.mel_weight = mel_weight
         for window_size, num_mels in ((512, 64), (1024, 100)):
             bank = melscale_fbanks(
-                window_size // 2 + 1, 0.0, sample_rate_hz / 2, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
+                window_size // 2 + 1,
+                0.0,
+                sample_rate_hz / 2,
+                num_mels,
+                sample_rate_hz,
+                norm="slaney",
+                mel_scale="slaney",
             )
             self.register_buffer(f"bank_{window_size}", bank.T.contiguous(), persistent=False)  # [M, K]
 
@@ -59,7 +66,10 @@ class SpectrumDiscriminator(nn.Module):
         for _ in RESOLUTIONS:
             layers: list[nn.Module] = [nn.Conv2d(1, channels, (7, 5), stride=(2, 1), padding=(3, 2))]
             layers += [nn.Conv2d(channels, channels, (5, 3), stride=(2, 2), padding=(2, 1)) for _ in range(2)]
-            layers += [nn.Conv2d(channels, 2 * channels, (5, 3), stride=(2, 1), padding=(2, 1)), nn.Conv2d(2 * channels, 1, 3, padding=1)]
+            layers += [
+                nn.Conv2d(channels, 2 * channels, (5, 3), stride=(2, 1), padding=(2, 1)),
+                nn.Conv2d(2 * channels, 1, 3, padding=1),
+            ]
             self.judges.append(nn.ModuleList(nn.utils.parametrizations.weight_norm(layer) for layer in layers))
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
@@ -77,7 +87,9 @@ class SpectrumDiscriminator(nn.Module):
         return outputs
 
 
-def adversarial_losses(discriminator: SpectrumDiscriminator, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+def adversarial_losses(
+    discriminator: SpectrumDiscriminator, made: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     """→ (loss of the generator with feature matching, loss of the discriminator, numbers to log).
 
     Both may be added into one backward pass: the generator's loss sees the discriminator's weights as constants, the

@@ -1,7 +1,7 @@
 """Waveforms ⇄ frames of a short-time Fourier transform ⇄ log-mel bands, so that F hops of samples are exactly F frames.
 
-The signal is padded with (window − hop) / 2 zeros on both sides, never reflected: a frame past the end of a clip sees the
-zeros that follow it whether the clip is alone or padded in a batch. ``istft`` inverts ``stft`` exactly.
+The signal is padded with (window − hop) / 2 zeros on both sides, never reflected: a frame past the end of a clip sees
+the zeros that follow it whether the clip is alone or padded in a batch. ``istft`` inverts ``stft`` exactly.
 Griffin-Lim (Griffin & Lim 1984, with the momentum of arXiv 1302.1700) is the waveform head that needs no training.
 
 Shapes: B batch, T samples, F frames (F = T / hop), W window, K = W / 2 + 1 frequency bins, M mel bands.
@@ -34,7 +34,8 @@ class Spectrum(nn.Module):
         return torch.stft(x, self.window_size, self.hop, window=self.window, center=False, return_complex=True)
 
     def istft(self, spectrum: Tensor, mask: Tensor | None = None) -> Tensor:
-        """complex [B, K, F], mask [B, 1, F] or None → [B, T]: overlap-add divided by the window's power, margins cut off.
+        """complex [B, K, F], mask [B, 1, F] or None → [B, T]: overlap-add divided by the window's power, margins cut
+        off.
 
         A masked frame adds neither signal nor power, and the samples of its hop are zero: what comes out for a padded
         item is what comes out for the item alone.
@@ -57,14 +58,25 @@ class LogMel(nn.Module):
     bands: Tensor
     inverse_bands: Tensor
 
-    def __init__(self, sample_rate_hz: int, window_size: int, hop: int, num_mels: int, floor: float, mean: float, deviation: float):
+    def __init__(
+        self,
+        sample_rate_hz: int,
+        window_size: int,
+        hop: int,
+        num_mels: int,
+        floor: float,
+        mean: float,
+        deviation: float,
+    ):
         super().__init__()
         from torchaudio.functional import melscale_fbanks
 
         self.spectrum = Spectrum(window_size, hop)
         self.floor, self.mean, self.deviation = floor, mean, deviation
         top_hz = sample_rate_hz / 2
-        bands = melscale_fbanks(window_size // 2 + 1, 0.0, top_hz, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney")
+        bands = melscale_fbanks(
+            window_size // 2 + 1, 0.0, top_hz, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
+        )
         self.register_buffer("bands", bands.T.contiguous(), persistent=False)  # [M, K]
         self.register_buffer("inverse_bands", torch.linalg.pinv(self.bands), persistent=False)  # [K, M]
 
@@ -79,7 +91,8 @@ class LogMel(nn.Module):
         return torch.where(mel <= 1.05 * self.floor, torch.zeros_like(mel), mel)
 
     def magnitude(self, log_mel: Tensor, iterations: int = 30) -> Tensor:
-        """Non-negative magnitudes [B, K, F] whose mel bands are nearest: multiplicative updates from the pseudo-inverse."""
+        """Non-negative magnitudes [B, K, F] whose mel bands are nearest: multiplicative updates from the
+        pseudo-inverse."""
         mel = self.amplitude(log_mel)
         magnitude = (self.inverse_bands @ mel).clamp_min(1e-6)
         wanted, gram = self.bands.T @ mel, self.bands.T @ self.bands
@@ -91,8 +104,8 @@ class LogMel(nn.Module):
 def griffin_lim(
     spectrum: Spectrum, magnitude: Tensor, mask: Tensor, iterations: int = 40, momentum: float = 0.95, seed: int = 0
 ) -> Tensor:
-    """Magnitudes [B, K, F], mask [B, 1, F] → signal [B, T]. The first phase is drawn frame by frame from ``seed``: the same
-    for every row and for every length, so that a padded item sounds like the item alone."""
+    """Magnitudes [B, K, F], mask [B, 1, F] → signal [B, T]. The first phase is drawn frame by frame from ``seed``:
+    the same for every row and for every length, so that a padded item sounds like the item alone."""
     num_frames = magnitude.shape[-1]
     generator = torch.Generator().manual_seed(seed)
     turns = torch.rand(num_frames, magnitude.shape[1], generator=generator).T.to(magnitude.device)  # [K, F]

@@ -2,14 +2,16 @@
 
 The first ``num_semantic`` codes name the nearest prototypes, nearest first, of a frozen image trunk's features
 (EfficientNet-lite0) after a linear discriminant projection that ignores the drawing style. A frozen trunk as in SEED
-(arXiv 2307.08041), semantic and pixel vocabularies side by side as in DualToken (arXiv 2503.14324). They mean the same in every style, so
-a language model reads what it sees, and decides what to draw before how. The other codes are finite-scalar-quantized
-outputs of a convolutional and transformer encoder; one decoder reads all codes and returns the pixels.
+(arXiv 2307.08041), semantic and pixel vocabularies side by side as in DualToken (arXiv 2503.14324). They mean the
+same in every style, so a language model reads what it sees, and decides what to draw before how. The other codes are
+finite-scalar-quantized outputs of a convolutional and transformer encoder; one decoder reads all codes and returns
+the pixels.
 
 The 8×8 grid of the pixel encoder is resampled to ``num_codes - num_semantic`` tokens by a learned mixing over positions
 (initialised to drop the corners), and the decoder mixes all 64 codes back to the grid.
 
-Shapes: B batch, N codes, P grid positions, S semantic codes, D width, K quantized dimensions, C prototypes, L discriminant dimensions.
+Shapes: B batch, N codes, P grid positions, S semantic codes, D width, K quantized dimensions, C prototypes, L
+discriminant dimensions.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def corner_positions(grid: int, count: int) -> list[int]:
 
 
 class SemanticBranch(nn.Module):
-    """Frozen-trunk features [B, 1280] → the S nearest of C prototypes. Fitted in closed form, never trained by gradient."""
+    """Frozen-trunk features [B, 1280] → the S nearest of C prototypes. Fitted in closed form, never trained by
+    gradient."""
 
     def __init__(self, config: ImageTokenizerConfig):
         super().__init__()
@@ -67,7 +70,8 @@ class SemanticBranch(nn.Module):
         self.register_buffer("prototypes", torch.zeros(config.num_prototypes, config.semantic_dims))
 
     def project(self, features: Tensor) -> Tensor:
-        """features: [B, 1280] ≥ 0 → unit vectors [B, L]. The square root tames features that fire rarely but strongly."""
+        """features: [B, 1280] ≥ 0 → unit vectors [B, L]. The square root tames features that fire rarely but
+        strongly."""
         rooted = nn.functional.normalize(features.clamp_min(0).sqrt(), dim=-1)
         return nn.functional.normalize((rooted - self.mean) @ self.projection, dim=-1)
 
@@ -84,7 +88,8 @@ class SemanticBranch(nn.Module):
         """Linear discriminants and one prototype a label.
 
         features: [M, V, 1280] of M pictures in V views; labels: int64 [M] in [0, C), every one of them present.
-        ``shrinkage`` adds that share of the mean within-label variance to every direction (regularised LDA, Friedman 1989).
+        ``shrinkage`` adds that share of the mean within-label variance to every direction (regularised LDA, Friedman
+        1989).
         """
         rooted = nn.functional.normalize(features.float().clamp_min(0).sqrt(), dim=-1)
         num_labels = int(labels.max()) + 1
@@ -127,20 +132,28 @@ class ImageTokenizer(MediaTokenizer):
         order = corner_positions(grid, config.num_semantic) + kept  # code n sits at grid position order[n]
 
         self.encoder_in = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, channels, 3, padding=1), *(ResidualConv(channels) for _ in range(config.conv_blocks))
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(48, channels, 3, padding=1),
+            *(ResidualConv(channels) for _ in range(config.conv_blocks)),
         )
         self.encoder_down = nn.Conv2d(channels, width, 2, stride=2)
         self.encoder_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
-        self.encoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.encoder_layers)))
+        self.encoder_blocks = nn.Sequential(
+            *(TransformerBlock(width, config.num_heads) for _ in range(config.encoder_layers))
+        )
         self.resample = nn.Parameter(torch.eye(num_positions)[kept])  # [N - S, P]
         self.encoder_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dims))
 
         self.semantic_in = nn.Linear(config.semantic_dims, width)
         self.pixel_in = nn.Linear(dims, width)
-        self.scatter = nn.Parameter(torch.eye(num_positions)[:, [order.index(p) for p in range(num_positions)]].T.contiguous())
+        self.scatter = nn.Parameter(
+            torch.eye(num_positions)[:, [order.index(p) for p in range(num_positions)]].T.contiguous()
+        )
         self.decoder_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
         self.code_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
-        self.decoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.decoder_layers)))
+        self.decoder_blocks = nn.Sequential(
+            *(TransformerBlock(width, config.num_heads) for _ in range(config.decoder_layers))
+        )
         self.decoder_up = nn.Sequential(nn.Conv2d(width, channels * 4, 1), nn.PixelShuffle(2))
         self.decoder_out = nn.Sequential(
             *(ResidualConv(channels) for _ in range(config.conv_blocks)),
@@ -179,7 +192,12 @@ class ImageTokenizer(MediaTokenizer):
             raise ValueError(f"the image tokenizer takes [B, 3, {size}, {size}] in [0, 1]; got {tuple(x.shape)}")
         _, pixel_ids = self.pixel_values(x)
         ids = torch.cat([self.semantic(self.trunk_features(x)), pixel_ids], dim=1)
-        return Codes(ids.unsqueeze(-1), torch.ones_like(ids, dtype=torch.bool), (1, self.config.grid, self.config.grid), "semantic+raster")
+        return Codes(
+            ids.unsqueeze(-1),
+            torch.ones_like(ids, dtype=torch.bool),
+            (1, self.config.grid, self.config.grid),
+            "semantic+raster",
+        )
 
     @torch.inference_mode()
     def decode(self, codes: Codes) -> Tensor:
@@ -189,5 +207,7 @@ class ImageTokenizer(MediaTokenizer):
         semantic, pixel = ids[:, : self.config.num_semantic], ids[:, self.config.num_semantic :]
         for name, part in (("semantic", semantic), ("image", pixel)):
             if bool(((part < 0) | (part >= self.block_sizes[name])).any()):
-                raise ValueError(f"{name} codes must lie in [0, {self.block_sizes[name]}); got {int(part.min())}…{int(part.max())}")
+                raise ValueError(
+                    f"{name} codes must lie in [0, {self.block_sizes[name]}); got {int(part.min())}…{int(part.max())}"
+                )
         return self.decode_values(self.semantic.values(semantic), self.quantizer.values(pixel)).clamp(0, 1)

@@ -114,7 +114,7 @@ class MediaTokenizer(nn.Module, ABC):
     def round_to_half(self) -> Self:
         """Rounds the weights to what is stored on disk, so that codes made now equal codes made after a load."""
         with torch.no_grad():
-            for tensor in [*self.parameters(), *self.buffers()]:
+            for tensor in self.state_dict().values():  # what is stored: parameters and persistent buffers
                 if tensor.is_floating_point():
                     tensor.copy_(tensor.half().to(tensor.dtype))
         return self

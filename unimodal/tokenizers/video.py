@@ -2,9 +2,9 @@
 
 The first frame is coded as a picture: its 64 codes *are* image codes, so what a language model learns of pictures holds
 for clips (Emu3, arXiv 2409.18869, shares one codebook in the same way). Every later chunk of four frames becomes 64
-motion codes, encoded and decoded given the last frame decoded so far (as VideoFlexTok chunks a clip, and as Moto's latent motion tokens,
-arXiv 2412.04445, describe change rather than content). A chunk never looks at a later one, so clips of any number of chunks
-encode and decode as a stream.
+motion codes, encoded and decoded given the last frame decoded so far (as VideoFlexTok chunks a clip, and as Moto's
+latent motion tokens, arXiv 2412.04445, describe change rather than content). A chunk never looks at a later one, so
+clips of any number of chunks encode and decode as a stream.
 
 Shapes: B batch, T frames, F frames a chunk, P grid positions, N codes, D width, K quantized dimensions, M chunks.
 """
@@ -46,7 +46,8 @@ class VideoTokenizerConfig(TokenizerConfig):
 
 
 class VideoTokenizer(MediaTokenizer):
-    """``encode``: float [B, 3, 1 + M·F, 64, 64] in [0, 1] → Codes [B, 64·(1 + M), 1]. Holds, but does not store, the image tokenizer."""
+    """``encode``: float [B, 3, 1 + M·F, 64, 64] in [0, 1] → Codes [B, 64·(1 + M), 1]. Holds, but does not store, the
+    image tokenizer."""
 
     modality: ClassVar[str] = "video"
     config_class: ClassVar[type[TokenizerConfig]] = VideoTokenizerConfig
@@ -55,7 +56,9 @@ class VideoTokenizer(MediaTokenizer):
     def __init__(self, config: VideoTokenizerConfig, image_tokenizer: ImageTokenizer):
         super().__init__(config)
         if config.image_size != image_tokenizer.config.image_size:
-            raise ValueError(f"video frames of {config.image_size} pixels do not fit an image tokenizer of {image_tokenizer.config.image_size}")
+            raise ValueError(
+                f"video frames of {config.image_size} pixels do not fit an image tokenizer of {image_tokenizer.config.image_size}"
+            )
         self._image = [image_tokenizer]  # in a list: not a submodule, so not in the state dict
         width, frames = config.width, config.frames_per_chunk
         self.num_positions = (config.image_size // PATCH) ** 2
@@ -69,13 +72,17 @@ class VideoTokenizer(MediaTokenizer):
         self.frames_in = nn.Linear(frames * 3 * PATCH**2, width)
         self.past_in = nn.Linear(3 * PATCH**2, width)
         self.encoder_positions = nn.Parameter(torch.randn(self.num_positions, width) * 0.02)
-        self.encoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.encoder_layers)))
+        self.encoder_blocks = nn.Sequential(
+            *(TransformerBlock(width, config.num_heads) for _ in range(config.encoder_layers))
+        )
         self.encoder_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dims))
 
         self.codes_in = nn.Linear(dims, width)
         self.decoder_past_in = nn.Linear(3 * PATCH**2, width)
         self.decoder_positions = nn.Parameter(torch.randn(self.num_positions, width) * 0.02)
-        self.decoder_blocks = nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(config.decoder_layers)))
+        self.decoder_blocks = nn.Sequential(
+            *(TransformerBlock(width, config.num_heads) for _ in range(config.decoder_layers))
+        )
         channels = config.conv_channels
         self.decoder_up = nn.Sequential(nn.Conv2d(width, channels * 4, 1), nn.PixelShuffle(2), ResidualConv(channels))
         self.decoder_out = nn.Conv2d(channels, frames * 48, 3, padding=1)
@@ -89,7 +96,9 @@ class VideoTokenizer(MediaTokenizer):
     # -- one chunk --------------------------------------------------------------------------------------------------
     def chunk_values(self, past: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """past: [B, 3, 64, 64], frames: [B, 3, F, 64, 64] → (values [B, P, K], ids int64 [B, P])."""
-        h = self.frames_in(_patches(frames - past.unsqueeze(2))) + self.past_in(_patches(past.unsqueeze(2)))  # [B, P, D]
+        h = self.frames_in(_patches(frames - past.unsqueeze(2))) + self.past_in(
+            _patches(past.unsqueeze(2))
+        )  # [B, P, D]
         return self.quantizer(self.encoder_out(self.encoder_blocks(h + self.encoder_positions)))
 
     def decode_chunk(self, past: Tensor, values: Tensor) -> Tensor:
@@ -107,10 +116,14 @@ class VideoTokenizer(MediaTokenizer):
         """lengths: int64 [B] real frames of each clip, each 1 + a multiple of F."""
         size, per_chunk = self.config.image_size, self.config.frames_per_chunk
         if x.dim() != 5 or x.shape[1] != 3 or tuple(x.shape[3:]) != (size, size) or (x.shape[2] - 1) % per_chunk:
-            raise ValueError(f"the video tokenizer takes [B, 3, 1 + a multiple of {per_chunk}, {size}, {size}]; got {tuple(x.shape)}")
+            raise ValueError(
+                f"the video tokenizer takes [B, 3, 1 + a multiple of {per_chunk}, {size}, {size}]; got {tuple(x.shape)}"
+            )
         frames = torch.full((len(x),), x.shape[2]) if lengths is None else lengths
         if bool(((frames < 1) | (frames > x.shape[2]) | ((frames - 1) % per_chunk != 0)).any()):
-            raise ValueError(f"each length must be 1 + a multiple of {per_chunk}, at most {x.shape[2]}; got {frames.tolist()}")
+            raise ValueError(
+                f"each length must be 1 + a multiple of {per_chunk}, at most {x.shape[2]}; got {frames.tolist()}"
+            )
         first = self.image_tokenizer.encode(x[:, :, 0])
         past, ids = self.image_tokenizer.decode(first), [first.ids[..., 0]]
         for start in range(1, x.shape[2], per_chunk):
@@ -131,7 +144,9 @@ class VideoTokenizer(MediaTokenizer):
             raise ValueError(f"a clip is a multiple of {num} codes; got {codes.mask.sum(1).tolist()}")
         motion = ids[:, num:]
         if bool(((motion < 0) | (motion >= self.block_sizes["video"])).any()):
-            raise ValueError(f"video codes must lie in [0, {self.block_sizes['video']}); got {int(motion.min())}…{int(motion.max())}")
+            raise ValueError(
+                f"video codes must lie in [0, {self.block_sizes['video']}); got {int(motion.min())}…{int(motion.max())}"
+            )
         first = Codes(codes.ids[:, :num], codes.mask[:, :num])
         past = self.image_tokenizer.decode(first)
         frames = [past.unsqueeze(2)]
@@ -145,14 +160,17 @@ class VideoTokenizer(MediaTokenizer):
 
     @classmethod
     def load(cls, folder: str | Path, image_tokenizer: ImageTokenizer | None = None) -> VideoTokenizer:
-        """Reads what ``save`` wrote; without ``image_tokenizer`` takes the one in the folder beside it, ``../image_tokenizer``."""
+        """Reads what ``save`` wrote; without ``image_tokenizer`` takes the one in the folder beside it,
+        ``../image_tokenizer``."""
         folder = Path(folder)
         image = image_tokenizer or ImageTokenizer.load(folder.parent / "image_tokenizer")
         assert isinstance(image, ImageTokenizer)
         if (folder / "config.json").is_file():
             wanted = json.loads((folder / "config.json").read_text()).get("image_tokenizer_sha256", "")
             if wanted and wanted != image.sha256:
-                raise ValueError(f"{folder} continues the image tokenizer {wanted[:12]}…, but the one given is {image.sha256[:12]}…")
+                raise ValueError(
+                    f"{folder} continues the image tokenizer {wanted[:12]}…, but the one given is {image.sha256[:12]}…"
+                )
         return cls._load_with(folder, image_tokenizer=image)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints that appear whole or not at all, and that resume exactly: weights, EMA, optimizer, RNG and data cursor.
 
-A save writes ``last.pt.part``, flushes it to the disk and renames it over ``last.pt``: a full disk, a kill or a power cut
-leaves the checkpoint before it untouched.
+A save writes ``last.pt.part``, flushes it to the disk and renames it over ``last.pt``: a full disk, a kill or a power
+cut leaves the checkpoint before it untouched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ LAST = "last.pt"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], name: str = LAST) -> Path:
-    """Saves ``state`` as ``folder/name`` atomically. OSError (a full disk, say) leaves the old file and no part behind."""
+    """Saves ``state`` as ``folder/name`` atomically. OSError (a full disk, say) leaves the old file and no part
+    behind."""
     folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / name, folder / f"{name}.part"
     try:

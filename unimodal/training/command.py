@@ -16,11 +16,17 @@ from unimodal.config import Config, load_config
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def recipe_main(config_class: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str | None = None) -> None:
+def recipe_main(
+    config_class: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str | None = None
+) -> None:
     """Reads the settings, calls ``run(config, dry_run)``, and turns users' errors into one line."""
-    parser = argparse.ArgumentParser(description=description or sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description or sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", nargs="?", type=Path, help="a YAML file with what differs from the defaults")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="change one setting")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="change one setting"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     args = parser.parse_args()
     from unimodal.training.loop import Interrupted

@@ -1,8 +1,9 @@
 """The training loop: warm-up and cosine, clipping, EMA, exact resume, and a stop that loses nothing.
 
-A batch source is any object with ``next_batch()``, ``state_dict()`` and ``load_state_dict(state)``; a loss function takes
-``(batch, step)`` and returns a scalar loss and a dict of numbers to log. Interrupting (Ctrl-C or SIGTERM) saves a checkpoint and
-ends with ``Interrupted``; the same command goes on from there, loss by loss the same as a run that was never stopped.
+A batch source is any object with ``next_batch()``, ``state_dict()`` and ``load_state_dict(state)``; a loss function
+takes ``(batch, step)`` and returns a scalar loss and a dict of numbers to log. Interrupting (Ctrl-C or SIGTERM) saves
+a checkpoint and ends with ``Interrupted``; the same command goes on from there, loss by loss the same as a run that
+was never stopped.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def learning_rate_at(step: int, cfg: LoopConfig) -> float:
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
     progress = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
-    return cfg.final_learning_rate + (cfg.learning_rate - cfg.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return cfg.final_learning_rate + (cfg.learning_rate - cfg.final_learning_rate) * 0.5 * (
+        1 + math.cos(math.pi * min(1.0, progress))
+    )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -66,7 +69,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class Trainer:
-    """One run in one folder. ``run`` trains to the end of ``cfg.steps``, from the folder's checkpoint if there is one."""
+    """One run in one folder. ``run`` trains to the end of ``cfg.steps``, from the folder's checkpoint if there is
+    one."""
 
     def __init__(
         self,
@@ -82,7 +86,9 @@ class Trainer:
         torch.manual_seed(cfg.seed)
         self.model, self.batches, self.loss, self.cfg, self.folder = model, batches, loss, cfg, folder
         self.on_log = list(on_log)
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, cfg.weight_decay), lr=cfg.learning_rate, betas=cfg.betas)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, cfg.weight_decay), lr=cfg.learning_rate, betas=cfg.betas
+        )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.ema = [p.detach().clone() for p in self.parameters] if cfg.ema_decay else None
         self.metrics = MetricsLog(folder)
@@ -143,7 +149,9 @@ class Trainer:
                 logged[name] = logged.get(name, 0.0) + value / self.cfg.accumulation
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip)
         if not torch.isfinite(norm):
-            raise ValueError(f"the gradient is not finite at step {self.step}; lower learning_rate ({self.cfg.learning_rate})")
+            raise ValueError(
+                f"the gradient is not finite at step {self.step}; lower learning_rate ({self.cfg.learning_rate})"
+            )
         self.optimizer.step()
         self.step += 1
         if self.ema is not None:
@@ -186,6 +194,10 @@ class Trainer:
     def _report(self, record: dict[str, Any], seconds_per_step: float) -> None:
         left_min = (self.cfg.steps - self.step) * seconds_per_step / 60
         numbers = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "seconds_per_step"))
-        print(f"step {self.step}/{self.cfg.steps}  {numbers}  {seconds_per_step:.2f} s/step  {left_min:.1f} min left", file=sys.stderr, flush=True)
+        print(
+            f"step {self.step}/{self.cfg.steps}  {numbers}  {seconds_per_step:.2f} s/step  {left_min:.1f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
         for callback in self.on_log:
             callback(record)
