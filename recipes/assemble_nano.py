@@ -62,7 +62,8 @@ def check_codes(cfg: AssembleRecipe, image: ImageTokenizer) -> None:
         same < 0.99
     ):  # the trunk's features were kept in half precision when the codes were made: a tie may fall the other way
         raise ValueError(
-            f"only {same:.1%} of the picture codes are those that nano was trained on; run recipes/encode_media.py and train again"
+            f"only {same:.1%} of the picture codes are those that nano was trained on; "
+            "run recipes/encode_media.py and train again"
         )
 
 

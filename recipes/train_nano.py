@@ -192,6 +192,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     known = cfg.run if (cfg.run / "tokenizer.json").exists() else cfg.initial
     if known is not None:
         text = TextTokenizer.load(known)
+        atomic_write_text(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
     else:
         text = train_text_tokenizer(training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
     vocabulary = build_vocabulary(text, image, audio, video)

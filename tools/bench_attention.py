@@ -10,6 +10,10 @@ leaky    packed rows, one causal triangle a row (documents see each other): what
 
 Every variant processes the same documents, whose lengths are those of captioned pictures, utterances and clips.
 Prints processor seconds a step and real tokens a second of them, forward and backward, without the head.
+
+One thread of a busy 2.5 GHz AVX-512 processor, --rows 6 --layers 3, tokens a second in two runs: dense 1699 and 1765,
+varlen 2055 and 2056, flat 2265 and 2216, padded 2223 and 2261, leaky 1592 and 1898. Keeping documents apart in buckets
+is a gain, not a cost; what varlen lacks to flat is the padding at the end of packed rows. So: train on flat rows.
 """
 
 from __future__ import annotations

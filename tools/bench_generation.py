@@ -9,6 +9,10 @@ static      the same with a StaticCache
 
 The last two feed as many streams as the engine does, so they are what the engine's bookkeeping is to be compared with.
 Variants take turns; the best of the repeats counts, in processor seconds and in wall-clock seconds.
+
+One thread of a 2.5 GHz AVX-512 processor, 9.8 M parameters, one picture, seconds: without guidance lean 0.57,
+reference 0.78, dynamic 0.86, static 0.80; with guidance lean 0.69, reference 0.78, dynamic 0.84, static 0.89. Half of
+the lean step is matrix products that wait for their weights; a static cache is no clear gain without compilation.
 """
 
 from __future__ import annotations

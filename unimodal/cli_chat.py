@@ -95,7 +95,7 @@ class Session:
             raise ValueError(f"{command} is no command; /help lists them")
         return True
 
-    def attach(self, part: Media) -> None:
+    def attach(self, part: Part) -> None:
         """Reads and encodes a file for the next question; ValueError if it cannot be used."""
         self.pending.append(self.model.coder.encode_part(part))
         self.report.clear()
@@ -124,6 +124,8 @@ class Session:
         writer.finish()
         self.pending.clear()
         self.history = [*history, turn, Turn("assistant", [output.part for output in outputs])]
+        if not outputs:
+            _notice("the model has nothing to say to that; ask in other words")
         for output in outputs:
             if output.media is not None:
                 self._show(output)

@@ -42,7 +42,11 @@ def run_suite(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give the number of items to try, at least 1")
     suite = importlib.import_module(SUITES[name])
-    return suite.run(model, Path(data_folder), limit, seed, report or (lambda text, done=0, total=None: None))
+    return suite.run(model, Path(data_folder), limit, seed, report or _silent)
+
+
+def _silent(text: str, done: int, total: int | None) -> None:
+    """For callers who do not want to be told."""
 
 
 def run_suites(

@@ -84,7 +84,8 @@ class Whisper:
         except ImportError:
             raise ValueError("the speech suites need faster-whisper: pip install 'unimodal[eval]'") from None
         folder = Path(package.submodule_search_locations[0]) / "model"
-        self._model: Any = WhisperModel(str(folder), device="cpu", cpu_threads=num_threads or torch.get_num_threads())
+        threads = num_threads or torch.get_num_threads()
+        self._model: Any = WhisperModel(str(folder), device="cpu", compute_type="float32", cpu_threads=threads)
 
     def transcribe(self, sound: Tensor) -> str:
         """float32 [T] at 16 kHz → text."""

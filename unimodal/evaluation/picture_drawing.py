@@ -35,7 +35,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         Document([Turn("user", model.wording.request(pictures.concepts.label(concept), "image"))]) for concept in asked
     ]
     drawn = torch.stack(answer_media(model, documents, "image", seed, report, "drawing"))  # [B, 3, H, W]
-    shown = [int(gallery[np.flatnonzero(gallery_concepts == concept)[0]]) for concept in asked]
+    shown = np.array([gallery[np.flatnonzero(gallery_concepts == concept)[0]] for concept in asked])
     rebuilt = torch.stack(model.coder.decode("image", model.coder.encode("image", list(pictures.tensors(shown)))))
     figures: dict[str, Any] = {"drawings": len(asked), "gallery": len(gallery)}
     for name, images in (("", drawn), ("rebuilt_", rebuilt)):

@@ -38,6 +38,8 @@ class GenerationConfig(Config):
 
     ``unconditional`` is the prompt with its text dropped, as ids; it is needed where a guidance is not 1. ``force``,
     ``allow`` and the limits go to the grammar. ``stop`` are sequences of text ids that end the answer early.
+    A row whose guidance may come into play runs two streams from its first token on, text included: name the media that
+    it may write in ``allow`` or leave their guidance out.
     """
 
     max_new_tokens: int = Field(default=256, gt=0)
@@ -115,8 +117,8 @@ class Engine:
         lean = decoder == "lean" or (decoder == "auto" and lean_problem(model) is None)
         self.decoder = LeanDecoder(model) if lean else ReferenceDecoder(model)
         self.head = model.get_output_embeddings()
-        num_rows = self.head.num_base + len(self.head.new_rows) if isinstance(self.head, ExtendedHead) else None
-        num_rows = num_rows or getattr(self.head, "out_features", vocabulary.size)
+        extended = isinstance(self.head, ExtendedHead)
+        num_rows = int(self.head.num_base + len(self.head.new_rows) if extended else self.head.out_features)
         if num_rows < vocabulary.size:
             raise ValueError(f"the model has {num_rows} rows, its vocabulary {vocabulary.size}: not of one model")
         self.max_positions: int = config.max_position_embeddings
@@ -336,7 +338,7 @@ class _Run:
         finished = self.grammar.finished
         alive = sum(not finished[row] for row in self.streams.row_of)
         if 2 * alive <= len(self.streams):
-            kept = self.streams.drop_rows(finished)
+            kept = self.streams.drop_rows(finished.tolist())
             self.engine.decoder.keep(kept)
             self.hidden = self.hidden[kept]
 

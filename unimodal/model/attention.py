@@ -141,7 +141,10 @@ def packed_attention(
     repeats = num_heads // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    q, k, v = (x.transpose(1, 2).reshape(1, batch * length, num_heads, width) for x in (query, key, value))
+    # Under autocast the rotation leaves queries and keys in fp32 beside half-precision values: one type for the kernel.
+    q, k, v = (
+        x.to(value.dtype).transpose(1, 2).reshape(1, batch * length, num_heads, width) for x in (query, key, value)
+    )
     return kernel(q, k, v, packing, p=dropout, scale=scaling).reshape(batch, length, num_heads, width)
 
 

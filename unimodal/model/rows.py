@@ -83,7 +83,8 @@ def extend_rows(model: nn.Module, num_rows: int, seed: int = 0, freeze_base: boo
     """Put ``num_rows`` trainable rows behind the real embedding rows of a Hugging Face causal LM, in place.
 
     The first new id is the length of the base's real table, which may be longer than its tokenizer. Everything else is
-    frozen unless ``freeze_base`` is False (LoRA goes on top).
+    frozen unless ``freeze_base`` is False. LoRA goes on top; peft freezes everything else once more, so call
+    ``requires_grad_(True)`` on the ``new_rows`` after it.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, ExtendedEmbedding):

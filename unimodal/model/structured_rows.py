@@ -4,9 +4,9 @@ A media code is not an arbitrary symbol: the 4,096 values of a finite scalar qua
 prototype is a vector. Each row of a block is trained as ``free row + features(code) @ table``, so that a gradient for
 one code moves its neighbours too and rare codes are learned from common ones (the notes call for rows that are
 projected from codebook vectors or summed over levels; compare the factorised codebooks of "Elucidating the design
-space of language models for image generation", arXiv 2410.16257). A row that has words of its own (a concept's prototype) may also share the rows of these words, as initialisation from a description does, but throughout training:
-then naming a picture and drawing a name are nearly a copy, for every concept at once.
-``finish`` leaves a stock table.
+space of language models for image generation", arXiv 2410.16257). A row that has words of its own (a concept's
+prototype) may also share the rows of these words, as initialisation from a description does, but throughout training:
+naming a picture and drawing a name become nearly a copy. ``finish`` leaves a stock table.
 
 Shapes: V rows, D width, R rows of a block, F features of a code.
 ``words`` maps a block to a list of text rows for each of its rows.
@@ -75,7 +75,8 @@ def _bags(listed: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
     places = [(row, word) for row, ids in enumerate(listed) for word in ids]
     weights = [len(listed[row]) ** -0.5 for row, _ in places]
     indices = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
-    return torch.sparse_coo_tensor(indices, torch.tensor(weights), (len(listed), vocab_size), check_invariants=True).coalesce()
+    size = (len(listed), vocab_size)
+    return torch.sparse_coo_tensor(indices, torch.tensor(weights), size, check_invariants=True).coalesce()
 
 
 def structure(

@@ -57,7 +57,8 @@ class VideoTokenizer(MediaTokenizer):
         super().__init__(config)
         if config.image_size != image_tokenizer.config.image_size:
             raise ValueError(
-                f"video frames of {config.image_size} pixels do not fit an image tokenizer of {image_tokenizer.config.image_size}"
+                f"video frames of {config.image_size} pixels do not fit "
+                f"an image tokenizer of {image_tokenizer.config.image_size}"
             )
         self._image = [image_tokenizer]  # in a list: not a submodule, so not in the state dict
         width, frames = config.width, config.frames_per_chunk
