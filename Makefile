@@ -51,6 +51,7 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
 	$(BIN)/python recipes/assemble_nano.py
 	$(BIN)/unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/report.json
+	$(BIN)/python recipes/make_gallery.py
 	$(BIN)/python recipes/write_card.py
 
 # Stamps: an installation is done again only when pyproject.toml changes.
