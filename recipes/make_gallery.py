@@ -2,7 +2,8 @@
 
     python recipes/make_gallery.py [--set model=model_cards/nano]
 
-Rows: pictures of held-out concepts, the same after their 64 codes, drawings asked for in words, a clip asked for in words.
+Rows: pictures of held-out concepts, the same after their 64 codes, drawings asked for in words, a clip asked for in
+words.
 Writes ``gallery.png`` and ``gallery.json`` (what each cell is) to the model's folder.
 """
 

@@ -1,0 +1,126 @@
+"""The training recipes end to end through their real command lines, on a few synthetic pictures, clips and sounds."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STYLES = ("noto", "fluent3d", "fluentflat", "twemoji")
+LABELS = ("red circle", "blue square", "green stripe", "small dot", "old house", "tall tree")
+
+
+def recipe(name: str, *settings: str) -> None:
+    """`python recipes/NAME.py --set …` in this process: the same argument parsing, without paying for imports again."""
+    argv = [str(ROOT / "recipes" / f"{name}.py")]
+    for setting in settings:
+        argv += ["--set", setting]
+    before, sys.argv = sys.argv, argv
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    data = folder / "prepared"
+    (data / "speech").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    concepts = [
+        {"id": i, "key": f"{i:04x}", "family": f"{i:04x}", "label": label, "tags": label.split(), "group": "objects",
+         "split": "heldout" if i == len(LABELS) - 1 else "train"}
+        for i, label in enumerate(LABELS)
+    ]  # fmt: skip
+    (data / "concepts.json").write_text(json.dumps(concepts))
+    concept = np.repeat(np.arange(len(LABELS)), len(STYLES)).astype(np.int32)
+    style = np.array(STYLES * len(LABELS))
+    pixels = random.integers(0, 256, (len(concept), 64, 64, 3), dtype=np.uint8)
+    np.savez(data / "images.npz", pixels=pixels, concept=concept, style=style)
+    features = random.random((len(concept), 2, 1280)).astype(np.float16)
+    np.savez(data / "views.npz", pixels=np.repeat(pixels[:, None], 2, axis=1), features=features)
+    frames = random.integers(0, 256, (4, 9, 64, 64, 3), dtype=np.uint8)
+    np.savez(data / "clips.npz", frames=frames, concept=np.array([0, 1, 2, 5], np.int32))
+    sounds, utterances, start = [], [], 0
+    for i in range(8):
+        length = 6000 + 500 * i
+        sounds.append((3000 * np.sin(np.arange(length) * (0.05 + 0.01 * i))).astype(np.int16))
+        split = "train" if i < 6 else ("val" if i == 6 else "test")
+        utterances.append(
+            {
+                "id": f"u{i}",
+                "text": LABELS[i % 6],
+                "voice": "slt",
+                "split": split,
+                "start": start,
+                "num_samples": length,
+            }
+        )
+        start += length
+    np.concatenate(sounds).tofile(data / "speech" / "audio.int16")
+    (data / "speech" / "utterances.json").write_text(json.dumps(utterances))
+    return folder
+
+
+def test_image_recipe_trains_and_resumes(work: Path) -> None:
+    settings = [
+        f"data={work}/prepared", f"run={work}/runs/image", f"out={work}/models/image_tokenizer", "batch_size=4",
+        "tokenizer.width=24", "tokenizer.num_heads=2", "tokenizer.conv_channels=16", "tokenizer.semantic_dims=4",
+        "tokenizer.num_semantic=3", "tokenizer.trunk_size=64", "pixel.steps=2", "decoder.steps=2",
+    ]  # fmt: skip
+    recipe("train_image_tokenizer", *settings)
+    first = json.loads((work / "models/image_tokenizer/recipe.json").read_text())
+    recipe("train_image_tokenizer", *settings)  # done already: the same weights again
+    again = json.loads((work / "models/image_tokenizer/recipe.json").read_text())
+    assert first["weights_sha256"] == again["weights_sha256"]
+
+
+def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
+    models, data = work / "models", work / "prepared"
+    recipe(
+        "train_video_tokenizer", f"data={data}", f"run={work}/runs/video", f"out={models}/video_tokenizer",
+        f"image_tokenizer={models}/image_tokenizer", "loop.steps=2", "batch_size=2", "tokenizer.width=24",
+        "tokenizer.num_heads=2", "tokenizer.conv_channels=16",
+    )  # fmt: skip
+    recipe("encode_media", f"data={data}", f"models={models}")
+    codes = np.load(data / "clip_codes.npz")["codes"]
+    assert codes.shape == (4, 2, 192)
+    recipe(
+        "train_audio_tokenizer", f"data={data}/speech", f"run={work}/runs/audio", f"out={models}/audio_tokenizer",
+        f"codes={data}/speech/codes.npz", "codec.steps=2", "head.steps=2", "batch_size=2", "reader_width=16",
+        "tokenizer.width=16", "tokenizer.head_width=16", "tokenizer.head_blocks=1", "head_crop_codes=8",
+    )  # fmt: skip
+    assert json.loads((models / "audio_tokenizer" / "config.json").read_text())["head"] == "istft"
+    settings = [
+        f"data={data}", f"models={models}", f"run={work}/runs/nano", f"out={models}/nano", "text_pieces=400",
+        "decoder.hidden_size=32", "decoder.num_layers=1", "decoder.num_heads=2", "decoder.num_kv_heads=2",
+        "decoder.intermediate_size=48", "tokens_per_step=512", "planned_documents=200", "loop.warmup_steps=1",
+    ]  # fmt: skip
+    recipe("train_nano", *settings, "loop.steps=2")
+    recipe("train_nano", *settings, "loop.steps=3", f"initial={work}/runs/nano", f"run={work}/runs/nano_more")
+    assert (models / "nano" / "model.safetensors").is_file()
+    from transformers import AutoModelForCausalLM
+
+    decoder = AutoModelForCausalLM.from_pretrained(models / "nano")
+    rows = decoder.get_input_embeddings().weight
+    assert rows.data_ptr() == decoder.get_output_embeddings().weight.data_ptr()
+    assert bool((rows.float().std(1) > 0).all())
+
+
+def test_a_wrong_setting_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        recipe("train_nano", "loop.stps=3")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "steps" in error
+
+
+def test_missing_data_names_the_command_that_makes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        recipe("encode_media", f"models={tmp_path}")
+    assert stop.value.code == 2
+    assert "config.json is missing" in capsys.readouterr().err
