@@ -92,7 +92,8 @@ class SpeechBatches:
 
     def next_rows(self) -> list[int]:
         if not self.queue:
-            drawn = torch.multinomial(self.weights, 8 * self.batch_size, generator=self.generator).tolist()
+            count = min(8 * self.batch_size, len(self.rows))
+            drawn = torch.multinomial(self.weights, count, generator=self.generator).tolist()
             drawn.sort(key=lambda index: self.speech.utterances[self.rows[index]]["num_samples"])
             batches = [drawn[first : first + self.batch_size] for first in range(0, len(drawn), self.batch_size)]
             order = torch.randperm(len(batches), generator=self.generator).tolist()

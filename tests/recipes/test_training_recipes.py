@@ -63,6 +63,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         start += length
     np.concatenate(sounds).tofile(data / "speech" / "audio.int16")
     (data / "speech" / "utterances.json").write_text(json.dumps(utterances))
+    (data / "speech" / "manifest.json").write_text(json.dumps({"sha256": {}}))
     return folder
 
 
