@@ -90,7 +90,6 @@ def write_samples(cfg: AssembleRecipe, folder: Path) -> None:
 
 def run(cfg: AssembleRecipe, dry_run: bool) -> None:
     image = ImageTokenizer.load(cfg.models / "image_tokenizer")
-    video = VideoTokenizer.load(cfg.models / "video_tokenizer", image)
     audio = AudioTokenizer.load(cfg.models / "audio_tokenizer")
     if dry_run:
         return
@@ -103,6 +102,11 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
                 atomic_write_bytes(cfg.out / name / file.name, file.read_bytes())
     for name in DECODER_FILES:
         atomic_write_bytes(cfg.out / name, (cfg.models / "nano" / name).read_bytes())
+    # the picture decoder may have been trained on since: clips continue the pictures of the released one
+    settings = json.loads((cfg.out / "video_tokenizer" / "config.json").read_text())
+    settings["image_tokenizer_sha256"] = image.sha256
+    atomic_write_text(cfg.out / "video_tokenizer" / "config.json", json.dumps(settings, indent=2) + "\n")
+    video = VideoTokenizer.load(cfg.out / "video_tokenizer", image)
     hashes = {"semantic": image.sha256, "image": image.sha256, "audio": audio.sha256, "video": video.sha256}
     manifest: dict[str, Any] = json.loads((cfg.models / "nano" / "vocabulary.json").read_text())
     for block in manifest["blocks"]:
