@@ -6,6 +6,7 @@ it where there are such (`judges.py`). Figures are plain numbers in nested dicts
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -45,6 +46,12 @@ def run_suite(
     return suite.run(model, Path(data_folder), limit, seed, report or _silent)
 
 
+def _sha256_of(path: Path) -> str:
+    """Of a file's bytes: a report is continued only with the weights it was begun with."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _silent(text: str, done: int, total: int | None) -> None:
     """For callers who do not want to be told."""
 
@@ -65,7 +72,8 @@ def run_suites(
     from unimodal.evaluation.report import continue_report, new_report, save_report, table
 
     names = suites_named(names)
-    document = continue_report(out, new_report(model.folder.name, model.coder.sha256, seed, limit))
+    hashes = {**model.coder.sha256, "decoder": _sha256_of(model.folder / "model.safetensors")}
+    document = continue_report(out, new_report(model.folder.name, hashes, seed, limit))
     for name in names:
         document["suites"][name] = run_suite(name, model, data_folder, limit, seed, report)
         save_report(document, out)
