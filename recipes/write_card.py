@@ -34,8 +34,7 @@ trained from scratch on two shared CPU cores: 64×64 emoji and clip-art pictures
 English sentences.
 
 **This is a first checkpoint, not yet a useful model.** The whole path works: files become codes, one decoder predicts
-them, every answer is well formed, and pictures survive their 64 codes. The decoder itself saw only about two million
-tokens and has just begun to learn: it knows a face, draws blobs, and neither reads nor speaks. The table says how far
+them, every answer is well formed, and pictures survive their 64 codes. The decoder itself saw only about 1.65 million tokens and has just begun to learn: it knows a face, draws blobs, and neither reads nor speaks. The table says how far
 each part is from its target.
 
 ```bash
@@ -243,9 +242,10 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
 REASONS = {
     "picture reconstruction, 64 codes": "the picture tokenizer saw about 48,000 views in 35 minutes of one core; "
     "its error was still falling when it had to stop",
-    "clip reconstruction": "a clip begins with a picture, and the first frame bounds what the motion codes can repair",
+    "clip reconstruction": "the motion codes were trained for 750 steps of 8 clips; the later frames, not the first, "
+    "lose the most (report.json)",
     "speech reconstruction, Whisper WER %": "the speech tokenizer was trained for about half an hour of one core",
-    "picture → name": "the style is read from eight semantic codes by a decoder that saw each picture a few times",
+    "picture → name": "the decoder saw each picture a few times and names only the commonest concepts",
     "text → picture, concept among the 5 nearest": "the decoder saw each picture a few times, "
     "far from enough to learn by heart how 1,500 things look",
     "speech → text, WER": "the decoder saw each sentence a few times; learning to spell from sound takes many more",
