@@ -34,7 +34,8 @@ trained from scratch on two shared CPU cores: 64×64 emoji and clip-art pictures
 English sentences.
 
 **This is a first checkpoint, not yet a useful model.** The whole path works: files become codes, one decoder predicts
-them, every answer is well formed, and pictures survive their 64 codes. The decoder itself saw only about 1.65 million tokens and has just begun to learn: it knows a face, draws blobs, and neither reads nor speaks. The table says how far
+them, every answer is well formed, and pictures survive their 64 codes. The decoder itself saw only about 1.65 million
+tokens and has just begun to learn: it knows a face, draws blobs, and neither reads nor speaks. The table says how far
 each part is from its target.
 
 ```bash
