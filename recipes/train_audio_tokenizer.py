@@ -38,12 +38,18 @@ class AudioTokenizerRecipe(Config):
     codes: Path = Path("data/prepared/speech/codes.npz")
     keep_encoder: Path | None = None  # a finished tokenizer whose codes must stay: only its decoder is trained on
     tokenizer: AudioTokenizerConfig = AudioTokenizerConfig()
-    codec: LoopConfig = LoopConfig(steps=6000, learning_rate=1.5e-3, ema_decay=0.998, threads=1)
-    head: LoopConfig = LoopConfig(steps=6000, learning_rate=8e-4, ema_decay=0.998, threads=1, weight_decay=0.01)
-    batch_size: int = 10
+    codec: LoopConfig = LoopConfig(
+        steps=6000, learning_rate=1.5e-3, ema_decay=0.998, optimizer="muon", precision="bfloat16", threads=1
+    )
+    head: LoopConfig = LoopConfig(
+        steps=6000, learning_rate=8e-4, ema_decay=0.998, optimizer="muon", precision="bfloat16", threads=1,
+        weight_decay=0.01,
+    )  # fmt: skip
+    batch_size: int = 12
     max_seconds: float = 4.0  # longer utterances are cut, and not spelled
-    ctc_weight: float = 0.25
+    ctc_weight: float = 0.4
     reader_width: int = 192
+    reader_dilations: tuple[int, ...] = (1,)  # a block each; few, so that a code says by itself which sound it is
     train_head: bool = True
     head_crop_codes: int = 32
     adversarial_weight: float = 0.0  # 0 leaves the discriminator out
@@ -140,10 +146,10 @@ class SpeechBatches:
 class CharacterReader(nn.Module):
     """Spells the transcript from the codes, in training only: values [B, N, K] → log-probabilities [B, N, L + 1]."""
 
-    def __init__(self, num_dims: int, width: int):
+    def __init__(self, num_dims: int, width: int, dilations: tuple[int, ...]):
         super().__init__()
         self.stem = nn.Linear(num_dims, width)
-        self.blocks = nn.ModuleList(MaskedConvNeXt(width, 3, dilation=dilation) for dilation in (1, 2, 1))
+        self.blocks = nn.ModuleList(MaskedConvNeXt(width, 3, dilation=dilation) for dilation in dilations)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, len(CHARACTERS) + 1)
 
@@ -161,7 +167,7 @@ class Codec(nn.Module):
         super().__init__()
         plain = cfg.tokenizer.model_copy(update={"head": "griffin_lim"})
         self.tokenizer = AudioTokenizer(plain)
-        self.reader = CharacterReader(self.tokenizer.quantizer.num_dims, cfg.reader_width)
+        self.reader = CharacterReader(self.tokenizer.quantizer.num_dims, cfg.reader_width, cfg.reader_dilations)
         self.ctc_weight = cfg.ctc_weight
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:

@@ -1,7 +1,6 @@
-"""Trains the image tokenizer of nano from scratch in three stages: the pixel codes, the semantic codes, then the
-decoder that reads both.
+"""Trains the image tokenizer of nano from scratch: the semantic codes in closed form, then pixel codes and decoder.
 
-    python recipes/train_image_tokenizer.py recipes/configs/image_tokenizer.yaml [--set pixel.steps=200] [--dry-run]
+    python recipes/train_image_tokenizer.py recipes/configs/image_tokenizer.yaml [--set loop.steps=200] [--dry-run]
 
 Reads data/prepared/{views.npz,images.npz,concepts.json}; writes checkpoints and metrics under ``run`` and the finished
 tokenizer to ``out``. Interrupt it when you like; the same command goes on.
@@ -28,8 +27,6 @@ from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer
 
 TRAINING_STYLES = ("noto", "fluent3d", "fluentflat")
-ENCODER = ("encoder_", "resample")
-DECODER = ("decoder_", "semantic_in", "pixel_in", "scatter", "code_positions")
 
 
 class ImageTokenizerRecipe(Config):
@@ -37,13 +34,14 @@ class ImageTokenizerRecipe(Config):
     run: Path = Path("data/runs/image_tokenizer")
     out: Path = Path("data/models/image_tokenizer")
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
-    pixel: LoopConfig = LoopConfig(steps=4000, learning_rate=1e-3, ema_decay=0.999)
-    decoder: LoopConfig = LoopConfig(steps=1000, learning_rate=5e-4, ema_decay=0.998)
-    batch_size: int = 24
-    shrinkage: float = 0.3  # of the semantic codes' discriminants
-    spoilt_pictures: float = (
-        0.4  # share of the pictures whose pixel codes are partly random while the decoder is trained
+    loop: LoopConfig = LoopConfig(
+        steps=6000, learning_rate=1.5e-3, ema_decay=0.999, optimizer="muon", precision="bfloat16"
     )
+    batch_size: int = 32
+    shrinkage: float = 0.3  # of the semantic codes' discriminants
+    prefix_pictures: float = 0.35  # share of the pictures that the decoder sees a prefix of the codes of
+    spoilt_pictures: float = 0.3  # share of those whose remaining pixel codes are partly random
+    stranger_pictures: float = 0.4  # share of the others whose own prototype is withheld, as if the concept were unseen
 
 
 class Pictures:
@@ -59,19 +57,44 @@ class Pictures:
         self.train_rows = np.flatnonzero(training[self.concept] & known)
         self.heldout_rows = np.flatnonzero(~training[self.concept] & known)
 
+    def batch(self, rows: Tensor, views: Tensor) -> Tensor:
+        """→ float [B, 3, 64, 64] in [0, 1]."""
+        return torch.from_numpy(self.pixels[rows.numpy(), views.numpy()]).permute(0, 3, 1, 2).float() / 255
+
 
 class RandomRows:
-    """Endless random (picture, view, flip) draws; the generator's state is the cursor."""
+    """Endless random draws of a dict; the generator's state is the cursor.
 
-    def __init__(self, rows: np.ndarray, num_views: int, batch_size: int, seed: int):
-        self.rows, self.num_views, self.batch_size = torch.from_numpy(rows), num_views, batch_size
-        self.generator = torch.Generator().manual_seed(seed)
+    ``rows``, ``views``, ``flips`` [B]: which picture, how seen; ``kept`` bool [B, N]: what the decoder sees of its codes;
+    ``spoilt`` [B, N - S]: an id where a pixel code is replaced, else -1; ``stranger`` bool [B].
+    """
 
-    def next_batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        rows = self.rows[torch.randint(len(self.rows), (self.batch_size,), generator=self.generator)]
-        views = torch.randint(self.num_views, (self.batch_size,), generator=self.generator)
-        flips = torch.rand(self.batch_size, generator=self.generator) < 0.5
-        return rows, views, flips
+    def __init__(self, cfg: ImageTokenizerRecipe, rows: np.ndarray, num_views: int, codebook_size: int):
+        self.cfg, self.rows, self.num_views, self.codebook_size = cfg, torch.from_numpy(rows), num_views, codebook_size
+        self.generator = torch.Generator().manual_seed(cfg.loop.seed)
+
+    def next_batch(self) -> dict[str, Tensor]:
+        size, num_pixel, draw = self.cfg.batch_size, self.cfg.tokenizer.num_pixel, self.generator
+        num_semantic = self.cfg.tokenizer.num_semantic
+
+        def chance(share: float) -> Tensor:
+            return torch.rand(size, generator=draw) < share
+
+        prefix = chance(self.cfg.prefix_pictures)
+        length = num_semantic + torch.randint(num_pixel + 1, (size,), generator=draw)
+        length = torch.where(prefix, length, num_semantic + num_pixel)
+        share = torch.rand(size, 1, generator=draw) * (prefix & chance(self.cfg.spoilt_pictures)).unsqueeze(1)
+        replaced = torch.rand(size, num_pixel, generator=draw) < share
+        random_ids = torch.randint(self.codebook_size, (size, num_pixel), generator=draw)
+        return {
+            "rows": self.rows[torch.randint(len(self.rows), (size,), generator=draw)],
+            # what is drawn from few codes is the picture as it was made
+            "views": torch.where(prefix, 0, torch.randint(self.num_views, (size,), generator=draw)),
+            "flips": chance(0.5) & ~prefix,
+            "kept": torch.arange(num_semantic + num_pixel) < length.unsqueeze(1),
+            "spoilt": torch.where(replaced, random_ids, -1),
+            "stranger": ~prefix & chance(self.cfg.stranger_pictures),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
@@ -80,125 +103,80 @@ class RandomRows:
         self.generator.set_state(state["generator"])
 
 
-def fit_semantic(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
-    """The semantic codebook: a prototype for every training concept, from all styles and views."""
+def fit_semantic(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> tuple[Tensor, Tensor]:
+    """The semantic codebook: a prototype for every training concept, from all styles and views.
+
+    → the semantic codes int64 [M, V, S] of every view, and the same with the picture's own concept left out.
+    """
     rows = torch.from_numpy(pictures.train_rows)
     concepts, labels = torch.from_numpy(pictures.concept)[rows].long().unique(return_inverse=True)
     assert len(concepts) == model.config.num_prototypes
-    model.semantic.fit(torch.from_numpy(pictures.features)[rows], labels, cfg.shrinkage)
+    features = torch.from_numpy(pictures.features)
+    model.semantic.fit(features[rows], labels, cfg.shrinkage)
     model.semantic.half().float()  # as stored, so that codes made now equal codes made after a load
+    own = torch.full((len(pictures.concept),), -1)
+    own[rows] = labels
+    num = cfg.tokenizer.num_semantic
+    with torch.inference_mode():
+        nearest = torch.cat([model.semantic.nearest(f.float(), num + 1) for f in features.flatten(0, 1).split(4096)])
+        nearest = nearest.unflatten(0, features.shape[:2])  # [M, V, S + 1]
+        # stable: the others keep their order, the own one goes last and is cut off
+        others = nearest.gather(-1, (nearest == own[:, None, None]).to(torch.uint8).argsort(dim=-1, stable=True))
+    return nearest[..., :num].clone(), others[..., :num].clone()
 
 
-def picture_loss(rebuilt: Tensor, x: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Both [B, 3, 64, 64] → (loss, numbers). The root weighs pictures as PSNR does: hard ones do not drown the rest."""
-    error = (rebuilt - x).square().flatten(1).mean(1)  # [B]
-    psnr = -10 * error.detach().clamp_min(1e-9).log10().mean()
-    return (error + 1e-4).sqrt().mean(), {"psnr": float(psnr), "mse": float(error.detach().mean())}
+def picture_loss(rebuilt: Tensor, x: Tensor) -> Tensor:
+    """Both [B, 3, 64, 64] → [B]. The root weighs pictures as PSNR does: hard ones do not drown the rest."""
+    return ((rebuilt.float() - x).square().flatten(1).mean(1) + 1e-4).sqrt()
 
 
-def train_pixels(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
-    """The pixel codes, with a decoder that sees nothing else."""
-    pixels = torch.from_numpy(pictures.pixels)  # uint8 [M, V, 64, 64, 3]
+def train(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
+    """Pixel codes and decoder together; reports held-out PSNR, and leaves the averaged weights in the model."""
+    codes, strangers = fit_semantic(cfg, model, pictures)
 
-    def loss(batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        rows, views, flips = batch
-        x = pictures_of(pixels[rows, views])
-        x = torch.where(flips[:, None, None, None], x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-        meaning = torch.zeros(len(x), model.config.num_semantic, model.config.semantic_dims)
-        return picture_loss(model.decode_values(meaning, model.pixel_values(x)[0]), x)
-
-    fit(cfg, model, pictures, loss, cfg.pixel, "pixel", ENCODER + DECODER, use_semantic=False)
-
-
-def train_decoder(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
-    """The decoder alone, from the final codes of every view, some of them spoilt.
-
-    A language model's codes are not an encoder's: a share of the pictures has random codes in place of some pixel
-    codes, so that the decoder learns to lean on the semantic codes where the pixel codes make no sense (decoder
-    post-training, "Image Tokenizer Needs Post-Training", arXiv 2509.12474).
-    """
-    pixels = torch.from_numpy(pictures.pixels)
-    codes = all_codes(cfg, model, pictures)  # int64 [M, V, 64]
-    num_semantic, size = model.config.num_semantic, model.quantizer.codebook_size
-
-    def loss(batch: tuple[Tensor, Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        rows, views, _ = batch
-        x = pictures_of(pixels[rows, views]).contiguous(memory_format=torch.channels_last)
-        ids = codes[rows, views]
-        semantic, pixel = ids[:, :num_semantic], ids[:, num_semantic:]
-        share = torch.rand(len(ids), 1) * (torch.rand(len(ids), 1) < cfg.spoilt_pictures)  # of each picture's codes
-        pixel = torch.where(torch.rand(pixel.shape) < share, torch.randint(size, pixel.shape), pixel)
-        return picture_loss(model.decode_values(model.semantic.values(semantic), model.quantizer.values(pixel)), x)
-
-    fit(cfg, model, pictures, loss, cfg.decoder, "decoder", DECODER, use_semantic=True)
-
-
-def fit(
-    cfg: ImageTokenizerRecipe,
-    model: ImageTokenizer,
-    pictures: Pictures,
-    loss: Any,
-    loop: LoopConfig,
-    name: str,
-    trained: tuple[str, ...],
-    use_semantic: bool,
-) -> None:
-    """One stage: trains the parameters whose names begin so, reports held-out PSNR, and keeps the averaged weights."""
-    for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter_name.startswith(trained))
+    def loss(batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
+        rows, views = batch["rows"], batch["views"]
+        x = pictures.batch(rows, views)
+        x = torch.where(batch["flips"][:, None, None, None], x.flip(-1), x).contiguous(memory_format=torch.channels_last)
+        semantic = torch.where(batch["stranger"].unsqueeze(1), strangers[rows, views], codes[rows, views])
+        pixel, _ = model.pixel_values(x)
+        random_values = model.quantizer.values(batch["spoilt"].clamp_min(0))
+        pixel = torch.where((batch["spoilt"] >= 0).unsqueeze(-1), random_values, pixel)
+        errors = picture_loss(model.decode_values(semantic, pixel, batch["kept"]), x)
+        whole = batch["kept"].all(1)
+        return errors.mean(), {"psnr": float((-20 * errors.detach()[whole].log10()).mean())}
 
     def evaluate(record: dict[str, Any]) -> None:
-        if record["step"] % (loop.log_every * 5) == 0 or record["step"] == loop.steps:
-            print(
-                f"held-out concepts: {heldout_psnr(model, pictures, use_semantic):.2f} dB", file=sys.stderr, flush=True
-            )
+        if record["step"] % (cfg.loop.log_every * 5) == 0 or record["step"] == cfg.loop.steps:
+            report(model, pictures, codes)
 
     model.to(memory_format=torch.channels_last)
-    batches = RandomRows(pictures.train_rows, pictures.pixels.shape[1], cfg.batch_size, loop.seed)
-    trainer = Trainer(model, batches, loss, loop, cfg.run / name, on_log=[evaluate])
+    batches = RandomRows(cfg, pictures.train_rows, pictures.pixels.shape[1], model.quantizer.codebook_size)
+    trainer = Trainer(model, batches, loss, cfg.loop, cfg.run, on_log=[evaluate])
     trainer.run()
     trainer.use_ema()
     model.to(memory_format=torch.contiguous_format).eval()
-    print(
-        f"held-out concepts, averaged weights: {heldout_psnr(model, pictures, use_semantic):.2f} dB",
-        file=sys.stderr,
-        flush=True,
-    )
+    report(model, pictures, codes)
 
 
-def pictures_of(pixels: Tensor) -> Tensor:
-    """uint8 [B, 64, 64, 3] → float [B, 3, 64, 64] in [0, 1]."""
-    return pixels.permute(0, 3, 1, 2).float() / 255
+def report(model: ImageTokenizer, pictures: Pictures, codes: Tensor) -> None:
+    """Mean PSNR in dB over the training styles, view 0, range [0, 1]: of concepts that were never trained on from 64
+    codes and from prefixes, and of known ones from their semantic codes alone."""
+    num = model.config.num_semantic + model.config.num_pixel
+    known = pictures.train_rows[:: max(1, len(pictures.train_rows) // 200)]
+    heldout = {count: psnr(model, pictures, codes, pictures.heldout_rows, count) for count in (num, num // 2, num // 4)}
+    text = ", ".join(f"{value:.2f} dB from {count} codes" for count, value in heldout.items())
+    drawn = psnr(model, pictures, codes, known, model.config.num_semantic)
+    print(f"unseen concepts: {text}; known ones {drawn:.2f} dB by meaning alone", file=sys.stderr, flush=True)
 
 
-def all_codes(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> Tensor:
-    """The codes of every view, int64 [M, V, 64]; kept beside the checkpoint, since the encoder changes no more."""
-    path = cfg.run / "decoder" / f"codes-{model.sha256[:16]}.npy"  # of the encoder as it is: another one makes its own
-    if path.exists():
-        return torch.from_numpy(np.load(path)).long()
-    pixels = torch.from_numpy(pictures.pixels).flatten(0, 1)
-    with torch.inference_mode():
-        flat = torch.from_numpy(pictures.features).flatten(0, 1)
-        semantic = torch.cat([model.semantic(part.float()) for part in flat.split(4096)])
-        pixel = torch.cat([model.pixel_values(pictures_of(part))[1] for part in pixels.split(128)])
-    codes = torch.cat([semantic, pixel], dim=1).unflatten(0, pictures.features.shape[:2])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, codes.numpy().astype(np.int16))
-    return codes.clone()
-
-
-def heldout_psnr(model: ImageTokenizer, pictures: Pictures, use_semantic: bool) -> float:
-    """Mean PSNR in dB over the training styles of concepts that were never trained on, view 0, range [0, 1]."""
+def psnr(model: ImageTokenizer, pictures: Pictures, codes: Tensor, rows: np.ndarray, num_codes: int) -> float:
     values = []
     with torch.inference_mode():
-        for rows in torch.from_numpy(pictures.heldout_rows).split(64):
-            x = pictures_of(torch.from_numpy(pictures.pixels[rows.numpy(), 0]))
-            meaning = torch.zeros(len(x), model.config.num_semantic, model.config.semantic_dims)
-            if use_semantic:
-                meaning = model.semantic.values(
-                    model.semantic(torch.from_numpy(pictures.features[rows.numpy(), 0]).float())
-                )
-            y = model.decode_values(meaning, model.pixel_values(x)[0]).clamp(0, 1)
+        for part in torch.from_numpy(rows).split(64):
+            x = pictures.batch(part, torch.zeros_like(part))
+            kept = (torch.arange(codes.shape[-1] + model.config.num_pixel) < num_codes).expand(len(x), -1)
+            y = model.decode_values(codes[part, 0], model.pixel_values(x)[0], kept).clamp(0, 1)
             values.append(-10 * (y - x).square().flatten(1).mean(1).clamp_min(1e-9).log10())
     return float(torch.cat(values).mean())
 
@@ -206,7 +184,9 @@ def heldout_psnr(model: ImageTokenizer, pictures: Pictures, use_semantic: bool) 
 def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
     pictures = Pictures(cfg.data)
     num_prototypes = len(np.unique(pictures.concept[pictures.train_rows]))
-    torch.manual_seed(cfg.pixel.seed)
+    if cfg.loop.threads:
+        torch.set_num_threads(cfg.loop.threads)
+    torch.manual_seed(cfg.loop.seed)
     model = ImageTokenizer(cfg.tokenizer.model_copy(update={"num_prototypes": num_prototypes}))
     model.trunk = load_pretrained()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -216,11 +196,7 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
     )
     if dry_run:
         return
-    fit_semantic(cfg, model, pictures)
-    train_pixels(cfg, model, pictures)
-    model.round_to_half().save(cfg.out)  # its codes are final: what is trained on them can begin
-    print(f"the codes are final: {cfg.out}", file=sys.stderr, flush=True)
-    train_decoder(cfg, model, pictures)
+    train(cfg, model, pictures)
     model.round_to_half().save(cfg.out)
     hashes = {
         name: hashlib.sha256((cfg.data / name).read_bytes()).hexdigest() for name in ("images.npz", "concepts.json")

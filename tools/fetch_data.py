@@ -231,7 +231,7 @@ def fetch(package: Package, raw: Path, downloads: Path, keep: bool = False, any_
     """Bring one package to `raw/NAME`; returns "present", "unpacked" (from `downloads`) or "fetched"."""
     if is_fetched(package, raw):
         return "present"
-    partial = emptied(downloads / f".partial-{package.folder}")
+    partial = emptied(downloads.resolve() / f".partial-{package.folder}")  # absolute: the client runs inside it
     try:
         archive = find_archive(package, downloads)
         if archive is not None:

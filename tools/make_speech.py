@@ -41,10 +41,10 @@ HELD_OUT_VOICE = "awb"
 HUMAN_VOICE = "human"
 # voice -> number of training sentences it speaks (validation and test sentences come on top)
 TRAIN_SENTENCES = {
-    "slt": 2000, "rms": 2000, "kal16": 2000, "awb": 200, "joe": 3000, "jf_alpha": 150, "jm_kumo": 150,
+    "slt": 9000, "rms": 9000, "kal16": 9000, "awb": 200, "joe": 2500,
 }  # fmt: skip
 # voice -> number of validation and of test sentences it speaks
-HELD_OUT_SENTENCES = {"slt": 200, "rms": 200, "kal16": 200, "awb": 200, "joe": 200, "jf_alpha": 30, "jm_kumo": 30}
+HELD_OUT_SENTENCES = {"slt": 200, "rms": 200, "kal16": 200, "awb": 200, "joe": 200}
 NUM_VAL = NUM_TEST = 200
 
 
@@ -87,6 +87,7 @@ TEMPLATES = (
     "look at the {l}", "show me {a}", "there are {n} of them", "give me the {l}", "{a} in the {p}", "we found {a}",
     "the {l} is in the {p}", "do you see the {l}", "it looks like {a}", "she has {a}", "he drew {a} for me",
 )  # fmt: skip
+TEMPLATES_PER_LABEL = 5
 COLOURS = words("red blue green yellow black white brown big small old new nice")
 PLACES = words("house garden street city water box picture window car school")
 UNWANTED = re.compile(
@@ -176,7 +177,7 @@ def build_sentences(raw: Path, vocabulary_size: int = 1500, seed: int = 0) -> li
     kinds: dict[str, str] = dict.fromkeys(short_utterances(rng), "short")
     for label in emoji_labels(raw):
         article = ("an " if label[0] in "aeiou" else "a ") + label
-        for template in rng.sample(TEMPLATES, 3):
+        for template in rng.sample(TEMPLATES, TEMPLATES_PER_LABEL):
             number = rng.choice(DIGITS[2:])
             text = template.format(a=article, l=label, c=rng.choice(COLOURS), p=rng.choice(PLACES), n=number)
             if len(text.split()) <= 8:

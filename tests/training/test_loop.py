@@ -137,7 +137,7 @@ def test_the_schedule_warms_up_and_ends_low() -> None:
 def test_only_matrices_are_decayed_and_frozen_ones_left_out() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     model[2].requires_grad_(False)
-    decayed, plain = parameter_groups(model, 0.1)
+    decayed, plain = parameter_groups(model.parameters(), 0.1)
     assert [p.dim() for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
     assert len(plain["params"]) == 3 and plain["weight_decay"] == 0.0
 

@@ -152,7 +152,8 @@ class AudioTokenizer(MediaTokenizer):
             lengths = torch.full((len(x),), num_samples, device=x.device)
         real = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         mask = torch.arange(num_codes, device=x.device) * self.samples_per_code < lengths[:, None]
-        return self.mel(torch.where(real, x, torch.zeros_like(x))), mask[:, None].to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # small energies do not survive half precision
+            return self.mel(torch.where(real, x, torch.zeros_like(x)).float()), mask[:, None].to(x.dtype)
 
     def quantize(self, log_mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """→ (values [B, N, K] with straight-through gradient, ids int64 [B, N])."""

@@ -44,6 +44,10 @@ class SpectralLoss(nn.Module):
 
     def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, dict[str, float]]:
         """made, real: [B, T] → (loss, numbers to log)."""
+        with torch.autocast(made.device.type, enabled=False):
+            return self._forward(made.float(), real.float())
+
+    def _forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, dict[str, float]]:
         stft = mel = made.new_zeros(())
         for window_size, hop in RESOLUTIONS:
             a, b = magnitudes(made, window_size, hop), magnitudes(real, window_size, hop)

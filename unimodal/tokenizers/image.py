@@ -1,4 +1,5 @@
-"""The image tokenizer of ``nano``: a 64×64 picture ⇄ 64 codes, eight that say what it is, the rest how it looks.
+"""The image tokenizer of ``nano``: a 64×64 picture ⇄ 64 codes, a few that say what it is, the rest how it looks,
+coarse to fine.
 
 The first ``num_semantic`` codes name the nearest prototypes, nearest first, of a frozen image trunk's features
 (EfficientNet-lite0) after a linear discriminant projection that ignores the drawing style. A frozen trunk as in SEED
@@ -7,8 +8,10 @@ same in every style, so a language model reads what it sees, and decides what to
 finite-scalar-quantized outputs of a convolutional and transformer encoder; one decoder reads all codes and returns
 the pixels.
 
-The 8×8 grid of the pixel encoder is resampled to ``num_codes - num_semantic`` tokens by a learned mixing over positions
-(initialised to drop the corners), and the decoder mixes all 64 codes back to the grid.
+The codes are ordered: in training the tail is replaced by a mask token (prefix policy of FlexTok, arXiv 2502.13967,
+with a length drawn for every picture; One-D-Piece, arXiv 2501.10064), so any prefix decodes to a coarser picture and the
+semantic codes alone to what the decoder takes such a thing to look like. The 8×8 grid of features meets the pixel
+codes through learned mixings over positions that start as a cosine transform, lowest frequencies first.
 
 Shapes: B batch, N codes, P grid positions, S semantic codes, D width, K quantized dimensions, C prototypes, L
 discriminant dimensions.
@@ -31,13 +34,13 @@ class ImageTokenizerConfig(TokenizerConfig):
     family: Literal["semantic_pixel_fsq"] = "semantic_pixel_fsq"
     image_size: int = 64
     levels: tuple[int, ...] = (8, 8, 8, 8)
-    num_semantic: int = 8
+    num_semantic: int = 4
     num_prototypes: int = 0  # the size of the semantic codebook; set when it is fitted
     semantic_dims: int = 256
     trunk_size: int = 128  # pixels a side at which the frozen trunk sees the picture
     conv_channels: int = 96
     width: int = 192
-    num_heads: int = 6
+    num_heads: int = 3
     encoder_layers: int = 2
     decoder_layers: int = 4
     conv_blocks: int = 2  # residual blocks at 16×16, each side
@@ -51,11 +54,14 @@ class ImageTokenizerConfig(TokenizerConfig):
         return self.grid**2 - self.num_semantic
 
 
-def corner_positions(grid: int, count: int) -> list[int]:
-    """The ``count`` positions of a grid×grid raster that lie farthest from its centre (ties in raster order)."""
-    centre = (grid - 1) / 2
-    far = sorted(range(grid * grid), key=lambda p: -((p // grid - centre) ** 2 + (p % grid - centre) ** 2))
-    return sorted(far[:count])
+def cosine_basis(grid: int) -> Tensor:
+    """The two-dimensional cosine transform of a grid×grid raster: orthonormal float [P, P], lowest frequency first."""
+    place = torch.arange(grid)
+    line = torch.cos(torch.pi / grid * (place[None] + 0.5) * place[:, None]) * (2 / grid) ** 0.5  # [frequency, place]
+    line[0] *= 0.5**0.5
+    basis = torch.einsum("ay,bx->abyx", line, line).reshape(grid * grid, grid * grid)
+    frequency = (place[:, None].square() + place[None].square()).flatten()
+    return basis[torch.argsort(frequency, stable=True)]
 
 
 class SemanticBranch(nn.Module):
@@ -77,7 +83,11 @@ class SemanticBranch(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features: [B, 1280] → ids int64 [B, S], nearest first."""
-        return (self.project(features) @ self.prototypes.T).topk(self.num_codes, dim=-1).indices
+        return self.nearest(features, self.num_codes)
+
+    def nearest(self, features: Tensor, count: int) -> Tensor:
+        """features: [B, 1280] → the nearest ``count`` prototypes, ids int64 [B, count]."""
+        return (self.project(features) @ self.prototypes.T).topk(count, dim=-1).indices
 
     def values(self, ids: Tensor) -> Tensor:
         """ids: int64 [B, S] → prototypes [B, S, L]."""
@@ -125,11 +135,14 @@ class ImageTokenizer(MediaTokenizer):
         self.semantic = SemanticBranch(config)
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.codebook_sizes = (self.quantizer.codebook_size,)
+        self.ordered = True
         self.segments = (("semantic", config.num_semantic), ("image", config.num_pixel))
         self.block_sizes = {"semantic": config.num_prototypes, "image": self.quantizer.codebook_size}
         dims = self.quantizer.num_dims
-        kept = sorted(set(range(num_positions)) - set(corner_positions(grid, config.num_semantic)))
-        order = corner_positions(grid, config.num_semantic) + kept  # code n sits at grid position order[n]
+        basis = cosine_basis(grid)  # [P, P]
+
+        def blocks(count: int) -> nn.Sequential:
+            return nn.Sequential(*(TransformerBlock(width, config.num_heads) for _ in range(count)))
 
         self.encoder_in = nn.Sequential(
             nn.PixelUnshuffle(4),
@@ -138,22 +151,22 @@ class ImageTokenizer(MediaTokenizer):
         )
         self.encoder_down = nn.Conv2d(channels, width, 2, stride=2)
         self.encoder_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
-        self.encoder_blocks = nn.Sequential(
-            *(TransformerBlock(width, config.num_heads) for _ in range(config.encoder_layers))
-        )
-        self.resample = nn.Parameter(torch.eye(num_positions)[kept])  # [N - S, P]
+        self.encoder_blocks = blocks(config.encoder_layers - 1)
+        self.encoder_mixing = nn.Parameter(basis[: config.num_pixel].clone())  # [N - S, P]
+        self.encoder_code_positions = nn.Parameter(torch.randn(config.num_pixel, width) * 0.02)
+        self.encoder_code_blocks = blocks(1)
         self.encoder_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dims))
 
         self.semantic_in = nn.Linear(config.semantic_dims, width)
+        self.semantic_looks = nn.Parameter(torch.randn(config.num_prototypes, width) * 0.02)  # what one looks like
         self.pixel_in = nn.Linear(dims, width)
-        self.scatter = nn.Parameter(
-            torch.eye(num_positions)[:, [order.index(p) for p in range(num_positions)]].T.contiguous()
-        )
+        self.dropped_code = nn.Parameter(torch.randn(width) * 0.02)
+        self.decoder_code_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
+        self.decoder_code_blocks = blocks(1)
+        # the semantic codes share the lowest frequencies with the first pixel codes; learning does the rest
+        self.decoder_mixing = nn.Parameter(torch.cat([basis[: config.num_semantic], basis[: config.num_pixel]]).T.clone())
         self.decoder_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
-        self.code_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
-        self.decoder_blocks = nn.Sequential(
-            *(TransformerBlock(width, config.num_heads) for _ in range(config.decoder_layers))
-        )
+        self.decoder_blocks = blocks(config.decoder_layers - 1)
         self.decoder_up = nn.Sequential(nn.Conv2d(width, channels * 4, 1), nn.PixelShuffle(2))
         self.decoder_out = nn.Sequential(
             *(ResidualConv(channels) for _ in range(config.conv_blocks)),
@@ -173,13 +186,20 @@ class ImageTokenizer(MediaTokenizer):
     def pixel_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: [B, 3, 64, 64] in [0, 1] → (values [B, N - S, K] with straight-through gradient, ids [B, N - S])."""
         h = self.encoder_down(self.encoder_in(x * 2 - 1)).flatten(2).transpose(1, 2)  # [B, P, D]
-        h = self.encoder_blocks(h + self.encoder_positions)
-        return self.quantizer(self.encoder_out(self.resample @ h))
+        h = self.encoder_mixing @ self.encoder_blocks(h + self.encoder_positions)  # [B, N - S, D]
+        return self.quantizer(self.encoder_out(self.encoder_code_blocks(h + self.encoder_code_positions)))
 
-    def decode_values(self, semantic: Tensor, pixel: Tensor) -> Tensor:
-        """semantic: [B, S, L], pixel: [B, N - S, K] → [B, 3, 64, 64], unclamped."""
-        h = torch.cat([self.semantic_in(semantic), self.pixel_in(pixel)], dim=1) + self.code_positions  # [B, N, D]
-        h = self.decoder_blocks(self.scatter @ h + self.decoder_positions)
+    def decode_values(self, semantic: Tensor, pixel: Tensor, kept: Tensor | None = None) -> Tensor:
+        """semantic ids: [B, S], pixel values: [B, N - S, K] → [B, 3, 64, 64], unclamped.
+
+        kept: bool [B, N], False where a code is not known; None if all are.
+        """
+        meaning = self.semantic_in(self.semantic.values(semantic)) + self.semantic_looks[semantic]
+        h = torch.cat([meaning, self.pixel_in(pixel)], dim=1)  # [B, N, D]
+        if kept is not None:
+            h = torch.where(kept.unsqueeze(-1), h, self.dropped_code.to(h.dtype))
+        h = self.decoder_code_blocks(h + self.decoder_code_positions)
+        h = self.decoder_blocks(self.decoder_mixing @ h + self.decoder_positions)
         grid = self.config.grid
         h = h.transpose(1, 2).reshape(len(h), -1, grid, grid)
         return self.decoder_out(self.decoder_up(h)) * 0.5 + 0.5
@@ -196,18 +216,24 @@ class ImageTokenizer(MediaTokenizer):
             ids.unsqueeze(-1),
             torch.ones_like(ids, dtype=torch.bool),
             (1, self.config.grid, self.config.grid),
-            "semantic+raster",
+            "semantic+coarse_to_fine",
         )
 
     @torch.inference_mode()
     def decode(self, codes: Codes) -> Tensor:
-        ids = codes.ids[..., 0]
-        if ids.shape[1] != self.tokens_per_item or not bool(codes.mask.all()):
-            raise ValueError(f"a picture is exactly {self.tokens_per_item} codes; got {codes.mask.sum(1).tolist()}")
-        semantic, pixel = ids[:, : self.config.num_semantic], ids[:, self.config.num_semantic :]
+        """Codes [B, n ≤ N, 1] → [B, 3, 64, 64]; a prefix of the codes gives a coarser picture."""
+        ids, num, num_semantic = codes.ids[..., 0], self.tokens_per_item, self.config.num_semantic
+        assert num is not None
+        kept = codes.mask
+        if ids.shape[1] > num or not bool(kept[:, :1].all()) or bool((kept[:, 1:] > kept[:, :-1]).any()):
+            raise ValueError(f"a picture is {num} codes or a prefix of them; got {kept.sum(1).tolist()}")
+        missing = num - ids.shape[1]
+        ids, kept = nn.functional.pad(ids, (0, missing)), nn.functional.pad(kept, (0, missing))
+        ids = torch.where(kept, ids, torch.zeros_like(ids))
+        semantic, pixel = ids[:, :num_semantic], ids[:, num_semantic:]
         for name, part in (("semantic", semantic), ("image", pixel)):
             if bool(((part < 0) | (part >= self.block_sizes[name])).any()):
                 raise ValueError(
                     f"{name} codes must lie in [0, {self.block_sizes[name]}); got {int(part.min())}…{int(part.max())}"
                 )
-        return self.decode_values(self.semantic.values(semantic), self.quantizer.values(pixel)).clamp(0, 1)
+        return self.decode_values(semantic, self.quantizer.values(pixel), kept).clamp(0, 1)

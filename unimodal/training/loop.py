@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -38,6 +38,8 @@ class LoopConfig(Config):
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, everything else by AdamW
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products under autocast, weights in fp32
     grad_clip: float = Field(1.0, gt=0)
     accumulation: int = Field(1, ge=1)
     ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 keeps no average
@@ -61,11 +63,34 @@ def learning_rate_at(step: int, cfg: LoopConfig) -> float:
     )
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed; biases, norms and other vectors are not. Frozen parameters are left out."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
-    plain = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices are decayed; biases, norms and other vectors are not."""
+    parameters = list(parameters)
+    decayed = [p for p in parameters if p.dim() >= 2]
+    plain = [p for p in parameters if p.dim() < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def make_optimizers(model: nn.Module, cfg: LoopConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for every trained parameter, or Muon (Jordan et al. 2024; scaled as in arXiv 2502.16982, so that one
+    learning rate serves both) for the weights of linear layers and AdamW for embeddings, convolutions and the rest."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    hidden: list[nn.Parameter] = []
+    if cfg.optimizer == "muon":
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+        hidden = [layer.weight for layer in layers if layer.weight.requires_grad]
+    chosen = {id(p) for p in hidden}
+    groups = parameter_groups([p for p in trained if id(p) not in chosen], cfg.weight_decay)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
+    ]
+    if hidden:
+        muon = torch.optim.Muon(
+            hidden, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+    return optimizers
 
 
 class Trainer:
@@ -86,10 +111,9 @@ class Trainer:
         torch.manual_seed(cfg.seed)
         self.model, self.batches, self.loss, self.cfg, self.folder = model, batches, loss, cfg, folder
         self.on_log = list(on_log)
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, cfg.weight_decay), lr=cfg.learning_rate, betas=cfg.betas
-        )
+        self.optimizers = make_optimizers(model, cfg)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
         self.ema = [p.detach().clone() for p in self.parameters] if cfg.ema_decay else None
         self.metrics = MetricsLog(folder)
         self.step = 0
@@ -100,7 +124,7 @@ class Trainer:
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "ema": self.ema,
             "random": random_state(),
             "batches": self.batches.state_dict(),
@@ -114,7 +138,8 @@ class Trainer:
             return False
         try:
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(f"the checkpoint in {self.folder} is of another model: {reason}") from None
@@ -138,12 +163,15 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """One optimizer step over ``accumulation`` batches; returns the numbers to log."""
         rate = learning_rate_at(self.step, self.cfg)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
         logged: dict[str, float] = {}
         for _ in range(self.cfg.accumulation):
-            loss, numbers = self.loss(self.batches.next_batch(), self.step)
+            batch = self.batches.next_batch()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bfloat16"):
+                loss, numbers = self.loss(batch, self.step)
             (loss / self.cfg.accumulation).backward()
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 logged[name] = logged.get(name, 0.0) + value / self.cfg.accumulation
@@ -152,7 +180,8 @@ class Trainer:
             raise ValueError(
                 f"the gradient is not finite at step {self.step}; lower learning_rate ({self.cfg.learning_rate})"
             )
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         if self.ema is not None:
             decay = min(self.cfg.ema_decay, (1 + self.step) / (10 + self.step))
