@@ -51,7 +51,8 @@ class TarRows:
                     self._add(info, seen)
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(
-                f"{shown(path)} is not an uncompressed tar that can be read ({first_line(error)}); unpack or copy it again"
+                f"{shown(path)} is not an uncompressed tar that can be read ({first_line(error)}); "
+                "unpack it or copy it again"
             ) from None
 
     def _add(self, info: tarfile.TarInfo, seen: set[str]) -> None:
