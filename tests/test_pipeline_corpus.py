@@ -74,7 +74,9 @@ def test_a_batch_is_what_its_documents_are_alone(tokenize, several):
 def test_codes_are_those_of_the_pipeline_and_stand_in_their_places(tokenize, several, media):
     model = tiny_model()
     for made, given in zip(tokenize(several), several, strict=True):
-        coded = Document(Turn(turn.role, [model.coder.encode_part(part) for part in turn.parts]) for turn in given.turns)
+        coded = Document(
+            Turn(turn.role, [model.coder.encode_part(part) for part in turn.parts]) for turn in given.turns
+        )
         assert same(made, model.template.render(coded))
         assert tokenize.template.parse(made.ids) == coded.canonical()
 
@@ -156,7 +158,9 @@ def shards_of(dataset, tokenize, folder):
     def make(index):
         return tokenize([dataset[index]])[0]
 
-    return write_token_shards(folder, make, len(dataset), tokenize.vocabulary.size, tokenize.hashes, documents_per_shard=2)
+    return write_token_shards(
+        folder, make, len(dataset), tokenize.vocabulary.size, tokenize.hashes, documents_per_shard=2
+    )
 
 
 def test_shards_hold_what_the_fly_gives(tokenize, rows, tmp_path, capsys):

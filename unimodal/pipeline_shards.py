@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -53,7 +53,7 @@ class CorpusJob(Config):
     documents_per_shard: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=16, ge=1)  # documents whose media are encoded together
     max_tokens: int | None = Field(default=None, ge=1)  # a longer document is a bad row
-    device: str = "cpu"  # cpu or cuda
+    device: Literal["cpu", "cuda"] = "cpu"
     threads: int = Field(default=1, ge=0)  # of each worker; 0 leaves torch's own choice
 
     @field_validator("datasets")

@@ -50,9 +50,13 @@ def test_every_row_is_a_document_or_a_named_bad_row(tmp_path_factory, bad, limit
     assert [found.where(index) for index in range(len(found))] == [f"{path} line {line}" for line in wanted]
     last = wanted[-1] if len(wanted) == limit else len(bad)
     named = [int(row.where.rpartition(" ")[2]) for row in found.bad_rows]
-    assert named == [line for line, wrong in enumerate(bad, 1) if wrong and line <= last] and found.num_bad == len(named)
+    assert named == [line for line, wrong in enumerate(bad, 1) if wrong and line <= last] and found.num_bad == len(
+        named
+    )
     if any(bad[:last]):
-        with pytest.raises(ValueError, match=f"line {named[0]}: role 'wizard' is unknown.*; mend it, or set on_bad_row"):
+        with pytest.raises(
+            ValueError, match=f"line {named[0]}: role 'wizard' is unknown.*; mend it, or set on_bad_row"
+        ):
             open_dataset(cfg.model_copy(update={"on_bad_row": "fail"}))
 
 
@@ -84,7 +88,11 @@ def test_folders_and_patterns(write, tmp_path):
     with pytest.raises(ValueError, match=r"holds files of several kinds \(.json, .jsonl\); name the file"):
         open_dataset(DatasetConfig(path=str(tmp_path / "many")))
     (tmp_path / "none").mkdir()
-    for path, message in (("none", "holds no file of"), ("gone.jsonl", "no such file, folder or pattern"), ("gone", "no such")):
+    for path, message in (
+        ("none", "holds no file of"),
+        ("gone.jsonl", "no such file, folder or pattern"),
+        ("gone", "no such"),
+    ):
         with pytest.raises(ValueError, match=message):
             open_dataset(DatasetConfig(path=str(tmp_path / path)))
     (tmp_path / "x.csv").write_text("a,b")
@@ -120,7 +128,9 @@ def test_settings_from_the_command_line():
     class Mix(Config):
         datasets: dict[str, DatasetConfig] = {}
 
-    found = load_config(Mix, None, ["datasets.pets.path=a.jsonl", "datasets.pets.weight=0.5", "datasets.pets.pairs.wish='{text}!'"])
+    found = load_config(
+        Mix, None, ["datasets.pets.path=a.jsonl", "datasets.pets.weight=0.5", "datasets.pets.pairs.wish='{text}!'"]
+    )
     assert found.datasets["pets"] == DatasetConfig(path="a.jsonl", weight=0.5, pairs={"wish": "{text}!"})
     with pytest.raises(ValueError, match="unknown key 'datasets.pets.wait'; did you mean 'weight'"):
         load_config(Mix, None, ["datasets.pets.path=a", "datasets.pets.wait=1"])

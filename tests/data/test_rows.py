@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from unimodal.data.rows import JoinedRows, JsonlRows, JsonRows
 
-VALUES = st.recursive(st.none() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3), max_leaves=5)
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3), max_leaves=5
+)
 ROWS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), max_size=6)
 
 
@@ -82,7 +84,12 @@ def test_byte_order_marks_are_no_content(tmp_path):
 
 
 def test_json_files_with_a_row_a_line_are_told_apart(tmp_path):
-    for content, fits in (('{"a": 1}\n{"a": 2}\n', False), (' [{"a": 1}]', True), ('{"data": [{}]}', True), ('{"data": 1}', False)):
+    for content, fits in (
+        ('{"a": 1}\n{"a": 2}\n', False),
+        (' [{"a": 1}]', True),
+        ('{"data": [{}]}', True),
+        ('{"data": 1}', False),
+    ):
         (tmp_path / "x.json").write_text(content)
         assert JsonRows.fits(tmp_path / "x.json") is fits
 

@@ -54,7 +54,7 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".tar")
 class DatasetConfig(Config):
     """One dataset of a mixture."""
 
-    path: str  # a file, a folder of files of one kind, a pattern such as data/part-*.tar, or a hub id
+    path: str  # a file, a folder of files of one kind, a pattern such as data/part-*.tar; of huggingface a hub id
     format: str = "auto"
     weight: float = Field(default=1.0, ge=0)
     on_bad_row: Literal["skip", "fail"] = "fail"
@@ -204,7 +204,7 @@ def open_rows(cfg: DatasetConfig) -> tuple[Rows, Path | None]:
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if matches:
         return _joined(matches), matches[0].parent
-    if cfg.format in ("auto", "huggingface") and _HUB_ID.fullmatch(cfg.path) and not path.suffix:
+    if cfg.format == "huggingface" and _HUB_ID.fullmatch(cfg.path):
         return hub_rows(cfg.path, cfg.split), None
     raise ValueError(f"{shown(cfg.path)}: no such file, folder or pattern of files; check the path")
 

@@ -8,8 +8,9 @@ from unimodal.data.datasets import FORMATS, DatasetConfig
 from unimodal.data.importers import IMPORTERS
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 
+QUESTION = {"type": "text", "text": "what is this?"}
 TYPED = [
-    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is this?"}]},
+    {"role": "user", "content": [{"type": "image"}, QUESTION]},
     {"role": "assistant", "content": [{"type": "text", "text": "an apple"}]},
 ]
 PLAIN = [{"role": "user", "content": "what is this?"}, {"role": "assistant", "content": "an apple"}]
@@ -22,7 +23,7 @@ SAME = [
     ("trl", {"messages": PLAIN, "images": ["a.png"]}),
     ("trl", {"prompt": "what is this?", "completion": "an apple", "images": ["a.png"]}),
     ("trl", {"prompt": TYPED[:1], "completion": TYPED[1:], "image": "a.png"}),
-    ("trl", {"messages": [{**TYPED[0], "content": [{"type": "image", "path": "a.png"}, TYPED[0]["content"][1]]}, TYPED[1]]}),
+    ("trl", {"messages": [{"role": "user", "content": [{"type": "image", "path": "a.png"}, QUESTION]}, TYPED[1]]}),
     (
         "trl",
         {
@@ -99,7 +100,8 @@ def test_media_of_all_kinds_in_their_order(documents, media):
 
 def test_system_history_and_further_turns(documents):
     alpaca = {
-        "system": "be brief", "history": [["hello", "hi"]], "instruction": "name", "input": "a fruit", "output": "apple",
+        "system": "be brief", "history": [["hello", "hi"]],
+        "instruction": "name", "input": "a fruit", "output": "apple",
     }  # fmt: skip
     swift = {"system": "be brief", "history": [["hello", "hi"]], "query": "name\na fruit", "response": "apple"}
     sharegpt = {

@@ -1,4 +1,4 @@
-"""Hugging Face features: Image and Audio columns as bytes and as paths, Parquet, saved datasets, conversations in Arrow."""
+"""Hugging Face features: Image and Audio columns as bytes and paths, Parquet, saved datasets, talk in Arrow."""
 
 import subprocess
 import sys
@@ -26,7 +26,9 @@ def test_image_and_audio_columns_are_found_by_their_type(media):
     """Whatever they are called, and as bytes: nothing is decoded, so no torchcodec is needed."""
     picture, sound = (media / "a.png").read_bytes(), (media / "s.wav").read_bytes()
     columns = {"foto": [{"bytes": picture, "path": None}] * 2, "caption": ["an apple", "a pear"]}
-    found = open_dataset(DatasetConfig(path="pets", format="huggingface"), ArrowRows(made(columns, foto=datasets.Image()), "pets"))
+    found = open_dataset(
+        DatasetConfig(path="pets", format="huggingface"), ArrowRows(made(columns, foto=datasets.Image()), "pets")
+    )
     assert found.format == "pairs" and found[1].turns[0].parts == (Image(data=picture), Text("What is this?"))
     assert found.where(1) == "pets row 2"
     columns = {"speech": [{"bytes": sound, "path": "x.wav"}], "transcription": ["hello"]}
@@ -45,7 +47,12 @@ def test_parquet_keeps_conversations_and_lists_of_images(media, tmp_path):
     rows = [{"messages": typed, "images": [{"bytes": picture, "path": None}]}] * 3
     features = datasets.Features(
         {
-            "messages": [{"role": datasets.Value("string"), "content": [{"type": datasets.Value("string"), "text": datasets.Value("string")}]}],
+            "messages": [
+                {
+                    "role": datasets.Value("string"),
+                    "content": [{"type": datasets.Value("string"), "text": datasets.Value("string")}],
+                }
+            ],
             "images": [datasets.Image()],
         }
     )
@@ -99,4 +106,6 @@ open_dataset(DatasetConfig(path={str(tmp_path / "x.parquet")!r}))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "1\n"
-    assert done.stderr.splitlines()[-1].endswith("needs the package datasets; install it with pip install 'unimodal[train]'")
+    assert done.stderr.splitlines()[-1].endswith(
+        "needs the package datasets; install it with pip install 'unimodal[train]'"
+    )

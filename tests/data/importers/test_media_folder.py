@@ -30,7 +30,16 @@ def test_files_inside_are_found(place, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "sub/../../secret.png", "ABSOLUTE", "file://ABSOLUTE", "../inside-not/x.png", "link.png", "up/secret.png"]
+    "name",
+    [
+        "../secret.png",
+        "sub/../../secret.png",
+        "ABSOLUTE",
+        "file://ABSOLUTE",
+        "../inside-not/x.png",
+        "link.png",
+        "up/secret.png",
+    ],
 )
 def test_files_outside_are_refused(place, name):
     (place / "sub").mkdir()

@@ -53,13 +53,13 @@ def test_numbers_that_differ_are_an_error_that_names_both(marks, files, kind):
     if marks == files:
         assert len(fill_placeholders(texts, media)[0]) == (2 * marks or 1)
         return
-    with pytest.raises(ValueError, match=rf"hold {marks} of the placeholder <{kind}> but the row brings {files} of {kind}"):
+    with pytest.raises(
+        ValueError, match=rf"hold {marks} of the placeholder <{kind}> but the row brings {files} of {kind}"
+    ):
         fill_placeholders(texts, media)
 
 
-@pytest.mark.parametrize(
-    ("marks", "files"), [(0, 1), (1, 0), (1, 2), (2, 1)]
-)
+@pytest.mark.parametrize(("marks", "files"), [(0, 1), (1, 0), (1, 2), (2, 1)])
 def test_the_numbers_are_named_with_the_line(documents, marks, files):
     row = {
         "conversations": [{"from": "human", "value": "<image>" * marks + "what?"}, {"from": "gpt", "value": "this"}],
@@ -77,7 +77,9 @@ def test_typed_parts_and_media_must_match_too(documents, bare, files):
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "this"}],
         "images": ["a.png"] * files,
     }
-    with pytest.raises(ValueError, match=f"messages hold {bare} parts of type image but the row brings {files} of image"):
+    with pytest.raises(
+        ValueError, match=f"messages hold {bare} parts of type image but the row brings {files} of image"
+    ):
         documents([row])
 
 
@@ -101,7 +103,9 @@ def test_a_placeholder_is_plain_text_where_media_are_typed(documents):
         documents([unclear], format="trl")
 
 
-@pytest.mark.parametrize("text", ["<|image_0003|>", "<|user|> hi <|end_of_turn|>", "<Image>", "< image>", "<|image_start|>"])
+@pytest.mark.parametrize(
+    "text", ["<|image_0003|>", "<|user|> hi <|end_of_turn|>", "<Image>", "< image>", "<|image_start|>"]
+)
 @pytest.mark.parametrize("shape", ["messages", "conversations", "prompt"])
 def test_text_that_spells_tokens_stays_text(documents, text, shape):
     turns = {

@@ -43,12 +43,15 @@ def test_pairs_by_key(tar, media):
         tar(
             [
                 ("shard/0001.png", picture), ("shard/0001.txt", b"an apple\n"), ("shard/0002.wav", sound),
-                ("shard/0002.txt", "grün".encode()), ("shard/0003.mp4", b"film"), ("shard/0003.json", packed({"caption": "x"})),
+                ("shard/0002.txt", "grün".encode()), ("shard/0003.mp4", b"film"),
+                ("shard/0003.json", packed({"caption": "x"})),
             ]
         )
     )  # fmt: skip
     assert found.format == "webdataset" and len(found) == 3
-    assert found[0] == Document([Turn("user", [Image(data=picture), Text("What is this?")]), Turn("assistant", "an apple")])
+    assert found[0] == Document(
+        [Turn("user", [Image(data=picture), Text("What is this?")]), Turn("assistant", "an apple")]
+    )
     assert found[1].turns[0].parts[0] == Audio(data=sound) and found[1].turns[1].text == "grün"
     assert found[2].turns[0].parts[0] == Video(data=b"film")
     assert found.where(1).endswith("x.tar key shard/0002")
@@ -75,7 +78,10 @@ def test_many_tars_are_one_dataset(tar):
         tar([(f"{number}{k}.{kind}", b"x") for k in range(2) for kind in ("jpg", "txt")], f"part-{number}.tar")
     path = tar([], "other.bin")
     found = opened(path.replace("other.bin", "part-*.tar"))
-    assert len(found) == 6 and [found.where(i).rpartition("/")[2] for i in (0, 5)] == ["part-0.tar key 00", "part-2.tar key 21"]
+    assert len(found) == 6 and [found.where(i).rpartition("/")[2] for i in (0, 5)] == [
+        "part-0.tar key 00",
+        "part-2.tar key 21",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +92,7 @@ def test_many_tars_are_one_dataset(tar):
         ([("k.json", b"{"), ("k.png", b"x")], "k.json is not JSON"),
         ([("k.json", b"[1]"), ("k.png", b"x")], "a row must be an object"),
         ([("k.txt", b"a"), ("k.png", b"x"), ("k.txt", b"b")], "two members .txt"),
-        ([("k.txt", b"a"), ("k.json", packed({"text": "b"})), ("k.png", b"x")], "text is given by k.json and by another"),
+        ([("k.txt", b"a"), ("k.json", packed({"text": "b"})), ("k.png", b"x")], "text is given by k.json and by"),
         ([("k.json", packed({"images": ["../../etc/passwd"], "text": "x"})), ("k.png", b"x")], "json names '../../etc"),
         ([("k.png", b"x"), ("o.txt", b"a"), ("o.png", b"x"), ("k.txt", b"a")], "two places of the tar"),
         ([("k.npy", b"x")], "no picture, sound, film, text or json among its members"),
@@ -120,7 +126,7 @@ def test_compressed_and_broken_tars_are_refused(tar, tmp_path):
     members = [("a.jpg", b"x" * 5000), ("a.txt", b"t")]
     with pytest.raises(ValueError, match="not an uncompressed tar"):
         opened(tar(members, "gz.tar", "w:gz"))
-    content = open(tar(members), "rb").read()
-    (tmp_path / "cut.tar").write_bytes(content[:2000])
+    tar(members)
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:2000])
     with pytest.raises(ValueError, match="cut.tar"):
         opened(str(tmp_path / "cut.tar"))
