@@ -269,11 +269,13 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
         numbers = {f"loss_{name}": total / count for name, (total, count) in result.per_block.items() if count}
         return result.mean, numbers
 
+    initial_steps = 0
     if cfg.initial is not None:
         earlier = load_checkpoint(cfg.initial)
         if earlier is None:
             raise ValueError(f"{cfg.initial} holds no checkpoint to begin from; train it first or drop `initial`")
         backbone.load_state_dict(earlier["model"])
+        initial_steps = earlier["step"]
     trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run)
     trainer.run()
     trainer.use_ema()
@@ -287,7 +289,10 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
         for p in (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
         if p.exists()
     }
-    record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "epochs": mixture.epochs()}
+    record = {
+        "config": cfg.model_dump(mode="json"), "initial_steps": initial_steps, "data_sha256": hashes,
+        "epochs": mixture.epochs(),
+    }  # fmt: skip
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)
 
