@@ -237,6 +237,41 @@ class Grammar:
         sure = segment.count if segment.count is not None else self._min_open[state.modality]
         return max(1, sure - state.codes)
 
+    def span_step(self, state: RowState) -> int:
+        """Code steps of the open span that are written; 0 outside spans."""
+        if state.modality == "text":
+            return 0
+        earlier = self._segments[state.modality][: state.segment]
+        return sum(segment.count or 0 for segment in earlier) + state.codes // self._groups[state.modality]
+
+    def last_span(self, state: RowState) -> bool:
+        """Whether no other span can follow the open one."""
+        return state.modality != "text" and state.spans >= self.max_spans
+
+    def room(self, state: RowState, most: int) -> int:
+        """For how many steps, at most ``most``, `allowed` stays what it is now while ordinary rows are written: text
+        rows outside spans, codes inside. 0 if what comes next is certain or the answer is over."""
+        ranges = self.allowed(state)
+        if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1):
+            return 0
+        ahead, steps = state.copy(), 1
+        ordinary = next(
+            (row for start, end in ranges for row in (start, end - 1) if not self.vocabulary.is_control(row)), None
+        )
+        while ordinary is not None and steps < most:
+            self.advance(ahead, ordinary)
+            if self.allowed(ahead) != ranges:
+                break
+            steps += 1
+        return steps
+
+    def segment_at(self, state: RowState) -> tuple[str, int | None] | None:
+        """The block name and the length of the segment that the next code belongs to; None outside spans."""
+        if state.modality == "text":
+            return None
+        segment = self.vocabulary.layout(state.modality).segments[state.segment]
+        return segment.block, segment.count
+
     def _open(self, state: RowState, name: str) -> None:
         """Takes the start of a span and fixes how long its free segment may become."""
         forced = name == self._forced_medium and not state.forced_done
