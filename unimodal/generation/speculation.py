@@ -151,7 +151,7 @@ class SpeculativeRun(Run):
         for row, state in enumerate(self.grammar.states):
             if not state.finished:
                 drafts[row] = self._propose(row)
-        unread = [row for row in drafts if not self.waiting[row]]
+        unread = [row for row in drafts if not self.waiting[row] and not self.answers[row]]
         if unread:  # their prompts end where a choice begins
             self._first_tokens(unread)
             return
