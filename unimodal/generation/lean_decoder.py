@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.generation.reference_decoder import common_suffix, left_pad, visible_mask
+from unimodal.generation.reference_decoder import common_suffix, left_pad, places_after, visible_mask
 
 # Rotary tables that are the same whatever the length of the sequence.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -105,28 +105,22 @@ class LeanDecoder:
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
         """Of the last ``num_new`` tokens only those numbered ``kept``, ascending, by stream, stay.
 
-        A stream that keeps fewer than another moves to the right in the cache, which gives it more left padding; keys
-        carry their own rotation, so nothing is recomputed.
+        A stream that keeps fewer than another moves in the cache (see `places_after`); keys carry their own rotation, so
+        nothing is recomputed.
         """
-        begin = self.length - num_new
-        most = max(map(len, kept))
-        moved = False
-        for stream, numbers in enumerate(kept):
-            shift = most - len(numbers)
-            if not shift and list(numbers) == list(range(most)):
+        before = self.pads.tolist()
+        moves, self.length = places_after(before, kept, self.length, num_new)
+        for stream, (start, slots) in enumerate(moves):
+            if start == before[stream] and slots == list(range(start, start + len(slots))):
                 continue
-            slots = torch.tensor([begin + n for n in numbers], dtype=torch.int64, device=self.pads.device)
             held = self.cache[:, :, stream]  # [L, 2, K, C, D]
-            if shift:
-                moved = True
-                slots = torch.cat([torch.arange(begin, device=slots.device), slots])
-                held[:, :, :, shift : begin + most] = held.index_select(3, slots)
-                held[:, :, :, :shift] = 0
-            else:
-                held[:, :, :, begin : begin + most] = held.index_select(3, slots)
-        self.length = begin + most
-        if moved:
-            self.pads = self.pads + torch.tensor([most - len(n) for n in kept], device=self.pads.device)
+            fresh = len(slots) if start != before[stream] else len(kept[stream])  # those that stand elsewhere now
+            index = torch.tensor(slots[len(slots) - fresh :], dtype=torch.int64, device=self.pads.device)
+            held[:, :, :, self.length - fresh : self.length] = held.index_select(3, index)
+            held[:, :, :, :start] = 0
+        after = [start for start, _ in moves]
+        if after != before:
+            self.pads = torch.tensor(after, device=self.pads.device)
             self._set_padding()
 
     def export(self, stream: int) -> Tensor:

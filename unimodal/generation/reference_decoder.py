@@ -42,6 +42,20 @@ def common_suffix(prompts: Sequence[Sequence[int]], kept: Sequence[int]) -> int:
     return max(1, *(len(prompt) - num for prompt, num in zip(prompts, kept, strict=True)))
 
 
+def places_after(
+    pads: Sequence[int], kept: Sequence[Sequence[int]], length: int, num_new: int
+) -> tuple[list[tuple[int, list[int]]], int]:
+    """Where the slots of each stream go when of the last ``num_new`` only those numbered ``kept`` stay.
+
+    All streams end at the same slot, so that one that keeps fewer than another moves. Returns (its new padding, the slots
+    it takes) for each stream, and the new length: that of the longest stream.
+    """
+    begin = length - num_new
+    taken = [[*range(pad, begin), *(begin + number for number in numbers)] for pad, numbers in zip(pads, kept, strict=True)]
+    longest = max(map(len, taken))
+    return [(longest - len(slots), slots) for slots in taken], longest
+
+
 class ReferenceDecoder:
     """Hugging Face's forward with a DynamicCache, a padding mask and explicit positions."""
 
@@ -111,14 +125,10 @@ class ReferenceDecoder:
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
         """Of the last ``num_new`` tokens only those numbered ``kept``, ascending, by stream, stay."""
-        begin = self.length - num_new
-        most = max(map(len, kept))
-        index = torch.arange(begin + most, device=self.pads.device).repeat(len(kept), 1)  # [S, C] slots to take
-        for stream, numbers in enumerate(kept):
-            shift = most - len(numbers)  # a stream that keeps fewer moves to the right: more padding
-            slots = [*([0] * shift), *range(begin), *(begin + number for number in numbers)]
-            index[stream] = torch.tensor(slots, dtype=torch.int64, device=self.pads.device)
-        self.pads = self.pads + torch.tensor([most - len(n) for n in kept], device=self.pads.device)
+        moves, length = places_after(self.pads.tolist(), kept, self.length, num_new)
+        slots = [[*([0] * start), *taken] for start, taken in moves]
+        index = torch.tensor(slots, dtype=torch.int64, device=self.pads.device)  # [S, C] slots to take
+        self.pads = torch.tensor([start for start, _ in moves], dtype=torch.int64, device=self.pads.device)
         for layer in self.cache.layers:
             if type(layer).__name__ != "DynamicLayer":
                 raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be cut; use the plain decoder")
@@ -126,7 +136,7 @@ class ReferenceDecoder:
                 held = getattr(layer, name)  # [S, K, C, W]
                 where = index[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
                 setattr(layer, name, held.gather(2, where))
-        self.length = begin + most
+        self.length = length
 
     def export(self, stream: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [K, n, W] of what this stream has read, by layer."""

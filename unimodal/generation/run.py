@@ -23,6 +23,7 @@ class Run:
     """`start`, then `advance` until every grammar is finished, then `remember`."""
 
     spare = 0  # tokens beyond an answer that the cache must hold
+    patience = 2  # finished streams are dropped once they are one of so many
     storable = True  # whether the cache holds the tokens in their order
 
     def __init__(
@@ -60,11 +61,11 @@ class Run:
         self.stats.step_tokens += num_new * len(self.streams)
 
     def drop_finished(self) -> None:
-        """Leave the streams of finished rows behind once they are half of the batch (one copy, then cheaper steps), and
-        second streams once no later token can be guided."""
+        """Leave the streams of finished rows behind once they are many (one copy, then cheaper steps), and second
+        streams once no later token can be guided."""
         finished = self.grammar.finished
         alive = sum(not finished[row] for row in self.streams.row_of)
-        if 2 * alive <= len(self.streams):
+        if alive and self.patience * (len(self.streams) - alive) >= len(self.streams):
             self.remember([stream for stream, row in enumerate(self.streams.row_of) if finished[row]])
             self._go_on_with(self.streams.drop_rows(finished.tolist()))
         if self.fades:

@@ -138,6 +138,7 @@ class SpeculativeRun(Run):
         super().__init__(*given)
         self.spare = self.method.longest
         self.storable = self.method.keeps_order
+        self.patience = 1 << 30  # a finished stream would be moved in the cache at every step
         self.waiting: list[list[int]] = [[] for _ in self.configs]
         self.tasks: list[tuple[Ranges, Row, FastDecoder] | None] = [None] * len(self.configs)
 
@@ -161,8 +162,7 @@ class SpeculativeRun(Run):
         for row, draft in drafts.items():
             verdict = self._verify(row, draft, hidden)
             kept[row] = verdict.kept
-        most = max(len(numbers) for numbers in kept.values())
-        by_stream = [kept.get(row, list(range(most))) for row in self.streams.row_of]
+        by_stream = [kept[row] for row in self.streams.row_of]
         if any(numbers != list(range(longest)) for numbers in by_stream):
             self.engine.decoder.commit(by_stream, longest)
 
