@@ -59,7 +59,7 @@ def tiny_tokenizers() -> dict[str, MediaTokenizer]:
 
 def tiny_vocabulary(text: TextTokenizer, tokenizers: dict[str, MediaTokenizer]) -> Vocabulary:
     image, audio, video = (tokenizers[name].sha256 for name in ("image", "audio", "video"))
-    picture = [Segment("semantic", 8), Segment("image", 56, mark=False)]
+    picture = [Segment(name, count, mark=not index) for index, (name, count) in enumerate(tokenizers["image"].segments)]
     return Vocabulary.build(
         text.size,
         [

@@ -1,12 +1,13 @@
-"""Pictures per minute of the engine beside `transformers.generate()`, side by side, each ingredient switched on in turn.
+"""Pictures per minute of the engine beside `transformers.generate()`, side by side, each ingredient switched on in
+turn.
 
     OMP_NUM_THREADS=2 python tools/bench_generation.py [--model model_cards/nano | --shape nano|135m] [--pictures 1]
 
-Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is faster
-than its `prefix_allowed_tokens_fn`. First the greedy ids of every lossless variant are compared with the peer's. Then the
-variants take turns, and medians of wall-clock count. For variants that change numbers (bfloat16, int8) or the answer
-(lossy decoders) the table says what is lost: the mean change of the log-probability of the peer's greedy picture per
-code, and how many of its codes come out the same.
+Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is
+faster than its `prefix_allowed_tokens_fn`. First the greedy ids of every lossless variant are compared with the peer's.
+Then the variants take turns, and medians of wall-clock count. For variants that change numbers (bfloat16, int8) or the
+answer (lossy decoders) the table says what is lost: the mean change of the log-probability of the peer's greedy picture
+per code, and how many of its codes come out the same.
 
     peer          transformers.generate() with guidance_scale: a second forward with its own cache each step
     reference     the engine over Hugging Face's forward: both branches in one batch, sliced head, grammar
@@ -106,7 +107,9 @@ class Bench:
         )
         return out[:, prompt.shape[1] :].tolist()
 
-    def ours(self, engine: Engine, sampling: SamplingConfig, method: str | None = None, seed: int = 0) -> list[list[int]]:
+    def ours(
+        self, engine: Engine, sampling: SamplingConfig, method: str | None = None, seed: int = 0
+    ) -> list[list[int]]:
         configs = [self.config(sampling, seed + number) for number in range(self.pictures)]
         fast = None if method is None else make_decoder(method)
         answers = engine.generate([self.prompt] * self.pictures, configs, method=fast)
@@ -120,7 +123,9 @@ class Bench:
 
 def random_model(shape: str) -> tuple[Any, Vocabulary]:
     width, layers, heads, kv_heads, intermediate, text_rows = SHAPES[shape]
-    blocks = [Block(name=n, modality=m, size=4096) for n, m in (("image", "image"), ("audio", "audio"), ("video", "video"))]
+    blocks = [
+        Block(name=n, modality=m, size=4096) for n, m in (("image", "image"), ("audio", "audio"), ("video", "video"))
+    ]
     blocks.insert(0, Block(name="semantic", modality="image", size=1536))
     layout = [SpanLayout("image", [Segment("semantic", 4), Segment("image", 60, mark=False)])]
     vocabulary = Vocabulary.build(text_rows, blocks, layout)

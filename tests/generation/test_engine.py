@@ -29,7 +29,7 @@ def engine(request, model, vocabulary):
         return Engine(model, vocabulary, "reference")
     engine = Engine(model, vocabulary, "lean", weights="model")
     if request.param == "fixed-shape":
-        engine.decoder = CompiledDecoder(model, backend=None)
+        engine._decoder = CompiledDecoder(model, backend=None)
     return engine
 
 

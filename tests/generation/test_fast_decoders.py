@@ -102,7 +102,9 @@ def distribution(model, vocabulary, prompt, bare, scale, temperature):
     start = vocabulary.start_id("image")
     chances = torch.ones(1, dtype=torch.float64)
     for length in range(3):
-        spans = torch.cartesian_prod(*[torch.arange(5)] * length).view(-1, length) if length else torch.zeros(1, 0).long()
+        spans = (
+            torch.cartesian_prod(*[torch.arange(5)] * length).view(-1, length) if length else torch.zeros(1, 0).long()
+        )
         logits = []
         for head in (prompt, bare):
             ids = torch.cat([torch.tensor([*head, start]).expand(len(spans), -1), spans + rows.start], 1)

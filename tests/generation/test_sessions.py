@@ -18,7 +18,7 @@ def engine(request, model, vocabulary):
         return Engine(model, vocabulary, "lean" if request.param == "packed" else "reference", weights)
     engine = Engine(model, vocabulary, "lean", weights="model")
     if request.param == "fixed-shape":
-        engine.decoder = CompiledDecoder(model, backend=None)
+        engine._decoder = CompiledDecoder(model, backend=None)
     return engine
 
 
@@ -108,3 +108,13 @@ def test_likelihoods_are_those_of_the_stock_forward(engine, model, ask):
     assert engine.log_likelihood([], []) == []
     with pytest.raises(ValueError, match="nothing to score"):
         engine.log_likelihood([[3]], [[]])
+
+
+def test_what_the_prompt_holds_of_a_span_needs_no_room(model, vocabulary, ask):
+    """A picture of 6 codes with 4 written: 2 codes, the end and the end of turn still come."""
+    engine, config = Engine(model, vocabulary), GenerationConfig(max_new_tokens=20, force="image")
+    whole = engine.generate([ask([3])], config)[0]
+    begun = [*ask([3]), *whole[:5]]
+    assert len(engine.generate([begun], config.model_copy(update={"max_new_tokens": 4}))[0]) == 4
+    with pytest.raises(ValueError, match="max_new_tokens is 3"):
+        engine.generate([begun], config.model_copy(update={"max_new_tokens": 3}))

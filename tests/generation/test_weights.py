@@ -107,7 +107,7 @@ def test_the_step_compiles_whole_and_once(model, vocabulary, ask):
     counter = torch._dynamo.testing.CompileCounter()
     torch._dynamo.reset()
     engine = Engine(model, vocabulary, "lean", weights="model")
-    engine.decoder = CompiledDecoder(model, backend=counter)
+    engine._decoder = CompiledDecoder(model, backend=counter)
     config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)
     plain = Engine(model, vocabulary, "reference").generate([ask([3, 4])], config)
     assert engine.generate([ask([3, 4])], config) == plain

@@ -2,9 +2,9 @@
 
 The prompt is read eagerly, since its length differs every time. A step of one token then has no shape or number that
 changes: it attends over the whole capacity, whose unused slots are masked, and the slot it writes is a tensor on the
-device. So `torch.compile` compiles it once for a number of streams and a capacity (rounded up to ``GRAIN``), and its mode
-``reduce-overhead`` replays it as a CUDA graph. On a processor compiling costs half a minute and gains nothing: it is
-never chosen there unless asked for.
+device. So `torch.compile` compiles it once for a number of streams and a capacity (rounded up to ``GRAIN``), and its
+mode ``reduce-overhead`` replays it as a CUDA graph. On a processor compiling costs half a minute and gains nothing: it
+is never chosen there unless asked for.
 
 Shapes: S streams, C capacity of the cache, H query heads, K key/value heads, D head width, E width, L layers.
 """

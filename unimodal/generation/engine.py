@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from unimodal.generation.compiled_decoder import CompiledDecoder
-from unimodal.generation.grammar import Grammar, GrammarBatch
+from unimodal.generation.grammar import Grammar, GrammarBatch, open_span
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead
 from unimodal.generation.lean_decoder import LeanDecoder, lean_problem
@@ -27,6 +27,7 @@ from unimodal.generation.packed_decoder import WEIGHTS, PackedDecoder, packed_pr
 from unimodal.generation.plain import PlainRun
 from unimodal.generation.reference_decoder import ReferenceDecoder
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
+from unimodal.generation.run import Run
 from unimodal.generation.session import Session
 from unimodal.generation.speculation import FastDecoder, SpeculativeRun
 from unimodal.vocabulary import Vocabulary
@@ -41,10 +42,10 @@ class Engine:
     """Generates with a Hugging Face causal LM and its vocabulary.
 
     decoder: "auto" takes the lean step where it fits (stock Llama) and the model's own forward elsewhere; "lean" and
-    "reference" name one.
-    weights: what the lean step reads. "model" the modules as they are; "float32", "bfloat16" and "int8" a rearranged copy
-    (see `packed_decoder.py`; the last two lose a little); "auto" the float32 copy on a processor where it fits.
-    compile: the lean step of one token through `torch.compile`, as a CUDA graph on a GPU; True or a backend's name.
+    "reference" name one. weights: what the lean step reads. "model" the modules as they are; "float32", "bfloat16" and
+    "int8" a rearranged copy (see `packed_decoder.py`; the last two lose a little); "auto" the float32 copy on a
+    processor where it fits. compile: the lean step of one token through `torch.compile`, as a CUDA graph on a GPU; True
+    or a backend's name.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Engine:
                 raise ValueError(f"{type(model).__name__} changes its logits ({name}); the engine computes plain ones")
         self.model = model.eval()
         self.vocabulary = vocabulary
-        self.decoder = _make_decoder(model, decoder, weights, compile)
-        self.head = SlicedHead(model, packed=isinstance(self.decoder, PackedDecoder) and not _on_cuda(model))
+        self._reference = ReferenceDecoder(model)
+        self._decoder = _make_decoder(model, decoder, weights, compile) or self._reference
+        self.head = SlicedHead(model, packed=isinstance(self._decoder, PackedDecoder) and not _on_cuda(model))
         if self.head.num_rows < vocabulary.size:
             raise ValueError(
                 f"the model has {self.head.num_rows} rows, its vocabulary {vocabulary.size}: not of one model"
@@ -75,6 +77,12 @@ class Engine:
         self.stats = GenerationStats()
         self.pad_id = vocabulary.control_id("<|pad|>")
         self._head_version: Any = None
+
+    @property
+    def decoder(self) -> Any:
+        """The lean step reads the weights itself, so while something stands in for the model's forward (compression
+        does), the reference decoder calls that."""
+        return self._reference if "forward" in vars(self._reference.backbone) else self._decoder
 
     @property
     def device(self) -> torch.device:
@@ -96,9 +104,10 @@ class Engine:
         """Answer every prompt and return the new ids of each, up to and with its ``<|end_of_turn|>``.
 
         A span that a prompt leaves open is continued. ``on_token`` is called for every token in order; an exception in
-        it ends the call. ``method`` writes several tokens a step (`unimodal.generation.DECODERS`). ``session`` keeps what
-        is read for later calls. Raises ValueError, before anything is computed, for what cannot be kept: a forced medium
-        that does not fit max_new_tokens, more tokens than the model has positions, guidance without `unconditional`.
+        it ends the call. ``method`` writes several tokens a step (`unimodal.generation.DECODERS`). ``session`` keeps
+        what is read for later calls. Raises ValueError, before anything is computed, for what cannot be kept: a forced
+        medium that does not fit max_new_tokens, more tokens than the model has positions, guidance without
+        `unconditional`.
         """
         num = len(prompts)
         if not num:
@@ -108,11 +117,12 @@ class Engine:
             raise ValueError(f"{num} prompts came with {len(configs)} configs; give one config or one for each")
         if session is not None and session.engine is not self:
             raise ValueError("the session is another engine's; make one with engine.session()")
-        grammar = GrammarBatch([self._grammar(c) for c in configs], prompts)
+        grammar = GrammarBatch([self._grammar(c, p) for c, p in zip(configs, prompts, strict=True)], prompts)
         guided = self._guided(configs, prompts, grammar)
         twins = [list(configs[row].unconditional or ()) for row in guided]
         streams = [*(list(prompt) for prompt in prompts), *twins]
         self._refresh_head()
+        run: Run
         if method is None:
             run = PlainRun(self, configs, grammar, guided, on_token, session)
         else:
@@ -157,7 +167,7 @@ class Engine:
                 self.head.forget()
                 self._head_version = now
 
-    def _grammar(self, config: GenerationConfig) -> Grammar:
+    def _grammar(self, config: GenerationConfig, prompt: Sequence[int]) -> Grammar:
         return Grammar(
             self.vocabulary,
             config.max_new_tokens,
@@ -168,6 +178,7 @@ class Engine:
             max_spans=config.max_spans,
             min_codes=config.min_codes,
             max_codes=config.max_codes,
+            begun=len(open_span(self.vocabulary, prompt)),
         )
 
     def _guided(
@@ -211,8 +222,9 @@ def _make_decoder(model: nn.Module, decoder: str, weights: str, compile: bool | 
     if decoder == "reference" or problem is not None:
         if weights in WEIGHTS or compile:
             asked = "compile" if compile else f"weights {weights!r}"
-            raise ValueError(f"{asked} goes with the lean decoder, which {problem or 'was not chosen'}")
-        return ReferenceDecoder(model)
+            reason = f"does not fit: {problem}" if problem else "was not chosen"
+            raise ValueError(f"{asked} goes with the lean decoder, which {reason}")
+        return None
     if compile:
         if weights in WEIGHTS:
             raise ValueError(f"compile reads the model's own weights; leave weights {weights!r} out")

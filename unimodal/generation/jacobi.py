@@ -18,7 +18,8 @@ from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
 
 
 def usable(row: Row, guesses: list[int], window: int) -> list[int]:
-    """The guesses that may be read: within the window and the room, up to the first that would change what is allowed."""
+    """The guesses that may be read: within the window and the room, up to the first that would change what is
+    allowed."""
     most = min(window, row.room) - 1
     taken: list[int] = []
     for guess in guesses[: max(0, most)]:

@@ -105,8 +105,8 @@ class LeanDecoder:
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
         """Of the last ``num_new`` tokens only those numbered ``kept``, ascending, by stream, stay.
 
-        A stream that keeps fewer than another moves in the cache (see `places_after`); keys carry their own rotation, so
-        nothing is recomputed.
+        A stream that keeps fewer than another moves in the cache (see `places_after`); keys carry their own rotation,
+        so nothing is recomputed.
         """
         before = self.pads.tolist()
         moves, self.length = places_after(before, kept, self.length, num_new)

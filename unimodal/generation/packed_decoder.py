@@ -1,16 +1,17 @@
 """The lean step over rearranged copies of the weights: fewer and larger operations, and fewer bytes.
 
 A decoding step is weight traffic, so the copies may be narrower than the model: ``bfloat16`` halves it (AVX-512 bf16
-instructions), ``int8`` quarters it (VNNI; weights by output channel, activations by call, as in arXiv:2208.07339 without
-its outliers). Both lose a little: measure it (`tools/bench_generation.py`). ``float32`` loses nothing but rounding order.
+instructions), ``int8`` quarters it (VNNI; weights by output channel, activations by call, as in arXiv:2208.07339
+without its outliers). Both lose a little: measure it (`tools/bench_generation.py`). ``float32`` loses nothing but
+rounding order.
 
 What is folded into the copies: query, key and value are one product, gate and up another; the norm's weight goes into
 the product behind it; the halves of a rotated head are interleaved, so that a rotation is one complex multiplication;
-float32 products read the transposed weight, which a processor does twice as fast for a few rows. Activations of int8 are
-quantized for a whole batch at once: there a row's answer may depend, within the rounding, on its neighbours.
+float32 products read the transposed weight, which a processor does twice as fast for a few rows. Activations of int8
+are quantized for a whole batch at once: there a row's answer may depend, within the rounding, on its neighbours.
 
-Shapes: S streams, P tokens of a step, M = S * P, C capacity of the cache, H query heads, K key/value heads, D head width,
-E width, F width of the MLP.
+Shapes: S streams, P tokens of a step, M = S * P, C capacity of the cache, H query heads, K key/value heads, D head
+width, E width, F width of the MLP.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class _Layer:
         def interleaved(weight: Tensor, heads: int) -> Tensor:
             return weight.float().view(heads, width, -1)[:, pairs.to(weight.device)].reshape(heads * width, -1)
 
-        root = attention.q_proj.in_features ** 0.5  # the norm below leaves out the root of the width
+        root = attention.q_proj.in_features**0.5  # the norm below leaves out the root of the width
         before, after = layer.input_layernorm, layer.post_attention_layernorm
         qkv = torch.cat(
             [
@@ -133,7 +134,9 @@ class PackedDecoder(LeanDecoder):
     @torch.no_grad()
     def refresh(self) -> bool:
         """Pack the weights if they are not those packed last; whether that was needed."""
-        now = [(p.data_ptr(), 0 if p.is_inference() else p._version) for layer in self.layers for p in layer.parameters()]
+        now = [
+            (p.data_ptr(), 0 if p.is_inference() else p._version) for layer in self.layers for p in layer.parameters()
+        ]
         if now == self._packed_of:
             return False
         kind = _KINDS[self.weights]

@@ -22,7 +22,8 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 
 
 def visible_mask(visible: Tensor | None, pads: Tensor, begin: int, end: int) -> Tensor:
-    """Which slots each new token sees, bool [S, P, end]: those behind the left padding, itself and what ``visible`` says.
+    """Which slots each new token sees, bool [S, P, end]: those behind the left padding, itself and what ``visible``
+    says.
 
     visible [S or 1, P, V] rules over the last V slots; all earlier ones are seen. None is causal.
     """
@@ -47,11 +48,13 @@ def places_after(
 ) -> tuple[list[tuple[int, list[int]]], int]:
     """Where the slots of each stream go when of the last ``num_new`` only those numbered ``kept`` stay.
 
-    All streams end at the same slot, so that one that keeps fewer than another moves. Returns (its new padding, the slots
-    it takes) for each stream, and the new length: that of the longest stream.
+    All streams end at the same slot, so that one that keeps fewer than another moves. Returns (its new padding, the
+    slots it takes) for each stream, and the new length: that of the longest stream.
     """
     begin = length - num_new
-    taken = [[*range(pad, begin), *(begin + number for number in numbers)] for pad, numbers in zip(pads, kept, strict=True)]
+    taken = [
+        [*range(pad, begin), *(begin + number for number in numbers)] for pad, numbers in zip(pads, kept, strict=True)
+    ]
     longest = max(map(len, taken))
     return [(longest - len(slots), slots) for slots in taken], longest
 
@@ -141,7 +144,9 @@ class ReferenceDecoder:
     def export(self, stream: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [K, n, W] of what this stream has read, by layer."""
         pad = int(self.pads[stream])
-        return [(layer.keys[stream, :, pad:].clone(), layer.values[stream, :, pad:].clone()) for layer in self.cache.layers]
+        return [
+            (layer.keys[stream, :, pad:].clone(), layer.values[stream, :, pad:].clone()) for layer in self.cache.layers
+        ]
 
     def num_read(self, stream: int) -> int:
         """Tokens that this stream holds."""

@@ -55,6 +55,10 @@ class Run:
         self.stats.prompt_tokens = sum(map(len, prompts)) - self.stats.cached_tokens
         self.count(0)
 
+    def advance(self) -> None:
+        """Write at least one token of every unfinished row."""
+        raise NotImplementedError
+
     def count(self, num_new: int) -> None:
         self.stats.forwards += 1
         self.stats.stream_counts.append(len(self.streams))

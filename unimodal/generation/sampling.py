@@ -87,7 +87,8 @@ def filter_logits(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) 
 
 
 class Sampler:
-    """The settings of R rows, put on the device once, so that drawing makes no other transfer and no synchronisation."""
+    """The settings of R rows, put on the device once, so that drawing makes no other transfer and no
+    synchronisation."""
 
     def __init__(self, configs: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> None:
         temperatures = [config.temperature for config in configs]

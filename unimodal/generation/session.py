@@ -1,7 +1,7 @@
 """A memory of what the decoder has read: turns of a chat, and requests that begin alike, are not read again.
 
-The cache of every finished stream is kept with its ids. A later prompt takes the longest beginning it shares with one of
-them, whatever text or media it holds, and only the rest is read. The answers are those of a call without a session.
+The cache of every finished stream is kept with its ids. A later prompt takes the longest beginning it shares with one
+of them, whatever text or media it holds, and only the rest is read. The answers are those of a call without a session.
 Make one session for each conversation; it holds keys and values of at most ``size`` streams, newest first.
 
 Shapes: N tokens read by a stream.

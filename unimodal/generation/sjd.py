@@ -1,8 +1,8 @@
 """Speculative Jacobi decoding (SJD, arXiv:2410.01699): a window of guesses, verified against what they were drawn from.
 
 A guess x was drawn from q, what its place predicted in the last pass. This pass predicts p. It is kept with probability
-min(1, p(x) / q(x)); the first that is not is drawn anew from what p has more than q, and the guesses behind it are drawn
-from this pass's own predictions. So every written token follows p, as in speculative sampling (arXiv:2211.17192).
+min(1, p(x) / q(x)); the first that is not is drawn anew from what p has more than q, and the guesses behind it are
+drawn from this pass's own predictions. So every written token follows p, as in speculative sampling (arXiv:2211.17192).
 Greedy, p and q are certain, and a guess is kept if it is the likeliest.
 
 Shapes: n guesses, W places of the pass, K candidates.

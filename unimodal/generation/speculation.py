@@ -9,7 +9,8 @@ A fast decoder is given one row at a time while what the row may write stays the
 All rows read their proposals in one forward, padded to the longest; rows that no fast decoder serves take one token a
 step in the same forward. A row that keeps fewer tokens than its neighbours is moved inside the cache.
 
-Shapes: S streams, P tokens read, V latest slots of the cache, W tokens whose logits are wanted, K candidate rows, D width.
+Shapes: S streams, P tokens read, V latest slots of the cache, W tokens whose logits are wanted, K candidate rows, D
+width.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from unimodal.vocabulary import Vocabulary
 
 @dataclass
 class Draft:
-    """What one row reads next. ``depths[w]``: how many tokens behind the answer the token lies that `wanted[w]` predicts.
+    """What one row reads next. ``depths[w]``: how many tokens behind the answer the token lies that `wanted[w]`
+    predicts.
 
     offsets and visible are needed only where the tokens read are not one behind the other: positions from the next one
     on, [P], and bool [P, V] over the last V slots of the cache, the P new ones last.

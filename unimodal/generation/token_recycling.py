@@ -1,9 +1,10 @@
 """Token Recycling (arXiv:2408.08696): a tree of guesses from what the model itself lately thought likely.
 
-For every token the eight likeliest successors of its last occurrence are kept. From the token that waits, a fixed tree of
-places is filled by following them, read in one pass with a mask by which a node sees its ancestors only, and walked along
-the tokens that the plain loop writes: with the noise of each place, or the likeliest. So the answer is the plain loop's
-own. The table starts empty, is shared by all rows and fills as it goes, from prompts too if `learn` is given their ids.
+For every token the eight likeliest successors of its last occurrence are kept. From the token that waits, a fixed tree
+of places is filled by following them, read in one pass with a mask by which a node sees its ancestors only, and walked
+along the tokens that the plain loop writes: with the noise of each place, or the likeliest. So the answer is the plain
+loop's own. The table starts empty, is shared by all rows and fills as it goes, from prompts too if `learn` is given
+their ids.
 
 Shapes: T nodes of the tree, W = 1 + T places, K candidates.
 """

@@ -1,9 +1,9 @@
 """ZipAR (arXiv:2412.04062): rows of a picture are decoded in parallel, each a window behind the one above.
 
-In raster order the token to the left and those above say more than the far end of the row above. So row r + 1 starts once
-row r has ``window`` tokens, and a pass writes one token of every open row. Where the last token of the row above is not
-known yet, its newest stands in for it, and leaves the cache again. Tokens keep their raster positions and see only what
-comes before them in the raster. Lossy unless the window is the whole row, when it is the plain loop.
+In raster order the token to the left and those above say more than the far end of the row above. So row r + 1 starts
+once row r has ``window`` tokens, and a pass writes one token of every open row. Where the last token of the row above
+is not known yet, its newest stands in for it, and leaves the cache again. Tokens keep their raster positions and see
+only what comes before them in the raster. Lossy unless the window is the whole row, when it is the plain loop.
 
 It is for raster order only: codes that run from coarse to fine have no rows.
 
@@ -24,7 +24,8 @@ from unimodal.vocabulary import Vocabulary
 
 @dataclass
 class ZipAR(FastDecoder):
-    """window: tokens that the row above must have. columns: block name → codes a row, for every block in raster order."""
+    """window: tokens that the row above must have. columns: block name → codes a row, for every block in raster
+    order."""
 
     window: int = 4
     columns: Mapping[str, int] = field(default_factory=dict)

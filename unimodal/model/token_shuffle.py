@@ -2,8 +2,8 @@
 
 The embedding of a code needs far fewer dimensions than the decoder is wide. So the codes of a window are narrowed, laid
 side by side along the channels and refined: one token of full width. Behind the decoder each token is split again and
-widened, and the head is read once for every code. A picture of N codes takes N / s² steps, in each of which the window's
-codes are drawn independently of each other; which is what is lost, and why the model must be trained for it.
+widened, and the head is read once for every code. A picture of N codes takes N / s² steps, in each of which the
+window's codes are drawn independently of each other; which is what is lost, and why the model must be trained for it.
 
 Shapes: B batch, T tokens of the prompt, N codes in raster order, G = N / s² windows, W = s² codes of a window, D width,
 K rows of the block.

@@ -1,7 +1,7 @@
 """Search at test time over what the engine may write, by name; each module has one method.
 
-A verifier scores answers; search spends more tokens to find one that it likes better. Where codes are ordered from coarse
-to fine, a few of them already show what the whole will be, so that beams are chosen early (arXiv:2604.15453).
+A verifier scores answers; search spends more tokens to find one that it likes better. Where codes are ordered from
+coarse to fine, a few of them already show what the whole will be, so that beams are chosen early (arXiv:2604.15453).
 """
 
 from __future__ import annotations

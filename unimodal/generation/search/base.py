@@ -1,7 +1,7 @@
 """What the searches share: continuing partial answers, and the verifier that scores them.
 
-An answer is the ids of one forced medium, its start included; a partial answer stops inside the span. Every candidate has
-its own seed, so a search is reproducible; what candidates share is read once, through a session.
+An answer is the ids of one forced medium, its start included; a partial answer stops inside the span. Every candidate
+has its own seed, so a search is reproducible; what candidates share is read once, through a session.
 """
 
 from __future__ import annotations
