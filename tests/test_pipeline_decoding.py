@@ -195,7 +195,5 @@ def test_the_command_line_has_them_all(monkeypatch, capsys, tmp_path):
     for wrong in (["--decoder", "fast"], ["--search", "magic"], ["--weights", "int4"]):
         code, printed, err = run(capsys, *words, *wrong)
         assert code == 2 and printed == "" and "is unknown; choose" in err and len(err.splitlines()) == 1
-    code, _, err = run(
-        capsys, "generate", "hello", "--to", "audio", "--out", str(tmp_path / "a.wav"), "--partial"
-    )
+    code, _, err = run(capsys, "generate", "hello", "--to", "audio", "--out", str(tmp_path / "a.wav"), "--partial")
     assert code == 2 and "--partial is for pictures" in err
