@@ -139,7 +139,7 @@ def test_a_medium_the_model_lacks_and_an_empty_turn_are_refused(model):
 
 def test_guidance_compares_with_the_prompt_without_its_words(model, files, monkeypatch):
     asked = []
-    monkeypatch.setattr(model.engine, "generate", lambda prompts, configs, on_token: asked.extend(configs) or [])
+    monkeypatch.setattr(model.engine, "generate", lambda prompts, configs, *_: asked.extend(configs) or [])
     monkeypatch.setattr(model, "_outputs", lambda rows: [[]])
     turn = model.user_turn(["draw this in blue", Image(path=files["image"])])
     model.answers([Document([turn])], to="image", seeds=[0])

@@ -62,7 +62,7 @@ def tiny_tokenizers() -> dict[str, MediaTokenizer]:
 
 def tiny_vocabulary(text: TextTokenizer, tokenizers: dict[str, MediaTokenizer]) -> Vocabulary:
     image, audio, video = (tokenizers[name].sha256 for name in ("image", "audio", "video"))
-    picture = [Segment("semantic", 3, mark=False), Segment("look", 1, mark=False), Segment("image", 60, mark=False)]
+    picture = [Segment(name, count, mark=False) for name, count in tokenizers["image"].segments]
     return Vocabulary.build(
         text.size,
         [

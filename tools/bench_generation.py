@@ -1,96 +1,235 @@
-"""Time one picture (64 codes, guided and not) with the ways to decode on this machine.
+"""Pictures per minute of the engine beside `transformers.generate()`, side by side, each ingredient switched on in
+turn.
 
-    OMP_NUM_THREADS=1 python tools/bench_generation.py [--rows 1] [--repeats 3] [--hidden 256 --layers 7]
+    OMP_NUM_THREADS=2 python tools/bench_generation.py [--model model_cards/nano | --shape nano|135m] [--pictures 1]
 
-lean        the engine over its own step (unimodal.generation.lean_decoder)
-reference   the engine over Hugging Face's forward and a DynamicCache
-dynamic     Hugging Face's forward alone, DynamicCache, whole head, argmax: no grammar, no sampling, no guidance
-static      the same with a StaticCache
+Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is
+faster than its `prefix_allowed_tokens_fn`. First the greedy ids of every lossless variant are compared with the peer's.
+Then the variants take turns, and medians of wall-clock count. For variants that change numbers (bfloat16, int8) or the
+answer (lossy decoders) the table says what is lost: the mean change of the log-probability of the peer's greedy picture
+per code, and how many of its codes come out the same.
 
-The last two feed as many streams as the engine does, so they are what the engine's bookkeeping is to be compared with.
-Variants take turns; the best of the repeats counts, in processor seconds and in wall-clock seconds.
-
-One thread of a 2.5 GHz AVX-512 processor, 9.8 M parameters, one picture, seconds: without guidance lean 0.57,
-reference 0.78, dynamic 0.86, static 0.80; with guidance lean 0.69, reference 0.78, dynamic 0.84, static 0.89. Half of
-the lean step is matrix products that wait for their weights; a static cache is no clear gain without compilation.
+    peer          transformers.generate() with guidance_scale: a second forward with its own cache each step
+    reference     the engine over Hugging Face's forward: both branches in one batch, sliced head, grammar
+    lean          + a preallocated cache and about twenty operations a layer
+    packed        + fused projections, transposed float32 weights
+    bfloat16      packed in half the bytes        int8    packed in a quarter
+    NAME          packed, or int8 with +int8, with the fast decoder of that name
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
+import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import DynamicCache, StaticCache
+import transformers
 
+from unimodal.generation import DECODERS, make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
-from unimodal.vocabulary import Block, Vocabulary
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+
+SHAPES = {  # width, layers, heads, key/value heads, MLP width, text rows
+    "nano": (256, 7, 4, 4, 704, 4096),
+    "135m": (576, 30, 9, 3, 1536, 49152),
+}
 
 
-@torch.inference_mode()
-def stock(model: torch.nn.Module, prompts: torch.Tensor, steps: int, static: bool) -> None:
-    """Greedy decoding with the model's own forward: prompts [S, N], unpadded."""
-    length = prompts.shape[1]
-    cache = (
-        StaticCache(config=model.config, max_cache_len=length + steps) if static else DynamicCache(config=model.config)
+@dataclass
+class Bench:
+    """A model, its vocabulary and one guided request for a picture."""
+
+    model: Any
+    vocabulary: Vocabulary
+    prompt: list[int]
+    bare: list[int]
+    guidance: float
+    sampling: SamplingConfig
+    pictures: int
+
+    def __post_init__(self) -> None:
+        self.layout = self.vocabulary.layout("image")
+        self.num_codes = self.layout.fixed_steps
+        self.places: list[range] = []  # the rows that each code of a picture may be
+        for segment in self.layout.segments:
+            self.places += [self.vocabulary.block_range(segment.block)] * (segment.count or 0)
+
+    def config(self, sampling: SamplingConfig, seed: int = 0, **changes: Any) -> GenerationConfig:
+        return GenerationConfig(
+            max_new_tokens=self.num_codes + 3,
+            force="image",
+            guidance={"image": self.guidance},
+            unconditional=tuple(self.bare),
+            sampling={"image": sampling},
+            seed=seed,
+            **changes,
+        )
+
+    def peer(self, sampling: SamplingConfig, seed: int = 0) -> list[list[int]]:
+        """`generate()` for the codes behind `<|image_start|>`."""
+        torch.manual_seed(seed)
+        start = self.vocabulary.start_id("image")
+        prompt = torch.tensor([[*self.prompt, start]] * self.pictures)
+        places, begin = self.places, prompt.shape[1]
+
+        class Slice(transformers.LogitsProcessor):
+            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+                rows = places[input_ids.shape[1] - begin]
+                masked = torch.full_like(scores, -torch.inf)
+                masked[:, rows.start : rows.stop] = scores[:, rows.start : rows.stop]
+                return masked
+
+        choice: dict[str, Any] = {"do_sample": False}
+        if sampling.temperature:
+            choice = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or None}
+        guided = self.guidance != 1.0
+        out = self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=self.num_codes,
+            min_new_tokens=self.num_codes,
+            guidance_scale=self.guidance if guided else None,
+            negative_prompt_ids=torch.tensor([[*self.bare, start]] * self.pictures) if guided else None,
+            logits_processor=transformers.LogitsProcessorList([Slice()]),
+            use_cache=True,
+            pad_token_id=self.vocabulary.control_id("<|pad|>"),
+            eos_token_id=None,
+            **choice,
+        )
+        return out[:, prompt.shape[1] :].tolist()
+
+    def ours(
+        self, engine: Engine, sampling: SamplingConfig, method: str | None = None, seed: int = 0
+    ) -> list[list[int]]:
+        configs = [self.config(sampling, seed + number) for number in range(self.pictures)]
+        fast = None if method is None else make_decoder(method)
+        answers = engine.generate([self.prompt] * self.pictures, configs, method=fast)
+        return [answer[1 : 1 + self.num_codes] for answer in answers]
+
+    def log_likelihood(self, engine: Engine, codes: list[int]) -> float:
+        """Of a picture's codes behind its prompt, a code, unguided, over the whole vocabulary."""
+        prompt = [*self.prompt, self.vocabulary.start_id("image")]
+        return engine.log_likelihood([prompt], [codes])[0] / len(codes)
+
+
+def random_model(shape: str) -> tuple[Any, Vocabulary]:
+    width, layers, heads, kv_heads, intermediate, text_rows = SHAPES[shape]
+    blocks = [
+        Block(name=n, modality=m, size=4096) for n, m in (("image", "image"), ("audio", "audio"), ("video", "video"))
+    ]
+    blocks.insert(0, Block(name="semantic", modality="image", size=1536))
+    layout = [SpanLayout("image", [Segment("semantic", 4), Segment("image", 60, mark=False)])]
+    vocabulary = Vocabulary.build(text_rows, blocks, layout)
+    cfg = NanoConfig(
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        intermediate_size=intermediate,
+        init_std=0.08 if shape == "nano" else 0.04,  # not so small that all codes are alike
     )
-    ids, position = prompts, torch.arange(length)[None]
-    for step in range(steps):
-        out = model(ids, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        ids = out.logits[:, -1].argmax(-1, keepdim=True)
-        position = torch.tensor([[length + step]])
+    return build_nano(vocabulary.size, cfg, pad_id=0, bos_id=1, eos_id=2, seed=0).eval(), vocabulary
+
+
+def trained_model(folder: Path) -> tuple[Any, Vocabulary]:
+    """The decoder of a model folder alone: its media tokenizers are not needed for speed."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), Vocabulary.load(folder / "vocabulary.json")
+
+
+def request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int], list[int]]:
+    names = ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
+    bos, user, end, assistant = (vocabulary.control_id(name) for name in names)
+    words = list(range(10, 18))
+    if folder is not None:
+        from unimodal.sequence.text_tokenizer import TextTokenizer
+
+        words = list(TextTokenizer.load(folder).encode("Draw a red apple."))
+    return [bos, user, *words, end, assistant], [bos, user, end, assistant]
+
+
+def bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
+    """The weights that the steps of a picture read, per second."""
+    layers = sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
+    return f"{layers * bytes_per_weight * bench.num_codes / seconds / 1e9:5.1f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=7)
+    parser.add_argument("--model", type=Path, default=None, help="a model folder; otherwise random weights of --shape")
+    parser.add_argument("--shape", choices=SHAPES, default="nano")
+    parser.add_argument("--pictures", type=int, default=1, help="how many are drawn together")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-k", type=int, default=200)
+    parser.add_argument("--decoders", nargs="*", default=["jacobi", "sjd", "coupled-sjd", "gsd"], choices=DECODERS)
     args = parser.parse_args()
-    vocabulary = Vocabulary.build(4096, [Block(name=n, modality=n, size=4096) for n in ("image", "audio", "video")])
-    heads = args.hidden // 64
-    cfg = NanoConfig(
-        hidden_size=args.hidden,
-        num_layers=args.layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        intermediate_size=args.hidden * 11 // 4,
+    transformers.utils.logging.set_verbosity_error()
+    model, vocabulary = trained_model(args.model) if args.model else random_model(args.shape)
+    model.config.use_cache = True
+    prompt, bare = request(vocabulary, args.model)
+    sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k)
+    bench = Bench(model, vocabulary, prompt, bare, args.guidance, sampling, args.pictures)
+    print(
+        f"{args.model or args.shape + ' shape, random weights'}: {num_parameters(model) / 1e6:.1f} M parameters, "
+        f"{bench.num_codes} codes a picture, {args.pictures} at a time, guidance {args.guidance:g}"
     )
-    model = build_nano(vocabulary.size, cfg, pad_id=0, bos_id=1, eos_id=2, seed=0).eval()
-    names = ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
-    bos, user, end, assistant = (vocabulary.control_id(name) for name in names)
-    prompt = [bos, user, *range(10, 22), end, assistant]
-    print(f"{num_parameters(model) / 1e6:.1f} M parameters, {torch.get_num_threads()} threads, {args.rows} pictures")
-    for guidance in (1.0, 3.0):
-        config = GenerationConfig(
-            max_new_tokens=67, force="image", guidance={"image": guidance}, unconditional=(bos, user, end, assistant)
-        )
-        streams = args.rows * (1 if guidance == 1.0 else 2)
-        ids = torch.tensor([prompt] * streams)
-
-        def engine(name: str, config: GenerationConfig = config) -> Callable[[], object]:
-            made = Engine(model, vocabulary, name)
-            return lambda: made.generate([prompt] * args.rows, config)
-
-        runs: dict[str, Callable[[], object]] = {
-            "lean": engine("lean"),
-            "reference": engine("reference"),
-            "dynamic": lambda ids=ids: stock(model, ids, 64, static=False),
-            "static": lambda ids=ids: stock(model, ids, 64, static=True),
-        }
-        best = {name: (float("inf"), float("inf")) for name in runs}
-        for _ in range(args.repeats + 1):
-            for name, run in runs.items():
-                wall, processor = time.perf_counter(), time.process_time()
-                run()
-                spent = time.process_time() - processor, time.perf_counter() - wall
-                best[name] = min(best[name], spent)
-        for name, (processor, wall) in best.items():
-            label = f"guidance {guidance:.0f}  {streams} streams  {name:10s}"
-            print(f"{label} {processor:6.3f} s processor {wall:7.3f} s wall")
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}, "
+        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    packed, int8 = Engine(model, vocabulary, weights="float32"), Engine(model, vocabulary, weights="int8")
+    engines = {
+        "reference": (Engine(model, vocabulary, "reference"), None, 4),
+        "lean": (Engine(model, vocabulary, "lean", weights="model"), None, 4),
+        "packed": (packed, None, 4),
+        "bfloat16": (Engine(model, vocabulary, weights="bfloat16"), None, 2),
+        "int8": (int8, None, 1),
+    }
+    for name in args.decoders:
+        engines[name] = (packed, name, 4)
+        engines[f"{name}+int8"] = (int8, name, 1)
+    runs: dict[str, Callable[[int], object]] = {"peer": lambda seed: bench.peer(sampling, seed)}
+    for name, (engine, method, _) in engines.items():
+        runs[name] = lambda seed, e=engine, m=method: bench.ours(e, sampling, m, seed)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    forwards: dict[str, list[int]] = {name: [] for name in runs}
+    for turn in range(args.repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run(turn)
+            if turn:
+                times[name].append(time.perf_counter() - began)
+                forwards[name].append(engines[name][0].stats.forwards if name in engines else bench.num_codes)
+        print(f"turn {turn} of {args.repeats}", file=sys.stderr)
+    greedy = bench.peer(GREEDY)
+    likelihood = bench.log_likelihood(packed, greedy[0])
+    base = statistics.median(times["peer"])
+    print(f"{'':18s} s/batch  pictures/min   x peer  passes  weights GB/s  greedy ids       log-probability a code")
+    for name, values in times.items():
+        median = statistics.median(values)
+        line = f"{name:18s} {median:7.3f} {60 * args.pictures / median:13.1f} {base / median:8.2f}"
+        line += f" {statistics.median(forwards[name]):7.0f}"
+        if name in engines:
+            engine, method, size = engines[name]
+            found = bench.ours(engine, GREEDY, method)
+            same = sum(a == b for x, y in zip(found, greedy, strict=True) for a, b in zip(x, y, strict=True))
+            change = bench.log_likelihood(engine, greedy[0]) - likelihood
+            passes = statistics.median(forwards[name]) / bench.num_codes
+            line += f" {float(bandwidth(bench, median, size)) * passes:13.1f}"
+            line += f"  {'identical' if found == greedy else f'{same} of {bench.num_codes * args.pictures}':12s}"
+            line += f" {likelihood:10.4f} {change:+.4f}"
+        print(line)
 
 
 if __name__ == "__main__":

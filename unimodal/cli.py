@@ -15,7 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from unimodal.cli_progress import Reporter
-    from unimodal.pipeline import Unimodal
+    from unimodal.pipeline import Output, Unimodal
 
 MEDIA = ("image", "audio", "video")
 #: what a result of each modality may be saved as; the media modules check again
@@ -45,6 +45,13 @@ Guidance = Annotated[
     typer.Option("--guidance", metavar="G", help="How closely media follow the words; 1 is not at all more."),
 ]
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="At most so many new tokens.")]
+Negative = Annotated[str | None, typer.Option("--negative", metavar="WORDS", help="What media should not look like.")]
+Decoder = Annotated[
+    str | None, typer.Option("--decoder", metavar="D", help="A fast decoder: jacobi, coupled-sjd, token-recycling, …")
+]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="W", help="auto, or bfloat16 or int8: faster on a CPU, a little less exact.")
+]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write; its suffix is the format.")]
 
 
@@ -83,6 +90,9 @@ def chat(
     seed: Seed = 0,
     guidance: Guidance = None,
     tokens: Tokens = None,
+    negative: Negative = None,
+    decoder: Decoder = None,
+    weights: Weights = "auto",
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where media in answers are saved.")] = Path("."),
     model: Model = None,
 ) -> None:
@@ -91,6 +101,7 @@ def chat(
     from unimodal.sequence.document import MEDIA_PARTS
 
     _check_choice("--to", to, ("text", *MEDIA))
+    _check_ways(decoder, weights)
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; leave it out for an interactive session")
     if not folder.is_dir():
@@ -99,7 +110,8 @@ def chat(
     for _, path in files:
         _check_file(path)
     with _reporter() as report:
-        session = Session(_load(model, report), report, folder, {"guidance": guidance, "tokens": tokens}, seed)
+        settings = {"guidance": guidance, "tokens": tokens, "negative": negative, "decoder": decoder}
+        session = Session(_load(model, report, weights), report, folder, settings, seed)
         for kind, path in files:
             session.attach(MEDIA_PARTS[kind](path=str(path)))
         if prompt is None:
@@ -117,18 +129,48 @@ def generate(
     guidance: Guidance = None,
     tokens: Tokens = None,
     voice: Annotated[str | None, typer.Option(metavar="NAME", help="Who speaks (audio).")] = None,
+    negative: Negative = None,
+    decoder: Decoder = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="S", help="Write several, keep the best: best-of-n, beam or lookahead.")
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Save the coarse pictures on the way, too.")] = False,
+    weights: Weights = "auto",
     model: Model = None,
 ) -> None:
     """Make a picture, a sound, a clip or a text from words, and save it."""
+    from unimodal.generation.search import SEARCHES
+
     _check_choice("--to", to, ("text", *MEDIA))
+    _check_choice("--search", search, tuple(SEARCHES))
+    _check_ways(decoder, weights)
     _check_out(out, to)
+    if partial and to != "image":
+        raise ValueError(f"--partial is for pictures, not for {to}; leave it out")
+    saved: list[Path] = []
+
+    def save_partial(_: int, output: Output) -> None:
+        saved.append(out.with_name(f"{out.stem}-{output.num_codes:02d}{out.suffix}"))
+        output.save(saved[-1])
+
     with _reporter() as report:
-        loaded = _load(model, report)
+        loaded = _load(model, report, weights)
         output = loaded.generate(
-            prompt, to, seed, voice, guidance=guidance, tokens=tokens, on_token=_counting(report, f"making {to}")
+            prompt,
+            to,
+            seed,
+            voice,
+            search,
+            guidance=guidance,
+            tokens=tokens,
+            negative=negative,
+            decoder=decoder,
+            on_token=_counting(report, f"making {to}"),
+            on_partial=save_partial if partial else None,
         )
         output.save(out)
-    print(out)
+    for path in (*saved, out):
+        print(path)
 
 
 @app.command()
@@ -196,14 +238,14 @@ def _reporter() -> Reporter:
     return Reporter()
 
 
-def _load(model: str | None, report: Reporter) -> Unimodal:
+def _load(model: str | None, report: Reporter, weights: str = "auto") -> Unimodal:
     from unimodal.pipeline_folder import find_model
 
     find_model(model)  # a wrong name is told before seconds of imports
     report("starting")
     from unimodal.pipeline import load
 
-    return load(model, on_step=report)
+    return load(model, on_step=report, weights=weights)
 
 
 def _load_coder(model: str | None, report: Reporter) -> Any:
@@ -231,6 +273,13 @@ def _counting(report: Reporter, text: str) -> Any:
 def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
     if value is not None and value not in choices:
         raise ValueError(f"{option} {value!r} is unknown; choose {', '.join(choices)}")
+
+
+def _check_ways(decoder: str | None, weights: str) -> None:
+    from unimodal.generation import DECODERS
+
+    _check_choice("--decoder", decoder, tuple(DECODERS))
+    _check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
 
 
 def _check_file(path: Path) -> None:

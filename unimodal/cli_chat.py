@@ -41,6 +41,7 @@ class Session:
     ) -> None:
         self.model, self.report, self.folder = model, report, folder
         self.settings, self.seed = settings or {}, seed
+        self.memory = model.engine.session()  # what was read for one turn is not read again for the next
         self.history: list[Turn] = []
         self.pending: list[Part] = []
         self.last: Output | None = None
@@ -83,6 +84,7 @@ class Session:
         elif command == "/clear":
             self.history.clear()
             self.pending.clear()
+            self.memory.clear()
             _notice("forgotten")
         elif command in ATTACHED:
             self.attach(MEDIA_PARTS[ATTACHED[command]](path=_path(command, rest)))
@@ -117,7 +119,12 @@ class Session:
         history = self._fitting(turn, to)
         writer = _Writer(model, self.report)
         outputs = model.answers(
-            [Document([*history, turn])], to=to, seeds=[self.seed], on_token=writer, **self.settings
+            [Document([*history, turn])],
+            to=to,
+            seeds=[self.seed],
+            session=self.memory,
+            on_token=writer,
+            **self._settings_for(to),
         )[0]
         self.seed += 1
         self.report.clear()
@@ -131,6 +138,10 @@ class Session:
                 self._show(output)
             elif not writer.live:
                 print(output.text, flush=True)
+
+    def _settings_for(self, to: str | None) -> dict[str, Any]:
+        """A negative prompt has no say in an answer of words."""
+        return {**self.settings, "negative": None} if to == "text" else self.settings
 
     def _fitting(self, turn: Turn, to: str | None) -> list[Turn]:
         """As many of the latest exchanges as the model is meant to see and has room for."""

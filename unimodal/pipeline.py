@@ -23,8 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unimodal.generation import make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig, TokenEvent
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.session import Session
+from unimodal.generation.speculation import FastDecoder
 from unimodal.pipeline_folder import (
     MediumSettings,
     find_model,
@@ -33,6 +36,8 @@ from unimodal.pipeline_folder import (
     read_sampling,
 )
 from unimodal.pipeline_media import MediaCoder, MediaCodes, Output
+from unimodal.pipeline_partial import PartialPictures
+from unimodal.pipeline_search import CaptionVerifier, search
 from unimodal.pipeline_wording import Wording
 from unimodal.sequence.document import Document, Part, Text, Turn
 from unimodal.sequence.template import Template
@@ -50,11 +55,14 @@ def load(
     model: str | os.PathLike[str] | None = None,
     device: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
+    weights: str = "auto",
+    compile: bool = False,
 ) -> Unimodal:
     """The model in a folder or under a hub id; without a name `$UNIMODAL_MODEL` or the nano of this checkout.
 
     Media tokenizers are checked by their hash now and loaded when they are first needed. `on_step` is told what is
-    being done. Raises ValueError, in one line, for a model that is missing, incomplete or mixed up.
+    being done. `weights` and `compile` are how the engine decodes: "int8" and "bfloat16" are faster on a processor and
+    lose a little. Raises ValueError, in one line, for a model that is missing, incomplete or mixed up.
     """
     folder = find_model(model)
     on_step("loading the model")
@@ -62,7 +70,8 @@ def load(
     template = Template(vocabulary, TextTokenizer.load(folder))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     coder = MediaCoder(folder, vocabulary, read_processor(folder), device, on_step)
-    return Unimodal(folder, _load_decoder(folder, vocabulary).to(device), template, coder, read_sampling(folder))
+    decoder, sampling = _load_decoder(folder, vocabulary).to(device), read_sampling(folder)
+    return Unimodal(folder, decoder, template, coder, sampling, weights, compile)
 
 
 def _load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
@@ -104,12 +113,15 @@ class Unimodal:
         template: Template,
         coder: MediaCoder,
         sampling: dict[str, MediumSettings] | None = None,
+        weights: str = "auto",
+        compile: bool = False,
     ) -> None:
         self.folder, self.decoder, self.template, self.coder = folder, decoder, template, coder
         self.vocabulary, self.processor = template.vocabulary, coder.processor
         own = {name: MediumSettings() for name in self.vocabulary.media} | (sampling or {})
         self.sampling = {"text": MediumSettings(temperature=0.0)} | own
-        self.engine = Engine(decoder, self.vocabulary)
+        self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile)
+        self._methods: dict[str, FastDecoder] = {}
         self.max_positions = int(decoder.config.max_position_embeddings)
 
     @property
@@ -133,13 +145,53 @@ class Unimodal:
         turn = self.user_turn(parts)
         return self.answers([Document([*history, turn])], to=to, **{"seeds": [0], **settings})[0]
 
-    def generate(self, prompt: str, to: str, seed: int = 0, voice: str | None = None, **settings: Any) -> Output:
-        """One picture, sound, clip or text for a prompt: `generate("a red apple", to="image")`."""
-        request = self.wording.request(prompt, to, voice)
-        outputs = self.answers([Document([Turn("user", request)])], to=to, seeds=[seed], **settings)[0]
+    def generate(
+        self,
+        prompt: str,
+        to: str,
+        seed: int = 0,
+        voice: str | None = None,
+        search: str | None = None,
+        search_settings: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Output:
+        """One picture, sound, clip or text for a prompt: `generate("a red apple", to="image")`.
+
+        search: "best-of-n", "beam" or "lookahead" writes several and gives the one whose picture the model itself would
+        call by the prompt; `search_settings` are theirs (`n`, `beams`, `expand`, `stages`). For `settings` see
+        `answers`.
+        """
+        document = Document([Turn("user", self.wording.request(prompt, to, voice))])
+        if search is not None:
+            return self._searched(document, prompt, to, seed, search, search_settings or {}, settings)
+        outputs = self.answers([document], to=to, seeds=[seed], **settings)[0]
         if to == "text":
             return Output(Text(" ".join(output.text for output in outputs if output.text)))
         return next(output for output in outputs if output.modality == to)
+
+    def _searched(
+        self,
+        document: Document,
+        caption: str,
+        to: str,
+        seed: int,
+        method: str,
+        search_settings: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> Output:
+        if to == "text":
+            raise ValueError("search chooses between media; leave it out for text")
+        self.vocabulary.layout(to)
+        unused = sorted(set(settings) - {"guidance", "temperature", "tokens", "negative", "guidance_interval"})
+        if [name for name in unused if settings[name] is not None and name != "on_token"]:
+            raise ValueError(f"search does not go with {', '.join(unused)}; leave one of them out")
+        prompt = self._prompt(document, to)
+        scales = self._settings(to, settings.get("guidance"), settings.get("temperature"))
+        shape = {name: settings.get(name) for name in ("negative", "guidance_interval")}
+        config = self._config(document, len(prompt), to, seed, scales, settings.get("tokens"), **shape)
+        verifier = CaptionVerifier(self, to, self.wording.caption(caption, to))
+        found = search(self, prompt, config, method, verifier, **search_settings)
+        return next(output for output in self._outputs([found.answer])[0] if output.modality == to)
 
     def user_turn(self, parts: Iterable[Part | str] | str) -> Turn:
         """The user's turn with every file encoded; media without words get the trained question behind them."""
@@ -163,15 +215,24 @@ class Unimodal:
         guidance: float | None = None,
         temperature: float | None = None,
         tokens: int | None = None,
+        negative: str | None = None,
+        guidance_interval: tuple[int, int] | None = None,
+        decoder: str | None = None,
+        session: Session | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         on_token: Callable[[TokenEvent], None] | None = None,
+        on_partial: Callable[[int, Output], None] | None = None,
     ) -> list[list[Output]]:
         """The answers to documents whose media have codes, in batches; none depends on its neighbours in a batch.
 
-        to: the medium that each answer must hold, "text" for words only, None for what the model chooses.
-        guidance, temperature: of the medium asked for (all media without `to`), in place of the model's own.
-        tokens: at most so many new tokens. on_progress is told (requests done, of how many), on_token each new token.
-        Raises ValueError, before anything is computed, for a request that does not fit the model.
+        to: the medium that each answer must hold, "text" for words only, None for what the model chooses. guidance,
+        temperature: of the medium asked for (all media without `to`), in place of the model's own. negative: what the
+        media should not look like; guidance moves away from it (by default from no words at all). guidance_interval:
+        guide only the code steps [first, last) of a span. decoder: a fast decoder by name
+        (`unimodal.generation.DECODERS`). session: of `engine.session()`, remembers what was read. tokens: at most so
+        many new tokens. on_progress is told (requests done, of how many), on_token each new token, on_partial (number
+        of the document, coarse picture) while a picture is written. Raises ValueError, before anything is computed, for
+        a request that does not fit the model.
         """
         if to is not None and to != "text":
             self.vocabulary.layout(to)
@@ -179,14 +240,20 @@ class Unimodal:
         seeds = list(seeds) if seeds is not None else list(range(len(documents)))
         settings = self._settings(to, guidance, temperature)
         configs = [
-            self._config(document, len(prompt), to, seed, settings, tokens)
+            self._config(document, len(prompt), to, seed, settings, tokens, negative, guidance_interval)
             for document, prompt, seed in zip(documents, prompts, seeds, strict=True)
         ]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in a batch
         found: dict[int, list[Output]] = {}
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
-            rows = self.engine.generate([prompts[i] for i in batch], [configs[i] for i in batch], on_token)
+            watch = on_token
+            if on_partial is not None:
+                partial = PartialPictures(self.coder, on_partial, batch)
+                watch = _both(on_token, partial)
+            rows = self.engine.generate(
+                [prompts[i] for i in batch], [configs[i] for i in batch], watch, self._method(decoder), session
+            )
             found.update(zip(batch, self._outputs(rows), strict=True))
             if on_progress is not None:
                 on_progress(len(found), len(order))
@@ -236,6 +303,8 @@ class Unimodal:
         seed: int,
         settings: tuple[dict[str, SamplingConfig], dict[str, float]],
         tokens: int | None,
+        negative: str | None = None,
+        guidance_interval: tuple[int, int] | None = None,
     ) -> GenerationConfig:
         sampling, scales = settings
         max_codes = {"audio": self.processor.max_audio_codes} if "audio" in self.vocabulary.media else {}
@@ -251,7 +320,10 @@ class Unimodal:
         writable = self.vocabulary.media if to is None else (to,)
         unconditional = None
         if any(scales.get(name, 1.0) != 1.0 for name in writable):
-            unconditional = self.template.render(document.without_text(), add_generation_prompt=True).ids.tolist()
+            other = document.without_text() if negative is None else document.with_text(self._unwanted(negative, to))
+            unconditional = self.template.render(other, add_generation_prompt=True).ids.tolist()
+        elif negative is not None:
+            raise ValueError("a negative prompt works through guidance, which is 1 here; raise the guidance")
         return GenerationConfig(
             max_new_tokens=tokens or min(longest, room),
             force=to,
@@ -259,9 +331,28 @@ class Unimodal:
             seed=seed,
             sampling=sampling,
             guidance=scales,
+            guidance_interval={name: guidance_interval for name in writable} if guidance_interval else {},
             unconditional=unconditional and tuple(unconditional),
             max_codes=max_codes,
         )
+
+    def _unwanted(self, negative: str, to: str | None) -> str:
+        """A negative prompt in the words that a request is put in."""
+        return self.wording.request(negative, to) if to in self.vocabulary.media else negative
+
+    def _method(self, name: str | None) -> FastDecoder | None:
+        """The fast decoder of that name; made once, so that one that learns goes on learning."""
+        if name is None:
+            return None
+        if name not in self._methods:
+            settings: dict[str, Any] = {}
+            if name == "zipar":  # rows and columns are the tokenizers' to say
+                columns = [getattr(self.coder.tokenizer(medium), "columns", {}) for medium in self.vocabulary.media]
+                settings = {"columns": {block: count for part in columns for block, count in part.items()}}
+            if name == "gsd":
+                settings = {"code_vectors": self.coder.code_vectors()}
+            self._methods[name] = make_decoder(name, **settings)
+        return self._methods[name]
 
     def _outputs(self, rows: Sequence[Sequence[int]]) -> list[list[Output]]:
         """Generated rows → parts, media decoded with all of one modality at once."""
@@ -293,3 +384,14 @@ class Unimodal:
             raise ValueError(f"{type(tokenizer).__name__} has no frozen trunk to compare pictures by")
         with torch.inference_mode():
             return tokenizer.trunk_features(pictures.to(self.coder.device)).cpu()
+
+
+def _both(first: Callable[[TokenEvent], None] | None, second: Callable[[TokenEvent], None]) -> Any:
+    """One callback that calls the two."""
+
+    def on_token(event: TokenEvent) -> None:
+        if first is not None:
+            first(event)
+        second(event)
+
+    return on_token

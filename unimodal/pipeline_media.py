@@ -51,6 +51,11 @@ class Output:
         """The words of a text part, '' for media."""
         return self.part.text if isinstance(self.part, Text) else ""
 
+    @property
+    def num_codes(self) -> int:
+        """Code steps of a medium, 0 of a text."""
+        return 0 if isinstance(self.part, Text) else len(self.part.codes)
+
     def __repr__(self) -> str:
         if isinstance(self.part, Text):
             return f"Output({self.text!r})"
@@ -167,6 +172,17 @@ class MediaCoder:
         """Samples or frames a second; None for pictures."""
         name = {"audio": "sample_rate_hz", "video": "fps"}.get(modality)
         return None if name is None else float(self.setting(modality, name))
+
+    def code_vectors(self) -> dict[str, Tensor]:
+        """What the quantizers turn codes into, float [size, K] by block, for the blocks that are one codebook."""
+        found: dict[str, Tensor] = {}
+        for modality in self.vocabulary.media:
+            quantizer: Any = getattr(self.tokenizer(modality), "quantizer", None)
+            sizes = {block.name: block.size for block in self.vocabulary.blocks}
+            if hasattr(quantizer, "values") and sizes.get(modality) == quantizer.codebook_size:
+                codes = torch.arange(sizes[modality], device=self.device)
+                found[modality] = quantizer.values(codes).float().cpu()
+        return found
 
     # ---- files → tensors → codes
 

@@ -54,6 +54,15 @@ class Wording(Config):
             thing = with_article(thing)
         return self.wishes[to].replace("{thing}", thing)
 
+    def caption(self, prompt: str, to: str) -> str:
+        """What the model would call the answer to a request: `Draw a red apple.` → `red apple`."""
+        found = prompt.strip()
+        start = next((s for s in self.wish_starts.get(to, ()) if found.lower().startswith(s)), "")
+        found = found[len(start) :].strip()
+        if to == "audio":
+            return plain_words(found) if self.plain_speech else found
+        return re.sub(r"^(an?|the) (?=.)", "", found.rstrip("."), flags=re.IGNORECASE)
+
 
 def plain_words(text: str) -> str:
     """`Well, it's 5 o'clock!` → `well it's 5 o'clock`."""

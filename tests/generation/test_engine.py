@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unimodal.generation.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.grammar import Grammar
 from unimodal.generation.sampling import GREEDY, SamplingConfig, noise_keys, sample
@@ -19,9 +20,17 @@ MIXED = {
 }
 
 
-@pytest.fixture(params=["lean", "reference"])
+@pytest.fixture(params=["lean", "packed", "fixed-shape", "reference"])
 def engine(request, model, vocabulary):
-    return Engine(model, vocabulary, request.param)
+    """The ways to run the decoder; "fixed-shape" is the step that is compiled on a GPU, here run as it is."""
+    if request.param == "packed":
+        return Engine(model, vocabulary, weights="float32")
+    if request.param == "reference":
+        return Engine(model, vocabulary, "reference")
+    engine = Engine(model, vocabulary, "lean", weights="model")
+    if request.param == "fixed-shape":
+        engine._decoder = CompiledDecoder(model, backend=None)
+    return engine
 
 
 @torch.inference_mode()
@@ -101,9 +110,9 @@ def test_guidance_changes_the_picture_and_follows_the_other_prompt(engine, vocab
     ],
 )
 def test_only_guided_rows_run_a_second_branch(engine, model, ask, change, streams):
-    """Counted at the model: the batch rows that its first projection sees."""
+    """Counted at the model: the batch rows that its embedding sees."""
     seen = []
-    hook = model.model.layers[0].self_attn.q_proj.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     engine.generate([ask([3])], GenerationConfig(max_new_tokens=20, force="image", unconditional=ask(), **change))
     hook.remove()
     assert set(seen) == {streams}

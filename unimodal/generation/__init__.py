@@ -1,0 +1,31 @@
+"""Fast decoders by name, for `Engine.generate(..., method=make_decoder(name))` and `--decoder`.
+
+The classes are imported when one is made, so that a list of the names costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unimodal.generation.speculation import FastDecoder
+
+#: name → (module, class); see each module's page for what it does and whether it is lossless
+DECODERS = {
+    "jacobi": ("unimodal.generation.jacobi", "Jacobi"),
+    "sjd": ("unimodal.generation.sjd", "SpeculativeJacobi"),
+    "coupled-sjd": ("unimodal.generation.coupled_sjd", "CoupledSpeculativeJacobi"),
+    "gsd": ("unimodal.generation.grouped_sjd", "GroupedSpeculative"),
+    "zipar": ("unimodal.generation.zipar", "ZipAR"),
+    "masked": ("unimodal.generation.masked_parallel", "MaskedParallel"),
+    "token-recycling": ("unimodal.generation.token_recycling", "TokenRecycling"),
+}
+
+
+def make_decoder(name: str, **settings: Any) -> FastDecoder:
+    """A fast decoder by its name; ValueError, with the names that there are, for another."""
+    if name not in DECODERS:
+        raise ValueError(f"decoder {name!r} is unknown; choose {', '.join(DECODERS)}, or none")
+    module, kind = DECODERS[name]
+    return getattr(import_module(module), kind)(**settings)

@@ -68,6 +68,7 @@ class Grammar:
     min_text_tokens, max_text_tokens: of the whole answer.
     max_spans: by default 1 with a forced medium, otherwise as many as fit.
     min_codes, max_codes: by modality, code steps of a span whose layout leaves its length free.
+    begun: tokens of the answer that the prompt already holds (an open span); they do not count against max_new_tokens.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Grammar:
         max_spans: int | None = None,
         min_codes: Mapping[str, int] | None = None,
         max_codes: Mapping[str, int] | None = None,
+        begun: int = 0,
     ) -> None:
         known = ("text", *vocabulary.media)
         if allow is None:
@@ -114,7 +116,7 @@ class Grammar:
             for layout in vocabulary.layouts
         }
         self._outside: dict[tuple[bool, bool, tuple[str, ...]], Ranges] = {}
-        self._check_feasible()
+        self._check_feasible(begun)
 
     def _set_open_limits(self, layout: SpanLayout, min_codes: Mapping[str, int], max_codes: Mapping[str, int]) -> None:
         name, fixed = layout.modality, layout.fixed_steps
@@ -131,7 +133,7 @@ class Grammar:
                 f"{name} needs at least {fixed + self._min_open[name]} codes but max_codes is {high}; raise it"
             )
 
-    def _check_feasible(self) -> None:
+    def _check_feasible(self, begun: int) -> None:
         """Refuses up front what cannot be kept: names the count that is needed."""
         if "text" not in self.allow and not self._media:
             raise ValueError("allow is empty; allow text or a medium")
@@ -139,7 +141,7 @@ class Grammar:
             raise ValueError(f"at least {self.min_text_tokens} text tokens are asked for but fewer are allowed")
         if self._forced_medium and self.max_spans < 1:
             raise ValueError(f"{self.force} is forced but max_spans is {self.max_spans}; allow at least 1")
-        need = self._owed(RowState(0))
+        need = self._owed(RowState(0)) - begun
         if self.max_new_tokens < need:
             what = f"{self.force} answer" if self.force else "answer"
             raise ValueError(
@@ -155,12 +157,9 @@ class Grammar:
         `allow` says (ValueError if it is malformed or its rest does not fit). They do not count against any limit.
         """
         state = RowState(self.max_new_tokens)
-        opening = next((i for i in range(len(prefix) - 1, -1, -1) if self.vocabulary.is_control(prefix[i])), None)
-        while opening is not None and prefix[opening] == self.vocabulary.control_id("<|frame|>"):
-            opening = next((i for i in range(opening - 1, -1, -1) if self.vocabulary.is_control(prefix[i])), None)
-        if opening is None or prefix[opening] not in self._starts:
+        tail = open_span(self.vocabulary, prefix)
+        if not tail:
             return state
-        tail = prefix[opening:]
         state.remaining += len(tail)
         name = self._starts[tail[0]]
         forced = name == self._forced_medium
@@ -237,6 +236,41 @@ class Grammar:
         sure = segment.count if segment.count is not None else self._min_open[state.modality]
         return max(1, sure - state.codes)
 
+    def span_step(self, state: RowState) -> int:
+        """Code steps of the open span that are written; 0 outside spans."""
+        if state.modality == "text":
+            return 0
+        earlier = self._segments[state.modality][: state.segment]
+        return sum(segment.count or 0 for segment in earlier) + state.codes // self._groups[state.modality]
+
+    def last_span(self, state: RowState) -> bool:
+        """Whether no other span can follow the open one."""
+        return state.modality != "text" and state.spans >= self.max_spans
+
+    def room(self, state: RowState, most: int) -> int:
+        """For how many steps, at most ``most``, `allowed` stays what it is now while ordinary rows are written: text
+        rows outside spans, codes inside. 0 if what comes next is certain or the answer is over."""
+        ranges = self.allowed(state)
+        if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1):
+            return 0
+        ahead, steps = state.copy(), 1
+        ordinary = next(
+            (row for start, end in ranges for row in (start, end - 1) if not self.vocabulary.is_control(row)), None
+        )
+        while ordinary is not None and steps < most:
+            self.advance(ahead, ordinary)
+            if self.allowed(ahead) != ranges:
+                break
+            steps += 1
+        return steps
+
+    def segment_at(self, state: RowState) -> tuple[str, int | None] | None:
+        """The block name and the length of the segment that the next code belongs to; None outside spans."""
+        if state.modality == "text":
+            return None
+        segment = self.vocabulary.layout(state.modality).segments[state.segment]
+        return segment.block, segment.count
+
     def _open(self, state: RowState, name: str) -> None:
         """Takes the start of a span and fixes how long its free segment may become."""
         forced = name == self._forced_medium and not state.forced_done
@@ -281,6 +315,15 @@ class Grammar:
         ranges = [(rows.start, rows.stop) for rows in self.vocabulary.text_ranges] if text else []
         rows = [self.vocabulary.start_id(name) for name in starts] + ([self._end_of_turn] if end else [])
         return _merge([*ranges, *((row, row + 1) for row in rows)])
+
+
+def open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
+    """The end of ``prefix`` from the start of the span that it leaves open; empty if it leaves none open."""
+    frame = vocabulary.control_id("<|frame|>")
+    for index in range(len(prefix) - 1, -1, -1):
+        if vocabulary.is_control(prefix[index]) and prefix[index] != frame:
+            return prefix[index:] if vocabulary.span_started_by(prefix[index]) else ()
+    return ()
 
 
 class GrammarBatch:

@@ -2,7 +2,8 @@
 
 A guided row runs as two streams of one batch, with its prompt and with the prompt without its text; both are fed the
 same new tokens. Guided logits are u + scale * (c - u). The head is linear, so this is done on the last hidden states,
-and the head runs once per row instead of once per stream.
+and the head runs once per row instead of once per stream. Guidance may be limited to an interval of a span's steps
+(arXiv:2404.07724); once no later token can need it, the second stream is dropped.
 
 Shapes: R rows, S streams, D width.
 """
@@ -18,14 +19,6 @@ from torch import Tensor
 def needs_guidance(guidance: Mapping[str, float], modalities: Sequence[str]) -> bool:
     """Whether a row that may write these modalities needs its unconditional stream; text is never guided."""
     return any(guidance.get(name, 1.0) != 1.0 for name in modalities if name != "text")
-
-
-def row_scales(modalities: Sequence[str], guidance: Sequence[Mapping[str, float]]) -> list[float]:
-    """The scale of each row's next token: 1 for text, what the row asks for inside a medium."""
-    return [
-        1.0 if name == "text" else float(scales.get(name, 1.0))
-        for name, scales in zip(modalities, guidance, strict=True)
-    ]
 
 
 def combine(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
@@ -52,6 +45,14 @@ class Streams:
     def drop_rows(self, finished: Sequence[bool]) -> list[int]:
         """Forget the streams of finished rows and return the indices of those that stay, in order."""
         kept = [stream for stream, row in enumerate(self.row_of) if not finished[row]]
+        self.row_of = [self.row_of[stream] for stream in kept]
+        self._index()
+        return kept
+
+    def drop_twins(self, rows: Sequence[int]) -> list[int]:
+        """Forget the unconditional streams of these rows and return the indices of the streams that stay, in order."""
+        gone = {self.unconditional[row] for row in rows if row in self.unconditional}
+        kept = [stream for stream in range(len(self)) if stream not in gone]
         self.row_of = [self.row_of[stream] for stream in kept]
         self._index()
         return kept

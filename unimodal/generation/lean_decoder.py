@@ -3,20 +3,22 @@
 Hugging Face's step on a small model is mostly overhead: mask building, cache bookkeeping, kwargs, a rotary table per
 call. Here the cache is one preallocated tensor, the rotary table and the padding mask are made once, and a layer is
 about twenty operations. The linear modules are called as they are, so LoRA and the like keep working; equality with the
-stock forward is tested to 1e-5.
+stock forward is tested to 1e-5. `PackedDecoder` is the same over rearranged copies of the weights.
 
-Shapes: S streams, P tokens of a step, C capacity of the cache, H query heads, K key/value heads, D head width, E width.
+Shapes: S streams, P tokens of a step, V latest slots, C capacity of the cache, H query heads, K key/value heads, D head
+width, E width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.generation.reference_decoder import left_pad
+from unimodal.generation.reference_decoder import common_suffix, left_pad, places_after, visible_mask
 
 # Rotary tables that are the same whatever the length of the sequence.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -50,8 +52,14 @@ class LeanDecoder:
         self.width = config.head_dim
         self.layers = list(self.backbone.layers[: config.num_hidden_layers])
 
-    def start(self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int) -> Tensor:
-        """Read the prompts and return the last hidden states [S, E]; ``capacity`` is the most a stream will hold."""
+    def start(
+        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Any] | None = None
+    ) -> Tensor:
+        """Read the prompts and return the last hidden states [S, E]; ``capacity`` is the most a stream will hold.
+
+        prefixes: for each prompt (what `export` gave for a text that begins with the same tokens, how many of them to
+        take), or None.
+        """
         norm = self.backbone.norm.weight
         device, dtype = norm.device, norm.dtype
         ids, self.pads = left_pad(prompts, pad_id, device)
@@ -59,61 +67,115 @@ class LeanDecoder:
         shape = (len(self.layers), 2, num_streams, self.num_kv_heads, capacity, self.width)
         self.cache = torch.empty(shape, device=device, dtype=dtype)  # read only up to self.length
         self.length = 0
-        self.bias: Tensor | None = None
-        if bool(self.pads.any()):  # [S, 1, 1, C] added to attention scores: -inf on the left padding
-            padding = torch.arange(capacity, device=device) < self.pads[:, None]
-            self.bias = torch.zeros(padding.shape, device=device, dtype=dtype).masked_fill_(padding, -torch.inf)
-            self.bias = self.bias[:, None, None]
+        self._set_padding()
         every = torch.arange(capacity, device=device)[None]
         cos, sin = self.backbone.rotary_emb(norm, every)  # [1, C, D]
         half = self.width // 2  # rotate_half(x) * sin == roll(x, D / 2) * (sin with its first half negated)
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
-        return self.step(ids)
+        given = list(prefixes or [None] * num_streams)
+        suffix = common_suffix(prompts, [0 if prefix is None else prefix[1] for prefix in given])
+        first = ids.shape[1] - suffix
+        for stream, prefix in enumerate(given):
+            pad = ids.shape[1] - len(prompts[stream])
+            if pad < first:  # then the prefix has at least these tokens
+                self.cache[:, :, stream, :, pad:first] = prefix[0][:, :, :, : first - pad]
+            self.cache[:, :, stream, :, : min(pad, first)] = 0  # what padding leaves unwritten must be finite
+        self.length = first
+        self.computed = suffix
+        return self.step(ids[:, first:])
+
+    def _set_padding(self) -> None:
+        """[S, 1, 1, C] added to attention scores: -inf on the left padding. None without padding."""
+        self.padded = bool(self.pads.any())
+        self.bias: Tensor | None = None
+        if self.padded:
+            padding = torch.arange(self.cache.shape[4], device=self.cache.device) < self.pads[:, None]
+            bias = torch.zeros(padding.shape, device=self.cache.device, dtype=self.cache.dtype)
+            self.bias = bias.masked_fill_(padding, -torch.inf)[:, None, None]
 
     def keep(self, streams: Sequence[int]) -> None:
         """Go on with these streams only."""
         index = torch.tensor(list(streams), dtype=torch.int64, device=self.pads.device)
         self.pads = self.pads[index]
-        if self.bias is not None:
-            self.bias = self.bias[index]
         kept = self.cache.new_empty((*self.cache.shape[:2], len(index), *self.cache.shape[3:]))
         kept[..., : self.length, :] = self.cache[..., : self.length, :].index_select(2, index)
         self.cache = kept
+        self._set_padding()
 
-    def step(self, ids: Tensor) -> Tensor:
-        """Append ids [S, P] to every stream and return the last hidden state [S, E]."""
-        num_streams, num_new = ids.shape
+    def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
+        """Of the last ``num_new`` tokens only those numbered ``kept``, ascending, by stream, stay.
+
+        A stream that keeps fewer than another moves in the cache (see `places_after`); keys carry their own rotation,
+        so nothing is recomputed.
+        """
+        before = self.pads.tolist()
+        moves, self.length = places_after(before, kept, self.length, num_new)
+        for stream, (start, slots) in enumerate(moves):
+            if start == before[stream] and slots == list(range(start, start + len(slots))):
+                continue
+            held = self.cache[:, :, stream]  # [L, 2, K, C, D]
+            fresh = len(slots) if start != before[stream] else len(kept[stream])  # those that stand elsewhere now
+            index = torch.tensor(slots[len(slots) - fresh :], dtype=torch.int64, device=self.pads.device)
+            held[:, :, :, self.length - fresh : self.length] = held.index_select(3, index)
+            held[:, :, :, :start] = 0
+        after = [start for start, _ in moves]
+        if after != before:
+            self.pads = torch.tensor(after, device=self.pads.device)
+            self._set_padding()
+
+    def export(self, stream: int) -> Tensor:
+        """A copy of the keys and values of what this stream has read, [L, 2, K, n, D]."""
+        return self.cache[:, :, stream, :, int(self.pads[stream]) : self.length].clone()
+
+    def num_read(self, stream: int) -> int:
+        """Tokens that this stream holds."""
+        return self.length - int(self.pads[stream])
+
+    def step(
+        self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
+    ) -> Tensor:
+        """Append ids [S, P] to every stream and return the last hidden state [S, E], or all [S, P, E] with ``every``.
+
+        offsets [S, P]: positions from the next one on, in place of 0, 1, …; visible: see `visible_mask`.
+        """
+        num_new = ids.shape[1]
         begin, end = self.length, self.length + num_new
         assert end <= self.cache.shape[4], (end, self.cache.shape)
-        if self.bias is None:
-            cos, sin = self.cos[begin:end], self.sin[begin:end]  # [P, D]
+        if self.bias is None and offsets is None:
+            positions: Any = slice(begin, end)
         else:
-            positions = (torch.arange(begin, end, device=ids.device) - self.pads[:, None]).clamp_(min=0)  # [S, P]
-            cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]  # [S, 1, P, D]
-        bias = self._bias(begin, end)
-        x = self.embed(ids)  # [S, P, E]
+            if offsets is None:
+                offsets = torch.arange(num_new, device=ids.device)[None]
+            positions = (begin - self.pads[:, None] + offsets).clamp_(min=0)  # [S, P]
+        x = self._layers(self.embed(ids), positions, begin, end, self._bias(begin, end, visible))  # [S, P, E]
+        self.length = end
+        return _rms_norm(self.backbone.norm, x if every else x[:, -1])
+
+    def _bias(self, begin: int, end: int, visible: Tensor | None) -> Tensor | None:
+        """What is added to the scores of tokens begin..end over keys 0..end: [S or 1, 1, P or 1, end], or None."""
+        if visible is None and end - begin == 1:
+            return None if self.bias is None else self.bias[..., :end]
+        if visible is None and self.bias is None and begin == 0:
+            return None  # plain causal: the kernel's own triangle
+        if visible is None and self.bias is None:
+            keys = torch.arange(end, device=self.cache.device)
+            seen = (keys <= keys[begin:, None])[None]
+        else:
+            seen = visible_mask(visible, self.pads, begin, end)
+        bias = torch.zeros(seen.shape, device=self.cache.device, dtype=self.cache.dtype)
+        return bias.masked_fill_(~seen, -torch.inf)[:, None]
+
+    def _layers(self, x: Tensor, positions: Any, begin: int, end: int, bias: Tensor | None) -> Tensor:
+        """x [S, P, E] through all layers; ``positions`` a slice of the rotary table or an index [S, P] into it."""
+        cos, sin = self.cos[positions], self.sin[positions]  # [P, D] or [S, P, D]
+        if cos.dim() == 3:
+            cos, sin = cos[:, None], sin[:, None]  # [S, 1, P, D]
         for layer, cache in zip(self.layers, self.cache, strict=True):
             x = self._attend(layer, x, cache, cos, sin, begin, end, bias)
             mlp = layer.mlp
             h = _rms_norm(layer.post_attention_layernorm, x)
             x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h))
-        self.length = end
-        return _rms_norm(self.backbone.norm, x[:, -1])
-
-    def _bias(self, begin: int, end: int) -> Tensor | None:
-        """What is added to the scores of tokens begin..end over keys 0..end: [S or 1, 1, P or 1, end], or None."""
-        if end - begin == 1:
-            return None if self.bias is None else self.bias[..., :end]
-        if self.bias is None and begin == 0:
-            return None  # plain causal: the kernel's own triangle
-        keys = torch.arange(end, device=self.cache.device)
-        queries = keys[begin:, None]
-        bias = torch.zeros(end - begin, end, device=self.cache.device, dtype=self.cache.dtype)
-        bias.masked_fill_(keys > queries, -torch.inf)  # aligned bottom-right: a new token sees itself and all before
-        if self.bias is None:
-            return bias[None, None]
-        bias = bias + self.bias[..., :end]
-        return bias.masked_fill(keys == queries, 0.0)  # a padding query sees itself, never nothing: no NaN
+        return x
 
     def _attend(
         self,
@@ -137,16 +199,20 @@ class LeanDecoder:
         cache[0, :, :, begin:end] = rotated[:, self.num_heads :]
         value = attention.v_proj(h).view(num_streams, num_new, self.num_kv_heads, self.width)
         cache[1, :, :, begin:end] = value.transpose(1, 2)
-        k, v = cache[0, :, :, :end], cache[1, :, :, :end]
-        repeats = self.num_heads // self.num_kv_heads
-        if repeats > 1 and num_new == 1:  # the heads of a group become the queries of one key/value head
-            q = q.view(num_streams, self.num_kv_heads, repeats, self.width)
-        elif repeats > 1:
-            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-        causal = bias is None and num_new > 1
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, scale=attention.scaling)
-        out = out.reshape(num_streams, self.num_heads, num_new, self.width).transpose(1, 2)
-        return x + attention.o_proj(out.reshape(num_streams, num_new, -1))
+        out = attend(q, cache[0, :, :, :end], cache[1, :, :, :end], bias, attention.scaling)  # [S, P, H * D]
+        return x + attention.o_proj(out)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """q [S, H, P, D] over k and v [S, K, N, D], causal without a bias -> [S, P, H * D]."""
+    num_streams, num_heads, num_new, width = q.shape
+    repeats = num_heads // k.shape[1]
+    if repeats > 1 and num_new == 1:  # the heads of a group become the queries of one key/value head
+        q = q.reshape(num_streams, -1, repeats, width)
+    elif repeats > 1:
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None and num_new > 1, scale=scale)
+    return out.reshape(num_streams, num_heads, num_new, width).transpose(1, 2).reshape(num_streams, num_new, -1)
 
 
 def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def filter_logits(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) 
         return logits
     width = max(ks)
     values = logits.topk(width, dim=1, sorted=True).values  # [R, width], descending
-    k = torch.tensor(ks, device=logits.device)[:, None]
+    k = torch.tensor(ks, device=logits.device)[:, None].expand(len(logits), 1)
     threshold = values.gather(1, k - 1)  # [R, 1]
     if min(top_p) < 1:
         kept = values.masked_fill(torch.arange(width, device=logits.device) >= k, -torch.inf)
@@ -86,15 +86,39 @@ def filter_logits(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) 
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
-def sample(logits: Tensor, ids: Tensor, configs: Sequence[SamplingConfig], keys: Tensor) -> Tensor:
+class Sampler:
+    """The settings of R rows, put on the device once, so that drawing makes no other transfer and no
+    synchronisation."""
+
+    def __init__(self, configs: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> None:
+        temperatures = [config.temperature for config in configs]
+        self.top_k, self.top_p = [c.top_k for c in configs], [c.top_p for c in configs]
+        self.all_greedy, self.any_greedy = not any(temperatures), min(temperatures) == 0
+        self.greedy = torch.tensor([t == 0 for t in temperatures], device=device)[:, None]  # [R, 1]
+        self.divisor = torch.tensor([t or 1.0 for t in temperatures], device=device)[:, None]  # [R, 1]
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """logits [R, K] -> fp32 logits after temperature and filters; -inf where a candidate cannot be drawn."""
+        scores = logits.float()
+        return scores if self.all_greedy else filter_logits(scores / self.divisor, self.top_k, self.top_p)
+
+    def choose(self, scores: Tensor, noise: Tensor | None) -> Tensor:
+        """The candidate that each row draws, int64 [R], from `scores` [R, K] and Gumbel noise [R, K]."""
+        if not self.all_greedy:
+            assert noise is not None
+            scores = scores + (noise.masked_fill(self.greedy, 0.0) if self.any_greedy else noise)
+        return scores.argmax(1)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """What `choose` draws from, fp32 [R, K]: the softmax, or all mass on the likeliest."""
+        if not self.any_greedy:
+            return scores.softmax(1)
+        certain = torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1.0)
+        return certain if self.all_greedy else torch.where(self.greedy, certain, scores.softmax(1))
+
+
+def sample(logits: Tensor, ids: Tensor, configs: Sequence[SamplingConfig] | Sampler, keys: Tensor) -> Tensor:
     """Draw one of the vocabulary rows ``ids`` [K] for every row: logits [R, K], keys [R, 2] -> int64 [R]."""
-    temperatures = [config.temperature for config in configs]
-    scores = logits.float()
-    if any(temperatures):
-        greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)[:, None]
-        divisor = torch.tensor([t or 1.0 for t in temperatures], device=logits.device)[:, None]
-        scores = scores / divisor
-        scores = filter_logits(scores, [c.top_k for c in configs], [c.top_p for c in configs])
-        noise = gumbel_noise(keys.to(logits.device), ids)
-        scores = scores + (noise if min(temperatures) > 0 else noise.masked_fill(greedy, 0.0))
-    return ids[scores.argmax(1)]
+    sampler = configs if isinstance(configs, Sampler) else Sampler(configs, logits.device)
+    noise = None if sampler.all_greedy else gumbel_noise(keys.to(logits.device), ids)
+    return ids[sampler.choose(sampler.scores(logits), noise)]

@@ -193,6 +193,11 @@ class Document:
             for turn in self.turns
         )
 
+    def with_text(self, text: str) -> Document:
+        """The document without its texts but with this one at the end of the last turn: a negative prompt."""
+        bare = self.without_text()
+        return Document([*bare.turns[:-1], Turn(bare.turns[-1].role, [*bare.turns[-1].parts, Text(text)])])
+
     @property
     def parts(self) -> tuple[Part, ...]:
         return tuple(part for turn in self.turns for part in turn.parts)

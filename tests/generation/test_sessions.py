@@ -1,0 +1,120 @@
+"""A session answers what a call without it answers, and reads only what is new."""
+
+import pytest
+import torch
+
+from unimodal.generation.compiled_decoder import CompiledDecoder
+from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.sampling import GREEDY, SamplingConfig
+from unimodal.generation.session import common_prefix
+
+MODALITIES = ("text", "image", "audio", "video")
+
+
+@pytest.fixture(params=["packed", "lean", "fixed-shape", "reference"])
+def engine(request, model, vocabulary):
+    if request.param in ("packed", "reference"):
+        weights = "float32" if request.param == "packed" else "auto"
+        return Engine(model, vocabulary, "lean" if request.param == "packed" else "reference", weights)
+    engine = Engine(model, vocabulary, "lean", weights="model")
+    if request.param == "fixed-shape":
+        engine._decoder = CompiledDecoder(model, backend=None)
+    return engine
+
+
+def conversation(engine, vocabulary, ask, sampling, session):
+    """Three turns, text → picture → clip, each behind the whole of what was said before; all answers."""
+    user, end, assistant = (vocabulary.control_id(n) for n in ("<|user|>", "<|end_of_turn|>", "<|assistant|>"))
+    history, answers = ask([3, 4]), []
+    for turn, (force, guidance) in enumerate([("text", 1.0), ("image", 2.0), ("video", 1.0)]):
+        config = GenerationConfig(
+            max_new_tokens=20,
+            force=force,
+            max_text_tokens=6,
+            guidance={} if force == "text" else {force: guidance},
+            unconditional=tuple(ask()),
+            seed=turn,
+            sampling=dict.fromkeys(MODALITIES, sampling),
+        )
+        answers.append(engine.generate([history], config, session=session)[0])
+        history = [*history, *answers[-1], user, 9 + turn, end, assistant]
+    return answers
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.9)], ids=["greedy", "sampled"])
+def test_turns_that_share_a_cache_answer_alike(engine, vocabulary, ask, sampling):
+    session = engine.session()
+    alone = conversation(engine, vocabulary, ask, sampling, None)
+    assert engine.stats.cached_tokens == 0
+    read_alone = engine.stats.prompt_tokens
+    assert conversation(engine, vocabulary, ask, sampling, session) == alone
+    # the last turn reads the end of the answer before it and the new question
+    assert engine.stats.prompt_tokens <= 2 * 9 < read_alone
+    session.clear()
+    assert len(session) == 0
+
+
+def test_a_batch_of_unequal_prompts_takes_what_each_can(engine, ask):
+    config = GenerationConfig(max_new_tokens=20, force="image", seed=3)
+    prompts = [ask([3, 4, 5, 6, 2]), ask([3, 4]), ask([9])]
+    session = engine.session()
+    engine.generate([ask([3, 4, 5, 6])], config, session=session)
+    assert engine.generate(prompts, config, session=session) == engine.generate(prompts, config)
+    again = engine.generate(prompts, config, session=session)
+    assert again == engine.generate(prompts, config)
+
+
+def test_an_unfinished_span_is_continued_from_the_cache(engine, ask):
+    """Text, then a picture cut in two calls: the second reads one token."""
+    config = GenerationConfig(max_new_tokens=20, force="image", sampling={"image": GREEDY})
+    session = engine.session()
+    whole = engine.generate([ask([3])], config)[0]
+    part = engine.generate([ask([3])], config.model_copy(update={"pause": 4}), session=session)[0]
+    assert part == whole[:4]
+    rest = engine.generate([[*ask([3]), *part]], config.model_copy(update={"max_new_tokens": 16}), session=session)[0]
+    assert part + rest == whole
+    assert engine.stats.prompt_tokens <= 2
+
+
+def test_a_session_keeps_the_newest_and_no_beginnings_of_others(model, vocabulary, ask):
+    engine = Engine(model, vocabulary)
+    session = engine.session(size=2)
+    config = GenerationConfig(max_new_tokens=20, force="image")
+    for words in ([3], [4], [5]):
+        engine.generate([ask(words)], config, session=session)
+    assert len(session) == 2
+    session.store([1, 2, 3], None)
+    session.store([1, 2, 3, 4], None)
+    assert [ids for ids, _ in session._entries][0] == (1, 2, 3, 4) and (1, 2, 3) not in dict(session._entries)
+    with pytest.raises(ValueError, match="another engine's"):
+        Engine(model, vocabulary).generate([ask([3])], config, session=session)
+    with pytest.raises(ValueError, match="keeps nothing"):
+        engine.session(0)
+
+
+def test_common_prefix():
+    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
+    assert common_prefix([], [1]) == 0 and common_prefix([1, 2], [1, 2, 3]) == 2
+
+
+@torch.inference_mode()
+def test_likelihoods_are_those_of_the_stock_forward(engine, model, ask):
+    prompts, answers = [ask([3, 4]), ask([5]), ask([6, 7, 8])], [[9, 10], [11], [12, 13, 14, 15]]
+    expected = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
+        expected.append(sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)))
+    assert engine.log_likelihood(prompts, answers) == pytest.approx(expected, abs=1e-4)
+    assert engine.log_likelihood([], []) == []
+    with pytest.raises(ValueError, match="nothing to score"):
+        engine.log_likelihood([[3]], [[]])
+
+
+def test_what_the_prompt_holds_of_a_span_needs_no_room(model, vocabulary, ask):
+    """A picture of 6 codes with 4 written: 2 codes, the end and the end of turn still come."""
+    engine, config = Engine(model, vocabulary), GenerationConfig(max_new_tokens=20, force="image")
+    whole = engine.generate([ask([3])], config)[0]
+    begun = [*ask([3]), *whole[:5]]
+    assert len(engine.generate([begun], config.model_copy(update={"max_new_tokens": 4}))[0]) == 4
+    with pytest.raises(ValueError, match="max_new_tokens is 3"):
+        engine.generate([begun], config.model_copy(update={"max_new_tokens": 3}))

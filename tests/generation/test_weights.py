@@ -1,0 +1,115 @@
+"""Packed, narrow and compiled weights: what is equal, what is lost, and what follows a change of the model."""
+
+import pytest
+import torch
+
+from unimodal.generation.compiled_decoder import CompiledDecoder
+from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.lean_decoder import LeanDecoder
+from unimodal.generation.packed_decoder import PackedDecoder
+from unimodal.generation.reference_decoder import ReferenceDecoder
+from unimodal.generation.sampling import GREEDY
+
+PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [1], [2, 3, 4, 5, 6]]
+
+
+def hidden_states(decoder, steps=4):
+    generator = torch.Generator().manual_seed(0)
+    found = [decoder.start(PROMPTS, 0, 32)]
+    for _ in range(steps):
+        found.append(decoder.step(torch.randint(0, 30, (len(PROMPTS), 1), generator=generator)))
+    return torch.stack(found)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("weights", "most"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.05)])
+def test_narrow_weights_lose_what_their_bits_say(model, weights, most):
+    """The error of hidden states relative to their size, against the modules' own float32."""
+    expected = hidden_states(LeanDecoder(model))
+    found = hidden_states(PackedDecoder(model, weights))
+    error = float((found - expected).norm() / expected.norm())
+    assert error < most
+    assert weights == "float32" or error > 1e-4  # they are narrower indeed
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_narrow_weights_keep_the_grammar_and_nearly_the_likelihoods(model, vocabulary, ask, weights):
+    engine = Engine(model, vocabulary, weights=weights)
+    config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)
+    answer = engine.generate([ask([3, 4])], config)[0]
+    assert vocabulary.decode_span(answer[:-1])[0] == "video"
+    exact = Engine(model, vocabulary, weights="float32").log_likelihood([ask([3, 4])], [answer])[0]
+    assert engine.log_likelihood([ask([3, 4])], [answer])[0] == pytest.approx(exact, abs=0.05 * len(answer))
+
+
+def test_a_changed_model_is_packed_again(make_model, vocabulary, ask):
+    model = make_model()
+    engine = Engine(model, vocabulary)
+    assert isinstance(engine.decoder, PackedDecoder)  # what a processor takes by itself
+    config = GenerationConfig(max_new_tokens=20, force="image", sampling={"image": GREEDY})
+    first = engine.generate([ask([3])], config)
+    packed = engine.decoder.packed
+    engine.generate([ask([3])], config)
+    assert engine.decoder.packed is packed
+    with torch.no_grad():
+        for parameter in model.parameters():  # layers and the tied table, in place as an optimizer does
+            parameter.mul_(-1.5)
+    assert engine.generate([ask([3])], config) == Engine(model, vocabulary, "reference").generate([ask([3])], config)
+    assert engine.generate([ask([3])], config) != first
+
+
+def test_what_does_not_fit_is_refused(model, vocabulary, make_model):
+    peft = pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="weights 'int4' are unknown; use auto, model, float32"):
+        Engine(model, vocabulary, weights="int4")
+    with pytest.raises(ValueError, match="weights 'int8' goes with the lean decoder"):
+        Engine(model, vocabulary, "reference", weights="int8")
+    with pytest.raises(ValueError, match="compile reads the model's own weights"):
+        Engine(model, vocabulary, weights="int8", compile=True)
+    adapted = peft.get_peft_model(make_model(), peft.LoraConfig(r=2, target_modules=["q_proj"])).base_model.model
+    with pytest.raises(ValueError, match="not a plain Linear without bias; merge adapters first"):
+        Engine(adapted, vocabulary, weights="bfloat16")
+    assert type(Engine(adapted, vocabulary).decoder) is LeanDecoder
+
+
+@pytest.mark.parametrize("kind", [LeanDecoder, PackedDecoder, ReferenceDecoder, lambda m: CompiledDecoder(m, None)])
+@torch.inference_mode()
+def test_keeping_some_of_the_tokens_read_is_reading_only_those(model, kind):
+    """Ragged: another number of tokens, not always the first, stays in each stream; then a common step."""
+    decoder, plain = kind(model), kind(model)
+    prompts = [list(prompt) for prompt in PROMPTS]
+    decoder.start(prompts, 0, 40)
+    new = torch.randint(0, 30, (4, 5), generator=torch.Generator().manual_seed(1))
+    # tokens that stay must not have seen those that go: each sees the prompt, itself and what stays before it
+    kept = [[0, 1, 2, 3, 4], [1, 3], [], [2]]
+    visible = torch.eye(5, dtype=torch.bool).repeat(4, 1, 1)
+    offsets = torch.zeros(4, 5, dtype=torch.int64)
+    for stream, numbers in enumerate(kept):
+        for place, number in enumerate(numbers):
+            offsets[stream, number] = place
+            visible[stream, number, numbers[: place + 1]] = True
+    decoder.step(new, offsets, visible, every=True)
+    decoder.commit(kept, 5)
+    assert [decoder.num_read(s) for s in range(4)] == [len(p) + len(k) for p, k in zip(prompts, kept, strict=True)]
+    longer = [[*p, *new[s, kept[s]].tolist()] for s, p in enumerate(prompts)]
+    plain.start(longer, 0, 40)
+    token = torch.tensor([[5], [6], [7], [8]])
+    torch.testing.assert_close(decoder.step(token), plain.step(token), rtol=1e-5, atol=1e-5)
+    decoder.keep([1, 2])
+    plain.keep([1, 2])
+    torch.testing.assert_close(decoder.step(token[:2]), plain.step(token[:2]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_step_compiles_whole_and_once(model, vocabulary, ask):
+    """Traced without a break and not again for later steps; the answers are the uncompiled ones."""
+    import torch._dynamo.testing
+
+    counter = torch._dynamo.testing.CompileCounter()
+    torch._dynamo.reset()
+    engine = Engine(model, vocabulary, "lean", weights="model")
+    engine._decoder = CompiledDecoder(model, backend=counter)
+    config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)
+    plain = Engine(model, vocabulary, "reference").generate([ask([3, 4])], config)
+    assert engine.generate([ask([3, 4])], config) == plain
+    assert engine.generate([ask([3, 4])], config) == plain
+    assert counter.frame_count == 1

@@ -1,0 +1,178 @@
+"""The lean step over rearranged copies of the weights: fewer and larger operations, and fewer bytes.
+
+A decoding step is weight traffic, so the copies may be narrower than the model: ``bfloat16`` halves it (AVX-512 bf16
+instructions), ``int8`` quarters it (VNNI; weights by output channel, activations by call, as in arXiv:2208.07339
+without its outliers). Both lose a little: measure it (`tools/bench_generation.py`). ``float32`` loses nothing but
+rounding order.
+
+What is folded into the copies: query, key and value are one product, gate and up another; the norm's weight goes into
+the product behind it; the halves of a rotated head are interleaved, so that a rotation is one complex multiplication;
+float32 products read the transposed weight, which a processor does twice as fast for a few rows. Activations of int8
+are quantized for a whole batch at once: there a row's answer may depend, within the rounding, on its neighbours.
+
+Shapes: S streams, P tokens of a step, M = S * P, C capacity of the cache, H query heads, K key/value heads, D head
+width, E width, F width of the MLP.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.generation.lean_decoder import LeanDecoder, attend
+
+WEIGHTS = ("float32", "bfloat16", "int8")
+
+
+def packed_problem(model: nn.Module) -> str | None:
+    """Why the layers of a lean model cannot be packed (one line), or None."""
+    for layer in model.get_decoder().layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj,
+                       mlp.up_proj, mlp.down_proj):  # fmt: skip
+            if type(linear) is not nn.Linear or linear.bias is not None:
+                return "a projection is not a plain Linear without bias; merge adapters first"
+        if type(mlp.act_fn).__name__ not in ("SiLU", "SiLUActivation"):
+            return f"its activation is {type(mlp.act_fn).__name__}, not SiLU"
+    return None
+
+
+class _Float32:
+    """x @ W.T over a transposed copy."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.float().t().contiguous()  # [in, out]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.weight)
+
+    def added(self, base: Tensor, x: Tensor) -> Tensor:
+        return torch.addmm(base, x, self.weight)
+
+
+class _BFloat16:
+    """The product in bfloat16 with fp32 sums; fp32 in and out."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.bfloat16()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x.bfloat16(), self.weight).float()
+
+    def added(self, base: Tensor, x: Tensor) -> Tensor:
+        return base + F.linear(x.bfloat16(), self.weight)
+
+
+class _Int8:
+    """The product in 8 bits: symmetric weights by output channel, activations in 8 bits over the call's range."""
+
+    def __init__(self, weight: Tensor) -> None:
+        scale = weight.float().abs().amax(1).clamp_(min=1e-12) / 127
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch moves its quantized tensors to another package
+            packed = torch.quantize_per_channel(weight.float(), scale, torch.zeros(len(scale)).long(), 0, torch.qint8)
+        self.weight = torch.ops.quantized.linear_prepack(packed, None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(x, self.weight, False)
+
+    def added(self, base: Tensor, x: Tensor) -> Tensor:
+        return base + torch.ops.quantized.linear_dynamic(x, self.weight, False)
+
+
+_KINDS: dict[str, Any] = {"float32": _Float32, "bfloat16": _BFloat16, "int8": _Int8}
+
+
+class _Layer:
+    def __init__(self, layer: nn.Module, num_heads: int, num_kv_heads: int, width: int, kind: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        half = width // 2
+        pairs = torch.stack([torch.arange(half), torch.arange(half) + half], 1).flatten()  # i, i + D / 2, …
+
+        def interleaved(weight: Tensor, heads: int) -> Tensor:
+            return weight.float().view(heads, width, -1)[:, pairs.to(weight.device)].reshape(heads * width, -1)
+
+        root = attention.q_proj.in_features**0.5  # the norm below leaves out the root of the width
+        before, after = layer.input_layernorm, layer.post_attention_layernorm
+        qkv = torch.cat(
+            [
+                interleaved(attention.q_proj.weight, num_heads),
+                interleaved(attention.k_proj.weight, num_kv_heads),
+                attention.v_proj.weight.float(),
+            ]
+        )
+        self.qkv = kind(qkv * (before.weight.float() * root))  # [(H + 2K) * D, E]
+        self.out = kind(attention.o_proj.weight)
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).float()
+        self.gate_up = kind(gate_up * (after.weight.float() * root))  # [2F, E]
+        self.down = kind(mlp.down_proj.weight)
+        self.scaling = attention.scaling
+        self.eps = before.variance_epsilon * root**2, after.variance_epsilon * root**2
+
+
+class PackedDecoder(LeanDecoder):
+    """A LeanDecoder that keeps a copy of the layers' weights; it is made again when they have changed."""
+
+    def __init__(self, model: nn.Module, weights: str = "float32") -> None:
+        super().__init__(model)
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights {weights!r} are unknown; use {', '.join(WEIGHTS)}")
+        problem = packed_problem(model)
+        if problem is not None:
+            raise ValueError(f"weights {weights!r} need a packed copy, but {problem}")
+        if weights == "int8" and "x86" not in torch.backends.quantized.supported_engines:
+            raise ValueError("int8 weights need torch's x86 kernels; use bfloat16 or float32 on this machine")
+        if weights == "int8" and self.backbone.norm.weight.is_cuda:
+            raise ValueError("int8 weights are for the CPU; use bfloat16 on a GPU")
+        self.weights = weights
+        self._packed_of: list[tuple[int, int]] = []
+
+    @torch.no_grad()
+    def refresh(self) -> bool:
+        """Pack the weights if they are not those packed last; whether that was needed."""
+        now = [
+            (p.data_ptr(), 0 if p.is_inference() else p._version) for layer in self.layers for p in layer.parameters()
+        ]
+        if now == self._packed_of:
+            return False
+        kind = _KINDS[self.weights]
+        self.packed = [_Layer(layer, self.num_heads, self.num_kv_heads, self.width, kind) for layer in self.layers]
+        self._packed_of = now
+        return True
+
+    def start(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.refresh()
+        self._turns: Tensor | None = None
+        return super().start(*args, **kwargs)
+
+    def _layers(self, x: Tensor, positions: Any, begin: int, end: int, bias: Tensor | None) -> Tensor:
+        if self._turns is None:
+            half = self.width // 2
+            sin = self.sin[:, half:].float().contiguous()
+            self._turns = torch.complex(self.cos[:, :half].float().contiguous(), sin)[:, None]  # [C, 1, D / 2]
+        num_streams, num_new, width = x.shape
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        turns = self._turns[positions]  # [P, 1, D / 2] or [S, P, 1, D / 2]
+        dtype = self.cache.dtype
+        flat = x.reshape(-1, width).float()  # [M, E]
+        for layer, cache in zip(self.packed, self.cache, strict=True):
+            qkv = layer.qkv(_norm(flat, layer.eps[0])).view(num_streams, num_new, -1, self.width)
+            turned = torch.view_as_complex(qkv[:, :, : heads + kv_heads].unflatten(3, (-1, 2)))
+            turned.mul_(turns)
+            qkv = qkv.transpose(1, 2)  # [S, H + 2K, P, D]
+            cache[0, :, :, begin:end] = qkv[:, heads : heads + kv_heads]
+            cache[1, :, :, begin:end] = qkv[:, heads + kv_heads :]
+            out = attend(qkv[:, :heads].to(dtype), cache[0, :, :, :end], cache[1, :, :, :end], bias, layer.scaling)
+            flat = layer.out.added(flat, out.reshape(len(flat), -1).float())
+            gate, up = layer.gate_up(_norm(flat, layer.eps[1])).chunk(2, 1)
+            flat = layer.down.added(flat, F.silu(gate).mul_(up))
+        return flat.to(x.dtype).view(num_streams, num_new, width)
+
+
+def _norm(x: Tensor, eps: float) -> Tensor:
+    """RMSNorm [M, E] without its weight and without the root of E, both of which are in the next product."""
+    return x * torch.linalg.vecdot(x, x).add_(eps).rsqrt_()[:, None]

@@ -1,0 +1,115 @@
+"""What the searches share: continuing partial answers, and the verifier that scores them.
+
+An answer is the ids of one forced medium, its start included; a partial answer stops inside the span. Every candidate
+has its own seed, so a search is reproducible; what candidates share is read once, through a session.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from unimodal.generation.engine import Engine, GenerationConfig
+
+#: whole or partial answers (ids) → a score for each; higher is better
+Verifier = Callable[[Sequence[list[int]]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    answer: list[int]
+    score: float
+
+
+@dataclass
+class Found:
+    """The best answer, its score, all whole answers that were scored (best first), and the tokens that it took."""
+
+    answer: list[int]
+    score: float
+    candidates: list[Candidate]
+    num_tokens: int
+
+
+@dataclass
+class Writer:
+    """Continues partial answers to one prompt."""
+
+    engine: Engine
+    prompt: list[int]
+    config: GenerationConfig
+    num_tokens: int = 0
+    _used: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.config.force not in self.engine.vocabulary.media:
+            raise ValueError(f"search needs a forced medium, not {self.config.force!r}; ask for an image, say")
+        self.session = self.engine.session(size=32)
+
+    def fresh_seeds(self, num: int) -> list[int]:
+        """Seeds that no candidate has had; the first is the request's own."""
+        seeds = [self.config.seed + (number << 32) for number in range(self._used, self._used + num)]
+        self._used += num
+        return seeds
+
+    def write(self, starts: Sequence[list[int]], upto: int | None = None) -> list[list[int]]:
+        """Each partial answer continued with a seed of its own: to its end, or until it has ``upto`` codes."""
+        prompts, configs = [], []
+        for start, seed in zip(starts, self.fresh_seeds(len(starts)), strict=True):
+            other = self.config.unconditional
+            prompts.append([*self.prompt, *start])
+            configs.append(
+                self.config.model_copy(
+                    update={
+                        "seed": seed,
+                        "max_new_tokens": self.config.max_new_tokens - len(start),
+                        "unconditional": None if other is None else (*other, *start),
+                        "pause": None if upto is None else 1 + upto - len(start),
+                    }
+                )
+            )
+        new = self.engine.generate(prompts, configs, session=self.session)
+        self.num_tokens += sum(map(len, new))
+        return [[*start, *rest] for start, rest in zip(starts, new, strict=True)]
+
+
+def ranked(answers: Sequence[list[int]], verifier: Verifier) -> list[Candidate]:
+    """Different answers with their scores, best first; of equal ones the earlier."""
+    unique = list({tuple(answer): answer for answer in answers}.values())
+    scores = verifier(unique)
+    if len(scores) != len(unique):
+        raise ValueError(f"the verifier gave {len(scores)} scores for {len(unique)} answers")
+    found = [Candidate(answer, float(score)) for answer, score in zip(unique, scores, strict=True)]
+    return sorted(found, key=lambda candidate: -candidate.score)
+
+
+class Search(ABC):
+    """One method; its fields are the settings."""
+
+    partial = False  # whether the verifier is shown partial answers: then codes must run from coarse to fine
+
+    def run(self, engine: Engine, prompt: Sequence[int], config: GenerationConfig, verifier: Verifier) -> Found:
+        """The best answer to the prompt that this method finds."""
+        writer = Writer(engine, list(prompt), config)
+        whole = sorted(self.explore(writer, verifier), key=lambda candidate: -candidate.score)
+        return Found(whole[0].answer, whole[0].score, whole, writer.num_tokens)
+
+    @abstractmethod
+    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+        """Whole answers with their scores."""
+
+
+def check_stages(stages: Sequence[int], codes: int) -> None:
+    """ValueError unless the stages are ascending numbers of codes inside a span."""
+    if list(stages) != sorted(set(stages)) or not all(0 < stage < codes for stage in stages):
+        raise ValueError(f"stages {tuple(stages)} must ascend between 0 and the {codes} codes of the span")
+
+
+def span_length(writer: Writer) -> int:
+    """The codes of the forced medium; ValueError where their number is free."""
+    assert writer.config.force is not None
+    layout = writer.engine.vocabulary.layout(writer.config.force)
+    if layout.open_segment is not None or layout.num_marks:
+        raise ValueError(f"a {writer.config.force} has no fixed run of codes to search in stages; use best-of-n")
+    return layout.fixed_steps

@@ -1,0 +1,33 @@
+"""Beam search over ordered codes: the verifier prunes partial answers, stage by stage (arXiv:2604.15453).
+
+At every stage each beam is continued ``expand`` times to a number of codes, the verifier scores what these codes show,
+and the best ``beams`` go on. Against best-of-N of as many answers, most of the tokens of bad answers are never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, ranked, span_length
+
+
+@dataclass
+class BeamSearch(Search):
+    """beams are kept at each stage, each continued expand times; stages: numbers of codes at which they are scored."""
+
+    beams: int = 2
+    expand: int = 4
+    stages: Sequence[int] = (4, 16)
+
+    partial = True
+
+    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+        if self.beams < 1 or self.expand < 1:
+            raise ValueError(f"a beam search of {self.beams} beams and {self.expand} continuations; give at least 1")
+        check_stages(self.stages, span_length(writer))
+        starts: list[list[int]] = [[]] * self.beams
+        for stage in self.stages:
+            grown = writer.write([start for start in starts for _ in range(self.expand)], stage)
+            starts = [candidate.answer for candidate in ranked(grown, verifier)[: self.beams]]
+        return ranked(writer.write([start for start in starts for _ in range(self.expand)]), verifier)

@@ -1,0 +1,19 @@
+"""Best of N: whole answers with different seeds, and the one that the verifier likes best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, ranked
+
+
+@dataclass
+class BestOfN(Search):
+    """n: answers that are written."""
+
+    n: int = 8
+
+    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+        if self.n < 1:
+            raise ValueError(f"best-of-n of {self.n} answers; give at least 1")
+        return ranked(writer.write([[]] * self.n), verifier)

@@ -1,0 +1,37 @@
+"""Lookahead search: a partial answer is worth what a whole answer that begins with it is worth (arXiv:2604.15453).
+
+Like beam search, but the verifier sees no partial answer: every continuation is first written to its end. Dearer, and
+for verifiers that cannot judge a coarse picture; all the whole answers count as candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, ranked, span_length
+
+
+@dataclass
+class Lookahead(Search):
+    """beams are kept at each stage, each continued expand times and written out; stages: where they are cut again."""
+
+    beams: int = 1
+    expand: int = 4
+    stages: Sequence[int] = (4, 16)
+
+    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+        if self.beams < 1 or self.expand < 1:
+            raise ValueError(f"a lookahead of {self.beams} beams and {self.expand} continuations; give at least 1")
+        check_stages(self.stages, span_length(writer))
+        starts: list[list[int]] = [[]] * self.beams
+        whole: dict[tuple[int, ...], Candidate] = {}
+        for stage in (*self.stages, None):
+            grown = ranked(writer.write([start for start in starts for _ in range(self.expand)]), verifier)
+            whole.update({tuple(candidate.answer): candidate for candidate in grown})
+            best = sorted(whole.values(), key=lambda candidate: -candidate.score)
+            if stage is None:
+                break
+            prefixes = {tuple(candidate.answer[: 1 + stage]): None for candidate in best}
+            starts = [list(prefix) for prefix in list(prefixes)[: self.beams]]
+        return list(whole.values())

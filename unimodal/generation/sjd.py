@@ -1,0 +1,98 @@
+"""Speculative Jacobi decoding (SJD, arXiv:2410.01699): a window of guesses, verified against what they were drawn from.
+
+A guess x was drawn from q, what its place predicted in the last pass. This pass predicts p. It is kept with probability
+min(1, p(x) / q(x)); the first that is not is drawn anew from what p has more than q, and the guesses behind it are
+drawn from this pass's own predictions. So every written token follows p, as in speculative sampling (arXiv:2211.17192).
+Greedy, p and q are certain, and a guess is kept if it is the likeliest.
+
+Shapes: n guesses, W places of the pass, K candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unimodal.generation.jacobi import chain, usable
+from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
+
+# Independent noise for what is drawn at one place: acceptance, the residual, and guesses of one pass.
+_ACCEPT, _RESIDUAL, _GUESS = 1, 2, 3
+
+
+@dataclass
+class SpeculativeJacobi(FastDecoder):
+    """window: places that are worked on at a time."""
+
+    window: int = 16
+    serves: str = "media"
+
+    name = "sjd"
+    lossless = True
+    guesses: list[int] = field(default_factory=list, repr=False)
+    drawn_from: list[Tensor] = field(default_factory=list, repr=False)  # q [K] of each guess
+    passes: int = field(default=0, repr=False)
+
+    @property
+    def longest(self) -> int:  # type: ignore[override]
+        return self.window + 4
+
+    def begin(self, row: Row) -> None:
+        self.guesses, self.drawn_from, self.passes = [], [], 0
+
+    def propose(self, row: Row) -> Draft:
+        return chain(row, usable(row, self.guesses, self.window))
+
+    def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
+        self.passes += 1
+        num_waiting, num_places = len(row.waiting), len(draft.depths)
+        scores = row.scores(logits)
+        p = row.sampler.probabilities(scores)  # [W, K]
+        num = min(len(self.guesses), num_places)  # one guess more than was read may be judged: its place is predicted
+        tokens = self._judge(row, p, num)
+        accepted = len(tokens)
+        if accepted < num:  # refused: what p has more than q, with noise of its own
+            tokens.append(row.ids(self._residual(row, p[accepted], self.drawn_from[accepted], accepted))[0])
+        elif num < num_places:  # the place behind the last guess
+            tokens.append(row.ids(row.draw(scores[num : num + 1], [num]))[0])
+        self._guess_on(row, scores, p, len(tokens))
+        read = min(len(tokens) - 1, num_places - 1)  # written tokens that were among those read
+        return Verdict(tokens, list(range(num_waiting + read)), tokens[-1:], accepted)
+
+    def _judge(self, row: Row, p: Tensor, num: int) -> list[int]:
+        """The guesses that are kept, from the first on."""
+        if not num:
+            return []
+        q = torch.stack(self.drawn_from[:num])  # [n, K]
+        index = torch.tensor([row.candidates.index_of(guess) for guess in self.guesses[:num]], device=p.device)[:, None]
+        ratio = self._ratio(row, p[:num], q, index)  # [n]
+        kept = row.uniform(range(num), _ACCEPT).to(p.device) <= ratio
+        return self.guesses[: int(kept.long().cumprod(0).sum())]
+
+    def _ratio(self, row: Row, p: Tensor, q: Tensor, index: Tensor) -> Tensor:
+        """With which probability (if below 1) each guess is kept: p and q [n, K], index [n, 1] -> [n]."""
+        return (p.gather(1, index) / q.gather(1, index).clamp_min(1e-30))[:, 0]
+
+    def _residual(self, row: Row, p: Tensor, q: Tensor, place: int) -> Tensor:
+        """A candidate index [1] from the positive part of p - q, both [K]."""
+        left = (p - q).clamp_min(0)
+        left = torch.where(left.sum() > 0, left, p)
+        return (left.log() + row.noise([place], _RESIDUAL)[0]).argmax()[None]
+
+    def _guess_on(self, row: Row, scores: Tensor, p: Tensor, written: int) -> None:
+        """New guesses for the places behind the written ones: from this pass where it predicted them, and from its last
+        prediction for places that are new."""
+        places = min(self.window, row.room - written)
+        if places <= 0:
+            self.guesses, self.drawn_from = [], []
+            return
+        depths = range(written, written + places)
+        source = torch.tensor([min(depth, len(scores) - 1) for depth in depths], device=scores.device)
+        self.guesses = row.ids(row.draw(scores[source], depths, self._salt()))
+        self.drawn_from = list(p[source])
+
+    def _salt(self) -> int:
+        """Guesses of every pass have their own noise."""
+        return _GUESS + self.passes

@@ -1,0 +1,279 @@
+"""Several tokens a step behind one protocol: propose, verify, commit.
+
+A fast decoder is given one row at a time while what the row may write stays the same (a block of codes, or text):
+
+    propose   tokens for the decoder to read: what waits to be read, and guesses behind it
+    verify    the logits behind them → which tokens are written, which of the tokens read stay in the cache
+    commit    the written tokens have passed the grammar
+
+All rows read their proposals in one forward, padded to the longest; rows that no fast decoder serves take one token a
+step in the same forward. A row that keeps fewer tokens than its neighbours is moved inside the cache.
+
+Shapes: S streams, P tokens read, V latest slots of the cache, W tokens whose logits are wanted, K candidate rows, D
+width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unimodal.generation.grammar import Ranges
+from unimodal.generation.guidance import combine
+from unimodal.generation.head import Candidates
+from unimodal.generation.plain import PLAIN
+from unimodal.generation.run import Run
+from unimodal.generation.sampling import Sampler, gumbel_noise, noise_keys
+from unimodal.vocabulary import Vocabulary
+
+
+@dataclass
+class Draft:
+    """What one row reads next. ``depths[w]``: how many tokens behind the answer the token lies that `wanted[w]`
+    predicts.
+
+    offsets and visible are needed only where the tokens read are not one behind the other: positions from the next one
+    on, [P], and bool [P, V] over the last V slots of the cache, the P new ones last.
+    """
+
+    ids: list[int]
+    wanted: list[int]
+    depths: list[int]
+    offsets: list[int] | None = None
+    visible: Tensor | None = None
+
+
+@dataclass
+class Verdict:
+    """What becomes of a draft: tokens to write, in order; which of the tokens read stay in the cache, ascending; and
+    the tokens written but not yet read."""
+
+    tokens: list[int]
+    kept: list[int]
+    waiting: list[int]
+    accepted: int = 0  # tokens written that were guesses
+
+
+@dataclass
+class Row:
+    """What a fast decoder sees of its row."""
+
+    index: int
+    seed: int
+    modality: str
+    block: str | None  # the name of the block that its codes belong to; None for text
+    count: int | None  # the length of that segment, None where it is free
+    written: int  # tokens of the answer
+    segment_written: int  # codes of the segment
+    room: int  # at most so many tokens may be written before what is allowed changes
+    candidates: Candidates
+    sampler: Sampler
+    pad_id: int
+    ordinary: range  # rows that leave what is allowed as it is: text rows, or those of the block
+    waiting: list[int] = field(default_factory=list)
+
+    def noise(self, depths: Sequence[int], salt: int = 0) -> Tensor:
+        """Gumbel noise [W, K] of tokens that lie so far behind the answer; with salt 0 the plain loop's own."""
+        numbers = [self.written + depth + (salt << 32) for depth in depths]
+        device = self.candidates.ids.device
+        return gumbel_noise(noise_keys([self.seed] * len(numbers), numbers).to(device), self.candidates.ids)
+
+    def uniform(self, depths: Sequence[int], salt: int) -> Tensor:
+        """Uniform numbers [W] in (0, 1), independent of all `noise` of another salt."""
+        numbers = [self.written + depth + (salt << 32) for depth in depths]
+        keys = noise_keys([self.seed] * len(numbers), numbers)
+        return ((keys[:, 0].double() + 0.5) * 2.0**-32).float()
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """logits [W, K] after temperature and filters."""
+        return self.sampler.scores(logits)
+
+    def draw(self, scores: Tensor, depths: Sequence[int], salt: int = 0) -> Tensor:
+        """Candidate indices [W] drawn with the noise of their places."""
+        return self.sampler.choose(scores, None if self.sampler.all_greedy else self.noise(depths, salt))
+
+    def ids(self, index: Tensor) -> list[int]:
+        """Candidate indices -> rows of the vocabulary."""
+        return self.candidates.ids[index].tolist()
+
+
+class FastDecoder:
+    """The protocol; a subclass is one method. Its fields are the settings, `begin` makes what it keeps for a row.
+
+    lossless: the answers follow the plain loop's distribution. serves: "media", "text" or "all".
+    """
+
+    name = "one by one"
+    lossless = True
+    serves = "all"
+    keeps_order = True  # whether the cache holds tokens in the order of the answer
+    longest = 1  # tokens that one proposal may hold
+
+    def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
+        """ValueError, in one line, where this method cannot decode what may be written."""
+
+    def begin(self, row: Row) -> None:
+        """A row enters a stretch in which what is allowed stays the same."""
+
+    def propose(self, row: Row) -> Draft:
+        return Draft(row.waiting, [len(row.waiting) - 1], [0])
+
+    def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
+        """logits [W, K] at the wanted tokens."""
+        tokens = row.ids(row.draw(row.scores(logits), draft.depths))
+        return Verdict(tokens, list(range(len(draft.ids))), tokens)
+
+    def commit(self, row: Row, verdict: Verdict) -> None:
+        """The tokens are written; ``row`` counts them."""
+
+
+class SpeculativeRun(Run):
+    """The loop around a FastDecoder."""
+
+    def __init__(self, *args: Any) -> None:
+        *given, self.method = args
+        super().__init__(*given)
+        self.spare = self.method.longest
+        self.storable = self.method.keeps_order
+        self.patience = 1 << 30  # a finished stream would be moved in the cache at every step
+        self.waiting: list[list[int]] = [[] for _ in self.configs]
+        self.tasks: list[tuple[Ranges, Row, FastDecoder] | None] = [None] * len(self.configs)
+
+    def advance(self) -> None:
+        """One forward over the proposals of all rows. The first token comes from the prompt's own hidden state."""
+        self._write_the_certain()
+        self.drop_finished()
+        if self.grammar.finished.all():
+            return
+        drafts: dict[int, Draft] = {}
+        for row, state in enumerate(self.grammar.states):
+            if not state.finished:
+                drafts[row] = self._propose(row)
+        unread = [row for row in drafts if not self.waiting[row] and not self.answers[row]]
+        if unread:  # their prompts end where a choice begins
+            self._first_tokens(unread)
+            return
+        longest = max(len(draft.ids) for draft in drafts.values())
+        hidden = self._read(drafts, longest)  # [S, P, D]
+        kept: dict[int, list[int]] = {}
+        for row, draft in drafts.items():
+            verdict = self._verify(row, draft, hidden)
+            kept[row] = verdict.kept
+        by_stream = [kept[row] for row in self.streams.row_of]
+        if any(numbers != list(range(longest)) for numbers in by_stream):
+            self.engine.decoder.commit(by_stream, longest)
+
+    def _write_the_certain(self) -> None:
+        """Tokens without an alternative are written at once, and wait to be read."""
+        for row, (grammar, state) in enumerate(zip(self.grammar.grammars, self.grammar.states, strict=True)):
+            while not state.finished:
+                only = self.engine.head.candidates(grammar.allowed(state)).only
+                if only is None:
+                    break
+                self.write(row, only)
+                self.waiting[row].append(only)
+                self.tasks[row] = None
+
+    def _propose(self, row: int) -> Draft:
+        grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
+        ranges, task = grammar.allowed(state), self.tasks[row]
+        if task is None or task[0] is not ranges:
+            view = self._view(row, ranges)
+            medium = "text" if state.modality == "text" else "media"
+            served = self.method.serves in ("all", medium) and bool(self.waiting[row])
+            method = copy.copy(self.method) if served else FastDecoder()
+            method.begin(view)
+            task = self.tasks[row] = (ranges, view, method)
+        _, view, method = task
+        view.written, view.waiting = len(self.answers[row]), self.waiting[row]
+        most = method.longest if config.pause is None else min(method.longest, config.pause - len(self.answers[row]))
+        view.room = grammar.room(state, max(1, most))
+        draft = method.propose(view)
+        self.stats.drafted += len(draft.ids) - len(self.waiting[row])
+        return draft
+
+    def _view(self, row: int, ranges: Ranges) -> Row:
+        grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
+        vocabulary, segment = self.engine.vocabulary, grammar.segment_at(state)
+        candidates = self.engine.head.candidates(ranges)
+        sampler = Sampler([config.sampling.get(state.modality, PLAIN)], self.engine.device)
+        blocks = None if segment is None else vocabulary.group_blocks(segment[0])
+        return Row(
+            row, config.seed, state.modality, segment and segment[0], segment and segment[1], len(self.answers[row]),
+            state.codes, 1, candidates, sampler, self.engine.pad_id,
+            vocabulary.text_range if blocks is None else blocks[state.codes % len(blocks)].rows,
+        )  # fmt: skip
+
+    def _first_tokens(self, rows: list[int]) -> None:
+        """Draw the first token of these rows from what the prompts end in; ``hidden`` is still theirs."""
+        for row in rows:
+            task = self.tasks[row]
+            assert task is not None
+            view = task[1]
+            logits = self._logits(view, self.hidden[:, None], [0], [0])
+            token = view.ids(view.draw(view.scores(logits), [0]))[0]
+            self.write(row, token)
+            self.waiting[row] = [token]
+            self.tasks[row] = None
+
+    def _read(self, drafts: dict[int, Draft], longest: int) -> Tensor:
+        """All proposals in one forward, [S, P, D]; shorter ones are padded behind, where nothing sees it."""
+        device, pad = self.hidden.device, self.engine.pad_id
+        rows = [drafts.get(row) for row in self.streams.row_of]
+        ids = [[*(d.ids if d else []), *[pad] * (longest - (len(d.ids) if d else 0))] for d in rows]
+        offsets = visible = None
+        if any(d is not None and d.offsets is not None for d in rows):
+            own = [d.offsets if d and d.offsets is not None else list(range(len(d.ids) if d else 0)) for d in rows]
+            offsets = torch.tensor([[*o, *[0] * (longest - len(o))] for o in own], device=device)
+        if any(d is not None and d.visible is not None for d in rows):
+            visible = self._visible(rows, longest).to(device)
+        hidden = self.engine.decoder.step(torch.tensor(ids, device=device), offsets, visible, every=True)
+        self.count(longest)
+        return hidden
+
+    def _visible(self, rows: Sequence[Draft | None], longest: int) -> Tensor:
+        """bool [S, P, V]: what each draft says about the latest slots, causal where it says nothing."""
+        earlier = max(d.visible.shape[1] - len(d.ids) for d in rows if d is not None and d.visible is not None)
+        seen = torch.ones(longest, longest, dtype=torch.bool).tril()
+        seen = torch.cat([torch.ones(longest, earlier, dtype=torch.bool), seen], 1).repeat(len(rows), 1, 1)
+        for stream, draft in enumerate(rows):
+            if draft is not None and draft.visible is not None:
+                num, before = len(draft.ids), draft.visible.shape[1] - len(draft.ids)
+                seen[stream, :num, earlier - before : earlier + num] = draft.visible
+        return seen
+
+    def _logits(self, row: Row, hidden: Tensor, wanted: Sequence[int], depths: Sequence[int]) -> Tensor:
+        """The guided logits [W, K] at the wanted tokens of a row; hidden [S, P, D]."""
+        index = torch.tensor(list(wanted), device=hidden.device)
+        states = hidden[self.streams.conditional[row.index]].index_select(0, index)  # [W, D]
+        twin = self.streams.unconditional.get(row.index)
+        if twin is not None:
+            grammar, state = self.grammar.grammars[row.index], self.grammar.states[row.index]
+            step, config = grammar.span_step(state), self.configs[row.index]
+            scales = [config.scale(row.modality, step + depth) for depth in depths]
+            if any(scale != 1.0 for scale in scales):
+                other = hidden[twin].index_select(0, index)
+                states = combine(states, other, torch.tensor(scales, device=hidden.device)[:, None])
+        return self.engine.head.logits(states, row.candidates)
+
+    def _verify(self, row: int, draft: Draft, hidden: Tensor) -> Verdict:
+        task = self.tasks[row]
+        assert task is not None
+        ranges, view, method = task
+        verdict = method.verify(view, draft, self._logits(view, hidden, draft.wanted, draft.depths))
+        self.waiting[row] = verdict.waiting
+        self.stats.accepted += verdict.accepted
+        state = self.grammar.states[row]
+        for number, token in enumerate(verdict.tokens):
+            assert number == 0 or self.grammar.grammars[row].allowed(state) is ranges, "written beyond what was allowed"
+            self.write(row, token)
+            if state.finished:
+                break
+        view.written = len(self.answers[row])
+        method.commit(view, verdict)
+        return verdict

@@ -1,0 +1,55 @@
+"""Coarse pictures while the codes are still being written: for image tokenizers whose codes are ordered.
+
+Shapes: H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from unimodal.generation.request import TokenEvent
+from unimodal.pipeline_media import MediaCoder, Output
+from unimodal.sequence.document import Image
+
+STEPS = (4, 8, 16, 32)
+
+
+class PartialPictures:
+    """Takes the engine's tokens and calls ``on_partial(document, output)`` when a picture has ``steps`` codes.
+
+    documents: the number of the document of each row of the batch. The output's part holds the codes so far, its media
+    is what they decode to, [3, H, W]. Raises ValueError for a tokenizer whose codes are not ordered.
+    """
+
+    def __init__(
+        self,
+        coder: MediaCoder,
+        on_partial: Callable[[int, Output], None],
+        documents: Sequence[int] = (0,),
+        steps: Sequence[int] = STEPS,
+    ) -> None:
+        if not coder.tokenizer("image").ordered:
+            raise ValueError("partial pictures need an image tokenizer whose codes run from coarse to fine")
+        self.coder, self.on_partial, self.documents, self.steps = coder, on_partial, documents, frozenset(steps)
+        self.codes: dict[int, list[int]] = {}
+
+    def __call__(self, event: TokenEvent) -> None:
+        vocabulary = self.coder.vocabulary
+        if event.modality != "image":
+            return
+        block = vocabulary.block_of(event.id)
+        if block is None:  # the start or the end of a span
+            self.codes[event.row] = []
+            return
+        codes = self.codes.setdefault(event.row, [])
+        codes.append(event.id - block.start)
+        if len(codes) in self.steps:
+            self.on_partial(self.documents[event.row], picture_of(self.coder, codes))
+
+
+def picture_of(coder: MediaCoder, codes: Sequence[int]) -> Output:
+    """What the first codes of a picture show."""
+    part = Image(codes=np.array(codes, dtype=np.int64))
+    return Output(part, coder.decode("image", [part.codes])[0])
