@@ -137,9 +137,7 @@ def train(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) 
     def loss(batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
         rows, views = batch["rows"], batch["views"]
         x = pictures.batch(rows, views)
-        x = torch.where(batch["flips"][:, None, None, None], x.flip(-1), x).contiguous(
-            memory_format=torch.channels_last
-        )
+        x = torch.where(batch["flips"][:, None, None, None], x.flip(-1), x).contiguous(memory_format=torch.channels_last)
         semantic = torch.where(batch["stranger"].unsqueeze(1), strangers[rows, views], codes[rows, views])
         pixel, _ = model.pixel_values(x)
         random_values = model.quantizer.values(batch["spoilt"].clamp_min(0))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from unimodal.generation.engine import Engine, GenerationConfig, TokenEvent
 from unimodal.generation.sampling import SamplingConfig
+from unimodal.model.adapter import is_adapter, load_adapter
 from unimodal.pipeline_folder import (
     MediumSettings,
     find_model,
@@ -66,7 +67,9 @@ def load(
 
 
 def _load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
-    """The stock Hugging Face causal LM that config.json names, in float32."""
+    """The stock Hugging Face causal LM that config.json names, or an adapter on the base it names, in float32."""
+    if is_adapter(folder):
+        return load_adapter(folder)[0]
     import transformers
     from safetensors import SafetensorError
 

@@ -164,9 +164,7 @@ class ImageTokenizer(MediaTokenizer):
         self.decoder_code_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
         self.decoder_code_blocks = blocks(1)
         # the semantic codes share the lowest frequencies with the first pixel codes; learning does the rest
-        self.decoder_mixing = nn.Parameter(
-            torch.cat([basis[: config.num_semantic], basis[: config.num_pixel]]).T.clone()
-        )
+        self.decoder_mixing = nn.Parameter(torch.cat([basis[: config.num_semantic], basis[: config.num_pixel]]).T.clone())
         self.decoder_positions = nn.Parameter(torch.randn(num_positions, width) * 0.02)
         self.decoder_blocks = blocks(config.decoder_layers - 1)
         self.decoder_up = nn.Sequential(nn.Conv2d(width, channels * 4, 1), nn.PixelShuffle(2))
