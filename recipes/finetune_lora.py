@@ -6,7 +6,8 @@
 ``base`` is any causal language model by hub id or folder, ``media`` a model folder whose tokenizers are used, and
 ``corpus.datasets`` are files of any format that unimodal.data.datasets reads. Writes an adapter folder to ``out`` that
 `unimodal chat --model` and `unimodal.pipeline.load` take; the base is named in it, not copied. Interrupt it when you
-like; the same command goes on.
+like; the same command goes on. ``run/tokenizers`` is what recipes/tokenize_dataset.py takes as ``model`` to encode a
+large corpus once; a dataset whose path holds such shards is read from them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
 from unimodal.model.loss import LossConfig
 from unimodal.model.packed_loss import PackedLoss
-from unimodal.pipeline_corpus import Corpus, CorpusConfig
+from unimodal.pipeline_batches import Corpus, CorpusConfig
 from unimodal.pipeline_tuning import (
     block_features,
     described_rows,
@@ -31,6 +32,7 @@ from unimodal.pipeline_tuning import (
     open_media,
     packed_loss,
     plan,
+    save_tokenizers,
     save_tuned,
     try_one_step,
 )
@@ -95,6 +97,7 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
     if main:
+        save_tokenizers(cfg.run / "tokenizers", template, media, int(model.config.max_position_embeddings))
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
     loss = packed_loss(parallel.wrap(module), device)
     trainer = Trainer(

@@ -1,227 +1,94 @@
-"""Datasets → batches for tuning: documents opened, their media encoded once, rendered, packed, dealt to the ranks.
-
-A dataset is a file or folder of any format that `unimodal.data.datasets` reads, or a folder of token shards. Codes are
-kept in a folder of their own, one file for each medium, named by the hash of its bytes and of its tokenizer: a second
-run, or another recipe on the same pictures, encodes nothing again.
-
-Shapes: N tokens of a document.
-"""
+"""Documents → rendered documents with the tokenizers of a model folder, the media of a batch encoded together."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import sys
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-import torch
-from pydantic import Field
-from torch import Tensor
 
-from unimodal.config import Config, atomic_write_bytes
-from unimodal.data.datasets import DatasetConfig, open_dataset
-from unimodal.data.mixture import Batches, DocumentSet, Mixture, shuffled
-from unimodal.data.sources import generator
-from unimodal.data.token_shards import MANIFEST, TokenShards
+from unimodal.data.token_shards import Skipped
+from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.pipeline_folder import find_model, read_processor
 from unimodal.pipeline_media import MediaCoder
-from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
-from unimodal.sequence.packing import PackedBatch, pack, stack
+from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Part, Text, Turn, Video
 from unimodal.sequence.template import Rendered, Template
-
-ENCODE_BATCH = 32
-DRAWS = 8  # times that a document is numbered, so that dropping its text is decided anew from one to the next
-
-
-class CorpusConfig(Config):
-    """What to learn from and how it is arranged."""
-
-    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    validation: tuple[DatasetConfig, ...] = ()
-    validation_share: float = Field(
-        default=0.0, ge=0, lt=1
-    )  # of the documents of `datasets`, where `validation` is empty
-    validation_batches: int = Field(default=8, ge=1)  # at most
-    codes: Path = Path("data/cache/codes")
-    length: int = Field(default=1024, ge=2)  # tokens of a row: the longest document
-    tokens_per_batch: int = Field(default=1024, ge=2)  # of one rank, in one of the batches of a step
-    batches_per_window: int = Field(default=16, ge=1)
-    #: share of the documents that answer with media whose words are left out, for guidance (arXiv 2207.12598)
-    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
-    seed: int = 0
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary
 
 
-class CodeCache:
-    """Media parts → the same with codes. `folder=None` keeps them in memory only."""
+class CorpusTokenizer:
+    """Documents → `Rendered`, or `Skipped` with the reason: a medium that cannot be used, too many tokens.
 
-    def __init__(self, coder: MediaCoder | None, folder: Path | None) -> None:
-        self.coder, self.folder = coder, folder
-        self._held: dict[str, np.ndarray] = {}
-
-    def document(self, document: Document) -> Document:
-        """The document with codes in every media part. ValueError for a file that cannot be used."""
-        return Document(Turn(turn.role, [self._part(part) for part in turn.parts]) for turn in document.turns)
-
-    def fill(self, documents: Iterable[Document]) -> int:
-        """Encodes in batches what is not encoded yet; returns how many media that were."""
-        waiting: dict[str, dict[str, Media]] = {}
-        done = 0
-        for document in documents:
-            for part in document.parts:
-                if isinstance(part, Text) or part.codes is not None:
-                    continue
-                key = self._key(part)
-                if self._find(key) is not None:
-                    continue
-                batch = waiting.setdefault(part.modality, {})
-                batch[key] = part
-                if len(batch) == ENCODE_BATCH:
-                    done += self._encode(part.modality, waiting.pop(part.modality))
-        return done + sum(self._encode(modality, batch) for modality, batch in waiting.items())
-
-    def _part(self, part: Part) -> Part:
-        if isinstance(part, Text) or part.codes is not None:
-            return part
-        key = self._key(part)
-        codes = self._find(key)
-        if codes is None:
-            self._encode(part.modality, {key: part})
-            codes = self._find(key)
-        return MEDIA_PARTS[part.modality](codes=codes)
-
-    def _key(self, part: Media) -> str:
-        coder = self._need(part)
-        source = part.source
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
-        digest = hashlib.sha256(content)
-        digest.update(f"{part.modality} {coder.sha256[part.modality]} {coder.processor.image_fit}".encode())
-        return digest.hexdigest()[:40]
-
-    def _find(self, key: str) -> np.ndarray | None:
-        if key not in self._held and self.folder is not None:
-            path = self.folder / key[:2] / f"{key}.npy"
-            if path.is_file():
-                self._held[key] = np.load(path)
-        return self._held.get(key)
-
-    def _encode(self, modality: str, parts: dict[str, Media]) -> int:
-        coder = self._need(next(iter(parts.values())))
-        media = [coder.read_part(part) for part in parts.values()]
-        for key, codes in zip(parts, coder.encode(modality, media), strict=True):
-            self._held[key] = codes.astype(np.int32)
-            if self.folder is not None:
-                data = io.BytesIO()
-                np.save(data, self._held[key])
-                atomic_write_bytes(self.folder / key[:2] / f"{key}.npy", data.getvalue())
-        return len(parts)
-
-    def _need(self, part: Media) -> MediaCoder:
-        if self.coder is None:
-            raise ValueError(f"the data hold {part.name} ({part.modality}) but no tokenizers are given; set `media`")
-        self.coder.vocabulary.layout(part.modality)
-        return self.coder
-
-
-class RenderedDocuments:
-    """Documents by number, encoded and rendered when they are asked for; each stands here `DRAWS` times."""
+    The folder needs `vocabulary.json`, `tokenizer.json` and the media tokenizers; the decoder's weights are not read.
+    `hashes` are those of the tokenizers and of the vocabulary, as token shards record them.
+    """
 
     def __init__(
-        self, documents: Sequence[Document], chosen: Sequence[int], cache: CodeCache, template: Template,
-        dropout: float = 0.0, seed: int = 0,
-    ) -> None:  # fmt: skip
-        self.documents, self.chosen, self.cache, self.template = documents, chosen, cache, template
-        self.dropout, self.seed = dropout, seed
-
-    def __len__(self) -> int:
-        return len(self.chosen) * DRAWS
-
-    def __getitem__(self, index: int) -> Rendered:
-        item, draw = index % len(self.chosen), index // len(self.chosen)
-        document = self.cache.document(self.documents[self.chosen[item]])
-        makes_media = any(
-            not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
-        )
-        if makes_media and generator(self.seed, "condition", item, draw).random() < self.dropout:
-            document = document.without_text()
-        return self.template.render(document)
-
-
-class Corpus:
-    """The training and validation documents of a configuration. Opening reports every row that is left out."""
-
-    def __init__(
-        self, cfg: CorpusConfig, template: Template, coder: MediaCoder | None, keep_codes: bool = True
+        self, model: str | os.PathLike[str] | None = None, device: str = "cpu", max_tokens: int | None = None
     ) -> None:
-        self.cfg, self.template = cfg, template
-        self.cache = CodeCache(coder, cfg.codes if keep_codes else None)
-        self.sets: dict[str, DocumentSet] = {}
-        self.weights: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-        self._validation: list[tuple[Sequence[Document], Sequence[int]]] = []
-        self._training: list[tuple[Sequence[Document], Sequence[int]]] = []
-        for number, dataset in enumerate(cfg.datasets):
-            name = f"{number}:{Path(dataset.path).name}"
-            self.weights[name] = dataset.weight
-            if (Path(dataset.path) / MANIFEST).is_file():
-                shards = TokenShards(dataset.path, self._hashes())
-                self.sets[name], self.counts[name] = shards, len(shards)
-                continue
-            documents = _open(dataset)
-            order = shuffled(len(documents), cfg.seed)
-            held = 0 if cfg.validation else round(cfg.validation_share * len(documents))
-            chosen = sorted(order[held:])
-            self._training.append((documents, chosen))
-            self._validation.append((documents, sorted(order[:held])))
-            self.counts[name] = len(chosen)
-            self.sets[name] = RenderedDocuments(
-                documents, chosen, self.cache, template, cfg.condition_dropout, cfg.seed + number
-            )
-        for dataset in cfg.validation:
-            documents = _open(dataset)
-            self._validation.append((documents, range(len(documents))))
+        self.folder = tokenizer_source(model)
+        self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
+        self.template = Template(self.vocabulary, TextTokenizer.load(self.folder))
+        self.coder = MediaCoder(self.folder, self.vocabulary, read_processor(self.folder), device)
+        self.hashes = vocabulary_hashes(self.vocabulary)
+        self.max_tokens = max_tokens
 
-    def _hashes(self) -> dict[str, str]:
-        vocabulary = self.template.vocabulary
-        return {"text": vocabulary.text_sha256} | {block.name: block.sha256 for block in vocabulary.blocks}
+    def __call__(self, documents: Sequence[Document]) -> list[Rendered | Skipped]:
+        """One result for each document, in order; a bad one does not touch the others.
 
-    def encode(self, rank: int = 0, num_ranks: int = 1) -> int:
-        """Encodes this rank's share of all media; returns how many were new."""
-        chosen = [d[i] for d, numbers in [*self._training, *self._validation] for i in numbers][rank::num_ranks]
-        return self.cache.fill(chosen)
-
-    def batches(self, rank: int = 0, num_ranks: int = 1) -> Batches:
-        """The endless training batches of a rank."""
-        cfg = self.cfg
-        mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks)
-        pad = self.template.vocabulary.control_id("<|pad|>")
-        return Batches(mixture, cfg.length, max(cfg.tokens_per_batch, cfg.length), pad, "pack", cfg.batches_per_window)
-
-    def validation_batches(self) -> list[PackedBatch]:
-        """The held-out documents in packed batches, the same for every rank; too long ones are left out."""
-        rendered = [
-            self.template.render(self.cache.document(documents[number]))
-            for documents, numbers in self._validation
-            for number in numbers
+        Raises ValueError for a tokenizer that cannot be loaded: that is no document's fault.
+        """
+        lacking = {part.modality for document in documents for part in document.parts if _lacks_codes(part)}
+        for modality in sorted(lacking & set(self.vocabulary.media)):
+            self.coder.tokenizer(modality)
+        problems: dict[int, str] = {}
+        media: dict[str, dict[tuple[int, int], Any]] = {}  # modality → (document, its how-manyeth medium) → tensor
+        for number, document in enumerate(documents):
+            try:
+                for place, part in enumerate(filter(_lacks_codes, document.parts)):
+                    media.setdefault(part.modality, {})[number, place] = self.coder.read_part(part)
+            except ValueError as error:
+                problems[number] = str(error)
+        codes: dict[tuple[int, int], np.ndarray] = {}
+        for modality, found in media.items():
+            usable = {place: medium for place, medium in found.items() if place[0] not in problems}
+            if usable:
+                codes.update(zip(usable, self.coder.encode(modality, list(usable.values())), strict=True))
+        return [
+            Skipped(problems[number]) if number in problems else self._render(document, number, codes)
+            for number, document in enumerate(documents)
         ]
-        rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"), too_long="drop")
-        num = max(1, self.cfg.tokens_per_batch // self.cfg.length)
-        batches = [stack(rows[first : first + num]) for first in range(0, len(rows), num)]
-        return batches[: self.cfg.validation_batches]
+
+    def _render(self, document: Document, number: int, codes: dict[tuple[int, int], np.ndarray]) -> Rendered | Skipped:
+        own = iter([codes[place] for place in sorted(place for place in codes if place[0] == number)])
+        try:
+            rendered = self.template.render(_with_codes(document, own))
+        except ValueError as error:  # codes that came with the row and do not fit the vocabulary
+            return Skipped(str(error))
+        if self.max_tokens is not None and len(rendered) > self.max_tokens:
+            return Skipped(f"the document has {len(rendered):,} tokens, over max_tokens {self.max_tokens:,}")
+        return rendered
 
 
-def _open(dataset: DatasetConfig) -> Sequence[Document]:
-    documents = open_dataset(dataset)
-    bad: list[Any] = getattr(documents, "bad_rows", [])
-    for row in bad[:5]:
-        print(f"skipped {row}", file=sys.stderr)
-    if len(bad) > 5:
-        print(f"skipped {len(bad)} rows of {dataset.path} in all", file=sys.stderr)
-    return documents
+def tokenizer_source(model: str | os.PathLike[str] | None) -> Path:
+    """The folder whose tokenizers and vocabulary are used; it may lack the decoder's weights."""
+    folder = Path(model).expanduser() if model is not None else None
+    if folder is not None and (folder / "vocabulary.json").is_file():
+        return folder
+    return find_model(model)
 
 
-def tensors_of(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """→ ids, labels, position ids, each int64 [B, N]."""
-    arrays = (batch.ids, batch.labels, batch.position_ids)
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)).long().to(device) for a in arrays)  # type: ignore[return-value]
+def _lacks_codes(part: Part) -> TypeGuard[Image | Audio | Video]:
+    return not isinstance(part, Text) and part.codes is None
+
+
+def _with_codes(document: Document, codes: Iterator[np.ndarray]) -> Document:
+    """The document with the next of `codes` in each medium that lacks them."""
+
+    def coded(part: Part) -> Part:
+        return MEDIA_PARTS[part.modality](codes=next(codes)) if _lacks_codes(part) else part
+
+    return Document(Turn(turn.role, [coded(part) for part in turn.parts]) for turn in document.turns)

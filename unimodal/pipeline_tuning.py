@@ -26,7 +26,7 @@ from unimodal.model.build import num_parameters
 from unimodal.model.initialisers import Donor
 from unimodal.model.packed_loss import PackedLoss
 from unimodal.model.structured_rows import level_features
-from unimodal.pipeline_corpus import Corpus, tensors_of
+from unimodal.pipeline_batches import Corpus, tensors_of
 from unimodal.pipeline_folder import PROCESSOR_FILE, read_json, read_processor, tokenizer_folder
 from unimodal.pipeline_media import MediaCoder, load_coder
 from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
@@ -227,6 +227,21 @@ def try_one_step(module: PackedLoss, batch: PackedBatch, device: torch.device) -
 # ---- the result
 
 
+def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, max_positions: int) -> None:
+    """All of a model folder but its decoder: what recipes/tokenize_dataset.py needs to make shards for this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for modality in template.vocabulary.media if media is not None else ():
+        assert media is not None
+        source, target = tokenizer_folder(media.folder, modality), tokenizer_folder(folder, modality)
+        if target.resolve() != source.resolve():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+    save_hub_tokenizer(folder, template.vocabulary, template.text, max_positions)
+    if media is not None:
+        processor = read_processor(media.folder).model_dump(mode="json")
+        atomic_write_text(folder / PROCESSOR_FILE, json.dumps(processor, indent=2) + "\n")
+    template.vocabulary.save(folder / "vocabulary.json")
+
+
 def save_tuned(
     folder: Path,
     model: nn.Module,
@@ -240,17 +255,8 @@ def save_tuned(
 
     as_adapter=False: `model` is merged and stock, and its weights are written in half precision.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary, max_positions = template.vocabulary, int(model.config.max_position_embeddings)
-    if media is not None:
-        for modality in vocabulary.media:
-            target = tokenizer_folder(folder, modality)
-            if target.resolve() != tokenizer_folder(media.folder, modality).resolve():
-                shutil.copytree(tokenizer_folder(media.folder, modality), target, dirs_exist_ok=True)
-    save_hub_tokenizer(folder, vocabulary, template.text, max_positions)
-    processor = read_processor(media.folder) if media is not None else None
-    if processor is not None:
-        atomic_write_text(folder / PROCESSOR_FILE, json.dumps(processor.model_dump(mode="json"), indent=2) + "\n")
+    save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
+    vocabulary = template.vocabulary
     generation: dict[str, Any] = {
         "bos_token_id": vocabulary.control_id("<|bos|>"),
         "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
@@ -261,7 +267,6 @@ def save_tuned(
     if as_adapter:
         save_adapter(folder, model, base.name, vocabulary)
     else:
-        vocabulary.save(folder / "vocabulary.json")
         model.config.use_cache = True
         model.half().save_pretrained(folder)
     atomic_write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")

@@ -90,7 +90,7 @@ class ImportedDataset(Sequence[Document]):
         self.cfg, self.rows = cfg, rows
         self.folder = MediaFolder(cfg.media_root or media_root)
         self._renamed = _typed_columns(rows) | cfg.columns
-        self.format = self._find_format()
+        self.format = self._find_format(self._first_rows())
         self.bad_rows: list[BadRow] = []
         self._good = array("q")
         for index in range(len(rows)):
@@ -150,27 +150,35 @@ class ImportedDataset(Sequence[Document]):
 
     def _columns(self, row: int) -> Row:
         columns = dict(self.rows[row])
-        for ours, theirs in self._renamed.items():
-            if theirs not in columns:
-                raise ValueError(f"there is no column {theirs!r} for {ours}; it has {', '.join(columns)}")
-        return columns | {ours: columns.pop(theirs) for ours, theirs in self._renamed.items()}
+        renamed = {ours: columns.pop(theirs) for ours, theirs in self._renamed.items() if theirs in columns}
+        return columns | renamed
 
-    def _find_format(self) -> str:
+    def _first_rows(self) -> list[Row]:
+        """The readable ones of the first rows. Raises ValueError if `columns` names one that none of them has."""
+        first: list[Row] = []
+        seen: dict[str, None] = {}
+        for index in range(min(len(self.rows), DETECT_ROWS)):
+            try:
+                seen |= dict.fromkeys(self.rows[index])
+                first.append(self._columns(index))
+            except ValueError:
+                continue  # reported when the rows are read
+        for ours, theirs in self.cfg.columns.items():
+            if first and theirs not in seen:
+                known = ", ".join(seen)
+                raise ValueError(
+                    f"{shown(self.cfg.path)}: there is no column {theirs!r} to call {ours}; it has {known}"
+                )
+        return first
+
+    def _find_format(self, first: Sequence[Row]) -> str:
         if self.cfg.format not in ("auto", "huggingface"):
             return self.cfg.format
         parts = self.rows.parts if isinstance(self.rows, JoinedRows) else [self.rows]
         if all(isinstance(part, TarRows) for part in parts):
             return "webdataset"
-        first: list[Row] = []
-        for index in range(min(len(self.rows), DETECT_ROWS)):
-            try:
-                first.append(self._columns(index))
-            except ValueError:
-                continue  # reported when the rows are read
-        if not first:
-            return "trl"
         try:
-            return detect(first)
+            return detect(first) if first else "trl"
         except ValueError as error:
             raise ValueError(f"{shown(self.cfg.path)}: {error}") from None
 

@@ -38,7 +38,9 @@ class MediaFolder:
             given = next((key for key in _SOURCES if value.get(key) is not None), None)
             if given is None:
                 known = ", ".join(_SOURCES)
-                raise ValueError(f"a medium ({modality}) is a dict with {', '.join(map(str, value)) or 'nothing'}; use {known}")
+                raise ValueError(
+                    f"a medium ({modality}) is a dict with {', '.join(map(str, value)) or 'nothing'}; use {known}"
+                )
             value = value[given]
             if given == "data" and isinstance(value, str):
                 return _decoded(value, modality)
@@ -47,7 +49,9 @@ class MediaFolder:
                 raise ValueError(f"a medium ({modality}) has no bytes; export the row again")
             return MediaPart(type=modality, data=bytes(value))  # type: ignore[arg-type]
         if not isinstance(value, (str, os.PathLike)):
-            raise ValueError(f"a medium ({modality}) is given as {type(value).__name__}; use a path, bytes or a dict of these")
+            raise ValueError(
+                f"a medium ({modality}) is given as {type(value).__name__}; use a path, bytes or a dict of these"
+            )
         name = os.fspath(value)
         if name.startswith("data:"):
             return _from_data_url(name, modality)
@@ -67,8 +71,8 @@ class MediaFolder:
         real = os.path.realpath(self.root / name)
         if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
             raise ValueError(
-                f"{shown(name)} lies outside the media folder {shown(self.root)}; move it there, or set media_root to a "
-                "folder that holds both"
+                f"{shown(name)} lies outside the media folder {shown(self.root)}; move it there, "
+                "or set media_root to a folder that holds it"
             )
         if not os.path.isfile(real):
             raise ValueError(f"{shown(name)} is not in {shown(self.root)}; check the path or set media_root")

@@ -1,7 +1,7 @@
-"""The one schema that every importer writes: messages with typed parts, in pydantic, and its way to a `Document` and back.
+"""The one schema that every importer writes: messages with typed parts, in pydantic, to a `Document` and back.
 
     Conversation(messages=[
-        {"role": "user", "content": [{"type": "image", "path": "apple.png"}, {"type": "text", "text": "what is this?"}]},
+        {"role": "user", "content": [{"type": "image", "path": "apple.png"}, {"type": "text", "text": "what?"}]},
         {"role": "assistant", "content": "an apple"},
     ])
 

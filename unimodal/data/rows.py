@@ -62,8 +62,10 @@ class JsonlRows:
             return checked(json.loads(line.decode("utf-8-sig")))
         except UnicodeDecodeError as error:
             raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start})") from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"the line is not JSON ({error})") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"the line is not JSON ({error.msg} at character {error.pos + 1})") from None
+        except RecursionError:
+            raise ValueError("the line is nested too deeply") from None
 
     def where(self, index: int) -> str:
         return f"{shown(self.path)} line {self._lines[index]}"
@@ -73,7 +75,7 @@ class JsonlRows:
 
 
 class JsonRows:
-    """A JSON list of objects (or an object whose one list of objects is under `data`). Held as text, parsed by the row."""
+    """A JSON list of objects, or an object that begins with such a list as `data`. Held as text, parsed by the row."""
 
     _BLANK = re.compile(r"[ \t\r\n]*")
     _WRAPPED = re.compile(r'\{\s*"data"\s*:\s*(?=\[)')

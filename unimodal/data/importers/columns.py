@@ -46,7 +46,7 @@ def role_of(name: Any) -> str:
     """`human` → `user`, `gpt` → `assistant`. Raises ValueError for a role that no document has."""
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise ValueError(f"role {name!r} is unknown; use {', '.join(ROLES)}")
+        raise ValueError(f"role {name!r} is unknown; use system, user (human) or assistant (gpt)")
     return role
 
 
@@ -100,7 +100,8 @@ def fill_placeholders(texts: Sequence[str], media: MediaLists, front: int | None
             leading += parts
         elif counts[modality] != len(parts):
             raise ValueError(
-                f"{counts[modality]} <{modality}> placeholders but {len(parts)} {modality} files; their numbers must match"
+                f"the texts hold {counts[modality]} of the placeholder <{modality}> but the row brings {len(parts)} of "
+                f"{modality}; the numbers must match"
             )
     queues = {modality: iter(parts) for modality, parts in media.items()}
     filled = [list(_parts(text, queues)) for text in texts]

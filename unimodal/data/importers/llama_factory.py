@@ -1,9 +1,9 @@
-"""LLaMA-Factory: `messages` (or `conversations`, or Alpaca's columns) with `images`, `videos`, `audios` for `<image>`, ….
+"""LLaMA-Factory: `messages` (or `conversations`, or Alpaca's columns) with `images`, `videos`, `audios`.
 
-    {"messages": [{"role": "user", "content": "<image>what is this?"}, {"role": "assistant", "content": "an apple"}],
-     "images": ["apple.png"]}
-    {"instruction": "what is this?", "input": "<image>", "output": "an apple", "images": ["apple.png"],
-     "system": "be brief", "history": [["hello", "hi"]]}
+{"messages": [{"role": "user", "content": "<image>what is this?"}, {"role": "assistant", "content": "an apple"}],
+ "images": ["apple.png"]}
+{"instruction": "what is this?", "input": "<image>", "output": "an apple", "images": ["apple.png"],
+ "system": "be brief", "history": [["hello", "hi"]]}
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """LLaVA: `conversations` of `from` and `value`, one `image` (or a list, or a `video`), `<image>` in the texts.
 
-    {"id": "0", "image": "apple.png", "conversations": [{"from": "human", "value": "<image>\\nwhat is this?"},
-                                                       {"from": "gpt", "value": "an apple"}]}
+{"id": "0", "image": "apple.png", "conversations": [{"from": "human", "value": "<image>\\nwhat is this?"},
+                                                   {"from": "gpt", "value": "an apple"}]}
 """
 
 from __future__ import annotations

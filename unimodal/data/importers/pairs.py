@@ -38,8 +38,9 @@ class PairsConfig(Config):
         return value
 
 
-def import_pairs(row: Row, folder: MediaFolder, pairs: PairsConfig = PairsConfig()) -> Conversation:
+def import_pairs(row: Row, folder: MediaFolder, pairs: PairsConfig | None = None) -> Conversation:
     """Raises ValueError unless the row has at least one medium and exactly one text (or a question and an answer)."""
+    pairs = pairs or PairsConfig()
     media = [part for parts in media_of(row, folder).values() for part in parts]
     if not media:
         raise ValueError(f"there is no image, audio or video among {', '.join(row) or 'no columns'}")

@@ -1,7 +1,7 @@
-"""ShareGPT: `conversations` of `from` and `value` (or `role` and `content`), a `system` text, `images`/`videos`/`audios`.
+"""ShareGPT: `conversations` of `from` and `value` (or `role` and `content`), a `system` text, and media columns.
 
-    {"system": "be brief", "conversations": [{"from": "human", "value": "<image> what is this?"},
-                                             {"from": "gpt", "value": "an apple"}], "images": ["apple.png"]}
+{"system": "be brief", "conversations": [{"from": "human", "value": "<image> what is this?"},
+                                         {"from": "gpt", "value": "an apple"}], "images": ["apple.png"]}
 """
 
 from __future__ import annotations
@@ -39,6 +39,4 @@ def conversation_turns(
         texts.append(text_of(turn["value"] if turn.get("value") is not None else turn.get("content"), "a turn"))
     front = roles.index("user") if insert_missing and "user" in roles else None
     filled = fill_placeholders(texts, media_of(row, folder), front)
-    return parse_conversation(
-        [{"role": role, "content": parts} for role, parts in zip(roles, filled, strict=True)]
-    )
+    return parse_conversation([{"role": role, "content": parts} for role, parts in zip(roles, filled, strict=True)])

@@ -75,7 +75,9 @@ def _in_front(messages: list[dict[str, Any]], media: dict[str, list[Any]]) -> li
         return messages
     marked = next((found.group() for message in messages if (found := PLACEHOLDER.search(message["content"]))), None)
     if marked:
-        raise ValueError(f"a text holds {marked}, which TRL takes as plain text; choose format llama_factory to fill it")
+        raise ValueError(
+            f"a text holds {marked}, which TRL takes as plain text; choose format llama_factory to fill it"
+        )
     first = next((index for index, message in enumerate(messages) if message["role"] == "user"), None)
     if first is None:
         raise ValueError(f"there are {len(leading)} media but no message of the user to put them in")
@@ -90,7 +92,10 @@ def _mismatch(messages: list[dict[str, Any]], media: dict[str, list[Any]]) -> st
     for modality, given in media.items():
         bare = sum(part.get("type") == modality and not _has_source(part) for part in parts)
         if bare != len(given):
-            return f"{bare} {modality} parts but {len(given)} {modality} files; their numbers must match"
+            return (
+                f"the messages hold {bare} parts of type {modality} but the row brings {len(given)} of {modality}; "
+                "the numbers must match"
+            )
     raise AssertionError("the numbers match")
 
 

@@ -44,17 +44,18 @@ class TarRows:
         self.ignored: Counter[str] = Counter()  # extension → members of a kind that is not read
         self._members: list[list[Member]] = []
         self._problems: dict[int, str] = {}
-        seen: set[str] = set()
+        seen: dict[str, int] = {}  # key → its first row
         try:
             with tarfile.open(path, "r:") as tar:
                 for info in tar:
                     self._add(info, seen)
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(
-                f"{shown(path)} is not an uncompressed tar that can be read ({first_line(error)}); unpack or copy it again"
+                f"{shown(path)} is not an uncompressed tar that can be read ({first_line(error)}); "
+                "unpack it or copy it again"
             ) from None
 
-    def _add(self, info: tarfile.TarInfo, seen: set[str]) -> None:
+    def _add(self, info: tarfile.TarInfo, seen: dict[str, int]) -> None:
         if info.isdir():
             return
         folder, slash, base = info.name.rpartition("/")
@@ -64,9 +65,10 @@ class TarRows:
             self.ignored[base] += 1
             return
         if not self.keys or self.keys[-1] != key:
-            if key in seen:
-                self._problems[len(self.keys)] = "the key stands in two places of the tar; write its members together"
-            seen.add(key)
+            if key in seen:  # neither place has the whole sample
+                for row in (seen[key], len(self.keys)):
+                    self._problems[row] = "the key stands in two places of the tar; write its members together"
+            seen[key] = len(self.keys)
             self.keys.append(key)
             self._members.append([])
         row = len(self.keys) - 1
