@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -72,8 +72,8 @@ class Parallel:
             save_checkpoint(folder, {**shared, **(local if self.num_ranks == 1 else {"ranks": ranks})}, name)
         self.barrier()
 
-    def load(self, folder: Path, shared: dict[str, Any], name: str = LAST) -> dict[str, Any] | None:
-        """What ``save`` wrote, this rank's part among it; ``shared`` has the shape of what to expect."""
+    def load(self, folder: Path, shared: Callable[[], dict[str, Any]], name: str = LAST) -> dict[str, Any] | None:
+        """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect."""
         state = load_checkpoint(folder, name)
         if state is None:
             return None
@@ -179,7 +179,7 @@ class Sharded(_Many):
             shutil.rmtree(old, ignore_errors=True)
         self.barrier()
 
-    def load(self, folder: Path, shared: dict[str, Any], name: str = LAST) -> dict[str, Any] | None:
+    def load(self, folder: Path, shared: Callable[[], dict[str, Any]], name: str = LAST) -> dict[str, Any] | None:
         import torch.distributed.checkpoint as dcp
 
         target = folder / Path(name).stem
@@ -193,7 +193,7 @@ class Sharded(_Many):
             raise ValueError(
                 f"the checkpoint in {folder} is of {found} processes; resume it with as many, not {self.num_ranks}"
             )
-        tensors = _tensors_of(shared)
+        tensors = _tensors_of(shared())  # makes the optimizer's state, one step old: only where it is overwritten
         try:
             dcp.load(tensors, checkpoint_id=str(target))
         except Exception as error:  # a damaged or foreign checkpoint gives many kinds

@@ -134,15 +134,19 @@ class Trainer:
 
     # -- state ------------------------------------------------------------------------------------------------------
     def _shared(self) -> dict[str, Any]:
-        """What is the same on all ranks. Frozen weights are left out: they are the base's, not the run's."""
-        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        """What is the same on all ranks."""
         return {
             "step": self.step,
-            "model": {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen},
+            "model": self._weights(),
             "optimizers": self.parallel.optimizer_state(self.model, self.optimizers),
             "ema": self.ema,
             "early": [self.best, self.since_best, self.stopped_early],
         }
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The state without what is frozen: that is the base's, not the run's."""
+        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
 
     def save(self) -> None:
         local = {"random": random_state(), "batches": self.batches.state_dict()}
@@ -150,7 +154,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Takes up the folder's checkpoint, if there is one; True if it did."""
-        state = self.parallel.load(self.folder, self._shared())
+        state = self.parallel.load(self.folder, self._shared)
         if state is None:
             return False
         try:
@@ -171,7 +175,7 @@ class Trainer:
         return True
 
     def _load_model(self, state: dict[str, Tensor]) -> None:
-        expected = set(self._shared()["model"])
+        expected = set(self._weights())
         odd = sorted(expected - set(state)) + sorted(set(state) - set(self.model.state_dict()))
         if odd:
             raise ValueError(f"{len(odd)} tensors differ, such as {odd[0]}")
@@ -186,7 +190,7 @@ class Trainer:
 
     def use_best(self) -> bool:
         """Copies the weights of the best validation into the model, if there was one; True if it did."""
-        state = self.parallel.load(self.folder, {"model": self._shared()["model"]}, BEST)
+        state = self.parallel.load(self.folder, lambda: {"model": self._weights()}, BEST)
         if state is None:
             return False
         self._load_model(state["model"])
@@ -219,9 +223,7 @@ class Trainer:
             weight += result.weight
             self._tokens += result.num_tokens
             add_sums(sums, {"loss": (float(result.total.detach()), result.weight), **result.sums})
-        all_weights, stop = self.parallel.total([weight, float(self._stop)])
-        self._stop = stop > 0  # one rank that is asked to stop stops them all
-        scale = self.parallel.num_ranks / max(all_weights, 1e-12)
+        scale = self.parallel.num_ranks / max(self.parallel.total([weight])[0], 1e-12)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
@@ -275,12 +277,14 @@ class Trainer:
                     tokens = self.parallel.total([self._tokens])[0] / max(now - logged_at, 1e-9)
                     self._report(progress, round(seconds, 4), tokens)
                     logged_at, logged_step, self._tokens = now, self.step, 0
-                if self._stop:
-                    self.save()
-                    raise Interrupted(f"stopped at step {self.step}; run the same command to go on")
-                if self.parallel.total([float(time.monotonic() - saved_at > self.cfg.checkpoint_every_s)])[0]:
+                # Ranks agree: one that is asked to stop, or whose time to save has come, speaks for them all.
+                due = time.monotonic() - saved_at > self.cfg.checkpoint_every_s
+                stop, due_anywhere = self.parallel.total([float(self._stop), float(due)])
+                if stop or due_anywhere:
                     self.save()
                     saved_at = time.monotonic()
+                if stop:
+                    raise Interrupted(f"stopped at step {self.step}; run the same command to go on")
             self.save()
             if self.cfg.plot and self.parallel.is_main:
                 plot_losses(self.folder)
@@ -296,7 +300,7 @@ class Trainer:
         loss = losses["validation_loss"]
         if self.best is None or loss < self.best - self.cfg.min_improvement:
             self.best, self.since_best = loss, 0
-            self.parallel.save(self.folder, {"model": self._shared()["model"]}, {}, BEST)
+            self.parallel.save(self.folder, {"model": self._weights()}, {}, BEST)
         else:
             self.since_best += 1
             self.stopped_early = 0 < self.cfg.patience <= self.since_best
