@@ -107,7 +107,7 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     if not trainer.use_best():
         trainer.use_ema()
     if main:
-        save_tuned(cfg.out, model, base, template, media, cfg)
+        save_tuned(cfg.out, model, cfg.base, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)
     parallel.close()
 

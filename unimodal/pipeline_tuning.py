@@ -63,10 +63,14 @@ def joint_template(base: BaseModel, media: MediaCoder | None) -> Template:
     own = Path(base.name) / "vocabulary.json"
     if own.is_file() and not is_adapter(base.name):
         return Template(Vocabulary.load(own), text)
-    padded = range(text.size, base.num_rows)
+    return new_template(text, base.num_rows, media)
+
+
+def new_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) -> Template:
+    """The template over `num_rows` text rows, those beyond the tokenizer's being padding, and the media's blocks."""
     blocks, layouts = (media.vocabulary.blocks, media.vocabulary.layouts) if media else ((), ())
-    vocabulary = Vocabulary.build(base.num_rows, blocks, layouts, {*text.reserved_ids, *padded}, text.sha256)
-    return Template(vocabulary, text)
+    reserved = {*text.reserved_ids, *range(text.size, num_rows)}
+    return Template(Vocabulary.build(num_rows, blocks, layouts, reserved, text.sha256), text)
 
 
 def described_rows(template: Template) -> dict[int, list[int]]:
@@ -245,15 +249,14 @@ def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, 
 def save_tuned(
     folder: Path,
     model: nn.Module,
-    base: BaseModel,
+    base: str | None,
     template: Template,
     media: MediaCoder | None,
     cfg: Config,
-    as_adapter: bool = True,
 ) -> None:
-    """Writes a folder that `unimodal.pipeline.load` reads: an adapter that names its base, or a whole model.
+    """Writes a folder that `unimodal.pipeline.load` reads: an adapter on the `base` of that name, or a whole model.
 
-    as_adapter=False: `model` is merged and stock, and its weights are written in half precision.
+    base=None: `model` is merged and stock, and its weights are written in half precision.
     """
     save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
     vocabulary = template.vocabulary
@@ -264,8 +267,8 @@ def save_tuned(
     }
     if media is not None and (media.folder / "generation_config.json").is_file():
         generation["unimodal"] = read_json(media.folder / "generation_config.json").get("unimodal", {})
-    if as_adapter:
-        save_adapter(folder, model, base.name, vocabulary)
+    if base is not None:
+        save_adapter(folder, model, base, vocabulary)
     else:
         model.config.use_cache = True
         model.half().save_pretrained(folder)

@@ -328,7 +328,9 @@ class Trainer:
 
 def checkpoint_activations(model: nn.Module) -> None:
     """Turns activation checkpointing on (arXiv 1604.06174). ValueError for a model that cannot."""
-    target = next((m for m in model.modules() if hasattr(m, "gradient_checkpointing_enable")), None)
-    if target is None:
-        raise ValueError(f"{type(model).__name__} has no activation checkpointing; turn activation_checkpointing off")
-    target.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for method in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):  # the newer name first
+        target = next((m for m in model.modules() if hasattr(m, method)), None)
+        if target is not None:
+            getattr(target, method)({"use_reentrant": False})
+            return
+    raise ValueError(f"{type(model).__name__} has no activation checkpointing; turn activation_checkpointing off")
