@@ -138,9 +138,14 @@ class RenderedDocuments:
     """
 
     def __init__(
-        self, dataset: ImportedDataset, chosen: Sequence[int], cache: CodeCache, template: Template, dropout: float = 0.0,
+        self,
+        dataset: ImportedDataset,
+        chosen: Sequence[int],
+        cache: CodeCache,
+        template: Template,
+        dropout: float = 0.0,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.dataset, self.chosen, self.cache, self.template = dataset, chosen, cache, template
         self.dropout, self.seed = dropout, seed
         self.bad: dict[int, str] = {}
@@ -158,7 +163,9 @@ class RenderedDocuments:
             if document is not None:
                 break
         else:
-            raise ValueError(f"no document of {self.dataset.cfg.path} can be used; the last one: {self.bad.popitem()[1]}")
+            raise ValueError(
+                f"no document of {self.dataset.cfg.path} can be used; the last one: {self.bad.popitem()[1]}"
+            )
         makes_media = any(
             not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
         )

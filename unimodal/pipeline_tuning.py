@@ -182,7 +182,9 @@ def plan(model: nn.Module, template: Template, corpus: Corpus, batch: PackedBatc
 
 def spelled(ids: Any, template: Template, longest: int = 400) -> str:
     """Ids as one can read them: text as text, controls by name, runs of codes counted."""
-    vocabulary, pieces, text = template.vocabulary, [], []
+    vocabulary = template.vocabulary
+    pieces: list[str] = []
+    text: list[int] = []
     runs: list[tuple[str, int]] = []
 
     def finish() -> None:

@@ -60,7 +60,9 @@ def test_covariance_has_the_mean_and_covariance_of_the_used_rows(table):
 def test_covariance_of_a_base_with_fewer_rows_than_width():
     base = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
     rows = INITIALISERS["covariance"](RowRequest(base, 5000))
-    outside = rows - rows.mean(0) - (rows - rows.mean(0)) @ torch.linalg.pinv(base - base.mean(0)) @ (base - base.mean(0))
+    outside = (
+        rows - rows.mean(0) - (rows - rows.mean(0)) @ torch.linalg.pinv(base - base.mean(0)) @ (base - base.mean(0))
+    )
     assert float(outside.abs().max()) < 1e-3, "nothing outside the span of the base's rows"
 
 

@@ -1,4 +1,4 @@
-"""recipes/finetune_full.py and recipes/pretrain.py through their command lines, alone and under torchrun's environment."""
+"""recipes/finetune_full.py and recipes/pretrain.py through their command lines, alone and under torchrun."""
 
 import json
 import os

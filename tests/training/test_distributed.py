@@ -64,8 +64,8 @@ def train(strategy: str, folder: Path, size: int, accumulation: int = 1, steps: 
         return WeightedLoss(total, found["weight"], {"loss_all": (float(total.detach()), found["weight"])}, size)
 
     cfg = LoopConfig(
-        steps=steps, warmup_steps=2, learning_rate=1e-2, log_every=1, accumulation=accumulation, ema_decay=0.9, plot=False,
-        evaluate_every=3,
+        steps=steps, warmup_steps=2, learning_rate=1e-2, log_every=1, accumulation=accumulation, ema_decay=0.9,
+        plot=False, evaluate_every=3,
     )  # fmt: skip
     batches = Examples(parallel.rank, parallel.num_ranks, size)
     validation = [(torch.randn(4, 6, generator=torch.Generator().manual_seed(99)), torch.ones(4))]

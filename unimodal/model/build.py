@@ -137,8 +137,8 @@ def build_model(
     num_new = vocabulary.size - num_base
     if num_new and vocabulary.text_size != num_base:
         raise ValueError(
-            f"the vocabulary has {vocabulary.text_size} text rows but {base.name} has {num_base}, padded ones included; "
-            "build the vocabulary for this base"
+            f"the vocabulary has {vocabulary.text_size} text rows but {base.name} has {num_base}, padded ones "
+            "included; build the vocabulary for this base"
         )
     model.requires_grad_(not freeze_base)
     if num_new:

@@ -48,7 +48,8 @@ class PackedLoss(nn.Module):
         token_weights = None
         if selects:
             token_weights = self._select(losses, ids, labels, position_ids, packing)
-        result = losses.reduce(self.cfg.z_loss, self.cfg.modality_weights, token_weights)
+        factors = {str(name): factor for name, factor in self.cfg.modality_weights.items()}
+        result = losses.reduce(self.cfg.z_loss, factors, token_weights)
         total = result.total
         for parameter in self.model.get_output_embeddings().parameters():
             if parameter.requires_grad:  # rows that this batch does not score still take part: DDP waits for them

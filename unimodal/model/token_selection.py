@@ -5,7 +5,8 @@ A token's score mixes two signals, each scaled to [0, 1] over the batch: by how 
 model, here the weights at the start of the run (tokens that stay hard are noise or out of reach), and how much of its
 attention goes to the prompt in a deep layer (tokens that answer what was asked). Only the best share is learnt.
 
-Shapes: B rows, N tokens, T = B * N, H and K query and key/value heads, D head width, S documents, L longest, P labelled.
+Shapes: B rows, N tokens, T = B * N, H and K query and key/value heads, D head width, S documents, L longest,
+P labelled.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def attention_to_prompt(query: Tensor, key: Tensor, packing: Packing, is_prompt:
 
 
 def select(fallen: Tensor, to_prompt: Tensor, keep_share: float, loss_share: float) -> Tensor:
-    """History loss minus loss [P] and attention to the prompt [P] → float [P], 1 for the best ``keep_share``, else 0."""
+    """History loss minus loss [P] and attention to the prompt [P] → [P], 1 for the best ``keep_share``, else 0."""
     score = loss_share * _scaled(fallen) + (1 - loss_share) * _scaled(to_prompt)
     kept = torch.zeros_like(score)
     if len(score):

@@ -224,7 +224,7 @@ class Sharded(_Many):
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a decoder: the children of its longest module list."""
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-    return list(max(lists, key=len)) if lists else []
+    return list(max(lists, key=lambda blocks: sum(1 for _ in blocks))) if lists else []
 
 
 def start(strategy: Strategy = "ddp") -> Parallel:

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unimodal.config import Config
-from unimodal.training.checkpoint import LAST, random_state, set_random_state
+from unimodal.training.checkpoint import random_state, set_random_state
 from unimodal.training.distributed import Parallel
 from unimodal.training.metrics import MetricsLog, Sums, add_sums, means
 from unimodal.training.optimizers import learning_rate_at, make_optimizers, parameter_groups

@@ -36,13 +36,13 @@ def matching_pursuit(request: RowRequest) -> Tensor:
         targets = donor.rows[part].detach().float().to(base.device)
         chosen, weights = sparse_combination(targets, anchors, min(NUM_ANCHORS, len(anchors)))
         rows[part] = torch.einsum("nk,nkd->nd", weights, base[chosen])
-    # A sum of anchors that never stood in the base as one row can be far longer than any row of it: clip to the longest.
+    # A sum of anchors that never stood in the base as one row can be far longer than any row of it: clip it.
     longest = request.used().norm(dim=1).max()
     return rows * (longest / rows.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
 
 
 def sparse_combination(targets: Tensor, anchors: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
-    """targets [n, E] as sums of anchors [A, E] → (which int64 [n, k], weights [n, k]): greedy, refitted at each pick."""
+    """targets [n, E] as sums of anchors [A, E] → (which int64 [n, k], weights [n, k]), refitted at each pick."""
     directions = torch.nn.functional.normalize(anchors, dim=1)
     residual = targets
     chosen = torch.zeros(len(targets), 0, dtype=torch.int64, device=targets.device)
