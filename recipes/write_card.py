@@ -93,18 +93,19 @@ trained on. The speech is read by synthetic voices, in short lower-case sentence
 
 One sitting on two CPU cores, shared with other work. The decoder saw pictures and speech first
 (`recipes/configs/nano_pictures.yaml`, stopped after {first_steps} steps), then clips too (`nano.yaml`, {steps} steps of
-{tokens_per_step} tokens): {million_tokens:.1f} million tokens in all. The picture tokenizer began from 1,807 steps without
-the look code. `make nano` runs the same recipes in one go and will not give the same weights bit by bit. It does everything from
-nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate, and write this card. The settings and
-the hashes of data and weights are in `recipe.json`, here and in each tokenizer's folder. Decoder: {decoder}.
+{tokens_per_step} tokens): {million_tokens:.1f} million tokens in all. The picture tokenizer began from 1,807 steps
+without the look code. `make nano` runs the same recipes in one go and will not give the same weights bit by bit. It
+does everything from nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate, and write this
+card. The settings and the hashes of data and weights are in `recipe.json`, here and in each tokenizer's folder.
+Decoder: {decoder}.
 
 - **Pictures**: {image_tokens} codes, in this order. {semantic} name the nearest of {prototypes} concept prototypes of a
-  frozen EfficientNet-lite0 after a linear discriminant projection that ignores the drawing style. One names the nearest
-  of the {looks} training pictures by {components} principal components of a thumbnail. {pixel} are finite-scalar-quantized,
-  of 4,096 values, coarse to fine; any prefix decodes. Prototypes and looks are fitted on the training pictures: much of
-  "picture → name" on seen concepts is decided in the tokenizer, and **drawing a known thing is largely recall**: once the
-  decoder has written the right look, the picture decoder's first guess is a thumbnail of that training picture.
-  EfficientNet-lite0 is also the judge of likeness in the table.
+  frozen EfficientNet-lite0 after a linear discriminant projection that ignores the drawing style. One names the
+  nearest of the {looks} training pictures by {components} principal components of a thumbnail. {pixel} are
+  finite-scalar-quantized, of 4,096 values, coarse to fine; any prefix decodes. Prototypes and looks are fitted on the
+  training pictures: much of "picture → name" on seen concepts is decided in the tokenizer, and **drawing a known thing
+  is largely recall**: once the decoder has written the right look, the picture decoder's first guess is a thumbnail of
+  that training picture. EfficientNet-lite0 is also the judge of likeness in the table.
 - **Clips**: the first frame as a picture, then 64 motion codes for every four frames, nine frames at 8 a second,
 {video_tokens} codes.
 - **Speech**: 31.25 codes a second of a 4,096-value codebook, trained with a spelling (CTC) loss beside the spectrogram.

@@ -34,7 +34,8 @@ _folder = tempfile.TemporaryDirectory(prefix="tiny-model-")
 def tiny_tokenizers() -> dict[str, MediaTokenizer]:
     image = ImageTokenizer(
         ImageTokenizerConfig(
-            levels=(4, 4), num_prototypes=NUM_PROTOTYPES, num_looks=NUM_LOOKS, semantic_dims=8, look_components=6, trunk_size=32, conv_channels=8, width=16,
+            levels=(4, 4), num_prototypes=NUM_PROTOTYPES, num_looks=NUM_LOOKS, semantic_dims=8, look_components=6,
+            trunk_size=32, conv_channels=8, width=16,
             num_heads=2, encoder_layers=1, decoder_layers=1, conv_blocks=1,
         )
     )  # fmt: skip

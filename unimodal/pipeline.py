@@ -28,10 +28,10 @@ from unimodal.generation.engine import Engine, GenerationConfig, TokenEvent
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.session import Session
 from unimodal.generation.speculation import FastDecoder
+from unimodal.pipeline_decoder import load_decoder
 from unimodal.pipeline_folder import (
     MediumSettings,
     find_model,
-    read_json,
     read_processor,
     read_sampling,
 )
@@ -70,37 +70,8 @@ def load(
     template = Template(vocabulary, TextTokenizer.load(folder))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     coder = MediaCoder(folder, vocabulary, read_processor(folder), device, on_step)
-    decoder, sampling = _load_decoder(folder, vocabulary).to(device), read_sampling(folder)
+    decoder, sampling = load_decoder(folder, vocabulary).to(device), read_sampling(folder)
     return Unimodal(folder, decoder, template, coder, sampling, weights, compile)
-
-
-def _load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
-    """The stock Hugging Face causal LM that config.json names, in float32."""
-    import transformers
-    from safetensors import SafetensorError
-
-    config = read_json(folder / "config.json")
-    architecture = str((config.get("architectures") or ["none"])[0])
-    decoder_class = getattr(transformers, architecture, None) if architecture.endswith("ForCausalLM") else None
-    if decoder_class is None:
-        raise ValueError(f"{folder}/config.json names the architecture {architecture}; it must be a causal LM")
-    if config.get("vocab_size", 0) < vocabulary.size:
-        raise ValueError(
-            f"{folder}: the decoder has {config.get('vocab_size')} rows but vocabulary.json {vocabulary.size}; "
-            "they do not belong together"
-        )
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        decoder, found = decoder_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"the decoder in {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
-    if found["missing_keys"]:
-        names = ", ".join(sorted(found["missing_keys"])[:3])
-        raise ValueError(f"{folder}/model.safetensors lacks {names}; copy or download it again")
-    return decoder.eval()
 
 
 class Unimodal:

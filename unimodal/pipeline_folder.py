@@ -29,6 +29,8 @@ DEFAULT_NAME = "nano"
 CARDS = "model_cards"
 PROCESSOR_FILE = "processor_config.json"
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "vocabulary.json")
+BASE_FILE = "base.json"  # of an adapter, which names its base instead of holding the decoder
+ADAPTER_REQUIRED = (BASE_FILE, "tokenizer.json", "vocabulary.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -81,7 +83,7 @@ def find_model(name: str | os.PathLike[str] | None = None) -> Path:
     if folder.exists():
         return _check_folder(folder, text)
     for cards in _card_folders():
-        if (cards / text / "config.json").is_file():
+        if any((cards / text / file).is_file() for file in ("config.json", BASE_FILE)):
             return _check_folder(cards / text, text)
     if _HUB_ID.fullmatch(text):
         return _check_folder(_download(text), text)
@@ -101,10 +103,15 @@ def _card_folders() -> list[Path]:
 def _check_folder(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"model {name!r} is not a folder; give the folder that holds its config.json")
-    missing = [file for file in REQUIRED if not (folder / file).is_file()]
+    missing = _missing(folder)
     if missing:
         raise ValueError(f"model {name!r} is incomplete: {', '.join(missing)} missing; copy or download it again")
     return folder
+
+
+def _missing(folder: Path) -> list[str]:
+    required = ADAPTER_REQUIRED if (folder / BASE_FILE).is_file() else REQUIRED
+    return [file for file in required if not (folder / file).is_file()]
 
 
 def _download(repository: str) -> Path:
@@ -122,7 +129,7 @@ def list_models() -> list[ModelInfo]:
     found: dict[Path, ModelInfo] = {}
     for folder in _candidates():
         real = folder.resolve()
-        if real in found or not all((folder / file).is_file() for file in REQUIRED):
+        if real in found or _missing(folder):
             continue
         try:
             found[real] = describe(folder)
@@ -144,11 +151,13 @@ def _candidates() -> Iterator[Path]:
 
 def describe(folder: Path) -> ModelInfo:
     """What the folder's own files say. Raises ValueError if they are not those of a model of ours."""
-    config, vocabulary = read_json(folder / "config.json"), read_json(folder / "vocabulary.json")
+    adapter = (folder / BASE_FILE).is_file()
+    config = read_json(folder / (BASE_FILE if adapter else "config.json"))
+    vocabulary = read_json(folder / "vocabulary.json")
     try:
         return ModelInfo(
             folder,
-            str((config.get("architectures") or ["?"])[0]),
+            f"adapter on {config['base']}" if adapter else str((config.get("architectures") or ["?"])[0]),
             ("text", *(str(layout["modality"]) for layout in vocabulary["layouts"])),
             int(vocabulary["size"]),
             sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),

@@ -18,7 +18,8 @@ FULL = torch.ones(1, 64, dtype=torch.bool)
 def image() -> ImageTokenizer:
     torch.manual_seed(0)
     config = ImageTokenizerConfig(
-        num_prototypes=NUM_PROTOTYPES, num_looks=NUM_LOOKS, semantic_dims=8, look_components=10, conv_channels=16, width=24, num_heads=2, encoder_layers=1,
+        num_prototypes=NUM_PROTOTYPES, num_looks=NUM_LOOKS, semantic_dims=8, look_components=10,
+        conv_channels=16, width=24, num_heads=2, encoder_layers=1,
         decoder_layers=1, conv_blocks=1, trunk_size=64,
     )  # fmt: skip
     tokenizer = ImageTokenizer(config).eval()

@@ -30,10 +30,15 @@ VARLEN = "varlen"
 
 @dataclass(eq=False)
 class Packing:
-    """Where the documents of a batch lie among its T flattened tokens; build it once a step, on any device."""
+    """Where the documents of a batch lie among its T flattened tokens; build it once a step, on any device.
+
+    The queries and keys of layer ``watch_layer`` are left in ``watched``, [B, H, N, D] and [B, K, N, D], detached.
+    """
 
     lengths: tuple[int, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    watch_layer: int | None = None
+    watched: tuple[Tensor, Tensor] | None = None
     _buckets: list[tuple[Tensor, Tensor]] | None = None
     _bias: Any = None
 
@@ -163,6 +168,8 @@ def _forward(kernel: Any) -> Any:
     ) -> tuple[Tensor, None]:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        if packing is not None and packing.watch_layer is not None and packing.watch_layer == module.layer_idx:
+            packing.watched = (query.detach(), key.detach())
         dense = attention_mask is not None or key.shape[2] != query.shape[2]
         if not dense and packing is None and position_ids is not None:
             packing = Packing.from_position_ids(position_ids.expand(query.shape[0], -1))

@@ -1,5 +1,6 @@
-"""Build a small decoder from scratch: a stock ``LlamaForCausalLM``, never a fork, so that what is trained here loads
-anywhere Llama loads.
+"""Decoders: a pretrained one with new rows and LoRA (``build_model``), or a small one from scratch (``build_nano``).
+
+Both are stock Hugging Face classes, never forks, so that what is trained here loads anywhere its class loads.
 
 Llama: RMSNorm, rotary positions, SwiGLU (arXiv:2302.13971). The projections that write into the residual stream start
 smaller by sqrt(2 * num_layers), as in GPT-2, so that the stream's variance does not grow with depth.
@@ -7,12 +8,21 @@ smaller by sqrt(2 * num_layers), as in GPT-2, so that the stream's variance does
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from unimodal.config import Config
+from unimodal.model.attention import set_attention
+from unimodal.model.base import BaseModel, Precision, load_base
+from unimodal.model.initialisers import Donor, RowRequest, initialise
+from unimodal.model.lora import LoraSettings, add_lora, peft_config
+from unimodal.model.rows import extend_rows, new_rows
+from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -95,3 +105,54 @@ def build_nano(
 def num_parameters(model: torch.nn.Module) -> int:
     """Parameters, tied tables counted once."""
     return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def build_model(
+    base: str | os.PathLike[str] | BaseModel,
+    vocabulary: Vocabulary,
+    lora: LoraSettings | None = None,
+    *,
+    freeze_base: bool = True,
+    initialiser: str = "description",
+    features: Mapping[range, Tensor] | None = None,
+    words: Mapping[int, Sequence[int]] | None = None,
+    donor: Donor | Mapping[str, Donor] | None = None,
+    seed: int = 0,
+    attention: str = "auto",
+    precision: Precision = "float32",
+    eight_bit: bool = False,
+) -> torch.nn.Module:
+    """A pretrained causal LM that reads and writes ``vocabulary``: its table, new rows behind it, and LoRA.
+
+    base: hub id, folder or a loaded base, which is changed in place. lora: None trains the new rows alone, or with
+    ``freeze_base=False`` everything. The new rows are always trained, on both sides, in float32; ``initialiser`` is a
+    name of ``INITIALISERS``, which ``features``, ``words`` and ``donor`` (one for both sides, or by side) go to.
+    A base that has all rows of the vocabulary already (a model of ours) gets no new ones. Raises ValueError when the
+    vocabulary was not laid out behind this base's rows.
+    """
+    base = base if isinstance(base, BaseModel) else load_base(base, precision, eight_bit)
+    model, num_base = base.model, base.num_rows
+    if lora is not None and not freeze_base:
+        raise ValueError("lora and freeze_base=False exclude each other; train adapters or the whole model")
+    num_new = vocabulary.size - num_base
+    if num_new and vocabulary.text_size != num_base:
+        raise ValueError(
+            f"the vocabulary has {vocabulary.text_size} text rows but {base.name} has {num_base}, padded ones "
+            "included; build the vocabulary for this base"
+        )
+    model.requires_grad_(not freeze_base)
+    if num_new:
+        sides = iter(("input", "output"))
+
+        def begin(table: Tensor, side_seed: int) -> Tensor:
+            given = donor.get(next(sides)) if isinstance(donor, Mapping) else donor
+            return initialise(initialiser, RowRequest(table, num_new, features or {}, words or {}, given, side_seed))
+
+        extend_rows(model, num_new, seed, freeze_base, begin)
+    if lora is not None:
+        add_lora(model, peft_config(model, lora, base.name), seed)
+    for parameter in new_rows(model).values() if num_new else ():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)  # peft freezes everything that is not an adapter
+    set_attention(model, attention)
+    return model

@@ -4,6 +4,8 @@ A media code can only be followed by what its span permits, so the softmax at a 
 block's rows, not over the whole vocabulary; positions without a label never meet the head at all. With 20,000 rows and
 blocks of 4,096 this leaves a fifth of the head's work, and training and decoding see the same distribution.
 
+The logits are never held at once (`cross_entropy.py`). ``softmax="joint"`` scores every label among all rows instead.
+
 A span of free length (audio) decides at every code whether to stop: its end marker belongs to the block's softmax,
 both as an alternative to every code and as a label.
 
@@ -14,16 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from unimodal.model.rows import head_rows
+from unimodal.config import Config
+from unimodal.model.cross_entropy import MAX_LOGITS, chunked_cross_entropy
+from unimodal.model.rows import head_parts
 from unimodal.vocabulary import Vocabulary
 
 IGNORE = -100
+
+
+class LossConfig(Config):
+    """What a labelled position counts, and among which rows it is scored."""
+
+    z_loss: float = Field(default=0.0, ge=0)  # times the squared log-sum-exp (PaLM, arXiv 2204.02311)
+    modality_weights: dict[Literal["text", "image", "audio", "video"], float] = {}  # 1 where not given
+    softmax: Literal["block", "joint"] = "block"  # over the rows that the grammar allows, or over all
+    max_logits: int = Field(default=MAX_LOGITS, gt=0)  # elements of the head's output that exist at a time
+    keep_share: float = Field(default=1.0, gt=0, le=1)  # share of labelled tokens to learn from (token_selection.py)
+    loss_share: float = Field(default=0.5, ge=0, le=1)  # of their score: excess loss, the rest attention to the prompt
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ def sliced_cross_entropy(
     position_ids: Tensor | None = None,
     z_loss: float = 0.0,
     modality_weights: Mapping[str, float] | None = None,
+    softmax: str = "block",
     **backbone_kwargs: Any,
 ) -> SlicedLoss:
     """Run the backbone once on ``ids`` [B, N] and the head only on labelled positions and their group's rows.
@@ -142,7 +158,88 @@ def sliced_cross_entropy(
         groups,
         z_loss=z_loss,
         modality_weights=modality_weights,
+        softmax=softmax,
     )
+
+
+@dataclass
+class TokenLosses:
+    """The losses of the P labelled positions, before they are weighted and summed.
+
+    loss and lse [P] can be differentiated; ``where`` are their places among the B*N flattened tokens and ``group``
+    the index of the label's group, which also names its modality.
+    """
+
+    loss: Tensor
+    lse: Tensor
+    where: Tensor
+    group: Tensor
+    groups: HeadGroups
+
+    def reduce(
+        self,
+        z_loss: float = 0.0,
+        modality_weights: Mapping[str, float] | None = None,
+        token_weights: Tensor | None = None,
+    ) -> SlicedLoss:
+        """Sums over the positions. ``token_weights`` [P] scale single positions in both sums."""
+        given = modality_weights or {}
+        factors = [float(given.get(group.modality, 1.0)) for group in self.groups.groups]
+        weight = torch.tensor(factors, dtype=self.loss.dtype, device=self.loss.device)[self.group]
+        if token_weights is not None:
+            weight = weight * token_weights.to(weight.dtype)
+        loss = self.loss + z_loss * self.lse.square() if z_loss else self.loss
+        sums = torch.zeros(2, len(factors), dtype=torch.float64, device=weight.device)
+        sums[0].index_add_(0, self.group, self.loss.detach().double())
+        sums[1].index_add_(0, self.group, torch.ones_like(self.loss, dtype=torch.float64))
+        summed, counts = sums.tolist()
+        per_block = {
+            g.name: (total, int(count))
+            for g, total, count in zip(self.groups.groups, summed, counts, strict=True)
+            if count
+        }
+        return SlicedLoss((weight * loss).sum(), float(weight.double().sum()), len(self.where), per_block)
+
+
+def token_losses(
+    hidden: Tensor,
+    ids: Tensor,
+    targets: Tensor,
+    head: nn.Module,
+    groups: HeadGroups,
+    softmax: str = "block",
+    max_logits: int = MAX_LOGITS,
+) -> TokenLosses:
+    """The head and the loss at hidden states [B, N, D] of tokens [B, N], with already shifted targets [B, N]."""
+    flat_hidden = hidden.reshape(-1, hidden.shape[-1])  # [B*N, D]
+    flat_targets = targets.reshape(-1)
+    where = (flat_targets != IGNORE).nonzero().squeeze(1)  # [P]
+    target = flat_targets[where]
+    if where.numel() and (int(target.min()) < 0 or int(target.max()) >= groups.vocab_size):
+        raise ValueError(f"a label lies outside the vocabulary of {groups.vocab_size} rows")
+    group, index = groups.assign(target, ids.reshape(-1)[where])
+    if bool((group < 0).any()):
+        raise ValueError(f"label {int(target[group < 0][0])} belongs to no block of the vocabulary")
+    losses, lses, order = [], [], []
+    for g in [None] if softmax == "joint" and where.numel() else group.unique().tolist():
+        if g is None:
+            chosen, places = torch.arange(len(where), device=where.device), target
+            parts = head_parts(head, range(groups.vocab_size))
+        else:
+            spec = groups.groups[g]
+            chosen = (group == g).nonzero().squeeze(1)
+            places = index[chosen]
+            parts = head_parts(head, spec.rows, spec.exits)
+        selected = flat_hidden.index_select(0, where[chosen])  # [P, D]
+        loss, lse = chunked_cross_entropy(selected, places, parts, max_logits)
+        losses.append(loss)
+        lses.append(lse)
+        order.append(chosen)
+    if not losses:  # keeps the graph: backward() of a batch without labels gives zeros, not an error
+        nothing = (hidden.sum() * 0.0).float()[None][:0]
+        return TokenLosses(nothing, nothing, where, group, groups)
+    back = torch.argsort(torch.cat(order))
+    return TokenLosses(torch.cat(losses)[back], torch.cat(lses)[back], where, group, groups)
 
 
 def cross_entropy_from_hidden(
@@ -154,34 +251,9 @@ def cross_entropy_from_hidden(
     *,
     z_loss: float = 0.0,
     modality_weights: Mapping[str, float] | None = None,
+    softmax: str = "block",
+    max_logits: int = MAX_LOGITS,
 ) -> SlicedLoss:
     """The head and the loss for hidden states [B, N, D] at tokens [B, N] with already shifted targets [B, N]."""
-    flat_hidden = hidden.reshape(-1, hidden.shape[-1])  # [B*N, D]
-    flat_targets = targets.reshape(-1)
-    where = (flat_targets != IGNORE).nonzero().squeeze(1)  # [P]
-    target = flat_targets[where]
-    if where.numel() and (int(target.min()) < 0 or int(target.max()) >= groups.vocab_size):
-        raise ValueError(f"a label lies outside the vocabulary of {groups.vocab_size} rows")
-    group, index = groups.assign(target, ids.reshape(-1)[where])
-    total = hidden.sum() * 0.0  # keeps the graph: backward() of a batch without labels gives zeros, not an error
-    weight, count = 0.0, 0
-    per_block: dict[str, tuple[float, int]] = {}
-    for g in group.unique().tolist():
-        if g < 0:
-            raise ValueError(f"label {int(target[group < 0][0])} belongs to no block of the vocabulary")
-        spec = groups.groups[g]
-        chosen = (group == g).nonzero().squeeze(1)
-        selected = flat_hidden.index_select(0, where[chosen])  # [P, D]
-        logits = F.linear(selected, head_rows(head, spec.rows, spec.exits))  # [P, rows]
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        summed = F.cross_entropy(logits, index[chosen], reduction="sum")
-        factor = 1.0 if modality_weights is None else float(modality_weights.get(spec.modality, 1.0))
-        loss = summed
-        if z_loss:
-            loss = loss + z_loss * logits.logsumexp(-1).square().sum()
-        total = total + factor * loss
-        num = int(chosen.numel())
-        weight += factor * num
-        count += num
-        per_block[spec.name] = (float(summed.detach()), num)
-    return SlicedLoss(total, weight, count, per_block)
+    losses = token_losses(hidden, ids, targets, head, groups, softmax, max_logits)
+    return losses.reduce(z_loss, modality_weights)

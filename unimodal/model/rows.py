@@ -10,7 +10,7 @@ Shapes: B batch, N tokens, D width, V base rows, R new rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,27 +60,41 @@ class ExtendedHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.cat([self.base(hidden), F.linear(hidden, self.new_rows.to(hidden.dtype))], dim=-1)
 
-    def rows(self, rows: range) -> Tensor:
-        """The weights of these rows, [len(rows), D], attached to their parameters."""
-        old = self.base.weight[rows.start : min(rows.stop, self.num_base)]
-        if rows.stop <= self.num_base:
-            return old
-        new = self.new_rows[max(rows.start - self.num_base, 0) : rows.stop - self.num_base]
-        return new if rows.start >= self.num_base else torch.cat([old, new.to(old.dtype)])
+    def parts(self, rows: range) -> list[Tensor]:
+        """The weights of these rows, frozen ones apart from new ones: each [k, D], attached to their parameters."""
+        found = []
+        if rows.start < self.num_base:
+            found.append(self.base.weight[rows.start : min(rows.stop, self.num_base)])
+        if rows.stop > self.num_base:
+            found.append(self.new_rows[max(rows.start - self.num_base, 0) : rows.stop - self.num_base])
+        return found
 
 
-def head_rows(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> Tensor:
-    """The head's weight for ``rows`` then ``exits``, [len(rows) + len(exits), D], attached to its parameters.
+def head_parts(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> list[Tensor]:
+    """The head's weight for ``rows`` then ``exits`` as a list of parts [k, D], attached to its parameters.
 
     ``head`` is anything with a ``weight`` [V, D] (a Linear, a tied Embedding) or an ExtendedHead.
     """
-    take = head.rows if isinstance(head, ExtendedHead) else (lambda r: head.weight[r.start : r.stop])
-    weight = take(rows)
-    return torch.cat([weight, *(take(range(i, i + 1)) for i in exits)]) if exits else weight
+    take = head.parts if isinstance(head, ExtendedHead) else (lambda r: [head.weight[r.start : r.stop]])
+    return [part for wanted in (rows, *(range(i, i + 1) for i in exits)) for part in take(wanted)]
 
 
-def extend_rows(model: nn.Module, num_rows: int, seed: int = 0, freeze_base: bool = True) -> nn.Module:
+def head_rows(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> Tensor:
+    """The same in one tensor [len(rows) + len(exits), D], in the precision of the head's first part."""
+    parts = head_parts(head, rows, exits)
+    return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts])
+
+
+def extend_rows(
+    model: nn.Module,
+    num_rows: int,
+    seed: int = 0,
+    freeze_base: bool = True,
+    begin: Callable[[Tensor, int], Tensor] | None = None,
+) -> nn.Module:
     """Put ``num_rows`` trainable rows behind the real embedding rows of a Hugging Face causal LM, in place.
+
+    ``begin(table [V, D], seed)`` gives the first values [R, D] of a side; without it, ``initial_rows``.
 
     The first new id is the length of the base's real table, which may be longer than its tokenizer. Everything else is
     frozen unless ``freeze_base`` is False. LoRA goes on top; peft freezes everything else once more, so call
@@ -98,8 +112,9 @@ def extend_rows(model: nn.Module, num_rows: int, seed: int = 0, freeze_base: boo
     tied = head.weight is embedding.weight
     if freeze_base:
         model.requires_grad_(False)
-    input_rows = nn.Parameter(initial_rows(embedding.weight, num_rows, seed))
-    output_rows = input_rows if tied else nn.Parameter(initial_rows(head.weight, num_rows, seed + 1))
+    begin = begin or (lambda table, side_seed: initial_rows(table, num_rows, side_seed))
+    input_rows = nn.Parameter(begin(embedding.weight, seed))
+    output_rows = input_rows if tied else nn.Parameter(begin(head.weight, seed + 1))
     model.set_input_embeddings(ExtendedEmbedding(embedding, input_rows))
     model.set_output_embeddings(ExtendedHead(head, output_rows))
     return model

@@ -1,18 +1,21 @@
-"""The training loop: warm-up and cosine, clipping, EMA, exact resume, and a stop that loses nothing.
+"""The training loop: warm-up and cosine, clipping, EMA, exact resume, early stop, and a stop that loses nothing.
 
 A batch source is any object with ``next_batch()``, ``state_dict()`` and ``load_state_dict(state)``; a loss function
-takes ``(batch, step)`` and returns a scalar loss and a dict of numbers to log. Interrupting (Ctrl-C or SIGTERM) saves
-a checkpoint and ends with ``Interrupted``; the same command goes on from there, loss by loss the same as a run that
-was never stopped.
+takes ``(batch, step)`` and returns a ``WeightedLoss``, or a scalar loss and a dict of numbers to log. Weighted losses
+are divided by the weights of all batches and ranks of a step together: eight batches of one document are one batch of
+eight, however unequal their lengths, and two ranks are one.
+
+Interrupting (Ctrl-C or SIGTERM) saves a checkpoint and ends with ``Interrupted``; the same command goes on from there,
+loss by loss the same as a run that was never stopped.
 """
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,14 +24,41 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unimodal.config import Config
-from unimodal.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
-from unimodal.training.metrics import MetricsLog
+from unimodal.training.checkpoint import random_state, set_random_state
+from unimodal.training.distributed import Parallel
+from unimodal.training.metrics import MetricsLog, Sums, add_sums, means
+from unimodal.training.optimizers import learning_rate_at, make_optimizers, parameter_groups
+from unimodal.training.plot import plot_losses
+from unimodal.training.progress import Progress
+from unimodal.training.trackers import TRACKERS
+
+__all__ = [
+    "BatchSource", "Interrupted", "LoopConfig", "Trainer", "WeightedLoss", "learning_rate_at", "parameter_groups",
+]  # fmt: skip
+
+BEST = "best.pt"
 
 
 class BatchSource(Protocol):
     def next_batch(self) -> Any: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class WeightedLoss:
+    """A loss that is a sum: ``total`` is differentiated and divided by the ``weight`` of the whole step.
+
+    ``sums`` are (sum, count) pairs to log as means, ``num_tokens`` what the batch held.
+    """
+
+    total: Tensor
+    weight: float
+    sums: Sums = field(default_factory=dict)
+    num_tokens: int = 0
+
+
+LossFunction = Callable[[Any, int], WeightedLoss | tuple[Tensor, dict[str, float]]]
 
 
 class LoopConfig(Config):
@@ -42,104 +72,94 @@ class LoopConfig(Config):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products under autocast, weights in fp32
     grad_clip: float = Field(1.0, gt=0)
     accumulation: int = Field(1, ge=1)
+    activation_checkpointing: bool = False  # keep a block's input only and compute it again: less memory, 4/3 the time
     ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 keeps no average
     seed: int = 0
     threads: int = Field(0, ge=0)  # 0 leaves torch's own choice
     log_every: int = Field(50, ge=1)
     checkpoint_every_s: float = Field(120.0, gt=0)
+    evaluate_every: int = Field(0, ge=0)  # steps between validations; 0: none
+    patience: int = Field(0, ge=0)  # validations without a better loss before the run stops early; 0: never
+    min_improvement: float = Field(0.0, ge=0)
+    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
+    plot: bool = True  # draw loss.png at the end
 
 
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is saved."""
 
 
-def learning_rate_at(step: int, cfg: LoopConfig) -> float:
-    """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last step."""
-    if step < cfg.warmup_steps:
-        return cfg.learning_rate * (step + 1) / cfg.warmup_steps
-    progress = (step - cfg.warmup_steps) / max(1, cfg.steps - cfg.warmup_steps)
-    return cfg.final_learning_rate + (cfg.learning_rate - cfg.final_learning_rate) * 0.5 * (
-        1 + math.cos(math.pi * min(1.0, progress))
-    )
-
-
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices are decayed; biases, norms and other vectors are not."""
-    parameters = list(parameters)
-    decayed = [p for p in parameters if p.dim() >= 2]
-    plain = [p for p in parameters if p.dim() < 2]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def make_optimizers(model: nn.Module, cfg: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for every trained parameter, or Muon (Jordan et al. 2024; scaled as in arXiv 2502.16982, so that one
-    learning rate serves both) for the weights of linear layers and AdamW for embeddings, convolutions and the rest."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    hidden: list[nn.Parameter] = []
-    if cfg.optimizer == "muon":
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-        hidden = [layer.weight for layer in layers if layer.weight.requires_grad]
-    chosen = {id(p) for p in hidden}
-    groups = parameter_groups([p for p in trained if id(p) not in chosen], cfg.weight_decay)
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
-    ]
-    if hidden:
-        muon = torch.optim.Muon(
-            hidden, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
-    return optimizers
-
-
 class Trainer:
     """One run in one folder. ``run`` trains to the end of ``cfg.steps``, from the folder's checkpoint if there is
-    one."""
+    one.
+
+    validation: batches to validate on every ``evaluate_every`` steps; the weights with the best loss are kept as
+    ``best.pt``. parallel: of this process (`distributed.py`); wrap the module that ``loss`` calls before.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         batches: BatchSource,
-        loss: Callable[[Any, int], tuple[Tensor, dict[str, float]]],
+        loss: LossFunction,
         cfg: LoopConfig,
         folder: Path,
         on_log: Iterable[Callable[[dict[str, Any]], None]] = (),
+        validation: Sequence[Any] = (),
+        parallel: Parallel | None = None,
     ):
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
         self.model, self.batches, self.loss, self.cfg, self.folder = model, batches, loss, cfg, folder
+        self.parallel = parallel or Parallel()
         self.on_log = list(on_log)
+        if self.parallel.is_main:
+            self.on_log += [TRACKERS[name](folder, cfg.model_dump(mode="json")) for name in cfg.trackers]
+        self.validation = validation
+        if cfg.activation_checkpointing:
+            checkpoint_activations(model)
         self.optimizers = make_optimizers(model, cfg)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("nothing of the model is trained; unfreeze something or add an adapter")
         self.device = self.parameters[0].device
         self.ema = [p.detach().clone() for p in self.parameters] if cfg.ema_decay else None
         self.metrics = MetricsLog(folder)
         self.step = 0
+        self.best: float | None = None
+        self.since_best = 0  # validations without a better loss
+        self.stopped_early = False
         self._stop = False
 
     # -- state ------------------------------------------------------------------------------------------------------
-    def save(self) -> None:
-        state = {
+    def _shared(self) -> dict[str, Any]:
+        """What is the same on all ranks."""
+        return {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": self._weights(),
+            "optimizers": self.parallel.optimizer_state(self.model, self.optimizers),
             "ema": self.ema,
-            "random": random_state(),
-            "batches": self.batches.state_dict(),
+            "early": [self.best, self.since_best, self.stopped_early],
         }
-        save_checkpoint(self.folder, state)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The state without what is frozen: that is the base's, not the run's."""
+        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
+
+    def save(self) -> None:
+        local = {"random": random_state(), "batches": self.batches.state_dict()}
+        self.parallel.save(self.folder, self._shared(), local)
 
     def resume(self) -> bool:
         """Takes up the folder's checkpoint, if there is one; True if it did."""
-        state = load_checkpoint(self.folder)
+        state = self.parallel.load(self.folder, self._shared)
         if state is None:
             return False
         try:
-            self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+            self._load_model(state["model"])
+            self.parallel.load_optimizer_state(self.model, self.optimizers, state["optimizers"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[-1].strip()
             raise ValueError(f"the checkpoint in {self.folder} is of another model: {reason}") from None
@@ -149,8 +169,17 @@ class Trainer:
         set_random_state(state["random"])
         self.batches.load_state_dict(state["batches"])
         self.step = state["step"]
-        self.metrics.cut_after(self.step)
+        self.best, self.since_best, self.stopped_early = state.get("early", [None, 0, False])
+        if self.parallel.is_main:
+            self.metrics.cut_after(self.step)
         return True
+
+    def _load_model(self, state: dict[str, Tensor]) -> None:
+        expected = set(self._weights())
+        odd = sorted(expected - set(state)) + sorted(set(state) - set(self.model.state_dict()))
+        if odd:
+            raise ValueError(f"{len(odd)} tensors differ, such as {odd[0]}")
+        self.model.load_state_dict(state, strict=False)
 
     def use_ema(self) -> None:
         """Copies the averaged weights into the model (for evaluation and export, at the end)."""
@@ -159,23 +188,47 @@ class Trainer:
                 for parameter, average in zip(self.parameters, self.ema, strict=True):
                     parameter.copy_(average)
 
+    def use_best(self) -> bool:
+        """Copies the weights of the best validation into the model, if there was one; True if it did."""
+        state = self.parallel.load(self.folder, lambda: {"model": self._weights()}, BEST)
+        if state is None:
+            return False
+        self._load_model(state["model"])
+        return True
+
     # -- the loop ---------------------------------------------------------------------------------------------------
-    def train_step(self) -> dict[str, float]:
-        """One optimizer step over ``accumulation`` batches; returns the numbers to log."""
+    def _compute(self, batch: Any) -> WeightedLoss:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bfloat16"):
+            result = self.loss(batch, self.step)
+        if isinstance(result, WeightedLoss):
+            return result
+        loss, numbers = result
+        return WeightedLoss(loss, 1.0, {name: (value, 1.0) for name, value in numbers.items()})
+
+    def train_step(self) -> dict[str, float | tuple[float, float]]:
+        """One optimizer step over ``accumulation`` batches of every rank; returns the numbers to log."""
         rate = learning_rate_at(self.step, self.cfg)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-        logged: dict[str, float] = {}
-        for _ in range(self.cfg.accumulation):
+        logged: dict[str, float | tuple[float, float]] = {}
+        sums: Sums = {}
+        weight = 0.0
+        for number in range(self.cfg.accumulation):
             batch = self.batches.next_batch()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bfloat16"):
-                loss, numbers = self.loss(batch, self.step)
-            (loss / self.cfg.accumulation).backward()
-            for name, value in {"loss": float(loss.detach()), **numbers}.items():
-                logged[name] = logged.get(name, 0.0) + value / self.cfg.accumulation
+            with self.parallel.accumulating(more=number + 1 < self.cfg.accumulation):
+                result = self._compute(batch)
+                result.total.backward()
+            weight += result.weight
+            self._tokens += result.num_tokens
+            add_sums(sums, {"loss": (float(result.total.detach()), result.weight), **result.sums})
+        scale = self.parallel.num_ranks / max(self.parallel.total([weight])[0], 1e-12)
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if not torch.isfinite(norm):
             raise ValueError(
                 f"the gradient is not finite at step {self.step}; lower learning_rate ({self.cfg.learning_rate})"
@@ -187,46 +240,97 @@ class Trainer:
             decay = min(self.cfg.ema_decay, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+        logged.update(sums)
         return {**logged, "grad_norm": float(norm), "learning_rate": rate}
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The validation losses, `validation_loss` first: the means over all validation batches."""
+        self.model.eval()
+        sums: Sums = {}
+        for batch in self.validation:
+            result = self._compute(batch)
+            add_sums(sums, {"loss": (float(result.total), result.weight), **result.sums})
+        self.model.train()
+        return {f"validation_{name}": value for name, value in means(sums).items()}
 
     def run(self) -> None:
         """Trains until the last step; raises ``Interrupted`` if it was asked to stop before."""
-        if self.resume():
+        if self.resume() and self.parallel.is_main:
             print(f"resumed {self.folder} at step {self.step}", file=sys.stderr, flush=True)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        progress = Progress(self.cfg.steps, self.step, shown=self.parallel.is_main)
         saved_at = logged_at = time.monotonic()
+        logged_step, self._tokens = self.step, 0
+        every = self.cfg.evaluate_every if self.validation else 0
         try:
             self.model.train()
-            while self.step < self.cfg.steps:
+            while self.step < self.cfg.steps and not self.stopped_early:
                 self.metrics.add(self.train_step())
-                now = time.monotonic()
-                if self.step % self.cfg.log_every == 0 or self.step == self.cfg.steps:
-                    seconds = (now - logged_at) / self.cfg.log_every
-                    self._report(self.metrics.flush(step=self.step, seconds_per_step=round(seconds, 4)), seconds)
-                    logged_at = now
-                if self._stop:
-                    self.save()
-                    raise Interrupted(f"stopped at step {self.step}; run the same command to go on")
-                if now - saved_at > self.cfg.checkpoint_every_s:
+                progress.step(self.step)
+                last = self.step == self.cfg.steps
+                if every and (last or self.step % every == 0):
+                    self._validate(progress)
+                if self.step % self.cfg.log_every == 0 or last or self.stopped_early:
+                    now = time.monotonic()
+                    seconds = (now - logged_at) / (self.step - logged_step)
+                    tokens = self.parallel.total([self._tokens])[0] / max(now - logged_at, 1e-9)
+                    self._report(progress, round(seconds, 4), tokens)
+                    logged_at, logged_step, self._tokens = now, self.step, 0
+                # Ranks agree: one that is asked to stop, or whose time to save has come, speaks for them all.
+                due = time.monotonic() - saved_at > self.cfg.checkpoint_every_s
+                stop, due_anywhere = self.parallel.total([float(self._stop), float(due)])
+                if stop or due_anywhere:
                     self.save()
                     saved_at = time.monotonic()
+                if stop:
+                    raise Interrupted(f"stopped at step {self.step}; run the same command to go on")
             self.save()
+            if self.cfg.plot and self.parallel.is_main:
+                plot_losses(self.folder)
         finally:
+            progress.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _validate(self, progress: Progress) -> None:
+        """Adds the validation losses to the metrics, keeps the best weights, and decides whether to stop early."""
+        losses = self.evaluate()
+        self.metrics.add(losses)
+        loss = losses["validation_loss"]
+        if self.best is None or loss < self.best - self.cfg.min_improvement:
+            self.best, self.since_best = loss, 0
+            self.parallel.save(self.folder, {"model": self._weights()}, {}, BEST)
+        else:
+            self.since_best += 1
+            self.stopped_early = 0 < self.cfg.patience <= self.since_best
+        if self.stopped_early:
+            progress.say(f"stopped early at step {self.step}: no better validation loss than {self.best:.4g}")
 
     def _ask_to_stop(self, *_: Any) -> None:
         if self._stop:  # asked twice: do not wait for the step
             raise KeyboardInterrupt
         self._stop = True
 
-    def _report(self, record: dict[str, Any], seconds_per_step: float) -> None:
-        left_min = (self.cfg.steps - self.step) * seconds_per_step / 60
-        numbers = "  ".join(f"{k} {v:.4g}" for k, v in record.items() if k not in ("step", "seconds_per_step"))
-        print(
-            f"step {self.step}/{self.cfg.steps}  {numbers}  {seconds_per_step:.2f} s/step  {left_min:.1f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
-        for callback in self.on_log:
-            callback(record)
+    def _report(self, progress: Progress, seconds_per_step: float, tokens_per_second: float) -> None:
+        fields: dict[str, Any] = {"step": self.step, "seconds_per_step": seconds_per_step}
+        if tokens_per_second:
+            fields["tokens_per_second"] = round(tokens_per_second, 1)
+        parts = self.parallel.gather(self.metrics.take())
+        if self.parallel.is_main:
+            record = self.metrics.write(parts, **fields)
+            progress.record(record)
+            for callback in self.on_log:
+                callback(record)
+
+    _tokens = 0
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Turns activation checkpointing on (arXiv 1604.06174). ValueError for a model that cannot."""
+    for method in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):  # the newer name first
+        target = next((m for m in model.modules() if hasattr(m, method)), None)
+        if target is not None:
+            getattr(target, method)({"use_reentrant": False})
+            return
+    raise ValueError(f"{type(model).__name__} has no activation checkpointing; turn activation_checkpointing off")

@@ -1,38 +1,56 @@
-"""Metrics of a run: one JSON object a line, always; a mean over the steps since the last line."""
+"""Metrics of a run: one JSON object a line, always; each a mean since the last line."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+Sums = dict[str, tuple[float, float]]  # name → (sum, count)
+
+
+def add_sums(into: Sums, values: Mapping[str, tuple[float, float]]) -> Sums:
+    for name, (total, count) in values.items():
+        old_total, old_count = into.get(name, (0.0, 0.0))
+        into[name] = (old_total + total, old_count + count)
+    return into
+
+
+def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in sums.items() if count}
+
 
 class MetricsLog:
-    """Collects scalars per step and writes their means to ``metrics.jsonl``."""
+    """Collects sums and counts per step and writes their means to ``metrics.jsonl``."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
+        self._sums: Sums = {}
 
-    def add(self, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._sums[name] += value
-            self._counts[name] += 1
+    def add(self, values: Mapping[str, float | tuple[float, float]]) -> None:
+        """Numbers of a step; a pair is a sum with its count (per token, say), a number counts once."""
+        add_sums(self._sums, {n: v if isinstance(v, tuple) else (v, 1.0) for n, v in values.items()})
 
-    def means(self) -> dict[str, float]:
-        return {name: self._sums[name] / self._counts[name] for name in self._sums}
+    def take(self) -> Sums:
+        """What was collected since the last call."""
+        taken, self._sums = self._sums, {}
+        return taken
 
-    def flush(self, **fields: Any) -> dict[str, Any]:
-        """Writes one line of ``fields`` and the means, clears the sums, and returns what it wrote."""
-        record = {**fields, **{name: round(value, 6) for name, value in self.means().items()}}
+    def write(self, parts: Iterable[Sums], **fields: Any) -> dict[str, Any]:
+        """Writes one line of ``fields`` and the means over all ``parts`` (one for each rank); returns what it wrote."""
+        total: Sums = {}
+        for part in parts:
+            add_sums(total, part)
+        record = {**fields, **{name: round(value, 6) for name, value in means(total).items()}}
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
-        self._sums.clear()
-        self._counts.clear()
         return record
+
+    def flush(self, **fields: Any) -> dict[str, Any]:
+        """``write`` of this process's own sums."""
+        return self.write([self.take()], **fields)
 
     def cut_after(self, step: int) -> None:
         """Drops lines past ``step``: a resumed run does not leave lines of steps that are done again."""

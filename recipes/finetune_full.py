@@ -1,0 +1,119 @@
+"""Teaches a pretrained language model to see, hear and draw by training all of it: every weight and the new rows.
+
+    python recipes/finetune_full.py recipes/configs/finetune_full.yaml [--set loop.steps=50] [--dry-run]
+    torchrun --nproc-per-node 8 recipes/finetune_full.py recipes/configs/finetune_full.yaml
+
+The settings are those of finetune_lora.py without its adapter. Under torchrun weights, gradients and optimizer state
+are split over the ranks (FSDP2). Writes a whole stock model with its tokenizers to ``out``. Interrupt it when you like;
+the same command, on as many ranks, goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from unimodal.config import Config
+from unimodal.model.adapter import merge
+from unimodal.model.base import SMOLLM2, load_base
+from unimodal.model.build import build_model
+from unimodal.model.loss import LossConfig
+from unimodal.model.packed_loss import PackedLoss
+from unimodal.pipeline_batches import Corpus, CorpusConfig
+from unimodal.pipeline_tuning import (
+    block_features,
+    described_rows,
+    donor_rows,
+    joint_template,
+    open_media,
+    packed_loss,
+    plan,
+    save_tokenizers,
+    save_tuned,
+    try_one_step,
+)
+from unimodal.training.command import recipe_main
+from unimodal.training.distributed import start
+from unimodal.training.loop import LoopConfig, Trainer
+
+
+class FullRecipe(Config):
+    base: str = SMOLLM2
+    media: Path | None = Path("model_cards/nano")
+    corpus: CorpusConfig
+    out: Path = Path("data/models/full")
+    run: Path = Path("data/runs/full")
+    initialiser: str = "codebook"
+    donor: Path | None = None  # a trained model of ours with the same tokenizers, for initialiser omp
+    attention: str = "auto"
+    loss: LossConfig = LossConfig(z_loss=1e-5)
+    loop: LoopConfig = LoopConfig(
+        steps=1000, learning_rate=1e-4, final_learning_rate=1e-5, warmup_steps=50, log_every=10, weight_decay=0.01
+    )
+
+
+def run(cfg: FullRecipe, dry_run: bool) -> None:
+    if cfg.loop.threads:
+        torch.set_num_threads(cfg.loop.threads)
+    if cfg.loss.keep_share < 1:
+        raise ValueError("loss.keep_share below 1 keeps a copy of all weights; use it with recipes/finetune_lora.py")
+    parallel = start("fsdp")
+    device, main = parallel.device, parallel.is_main
+
+    # the base, the vocabulary behind its rows, and the data in it
+    base = load_base(cfg.base)
+    media = open_media(cfg.media, device)
+    template = joint_template(base, media)
+    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run)
+
+    # the model: everything is trained, the new rows on both sides as a parameter of their own
+    model = build_model(
+        base,
+        template.vocabulary,
+        freeze_base=False,
+        initialiser=cfg.initialiser,
+        features=block_features(template.vocabulary, media) if cfg.initialiser == "codebook" else None,
+        words=described_rows(template) if template.vocabulary.size > base.num_rows else None,
+        donor=donor_rows(cfg.donor, template) if cfg.donor else None,
+        seed=cfg.loop.seed,
+        attention=cfg.attention,
+    ).to(device)
+    max_positions = int(model.config.max_position_embeddings)
+    module = PackedLoss(model, template.vocabulary, cfg.loss)
+    batches = corpus.batches(parallel.rank, parallel.num_ranks)
+    if dry_run:
+        first = batches.next_batch()
+        if main:
+            print(plan(model, template, corpus, first))
+            print(try_one_step(module, first, device))
+        return parallel.close()
+
+    encoded = corpus.encode(parallel.rank, parallel.num_ranks)
+    parallel.barrier()
+    if main:
+        save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
+        print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
+    loss = packed_loss(parallel.wrap(module), device)
+    trainer = Trainer(
+        module, batches, loss, cfg.loop, cfg.run, validation=corpus.validation_batches(), parallel=parallel
+    )
+    trainer.run()
+    if not trainer.use_best():
+        trainer.use_ema()
+
+    # whole tensors again, in a model that was never split
+    state = parallel.full_state(module)
+    if main:
+        whole = PackedLoss(
+            build_model(cfg.base, template.vocabulary, freeze_base=False, initialiser="mean"), template.vocabulary
+        )
+        whole.load_state_dict(state)
+        save_tuned(cfg.out, merge(whole.model), None, template, media, cfg)
+        print(f"wrote {cfg.out}", file=sys.stderr)
+    parallel.close()
+
+
+if __name__ == "__main__":
+    recipe_main(FullRecipe, run)

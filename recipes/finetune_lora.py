@@ -1,0 +1,116 @@
+"""Teaches a pretrained language model to see, hear and draw: LoRA on its layers and new rows for the media codes.
+
+    python recipes/finetune_lora.py recipes/configs/quickstart.yaml [--set loop.steps=50] [--dry-run]
+    torchrun --nproc-per-node 2 recipes/finetune_lora.py recipes/configs/quickstart.yaml
+
+``base`` is any causal language model by hub id or folder, ``media`` a model folder whose tokenizers are used, and
+``corpus.datasets`` are files of any format that unimodal.data.datasets reads. Writes an adapter folder to ``out`` that
+`unimodal chat --model` and `unimodal.pipeline.load` take; the base is named in it, not copied. Interrupt it when you
+like; the same command goes on. ``run/tokenizers`` is what recipes/tokenize_dataset.py takes as ``model`` to encode a
+large corpus once; a dataset whose path holds such shards is read from them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from unimodal.config import Config
+from unimodal.model.base import SMOLLM2, Precision, load_base
+from unimodal.model.build import build_model
+from unimodal.model.lora import LoraSettings
+from unimodal.model.loss import LossConfig
+from unimodal.model.packed_loss import PackedLoss
+from unimodal.pipeline_batches import Corpus, CorpusConfig
+from unimodal.pipeline_tuning import (
+    block_features,
+    described_rows,
+    donor_rows,
+    joint_template,
+    open_media,
+    packed_loss,
+    plan,
+    save_tokenizers,
+    save_tuned,
+    try_one_step,
+)
+from unimodal.training.command import recipe_main
+from unimodal.training.distributed import start
+from unimodal.training.loop import LoopConfig, Trainer
+
+
+class LoraRecipe(Config):
+    base: str = SMOLLM2
+    media: Path | None = Path("model_cards/nano")
+    corpus: CorpusConfig
+    out: Path = Path("data/models/lora")
+    run: Path = Path("data/runs/lora")
+    lora: LoraSettings | None = LoraSettings()  # null trains the new rows alone
+    initialiser: str = "codebook"
+    donor: Path | None = None  # a trained model of ours with the same tokenizers, for initialiser omp
+    base_precision: Precision = "float32"
+    eight_bit: bool = False
+    attention: str = "auto"
+    loss: LossConfig = LossConfig()
+    loop: LoopConfig = LoopConfig(
+        steps=500, learning_rate=1e-3, final_learning_rate=5e-5, warmup_steps=20, log_every=10, weight_decay=0.0
+    )
+
+
+def run(cfg: LoraRecipe, dry_run: bool) -> None:
+    if cfg.loop.threads:
+        torch.set_num_threads(cfg.loop.threads)
+    parallel = start("ddp")
+    device, main = parallel.device, parallel.is_main
+
+    # the base, the vocabulary behind its rows, and the data in it
+    base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit)
+    media = open_media(cfg.media, device)
+    template = joint_template(base, media)
+    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run)
+
+    # the model: frozen base, LoRA, and new rows on both sides
+    model = build_model(
+        base,
+        template.vocabulary,
+        cfg.lora,
+        initialiser=cfg.initialiser,
+        features=block_features(template.vocabulary, media) if cfg.initialiser == "codebook" else None,
+        words=described_rows(template) if template.vocabulary.size > base.num_rows else None,
+        donor=donor_rows(cfg.donor, template) if cfg.donor else None,
+        seed=cfg.loop.seed,
+        attention=cfg.attention,
+    )
+    if not cfg.eight_bit:
+        model.to(device)
+    module = PackedLoss(model, template.vocabulary, cfg.loss)
+    batches = corpus.batches(parallel.rank, parallel.num_ranks)
+    if dry_run:
+        first = batches.next_batch()
+        if main:
+            print(plan(model, template, corpus, first))
+            print(try_one_step(module, first, device))
+        return parallel.close()
+
+    encoded = corpus.encode(parallel.rank, parallel.num_ranks)
+    parallel.barrier()
+    if main:
+        save_tokenizers(cfg.run / "tokenizers", template, media, int(model.config.max_position_embeddings))
+        print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
+    loss = packed_loss(parallel.wrap(module), device)
+    trainer = Trainer(
+        module, batches, loss, cfg.loop, cfg.run, validation=corpus.validation_batches(), parallel=parallel
+    )
+    trainer.run()
+    if not trainer.use_best():
+        trainer.use_ema()
+    if main:
+        save_tuned(cfg.out, model, cfg.base, template, media, cfg)
+        print(f"wrote {cfg.out}", file=sys.stderr)
+    parallel.close()
+
+
+if __name__ == "__main__":
+    recipe_main(LoraRecipe, run)

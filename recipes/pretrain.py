@@ -1,0 +1,116 @@
+"""Trains a stock Llama from scratch on documents of text, pictures, video and audio.
+
+    python recipes/pretrain.py recipes/configs/pretrain.yaml [--set loop.steps=50] [--dry-run]
+    torchrun --nproc-per-node 8 recipes/pretrain.py recipes/configs/pretrain.yaml
+
+``text`` is a folder with a tokenizer.json, ``media`` a model folder whose tokenizers are used, and ``corpus.datasets``
+are datasets of any format or, for a corpus of any size, token shards of recipes/tokenize_dataset.py (made with
+``model=RUN/tokenizers``, which this recipe writes first). Under torchrun everything is split over the ranks (FSDP2).
+recipes/train_nano.py is the same for the data of nano, with rows that share structure. The same command goes on after
+an interruption.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from unimodal.config import Config
+from unimodal.model.attention import set_attention
+from unimodal.model.build import NanoConfig, build_nano
+from unimodal.model.loss import LossConfig
+from unimodal.model.packed_loss import PackedLoss
+from unimodal.pipeline_batches import Corpus, CorpusConfig
+from unimodal.pipeline_tuning import (
+    new_template,
+    open_media,
+    packed_loss,
+    plan,
+    save_tokenizers,
+    save_tuned,
+    try_one_step,
+)
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.training.command import recipe_main
+from unimodal.training.distributed import start
+from unimodal.training.loop import LoopConfig, Trainer
+
+
+class PretrainRecipe(Config):
+    text: Path = Path("model_cards/nano")  # a folder with the tokenizer.json of a text tokenizer or of a model
+    media: Path | None = Path("model_cards/nano")
+    corpus: CorpusConfig
+    out: Path = Path("data/models/pretrained")
+    run: Path = Path("data/runs/pretrained")
+    decoder: NanoConfig = NanoConfig()
+    attention: str = "auto"
+    loss: LossConfig = LossConfig(z_loss=1e-5)
+    loop: LoopConfig = LoopConfig(
+        steps=5000, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=200, log_every=20, betas=(0.9, 0.98)
+    )
+
+
+def run(cfg: PretrainRecipe, dry_run: bool) -> None:
+    if cfg.loop.threads:
+        torch.set_num_threads(cfg.loop.threads)
+    if cfg.loss.keep_share < 1:
+        raise ValueError("loss.keep_share below 1 needs weights that know something; use it with finetune_lora.py")
+    parallel = start("fsdp")
+    device, main = parallel.device, parallel.is_main
+
+    # text rows, controls, one block a codebook; and the data in them
+    text = TextTokenizer.load(cfg.text)
+    media = open_media(cfg.media, device)
+    template = new_template(text, text.size, media)
+    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run)
+
+    control = template.vocabulary.control_id
+
+    def fresh_model() -> torch.nn.Module:
+        return build_nano(
+            template.vocabulary.size,
+            cfg.decoder,
+            pad_id=control("<|pad|>"),
+            bos_id=control("<|bos|>"),
+            eos_id=control("<|end_of_turn|>"),
+            seed=cfg.loop.seed,
+        )
+
+    model = fresh_model().to(device)
+    set_attention(model, cfg.attention)
+    module = PackedLoss(model, template.vocabulary, cfg.loss)
+    batches = corpus.batches(parallel.rank, parallel.num_ranks)
+    if dry_run:
+        first = batches.next_batch()
+        if main:
+            print(plan(model, template, corpus, first))
+            print(try_one_step(module, first, device))
+        return parallel.close()
+
+    encoded = corpus.encode(parallel.rank, parallel.num_ranks)
+    parallel.barrier()
+    if main:
+        save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions)
+        print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
+    loss = packed_loss(parallel.wrap(module), device)
+    trainer = Trainer(
+        module, batches, loss, cfg.loop, cfg.run, validation=corpus.validation_batches(), parallel=parallel
+    )
+    trainer.run()
+    if not trainer.use_best():
+        trainer.use_ema()
+
+    # whole tensors again, in a model that was never split
+    state = parallel.full_state(module)
+    if main:
+        whole = PackedLoss(fresh_model(), template.vocabulary)
+        whole.load_state_dict(state)
+        save_tuned(cfg.out, whole.model, None, template, media, cfg)
+        print(f"wrote {cfg.out}", file=sys.stderr)
+    parallel.close()
+
+
+if __name__ == "__main__":
+    recipe_main(PretrainRecipe, run)

@@ -1,0 +1,122 @@
+"""recipes/finetune_full.py and recipes/pretrain.py through their command lines, alone and under torchrun."""
+
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unimodal.pipeline import load
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def recipe(name, *settings, flags=()):
+    """`python recipes/NAME.py --set …` in this process."""
+    argv = [str(ROOT / "recipes" / f"{name}.py"), *flags]
+    for setting in settings:
+        argv += ["--set", setting]
+    before, sys.argv = sys.argv, argv
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def corpus(pictures, folder):
+    return (
+        f"corpus={{datasets: [{{path: {pictures}}}], codes: {folder}/codes, length: 256, tokens_per_batch: 256, "
+        "batches_per_window: 2, condition_dropout: 0}"
+    )
+
+
+def full(tiny_base, media_folder, pictures, tmp_path):
+    return [
+        f"base={tiny_base}", f"media={media_folder}", f"out={tmp_path}/out", f"run={tmp_path}/run",
+        corpus(pictures, tmp_path), "loop.steps=4", "loop.warmup_steps=1", "loop.log_every=1",
+        "loop.activation_checkpointing=true", "loop.checkpoint_every_s=1000",
+    ]  # fmt: skip
+
+
+def losses(folder):
+    """Of text, at every step."""
+    return [json.loads(line)["loss_text"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_full_tuning_gives_a_stock_model(tiny_base, media_folder, pictures, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    recipe("finetune_full", *full(tiny_base, media_folder, pictures, tmp_path))
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model = load(tmp_path / "out", device="cpu")
+    assert stock.config.vocab_size == model.vocabulary.size
+    assert model.generate("a red apple", to="image").media.shape == (3, 64, 64)
+
+
+@pytest.mark.timeout(300)
+def test_the_same_script_runs_under_torchrun(tiny_base, media_folder, pictures, tmp_path):
+    """Two ranks with one batch each against one rank that takes two batches a step, drawn from the same documents.
+
+    That equal batches give equal weights is tested in tests/training/test_distributed.py.
+    """
+    one, two = tmp_path / "one", tmp_path / "two"
+    recipe("finetune_full", *full(tiny_base, media_folder, pictures, one), "loop.accumulation=2")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = [word for s in full(tiny_base, media_folder, pictures, two) for word in ("--set", s)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    done = subprocess.run(
+        [*command, str(ROOT / "recipes" / "finetune_full.py"), *settings],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load(two / "out", device="cpu").vocabulary.size == load(one / "out", device="cpu").vocabulary.size
+    first_one, first_two = losses(one / "run")[0], losses(two / "run")[0]  # before any step
+    assert first_one == pytest.approx(first_two, rel=0.02)
+    assert losses(two / "run")[-1] < first_two
+
+
+def test_pretraining_starts_from_nothing(media_folder, pictures, tmp_path, capsys):
+    settings = [
+        f"text={media_folder}", f"media={media_folder}", f"out={tmp_path}/out", f"run={tmp_path}/run",
+        corpus(pictures, tmp_path), "decoder.hidden_size=32", "decoder.num_layers=2", "decoder.num_heads=2",
+        "decoder.num_kv_heads=2", "decoder.intermediate_size=48", "loop.steps=3", "loop.warmup_steps=1",
+        "loop.log_every=1", "loop.optimizer=muon",
+    ]  # fmt: skip
+    recipe("pretrain", *settings, flags=["--dry-run"])
+    assert "one step: loss" in capsys.readouterr().out and list(tmp_path.iterdir()) == []
+    recipe("pretrain", *settings)
+    model = load(tmp_path / "out", device="cpu")
+    assert type(model.decoder).__name__ == "LlamaForCausalLM"
+    assert (tmp_path / "run" / "tokenizers" / "vocabulary.json").is_file()
+
+
+def test_token_shards_of_the_same_tokenizers_are_a_dataset(media_folder, pictures, tmp_path):
+    """Pre-tokenized and on the fly give the same documents."""
+    from unimodal.data.datasets import DatasetConfig, open_dataset
+    from unimodal.data.token_shards import write_token_shards
+    from unimodal.data.tokenized import vocabulary_hashes
+    from unimodal.pipeline_batches import Corpus, CorpusConfig
+    from unimodal.pipeline_tuning import new_template, open_media
+    from unimodal.sequence.text_tokenizer import TextTokenizer
+
+    text, media = TextTokenizer.load(media_folder), open_media(media_folder)
+    template = new_template(text, text.size, media)
+    direct = Corpus(
+        CorpusConfig(datasets=[DatasetConfig(path=str(pictures))], condition_dropout=0), template, media, False
+    )
+    [documents] = direct.sets.values()
+    num = len(open_dataset(DatasetConfig(path=str(pictures))))
+    write_token_shards(
+        tmp_path / "shards", documents.__getitem__, num, template.vocabulary.size,
+        vocabulary_hashes(template.vocabulary), documents_per_shard=10,
+    )  # fmt: skip
+    shards = Corpus(CorpusConfig(datasets=[DatasetConfig(path=str(tmp_path / "shards"))]), template, None)
+    [stored] = shards.sets.values()
+    assert len(stored) == num
+    assert all((stored[i].ids == documents[i].ids).all() for i in range(num))

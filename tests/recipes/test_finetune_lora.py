@@ -1,0 +1,128 @@
+"""recipes/finetune_lora.py through its real command line, on a tiny base and twelve pictures."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimodal.model.adapter import load_adapter
+from unimodal.pipeline import load
+from unimodal.sequence.document import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def recipe(name, *settings, flags=()):
+    """`python recipes/NAME.py --set …` in this process."""
+    argv = [str(ROOT / "recipes" / f"{name}.py"), *flags]
+    for setting in settings:
+        argv += ["--set", setting]
+    before, sys.argv = sys.argv, argv
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture
+def settings(tiny_base, media_folder, pictures, tmp_path):
+    return [
+        f"base={tiny_base}", f"media={media_folder}", f"out={tmp_path}/out", f"run={tmp_path}/run",
+        f"corpus={{datasets: [{{path: {pictures}}}], codes: {tmp_path}/codes, length: 256, tokens_per_batch: 256, "
+        "batches_per_window: 2, validation_share: 0.2}",
+        "lora.rank=4", "loop.steps=6", "loop.warmup_steps=1", "loop.log_every=2", "loop.evaluate_every=3",
+    ]  # fmt: skip
+
+
+def test_it_trains_saves_an_adapter_and_the_pipeline_reads_it(settings, tmp_path, pictures):
+    recipe("finetune_lora", *settings)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"base.json", "adapter_config.json", "adapter_model.safetensors", "new_rows.safetensors", "vocabulary.json",
+            "tokenizer.json", "chat_template.jinja", "image_tokenizer", "recipe.yaml"} <= names  # fmt: skip
+    assert "model.safetensors" not in names
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "loss_text", "loss_image", "tokens_per_second", "grad_norm"} <= set(records[0])
+    assert "validation_loss" in records[-1]
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    model = load(tmp_path / "out", device="cpu")
+    [answer] = model.chat([Image(path=str(pictures.parent / "1.png")), "what is this?"], to="text", tokens=16)
+    assert answer.modality == "text"
+    assert model.generate("a red apple", to="image").media.shape == (3, 64, 64)
+
+
+def test_a_stopped_run_resumes_to_the_same_weights(settings, tmp_path):
+    recipe("finetune_lora", *settings)
+    first, _ = load_adapter(tmp_path / "out")
+    for name in ("out", "run"):
+        shutil.rmtree(tmp_path / name)
+    recipe("finetune_lora", *settings, "loop.checkpoint_every_s=1e-6", "loop.steps=6")
+    # the checkpoint of the last step is there: a run of the same command does no further step
+    recipe("finetune_lora", *settings)
+    again, _ = load_adapter(tmp_path / "out")
+    for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path, capsys):
+    recipe("finetune_lora", *settings, flags=["--dry-run"])
+    out = capsys.readouterr().out
+    for word in ("vocabulary:", "controls", "semantic (image)", "parameters:", "memory: about", "data: 0:data.jsonl",
+                 "its first row: <|bos|><|user|>", "× image]<|image_end|>",
+                 "one step: loss"):  # fmt: skip
+        assert word in out, word
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loop.stps=3", "did you mean 'steps'"),
+        ("corpus.datasets.0.path=nowhere.jsonl", "nowhere.jsonl"),
+        ("base=no/such/base", "no such folder, and not a hub id"),
+        ("media=/", "has no vocabulary.json"),
+        ("initialiser=omp", "needs a donor"),
+        ("lora.targets=[q_prj]", "no linear layer q_prj"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(settings, capsys, change, message):
+    with pytest.raises(SystemExit) as stop:
+        recipe("finetune_lora", *settings, change)
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+
+
+def test_a_row_with_a_missing_picture_or_an_unknown_role_names_its_line(settings, pictures, tmp_path, capsys):
+    bad = tmp_path / "bad"
+    shutil.copytree(pictures.parent, bad)
+    lines = pictures.read_text().splitlines()
+    lines[2] = lines[2].replace("1.png", "gone.png")
+    lines[3] = lines[3].replace('"assistant"', '"robot"')
+    (bad / "data.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(SystemExit) as stop:
+        recipe("finetune_lora", *settings, f"corpus.datasets.0.path={bad}/data.jsonl")
+    assert stop.value.code == 2 and "line 3" in capsys.readouterr().err
+    recipe("finetune_lora", *settings, f"corpus.datasets.0.path={bad}/data.jsonl",
+           "corpus.datasets.0.on_bad_row=skip", "loop.steps=1")  # fmt: skip
+    err = capsys.readouterr().err
+    assert "line 3" in err and "line 4" in err and "gone.png" in err
+
+
+def test_a_checkpoint_of_another_run_is_refused(settings, capsys):
+    recipe("finetune_lora", *settings)
+    with pytest.raises(SystemExit):
+        recipe("finetune_lora", *settings, "lora.rank=2")
+    assert "of another model" in capsys.readouterr().err
+
+
+def test_a_half_written_checkpoint_is_named(settings, tmp_path, capsys):
+    recipe("finetune_lora", *settings)
+    data = (tmp_path / "run" / "last.pt").read_bytes()
+    (tmp_path / "run" / "last.pt").write_bytes(data[: len(data) // 3])
+    with pytest.raises(SystemExit):
+        recipe("finetune_lora", *settings)
+    assert "last.pt cannot be read" in capsys.readouterr().err

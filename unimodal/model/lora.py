@@ -1,0 +1,122 @@
+"""Low-rank adapters on the linear layers of a decoder, through peft and in place.
+
+LoRA (arXiv 2106.09685), rank-stabilised scaling alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) and the split of a weight
+into magnitude and direction (DoRA, arXiv 2402.09353). The layers are injected into the model, which keeps its class:
+whatever runs the stock model runs the adapted one. The head and the embeddings are never targets: new rows are trained
+as rows (`rows.py`), because an adapter over them that misses the new ones is the commonest defect of tuned unified
+models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unimodal.config import Config
+
+ADAPTER = "default"
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense", "c_attn")
+
+
+class LoraSettings(Config):
+    """Which layers get an adapter, and of which kind."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float | None = Field(default=None, gt=0)  # None: twice the rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all", "attention"] | tuple[str, ...] = "all"  # or the last names of linear layers
+    rslora: bool = False
+    dora: bool = False
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The last names of the decoder's linear layers, such as q_proj and down_proj."""
+    found = (name.rpartition(".")[2] for name, m in model.get_decoder().named_modules() if isinstance(m, nn.Linear))
+    return sorted(set(found))
+
+
+def peft_config(model: nn.Module, settings: LoraSettings, base_name: str = "") -> Any:
+    """peft's own configuration. ValueError for a target that the model does not have."""
+    from peft import LoraConfig
+
+    names = linear_names(model)
+    if settings.targets == "all":
+        targets = names
+    elif settings.targets == "attention":
+        targets = [name for name in names if name in ATTENTION]
+    else:
+        targets = sorted(settings.targets)
+    unknown = [name for name in targets if name not in names]
+    if unknown or not targets:
+        raise ValueError(f"lora.targets: no linear layer {unknown[0] if unknown else 'fits'}; use {', '.join(names)}")
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha if settings.alpha is not None else 2 * settings.rank,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        base_model_name_or_path=base_name or None,
+    )
+
+
+def add_lora(model: nn.Module, config: Any, seed: int = 0) -> nn.Module:
+    """Injects trainable adapters in place, in float32; the rest of the model is frozen by peft, new rows included."""
+    from peft import inject_adapter_in_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The adapted layers by name; empty for a model without LoRA."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors under the names that peft gives them in `adapter_model.safetensors`."""
+    state = {n: p for n, p in model.state_dict().items() if ".lora_" in n}
+    # peft stores …lora_A.default.weight as …lora_A.weight below its own two wrappers
+    return {f"base_model.model.{name.replace(f'.{ADAPTER}', '')}": tensor for name, tensor in state.items()}
+
+
+def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """The inverse of `lora_state`. ValueError when the tensors are not exactly those of this model's adapters."""
+    own = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
+    stored = {f"base_model.model.{name.replace(f'.{ADAPTER}', '')}": name for name in own}
+    if set(stored) != set(state):
+        odd = sorted(set(stored) ^ set(state))
+        raise ValueError(f"the adapter does not fit the base: {len(odd)} tensors differ, such as {odd[0]}")
+    with torch.no_grad():
+        for key, name in stored.items():
+            if own[name].shape != state[key].shape:
+                raise ValueError(
+                    f"the adapter does not fit the base: {key} is {list(state[key].shape)}, not {list(own[name].shape)}"
+                )
+            own[name].copy_(state[key])
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Adds every adapter into its layer's weight and puts the plain layers back, in place."""
+    for name, layer in lora_layers(model).items():
+        layer.merge(safe_merge=True)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        if attribute in vars(model):
+            delattr(model, attribute)
+    return model

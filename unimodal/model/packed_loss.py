@@ -1,0 +1,96 @@
+"""A decoder and its loss as one module: what DDP and FSDP2 wrap, since both act on a module's ``forward``.
+
+Shapes: B rows, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unimodal.model.attention import Packing
+from unimodal.model.loss import IGNORE, HeadGroups, LossConfig, TokenLosses, shift_labels, token_losses
+from unimodal.model.token_selection import attention_to_prompt, select
+from unimodal.vocabulary import MODALITIES, Vocabulary
+
+
+class PackedLoss(nn.Module):
+    """Runs packed documents through a causal LM and returns a summed loss with what there is to know about it."""
+
+    def __init__(self, model: nn.Module, vocabulary: Vocabulary, cfg: LossConfig | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.cfg = cfg or LossConfig()
+        self.groups = HeadGroups.from_vocabulary(vocabulary)
+        self.watch_layer = max(0, len(model.get_decoder().layers) * 3 // 4 - 1)
+        self.history: nn.Module | None = None
+        if self.cfg.keep_share < 1:  # the weights at the start, checkpointed with the rest and never trained
+            self.history = nn.Module()
+            for number, parameter in enumerate(self._trained()):
+                self.history.register_buffer(str(number), parameter.detach().clone())
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def forward(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """ids, labels (aligned, -100: not scored) and position_ids, each int64 [B, N] → the summed loss, and
+
+        ``weight`` (what to divide by), ``modalities`` and ``blocks`` (name → summed cross-entropy, count).
+        """
+        selects = self.history is not None and self.training
+        packing = Packing.from_position_ids(position_ids)
+        packing.watch_layer = self.watch_layer if selects else None
+        losses = self._losses(ids, labels, position_ids, packing)
+        token_weights = None
+        if selects:
+            token_weights = self._select(losses, ids, labels, position_ids, packing)
+        factors = {str(name): factor for name, factor in self.cfg.modality_weights.items()}
+        result = losses.reduce(self.cfg.z_loss, factors, token_weights)
+        total = result.total
+        for parameter in self.model.get_output_embeddings().parameters():
+            if parameter.requires_grad:  # rows that this batch does not score still take part: DDP waits for them
+                total = total + 0.0 * parameter.sum()
+        modality_of = {group.name: group.modality for group in self.groups.groups}
+        modalities = dict.fromkeys(MODALITIES, (0.0, 0))
+        for name, (summed, count) in result.per_block.items():
+            old = modalities[modality_of[name]]
+            modalities[modality_of[name]] = (old[0] + summed, old[1] + count)
+        found = {name: pair for name, pair in modalities.items() if pair[1]}
+        return total, {"weight": result.weight, "modalities": found, "blocks": result.per_block}
+
+    def _losses(self, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing) -> TokenLosses:
+        hidden = self.model.get_decoder()(
+            input_ids=ids, position_ids=position_ids, use_cache=False, packing=packing
+        ).last_hidden_state
+        targets = shift_labels(labels, position_ids)
+        head = self.model.get_output_embeddings()
+        return token_losses(hidden, ids, targets, head, self.groups, self.cfg.softmax, self.cfg.max_logits)
+
+    @torch.no_grad()
+    def _select(
+        self, losses: TokenLosses, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing
+    ) -> Tensor:
+        if packing.watched is None:
+            raise ValueError("keep_share below 1 needs attention 'varlen' or 'xformers'; choose one of them or 'auto'")
+        with self._history_weights():
+            earlier = self._losses(ids, labels, position_ids, Packing(packing.lengths, packing.device))
+        to_prompt = attention_to_prompt(*packing.watched, packing, labels == IGNORE).reshape(-1)[losses.where]
+        return select(earlier.loss - losses.loss, to_prompt, self.cfg.keep_share, self.cfg.loss_share)
+
+    @contextmanager
+    def _history_weights(self) -> Iterator[None]:
+        """The weights of the start of the run in place of today's, inside the block."""
+        assert self.history is not None
+        trained = self._trained()
+        today = [p.data for p in trained]
+        for parameter, old in zip(trained, self.history.buffers(), strict=True):
+            parameter.data = old
+        try:
+            yield
+        finally:
+            for parameter, data in zip(trained, today, strict=True):
+                parameter.data = data

@@ -1,0 +1,257 @@
+"""Datasets → batches for tuning: documents opened, their media encoded once, rendered, packed, dealt to the ranks.
+
+A dataset is a file or folder of any format that `unimodal.data.datasets` reads, or a folder of token shards. Codes are
+kept in a folder of their own, one file for each medium, named by the hash of its bytes and of its tokenizer: a second
+run, or another recipe on the same pictures, encodes nothing again.
+
+Shapes: N tokens of a document.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unimodal.config import Config, atomic_write_bytes
+from unimodal.data.datasets import DatasetConfig, ImportedDataset, open_dataset
+from unimodal.data.mixture import Batches, DocumentSet, Mixture, shuffled
+from unimodal.data.sources import generator
+from unimodal.data.token_shards import MANIFEST, TokenShards
+from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.pipeline_media import MediaCoder
+from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
+from unimodal.sequence.packing import PackedBatch, pack, stack
+from unimodal.sequence.template import Rendered, Template
+
+ENCODE_BATCH = 32
+DRAWS = 8  # times that a document is numbered, so that dropping its text is decided anew from one to the next
+
+
+class CorpusConfig(Config):
+    """What to learn from and how it is arranged."""
+
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    validation: tuple[DatasetConfig, ...] = ()
+    validation_share: float = Field(
+        default=0.0, ge=0, lt=1
+    )  # of the documents of `datasets`, where `validation` is empty
+    validation_batches: int = Field(default=8, ge=1)  # at most
+    codes: Path = Path("data/cache/codes")
+    length: int = Field(default=1024, ge=2)  # tokens of a row: the longest document
+    tokens_per_batch: int = Field(default=1024, ge=2)  # of one rank, in one of the batches of a step
+    batches_per_window: int = Field(default=16, ge=1)
+    #: share of the documents that answer with media whose words are left out, for guidance (arXiv 2207.12598)
+    condition_dropout: float = Field(default=0.1, ge=0, lt=1)
+    seed: int = 0
+
+
+class CodeCache:
+    """Media parts → the same with codes. `folder=None` keeps them in memory only."""
+
+    def __init__(self, coder: MediaCoder | None, folder: Path | None) -> None:
+        self.coder, self.folder = coder, folder
+        self._held: dict[str, np.ndarray] = {}
+
+    def document(self, document: Document) -> Document:
+        """The document with codes in every media part. ValueError for a file that cannot be used."""
+        return Document(Turn(turn.role, [self._part(part) for part in turn.parts]) for turn in document.turns)
+
+    def fill(self, documents: Iterable[Document]) -> int:
+        """Encodes in batches what is not encoded yet; returns how many media that were.
+
+        A medium that cannot be used is left out: its document raises when it is asked for.
+        """
+        waiting: dict[str, dict[str, Tensor]] = {}
+        done = 0
+        for document in documents:
+            for part in document.parts:
+                if isinstance(part, Text) or part.codes is not None:
+                    continue
+                key = self._key(part)
+                batch = waiting.setdefault(part.modality, {})
+                if key in batch or self._find(key) is not None:
+                    continue
+                try:
+                    batch[key] = self._need(part).read_part(part)
+                except ValueError:
+                    continue
+                if len(batch) == ENCODE_BATCH:
+                    done += self._encode(part.modality, waiting.pop(part.modality))
+        return done + sum(self._encode(modality, batch) for modality, batch in waiting.items() if batch)
+
+    def _part(self, part: Part) -> Part:
+        if isinstance(part, Text) or part.codes is not None:
+            return part
+        key = self._key(part)
+        codes = self._find(key)
+        if codes is None:
+            self._encode(part.modality, {key: self._need(part).read_part(part)})
+            codes = self._find(key)
+        return MEDIA_PARTS[part.modality](codes=codes)
+
+    def _key(self, part: Media) -> str:
+        coder = self._need(part)
+        source = part.source
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        digest = hashlib.sha256(content)
+        digest.update(f"{part.modality} {coder.sha256[part.modality]} {coder.processor.image_fit}".encode())
+        return digest.hexdigest()[:40]
+
+    def _find(self, key: str) -> np.ndarray | None:
+        if key not in self._held and self.folder is not None:
+            path = self.folder / key[:2] / f"{key}.npy"
+            if path.is_file():
+                self._held[key] = np.load(path)
+        return self._held.get(key)
+
+    def _encode(self, modality: str, media: dict[str, Tensor]) -> int:
+        assert self.coder is not None
+        for key, codes in zip(media, self.coder.encode(modality, list(media.values())), strict=True):
+            self._held[key] = codes.astype(np.int32)
+            if self.folder is not None:
+                data = io.BytesIO()
+                np.save(data, self._held[key])
+                atomic_write_bytes(self.folder / key[:2] / f"{key}.npy", data.getvalue())
+        return len(media)
+
+    def _need(self, part: Media) -> MediaCoder:
+        if self.coder is None:
+            raise ValueError(f"the data hold {part.name} ({part.modality}) but no tokenizers are given; set `media`")
+        self.coder.vocabulary.layout(part.modality)
+        return self.coder
+
+
+class RenderedDocuments:
+    """Documents by number, encoded and rendered when they are asked for; each stands here `DRAWS` times.
+
+    A document whose medium cannot be used raises ValueError under `on_bad_row="fail"`; under `"skip"` the next one
+    stands in for it, and it is told once.
+    """
+
+    def __init__(
+        self,
+        dataset: ImportedDataset,
+        chosen: Sequence[int],
+        cache: CodeCache,
+        template: Template,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.dataset, self.chosen, self.cache, self.template = dataset, chosen, cache, template
+        self.dropout, self.seed = dropout, seed
+        self.bad: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.chosen) * DRAWS
+
+    def documents(self) -> Iterator[Document]:
+        return (self.dataset[number] for number in self.chosen)
+
+    def __getitem__(self, index: int) -> Rendered:
+        item, draw = index % len(self.chosen), index // len(self.chosen)
+        for step in range(len(self.chosen)):
+            document = self._encoded(self.chosen[(item + step) % len(self.chosen)])
+            if document is not None:
+                break
+        else:
+            raise ValueError(
+                f"no document of {self.dataset.cfg.path} can be used; the last one: {self.bad.popitem()[1]}"
+            )
+        makes_media = any(
+            not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
+        )
+        if makes_media and generator(self.seed, "condition", item, draw).random() < self.dropout:
+            document = document.without_text()
+        return self.template.render(document)
+
+    def _encoded(self, number: int) -> Document | None:
+        """The document with codes, or None for one that is skipped."""
+        if number in self.bad:
+            return None
+        try:
+            return self.cache.document(self.dataset[number])
+        except ValueError as error:
+            self.bad[number] = f"{self.dataset.where(number)}: {error}"
+            if self.dataset.cfg.on_bad_row == "fail":
+                raise ValueError(f"{self.bad[number]}; mend it, or set on_bad_row to skip") from None
+            print(f"skipped {self.bad[number]}", file=sys.stderr, flush=True)
+            return None
+
+
+class Corpus:
+    """The training and validation documents of a configuration. Opening reports every row that is left out."""
+
+    def __init__(
+        self, cfg: CorpusConfig, template: Template, coder: MediaCoder | None, keep_codes: bool = True
+    ) -> None:
+        self.cfg, self.template = cfg, template
+        self.cache = CodeCache(coder, cfg.codes if keep_codes else None)
+        self.sets: dict[str, DocumentSet] = {}
+        self.weights: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self._validation: list[RenderedDocuments] = []
+        for number, dataset in enumerate(cfg.datasets):
+            name = f"{number}:{Path(dataset.path).name}"
+            self.weights[name] = dataset.weight
+            if (Path(dataset.path) / MANIFEST).is_file():
+                shards = TokenShards(dataset.path, vocabulary_hashes(template.vocabulary))
+                self.sets[name], self.counts[name] = shards, len(shards)
+                continue
+            opened = _open(dataset)
+            order = shuffled(len(opened), cfg.seed)
+            held = 0 if cfg.validation else round(cfg.validation_share * len(opened))
+            chosen = sorted(order[held:])
+            self.counts[name] = len(chosen)
+            self.sets[name] = RenderedDocuments(
+                opened, chosen, self.cache, template, cfg.condition_dropout, cfg.seed + number
+            )
+            self._validation.append(RenderedDocuments(opened, sorted(order[:held]), self.cache, template))
+        for dataset in cfg.validation:
+            opened = _open(dataset)
+            self._validation.append(RenderedDocuments(opened, range(len(opened)), self.cache, template))
+
+    def encode(self, rank: int = 0, num_ranks: int = 1) -> int:
+        """Encodes this rank's share of all media; returns how many were new."""
+        sets = [*(one for one in self.sets.values() if isinstance(one, RenderedDocuments)), *self._validation]
+        mine = (document for number, document in enumerate(chain(*(one.documents() for one in sets)))
+                if number % num_ranks == rank)  # fmt: skip
+        return self.cache.fill(mine)
+
+    def batches(self, rank: int = 0, num_ranks: int = 1) -> Batches:
+        """The endless training batches of a rank."""
+        cfg = self.cfg
+        mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks)
+        pad = self.template.vocabulary.control_id("<|pad|>")
+        return Batches(mixture, cfg.length, max(cfg.tokens_per_batch, cfg.length), pad, "pack", cfg.batches_per_window)
+
+    def validation_batches(self) -> list[PackedBatch]:
+        """The held-out documents in packed batches, the same for every rank; too long ones are left out."""
+        rendered = [one[number] for one in self._validation for number in range(len(one.chosen))]
+        rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"), too_long="drop")
+        num = max(1, self.cfg.tokens_per_batch // self.cfg.length)
+        batches = [stack(rows[first : first + num]) for first in range(0, len(rows), num)]
+        return batches[: self.cfg.validation_batches]
+
+
+def _open(dataset: DatasetConfig) -> ImportedDataset:
+    opened = open_dataset(dataset)
+    for row in opened.bad_rows[:5]:
+        print(f"skipped {row}", file=sys.stderr)
+    if opened.num_bad > 5:
+        print(f"skipped {opened.num_bad} rows of {dataset.path} in all", file=sys.stderr)
+    return opened
+
+
+def tensors_of(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """→ ids, labels, position ids, each int64 [B, N]."""
+    arrays = (batch.ids, batch.labels, batch.position_ids)
+    return tuple(torch.from_numpy(np.ascontiguousarray(a)).long().to(device) for a in arrays)  # type: ignore[return-value]

@@ -1,0 +1,43 @@
+"""The decoder of a model folder: the stock causal LM that config.json names, or an adapter on a base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimodal.model.adapter import is_adapter, load_adapter
+from unimodal.pipeline_folder import read_json
+from unimodal.vocabulary import Vocabulary
+
+
+def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
+    """The stock Hugging Face causal LM that config.json names, or an adapter on the base it names, in float32."""
+    if is_adapter(folder):
+        return load_adapter(folder)[0]
+    import transformers
+    from safetensors import SafetensorError
+
+    config = read_json(folder / "config.json")
+    architecture = str((config.get("architectures") or ["none"])[0])
+    decoder_class = getattr(transformers, architecture, None) if architecture.endswith("ForCausalLM") else None
+    if decoder_class is None:
+        raise ValueError(f"{folder}/config.json names the architecture {architecture}; it must be a causal LM")
+    if config.get("vocab_size", 0) < vocabulary.size:
+        raise ValueError(
+            f"{folder}: the decoder has {config.get('vocab_size')} rows but vocabulary.json {vocabulary.size}; "
+            "they do not belong together"
+        )
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        decoder, found = decoder_class.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the decoder in {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    if found["missing_keys"]:
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ValueError(f"{folder}/model.safetensors lacks {names}; copy or download it again")
+    return decoder.eval()

@@ -1,0 +1,249 @@
+"""One process or many, under torchrun: the same trainer and the same losses.
+
+    python recipes/finetune_lora.py CONFIG.yaml
+    torchrun --nproc-per-node 8 recipes/finetune_lora.py CONFIG.yaml
+
+``start`` reads torchrun's environment. ``DataParallel`` copies the model to every rank and averages gradients (DDP):
+for adapters, whose gradients are small. ``Sharded`` splits weights, gradients and optimizer state over the ranks
+(``fully_shard``, FSDP2, as in torchtitan arXiv 2410.06511) and checkpoints through torch's distributed checkpoint.
+gloo on CPUs, NCCL on GPUs.
+
+Both average gradients over ranks, so a trainer that wants the mean over all tokens scales by ranks / all weights.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from unimodal.training.checkpoint import LAST, load_checkpoint, save_checkpoint
+
+Strategy = Literal["ddp", "fsdp"]
+
+
+class Parallel:
+    """One process: the base of the others, and what a trainer uses when it is given none."""
+
+    rank, num_ranks = 0, 1
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self.wrapped: nn.Module | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """What to call in place of ``module``; do it before optimizers are made."""
+        self.wrapped = module
+        return module
+
+    @contextmanager
+    def accumulating(self, more: bool) -> Iterator[None]:
+        """Around forward and backward; ``more``: another batch of the same step follows, gradients stay here."""
+        yield
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks."""
+        return list(values)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on every rank."""
+        return [value]
+
+    def barrier(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    # ---- checkpoints: ``shared`` is the same on all ranks, ``local`` is this rank's own
+
+    def save(self, folder: Path, shared: dict[str, Any], local: dict[str, Any], name: str = LAST) -> None:
+        ranks = self.gather(local)
+        if self.is_main:
+            save_checkpoint(folder, {**shared, **(local if self.num_ranks == 1 else {"ranks": ranks})}, name)
+        self.barrier()
+
+    def load(self, folder: Path, shared: Callable[[], dict[str, Any]], name: str = LAST) -> dict[str, Any] | None:
+        """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect."""
+        state = load_checkpoint(folder, name)
+        if state is None:
+            return None
+        ranks = state.pop("ranks", None)
+        found = 1 if ranks is None else len(ranks)
+        if found != self.num_ranks:
+            raise ValueError(
+                f"the checkpoint in {folder} is of {found} processes; resume it with as many, not {self.num_ranks}"
+            )
+        return state if ranks is None else {**state, **ranks[self.rank]}
+
+    def optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Any:
+        return [optimizer.state_dict() for optimizer in optimizers]
+
+    def load_optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Any) -> None:
+        for optimizer, saved in zip(optimizers, state, strict=True):
+            optimizer.load_state_dict(saved)
+
+    def full_state(self, module: nn.Module) -> dict[str, Any]:
+        """The whole state of ``module`` on the CPU, on the main rank at least."""
+        return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
+
+
+class _Many(Parallel):
+    """What DDP and FSDP2 share."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        summed = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.num_ranks
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class DataParallel(_Many):
+    """Every rank has the whole model and its own batches."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        self.wrapped = nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        return self.wrapped
+
+    @contextmanager
+    def accumulating(self, more: bool) -> Iterator[None]:
+        assert isinstance(self.wrapped, nn.parallel.DistributedDataParallel), "wrap the module first"
+        with self.wrapped.no_sync() if more else nullcontext():
+            yield
+
+
+class Sharded(_Many):
+    """Every rank has a part of every tensor; blocks are gathered when they are computed."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.num_ranks,))
+        for block in blocks_of(module):
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        self.wrapped = module
+        return module
+
+    @contextmanager
+    def accumulating(self, more: bool) -> Iterator[None]:
+        assert self.wrapped is not None, "wrap the module first"
+        self.wrapped.set_requires_gradient_sync(not more)  # type: ignore[operator]
+        yield
+
+    def save(self, folder: Path, shared: dict[str, Any], local: dict[str, Any], name: str = LAST) -> None:
+        """A folder ``last`` of shards, complete or not there: it is written beside and then moved into place."""
+        import torch.distributed.checkpoint as dcp
+
+        target = folder / Path(name).stem
+        part = folder / f"{target.name}.part"
+        if self.is_main:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        self.barrier()
+        dcp.save(_tensors_of(shared), checkpoint_id=str(part))
+        save_checkpoint(part, {"shared": _rest_of(shared), "local": local, "num_ranks": self.num_ranks}, self._own)
+        self.barrier()
+        if self.is_main:
+            old = folder / f"{target.name}.old"
+            shutil.rmtree(old, ignore_errors=True)
+            if target.exists():
+                os.replace(target, old)
+            os.replace(part, target)
+            shutil.rmtree(old, ignore_errors=True)
+        self.barrier()
+
+    def load(self, folder: Path, shared: Callable[[], dict[str, Any]], name: str = LAST) -> dict[str, Any] | None:
+        import torch.distributed.checkpoint as dcp
+
+        target = folder / Path(name).stem
+        if not target.is_dir():  # a stop between the two moves leaves the older one
+            target = folder / f"{target.name}.old"
+        if not target.is_dir():
+            return None
+        own = load_checkpoint(target, self._own)
+        if own is None or own["num_ranks"] != self.num_ranks:
+            found = "another number of" if own is None else own["num_ranks"]
+            raise ValueError(
+                f"the checkpoint in {folder} is of {found} processes; resume it with as many, not {self.num_ranks}"
+            )
+        tensors = _tensors_of(shared())  # makes the optimizer's state, one step old: only where it is overwritten
+        try:
+            dcp.load(tensors, checkpoint_id=str(target))
+        except Exception as error:  # a damaged or foreign checkpoint gives many kinds
+            reason = str(error).strip().splitlines()[-1][:160] if str(error).strip() else type(error).__name__
+            raise ValueError(f"the checkpoint in {folder} cannot be read or is of another model: {reason}") from None
+        return {**tensors, **own["shared"], **own["local"]}
+
+    def optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Any:
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+        return get_optimizer_state_dict(module, list(optimizers))
+
+    def load_optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Any) -> None:
+        from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+        set_optimizer_state_dict(module, list(optimizers), state)
+
+    def full_state(self, module: nn.Module) -> dict[str, Any]:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    @property
+    def _own(self) -> str:
+        return f"rank_{self.rank:05d}.pt"
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a decoder: the children of its longest module list."""
+    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    return list(max(lists, key=lambda blocks: sum(1 for _ in blocks))) if lists else []
+
+
+def start(strategy: Strategy = "ddp") -> Parallel:
+    """The parallelism of this process: torchrun's if it was started by it, else one process on the best device."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return Parallel(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return (DataParallel if strategy == "ddp" else Sharded)(device)
+
+
+def _tensors_of(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name in ("model", "optimizers", "ema")}
+
+
+def _rest_of(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name not in ("model", "optimizers", "ema")}
