@@ -65,15 +65,13 @@ def over_runs(
 ) -> tuple[Tensor, Tensor]:
     """A matrix [M, N] that applies `line` inside every run, and the token in the middle of each window, int64 [M]."""
     blocks, middles, offset = [], [], 0
-    for length, given in zip(segments, allot(count, segments), strict=True):
+    given_each = allot(count, segments)
+    if 0 in given_each:  # fewer windows than runs: one line over all
+        segments, given_each = [sum(segments)], [count]
+    for length, given in zip(segments, given_each, strict=True):
         sides = raster(length) if is_raster else None
-        grid = cells(given, sides) if sides and given else None
-        if given == 0:
-            matrix = torch.zeros(0, length)
-        elif grid and sides:
-            matrix = torch.kron(line(sides[0], grid[0]), line(sides[1], grid[1]))
-        else:
-            matrix = line(length, given)
+        grid = cells(given, sides) if sides else None
+        matrix = torch.kron(line(sides[0], grid[0]), line(sides[1], grid[1])) if grid and sides else line(length, given)
         blocks.append(matrix)
         middles += _middles(matrix, offset)
         offset += length

@@ -55,7 +55,8 @@ class Look:
 
 @dataclass
 class CacheCompressor(Method):
-    """keep: the share of the entries that may go which stays. recent: so many newest entries are never dropped."""
+    """keep: the share of the entries that may go which stays. recent: so many
+    newest entries come first among those."""
 
     _: KW_ONLY
     scope: Literal["media", "prompt"] = "media"

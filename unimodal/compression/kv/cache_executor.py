@@ -19,12 +19,18 @@ from unimodal.compression.kv.base import CacheCompressor, Look
 from unimodal.compression.rotation import rotated_by
 from unimodal.compression.slots import SlotLayer, Slots
 
+FIRST = 1e6  # above any score
+
 
 def kept_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: int) -> Tensor:
-    """bool [B, K, L]: everything that may not go, and of the rest the best `budget` int64 [B] of every head."""
+    """bool [B, K, L]: everything that may not go, and of the rest the best `budget` int64 [B] of every head.
+
+    The newest `recent` slots come before all others, within the budget.
+    """
     free = slots.evictable & slots.valid[:, None]  # [B, K or 1, L]
     if recent:
-        free = free & (torch.arange(len(slots), device=free.device) < len(slots) - recent)
+        place = torch.arange(len(slots), device=free.device)
+        scores = torch.where(place < len(slots) - recent, scores.float(), FIRST + place)
     ranked = scores.masked_fill(~free, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(ranked).scatter_(
         -1, ranked, torch.arange(len(slots), device=ranked.device).expand_as(ranked)

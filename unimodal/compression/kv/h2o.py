@@ -20,7 +20,7 @@ QUERIES = 256  # attention rows in memory at a time
 
 @dataclass
 class H2O(CacheCompressor):
-    """recent: newest entries that always stay."""
+    """recent: newest entries that come before the heavy hitters."""
 
     recent: int = 8
     at_every_step: ClassVar[bool] = True

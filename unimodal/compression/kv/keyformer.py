@@ -20,7 +20,7 @@ from unimodal.compression.kv.base import CacheCompressor, Look
 
 @dataclass
 class Keyformer(CacheCompressor):
-    """recent: newest entries that always stay. steps: answer tokens after which the temperature is `last`."""
+    """recent: newest entries that come first. steps: answer tokens after which the temperature is `last`."""
 
     recent: int = 8
     steps: int = 128
