@@ -13,13 +13,13 @@ from __future__ import annotations
 import inspect
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from unimodal.compression.attention_rows import CallSource
-from unimodal.compression.base import Compressor, Method, Span, share
+from unimodal.compression.base import Compressor, Span, share
 from unimodal.compression.interception import intercepted
 from unimodal.compression.kv.base import CacheCompressor
 from unimodal.compression.kv.cache_executor import CacheExecutor
@@ -29,57 +29,8 @@ from unimodal.compression.spans import Located, input_spans
 from unimodal.compression.stream import LiveSpan, Stream
 from unimodal.vocabulary import Vocabulary
 
-
-@dataclass
-class CompressionStats:
-    """Since the context was opened: tokens of input spans that came and that were left at the last layer; seconds that
-    choosing them took (with the clock stopped at the end of the device's work)."""
-
-    tokens_before: int = 0
-    tokens_after: int = 0
-    planning_s: float = 0.0
-
-
-class Session:
-    """`with method(model): …`. Entering hooks the executor in, leaving takes it out again."""
-
-    def __init__(self, method: Method, target: Any, vocabulary: Vocabulary | None = None) -> None:
-        self.method = method
-        model = target
-        for name in ("engine", "model"):  # a loaded Unimodal has an engine, an engine a model
-            owner = getattr(model, name, None)
-            if vocabulary is None:
-                vocabulary = getattr(model, "vocabulary", None)
-            if owner is not None and not isinstance(model, nn.Module):
-                model = owner
-        if not isinstance(model, nn.Module) or not hasattr(model, "get_decoder"):
-            raise ValueError(f"{type(target).__name__} is no decoder; give a loaded Unimodal, an Engine or a causal LM")
-        if vocabulary is None:
-            raise ValueError("a bare decoder needs its vocabulary to find the spans: method(model, vocabulary)")
-        self.backbone = model.get_decoder()
-        self.vocabulary = vocabulary
-        self.stats = CompressionStats()
-
-    def __enter__(self) -> Session:
-        executor = getattr(self.backbone.__dict__.get("forward"), "__self__", None)
-        if not isinstance(executor, Executor):
-            executor = Executor(self.backbone, self.vocabulary)
-            self.backbone.__dict__["forward"] = executor.forward
-        try:
-            executor.add(self)
-        except ValueError:
-            self._leave(executor)
-            raise
-        self._executor = executor
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._executor.sessions.remove(self)
-        self._leave(self._executor)
-
-    def _leave(self, executor: Executor) -> None:
-        if not executor.sessions:
-            del self.backbone.__dict__["forward"]
+if TYPE_CHECKING:
+    from unimodal.compression.session import Session
 
 
 @dataclass(eq=False)
@@ -195,6 +146,8 @@ class Executor:
             kwargs,
         )
         before = sum(map(len, stream.spans))
+        for session, _ in active:
+            session.chosen.clear()
         listening = bool(call.watched) or self.cache_method is not None
         with intercepted(self.backbone.config, listening) as call.attention:
             call.kwargs = {**kwargs, self.cache_name: cache, "use_cache": cache is not None}
@@ -246,6 +199,9 @@ class Executor:
                 span.hint = torch.cat([hints[member] for member in members])
             plans.append((members, rows, columns, method.plan(span.hidden, span)))
         session.stats.planning_s += self._clock() - started
+        for members, _, _, plan in plans:
+            if plan.index.shape[1]:
+                session.chosen.update({m.located: m.places[i] for m, i in zip(members, plan.index, strict=True)})
         if plans:
             stream = stream.compressed(plans, method.positions == "compacted")
             call.source.forget()
