@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimodal.compression import METHODS, Span
+from unimodal.compression import METHODS, Compressor, Span
 from unimodal.compression.centerclip import CenterCLIP, medoids
 from unimodal.compression.choosing import cosine
 from unimodal.compression.divprune import DivPrune
@@ -27,6 +27,12 @@ from unimodal.compression.token_transforming import TokenTransforming
 from unimodal.compression.tokenflex import FlexProjector, TokenFLEX
 from unimodal.compression.tome import ToMe
 from unimodal.compression.transprune import TransPrune
+
+EMBEDDING_ONLY = [
+    name
+    for name, method in METHODS.items()
+    if issubclass(method, Compressor) and name not in ("fastv", "transprune", "summary_query", "globalcom", "m3")
+]
 
 
 class Given:
@@ -55,14 +61,10 @@ def planned(method, hidden, count, **fields):
     return method.plan(hidden, Span.of(hidden, count, **fields))
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in METHODS if n not in ("fastv", "transprune", "summary_query", "globalcom", "m3")]
-)
+@pytest.mark.parametrize("name", EMBEDDING_ONLY)
 @pytest.mark.parametrize("count", [1, 5, 9, 15])
 def test_a_plan_keeps_what_it_is_told_in_order(name, count):
     method = METHODS[name](0.5)
-    if not hasattr(method, "plan"):
-        return  # a cache method
     for modality, segments in (("image", (16,)), ("image", (4, 12)), ("audio", (16,)), ("video", (4, 4, 8))):
         hidden = states()
         plan = planned(method, hidden, count, segments=segments, modality=modality)
@@ -374,3 +376,14 @@ def test_globalcom_gives_crops_budgets_by_the_thumbnail():
     local = crops[0].received("summary")
     plan = planned(GlobalCom(), states(1), 5, layer=1, source=crops[0].source)
     assert torch.equal(plan.index, local.topk(5).indices.sort(-1).values)
+
+
+@pytest.mark.parametrize("name", EMBEDDING_ONLY)
+def test_equal_tokens_are_no_trouble(name):
+    """Codes repeat: distances of nothing, ties everywhere, and still as many different tokens as asked for."""
+    method = METHODS[name](0.5)
+    hidden = states(1, 3)[:, [0] * 9 + [1] * 5 + [2] * 2].repeat(2, 1, 1)
+    for count in (1, 7, 15):
+        plan = planned(method, hidden, count)
+        assert plan.index.shape == (2, count) and (plan.index.diff(dim=1) > 0).all()
+        assert plan.merge is None or torch.isfinite(plan.merge).all()

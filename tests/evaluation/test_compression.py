@@ -68,12 +68,19 @@ def rows_media():
 
 
 def test_blind_questions_hold_no_medium(quick, model, data, monkeypatch):
+    """And are judged like the others: an answer that names everything is right without looking."""
     asked = []
-    monkeypatch.setattr(compression, "answer_texts", lambda _, documents, *rest: asked.extend(documents) or ["x"] * 9)
+
+    def answers(_, documents, *rest):
+        asked.extend(documents)
+        return ["apple boat cat door egg fish goat house: a sunny day"] * len(documents)
+
+    monkeypatch.setattr(compression, "answer_texts", answers)
     monkeypatch.setattr(compression, "METHODS", ())
-    with pytest.raises(ValueError):  # nine answers for one question
-        compression.run(model, data, 1, 0, lambda *_: None)
-    assert [len(document.turns[0].parts) for document in asked[:1]] == [1]
+    figures = compression.run(model, data, 1, 0, lambda *_: None)
+    assert figures["blind"]["picture"] == figures["blind"]["clip"] == 100
+    kinds = [[type(part) for part in document.turns[0].parts] for document in asked[:6]]
+    assert kinds[:3] == [[Text]] * 3 and all(len(parts) == 2 for parts in kinds[3:])  # then with the medium
 
 
 def test_all_methods_are_tried_at_all_shares():

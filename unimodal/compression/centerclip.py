@@ -38,6 +38,8 @@ def medoids(states: Tensor, count: int) -> Tensor:
     centres = spread_out(distance, states.norm(dim=-1).argmax(-1), count, torch.minimum)  # KKZ
     for _ in range(ITERATIONS):
         near = distance.gather(1, centres[..., None].expand(-1, -1, distance.shape[2])).argmin(1)  # [B, N], cluster
+        own = torch.arange(count, device=near.device).expand_as(centres)
+        near = near.scatter(1, centres, own)  # among equal tokens too
         member = F.one_hot(near, count)  # [B, N, M]
         cost = (distance @ member.float()).masked_fill(member == 0, torch.inf)  # of each member as the medoid
         new = cost.argmin(1).sort(-1).values

@@ -32,7 +32,7 @@ class ToDRE(Compressor):
 
     def late(self, num_layers: int) -> range:
         """Layers before which a span may go as a whole; none if everything is to be kept."""
-        first = max(1, round(self.drop_at * num_layers))
+        first = max(1, min(round(self.drop_at * num_layers), num_layers - 1))
         return range(first, num_layers if self.keep < 1 and self.relevance > 0 else first)
 
     def layers(self, num_layers: int) -> tuple[int, ...]:

@@ -240,7 +240,7 @@ class _Perturbed:
             return None
         found = []
         for document in Questions(parts, questions.judge, questions.question).documents:
-            self.model.answers([document], to="text", tokens=1)
+            self.model.answers([document], to="text", tokens=2)
             if not session.kept:
                 return None
             found.append(set(session.kept[0]))
