@@ -67,17 +67,23 @@ def run_suites(
 ) -> Iterator[str]:
     """Runs suites one by one, saving the report after each, and yields the table of each.
 
+    A suite with `files(figures)` and `table(figures)` has its own table, also written beside the report.
     The report at `out` is continued if it is of the same model, seed and limit: suites that are not run again stay.
     """
+    from unimodal.config import atomic_write_text
     from unimodal.evaluation.report import continue_report, new_report, save_report, table
 
     names = suites_named(names)
     hashes = {**model.coder.sha256, "decoder": _sha256_of(model.folder / "model.safetensors")}
     document = continue_report(out, new_report(model.folder.name, hashes, seed, limit))
     for name in names:
-        document["suites"][name] = run_suite(name, model, data_folder, limit, seed, report)
+        figures = document["suites"][name] = run_suite(name, model, data_folder, limit, seed, report)
         save_report(document, out)
-        yield table(name, document["suites"][name])
+        suite = importlib.import_module(SUITES[name])
+        if hasattr(suite, "files"):  # a table and a plot that are written beside the report
+            for end, text in suite.files(figures).items():
+                atomic_write_text(out.with_name(out.stem + end), text)
+        yield suite.table(figures) if hasattr(suite, "table") else table(name, figures)
 
 
 SUITES = {
@@ -90,4 +96,5 @@ SUITES = {
     "speaking": "unimodal.evaluation.speaking",
     "clip_naming": "unimodal.evaluation.clip_naming",
     "clip_drawing": "unimodal.evaluation.clip_drawing",
+    "compression": "unimodal.evaluation.compression",
 }

@@ -1,0 +1,132 @@
+"""What must hold of every method, whatever it does: on random models of a few layers."""
+
+import inspect
+
+import pytest
+import torch
+
+from tests.compression.conftest import STEPS
+from unimodal.compression import BASELINES, METHODS, CacheCompressor, Compressor
+
+NAMES = list(METHODS)
+TOKEN_METHODS = [name for name in NAMES if issubclass(METHODS[name], Compressor)]
+CACHE_METHODS = [name for name in NAMES if issubclass(METHODS[name], CacheCompressor)]
+#: what these choose does not depend on what comes behind the span
+CAUSAL = [name for name in TOKEN_METHODS if name not in ("fastv", "transprune")]
+MERGING = ["pooling", "tome", "token_transforming", "m3", "tokenflex", "ppe"]
+
+
+def test_every_method_is_registered_once_and_says_its_source():
+    assert set(BASELINES) <= set(NAMES) and len(NAMES) == len(set(METHODS.values())) == 25
+    for name, method in METHODS.items():
+        module = inspect.getmodule(method)
+        assert module.__doc__ and method.__doc__
+        assert name in BASELINES or "arXiv" in module.__doc__, f"{name} names no source"
+        assert ("kv" in module.__name__.split(".")) == issubclass(method, CacheCompressor)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeping_everything_changes_nothing(name, model, vocabulary, prompts, read):
+    full = read(model, prompts)
+    with METHODS[name](1.0)(model, vocabulary):
+        assert torch.allclose(read(model, prompts), full, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_does_something_and_leaving_restores_the_model(name, model, vocabulary, prompts, read):
+    full = read(model, prompts)
+    before = (dict(vars(model.model)), model.config._attn_implementation, dict(model.config.to_dict()))
+    with METHODS[name](0.4)(model, vocabulary):
+        changed = read(model, prompts)
+    assert (dict(vars(model.model)), model.config._attn_implementation, dict(model.config.to_dict())) == before
+    assert torch.equal(read(model, prompts), full)
+    assert not torch.allclose(changed[:3], full[:3], atol=1e-3)
+    assert torch.allclose(changed[3], full[3], atol=1e-5)  # a row without spans
+
+
+@pytest.mark.parametrize("positions", ["kept", "compacted"])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_a_padded_batch_are_what_they_are_alone(name, positions, model, vocabulary, prompts, read):
+    with METHODS[name](0.4, positions=positions)(model, vocabulary):
+        together = read(model, prompts)
+        for row, alone in zip(prompts, together, strict=True):
+            assert torch.allclose(read(model, [row])[0], alone, atol=2e-5), name
+
+
+@pytest.mark.parametrize("name", TOKEN_METHODS)
+def test_padding_behind_is_as_good_as_padding_in_front(name, model, vocabulary, prompts):
+    pad, longest = vocabulary.control_id("<|pad|>"), max(map(len, prompts))
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in prompts])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in prompts])
+    with METHODS[name](0.4)(model, vocabulary), torch.inference_mode():
+        together = model(ids, attention_mask=mask).logits
+        for row, logits in zip(prompts, together, strict=True):
+            assert torch.allclose(logits[: len(row)], model(torch.tensor([row])).logits[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("positions", ["kept", "compacted"])
+@pytest.mark.parametrize("name", CAUSAL)
+def test_with_a_cache_as_without(name, positions, model, vocabulary, prompts, read):
+    with METHODS[name](0.4, positions=positions)(model, vocabulary), torch.inference_mode():
+        for row in prompts[:3]:
+            cached = read(model, [row])[0]
+            whole = model(torch.tensor([row + STEPS])).logits[0, len(row) - 1 :]
+            assert torch.allclose(cached, whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MERGING)
+def test_merged_tokens_count_for_their_size(name, make_model, vocabulary, prompt, monkeypatch):
+    """One layer, no positions, a span of equal codes: a merged token with log(size) is worth its copies exactly."""
+    model = make_model(num_layers=1)
+    model.model.rotary_emb.inv_freq.zero_()
+    ids = torch.tensor([prompt([3], vocabulary.encode_span("image", [5] * 16), [6])])
+    with torch.inference_mode():
+        full = model(ids).logits[0, -1]
+        with METHODS[name](0.3)(model, vocabulary):
+            merged = model(ids).logits[0, -1]
+        with METHODS["stride"](0.3)(model, vocabulary):
+            pruned = model(ids).logits[0, -1]
+    assert torch.allclose(merged, full, atol=1e-5)
+    assert not torch.allclose(pruned, full, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, prompt, span, read):
+    """A picture in the model's own turn, and one that it is still writing."""
+    user, end = (vocabulary.control_id(x) for x in ("<|user|>", "<|end_of_turn|>"))
+    rows = [
+        prompt([3]) + span("image", 1) + [end, user, 4, end],
+        prompt([3]) + span("image", 1)[:9],
+        prompt([3], span("audio", 1)[:9]),  # an open span of the user's
+    ]
+    full = read(model, rows)
+    with METHODS[name](0.3)(model, vocabulary):
+        assert torch.allclose(read(model, rows), full, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_decoders(name, qwen, vocabulary, prompts, read):
+    """Qwen3 normalises queries and keys; only what every decoder layer of this kind takes is used."""
+    full = read(qwen, prompts)
+    with METHODS[name](1.0)(qwen, vocabulary):
+        assert torch.allclose(read(qwen, prompts), full, atol=1e-6)
+    with METHODS[name](0.4)(qwen, vocabulary):
+        together = read(qwen, prompts[:2])
+        assert torch.allclose(read(qwen, prompts[1:2])[0], together[1], atol=2e-5)
+    assert not torch.allclose(together, full[:2], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_named_media(name, model, vocabulary, prompts, read):
+    picture, both = read(model, prompts[1:2]), read(model, prompts[:1])
+    with METHODS[name](0.3, modalities=("audio",))(model, vocabulary):
+        assert torch.allclose(read(model, prompts[1:2]), picture, atol=1e-6)
+        assert not torch.allclose(read(model, prompts[:1]), both, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_checked(name):
+    for wrong in ({"keep": 1.5}, {"keep": -0.1}, {"modalities": ("smell",)}, {"positions": "lost"}):
+        with pytest.raises(ValueError) as caught:
+            METHODS[name](**wrong)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,389 @@
+"""The defining property of every method on tokens, on states made for it."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unimodal.compression import METHODS, Compressor, Span
+from unimodal.compression.centerclip import CenterCLIP, medoids
+from unimodal.compression.choosing import cosine
+from unimodal.compression.divprune import DivPrune
+from unimodal.compression.document_correlation import DocumentCorrelation, budgets, density
+from unimodal.compression.downsample import Downsample
+from unimodal.compression.fastv import FastV
+from unimodal.compression.globalcom import GlobalCom, crop_ratios, regions
+from unimodal.compression.grids import allot, averaging, cells, interpolating
+from unimodal.compression.m3 import M3, nested_windows
+from unimodal.compression.pooling import Pooling
+from unimodal.compression.ppe import PPE, density_peaks, members_of
+from unimodal.compression.pvc import PVC
+from unimodal.compression.random_tokens import RandomTokens
+from unimodal.compression.stride import Stride
+from unimodal.compression.summary_query import SummaryQuery
+from unimodal.compression.todre import ToDRE
+from unimodal.compression.token_transforming import TokenTransforming
+from unimodal.compression.tokenflex import FlexProjector, TokenFLEX
+from unimodal.compression.tome import ToMe
+from unimodal.compression.transprune import TransPrune
+
+EMBEDDING_ONLY = [
+    name
+    for name, method in METHODS.items()
+    if issubclass(method, Compressor) and name not in ("fastv", "transprune", "summary_query", "globalcom", "m3")
+]
+
+
+class Given:
+    """Attention and transitions that a test decides."""
+
+    def __init__(self, attention=None, changed=None):
+        self.attention, self.changed = attention or {}, changed
+
+    def received(self, span, query, layer):
+        return self.attention[query, layer]
+
+    def transitions(self, span):
+        return self.changed
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def states(num_rows=2, num=16, width=8):
+    return torch.randn(num_rows, num, width)
+
+
+def planned(method, hidden, count, **fields):
+    return method.plan(hidden, Span.of(hidden, count, **fields))
+
+
+@pytest.mark.parametrize("name", EMBEDDING_ONLY)
+@pytest.mark.parametrize("count", [1, 5, 9, 15])
+def test_a_plan_keeps_what_it_is_told_in_order(name, count):
+    method = METHODS[name](0.5)
+    for modality, segments in (("image", (16,)), ("image", (4, 12)), ("audio", (16,)), ("video", (4, 4, 8))):
+        hidden = states()
+        plan = planned(method, hidden, count, segments=segments, modality=modality)
+        assert plan.index.shape == (2, count) and (plan.index.diff(dim=1) > 0).all()
+        assert plan.index.min() >= 0 and plan.index.max() < 16
+        if plan.merge is not None:
+            assert plan.merge.shape == (2, count, 16)
+            assert torch.allclose(plan.merge.sum(-1), torch.ones(2, count), atol=1e-5)  # rows are means
+        if plan.sizes is not None:
+            assert torch.allclose(plan.sizes.sum(-1), torch.full((2,), 16.0), atol=1e-4)  # no token is lost or doubled
+
+
+# ---- baselines
+
+
+def test_random_depends_on_seed_and_codes_only():
+    hidden = states(3)
+    ids = torch.tensor([range(16), range(1, 17), range(16)])
+
+    def draw(seed):
+        span = Span.of(hidden, 5)
+        span.ids = ids
+        return RandomTokens(seed=seed).plan(hidden, span).index
+
+    first = draw(0)
+    assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1]) and not torch.equal(first, draw(1))
+    seen = torch.cat([draw(seed)[0] for seed in range(200)]).bincount(minlength=16)
+    assert seen.min() > 200 * 5 / 16 * 0.6  # every token has its chance
+
+
+def test_stride_is_even():
+    assert planned(Stride(), states(), 4).index[0].tolist() == [2, 6, 10, 14]
+    assert set(planned(Stride(), states(), 6).index[0].diff().tolist()) <= {2, 3}
+
+
+def test_pooling_averages_squares_of_a_raster_and_stretches_of_a_line():
+    hidden = states()
+    raster = planned(Pooling(), hidden, 4)
+    squares = F.avg_pool2d(hidden.transpose(1, 2).reshape(2, 8, 4, 4), 2).flatten(2).transpose(1, 2)
+    assert torch.allclose(raster.merge @ hidden, squares, atol=1e-6) and (raster.sizes == 4).all()
+    line = planned(Pooling(), hidden, 4, modality="audio")
+    assert torch.allclose(line.merge @ hidden, hidden.view(2, 4, 4, 8).mean(2), atol=1e-6)
+    runs = planned(Pooling(), hidden, 8, segments=(4, 12), modality="audio")
+    assert (runs.merge[0, :2, 4:] == 0).all() and (runs.merge[0, 2:, :4] == 0).all()  # runs do not mix
+
+
+def test_downsampling_interpolates():
+    hidden = torch.arange(16.0).view(1, 16, 1)
+    plan = planned(Downsample(), hidden, 4, modality="audio")
+    assert plan.sizes is None
+    assert torch.allclose((plan.merge @ hidden)[0, :, 0], torch.tensor([1.5, 5.5, 9.5, 13.5]))
+    picture = states(1)
+    small = planned(Downsample(), picture, 4).merge @ picture
+    grid = picture.transpose(1, 2).reshape(1, 8, 4, 4)
+    expected = F.interpolate(grid, size=(2, 2), mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+    assert torch.allclose(small, expected, atol=1e-5)
+
+
+def test_windows():
+    assert allot(10, [8, 56]) == [1, 9] and allot(5, [3, 3, 3]) == [2, 2, 1] and sum(allot(7, [1, 1, 9])) == 7
+    assert cells(4, (4, 4)) == (2, 2) and cells(6, (4, 4)) == (2, 3) and cells(7, (8, 8)) is None
+    for num, count in itertools.product((5, 16, 56), (1, 3, 5)):
+        for matrix in (averaging(num, count), interpolating(num, count)):
+            assert matrix.shape == (count, num) and torch.allclose(matrix.sum(1), torch.ones(count))
+
+
+# ---- merging
+
+
+def test_tome_merges_the_most_similar_pairs_first():
+    hidden = torch.eye(8)[None].repeat(1, 1, 1)
+    hidden[0, 5] = hidden[0, 2]  # an even and an odd place
+    plan = planned(ToMe(), hidden, 7)
+    assert plan.index[0].tolist() == [0, 1, 3, 4, 5, 6, 7]  # the even one went into the odd one
+    assert plan.sizes[0].tolist() == [1, 1, 1, 1, 2, 1, 1]
+    assert plan.merge[0, 4].tolist() == [0, 0, 0.5, 0, 0, 0.5, 0, 0]
+
+
+def test_tome_weighs_by_size_over_rounds():
+    """A round merges at most half, so 16 → 2 takes three; what is left is the mean of its members."""
+    hidden = states(1)
+    plan = planned(ToMe(), hidden, 2)
+    belongs = plan.merge * plan.sizes[..., None]
+    assert torch.allclose(belongs, belongs.round(), atol=1e-5)  # every member with weight 1 / size
+    assert torch.allclose(belongs.sum(1), torch.ones(1, 16), atol=1e-5)
+    again = ToMe().plan(hidden, Span(hidden, torch.zeros(1, 16), torch.full((1, 16), 3.0), count=2))
+    assert torch.allclose(again.sizes, plan.sizes * 3) and torch.allclose(again.merge, plan.merge, atol=1e-6)
+
+
+def test_token_transforming_is_many_to_many_and_becomes_merging_when_cold():
+    hidden = states(1)
+    warm = planned(TokenTransforming(temperature=0.5), hidden, 4)
+    given = warm.merge * warm.sizes[..., None]
+    assert (given > 1e-4).all()  # dense: each token goes to all, each row has them all
+    assert torch.allclose(given.sum(1), torch.ones(1, 16), atol=1e-5)
+    cold = planned(TokenTransforming(temperature=1e-4), hidden, 4)
+    given = cold.merge * cold.sizes[..., None]
+    nearest = cosine(hidden)[0, cold.index[0]].argmax(0)
+    assert torch.equal(given[0].round(), F.one_hot(nearest, 4).T.float())
+
+
+def test_m3_scales_are_nested():
+    """A coarser token is the mean of finer ones, on a raster, on a line, and beside each other."""
+    for segments, is_raster in (((64,), True), ((8, 56), False), ((64, 8), True), ((11,), False)):
+        finer = nested_windows(segments, 0, is_raster)
+        assert finer.tolist() == list(range(sum(segments)))
+        for scale in (1, 2, 3):
+            coarser = nested_windows(segments, scale, is_raster)
+            for window in coarser.unique():  # windows are unions of windows
+                inside = finer[coarser == window].unique()
+                assert set(inside.tolist()).isdisjoint(finer[coarser != window].tolist())
+            assert coarser.max() < finer.max() or len(segments) == coarser.max() + 1
+            finer = coarser
+    assert torch.equal(nested_windows((64,), 1, True).view(8, 8)[:2, :2], torch.zeros(2, 2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("keep", "count"), [(1.0, 64), (0.5, 32), (0.3, 16), (0.25, 16), (0.13, 8)])
+def test_m3_takes_the_finest_scale_that_fits(keep, count):
+    hidden = states(1, 64)
+    span = Span.of(hidden, 64, segments=(8, 56))
+    assert M3(keep).counts([span], 4) == [count]
+    if count < 64:
+        plan = planned(M3(keep), hidden, count, segments=(8, 56))
+        step = 64 // count
+        assert torch.allclose(plan.merge @ hidden, hidden.view(1, count, step, 8).mean(2), atol=1e-6)
+
+
+def test_tokenflex_pools_to_any_number_and_draws_one_for_each_step():
+    hidden, generator = states(), torch.Generator().manual_seed(0)
+    flex = TokenFLEX(projector=FlexProjector(8))
+    for count in (2, 4, 7):
+        pooled = planned(Pooling(), hidden, count)
+        plan = planned(flex, hidden, count)
+        assert torch.allclose(plan.states, pooled.merge @ hidden, atol=1e-6)  # an untrained projector is pooling
+    drawn = [flex.drawn(generator) for _ in range(60)]
+    assert {d.keep for d in drawn} == {0.25, 0.5, 1.0} and all(d.projector is flex.projector for d in drawn)
+
+
+def test_ppe_clusters_and_keeps_positions_of_members():
+    centres = torch.eye(8)[:3] * 10
+    hidden = (centres[torch.tensor([0] * 6 + [1] * 5 + [2] * 5)] + 0.1 * torch.randn(16, 8))[None]
+    plan = planned(PPE(num_positions=4), hidden, 3)
+    assert plan.sizes[0].tolist() == [6, 5, 5]
+    members = plan.members[0].tolist()
+    assert members == [[0, 1, 3, 4], [6, 7, 8, 9], [11, 12, 13, 14]]
+    index, assigned = density_peaks(torch.zeros(1, 6, 4), 4)  # equal tokens: as many clusters as asked
+    assert len(assigned.unique()) == 4 and torch.equal(assigned.gather(1, index), torch.arange(4)[None])
+    assert members_of(torch.tensor([[0, 1, 1, 0]]), 2, 1).tolist() == [[[0], [1]]]
+
+
+# ---- choosing by embeddings
+
+
+def test_divprune_is_within_twice_of_the_best_spread():
+    hidden = states(1, 9)
+    distance = 1 - cosine(hidden)[0]
+
+    def spread(chosen):
+        return min(float(distance[a, b]) for a, b in itertools.combinations(chosen, 2))
+
+    index = planned(DivPrune(), hidden, 4).index[0].tolist()
+    best = max(spread(chosen) for chosen in itertools.combinations(range(9), 4))
+    worse = [spread(chosen) for chosen in itertools.combinations(range(9), 4)]
+    assert spread(index) >= best / 2 and spread(index) > sorted(worse)[int(0.9 * len(worse))]
+    lonely = torch.where(torch.eye(9, dtype=torch.bool), 9.0, distance).amin(0).argmax()
+    assert int(lonely) in index
+
+
+def test_divprune_never_keeps_a_copy_while_something_else_is_left():
+    hidden = torch.eye(8)[[0, 0, 0, 1, 1, 2, 3, 3]][None]
+    kept = hidden[0, planned(DivPrune(), hidden, 4).index[0]].argmax(-1)
+    assert sorted(kept.tolist()) == [0, 1, 2, 3]
+
+
+def test_todre_takes_the_largest_summed_distance_and_drops_all_late():
+    hidden = states(1, 10)
+    distance = 1 - cosine(hidden)[0]
+    chosen = [int(distance.sum(-1).argmax())]
+    while len(chosen) < 4:
+        sums = distance[chosen].sum(0)
+        sums[chosen] = -1
+        chosen.append(int(sums.argmax()))
+    assert planned(ToDRE(), hidden, 4).index[0].tolist() == sorted(chosen)
+    assert (
+        ToDRE(0.5).layers(8) == (0, 6, 7) and ToDRE(1.0).layers(8) == (0,) and ToDRE(0.5, relevance=0).layers(8) == (0,)
+    )
+    late = Span.of(hidden, 10, layer=6)
+    assert ToDRE(0.5).counts([late], 8) == [0] and planned(ToDRE(), hidden, 0).index.shape == (1, 0)
+    for mass, count in ((0.04, 10), (0.01, 0)):  # attention to ten tokens
+        late.source = Given({("last", 5): torch.full((1, 10), mass)})
+        assert ToDRE(0.5, relevance=0.2).counts([late], 8) == [count]
+
+
+def test_centerclip_keeps_medoids_of_every_segment():
+    groups = torch.eye(8)[:4] * 20
+    noise = torch.randn(24, 8) * 0.3
+    hidden = (groups[torch.tensor([0] * 5 + [1] * 7 + [2] * 6 + [3] * 6)] + noise)[None]
+    plan = planned(CenterCLIP(), hidden, 4, segments=(12, 12), modality="video")
+    expected = []
+    for start, end in ((0, 5), (5, 12), (12, 18), (18, 24)):
+        part = hidden[0, start:end]
+        expected.append(start + int(torch.cdist(part, part).sum(0).argmin()))
+    assert plan.index[0].tolist() == expected
+    index = medoids(hidden, 5)[0]
+    distance = torch.cdist(hidden[0], hidden[0])
+    near = distance[index].argmin(0)
+    for cluster, medoid in enumerate(index):  # a fixed point: no member would be the better centre
+        inside = (near == cluster).nonzero()[:, 0]
+        assert distance[medoid, inside].sum() <= distance[inside][:, inside].sum(0).min() + 1e-4
+
+
+def test_documents_give_repeated_parts_few_tokens():
+    blank = torch.ones(1, 16, 8) + 0.01 * torch.randn(1, 16, 8)
+    dense = states(1)
+    half = torch.cat([blank[:, :8], dense[:, :8]], 1)
+    assert density(blank, 0.8, 0.25) == 1 / 16 and density(dense, 0.8, 0.25) == 1.0
+    assert density(half, 0.8, 0.25) == 0.5
+    spans = [Span.of(h, 16) for h in (blank, dense, half)]
+    counts = DocumentCorrelation(0.5).counts(spans, 4)
+    assert counts[0] < counts[2] < counts[1] and abs(sum(counts) - 24) <= 1
+    assert DocumentCorrelation(0.5).counts(spans[:1], 4) == [8]  # alone it has the whole budget
+    assert budgets(30, [1, 1, 100], [16, 16, 16]) == [7, 7, 16]
+    odd_ones = planned(DocumentCorrelation(), torch.cat([blank[:, :12], -dense[:, :4] * 5], 1), 4).index[0]
+    assert odd_ones.tolist() == [12, 13, 14, 15]
+
+
+def test_pvc_frames_of_a_still_scene_fill_in_what_is_missing():
+    """A static clip chooses over its frames what the picture chooses at once, and nothing twice."""
+    scene = states(1, 12)
+    clip = scene.repeat(1, 4, 1)
+    chosen = planned(PVC(), clip, 8, segments=(12,) * 4, modality="video").index[0]
+    assert [int(((chosen // 12) == f).sum()) for f in range(4)] == [2] * 4  # equal shares
+    places = (chosen % 12).tolist()
+    assert len(set(places)) == 8
+    picture = planned(PVC(repeats=4), scene, 8).index[0]
+    assert sorted(places) == picture.tolist()
+    moving = torch.cat([scene, torch.cat([scene[:, :6], states(1, 6)], 1)], 1)
+    index = planned(PVC(), moving, 12, segments=(12, 12), modality="video").index[0].tolist()
+    assert sum(i >= 18 for i in index) > sum(12 <= i < 18 for i in index)  # the second frame adds what is new
+
+
+# ---- choosing by attention
+
+
+def test_fastv_keeps_what_the_last_token_attends_to():
+    scores = torch.rand(2, 16)
+    plan = planned(FastV(layer=3), states(), 5, layer=3, source=Given({("last", 2): scores}))
+    assert torch.equal(plan.index, scores.topk(5).indices.sort(-1).values)
+    assert FastV(layer=2).layers(7) == (2,) and FastV(layer=2).watches(7) == (1,) and FastV(layer=9).layers(4) == (3,)
+    with pytest.raises(ValueError, match="at least 1"):
+        FastV(layer=0)
+
+
+def test_summary_query_sums_layers_and_keeps_the_order():
+    layers = {("summary", layer): torch.rand(2, 16) for layer in range(3)}
+    plan = planned(SummaryQuery(layer=3), states(), 6, layer=3, source=Given(layers))
+    assert torch.equal(plan.index, sum(layers.values()).topk(6).indices.sort(-1).values)
+    assert SummaryQuery(layer=3).watches(8) == (0, 1, 2)
+
+
+def test_transprune_joins_transitions_and_attention_in_stages():
+    changed, attention = torch.rand(1, 16), torch.rand(1, 16)
+    source = Given({("after", 1): attention}, changed)
+    plan = planned(TransPrune(attention_weight=0.0), states(1), 5, layer=2, source=source)
+    assert torch.equal(plan.index, changed.topk(5).indices.sort(-1).values)  # transitions alone are a criterion
+    plan = planned(TransPrune(attention_weight=1e6), states(1), 5, layer=2, source=source)
+    assert torch.equal(plan.index, attention.topk(5).indices.sort(-1).values)
+    assert TransPrune().layers(32) == (8, 10, 13) and TransPrune().transitions_of(32) == tuple(range(7, 13))
+    counts = [TransPrune(0.125).counts([Span.of(states(1, 64), 64, layer=layer)], 32)[0] for layer in (8, 10, 13)]
+    assert counts == [32, 16, 8]
+
+
+def test_transitions_are_growth_times_turn():
+    """Of a module that turns one token only, and of one that lengthens one only."""
+    from types import SimpleNamespace
+
+    from unimodal.compression.executor import _note
+
+    given = torch.tensor([[[1.0, 0.0]] * 4])
+    media = torch.tensor([[True, True, True, False]])
+    stream = SimpleNamespace(media=media, valid=torch.ones_like(media), changed=None)
+    made = given.clone()
+    made[0, 1] = torch.tensor([0.0, 1.0])
+    made[0, 2] *= 3
+    _note(stream, (given,), {}, made)
+    turn = torch.tensor([0.0, 1.0, 0.0]).softmax(0)
+    assert torch.allclose(stream.changed[0], torch.cat([turn * torch.tensor([1.0, 1.0, 3.0]), torch.zeros(1)]))
+    _note(stream, (given,), {}, (made, None))
+    assert torch.allclose(stream.changed[0, :3], 2 * turn * torch.tensor([1.0, 1.0, 3.0]))  # summed over modules
+
+
+def test_globalcom_gives_crops_budgets_by_the_thumbnail():
+    scores = torch.zeros(16)
+    scores[[0, 1, 4, 5]] = 10.0  # the first of 2×2 crops
+    thumbnail, *crops = (
+        Span.of(states(1), 16, layer=1, source=Given({("summary", 0): row[None]}))
+        for row in (scores, *torch.rand(4, 16))
+    )
+    spans = [thumbnail, *crops]
+    counts = GlobalCom(0.5).counts(spans, 4)
+    assert counts[0] == 8 and counts[1] > counts[2] == counts[3] == counts[4]
+    ratios = crop_ratios(0.5, torch.tensor([40.0, 0.0, 0.0, 0.0]))
+    p = torch.tensor([4.0, 0, 0, 0]).softmax(0)
+    assert torch.allclose(ratios, (0.5 * (1 + p - 0.25)).clamp(max=1)) and abs(float(ratios.mean()) - 0.5) < 1e-6
+    assert [part.sum().item() for part in regions(scores, 4)] == [40, 0, 0, 0]
+    hints = GlobalCom(0.5).hints(spans)
+    assert (hints[1] == 10).all() and (hints[2] == 0).all() and (hints[0] == 0).all()
+    assert GlobalCom(0.5).counts([thumbnail], 4) == [8]  # one picture: its own summary decides
+    local = crops[0].received("summary")
+    plan = planned(GlobalCom(), states(1), 5, layer=1, source=crops[0].source)
+    assert torch.equal(plan.index, local.topk(5).indices.sort(-1).values)
+
+
+@pytest.mark.parametrize("name", EMBEDDING_ONLY)
+def test_equal_tokens_are_no_trouble(name):
+    """Codes repeat: distances of nothing, ties everywhere, and still as many different tokens as asked for."""
+    method = METHODS[name](0.5)
+    hidden = states(1, 3)[:, [0] * 9 + [1] * 5 + [2] * 2].repeat(2, 1, 1)
+    for count in (1, 7, 15):
+        plan = planned(method, hidden, count)
+        assert plan.index.shape == (2, count) and (plan.index.diff(dim=1) > 0).all()
+        assert plan.merge is None or torch.isfinite(plan.merge).all()

@@ -1,0 +1,142 @@
+"""The compression suite on the tiny model: every row is there, equal tokens are equal, files are written."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+
+from unimodal.evaluation import compression, compression_timing, run_suites
+from unimodal.evaluation.compression_table import COLUMNS, accuracy, markdown, plot
+from unimodal.evaluation.compression_timing import held_memory, timed
+from unimodal.pipeline_compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
+from unimodal.sequence.document import Document, Image, Text, Turn, Video
+
+SOME = (*BASELINES, "divprune", "fastv", "todre", "snapkv", "tokenselect")
+
+
+@pytest.fixture
+def quick(monkeypatch, model):
+    """A few methods at one share; answers of at most four words."""
+    monkeypatch.setattr(compression, "METHODS", SOME)
+    monkeypatch.setattr(compression, "KEEPS", (0.25,))
+    monkeypatch.setattr(compression, "SEEDS", 2)
+    for name, value in (("BATCH", 8), ("STEPS", 2), ("REPEATS", 1)):
+        monkeypatch.setattr(compression_timing, name, value)
+    answers = model.answers
+    monkeypatch.setattr(model, "answers", lambda documents, **given: answers(documents, **{"tokens": 4, **given}))
+
+
+@pytest.fixture(scope="module")
+def codes(model):
+    torch.manual_seed(0)
+    picture, clip = torch.rand(3, 64, 64), torch.rand(9, 3, 64, 64)
+    return model.coder.encode("image", [picture])[0], model.coder.encode("video", [clip])[0]
+
+
+def test_the_suite_writes_a_table_and_a_plot_beside_the_report(quick, model, data, tmp_path):
+    out = tmp_path / "report.json"
+    [printed] = run_suites(["compression"], model, data, out, limit=2)
+    figures = json.loads(out.read_text())["suites"]["compression"]
+    rows = {row["method"]: row for row in figures["rows"]}
+    assert list(rows) == ["whole model", "whole model, plain forward", *SOME]
+    assert figures["questions"] == {"picture": 2, "clip": 2, "speech": 2} and set(figures["blind"]) == {*rows_media()}
+    for name, row in rows.items():
+        assert all(0 <= row[f"{medium}_percent"] <= 100 for medium in rows_media())
+        for size in ("1", "8"):
+            assert row[f"ttft_ms_batch_{size}"] > 0 and row[f"tokens_per_s_batch_{size}"] > 0
+        assert 0 < row["memory_mib_batch_1"] < row["memory_mib_batch_8"]
+        attacked = name in SOME and not acts_on_the_cache(name)
+        assert (row["attack_percent"] is not None) == attacked and row["noise_percent"] is not None
+        if attacked:
+            assert 0 <= row["kept_alike_percent"] <= 100 and row["planning_ms_batch_1"] > 0
+    assert (
+        rows["whole model"]["same_answer_percent"] == rows["whole model, plain forward"]["same_answer_percent"] == 100
+    )
+    at_first = {rows[name]["tokens_left_percent"] for name in (*BASELINES, "divprune", "fastv")}
+    assert at_first == {25.0}  # equal tokens
+    assert rows["todre"]["tokens_left_percent"] == 0  # all of them go late
+    assert len(rows["random"]["picture_percent_range"]) == 2
+    assert rows["divprune"]["memory_mib_batch_8"] < rows["whole model, plain forward"]["memory_mib_batch_8"]
+    written = (tmp_path / "report_compression.md").read_text()
+    assert printed == f"compression\n\n{written.rstrip()}" and written.count("\n| ") == len(rows)
+    ElementTree.fromstring((tmp_path / "report_compression.svg").read_text())
+
+
+def rows_media():
+    return ("picture", "clip", "speech")
+
+
+def test_blind_questions_hold_no_medium(quick, model, data, monkeypatch):
+    """And are judged like the others: an answer that names everything is right without looking."""
+    asked = []
+
+    def answers(_, documents, *rest):
+        asked.extend(documents)
+        return ["apple boat cat door egg fish goat house: a sunny day"] * len(documents)
+
+    monkeypatch.setattr(compression, "answer_texts", answers)
+    monkeypatch.setattr(compression, "METHODS", ())
+    figures = compression.run(model, data, 1, 0, lambda *_: None)
+    assert figures["blind"]["picture"] == figures["blind"]["clip"] == 100
+    kinds = [[type(part) for part in document.turns[0].parts] for document in asked[:6]]
+    assert kinds[:3] == [[Text]] * 3 and all(len(parts) == 2 for parts in kinds[3:])  # then with the medium
+
+
+def test_all_methods_are_tried_at_all_shares():
+    names = [(name, keep) for name, keep, _ in compression._configs()]
+    assert names[:2] == [("whole model", 1.0), ("whole model, plain forward", 1.0)]
+    assert set(names[2:]) == {(name, keep) for name in METHOD_NAMES for keep in compression.KEEPS}
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_every_method_runs_in_a_chat(name, model, codes):
+    """Through the pipeline, with its template, tokenizers and engine: a picture in two codebooks and a clip."""
+    picture, clip = codes
+    documents = [
+        Document([Turn("user", [Image(codes=picture), Text("what is this?")])]),
+        Document([Turn("user", [Video(codes=clip), Text("what is this?")])]),
+    ]
+    with compressed(model, name, keep=0.25) as session:
+        together = model.answers(documents, to="text", tokens=5)
+        assert [model.answers([d], to="text", tokens=5)[0][0].text for d in documents] == [a[0].text for a in together]
+    if not acts_on_the_cache(name):
+        assert session.stats.tokens_before == 2 * (64 + 192) and session.kept
+    with compressed(model, name, keep=1.0):
+        same = model.answers(documents, to="text", tokens=5)
+    assert [a[0].text for a in same] == [a[0].text for a in model.answers(documents, to="text", tokens=5)]
+
+
+def test_names_and_settings_are_checked(model):
+    with pytest.raises(ValueError, match="did you mean divprune"):
+        compressed(model, "divprun")
+    with pytest.raises(ValueError, match="divprune: got an unexpected keyword argument 'speed'"):
+        compressed(model, "divprune", speed=3)
+
+
+def test_memory_counts_what_is_alive(model, codes):
+    with held_memory(torch.device("cpu")) as held:
+        for _ in range(5):
+            kept = torch.ones(1000) + 1  # float32; two at a time
+            del kept
+    assert 4000 <= held.most <= 8000
+    figures = timed(model, [Document([Turn("user", [Image(codes=codes[0]), Text("what is this?")])])])
+    assert figures["tokens_left_percent"] is None and figures["memory_mib_batch_8"] > 4 * figures["memory_mib_batch_1"]
+
+
+def test_the_plot_has_a_point_for_every_row():
+    rows = [
+        {"method": name, "keep": keep, "kind": kind, "ttft_ms_batch_8": 10 * keep,
+         "picture_percent": 50 * keep, "clip_percent": 30.0, "speech_percent": 70.0}
+        for name, kind in (("whole & all", "whole"), ("random", "baseline"), ("tome", "tokens"), ("h2o", "cache"))
+        for keep in (0.25, 0.5)
+    ]  # fmt: skip
+    figures = {"rows": rows, "blind": dict.fromkeys(rows_media(), 5.0), "questions": dict.fromkeys(rows_media(), 3)}
+    tree = ElementTree.fromstring(plot(figures))
+    titles = [element.text for element in tree.iter() if element.tag.endswith("title")]
+    assert len(titles) == len(rows) and titles[0] == "whole & all, 0.25 kept: 37.5 %, 2.5 ms"
+    assert accuracy(rows[1]) == pytest.approx((25 + 30 + 70) / 3)
+    lines = markdown(figures).splitlines()
+    assert len(lines) == 2 + len(rows) + 3 and all(
+        line.count("|") == len(COLUMNS) + 1 for line in lines[: 2 + len(rows)]
+    )

@@ -1,0 +1,70 @@
+"""Fewer media tokens: methods that shorten what the decoder reads, or what its cache keeps.
+
+    from unimodal.compression import METHODS, DivPrune
+
+    with DivPrune(keep=0.25)(model):
+        print(model.chat(["What is this?", Image(path="apple.png")]))
+
+`METHODS` has every method by name. `base.py` says what a method is, `executor.py` applies what it plans.
+"""
+
+from unimodal.compression.base import Compressor, Method, Plan, Span
+from unimodal.compression.centerclip import CenterCLIP
+from unimodal.compression.divprune import DivPrune
+from unimodal.compression.document_correlation import DocumentCorrelation
+from unimodal.compression.downsample import Downsample
+from unimodal.compression.fastv import FastV
+from unimodal.compression.globalcom import GlobalCom
+from unimodal.compression.kv.base import CacheCompressor
+from unimodal.compression.kv.dapq import DapQ
+from unimodal.compression.kv.fasa import FASA
+from unimodal.compression.kv.h2o import H2O
+from unimodal.compression.kv.keyformer import Keyformer
+from unimodal.compression.kv.snapkv import SnapKV
+from unimodal.compression.kv.token_sparse import TokenSparseAttention
+from unimodal.compression.kv.tokenselect import TokenSelect
+from unimodal.compression.m3 import M3
+from unimodal.compression.pooling import Pooling
+from unimodal.compression.ppe import PPE
+from unimodal.compression.pvc import PVC
+from unimodal.compression.random_tokens import RandomTokens
+from unimodal.compression.stride import Stride
+from unimodal.compression.summary_query import SummaryQuery
+from unimodal.compression.todre import ToDRE
+from unimodal.compression.token_transforming import TokenTransforming
+from unimodal.compression.tokenflex import TokenFLEX
+from unimodal.compression.tome import ToMe
+from unimodal.compression.transprune import TransPrune
+
+__all__ = ["BASELINES", "METHODS", "CacheCompressor", "Compressor", "Method", "Plan", "Span"]
+
+#: what every table must show beside a method, at the same number of tokens
+BASELINES = ("random", "stride", "pooling", "downsample")
+
+METHODS: dict[str, type[Method]] = {
+    "random": RandomTokens,
+    "stride": Stride,
+    "pooling": Pooling,
+    "downsample": Downsample,
+    "tome": ToMe,
+    "token_transforming": TokenTransforming,
+    "divprune": DivPrune,
+    "m3": M3,
+    "tokenflex": TokenFLEX,
+    "fastv": FastV,
+    "transprune": TransPrune,
+    "todre": ToDRE,
+    "summary_query": SummaryQuery,
+    "globalcom": GlobalCom,
+    "document_correlation": DocumentCorrelation,
+    "centerclip": CenterCLIP,
+    "ppe": PPE,
+    "pvc": PVC,
+    "snapkv": SnapKV,
+    "h2o": H2O,
+    "keyformer": Keyformer,
+    "dapq": DapQ,
+    "tokenselect": TokenSelect,
+    "fasa": FASA,
+    "token_sparse": TokenSparseAttention,
+}

@@ -1,0 +1,74 @@
+"""A few rows of the attention matrix, computed again as q·Kᵀ, so that the model keeps its fused kernel.
+
+While a method that needs them is active, the model's attention goes through one registered function that hands on to
+the kernel it had and keeps queries and keys of the watched layers until the next plan.
+
+Shapes: B rows, S spans, H query heads, K key/value heads, Q queries, L slots, N tokens of a span, W head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unimodal.compression.base import Query, Span
+from unimodal.compression.slots import Slots
+from unimodal.compression.stream import Stream
+
+NEAR = 16  # words behind a span that judge it
+
+
+def attention_logits(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """query [B, H, Q, W], keys [B, K, L, W] -> scaled logits float32 [B, H, Q, L]."""
+    num_rows, num_heads, num, width = query.shape
+    grouped = query.reshape(num_rows, keys.shape[1], -1, width)  # the heads of a group, query by query
+    return (grouped.float() @ keys.float().transpose(2, 3) * scaling).view(num_rows, num_heads, num, -1)
+
+
+def attention_rows(query: Tensor, keys: Tensor, at: Tensor, slots: Slots, scaling: float) -> Tensor:
+    """Attention of queries at slots `at` int64 [B, Q] over all slots, float32 [B, H, Q, L], causal and size-weighted.
+
+    A query that may see nothing (padding) gives zeros.
+    """
+    logits = attention_logits(query, keys, scaling) + slots.bias(torch.float32, query.shape[1])[:, :, None]
+    later = torch.arange(keys.shape[2], device=keys.device) > at[..., None]  # [B, Q, L]
+    return logits.masked_fill(later[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+
+
+class CallSource:
+    """The attention and transitions of one running call, for `Span`."""
+
+    def __init__(self, scaling: float) -> None:
+        self.scaling = scaling
+        self.seen: dict[int, tuple[Tensor, Tensor, Slots]] = {}  # layer → query [B, H, N, W], keys [B, K, L, W], slots
+        self.stream: Stream | None = None
+
+    def forget(self) -> None:
+        """Columns move when tokens go: what was seen no longer fits."""
+        self.seen.clear()
+
+    def received(self, span: Span, query: Query, layer: int) -> Tensor:
+        stream = self.stream
+        assert stream is not None and layer in self.seen, f"layer {layer} is not among the watched ones"
+        queries, keys, slots = self.seen[layer]
+        rows, columns, ends = span.place  # [S], [S, N], [S]
+        if query == "summary":
+            at = ends[:, None]  # [S, 1]
+        else:
+            near = 1 if query == "last" else min(NEAR, len(stream))
+            at = torch.arange(len(stream) - near, len(stream), device=rows.device).expand(len(rows), near)
+        weight = torch.ones_like(at, dtype=torch.float32)
+        if query == "after":  # words behind the span; the last token of the row if there are none
+            weight = (stream.valid & ~stream.media)[rows].gather(1, at) & (at > columns[:, -1:])
+            weight[:, -1] |= ~weight.any(1)
+            weight = weight.float()
+        past = keys.shape[2] - len(stream)
+        picked = queries[rows].gather(2, at[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
+        probs = attention_rows(picked, keys[rows], at + past, slots.at_rows(rows), self.scaling)  # [S, H, Q, L]
+        judged = (probs.mean(1) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)  # [S, L]
+        return judged.gather(1, columns + past)
+
+    def transitions(self, span: Span) -> Tensor:
+        assert self.stream is not None and self.stream.changed is not None
+        rows, columns, _ = span.place
+        return self.stream.changed[rows[:, None], columns]

@@ -1,0 +1,49 @@
+"""CenterCLIP (arXiv 2205.00823): every segment of a clip is clustered, and its medoids go on in their order.
+
+k-medoids by Euclidean distance with a KKZ start: the token of the largest norm first, then always the one farthest
+from its nearest centre. A segment is a run of the span: a frame's codes, or those of one codebook.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unimodal.compression.base import Compressor, Plan, Span
+from unimodal.compression.choosing import spread_out
+from unimodal.compression.grids import allot
+
+ITERATIONS = 10
+
+
+@dataclass
+class CenterCLIP(Compressor):
+    """Keep the medoids of every segment."""
+
+    def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
+        chosen, offset = [], 0
+        for length, count in zip(span.segments, allot(span.count, span.segments), strict=True):
+            if count:
+                chosen.append(offset + medoids(hidden[:, offset : offset + length].float(), count))
+            offset += length
+        return Plan(torch.cat(chosen, 1))
+
+
+def medoids(states: Tensor, count: int) -> Tensor:
+    """k-medoids of states [B, N, D] -> int64 [B, M], ascending."""
+    distance = torch.cdist(states, states)
+    centres = spread_out(distance, states.norm(dim=-1).argmax(-1), count, torch.minimum)  # KKZ
+    for _ in range(ITERATIONS):
+        near = distance.gather(1, centres[..., None].expand(-1, -1, distance.shape[2])).argmin(1)  # [B, N], cluster
+        own = torch.arange(count, device=near.device).expand_as(centres)
+        near = near.scatter(1, centres, own)  # among equal tokens too
+        member = F.one_hot(near, count)  # [B, N, M]
+        cost = (distance @ member.float()).masked_fill(member == 0, torch.inf)  # of each member as the medoid
+        new = cost.argmin(1).sort(-1).values
+        if torch.equal(new, centres):
+            break
+        centres = new
+    return centres

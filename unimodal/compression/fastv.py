@@ -1,0 +1,31 @@
+"""FastV (arXiv 2403.06764): after layer K, keep the tokens that the last token of the prompt attends to most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unimodal.compression.base import Compressor, Plan, Span
+from unimodal.compression.choosing import best
+
+
+@dataclass
+class FastV(Compressor):
+    """layer: K, prune before this layer by the head-mean attention of the one before it."""
+
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer < 1:
+            raise ValueError(f"layer is {self.layer}; FastV needs the attention of a layer before it, so at least 1")
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        return (min(self.layer, num_layers - 1),)
+
+    def watches(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layers(num_layers)[0] - 1,)
+
+    def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
+        return Plan(best(span.received("last"), span.count))

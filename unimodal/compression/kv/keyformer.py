@@ -1,0 +1,57 @@
+"""Keyformer (arXiv 2403.09054): attention summed as in H2O, but of Gumbel-softmax logits at a rising temperature.
+
+Dropping entries moves their mass to the rest; noise on the logits and a temperature that rises from 1 to 2 over the
+answer keep the choice from hardening around the first winners. The noise of an entry depends on the seed, its head and
+its position: a row gets the same alone and in a batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unimodal.compression.attention_rows import attention_logits
+from unimodal.compression.kv.base import CacheCompressor, Look
+
+
+@dataclass
+class Keyformer(CacheCompressor):
+    """recent: newest entries that come first. steps: answer tokens after which the temperature is `last`."""
+
+    recent: int = 8
+    steps: int = 128
+    first: float = 1.0
+    last: float = 2.0
+    seed: int = 0
+    at_every_step: ClassVar[bool] = True
+
+    def scores(self, look: Look) -> Tensor:
+        layer, num = look.layer, look.query.shape[2]
+        done = 0 if look.first else layer.memory.get("steps", 0) + num
+        warmth = self.first + (self.last - self.first) * min(done / self.steps, 1.0)
+        logits = attention_logits(look.query, look.keys, look.scaling)  # [B, H, Q, L]
+        logits = logits + look.slots.bias(torch.float32, logits.shape[1])[:, :, None] + self._noise(look)[:, :, None]
+        later = torch.arange(logits.shape[-1], device=logits.device) > look.newest(num)[..., None]  # [B, Q, L]
+        probs = (logits / warmth).masked_fill(later[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+        probs = probs * look.slots.valid[:, None, -num:, None]
+        received = look.by_kv_head(probs.sum(2))
+        if layer.score is not None and not look.first:
+            received = received + F.pad(layer.score, (0, received.shape[-1] - layer.score.shape[-1]))
+        layer.score = received
+        layer.memory["steps"] = done
+        return received
+
+    def _noise(self, look: Look) -> Tensor:
+        """Gumbel noise [B, H, L] by head and position."""
+        positions = look.slots.positions  # [B, K or 1, L]
+        longest = 1 << int(positions.max() + 1).bit_length()
+        num_heads = look.query.shape[1]
+        generator = torch.Generator().manual_seed(self.seed)
+        uniform = torch.rand(longest, num_heads, generator=generator).clamp(1e-9, 1 - 1e-7)  # rows: same at any length
+        table = -torch.log(-torch.log(uniform)).T.to(positions.device)  # [H, positions]
+        spread = positions.repeat_interleave(num_heads // positions.shape[1], 1).expand(-1, num_heads, -1)
+        return table.expand(len(positions), -1, -1).gather(-1, spread.clamp(min=0))

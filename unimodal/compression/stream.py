@@ -1,0 +1,176 @@
+"""The tokens of one call on their way through the layers, and what plans do to them.
+
+Rows lose different numbers of tokens. What is left of a row stands at its right end, padding in front, so that the last
+column is every row's last token and causality is the order of columns. `place` remembers the column a token came from;
+the caller gets states back in those places, zeros where tokens are gone.
+
+Shapes: B rows, N tokens of the call or now, S spans planned together, M tokens of a span that go on, D width, P source
+positions of a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from unimodal.compression.base import Plan
+from unimodal.compression.slots import Slots
+from unimodal.compression.spans import Located
+
+
+@dataclass(frozen=True, eq=False)
+class LiveSpan:
+    """A span as it is now: the places of the tokens that are left, on the device, and what it was."""
+
+    located: Located
+    places: Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(eq=False)
+class Stream:
+    hidden: Tensor  # [B, N, D]
+    ids: Tensor  # int64 [B, N]
+    place: Tensor  # int64 [B, N], columns of the call
+    valid: Tensor  # bool [B, N]
+    positions: Tensor  # int64 [B, N, P]
+    media: Tensor  # bool [B, N], codes of input spans
+    evictable: Tensor  # bool [B, N], what a cache method may drop
+    shift: Tensor  # int64 [B], positions that later tokens move back
+    spans: list[LiveSpan]
+    plain: bool  # no padding, no sizes
+    log_size: Tensor | None = None  # [B, N]
+    changed: Tensor | None = None  # [B, N], summed transitions (TransPrune)
+    moved: bool = False  # some token is not in its place any more
+    _slots: list[Slots] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def begin(
+        cls,
+        hidden: Tensor,
+        ids: Tensor,
+        valid: Tensor,
+        positions: Tensor,
+        found: Sequence[Located],
+        evictable: Tensor,
+    ) -> Stream:
+        """A call's tokens as they come: hidden [B, N, D], ids, valid, positions and evictable [B, N]."""
+        num_rows, num = ids.shape
+        media = torch.zeros_like(valid)
+        spans = []
+        for located in found:
+            columns = torch.tensor(located.columns, device=ids.device)
+            media[located.row, columns] = True
+            spans.append(LiveSpan(located, columns))
+        place = torch.arange(num, device=ids.device).expand(num_rows, num)
+        shift = torch.zeros(num_rows, dtype=torch.int64, device=ids.device)
+        stream = cls(hidden, ids, place, valid, positions[..., None], media, evictable, shift, spans, bool(valid.all()))
+        padded_behind = not stream.plain and bool((valid[:, :-1] & ~valid[:, 1:]).any())
+        return stream._taken(valid) if padded_behind else stream
+
+    def __len__(self) -> int:
+        return self.ids.shape[1]
+
+    def slots(self) -> Slots:
+        """These tokens as slots of a cache; the same object until a plan changes them."""
+        if not self._slots:
+            sizes = None if self.log_size is None else self.log_size[:, None]
+            first = self.positions[:, None, :, 0]
+            self._slots.append(Slots(self.valid, first, self.evictable[:, None], self.shift, sizes, self.plain))
+        return self._slots[0]
+
+    def columns_of(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Where tokens are now: rows int64 [S], places int64 [S, N] -> columns int64 [S, N]."""
+        width = int(self.place.max()) + 1
+        where = self.place.new_zeros(len(self.place), width)
+        now = torch.arange(len(self), device=where.device).expand_as(self.place)
+        # a place may also be named by a column that is padding now: valid tokens are written, padding goes to a bin
+        where = torch.cat([where, where[:, :1]], 1)
+        where.scatter_(1, self.place.masked_fill(~self.valid, width), now)
+        return where[rows].gather(1, places)
+
+    def groups(self, spans: Sequence[tuple[LiveSpan, int]]) -> Iterator[tuple[list[LiveSpan], int, Tensor, Tensor]]:
+        """Spans with the count each keeps -> those of one kind together: (spans, count, rows [S], columns [S, N])."""
+        kinds: dict[tuple, list[LiveSpan]] = {}
+        for span, count in spans:
+            kinds.setdefault((span.located.modality, span.located.segments, len(span), count), []).append(span)
+        for (*_, count), members in kinds.items():
+            rows = torch.tensor([span.located.row for span in members], device=self.ids.device)
+            yield members, count, rows, self.columns_of(rows, torch.stack([span.places for span in members]))
+
+    def compressed(self, plans: Sequence[tuple[list[LiveSpan], Tensor, Tensor, Plan]], compact: bool) -> Stream:
+        """The tokens after plans for (spans, rows [S], columns [S, N]); `compact` counts positions again."""
+        hidden, positions, log_size = self.hidden, self.positions, self.log_size
+        keep = self.valid.clone()
+        after = {span: span for span in self.spans}
+        for spans, rows, columns, plan in plans:
+            index = plan.index
+            assert index.shape[1] < 2 or bool((index[:, 1:] > index[:, :-1]).all()), "a plan's index must ascend"
+            lines = rows[:, None]
+            chosen = columns.gather(1, index)  # [S, M]
+            keep[lines, columns] = False
+            keep[lines, chosen] = True
+            if plan.states is not None or plan.merge is not None:
+                states = plan.states
+                if states is None:
+                    assert plan.merge is not None
+                    states = plan.merge.to(hidden.dtype) @ hidden[lines, columns]
+                hidden = hidden.index_put((lines, chosen), states.to(hidden.dtype))
+            if plan.sizes is not None:
+                old = log_size if log_size is not None else hidden.new_zeros(keep.shape, dtype=torch.float32)
+                log_size = old.index_put((lines, chosen), plan.sizes.float().log())
+            if plan.members is not None:
+                count = plan.members.shape[-1]
+                assert self.positions.shape[-1] == 1, "the positions of a token are shared out once"
+                sources = columns.gather(1, plan.members.flatten(1)).view_as(plan.members)
+                positions = positions.expand(-1, -1, count).clone()
+                positions[lines, chosen] = self.positions[..., 0][lines[..., None], sources]
+            for span, kept in zip(spans, index, strict=True):
+                after[span] = LiveSpan(span.located, span.places[kept])
+        changed = replace(self, hidden=hidden, positions=positions, log_size=log_size, _slots=[])
+        changed.spans = [span for span in after.values() if len(span)]
+        if compact:
+            gone = (self.valid & ~keep).long().cumsum(1)  # [B, N]
+            changed.positions = positions - gone[..., None]
+            changed.shift = self.shift + gone[:, -1]
+        return changed._taken(keep)
+
+    def _taken(self, keep: Tensor) -> Stream:
+        """The tokens of keep bool [B, N] in their order, at the right end of every row."""
+        counts = keep.sum(1)
+        width, fewest = (int(x) for x in torch.stack([counts.max(), counts.min()]))
+        width = max(width, 1)
+        take = keep.long().argsort(dim=1, stable=True)[:, len(self) - width :]  # [B, width]
+
+        def pick(x: Tensor) -> Tensor:
+            wide = take.view(*take.shape, *[1] * (x.ndim - 2)).expand(*take.shape, *x.shape[2:])
+            return x.gather(1, wide)
+
+        return replace(
+            self,
+            hidden=pick(self.hidden),
+            ids=pick(self.ids),
+            place=pick(self.place),
+            valid=pick(keep),
+            positions=pick(self.positions),
+            media=pick(self.media),
+            evictable=pick(self.evictable),
+            log_size=None if self.log_size is None else pick(self.log_size),
+            changed=None if self.changed is None else pick(self.changed),
+            plain=fewest == width and self.log_size is None,
+            moved=True,
+            _slots=[],
+        )
+
+    def in_place(self, hidden: Tensor, num: int) -> Tensor:
+        """hidden [B, N now, D] -> [B, num, D] with every state in the place its token had, zeros elsewhere."""
+        if not self.moved:
+            return hidden
+        states = hidden * self.valid[..., None].to(hidden.dtype)
+        spread = hidden.new_zeros(len(hidden), num, hidden.shape[2])
+        return spread.scatter(1, self.place[..., None].expand_as(states), states)

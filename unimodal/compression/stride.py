@@ -1,0 +1,19 @@
+"""Every n-th token: the simplest baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unimodal.compression.base import Compressor, Plan, Span
+
+
+@dataclass
+class Stride(Compressor):
+    """Keep tokens at even distances."""
+
+    def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
+        at = ((torch.arange(span.count, device=hidden.device) + 0.5) * len(span) / span.count).long()
+        return Plan(at.expand(len(hidden), -1))

@@ -1,0 +1,38 @@
+"""Scores of a summary query (after VTC-CLS, arXiv 2412.05819): keep what the span's summary attends to, in order.
+
+VTC-CLS sums the head-mean attention of the encoder's CLS token over late layers. Codes have no CLS token; the token
+that closes the span has seen all of it and nothing behind it, and its attention over the first layers of the decoder
+takes that place: no question enters, so that the choice can be kept for every question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unimodal.compression.base import Compressor, Plan, Span
+from unimodal.compression.choosing import best
+
+
+@dataclass
+class SummaryQuery(Compressor):
+    """layer: the site; the attention of the layers before it is summed."""
+
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layer < 1:
+            raise ValueError(f"layer is {self.layer}; the attention before it is needed, so at least 1")
+
+    def layers(self, num_layers: int) -> tuple[int, ...]:
+        return (min(self.layer, num_layers - 1),)
+
+    def watches(self, num_layers: int) -> tuple[int, ...]:
+        return tuple(range(self.layers(num_layers)[0]))
+
+    def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
+        scores = torch.stack([span.received("summary", layer) for layer in range(span.layer)]).sum(0)
+        return Plan(best(scores, span.count))

@@ -1,0 +1,59 @@
+"""TokenFLEX (arXiv 2504.03154): one projector for any number of tokens, trained with a random number at each step.
+
+The span is pooled adaptively to n windows and passed through a SwiGLU projector. Here the projector adds to the pooled
+tokens and starts at zero, so that an untrained one is pooling. In training:
+
+    flex = TokenFLEX(projector=FlexProjector(width))
+    with flex.drawn(generator)(model, vocabulary):  # another number of tokens in every step
+        loss = ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.compression.base import Compressor, Plan, Span
+from unimodal.compression.pooling import pooled
+
+SHARES = (0.25, 0.5, 1.0)  # 64, 144 and 256 tokens in the paper
+
+
+class FlexProjector(nn.Module):
+    """SwiGLU behind a norm: [..., D] -> [..., D], zero at first."""
+
+    def __init__(self, width: int, hidden_width: int | None = None) -> None:
+        super().__init__()
+        inner = hidden_width or 2 * width
+        self.norm = nn.LayerNorm(width)
+        self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+@dataclass
+class TokenFLEX(Compressor):
+    """Pool to any number of tokens, with a learned projector if there is one."""
+
+    projector: FlexProjector | None = field(default=None, repr=False, compare=False)
+
+    def drawn(self, generator: torch.Generator, shares: Sequence[float] = SHARES) -> TokenFLEX:
+        """The same with a random share, for one training step."""
+        pick = int(torch.randint(len(shares), (1,), generator=generator))
+        return replace(self, keep=shares[pick])
+
+    def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
+        plan = pooled(hidden, span, span.count)
+        if self.projector is None:
+            return plan
+        assert plan.merge is not None
+        states = plan.merge.to(hidden.dtype) @ hidden  # [B, M, D]
+        return replace(plan, merge=None, states=states + self.projector(states))
