@@ -44,9 +44,9 @@ class AssembleRecipe(Config):
     out: Path = Path("model_cards/nano")
     sampling: dict[str, dict[str, float | int]] = {
         "text": {"temperature": 0.0},
-        "image": {"temperature": 0.7, "top_k": 200, "guidance": 2.0},
-        "audio": {"temperature": 0.6, "top_k": 50, "guidance": 1.5},
-        "video": {"temperature": 0.7, "top_k": 200, "guidance": 2.0},
+        "image": {"temperature": 0.2, "top_k": 50},
+        "audio": {"temperature": 0.2, "top_k": 50},
+        "video": {"temperature": 0.2, "top_k": 50},
     }
     sample_picture: str = "red apple"
     sample_clip: str = "beating heart"

