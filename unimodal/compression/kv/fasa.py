@@ -69,7 +69,7 @@ def dominant_pairs(look: Look, query: Tensor, num_pairs: int, keep: float) -> Te
 
 
 def _best(x: Tensor, count: Tensor) -> Tensor:
-    """Which of x [..., L] are among the `count` largest, bool [..., L]; count int64 broadcasts."""
-    last = (count.long() - 1).expand(*x.shape[:-1], 1)
-    worst = x.sort(dim=-1, descending=True).values.gather(-1, last)
-    return (x >= worst) & x.isfinite()
+    """Which of x [..., L] are the `count` largest, bool [..., L], of equal ones the first; count broadcasts."""
+    order = x.argsort(dim=-1, descending=True, stable=True)
+    first = torch.arange(x.shape[-1], device=x.device) < count  # [..., L], places in the order
+    return torch.zeros_like(x, dtype=torch.bool).scatter(-1, order, first.expand(x.shape))
