@@ -17,7 +17,7 @@ from torch import Tensor
 from unimodal.compression.attention_rows import attention_logits
 from unimodal.compression.kv.base import CacheCompressor, Look
 
-QUERIES = 16  # of the prompt's end, which calibrate
+QUERIES = 8  # of the prompt's end, which calibrate
 
 
 @dataclass
@@ -61,12 +61,15 @@ def dominant_pairs(look: Look, query: Tensor, num_pairs: int, keep: float) -> Te
     free = (look.slots.evictable & look.slots.valid[:, None]).any(1)  # [B, L], where a choice is made
     bias = bias.masked_fill(~free[:, None, None], -torch.inf)
     count = free.sum(-1).mul(keep).round().clamp(min=1)[:, None, None, None]  # [B, 1, 1, 1]
-    whole = _ranks(attention_logits(query, look.keys, look.scaling) + bias) < count  # [B, H, Q, L]
-    own = _ranks(pair_logits(look, query) + bias[:, :, None]) < count[..., None]
+    whole = _best(attention_logits(query, look.keys, look.scaling) + bias, count)  # [B, H, Q, L]
+    own = _best(pair_logits(look, query) + bias[:, :, None], count[..., None])
     valid = look.slots.valid[:, None, -query.shape[2] :, None]
     agreement = (own & (whole & valid)[:, :, None]).flatten(3).sum(-1)  # [B, H, F]
     return agreement.argsort(dim=-1, descending=True, stable=True)[..., :num_pairs]
 
 
-def _ranks(x: Tensor) -> Tensor:
-    return x.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+def _best(x: Tensor, count: Tensor) -> Tensor:
+    """Which of x [..., L] are the `count` largest, bool [..., L], of equal ones the first; count broadcasts."""
+    order = x.argsort(dim=-1, descending=True, stable=True)
+    first = torch.arange(x.shape[-1], device=x.device) < count  # [..., L], places in the order
+    return torch.zeros_like(x, dtype=torch.bool).scatter(-1, order, first.expand(x.shape))
