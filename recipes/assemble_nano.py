@@ -107,7 +107,7 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
     settings["image_tokenizer_sha256"] = image.sha256
     atomic_write_text(cfg.out / "video_tokenizer" / "config.json", json.dumps(settings, indent=2) + "\n")
     video = VideoTokenizer.load(cfg.out / "video_tokenizer", image)
-    hashes = {"semantic": image.sha256, "image": image.sha256, "audio": audio.sha256, "video": video.sha256}
+    hashes = dict.fromkeys(image.block_sizes, image.sha256) | {"audio": audio.sha256, "video": video.sha256}
     manifest: dict[str, Any] = json.loads((cfg.models / "nano" / "vocabulary.json").read_text())
     for block in manifest["blocks"]:
         block["sha256"] = hashes[block["name"]]

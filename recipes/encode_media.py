@@ -53,7 +53,7 @@ def encode_pictures(cfg: EncodeRecipe, image: ImageTokenizer) -> None:
         semantic = torch.cat([image.semantic(part.float()) for part in features.flatten(0, 1).split(4096)])
         for start in range(0, len(flat), cfg.batch_size):
             x = flat[start : start + cfg.batch_size].permute(0, 3, 1, 2).float() / 255
-            codes.append(image.pixel_values(x)[1])
+            codes.append(torch.cat([image.look.nearest(x, 1), image.pixel_values(x)[1]], dim=1))
             if start % (cfg.batch_size * 40) == 0:
                 print(f"pictures {start}/{len(flat)}", file=sys.stderr, flush=True)
     ids = torch.cat([semantic, torch.cat(codes)], dim=1).unflatten(0, pixels.shape[:2])

@@ -1,4 +1,5 @@
-"""Trains the image tokenizer of nano from scratch: the semantic codes in closed form, then pixel codes and decoder.
+"""Trains the image tokenizer of nano from scratch: the semantic codes and looks in closed form, then pixel
+codes and decoder together.
 
     python recipes/train_image_tokenizer.py recipes/configs/image_tokenizer.yaml [--set loop.steps=200] [--dry-run]
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class ImageTokenizerRecipe(Config):
     data: Path = Path("data/prepared")
     run: Path = Path("data/runs/image_tokenizer")
     out: Path = Path("data/models/image_tokenizer")
+    initial: Path | None = None  # a finished tokenizer of the same sizes to begin from
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     loop: LoopConfig = LoopConfig(
         steps=6000, learning_rate=1.5e-3, ema_decay=0.999, optimizer="muon", precision="bfloat16"
@@ -41,7 +44,7 @@ class ImageTokenizerRecipe(Config):
     shrinkage: float = 0.3  # of the semantic codes' discriminants
     prefix_pictures: float = 0.35  # share of the pictures that the decoder sees a prefix of the codes of
     spoilt_pictures: float = 0.3  # share of those whose remaining pixel codes are partly random
-    stranger_pictures: float = 0.4  # share of the others whose own prototype is withheld, as if the concept were unseen
+    stranger_pictures: float = 0.4  # share of all whose own concept and look are withheld, as if they were unseen
 
 
 class Pictures:
@@ -65,8 +68,8 @@ class Pictures:
 class RandomRows:
     """Endless random draws of a dict; the generator's state is the cursor.
 
-    ``rows``, ``views``, ``flips`` [B]: which picture, how seen; ``kept`` bool [B, N]: what the decoder sees of its codes;
-    ``spoilt`` [B, N - S]: an id where a pixel code is replaced, else -1; ``stranger`` bool [B].
+    ``rows``, ``views``, ``flips`` [B]: which picture, how seen; ``kept`` bool [B, N]: the codes that the decoder sees;
+    ``spoilt`` [B, N - S - 1]: an id where a pixel code is replaced, else -1; ``stranger`` bool [B].
     """
 
     def __init__(self, cfg: ImageTokenizerRecipe, rows: np.ndarray, num_views: int, codebook_size: int):
@@ -75,14 +78,14 @@ class RandomRows:
 
     def next_batch(self) -> dict[str, Tensor]:
         size, num_pixel, draw = self.cfg.batch_size, self.cfg.tokenizer.num_pixel, self.generator
-        num_semantic = self.cfg.tokenizer.num_semantic
+        num_first = self.cfg.tokenizer.grid**2 - num_pixel
 
         def chance(share: float) -> Tensor:
             return torch.rand(size, generator=draw) < share
 
         prefix = chance(self.cfg.prefix_pictures)
-        length = num_semantic + torch.randint(num_pixel + 1, (size,), generator=draw)
-        length = torch.where(prefix, length, num_semantic + num_pixel)
+        length = num_first + torch.randint(num_pixel + 1, (size,), generator=draw)
+        length = torch.where(prefix, length, num_first + num_pixel)
         share = torch.rand(size, 1, generator=draw) * (prefix & chance(self.cfg.spoilt_pictures)).unsqueeze(1)
         replaced = torch.rand(size, num_pixel, generator=draw) < share
         random_ids = torch.randint(self.codebook_size, (size, num_pixel), generator=draw)
@@ -91,9 +94,9 @@ class RandomRows:
             # what is drawn from few codes is the picture as it was made
             "views": torch.where(prefix, 0, torch.randint(self.num_views, (size,), generator=draw)),
             "flips": chance(0.5) & ~prefix,
-            "kept": torch.arange(num_semantic + num_pixel) < length.unsqueeze(1),
+            "kept": torch.arange(num_first + num_pixel) < length.unsqueeze(1),
             "spoilt": torch.where(replaced, random_ids, -1),
-            "stranger": ~prefix & chance(self.cfg.stranger_pictures),
+            "stranger": chance(self.cfg.stranger_pictures),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,26 +106,48 @@ class RandomRows:
         self.generator.set_state(state["generator"])
 
 
-def fit_semantic(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """The semantic codebook: a prototype for every training concept, from all styles and views.
+@dataclass(frozen=True)
+class FirstCodes:
+    """The codes of every view that are not learned by gradient: ``semantic`` int64 [M, V, S] and ``look`` [M, V]."""
 
-    → the semantic codes int64 [M, V, S] of every view, and the same with the picture's own concept left out.
+    semantic: Tensor
+    look: Tensor
+
+
+def fit_first_codes(
+    cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures
+) -> tuple[FirstCodes, FirstCodes]:
+    """A prototype for every training concept and a look for every training picture.
+
+    → the codes of every view, and the same with the picture's own concept and its own look left out.
     """
     rows = torch.from_numpy(pictures.train_rows)
     concepts, labels = torch.from_numpy(pictures.concept)[rows].long().unique(return_inverse=True)
-    assert len(concepts) == model.config.num_prototypes
+    assert len(concepts) == model.config.num_prototypes and len(rows) == model.config.num_looks
     features = torch.from_numpy(pictures.features)
     model.semantic.fit(features[rows], labels, cfg.shrinkage)
-    model.semantic.half().float()  # as stored, so that codes made now equal codes made after a load
-    own = torch.full((len(pictures.concept),), -1)
-    own[rows] = labels
+    model.look.fit(pictures.batch(rows, torch.zeros_like(rows)))
+    for branch in (model.semantic, model.look):
+        branch.half().float()  # as stored, so that codes made now equal codes made after a load
+    own_concept, own_look = torch.full((2, len(pictures.concept)), -1)
+    own_concept[rows], own_look[rows] = labels, torch.arange(len(rows))
     num = cfg.tokenizer.num_semantic
+    views = torch.arange(features.shape[1])
     with torch.inference_mode():
         nearest = torch.cat([model.semantic.nearest(f.float(), num + 1) for f in features.flatten(0, 1).split(4096)])
-        nearest = nearest.unflatten(0, features.shape[:2])  # [M, V, S + 1]
-        # stable: the others keep their order, the own one goes last and is cut off
-        others = nearest.gather(-1, (nearest == own[:, None, None]).to(torch.uint8).argsort(dim=-1, stable=True))
-    return nearest[..., :num].clone(), others[..., :num].clone()
+        looks = [
+            model.look.nearest(pictures.batch(row.expand(len(views)), views), 2) for row in torch.arange(len(own_look))
+        ]
+    codes, others = without_own(nearest.unflatten(0, features.shape[:2]), own_concept)  # [M, V, S]
+    look, other_look = without_own(torch.stack(looks), own_look)  # [M, V, 1]
+    return FirstCodes(codes, look[..., 0]), FirstCodes(others, other_look[..., 0])
+
+
+def without_own(nearest: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """nearest: [M, V, n + 1], nearest first; own: [M] → the first n, and the first n that are not the own one."""
+    # stable: the others keep their order, the own one goes last and is cut off
+    order = (nearest == own[:, None, None]).to(torch.uint8).argsort(dim=-1, stable=True)
+    return nearest[..., :-1].clone(), nearest.gather(-1, order)[..., :-1].clone()
 
 
 def picture_loss(rebuilt: Tensor, x: Tensor) -> Tensor:
@@ -132,17 +157,20 @@ def picture_loss(rebuilt: Tensor, x: Tensor) -> Tensor:
 
 def train(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
     """Pixel codes and decoder together; reports held-out PSNR, and leaves the averaged weights in the model."""
-    codes, strangers = fit_semantic(cfg, model, pictures)
+    codes, strangers = fit_first_codes(cfg, model, pictures)
 
     def loss(batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        rows, views = batch["rows"], batch["views"]
+        rows, views, stranger = batch["rows"], batch["views"], batch["stranger"]
         x = pictures.batch(rows, views)
-        x = torch.where(batch["flips"][:, None, None, None], x.flip(-1), x).contiguous(memory_format=torch.channels_last)
-        semantic = torch.where(batch["stranger"].unsqueeze(1), strangers[rows, views], codes[rows, views])
+        x = torch.where(batch["flips"][:, None, None, None], x.flip(-1), x).contiguous(
+            memory_format=torch.channels_last
+        )
+        semantic = torch.where(stranger.unsqueeze(1), strangers.semantic[rows, views], codes.semantic[rows, views])
+        look = torch.where(stranger, strangers.look[rows, views], codes.look[rows, views])
         pixel, _ = model.pixel_values(x)
         random_values = model.quantizer.values(batch["spoilt"].clamp_min(0))
         pixel = torch.where((batch["spoilt"] >= 0).unsqueeze(-1), random_values, pixel)
-        errors = picture_loss(model.decode_values(semantic, pixel, batch["kept"]), x)
+        errors = picture_loss(model.decode_values(semantic, look, pixel, batch["kept"]), x)
         whole = batch["kept"].all(1)
         return errors.mean(), {"psnr": float((-20 * errors.detach()[whole].log10()).mean())}
 
@@ -155,28 +183,29 @@ def train(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) 
     trainer = Trainer(model, batches, loss, cfg.loop, cfg.run, on_log=[evaluate])
     trainer.run()
     trainer.use_ema()
-    model.to(memory_format=torch.contiguous_format).eval()
+    model.to(memory_format=torch.contiguous_format).round_to_half().eval()
     report(model, pictures, codes)
 
 
-def report(model: ImageTokenizer, pictures: Pictures, codes: Tensor) -> None:
+def report(model: ImageTokenizer, pictures: Pictures, codes: FirstCodes) -> None:
     """Mean PSNR in dB over the training styles, view 0, range [0, 1]: of concepts that were never trained on from 64
-    codes and from prefixes, and of known ones from their semantic codes alone."""
-    num = model.config.num_semantic + model.config.num_pixel
+    codes and from prefixes, and of known ones from their first codes alone."""
+    num = model.config.grid**2
     known = pictures.train_rows[:: max(1, len(pictures.train_rows) // 200)]
     heldout = {count: psnr(model, pictures, codes, pictures.heldout_rows, count) for count in (num, num // 2, num // 4)}
     text = ", ".join(f"{value:.2f} dB from {count} codes" for count, value in heldout.items())
-    drawn = psnr(model, pictures, codes, known, model.config.num_semantic)
-    print(f"unseen concepts: {text}; known ones {drawn:.2f} dB by meaning alone", file=sys.stderr, flush=True)
+    drawn = psnr(model, pictures, codes, known, num - model.config.num_pixel)
+    print(f"unseen concepts: {text}; known ones {drawn:.2f} dB without pixel codes", file=sys.stderr, flush=True)
 
 
-def psnr(model: ImageTokenizer, pictures: Pictures, codes: Tensor, rows: np.ndarray, num_codes: int) -> float:
+def psnr(model: ImageTokenizer, pictures: Pictures, codes: FirstCodes, rows: np.ndarray, num_codes: int) -> float:
     values = []
     with torch.inference_mode():
         for part in torch.from_numpy(rows).split(64):
             x = pictures.batch(part, torch.zeros_like(part))
-            kept = (torch.arange(codes.shape[-1] + model.config.num_pixel) < num_codes).expand(len(x), -1)
-            y = model.decode_values(codes[part, 0], model.pixel_values(x)[0], kept).clamp(0, 1)
+            kept = (torch.arange(model.config.grid**2) < num_codes).expand(len(x), -1)
+            pixel, _ = model.pixel_values(x)
+            y = model.decode_values(codes.semantic[part, 0], codes.look[part, 0], pixel, kept).clamp(0, 1)
             values.append(-10 * (y - x).square().flatten(1).mean(1).clamp_min(1e-9).log10())
     return float(torch.cat(values).mean())
 
@@ -187,8 +216,11 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
     torch.manual_seed(cfg.loop.seed)
-    model = ImageTokenizer(cfg.tokenizer.model_copy(update={"num_prototypes": num_prototypes}))
+    sizes = {"num_prototypes": num_prototypes, "num_looks": len(pictures.train_rows)}
+    model = ImageTokenizer(cfg.tokenizer.model_copy(update=sizes))
     model.trunk = load_pretrained()
+    if cfg.initial is not None:
+        model.load_state_dict(ImageTokenizer.load(cfg.initial).state_dict())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(
         f"{len(pictures.train_rows)} pictures, {num_prototypes} concepts, {trained / 1e6:.1f} M trained parameters",
@@ -197,7 +229,7 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
     if dry_run:
         return
     train(cfg, model, pictures)
-    model.round_to_half().save(cfg.out)
+    model.save(cfg.out)
     hashes = {
         name: hashlib.sha256((cfg.data / name).read_bytes()).hexdigest() for name in ("images.npz", "concepts.json")
     }

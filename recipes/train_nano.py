@@ -37,7 +37,7 @@ from unimodal.sequence.template import Rendered, Template
 from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers.audio import AudioTokenizer
 from unimodal.tokenizers.image import ImageTokenizer
-from unimodal.tokenizers.video import VideoTokenizer
+from unimodal.tokenizers.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer
@@ -52,23 +52,26 @@ class NanoRecipe(Config):
     run: Path = Path("data/runs/nano")
     out: Path = Path("data/models/nano")
     initial: Path | None = None  # a run to begin from: its text tokenizer and its weights, without its optimizer
-    text_pieces: int = 4096
+    text_pieces: int = 1024
     decoder: NanoConfig = NanoConfig(hidden_size=256, num_layers=7, num_heads=4, num_kv_heads=4, intermediate_size=704)
     loop: LoopConfig = LoopConfig(
-        steps=2500, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=100, log_every=20, betas=(0.9, 0.98)
-    )
+        steps=2500, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=50, log_every=20, betas=(0.9, 0.98),
+        optimizer="muon", precision="bfloat16",
+    )  # fmt: skip
     tokens_per_step: int = 3072
     planned_documents: int = 80_000  # before the same documents come again in another order
     balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
+    default_style: str = "noto"  # what is drawn when no style is asked for
     text_dropout: float = 0.1  # share of wishes without their words, for guidance
     max_speech_codes: int = 160  # longer utterances are left out (31.25 codes a second)
     weights: dict[str, float] = {  # share of documents
-        "image_to_name": 0.26,
-        "text_to_image": 0.3,
+        "image_to_name": 0.24,
+        "text_to_image": 0.2,
+        "text_to_styled_image": 0.1,
         "audio_to_text": 0.2,
-        "text_to_audio": 0.14,
-        "video_to_name": 0.04,
-        "text_to_video": 0.06,
+        "text_to_audio": 0.18,
+        "video_to_name": 0.03,
+        "text_to_video": 0.05,
     }
 
 
@@ -96,8 +99,8 @@ def build_vocabulary(
     text: TextTokenizer, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer
 ) -> Vocabulary:
     """Text, controls, then a block for each codebook; clips begin with a picture of the image blocks."""
-    sizes = {**image.block_sizes, **audio.block_sizes, **video.block_sizes}
-    owner = {"semantic": image, "image": image, "audio": audio, "video": video}
+    sizes = {**image.block_sizes, **audio.block_sizes, "video": video.block_sizes["video"]}
+    owner = {**dict.fromkeys(image.block_sizes, image), "audio": audio, "video": video}
     blocks = [Block(name=n, modality=owner[n].modality, size=sizes[n], sha256=owner[n].sha256) for n in owner]
     picture = [Segment(name, count, mark=False) for name, count in image.segments]
     motion = [Segment(name, count) for name, count in video.segments[len(image.segments) :]]
@@ -112,18 +115,31 @@ def build_vocabulary(
 def row_features(
     vocabulary: Vocabulary, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer
 ) -> dict[range, Tensor]:
-    """What is known of each media row before training: its prototype, or its levels."""
-    features = {vocabulary.block_range("semantic"): image.semantic.prototypes}
+    """What is known of each media row before training: its prototype, its thumbnail, or its levels."""
+    features = {
+        vocabulary.block_range("semantic"): image.semantic.prototypes,
+        vocabulary.block_range("look"): image.look.table,
+    }
     for name, quantizer in (("image", image.quantizer), ("audio", audio.quantizer), ("video", video.quantizer)):
         ids = torch.arange(quantizer.codebook_size)
         features[vocabulary.block_range(name)] = level_features(quantizer.level_indices(ids), quantizer.levels)
     return features
 
 
-def prototype_words(pictures: coded.CodedConcepts, text: TextTokenizer) -> list[list[int]]:
-    """The text rows of the label of each prototype; prototypes are the training concepts in order."""
+def row_words(
+    vocabulary: Vocabulary, pictures: coded.CodedConcepts, text: TextTokenizer
+) -> dict[range, list[list[int]]]:
+    """The text rows of the label of each prototype, and of the label and the style of each look. Prototypes are the
+    training concepts in order, looks the training pictures."""
     concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
-    return [text.encode(f" {concepts[number].lower()}") for number in sorted(concepts)]
+    labels = [concepts[number] for number in sorted(concepts)]
+    looks = [
+        f"{pictures.concept(item).label} {sources.STYLE_WORDS[pictures.style(item)]}" for item in range(len(pictures))
+    ]
+    return {
+        vocabulary.block_range(name): [text.encode(f" {words.lower()}") for words in listed]
+        for name, listed in (("semantic", labels), ("look", looks))
+    }
 
 
 def training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
@@ -137,26 +153,33 @@ def training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
 def load_sources(
     cfg: NanoRecipe, image: ImageTokenizer, video: VideoTokenizer, audio: AudioTokenizer
 ) -> dict[str, sources.Source]:
-    """The six sources of the training split; codes of another tokenizer are refused."""
+    """The sources of the training split that have a weight; codes of another tokenizer are refused."""
     codes = {}
     for name, tokenizer in (("image_codes", image), ("clip_codes", video)):
         path = cfg.data / f"{name}.npz"
+        if name == "clip_codes" and not (cfg.weights["video_to_name"] or cfg.weights["text_to_video"]):
+            continue
         if not path.exists():
             raise ValueError(f"{path} is missing; make it with `python recipes/encode_media.py`")
         codes[name] = np.load(path)["codes"]
         assert codes[name].shape[-1] == tokenizer.tokens_per_item
     pictures = coded.load_pictures(cfg.data, codes["image_codes"])
-    clips = coded.load_clips(cfg.data, codes["clip_codes"])
+    plain = coded.load_pictures(cfg.data, codes["image_codes"], styles=(cfg.default_style,))
+    styled = coded.load_pictures(
+        cfg.data, codes["image_codes"], styles=tuple(sorted({*coded.TRAINING_STYLES} - {cfg.default_style}))
+    )
     speech = coded.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
     listed: list[sources.Source] = [
         sources.MediaToName(pictures),
-        sources.NameToMedia(pictures),
+        sources.NameToMedia(plain, style_share=0.2),
+        sources.NameToMedia(styled, style_share=1.0, name="text_to_styled_image"),
         sources.SpeechToText(speech),
         sources.TextToSpeech(speech),
-        sources.MediaToName(clips),
-        sources.NameToMedia(clips),
     ]
-    return {source.name: source for source in listed}
+    if "clip_codes" in codes:
+        clips = coded.load_clips(cfg.data, codes["clip_codes"])
+        listed += [sources.MediaToName(clips), sources.NameToMedia(clips)]
+    return {source.name: source for source in listed if cfg.weights[source.name]}
 
 
 def tensors_of(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +210,10 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
         torch.set_num_threads(cfg.loop.threads)
     image = ImageTokenizer.load(cfg.models / "image_tokenizer")
     audio = AudioTokenizer.load(cfg.models / "audio_tokenizer")
-    video = VideoTokenizer.load(cfg.models / "video_tokenizer", image)
+    if (cfg.models / "video_tokenizer").exists():
+        video = VideoTokenizer.load(cfg.models / "video_tokenizer", image)
+    else:  # clips come later; their rows are laid out now
+        video = VideoTokenizer(VideoTokenizerConfig(), image)
     all_sources = load_sources(cfg, image, video, audio)
     known = cfg.run if (cfg.run / "tokenizer.json").exists() else cfg.initial
     if known is not None:
@@ -226,7 +252,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     embedding = model.get_input_embeddings()
     naming = all_sources["image_to_name"]
     assert isinstance(naming, sources.MediaToName)
-    words = {vocabulary.block_range("semantic"): prototype_words(naming.media, text)}
+    words = row_words(vocabulary, naming.media, text)
     structure(embedding, row_features(vocabulary, image, audio, video), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
@@ -243,11 +269,13 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
         numbers = {f"loss_{name}": total / count for name, (total, count) in result.per_block.items() if count}
         return result.mean, numbers
 
+    initial_steps = 0
     if cfg.initial is not None:
         earlier = load_checkpoint(cfg.initial)
         if earlier is None:
             raise ValueError(f"{cfg.initial} holds no checkpoint to begin from; train it first or drop `initial`")
         backbone.load_state_dict(earlier["model"])
+        initial_steps = earlier["step"]
     trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run)
     trainer.run()
     trainer.use_ema()
@@ -259,8 +287,12 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     hashes = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
         for p in (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
+        if p.exists()
     }
-    record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "epochs": mixture.epochs()}
+    record = {
+        "config": cfg.model_dump(mode="json"), "initial_steps": initial_steps, "data_sha256": hashes,
+        "epochs": mixture.epochs(),
+    }  # fmt: skip
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)
 

@@ -33,7 +33,9 @@ class VideoTokenizerRecipe(Config):
     run: Path = Path("data/runs/video_tokenizer")
     out: Path = Path("data/models/video_tokenizer")
     tokenizer: VideoTokenizerConfig = VideoTokenizerConfig()
-    loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, ema_decay=0.998)
+    loop: LoopConfig = LoopConfig(
+        steps=2000, learning_rate=1.2e-3, ema_decay=0.998, optimizer="muon", precision="bfloat16"
+    )
     batch_size: int = 8
 
 

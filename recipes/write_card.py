@@ -33,10 +33,8 @@ A stock Llama of {millions:.1f} M parameters over one vocabulary of {rows:,} row
 trained from scratch on two shared CPU cores: 64×64 emoji and clip-art pictures, one-second clips of them, short
 English sentences.
 
-**This is a first checkpoint, not yet a useful model.** The whole path works: files become codes, one decoder predicts
-them, every answer is well formed, and pictures survive their 64 codes. The decoder itself saw only about 1.65 million
-tokens and has just begun to learn: it knows a face, draws blobs, and neither reads nor speaks. The table says how far
-each part is from its target.
+It is small on purpose: it shows every part of the library at work on data that anyone can fetch, and what such a model
+can learn on a computer without a GPU. The table says how far each part is from its target, and why.
 
 ```bash
 unimodal chat --image samples/picture.png
@@ -93,19 +91,20 @@ trained on. The speech is read by synthetic voices, in short lower-case sentence
 
 ## How it was made
 
-This release is a first, short run: one sitting on two shared CPU cores, with settings changed on the way. The decoder
-saw 431 steps of pictures and clips, 243 more with rows that share their words' rows, then the steps named below with
-speech; the audio codec's settings changed at 2,000 of 4,400 steps; the picture encoder's first 619 steps had a longer
-schedule. `make nano` runs the same recipes in one go and will not give the same weights bit by bit. It does
-everything from nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate, and write this
-card. The settings and the hashes of data and weights are in `recipe.json`, here and in each tokenizer's folder.
-Decoder: {decoder}. Training: {steps} steps of {tokens_per_step} tokens on two cores.
+One sitting on two CPU cores, shared with other work. The decoder saw pictures and speech first
+(`recipes/configs/nano_pictures.yaml`, stopped after {first_steps} steps), then clips too (`nano.yaml`, {steps} steps of
+{tokens_per_step} tokens): {million_tokens:.1f} million tokens in all. The picture tokenizer began from 1,807 steps without
+the look code. `make nano` runs the same recipes in one go and will not give the same weights bit by bit. It does everything from
+nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate, and write this card. The settings and
+the hashes of data and weights are in `recipe.json`, here and in each tokenizer's folder. Decoder: {decoder}.
 
-- **Pictures**: {image_tokens} codes. Eight name the nearest of {prototypes} concept prototypes of a frozen
-EfficientNet-lite0 after a linear
-  discriminant projection that ignores the drawing style; 56 are finite-scalar-quantized, of 4,096 values. The
-  prototypes are fitted on the training concepts: the eight codes know those concepts and describe others by their
-  neighbours. So much of "picture → name" on seen concepts is decided in the tokenizer.
+- **Pictures**: {image_tokens} codes, in this order. {semantic} name the nearest of {prototypes} concept prototypes of a
+  frozen EfficientNet-lite0 after a linear discriminant projection that ignores the drawing style. One names the nearest
+  of the {looks} training pictures by {components} principal components of a thumbnail. {pixel} are finite-scalar-quantized,
+  of 4,096 values, coarse to fine; any prefix decodes. Prototypes and looks are fitted on the training pictures: much of
+  "picture → name" on seen concepts is decided in the tokenizer, and **drawing a known thing is largely recall**: once the
+  decoder has written the right look, the picture decoder's first guess is a thumbnail of that training picture.
+  EfficientNet-lite0 is also the judge of likeness in the table.
 - **Clips**: the first frame as a picture, then 64 motion codes for every four frames, nine frames at 8 a second,
 {video_tokens} codes.
 - **Speech**: 31.25 codes a second of a 4,096-value codebook, trained with a spelling (CTC) loss beside the spectrogram.
@@ -275,8 +274,10 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
     if dry_run:
         return
     decoder = json.loads((cfg.model / "config.json").read_text())
-    record = json.loads((cfg.model / "recipe.json").read_text())["config"]
+    record_of = json.loads((cfg.model / "recipe.json").read_text())
+    record = record_of["config"]
     image = json.loads((cfg.model / "image_tokenizer" / "config.json").read_text())
+    first_steps = int(record_of["initial_steps"])
     from safetensors import safe_open
 
     with safe_open(cfg.model / "model.safetensors", "np") as weights:
@@ -289,6 +290,12 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         "speech_limit": speech_limit,
         "decoder": f"{decoder['num_hidden_layers']} layers of width {decoder['hidden_size']}",
         "steps": record["loop"]["steps"],
+        "first_steps": first_steps,
+        "million_tokens": (first_steps + record["loop"]["steps"]) * record["tokens_per_step"] / 1e6,
+        "semantic": image["num_semantic"],
+        "looks": image["num_looks"],
+        "components": image["look_components"],
+        "pixel": (image["image_size"] // 8) ** 2 - image["num_semantic"] - 1,
         "tokens_per_step": record["tokens_per_step"],
         "image_tokens": (image["image_size"] // 8) ** 2,
         "prototypes": image["num_prototypes"],

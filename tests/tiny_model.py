@@ -20,6 +20,7 @@ from unimodal.tokenizers.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 NUM_PROTOTYPES = 12
+NUM_LOOKS = 30
 MAX_POSITIONS = 512
 MAX_AUDIO_S, MAX_AUDIO_CODES = 2.0, 40
 SENTENCES = [
@@ -33,13 +34,15 @@ _folder = tempfile.TemporaryDirectory(prefix="tiny-model-")
 def tiny_tokenizers() -> dict[str, MediaTokenizer]:
     image = ImageTokenizer(
         ImageTokenizerConfig(
-            levels=(4, 4), num_prototypes=NUM_PROTOTYPES, semantic_dims=8, trunk_size=32, conv_channels=8, width=16,
+            levels=(4, 4), num_prototypes=NUM_PROTOTYPES, num_looks=NUM_LOOKS, semantic_dims=8, look_components=6, trunk_size=32, conv_channels=8, width=16,
             num_heads=2, encoder_layers=1, decoder_layers=1, conv_blocks=1,
         )
     )  # fmt: skip
     with torch.no_grad():
         image.semantic.projection.normal_()
         image.semantic.prototypes.normal_()
+        image.look.basis.normal_(std=0.05)
+        image.look.table.normal_()
     image = image.eval().round_to_half()
     video = VideoTokenizer(
         VideoTokenizerConfig(
@@ -59,11 +62,12 @@ def tiny_tokenizers() -> dict[str, MediaTokenizer]:
 
 def tiny_vocabulary(text: TextTokenizer, tokenizers: dict[str, MediaTokenizer]) -> Vocabulary:
     image, audio, video = (tokenizers[name].sha256 for name in ("image", "audio", "video"))
-    picture = [Segment(name, count, mark=not index) for index, (name, count) in enumerate(tokenizers["image"].segments)]
+    picture = [Segment("semantic", 3, mark=False), Segment("look", 1, mark=False), Segment("image", 60, mark=False)]
     return Vocabulary.build(
         text.size,
         [
             Block(name="semantic", modality="image", size=NUM_PROTOTYPES, sha256=image),
+            Block(name="look", modality="image", size=NUM_LOOKS, sha256=image),
             Block(name="image", modality="image", size=16, sha256=image),
             Block(name="audio", modality="audio", size=16, sha256=audio),
             Block(name="video", modality="video", size=16, sha256=video),

@@ -186,8 +186,11 @@ class MediaCoder:
 
     # ---- files → tensors → codes
 
-    def read(self, path: str | Path, modality: str) -> Tensor:
-        """A file as the medium that the model sees: [3, S, S], [T] or [T, 3, S, S]. ValueError if it is not usable."""
+    def read(self, path: str | Path | bytes, modality: str) -> Tensor:
+        """A file, or its bytes, as the medium that the model sees: [3, S, S], [T] or [T, 3, S, S].
+
+        Raises ValueError if it is not usable.
+        """
         self.vocabulary.layout(modality)
         if modality == "image":
             picture = load_image(path, self.limits)
@@ -215,13 +218,16 @@ class MediaCoder:
         return padded[:, None].to(self.device), lengths.to(self.device)
 
     def encode_part(self, part: Part) -> Part:
-        """The part with codes in place of its path. Raises ValueError for a file that cannot be used."""
+        """The part with codes in place of its file. Raises ValueError for a file that cannot be used."""
         if isinstance(part, Text) or part.codes is not None:
             return part
-        assert part.path is not None
-        medium = self.read(part.path, part.modality)
+        return MEDIA_PARTS[part.modality](codes=self.encode(part.modality, [self.read_part(part)])[0])
+
+    def read_part(self, part: Media) -> Tensor:
+        """The medium of a part without codes, as `read` gives it, and not longer than the model hears."""
+        medium = self.read(part.source, part.modality)
         self.check_length(medium, part)
-        return MEDIA_PARTS[part.modality](codes=self.encode(part.modality, [medium])[0])
+        return medium
 
     def check_length(self, medium: Tensor, part: Media) -> None:
         if part.modality == "audio":

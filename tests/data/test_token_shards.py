@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimodal.data.token_shards import Cursor, TokenShards, write_token_shards
+from unimodal.data.token_shards import Cursor, Skipped, TokenShards, write_token_shards
 from unimodal.sequence.template import IGNORE, Rendered
 
 HASHES = {"text": "aa", "image": "bb"}
@@ -165,3 +165,20 @@ def test_a_cursor_of_other_data_is_refused():
         Cursor(11, seed=0).load_state_dict(cursor.state_dict())
     with pytest.raises(ValueError, match="seed 0 but this data has 1"):
         Cursor(10, seed=1).load_state_dict(cursor.state_dict())
+
+
+@pytest.mark.parametrize("missing", [{3}, {0, 9, 10, 24}, set(range(10, 20)), set(range(25))])
+def test_skipped_documents_leave_no_gap_and_are_listed(tmp_path, missing):
+    """Also where a whole shard, or all of them, have none."""
+
+    def some(index):
+        return Skipped(f"row {index}") if index in missing else make(index)
+
+    shards = write(tmp_path / "s", make=some)
+    kept = [index for index in range(25) if index not in missing]
+    assert len(shards) == len(shards.lengths) == len(kept)
+    assert all(same(shards[place], make(index)) for place, index in enumerate(kept))
+    assert shards.skipped == [f"row {index}" for index in sorted(missing)]
+    counts = np.bincount(np.concatenate([[], *(make(index).modality for index in kept)]).astype(int), minlength=4)
+    assert shards.tokens_by_modality().tolist() == counts.tolist()
+    shards.verify()

@@ -71,7 +71,7 @@ def test_image_recipe_trains_and_resumes(work: Path) -> None:
     settings = [
         f"data={work}/prepared", f"run={work}/runs/image", f"out={work}/models/image_tokenizer", "batch_size=4",
         "tokenizer.width=24", "tokenizer.num_heads=2", "tokenizer.conv_channels=16", "tokenizer.semantic_dims=4",
-        "tokenizer.num_semantic=3", "tokenizer.trunk_size=64", "pixel.steps=2", "decoder.steps=2",
+        "tokenizer.num_semantic=3", "tokenizer.trunk_size=64", "tokenizer.look_components=4", "loop.steps=2",
     ]  # fmt: skip
     recipe("train_image_tokenizer", *settings)
     first = json.loads((work / "models/image_tokenizer/recipe.json").read_text())

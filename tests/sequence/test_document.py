@@ -79,3 +79,18 @@ def test_user_mistakes_are_value_errors(make):
     with pytest.raises(ValueError) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_media_may_be_bytes():
+    part = Image(data=b"\x89PNG")
+    assert part == Image(data=b"\x89PNG") and hash(part) == hash(Image(data=b"\x89PNG"))
+    assert part not in (Image(data=b"other"), Audio(data=b"\x89PNG"), Image(path="a.png"), Image(codes=[1]))
+    assert part_from_dict(json.loads(json.dumps(part.to_dict()))) == part
+    assert part.source == b"\x89PNG" and Image(path="a.png").source == "a.png"
+    assert "PNG" not in repr(part)  # a film would fill the log
+    with pytest.raises(ValueError, match="must be bytes, got str"):
+        Image(data="text")
+    with pytest.raises(ValueError, match="not several or none"):
+        Image(data=b"x", path="a.png")
+    with pytest.raises(ValueError, match="not base64"):
+        part_from_dict({"type": "image", "data": "no base64!"})

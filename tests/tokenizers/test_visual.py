@@ -5,18 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimodal.tokenizers.image import ImageTokenizer, ImageTokenizerConfig, corner_positions
+from unimodal.tokenizers.image import ImageTokenizer, ImageTokenizerConfig, cosine_basis
 from unimodal.tokenizers.interface import Codes
 from unimodal.tokenizers.video import VideoTokenizer, VideoTokenizerConfig
 
 NUM_PROTOTYPES = 20
+NUM_LOOKS = 12
+FULL = torch.ones(1, 64, dtype=torch.bool)
 
 
 @pytest.fixture(scope="module")
 def image() -> ImageTokenizer:
     torch.manual_seed(0)
     config = ImageTokenizerConfig(
-        num_prototypes=NUM_PROTOTYPES, semantic_dims=8, conv_channels=16, width=24, num_heads=2, encoder_layers=1,
+        num_prototypes=NUM_PROTOTYPES, num_looks=NUM_LOOKS, semantic_dims=8, look_components=10, conv_channels=16, width=24, num_heads=2, encoder_layers=1,
         decoder_layers=1, conv_blocks=1, trunk_size=64,
     )  # fmt: skip
     tokenizer = ImageTokenizer(config).eval()
@@ -26,6 +28,7 @@ def image() -> ImageTokenizer:
     labels = torch.arange(NUM_PROTOTYPES).repeat_interleave(3)
     centres = torch.rand(NUM_PROTOTYPES, 1280)
     tokenizer.semantic.fit(centres[labels].unsqueeze(1) + 0.1 * torch.rand(len(labels), 2, 1280), labels)
+    tokenizer.look.fit(torch.rand(NUM_LOOKS, 3, 64, 64))
     return tokenizer
 
 
@@ -44,8 +47,8 @@ def video(image: ImageTokenizer) -> VideoTokenizer:
 def test_a_picture_is_64_codes_and_comes_back_as_a_picture(image: ImageTokenizer) -> None:
     codes = image.encode(torch.rand(3, 3, 64, 64))
     assert codes.ids.shape == (3, 64, 1) and bool(codes.mask.all())
-    semantic, pixel = codes.ids[:, :8], codes.ids[:, 8:]
-    assert int(semantic.max()) < NUM_PROTOTYPES and int(pixel.max()) < 4096
+    semantic, look, pixel = codes.ids[..., 0].split([3, 1, 60], dim=1)
+    assert int(semantic.max()) < NUM_PROTOTYPES and int(look.max()) < NUM_LOOKS and int(pixel.max()) < 4096
     decoded = image.decode(codes)
     assert decoded.shape == (3, 3, 64, 64) and float(decoded.min()) >= 0 and float(decoded.max()) <= 1
 
@@ -62,9 +65,9 @@ def test_a_batch_gives_what_single_pictures_give(image: ImageTokenizer) -> None:
 def test_every_code_matters_to_the_picture(image: ImageTokenizer) -> None:
     codes = image.encode(torch.rand(1, 3, 64, 64))
     before = image.decode(codes)
-    for position in (0, 7, 8, 40, 63):
+    for position in (0, 2, 3, 4, 40, 63):
         ids = codes.ids.clone()
-        size = NUM_PROTOTYPES if position < 8 else 4096
+        size = NUM_PROTOTYPES if position < 3 else NUM_LOOKS if position == 3 else 4096
         ids[0, position] = (ids[0, position] + size // 2) % size
         assert not torch.equal(image.decode(Codes(ids, codes.mask)), before)
 
@@ -73,17 +76,53 @@ def test_wrong_shapes_and_codes_are_refused(image: ImageTokenizer) -> None:
     with pytest.raises(ValueError, match=r"\[B, 3, 64, 64\]"):
         image.encode(torch.rand(1, 3, 32, 64))
     ids = torch.zeros(1, 64, 1, dtype=torch.int64)
-    full = torch.ones(1, 64, dtype=torch.bool)
-    with pytest.raises(ValueError, match="exactly 64 codes"):
-        image.decode(Codes(ids[:, :60], full[:, :60]))
-    ids[0, 3] = NUM_PROTOTYPES
-    with pytest.raises(ValueError, match="semantic codes must lie in"):
-        image.decode(Codes(ids, full))
+    with pytest.raises(ValueError, match="64 codes or a prefix"):
+        image.decode(Codes(torch.zeros(1, 65, 1, dtype=torch.int64), torch.ones(1, 65, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="64 codes or a prefix"):
+        hole = FULL.clone()
+        hole[0, 10] = False
+        image.decode(Codes(ids, hole))
+    for position, name, size in ((1, "semantic", NUM_PROTOTYPES), (3, "look", NUM_LOOKS), (9, "image", 4096)):
+        wrong = ids.clone()
+        wrong[0, position] = size
+        with pytest.raises(ValueError, match=f"{name} codes must lie in"):
+            image.decode(Codes(wrong, FULL))
 
 
-def test_corners_are_the_farthest_positions() -> None:
-    assert corner_positions(8, 4) == [0, 7, 56, 63]
-    assert len(set(corner_positions(8, 8))) == 8
+def test_a_prefix_decodes_whether_it_is_cut_or_masked_and_the_tail_does_not_matter(image: ImageTokenizer) -> None:
+    assert image.ordered
+    codes = image.encode(torch.rand(2, 3, 64, 64))
+    short = image.decode(Codes(codes.ids[:, :9], codes.mask[:, :9]))
+    kept = (torch.arange(64) < 9).expand(2, -1)
+    changed = torch.where(kept.unsqueeze(-1), codes.ids, (codes.ids + 1) % NUM_LOOKS)
+    torch.testing.assert_close(image.decode(Codes(changed, kept)), short, atol=1e-6, rtol=0)
+    both = image.decode(Codes(codes.ids, torch.stack([kept[0], codes.mask[1]])))  # lengths differ in one batch
+    torch.testing.assert_close(both[:1], short[:1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(both[1:], image.decode(codes)[1:], atol=1e-6, rtol=0)
+    assert not torch.allclose(short, image.decode(codes), atol=1e-4)
+
+
+def test_the_cosine_basis_is_orthonormal_and_begins_with_the_mean() -> None:
+    basis = cosine_basis(8)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(basis[0], torch.full((64,), 1 / 8), atol=1e-6, rtol=0)
+    turns = (basis.unflatten(1, (8, 8)).diff(dim=-1).square().sum((1, 2))).sqrt()
+    assert turns[1:4].max() < turns[-4:].min()
+
+
+def test_a_look_is_the_nearest_known_picture_and_gives_back_its_thumbnail(image: ImageTokenizer) -> None:
+    pictures = torch.rand(NUM_LOOKS, 3, 64, 64)
+    tokenizer = ImageTokenizer(image.config)
+    tokenizer.look.fit(pictures)
+    noisy = (pictures + 0.05 * torch.randn_like(pictures)).clamp(0, 1)
+    assert tokenizer.look.nearest(noisy, 1)[:, 0].tolist() == list(range(NUM_LOOKS))
+    # twelve pictures span eleven directions and ten are kept: nearly all of each thumbnail comes back
+    wanted = tokenizer.look.thumbnail(pictures)
+    left = (tokenizer.look.values(torch.arange(NUM_LOOKS)).flatten(1) - wanted).square().sum()
+    assert left < 0.25 * (wanted - wanted.mean(0)).square().sum()
+    grey = torch.arange(3)[:, None, None].expand(3, 64, 64)[None] / 2.0  # cells hold red, green, blue in this order
+    cell = tokenizer.look.thumbnail(grey).unflatten(1, (64, 27))[0, 0]
+    assert cell.tolist() == [-1.0] * 9 + [0.0] * 9 + [1.0] * 9
 
 
 def test_semantic_codes_find_the_concept_in_an_unseen_style() -> None:

@@ -112,10 +112,11 @@ class NameToMedia:
         tag_share: float = 0.2,
         style_share: float = 0.5,
         target_views: int = 1,
+        name: str | None = None,
     ) -> None:
         if target_views < 1:
             raise ValueError(f"target_views is {target_views}; an answer needs at least one view")
-        self.name = f"text_to_{media.part.modality}"
+        self.name = name or f"text_to_{media.part.modality}"
         self.media, self.seed = media, seed
         self.tag_share, self.style_share, self.target_views = tag_share, style_share, target_views
 

@@ -12,6 +12,8 @@ Shard k holds documents k·S … (k+1)·S - 1 of a numbered plan, so shards can 
 order and come out byte for byte the same. A shard is written to a folder of another name, flushed, and renamed: one
 with its marker is whole, one without is made again. Opening checks the sizes, and the tokenizer hashes if given.
 
+A planned document that cannot be made is `Skipped`: its shard has one less, and its marker says which and why.
+
 The order of reading is `Cursor`'s: a seeded permutation of the documents, another one each epoch, computed, not stored.
 
 Legend: T tokens of a shard, D documents of a shard, S documents per shard, N tokens of a document.
@@ -22,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -41,10 +43,17 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Stands in for a document that cannot be made."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What every shard of a folder agrees on."""
 
-    num_documents: int
+    num_documents: int  # planned; skipped ones included
     documents_per_shard: int
     vocabulary_size: int
     tokenizer_sha256: dict[str, str]  # block name (and `text`) → sha256
@@ -70,7 +79,7 @@ class Manifest:
 
 def write_token_shards(
     folder: str | Path,
-    make: Callable[[int], Rendered],
+    make: Callable[[int], Rendered | Skipped],
     num_documents: int,
     vocabulary_size: int,
     tokenizer_sha256: Mapping[str, str],
@@ -98,22 +107,38 @@ def write_token_shards(
         dict(tokenizer_sha256),
         json.loads(json.dumps(record or {})),
     )
+    prepare_shards(folder, manifest)
+    for shard in range(worker, manifest.num_shards, num_workers):
+        if not is_done(folder, manifest, shard):
+            write_shard(folder, manifest, shard, map(make, manifest.documents_of(shard)))
+        if on_shard is not None:
+            on_shard(shard + 1, manifest.num_shards)
+    if not missing_shards(folder, manifest):
+        return TokenShards(folder)
+    return None
+
+
+def prepare_shards(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a new folder. Raises ValueError if the folder holds shards of another one."""
     if (folder / MANIFEST).exists():
-        found = _read_manifest(folder)
+        found = read_manifest(folder)
         if found != manifest:
             raise ValueError(
                 f"{folder} holds other shards: {_difference(found, manifest)}; delete it or choose another"
             )
     else:
         atomic_write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
-    for shard in range(worker, manifest.num_shards, num_workers):
-        if not _is_done(folder, manifest, shard):
-            _write_shard(folder, manifest, shard, make)
-        if on_shard is not None:
-            on_shard(shard + 1, manifest.num_shards)
-    if all(_is_done(folder, manifest, shard) for shard in range(manifest.num_shards)):
-        return TokenShards(folder)
-    return None
+
+
+def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
+    """The numbers of the shards that are not finished."""
+    return [shard for shard in range(manifest.num_shards) if not is_done(folder, manifest, shard)]
+
+
+def remove_partial_shards(folder: Path) -> None:
+    """Removes what interrupted writers left behind; only for a folder whose shards are all finished."""
+    for partial in folder.glob(".partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 class TokenShards:
@@ -124,7 +149,7 @@ class TokenShards:
 
     def __init__(self, folder: str | Path, tokenizer_hashes: Mapping[str, str] | None = None) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         for name, wanted in (tokenizer_hashes or {}).items():
             found = self.manifest.tokenizer_sha256.get(name)
             if found is not None and found != wanted:
@@ -136,10 +161,21 @@ class TokenShards:
         self._offsets: list[np.ndarray] = []
         for shard in range(self.manifest.num_shards):
             self._open(shard)
-        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])  # int64 [num_documents]
+        self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])  # int64 [documents]
+        self._ends = np.cumsum([len(offsets) - 1 for offsets in self._offsets])  # documents up to each shard's end
 
     def __len__(self) -> int:
-        return self.manifest.num_documents
+        return int(self._ends[-1])
+
+    @property
+    def skipped(self) -> list[str]:
+        """Why each planned document that is missing here could not be made."""
+        return [reason for shard in range(self.manifest.num_shards) for reason in self._done(shard).get("skipped", [])]
+
+    def tokens_by_modality(self) -> np.ndarray:
+        """int64 [4]: tokens of text and turn marks, of images, of audio, of video."""
+        counts = [np.bincount(np.asarray(flags) & MODALITY_BITS, minlength=4) for flags in self._flags]
+        return np.sum(counts, axis=0)
 
     @property
     def num_tokens(self) -> int:
@@ -149,7 +185,8 @@ class TokenShards:
         """Document `index`: ids and labels int64 [N], modality uint8 [N]."""
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)}")
-        shard, row = divmod(index, self.manifest.documents_per_shard)
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
         begin, end = self._offsets[shard][row], self._offsets[shard][row + 1]
         ids = self._ids[shard][begin:end].astype(np.int64)
         flags = self._flags[shard][begin:end]
@@ -160,18 +197,21 @@ class TokenShards:
         """Reads every byte; ValueError for a shard whose sha256 is not the one in its marker."""
         for shard in range(self.manifest.num_shards):
             place = _place(self.folder, shard)
-            for name, wanted in json.loads((place / DONE).read_text("utf-8"))["sha256"].items():
+            for name, wanted in self._done(shard)["sha256"].items():
                 if sha256((place / name).read_bytes()).hexdigest() != wanted:
                     raise ValueError(f"{place / name} is damaged; delete {place} and write the shards again")
 
+    def _done(self, shard: int) -> dict[str, Any]:
+        return json.loads((_place(self.folder, shard) / DONE).read_text("utf-8"))
+
     def _open(self, shard: int) -> None:
         place = _place(self.folder, shard)
-        if not _is_done(self.folder, self.manifest, shard):
+        if not is_done(self.folder, self.manifest, shard):
             raise ValueError(f"{place} is missing or unfinished; write the shards again (finished ones are kept)")
-        done = json.loads((place / DONE).read_text("utf-8"))
+        done = self._done(shard)
         offsets = np.fromfile(place / "offsets.bin", "<i8")
-        ids = np.memmap(place / "ids.bin", self.manifest.dtype, "r")
-        flags = np.memmap(place / "flags.bin", np.uint8, "r")
+        ids = _mapped(place / "ids.bin", self.manifest.dtype)
+        flags = _mapped(place / "flags.bin", np.dtype(np.uint8))
         if not (len(offsets) == done["num_documents"] + 1 and offsets[-1] == len(ids) == len(flags)):
             raise ValueError(f"{place} has files of the wrong size; delete it and write the shards again")
         self._ids.append(ids)
@@ -239,7 +279,8 @@ def _place(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}"
 
 
-def _is_done(folder: Path, manifest: Manifest, shard: int) -> bool:
+def is_done(folder: Path, manifest: Manifest, shard: int) -> bool:
+    """True for a shard that is whole and of this manifest."""
     try:
         done = json.loads((_place(folder, shard) / DONE).read_text("utf-8"))
     except (OSError, ValueError):
@@ -247,17 +288,22 @@ def _is_done(folder: Path, manifest: Manifest, shard: int) -> bool:
     return isinstance(done, dict) and done.get("fingerprint") == manifest.fingerprint
 
 
-def _write_shard(folder: Path, manifest: Manifest, shard: int, make: Callable[[int], Rendered]) -> None:
+def write_shard(folder: Path, manifest: Manifest, shard: int, documents: Iterable[Rendered | Skipped]) -> None:
+    """Writes one shard of `manifest.documents_of(shard)`, whole or not at all."""
     parts: list[Rendered] = []
-    for index in manifest.documents_of(shard):
-        part = make(index)
+    skipped: list[str] = []
+    for index, part in zip(manifest.documents_of(shard), documents, strict=True):
+        if isinstance(part, Skipped):
+            skipped.append(part.reason)
+            continue
         if len(part) == 0 or part.ids.min() < 0 or part.ids.max() >= manifest.vocabulary_size:
             raise ValueError(f"document {index} is empty or has ids outside 0 … {manifest.vocabulary_size - 1}")
         parts.append(part)
     offsets = np.cumsum([0, *(len(part) for part in parts)])
-    ids = np.concatenate([part.ids for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    flags = np.concatenate([part.modality for part in parts]).astype(np.uint8)
+    nothing = np.zeros(0, np.int64)
+    ids = np.concatenate([nothing, *(part.ids for part in parts)])
+    labels = np.concatenate([nothing, *(part.labels for part in parts)])
+    flags = np.concatenate([nothing, *(part.modality for part in parts)]).astype(np.uint8)
     assert ((labels == ids) | (labels == IGNORE)).all() and flags.max(initial=0) < LEARNT
     contents = {
         "ids.bin": ids.astype(manifest.dtype).tobytes(),
@@ -270,6 +316,8 @@ def _write_shard(folder: Path, manifest: Manifest, shard: int, make: Callable[[i
         "num_tokens": len(ids),
         "sha256": {name: sha256(data).hexdigest() for name, data in contents.items()},
     }
+    if skipped:
+        done["skipped"] = skipped
     partial = folder / f".partial-{shard:05d}-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -283,6 +331,11 @@ def _write_shard(folder: Path, manifest: Manifest, shard: int, make: Callable[[i
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    """A file mapped into memory; an empty one cannot be mapped."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+
+
 def _write(path: Path, data: bytes) -> None:
     with open(path, "wb") as stream:
         stream.write(data)
@@ -290,7 +343,8 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """ValueError for a folder that holds no token shards."""
     path = folder / MANIFEST
     try:
         data = json.loads(path.read_text("utf-8"))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: words that say nothing of a picture
-STOP_WORDS = frozenset("a an and at by for from in is it of off on or over the to up with no not".split())
+STOP_WORDS = frozenset("a an and at by for from in is it of off on or over the to up with no not".split())  # noqa: SIM905
 
 
 def words_of(text: str) -> list[str]:

@@ -50,7 +50,11 @@ class StructuredRows(nn.Module):
         self.words = {rows: _bags(listed, vocab_size) for rows, listed in (words or {}).items()}
 
     def forward(self, free: Tensor) -> Tensor:
-        """free: [V, D] → [V, D]."""
+        """free: [V, D] → [V, D], in its own precision."""
+        with torch.autocast(free.device.type, enabled=False):
+            return self._forward(free)
+
+    def _forward(self, free: Tensor) -> Tensor:
         parts, at = [], 0
         for index, rows in enumerate(self.ranges):
             if rows.start > at:

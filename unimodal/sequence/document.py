@@ -5,9 +5,9 @@
         Turn("assistant", [Text("an apple")]),
     ])
 
-A media part holds either the `path` of a file or the `codes` its tokenizer made of it, int64 `[N]` or `[N, G]`. Any
-part may stand in any turn, in any number and order. Parts, turns and documents are frozen, comparable and go to and
-from JSON.
+A media part holds the `path` of a file, its bytes as `data`, or the `codes` its tokenizer made of it, int64 `[N]` or
+`[N, G]`. Any part may stand in any turn, in any number and order. Parts, turns and documents are frozen, comparable and
+go to and from JSON, where bytes are base64.
 
 Two adjacent texts mean the same as one text of both with a space between, and an empty text means nothing:
 `canonical()` joins the first and drops the second. `Template.parse(Template.render(d))` gives `d.canonical()`.
@@ -17,8 +17,10 @@ Legend: N code steps, G groups of the tokenizer.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,17 +46,21 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """A picture, a sound or a clip: codes int64 `[N]` / `[N, G]`, or the path of a file not yet encoded."""
+    """A picture, a sound or a clip: codes int64 `[N]` / `[N, G]`, or the path or bytes of a file not yet encoded."""
 
     codes: Any = None
     path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
     modality: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        if (self.codes is None) == (self.path is None):
-            raise ValueError(f"give the {self.modality} part either codes or a path, not both or neither")
+        if sum(given is not None for given in (self.codes, self.path, self.data)) != 1:
+            raise ValueError(f"give the {self.modality} part either codes or a path or data, not several or none")
         if self.path is not None:
             object.__setattr__(self, "path", str(self.path))
+        if self.data is not None and not isinstance(self.data, bytes):
+            raise ValueError(f"the data of the {self.modality} part must be bytes, got {type(self.data).__name__}")
+        if self.codes is None:
             return
         given = self.codes.detach().cpu().numpy() if hasattr(self.codes, "detach") else self.codes
         codes = np.array(given)  # a copy: the part is frozen
@@ -71,13 +77,27 @@ class Media:
             return NotImplemented
         assert isinstance(other, Media)
         if self.codes is None or other.codes is None:
-            return self.codes is other.codes and self.path == other.path
+            return self.codes is other.codes and self.path == other.path and self.data == other.data
         return bool(np.array_equal(self.codes, other.codes))
 
     def __hash__(self) -> int:
-        return hash((self.modality, self.path, None if self.codes is None else self.codes.tobytes()))
+        return hash((self.modality, self.path, self.data, None if self.codes is None else self.codes.tobytes()))
+
+    @property
+    def source(self) -> str | bytes:
+        """The path or the bytes of a part that has no codes yet."""
+        source = self.path if self.path is not None else self.data
+        assert source is not None
+        return source
+
+    @property
+    def name(self) -> str:
+        """What messages call the part: its path, or that it is bytes or codes."""
+        return self.path or (f"{len(self.data):,} bytes" if self.data is not None else f"{len(self.codes)} codes")
 
     def to_dict(self) -> dict[str, Any]:
+        if self.data is not None:
+            return {"type": self.modality, "data": base64.b64encode(self.data).decode("ascii")}
         if self.codes is None:
             return {"type": self.modality, "path": self.path}
         return {"type": self.modality, "codes": self.codes.tolist()}
@@ -110,7 +130,11 @@ def part_from_dict(data: Mapping[str, Any]) -> Part:
         if kind == "text":
             return Text(**fields)
         if kind in MEDIA_PARTS:
+            if isinstance(fields.get("data"), str):
+                fields["data"] = base64.b64decode(fields["data"], validate=True)
             return MEDIA_PARTS[kind](**fields)
+    except binascii.Error as error:
+        raise ValueError(f"the data of a part of type {kind!r} is not base64 ({error})") from None
     except TypeError:
         raise ValueError(f"a part of type {kind!r} does not take {', '.join(sorted(fields)) or 'nothing'}") from None
     raise ValueError(f"part type {kind!r} is unknown; use text, image, audio or video")

@@ -98,7 +98,7 @@ class Template:
                 yield 0, self.text.encode(TEXT_PREFIX + part.text)
             elif part.codes is None:
                 raise ValueError(
-                    f"the {part.modality} {part.path!r} has no codes yet; encode it with its tokenizer first"
+                    f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first"
                 )
             else:
                 yield MODALITY_INDEX[part.modality], self.vocabulary.encode_span(part.modality, part.codes)

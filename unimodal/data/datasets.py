@@ -1,0 +1,250 @@
+"""A dataset file of any known format → a sequence of `Document`s, with every bad row named; and mixtures of these.
+
+    documents = open_dataset(DatasetConfig(path="data/pets.jsonl", on_bad_row="skip"))
+    documents[0]                  # Document, media by path or bytes
+    documents.bad_rows            # [BadRow(where="data/pets.jsonl line 7", reason="2 <image> placeholders but …")]
+
+Opening reads every row once, so that the length is known and a bad row is found before the training and not in its
+third hour: its columns, roles and placeholders, and that its media are there (they are decoded only by whoever encodes
+them). Rows are parsed again when they are asked for; nothing but their places is held.
+
+A row is never dropped in silence: `on_bad_row="fail"` raises at the first, `"skip"` counts and lists them.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+from pydantic import Field, field_validator
+
+from unimodal.config import Config
+from unimodal.data.importers import IMPORTERS, PairsConfig, detect, import_row
+from unimodal.data.importers.columns import MEDIA_COLUMNS
+from unimodal.data.importers.webdataset import TarRows
+from unimodal.data.media_folder import MediaFolder
+from unimodal.data.rows import (
+    ArrowRows,
+    JoinedRows,
+    JsonlRows,
+    JsonRows,
+    Row,
+    Rows,
+    arrow_rows,
+    hub_rows,
+    parquet_rows,
+)
+from unimodal.media.files import shown
+from unimodal.sequence.document import Document
+
+FORMATS = ("auto", *IMPORTERS, "huggingface", "webdataset")
+DETECT_ROWS = 100
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".tar")
+
+
+class DatasetConfig(Config):
+    """One dataset of a mixture."""
+
+    path: str  # a file, a folder of files of one kind, a pattern such as data/part-*.tar; of huggingface a hub id
+    format: str = "auto"
+    weight: float = Field(default=1.0, ge=0)
+    on_bad_row: Literal["skip", "fail"] = "fail"
+    media_root: Path | None = None  # where the rows' paths start; None: the folder of the file
+    limit: int | None = Field(default=None, ge=1)  # documents at most
+    columns: dict[str, str] = {}  # our name of a column → the dataset's, e.g. {messages: dialog}
+    pairs: PairsConfig = PairsConfig()  # of a medium and a text: which asks for which
+    split: str = "train"  # of a Hugging Face dataset that has several
+
+    @field_validator("format")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in FORMATS:
+            raise ValueError(f"format {value!r} is unknown; use {', '.join(FORMATS)}")
+        return value
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be used: where it stands and why."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class ImportedDataset(Sequence[Document]):
+    """The usable rows of a dataset as documents; `open_dataset` makes one."""
+
+    def __init__(self, cfg: DatasetConfig, rows: Rows, media_root: Path | None) -> None:
+        self.cfg, self.rows = cfg, rows
+        self.folder = MediaFolder(cfg.media_root or media_root)
+        self._renamed = _typed_columns(rows) | cfg.columns
+        self.format = self._find_format(self._first_rows())
+        self.bad_rows: list[BadRow] = []
+        self._good = array("q")
+        for index in range(len(rows)):
+            if len(self._good) == cfg.limit:
+                break
+            try:
+                self._document(index)
+                self._good.append(index)
+            except ValueError as error:
+                bad = BadRow(rows.where(index), str(error))
+                if cfg.on_bad_row == "fail":
+                    raise ValueError(f"{bad}; mend it, or set on_bad_row to skip") from None
+                self.bad_rows.append(bad)
+        if not self._good:
+            first = f"; the first of {len(self.bad_rows)} bad rows is {self.bad_rows[0]}" if self.bad_rows else ""
+            raise ValueError(f"{shown(cfg.path)} has no usable row{first}")
+
+    @property
+    def num_bad(self) -> int:
+        return len(self.bad_rows)
+
+    @property
+    def ignored(self) -> Counter[str]:
+        """Members of tars by extension, of kinds that are not read."""
+        parts = self.rows.parts if isinstance(self.rows, JoinedRows) else [self.rows]
+        return sum((part.ignored for part in parts if isinstance(part, TarRows)), Counter())
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Document]: ...
+
+    def __getitem__(self, index: int | slice) -> Document | list[Document]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        return self._document(self._good[index])
+
+    def __iter__(self) -> Iterator[Document]:
+        return (self._document(row) for row in self._good)
+
+    def where(self, index: int) -> str:
+        """Where document `index` stands: file and line, row or key."""
+        return self.rows.where(self._good[index])
+
+    def fingerprint(self) -> str:
+        """Changes with the rows' files and with every setting that decides the documents, media files aside."""
+        settings = self.cfg.model_dump(mode="json", exclude={"path", "weight"})
+        record = [self.rows.sha256(), self.format, settings, list(self._good[-1:]), self.num_bad]
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+    def _document(self, row: int) -> Document:
+        return import_row(self.format, self._columns(row), self.folder, self.cfg.pairs).to_document()
+
+    def _columns(self, row: int) -> Row:
+        columns = dict(self.rows[row])
+        renamed = {ours: columns.pop(theirs) for ours, theirs in self._renamed.items() if theirs in columns}
+        return columns | renamed
+
+    def _first_rows(self) -> list[Row]:
+        """The readable ones of the first rows. Raises ValueError if `columns` names one that none of them has."""
+        first: list[Row] = []
+        seen: dict[str, None] = {}
+        for index in range(min(len(self.rows), DETECT_ROWS)):
+            try:
+                seen |= dict.fromkeys(self.rows[index])
+                first.append(self._columns(index))
+            except ValueError:
+                continue  # reported when the rows are read
+        for ours, theirs in self.cfg.columns.items():
+            if first and theirs not in seen:
+                known = ", ".join(seen)
+                raise ValueError(
+                    f"{shown(self.cfg.path)}: there is no column {theirs!r} to call {ours}; it has {known}"
+                )
+        return first
+
+    def _find_format(self, first: Sequence[Row]) -> str:
+        if self.cfg.format not in ("auto", "huggingface"):
+            return self.cfg.format
+        parts = self.rows.parts if isinstance(self.rows, JoinedRows) else [self.rows]
+        if all(isinstance(part, TarRows) for part in parts):
+            return "webdataset"
+        try:
+            return detect(first) if first else "trl"
+        except ValueError as error:
+            raise ValueError(f"{shown(self.cfg.path)}: {error}") from None
+
+
+def open_dataset(cfg: DatasetConfig, rows: Rows | None = None) -> ImportedDataset:
+    """The documents of a dataset. `rows` gives the raw rows directly, e.g. `ArrowRows` of a dataset in memory.
+
+    Raises ValueError, in one line, for a path that is not there, a format that is not known, the first bad row under
+    `on_bad_row="fail"`, and a dataset without any usable row.
+    """
+    if rows is not None:
+        return ImportedDataset(cfg, rows, None)
+    return ImportedDataset(cfg, *open_rows(cfg))
+
+
+def open_rows(cfg: DatasetConfig) -> tuple[Rows, Path | None]:
+    """The raw rows at a path, and the folder that their media lie in unless `media_root` says otherwise."""
+    path = Path(cfg.path).expanduser()
+    if path.is_dir():
+        return _folder_rows(cfg, path)
+    if path.is_file():
+        return _file_rows(path), path.parent
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    if matches:
+        return _joined(matches), matches[0].parent
+    if cfg.format == "huggingface" and _HUB_ID.fullmatch(cfg.path):
+        return hub_rows(cfg.path, cfg.split), None
+    raise ValueError(f"{shown(cfg.path)}: no such file, folder or pattern of files; check the path")
+
+
+def _folder_rows(cfg: DatasetConfig, folder: Path) -> tuple[Rows, Path]:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return arrow_rows(folder, cfg.split), folder
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
+    kinds = sorted({path.suffix for path in found})
+    if len(kinds) == 1:
+        return _joined(found), folder
+    if cfg.format == "huggingface" and not kinds:
+        return hub_rows(str(folder), cfg.split), folder
+    held = f"files of several kinds ({', '.join(kinds)})" if kinds else f"no file of {', '.join(_SUFFIXES)}"
+    raise ValueError(f"{shown(folder)} holds {held}; name the file, or use a pattern such as {shown(folder)}/*.jsonl")
+
+
+def _joined(paths: Sequence[Path]) -> Rows:
+    return _file_rows(paths[0]) if len(paths) == 1 else JoinedRows([_file_rows(path) for path in paths])
+
+
+def _file_rows(path: Path) -> Rows:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return JsonRows(path) if JsonRows.fits(path) else JsonlRows(path)
+    if suffix in (".jsonl", ".ndjson"):
+        return JsonlRows(path)
+    if suffix == ".parquet":
+        return parquet_rows(path)
+    if suffix == ".tar":
+        return TarRows(path)
+    raise ValueError(f"{shown(path)}: a dataset is a file of {', '.join(_SUFFIXES)}; convert it to one of these")
+
+
+def _typed_columns(rows: Rows) -> dict[str, str]:
+    """Names for Image, Audio and Video columns that are called otherwise, where a modality has one such column."""
+    renamed: dict[str, str] = {}
+    typed: Mapping[str, str] = rows.media_columns if isinstance(rows, ArrowRows) else {}
+    for modality, (many, one) in MEDIA_COLUMNS.items():
+        named: list[Any] = [column for column, kind in typed.items() if kind == modality]
+        if len(named) == 1 and named[0] not in (many, one):
+            renamed[one] = named[0]
+    return renamed

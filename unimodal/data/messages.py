@@ -1,0 +1,133 @@
+"""The one schema that every importer writes: messages with typed parts, in pydantic, to a `Document` and back.
+
+    Conversation(messages=[
+        {"role": "user", "content": [{"type": "image", "path": "apple.png"}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": "an apple"},
+    ])
+
+A plain string is one text part. A media part has exactly one of `path`, `data` (bytes; base64 in JSON) and `codes`.
+Nothing in a text is interpreted here: what spells a placeholder, a control or a media token stays the text that it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64")
+
+
+class TextPart(_Model):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class MediaPart(_Model):
+    """A picture, a sound or a clip."""
+
+    type: Literal["image", "audio", "video"]
+    path: str | None = None
+    data: bytes | None = Field(default=None, repr=False)
+    codes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None  # [N] or [N, G]
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _from_base64(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return base64.b64decode(value.translate(_URL_SAFE), validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("the data is not base64") from None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> MediaPart:
+        given = [name for name in ("path", "data", "codes") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of path, data and codes; this part has {' and '.join(given) or 'none'}")
+        return self
+
+
+_URL_SAFE = str.maketrans("-_", "+/")  # pydantic writes the URL-safe alphabet
+AnyPart = Annotated[TextPart | MediaPart, Field(discriminator="type")]
+
+
+class Message(_Model):
+    role: Literal["system", "user", "assistant"]
+    content: tuple[AnyPart, ...]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return (TextPart(text=value),) if isinstance(value, str) else value
+
+
+class Conversation(_Model):
+    """A whole row of a dataset: what `parse_conversation` makes and `Document` holds."""
+
+    messages: tuple[Message, ...]
+
+    def to_document(self) -> Document:
+        """Raises ValueError for what no document can hold, such as a lone surrogate in a text."""
+        return Document(Turn(message.role, [_to_part(part) for part in message.content]) for message in self.messages)
+
+    @classmethod
+    def from_document(cls, document: Document) -> Conversation:
+        return cls(
+            messages=tuple(
+                Message(role=turn.role, content=tuple(_from_part(part) for part in turn.parts))  # type: ignore[arg-type]
+                for turn in document.turns
+            )
+        )
+
+
+def parse_conversation(messages: Any) -> Conversation:
+    """Validates messages given as plain dicts or as the classes above, and that there is an answer to learn.
+
+    Raises ValueError, in one line that names the entry and its value.
+    """
+    try:
+        conversation = Conversation(messages=messages)
+    except ValidationError as error:
+        raise ValueError(one_line(error)) from None
+    if not conversation.messages:
+        raise ValueError("there are no messages")
+    answers = [message for message in conversation.messages if message.role == "assistant"]
+    if not answers:
+        raise ValueError("no message is by the assistant, so there is nothing to learn")
+    if not any(isinstance(part, MediaPart) or part.text for message in answers for part in message.content):
+        raise ValueError("the assistant's messages are empty, so there is nothing to learn")
+    return conversation
+
+
+def one_line(error: ValidationError) -> str:
+    """The first complaint of pydantic, in one line: `messages.1.role 'tool': Input should be 'system', …`."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("text", "image", "audio", "video"))
+    value = repr(first["input"])
+    return " ".join(f"{where} {value[:80]}{'…' * (len(value) > 80)}: {first['msg']}".split())
+
+
+def _to_part(part: TextPart | MediaPart) -> Part:
+    if isinstance(part, TextPart):
+        return Text(part.text)
+    return MEDIA_PARTS[part.type](codes=part.codes, path=part.path, data=part.data)
+
+
+def _from_part(part: Part) -> TextPart | MediaPart:
+    if isinstance(part, Text):
+        return TextPart(text=part.text)
+    assert isinstance(part, Media)
+    return MediaPart(
+        type=part.modality,  # type: ignore[arg-type]
+        path=part.path,
+        data=part.data,
+        codes=None if part.codes is None else part.codes.tolist(),
+    )

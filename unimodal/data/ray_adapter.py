@@ -1,0 +1,43 @@
+"""Ray Data as one more way to run a list of independent jobs: an actor pool over the items, each by the same mapper.
+
+The mapper is a class: its constructor loads what is heavy once per actor, and calling it does one item, a dict, and
+returns a dict. Plain processes run the very same class, so what a cluster does is what the tests test. On small
+machines processes are faster (Ray takes seconds to start); Ray is for many machines that share a file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Item = dict[str, Any]
+
+
+def map_with_ray(
+    items: Sequence[Item],
+    mapper: Callable[..., Callable[[Item], Item]],
+    constructor_args: Sequence[Any] = (),
+    num_actors: int = 1,
+    gpus_per_actor: float = 0,
+) -> list[Item]:
+    """`[mapper(*constructor_args)(item) for item in items]` on a Ray cluster, in no particular order.
+
+    Raises ValueError where Ray is not installed. An error of a job ends the run with Ray's own exception.
+    """
+    try:
+        import ray.data
+    except ImportError:
+        raise ValueError(
+            "engine ray needs the package ray; install it with pip install 'ray[data]', or use engine processes"
+        ) from None
+    if not items:
+        return []
+    # a block for each item, so that actors take them one by one
+    dataset = ray.data.from_items(list(items), override_num_blocks=len(items))
+    mapped = dataset.map(
+        mapper,
+        fn_constructor_args=list(constructor_args),
+        compute=ray.data.ActorPoolStrategy(size=num_actors),
+        num_gpus=gpus_per_actor or None,
+    )
+    return mapped.take_all()

@@ -1,0 +1,94 @@
+"""Documents → rendered documents with the tokenizers of a model folder, the media of a batch encoded together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from unimodal.data.token_shards import Skipped
+from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.pipeline_folder import find_model, read_processor
+from unimodal.pipeline_media import MediaCoder
+from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Part, Text, Turn, Video
+from unimodal.sequence.template import Rendered, Template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary
+
+
+class CorpusTokenizer:
+    """Documents → `Rendered`, or `Skipped` with the reason: a medium that cannot be used, too many tokens.
+
+    The folder needs `vocabulary.json`, `tokenizer.json` and the media tokenizers; the decoder's weights are not read.
+    `hashes` are those of the tokenizers and of the vocabulary, as token shards record them.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] | None = None, device: str = "cpu", max_tokens: int | None = None
+    ) -> None:
+        self.folder = tokenizer_source(model)
+        self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
+        self.template = Template(self.vocabulary, TextTokenizer.load(self.folder))
+        self.coder = MediaCoder(self.folder, self.vocabulary, read_processor(self.folder), device)
+        self.hashes = vocabulary_hashes(self.vocabulary)
+        self.max_tokens = max_tokens
+
+    def __call__(self, documents: Sequence[Document]) -> list[Rendered | Skipped]:
+        """One result for each document, in order; a bad one does not touch the others.
+
+        Raises ValueError for a tokenizer that cannot be loaded: that is no document's fault.
+        """
+        lacking = {part.modality for document in documents for part in document.parts if _lacks_codes(part)}
+        for modality in sorted(lacking & set(self.vocabulary.media)):
+            self.coder.tokenizer(modality)
+        problems: dict[int, str] = {}
+        media: dict[str, dict[tuple[int, int], Any]] = {}  # modality → (document, its how-manyeth medium) → tensor
+        for number, document in enumerate(documents):
+            try:
+                for place, part in enumerate(filter(_lacks_codes, document.parts)):
+                    media.setdefault(part.modality, {})[number, place] = self.coder.read_part(part)
+            except ValueError as error:
+                problems[number] = str(error)
+        codes: dict[tuple[int, int], np.ndarray] = {}
+        for modality, found in media.items():
+            usable = {place: medium for place, medium in found.items() if place[0] not in problems}
+            if usable:
+                codes.update(zip(usable, self.coder.encode(modality, list(usable.values())), strict=True))
+        return [
+            Skipped(problems[number]) if number in problems else self._render(document, number, codes)
+            for number, document in enumerate(documents)
+        ]
+
+    def _render(self, document: Document, number: int, codes: dict[tuple[int, int], np.ndarray]) -> Rendered | Skipped:
+        own = iter([codes[place] for place in sorted(place for place in codes if place[0] == number)])
+        try:
+            rendered = self.template.render(_with_codes(document, own))
+        except ValueError as error:  # codes that came with the row and do not fit the vocabulary
+            return Skipped(str(error))
+        if self.max_tokens is not None and len(rendered) > self.max_tokens:
+            return Skipped(f"the document has {len(rendered):,} tokens, over max_tokens {self.max_tokens:,}")
+        return rendered
+
+
+def tokenizer_source(model: str | os.PathLike[str] | None) -> Path:
+    """The folder whose tokenizers and vocabulary are used; it may lack the decoder's weights."""
+    folder = Path(model).expanduser() if model is not None else None
+    if folder is not None and (folder / "vocabulary.json").is_file():
+        return folder
+    return find_model(model)
+
+
+def _lacks_codes(part: Part) -> TypeGuard[Image | Audio | Video]:
+    return not isinstance(part, Text) and part.codes is None
+
+
+def _with_codes(document: Document, codes: Iterator[np.ndarray]) -> Document:
+    """The document with the next of `codes` in each medium that lacks them."""
+
+    def coded(part: Part) -> Part:
+        return MEDIA_PARTS[part.modality](codes=next(codes)) if _lacks_codes(part) else part
+
+    return Document(Turn(turn.role, [coded(part) for part in turn.parts]) for turn in document.turns)

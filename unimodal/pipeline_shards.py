@@ -1,0 +1,249 @@
+"""A corpus → token shards: the plan, the job that writes one shard, and the processes that do the jobs of a plan.
+
+A plan is a list of items {dataset, shard}, the same for every worker; worker i of n does items i, i + n, i + 2n, … .
+Shard k of a dataset holds its documents k·S … (k+1)·S - 1, batches never cross a shard, and so the bytes of a shard
+depend on the data and the settings alone. `ShardWriter` does an item and is all that a worker is, whether a process,
+a rank of torchrun, a task of an array job or a Ray actor. What is finished is never done again.
+
+Legend: S documents per shard.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from unimodal.config import Config, atomic_write_text
+from unimodal.data.datasets import DatasetConfig, ImportedDataset, open_dataset
+from unimodal.data.token_shards import (
+    Manifest,
+    Skipped,
+    TokenShards,
+    is_done,
+    missing_shards,
+    prepare_shards,
+    remove_partial_shards,
+    write_shard,
+)
+from unimodal.pipeline_corpus import CorpusTokenizer
+from unimodal.sequence.template import Rendered
+from unimodal.vocabulary import MODALITIES
+
+Item = dict[str, Any]
+REPORT = "report.json"
+JOIN_EVERY_S = 0.2
+
+
+class CorpusJob(Config):
+    """Everything that a worker must know; the same for all workers of a run."""
+
+    model: str | None = None  # a folder or hub id with the tokenizers and the vocabulary; None: nano
+    datasets: dict[str, DatasetConfig] = {}
+    out: Path = Path("data/tokenized")  # one folder of shards for each dataset
+    documents_per_shard: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=16, ge=1)  # documents whose media are encoded together
+    max_tokens: int | None = Field(default=None, ge=1)  # a longer document is a bad row
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = Field(default=1, ge=0)  # of each worker; 0 leaves torch's own choice
+
+    @field_validator("datasets")
+    @classmethod
+    def _folder_names(cls, value: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+        for name in value:
+            if (
+                not name
+                or name.startswith(".")
+                or not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+            ):
+                raise ValueError(f"the dataset name {name!r} becomes a folder; use letters, digits, - and _")
+        return value
+
+
+class ShardWriter:
+    """Writes shards of a job; `writer({"dataset": name, "shard": k})` says what became of shard k."""
+
+    def __init__(self, job: CorpusJob, index: int = 0) -> None:
+        """`index` is the worker's number, which picks its GPU. Raises ValueError for a job that cannot be done."""
+        if not job.datasets:
+            raise ValueError("there are no datasets; give one with --set datasets.NAME.path=FILE")
+        self.job, self.index = job, index
+        self._datasets: dict[str, ImportedDataset] = {}
+        self._manifests: dict[str, Manifest] = {}
+
+    @cached_property
+    def tokenizer(self) -> CorpusTokenizer:
+        if self.job.threads:
+            torch.set_num_threads(self.job.threads)
+        return CorpusTokenizer(self.job.model, self._device(), self.job.max_tokens)
+
+    def _device(self) -> str:
+        if self.job.device != "cuda":
+            return self.job.device
+        if not torch.cuda.is_available():
+            raise ValueError("device is cuda but torch sees no GPU here; set device to cpu")
+        return f"cuda:{self.index % torch.cuda.device_count()}"
+
+    def dataset(self, name: str) -> ImportedDataset:
+        """Opened at first use, which reads all its rows."""
+        if name not in self._datasets:
+            try:
+                self._datasets[name] = open_dataset(self.job.datasets[name])
+            except ValueError as error:
+                raise ValueError(f"dataset {name}: {error}") from None
+        return self._datasets[name]
+
+    def folder(self, name: str) -> Path:
+        return self.job.out / name
+
+    def manifest(self, name: str) -> Manifest:
+        """What the shards of a dataset agree on: its size, the hashes, and every setting that decides their bytes."""
+        if name in self._manifests:
+            return self._manifests[name]
+        dataset, coder = self.dataset(name), self.tokenizer.coder
+        record = {
+            "dataset": name,
+            "file": Path(dataset.cfg.path).name,
+            "format": dataset.format,
+            "rows_sha256": dataset.fingerprint(),
+            "bad_rows": dataset.num_bad,
+            "image_fit": coder.processor.image_fit,
+            "max_audio_s": coder.processor.max_audio_s,
+            "max_tokens": self.job.max_tokens,
+            "batch_size": self.job.batch_size,
+            "device": coder.device.type,
+        }
+        size, hashes = self.tokenizer.vocabulary.size, self.tokenizer.hashes
+        self._manifests[name] = Manifest(len(dataset), self.job.documents_per_shard, size, hashes, record)
+        return self._manifests[name]
+
+    def items(self) -> list[Item]:
+        """The whole plan, what is finished included."""
+        return [
+            {"dataset": name, "shard": shard}
+            for name in self.job.datasets
+            for shard in range(self.manifest(name).num_shards)
+        ]
+
+    def prepare(self) -> None:
+        """Writes the manifests. Raises ValueError where a folder holds shards of other data, settings or tokenizers."""
+        for name in self.job.datasets:
+            prepare_shards(self.folder(name), self.manifest(name))
+
+    def is_done(self, item: Item) -> bool:
+        return is_done(self.folder(item["dataset"]), self.manifest(item["dataset"]), item["shard"])
+
+    def __call__(self, item: Item) -> Item:
+        """Writes the shard unless it is there. Returns the item with `written` and the numbers of documents.
+
+        Raises ValueError for the first document that cannot be tokenized under `on_bad_row="fail"`.
+        """
+        name, shard = item["dataset"], item["shard"]
+        manifest = self.manifest(name)
+        prepare_shards(self.folder(name), manifest)
+        written = not self.is_done(item)
+        if written:
+            write_shard(self.folder(name), manifest, shard, self._tokenized(name, manifest.documents_of(shard)))
+        return {**item, "written": written, "documents": len(manifest.documents_of(shard))}
+
+    def _tokenized(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
+        dataset = self.dataset(name)
+        for start in range(numbers.start, numbers.stop, self.job.batch_size):
+            batch = range(start, min(start + self.job.batch_size, numbers.stop))
+            for number, made in zip(batch, self.tokenizer([dataset[n] for n in batch]), strict=True):
+                if isinstance(made, Skipped):
+                    reason = f"{dataset.where(number)}: {made.reason}"
+                    if dataset.cfg.on_bad_row == "fail":
+                        raise ValueError(f"dataset {name}: {reason}; mend it, or set on_bad_row to skip")
+                    made = Skipped(reason)
+                yield made
+
+    def finish(self, name: str) -> dict[str, Any] | None:
+        """Writes `report.json` once all shards of a dataset are there and returns it; None before."""
+        folder = self.folder(name)
+        if missing_shards(folder, self.manifest(name)):
+            return None
+        shards = TokenShards(folder, self.tokenizer.hashes)
+        dataset = self.dataset(name)
+        report = {
+            "documents": len(shards),
+            "shards": shards.manifest.num_shards,
+            "tokens": shards.num_tokens,
+            "tokens_by_modality": dict(zip(MODALITIES, shards.tokens_by_modality().tolist(), strict=True)),
+            "bad_rows": [*map(str, dataset.bad_rows), *shards.skipped],
+            "ignored_members": dict(sorted(dataset.ignored.items())),
+        }
+        atomic_write_text(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        remove_partial_shards(folder)
+        if not len(shards):
+            raise ValueError(f"none of the rows of dataset {name} could be tokenized; the first: {shards.skipped[0]}")
+        return report
+
+
+def run_worker(job: CorpusJob, index: int, count: int, writer: ShardWriter | None = None) -> None:
+    """Does the share of worker `index` of `count`, and tells on stderr how far it is."""
+    writer = writer or ShardWriter(job, index)
+    mine = writer.items()[index::count]
+    parent = multiprocessing.parent_process()
+    for number, item in enumerate(mine, start=1):
+        if parent is not None and not parent.is_alive():
+            return  # the run was killed: nobody waits for this worker
+        start_s = time.monotonic()
+        done = writer(item)
+        took = f"in {time.monotonic() - start_s:.1f} s" if done["written"] else "was there"
+        print(
+            f"worker {index} of {count}: {item['dataset']} shard {item['shard']}, {done['documents']:,} documents, "
+            f"{took} ({number}/{len(mine)})",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def run_processes(job: CorpusJob, first: int, workers: int, count: int) -> None:
+    """Workers first … first + workers - 1 of `count` as processes. The first error stops the others and is raised."""
+    context = multiprocessing.get_context("spawn")
+    errors: Any = context.SimpleQueue()
+    processes = [
+        context.Process(target=_child, args=(job, first + number, count, errors), daemon=True)
+        for number in range(workers)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            failed = [process for process in processes if process.exitcode not in (None, 0)]
+            if failed:
+                break
+            next(process for process in processes if process.is_alive()).join(JOIN_EVERY_S)
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+    if not errors.empty():
+        raise ValueError(errors.get())
+    killed = [first + number for number, process in enumerate(processes) if process.exitcode]
+    if killed:
+        code = processes[killed[0] - first].exitcode
+        raise ValueError(
+            f"worker {killed[0]} ended with exit code {code}; finished shards are kept: run the same command again, "
+            "with fewer workers if memory ran out"
+        )
+
+
+def _child(job: CorpusJob, index: int, count: int, errors: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the group; the parent ends its workers
+    try:
+        run_worker(job, index, count)
+    except (ValueError, OSError) as error:
+        errors.put(" ".join(str(error).split()))
+        raise SystemExit(2) from None
