@@ -153,7 +153,7 @@ def test_doctor_tells_what_is_here_and_what_is_wrong(run, tmp_path, monkeypatch)
     status, out, _ = run("doctor")
     lines = {line[:15].strip(): line[15:].strip() for line in out.splitlines()}
     assert status == 0 and "torch" in lines and "cpu" in lines["device"] or "cuda" in lines["device"]
-    assert lines["sound"] == "WAV, FLAC, OGG, MP3" and "494 rows" in lines["model"]
+    assert lines["sound"] == "WAV, FLAC, OGG, MP3" and "524 rows" in lines["model"]
     for name in ("text", "image", "audio", "video"):
         assert lines[f"{name} tokenizer"].startswith("sha256 ")
     shutil.copytree(tiny_folder(), tmp_path / "copy")

@@ -57,13 +57,13 @@ def timed(model: Unimodal, documents: Sequence[Document], session: Any = None) -
 def _once(model: Unimodal, prompts: list[list[int]]) -> tuple[float, float]:
     """Seconds to the first token and for STEPS more."""
     engine = model.engine
-    decoder = engine.decoder
+    decoder, head = engine.decoder, engine.model.get_output_embeddings()
     begin = _now(engine.device)
     hidden = decoder.start(prompts, engine.pad_id, max(map(len, prompts)) + STEPS)  # [B, D]
-    ids = engine.head(hidden).argmax(-1, keepdim=True)
+    ids = head(hidden).argmax(-1, keepdim=True)
     first = _now(engine.device)
     for _ in range(STEPS):
-        ids = engine.head(decoder.step(ids)).argmax(-1, keepdim=True)
+        ids = head(decoder.step(ids)).argmax(-1, keepdim=True)
     return first - begin, _now(engine.device) - first
 
 
