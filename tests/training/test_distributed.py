@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +84,25 @@ def train(strategy: str, folder: Path, size: int, accumulation: int = 1, steps: 
     return outcome
 
 
-def worker(rank: int, world: int, port: int, jobs: list[dict[str, Any]]) -> None:
+def worker(rank: int, ports: list[int], jobs: list[dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    for number, job in enumerate(jobs):
+    for port, job in zip(ports, jobs, strict=True):
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port + number),
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
         }  # fmt: skip
         train(**job)
 
 
-def spawn(jobs: list[dict[str, Any]], world: int = 2) -> None:
-    import socket
-
-    with socket.socket() as probe:
+def spawn(jobs: list[dict[str, Any]]) -> None:
+    """All jobs one after the other in one pair of processes, each with a port that was free."""
+    probes = [socket.socket() for _ in jobs]
+    for probe in probes:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, (world, port, jobs), nprocs=world, join=True)
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    mp.spawn(worker, (ports, jobs), nprocs=2, join=True)
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

@@ -97,11 +97,17 @@ class Parallel:
         return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
 
 
+#: Groups stay referenced until the process ends. If a DDP module held the last reference, freeing it would join gloo's
+#: threads while holding the interpreter's lock, which one of them may be waiting for to free a tensor: a deadlock.
+_GROUPS: list[Any] = []
+
+
 class _Many(Parallel):
     """What DDP and FSDP2 share."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
+        _GROUPS.append(dist.group.WORLD)
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
 
     def total(self, values: Sequence[float]) -> list[float]:
@@ -119,6 +125,7 @@ class _Many(Parallel):
 
     def close(self) -> None:
         if dist.is_initialized():
+            dist.barrier()
             dist.destroy_process_group()
 
 
