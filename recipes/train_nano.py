@@ -30,7 +30,7 @@ from unimodal.data.mixture import Batches, Mixture
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
 from unimodal.model.loss import HeadGroups, cross_entropy_from_hidden, shift_labels
-from unimodal.model.structured_rows import finish, level_features, structure
+from unimodal.model.structured_rows import begin_from, finish, level_features, structure
 from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.template import Rendered, Template
@@ -51,7 +51,7 @@ class NanoRecipe(Config):
     models: Path = Path("data/models")
     run: Path = Path("data/runs/nano")
     out: Path = Path("data/models/nano")
-    initial: Path | None = None  # a run to begin from: its text tokenizer and its weights, without its optimizer
+    initial: Path | None = None  # a run or a finished model to begin from: its text tokenizer and weights, no optimizer
     text_pieces: int = 1024
     decoder: NanoConfig = NanoConfig(hidden_size=256, num_layers=7, num_heads=4, num_kv_heads=4, intermediate_size=704)
     loop: LoopConfig = LoopConfig(
@@ -189,6 +189,24 @@ def tensors_of(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     )  # type: ignore[return-value]
 
 
+def begin(backbone: Any, folder: Path) -> int:
+    """The weights of an earlier run, or of a finished model; → the steps that the run had made (0 of a model)."""
+    earlier = load_checkpoint(folder)
+    if earlier is not None:
+        backbone.load_state_dict(earlier["model"])
+        return int(earlier["step"])
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder} holds no checkpoint and no model to begin from; train it first or drop `initial`")
+    from safetensors.torch import load_file
+
+    state = {name.removeprefix("model."): t.float() for name, t in load_file(folder / "model.safetensors").items()}
+    begin_from(backbone.get_input_embeddings(), state.pop("embed_tokens.weight"))
+    found = backbone.load_state_dict(state, strict=False)
+    if found.unexpected_keys or any("embed_tokens" not in name for name in found.missing_keys):
+        raise ValueError(f"the model in {folder} has other layers than these settings; give its own sizes")
+    return 0
+
+
 def save_decoder(model: Any, folder: Path) -> None:
     """``config.json``, ``generation_config.json`` and half-precision ``model.safetensors`` of a stock Llama."""
     from safetensors.torch import save
@@ -271,11 +289,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
 
     initial_steps = 0
     if cfg.initial is not None:
-        earlier = load_checkpoint(cfg.initial)
-        if earlier is None:
-            raise ValueError(f"{cfg.initial} holds no checkpoint to begin from; train it first or drop `initial`")
-        backbone.load_state_dict(earlier["model"])
-        initial_steps = earlier["step"]
+        initial_steps = begin(backbone, cfg.initial)
     trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run)
     trainer.run()
     trainer.use_ema()

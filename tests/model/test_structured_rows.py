@@ -1,10 +1,11 @@
 """Structured rows: neighbours move together in training, and what is left is a stock table with the same values."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from unimodal.model.structured_rows import finish, level_features, structure
+from unimodal.model.structured_rows import begin_from, finish, level_features, structure
 from unimodal.tokenizers.quantizers import FiniteScalarQuantizer
 
 
@@ -71,3 +72,23 @@ def test_rows_share_the_rows_of_their_words_while_they_are_trained() -> None:
     embedding(torch.tensor([9])).sum().backward()
     assert free.grad is not None
     assert bool((free.grad[[1, 2]] != 0).all()) and float(free.grad[0].abs().sum()) == 0
+
+
+def test_a_finished_table_can_be_structured_and_trained_again() -> None:
+    embedding, quantizer = make()
+    rows = torch.randn(30, 6)
+    begin_from(embedding, rows)
+    torch.testing.assert_close(embedding.weight, rows, atol=1e-5, rtol=0)
+    words = {range(10, 26): [[1, 2], *[[3]] * 15]}
+    other = nn.Embedding(30, 6)
+    features = level_features(quantizer.level_indices(torch.arange(16)), quantizer.levels)
+    shape = structure(other, {range(10, 26): features}, words=words)
+    begin_from(other, rows)
+    torch.testing.assert_close(other.weight, rows, atol=1e-5, rtol=0)
+    explained = (features - features.mean(0)) @ torch.randn(features.shape[1], 6)
+    begin_from(embedding, torch.cat([rows[:10], explained, rows[26:]]))  # what the structure explains is not left free
+    free = embedding.parametrizations.weight.original[10:26]
+    assert free.square().sum() < 0.05 * explained.square().sum()
+    assert shape.tables[0].abs().sum() > 0
+    with pytest.raises(ValueError, match="does not fit"):
+        begin_from(other, rows[:20])

@@ -103,6 +103,7 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
     ]  # fmt: skip
     recipe("train_nano", *settings, "loop.steps=2")
     recipe("train_nano", *settings, "loop.steps=3", f"initial={work}/runs/nano", f"run={work}/runs/nano_more")
+    recipe("train_nano", *settings, "loop.steps=1", f"initial={models}/nano", f"run={work}/runs/nano_model")
     assert (models / "nano" / "model.safetensors").is_file()
     from transformers import AutoModelForCausalLM
 

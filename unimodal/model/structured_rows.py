@@ -101,6 +101,28 @@ def structure(
     return rows
 
 
+@torch.no_grad()
+def begin_from(embedding: nn.Embedding, rows: Tensor) -> None:
+    """Gives a structured table the values ``rows`` [V, D] of a finished one, to train it further.
+
+    What the features explain of a block (least squares) goes to its shared table, the rest to its free rows.
+    """
+    structured = embedding.parametrizations.weight  # type: ignore[union-attr]
+    shape: StructuredRows = structured[0]
+    if rows.shape != structured.original.shape:
+        raise ValueError(f"a table of {tuple(rows.shape)} does not fit one of {tuple(structured.original.shape)}")
+    structured.original.copy_(rows)
+    for index, span in enumerate(shape.ranges):
+        left = rows[span.start : span.stop].float()
+        if span in shape.words:
+            left = left - torch.sparse.mm(shape.words[span], rows.float())
+        features = getattr(shape, f"features_{index}")  # [R, F]
+        gram = features.T @ features
+        gram += 1e-3 * gram.diagonal().mean() * torch.eye(len(gram))
+        shape.tables[index].copy_(torch.linalg.solve(gram, features.T @ left))
+        structured.original[span.start : span.stop] = left - features @ shape.tables[index]
+
+
 def finish(embedding: nn.Embedding) -> None:
     """Replaces the structured table by its values: a stock embedding again."""
     parametrize.remove_parametrizations(embedding, "weight", leave_parametrized=True)
