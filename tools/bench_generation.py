@@ -5,9 +5,10 @@ turn.
 
 Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is
 faster than its `prefix_allowed_tokens_fn`. First the greedy ids of every lossless variant are compared with the peer's.
-Then the variants take turns, and medians of wall-clock count. For variants that change numbers (bfloat16, int8) or the
-answer (lossy decoders) the table says what is lost: the mean change of the log-probability of the peer's greedy picture
-per code, and how many of its codes come out the same.
+Then the variants take turns, and medians count: wall-clock, and processor time, which is what to read on a machine that
+is not idle. For variants that change numbers (bfloat16, int8) or the answer (lossy decoders) the table says what is
+lost: the mean change of the log-probability of the peer's greedy picture per code, and how many of its codes come out
+the same.
 
     peer          transformers.generate() with guidance_scale: a second forward with its own cache each step
     reference     the engine over Hugging Face's forward: both branches in one batch, sliced head, grammar
@@ -203,23 +204,27 @@ def main() -> None:
     for name, (engine, method, _) in engines.items():
         runs[name] = lambda seed, e=engine, m=method: bench.ours(e, sampling, m, seed)
     times: dict[str, list[float]] = {name: [] for name in runs}
+    processor: dict[str, list[float]] = {name: [] for name in runs}
     forwards: dict[str, list[int]] = {name: [] for name in runs}
     for turn in range(args.repeats + 1):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             run(turn)
             if turn:
                 times[name].append(time.perf_counter() - began)
+                processor[name].append(time.process_time() - worked)
                 forwards[name].append(engines[name][0].stats.forwards if name in engines else bench.num_codes)
         print(f"turn {turn} of {args.repeats}", file=sys.stderr)
     greedy = bench.peer(GREEDY)
     likelihood = bench.log_likelihood(packed, greedy[0])
-    base = statistics.median(times["peer"])
-    print(f"{'':18s} s/batch  pictures/min   x peer  passes  weights GB/s  greedy ids       log-probability a code")
+    base, base_worked = statistics.median(times["peer"]), statistics.median(processor["peer"])
+    print(f"{'':18s} s/batch  pictures/min   x peer  processor s  x peer", end="")
+    print("  passes  weights GB/s  greedy ids       log-probability a code")
     for name, values in times.items():
         median = statistics.median(values)
         line = f"{name:18s} {median:7.3f} {60 * args.pictures / median:13.1f} {base / median:8.2f}"
-        line += f" {statistics.median(forwards[name]):7.0f}"
+        worked = statistics.median(processor[name])
+        line += f" {worked:12.3f} {base_worked / worked:7.2f} {statistics.median(forwards[name]):7.0f}"
         if name in engines:
             engine, method, size = engines[name]
             found = bench.ours(engine, GREEDY, method)
