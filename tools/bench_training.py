@@ -86,13 +86,13 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
 
 
 def run_trl(args: argparse.Namespace, texts: list[str], packing: bool) -> dict[str, float]:
-    import datasets
-    import peft
-    import torch
-    import trl
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from unimodal.model.base import load_base  # first: it lets transformers be imported beside a CPU build of torch
 
-    from unimodal.model.base import load_base
+    import datasets  # isort: skip
+    import peft  # isort: skip
+    import torch  # isort: skip
+    import trl  # isort: skip
+    from transformers import PreTrainedTokenizerFast, TrainerCallback  # isort: skip
 
     base = load_base(args.base)
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,8 @@ def donor(table, num_anchors=200):
     rotation = torch.linalg.qr(torch.randn(D, D, generator=g)).Q
     anchor_rows = torch.arange(num_anchors)
     picks = torch.stack([torch.randperm(num_anchors, generator=g)[:3] for _ in range(R)])
-    weights = torch.rand(R, 3, generator=g) / 3
+    weights = torch.rand(R, 3, generator=g)
+    weights = weights / weights.sum(1, keepdim=True)
     truth = torch.einsum("rk,rkd->rd", weights, table[picks])
     return Donor(truth @ rotation, table[anchor_rows] @ rotation, anchor_rows), truth
 

@@ -3,7 +3,9 @@
 "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit" (arXiv 2506.06607): a new token's row in the
 donor is written as a sparse combination of the donor's rows of shared tokens (anchors), and the same combination of
 the base's rows of these tokens becomes the new row. A small model trained on the same codes is a donor: what it
-learned of a code's place among words carries over. Rows that the donor does not have begin by `description`.
+learned of a code's place among words carries over. Both tables are centred first, which the paper does not do: a mean
+that all rows share is in every combination once, not as often as its weights add up to. Rows that the donor does not
+have begin by `description`.
 """
 
 from __future__ import annotations
@@ -31,14 +33,19 @@ def matching_pursuit(request: RowRequest) -> Tensor:
     rows = description(request)
     base = request.table.detach().float()[donor.anchor_rows]  # [A, D]
     anchors = donor.anchors.detach().float().to(base.device)
+    base_mean, donor_mean = base.mean(0), anchors.mean(0)
     known = (~donor.rows.isnan().any(1)).nonzero().squeeze(1)
     for part in known.split(CHUNK):
-        targets = donor.rows[part].detach().float().to(base.device)
-        chosen, weights = sparse_combination(targets, anchors, min(NUM_ANCHORS, len(anchors)))
-        rows[part] = torch.einsum("nk,nkd->nd", weights, base[chosen])
-    # A sum of anchors that never stood in the base as one row can be far longer than any row of it: clip it.
-    longest = request.used().norm(dim=1).max()
-    return rows * (longest / rows.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
+        targets = donor.rows[part].detach().float().to(base.device) - donor_mean
+        chosen, weights = sparse_combination(targets, anchors - donor_mean, min(NUM_ANCHORS, len(anchors)))
+        rows[part] = torch.einsum("nk,nkd->nd", weights, (base - base_mean)[chosen])
+    # A donor of small width fits with large weights of both signs, and the sum is then far longer than any row of the
+    # base: no row lies farther from the mean than the base's rows do on average.
+    usual = (request.used() - base_mean).norm(dim=1).mean()
+    offsets = rows[known]
+    offsets = offsets * (usual / offsets.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
+    rows[known] = base_mean + offsets
+    return rows
 
 
 def sparse_combination(targets: Tensor, anchors: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
