@@ -50,7 +50,11 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano_pictures.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
 	$(BIN)/python recipes/assemble_nano.py
-	$(BIN)/unimodal evaluate --suite all --model model_cards/nano --out model_cards/nano/report.json
+	$(BIN)/unimodal evaluate --suite image_reconstruction --suite video_reconstruction --suite picture_naming \
+	  --suite picture_drawing --suite clip_naming --suite clip_drawing \
+	  --model model_cards/nano --limit 120 --out model_cards/nano/report.json
+	$(BIN)/unimodal evaluate --suite speech_reconstruction --suite transcription --suite speaking \
+	  --model model_cards/nano --limit 12 --out model_cards/nano/report_speech.json
 	$(BIN)/python recipes/make_gallery.py
 	$(BIN)/python recipes/write_card.py
 

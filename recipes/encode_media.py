@@ -1,12 +1,12 @@
-"""Encodes the prepared pictures and clips with the finished tokenizers, once, for the training of nano.
+"""Encodes the prepared pictures, clips and utterances with the finished tokenizers, once, for the training of nano.
 
     python recipes/encode_media.py [--set data=data/prepared]
 
 Writes data/prepared/image_codes.npz (codes int16 [M, V, 64]: every view of every picture), clip_codes.npz (codes
-int16 [C, 2, 192]: as it is and mirrored) with the hash of the tokenizer that made them. Speech codes are written by
-recipes/train_audio_tokenizer.py.
+int16 [C, 2, 192]: as it is and mirrored) and speech/codes.npz (codes int16 [ΣN] with offsets int64 [U + 1]), each with
+the hash of the tokenizer that made it.
 
-Shapes: M pictures, V views, C clips.
+Shapes: M pictures, V views, C clips, U utterances, N codes of one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from unimodal.config import Config
+from unimodal.evaluation.prepared import Speech
+from unimodal.tokenizers.audio import AudioTokenizer
 from unimodal.tokenizers.image import ImageTokenizer
 from unimodal.tokenizers.video import VideoTokenizer
 from unimodal.training.command import recipe_main
@@ -31,6 +33,7 @@ class EncodeRecipe(Config):
     batch_size: int = 128
     images: bool = True
     clips: bool = True
+    speech: bool = True
     threads: int = 0
 
 
@@ -71,6 +74,24 @@ def encode_clips(cfg: EncodeRecipe, video: VideoTokenizer) -> None:
     save(cfg.data / "clip_codes.npz", codes=codes.numpy().astype(np.int16), sha256=np.array(video.sha256))
 
 
+def encode_speech(cfg: EncodeRecipe, audio: AudioTokenizer, at_once: int = 32) -> None:
+    speech = Speech.load(cfg.data)
+    order = sorted(range(len(speech.utterances)), key=lambda row: speech.utterances[row]["num_samples"])
+    codes: dict[int, np.ndarray] = {}
+    for first in range(0, len(order), at_once):
+        rows = order[first : first + at_once]
+        waves = [speech.sound(speech.utterances[row]) for row in rows]
+        lengths = torch.tensor([len(wave) for wave in waves])
+        encoded = audio.encode(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)[:, None], lengths)
+        codes |= {row: encoded.row(index)[:, 0].numpy().astype(np.int16) for index, row in enumerate(rows)}
+        if first % (at_once * 100) == 0:
+            print(f"utterances {first}/{len(order)}", file=sys.stderr, flush=True)
+    flat = np.concatenate([codes[row] for row in range(len(order))])
+    offsets = np.cumsum([0, *(len(codes[row]) for row in range(len(order)))])
+    print(f"{len(flat)} codes, {np.unique(flat).size} of {audio.codebook_sizes[0]} values used", file=sys.stderr)
+    save(cfg.data / "speech" / "codes.npz", codes=flat, offsets=offsets, sha256=np.array(audio.sha256))
+
+
 def run(cfg: EncodeRecipe, dry_run: bool) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -79,6 +100,8 @@ def run(cfg: EncodeRecipe, dry_run: bool) -> None:
         encode_pictures(cfg, image)
     if cfg.clips and not dry_run:
         encode_clips(cfg, VideoTokenizer.load(cfg.models / "video_tokenizer", image))
+    if cfg.speech and not dry_run:
+        encode_speech(cfg, AudioTokenizer.load(cfg.models / "audio_tokenizer"))
 
 
 if __name__ == "__main__":

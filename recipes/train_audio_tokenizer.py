@@ -2,16 +2,15 @@
 
     python recipes/train_audio_tokenizer.py recipes/configs/audio_tokenizer.yaml [--set codec.steps=200] [--dry-run]
 
-Reads data/prepared/speech (tools/make_speech.py); writes checkpoints and metrics under ``run``, the finished
-tokenizer to ``out`` and the codes of every utterance beside the audio. Interrupt it when you like; the same command
-goes on. The tokenizer with the Griffin-Lim head is written as soon as the codes are trained: the head changes no code.
+Reads data/prepared/speech (tools/make_speech.py); writes checkpoints and metrics under ``run`` and the finished
+tokenizer to ``out``. Interrupt it when you like; the same command goes on. The tokenizer with the Griffin-Lim head is
+written as soon as the codes are trained: the head changes no code.
 
 Shapes: B batch, T samples, M mel bands, F frames, N codes, K quantized dimensions, L characters.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unimodal.config import Config, atomic_path, atomic_write_text
+from unimodal.config import Config, atomic_write_text
 from unimodal.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.audio_losses import SpectralLoss, SpectrumDiscriminator, adversarial_losses
@@ -35,7 +34,6 @@ class AudioTokenizerRecipe(Config):
     data: Path = Path("data/prepared/speech")
     run: Path = Path("data/runs/audio_tokenizer")
     out: Path = Path("data/models/audio_tokenizer")
-    codes: Path = Path("data/prepared/speech/codes.npz")
     keep_encoder: Path | None = None  # a finished tokenizer whose codes must stay: only its decoder is trained on
     tokenizer: AudioTokenizerConfig = AudioTokenizerConfig()
     codec: LoopConfig = LoopConfig(
@@ -285,32 +283,6 @@ def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokeniz
     return AudioTokenizer.load(cfg.out)
 
 
-def write_codes(cfg: AudioTokenizerRecipe, speech: Speech) -> None:
-    """codes.npz: ``codes`` int16 [ΣN], ``offsets`` int64 [utterances + 1], by the weights as exported."""
-    tokenizer = AudioTokenizer.load(cfg.out)
-    order = sorted(range(len(speech.utterances)), key=lambda row: speech.utterances[row]["num_samples"])
-    codes: dict[int, np.ndarray] = {}
-    for first in range(0, len(order), 32):
-        rows = order[first : first + 32]
-        waves = [speech.wave(row) for row in rows]
-        lengths = torch.tensor([len(wave) for wave in waves])
-        encoded = tokenizer.encode(nn.utils.rnn.pad_sequence(waves, batch_first=True)[:, None], lengths)
-        for index, row in enumerate(rows):
-            codes[row] = encoded.row(index)[:, 0].numpy().astype(np.int16)
-        if first % 3200 == 0:
-            print(f"codes of {first + len(rows)} of {len(order)} utterances", file=sys.stderr, flush=True)
-    ordered = [codes[row] for row in range(len(order))]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ordered])]).astype(np.int64)
-    made_by = {
-        "weights_sha256": tokenizer.sha256,
-        "utterances_sha256": hashlib.sha256((speech.folder / "utterances.json").read_bytes()).hexdigest(),
-    }
-    with atomic_path(cfg.codes) as part, open(part, "wb") as file:
-        np.savez(file, codes=np.concatenate(ordered), offsets=offsets, **made_by)
-    used = np.unique(np.concatenate(ordered)).size
-    print(f"{offsets[-1]} codes, {used} of {tokenizer.codebook_sizes[0]} values used", file=sys.stderr)
-
-
 def run(cfg: AudioTokenizerRecipe, dry_run: bool) -> None:
     speech = Speech(cfg.data)
     hours = sum(speech.utterances[row]["num_samples"] for row in speech.rows("train")) / 16_000 / 3600
@@ -324,7 +296,6 @@ def run(cfg: AudioTokenizerRecipe, dry_run: bool) -> None:
     tokenizer = export(cfg, tokenizer)
     if cfg.train_head:
         tokenizer = export(cfg, train_head(cfg, speech, tokenizer))
-    write_codes(cfg, speech)
 
 
 if __name__ == "__main__":

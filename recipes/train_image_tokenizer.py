@@ -132,14 +132,12 @@ def fit_first_codes(
     own_concept, own_look = torch.full((2, len(pictures.concept)), -1)
     own_concept[rows], own_look[rows] = labels, torch.arange(len(rows))
     num = cfg.tokenizer.num_semantic
-    views = torch.arange(features.shape[1])
+    every = torch.cartesian_prod(torch.arange(len(features)), torch.arange(features.shape[1]))  # [M · V, 2]
     with torch.inference_mode():
         nearest = torch.cat([model.semantic.nearest(f.float(), num + 1) for f in features.flatten(0, 1).split(4096)])
-        looks = [
-            model.look.nearest(pictures.batch(row.expand(len(views)), views), 2) for row in torch.arange(len(own_look))
-        ]
+        looks = torch.cat([model.look.nearest(pictures.batch(*part.unbind(1)), 2) for part in every.split(512)])
     codes, others = without_own(nearest.unflatten(0, features.shape[:2]), own_concept)  # [M, V, S]
-    look, other_look = without_own(torch.stack(looks), own_look)  # [M, V, 1]
+    look, other_look = without_own(looks.unflatten(0, features.shape[:2]), own_look)  # [M, V, 1]
     return FirstCodes(codes, look[..., 0]), FirstCodes(others, other_look[..., 0])
 
 

@@ -3,7 +3,7 @@ and speech.
 
     python recipes/train_nano.py recipes/configs/nano.yaml [--set loop.steps=200] [--dry-run]
 
-Reads the codes of recipes/encode_media.py and recipes/train_audio_tokenizer.py; writes checkpoints and metrics under
+Reads the codes of recipes/encode_media.py; writes checkpoints and metrics under
 ``run`` and at the end the weights with the text tokenizer and the vocabulary manifest to ``out``. Six tasks are
 mixed: each medium named and made. Interrupt it when you like; the same command goes on.
 

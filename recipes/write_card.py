@@ -241,19 +241,19 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
 
 
 REASONS = {
-    "picture reconstruction, 64 codes": "about 110,000 views in an hour of one core; the error was still falling, and "
-    "pictures nobody has seen gain little from the look of another picture",
-    "clip reconstruction": "1,200 steps of 8 clips; the later frames lose the most (report.json), and the first one is "
-    "bounded by the picture tokenizer",
-    "speech reconstruction, Whisper WER %": "the voices that were trained on are kept; a voice that was not (`awb`, "
-    "the human speaker) is outside what four synthetic voices teach",
-    "picture → name": "the first code names the concept more often than the decoder spells it; each label was read "
-    "some ten times",
-    "text → picture, concept among the 5 nearest": "the decoder has to write one look among thousands, and saw each "
-    "some five times; rebuilt pictures would reach the figure under `rebuilt` in report.json",
-    "speech → text, WER": "frequent words and the voices that were trained on are read; rare nouns were heard a few "
-    "times",
-    "text → speech, Whisper WER": "the decoder saw each sentence less than once a voice",
+    "picture reconstruction, 64 codes": "the error was still falling when training had to stop, and pictures nobody "
+    "has seen gain little from the look of another picture",
+    "clip reconstruction": "the later frames lose the most (report.json), and the first one is bounded by the picture "
+    "tokenizer",
+    "speech reconstruction, Whisper WER %": "the codec was trained on four synthetic voices; a voice that it never "
+    "heard (`awb`, the human speaker) is lost",
+    "picture → name": "the decoder's loss was still falling when training had to stop",
+    "text → picture, concept among the 5 nearest": "the decoder's loss was still falling when training had to stop; "
+    "rebuilt training pictures are found under `rebuilt` in report.json",
+    "speech → text, WER": "the decoder's loss was still falling; by voice, the unseen one is the worst "
+    "(report_speech.json)",
+    "text → speech, Whisper WER": "the decoder's loss was still falling; recordings rebuilt from their codes are read "
+    "well (`rebuilt_wer` in report_speech.json)",
 }
 
 

@@ -165,7 +165,7 @@ def load_clips(prepared: Path, codes: np.ndarray, split: str = "train") -> Coded
 
 def load_speech(folder: Path, split: str = "train", max_codes: int | None = None) -> CodedSpeech:
     """`utterances.json` and `codes.npz` of the speech folder."""
-    arrays = _load_arrays(folder / "codes.npz", "python recipes/train_audio_tokenizer.py")
+    arrays = _load_arrays(folder / "codes.npz", "python recipes/encode_media.py")
     utterances = _read_json(folder / "utterances.json", "python tools/make_speech.py pack")
     return CodedSpeech(arrays["codes"], arrays["offsets"], utterances, split, max_codes)
 

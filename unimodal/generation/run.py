@@ -5,6 +5,7 @@ Shapes: B rows, S streams, N tokens of a prompt, D width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from unimodal.generation.session import Session
 
 
-class Run:
+class Run(ABC):
     """`start`, then `advance` until every grammar is finished, then `remember`."""
 
     spare = 0  # tokens beyond an answer that the cache must hold
@@ -55,9 +56,9 @@ class Run:
         self.stats.prompt_tokens = sum(map(len, prompts)) - self.stats.cached_tokens
         self.count(0)
 
+    @abstractmethod
     def advance(self) -> None:
         """Write at least one token of every unfinished row."""
-        raise NotImplementedError
 
     def count(self, num_new: int) -> None:
         self.stats.forwards += 1
