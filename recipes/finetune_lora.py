@@ -29,6 +29,7 @@ from unimodal.pipeline_tuning import (
     described_rows,
     donor_rows,
     joint_template,
+    named_rows,
     open_media,
     packed_loss,
     plan,
@@ -49,6 +50,9 @@ class LoraRecipe(Config):
     run: Path = Path("data/runs/lora")
     lora: LoraSettings | None = LoraSettings()  # null trains the new rows alone
     initialiser: str = "codebook"
+    row_words: Path | None = (
+        None  # JSON {block: [words of each code]}: rows of codes that have a name begin as its words
+    )
     donor: Path | None = None  # a trained model of ours with the same tokenizers, for initialiser omp
     base_precision: Precision = "float32"
     eight_bit: bool = False
@@ -72,13 +76,14 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run)
 
     # the model: frozen base, LoRA, and new rows on both sides
+    named = named_rows(cfg.row_words, template) if cfg.row_words else {}
     model = build_model(
         base,
         template.vocabulary,
         cfg.lora,
         initialiser=cfg.initialiser,
-        features=block_features(template.vocabulary, media) if cfg.initialiser == "codebook" else None,
-        words=described_rows(template) if template.vocabulary.size > base.num_rows else None,
+        features=block_features(template.vocabulary, media, named) if cfg.initialiser == "codebook" else None,
+        words=described_rows(template) | named if template.vocabulary.size > base.num_rows else None,
         donor=donor_rows(cfg.donor, template) if cfg.donor else None,
         seed=cfg.loop.seed,
         attention=cfg.attention,

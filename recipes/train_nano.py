@@ -29,6 +29,7 @@ from unimodal.data import coded, sources
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
+from unimodal.model.ctc import ctc_from_hidden, spoken_answers
 from unimodal.model.loss import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.model.structured_rows import begin_from, finish, level_features, structure
 from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
@@ -63,6 +64,8 @@ class NanoRecipe(Config):
     balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
     default_style: str = "noto"  # what is drawn when no style is asked for
     text_dropout: float = 0.1  # share of wishes without their words, for guidance
+    ctc_weight: float = 0.3  # of the transcript read at the audio codes themselves, beside the answer (model/ctc.py)
+    text_weight: float = 2.0  # of a text label beside a media code: answers in words are short
     max_speech_codes: int = 160  # longer utterances are left out (31.25 codes a second)
     weights: dict[str, float] = {  # share of documents
         "image_to_name": 0.24,
@@ -274,6 +277,8 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     structure(embedding, row_features(vocabulary, image, audio, video), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
+    audio_rows, text_rows = vocabulary.block_range("audio"), range(text.size)
+    classes = torch.tensor([*text_rows, pad])  # the padding row is the blank
 
     def loss(batch: PackedBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         ids, labels, positions = tensors_of(batch)
@@ -282,10 +287,17 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
                 input_ids=ids, position_ids=positions, use_cache=False, packing=Packing.from_position_ids(positions)
             )
             result = cross_entropy_from_hidden(
-                hidden.last_hidden_state, ids, shift_labels(labels, positions), embedding, groups
-            )
+                hidden.last_hidden_state, ids, shift_labels(labels, positions), embedding, groups,
+                modality_weights={"text": cfg.text_weight},
+            )  # fmt: skip
+            reading = None
+            if cfg.ctc_weight:
+                utterances = spoken_answers(ids, labels, positions, audio_rows, text_rows)
+                reading = ctc_from_hidden(hidden.last_hidden_state, embedding.weight[classes], utterances)
         numbers = {f"loss_{name}": total / count for name, (total, count) in result.per_block.items() if count}
-        return result.mean, numbers
+        if reading is None:
+            return result.mean, numbers
+        return result.mean + cfg.ctc_weight * reading, {**numbers, "ctc": float(reading.detach())}
 
     initial_steps = 0
     if cfg.initial is not None:

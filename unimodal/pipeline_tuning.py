@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,36 @@ def described_rows(template: Template) -> dict[int, list[int]]:
     return {template.vocabulary.control_id(name): template.text.encode(CONTROL_WORDS[name]) for name in CONTROLS}
 
 
-def block_features(vocabulary: Vocabulary, media: MediaCoder | None) -> dict[range, Tensor]:
-    """The codebook vectors of the blocks whose tokenizers have them: prototypes, or levels one-hot. range → [R, F]."""
+def named_rows(path: Path, template: Template) -> dict[int, list[int]]:
+    """The words that codes begin as, from a JSON file {block: [words of code 0, of code 1, …]}: row → text rows.
+
+    Raises ValueError, in one line, for a file of another shape and for a block that does not fit the vocabulary.
+    """
+    listed = read_json(path)
+    blocks = {block.label: block for block in template.vocabulary.blocks}
+    found: dict[int, list[int]] = {}
+    for name, words in listed.items():
+        if name not in blocks:
+            raise ValueError(f"{path} names the block {name!r}; the vocabulary has {', '.join(blocks) or 'none'}")
+        if not isinstance(words, list) or len(words) != blocks[name].size or not all(isinstance(w, str) for w in words):
+            raise ValueError(f"{path}: {name} needs a list of {blocks[name].size} texts, one for each code")
+        found |= {blocks[name].start + code: template.text.encode(f" {text}") for code, text in enumerate(words)}
+    return found
+
+
+def block_features(
+    vocabulary: Vocabulary, media: MediaCoder | None, named: Collection[int] = ()
+) -> dict[range, Tensor]:
+    """The codebook vectors of the blocks whose tokenizers have them: prototypes, or levels one-hot. range → [R, F].
+
+    Blocks whose rows are `named` begin as their words instead.
+    """
     features: dict[range, Tensor] = {}
     for modality in vocabulary.media if media else ():
         assert media is not None
         tokenizer = media.tokenizer(modality)
         for block in vocabulary.blocks:
-            if block.modality != modality or block.group:
+            if block.modality != modality or block.group or block.start in named:
                 continue
             semantic = getattr(tokenizer, "semantic", None)
             quantizer: Any = getattr(tokenizer, "quantizer", None)

@@ -126,6 +126,23 @@ def test_adapter_equals_merged_equals_saved_and_reloaded(base_folder, tmp_path, 
 
 
 @pytest.mark.parametrize("tied", [True, False])
+def test_rows_in_8_bits_are_within_half_a_step_of_their_row(base_folder, tmp_path, tied):
+    vocabulary = vocabulary_for()
+    model = train(build_model(base_folder("llama", tied), vocabulary, LORA), vocabulary)
+    sizes = {}
+    for name, small in (("whole", False), ("small", True)):
+        save_adapter(tmp_path / name, model, str(base_folder("llama", tied)), vocabulary, rows_in_8_bits=small)
+        sizes[name] = (tmp_path / name / "new_rows.safetensors").stat().st_size
+    assert sizes["small"] < 0.5 * sizes["whole"]
+    again, _ = load_adapter(tmp_path / "small")
+    assert set(new_rows(again)) == set(new_rows(model))
+    for side, table in new_rows(model).items():
+        step = table.detach().abs().amax(1, keepdim=True) / 127
+        assert bool(((new_rows(again)[side] - table).abs() <= 0.501 * step).all())
+        assert float((new_rows(again)[side] - table).detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("lora", [LORA, None])
 def test_every_new_row_gets_a_gradient_on_both_sides_and_the_base_none(base_folder, tied, lora):
     vocabulary = vocabulary_for()

@@ -126,3 +126,32 @@ def test_a_half_written_checkpoint_is_named(settings, tmp_path, capsys):
     with pytest.raises(SystemExit):
         recipe("finetune_lora", *settings)
     assert "last.pt cannot be read" in capsys.readouterr().err
+
+
+def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_path):
+    from unimodal.model.base import load_base
+    from unimodal.model.build import build_model
+    from unimodal.model.rows import new_rows
+    from unimodal.pipeline_tuning import joint_template, named_rows, open_media
+
+    base = load_base(tiny_base)
+    template = joint_template(base, open_media(media_folder))
+    block = template.vocabulary.blocks[0]
+    words = ["apple", "pear"] * (block.size // 2)
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps({block.label: words}))
+    named = named_rows(path, template)
+    assert sorted(named) == list(block.rows)
+    table = base.model.get_input_embeddings().weight.detach().clone()
+    num_base = base.num_rows
+    model = build_model(base, template.vocabulary, words=named)
+    rows = new_rows(model)["input"].detach()[block.start - num_base :][: block.size]
+    for code in (0, 1):
+        meant = table[named[block.start + code]].mean(0)
+        other = table[named[block.start + 1 - code]].mean(0)
+        assert float((rows[code] - meant).norm()) < float((rows[code] - other).norm())
+
+    for wrong, message in (({"nothing": []}, "the vocabulary has"), ({block.label: ["apple"]}, "needs a list of")):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=message):
+            named_rows(path, template)

@@ -1,0 +1,201 @@
+"""Makes the corpus of smol: pictures, clips, speech and text as token shards in the vocabulary behind SmolLM2's rows.
+
+    python recipes/prepare_smol.py [recipes/configs/smol_data.yaml] [--set documents.image_to_name=2000]
+
+Reads the prepared data and the codes of recipes/encode_media.py, which are those of the tokenizers in ``media``.
+Writes to ``out`` a folder of shards for each source and ``row_words.json``: for every code that stands for something
+that has a name, the words that its row begins as. What the base already knows is kept by letting it speak: it answers
+questions about everyday things, and these answers are learnt again (sequence-level distillation, arXiv 1606.07947,
+of the model by itself), beside definitions and pages of novels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unimodal.config import Config, atomic_write_text
+from unimodal.data import coded, plain_text, sources
+from unimodal.data.token_shards import write_token_shards
+from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.model.base import SMOLLM2, BaseModel, load_base
+from unimodal.pipeline_tuning import new_template, open_media
+from unimodal.sequence.document import Document, Turn
+from unimodal.sequence.template import Rendered, Template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.training.command import recipe_main
+
+ABOUT = ("What is {a}?", "Tell me about {a}.", 'Write a sentence with the words "{name}".', "What is {a} good for?")
+QUESTIONS = (
+    "What is the capital of France?", "What is the capital of Japan?", "What is the capital of Italy?",
+    "What is the capital of Egypt?", "What is the capital of Canada?", "How many days are in a week?",
+    "How many legs does a spider have?", "What color is the sky?", "What do bees make?", "What is the largest ocean?",
+    "Who wrote Romeo and Juliet?", "What is two plus three?", "Why do leaves fall in autumn?", "Hello, how are you?",
+    "Who are you?", "What can you do?", "Tell me a short joke.", "Give me a tip for a good night's sleep.",
+    "How do I boil an egg?", "What is water made of?", "Name three fruits.", "Name three animals that live in the sea.",
+    "What is the opposite of hot?", "Translate \"good morning\" into French.", "What is the moon?",
+)  # fmt: skip
+
+
+class SmolData(Config):
+    base: str = SMOLLM2
+    media: Path = Path("model_cards/nano")
+    data: Path = Path("data/prepared")
+    raw: Path = Path("data/raw")
+    out: Path = Path("data/prepared/smol")
+    balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
+    seed: int = 0
+    max_speech_codes: int = 110  # longer utterances are left out (31.25 codes a second)
+    answers: int = 800  # questions that the base answers
+    answer_tokens: int = 48
+    batch: int = 16
+    threads: int = 0
+    documents: dict[str, int] = {  # drawn of each source
+        "image_to_name": 12000,
+        "text_to_image": 8000,
+        "text_to_styled_image": 4000,
+        "audio_to_text": 4000,
+        "text_to_audio": 4000,
+        "video_to_name": 1000,
+        "text_to_video": 1000,
+        "definitions": 4000,
+        "novels": 2000,
+    }
+
+
+def media_sources(cfg: SmolData) -> dict[str, sources.Source]:
+    """The same tasks as nano's, in the same words."""
+    pictures = coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
+    codes = np.load(cfg.data / "image_codes.npz")["codes"]
+    plain = coded.load_pictures(cfg.data, codes, styles=("noto",))
+    styled = coded.load_pictures(cfg.data, codes, styles=tuple(sorted({*coded.TRAINING_STYLES} - {"noto"})))
+    clips = coded.load_clips(cfg.data, np.load(cfg.data / "clip_codes.npz")["codes"])
+    speech = coded.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
+    listed: list[sources.Source] = [
+        sources.MediaToName(pictures),
+        sources.NameToMedia(plain, style_share=0.2),
+        sources.NameToMedia(styled, style_share=1.0, name="text_to_styled_image"),
+        sources.SpeechToText(speech),
+        sources.TextToSpeech(speech),
+        sources.MediaToName(clips),
+        sources.NameToMedia(clips),
+    ]
+    return {source.name: source for source in listed}
+
+
+def row_words(cfg: SmolData) -> dict[str, list[str]]:
+    """What the prototypes and the looks stand for, in the order of their codes (recipes/train_image_tokenizer.py)."""
+    pictures = coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
+    concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
+    looks = [
+        f"{pictures.concept(item).label} {sources.STYLE_WORDS[pictures.style(item)]}" for item in range(len(pictures))
+    ]
+    return {"semantic": [concepts[number].lower() for number in sorted(concepts)], "look": [w.lower() for w in looks]}
+
+
+def questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
+    draws = sources.generator(cfg.seed, "questions")
+    asked = list(QUESTIONS)
+    for label in sorted(labels, key=lambda _: draws.random()):
+        if len(asked) >= cfg.answers:
+            break
+        asked.append(sources.pick(draws, ABOUT).format(a=sources.with_article(label), name=label))
+    return asked[: cfg.answers]
+
+
+@torch.inference_mode()
+def answers_of_base(base: BaseModel, asked: Sequence[str], cfg: SmolData) -> list[str]:
+    """The base's own greedy answers, in its own chat format, cut at the end of a sentence; "" where none ends."""
+    text = TextTokenizer(base.tokenizer)
+    special = {token["content"]: token["id"] for token in base.tokenizer["added_tokens"]}
+    start, stop = special["<|im_start|>"], special["<|im_end|>"]
+    prompts = [
+        [start, *text.encode(f"user\n{question}"), stop, *text.encode("\n"), start, *text.encode("assistant\n")]
+        for question in asked
+    ]
+    found = []
+    for first in range(0, len(prompts), cfg.batch):
+        batch = prompts[first : first + cfg.batch]
+        longest = max(map(len, batch))
+        ids = torch.tensor([[stop] * (longest - len(p)) + p for p in batch])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
+        written = base.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=cfg.answer_tokens, do_sample=False, use_cache=True,
+            eos_token_id=stop, pad_token_id=stop,
+        )[:, longest:].tolist()  # fmt: skip
+        for row in written:
+            ended = stop in row
+            answer = text.decode(row[: row.index(stop)] if ended else row).strip()
+            last = len(answer) if ended else max(answer.rfind(mark) for mark in ".!?") + 1
+            found.append(answer[:last].strip())
+        print(f"the base has answered {len(found)} of {len(asked)}", file=sys.stderr, flush=True)
+    return found
+
+
+def text_documents(cfg: SmolData, base: BaseModel, labels: Sequence[str]) -> dict[str, list[Document]]:
+    """Chat, definitions, and novels: a passage is begun and goes on."""
+    kept = cfg.out / "answers.json"
+    asked = questions(cfg, labels)
+    if not kept.is_file() or list(json.loads(kept.read_text())) != asked:
+        pairs = dict(zip(asked, answers_of_base(base, asked, cfg), strict=True))
+        atomic_write_text(kept, json.dumps(pairs, indent=1, ensure_ascii=False) + "\n")
+    answers = json.loads(kept.read_text())
+    chat = [Document([Turn("user", q), Turn("assistant", a)]) for q, a in answers.items() if a]
+    draws = sources.generator(cfg.seed, "text")
+    meanings = plain_text.definitions(cfg.raw)
+    told = [
+        Document([Turn("user", f'What does "{word}" mean?'), Turn("assistant", meaning)])
+        for word, meaning in (sources.pick(draws, meanings) for _ in range(cfg.documents["definitions"]))
+    ]
+    novels = []
+    pages = plain_text.paragraphs(cfg.raw)
+    for _ in range(cfg.documents["novels"]):
+        words = sources.pick(draws, pages).split()[:110]
+        cut = 4 + int(draws.random() * 12)
+        novels.append(
+            Document([Turn("user", "Continue: " + " ".join(words[:cut])), Turn("assistant", " ".join(words[cut:]))])
+        )
+    return {"chat": chat, "definitions": told, "novels": novels}
+
+
+def write(cfg: SmolData, template: Template, name: str, documents: list[Document]) -> None:
+    def make(number: int) -> Rendered:
+        return template.render(documents[number])
+
+    record = {"seed": cfg.seed, "balance": cfg.balance, "source": name}
+    hashes = vocabulary_hashes(template.vocabulary)
+    shards = write_token_shards(cfg.out / name, make, len(documents), template.vocabulary.size, hashes, record)
+    assert shards is not None
+    tokens = sum(len(shards[i]) for i in range(0, len(shards), 50)) * 50 / 1e3
+    print(f"{name}: {len(shards)} documents, about {tokens:,.0f} thousand tokens", file=sys.stderr, flush=True)
+
+
+def run(cfg: SmolData, dry_run: bool) -> None:
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    base = load_base(cfg.base, "bfloat16")
+    media = open_media(cfg.media)
+    assert media is not None
+    template = new_template(TextTokenizer(base.tokenizer), base.num_rows, media)
+    listed = media_sources(cfg)
+    words = row_words(cfg)
+    if dry_run:
+        for name, source in listed.items():
+            print(f"{name}: {len(source)} items, e.g. {len(template.render(source.document(0)))} tokens")
+        return
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(cfg.out / "row_words.json", json.dumps(words, ensure_ascii=False) + "\n")
+    for name, source in listed.items():
+        plan = sources.plan(source, cfg.documents[name], cfg.balance, cfg.seed)
+        write(cfg, template, name, [source.document(int(item), int(draw)) for item, draw in plan])
+    for name, documents in text_documents(cfg, base, sorted({*words["semantic"]})).items():
+        write(cfg, template, name, documents)
+
+
+if __name__ == "__main__":
+    recipe_main(SmolData, run)

@@ -1,0 +1,48 @@
+"""The CTC loss at audio codes: which codes and words it takes, and its value against all alignments counted out."""
+
+import itertools
+import math
+
+import torch
+
+from unimodal.model.ctc import ctc_from_hidden, spoken_answers
+
+TEXT, AUDIO = range(0, 10), range(20, 30)
+
+
+def test_takes_listened_speech_and_its_words_document_by_document():
+    ids = torch.tensor([[15, 21, 22, 23, 16, 3, 4, 17, 15, 5, 16, 24, 25, 17]])
+    labels = torch.tensor([[-100, -100, -100, -100, -100, 3, 4, 17, -100, -100, -100, 24, 25, 17]])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5]])
+    [(places, words)] = spoken_answers(ids, labels, positions, AUDIO, TEXT)  # what is spoken itself is no utterance
+    assert places.tolist() == [1, 2, 3]
+    assert words.tolist() == [3, 4]
+
+
+def test_leaves_out_a_transcript_longer_than_its_speech():
+    ids = torch.tensor([[21, 3, 4]])
+    assert spoken_answers(ids, torch.tensor([[-100, 3, 4]]), torch.arange(3)[None], AUDIO, TEXT) == []
+    assert ctc_from_hidden(torch.zeros(1, 3, 4), torch.zeros(3, 4), []) is None
+
+
+def test_is_minus_the_log_of_the_summed_alignments():
+    torch.manual_seed(0)
+    hidden, rows = torch.randn(1, 4, 6), torch.randn(4, 6)  # three words and the blank
+    words = torch.tensor([1, 1])
+    scores = (hidden[0] @ rows.T).log_softmax(-1)
+    total = 0.0
+    for path in itertools.product(range(4), repeat=4):
+        merged = [c for i, c in enumerate(path) if c != 3 and (i == 0 or path[i - 1] != c)]
+        if merged == [1, 1]:
+            total += math.exp(sum(float(scores[t, c]) for t, c in enumerate(path)))
+    loss = ctc_from_hidden(hidden, rows, [(torch.arange(4), words)])
+    assert loss is not None
+    torch.testing.assert_close(float(loss), -math.log(total) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_an_utterance_beside_a_longer_one_costs_the_same():
+    torch.manual_seed(0)
+    hidden, rows = torch.randn(2, 5, 6), torch.randn(4, 6)
+    one, two = (torch.arange(3), torch.tensor([0, 2])), (torch.arange(5, 10), torch.tensor([1, 2]))
+    alone = [float(ctc_from_hidden(hidden, rows, [u])) for u in (one, two)]
+    torch.testing.assert_close(float(ctc_from_hidden(hidden, rows, [one, two])), sum(alone) / 2, rtol=1e-5, atol=1e-6)

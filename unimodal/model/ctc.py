@@ -1,0 +1,62 @@
+"""Reading aloud in one's head: a CTC loss at the audio codes of an utterance, over the model's own text rows.
+
+A decoder that learns to transcribe from its answers alone must first find out which sound goes with which word. Scoring
+the transcript at the audio positions as well (connectionist temporal classification, Graves et al. 2006; beside
+attention as in arXiv 1609.06773) gives it that alignment from the first steps. Nothing is added to the model: the
+classes are the text rows of its head, and a control row that no text uses is the blank. Positions of speech that is
+only listened to carry no other loss.
+
+Shapes: B rows, N tokens, D width, U utterances, T audio codes of the longest, C classes, L tokens of the transcripts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from unimodal.model.loss import IGNORE
+
+
+def spoken_answers(
+    ids: Tensor, labels: Tensor, position_ids: Tensor, audio: range, text: range
+) -> list[tuple[Tensor, Tensor]]:
+    """The utterances whose transcript is the answer: (places of the audio codes, ids of the transcript), each int64.
+
+    ids, labels (-100: given) and position_ids [B, N] hold packed documents, which begin at position 0. Places count
+    the B*N flattened tokens. An utterance has given audio codes, and behind them labelled text ids.
+    """
+    flat, wanted = ids.reshape(-1), labels.reshape(-1)
+    starts = (position_ids.reshape(-1) == 0).nonzero().flatten().tolist() + [flat.numel()]
+    heard = (flat >= audio.start) & (flat < audio.stop) & (wanted == IGNORE)
+    told = (wanted >= text.start) & (wanted < text.stop)
+    found = []
+    for first, last in zip(starts, starts[1:], strict=False):
+        places = heard[first:last].nonzero().flatten() + first
+        transcript = wanted[first:last][told[first:last]]
+        if len(transcript) and len(places) >= len(transcript):
+            found.append((places, transcript))
+    return found
+
+
+def ctc_from_hidden(hidden: Tensor, rows: Tensor, utterances: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    """The mean CTC loss in nats a transcript token; None without utterances.
+
+    hidden [B, N, D]; rows [C, D] are the text rows and, last, the blank; transcripts hold indices into the text rows.
+    """
+    if not utterances:
+        return None
+    lengths = torch.tensor([len(places) for places, _ in utterances])
+    targets = torch.cat([transcript for _, transcript in utterances])  # [L]
+    logits = functional.linear(hidden.reshape(-1, hidden.shape[-1])[torch.cat([p for p, _ in utterances])], rows)
+    log_probs = torch.nn.utils.rnn.pad_sequence(list(logits.float().log_softmax(-1).split(lengths.tolist())))  # [T,U,C]
+    total = functional.ctc_loss(
+        log_probs,
+        targets,
+        lengths,
+        torch.tensor([len(transcript) for _, transcript in utterances]),
+        blank=len(rows) - 1,
+        reduction="sum",
+        zero_infinity=True,  # more repeated tokens than codes to tell them apart
+    )
+    return total / len(targets)
