@@ -48,6 +48,7 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	$(BIN)/python recipes/train_audio_tokenizer.py recipes/configs/audio_tokenizer.yaml
 	$(BIN)/python recipes/encode_media.py
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano_pictures.yaml
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano_clips.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
 	$(BIN)/python recipes/assemble_nano.py
 	$(BIN)/unimodal evaluate --suite image_reconstruction --suite video_reconstruction --suite picture_naming \

@@ -315,9 +315,11 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
         for p in (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
         if p.exists()
     }
+    earlier = cfg.initial / "recipe.json" if cfg.initial else None
     record = {
         "config": cfg.model_dump(mode="json"), "initial_steps": initial_steps, "data_sha256": hashes,
         "epochs": mixture.epochs(),
+        "initial_recipe": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
     }  # fmt: skip
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)

@@ -25,7 +25,7 @@ def test_meanings_are_read_without_examples_and_split_by_word(tmp_path):
 
 
 def test_a_missing_package_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"^data.noun is not below [^\n]*fetch_data.py"):
+    with pytest.raises(ValueError, match=r"^[^\n]*data.noun: no such file; [^\n]*fetch_data.py"):
         plain_text.definitions(tmp_path)
 
 

@@ -56,7 +56,7 @@ def _held_out(word: str) -> bool:
 def _one(folder: Path, name: str) -> Path:
     path = next(iter(sorted(folder.rglob(name))), None)
     if path is None:
-        raise ValueError(f"{name} is not below {folder}; get it with `python tools/fetch_data.py --set all`")
+        raise ValueError(f"{folder}/**/{name}: no such file; make it with `python tools/fetch_data.py --set all`")
     return path
 
 

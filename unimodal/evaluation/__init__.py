@@ -46,6 +46,14 @@ def run_suite(
     return suite.run(model, Path(data_folder), limit, seed, report or _silent)
 
 
+def _weights(folder: Path) -> dict[str, Path]:
+    """The files that hold the decoder: whole, in shards, or what was trained of it."""
+    whole = {"decoder": folder / "model.safetensors"}
+    if whole["decoder"].is_file():
+        return whole
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
 def _sha256_of(path: Path) -> str:
     """Of a file's bytes: a report is continued only with the weights it was begun with."""
     with open(path, "rb") as file:
@@ -74,7 +82,7 @@ def run_suites(
     from unimodal.evaluation.report import continue_report, new_report, save_report, table
 
     names = suites_named(names)
-    hashes = {**model.coder.sha256, "decoder": _sha256_of(model.folder / "model.safetensors")}
+    hashes = {**model.coder.sha256, **{name: _sha256_of(path) for name, path in _weights(model.folder).items()}}
     document = continue_report(out, new_report(model.folder.name, hashes, seed, limit))
     for name in names:
         figures = document["suites"][name] = run_suite(name, model, data_folder, limit, seed, report)
@@ -97,4 +105,5 @@ SUITES = {
     "clip_naming": "unimodal.evaluation.clip_naming",
     "clip_drawing": "unimodal.evaluation.clip_drawing",
     "compression": "unimodal.evaluation.compression",
+    "text_forgetting": "unimodal.evaluation.text_forgetting",
 }

@@ -1,0 +1,84 @@
+"""What a tuned model has forgotten of its base's text: perplexity of held-out text before and after, and answers.
+
+Definitions of WordNet and paragraphs of a novel by Jane Austen, neither in any corpus of ours, are scored as plain text
+by the base and by the tuned model, over the text rows that both have and, for the tuned model, over its whole
+vocabulary. A model without a base (trained from scratch) is reported alone.
+
+Shapes: N tokens, V rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unimodal.data.plain_text import definitions, paragraphs
+from unimodal.evaluation import Report
+from unimodal.evaluation.prepared import sample
+from unimodal.model.adapter import BASE_FILE, is_adapter
+from unimodal.model.base import load_base
+from unimodal.pipeline import Unimodal
+from unimodal.sequence.document import Document, Turn
+
+DEFAULT_LIMIT = 100
+MAX_TOKENS = 128
+QUESTIONS = (
+    "What is the capital of Spain?", "How many legs does a dog have?", "What is the opposite of big?",
+    "What do cows drink?", "Name three colors.", "What is a hammer used for?",
+)  # fmt: skip
+
+
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
+    raw = data_folder.parent / "raw"
+    limit = limit or DEFAULT_LIMIT
+    texts = {}
+    for name, listed in (
+        ("wordnet", [f"{word}: {meaning}" for word, meaning in definitions(raw, "test")]),
+        ("austen", paragraphs(raw, "test")),
+    ):
+        chosen = sample(np.arange(len(listed)), limit, seed)
+        texts[name] = [model.template.text.encode(listed[row])[:MAX_TOKENS] for row in chosen]
+    base = None
+    if is_adapter(model.folder):
+        base = load_base(json.loads((model.folder / BASE_FILE).read_text())["base"]).model.eval()
+    num_text = model.vocabulary.text_size
+    figures: dict[str, Any] = {}
+    for name, streams in texts.items():
+        streams = [ids for ids in streams if len(ids) > 1]
+        found: dict[str, Any] = {"texts": len(streams), "tokens": sum(len(ids) - 1 for ids in streams)}
+        if base is not None:
+            report(f"{name}: the base", 0, 2)
+            found["perplexity_before"] = perplexity(base, streams, num_text)
+        report(f"{name}: the tuned model", 1, 2)
+        found["perplexity_after"] = perplexity(model.decoder, streams, num_text)
+        found["perplexity_after_over_all_rows"] = perplexity(model.decoder, streams, model.vocabulary.size)
+        if base is not None:
+            found["ratio"] = round(found["perplexity_after"] / found["perplexity_before"], 3)
+        figures[name] = found
+    documents = [Document([Turn("user", question)]) for question in QUESTIONS]
+    answers = model.answers(documents, to="text")
+    figures["answers"] = [
+        {"asked": question, "answer": " ".join(output.text for output in answer if output.text)}
+        for question, answer in zip(QUESTIONS, answers, strict=True)
+    ]
+    return figures
+
+
+@torch.inference_mode()
+def perplexity(model: nn.Module, streams: Sequence[Sequence[int]], num_rows: int) -> float:
+    """exp of the mean negative log-probability of every token but the first, over the first `num_rows` rows."""
+    total, count = 0.0, 0
+    device = next(model.parameters()).device
+    for ids in streams:
+        row = torch.tensor([list(ids)], device=device)
+        logits = model(input_ids=row, use_cache=False).logits[0, :-1, :num_rows].float()  # [N - 1, V]
+        total += float(nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum"))
+        count += len(ids) - 1
+    return round(math.exp(total / max(count, 1)), 3)
