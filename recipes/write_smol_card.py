@@ -1,0 +1,159 @@
+"""Writes the model card of smol from its evaluation report and its training record; no figure comes from memory.
+
+    python recipes/write_smol_card.py [--set model=model_cards/smol]
+
+Reads ``report.json`` (the command is in the card), ``training.json`` and the adapter's own files.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unimodal.config import Config, atomic_write_text
+from unimodal.training.command import recipe_main
+
+CARD = """---
+license: apache-2.0
+language: en
+library_name: unimodal
+pipeline_tag: any-to-any
+base_model: {base}
+base_model_relation: adapter
+tags: [unimodal, lora, image-to-text, text-to-image, text-to-speech, automatic-speech-recognition]
+---
+
+# unimodal smol
+
+{base} (135 M parameters, frozen) with LoRA of rank {rank} on its linear layers and {rows:,} new rows for the codes of
+pictures, clips and speech: {trained:.1f} M trained parameters, {mib:.0f} MiB in all with the media tokenizers of
+[nano](../nano). The base is not copied; it is loaded by its name and checked by a hash.
+
+**Trained on two shared CPU cores for {hours:.1f} hours: {steps} steps, {tokens:,} tokens.** That is a beginning: it
+shows that the recipe works on a real language model and what such a model keeps of its text. Pictures come first in
+what it has learnt; speech needs far more. On a GPU the same command with more steps goes on (`recipes/configs/smol.yaml`).
+
+```bash
+unimodal chat --model model_cards/smol "What is the capital of France?"
+unimodal chat --model model_cards/smol --image model_cards/nano/samples/picture.png
+unimodal generate "a red apple" --to image --out apple.png --model model_cards/smol
+```
+
+## Results
+
+```bash
+unimodal evaluate {suites} \\
+    --model {folder} --limit {limit} --out {folder}/report.json
+python recipes/write_smol_card.py
+```
+
+| task | held out | measured |
+|---|---|---|
+{table}
+What the base still knows: perplexity of text that no corpus of ours holds (definitions of words that are left out
+whole, and one novel of six), before and after, over the text rows that both models have.
+
+| text | before | after | ratio | after, over the whole joint vocabulary |
+|---|---|---|---|---|
+{forgetting}
+Greedy answers of the tuned model to questions that are not in its corpus:
+
+{answers}
+
+## How it was made
+
+```bash
+python tools/fetch_data.py --set all            # and the preparation of `make nano`, up to recipes/encode_media.py
+python recipes/prepare_smol.py                  # the corpus as token shards
+python recipes/finetune_lora.py recipes/configs/smol.yaml
+python recipes/assemble_smol.py
+```
+
+New rows begin as words where a code has a name (concept prototypes, looks of training pictures) and as projected
+codebook vectors elsewhere. The mixture holds what the base itself answers to everyday questions, definitions of
+WordNet and pages of five novels by Jane Austen, so that it forgets little. LoRA is stored in half precision, the new
+rows in 8 bits with a scale for each row; the figures are of the stored weights. Settings: `recipe.yaml`; steps, losses
+and the corpus's hashes: `training.json`.
+
+## Data and licences
+
+Pictures, clips and speech are those of [nano](../nano) (its card names each source and licence). Text: WordNet 3.0
+(WordNet licence), novels by Jane Austen from Debian `r-cran-janeaustenr` (public domain), and answers of
+{base} (Apache-2.0) to questions of our own.
+
+## Limits
+
+64×64 emoji and clip art, no photographs. Short English only. It repeats what its small base believes, and that is
+often wrong. Drawing a known thing is largely recall (see the card of nano). Its speech is not usable yet.
+"""
+
+
+class SmolCard(Config):
+    model: Path = Path("model_cards/smol")
+
+
+def table_of(suites: dict[str, Any]) -> str:
+    """One line for each figure; what was not run is left out."""
+    rows = []
+
+    def add(task: str, held: str, *path: str) -> None:
+        value: Any = suites
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            rows.append(f"| {task} | {held} | {value:.1f}% |\n")
+
+    add("picture → name", "seen concepts, unseen style", "picture_naming", "seen", "right_percent")
+    add("the same by the nearest neighbour", "", "picture_naming", "seen", "nearest_neighbour_percent")
+    add("picture → name", "unseen concepts, unseen style", "picture_naming", "heldout", "right_percent")
+    add("text → picture, concept among the 5 nearest", "new seeds", "picture_drawing", "among_5_percent")
+    add("clip → name", "seen concepts", "clip_naming", "seen", "right_percent")
+    add("clip → name", "unseen concepts", "clip_naming", "heldout", "right_percent")
+    add("speech → text, WER", "sentences never seen", "transcription", "all", "wer")
+    add("text → speech, Whisper WER", "sentences never seen", "speaking", "wer")
+    return "".join(rows)
+
+
+def run(cfg: SmolCard, dry_run: bool) -> None:
+    from safetensors import safe_open
+
+    folder = cfg.model
+    report = json.loads((folder / "report.json").read_text())
+    suites = report["suites"]
+    training = json.loads((folder / "training.json").read_text())
+    base = json.loads((folder / "base.json").read_text())["base"]
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    rows = trained = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "np") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                shape = tensors.get_slice(name).get_shape()
+                if not name.endswith("_scale"):
+                    trained += shape[0] * shape[1]
+                rows = shape[0] if name == "input" else rows
+    if dry_run:
+        return
+    forgotten = suites.get("text_forgetting", {})
+    forgetting = "".join(
+        f"| {name} | {f['perplexity_before']:.2f} | {f['perplexity_after']:.2f} | {f['ratio']:.3f} "
+        f"| {f['perplexity_after_over_all_rows']:.2f} |\n"
+        for name, f in forgotten.items()
+        if name != "answers"
+    )
+    answers = "\n".join(f"- {a['asked']} — {a['answer']}" for a in forgotten.get("answers", []))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    text = CARD.format(
+        base=base, rank=recipe["lora"]["rank"], rows=rows, trained=trained / 1e6, mib=size, hours=training["hours"],
+        steps=training["steps"], tokens=training["tokens"], table=table_of(suites), forgetting=forgetting,
+        answers=answers, suites=" ".join(f"--suite {name}" for name in suites), folder=folder, limit=report["limit"],
+    )  # fmt: skip
+    atomic_write_text(folder / "README.md", text)
+    print(f"wrote {folder / 'README.md'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    recipe_main(SmolCard, run)
