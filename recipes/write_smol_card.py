@@ -33,9 +33,9 @@ tags: [unimodal, lora, image-to-text, text-to-image, text-to-speech, automatic-s
 pictures, clips and speech: {trained:.1f} M trained parameters, {mib:.0f} MiB in all with the media tokenizers of
 [nano](../nano). The base is not copied; it is loaded by its name and checked by a hash.
 
-**Trained on two shared CPU cores for {hours:.1f} hours: {steps} steps, {tokens:,} tokens.** That is a beginning: it
-shows that the recipe works on a real language model and what such a model keeps of its text. Pictures come first in
-what it has learnt; speech needs far more. On a GPU the same command with more steps goes on (`recipes/configs/smol.yaml`).
+**Trained on two shared CPU cores for {hours:.1f} hours: {steps} steps, {tokens:,} tokens.** A beginning: it shows
+that the recipe works on a real language model and what such a model keeps of its text. Pictures come first in what it
+has learnt; speech needs far more. On a GPU the same command with more steps goes on (`recipes/configs/smol.yaml`).
 
 ```bash
 unimodal chat --model model_cards/smol "What is the capital of France?"

@@ -1,14 +1,15 @@
 """The lean step over rearranged copies of the weights: fewer and larger operations, and fewer bytes.
 
 A decoding step is weight traffic, so the copies may be narrower than the model: ``bfloat16`` halves it (AVX-512 bf16
-instructions), ``int8`` quarters it (VNNI; weights by output channel, activations by call, as in arXiv:2208.07339
+instructions), ``int8`` quarters it (VNNI; weights by output channel, activations by row, as in arXiv:2208.07339
 without its outliers). Both lose a little: measure it (`tools/bench_generation.py`). ``float32`` loses nothing but
 rounding order.
 
 What is folded into the copies: query, key and value are one product, gate and up another; the norm's weight goes into
 the product behind it; the halves of a rotated head are interleaved, so that a rotation is one complex multiplication;
-float32 products read the transposed weight, which a processor does twice as fast for a few rows. Activations of int8
-are quantized for a whole batch at once: there a row's answer may depend, within the rounding, on its neighbours.
+float32 products read the transposed weight, which a processor does twice as fast for a few rows. The range of int8
+activations is that of a call's rows, each brought to the same size: a row's answer may depend on its neighbours within
+the rounding.
 
 Shapes: S streams, P tokens of a step, M = S * P, C capacity of the cache, H query heads, K key/value heads, D head
 width, E width, F width of the MLP.
@@ -68,7 +69,11 @@ class _BFloat16:
 
 
 class _Int8:
-    """The product in 8 bits: symmetric weights by output channel, activations in 8 bits over the call's range."""
+    """The product in 8 bits: symmetric weights by output channel, activations by row.
+
+    torch takes one range for all rows of a call. Rows are brought to the same size first: the first token of a prompt
+    may be a hundred times larger than the others (arXiv:2402.17762) and would leave them a few steps of the range.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         scale = weight.float().abs().amax(1).clamp_(min=1e-12) / 127
@@ -78,10 +83,11 @@ class _Int8:
         self.weight = torch.ops.quantized.linear_prepack(packed, None)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(x, self.weight, False)
+        size = x.abs().amax(1, keepdim=True).clamp_(min=1e-12)  # [M, 1]
+        return torch.ops.quantized.linear_dynamic(x / size, self.weight, False).mul_(size)
 
     def added(self, base: Tensor, x: Tensor) -> Tensor:
-        return base + torch.ops.quantized.linear_dynamic(x, self.weight, False)
+        return self(x).add_(base)
 
 
 _KINDS: dict[str, Any] = {"float32": _Float32, "bfloat16": _BFloat16, "int8": _Int8}
