@@ -12,6 +12,7 @@ from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.pooling import Pooling
 from unimodal.compression.stride import Stride
 from unimodal.compression.tome import ToMe
+from unimodal.generation import make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.sampling import GREEDY
 from unimodal.model.attention import register_attention
@@ -250,3 +251,17 @@ def test_what_cannot_be_done_is_said_in_one_line(model, qwen, vocabulary, row):
         fails("full attention in every layer", lambda: None, target=qwen)
     finally:
         qwen.config.layer_types[0] = "full_attention"
+
+
+def test_sessions_and_fast_decoders_are_refused_inside(model, vocabulary, prompts):
+    """Both read a cache that holds every token; a session is not filled with what compression left of one."""
+    engine = Engine(model, vocabulary)
+    session = engine.session()
+    config = GenerationConfig(max_new_tokens=4, allow=("text",))
+    with DivPrune(0.25)(engine):
+        with pytest.raises(ValueError, match="a session needs the whole cache"):
+            engine.generate(prompts, config, session=session)
+        with pytest.raises(ValueError, match="the fast decoder .* needs the whole cache"):
+            engine.generate(prompts, config, method=make_decoder("token-recycling"))
+    assert len(session) == 0
+    assert engine.generate(prompts, config, session=session) == engine.generate(prompts, config)
