@@ -29,20 +29,10 @@ def ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
     """Real text of very different lengths: dictionary glosses and paragraphs of novels."""
     import random
 
-    glosses = [
-        line.split(" | ", 1)[1].strip()
-        for path in sorted(data.glob("raw/wordnet-base/**/data.noun"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if " | " in line
-    ]
-    novels = [
-        text for path in sorted(data.glob("raw/r-cran-janeaustenr/**/*.txt")) for text in path.read_text().split("\n\n")
-    ]
-    paragraphs = [" ".join(text.split()) for text in novels if len(text.split()) > 60]
-    if not paragraphs:  # long documents of glosses, where the novels are not unpacked as text
-        paragraphs = [" ".join(glosses[i : i + 12]) for i in range(0, len(glosses) - 12, 97)]
-    if not glosses:
-        raise ValueError(f"{data}/raw has no WordNet; fetch it with `python tools/fetch_data.py --set text`")
+    from unimodal.data import plain_text
+
+    glosses = [meaning for _, meaning in plain_text.definitions(data / "raw")]
+    paragraphs = plain_text.paragraphs(data / "raw", shortest=350)
     chance = random.Random(seed)
     return [chance.choice(paragraphs if chance.random() < 0.3 else glosses) for _ in range(count)]
 
