@@ -35,6 +35,7 @@ from unimodal.pipeline_tuning import (
     plan,
     save_tokenizers,
     save_tuned,
+    shared_features,
     try_one_step,
 )
 from unimodal.training.command import recipe_main
@@ -53,6 +54,7 @@ class LoraRecipe(Config):
     row_words: Path | None = (
         None  # JSON {block: [words of each code]}: rows of codes that have a name begin as its words
     )
+    share_rows: bool = True  # codes that are alike learn together (unimodal/model/rows.py): few examples go further
     donor: Path | None = None  # a trained model of ours with the same tokenizers, for initialiser omp
     base_precision: Precision = "float32"
     eight_bit: bool = False
@@ -85,6 +87,7 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
         features=block_features(template.vocabulary, media, named) if cfg.initialiser == "codebook" else None,
         words=described_rows(template) | named if template.vocabulary.size > base.num_rows else None,
         donor=donor_rows(cfg.donor, template) if cfg.donor else None,
+        shared=shared_features(template.vocabulary, media) if cfg.share_rows else None,
         seed=cfg.loop.seed,
         attention=cfg.attention,
     )

@@ -48,6 +48,7 @@ class AudioTokenizerRecipe(Config):
     ctc_weight: float = 0.4
     reader_width: int = 192
     reader_dilations: tuple[int, ...] = (1,)  # a block each; few, so that a code says by itself which sound it is
+    codec_is_final: bool = False  # `keep_encoder` stays whole: only the head is trained
     train_head: bool = True
     head_crop_codes: int = 32
     adversarial_weight: float = 0.0  # 0 leaves the discriminator out
@@ -198,6 +199,13 @@ class Codec(nn.Module):
 
 def train_codec(cfg: AudioTokenizerRecipe, speech: Speech) -> AudioTokenizer:
     torch.manual_seed(cfg.codec.seed)
+    if cfg.codec_is_final:
+        if cfg.keep_encoder is None:
+            raise ValueError("codec_is_final needs keep_encoder, the folder of the finished tokenizer")
+        finished = AudioTokenizer.load(cfg.keep_encoder)
+        if finished.config.model_copy(update={"head": cfg.tokenizer.head}) != cfg.tokenizer:
+            raise ValueError(f"{cfg.keep_encoder} was made with other tokenizer settings; give the same")
+        return finished
     codec = Codec(cfg)
     if cfg.keep_encoder:
         finished = AudioTokenizer.load(cfg.keep_encoder)

@@ -119,6 +119,17 @@ def block_features(
     return features
 
 
+def shared_features(vocabulary: Vocabulary, media: MediaCoder | None) -> dict[range, Tensor]:
+    """What the codes of a block have in common with each other: levels, prototypes, thumbnails. range → [R, F]."""
+    features = block_features(vocabulary, media)
+    for block in vocabulary.blocks:
+        if media is not None and block.modality == "image" and block.name == "look":
+            look: Any = getattr(media.tokenizer("image"), "look", None)
+            if look is not None and len(look.table) == block.size:
+                features[block.rows] = look.table.detach().float().cpu()
+    return features
+
+
 def donor_rows(folder: Path, template: Template) -> dict[str, Donor]:
     """A trained model of ours as the donor of the rows of the same blocks and controls: side → Donor.
 

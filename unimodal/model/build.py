@@ -21,7 +21,7 @@ from unimodal.model.attention import set_attention
 from unimodal.model.base import BaseModel, Precision, load_base
 from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, peft_config
-from unimodal.model.rows import extend_rows, new_rows
+from unimodal.model.rows import extend_rows, new_rows, share_rows
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def build_model(
     features: Mapping[range, Tensor] | None = None,
     words: Mapping[int, Sequence[int]] | None = None,
     donor: Donor | Mapping[str, Donor] | None = None,
+    shared: Mapping[range, Tensor] | None = None,
     seed: int = 0,
     attention: str = "auto",
     precision: Precision = "float32",
@@ -127,6 +128,7 @@ def build_model(
     base: hub id, folder or a loaded base, which is changed in place. lora: None trains the new rows alone, or with
     ``freeze_base=False`` everything. The new rows are always trained, on both sides, in float32; ``initialiser`` is a
     name of ``INITIALISERS``, which ``features``, ``words`` and ``donor`` (one for both sides, or by side) go to.
+    ``shared`` are features [R, F] of blocks whose rows learn together (`rows.share_rows`).
     A base that has all rows of the vocabulary already (a model of ours) gets no new ones. Raises ValueError when the
     vocabulary was not laid out behind this base's rows.
     """
@@ -154,5 +156,7 @@ def build_model(
     for parameter in new_rows(model).values() if num_new else ():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)  # peft freezes everything that is not an adapter
+    if shared and num_new:
+        share_rows(model, shared)
     set_attention(model, attention)
     return model

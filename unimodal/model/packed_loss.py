@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from unimodal.model.attention import Packing
 from unimodal.model.loss import IGNORE, HeadGroups, LossConfig, TokenLosses, shift_labels, token_losses
@@ -41,6 +42,10 @@ class PackedLoss(nn.Module):
 
         ``weight`` (what to divide by), ``modalities`` and ``blocks`` (name → summed cross-entropy, count).
         """
+        with parametrize.cached():  # rows that share what they learn are computed once
+            return self._forward(ids, labels, position_ids)
+
+    def _forward(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
         selects = self.history is not None and self.training
         packing = Packing.from_position_ids(position_ids)
         packing.watch_layer = self.watch_layer if selects else None
@@ -51,7 +56,8 @@ class PackedLoss(nn.Module):
         factors = {str(name): factor for name, factor in self.cfg.modality_weights.items()}
         result = losses.reduce(self.cfg.z_loss, factors, token_weights)
         total = result.total
-        for parameter in self.model.get_output_embeddings().parameters():
+        tables = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
+        for parameter in {id(p): p for table in tables for p in table.parameters()}.values():
             if parameter.requires_grad:  # rows that this batch does not score still take part: DDP waits for them
                 total = total + 0.0 * parameter.sum()
         modality_of = {group.name: group.modality for group in self.groups.groups}

@@ -10,11 +10,14 @@ Shapes: B batch, N tokens, D width, V base rows, R new rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from unimodal.model.structured_rows import StructuredRows
 
 
 def initial_rows(base: Tensor, num_rows: int, seed: int = 0) -> Tensor:
@@ -54,7 +57,7 @@ class ExtendedHead(nn.Module):
     def __init__(self, base: nn.Linear, new_rows: nn.Parameter) -> None:
         super().__init__()
         self.base = base
-        self.new_rows = new_rows  # [R, D]; the input side's parameter when the base ties its tables
+        self.new_rows = new_rows  # [R, D]
         self.num_base = base.out_features
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -68,6 +71,20 @@ class ExtendedHead(nn.Module):
         if rows.stop > self.num_base:
             found.append(self.new_rows[max(rows.start - self.num_base, 0) : rows.stop - self.num_base])
         return found
+
+
+class TiedExtendedHead(ExtendedHead):
+    """The head of a base that ties its tables: its new rows are those of the embedding, whatever these are made of."""
+
+    def __init__(self, base: nn.Linear, embedding: ExtendedEmbedding) -> None:
+        nn.Module.__init__(self)
+        self.base = base
+        self.num_base = base.out_features
+        self._embedding = [embedding]  # in a list: its parameters are the embedding's alone
+
+    @property
+    def new_rows(self) -> Tensor:  # type: ignore[override]
+        return self._embedding[0].new_rows
 
 
 def head_parts(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> list[Tensor]:
@@ -114,10 +131,32 @@ def extend_rows(
         model.requires_grad_(False)
     begin = begin or (lambda table, side_seed: initial_rows(table, num_rows, side_seed))
     input_rows = nn.Parameter(begin(embedding.weight, seed))
-    output_rows = input_rows if tied else nn.Parameter(begin(head.weight, seed + 1))
-    model.set_input_embeddings(ExtendedEmbedding(embedding, input_rows))
-    model.set_output_embeddings(ExtendedHead(head, output_rows))
+    extended = ExtendedEmbedding(embedding, input_rows)
+    if tied:
+        new_head: ExtendedHead = TiedExtendedHead(head, extended)
+    else:
+        new_head = ExtendedHead(head, nn.Parameter(begin(head.weight, seed + 1)))
+    model.set_input_embeddings(extended)
+    model.set_output_embeddings(new_head)
     return model
+
+
+def share_rows(model: nn.Module, features: Mapping[range, Tensor]) -> None:
+    """Lets the new rows of a block share what they learn: row + features(code) @ table, on each side a table [F, D].
+
+    features maps rows of the vocabulary to [R, F]. The rows keep the values they have; a gradient for one code then
+    moves the codes that are like it too (`structured_rows.py`), without which thousands of rows need thousands of
+    examples. Compute inside ``parametrize.cached()``. What is saved and merged are plain rows.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
+        raise ValueError("this model has no new rows to share")
+    num_base = embedding.num_base
+    shifted = {range(rows.start - num_base, rows.stop - num_base): block for rows, block in features.items()}
+    for module in [embedding] if isinstance(head, TiedExtendedHead) else [embedding, head]:
+        num_rows, width = module.new_rows.shape
+        shared = StructuredRows(shifted, num_rows, width, std=0.0).to(module.new_rows.device)
+        parametrize.register_parametrization(module, "new_rows", shared, unsafe=True)
 
 
 @torch.no_grad()
@@ -126,7 +165,7 @@ def merge_rows(model: nn.Module) -> nn.Module:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows to merge")
-    tied = head.base.weight is embedding.base.weight
+    tied = isinstance(head, TiedExtendedHead)
     weight = torch.cat([embedding.base.weight, embedding.new_rows.to(embedding.base.weight.dtype)])
     merged = nn.Embedding(*weight.shape, padding_idx=embedding.base.padding_idx, _weight=weight)
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -151,4 +190,4 @@ def new_rows(model: nn.Module) -> dict[str, Tensor]:
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows")
     rows = {"input": embedding.new_rows}
-    return rows if head.new_rows is embedding.new_rows else {**rows, "output": head.new_rows}
+    return rows if isinstance(head, TiedExtendedHead) else {**rows, "output": head.new_rows}
