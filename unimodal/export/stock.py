@@ -244,9 +244,7 @@ def _write_settings(source: Path, new: Path, vocabulary: Vocabulary) -> None:
     # as long as the longest answer: transformers' own default of 256 would cut a large picture
     spans = [vocabulary.span_length(name) + 1 for name in vocabulary.media]
     longest = max([256, *spans, int(processor.get("max_audio_codes", 250)) + 3])
-    _write_json(
-        new / "generation_config.json", {**special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own}
-    )
+    _write_json(new / "generation_config.json", {**special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own})
     _write_json(
         new / "processor_config.json", {**processor, "processor_class": PROCESSOR_CLASS, "auto_map": PROCESSOR_MAP}
     )
