@@ -36,5 +36,46 @@ def export(
     print(out)
 
 
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `unimodal export` wrote.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="The repository, owner/name.")],
+    license: Annotated[str | None, typer.Option(metavar="ID", help="Its licence, such as apache-2.0.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="A hub dataset it was trained on; may be repeated.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="WORDS", help="What it was trained on, in words.")] = None,
+    eval_dataset: Annotated[
+        str | None, typer.Option(metavar="ID", help="The hub dataset that its reports are about; by default REPO.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Only you and whom you let see it.")] = False,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Another branch than main.")] = None,
+    token: Annotated[
+        str | None, typer.Option(metavar="T", help="A Hub token; better in HF_TOKEN or by `hf auth login`.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
+) -> None:
+    """Publish an exported folder on the Hugging Face Hub, with a card; the same command goes on after a break."""
+    from unimodal.pipeline_folder import find_model
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; write one with `unimodal export MODEL --out {folder}`")
+    find_model(folder)  # complete, and without pickles
+    with Reporter() as report:
+        report("starting")
+        from unimodal.export import hub
+        from unimodal.export.card import Statement
+
+        planned = hub.plan_push(folder, repo, Statement(license, dataset or (), data), eval_dataset)
+        if dry_run:
+            report.clear()
+            for item in planned:
+                print(f"{item.num_bytes:>14,}  {item.name}{'' if item.source else '  (made)'}")
+            print(f"{sum(item.num_bytes for item in planned):>14,}  in {len(planned)} files would go to {repo}")
+            return
+        url = hub.push(planned, repo, private, revision, token, report)
+    print(url)
+
+
 def register(app: typer.Typer) -> None:
     app.command()(export)
+    app.command()(push)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,12 +135,18 @@ def shards(folder: Path) -> list[str]:
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
-        return Path(snapshot_download(repository))
+        folder = Path(snapshot_download(repository))
     except Exception as error:  # the hub's errors have many bases: repository, network, offline mode, disk
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"model {repository!r} is no folder here and cannot be had from the hub: {reason}") from None
+    if not folder.is_dir():
+        raise ValueError(f"model {repository!r} is empty on the hub; push it first")
+    return folder
 
 
 def list_models() -> list[ModelInfo]:
