@@ -89,20 +89,25 @@ def at_hub(hub, tmp_path):
     """Runs `unimodal …` commands one after the other in a process whose Hub is `hub`.
 
     → of each (status, stdout, stderr), and all that the process wrote besides, its log with every detail included.
+    killed: the process is killed in the middle of the upload.
     """
 
-    def run(*commands, **environment):
+    def run(*commands, killed=False, **environment):
         env = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
         env |= {
             "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_VERBOSITY": "debug",
             "PYTHONPATH": str(ROOT), **environment,
         }  # fmt: skip
         commands = [[str(word) for word in command] for command in commands]
-        done = subprocess.run(
-            [sys.executable, "-c", _DRIVER], input=json.dumps(commands), env=env, cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        *others, results = done.stdout.splitlines()
-        return json.loads(results), "\n".join(others) + done.stderr
+        (tmp_path / "here").mkdir(exist_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _DRIVER], env=env, cwd=tmp_path / "here", text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        hub.victim = process if killed else None
+        out, err = process.communicate(json.dumps(commands), timeout=110)
+        assert process.returncode == (-9 if killed else 0), err[-2000:]
+        *others, results = [""] if killed else out.splitlines()
+        return json.loads(results or "[]"), "\n".join(others) + err
 
     return run

@@ -6,6 +6,7 @@ Every file is a regular git blob; tokens and what they may do are given; request
 import base64
 import hashlib
 import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +41,7 @@ class Hub:
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []
-        self.fail_commits = 0  # so many commits break the connection
+        self.victim = None  # a process that is killed as soon as a commit arrives, which then is not made
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
@@ -115,7 +116,11 @@ class Handler(BaseHTTPRequestHandler):
             known = {path: blob_id(files[path]) if path in files else None for path in asked}
             return self.answer(
                 200,
-                {"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False, "oid": known[p]} for p in asked]},
+                {
+                    "files": [
+                        {"path": p, "uploadMode": "regular", "shouldIgnore": False, "oid": known[p]} for p in asked
+                    ]
+                },
             )
         if action == "commit":
             return self.commit(repository, rest, files, [json.loads(line) for line in body.splitlines()])
@@ -131,10 +136,10 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, url)
 
     def commit(self, repository, branch, files, lines):
-        if self.hub.fail_commits:
-            self.hub.fail_commits -= 1
-            self.connection.close()
-            return
+        if self.hub.victim is not None:
+            self.hub.victim.kill()
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
         changed = []
         for line in lines:
             value = line["value"]

@@ -155,7 +155,9 @@ def test_a_token_beyond_the_rows_or_on_another_row_is_refused(copy, tmp_path):
     last = data["added_tokens"][-1]
     path.write_text(json.dumps({**data, "added_tokens": [*data["added_tokens"], {**last, "id": last["id"] + 1,
                                                                                 "content": "<|more|>"}]}))  # fmt: skip
-    with pytest.raises(ValueError, match=rf"token with id {last['id'] + 1}, but the decoder only {last['id'] + 1} rows"):
+    with pytest.raises(
+        ValueError, match=rf"token with id {last['id'] + 1}, but the decoder only {last['id'] + 1} rows"
+    ):
         export_model(copy, tmp_path / "out")
     added = [dict(token) for token in data["added_tokens"]]
     added[-1]["content"], added[-2]["content"] = added[-2]["content"], added[-1]["content"]

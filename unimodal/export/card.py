@@ -26,6 +26,7 @@ TASKS = {
     "audio": ("automatic-speech-recognition", "text-to-speech"),
     "video": ("video-to-text", "text-to-video"),
 }
+WORDS = {"text": "text", "image": "pictures", "audio": "sound", "video": "video"}
 _DATA_HEADING = re.compile(r"^#{1,6}[^\n]*\bdata(sets?)?\b[^\n]*\n+(?!#)\s*\S", re.IGNORECASE | re.MULTILINE)
 _PICTURES, _SAMPLES = (".png", ".jpg", ".jpeg", ".webp", ".gif"), (".wav", ".flac", ".mp3", ".ogg", ".mp4", ".webm")
 
@@ -215,7 +216,9 @@ def eval_results(folder: Path, dataset: str) -> dict[str, str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
+    """`pictures, sound and video`"""
+    words = [WORDS[name] for name in names]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -65,8 +65,8 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         parts = name.split("/")
-        hidden = parts[0].startswith(".") and parts[0] not in _HIDDEN_TOO
-        if hidden or any(part.startswith((".", "__")) for part in parts[1:]) or not path.is_file():
+        seen = parts[1:] if parts[0] in _HIDDEN_TOO else parts
+        if any(part.startswith((".", "__")) for part in seen) or not path.is_file():
             continue
         if leads_out(path, folder):
             raise ValueError(
