@@ -29,7 +29,7 @@ from unimodal.media.limits import DEFAULT_LIMITS
 from unimodal.pipeline_folder import read_processor
 from unimodal.pipeline_media import MediaCoder
 from unimodal.pipeline_transformers import folder_of
-from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
+from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Media, Part, Text, Turn, Video
 from unimodal.sequence.template import Template
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
@@ -229,7 +229,7 @@ def _source(part: Mapping[str, Any]) -> Any:
 
 def _media_part(modality: str, medium: Any, sampling_rate: int | None, coder: MediaCoder) -> Part:
     part = MEDIA_PARTS[modality]
-    if isinstance(medium, Media):
+    if isinstance(medium, (Image, Audio, Video)):
         return medium
     if isinstance(medium, (bytes, bytearray)):
         return part(data=bytes(medium))
@@ -258,13 +258,13 @@ def _media_part(modality: str, medium: Any, sampling_rate: int | None, coder: Me
 
 def _picture(array: np.ndarray) -> Any:
     """[H, W, 3] or [3, H, W], uint8 or float in [0, 1] → a PIL picture."""
-    from PIL import Image
+    from PIL import Image as Pictures
 
     if array.shape[-1] != 3:
         array = array.transpose(1, 2, 0)
     if array.dtype.kind == "f":
         array = (array.clip(0, 1) * 255).round()
-    return Image.fromarray(array.astype(np.uint8))
+    return Pictures.fromarray(array.astype(np.uint8))
 
 
 def _png(picture: Any) -> bytes:

@@ -104,9 +104,11 @@ def test_only_what_changed_goes_and_stale_weights_do_not_stay(hub, at_hub, folde
     export_model(tiny_folder(), tmp_path / "shards", dtype="float32", max_shard_size="30KB")
     words = ("me/model", *SAID)
     results, _ = at_hub(
-        ("push", folder, *words), ("push", tmp_path / "shards", *words), ("chat", "hello", "--to", "text", "--model", "me/model"),
+        ("push", folder, *words),
+        ("push", tmp_path / "shards", *words),
+        ("chat", "hello", "--to", "text", "--model", "me/model"),
         HF_TOKEN=WRITER,
-    )  # fmt: skip
+    )
     assert [status for status, *_ in results] == [0, 0, 0], results
     first, *rest = hub.repositories["me/model"].commits
     changed = {entry for commit in rest for entry in commit}

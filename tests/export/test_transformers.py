@@ -3,6 +3,7 @@
 import base64
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,7 +125,7 @@ def test_chats_become_the_templates_ids(pipe, ours, picture):
 
 
 def test_every_way_to_give_a_picture_gives_the_same_ids(pipe, picture):
-    data = open(picture, "rb").read()
+    data = Path(picture).read_bytes()
     opened = Pictures.open(picture)
     encoded = base64.b64encode(data).decode()
     ways = [
