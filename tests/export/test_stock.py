@@ -149,6 +149,19 @@ def test_rows_equal_vocab_size_and_no_token_lies_beyond(adapters, tied, tmp_path
     assert config["eos_token_id"] == tokenizer.eos_token_id == vocabulary.control_id("<|end_of_turn|>")
 
 
+def test_text_has_the_bases_ids(adapters, tmp_path):
+    """What llama.cpp tells a pre-tokenizer by: the ids of a fixed text, whatever rows are added behind."""
+    from transformers import AutoTokenizer
+
+    export_model(adapters[True], tmp_path / "out")
+    base = json.loads((adapters[True] / "base.json").read_text())["base"]
+    probe = "\n \n\t 🚀 (normal) 3 33 333 áé 我想 ```` I've 'll don't ./_=  -- what is this?"
+    ids = [
+        AutoTokenizer.from_pretrained(name).encode(probe, add_special_tokens=False) for name in (base, tmp_path / "out")
+    ]
+    assert ids[0] == ids[1] and len(ids[0]) > 20
+
+
 def test_a_token_beyond_the_rows_or_on_another_row_is_refused(copy, tmp_path):
     path = copy / "tokenizer.json"
     data = json.loads(path.read_text())
