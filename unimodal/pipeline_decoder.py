@@ -33,11 +33,16 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     transformers.utils.logging.set_verbosity_error()
     try:
         decoder, found = decoder_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the decoder in {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     if found["missing_keys"]:
         names = ", ".join(sorted(found["missing_keys"])[:3])
-        raise ValueError(f"{folder}/model.safetensors lacks {names}; copy or download it again")
+        raise ValueError(f"{folder}: the decoder lacks {names}; copy or download it again")
     return decoder.eval()

@@ -3,7 +3,8 @@
 A model is named by its folder, by a hub id `owner/name`, or not at all: then it is `$UNIMODAL_MODEL`, or the `nano`
 that comes with the checkout. A folder is laid out as its Hub repository:
 
-    config.json generation_config.json model.safetensors            the decoder, any Hugging Face causal LM
+    config.json generation_config.json model.safetensors            the decoder, any Hugging Face causal LM; a large one
+                                                                     is in shards, with model.safetensors.index.json
     tokenizer.json tokenizer_config.json chat_template.jinja         text, with one token per control and media row
     vocabulary.json processor_config.json                            rows ⇄ codes; how files are read and words put
     image_tokenizer/ audio_tokenizer/ video_tokenizer/               config.json and model.safetensors each
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +24,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimodal.config import Config
+from unimodal.model.weight_files import check_weight_files, weight_files
 from unimodal.pipeline_wording import Wording
 
 MODEL_VARIABLE = "UNIMODAL_MODEL"
 DEFAULT_NAME = "nano"
 CARDS = "model_cards"
 PROCESSOR_FILE = "processor_config.json"
-REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "vocabulary.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+REQUIRED = ("config.json", WEIGHTS, "tokenizer.json", "vocabulary.json")
 BASE_FILE = "base.json"  # of an adapter, which names its base instead of holding the decoder
 ADAPTER_REQUIRED = (BASE_FILE, "tokenizer.json", "vocabulary.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -103,6 +107,7 @@ def _card_folders() -> list[Path]:
 def _check_folder(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"model {name!r} is not a folder; give the folder that holds its config.json")
+    check_weight_files(weight_files(folder))
     missing = _missing(folder)
     if missing:
         raise ValueError(f"model {name!r} is incomplete: {', '.join(missing)} missing; copy or download it again")
@@ -110,18 +115,38 @@ def _check_folder(folder: Path, name: str) -> Path:
 
 
 def _missing(folder: Path) -> list[str]:
-    required = ADAPTER_REQUIRED if (folder / BASE_FILE).is_file() else REQUIRED
+    required = list(ADAPTER_REQUIRED if (folder / BASE_FILE).is_file() else REQUIRED)
+    if WEIGHTS in required and not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        required.remove(WEIGHTS)
+        required += shards(folder)
     return [file for file in required if not (folder / file).is_file()]
+
+
+def shards(folder: Path) -> list[str]:
+    """The weight files that `model.safetensors.index.json` names; ValueError for one outside the folder."""
+    path = folder / INDEX
+    weight_map = read_json(path).get("weight_map")
+    names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
+    outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    if outside or not names:
+        raise ValueError(f"{path} names {outside[0] if outside else 'no file'}; it must name safetensors files here")
+    return names
 
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
-        return Path(snapshot_download(repository))
+        folder = Path(snapshot_download(repository))
     except Exception as error:  # the hub's errors have many bases: repository, network, offline mode, disk
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"model {repository!r} is no folder here and cannot be had from the hub: {reason}") from None
+    if not folder.is_dir():
+        raise ValueError(f"model {repository!r} is empty on the hub; push it first")
+    return folder
 
 
 def list_models() -> list[ModelInfo]:
@@ -129,10 +154,9 @@ def list_models() -> list[ModelInfo]:
     found: dict[Path, ModelInfo] = {}
     for folder in _candidates():
         real = folder.resolve()
-        if real in found or _missing(folder):
-            continue
         try:
-            found[real] = describe(folder)
+            if real not in found and not _missing(folder):
+                found[real] = describe(folder)
         except ValueError:
             continue  # some other project's folder
     return list(found.values())
@@ -175,8 +199,10 @@ def read_processor(folder: Path) -> ProcessorConfig:
     path = folder / PROCESSOR_FILE
     if not path.is_file():
         return ProcessorConfig()
+    values = read_json(path)
+    values.pop("auto_map", None)  # transformers' own: which file of an exported folder its AutoProcessor reads
     try:
-        return ProcessorConfig.model_validate(read_json(path))
+        return ProcessorConfig.model_validate(values)
     except ValidationError as error:
         raise ValueError(f"{path}: {_first(error)}") from None
 

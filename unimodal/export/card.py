@@ -1,0 +1,232 @@
+"""The model card: what the folder's own files say, and what only its maker can say, the licence and the data.
+
+A card that is there keeps its words and its metadata; what is missing is added. Without one it is written from
+`card.md.jinja`. Figures come from the reports of `unimodal evaluate` beside it and go to `.eval_results/` as well, the
+form that the Hub reads (https://huggingface.co/docs/hub/eval-results).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unimodal.export.stock import EXPORT_FILE
+from unimodal.vocabulary import Vocabulary
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+CARD, EVAL_RESULTS = "README.md", ".eval_results"
+TASKS = {
+    "image": ("image-to-text", "text-to-image"),
+    "audio": ("automatic-speech-recognition", "text-to-speech"),
+    "video": ("video-to-text", "text-to-video"),
+}
+WORDS = {"text": "text", "image": "pictures", "audio": "sound", "video": "video"}
+_DATA_HEADING = re.compile(r"^#{1,6}[^\n]*\bdata(sets?)?\b[^\n]*\n+(?!#)\s*\S", re.IGNORECASE | re.MULTILINE)
+_PICTURES, _SAMPLES = (".png", ".jpg", ".jpeg", ".webp", ".gif"), (".wav", ".flac", ".mp3", ".ogg", ".mp4", ".webm")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What no file says: the licence (the Hub's identifier), training datasets (hub ids), and the data in words."""
+
+    license: str | None = None
+    datasets: Sequence[str] = ()
+    data: str | None = None
+
+
+NOTHING = Statement()
+
+
+def make_card(folder: Path, repo: str, statement: Statement = NOTHING) -> str:
+    """The text of README.md for this folder as the repository `repo`.
+
+    Raises ValueError, in one line that says what to add, without a licence or a statement of the data, for a licence
+    that contradicts the card's, and for a card that cannot be read.
+    """
+    from huggingface_hub import ModelCard
+
+    path = folder / CARD
+    card = None
+    if path.is_file():
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                text = file.read()
+            card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
+        except (ValueError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: its metadata cannot be read: {' '.join(str(error).split())[:160]}") from None
+    data = card.data if card is not None else None
+    known = {name: getattr(data, name, None) for name in ("license", "license_name", "datasets")}
+    _check(path, known, card.text if card is not None else "", statement)
+    metadata = _metadata(folder, statement)
+    if card is None:
+        return _from_template(folder, repo, metadata, statement)
+    for name, value in metadata.items():
+        if not getattr(card.data, name, None):
+            setattr(card.data, name, value)
+    if statement.data and not _DATA_HEADING.search(card.text):
+        card.text = f"{card.text.rstrip()}\n\n## Data\n\n{statement.data}\n"
+    return str(card)
+
+
+def _check(path: Path, known: Mapping[str, Any], text: str, statement: Statement) -> None:
+    if known["license"] and statement.license and known["license"] != statement.license:
+        raise ValueError(
+            f"{path} says license: {known['license']}, not {statement.license}; change the card or leave it out"
+        )
+    missing = []
+    license = known["license"] or statement.license
+    if not license:
+        missing.append("a licence (`license:` in the card, or --license apache-2.0)")
+    elif license in ("unknown", "other") and not known["license_name"]:
+        missing.append(f"the licence's name (`license_name:` and `license_link:` in the card; {license} says nothing)")
+    if not (known["datasets"] or statement.datasets or statement.data or _DATA_HEADING.search(text)):
+        missing.append(
+            'what it was trained on (a "## Data" section or `datasets:` in the card, or --dataset owner/name or '
+            '--data "…")'
+        )
+    if missing:
+        raise ValueError(f"nothing is published without {' and '.join(missing)}")
+
+
+def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
+    """The YAML block's entries, in order; empty ones are left out."""
+    record = _read(folder / EXPORT_FILE)
+    media = Vocabulary.load(folder / "vocabulary.json").media
+    base = record.get("base_model")
+    found = {
+        "license": statement.license,
+        "library_name": "transformers",
+        "pipeline_tag": "any-to-any",
+        "base_model": base,
+        "base_model_relation": record.get("base_model_relation") if base else None,
+        "datasets": list(statement.datasets),
+        "tags": ["unimodal", *(task for name in media for task in TASKS[name])],
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _from_template(folder: Path, repo: str, metadata: dict[str, Any], statement: Statement) -> str:
+    from huggingface_hub import ModelCard, ModelCardData
+
+    config, vocabulary = _read(folder / "config.json"), Vocabulary.load(folder / "vocabulary.json")
+    data = [statement.data or ""]
+    data += [f"- [{name}](https://huggingface.co/datasets/{name})" for name in statement.datasets]
+    card = ModelCard.from_template(
+        ModelCardData(**metadata),
+        template_path=str(TEMPLATE),
+        repo=repo,
+        title=repo.rpartition("/")[2],
+        architecture=(config.get("architectures") or ["decoder"])[0],
+        millions=f"{num_stored(folder) / 1e6:,.1f}",
+        rows=f"{config.get('vocab_size', vocabulary.size):,}",
+        media=_listed(vocabulary.media),
+        media_names=vocabulary.media,
+        modalities=_listed(("text", *vocabulary.media)),
+        base=metadata.get("base_model"),
+        samples=list(_samples(folder)),
+        figures=[
+            (suite, name, f"{value:g}") for suite, values in reports(folder).items() for name, value in leaves(values)
+        ],
+        data="\n".join(line for line in data if line),
+        codecs="; ".join(_codec(folder, name) for name in vocabulary.media) or "there are none, it is text only",
+    )
+    return str(card).rstrip() + "\n"
+
+
+def num_stored(folder: Path) -> int:
+    """Values in the decoder's weight files, from their headers."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                size = 1
+                for length in tensor["shape"]:
+                    size *= length
+                count += size
+    return count
+
+
+def _codec(folder: Path, modality: str) -> str:
+    config = _read(folder / f"{modality}_tokenizer" / "config.json")
+    named = {"image_size": "{0}×{0} pixels", "num_frames": "{0} frames", "fps": "{0} a second"}
+    named["sample_rate_hz"] = "{0:,} samples a second"
+    facts = [words.format(config[name]) for name, words in named.items() if name in config]
+    return f"{modality} by `{config.get('family', '?')}`" + (f", {', '.join(facts)}" if facts else "")
+
+
+def _samples(folder: Path) -> Iterator[tuple[str, bool]]:
+    """(file, whether it is a picture) of the gallery and of `samples/`."""
+    for path in [*sorted(folder.glob("gallery.*")), *sorted((folder / "samples").glob("*"))]:
+        if path.suffix.lower() in (*_PICTURES, *_SAMPLES):
+            yield path.relative_to(folder).as_posix(), path.suffix.lower() in _PICTURES
+
+
+# ---- figures
+
+
+def reports(folder: Path) -> dict[str, dict[str, Any]]:
+    """Suite → its figures, of all report files of `unimodal evaluate` in the folder."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("report*.json")):
+        suites = _read(path).get("suites")
+        if isinstance(suites, dict):
+            found.update({str(name): values for name, values in suites.items() if isinstance(values, dict)})
+    return found
+
+
+def leaves(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(name, number) of every figure, names of nested ones joined by dots."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{name}", value
+
+
+def eval_results(folder: Path, dataset: str) -> dict[str, str]:
+    """File name → YAML for `.eval_results/`: a file for each suite, a task for each of its figures.
+
+    dataset: the hub id where the evaluation data, or their description, are.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    settings = {}
+    for path in sorted(folder.glob("report*.json")):
+        report = _read(path)
+        for suite in report.get("suites") or ():
+            settings[suite] = f"unimodal evaluate, seed {report.get('seed')}, limit {report.get('limit')}"
+    files = {}
+    for suite, values in reports(folder).items():
+        entries = [
+            EvalResultEntry(dataset_id=dataset, task_id=f"{suite}.{name}", value=value, notes=settings[suite])
+            for name, value in leaves(values)
+        ]
+        if entries:
+            text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+            files[f"{EVAL_RESULTS}/{re.sub(r'[^A-Za-z0-9_-]', '_', suite)}.yaml"] = text
+    return files
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`pictures, sound and video`"""
+    words = [WORDS[name] for name in names]
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({' '.join(str(error).split())[:120]})") from None
+    return data if isinstance(data, dict) else {}

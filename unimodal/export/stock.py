@@ -1,0 +1,305 @@
+"""A model folder of ours, or an adapter on a base, as one stock Hugging Face folder.
+
+    config.json generation_config.json model.safetensors | model-00001-of-…   the decoder, adapter and new rows merged
+    tokenizer.json tokenizer_config.json chat_template.jinja                   as they were
+    vocabulary.json processor_config.json image_tokenizer/ …                   as they were
+    modeling_unimodal.py processing_unimodal.py                                for trust_remote_code=True only
+    export.json                                                                what it was made from
+    README.md, reports, samples, licences                                      as they were, where there are any
+
+`AutoModelForCausalLM` and `AutoTokenizer` load it without any code of ours, and so does every server of that class: the
+embedding table has exactly `config.vocab_size` rows and no token has a larger id. Nothing else of the source is copied:
+no code, no pickle, no link that leads out of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from unimodal import __version__
+from unimodal.export.new_folder import check_space, check_target, new_folder
+from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, code_files
+from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter, merge
+from unimodal.model.base import load_base
+from unimodal.model.weight_files import check_weight_files, weight_files
+from unimodal.tokenizers import stored_sha256
+from unimodal.vocabulary import Vocabulary
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+EXPORT_FILE = "export.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+#: what is copied besides: words, figures, samples and settings
+COPIED = (
+    ".md", ".txt", ".json", ".yaml", ".yml", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".wav", ".flac", ".ogg", ".mp3",
+    ".mp4", ".webm",
+)  # fmt: skip
+#: of the source's decoder or made anew
+NOT_COPIED = (
+    "config.json", "generation_config.json", "model.safetensors.index.json", "processor_config.json", EXPORT_FILE,
+    BASE_FILE, "adapter_config.json", *TOKENIZER_FILES, "vocabulary.json",
+)  # fmt: skip
+_SIZE = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?B)", re.IGNORECASE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def export_model(
+    source: Path,
+    out: Path,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    force: bool = False,
+    base: str | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> None:
+    """Writes `out` whole or not at all; an existing model folder there is replaced with `force` only.
+
+    dtype: of the weights, by default the stored one; an adapter is stored in float32, so a merged one is too. base:
+    where an adapter's base lies now, if not where the adapter says. Raises ValueError, in one line, before anything is
+    written, for a folder that is not whole or not of one piece and for an `out` that cannot be.
+    """
+    if dtype is not None and dtype not in PRECISIONS:
+        raise ValueError(f"precision {dtype!r} is unknown; choose {', '.join(PRECISIONS)}")
+    if not _SIZE.fullmatch(max_shard_size):
+        raise ValueError(f"shard size {max_shard_size!r} is not a size; give one such as 5GB or 500MB")
+    check_target(out, force)
+    _check_apart(source, out)
+    check_weight_files(weight_files(source))
+    vocabulary = Vocabulary.load(source / "vocabulary.json")
+    check_tokenizers(source, vocabulary)
+    adapter = is_adapter(source)
+    if base is not None and not adapter:
+        raise ValueError(f"{source} is a whole model, it has no base; leave the base out")
+    on_step("merging" if adapter else "reading")
+    model = _merged(source, base) if adapter else _whole(source)
+    if dtype is not None:
+        model.to(getattr(torch, dtype))
+    check_rows(model, source / "tokenizer.json", vocabulary)
+    files = dict(copied_files(source, vocabulary))
+    sizes = {id(t): t.numel() * t.element_size() for t in model.parameters()}
+    check_space(out.parent, sum(sizes.values()) + sum(path.stat().st_size for path in files.values()))
+    on_step("writing")
+    with new_folder(out, force) as new:
+        for name, path in files.items():
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, new / name)
+        write_decoder(model, new, vocabulary, max_shard_size)
+        for name, text in code_files(type(model).__name__).items():
+            (new / name).write_text(text, encoding="utf-8")
+        _write_settings(source, new, vocabulary)
+        _write_json(new / EXPORT_FILE, _record(source, adapter, model))
+
+
+# ---- the decoder
+
+
+def _merged(source: Path, base: str | None) -> Any:
+    found = load_base(base) if base is not None else None
+    model = merge(load_adapter(source, found)[0])
+    return model.float().eval()
+
+
+def _whole(source: Path) -> Any:
+    """The decoder in the precision that it is stored in."""
+    import transformers
+    from safetensors import SafetensorError
+
+    config = _read_json(source / "config.json")
+    architecture = str((config.get("architectures") or ["none"])[0])
+    decoder_class = getattr(transformers, architecture, None) if architecture.endswith("ForCausalLM") else None
+    if decoder_class is None:
+        raise ValueError(f"{source}/config.json names the architecture {architecture}; it must be a stock causal LM")
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, found = decoder_class.from_pretrained(
+            source,
+            dtype="auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"the decoder in {source} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    if found["missing_keys"]:
+        names = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ValueError(f"{source}: the decoder lacks {names}; copy or download it again")
+    return model.eval()
+
+
+def check_rows(model: nn.Module, tokenizer_file: Path, vocabulary: Vocabulary) -> None:
+    """Raises ValueError unless tables, `config.vocab_size`, token ids and vocabulary are of one model.
+
+    vLLM and llama.cpp want as many rows as `config.vocab_size` and no token beyond; a token with another row than the
+    vocabulary's would be another code.
+    """
+    from tokenizers import Tokenizer
+
+    rows = int(model.config.vocab_size)
+    tables = {"embedding table": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    for name, table in tables.items():
+        if table.weight.shape[0] != rows:
+            raise ValueError(f"the {name} has {table.weight.shape[0]} rows but config.vocab_size is {rows}")
+    if rows < vocabulary.size:
+        raise ValueError(
+            f"the decoder has {rows} rows but vocabulary.json {vocabulary.size}; they do not belong together"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise ValueError(f"{tokenizer_file} cannot be read ({error}); take it from the model again") from None
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= rows:
+        raise ValueError(f"{tokenizer_file} has a token with id {largest}, but the decoder only {rows} rows")
+    for row in range(vocabulary.text_size, vocabulary.size):
+        found = tokenizer.token_to_id(vocabulary.token_string(row))
+        if found not in (None, row):
+            raise ValueError(f"{tokenizer_file}: {vocabulary.token_string(row)} is id {found}, not row {row}")
+
+
+def write_decoder(model: Any, folder: Path, vocabulary: Vocabulary, max_shard_size: str) -> None:
+    """config.json and the weights, in shards of at most that size."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    config = model.config
+    config.use_cache = True
+    config.auto_map = dict(MODEL_MAP)
+    for name, row in special_ids(vocabulary).items():
+        setattr(config, name, row)
+        setattr(model.generation_config, name, row)
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except SafetensorError as error:
+        raise ValueError(f"the weights cannot be written: {' '.join(str(error).split())[:200]}") from None
+
+
+def special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {
+        "bos_token_id": vocabulary.control_id("<|bos|>"),
+        "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
+        "pad_token_id": vocabulary.control_id("<|pad|>"),
+    }
+
+
+# ---- the other files
+
+
+def check_tokenizers(source: Path, vocabulary: Vocabulary) -> None:
+    """Raises ValueError unless every media tokenizer is the one that the vocabulary was built with."""
+    for modality in vocabulary.media:
+        found = stored_sha256(source / f"{modality}_tokenizer")
+        names = {block.name for block in vocabulary.blocks if block.modality == modality}
+        vocabulary.check_hashes(dict.fromkeys(sorted(names), found), source=str(source / "vocabulary.json"))
+
+
+def copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Path]]:
+    """(name in the folder, file) of all that an export takes over as it is."""
+    for name in (*TOKENIZER_FILES, "vocabulary.json"):
+        if not (source / name).is_file():
+            raise ValueError(f"{source} is incomplete: {name} is missing; copy or download it again")
+        yield name, source / name
+    media = [f"{modality}_tokenizer" for modality in vocabulary.media]
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source).as_posix()
+        top = name.split("/")[0]
+        if not path.is_file() or any(part.startswith((".", "__")) for part in name.split("/")):
+            continue
+        weights = top in media and path.suffix == ".safetensors"
+        wanted = weights or path.suffix.lower() in COPIED or path.name.upper() in ("LICENSE", "LICENCE", "NOTICE")
+        if wanted and name not in NOT_COPIED and (top not in _foreign(source, media)) and not leads_out(path, source):
+            yield name, path
+
+
+def _foreign(source: Path, media: list[str]) -> set[str]:
+    """Folders of tokenizers that are not this vocabulary's."""
+    return {path.name for path in source.glob("*_tokenizer")} - set(media)
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a link points beyond its folder; the links of the hub's cache, into its own blobs, do not count."""
+    real = path.resolve()
+    places = [folder.resolve(), folder.absolute().parent.parent / "blobs"]
+    return not any(real.is_relative_to(place) for place in places)
+
+
+def _write_settings(source: Path, new: Path, vocabulary: Vocabulary) -> None:
+    path = source / "generation_config.json"
+    own = _read_json(path).get("unimodal", {}) if path.is_file() else {}
+    path = source / "processor_config.json"
+    processor = _read_json(path) if path.is_file() else {}
+    # as long as the longest answer: transformers' own default of 256 would cut a large picture
+    spans = [vocabulary.span_length(name) + 1 for name in vocabulary.media]
+    longest = max([256, *spans, int(processor.get("max_audio_codes", 250)) + 3])
+    _write_json(new / "generation_config.json", {**special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own})
+    _write_json(
+        new / "processor_config.json", {**processor, "processor_class": PROCESSOR_CLASS, "auto_map": PROCESSOR_MAP}
+    )
+    for path in (new / "recipe.yaml", new / "recipe.json"):
+        if path.is_file():
+            _without_places(path)
+
+
+def _without_places(path: Path) -> None:
+    """Absolute paths in a recorded recipe, cut to their last name: an export may be published."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cut(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [cut(item) for item in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        _write_json(path, cut(json.loads(text)))
+    else:
+        path.write_text(yaml.safe_dump(cut(yaml.safe_load(text)), sort_keys=False, allow_unicode=True, width=120))
+
+
+def _record(source: Path, adapter: bool, model: Any) -> dict[str, Any]:
+    """What the card says of the model's descent; a base is named only by a hub id, never by a folder of this disk."""
+    record: dict[str, Any] = {"format": 1, "unimodal": __version__, "dtype": str(model.dtype).removeprefix("torch.")}
+    if adapter:
+        base = _read_json(source / BASE_FILE)
+        if _HUB_ID.fullmatch(base["base"]) and not Path(base["base"]).exists():
+            record["base_model"] = base["base"]
+        record |= {"base_model_relation": "finetune", "base_sha256": base["base_sha256"]}
+    else:
+        earlier = source / EXPORT_FILE
+        kept = _read_json(earlier) if earlier.is_file() else {}
+        record |= {name: kept[name] for name in ("base_model", "base_model_relation", "base_sha256") if name in kept}
+    return record
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    first, second = source.resolve(), out.resolve()
+    if first == second or first.is_relative_to(second) or second.is_relative_to(first):
+        raise ValueError(f"{out} and the model {source} lie in each other; write to another folder")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not an object; take it from the model again")
+    return data
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

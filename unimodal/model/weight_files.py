@@ -1,0 +1,52 @@
+"""What may be opened as weights: safetensors and nothing else. Imports no torch.
+
+A pickle runs whatever its author wrote as soon as it is opened, under any suffix. So a folder that holds one is refused
+by name before anything is loaded from it, and a `.safetensors` file must begin as the format does: eight bytes with the
+length of a JSON header, then the header (huggingface/safetensors, README).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+
+
+def weight_files(folder: Path) -> Iterable[Path]:
+    """The files of a model folder and of its media tokenizers' folders that look like weights."""
+    places = [folder, *sorted(folder.glob("*_tokenizer"))]
+    for place in places:
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            if path.suffix.lower() in (*PICKLED, ".safetensors"):
+                yield path
+
+
+def check_weight_files(paths: Iterable[Path]) -> None:
+    """ValueError, in one line, for a pickle among these files, whatever it is called, and for broken safetensors."""
+    for path in paths:
+        if path.suffix.lower() == ".safetensors":
+            _check_safetensors(path)
+        else:
+            raise ValueError(f"{path} {_PICKLE}")
+
+
+_PICKLE = (
+    "is a pickle, which can run any program when it is opened; only safetensors are loaded: take it out of the folder"
+)
+
+
+def _check_safetensors(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; copy or download it again") from None
+    length = int.from_bytes(start[:8], "little")
+    if len(start) == 9 and start[8:] == b"{" and length <= min(size - 8, MAX_HEADER_BYTES):
+        return
+    if start[:1] == b"\x80" or start[:4] == b"PK\x03\x04":  # pickle's protocol mark; the zip that torch.save writes
+        raise ValueError(f"{path} {_PICKLE}")
+    raise ValueError(f"{path} is damaged: it does not begin as safetensors do; copy or download it again")

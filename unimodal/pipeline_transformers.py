@@ -1,0 +1,147 @@
+"""An exported folder inside transformers: `generate` of its `AutoModelForMultimodalLM`. The folder's class mixes it in.
+
+    pipe = pipeline("any-to-any", model=DIR, trust_remote_code=True)
+    [made] = pipe([{"role": "user", "content": "Draw a red apple."}], generation_mode="image")
+    made["generated_image"].save("apple.png")
+
+The processor of the same folder is `pipeline_processor.py`.
+
+Shapes: B rows, N tokens of the prompt, M of the answer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unimodal.model.weight_files import check_weight_files, weight_files
+from unimodal.pipeline import Unimodal
+from unimodal.pipeline_folder import read_processor, read_sampling
+from unimodal.pipeline_media import MediaCoder
+from unimodal.sequence.document import Document
+from unimodal.sequence.template import Template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+GENERATE_OPTIONS = (
+    "generation_mode, max_new_tokens, guidance_scale, temperature, top_k, top_p, do_sample, seed, negative_prompt"
+)
+#: what transformers and its pipelines add by themselves and the engine has its own of
+IGNORED = {"pad_token_id", "eos_token_id", "bos_token_id", "use_cache", "generation_config", "return_dict_in_generate"}
+
+
+def folder_of(name: str, options: Mapping[str, Any]) -> Path:
+    """The local folder of a model given by folder or hub id, without its decoder."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        wanted = {key: value for key, value in options.items() if key in HUB_OPTIONS and value is not None}
+        patterns = ["*.json", "*.jinja", "*_tokenizer/*"]
+        folder = Path(snapshot_download(name, allow_patterns=patterns, **wanted))
+    check_weight_files(weight_files(folder))
+    return folder
+
+
+class MultimodalGeneration:
+    """Mixed into a stock causal LM: `generate` by the engine, grammar and sampling settings of unimodal."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+        config = options.get("config")
+        stored = getattr(config, "dtype", None)
+        if options.get("dtype", "auto") in (None, "auto") and stored == torch.float16 and not torch.cuda.is_available():
+            options["dtype"] = torch.float32  # half precision is slow on a processor, and its answers differ
+        model = super().from_pretrained(pretrained_model_name_or_path, *args, **options)  # type: ignore[misc]
+        loaded = model[0] if isinstance(model, tuple) else model
+        loaded.media_folder = folder_of(str(pretrained_model_name_or_path), options)
+        loaded.vocabulary = Vocabulary.load(loaded.media_folder / "vocabulary.json")
+        return model
+
+    @property
+    def output_modalities(self) -> tuple[str, ...]:
+        return ("text", *self.vocabulary.media)  # type: ignore[attr-defined]
+
+    @property
+    def input_modalities(self) -> tuple[str, ...]:
+        """All; without torchvision those for which the any-to-any pipeline does not insist on it. Nothing here needs
+        it, and the pipeline reads pictures and clips all the same."""
+        seen = importlib.util.find_spec("torchvision") is not None
+        return tuple(name for name in self.output_modalities if seen or name not in ("image", "video"))
+
+    @property
+    def unimodal(self) -> Unimodal:
+        """The same decoder as `unimodal.pipeline.load` gives it."""
+        if "_unimodal" not in vars(self):
+            folder: Path = self.media_folder  # type: ignore[attr-defined]
+            template = Template(self.vocabulary, TextTokenizer.load(folder))  # type: ignore[attr-defined]
+            coder = MediaCoder(folder, template.vocabulary, read_processor(folder))
+            self._unimodal = Unimodal(folder, self, template, coder, read_sampling(folder))
+        return self._unimodal
+
+    @torch.no_grad()
+    def generate(  # type: ignore[no-untyped-def]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_mode: str | None = None,
+        max_new_tokens: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        do_sample: bool | None = None,
+        seed: int | None = None,
+        negative_prompt: str | None = None,
+        **others: Any,
+    ) -> Tensor:
+        """Prompts [B, N], padded anywhere under `attention_mask`, → the same with their answers behind, [B, N + M].
+
+        generation_mode: the medium that the answer must hold, by default "text" for words only, "any" for what the
+        model chooses. Sampling and guidance are the model's own unless given; do_sample=False is greedy. seed: by
+        default drawn from torch's generator, so `transformers.set_seed` repeats an answer.
+        """
+        unknown = sorted(name for name in set(others) - IGNORED if others[name] is not None)
+        if input_ids is None or unknown:
+            raise ValueError(f"generate takes input_ids, attention_mask, {GENERATE_OPTIONS}; not {', '.join(unknown)}")
+        model, to = self.unimodal, None if generation_mode == "any" else generation_mode or "text"
+        if to is not None and to != "text":
+            model.vocabulary.layout(to)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompts = [row[real.bool()].tolist() for row, real in zip(input_ids, mask, strict=True)]
+        warmth = 0.0 if do_sample is False else temperature
+        sampling, scales = model._settings(to, guidance_scale, warmth)
+        narrower = {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None}
+        asked = model.vocabulary.media if to is None else (to,)
+        sampling = {n: s.model_copy(update=narrower) if n in asked else s for n, s in sampling.items()}
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        configs = []
+        for index, prompt in enumerate(prompts):
+            document, open_rows = self._read(prompt)
+            room = model.max_positions - len(prompt)
+            tokens = None if max_new_tokens is None else min(max_new_tokens, room)
+            config = model._config(document, len(prompt), to, seed + index, (sampling, scales), tokens, negative_prompt)
+            if config.unconditional and open_rows:
+                config = config.model_copy(update={"unconditional": (*config.unconditional, *open_rows)})
+            configs.append(config)
+        answers = model.engine.generate(prompts, configs)
+        pad, longest = model.vocabulary.control_id("<|pad|>"), max(map(len, answers))
+        padded = torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])
+        return torch.cat([input_ids, padded.to(input_ids)], 1)
+
+    def _read(self, prompt: Sequence[int]) -> tuple[Document, list[int]]:
+        """A prompt without the turn that is to be answered, and what that turn already holds as rows."""
+        document = self.unimodal.template.parse(prompt)
+        mark = self.unimodal.vocabulary.control_id("<|assistant|>")
+        if not document.turns or document.turns[-1].role != "assistant" or mark not in prompt:
+            raise ValueError(
+                "the prompt does not end in an assistant's turn; render it with add_generation_prompt=True"
+            )
+        last = len(prompt) - 1 - list(reversed(prompt)).index(mark)
+        return Document(document.turns[:-1]), list(prompt[last + 1 :])
