@@ -60,7 +60,12 @@ export async function* chat(body, key, signal) {
   const response = await send("v1/chat/completions", key, { method: "POST", body: JSON.stringify(body), signal });
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
+    let chunk;
+    try {
+      chunk = JSON.parse(data);
+    } catch {
+      throw new ApiError("The server sent something that cannot be read.");
+    }
     if (chunk.error) throw new ApiError(chunk.error.message || "The server could not go on.", 500);
     const delta = chunk.choices?.[0]?.delta;
     if (delta) yield delta;

@@ -136,7 +136,11 @@ function notify(text, button) {
   byId("notice").append(close);
 }
 
-const say = (text) => (byId("status").textContent = text);
+/** Tells the user what goes on; `unseen` only to a screen reader. */
+function say(text, unseen = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("hidden", unseen);
+}
 
 // ---- asking
 
@@ -208,7 +212,7 @@ async function answer(asked) {
     }
     view.finish({ seed, seconds: seconds() });
     remember();
-    say("Answer finished");
+    say("Answer finished", true);
   } catch (error) {
     if (controller.signal.aborted) {
       view.finish({ seed, seconds: seconds(), stopped: true });
@@ -216,7 +220,7 @@ async function answer(asked) {
       say("Stopped");
     } else {
       if (!(error instanceof api.ApiError)) console.error(error);
-      view.fail(error instanceof api.ApiError ? error : new api.ApiError("The server sent something that cannot be read."));
+      view.fail(error instanceof api.ApiError ? error : new api.ApiError("The answer cannot be shown."));
       state.history = asked.before;
       say("");
     }
@@ -303,7 +307,7 @@ function showAttached() {
           },
         },
       }, icon("close"));
-      const view = item.kind === "audio" ? icon("sound") : mediaFigure(item.kind, item.url, item.name, { save: false });
+      const view = item.kind === "image" ? mediaFigure("image", item.url, item.name, { save: false }) : icon(item.kind === "audio" ? "sound" : "play");
       return el("li", { class: item.kind }, view, el("span", { class: "name" }, item.name), remove);
     }),
   );

@@ -8,6 +8,7 @@ import { typeOf } from "./media.js";
 const NUMBERED = 300; // more codes than this are shown as plain colours
 const HOVER_MS = 70;
 const FRAME_MS = 120;
+const LEAST_CHANGE = 6; // of 255: what changes less is not told apart from rounding
 const GOLDEN_DEG = 137.508; // neighbours in number are far apart in colour
 
 export class CodesView {
@@ -47,8 +48,8 @@ export class CodesView {
       if (error.name !== "AbortError") this.#failed(error);
       return;
     }
-    const { modality, codes, ordered } = this.found;
-    this.total = codes.length;
+    const { modality, codes, ordered, groups = 1 } = this.found;
+    this.total = codes.length / groups; // code steps, each of one code per group
     this.decoded = new Map();
     byId("codes-summary").textContent = `${this.total} codes${ordered ? ", from coarse to fine" : ""}`;
     this.#list();
@@ -73,9 +74,9 @@ export class CodesView {
   // ---- the list of numbers
 
   #list() {
-    const { segments, codes } = this.found;
+    const { segments } = this.found;
     const list = byId("codes-list");
-    list.classList.toggle("plain-cells", codes.length > NUMBERED);
+    list.classList.toggle("plain-cells", this.total > NUMBERED);
     list.replaceChildren();
     const options = el("div", { class: "segments", role: "listbox", "aria-label": "Codes", "aria-orientation": "horizontal" });
     for (const segment of segments) {
@@ -95,9 +96,10 @@ export class CodesView {
   }
 
   #cell(index, segment) {
-    const code = this.found.codes[index];
-    const number = Array.isArray(code) ? code.join(" ") : String(code);
-    const hue = (Array.isArray(code) ? code[0] : code) * GOLDEN_DEG % 360;
+    const { codes, groups = 1 } = this.found;
+    const step = codes.slice(index * groups, (index + 1) * groups);
+    const number = step.join(" ");
+    const hue = (step[0] * GOLDEN_DEG) % 360;
     const cell = el("div", {
       class: "cell", role: "option", tabIndex: -1, "aria-selected": "false",
       "aria-label": `code ${index + 1} of ${this.total}, ${segment.name}, number ${number}`,
@@ -146,6 +148,7 @@ export class CodesView {
     this.pointed = cell;
     clearTimeout(this.hovering);
     this.mark?.getContext("2d").clearRect(0, 0, this.mark.width, this.mark.height);
+    this.mark?.parentElement.classList.remove("marked");
     if (!this.found) return;
     if (!cell) {
       this.#say(this.found.ordered && this.picture ? "Point at a code to see what it changes; click to decode up to it." : "Point at a code to see its number.");
@@ -192,13 +195,14 @@ export class CodesView {
       const strength = new Float32Array(after.width * after.height);
       for (let i = 0; i < strength.length; i++) strength[i] = Math.max(changed[4 * i], changed[4 * i + 1], changed[4 * i + 2]);
       const most = strength.reduce((a, b) => Math.max(a, b), 0);
-      if (!most) return;
+      if (most < LEAST_CHANGE) return;
       const [red, green, blue] = getComputedStyle(this.mark).color.match(/\d+/g).map(Number);
       const marked = new ImageData(after.width, after.height);
-      strength.forEach((value, i) => marked.data.set([red, green, blue, 220 * Math.min(1, (1.25 * value) / most)], 4 * i));
+      strength.forEach((value, i) => marked.data.set([red, green, blue, 235 * (value / most) ** 1.4], 4 * i));
       this.mark.width = after.width;
       this.mark.height = after.height;
       this.mark.getContext("2d").putImageData(marked, 0, 0);
+      this.mark.parentElement.classList.add("marked");
     } catch (error) {
       if (error.name !== "AbortError") this.#failed(error);
     }

@@ -2,6 +2,7 @@
 
 import { action, el, icon } from "./dom.js";
 import { blobOf, typeOf } from "./media.js";
+import { clipPlayer, soundPlayer } from "./player.js";
 
 const CALLED = { image: "picture", audio: "sound", video: "clip" };
 const SMALL = 128; // pixels a side up to which a picture is shown enlarged, each pixel a square
@@ -13,10 +14,12 @@ const kindOf = (part) => part.type.replace("_url", "");
 export function mediaFigure(kind, url, called, { onCodes, onAsk, save = true } = {}) {
   const type = typeOf(url);
   if (!type) return el("p", { class: "unusable" }, `A ${CALLED[kind]} came in a form that cannot be shown.`);
-  const figure = el("figure", { class: `media ${kind}` }, player(kind, type, url, called));
+  const [view, toggle] = player(kind, type, url, called);
+  const figure = el("figure", { class: `media ${kind}` }, view);
   const buttons = el("figcaption", { class: "actions" });
+  if (toggle) buttons.append(toggle);
   if (onCodes) buttons.append(action("codes", "Codes", onCodes, "Which code stands where, and what the first ones decode to"));
-  if (onAsk) buttons.append(action("ask", "Ask about it", onAsk, "Attach it to the next question"));
+  if (onAsk) buttons.append(action("ask", "Ask", onAsk, "Attach it to the next question"));
   if (save) buttons.append(action("save", "Save", () => saveFile(url, type, called), "Save as a file"));
   if (buttons.childElementCount) figure.append(buttons);
   return figure;
@@ -27,15 +30,11 @@ function player(kind, type, url, called) {
     const image = el("img", { alt: called, decoding: "async" });
     image.addEventListener("load", () => enlarge(image, image.naturalWidth));
     image.src = url;
-    return image;
+    return [image];
   }
-  if (kind === "audio") return el("audio", { controls: true, preload: "metadata", src: url, "aria-label": called });
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const video = el("video", {
-    controls: true, loop: true, muted: true, playsInline: true, autoplay: !still, src: url, "aria-label": called,
-  });
-  video.addEventListener("loadedmetadata", () => enlarge(video, video.videoWidth));
-  return video;
+  if (kind === "audio") return [soundPlayer(url, called)];
+  const { video, toggle } = clipPlayer(url, called, enlarge);
+  return [video, toggle];
 }
 
 /** Small pictures in whole multiples of their size, so that every pixel stays a square. */
