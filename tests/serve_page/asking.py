@@ -50,7 +50,7 @@ def pixels_of(url: str) -> np.ndarray:
 
 
 def until(page, expression, timeout_s=15.0):
-    """Waits for an expression to hold. Playwright's own wait evaluates strings in the page, which its policy forbids."""
+    """Waits for an expression to hold. Playwright's own wait evaluates strings, which the page's policy forbids."""
     end_s = time.monotonic() + timeout_s
     while not page.evaluate(expression):
         assert time.monotonic() < end_s, f"never true: {expression}"

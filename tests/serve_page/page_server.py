@@ -4,7 +4,6 @@ python -m tests.serve_page.page_server model_cards/nano 8000
 """
 
 import base64
-import io
 import json
 import queue
 import sys
@@ -18,7 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 
 from unimodal.pipeline import Unimodal, load
-from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
+from unimodal.sequence.document import MEDIA_PARTS, Document, Text
 
 STATIC = Path(__file__).resolve().parents[2] / "unimodal" / "serve" / "static"
 POLICY = (
