@@ -132,8 +132,9 @@ class ContinuousBatch(PlainRun):
 
     def clear(self) -> list[int]:
         """Drop all rows and what the decoder holds; the keys of the rows."""
-        keys = list(self._keys)
+        keys, numbers = list(self._keys), self._next_key
         self.__init__(self.engine, self.run_on)  # type: ignore[misc]
+        self._next_key = numbers  # a key never names two requests
         return keys
 
     # ---- what differs from a run whose rows all start together
