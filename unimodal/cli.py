@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from unimodal.cli_serve import serve
+
 if TYPE_CHECKING:
     from unimodal.cli_progress import Reporter
     from unimodal.pipeline import Output, Unimodal
@@ -237,6 +239,9 @@ def evaluate(
         for table in run_suites(names, loaded, data, out, limit, seed, report):
             report.clear()
             print(table, flush=True)
+
+
+app.command()(serve)
 
 
 # ---- what the commands share
