@@ -1,8 +1,8 @@
 """A server over the tiny model in a thread and pages of a headless Chromium; without one these tests are skipped."""
 
+import contextlib
 import os
 import shutil
-import socket
 import threading
 import time
 
@@ -34,27 +34,59 @@ def browser():
         browser.close()
 
 
+STRICT = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def strictly(app):
+    """The application under one more content policy, the narrowest that the page works with; both hold."""
+
+    async def wrapped(scope, receive, send):
+        async def sending(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", STRICT.encode())]
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return wrapped
+
+
+@contextlib.contextmanager
+def served(**settings):
+    """The address of the real server over the tiny model, a few milliseconds slower a token: a page can be watched."""
+    from tests.tiny_model import tiny_model
+    from unimodal.serve.answer import AnswerReader
+    from unimodal.serve.server import create_app, listen, make_server
+    from unimodal.serve.settings import ServeConfig
+
+    read = AnswerReader.__call__
+
+    def slowly(self, event):
+        time.sleep(0.005)
+        return read(self, event)
+
+    config = ServeConfig(port=0, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnswerReader, "__call__", slowly)
+        running, sock = make_server(strictly(create_app(tiny_model(), config))), listen(config)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+        while not running.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}/"
+        running.should_exit = True
+        thread.join(15)
+        sock.close()
+
+
 @pytest.fixture(scope="session")
 def server(browser):
-    """The address of a server over the tiny model."""
-    import uvicorn
-
-    from tests.serve_page.page_server import make_app
-    from tests.tiny_model import tiny_model
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = make_app(tiny_model(), delay_s=0.005)
-    running = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    while not running.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}/"
-    running.should_exit = True
-    thread.join(10)
+    with served() as address:
+        yield address
 
 
 @pytest.fixture
@@ -68,7 +100,7 @@ def open_page(browser, server, faults):
     """Opens the chat; at the end no page may have had a fault."""
     contexts = []
 
-    def open_it(**options):
+    def open_it(address=server, **options):
         options = {"viewport": {"width": 1100, "height": 760}, "permissions": ["microphone"], **options}
         context = browser.new_context(**options)
         contexts.append(context)
@@ -78,8 +110,8 @@ def open_page(browser, server, faults):
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: faults.append(dialog.message))
         page.on("console", lambda line: faults.append(line.text) if is_fault(line) else None)
-        page.goto(server)
-        until(page, "document.title.includes('·')")
+        page.goto(address)
+        until(page, "document.title.includes('·') || document.querySelector('#notice p')")
         return page
 
     yield open_it

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { CodesView } from "./codes.js";
 import { Answer, mediaFigure, question } from "./conversation.js";
 import { action, byId, el, icon } from "./dom.js";
-import { Recorder, fromAnswer, readFile } from "./media.js";
+import { Recorder, fromAnswer, readFile, setMaxBody } from "./media.js";
 
 const MODALITIES = { text: ["text"], image: ["image"], audio: ["audio"], video: ["video"] };
 const EXAMPLES = [
@@ -110,6 +110,8 @@ async function connect() {
   }
   notify("");
   state.model = state.info.model;
+  setMaxBody(state.info.limits?.max_body_bytes);
+  byId("alone").hidden = state.info.history_turns !== 0;
   byId("model").textContent = state.model.split("/").at(-1);
   byId("model").title = state.model;
   document.title = `${byId("model").textContent} · unimodal`;
@@ -234,7 +236,9 @@ async function answer(asked) {
 }
 
 function request({ turn, make, before }, seed) {
-  const body = { model: state.model, messages: [...before, turn], seed, stream: true, stream_partial: true };
+  const turns = state.info?.history_turns ?? null; // as many exchanges as the model looks back at
+  const seen = turns === null ? before : before.slice(Math.max(0, before.length - 2 * turns));
+  const body = { model: state.model, messages: [...seen, turn], seed, stream: true, stream_partial: true };
   if (MODALITIES[make]) body.modalities = MODALITIES[make];
   for (const name of ["temperature", "guidance"]) if (settings.number(name) !== undefined) body[name] = settings.number(name);
   return body;
@@ -395,7 +399,7 @@ byId("record").addEventListener("click", async () => {
     await endRecording(true);
     return;
   }
-  const longest = state.info?.limits?.max_audio_s ?? 30;
+  const longest = state.info?.max_audio_s ?? 30;
   const recorder = new Recorder();
   try {
     await recorder.start((seconds, full) => {

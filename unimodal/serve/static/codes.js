@@ -248,7 +248,7 @@ export class CodesView {
   /** Shows a prefix; while one is decoded only the latest wish is kept. */
   async #show(n) {
     this.wanted = n;
-    if (this.showing) return this.showing;
+    if (this.showing) return this.showing.catch(() => {}); // told once, below
     const { signal } = this.abort;
     this.showing = (async () => {
       let shown;

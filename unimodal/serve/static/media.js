@@ -1,9 +1,14 @@
 // Files and recordings to parts of a message, and data URLs back to bytes.
 
 export const SAMPLE_RATE_HZ = 16000;
-const MAX_BYTES = 32 * 2 ** 20;
+let maxBytes = 20 * 2 ** 20;
 // No SVG: a saved one that is opened can hold a script.
 const SAFE_URL = /^data:(image\/(?:png|jpeg|webp|gif)|audio\/[\w.+-]+|video\/[\w.+-]+)(?:;[\w.+=-]+)*;base64,/;
+
+/** A server takes requests of so many bytes, in which files are a third longer. */
+export function setMaxBody(bytes) {
+  if (bytes > 0) maxBytes = Math.floor(0.7 * bytes);
+}
 
 /** The media type of a data URL, or null for any other address. */
 export const typeOf = (url) => (typeof url === "string" ? (SAFE_URL.exec(url)?.[1] ?? null) : null);
@@ -27,7 +32,7 @@ export function dataUrl(blob) {
 /** A file as {kind, name, url, part}: `part` is what the server takes. Throws an Error with one sentence. */
 export async function readFile(file) {
   if (!file.size) throw new Error(`${file.name} is empty.`);
-  if (file.size > MAX_BYTES) throw new Error(`${file.name} is larger than ${MAX_BYTES / 2 ** 20} MB.`);
+  if (file.size > maxBytes) throw new Error(`${file.name} is larger than ${(maxBytes / 2 ** 20).toPrecision(2)} MB, the most that is sent.`);
   const kind = await kindOf(file);
   if (kind === "audio") return sound(await toWav(file), file.name);
   const url = await dataUrl(file);
