@@ -81,6 +81,21 @@ def test_a_sound_plays_and_a_clip_moves(page):
     assert page.locator(".answer .action:has-text('Play')").count() == 1
 
 
+BELOW = "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight)(window.scroll_)"
+
+
+def test_the_page_follows_the_answer_but_not_a_reader_who_scrolled_up(page):
+    page.evaluate("() => { window.scroll_ = document.getElementById('scroll'); }")
+    for make in ("image", "video"):
+        ask(page, "a cat", make)
+        until(page, f"{BELOW} < 3")
+    page.evaluate("() => { window.scroll_.scrollTop = 0; }")
+    page.wait_for_timeout(100)
+    page.evaluate("() => document.querySelector('#log').append(document.querySelector('.answer').cloneNode(true))")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.scroll_.scrollTop") == 0
+
+
 def test_earlier_turns_go_with_the_next_question(page):
     answer_with(page, {"content": "a "}, {"content": "cat"})
     ask(page, "what is this?")

@@ -154,8 +154,8 @@ function follow(always) {
   if (always || state.following) scroll.scrollTop = scroll.scrollHeight;
 }
 
-// A picture that was just added gets its height later: follow it then.
-scroll.addEventListener("load", () => follow(false), true);
+// Media get their height some time after they were added.
+new ResizeObserver(() => follow(false)).observe(log);
 scroll.addEventListener("scroll", () => (state.following = near()));
 
 function send() {
