@@ -161,8 +161,11 @@ def test_retry_asks_the_same_with_another_seed_and_replaces_the_answer(page):
 def test_clear_forgets_and_undo_brings_back(page):
     answer_with(page, {"content": "a cat"})
     ask(page, "hello")
+    page.set_viewport_size({"width": 400, "height": 420})  # the welcome is longer than that
     page.click("#clear")
-    assert page.locator(".turn").count() == 0 and page.locator("#welcome").is_visible()
+    page.wait_for_timeout(100)
+    assert page.locator(".turn").count() == 0 and page.locator("#welcome h2").is_visible()
+    assert page.evaluate("document.getElementById('scroll').scrollTop") == 0
     page.click("text=Undo")
     assert page.locator(".turn").count() == 2
     page.click("#clear")

@@ -277,6 +277,8 @@ byId("clear").addEventListener("click", () => {
   log.replaceChildren();
   state.history = [];
   byId("welcome").hidden = false;
+  state.following = false;
+  scroll.scrollTop = 0;
   say("");
   const undo = () => {
     if (state.running || log.childElementCount) return notify("A new conversation has begun; the old one is gone.");

@@ -6,6 +6,7 @@ import { enlarge, mediaFigure } from "./conversation.js";
 import { typeOf } from "./media.js";
 
 const NUMBERED = 300; // more codes than this are shown as plain colours
+const CELL_PX = 50; // the most that a cell of a grid takes
 const HOVER_MS = 70;
 const FRAME_MS = 120;
 const LEAST_CHANGE = 6; // of 255: what changes less is not told apart from rounding
@@ -82,7 +83,10 @@ export class CodesView {
     for (const segment of segments) {
       const { name, start, count, grid } = segment;
       const cells = el("div", { class: "cells", role: "presentation" });
-      if (grid) cells.style.gridTemplateColumns = `repeat(${grid[2]}, minmax(0, 1fr))`;
+      if (grid) {
+        cells.style.gridTemplateColumns = `repeat(${grid[2]}, minmax(0, 1fr))`;
+        cells.style.maxWidth = `${grid[2] * CELL_PX}px`;
+      }
       cells.classList.toggle("gridded", Boolean(grid));
       for (let index = start; index < start + count; index++) cells.append(this.#cell(index, segment));
       const shape = grid ? ` in ${grid[0] > 1 ? `${grid[0]} × ` : ""}${grid[1]} × ${grid[2]}` : "";
