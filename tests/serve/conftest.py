@@ -20,6 +20,25 @@ from unimodal.serve.server import create_app, listen, make_server
 from unimodal.serve.settings import ServeConfig
 
 
+def lively_model():
+    """The tiny model with twenty times its weights, so that its answers depend on what it is asked, and without the
+    bytes that make no character. Each call gives another copy: a server's thread shares its engine with nobody."""
+    model = load(tiny_folder(), device="cpu")
+    bytes_above = [model.template.text._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(0x80, 0x100)]
+    with torch.no_grad():
+        model.decoder.get_input_embeddings().weight[bytes_above] = 0  # the head's rows, too: never the likeliest
+        for weight in model.decoder.parameters():
+            if weight.dim() > 1:
+                weight.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The same weights as the server's."""
+    return lively_model()
+
+
 class Served:
     """Where a server listens, its inner service, and clients of it."""
 
@@ -54,7 +73,7 @@ class Served:
 @contextlib.contextmanager
 def serving(model=None, **settings):
     config = ServeConfig(port=0, **settings)
-    app = create_app(model or load(tiny_folder(), device="cpu"), config)
+    app = create_app(model or lively_model(), config)
     server, sock = make_server(app), listen(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()

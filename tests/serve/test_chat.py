@@ -12,16 +12,9 @@ import soundfile
 import torch
 
 from tests.serve.conftest import data_url, gif, image_part, opened, pixels, png, user, wav
-from tests.tiny_model import tiny_model
 from unimodal.media.image import to_bytes
 from unimodal.pipeline_serving import request_for
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The same weights as the server's, in an engine of its own."""
-    return tiny_model()
 
 
 def words(outputs):

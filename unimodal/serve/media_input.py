@@ -59,6 +59,8 @@ def decode_data_url(url: str, param: str | None) -> bytes:
     if head is None:
         raise ApiError(400, "the data URL cannot be read; use data:TYPE;base64,DATA", "invalid_url", param)
     rest = url[head.end() :]
+    if not rest:
+        raise ApiError(400, "the data URL is empty", "invalid_url", param)
     return decode_base64(rest, param) if head[3] else unquote_to_bytes(rest)
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -256,6 +257,8 @@ def as_api_error(error: Exception) -> ApiError:
     """A user's mistake as 400; a defect of ours as 500, told in the log and not to the client."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException):  # Starlette's own, of a form that cannot be read
+        return ApiError(error.status_code, str(error.detail), "invalid_value")
     if isinstance(error, ShuttingDown):
         return ApiError(503, str(error), "unavailable", None, {"Retry-After": "5"})
     if isinstance(error, ClientDisconnect):
