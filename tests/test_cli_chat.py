@@ -12,6 +12,7 @@ from unimodal.cli_chat import HELP, Session
 from unimodal.cli_progress import Reporter
 from unimodal.media.audio import save_audio
 from unimodal.media.image import load_image, save_image
+from unimodal.media.terminal import Screen
 from unimodal.pipeline_folder import MODEL_VARIABLE
 from unimodal.sequence.document import Audio, Image, Text, Turn
 
@@ -131,18 +132,59 @@ def test_an_empty_answer_is_told(monkeypatch, capsys, session):
     assert out == "" and "nothing to say" in err
 
 
-def test_on_a_terminal_words_stream_and_pictures_are_drawn(monkeypatch, session):
+def on_terminal(monkeypatch, session, words, to):
+    """What a terminal is sent for an answer."""
     out = Terminal()
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stdout", out)
+    session.answer(words, to)
+    return out.getvalue()
+
+
+def test_on_a_terminal_words_stream(monkeypatch, session):
     session.settings = {"tokens": 8}
-    session.answer("hello", "text")
-    written = out.getvalue()
-    answer = session.history[1].text
-    assert written.strip() == answer.strip() and written.endswith("\n")
-    session.settings = {}
-    session.answer("a cat", "image")
-    assert "▀" in out.getvalue() and "picture-1.png" in out.getvalue()
+    written = on_terminal(monkeypatch, session, "hello", "text")
+    assert written.strip() == session.history[1].text.strip() and written.endswith("\n")
+
+
+@pytest.mark.parametrize("way,mark", [("blocks", "▀"), ("kitty", "\x1b_G"), ("iterm", "\x1b]1337"), ("sixel", "\x1bP")])
+def test_on_a_terminal_pictures_and_clips_are_drawn_above_their_names(monkeypatch, session, way, mark):
+    session.screen = Screen(way, 80, 40)
+    for to, name in (("image", "picture-1.png"), ("video", "clip-1.gif")):
+        drawn, _, named = on_terminal(monkeypatch, session, "a cat", to).rstrip("\n").rpartition("\n")
+        assert mark in drawn and named.endswith(name)
+
+
+def test_without_a_screen_only_names_are_written(monkeypatch, session):
+    written = on_terminal(monkeypatch, session, "a cat", "image")
+    assert "\x1b" not in written and written.count("\n") == 1
+
+
+def test_a_sound_is_played_on_a_terminal_and_a_failure_told(monkeypatch, capsys, session):
+    played = []
+
+    def play(path, player, duration_s):
+        played.append((path.name, player, duration_s))
+        return "aplay could not play it (no sound card)"
+
+    monkeypatch.setattr("unimodal.cli_chat.find_player", lambda: ["aplay"])
+    monkeypatch.setattr("unimodal.cli_chat.play_sound", play)
+    converse(monkeypatch, capsys, session, "/say hello\n")
+    assert played == []  # stdout is no terminal
+    assert "sound-2.wav" in on_terminal(monkeypatch, session, "hello", "audio")
+    [(name, player, duration_s)] = played
+    assert (name, player) == ("sound-2.wav", ["aplay"]) and 0 < duration_s < 5
+    assert "no sound card" in capsys.readouterr().err
+    session.mute = True
+    on_terminal(monkeypatch, session, "hello", "audio")
+    assert len(played) == 1
+
+
+def test_an_unknown_way_of_pictures_is_a_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["chat", "hello", "--pictures", "ascii"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("unimodal: --pictures 'ascii' is unknown; choose auto, kitty")
 
 
 def test_the_command_without_a_prompt_is_the_session(monkeypatch, capsys):

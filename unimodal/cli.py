@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unimodal.cli_export import register
+from unimodal.cli_serve import serve
 
 if TYPE_CHECKING:
     from unimodal.cli_progress import Reporter
@@ -96,13 +97,17 @@ def chat(
     decoder: Decoder = None,
     weights: Weights = "auto",
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where media in answers are saved.")] = Path("."),
+    pictures: Annotated[
+        str, typer.Option(metavar="P", help="How a terminal shows them: auto, kitty, iterm, sixel, blocks or off.")
+    ] = "auto",
+    mute: Annotated[bool, typer.Option("--mute", help="Save sounds without playing them.")] = False,
     model: Model = None,
 ) -> None:
     """Ask about pictures, sounds and clips; media in the answer are saved and named."""
-    from unimodal.cli_chat import Session
-    from unimodal.sequence.document import MEDIA_PARTS
+    from unimodal.media.terminal import PICTURE_WAYS, find_screen
 
     _check_choice("--to", to, ("text", *MEDIA))
+    _check_choice("--pictures", pictures, PICTURE_WAYS)
     _check_ways(decoder, weights)
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; leave it out for an interactive session")
@@ -111,9 +116,15 @@ def chat(
     files = [(kind, path) for kind, paths in zip(MEDIA, (image, audio, video), strict=True) for path in paths or []]
     for _, path in files:
         _check_file(path)
+    screen = find_screen(pictures)  # asks the terminal: before seconds of loading in which the user may type
     with _reporter() as report:
         settings = {"guidance": guidance, "tokens": tokens, "negative": negative, "decoder": decoder}
-        session = Session(_load(model, report, weights), report, folder, settings, seed)
+        loaded = _load(model, report, weights)
+
+        from unimodal.cli_chat import Session
+        from unimodal.sequence.document import MEDIA_PARTS
+
+        session = Session(loaded, report, folder, settings, seed, screen, mute)
         for kind, path in files:
             session.attach(MEDIA_PARTS[kind](path=str(path)))
         if prompt is None:
@@ -232,6 +243,7 @@ def evaluate(
 
 
 register(app)  # export, push
+app.command()(serve)
 
 
 # ---- what the commands share

@@ -1,12 +1,11 @@
 """The chat: one answer, or an interactive session with commands.
 
-Words and names of saved files go to stdout, everything else to stderr. On a terminal words appear as they are written
-and pictures are drawn in half blocks.
+Words and names of saved files go to stdout, everything else to stderr. On a terminal words appear as they are written,
+pictures and clips are drawn and sounds are played.
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from unimodal.cli_progress import Reporter
 from unimodal.generation.engine import TokenEvent
-from unimodal.media.preview import terminal_picture
+from unimodal.media.terminal import Screen, find_player, play_sound
+from unimodal.media.terminal_pictures import draw, draw_clip
 from unimodal.pipeline import Output, Unimodal
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Turn
 
@@ -30,16 +30,23 @@ Type a question. Commands:
 FORCED = {"/draw": "image", "/say": "audio", "/film": "video"}
 ATTACHED = {"/image": "image", "/audio": "audio", "/video": "video"}
 FILE_NAMES = {"image": ("picture", ".png"), "audio": ("sound", ".wav"), "video": ("clip", ".gif")}
-MAX_PICTURE_COLUMNS = 64
 
 
 class Session:
     """What was said and shown so far, and how answers are given."""
 
     def __init__(
-        self, model: Unimodal, report: Reporter, folder: Path, settings: dict[str, Any] | None = None, seed: int = 0
+        self,
+        model: Unimodal,
+        report: Reporter,
+        folder: Path,
+        settings: dict[str, Any] | None = None,
+        seed: int = 0,
+        screen: Screen | None = None,
+        mute: bool = False,
     ) -> None:
         self.model, self.report, self.folder = model, report, folder
+        self.screen, self.mute = screen or Screen("off"), mute
         self.settings, self.seed = settings or {}, seed
         self.memory = model.engine.session()  # what was read for one turn is not read again for the next
         self.history: list[Turn] = []
@@ -160,10 +167,19 @@ class Session:
             number += 1
         output.save(path)
         self.last = output
-        if sys.stdout.isatty() and output.modality != "audio":
-            picture = output.media if output.modality == "image" else output.media[len(output.media) // 2]
-            print(terminal_picture(picture, min(MAX_PICTURE_COLUMNS, shutil.get_terminal_size().columns)))
+        if self.screen.way != "off" and output.modality != "audio":
+            print(
+                draw(output.media, self.screen) if output.modality == "image" else draw_clip(output.media, self.screen)
+            )
         print(path, flush=True)
+        if output.modality == "audio" and not self.mute and sys.stdout.isatty():
+            self._play(path, len(output.media) / float(output.rate or 16_000))
+
+    def _play(self, path: Path, duration_s: float) -> None:
+        player = find_player()
+        trouble = None if player is None else play_sound(path, player, duration_s)
+        if trouble is not None:
+            _notice(f"{trouble}; the sound is saved")
 
 
 class _Writer:

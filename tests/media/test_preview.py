@@ -1,11 +1,10 @@
 import math
-import re
 import warnings
 
 import pytest
 import torch
 
-from unimodal.media.preview import contact_sheet, spectrogram_image, terminal_picture
+from unimodal.media.preview import contact_sheet, spectrogram_image
 
 
 def flat(*colour: float, height: int = 10, width: int = 10) -> torch.Tensor:
@@ -77,39 +76,6 @@ def test_a_long_sound_is_not_wider_than_asked():
     assert spectrogram_image(torch.rand(400_000), 16000, height=40, max_width=300).shape[1:] <= (40, 300)
 
 
-def pixels_of(text: str, width: int) -> list[list[tuple[int, ...]]]:
-    """Interpret the escapes as a terminal does: rows of colours, two for each line."""
-    rows: list[list[tuple[int, ...]]] = []
-    for line in text.split("\n"):
-        assert line.endswith("\x1b[0m")
-        upper, lower, colours = [], [], {}
-        for codes, letter in re.findall(r"\x1b\[([\d;]+)m|(▀)", line):
-            if letter:
-                upper.append(colours["38"])
-                if "48" in colours:
-                    lower.append(colours["48"])
-            elif codes == "0":
-                colours = {}
-            else:
-                for layer, *rgb in re.findall(r"([34]8);2;(\d+);(\d+);(\d+)", codes):
-                    colours[layer] = tuple(map(int, rgb))
-        assert len(upper) == width
-        rows += [upper, lower] if lower else [upper]
-    return rows
-
-
-@pytest.mark.parametrize("height,width", [(6, 5), (7, 4), (1, 1)])
-def test_a_terminal_shows_every_pixel(height, width):
-    picture = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    shown = pixels_of(terminal_picture(picture, width), width)
-    assert shown == [[tuple(pixel) for pixel in row] for row in picture.permute(1, 2, 0).tolist()]
-
-
-def test_a_terminal_picture_keeps_its_proportions_and_saves_escapes():
-    text = terminal_picture(flat(1, 0, 0, height=40, width=80), 20)
-    assert text.count("\n") == 4 and text.count("\x1b[38") == 5  # one colour a line
-
-
 def test_bad_requests():
     with pytest.raises(ValueError, match="empty list"):
         contact_sheet([], 2)
@@ -119,8 +85,6 @@ def test_bad_requests():
         contact_sheet([flat(0, 0, 0)], 1, ["a", "b"])
     with pytest.raises(ValueError, match="not numbers"):
         contact_sheet([flat(float("nan"), 0, 0)], 1)
-    with pytest.raises(ValueError, match="width=0"):
-        terminal_picture(flat(0, 0, 0), 0)
     with pytest.raises(ValueError, match=r"expected a float sound \[T\]"):
         spectrogram_image(torch.zeros(0), 16000)
     with pytest.raises(ValueError, match="not numbers"):

@@ -124,11 +124,10 @@ class Engine:
         if self._intercepted and (session is not None or method is not None):
             what = "a session" if session is not None else f"the fast decoder {type(method).__name__}"
             raise ValueError(f"{what} needs the whole cache, which compression does not keep; use one or the other")
-        grammar = GrammarBatch([self._grammar(c, p) for c, p in zip(configs, prompts, strict=True)], prompts)
-        guided = self._guided(configs, prompts, grammar)
+        grammar, guided = self.checked(prompts, configs)
         twins = [list(configs[row].unconditional or ()) for row in guided]
         streams = [*(list(prompt) for prompt in prompts), *twins]
-        self._refresh_head()
+        self.refresh_head()
         run: Run
         if method is None:
             run = PlainRun(self, configs, grammar, guided, on_token, session)
@@ -153,7 +152,7 @@ class Engine:
         longest = max(map(len, streams))
         if longest > self.max_positions:
             raise ValueError(f"{longest} tokens are to be scored, but the model has {self.max_positions} positions")
-        self._refresh_head()
+        self.refresh_head()
         whole = self.head.candidates(((0, self.vocabulary.size),))
         hidden = self.decoder.start([ids[:1] for ids in streams], self.pad_id, longest)[:, None]  # [S, 1, D]
         rest = torch.tensor([[*ids[1:], *[self.pad_id] * (longest - len(ids))] for ids in streams], device=self.device)
@@ -165,7 +164,14 @@ class Engine:
             scores.append(float(found.gather(1, torch.tensor(list(answer), device=found.device)[:, None]).sum()))
         return scores
 
-    def _refresh_head(self) -> None:
+    def checked(
+        self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]
+    ) -> tuple[GrammarBatch, list[int]]:
+        """The grammars of prompts, and which of them need a second stream; ValueError for what cannot be kept."""
+        grammar = GrammarBatch([self._grammar(c, p) for c, p in zip(configs, prompts, strict=True)], prompts)
+        return grammar, self._guided(configs, prompts, grammar)
+
+    def refresh_head(self) -> None:
         """Forget copies of the head's rows when its weights have changed."""
         if self.head.packed:
             weights = list(self.head.head.parameters())

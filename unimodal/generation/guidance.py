@@ -42,6 +42,18 @@ class Streams:
     def __len__(self) -> int:
         return len(self.row_of)
 
+    def add_rows(self, num_rows: int, guided: Sequence[int]) -> None:
+        """Further rows behind the others, with streams behind theirs; ``guided`` counts among the new rows."""
+        first = max(self.row_of, default=-1) + 1
+        self.row_of += [*range(first, first + num_rows), *(first + row for row in guided)]
+        self._index()
+
+    def renumber_rows(self) -> None:
+        """Close the gaps that dropped rows have left in the numbers."""
+        number = {row: index for index, row in enumerate(sorted(set(self.row_of)))}
+        self.row_of = [number[row] for row in self.row_of]
+        self._index()
+
     def drop_rows(self, finished: Sequence[bool]) -> list[int]:
         """Forget the streams of finished rows and return the indices of those that stay, in order."""
         kept = [stream for stream, row in enumerate(self.row_of) if not finished[row]]

@@ -149,7 +149,7 @@ class LeanDecoder:
             positions = (begin - self.pads[:, None] + offsets).clamp_(min=0)  # [S, P]
         x = self._layers(self.embed(ids), positions, begin, end, self._bias(begin, end, visible))  # [S, P, E]
         self.length = end
-        return _rms_norm(self.backbone.norm, x if every else x[:, -1])
+        return rms_norm(self.backbone.norm, x if every else x[:, -1])
 
     def _bias(self, begin: int, end: int, visible: Tensor | None) -> Tensor | None:
         """What is added to the scores of tokens begin..end over keys 0..end: [S or 1, 1, P or 1, end], or None."""
@@ -173,7 +173,7 @@ class LeanDecoder:
         for layer, cache in zip(self.layers, self.cache, strict=True):
             x = self._attend(layer, x, cache, cos, sin, begin, end, bias)
             mlp = layer.mlp
-            h = _rms_norm(layer.post_attention_layernorm, x)
+            h = rms_norm(layer.post_attention_layernorm, x)
             x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h))
         return x
 
@@ -191,16 +191,21 @@ class LeanDecoder:
         """x [S, P, E] plus its attention; writes the new keys and values into cache [2, S, K, C, D]."""
         num_streams, num_new, _ = x.shape
         attention = layer.self_attn
-        h = _rms_norm(layer.input_layernorm, x)
+        h = rms_norm(layer.input_layernorm, x)
         queries_keys = torch.cat([attention.q_proj(h), attention.k_proj(h)], -1)
         queries_keys = queries_keys.view(num_streams, num_new, -1, self.width).transpose(1, 2)  # [S, H + K, P, D]
         rotated = torch.addcmul(queries_keys * cos, queries_keys.roll(self.width // 2, -1), sin)
-        q = rotated[:, : self.num_heads]
-        cache[0, :, :, begin:end] = rotated[:, self.num_heads :]
+        q, k = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
         value = attention.v_proj(h).view(num_streams, num_new, self.num_kv_heads, self.width)
-        cache[1, :, :, begin:end] = value.transpose(1, 2)
-        out = attend(q, cache[0, :, :, :end], cache[1, :, :, :end], bias, attention.scaling)  # [S, P, H * D]
-        return x + attention.o_proj(out)
+        held = self._written(cache, k, value.transpose(1, 2), begin, end)
+        return x + attention.o_proj(attend(q, held[0], held[1], bias, attention.scaling))
+
+    def _written(self, cache: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> Tensor:
+        """Take keys and values [S, K, P, D] of a layer into its cache [2, S, K, C, D]; all that it holds,
+        [2, S, K, end, D]."""
+        cache[0, :, :, begin:end] = k
+        cache[1, :, :, begin:end] = v
+        return cache[..., :end, :]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -215,7 +220,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -
     return out.reshape(num_streams, num_heads, num_new, width).transpose(1, 2).reshape(num_streams, num_new, -1)
 
 
-def _rms_norm(module: nn.Module, x: Tensor) -> Tensor:
+def rms_norm(module: nn.Module, x: Tensor) -> Tensor:
     """LlamaRMSNorm without its casts; on a processor F.rms_norm takes three times as long for a few tokens."""
     if x.dtype != torch.float32:
         return module(x)

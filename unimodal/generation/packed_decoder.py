@@ -170,9 +170,9 @@ class PackedDecoder(LeanDecoder):
             turned = torch.view_as_complex(qkv[:, :, : heads + kv_heads].unflatten(3, (-1, 2)))
             turned.mul_(turns)
             qkv = qkv.transpose(1, 2)  # [S, H + 2K, P, D]
-            cache[0, :, :, begin:end] = qkv[:, heads : heads + kv_heads]
-            cache[1, :, :, begin:end] = qkv[:, heads + kv_heads :]
-            out = attend(qkv[:, :heads].to(dtype), cache[0, :, :, :end], cache[1, :, :, :end], bias, layer.scaling)
+            k, v = qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+            held = self._written(cache, k.to(dtype), v.to(dtype), begin, end)
+            out = attend(qkv[:, :heads].to(dtype), held[0], held[1], bias, layer.scaling)
             flat = layer.out.added(flat, out.reshape(len(flat), -1).float())
             gate, up = layer.gate_up(_norm(flat, layer.eps[1])).chunk(2, 1)
             flat = layer.down.added(flat, F.silu(gate).mul_(up))

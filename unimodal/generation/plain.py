@@ -114,5 +114,5 @@ class PlainRun(Run):
             if self.streams.row_of != list(range(len(self.configs))):
                 ids = ids[self.streams.row_of]  # [S, P]
             self.waiting.clear()
-            self.hidden = self.engine.decoder.step(ids)
+            self.hidden = self.decoder.step(ids)
             self.count(ids.shape[1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -45,12 +45,16 @@ class Run(ABC):
         self.fades = any(config.guidance_interval for config in configs)
         self.hidden: Tensor
 
+    @property
+    def decoder(self) -> Any:
+        return self.engine.decoder
+
     def start(self, prompts: list[list[int]]) -> None:
         """Read the prompts of all streams, [S, N]."""
         self.prompts = list(prompts)
         capacity = max(map(len, prompts)) + max(config.max_new_tokens for config in self.configs) + self.spare
         prefixes = None if self.session is None else self.session.match(prompts)
-        decoder = self.engine.decoder
+        decoder = self.decoder
         self.hidden = decoder.start(prompts, self.engine.pad_id, capacity, prefixes)  # [S, D]
         self.stats.cached_tokens = sum(max(0, len(prompt) - decoder.computed) for prompt in prompts)
         self.stats.prompt_tokens = sum(map(len, prompts)) - self.stats.cached_tokens
@@ -66,13 +70,18 @@ class Run(ABC):
         self.stats.step_tokens += num_new * len(self.streams)
 
     def drop_finished(self) -> None:
-        """Leave the streams of finished rows behind once they are many (one copy, then cheaper steps), and second
-        streams once no later token can be guided."""
+        """Leave the streams of finished rows behind once they are many (one copy, then cheaper steps), and those of
+        guidance that is over."""
         finished = self.grammar.finished
         alive = sum(not finished[row] for row in self.streams.row_of)
         if alive and self.patience * (len(self.streams) - alive) >= len(self.streams):
             self.remember([stream for stream, row in enumerate(self.streams.row_of) if finished[row]])
             self._go_on_with(self.streams.drop_rows(finished.tolist()))
+        self.drop_faded()
+
+    def drop_faded(self) -> None:
+        """Leave second streams behind once no later token of their row can be guided."""
+        finished = self.grammar.finished
         if self.fades:
             over = [row for row in self.streams.unconditional if not finished[row] and self._guidance_is_over(row)]
             if over:
@@ -100,7 +109,7 @@ class Run(ABC):
         return interval is not None and grammar.last_span(state) and grammar.span_step(state) >= interval[1]
 
     def _go_on_with(self, kept: list[int]) -> None:
-        self.engine.decoder.keep(kept)
+        self.decoder.keep(kept)
         self.prompts = [self.prompts[stream] for stream in kept]
         self.hidden = self.hidden[kept]
 
@@ -108,7 +117,7 @@ class Run(ABC):
         """Give the caches of these streams, by default of all, to the session."""
         if self.session is None or not self.storable:
             return
-        decoder = self.engine.decoder
+        decoder = self.decoder
         for stream in range(len(self.streams)) if streams is None else streams:
             text = [*self.prompts[stream], *self.answers[self.streams.row_of[stream]]]
             self.session.store(text[: decoder.num_read(stream)], decoder.export(stream))

@@ -1,4 +1,4 @@
-"""Pictures of results: a sheet of many pictures, a sound's spectrogram, a picture as text for a terminal.
+"""Pictures of results: a sheet of many pictures, a sound's spectrogram.
 
 Shapes: H height, W width, T samples; pictures are [3, H, W], uint8 or float in [0, 1].
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unimodal.media.image import resize, to_bytes
+from unimodal.media.image import to_bytes
 
 _GAP = 4  # pixels between the pictures of a sheet
 _LABEL_SIZE = 11  # of the letters, in pixels
@@ -128,28 +128,3 @@ def spectrogram_image(samples: Tensor, sample_rate_hz: int, height: int = 128, m
     mix = (position - below)[..., None]
     colours = _COLOURS.float() / 255
     return (colours[below] * (1 - mix) + colours[below + 1] * mix).permute(2, 0, 1).contiguous()
-
-
-def terminal_picture(image: Tensor, width: int) -> str:
-    """A picture [3, H, W] as lines of `width` upper half blocks: 24-bit colours, two pixels a character.
-
-    Each line ends with a reset; the text ends without a line break.
-    """
-    if width < 1:
-        raise ValueError(f"width={width} is not a number of columns; give at least 1")
-    pixels = to_bytes(image)
-    height = max(1, round(width * pixels.shape[1] / pixels.shape[2]))
-    pixels = (resize(pixels, height, width) * 255).round().to(torch.uint8)
-    rows = pixels.permute(1, 2, 0).tolist()  # [height][width][3]
-    lines = []
-    for top in range(0, height, 2):
-        upper, lower = rows[top], rows[top + 1] if top + 1 < height else None
-        line, previous = [], None
-        for x in range(width):
-            codes = f"38;2;{';'.join(map(str, upper[x]))}"
-            if lower is not None:
-                codes += f";48;2;{';'.join(map(str, lower[x]))}"
-            line.append("▀" if codes == previous else f"\x1b[{codes}m▀")
-            previous = codes
-        lines.append("".join(line) + "\x1b[0m")
-    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""Rows that join and leave a running batch answer as each would alone."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
+from unimodal.generation.compiled_decoder import CompiledDecoder
+from unimodal.generation.continuous import ContinuousBatch, Request
+from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.sampling import GREEDY
+from unimodal.generation.slots import LeanSlots, PackedSlots, ReferenceSlots
+
+
+@pytest.fixture(params=["lean", "packed", "fixed-shape", "reference"])
+def engine(request, model, vocabulary):
+    if request.param == "packed":
+        return Engine(model, vocabulary, weights="float32")
+    if request.param == "reference":
+        return Engine(model, vocabulary, "reference")
+    engine = Engine(model, vocabulary, "lean", weights="model")
+    if request.param == "fixed-shape":
+        engine._decoder = CompiledDecoder(model, backend=None)
+    return engine
+
+
+def drive(batch, arrivals):
+    """Admits the requests of each step before it, and steps on until all are done: answers in order of arrival."""
+    answers, order = {}, []
+    waiting = list(arrivals)
+    while waiting or len(batch):
+        order += batch.admit(waiting.pop(0) if waiting else [])
+        for done in batch.advance_rows():
+            assert done.error is None and done.key not in answers
+            answers[done.key] = done.answer
+    return [answers[key] for key in order]
+
+
+@pytest.mark.parametrize("sampling", [ALL_GREEDY, MIXED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("schedule", ["together", "one a step", "late", "in twos"])
+def test_answers_are_those_given_alone_whenever_a_row_joins(engine, ask, sampling, schedule):
+    prompts, configs = varied(ask, sampling)
+    requests = [Request(p, c) for p, c in zip(prompts, configs, strict=True)]
+    arrivals = {
+        "together": [requests],
+        "one a step": [[r] for r in requests],
+        "late": [requests[:2], *([[]] * 7), requests[2:3], *([[]] * 30), requests[3:]],
+        "in twos": [requests[:2], [], [], requests[2:4], [], [], [], requests[4:]],
+    }[schedule]
+    expected = [engine.generate([p], c)[0] for p, c in zip(prompts, configs, strict=True)]
+    assert len({tuple(answer) for answer in expected}) == len(expected)
+    batch = ContinuousBatch(engine)
+    assert drive(batch, arrivals) == expected
+    assert drive(batch, arrivals) == expected  # and again over the places that the first left behind
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    starts=st.lists(st.integers(0, 12), min_size=1, max_size=12),
+    seed=st.integers(0, 2**32),
+    cancelled=st.sets(st.integers(0, 11)),
+    run_on=st.integers(1, 6),
+)
+def test_any_timetable_and_any_row_taken_out(model, vocabulary, ask, starts, seed, cancelled, run_on):
+    engine = Engine(model, vocabulary)
+    prompts, configs = varied(ask, MIXED)
+    wanted = [
+        Request(prompts[i % len(prompts)], configs[i % len(prompts)].model_copy(update={"seed": seed + i}))
+        for i in range(len(starts))
+    ]
+    batch, answers, number_of, step = ContinuousBatch(engine, run_on), {}, {}, 0
+    while step <= max(starts) or len(batch):
+        newcomers = [i for i, start in enumerate(starts) if start == step]
+        number_of.update(zip(batch.admit([wanted[i] for i in newcomers]), newcomers, strict=True))
+        answers.update({number_of[done.key]: done.answer for done in batch.advance_rows()})
+        if step == 5:
+            batch.cancel([key for key, number in number_of.items() if number in cancelled])
+        step += 1
+    for number, request in enumerate(wanted):
+        if number in answers:
+            assert answers[number] == engine.generate([request.prompt], request.config)[0]
+        else:
+            assert number in cancelled and starts[number] <= 5
+
+
+def test_the_decoder_follows_the_engine(model, vocabulary):
+    kinds = {"auto": PackedSlots, "lean": LeanSlots, "reference": ReferenceSlots}
+    for decoder, kind in kinds.items():
+        weights = "auto" if decoder == "auto" else "model" if decoder == "lean" else "auto"
+        assert type(ContinuousBatch(Engine(model, vocabulary, decoder, weights)).decoder) is kind
+
+
+def test_guidance_that_is_over_costs_no_second_stream(model, vocabulary, ask):
+    engine = Engine(model, vocabulary)
+    config = GenerationConfig(
+        max_new_tokens=30, force="video", sampling=ALL_GREEDY, guidance={"video": 3.0},
+        guidance_interval={"video": (0, 3)}, unconditional=ask(),
+    )  # fmt: skip
+    other = GenerationConfig(max_new_tokens=12, force="text", sampling=ALL_GREEDY)
+    batch, streams, answers = ContinuousBatch(engine, 1), [], {}
+    keys = batch.admit([Request(ask([3, 4]), config), Request(ask([5]), other)])
+    while len(batch):
+        streams.append(batch.num_streams)
+        answers.update({done.key: done.answer for done in batch.advance_rows()})
+    assert streams[0] == 3 and streams[-1] == 1
+    assert [answers[key] for key in keys] == engine.generate([ask([3, 4]), ask([5])], [config, other])
+
+
+def test_a_watcher_may_end_its_row_or_fail_and_its_neighbours_go_on(engine, ask):
+    prompts, configs = varied(ask, MIXED)
+    expected = [engine.generate([p], c)[0] for p, c in zip(prompts, configs, strict=True)]
+    heard = []
+
+    def failing(event):
+        if event.index == 4:
+            raise RuntimeError("no")
+
+    watchers = [heard.append, lambda event: event.index == 2, failing, None, None, None]
+    batch = ContinuousBatch(engine)
+    keys = batch.admit([Request(*row) for row in zip(prompts, configs, watchers, strict=True)])
+    done = {}
+    while len(batch):
+        done.update({d.key: d for d in batch.advance_rows()})
+    answers = [done[key].answer for key in keys]
+    assert answers[1] == expected[1][:3] and answers[2] == expected[2][:5]
+    assert [answers[i] for i in (0, 3, 4, 5)] == [expected[i] for i in (0, 3, 4, 5)]
+    assert str(done[keys[2]].error) == "no" and all(done[key].error is None for key in keys if key != keys[2])
+    assert [event.id for event in heard] == expected[0] and [event.finished for event in heard][-2:] == [False, True]
+    assert {event.row for event in heard} == {keys[0]}
+
+
+def test_what_cannot_be_kept_is_refused_and_changes_nothing(model, vocabulary, ask):
+    engine = Engine(model, vocabulary)
+    batch = ContinuousBatch(engine)
+    good = Request(ask([3]), GenerationConfig(max_new_tokens=20, force="image", seed=3))
+    [key] = batch.admit([good])
+    batch.advance_rows()
+    for bad in (
+        Request(ask([3]), GenerationConfig(max_new_tokens=2, force="image")),
+        Request(ask(range(1, 30)), GenerationConfig(max_new_tokens=120)),
+        Request([], GenerationConfig()),
+        Request(ask([3]), GenerationConfig(force="image", guidance={"image": 2.0})),
+    ):
+        for refuse in (batch.check, lambda bad: batch.admit([good, bad])):
+            with pytest.raises(ValueError, match="max_new_tokens|empty|unconditional"):
+                refuse(bad)
+    assert len(batch) == 1
+    [done] = [d for _ in range(20) for d in batch.advance_rows()]
+    assert done.key == key and done.answer == engine.generate([good.prompt], good.config)[0]
+
+
+def test_after_a_failed_step_the_batch_can_be_cleared_and_used(model, vocabulary, ask, monkeypatch):
+    engine = Engine(model, vocabulary)
+    batch = ContinuousBatch(engine)
+    request = Request(ask([3]), GenerationConfig(max_new_tokens=20, force="image", sampling=ALL_GREEDY))
+    keys = batch.admit([request, request])
+    batch.advance_rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(batch.engine.head, "logits", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            while True:
+                batch.advance_rows()
+    assert batch.clear() == keys and len(batch) == 0
+    assert drive(batch, [[request]]) == engine.generate([request.prompt], request.config)
+
+
+def test_memory_settles_and_places_are_used_again(model, vocabulary, ask):
+    batch = ContinuousBatch(Engine(model, vocabulary))
+    requests = [
+        Request(ask([3] * (i % 5)), GenerationConfig(max_new_tokens=40, force="audio", max_codes={"audio": 6 + i % 7}))
+        for i in range(60)
+    ]
+    drive(batch, [[r] for r in requests])
+    shape = batch.decoder.cache.shape
+    assert len(batch.decoder.slot_of) == len(batch.decoder.lengths) == 0 and not batch.waiting
+    drive(batch, [[r] for r in requests])
+    assert batch.decoder.cache.shape == shape and shape[2] <= 32
+
+
+def test_half_precision_streams(make_model, vocabulary, ask):
+    """The slots in bfloat16: the cache's type is the model's, and answers still end by the grammar."""
+    engine = Engine(make_model().to(torch.bfloat16), vocabulary)
+    config = GenerationConfig(max_new_tokens=20, force="image", sampling=dict.fromkeys(("text", "image"), GREEDY))
+    [answer] = drive(ContinuousBatch(engine), [[Request(ask([3, 4]), config)]])
+    assert len(answer) == len(engine.generate([ask([3, 4])], config)[0]) == 9

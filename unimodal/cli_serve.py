@@ -1,0 +1,75 @@
+"""`unimodal serve`: a model behind OpenAI's HTTP API, and a web page to chat on."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="M", help="A model folder or hub id; by default the nano that is here."),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="H", help="The address to listen at; 0.0.0.0 is all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", metavar="K", help="What clients must send; or set UNIMODAL_API_KEY.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(metavar="N", help="Requests that are answered at once.")] = 32,
+    queue_limit: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 64,
+    timeout_s: Annotated[float, typer.Option(metavar="S", help="The longest that one request may take.")] = 120.0,
+    max_body_mb: Annotated[float, typer.Option(metavar="MB", help="The largest request.")] = 32.0,
+    allow_remote_urls: Annotated[
+        bool, typer.Option("--allow-remote-urls", help="Fetch media from public http(s) addresses, too.")
+    ] = False,
+    weights: Annotated[
+        str, typer.Option(metavar="W", help="auto, or bfloat16 or int8: faster on a CPU, a little less exact.")
+    ] = "auto",
+) -> None:
+    """Serve a model over HTTP: OpenAI's API and a web chat."""
+    from pydantic import ValidationError
+
+    from unimodal.cli import _check_ways, _load, _reporter
+    from unimodal.serve.settings import ServeConfig, key_from_environment
+
+    _check_ways(None, weights)
+    try:
+        config = ServeConfig(
+            host=host,
+            port=port,
+            api_key=api_key or key_from_environment(),
+            max_batch=max_batch,
+            queue_limit=queue_limit,
+            timeout_s=timeout_s,
+            max_body_mb=max_body_mb,
+            allow_remote_urls=allow_remote_urls,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"--{str(first['loc'][0]).replace('_', '-')} is not usable: {first['msg']}") from None
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"{error.name} is missing; install the server's parts: pip install 'unimodal[serve]'"
+        ) from None
+    with _reporter() as report:
+        loaded = _load(model, report, weights)
+        from unimodal.serve.server import create_app, listen, make_server
+
+        report("loading the tokenizers")
+        server = make_server(create_app(loaded, config))
+        sock = listen(config)
+    address = sock.getsockname()
+    shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+    print(f"{loaded.folder.name} is served at http://{shown}:{address[1]} (Ctrl-C ends)", file=sys.stderr, flush=True)
+    if config.api_key is None and not address[0].startswith("127.") and address[0] != "::1":
+        print("anybody who reaches this address may use it; --api-key restricts that", file=sys.stderr, flush=True)
+    with sock:
+        server.run(sockets=[sock])

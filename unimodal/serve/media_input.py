@@ -1,0 +1,146 @@
+"""Media of a request: URLs and base64 → bytes → what the model sees → codes.
+
+Nothing here opens a path: a client names data, or, where that is allowed, a public URL. Files are decoded in a few
+threads of their own, under the server's limits, and coded by the worker; the codes of a file that is sent again, as
+every turn of a chat sends all media before it, are remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from torch import Tensor
+
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
+from unimodal.pipeline import Unimodal
+from unimodal.sequence.document import MEDIA_PARTS, Part
+from unimodal.serve.protocol import ApiError
+from unimodal.serve.remote import fetch
+from unimodal.serve.settings import ServeConfig
+from unimodal.serve.worker import Worker
+
+REMEMBERED = 512
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]{0,100}){0,8})(;base64)?,", re.IGNORECASE)
+
+
+def server_limits(config: ServeConfig) -> MediaLimits:
+    return MediaLimits(
+        max_bytes=min(config.max_body_bytes, DEFAULT_LIMITS.max_bytes),
+        max_pixels=config.max_pixels,
+        max_seconds=config.max_seconds,
+        max_frames=config.max_frames,
+    )
+
+
+def decode_base64(text: str, param: str | None) -> bytes:
+    """Raises ApiError 400 for what is not base64, or empty."""
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, f"the data is not base64 ({error})", "invalid_base64", param) from None
+    if not data:
+        raise ApiError(400, "the data is empty", "invalid_base64", param)
+    return data
+
+
+def decode_data_url(url: str, param: str | None) -> bytes:
+    """The bytes of `data:image/png;base64,…`; its media type is not believed, the content decides."""
+    head = _DATA_URL.match(url[:2000])
+    if head is None:
+        raise ApiError(400, "the data URL cannot be read; use data:TYPE;base64,DATA", "invalid_url", param)
+    rest = url[head.end() :]
+    if not rest:
+        raise ApiError(400, "the data URL is empty", "invalid_url", param)
+    return decode_base64(rest, param) if head[3] else unquote_to_bytes(rest)
+
+
+class MediaInput:
+    """Reads and codes the media of requests; `close` it at the end."""
+
+    def __init__(self, model: Unimodal, worker: Worker, config: ServeConfig, pool: ThreadPoolExecutor) -> None:
+        self.model, self.worker, self.config, self.pool = model, worker, config, pool
+        self.limits = server_limits(config)
+        self._fetchers = ThreadPoolExecutor(4, thread_name_prefix="unimodal-fetch")
+        self._codes: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
+
+    def close(self) -> None:
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+
+    async def url(self, url: Any, param: str) -> bytes:
+        """The bytes behind a URL. Raises ApiError for one that is not allowed."""
+        if not isinstance(url, str) or not url:
+            raise ApiError(400, "the URL is missing", "invalid_url", param)
+        scheme = url[:20].partition(":")[0].lower()
+        if scheme == "data":
+            return await self._in(self.pool, decode_data_url, url, param)
+        if scheme not in ("http", "https"):
+            raise ApiError(400, f"URLs of the kind {scheme[:12]!r} are not read; send a data URL", "invalid_url", param)
+        if not self.config.allow_remote_urls:
+            message = "remote URLs are off on this server; send the file as a data URL"
+            raise ApiError(400, message, "url_not_allowed", param)
+        try:
+            return await self._in(self._fetchers, fetch, url, self.limits.max_bytes)
+        except ApiError as error:
+            error.param = param
+            raise
+
+    async def base64(self, text: Any, param: str) -> bytes:
+        if not isinstance(text, str):
+            raise ApiError(400, "the data is missing; give it in base64", "invalid_base64", param)
+        return await self._in(self.pool, decode_base64, text, param)
+
+    async def part(self, modality: str, data: bytes, param: str) -> Part:
+        """A file's bytes as a part with codes. ApiError 400 or 415 for a file that cannot be used."""
+        key = (modality, hashlib.sha256(data).digest())
+        if key not in self._codes:
+            medium = await self.read(modality, data, param)
+            self._codes[key] = await asyncio.wrap_future(self.worker.encode(modality, medium))
+        self._codes.move_to_end(key)
+        codes = self._codes[key]
+        while len(self._codes) > REMEMBERED:
+            self._codes.popitem(last=False)
+        return MEDIA_PARTS[modality](codes=codes)
+
+    async def read(self, modality: str, data: bytes, param: str) -> Tensor:
+        """What the model sees of a file."""
+        if modality not in self.model.vocabulary.media:
+            known = ", ".join(("text", *self.model.vocabulary.media))
+            raise ApiError(400, f"this model reads no {modality}; it has {known}", "unsupported_modality", param)
+        return await self._in(self.pool, self._read, modality, data, param)
+
+    async def kind(self, data: bytes, param: str) -> str:
+        """image, audio or video, by content."""
+        try:
+            return await self._in(self.pool, media_kind, data, self.limits)
+        except ValueError as error:
+            raise ApiError(415, _named(error), "unsupported_media", param) from None
+
+    def _read(self, modality: str, data: bytes, param: str) -> Tensor:
+        coder = self.model.coder
+        try:
+            medium = coder.read(data, modality)
+            coder.check_length(medium, MEDIA_PARTS[modality](data=data))
+            return medium
+        except ValueError as error:
+            try:
+                media_kind(data, self.limits)
+            except ValueError:
+                raise ApiError(415, _named(error), "unsupported_media", param) from None
+            raise ApiError(400, _named(error), "invalid_media", param) from None
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
+
+
+def _named(error: ValueError) -> str:
+    return str(error).replace("<bytes>", "the file")

@@ -1,0 +1,173 @@
+"""The application: which path leads where. `create_app` makes it, `run` serves it with uvicorn."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from unimodal.pipeline import Unimodal
+from unimodal.serve.chat import chat_completions
+from unimodal.serve.gate import Gate
+from unimodal.serve.media_endpoints import (
+    audio_speech,
+    audio_transcriptions,
+    detokenize,
+    images_generations,
+    tokenize,
+)
+from unimodal.serve.media_output import PICTURES, SOUNDS
+from unimodal.serve.protocol import ApiError
+from unimodal.serve.service import Service, as_api_error, error_response
+from unimodal.serve.settings import ServeConfig
+
+STATIC = Path(__file__).parent / "static"
+POST = {
+    "/v1/chat/completions": chat_completions,
+    "/v1/images/generations": images_generations,
+    "/v1/audio/speech": audio_speech,
+    "/v1/audio/transcriptions": audio_transcriptions,
+    "/v1/tokenize": tokenize,
+    "/v1/detokenize": detokenize,
+}
+
+
+def create_app(model: Unimodal, config: ServeConfig | None = None) -> Gate:
+    """The ASGI application of one model; its worker starts and stops with it."""
+    service = Service(model, config or ServeConfig())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.stop()
+
+    app = FastAPI(title="unimodal", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
+    for path, handler in POST.items():
+        app.add_api_route(path, service.endpoint(path, handler), methods=["POST"], response_model=None)
+    _add_readings(app, service)
+    if STATIC.is_dir():
+        app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ApiError, _any_error)
+    app.add_exception_handler(Exception, _any_error)
+    return Gate(app, service.config)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    """Starlette's own: no such path, wrong method, a form that cannot be read."""
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    message = {404: "there is no such path", 405: f"{request.method} is not for this path"}.get(error.status_code)
+    found = ApiError(error.status_code, message or str(error.detail), codes.get(error.status_code))
+    found.headers = dict(error.headers or {})
+    return error_response(found)
+
+
+async def _any_error(request: Request, error: Any) -> Response:
+    return error_response(as_api_error(error))
+
+
+def _add_readings(app: FastAPI, service: Service) -> None:
+    """What is told without the model."""
+
+    async def health() -> Response:
+        well = service.worker.alive
+        state = {"status": "ok" if well else "unavailable", "model": service.name}
+        counts = {"running": service.worker.num_running, "waiting": service.worker.num_waiting}
+        return JSONResponse(state | counts, 200 if well else 503)
+
+    async def metrics() -> Response:
+        service.metrics.running.set(service.worker.num_running)
+        service.metrics.waiting.set(service.worker.num_waiting)
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    created = int((service.model.folder / "config.json").stat().st_mtime)
+    entry = {"id": service.name, "object": "model", "created": created, "owned_by": "unimodal"}
+
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [entry]})
+
+    async def model(name: str) -> Response:
+        service.check_model(name)
+        return JSONResponse(entry)
+
+    async def settings() -> Response:
+        return JSONResponse(settings_of(service))
+
+    async def page() -> Response:
+        if not (STATIC / "index.html").is_file():
+            raise ApiError(404, "this server has no page; the API is under /v1", "not_found")
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    readings: dict[str, Callable[..., Any]] = {
+        "/health": health, "/metrics": metrics, "/v1/models": models, "/v1/models/{name:path}": model,
+        "/v1/settings": settings, "/": page,
+    }  # fmt: skip
+    for path, handler in readings.items():
+        app.add_api_route(path, handler, methods=["GET", "HEAD"], response_model=None)
+
+
+def settings_of(service: Service) -> dict[str, Any]:
+    """What a page needs to know of the model and the server."""
+    model, config = service.model, service.config
+    coder, media = model.coder, model.vocabulary.media
+    about: dict[str, dict[str, Any]] = {}
+    for name in media:
+        tokenizer = coder.tokenizer(name)
+        about[name] = {
+            "ordered": bool(tokenizer.ordered),
+            "segments": [{"name": block, "count": count} for block, count in tokenizer.segments],
+            "codes": tokenizer.tokens_per_item,
+            "codes_per_second": tokenizer.tokens_per_second,
+        }
+        for setting in ("image_size", "sample_rate_hz", "fps", "num_frames"):
+            if hasattr(tokenizer.config, setting):
+                about[name][setting] = getattr(tokenizer.config, setting)
+    return {
+        "model": service.name,
+        "modalities": ["text", *media],
+        "sampling": {name: own.model_dump() for name, own in model.sampling.items()},
+        "media": about,
+        "max_positions": model.max_positions,
+        "max_audio_s": model.processor.max_audio_s,
+        "history_turns": model.processor.history_turns,
+        "questions": {name: model.wording.question(name) for name in media},
+        "voices": list(getattr(model.wording, "voices", ())),
+        "styles": list(getattr(model.wording, "styles", ())),
+        "formats": {"image": list(PICTURES), "audio": [*SOUNDS, "pcm"], "video": ["mp4"]},
+        "limits": {
+            "max_body_bytes": config.max_body_bytes, "max_parts": config.max_parts, "max_pixels": config.max_pixels,
+            "max_seconds": config.max_seconds, "max_frames": config.max_frames, "timeout_s": config.timeout_s,
+            "remote_urls": config.allow_remote_urls,
+        },
+    }  # fmt: skip
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """The server's socket. Raises ValueError, in one line, for an address that cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server((config.host, config.port), family=family, backlog=512)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{config.host}:{config.port} cannot be served ({reason}); choose another --port") from None
+
+
+def make_server(app: Gate) -> uvicorn.Server:
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on",
+        ws="none",
+    )  # fmt: skip
+    return uvicorn.Server(settings)

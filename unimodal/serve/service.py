@@ -1,0 +1,276 @@
+"""What the endpoints share: the model and its worker, how many may be inside, how long one may take, who has left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from torch import Tensor
+
+from unimodal.pipeline import Unimodal
+from unimodal.pipeline_serving import Request, request_for
+from unimodal.sequence.document import Document
+from unimodal.serve.media_input import MediaInput, server_limits
+from unimodal.serve.metrics import Metrics
+from unimodal.serve.protocol import DONE, ApiError, event
+from unimodal.serve.settings import ServeConfig
+from unimodal.serve.worker import ShuttingDown, Worker
+
+log = logging.getLogger("unimodal.serve")
+CLIENT_LEFT = 499  # nginx's number for it; nobody receives it
+
+Handler = Callable[["Call"], Awaitable[Response]]
+
+
+class Service:
+    """`start` it before the first request and `stop` it after the last."""
+
+    def __init__(self, model: Unimodal, config: ServeConfig) -> None:
+        self.model, self.config = model, config
+        self.name = model.folder.name
+        self.metrics = Metrics()
+        self.worker = Worker(model, config.max_batch, self.metrics.turn)
+        self.pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="unimodal-media")
+        self.media = MediaInput(model, self.worker, config, self.pool)
+        self.num_inside = 0
+        model.coder.limits = server_limits(config)
+        for modality in model.vocabulary.media:  # loaded now: threads would load them twice
+            model.coder.tokenizer(modality)
+
+    def start(self) -> None:
+        self.worker.start()
+
+    def stop(self) -> None:
+        self.worker.stop()
+        self.media.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    # ---- how many are inside
+
+    def enter(self, num: int = 1) -> None:
+        """Raises ApiError 429 if the queue is full."""
+        if not self.worker.alive:
+            raise ApiError(
+                503, "the server is shutting down; try again later", "unavailable", None, {"Retry-After": "5"}
+            )
+        if self.num_inside + num > self.config.max_batch + self.config.queue_limit:
+            message = "the server is busy; try again in a moment"
+            raise ApiError(429, message, "queue_full", None, {"Retry-After": "1"})
+        self.num_inside += num
+        self.metrics.in_flight.set(self.num_inside)
+
+    def leave(self, num: int = 1) -> None:
+        self.num_inside -= num
+        self.metrics.in_flight.set(self.num_inside)
+
+    # ---- work
+
+    async def off_loop(self, work: Callable[..., Any], *given: Any) -> Any:
+        """Work of the processor that must not hold up the others."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *given)
+
+    async def prepare(self, document: Document, **settings: Any) -> Request:
+        """`request_for`, and everything that the engine would refuse, before an answer is begun."""
+
+        def work() -> Request:
+            request = request_for(self.model, document, **settings)
+            self.model.engine.checked([request.prompt], [request.config])
+            return request
+
+        return await self.off_loop(work)
+
+    async def answer(self, request: Request) -> list[int]:
+        """The ids of an answer; cancelling frees its row."""
+        ticket = self.worker.submit(request)
+        try:
+            ids = await asyncio.wrap_future(ticket.future)
+        except asyncio.CancelledError:
+            self.worker.cancel(ticket)
+            raise
+        except ValueError as error:  # it was checked: this is no mistake of the client's
+            raise RuntimeError("the batch refused a request that had been checked") from error
+        self.metrics.tokens.labels("prompt").inc(len(request.prompt))
+        self.metrics.tokens.labels("completion").inc(len(ids))
+        return ids
+
+    async def decode(self, modality: str, codes: Any) -> Tensor:
+        """The medium of codes that the model wrote."""
+        self.metrics.media.labels(modality).inc()
+        try:
+            return await asyncio.wrap_future(self.worker.decode(modality, codes))
+        except ValueError as error:
+            raise RuntimeError("codes of an answer cannot be decoded") from error
+
+    def check_model(self, name: str | None) -> None:
+        if name is not None and name not in (self.name, str(self.model.folder)):
+            message = f"the model {name[:100]!r} is not served here; use {self.name!r}"
+            raise ApiError(404, message, "model_not_found", "model")
+
+    # ---- one call
+
+    def endpoint(self, name: str, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        """A handler with its place in the queue, its deadline, and an eye on whether the client is still there."""
+
+        async def endpoint(http: HttpRequest) -> Response:
+            call = Call(self, name, http)
+            try:
+                self.enter()
+                call.places = 1
+                response = await call.within(handler)
+            except ApiError as error:
+                response = error_response(error)
+            except Exception as error:
+                response = error_response(as_api_error(error))
+            except BaseException:
+                call.close(CLIENT_LEFT)
+                raise
+            if isinstance(response, EventStream):
+                response.call = call
+            else:
+                call.close(response.status_code)
+            return response
+
+        return endpoint
+
+
+class Call:
+    """One request on its way through an endpoint."""
+
+    def __init__(self, service: Service, name: str, http: HttpRequest) -> None:
+        self.service, self.name, self.http = service, name, http
+        self.started = monotonic()
+        self.places = 0
+        self.body = b""
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.001, self.service.config.timeout_s - (monotonic() - self.started))
+
+    def take_places(self, num: int) -> None:
+        """Room for so many rows in all."""
+        self.service.enter(num - self.places)
+        self.places = num
+
+    async def within(self, handler: Handler) -> Response:
+        """The handler's response, unless time is up or the client leaves: then it is cancelled."""
+        work: asyncio.Task[Response] | None = None
+        try:
+            async with asyncio.timeout(self.seconds_left):
+                self.body = await self.http.body()
+                work = asyncio.ensure_future(handler(self))
+                gone = asyncio.ensure_future(_disconnected(self.http.receive))
+                try:
+                    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    gone.cancel()
+                if work.done():
+                    return work.result()
+                return Response(status_code=CLIENT_LEFT)
+        except TimeoutError:
+            raise ApiError(504, f"no answer within {self.service.config.timeout_s:g} s", "timeout") from None
+        finally:
+            if work is not None and not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+
+    def close(self, status: int) -> None:
+        metrics = self.service.metrics
+        if self.places:
+            self.service.leave(self.places)
+            self.places = 0
+        metrics.requests.labels(self.name, str(status)).inc()
+        metrics.seconds.labels(self.name).observe(monotonic() - self.started)
+
+
+class EventStream(Response):
+    """Server-sent events. Ends when the client leaves, and tells what goes wrong as an event of its own."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.events = events
+        self.call: Call | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self.call is not None
+        status = CLIENT_LEFT
+        pump = gone = None
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            pump = asyncio.ensure_future(self._pump(self.call, send))
+            gone = asyncio.ensure_future(_disconnected(receive))
+            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done():
+                status = pump.result()
+        finally:
+            for task in (pump, gone):
+                if task is not None and not task.done():
+                    task.cancel()
+                    await asyncio.wait({task})
+            self.call.close(status)
+
+    async def _pump(self, call: Call, send: Any) -> int:
+        async def write(data: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        status, failure = 200, None
+        deadline = asyncio.timeout(call.seconds_left)
+        try:
+            async with deadline:
+                async for data in self.events:
+                    await write(data)
+        except Exception as error:
+            if isinstance(error, TimeoutError) and not deadline.expired():
+                raise  # of a client that takes nothing
+            if deadline.expired():
+                error = ApiError(504, f"no end within {call.service.config.timeout_s:g} s", "timeout")
+            failure = as_api_error(error)
+        finally:
+            await self.events.aclose()
+        if failure is not None:
+            status = failure.status
+            await write(event(failure.body()) + DONE)
+        await write(b"", more=False)
+        return status
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+    """Returns when the client has left."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """A user's mistake as 400; a defect of ours as 500, told in the log and not to the client."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):  # Starlette's own, of a form that cannot be read
+        return ApiError(error.status_code, str(error.detail), "invalid_value")
+    if isinstance(error, ShuttingDown):
+        return ApiError(503, str(error), "unavailable", None, {"Retry-After": "5"})
+    if isinstance(error, ClientDisconnect):
+        return ApiError(CLIENT_LEFT, "the client has left")
+    if type(error) is ValueError:
+        return ApiError(400, str(error).replace("<bytes>", "the file"), "invalid_value")
+    log.error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed at this request; its log says why", "internal_error")
+
+
+def error_response(error: ApiError) -> Response:
+    headers = dict(error.headers)
+    if error.status in (408, 413):
+        headers["Connection"] = "close"  # there is more of the body, and nobody reads it
+    return JSONResponse(error.body(), error.status, headers)

@@ -1,0 +1,51 @@
+"""How a server is run. Imports nothing heavy: the command line reads it before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import Field, field_validator
+
+from unimodal.config import Config
+
+
+class ServeConfig(Config):
+    """max_batch: rows that the decoder answers at once. queue_limit: requests that may wait for a row; more get 429.
+
+    timeout_s: of a whole request. max_body_mb: of a request's body, media in base64 included. max_parts: pictures,
+    sounds and clips of one request. allow_remote_urls: whether `image_url` and the like may be http(s), of public
+    addresses only. The media limits are narrower than a library's: strangers send these files.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key: str | None = None
+    max_batch: int = Field(default=32, ge=1)
+    queue_limit: int = Field(default=64, ge=0)
+    timeout_s: float = Field(default=120.0, gt=0)
+    max_body_mb: float = Field(default=32.0, gt=0)
+    allow_remote_urls: bool = False
+    max_parts: int = Field(default=32, ge=1)
+    max_pixels: int = Field(default=16 * 2**20, gt=0)
+    max_seconds: float = Field(default=120.0, gt=0)
+    max_frames: int = Field(default=7_200, gt=0)
+    #: seconds without a byte of the body, or without the client taking one of the answer, after which it is let go
+    patience_s: float = Field(default=30.0, gt=0)
+
+    @field_validator("api_key")
+    @classmethod
+    def _usable(cls, key: str | None) -> str | None:
+        if key is not None and (not key or not key.isascii() or not key.isprintable() or key != key.strip()):
+            raise ValueError("the API key must be printable ASCII without spaces around it")
+        return key
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mb * 2**20)
+
+
+KEY_VARIABLE = "UNIMODAL_API_KEY"
+
+
+def key_from_environment() -> str | None:
+    return os.environ.get(KEY_VARIABLE) or None

@@ -1,0 +1,181 @@
+// What is on the page of a question and of an answer that is being written.
+
+import { action, el, icon } from "./dom.js";
+import { blobOf, typeOf } from "./media.js";
+import { clipPlayer, soundPlayer } from "./player.js";
+
+const CALLED = { image: "picture", audio: "sound", video: "clip" };
+const SMALL = 128; // pixels a side up to which a picture is shown enlarged, each pixel a square
+const SHOWN = 256;
+
+const kindOf = (part) => part.type.replace("_url", "");
+
+/** A picture, player or clip with what can be done with it. `url` is checked: anything but media is refused. */
+export function mediaFigure(kind, url, called, { onCodes, onAsk, save = true } = {}) {
+  const type = typeOf(url);
+  if (!type) return el("p", { class: "unusable" }, `A ${CALLED[kind]} came in a form that cannot be shown.`);
+  const [view, toggle] = player(kind, type, url, called);
+  const figure = el("figure", { class: `media ${kind}` }, view);
+  const buttons = el("figcaption", { class: "actions" });
+  if (toggle) buttons.append(toggle);
+  if (onCodes) buttons.append(action("codes", "Codes", onCodes, "Which code stands where, and what the first ones decode to"));
+  if (onAsk) buttons.append(action("ask", "Ask", onAsk, "Attach it to the next question"));
+  if (save) buttons.append(action("save", "Save", () => saveFile(url, type, called), "Save as a file"));
+  if (buttons.childElementCount) figure.append(buttons);
+  return figure;
+}
+
+function player(kind, type, url, called) {
+  if (type.startsWith("image/")) {
+    const image = el("img", { alt: called, decoding: "async" });
+    image.addEventListener("load", () => enlarge(image, image.naturalWidth));
+    image.src = url;
+    return [image];
+  }
+  if (kind === "audio") return [soundPlayer(url, called)];
+  const { video, toggle } = clipPlayer(url, called, enlarge);
+  return [video, toggle];
+}
+
+/** Small pictures in whole multiples of their size, so that every pixel stays a square. */
+export function enlarge(element, width) {
+  if (!width || width > SMALL) return;
+  element.classList.add("crisp");
+  element.style.width = `${Math.max(1, Math.floor(SHOWN / width)) * width}px`;
+}
+
+function saveFile(url, type, called) {
+  const suffix = type.split("/")[1].replace(/^x-/, "").replace("jpeg", "jpg").replace("mpeg", "mp3");
+  const address = URL.createObjectURL(blobOf(url));
+  const name = called.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40).toLowerCase() || "unimodal";
+  el("a", { href: address, download: `${name}.${suffix}` }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
+
+/** The user's turn: words, and small views of what was attached. */
+export function question(words, attachments, onCodes) {
+  const article = el("article", { class: "turn user", "aria-label": "You" });
+  if (attachments.length) {
+    const views = attachments.map(({ kind, url, name }) =>
+      mediaFigure(kind, url, name, { onCodes: () => onCodes(url), save: false }),
+    );
+    article.append(el("div", { class: "given" }, ...views));
+  }
+  if (words) article.append(el("p", { class: "words" }, words));
+  return article;
+}
+
+/** An answer while it is written and after: words, coarse pictures, finished media, then a line of actions. */
+export class Answer {
+  constructor(handlers) {
+    this.handlers = handlers; // onCodes(url), onAsk(kind, url), onRetry(), onSettings()
+    this.parts = []; // what the next question is told of this answer
+    this.partial = new Map();
+    this.body = el("div", { class: "body" });
+    this.waiting = el("p", { class: "waiting" }, el("span", { class: "squares", "aria-hidden": "true" }, el("i"), el("i"), el("i"), el("i")), el("span", {}, "Writing"));
+    this.article = el("article", { class: "turn answer", "aria-label": "Answer", "aria-busy": "true" }, this.body, this.waiting);
+  }
+
+  get text() {
+    return this.parts.filter((part) => part.type === "text").map((part) => part.text).join("\n").trim();
+  }
+
+  take(delta, asked) {
+    if (typeof delta.content === "string" && delta.content) this.#words(delta.content);
+    if (delta.partial_image) this.#coarse(delta.partial_image);
+    for (const part of delta.content_parts ?? []) {
+      if (part.type === "text") this.#words(part.text);
+      else this.#medium(part, asked);
+    }
+  }
+
+  #words(text) {
+    let last = this.parts.at(-1);
+    if (last?.type !== "text") {
+      if (!text.trim()) return;
+      last = { type: "text", text: "" };
+      this.parts.push(last);
+      this.written = el("p", { class: "words" });
+      this.body.append(this.written);
+    }
+    last.text = last.text ? last.text + text : text.trimStart();
+    this.written.textContent = last.text;
+  }
+
+  #coarse({ index, url }) {
+    if (!typeOf(url)?.startsWith("image/")) return;
+    let view = this.partial.get(index);
+    if (!view) {
+      const image = el("img", { alt: "" });
+      image.addEventListener("load", () => enlarge(image, image.naturalWidth));
+      view = { image, figure: el("figure", { class: "media image coarse" }, image, el("figcaption", {}, "coarse, more codes follow")) };
+      this.partial.set(index, view);
+      this.body.append(view.figure);
+    }
+    view.image.src = url;
+  }
+
+  #medium(part, asked) {
+    const kind = kindOf(part);
+    const url = part[part.type]?.url;
+    if (!CALLED[kind]) return;
+    this.parts.push(part);
+    const called = asked ? `${CALLED[kind]}: ${asked}` : CALLED[kind];
+    const figure = mediaFigure(kind, url, called, {
+      onCodes: () => this.handlers.onCodes(url),
+      onAsk: () => this.handlers.onAsk(kind, url),
+    });
+    const [index, view] = kind === "image" ? (this.partial.entries().next().value ?? []) : [];
+    if (view) {
+      this.partial.delete(index);
+      view.figure.replaceWith(figure);
+    } else this.body.append(figure);
+  }
+
+  /** The end of a whole answer, or of one that the user stopped. */
+  finish(note) {
+    this.#still();
+    if (!this.parts.length && !note.stopped)
+      this.body.append(el("p", { class: "words faint" }, "The model has nothing to say to that. Ask in other words."));
+    const facts = [note.stopped ? "stopped" : "", `seed ${note.seed}`, `${note.seconds.toFixed(1)} s`];
+    this.#end(el("span", { class: "facts" }, facts.filter(Boolean).join(" · ")));
+  }
+
+  fail(error) {
+    this.#still();
+    const card = el("div", { class: "error", role: "alert" }, icon("warn"), el("p", {}, error.message));
+    if (error.status === 401) card.append(el("button", { type: "button", class: "filled", on: { click: this.handlers.onSettings } }, "Open settings"));
+    this.body.append(card);
+    this.#end();
+  }
+
+  #still() {
+    this.waiting.remove();
+    for (const { figure } of this.partial.values()) figure.querySelector("figcaption").textContent = "coarse, not finished";
+    this.article.removeAttribute("aria-busy");
+  }
+
+  #end(facts) {
+    const line = el("div", { class: "actions" });
+    if (this.text) line.append(this.#copy());
+    const retry = action("retry", "Retry", this.handlers.onRetry, "Answer again");
+    retry.classList.add("retry"); // shown on the last answer only: later ones build on the others
+    line.append(retry);
+    if (facts) line.append(facts);
+    this.article.append(line);
+  }
+
+  #copy() {
+    const button = action("copy", "Copy", async () => {
+      const label = button.lastElementChild;
+      try {
+        await navigator.clipboard.writeText(this.text);
+        label.textContent = "Copied";
+      } catch {
+        label.textContent = "Not allowed";
+      }
+      setTimeout(() => (label.textContent = "Copy"), 1500);
+    }, "Copy the words");
+    return button;
+  }
+}
