@@ -118,11 +118,12 @@ async def phase(url: str, key: str | None, clients: int, seconds: float, mix: li
     started = time.monotonic()
 
     async def one(number: int) -> None:
-        draws = random.Random(number)
+        draws, turn = random.Random(number), 0
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with httpx.AsyncClient(base_url=url, timeout=300, headers=headers) as client:
             while time.monotonic() - started < seconds:
-                kind, begun = draws.choice(mix), time.monotonic()
+                kind, begun = mix[(number + turn) % len(mix)], time.monotonic()  # the same shares for one and for many
+                turn += 1
                 tally.sent += 1
                 try:
                     await ask(client, kind, draws)

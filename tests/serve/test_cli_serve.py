@@ -1,0 +1,69 @@
+"""`unimodal serve` as a command: what it says, how it ends, and how it refuses."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx2 as httpx
+import pytest
+
+from tests.tiny_model import tiny_folder
+
+
+def command(*more, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "unimodal", "serve", "--model", str(tiny_folder()), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def address(process):
+    for line in process.stderr:
+        if "served at " in line:
+            return line.split("served at ")[1].split()[0]
+    raise AssertionError(process.wait())
+
+
+def test_it_says_where_answers_and_ends_on_ctrl_c():
+    process = command("--port", "0", "--max-batch", "2", UNIMODAL_API_KEY="from-outside")
+    try:
+        url = address(process)
+        assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        assert httpx.get(f"{url}/v1/models").status_code == 401
+        key = {"Authorization": "Bearer from-outside"}
+        answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a cat"}, headers=key, timeout=60)
+        assert answer.status_code == 200
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and out == "" and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--max-batch", "0"], "--max-batch"),
+        (["--timeout-s", "0"], "--timeout-s"),
+        (["--api-key", " x "], "--api-key"),
+        (["--host", "no.such.host.invalid"], "cannot be served"),
+        (["--weights", "int3"], "--weights"),
+        (["--model", "no/such/folder/at/all"], "no such folder"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_status_2(options, message):
+    process = command(*options)
+    out, err = process.communicate(timeout=120)
+    lines = [line for line in err.splitlines() if line.startswith("unimodal: ")]
+    assert process.returncode == 2 and out == "" and len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in err
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = command("--port", str(taken.getsockname()[1]))
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "choose another --port" in err.splitlines()[-1]
