@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from unimodal.model.adapter import is_adapter, load_adapter
+from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter
+from unimodal.model.base import load_base
 from unimodal.pipeline_folder import read_json
 from unimodal.vocabulary import Vocabulary
 
@@ -46,3 +47,10 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
         names = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"{folder}: the decoder lacks {names}; copy or download it again")
     return decoder.eval()
+
+
+def load_base_of(folder: Path) -> Any | None:
+    """The base as it was before a folder's adapter, in float32; None for a whole model."""
+    if not is_adapter(folder):
+        return None
+    return load_base(str(read_json(folder / BASE_FILE)["base"])).model.eval()

@@ -9,7 +9,6 @@ Shapes: N tokens, V rows.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +21,8 @@ from torch import nn
 from unimodal.data.plain_text import definitions, paragraphs
 from unimodal.evaluation import Report
 from unimodal.evaluation.prepared import sample
-from unimodal.model.adapter import BASE_FILE, is_adapter
-from unimodal.model.base import load_base
 from unimodal.pipeline import Unimodal
+from unimodal.pipeline_decoder import load_base_of
 from unimodal.sequence.document import Document, Turn
 
 DEFAULT_LIMIT = 100
@@ -45,9 +43,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     ):
         chosen = sample(np.arange(len(listed)), limit, seed)
         texts[name] = [model.template.text.encode(listed[row])[:MAX_TOKENS] for row in chosen]
-    base = None
-    if is_adapter(model.folder):
-        base = load_base(json.loads((model.folder / BASE_FILE).read_text())["base"]).model.eval()
+    base = load_base_of(model.folder)
     num_text = model.vocabulary.text_size
     figures: dict[str, Any] = {}
     for name, streams in texts.items():
