@@ -321,7 +321,8 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
         "epochs": mixture.epochs(),
         "initial_recipe": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
     }  # fmt: skip
-    atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
+    for folder in (cfg.run, cfg.out):  # a later stage that begins from either tells of this one
+        atomic_write_text(folder / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)
 
 

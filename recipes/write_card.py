@@ -91,10 +91,11 @@ trained on. The speech is read by synthetic voices, in short lower-case sentence
 
 ## How it was made
 
-One sitting on two CPU cores, shared with other work. The decoder saw pictures and speech first
-(`recipes/configs/nano_pictures.yaml`, stopped after {first_steps} steps), then clips too (`nano.yaml`, {steps} steps of
-{tokens_per_step} tokens): {million_tokens:.1f} million tokens in all. The picture tokenizer began from 1,807 steps
-without the look code. `make nano` runs the same recipes in one go and will not give the same weights bit by bit. It
+On two CPU cores, shared with other work. The decoder was trained in stages, {million_tokens:.1f} million tokens in all:
+
+{stages}
+
+The picture tokenizer began from 1,807 steps without the look code. `make nano` runs the same recipes in one go and will not give the same weights bit by bit. It
 does everything from nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate, and write this
 card. The settings and the hashes of data and weights are in `recipe.json`, here and in each tokenizer's folder.
 Decoder: {decoder}.
@@ -116,6 +117,26 @@ Decoder: {decoder}.
 It repeats the look of its training art and the names that emojibase gives; both carry the views of their makers on
 people, gender and professions. Its voices are those of freely licensed synthetic speakers. It cannot imitate a person.
 """
+
+
+def stages_of(record: dict[str, Any]) -> list[tuple[int, int, str]]:
+    """(steps, tokens, what was new) of every stage, the first one first."""
+    found: list[tuple[int, int, str]] = []
+    at: dict[str, Any] | None = record
+    while at is not None:
+        cfg = at["config"]
+        steps, tokens = int(cfg["loop"]["steps"]), int(cfg["tokens_per_step"])
+        read = cfg.get("ctc_weight", 0.0)
+        what = "pictures, speech and clips" if cfg["weights"].get("text_to_video") else "pictures and speech"
+        if read:
+            what += f", the transcript also read at the audio codes (CTC, weight {read:g})"
+        found.insert(0, (steps, steps * tokens, what))
+        earlier = at.get("initial_recipe")
+        if earlier is None and at.get("initial_steps"):  # of a run that was stopped before its end
+            steps = int(at["initial_steps"])
+            found.insert(0, (steps, steps * tokens, "pictures and speech (`recipes/configs/nano_pictures.yaml`)"))
+        at = earlier
+    return found
 
 
 def figure(report: dict[str, Any], *path: str) -> Any:
@@ -279,9 +300,8 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         return
     decoder = json.loads((cfg.model / "config.json").read_text())
     record_of = json.loads((cfg.model / "recipe.json").read_text())
-    record = record_of["config"]
     image = json.loads((cfg.model / "image_tokenizer" / "config.json").read_text())
-    first_steps = int(record_of["initial_steps"])
+    stages = stages_of(record_of)
     from safetensors import safe_open
 
     with safe_open(cfg.model / "model.safetensors", "np") as weights:
@@ -293,14 +313,12 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         "limit": report["limit"],
         "speech_limit": speech_limit,
         "decoder": f"{decoder['num_hidden_layers']} layers of width {decoder['hidden_size']}",
-        "steps": record["loop"]["steps"],
-        "first_steps": first_steps,
-        "million_tokens": (first_steps + record["loop"]["steps"]) * record["tokens_per_step"] / 1e6,
+        "stages": "\n".join(f"{n}. {steps:,} steps: {what}." for n, (steps, _, what) in enumerate(stages, 1)),
+        "million_tokens": sum(tokens for _, tokens, _ in stages) / 1e6,
         "semantic": image["num_semantic"],
         "looks": image["num_looks"],
         "components": image["look_components"],
         "pixel": (image["image_size"] // 8) ** 2 - image["num_semantic"] - 1,
-        "tokens_per_step": record["tokens_per_step"],
         "image_tokens": (image["image_size"] // 8) ** 2,
         "prototypes": image["num_prototypes"],
         "video_tokens": 192,
