@@ -95,9 +95,10 @@ On two CPU cores, shared with other work. The decoder was trained in stages, {mi
 
 {stages}
 
-The picture tokenizer began from 1,807 steps without the look code. `make nano` runs the same recipes in one go and will not give the same weights bit by bit. It
-does everything from nothing: fetch, prepare, train the tokenizers, encode, train the decoder, evaluate, and write this
-card. The settings and the hashes of data and weights are in `recipe.json`, here and in each tokenizer's folder.
+The picture tokenizer began from 1,807 steps without the look code. `make nano` runs the same recipes in one go and will
+not give the same weights bit by bit. It does everything from nothing: fetch, prepare, train the tokenizers, encode,
+train the decoder, evaluate, and write this card. The settings and the hashes of data and weights are in `recipe.json`,
+here and in each tokenizer's folder.
 Decoder: {decoder}.
 
 - **Pictures**: {image_tokens} codes, in this order. {semantic} name the nearest of {prototypes} concept prototypes of a
