@@ -14,8 +14,8 @@ from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.pipeline_folder import find_model, read_processor
 from unimodal.pipeline_media import MediaCoder
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Part, Text, Turn, Video
-from unimodal.sequence.template import Rendered, Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.template import Rendered
+from unimodal.sequence.templates import open_template
 from unimodal.vocabulary import Vocabulary
 
 
@@ -31,8 +31,9 @@ class CorpusTokenizer:
     ) -> None:
         self.folder = tokenizer_source(model)
         self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
-        self.template = Template(self.vocabulary, TextTokenizer.load(self.folder))
-        self.coder = MediaCoder(self.folder, self.vocabulary, read_processor(self.folder), device)
+        processor = read_processor(self.folder)
+        self.template = open_template(processor.template, self.vocabulary, self.folder)
+        self.coder = MediaCoder(self.folder, self.vocabulary, processor, device)
         self.hashes = vocabulary_hashes(self.vocabulary)
         self.max_tokens = max_tokens
 

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 
 from unimodal.model.adapter import is_adapter, load_adapter
+from unimodal.model.image_head import attach_image_head
 from unimodal.pipeline_folder import read_json
 from unimodal.vocabulary import Vocabulary
+
+#: classes of transformers that are decoders with an encoder beside them, under a name of another kind
+OTHER_DECODERS = ("ChameleonForConditionalGeneration",)
 
 
 def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
@@ -21,7 +25,8 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
 
     config = read_json(folder / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
-    decoder_class = getattr(transformers, architecture, None) if architecture.endswith("ForCausalLM") else None
+    usable = architecture.endswith("ForCausalLM") or architecture in OTHER_DECODERS
+    decoder_class = getattr(transformers, architecture, None) if usable else None
     if decoder_class is None:
         raise ValueError(f"{folder}/config.json names the architecture {architecture}; it must be a causal LM")
     if config.get("vocab_size", 0) < vocabulary.size:
@@ -40,4 +45,4 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     if found["missing_keys"]:
         names = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"{folder}/model.safetensors lacks {names}; copy or download it again")
-    return decoder.eval()
+    return attach_image_head(decoder, folder).eval()

@@ -164,8 +164,8 @@ def fill(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
         raise ValueError(f"{folder} lacks the weights {', '.join(missing[:3])}; download the whole checkpoint")
 
 
-def load_reference(model_class: Any, folder: Path) -> Any:
-    """A model of transformers with the weights of a checkpoint in float32. ValueError for one that is not whole."""
+def load_reference(model_class: Any, folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:
+    """A model of transformers with the weights of a checkpoint. ValueError for one that is not whole."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -175,7 +175,7 @@ def load_reference(model_class: Any, folder: Path) -> Any:
     logging.set_verbosity_error()
     try:
         model, info = model_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
