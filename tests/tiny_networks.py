@@ -103,15 +103,15 @@ JANUS_VQ = {
 }  # fmt: skip
 
 
-def chameleon_vq() -> Any:
+def chameleon_vq(**settings: Any) -> Any:
     from transformers import ChameleonVQVAEConfig
     from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-    return spread(ChameleonVQVAE(ChameleonVQVAEConfig(**CHAMELEON_VQ)))
+    return spread(ChameleonVQVAE(ChameleonVQVAEConfig(**{**CHAMELEON_VQ, **settings})))
 
 
-def janus_vq() -> Any:
+def janus_vq(**settings: Any) -> Any:
     from transformers.models.janus.configuration_janus import JanusVQVAEConfig
     from transformers.models.janus.modeling_janus import JanusVQVAE
 
-    return spread(JanusVQVAE(JanusVQVAEConfig(**JANUS_VQ)))
+    return spread(JanusVQVAE(JanusVQVAEConfig(**{**JANUS_VQ, **settings})))

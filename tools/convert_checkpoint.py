@@ -9,7 +9,7 @@
 A source is a folder or a hub id with safetensors. A model folder keeps the checkpoint's weights, ids, tokenizer files
 and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint gives:
 
-- emu3: pictures of any shape read, pictures of `--grid` rows × columns of codes drawn. The decoder becomes a stock Llama.
+- emu3: pictures of any shape read, pictures of `--grid` rows × columns of codes drawn. The decoder becomes a Llama.
 - chameleon: pictures read, and drawn with the `decoder` of the original vqgan.ckpt. The decoder keeps its class. The
   image tokenizer's codebook is put in the order of the vocabulary's image rows.
 - janus: words, and pictures drawn. Its picture embeddings are worked out once and become rows of a stock Llama; its

@@ -71,7 +71,8 @@ class JanusTokenizer(PretrainedImageTokenizer):
         """The longer side to S, bars in the mean colour at the shorter ones."""
         size, (height, width) = self.config.image_size, picture.shape[1:]
         scale = size / max(height, width)
-        inner = resized(picture, max(round(height * scale), MIN_SIZE), max(round(width * scale), MIN_SIZE), "BICUBIC")
+        sides = [min(size, max(round(side * scale), MIN_SIZE)) for side in (height, width)]
+        inner = resized(picture, sides[0], sides[1], "BICUBIC")
         colour = torch.tensor([int(value * 255) for value in self.config.image_mean], dtype=torch.uint8)
         fitted = colour[:, None, None].repeat(1, size, size)
         top, left = (size - inner.shape[1]) // 2, (size - inner.shape[2]) // 2
