@@ -23,7 +23,7 @@ from unimodal.media.image import fit_image, load_image, save_image
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.video import load_video, save_video
 from unimodal.pipeline_folder import ProcessorConfig, read_processor, tokenizer_folder
-from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
+from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaTokenizer
 from unimodal.vocabulary import Vocabulary
@@ -237,8 +237,14 @@ class MediaCoder:
         """The part with codes in place of its file. Raises ValueError for a file that cannot be used."""
         if isinstance(part, Text) or part.codes is not None:
             return part
-        [(codes, grid)] = self.encode_with_grids(part.modality, [self.read_part(part)])
-        return MEDIA_PARTS[part.modality](codes=codes, grid=self._own_grid(part.modality, grid))
+        return self.encode_parts(part.modality, [self.read_part(part)])[0]
+
+    def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Image | Audio | Video]:
+        """Media of one modality as parts with codes, and with their grids for a model that writes those."""
+        return [
+            MEDIA_PARTS[modality](codes=codes, grid=self._own_grid(modality, grid))
+            for codes, grid in self.encode_with_grids(modality, media)
+        ]
 
     def _own_grid(self, modality: str, grid: Grid3 | None) -> tuple[int, int] | None:
         """Rows and columns for a model that writes them beside the codes; None for others."""
