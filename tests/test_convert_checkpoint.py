@@ -246,8 +246,23 @@ def test_chameleon_draws_the_best_codes_of_its_own_logits(chameleon):
     found = greedy(ours, prompt, max_new_tokens=67)
     assert prompt + found == ids
     assert len(set(found)) > 6
-    with pytest.raises(ValueError, match=r"no decoder of Chameleon's pictures"):
+
+
+def test_chameleon_without_its_decoder_draws_nothing_that_cannot_be_shown(chameleon, tmp_path, monkeypatch):
+    ours, _, _, folder = chameleon
+    monkeypatch.setattr(ours.engine, "generate", lambda *_, **__: pytest.fail("nothing is to be computed"))
+    with pytest.raises(ValueError, match="reads images but has no decoder to make one with; ask it for text"):
         ours.generate("a red apple", to="image")
+    monkeypatch.undo()
+    assert [output.modality for output in ours.chat("a red apple", temperature=9.0)] == ["text"]
+    from unimodal.tokenizers.pretrained_chameleon import ChameleonDecoder
+
+    weights = ChameleonDecoder(ours.coder.tokenizer("image").network.config).state_dict()
+    torch.save({"state_dict": {f"decoder.{name}": value for name, value in weights.items()}}, tmp_path / "vqgan.ckpt")
+    arguments = ["chameleon", folder / "source", tmp_path / "out", "--decoder", tmp_path / "vqgan.ckpt"]
+    convert_checkpoint.main([str(argument) for argument in arguments])
+    drawing = load(tmp_path / "out")
+    assert drawing.generate("a red apple", to="image", guidance=1.0).media.shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("words", ["a red apple", "a house"])

@@ -93,6 +93,7 @@ class Unimodal:
         own = {name: MediumSettings() for name in self.vocabulary.media} | (sampling or {})
         self.sampling = {"text": MediumSettings(temperature=0.0)} | own
         self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile)
+        self.writable = tuple(name for name in self.vocabulary.media if coder.can_decode(name))
         self._methods: dict[str, FastDecoder] = {}
         self.max_positions = int(decoder.config.max_position_embeddings)
 
@@ -208,6 +209,8 @@ class Unimodal:
         """
         if to is not None and to != "text":
             self.vocabulary.layout(to)
+            if to not in self.writable:
+                raise ValueError(f"this model reads {to}s but has no decoder to make one with; ask it for text")
         prompts = [self._prompt(document, to) for document in documents]
         seeds = list(seeds) if seeds is not None else list(range(len(documents)))
         settings = self._settings(to, guidance, temperature)
@@ -296,7 +299,7 @@ class Unimodal:
                 raise ValueError(f"{tokens} tokens are too few: {to} takes at least {self.answer_length(to)}; raise it")
         if tokens is not None and not 1 <= tokens <= room:
             raise ValueError(f"{tokens} new tokens do not fit; this prompt leaves room for 1 to {room}")
-        writable = self.vocabulary.media if to is None else (to,)
+        writable = self.writable if to is None else (to,)
         unconditional: list[int] | None = None
         if any(scales.get(name, 1.0) != 1.0 for name in writable):
             other = None if negative is None else document.with_text(self._unwanted(negative, to))
@@ -306,6 +309,7 @@ class Unimodal:
         return GenerationConfig(
             max_new_tokens=tokens or min(longest, room),
             force=to,
+            allow=("text", *self.writable) if to is None else None,
             max_text_tokens=MAX_TEXT_TOKENS,
             seed=seed,
             sampling=sampling,

@@ -22,7 +22,7 @@ from unimodal.media.files import shown
 from unimodal.media.image import fit_image, load_image, save_image
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.video import load_video, save_video
-from unimodal.pipeline_folder import ProcessorConfig, read_processor, tokenizer_folder
+from unimodal.pipeline_folder import ProcessorConfig, read_json, read_processor, tokenizer_folder
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaTokenizer
@@ -165,6 +165,11 @@ class MediaCoder:
             loaded = load_tokenizer(tokenizer_folder(self.folder, modality), **parts)
             self._loaded[modality] = loaded.to(self.device)
         return self._loaded[modality]
+
+    def can_decode(self, modality: str) -> bool:
+        """Whether codes become a medium again: False for a tokenizer that came without its decoder."""
+        config = read_json(tokenizer_folder(self.folder, modality) / "config.json")
+        return bool(config.get("has_decoder", True))
 
     def setting(self, modality: str, name: str) -> Any:
         """A value of a tokenizer's config, e.g. `image_size`, `sample_rate_hz`, `fps`."""
