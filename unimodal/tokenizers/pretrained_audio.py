@@ -7,7 +7,7 @@ coarser sound. Sounds come at the tokenizer's own `sample_rate_hz`.
   back, so it is refused. Those of 24 and 32 kHz have no scales.
 - DAC drops the end of a sound that is no whole number of codes: it is filled up with silence, as transformers' feature
   extractor does. Its decoder gives a few samples less than the codes stand for; they are silence.
-- Mimi's decoder looks back: `decode` takes whole sounds, and a piece of the codes alone sounds different at its start.
+- Mimi's decoder looks back: a piece of the codes alone sounds different at its start. `decode_stream` gives it context.
 
 Shapes: B batch, T samples, N codes, G groups.
 """
@@ -15,6 +15,7 @@ Shapes: B batch, T samples, N codes, G groups.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -240,6 +241,20 @@ class MimiTokenizer(PretrainedAudioTokenizer):
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)).audio_values
+
+    @torch.inference_mode()
+    def decode_stream(self, pieces: Iterable[Tensor], context: int | None = None) -> Iterator[Tensor]:
+        """The sound of codes that arrive in pieces int64 [n, G]: [n · samples_per_code] each, as soon as one is there.
+
+        The decoder is causal but looks back: each piece is decoded behind `context` earlier codes, by default all of
+        them, which gives what `decode` gives. Fewer are cheaper and leave seams.
+        """
+        earlier: Tensor | None = None  # [m, G]
+        for piece in pieces:
+            known = piece if earlier is None else torch.cat([earlier, piece])
+            wave = self.decode_equal(known[None])[0, 0]
+            yield wave[len(wave) - len(piece) * self.samples_per_code :].clamp(-1, 1)
+            earlier = known if context is None else known[max(0, len(known) - context) :]
 
 
 def _num_codebooks(asked: int | None, default: int, most: int) -> int:
