@@ -291,6 +291,17 @@ def test_janus_draws_what_transformers_draws(janus, words):
     assert (output.media - (pixels * 0.5 + 0.5).clamp(0, 1)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("decoder", ["jacobi", "sjd"])
+@pytest.mark.parametrize("kind", ["emu3", "janus"])
+def test_fast_decoders_draw_the_same_with_guidance(kind, decoder, tmp_path_factory):
+    ours, *_ = made(kind, tmp_path_factory)
+    document = Document([Turn("user", "a house")])
+    plain, fast = (
+        ours.answers([document], to="image", temperature=0.0, decoder=name)[0][0] for name in (None, decoder)
+    )
+    assert fast.part == plain.part
+
+
 def test_janus_embeddings_of_drawn_codes_are_the_aligned_ones(janus):
     ours, model, _, _ = janus
     block = ours.vocabulary.block_range("image")

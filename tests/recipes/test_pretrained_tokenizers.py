@@ -1,6 +1,7 @@
 """Pretrained tokenizers in the recipes: a language model fine-tuned on their codes, and token shards made of files."""
 
 import json
+import re
 
 import pytest
 
@@ -68,6 +69,4 @@ def test_a_converted_model_is_not_trained_further(tmp_path, pictures, capsys):
         assert stopped.value.code == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1
-        import re
-
         assert re.search(message, lines[0])
