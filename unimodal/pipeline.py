@@ -41,7 +41,7 @@ from unimodal.pipeline_search import CaptionVerifier, search
 from unimodal.pipeline_wording import Wording
 from unimodal.sequence.document import Document, Part, Text, Turn
 from unimodal.sequence.template import Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates import open_template
 from unimodal.vocabulary import Vocabulary
 
 __all__ = ["MediaCodes", "Output", "Unimodal", "load"]
@@ -67,9 +67,10 @@ def load(
     folder = find_model(model)
     on_step("loading the model")
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    template = Template(vocabulary, TextTokenizer.load(folder))
+    processor = read_processor(folder)
+    template = open_template(processor.template, vocabulary, folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    coder = MediaCoder(folder, vocabulary, read_processor(folder), device, on_step)
+    coder = MediaCoder(folder, vocabulary, processor, device, on_step)
     decoder, sampling = load_decoder(folder, vocabulary).to(device), read_sampling(folder)
     return Unimodal(folder, decoder, template, coder, sampling, weights, compile)
 
@@ -92,6 +93,7 @@ class Unimodal:
         own = {name: MediumSettings() for name in self.vocabulary.media} | (sampling or {})
         self.sampling = {"text": MediumSettings(temperature=0.0)} | own
         self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile)
+        self.writable = tuple(name for name in self.vocabulary.media if coder.can_decode(name))
         self._methods: dict[str, FastDecoder] = {}
         self.max_positions = int(decoder.config.max_position_embeddings)
 
@@ -207,6 +209,8 @@ class Unimodal:
         """
         if to is not None and to != "text":
             self.vocabulary.layout(to)
+            if to not in self.writable:
+                raise ValueError(f"this model reads {to}s but has no decoder to make one with; ask it for text")
         prompts = [self._prompt(document, to) for document in documents]
         seeds = list(seeds) if seeds is not None else list(range(len(documents)))
         settings = self._settings(to, guidance, temperature)
@@ -232,15 +236,22 @@ class Unimodal:
 
     def room(self, document: Document) -> int:
         """New tokens that fit behind a document."""
-        return self.max_positions - len(self.template.render(document, add_generation_prompt=True))
+        return self.max_positions - len(self.template.render(self._begun(document), add_generation_prompt=True))
 
     def answer_length(self, to: str | None) -> int:
         """Tokens that must be free for an answer: a whole span of the medium asked for, or some words."""
         return MIN_TEXT_TOKENS if to in (None, "text") else self.vocabulary.span_length(to) + 1
 
+    def _begun(self, document: Document, to: str | None = None) -> Document:
+        """The document with the model's own system turn, where it has one and the document has none."""
+        system = self.processor.system
+        if not system or to in self.vocabulary.media or any(turn.role == "system" for turn in document.turns):
+            return document
+        return Document([Turn("system", system), *document.turns])
+
     def _prompt(self, document: Document, to: str | None) -> list[int]:
         """The ids [N] of a document and the mark that opens the answer. Raises ValueError if no answer fits behind."""
-        prompt = self.template.render(document, add_generation_prompt=True).ids.tolist()
+        prompt = self.template.render(self._begun(document, to), add_generation_prompt=True, to=to).ids.tolist()
         most = self.max_positions - self.answer_length(to)
         if len(prompt) > most:
             words = sum(len(part.text.split()) for part in document.parts if isinstance(part, Text))
@@ -288,22 +299,23 @@ class Unimodal:
                 raise ValueError(f"{tokens} tokens are too few: {to} takes at least {self.answer_length(to)}; raise it")
         if tokens is not None and not 1 <= tokens <= room:
             raise ValueError(f"{tokens} new tokens do not fit; this prompt leaves room for 1 to {room}")
-        writable = self.vocabulary.media if to is None else (to,)
-        unconditional = None
+        writable = self.writable if to is None else (to,)
+        unconditional: list[int] | None = None
         if any(scales.get(name, 1.0) != 1.0 for name in writable):
-            other = document.without_text() if negative is None else document.with_text(self._unwanted(negative, to))
-            unconditional = self.template.render(other, add_generation_prompt=True).ids.tolist()
+            other = None if negative is None else document.with_text(self._unwanted(negative, to))
+            unconditional = self.template.unconditional(document, other, to)
         elif negative is not None:
             raise ValueError("a negative prompt works through guidance, which is 1 here; raise the guidance")
         return GenerationConfig(
             max_new_tokens=tokens or min(longest, room),
             force=to,
+            allow=("text", *self.writable) if to is None else None,
             max_text_tokens=MAX_TEXT_TOKENS,
             seed=seed,
             sampling=sampling,
             guidance=scales,
             guidance_interval={name: guidance_interval for name in writable} if guidance_interval else {},
-            unconditional=unconditional and tuple(unconditional),
+            unconditional=None if unconditional is None else tuple(unconditional),
             max_codes=max_codes,
         )
 
@@ -333,7 +345,7 @@ class Unimodal:
             parts = [part for answer in answers for part in answer if not isinstance(part, Text)]
             parts = [part for part in parts if part.modality == modality]
             if parts:
-                media = self.coder.decode(modality, [part.codes for part in parts])
+                media = self.coder.decode(modality, [part.codes for part in parts], [part.grid for part in parts])
                 rate = self.coder.rate(modality)
                 decoded.update({id(p): Output(p, medium, rate) for p, medium in zip(parts, media, strict=True)})
         return [[decoded.get(id(part)) or Output(part) for part in answer] for answer in answers]

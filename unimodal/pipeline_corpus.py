@@ -7,15 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from unimodal.data.token_shards import Skipped
 from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.pipeline_folder import find_model, read_processor
 from unimodal.pipeline_media import MediaCoder
-from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Part, Text, Turn, Video
-from unimodal.sequence.template import Rendered, Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
+from unimodal.sequence.template import Rendered
+from unimodal.sequence.templates import open_template
 from unimodal.vocabulary import Vocabulary
 
 
@@ -31,8 +29,9 @@ class CorpusTokenizer:
     ) -> None:
         self.folder = tokenizer_source(model)
         self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
-        self.template = Template(self.vocabulary, TextTokenizer.load(self.folder))
-        self.coder = MediaCoder(self.folder, self.vocabulary, read_processor(self.folder), device)
+        processor = read_processor(self.folder)
+        self.template = open_template(processor.template, self.vocabulary, self.folder)
+        self.coder = MediaCoder(self.folder, self.vocabulary, processor, device)
         self.hashes = vocabulary_hashes(self.vocabulary)
         self.max_tokens = max_tokens
 
@@ -52,18 +51,18 @@ class CorpusTokenizer:
                     media.setdefault(part.modality, {})[number, place] = self.coder.read_part(part)
             except ValueError as error:
                 problems[number] = str(error)
-        codes: dict[tuple[int, int], np.ndarray] = {}
+        coded: dict[tuple[int, int], Part] = {}
         for modality, found in media.items():
             usable = {place: medium for place, medium in found.items() if place[0] not in problems}
             if usable:
-                codes.update(zip(usable, self.coder.encode(modality, list(usable.values())), strict=True))
+                coded.update(zip(usable, self.coder.encode_parts(modality, list(usable.values())), strict=True))
         return [
-            Skipped(problems[number]) if number in problems else self._render(document, number, codes)
+            Skipped(problems[number]) if number in problems else self._render(document, number, coded)
             for number, document in enumerate(documents)
         ]
 
-    def _render(self, document: Document, number: int, codes: dict[tuple[int, int], np.ndarray]) -> Rendered | Skipped:
-        own = iter([codes[place] for place in sorted(place for place in codes if place[0] == number)])
+    def _render(self, document: Document, number: int, coded: dict[tuple[int, int], Part]) -> Rendered | Skipped:
+        own = iter([coded[place] for place in sorted(place for place in coded if place[0] == number)])
         try:
             rendered = self.template.render(_with_codes(document, own))
         except ValueError as error:  # codes that came with the row and do not fit the vocabulary
@@ -85,10 +84,8 @@ def _lacks_codes(part: Part) -> TypeGuard[Image | Audio | Video]:
     return not isinstance(part, Text) and part.codes is None
 
 
-def _with_codes(document: Document, codes: Iterator[np.ndarray]) -> Document:
-    """The document with the next of `codes` in each medium that lacks them."""
-
-    def coded(part: Part) -> Part:
-        return MEDIA_PARTS[part.modality](codes=next(codes)) if _lacks_codes(part) else part
-
-    return Document(Turn(turn.role, [coded(part) for part in turn.parts]) for turn in document.turns)
+def _with_codes(document: Document, coded: Iterator[Part]) -> Document:
+    """The document with the next of `coded` in place of each medium without codes."""
+    return Document(
+        Turn(turn.role, [next(coded) if _lacks_codes(part) else part for part in turn.parts]) for turn in document.turns
+    )

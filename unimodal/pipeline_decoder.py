@@ -9,8 +9,12 @@ import torch
 
 from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter
 from unimodal.model.base import load_base
+from unimodal.model.image_head import attach_image_head
 from unimodal.pipeline_folder import read_json
 from unimodal.vocabulary import Vocabulary
+
+#: classes of transformers that are decoders with an encoder beside them, under a name of another kind
+OTHER_DECODERS = ("ChameleonForConditionalGeneration",)
 
 
 def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
@@ -22,7 +26,8 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
 
     config = read_json(folder / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
-    decoder_class = getattr(transformers, architecture, None) if architecture.endswith("ForCausalLM") else None
+    usable = architecture.endswith("ForCausalLM") or architecture in OTHER_DECODERS
+    decoder_class = getattr(transformers, architecture, None) if usable else None
     if decoder_class is None:
         raise ValueError(f"{folder}/config.json names the architecture {architecture}; it must be a causal LM")
     if config.get("vocab_size", 0) < vocabulary.size:
@@ -46,7 +51,7 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     if found["missing_keys"]:
         names = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"{folder}: the decoder lacks {names}; copy or download it again")
-    return decoder.eval()
+    return attach_image_head(decoder, folder).eval()
 
 
 def load_base_of(folder: Path) -> Any | None:

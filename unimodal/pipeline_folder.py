@@ -48,6 +48,9 @@ class ProcessorConfig(Config):
     max_audio_codes: int = Field(default=250, gt=0)
     #: how many earlier exchanges a chat shows to the model; None is all that fit, 0 each question by itself
     history_turns: int | None = Field(default=None, ge=0)
+    #: the sequence format (`unimodal.sequence.templates`), and what a chat begins with where nobody says it
+    template: str = "unimodal"
+    system: str = ""
     wording: Wording = Wording()
 
 

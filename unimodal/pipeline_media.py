@@ -22,13 +22,14 @@ from unimodal.media.files import shown
 from unimodal.media.image import fit_image, load_image, save_image
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.video import load_video, save_video
-from unimodal.pipeline_folder import ProcessorConfig, read_processor, tokenizer_folder
-from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
+from unimodal.pipeline_folder import ProcessorConfig, read_json, read_processor, tokenizer_folder
+from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaTokenizer
 from unimodal.vocabulary import Vocabulary
 
 CODES_FORMAT = 1
+Grid3 = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,17 @@ class MediaCoder:
         """Loaded at first use. Raises ValueError for a medium that the model does not have."""
         if modality not in self._loaded:
             self.vocabulary.layout(modality)
-            parts = {"image_tokenizer": self.tokenizer("image")} if modality == "video" else {}
+            joint = modality == "video" and "image" in self.vocabulary.media
+            parts = {"image_tokenizer": self.tokenizer("image")} if joint else {}
             self.on_step(f"loading the {modality} tokenizer")
             loaded = load_tokenizer(tokenizer_folder(self.folder, modality), **parts)
             self._loaded[modality] = loaded.to(self.device)
         return self._loaded[modality]
+
+    def can_decode(self, modality: str) -> bool:
+        """Whether codes become a medium again: False for a tokenizer that came without its decoder."""
+        config = read_json(tokenizer_folder(self.folder, modality) / "config.json")
+        return bool(config.get("has_decoder", True))
 
     def setting(self, modality: str, name: str) -> Any:
         """A value of a tokenizer's config, e.g. `image_size`, `sample_rate_hz`, `fps`."""
@@ -194,6 +201,9 @@ class MediaCoder:
         self.vocabulary.layout(modality)
         if modality == "image":
             picture = load_image(path, self.limits)
+            fit = getattr(self.tokenizer("image"), "fit", None)  # a pretrained tokenizer fits as it was trained
+            if fit is not None:
+                return fit(picture)
             return fit_image(picture, self.setting("image", "image_size"), self.processor.image_fit)
         if modality == "audio":
             return load_audio(path, self.setting("audio", "sample_rate_hz"), self.limits)
@@ -202,10 +212,21 @@ class MediaCoder:
         return load_video(path, fps, frames, size, self.limits)
 
     def encode(self, modality: str, media: Sequence[Tensor]) -> list[np.ndarray]:
-        """Media of one modality → codes, each int64 [N] or [N, G]. Sounds may differ in length."""
-        codes = self.tokenizer(modality).encode(*self._batch(modality, media))
-        rows = [codes.row(index).cpu().numpy() for index in range(len(codes))]
-        return [row[:, 0] if row.shape[1] == 1 else row for row in rows]
+        """Media of one modality → codes, each int64 [N] or [N, G]. Sounds and pictures may differ in size."""
+        return [codes for codes, _ in self.encode_with_grids(modality, media)]
+
+    def encode_with_grids(self, modality: str, media: Sequence[Tensor]) -> list[tuple[np.ndarray, Grid3 | None]]:
+        """`encode`, each with the grid (t, h, w) of its codes where they form one."""
+        found: dict[int, tuple[np.ndarray, Grid3 | None]] = {}
+        sizes: dict[Any, list[int]] = {}
+        for index, medium in enumerate(media):
+            sizes.setdefault(None if modality == "audio" else tuple(medium.shape), []).append(index)
+        for items in sizes.values():
+            codes = self.tokenizer(modality).encode(*self._batch(modality, [media[item] for item in items]))
+            for number, item in enumerate(items):
+                row = codes.row(number).cpu().numpy()
+                found[item] = (row[:, 0] if row.shape[1] == 1 else row, codes.grid)
+        return [found[index] for index in range(len(media))]
 
     def _batch(self, modality: str, media: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The batch that a tokenizer takes, and the true lengths of sounds."""
@@ -221,7 +242,18 @@ class MediaCoder:
         """The part with codes in place of its file. Raises ValueError for a file that cannot be used."""
         if isinstance(part, Text) or part.codes is not None:
             return part
-        return MEDIA_PARTS[part.modality](codes=self.encode(part.modality, [self.read_part(part)])[0])
+        return self.encode_parts(part.modality, [self.read_part(part)])[0]
+
+    def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Image | Audio | Video]:
+        """Media of one modality as parts with codes, and with their grids for a model that writes those."""
+        return [
+            MEDIA_PARTS[modality](codes=codes, grid=self._own_grid(modality, grid))
+            for codes, grid in self.encode_with_grids(modality, media)
+        ]
+
+    def _own_grid(self, modality: str, grid: Grid3 | None) -> tuple[int, int] | None:
+        """Rows and columns for a model that writes them beside the codes; None for others."""
+        return grid[1:] if grid is not None and self.vocabulary.layout(modality).grid is not None else None
 
     def read_part(self, part: Media) -> Tensor:
         """The medium of a part without codes, as `read` gives it, and not longer than the model hears."""
@@ -240,8 +272,15 @@ class MediaCoder:
 
     # ---- codes → tensors
 
-    def decode(self, modality: str, codes: Sequence[np.ndarray]) -> list[Tensor]:
-        """The inverse of `encode`, on the CPU: pictures, sounds of their true lengths, or clips."""
+    def decode(
+        self, modality: str, codes: Sequence[np.ndarray], grids: Sequence[tuple[int, int] | None] | None = None
+    ) -> list[Tensor]:
+        """The inverse of `encode`, on the CPU: pictures, sounds of their true lengths, or clips.
+
+        grids: rows and columns of pictures of any shape.
+        """
+        if grids is not None and any(grids):
+            return [self._decode_in_grid(modality, row, grid) for row, grid in zip(codes, grids, strict=True)]
         rows = Codes.from_rows([torch.from_numpy(np.array(row)) for row in codes])
         decoded = self.tokenizer(modality).decode(rows.to(self.device)).float().cpu()
         if modality == "image":
@@ -251,10 +290,14 @@ class MediaCoder:
         samples_per_code = decoded.shape[-1] // rows.ids.shape[1]
         return [sound[0, : len(row) * samples_per_code] for sound, row in zip(decoded, codes, strict=True)]
 
+    def _decode_in_grid(self, modality: str, row: np.ndarray, grid: tuple[int, int] | None) -> Tensor:
+        codes = Codes.from_rows([torch.from_numpy(np.array(row))], grid=None if grid is None else (1, *grid))
+        return self.tokenizer(modality).decode(codes.to(self.device))[0].float().cpu()
+
     def decode_part(self, part: Part) -> Output:
         if isinstance(part, Text):
             return Output(part)
-        return Output(part, self.decode(part.modality, [part.codes])[0], self.rate(part.modality))
+        return Output(part, self.decode(part.modality, [part.codes], [part.grid])[0], self.rate(part.modality))
 
     # ---- files ⇄ codes, without the decoder
 
@@ -280,7 +323,8 @@ class MediaCoder:
                 f"the codes were made by the {codes.modality} tokenizer {codes.tokenizer_sha256} but this model has "
                 f"{self.sha256.get(codes.modality)}; use the model that made them"
             )
-        output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes))
+        grid = self._own_grid(codes.modality, codes.grid)
+        output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes, grid=grid))
         if codes.modality == "audio" and codes.seconds is not None:
             assert output.media is not None and output.rate is not None
             return Output(output.part, output.media[: max(1, round(codes.seconds * output.rate))], output.rate)

@@ -35,6 +35,7 @@ from unimodal.sequence.template import Template
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.training.loop import WeightedLoss
 from unimodal.vocabulary import CONTROLS, Vocabulary
+from unimodal.vocabulary_adopted import AdoptedVocabulary
 
 #: what the controls mean, in words that any base knows: where their rows begin
 CONTROL_WORDS = {
@@ -51,7 +52,13 @@ def open_media(folder: Path | None, device: torch.device | str = "cpu") -> Media
         return None
     if not (folder / "vocabulary.json").is_file():
         raise ValueError(f"media: {folder} has no vocabulary.json; name a model folder, such as model_cards/nano")
-    return load_coder(folder, device, lambda step: print(step, file=sys.stderr))
+    media = load_coder(folder, device, lambda step: print(step, file=sys.stderr))
+    if any(layout.grid is not None for layout in media.vocabulary.layouts):
+        raise ValueError(
+            f"media: the pictures of {folder} have any number of codes; make a folder of tokenizers with one size by "
+            "tools/convert_checkpoint.py tokenizers"
+        )
+    return media
 
 
 def joint_template(base: BaseModel, media: MediaCoder | None) -> Template:
@@ -62,7 +69,13 @@ def joint_template(base: BaseModel, media: MediaCoder | None) -> Template:
     text = TextTokenizer(base.tokenizer)
     own = Path(base.name) / "vocabulary.json"
     if own.is_file() and not is_adapter(base.name):
-        return Template(Vocabulary.load(own), text)
+        vocabulary = Vocabulary.load(own)
+        if isinstance(vocabulary, AdoptedVocabulary):
+            raise ValueError(
+                f"{base.name} is a converted checkpoint, whose rows lie in an order of its own: it is used as it "
+                "is and not trained further; train a language model with its tokenizers (media=) instead"
+            )
+        return Template(vocabulary, text)
     return new_template(text, base.num_rows, media)
 
 

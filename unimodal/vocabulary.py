@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from unimodal.config import atomic_write_text
+from unimodal.vocabulary_grid import Grid
 from unimodal.vocabulary_layout import (
     CONTROLS,
     MEDIA,
@@ -82,14 +83,17 @@ class Vocabulary:
         self.text_sha256 = text_sha256
         self._groups = self._check()
         self._layouts = {layout.modality: layout for layout in self.layouts}
-        self.size = self.text_size + len(self.controls) + sum(block.size for block in self.blocks)
         self._control_ids = {control.name: control.id for control in self.controls}
-        # [V] index of the block of every row, -1 for text, -2 for controls: one lookup, whatever the number of blocks
+        self._place()
+        self._start_modality = {self.start_id(name): name for name in self._layouts}
+
+    def _place(self) -> None:
+        """`size`, and [V] what every row is: the index of its block, -1 for text, -2 for controls."""
+        self.size = self.text_size + len(self.controls) + sum(block.size for block in self.blocks)
         self._row_block = np.full(self.size, -1, dtype=np.int16)
         self._row_block[self.text_size : self.text_size + len(self.controls)] = -2
         for index, block in enumerate(self.blocks):
             self._row_block[block.start : block.start + block.size] = index
-        self._start_modality = {self.start_id(name): name for name in self._layouts}
 
     # ---- making, saving, loading
 
@@ -166,10 +170,7 @@ class Vocabulary:
             "text": {"size": self.text_size, "sha256": self.text_sha256, "reserved": list(self.text_reserved)},
             "controls": [asdict(control) for control in self.controls],
             "blocks": [asdict(block) for block in self.blocks],
-            "layouts": [
-                {"modality": layout.modality, "segments": [asdict(segment) for segment in layout.segments]}
-                for layout in self.layouts
-            ],
+            "layouts": [layout.to_dict() for layout in self.layouts],
         }
 
     @classmethod
@@ -177,12 +178,15 @@ class Vocabulary:
         if not isinstance(data, Mapping) or data.get("format") != FORMAT_VERSION:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"vocabulary format {found!r} is not {FORMAT_VERSION}; use the unimodal that wrote it")
+        kind: type[Vocabulary] = cls
+        if data.get("adopted"):
+            from unimodal.vocabulary_adopted import AdoptedVocabulary as kind
         try:
-            vocabulary = cls(
+            vocabulary = kind(
                 data["text"]["size"],
                 [Control(**item) for item in data["controls"]],
                 [Block(**item) for item in data["blocks"]],
-                [SpanLayout(item["modality"], [Segment(**s) for s in item["segments"]]) for item in data["layouts"]],
+                [SpanLayout.from_dict(item) for item in data["layouts"]],
                 data["text"]["reserved"],
                 data["text"]["sha256"],
             )
@@ -219,6 +223,9 @@ class Vocabulary:
     def media(self) -> tuple[str, ...]:
         """The modalities that have a span here."""
         return tuple(self._layouts)
+
+    def has_control(self, name: str) -> bool:
+        return name in self._control_ids
 
     def start_id(self, modality: str) -> int:
         return self.control_id(f"<|{modality}_start|>")
@@ -284,9 +291,11 @@ class Vocabulary:
 
     # ---- spans
 
-    def span_length(self, modality: str, steps: int | None = None) -> int:
-        """Rows of a span of `steps` code steps, its start, frame marks and end included (None: the shortest)."""
+    def span_length(self, modality: str, steps: int | None = None, grid: Grid | None = None) -> int:
+        """Rows of a span of `steps` code steps (None: the shortest), or of that grid, its start and end included."""
         layout = self.layout(modality)
+        if layout.grid is not None:
+            return layout.grid.length(grid or layout.grid.grid)
         if steps is None:
             steps = layout.min_steps
         groups = len(self._groups[layout.segments[0].block])
@@ -297,8 +306,8 @@ class Vocabulary:
             raise ValueError(f"this model has no {modality!r} span; it has {', '.join(self._layouts) or 'text only'}")
         return self._layouts[modality]
 
-    def encode_span(self, modality: str, ids: Any) -> list[int]:
-        """Codes int64 `[N]` or `[N, G]` → the rows of the whole span, start and end included."""
+    def encode_span(self, modality: str, ids: Any, grid: Grid | None = None) -> list[int]:
+        """Codes int64 `[N]` or `[N, G]` → the rows of the whole span; `grid` for a model that writes it in rows."""
         codes = np.asarray(ids.detach().cpu().numpy() if hasattr(ids, "detach") else ids)  # [N] or [N, G]
         if codes.size and codes.dtype.kind not in "iu":
             raise ValueError(f"{modality} codes must be integers, got {codes.dtype}")
@@ -308,8 +317,11 @@ class Vocabulary:
         groups = len(self._groups[layout.segments[0].block])
         if codes.ndim != 2 or codes.shape[1] != groups:
             raise ValueError(f"{modality} codes have shape {list(np.shape(ids))}; expected [N, {groups}]")
-        counts = self._segment_counts(layout, len(codes))
         rows = [self.start_id(modality)]
+        if layout.grid is not None:
+            [block] = self._groups[layout.segments[0].block]
+            return [*rows, *layout.grid.encode(codes[:, 0], block.rows, grid), self.end_id(modality)]
+        counts = self._segment_counts(layout, len(codes))
         offset = 0
         for index, (segment, count) in enumerate(zip(layout.segments, counts, strict=True)):
             if index and segment.mark:
@@ -330,12 +342,19 @@ class Vocabulary:
 
         Raises ValueError unless `rows` is exactly one well-formed span.
         """
+        return self.read_span(rows)[:2]
+
+    def read_span(self, rows: Sequence[int]) -> tuple[str, np.ndarray, Grid | None]:
+        """`decode_span`, and the rows and columns of a picture that is written in rows."""
         ids = np.asarray(rows, dtype=np.int64)
         modality = self._start_modality.get(int(ids[0])) if len(ids) else None
         if modality is None:
             raise ValueError("a span must begin with the start token of a medium of this model")
         layout = self._layouts[modality]
         groups = len(self._groups[layout.segments[0].block])
+        if layout.grid is not None and ids[-1] == self.end_id(modality):
+            [block] = self._groups[layout.segments[0].block]
+            return modality, *layout.grid.decode(ids[1:-1], block.rows)
         marks = layout.num_marks
         steps, left_over = divmod(len(ids) - 2 - marks, groups)
         if left_over or ids[-1] != self.end_id(modality):
@@ -355,7 +374,7 @@ class Vocabulary:
             parts.append(part)
             at += count * groups
         codes = np.concatenate(parts)  # [N, G]
-        return modality, codes[:, 0] if groups == 1 else codes
+        return modality, codes[:, 0] if groups == 1 else codes, None
 
     def _segment_counts(self, layout: SpanLayout, steps: int) -> list[int]:
         free = steps - layout.fixed_steps

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from unimodal.vocabulary_grid import GridMarks
 
 MODALITIES = ("text", "image", "audio", "video")  # the position is the number used in `Rendered.modality`
 MODALITY_INDEX = {name: index for index, name in enumerate(MODALITIES)}
@@ -80,14 +83,29 @@ class Segment:
 
 @dataclass(frozen=True)
 class SpanLayout:
-    """The segments of one medium's span, in order, with `<|frame|>` before each but the first and the unmarked."""
+    """The segments of one medium's span, in order, with `<|frame|>` before each but the first and the unmarked.
+
+    With `grid` the one segment is written in rows, as `vocabulary_grid.py` says, and may have any number of them; its
+    count is that of the grid that is drawn.
+    """
 
     modality: str
     segments: tuple[Segment, ...]
+    grid: GridMarks | None = None
 
-    def __init__(self, modality: str, segments: Iterable[Segment]) -> None:
+    def __init__(self, modality: str, segments: Iterable[Segment], grid: GridMarks | None = None) -> None:
         object.__setattr__(self, "modality", modality)
         object.__setattr__(self, "segments", tuple(segments))
+        object.__setattr__(self, "grid", grid)
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {"modality": self.modality, "segments": [asdict(segment) for segment in self.segments]}
+        return fields if self.grid is None else {**fields, "grid": self.grid.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SpanLayout:
+        grid = GridMarks.from_dict(data["grid"]) if "grid" in data else None
+        return cls(data["modality"], [Segment(**item) for item in data["segments"]], grid)
 
     @property
     def fixed_steps(self) -> int:
@@ -159,5 +177,10 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
         unmarked = [index for index, segment in enumerate(layout.segments) if index and not segment.mark]
         if any(layout.segments[index - 1].count is None for index in unmarked):
             raise ValueError(f"span layout {name!r} has no mark behind its segment of free length; set mark=True there")
+        if layout.grid is not None and (
+            [segment.count for segment in layout.segments] != [layout.grid.grid[0] * layout.grid.grid[1]]
+            or len(groups[layout.segments[0].block]) != 1
+        ):
+            raise ValueError(f"span layout {name!r} has a grid; it needs one segment of one group and as many codes")
         if any(segment.count is not None and segment.count < 1 for segment in layout.segments):
             raise ValueError(f"span layout {name!r} has an empty segment; counts start at 1")

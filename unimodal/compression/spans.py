@@ -35,7 +35,8 @@ def input_spans(
     fresh: nothing was read before, so that a row without turn marks is all input; otherwise tokens before the first
     turn mark of a call belong to a turn that is not known, and are left alone.
     """
-    roles = {vocabulary.control_id(f"<|{name}|>"): name != "assistant" for name in ("system", "user", "assistant")}
+    names = [name for name in ("system", "user", "assistant") if vocabulary.has_control(f"<|{name}|>")]
+    roles = {vocabulary.control_id(f"<|{name}|>"): name != "assistant" for name in names}
     starts = {vocabulary.start_id(name): name for name in vocabulary.media}
     found = []
     for row, (tokens, real) in enumerate(zip(ids.tolist(), valid.tolist(), strict=True)):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from unimodal.generation.compiled_decoder import CompiledDecoder
-from unimodal.generation.grammar import Grammar, GrammarBatch, open_span
+from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead
 from unimodal.generation.lean_decoder import LeanDecoder, lean_problem
@@ -29,6 +29,7 @@ from unimodal.generation.reference_decoder import ReferenceDecoder
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
 from unimodal.generation.run import Run
 from unimodal.generation.session import Session
+from unimodal.generation.spans import open_grid, open_span
 from unimodal.generation.speculation import FastDecoder, SpeculativeRun
 from unimodal.vocabulary import Vocabulary
 
@@ -181,6 +182,7 @@ class Engine:
                 self._head_version = now
 
     def _grammar(self, config: GenerationConfig, prompt: Sequence[int]) -> Grammar:
+        begun = open_span(self.vocabulary, prompt)
         return Grammar(
             self.vocabulary,
             config.max_new_tokens,
@@ -191,7 +193,8 @@ class Engine:
             max_spans=config.max_spans,
             min_codes=config.min_codes,
             max_codes=config.max_codes,
-            begun=len(open_span(self.vocabulary, prompt)),
+            begun=len(begun),
+            grid=open_grid(self.vocabulary, begun) or config.grid,
         )
 
     def _guided(

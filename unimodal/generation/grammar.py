@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unimodal.generation.spans import Ranges, compile_span, merge, open_span
 from unimodal.vocabulary import MODALITIES, SpanLayout, Vocabulary
-
-Ranges = tuple[tuple[int, int], ...]  # half-open, ascending, not touching
+from unimodal.vocabulary_grid import Grid
 
 
 @dataclass(slots=True)
@@ -44,20 +44,6 @@ class RowState:
         return replace(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """One segment, ready to run: `rows[g]` is the range of group g, `follow` the mark behind it, `both` either.
-
-    Where it `runs_on`, the next segment follows without a mark.
-    """
-
-    count: int | None
-    rows: tuple[Ranges, ...]
-    follow: Ranges
-    both: Ranges
-    runs_on: bool
-
-
 class Grammar:
     """The rules of one answer.
 
@@ -69,6 +55,7 @@ class Grammar:
     max_spans: by default 1 with a forced medium, otherwise as many as fit.
     min_codes, max_codes: by modality, code steps of a span whose layout leaves its length free.
     begun: tokens of the answer that the prompt already holds (an open span); they do not count against max_new_tokens.
+    grid: rows and columns of pictures that are written in rows, in place of the model's own.
     """
 
     def __init__(
@@ -83,6 +70,7 @@ class Grammar:
         min_codes: Mapping[str, int] | None = None,
         max_codes: Mapping[str, int] | None = None,
         begun: int = 0,
+        grid: Grid | None = None,
     ) -> None:
         known = ("text", *vocabulary.media)
         if allow is None:
@@ -103,7 +91,7 @@ class Grammar:
         self._media = [name for name in MODALITIES if name in self.allow and name in vocabulary.media]
         self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
         self._starts = {vocabulary.start_id(name): name for name in vocabulary.media}
-        self._segments = {name: _compile(vocabulary, name) for name in vocabulary.media}
+        self._segments = {name: compile_span(vocabulary, name, grid) for name in vocabulary.media}
         self._groups = {name: len(segments[0].rows) for name, segments in self._segments.items()}
         self._min_open: dict[str, int] = {}
         self._max_open: dict[str, int] = {}
@@ -111,7 +99,7 @@ class Grammar:
             self._set_open_limits(layout, min_codes or {}, max_codes or {})
         self._cost = {
             layout.modality: vocabulary.span_length(
-                layout.modality, layout.fixed_steps + self._min_open[layout.modality]
+                layout.modality, layout.fixed_steps + self._min_open[layout.modality], grid
             )
             for layout in vocabulary.layouts
         }
@@ -240,8 +228,11 @@ class Grammar:
         """Code steps of the open span that are written; 0 outside spans."""
         if state.modality == "text":
             return 0
-        earlier = self._segments[state.modality][: state.segment]
-        return sum(segment.count or 0 for segment in earlier) + state.codes // self._groups[state.modality]
+        segments = self._segments[state.modality]
+        earlier = sum(segment.count or 0 for segment in segments[: state.segment] if segment.block is not None)
+        if segments[state.segment].block is None:
+            return earlier
+        return earlier + state.codes // self._groups[state.modality]
 
     def last_span(self, state: RowState) -> bool:
         """Whether no other span can follow the open one."""
@@ -265,11 +256,11 @@ class Grammar:
         return steps
 
     def segment_at(self, state: RowState) -> tuple[str, int | None] | None:
-        """The block name and the length of the segment that the next code belongs to; None outside spans."""
+        """The block name and the length of the segment that the next code belongs to; None where no code is next."""
         if state.modality == "text":
             return None
-        segment = self.vocabulary.layout(state.modality).segments[state.segment]
-        return segment.block, segment.count
+        segment = self._segments[state.modality][state.segment]
+        return None if segment.block is None else (segment.block, segment.count)
 
     def _open(self, state: RowState, name: str) -> None:
         """Takes the start of a span and fixes how long its free segment may become."""
@@ -314,16 +305,7 @@ class Grammar:
     def _outside_ranges(self, text: bool, end: bool, starts: tuple[str, ...]) -> Ranges:
         ranges = [(rows.start, rows.stop) for rows in self.vocabulary.text_ranges] if text else []
         rows = [self.vocabulary.start_id(name) for name in starts] + ([self._end_of_turn] if end else [])
-        return _merge([*ranges, *((row, row + 1) for row in rows)])
-
-
-def open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
-    """The end of ``prefix`` from the start of the span that it leaves open; empty if it leaves none open."""
-    frame = vocabulary.control_id("<|frame|>")
-    for index in range(len(prefix) - 1, -1, -1):
-        if vocabulary.is_control(prefix[index]) and prefix[index] != frame:
-            return prefix[index:] if vocabulary.span_started_by(prefix[index]) else ()
-    return ()
+        return merge([*ranges, *((row, row + 1) for row in rows)])
 
 
 class GrammarBatch:
@@ -372,27 +354,3 @@ class GrammarBatch:
             for start, end in ranges:
                 mask[rows, start:end] = True
         return mask
-
-
-def _compile(vocabulary: Vocabulary, modality: str) -> tuple[_Segment, ...]:
-    layout = vocabulary.layout(modality)
-    segments = []
-    for index, segment in enumerate(layout.segments):
-        last = index == len(layout.segments) - 1
-        mark = vocabulary.end_id(modality) if last else vocabulary.control_id("<|frame|>")
-        rows = tuple(((b.start, b.start + b.size),) for b in vocabulary.group_blocks(segment.block))
-        follow = ((mark, mark + 1),)
-        runs_on = not last and not layout.segments[index + 1].mark
-        segments.append(_Segment(segment.count, rows, follow, _merge([*rows[0], *follow]), runs_on))
-    return tuple(segments)
-
-
-def _merge(ranges: Sequence[tuple[int, int]]) -> Ranges:
-    """Sorts ranges and joins those that touch."""
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return tuple(merged)

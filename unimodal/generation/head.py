@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.generation.grammar import Ranges
+from unimodal.generation.guidance import combine
+from unimodal.generation.spans import Ranges
 from unimodal.model.rows import ExtendedHead, head_rows
 
 # Allowed rows this close to each other are computed in one slice, and those between them masked.
@@ -45,6 +46,7 @@ class SlicedHead:
     def __init__(self, model: nn.Module, packed: bool = False) -> None:
         self.head = model.get_output_embeddings()
         extended = isinstance(self.head, ExtendedHead)
+        self.rows_of = getattr(self.head, "logits_of", None)  # of a head that is no matrix, and no linear map
         self.num_rows = int(self.head.num_base + len(self.head.new_rows) if extended else self.head.out_features)
         self.sliceable = type(self.head) is nn.Linear or extended
         self.packed = packed and self.sliceable and getattr(self.head, "bias", None) is None
@@ -90,6 +92,18 @@ class SlicedHead:
                 for s in candidates.slices
             ]
             logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        elif self.rows_of is not None:
+            logits = torch.cat([self.rows_of(hidden, s) for s in candidates.slices], 1)
         else:  # a wrapped head (LoRA on it, say) is run whole
             logits = self.head(hidden)[:, candidates.ids]
+        return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
+
+    def guided_logits(self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates) -> Tensor:
+        """Logits [R, K] guided away from those of the unconditional states `other`; scales [R, 1].
+
+        A linear head is run once, on the combined states.
+        """
+        if self.rows_of is None:
+            return self.logits(combine(hidden, other, scales), candidates)
+        logits = combine(self.logits(hidden, candidates), self.logits(other, candidates), scales)
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)

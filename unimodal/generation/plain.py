@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimodal.generation.grammar import Ranges
-from unimodal.generation.guidance import combine
 from unimodal.generation.head import Candidates
 from unimodal.generation.run import Run
 from unimodal.generation.sampling import Sampler, SamplingConfig, noise_keys, sample
+from unimodal.generation.spans import Ranges
 
 PLAIN = SamplingConfig()
 
@@ -102,8 +101,10 @@ class PlainRun(Run):
             return group.candidates.ids.expand(len(group.rows))
         hidden = self.hidden if group.conditional is None else self.hidden[group.conditional]
         if group.guided[step] and group.unconditional is not None and group.scales is not None:
-            hidden = combine(hidden, self.hidden[group.unconditional], group.scales[step])
-        logits = self.engine.head.logits(hidden, group.candidates)
+            other, scales = self.hidden[group.unconditional], group.scales[step]
+            logits = self.engine.head.guided_logits(hidden, other, scales, group.candidates)
+        else:
+            logits = self.engine.head.logits(hidden, group.candidates)
         keys = logits if group.keys is None else group.keys[step]
         return sample(logits, group.candidates.ids, group.sampler, keys)
 

@@ -6,6 +6,7 @@ K key/value heads, W head width, D width.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,9 @@ class ReferenceDecoder:
     """Hugging Face's forward with a DynamicCache, a padding mask and explicit positions."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.backbone = model.get_decoder()
+        self.backbone: Any = model.get_decoder()
+        names = inspect.signature(type(self.backbone).forward).parameters  # transformers renamed it in 5.24
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
 
     def start(
         self,
@@ -121,8 +124,8 @@ class ReferenceDecoder:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self._cache_name: self.cache},
         )
         return out.last_hidden_state if every else out.last_hidden_state[:, -1]
 

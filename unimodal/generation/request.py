@@ -16,7 +16,8 @@ class GenerationConfig(Config):
     ``unconditional`` is what guidance moves away from, as ids: the prompt with its text dropped, or with a negative
     prompt in its place; it is needed where a guidance is not 1. ``guidance_interval`` limits guidance to the code steps
     ``[first, last)`` of a span. ``force``, ``allow`` and the limits go to the grammar. ``stop`` are sequences of text
-    ids that end the answer early; ``pause`` leaves the answer, unfinished, after so many tokens.
+    ids that end the answer early; ``pause`` leaves the answer, unfinished, after so many tokens. ``grid`` are the rows
+    and columns of pictures, for a model that writes them in rows.
     A row whose guidance may come into play runs two streams from its first token on, text included: name the media that
     it may write in ``allow`` or leave their guidance out.
     """
@@ -34,6 +35,7 @@ class GenerationConfig(Config):
     max_spans: int | None = None
     min_codes: dict[str, int] = {}
     max_codes: dict[str, int] = {}
+    grid: tuple[int, int] | None = None
     stop: tuple[tuple[int, ...], ...] = ()
     pause: int | None = Field(default=None, gt=0)
 

@@ -23,12 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimodal.generation.grammar import Ranges
-from unimodal.generation.guidance import combine
 from unimodal.generation.head import Candidates
 from unimodal.generation.plain import PLAIN
 from unimodal.generation.run import Run
 from unimodal.generation.sampling import Sampler, gumbel_noise, noise_keys
+from unimodal.generation.spans import Ranges
 from unimodal.vocabulary import Vocabulary
 
 
@@ -258,7 +257,8 @@ class SpeculativeRun(Run):
             scales = [config.scale(row.modality, step + depth) for depth in depths]
             if any(scale != 1.0 for scale in scales):
                 other = hidden[twin].index_select(0, index)
-                states = combine(states, other, torch.tensor(scales, device=hidden.device)[:, None])
+                column = torch.tensor(scales, device=hidden.device)[:, None]
+                return self.engine.head.guided_logits(states, other, column, row.candidates)
         return self.engine.head.logits(states, row.candidates)
 
     def _verify(self, row: int, draft: Draft, hidden: Tensor) -> Verdict:

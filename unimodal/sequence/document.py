@@ -46,11 +46,15 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """A picture, a sound or a clip: codes int64 `[N]` / `[N, G]`, or the path or bytes of a file not yet encoded."""
+    """A picture, a sound or a clip: codes int64 `[N]` / `[N, G]`, or the path or bytes of a file not yet encoded.
+
+    `grid` are the rows and columns of codes, for models whose pictures have any shape; others need none.
+    """
 
     codes: Any = None
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
+    grid: tuple[int, int] | None = None
     modality: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ class Media:
             object.__setattr__(self, "path", str(self.path))
         if self.data is not None and not isinstance(self.data, bytes):
             raise ValueError(f"the data of the {self.modality} part must be bytes, got {type(self.data).__name__}")
+        if self.grid is not None:
+            object.__setattr__(self, "grid", (int(self.grid[0]), int(self.grid[1])))
         if self.codes is None:
             return
         given = self.codes.detach().cpu().numpy() if hasattr(self.codes, "detach") else self.codes
@@ -78,7 +84,7 @@ class Media:
         assert isinstance(other, Media)
         if self.codes is None or other.codes is None:
             return self.codes is other.codes and self.path == other.path and self.data == other.data
-        return bool(np.array_equal(self.codes, other.codes))
+        return self.grid == other.grid and bool(np.array_equal(self.codes, other.codes))
 
     def __hash__(self) -> int:
         return hash((self.modality, self.path, self.data, None if self.codes is None else self.codes.tobytes()))
@@ -100,7 +106,8 @@ class Media:
             return {"type": self.modality, "data": base64.b64encode(self.data).decode("ascii")}
         if self.codes is None:
             return {"type": self.modality, "path": self.path}
-        return {"type": self.modality, "codes": self.codes.tolist()}
+        grid = {} if self.grid is None else {"grid": list(self.grid)}
+        return {"type": self.modality, "codes": self.codes.tolist(), **grid}
 
 
 @dataclass(frozen=True, eq=False)

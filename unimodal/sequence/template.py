@@ -63,8 +63,11 @@ class Template:
 
     # ---- document → ids
 
-    def render(self, document: Document, add_generation_prompt: bool = False) -> Rendered:
-        """`add_generation_prompt` ends with `<|assistant|>`: the ids to generate an answer from."""
+    def render(self, document: Document, add_generation_prompt: bool = False, to: str | None = None) -> Rendered:
+        """`add_generation_prompt` ends with `<|assistant|>`: the ids to generate an answer from.
+
+        to: what the answer is to be; this format asks for every medium in the same way.
+        """
         ids: list[int] = [self._bos]
         answer: list[tuple[int, int]] = []
         media: list[tuple[int, int, int]] = []
@@ -88,6 +91,11 @@ class Template:
             modality_of[begin:end] = modality
         return Rendered(array, labels, modality_of)
 
+    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> list[int]:
+        """The prompt [N] that guidance moves away from: `negative`, or the document without its words."""
+        other = document.without_text() if negative is None else negative
+        return self.render(other, add_generation_prompt=True, to=to).ids.tolist()
+
     def render_parts(self, parts: Iterable[Part]) -> list[int]:
         """The rows of parts alone, without a role or an end of turn: the beginning of an answer, say."""
         return [row for _, rows in self._part_rows(Turn("assistant", parts).canonical().parts) for row in rows]
@@ -101,7 +109,7 @@ class Template:
                     f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first"
                 )
             else:
-                yield MODALITY_INDEX[part.modality], self.vocabulary.encode_span(part.modality, part.codes)
+                yield MODALITY_INDEX[part.modality], self.vocabulary.encode_span(part.modality, part.codes, part.grid)
 
     # ---- ids → document
 

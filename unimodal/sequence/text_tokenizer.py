@@ -31,14 +31,17 @@ _SPACE = "\u2581"  # SentencePiece's stand-in for a space
 class TextTokenizer:
     """Plain text to text rows and back. `size` rows; of these `reserved_ids` are never used by plain text."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
-        """`data` is the content of a `tokenizer.json`."""
+    def __init__(self, data: dict[str, Any], never: Iterable[int] = ()) -> None:
+        """`data` is the content of a `tokenizer.json`; `never` are rows of its model that are no text: codes, say."""
         added = data.get("added_tokens", [])
         ours = [token["id"] for token in added if token["content"] == CONTROLS[0]]
         base = [token for token in added if not ours or token["id"] < ours[0]]
         # Runs of spaces are ordinary text, even where a base tokenizer lists them as added tokens.
         plain = [token for token in base if not token["special"] and token["content"].isspace()]
         dropped = {token["id"]: token["content"] for token in base if token not in plain}
+        if never:
+            pieces = {row: piece for piece, row in data["model"]["vocab"].items()}
+            dropped |= {row: pieces[row] for row in never if row in pieces and row not in dropped}
         self._data = {
             **data,
             "added_tokens": plain,
@@ -61,13 +64,13 @@ class TextTokenizer:
         self._forbidden = frozenset(dropped)
 
     @classmethod
-    def load(cls, folder: str | Path) -> TextTokenizer:
-        """Reads a text tokenizer's folder, or a model's: the control and media tokens are left out."""
+    def load(cls, folder: str | Path, never: Iterable[int] = ()) -> TextTokenizer:
+        """Reads a text tokenizer's folder, or a model's: the control and media tokens are left out, and `never`."""
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise ValueError(f"{path}: no such file; give a folder with the tokenizer.json of a fast tokenizer")
         try:
-            return cls(json.loads(path.read_text(encoding="utf-8")))
+            return cls(json.loads(path.read_text(encoding="utf-8")), never)
         except Exception as error:  # the tokenizers library raises bare Exceptions
             raise ValueError(f"{path}: not a readable tokenizer.json ({error})") from None
 

@@ -79,4 +79,12 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "semantic_pixel_fsq": ("unimodal.tokenizers.image", "ImageTokenizer"),
     "causal_motion_fsq": ("unimodal.tokenizers.video", "VideoTokenizer"),
     "mel_fsq": ("unimodal.tokenizers.audio", "AudioTokenizer"),
+    "chameleon": ("unimodal.tokenizers.pretrained_chameleon", "ChameleonTokenizer"),
+    "emu3": ("unimodal.tokenizers.pretrained_emu3", "Emu3Tokenizer"),
+    "emu3_video": ("unimodal.tokenizers.pretrained_emu3", "Emu3VideoTokenizer"),
+    "janus": ("unimodal.tokenizers.pretrained_janus", "JanusTokenizer"),
+    "encodec": ("unimodal.tokenizers.pretrained_audio", "EncodecTokenizer"),
+    "dac": ("unimodal.tokenizers.pretrained_audio", "DacTokenizer"),
+    "mimi": ("unimodal.tokenizers.pretrained_audio", "MimiTokenizer"),
+    "xcodec2": ("unimodal.tokenizers.pretrained_xcodec2", "Xcodec2Tokenizer"),
 }

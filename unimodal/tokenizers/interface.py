@@ -77,6 +77,8 @@ class MediaTokenizer(nn.Module, ABC):
 
     modality: ClassVar[str]
     config_class: ClassVar[type[TokenizerConfig]]
+    #: how weights are stored; half precision, unless codes must stay those of another library's float32
+    stored_dtype: ClassVar[torch.dtype] = torch.float16
     #: one size per group; a position may use any of them (see ``segments``)
     codebook_sizes: tuple[int, ...]
     #: (block name, count or None for any length) in sequence order: how the vocabulary lays a span out
@@ -116,11 +118,11 @@ class MediaTokenizer(nn.Module, ABC):
         with torch.no_grad():
             for tensor in self.state_dict().values():  # what is stored: parameters and persistent buffers
                 if tensor.is_floating_point():
-                    tensor.copy_(tensor.half().to(tensor.dtype))
+                    tensor.copy_(tensor.to(self.stored_dtype).to(tensor.dtype))
         return self
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` (half precision); each appears whole or not at all."""
+        """Writes ``config.json`` and ``model.safetensors`` (``stored_dtype``); each appears whole or not at all."""
         from safetensors.torch import save
 
         from unimodal.config import atomic_write_bytes, atomic_write_text
@@ -128,7 +130,9 @@ class MediaTokenizer(nn.Module, ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {
-            name: (tensor.detach().half() if tensor.is_floating_point() else tensor.detach()).cpu().contiguous()
+            name: (tensor.detach().to(self.stored_dtype) if tensor.is_floating_point() else tensor.detach())
+            .cpu()
+            .contiguous()
             for name, tensor in self.state_dict().items()
         }
         atomic_write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))

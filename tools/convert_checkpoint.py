@@ -1,0 +1,446 @@
+"""Makes a unimodal model folder of a Chameleon, Emu3 or Janus checkpoint of transformers, or a folder of tokenizers.
+
+    python tools/convert_checkpoint.py emu3 Emu3-community/Emu3-Gen-hf data/models/emu3 [--grid 90x90]
+    python tools/convert_checkpoint.py chameleon facebook/chameleon-7b data/models/chameleon [--decoder vqgan.ckpt]
+    python tools/convert_checkpoint.py janus deepseek-community/Janus-Pro-1B data/models/janus
+    python tools/convert_checkpoint.py tokenizers data/media --image emu3=Emu3-community/Emu3-Gen-hf \\
+        --audio mimi=kyutai/mimi [--text HuggingFaceTB/SmolLM2-135M]
+
+A source is a folder or a hub id with safetensors. A model folder keeps the checkpoint's weights, ids, tokenizer files
+and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint gives:
+
+- emu3: pictures of any shape read, pictures of `--grid` rows × columns of codes drawn. The decoder becomes a Llama.
+- chameleon: pictures read, and drawn with the `decoder` of the original vqgan.ckpt. The decoder keeps its class. The
+  image tokenizer's codebook is put in the order of the vocabulary's image rows.
+- janus: words, and pictures drawn. Its picture embeddings are worked out once and become rows of a stock Llama; its
+  picture head is kept as `image_head.safetensors`. Reading pictures goes through features that are no codes: left out.
+
+`tokenizers` makes what `--set media=FOLDER` of the fine-tuning recipes takes: media tokenizers and the vocabulary of
+their blocks. With `--text` the folder has text rows too, and `recipes/tokenize_dataset.py --set model=FOLDER` reads it.
+
+The folder appears whole or not at all; one that exists and is not empty is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unimodal.model.image_head import ImageHead
+from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, tokenizer_folder
+from unimodal.pipeline_wording import Wording
+from unimodal.sequence.document import Document, Turn
+from unimodal.sequence.templates import open_template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.tokenizers import pretrained, stored_sha256
+from unimodal.tokenizers.interface import MediaTokenizer
+from unimodal.tokenizers.pretrained_base import check_kind, load_reference, weight_files
+from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary
+from unimodal.vocabulary_adopted import AdoptedVocabulary
+from unimodal.vocabulary_grid import GridMarks
+
+TEXT_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+EMU3_SYSTEM = "You are a helpful assistant."
+EMU3_CODE = re.compile(r"<\|visual token (\d+)\|>")
+EMU3_AREA, EMU3_PIXELS = 720 * 720, 8  # of a picture that Emu3's processor asks for, and of the side of a code
+JANUS_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+PLAIN = Wording(wishes={}, wish_starts={}, add_article=False, plain_speech=False)
+
+
+# ---- what the three have in common
+
+
+class Source:
+    """A checkpoint of transformers in a folder: its tokenizer and the rows of the tokens that have a meaning."""
+
+    def __init__(self, folder: Path, kind: str, what: str) -> None:
+        check_kind(folder, (kind,), what)
+        weight_files(folder)
+        if not (folder / "tokenizer.json").is_file():
+            raise ValueError(f"{folder} has no tokenizer.json; take the whole checkpoint, in transformers' format")
+        self.folder, self.what = folder, what
+        from transformers import PreTrainedTokenizerFast
+
+        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+    def row(self, token: str | None) -> int:
+        """The row of a special token. ValueError where the tokenizer has none."""
+        found = None if token is None else self.tokenizer.get_vocab().get(token)
+        if found is None:
+            raise ValueError(f"{self.folder}: the tokenizer has no token {token}; it is not {self.what}'s")
+        return int(found)
+
+    def special(self, name: str, default: str) -> int:
+        """The row of a token that the tokenizer names (`boi_token`, …), or of the one that the release has."""
+        return self.row(getattr(self.tokenizer, name, None) or default)
+
+    def block(self, rows: Mapping[int, int], sha256: str, num_codes: int) -> Block:
+        """The image block. rows: code → row, in code order, or in any order where the codebook follows."""
+        ordered = sorted(rows.values())
+        if len(ordered) != num_codes or sorted(rows) != list(range(num_codes)):
+            raise ValueError(f"{self.folder} names {len(rows)} image tokens, its image tokenizer has {num_codes} codes")
+        if ordered != list(range(ordered[0], ordered[0] + num_codes)):
+            raise ValueError(f"{self.folder}: the image tokens are not rows that follow each other")
+        return Block(name="image", modality="image", start=ordered[0], size=num_codes, sha256=sha256)
+
+
+def finish(
+    new: Path,
+    source: Source,
+    template: str,
+    num_rows: int,
+    controls: Mapping[str, int],
+    block: Block,
+    layout: SpanLayout,
+    processor: ProcessorConfig,
+    sampling: Mapping[str, MediumSettings],
+) -> None:
+    """Everything but the decoder and the image tokenizer, which are there already."""
+    for name in TEXT_FILES:
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, new / name)
+    text = TextTokenizer.load(new, block.rows)
+    reserved = {*text.reserved_ids, *range(text.size, num_rows), *(layout.grid.marks if layout.grid else ())}
+    vocabulary = AdoptedVocabulary(
+        num_rows, [Control(f"<|{name}|>", row) for name, row in controls.items()], [block], [layout],
+        reserved, text.sha256,
+    )  # fmt: skip
+    vocabulary.save(new / "vocabulary.json")
+    write_json(new / PROCESSOR_FILE, processor.model_dump(mode="json"))
+    write_json(
+        new / "generation_config.json",
+        {
+            "bos_token_id": controls["bos"],
+            "eos_token_id": controls["end_of_turn"],
+            "pad_token_id": controls["pad"],
+            "unimodal": {name: settings.model_dump() for name, settings in sampling.items()},
+        },
+    )
+    open_template(template, Vocabulary.load(new / "vocabulary.json"), new)  # what was written can be read
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_words(new: Path, source: Source, template: str, document: Document, to: str | None, expected: str) -> None:
+    """ValueError unless our format and the checkpoint's own tokenizer write a sample prompt in the same rows."""
+    ours = open_template(template, Vocabulary.load(new / "vocabulary.json"), new)
+    found = ours.render(document, add_generation_prompt=True, to=to).ids.tolist()
+    wanted = source.tokenizer(expected, add_special_tokens=False)["input_ids"]
+    if found != wanted:
+        raise ValueError(
+            f"{source.folder}: its tokenizer encodes text between special tokens in a way of its own "
+            f"({wanted[:12]}… and not {found[:12]}…), which is not supported"
+        )
+
+
+def stock_llama(config: Any, state: Mapping[str, torch.Tensor], num_rows: int) -> Any:
+    """A `LlamaForCausalLM` with these weights, in their own precision."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    fields = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "attention_bias", "mlp_bias",
+        "head_dim", "bos_token_id", "eos_token_id", "pad_token_id",
+    )  # fmt: skip
+    settings = {name: getattr(config, name) for name in fields if getattr(config, name, None) is not None}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=num_rows, tie_word_embeddings=False, **settings))
+    found = model.load_state_dict(dict(state), strict=False, assign=True)
+    if found.missing_keys:
+        raise ValueError(f"the checkpoint lacks the weights {', '.join(found.missing_keys[:3])}; take all of it")
+    return model
+
+
+def load_whole(name: str, folder: Path) -> Any:
+    """A model of transformers with all its weights, in the precision that they are stored in."""
+    import transformers
+
+    return load_reference(getattr(transformers, name), folder, dtype="auto")
+
+
+def save_decoder(model: Any, new: Path) -> None:
+    model.config.use_cache = True
+    model.save_pretrained(new, max_shard_size="1000GB")  # one file, as a model folder has it
+
+
+def parts_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {f"model.{name.removeprefix(prefix)}": value for name, value in state.items() if name.startswith(prefix)}
+
+
+# ---- Emu3
+
+
+def convert_emu3(folder: Path, new: Path, grid: tuple[int, int] | None = None) -> None:
+    source = Source(folder, "emu3", "Emu3")
+    image = pretrained.load("emu3", folder, image_size=None)
+    model = load_whole("Emu3ForConditionalGeneration", folder)
+    config = model.config.text_config
+    names = model.config.vocabulary_map or source.tokenizer.get_vocab()
+    found = {int(match[1]): row for name, row in names.items() if (match := EMU3_CODE.fullmatch(name))}
+    if grid is None:
+        side = round(EMU3_AREA**0.5 / EMU3_PIXELS)
+        grid = (side, side)
+    text = TextTokenizer.load(folder, found.values())
+    digits, times = [text.encode(str(digit)) for digit in range(10)], text.encode("*")
+    sizes = [(1, 1), (9, 10), (11, 11), (64, 128), (90, 90), (100, 100), grid]
+    spelled = [[row for sign in f"{h}*{w}" for row in (times if sign == "*" else digits[int(sign)])] for h, w in sizes]
+    if any(text.encode(f"{h}*{w}") != rows for (h, w), rows in zip(sizes, spelled, strict=True)):
+        raise ValueError(
+            f"{folder}: the tokenizer does not write the size of a picture digit by digit; it is not Emu3's"
+        )
+    marks = GridMarks(
+        digits=tuple(rows[0] for rows in digits),
+        times=times[0],
+        open=source.special("image_wrapper_token", "<|image token|>"),
+        end_of_row=source.row("<|extra_200|>"),
+        end_of_grid=source.special("eof_token", "<|extra_201|>"),
+        grid=grid,
+    )
+    controls = {
+        "image_start": source.special("boi_token", "<|image start|>"),
+        "image_end": source.special("eoi_token", "<|image end|>"),
+        "bos": source.special("bos_token", "<|extra_203|>"),
+        "end_of_turn": source.special("eos_token", "<|extra_204|>"),
+        "eos": source.special("eos_token", "<|extra_204|>"),
+        "pad": source.special("pad_token", "<|endoftext|>"),
+    }
+    room = config.max_position_embeddings
+    if marks.length(grid) + 2 > room:
+        raise ValueError(f"a picture of {grid[0]}x{grid[1]} codes does not fit Emu3's {room} positions; lower --grid")
+    state = model.state_dict()
+    weights = {**parts_of(state, "model.text_model."), "lm_head.weight": state["lm_head.weight"]}
+    save_decoder(stock_llama(config, weights, config.vocab_size), new)
+    image.save(tokenizer_folder(new, "image"))
+    block = source.block(found, stored_sha256(tokenizer_folder(new, "image")), image.codebook_sizes[0])
+    if [found[code] for code in range(block.size)] != list(block.rows):
+        raise ValueError(f"{folder}: the visual tokens are not in the order of their codes; it is not Emu3's")
+    layout = SpanLayout("image", [Segment("image", grid[0] * grid[1])], marks)
+    wording = PLAIN.model_copy(update={"questions": {"image": "Please describe the image."}})
+    processor = ProcessorConfig(template="emu3", system=EMU3_SYSTEM, wording=wording)
+    sampling = {"image": MediumSettings(top_k=2048, guidance=3.0)}
+    finish(new, source, "emu3", config.vocab_size, controls, block, layout, processor, sampling)
+    asked = Document([Turn("system", EMU3_SYSTEM), Turn("user", "What is 10 and 3?")])
+    bos = source.tokenizer.bos_token
+    check_words(
+        new, source, "emu3", asked, None, f"{bos}{EMU3_SYSTEM} USER: What is 10 and 3? ASSISTANT:"
+    )  # fmt: skip
+
+
+# ---- Chameleon
+
+
+def convert_chameleon(folder: Path, new: Path, decoder: Path | None = None) -> None:
+    from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
+
+    source = Source(folder, "chameleon", "Chameleon")
+    image: Any = pretrained.load("chameleon", folder, decoder=decoder)
+    model = load_whole("ChameleonForConditionalGeneration", folder)
+    config = model.config
+    if not config.vocabulary_map:
+        raise ValueError(f"{folder}/config.json has no vocabulary_map, which says what rows are image codes")
+    found = {code: row for row, code in ChameleonImageVocabularyMapping(config.vocabulary_map).bpe2img.items()}
+    block = source.block(found, "", image.codebook_sizes[0])
+    code_of = {row: code for code, row in found.items()}
+    order = torch.tensor([code_of[row] for row in block.rows])
+    with torch.no_grad():  # code c of ours is the row start + c
+        table = image.network.quantize.embedding.weight
+        table.copy_(table[order].clone())
+    image.save(tokenizer_folder(new, "image"))
+    block = source.block(found, stored_sha256(tokenizer_folder(new, "image")), block.size)
+    controls = {
+        "image_start": source.special("boi_token", "<racm3:break>"),
+        "image_end": source.special("eoi_token", "<eoss>"),
+        "assistant": source.special("sep_token", "<reserved08706>"),
+        "bos": source.special("bos_token", "<s>"),
+        "end_of_turn": source.special("eos_token", "</s>"),
+        "eos": source.special("eos_token", "</s>"),
+        "pad": source.special("pad_token", "<pad>"),
+    }
+    save_decoder(model, new)
+    layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
+    processor = ProcessorConfig(template="chameleon", wording=PLAIN)
+    sampling = {"image": MediumSettings(top_p=0.9, guidance=3.0)}
+    finish(new, source, "chameleon", config.vocab_size, controls, block, layout, processor, sampling)
+    bos, sep = source.tokenizer.bos_token, source.tokenizer.convert_ids_to_tokens(controls["assistant"])
+    asked = Document([Turn("user", "What is 10 and 3?")])
+    check_words(new, source, "chameleon", asked, None, f"{bos}What is 10 and 3?{sep}")
+
+
+# ---- Janus
+
+
+def convert_janus(folder: Path, new: Path) -> None:
+    source = Source(folder, "janus", "Janus")
+    image = pretrained.load("janus", folder)
+    model = load_whole("JanusForConditionalGeneration", folder)
+    config, inner = model.config.text_config, model.model
+    if config.model_type != "llama":
+        raise ValueError(f"{folder} is a Janus around {config.model_type!r}; only Llama is supported")
+    state = model.state_dict()
+    embeddings = state["model.language_model.embed_tokens.weight"]
+    text_rows, num_codes = len(embeddings), image.codebook_sizes[0]
+    with torch.no_grad():  # what the model is fed when it has drawn code c, once for all
+        aligner = inner.generation_aligner.float()
+        drawn = aligner(inner.generation_embeddings.weight.float()).to(embeddings.dtype)  # [codes, D]
+    weights = parts_of(state, "model.language_model.")
+    weights["model.embed_tokens.weight"] = torch.cat([embeddings, drawn])
+    head = state["lm_head.weight"]
+    weights["lm_head.weight"] = torch.cat([head, torch.zeros_like(drawn)])
+    decoder = stock_llama(config, weights, text_rows + num_codes)
+    gate = inner.generation_head
+    activation = model.config.vq_config.hidden_act
+    ImageHead(decoder.get_output_embeddings(), text_rows, gate.proj_out, activation, gate.vision_head).save(new)
+    save_decoder(decoder, new)
+    image.save(tokenizer_folder(new, "image"))
+    sha256 = stored_sha256(tokenizer_folder(new, "image"))
+    block = Block(name="image", modality="image", start=text_rows, size=num_codes, sha256=sha256)
+    controls = {
+        "image_start": source.special("boi_token", "<begin_of_image>"),
+        "image_end": source.special("eoi_token", "<end_of_image>"),
+        "user": source.row("<|User|>"),
+        "assistant": source.row("<|Assistant|>"),
+        "bos": source.special("bos_token", "<｜begin▁of▁sentence｜>"),
+        "end_of_turn": source.special("eos_token", "<｜end▁of▁sentence｜>"),
+        "eos": source.special("eos_token", "<｜end▁of▁sentence｜>"),
+        "pad": source.special("pad_token", "<｜▁pad▁｜>"),
+    }
+    layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
+    processor = ProcessorConfig(template="janus", system=JANUS_SYSTEM, wording=PLAIN)
+    sampling = {"image": MediumSettings(guidance=5.0)}
+    finish(new, source, "janus", text_rows + num_codes, controls, block, layout, processor, sampling)
+    asked = Document([Turn("system", JANUS_SYSTEM), Turn("user", "What is 10 and 3?")])
+    bos = source.tokenizer.bos_token
+    check_words(
+        new, source, "janus", asked, None, f"{bos}{JANUS_SYSTEM}\n\n<|User|>: What is 10 and 3?\n\n<|Assistant|>:"
+    )  # fmt: skip
+
+
+# ---- tokenizers alone
+
+
+def make_tokenizers(named: Mapping[str, tuple[str, str]], new: Path, text: str | None = None) -> None:
+    """named: modality → (family, source). The blocks lie in the order image, audio, video."""
+    tokenizers: dict[str, MediaTokenizer] = {}
+    for modality in (name for name in MEDIA if name in named):
+        family, source = named[modality]
+        tokenizer = pretrained.load(family, source)
+        if tokenizer.modality != modality:
+            raise ValueError(f"{family} is a tokenizer of {tokenizer.modality}, not of {modality}")
+        tokenizers[modality] = tokenizer
+    blocks, layouts = [], []
+    for modality, tokenizer in tokenizers.items():
+        tokenizer.save(tokenizer_folder(new, modality))
+        sha256 = stored_sha256(tokenizer_folder(new, modality))
+        blocks += [
+            Block(name=modality, modality=modality, group=group, size=size, sha256=sha256)
+            for group, size in enumerate(tokenizer.codebook_sizes)
+        ]
+        layouts.append(SpanLayout(modality, [Segment(name, count) for name, count in tokenizer.segments]))
+    if text is None:
+        Vocabulary.build(1, blocks, layouts, [0]).save(new / "vocabulary.json")
+    else:
+        from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
+
+        words = TextTokenizer.load(pretrained.find(text))
+        vocabulary = Vocabulary.build(words.size, blocks, layouts, words.reserved_ids, words.sha256)
+        vocabulary.save(new / "vocabulary.json")
+        save_hub_tokenizer(new, vocabulary, words)
+    write_json(new / PROCESSOR_FILE, ProcessorConfig().model_dump(mode="json"))
+
+
+# ---- the command
+
+
+def whole_or_nothing(out: Path, make: Any) -> None:
+    """Calls `make(folder)` with a new folder beside `out`, which becomes `out` once it is finished."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty; name a new folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        new = Path(scratch) / "new"
+        new.mkdir()
+        make(new)
+        for path in new.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors' own files are for the owner alone
+        if out.exists():
+            out.rmdir()
+        os.replace(new, out)
+
+
+def grid_of(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ValueError(f"--grid {text!r} is no grid; write rows x columns, such as 90x90")
+    return GridMarks.check((int(match[1]), int(match[2])))
+
+
+def family_and_source(modality: str, text: str) -> tuple[str, str]:
+    family, equals, source = text.partition("=")
+    if not equals:
+        raise ValueError(f"--{modality} {text!r}: write family=source, such as {'mimi=kyutai/mimi'}")
+    return family, source
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.kind == "tokenizers":
+        given = {name: getattr(options, name) for name in MEDIA if getattr(options, name)}
+        if not given:
+            raise ValueError("name at least one tokenizer, such as --audio mimi=kyutai/mimi")
+        named = {name: family_and_source(name, text) for name, text in given.items()}
+        whole_or_nothing(options.out, lambda new: make_tokenizers(named, new, options.text))
+        return
+    settings: dict[str, Any] = {}
+    if options.kind == "emu3" and options.grid:
+        settings["grid"] = grid_of(options.grid)
+    if options.kind == "chameleon":
+        settings["decoder"] = options.decoder
+    convert = {"emu3": convert_emu3, "chameleon": convert_chameleon, "janus": convert_janus}[options.kind]
+    folder = pretrained.find(options.source)
+    whole_or_nothing(options.out, lambda new: convert(folder, new, **settings))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind in ("emu3", "chameleon", "janus"):
+        one = kinds.add_parser(kind)
+        one.add_argument("source", help="a folder or a hub id")
+        one.add_argument("out", type=Path)
+        if kind == "emu3":
+            one.add_argument("--grid", help="rows x columns of codes of a picture that is drawn; 90x90 by default")
+        if kind == "chameleon":
+            one.add_argument("--decoder", type=Path, help="the original vqgan.ckpt, to draw pictures")
+    media = kinds.add_parser("tokenizers")
+    media.add_argument("out", type=Path)
+    for modality in MEDIA:
+        media.add_argument(f"--{modality}", metavar="FAMILY=SOURCE")
+    media.add_argument("--text", metavar="SOURCE", help="a folder or hub id with the tokenizer.json of text rows")
+    options = parser.parse_args(arguments)
+    try:
+        run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""One span ready to run: which rows each of its places may take, and what follows. `grammar.py` walks over it.
+
+Legend: G groups of a tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary_grid import Grid
+
+Ranges = tuple[tuple[int, int], ...]  # half-open, ascending, not touching
+
+
+@dataclass(frozen=True, slots=True)
+class SpanSegment:
+    """One segment, ready to run: `rows[g]` is the range of group g, `follow` the mark behind it, `both` either.
+
+    Where it `runs_on`, the next segment follows without a mark. Without a `block` its rows are no codes: the size of a
+    picture, the mark behind it.
+    """
+
+    block: str | None
+    count: int | None
+    rows: tuple[Ranges, ...]
+    follow: Ranges
+    both: Ranges
+    runs_on: bool
+
+
+def open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
+    """The end of ``prefix`` from the start of the span that it leaves open; empty if it leaves none open."""
+    frame = vocabulary.control_id("<|frame|>") if vocabulary.has_control("<|frame|>") else None
+    for index in range(len(prefix) - 1, -1, -1):
+        if vocabulary.is_control(prefix[index]) and prefix[index] != frame:
+            return prefix[index:] if vocabulary.span_started_by(prefix[index]) else ()
+    return ()
+
+
+def open_grid(vocabulary: Vocabulary, span: Sequence[int]) -> Grid | None:
+    """The grid that an open span names, where it is written in rows and its size is whole."""
+    modality = vocabulary.span_started_by(span[0]) if len(span) else None
+    marks = None if modality is None else vocabulary.layout(modality).grid
+    found = None if marks is None else marks.read_header(span[1:])
+    return None if found is None else found[0]
+
+
+def compile_span(vocabulary: Vocabulary, modality: str, grid: Grid | None = None) -> tuple[SpanSegment, ...]:
+    layout = vocabulary.layout(modality)
+    segments: list[SpanSegment] = []
+    if layout.grid is not None:
+        marks, (height, width) = layout.grid, grid or layout.grid.grid
+        name = layout.segments[0].block
+        [block] = vocabulary.group_blocks(name)
+        rows = ((block.start, block.start + block.size),)
+        nothing: Ranges = ((-1, -1),)  # these run on: no mark follows
+        segments = [
+            SpanSegment(None, 1, (((row, row + 1),),), nothing, nothing, True) for row in marks.header((height, width))
+        ]
+        line = ((marks.end_of_row, marks.end_of_row + 1),)
+        segments += [SpanSegment(name, width, (rows,), line, merge([*rows, *line]), False)] * height
+        last, end = ((marks.end_of_grid, marks.end_of_grid + 1),), vocabulary.end_id(modality)
+        segments.append(SpanSegment(None, 1, (last,), ((end, end + 1),), last, False))
+        return tuple(segments)
+    for index, segment in enumerate(layout.segments):
+        final = index == len(layout.segments) - 1
+        mark = vocabulary.end_id(modality) if final else vocabulary.control_id("<|frame|>")
+        groups = tuple(((b.start, b.start + b.size),) for b in vocabulary.group_blocks(segment.block))
+        follow = ((mark, mark + 1),)
+        runs_on = not final and not layout.segments[index + 1].mark
+        both = merge([*groups[0], *follow])
+        segments.append(SpanSegment(segment.block, segment.count, groups, follow, both, runs_on))
+    return tuple(segments)
+
+
+def merge(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    """Sorts ranges and joins those that touch."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return tuple(merged)

@@ -1,0 +1,90 @@
+"""A head whose rows for one block are scored by a small network of their own, as Janus (arXiv 2410.13848) does it.
+
+Text rows are a matrix; picture rows are two layers with an activation between, which no matrix can stand for. The
+decoder stays a stock causal LM: this head takes the place of its last matrix when a folder with
+`image_head.safetensors` is loaded. The rows of the block in the stock matrix are not used.
+
+Shapes: D width, V rows of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEAD_FILE = "image_head.safetensors"
+
+
+class ImageHead(nn.Module):
+    """Rows before `start` from the base's matrix, those from it on from `inner`, the activation and `outer`."""
+
+    def __init__(self, base: nn.Linear, start: int, inner: nn.Linear, activation: str, outer: nn.Linear) -> None:
+        super().__init__()
+        from transformers.activations import ACT2FN
+
+        if start + outer.out_features != base.out_features:
+            raise ValueError(
+                f"the image head scores {outer.out_features} rows from {start} on, but the model has "
+                f"{base.out_features} rows; they do not belong together"
+            )
+        self.base, self.inner, self.outer = base, inner, outer
+        self.activation_name, self.activation = activation, ACT2FN[activation]
+        self.start, self.out_features = start, base.out_features
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.logits_of(hidden, range(self.out_features))
+
+    def logits_of(self, hidden: Tensor, rows: range) -> Tensor:
+        """hidden [..., D] → logits [..., len(rows)] of these rows only."""
+        parts = []
+        if rows.start < self.start:
+            parts.append(F.linear(hidden, self.base.weight[rows.start : min(rows.stop, self.start)]))
+        if rows.stop > self.start:
+            inner = self.activation(self.inner(hidden))
+            chosen = slice(max(rows.start - self.start, 0), rows.stop - self.start)
+            bias = None if self.outer.bias is None else self.outer.bias[chosen]
+            parts.append(F.linear(inner, self.outer.weight[chosen], bias))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def save(self, folder: str | Path) -> None:
+        from safetensors.torch import save
+
+        from unimodal.config import atomic_write_bytes
+
+        state = {
+            f"{side}.{name}": tensor.detach().cpu().contiguous()
+            for side, layer in (("inner", self.inner), ("outer", self.outer))
+            for name, tensor in layer.state_dict().items()
+        }
+        metadata = {"format": "pt", "start": str(self.start), "activation": self.activation_name}
+        atomic_write_bytes(Path(folder) / HEAD_FILE, save(state, metadata=metadata))
+
+
+def attach_image_head(model: Any, folder: str | Path) -> Any:
+    """The model with the head of its folder, in float32, where it has one."""
+    path = Path(folder) / HEAD_FILE
+    if not path.is_file():
+        return model
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        layers = {}
+        for side in ("inner", "outer"):
+            weight = state[f"{side}.weight"]
+            layers[side] = nn.Linear(weight.shape[1], weight.shape[0], bias=f"{side}.bias" in state)
+            layers[side].load_state_dict(
+                {"weight": weight} | ({"bias": state[f"{side}.bias"]} if layers[side].bias is not None else {})
+            )
+        start, activation = int(metadata["start"]), metadata["activation"]
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); convert the checkpoint again") from None
+    head = ImageHead(model.get_output_embeddings(), start, layers["inner"], activation, layers["outer"])
+    model.set_output_embeddings(head)
+    return model

@@ -1,0 +1,131 @@
+"""What the formats of other people's checkpoints share: runs of text and marks, each run encoded as one string.
+
+Such a checkpoint was trained on whole prompts between special tokens: `USER: ` and the words behind it are one string
+to its tokenizer. So a format here is a list of runs; adjacent texts are joined before they are encoded, except where an
+answer begins. Text alone can never become a mark or a code: every run is encoded as plain text.
+
+Legend: N tokens.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text
+from unimodal.sequence.template import IGNORE, Rendered, Template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import MODALITY_INDEX, Vocabulary
+
+
+@dataclass(frozen=True)
+class Run:
+    """Text, or rows that are no text. `learnt` runs belong to the answer."""
+
+    content: str | list[int]
+    learnt: bool = False
+    modality: int = 0
+
+
+Item = str | int | Part  # of a parsed sequence: text, the row of a control, a medium
+
+
+class RunTemplate(Template):
+    """A checkpoint's own format; a subclass says its `runs` and reads them back."""
+
+    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+        if text.size > vocabulary.text_size:
+            raise ValueError(f"the text tokenizer has {text.size} rows but the vocabulary only {vocabulary.text_size}")
+        if vocabulary.text_sha256:
+            vocabulary.check_hashes({"text": text.sha256})
+        self.vocabulary, self.text = vocabulary, text
+        self._bos = vocabulary.control_id("<|bos|>")
+        self._pad = vocabulary.control_id("<|pad|>")
+        self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
+
+    @abstractmethod
+    def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
+        """The runs of a canonical document; with `prompt` up to where an answer of modality `to` begins."""
+
+    @abstractmethod
+    def document(self, items: Sequence[Item]) -> Document:
+        """The inverse of `runs`, of what stands behind the first mark. ValueError where it is not this format."""
+
+    def render(self, document: Document, add_generation_prompt: bool = False, to: str | None = None) -> Rendered:
+        ids: list[int] = []
+        learnt: list[bool] = []
+        modality: list[int] = []
+
+        def add(rows: list[int], run: Run) -> None:
+            ids.extend(rows)
+            learnt.extend([run.learnt] * len(rows))
+            modality.extend([run.modality] * len(rows))
+
+        held: Run | None = None  # text that what follows may belong to
+        for run in [Run([self._bos]), *self.runs(document.canonical(), add_generation_prompt, to), Run([])]:
+            if isinstance(run.content, str) and held is not None and held.learnt == run.learnt:
+                held = Run(f"{held.content}{run.content}", run.learnt)
+                continue
+            if held is not None:
+                add(self.text.encode(str(held.content)), held)
+            held = run if isinstance(run.content, str) else None
+            if not isinstance(run.content, str):
+                add(run.content, run)
+        array = np.array(ids, dtype=np.int64)  # [N]
+        labels = np.where(np.array(learnt, dtype=bool), array, IGNORE)
+        return Rendered(array, labels, np.array(modality, dtype=np.uint8))
+
+    def parse(self, ids: Sequence[int] | np.ndarray) -> Document:
+        items = self.items(ids)
+        return self.document(items[1:] if items and items[0] == self._bos else items)
+
+    def parse_answer(self, ids: Sequence[int] | np.ndarray) -> tuple[Part, ...]:
+        parts: list[Part] = []
+        for item in self.items(ids):
+            if isinstance(item, int):
+                break
+            if isinstance(item, str):
+                item = Text(item.removeprefix(self.answer_prefix))
+            parts.append(item)
+        return tuple(parts)
+
+    #: what a text answer begins with, and its words do not
+    answer_prefix = ""
+
+    def items(self, ids: Sequence[int] | np.ndarray) -> list[Item]:
+        """Rows → texts, controls and media in order; padding at the end is left out."""
+        rows = np.asarray(ids, dtype=np.int64)
+        while len(rows) > 1 and rows[-1] == self._pad:
+            rows = rows[:-1]
+        vocabulary, at = self.vocabulary, 0
+        items: list[Item] = []
+        while at < len(rows):
+            row = int(rows[at])
+            modality = vocabulary.span_started_by(row)
+            end = at + 1
+            if modality is not None:
+                ends = np.flatnonzero(rows[at:] == vocabulary.end_id(modality))
+                if not len(ends):
+                    raise ValueError(f"the {modality} span that begins at token {at} has no end")
+                end = at + int(ends[0]) + 1
+                _, codes, grid = vocabulary.read_span(rows[at:end].tolist())
+                items.append(MEDIA_PARTS[modality](codes=codes, grid=grid))
+            elif vocabulary.is_text(row):
+                while end < len(rows) and vocabulary.is_text(int(rows[end])):
+                    end += 1
+                items.append(self.text.decode(rows[at:end]))
+            elif vocabulary.is_control(row):
+                items.append(row)
+            else:
+                raise ValueError(f"token {at} is row {row}, which this model's format does not use")
+            at = end
+        return items
+
+    def media_run(self, part: Media, learnt: bool = False) -> Run:
+        if part.codes is None:
+            raise ValueError(f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first")
+        rows = self.vocabulary.encode_span(part.modality, part.codes, part.grid)
+        return Run(rows, learnt, MODALITY_INDEX[part.modality])

@@ -1,0 +1,30 @@
+"""The sequence formats by name: our own, and those of checkpoints that keep theirs. Each is imported when used."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from unimodal.sequence.template import Template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary
+
+
+def open_template(name: str, vocabulary: Vocabulary, folder: str | Path) -> Template:
+    """The format of that name over a model folder's text tokenizer. Raises ValueError for one that is not known."""
+    if name not in TEMPLATES:
+        raise ValueError(f"the sequence format {name!r} is unknown; there are {', '.join(TEMPLATES)}")
+    module, class_name = TEMPLATES[name]
+    never = () if name == "unimodal" else [row for block in vocabulary.blocks for row in block.rows]
+    template: Template = getattr(importlib.import_module(module), class_name)(
+        vocabulary, TextTokenizer.load(folder, never)
+    )
+    return template
+
+
+TEMPLATES = {
+    "unimodal": ("unimodal.sequence.template", "Template"),
+    "emu3": ("unimodal.sequence.templates_emu3", "Emu3Template"),
+    "chameleon": ("unimodal.sequence.templates_chameleon", "ChameleonTemplate"),
+    "janus": ("unimodal.sequence.templates_janus", "JanusTemplate"),
+}

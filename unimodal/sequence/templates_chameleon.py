@@ -1,0 +1,53 @@
+"""Chameleon's format (arXiv 2405.09818): words and pictures in any order, and one mark between a prompt and its answer.
+
+    <s> What is this? <racm3:break> 1,024 codes <eoss> <reserved08706> An apple </s> And this? … <reserved08706>
+
+There are no role words: turns alternate, the user's first. There is no system turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from unimodal.sequence.document import Document, Part, Text, Turn
+from unimodal.sequence.template_runs import Item, Run, RunTemplate
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary
+
+
+class ChameleonTemplate(RunTemplate):
+    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+        super().__init__(vocabulary, text)
+        self._answer = vocabulary.control_id("<|assistant|>")
+
+    def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
+        for number, turn in enumerate(document.turns):
+            wanted = ("user", "assistant")[number % 2]
+            if turn.role != wanted:
+                raise ValueError(
+                    f"turn {number + 1} is the {turn.role}'s; Chameleon's turns alternate, the user's first"
+                )
+            learnt = turn.role == "assistant"
+            for part in turn.parts:
+                yield Run(part.text, learnt) if isinstance(part, Text) else self.media_run(part, learnt)
+            yield Run([self._end_of_turn if learnt else self._answer], learnt)
+        if prompt and len(document.turns) % 2 == 0:
+            raise ValueError("there is no user's turn to answer; give one")
+
+    def document(self, items: Sequence[Item]) -> Document:
+        turns: list[Turn] = []
+        parts: list[Part] = []
+        open_turn = False
+        for item in items:
+            role = ("user", "assistant")[len(turns) % 2]
+            if isinstance(item, int):
+                if item != (self._answer if role == "user" else self._end_of_turn):
+                    raise ValueError(f"row {item} stands where Chameleon's format has none")
+                turns.append(Turn(role, parts))
+                parts, open_turn = [], False
+            else:
+                parts.append(Text(item) if isinstance(item, str) else item)
+                open_turn = True
+        if open_turn:
+            turns.append(Turn(("user", "assistant")[len(turns) % 2], parts))
+        return Document(turns)

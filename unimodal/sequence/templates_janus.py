@@ -1,0 +1,96 @@
+"""Janus's format (arXiv 2410.13848): a chat in words, and a picture drawn for a prompt.
+
+    <bos> {system}\\n\\n <|User|>: What is a cat?\\n\\n <|Assistant|>: An animal <eos>
+    <bos> <|User|>: a red apple\\n\\n <|Assistant|>: <begin_of_image> 576 codes <end_of_image> <eos>
+
+Janus reads pictures through the continuous features of another network, which are no codes: a picture in a prompt is
+refused, and pictures that it drew are not shown to it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from unimodal.sequence.document import Document, Media, Part, Text, Turn
+from unimodal.sequence.template_runs import Item, Run, RunTemplate
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary
+
+BREAK = "\n\n"
+
+
+class JanusTemplate(RunTemplate):
+    answer_prefix = " "
+
+    def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+        super().__init__(vocabulary, text)
+        self._marks = {role: vocabulary.control_id(f"<|{role}|>") for role in ("user", "assistant")}
+        self._roles = {row: role for role, row in self._marks.items()}
+
+    def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
+        turns = document.turns
+        for number, turn in enumerate(turns):
+            drawn = [part for part in turn.parts if isinstance(part, Media)]
+            if drawn and (turn.role != "assistant" or prompt or number + 1 < len(turns)):
+                raise ValueError(
+                    "Janus understands pictures through continuous features, which are no codes; converted, it draws "
+                    "and chats in words: leave the picture out"
+                )
+            if len(drawn) > 1 or (drawn and len(turn.parts) > 1):
+                raise ValueError("Janus draws one picture and no words beside it; give the assistant's turn that alone")
+            text = turn.text
+            if turn.role == "system":
+                if number:
+                    raise ValueError("Janus's system turn is the first; put it there")
+                yield Run(f"{text}{BREAK}")
+            elif turn.role == "user":
+                yield Run([self._marks["user"]])
+                yield Run(f": {text}{BREAK}")
+            else:
+                yield Run([self._marks["assistant"]])
+                yield Run(":")
+                yield self.media_run(drawn[0], learnt=True) if drawn else Run(f" {text}", learnt=True)
+                yield Run([self._end_of_turn], learnt=True)
+        if prompt:
+            yield Run([self._marks["assistant"]])
+            yield Run(":")
+
+    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> list[int]:
+        """Without a negative prompt, as many pads as the prompt has tokens behind its first: so it was trained."""
+        if negative is not None:
+            return super().unconditional(document, negative, to)
+        prompt = self.render(document, add_generation_prompt=True, to=to).ids.tolist()
+        return [row if row == self._bos else self._pad for row in prompt]
+
+    def document(self, items: Sequence[Item]) -> Document:
+        turns: list[Turn] = []
+        if items and isinstance(items[0], str):
+            if not items[0].endswith(BREAK):
+                raise ValueError("Janus's system turn ends with an empty line")
+            turns.append(Turn("system", items[0].removesuffix(BREAK)))
+            items = items[1:]
+        begins = [index for index, item in enumerate(items) if isinstance(item, int) and item in self._roles]
+        if begins[:1] != [0] and items:
+            raise ValueError("a turn must begin with a role")
+        for begin, end in pairwise([*begins, len(items)]):
+            role = self._roles[int(items[begin])]  # type: ignore[arg-type]
+            turns.append(Turn(role, self._parts(role, list(items[begin + 1 : end]))))
+        return Document(turns)
+
+    def _parts(self, role: str, items: list[Item]) -> list[Part]:
+        head = items.pop(0) if items else ""
+        if not isinstance(head, str) or not head.startswith(":"):
+            raise ValueError(f"the {role}'s turn does not begin with a colon")
+        text = head[1:].removeprefix(" ")
+        if role == "user":
+            if items or not text.endswith(BREAK):
+                raise ValueError("the user's turn is words and an empty line")
+            text = text.removesuffix(BREAK)
+        elif items and items[-1] == self._end_of_turn:
+            items.pop()
+        if any(not isinstance(item, Media) for item in items) or len(items) > 1 or (items and text):
+            raise ValueError("the assistant's turn is words or one picture")
+        media = [item for item in items if isinstance(item, Media)]
+        parts: list[Part] = [Text(text)] if text else []
+        return [*parts, *media]  # type: ignore[list-item]

@@ -1,0 +1,81 @@
+"""Pretrained tokenizers of transformers behind `MediaTokenizer`: one function reads a checkpoint by folder or hub id.
+
+    from unimodal.tokenizers import pretrained
+
+    tokenizer = pretrained.load("mimi", "kyutai/mimi", num_codebooks=8)
+    codes = tokenizer.encode(sound)            # sound [B, 1, T] at tokenizer.config.sample_rate_hz → ids [B, N, 8]
+    tokenizer.save("mine/audio_tokenizer")     # a folder that needs no hub; `load_tokenizer` reads it
+
+The networks are those that transformers ships; no code of a checkpoint is run and no pickle is read. `SOURCES` lists
+the families and a public checkpoint of each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from unimodal.tokenizers import FAMILIES, load_tokenizer
+from unimodal.tokenizers.interface import MediaTokenizer
+from unimodal.tokenizers.pretrained_base import read_config
+
+# family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
+SOURCES = {
+    "chameleon": "facebook/chameleon-7b",
+    "emu3": "Emu3-community/Emu3-Gen-hf",
+    "emu3_video": "Emu3-community/Emu3-Gen-hf",
+    "janus": "deepseek-community/Janus-Pro-1B",
+    "encodec": "facebook/encodec_24khz",
+    "dac": "descript/dac_16khz",
+    "mimi": "kyutai/mimi",
+    "xcodec2": "HKUSTAudio/xcodec2-hf",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = ["*.json", "*.safetensors"]
+
+
+def load(name: str, source: str | os.PathLike[str] | None = None, **settings: Any) -> MediaTokenizer:
+    """The tokenizer of family `name` from a folder or hub id (by default that in `SOURCES`), in float32 and eval mode.
+
+    A folder that one of our tokenizers was saved to is read as it is, without settings. `settings` are those of the
+    family's config, e.g. `num_codebooks`, `bandwidth`, `image_size`. Raises ValueError, in one line.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"there is no pretrained tokenizer {name!r}; there are {', '.join(SOURCES)}")
+    folder = find(SOURCES[name] if source is None else source)
+    family = read_config(folder).get("family")
+    if family is not None:
+        if family != name:
+            raise ValueError(f"{folder} holds the tokenizer family {family!r}, not {name!r}")
+        if settings:
+            raise ValueError(f"{folder} is a saved tokenizer with its own settings; leave {', '.join(settings)} out")
+        return load_tokenizer(folder)
+    module, class_name = FAMILIES[name]
+    read = getattr(importlib.import_module(module), class_name).from_checkpoint
+    known = [parameter for parameter in inspect.signature(read).parameters if parameter != "folder"]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    tokenizer: MediaTokenizer = read(folder, **settings)
+    return tokenizer.eval()
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint that is named by folder or hub id; downloads its JSON and safetensors files."""
+    text = os.fspath(source)
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not _HUB_ID.fullmatch(text):
+        raise ValueError(f"{text!r} is no folder, and not a hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=_FILES))
+    except Exception as error:  # the hub's errors have many bases: repository, network, offline mode, disk
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{text!r} is no folder here and cannot be had from the hub: {reason}") from None

@@ -1,0 +1,269 @@
+"""EnCodec (arXiv 2210.13438), DAC (arXiv 2306.06546) and Mimi (arXiv 2410.00037): sound ⇄ residual codes.
+
+Each step has one code of every codebook, coarse to fine, as the groups of one step; codes of fewer groups decode to a
+coarser sound. Sounds come at the tokenizer's own `sample_rate_hz`.
+
+- EnCodec of 48 kHz scales every second by its loudness and stores that beside the codes; codes alone cannot give it
+  back, so it is refused. Those of 24 and 32 kHz have no scales.
+- DAC drops the end of a sound that is no whole number of codes: it is filled up with silence, as transformers' feature
+  extractor does. Its decoder gives a few samples less than the codes stand for; they are silence.
+- Mimi's decoder looks back: a piece of the codes alone sounds different at its start. `decode_stream` gives it context.
+
+Shapes: B batch, T samples, N codes, G groups.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unimodal.tokenizers.interface import Codes, TokenizerConfig
+from unimodal.tokenizers.pretrained_base import (
+    PretrainedConfig,
+    PretrainedTokenizer,
+    by_size,
+    check_codes,
+    check_kind,
+    decode_rows,
+    load_reference,
+    plain_config,
+    reference,
+)
+
+
+class PretrainedAudioConfig(PretrainedConfig):
+    sample_rate_hz: int
+    num_codebooks: int = Field(ge=1)
+
+
+class PretrainedAudioTokenizer(PretrainedTokenizer):
+    """``encode``: float [B, 1, T] in [-1, 1] → Codes [B, N, G]; ``decode`` → [B, 1, N · samples_per_code]."""
+
+    modality: ClassVar[str] = "audio"
+    config: PretrainedAudioConfig
+    samples_per_code: int
+
+    def describe(self, codebook_size: int, samples_per_code: int) -> None:
+        """Sets what the contract asks for; called once by each family."""
+        self.codebook_sizes = (codebook_size,) * self.config.num_codebooks
+        self.segments = (("audio", None),)
+        self.block_sizes = {"audio": codebook_size}
+        self.samples_per_code = samples_per_code
+        self.tokens_per_second = self.config.sample_rate_hz / samples_per_code
+
+    @abstractmethod
+    def encode_equal(self, x: Tensor) -> Tensor:
+        """Sounds of one length, [B, 1, T] → int64 [B, N, G]."""
+
+    @abstractmethod
+    def decode_equal(self, ids: Tensor) -> Tensor:
+        """Codes of one length, int64 [B, N, G] → [B, 1, T]."""
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+        if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] == 0:
+            raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}")
+        given = [x.shape[2]] * len(x) if lengths is None else lengths.tolist()
+        if len(given) != len(x) or (given and not 1 <= min(given) <= max(given) <= x.shape[2]):
+            raise ValueError(
+                f"lengths must be one number from 1 to {x.shape[2]} for each of {len(x)} clips; got {given}"
+            )
+        rows: dict[int, Tensor] = {}
+        for length, items in by_size(given).items():
+            rows.update(zip(items, self.encode_equal(x[items, :, :length].float()), strict=True))
+        return Codes.from_rows([rows[item].cpu() for item in range(len(x))], order="time").to(x.device)
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes) -> Tensor:
+        check_codes(codes, self.codebook_sizes, "audio")
+        waves = decode_rows(codes, self.decode_equal)
+        out = waves[0].new_zeros(len(codes), 1, codes.ids.shape[1] * self.samples_per_code)
+        for index, wave in enumerate(waves):
+            end = min(wave.shape[-1], int(codes.mask[index].sum()) * self.samples_per_code)
+            out[index, :, :end] = wave[..., :end]
+        return out.clamp(-1, 1)
+
+
+# ---- EnCodec
+
+
+class EncodecTokenizerConfig(PretrainedAudioConfig):
+    family: Literal["encodec"] = "encodec"
+    bandwidth: float  # kbit a second: picks the number of codebooks
+
+
+class EncodecTokenizer(PretrainedAudioTokenizer):
+    """EnCodec without scales: 24 kHz (75 codes a second), or MusicGen's 32 kHz (50)."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = EncodecTokenizerConfig
+    config: EncodecTokenizerConfig
+
+    def __init__(self, config: EncodecTokenizerConfig):
+        super().__init__(config)
+        from transformers import EncodecConfig, EncodecModel
+
+        settings = reference(EncodecConfig, config.network)
+        _check_encodec(settings)
+        self.network = EncodecModel(settings).eval()
+        self.describe(settings.codebook_size, settings.hop_length)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
+        """bandwidth: one of the checkpoint's `target_bandwidths`, by default 6 kbit/s or the one next to it."""
+        from transformers import EncodecModel
+
+        check_kind(folder, ("encodec",), "EnCodec")
+        model: Any = load_reference(EncodecModel, folder)
+        _check_encodec(model.config)
+        offered = model.config.target_bandwidths
+        chosen = min(offered, key=lambda value: abs(value - 6.0)) if bandwidth is None else bandwidth
+        if chosen not in offered:
+            raise ValueError(f"this EnCodec has no bandwidth {bandwidth}; it has {', '.join(map(str, offered))}")
+        config = EncodecTokenizerConfig(
+            network=plain_config(model.config),
+            sample_rate_hz=model.config.sampling_rate,
+            num_codebooks=min(
+                model.config.num_quantizers, model.quantizer.get_num_quantizers_for_bandwidth(float(chosen))
+            ),
+            bandwidth=chosen,
+        )
+        return _around(cls(config), model)
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        codes = self.network.encode(x, bandwidth=self.config.bandwidth).audio_codes  # [1, B, G, N]
+        return codes[0].transpose(1, 2)
+
+    def decode_equal(self, ids: Tensor) -> Tensor:
+        return self.network.decode(ids.transpose(1, 2)[None], [None]).audio_values
+
+
+def _check_encodec(config: Any) -> None:
+    if config.normalize or config.chunk_length_s is not None:
+        raise ValueError(
+            "this EnCodec stores a loudness for every chunk beside its codes, which codes alone cannot give back; use "
+            "one without, such as facebook/encodec_24khz"
+        )
+    if config.audio_channels != 1:
+        raise ValueError(f"this EnCodec has {config.audio_channels} channels; only mono is supported")
+
+
+# ---- DAC
+
+
+class DacTokenizerConfig(PretrainedAudioConfig):
+    family: Literal["dac"] = "dac"
+
+
+class DacTokenizer(PretrainedAudioTokenizer):
+    """The Descript audio codec: 50 codes a second at 16 kHz, 75 at 24, 86 at 44.1, of up to 12, 32 or 9 codebooks."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = DacTokenizerConfig
+    config: DacTokenizerConfig
+
+    def __init__(self, config: DacTokenizerConfig):
+        super().__init__(config)
+        from transformers import DacConfig, DacModel
+
+        settings = reference(DacConfig, config.network)
+        self.network = DacModel(settings).eval()
+        self.describe(settings.codebook_size, settings.hop_length)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:
+        """num_codebooks: the first so many, by default all."""
+        from transformers import DacModel
+
+        check_kind(folder, ("dac",), "DAC")
+        model: Any = load_reference(DacModel, folder)
+        config = DacTokenizerConfig(
+            network=plain_config(model.config),
+            sample_rate_hz=model.config.sampling_rate,
+            num_codebooks=_num_codebooks(num_codebooks, model.config.n_codebooks, model.config.n_codebooks),
+        )
+        return _around(cls(config), model)
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % self.samples_per_code))
+        codes = self.network.encode(x, n_quantizers=self.config.num_codebooks).audio_codes  # [B, G, N]
+        return codes.transpose(1, 2)
+
+    def decode_equal(self, ids: Tensor) -> Tensor:
+        return self.network.decode(audio_codes=ids.transpose(1, 2)).audio_values[:, None]
+
+
+# ---- Mimi
+
+
+class MimiTokenizerConfig(PretrainedAudioConfig):
+    family: Literal["mimi"] = "mimi"
+
+
+class MimiTokenizer(PretrainedAudioTokenizer):
+    """Kyutai's Mimi: 12.5 codes a second at 24 kHz; the first codebook is distilled from speech features."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = MimiTokenizerConfig
+    config: MimiTokenizerConfig
+
+    def __init__(self, config: MimiTokenizerConfig):
+        super().__init__(config)
+        from transformers import MimiConfig, MimiModel
+
+        settings = reference(MimiConfig, config.network)
+        self.network = MimiModel(settings).eval()
+        self.describe(settings.codebook_size, settings.frame_size)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:
+        """num_codebooks: the first so many, by default 8 as in Moshi."""
+        from transformers import MimiModel
+
+        check_kind(folder, ("mimi",), "Mimi")
+        model: Any = load_reference(MimiModel, folder)
+        if model.encoder is None or model.decoder is None:
+            raise ValueError(f"{folder} holds half of a Mimi; a tokenizer needs its encoder and its decoder")
+        most = model.config.num_quantizers
+        config = MimiTokenizerConfig(
+            network=plain_config(model.config),
+            sample_rate_hz=model.config.sampling_rate,
+            num_codebooks=_num_codebooks(num_codebooks, min(8, most), most),
+        )
+        return _around(cls(config), model)
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        codes = self.network.encode(x, num_quantizers=self.config.num_codebooks).audio_codes  # [B, G, N]
+        return codes.transpose(1, 2)
+
+    def decode_equal(self, ids: Tensor) -> Tensor:
+        return self.network.decode(ids.transpose(1, 2)).audio_values
+
+    @torch.inference_mode()
+    def decode_stream(self, pieces: Iterable[Tensor], context: int | None = None) -> Iterator[Tensor]:
+        """The sound of codes that arrive in pieces int64 [n, G]: [n · samples_per_code] each, as soon as one is there.
+
+        The decoder is causal but looks back: each piece is decoded behind `context` earlier codes, by default all of
+        them, which gives what `decode` gives. Fewer are cheaper and leave seams.
+        """
+        earlier: Tensor | None = None  # [m, G]
+        for piece in pieces:
+            known = piece if earlier is None else torch.cat([earlier, piece])
+            wave = self.decode_equal(known[None])[0, 0]
+            yield wave[len(wave) - len(piece) * self.samples_per_code :].clamp(-1, 1)
+            earlier = known if context is None else known[max(0, len(known) - context) :]
+
+
+def _num_codebooks(asked: int | None, default: int, most: int) -> int:
+    if asked is not None and not 1 <= asked <= most:
+        raise ValueError(f"num_codebooks is {asked}; this checkpoint has 1 to {most}")
+    return default if asked is None else asked
+
+
+def _around(tokenizer: Any, model: Any) -> Any:
+    """The tokenizer with the weights of a model that is read already."""
+    tokenizer.network.load_state_dict(model.state_dict())
+    return tokenizer.eval()

@@ -1,0 +1,202 @@
+"""What the pretrained tokenizers have in common: a network of transformers behind `MediaTokenizer`, and its checkpoint.
+
+The network is built from its own transformers config, which the folder's config.json holds under `network`, so that a
+saved folder needs neither its source nor the hub. Weights are stored in float32: codes stay those of the reference.
+
+These networks look beyond the end of a clip and at the whole of a picture, so that padding would change codes. Items of
+one size are encoded together and items of different sizes apart; each gives the codes that it gives alone.
+
+Shapes: B batch, N codes, G groups, H and W height and width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from unimodal.tokenizers.interface import Codes, MediaTokenizer, TokenizerConfig
+
+PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+class PretrainedConfig(TokenizerConfig):
+    """`network` is the transformers config of the network, as its checkpoint's config.json has it."""
+
+    network: dict[str, Any]
+
+
+class PretrainedTokenizer(MediaTokenizer):
+    """A tokenizer around `self.network`. Each family has a `from_checkpoint(folder, …)` that reads a folder which
+    transformers wrote, and raises ValueError, in one line, for one that it cannot use."""
+
+    stored_dtype: ClassVar[torch.dtype] = torch.float32
+    config: PretrainedConfig
+    network: Any
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode: the network is frozen, and its normalisation must not follow a batch."""
+        return super().train(False)
+
+
+def reference(config_class: Any, network: dict[str, Any]) -> Any:
+    """The transformers config in a tokenizer's config; ValueError where it is not one."""
+    try:
+        return config_class.from_dict(dict(network))
+    except Exception as error:  # transformers' strict configs raise their own kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the `network` settings are not a {config_class.__name__} ({reason})") from None
+
+
+def plain_config(config: Any) -> dict[str, Any]:
+    """A transformers config as plain JSON, without what differs from one installation to another."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    for name in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"):
+        fields.pop(name, None)
+    return fields
+
+
+# ---- batches of different sizes
+
+
+def by_size(sizes: Iterable[Any]) -> dict[Any, list[int]]:
+    """The items of a batch by their size, in order."""
+    groups: dict[Any, list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return groups
+
+
+def decode_rows(codes: Codes, decode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Every item's real codes decoded, those of one length together. decode: int64 [B, N, G] → [B, …]."""
+    lengths = codes.mask.sum(1).tolist()
+    if not lengths or min(lengths) < 1:
+        raise ValueError("there is an item without codes; give every item at least one")
+    found: dict[int, Tensor] = {}
+    for items in by_size(lengths).values():
+        decoded = decode(torch.stack([codes.row(item) for item in items]))
+        found.update(zip(items, decoded, strict=True))
+    return [found[item] for item in range(len(lengths))]
+
+
+def check_codes(codes: Codes, sizes: tuple[int, ...], what: str) -> None:
+    """ValueError unless every code lies in its codebook; fewer groups than the tokenizer has are allowed."""
+    groups = codes.ids.shape[2]
+    if not 1 <= groups <= len(sizes):
+        raise ValueError(f"{what} codes come in {len(sizes)} groups; got {groups}")
+    for group, size in enumerate(sizes[:groups]):
+        ids = codes.ids[..., group]
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+            raise ValueError(f"{what} codes must lie in [0, {size}); got {int(ids.min())}…{int(ids.max())}")
+
+
+# ---- checkpoints
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint. ValueError where there is none."""
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a checkpoint of transformers: config.json is missing") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); download it again") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds a {type(fields).__name__}, not an object; download it again")
+    return fields
+
+
+def check_kind(folder: Path, wanted: tuple[str, ...], what: str) -> str:
+    """The `model_type` of a checkpoint. ValueError unless it is one of `wanted`."""
+    found = str(read_config(folder).get("model_type"))
+    if found not in wanted:
+        raise ValueError(f"{folder} holds a {found!r} checkpoint; {what} needs one of type {' or '.join(wanted)}")
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Pickled weights are refused: reading them may run code."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        if pickles:
+            raise ValueError(
+                f"{folder} has its weights in {pickles[0]} only, a pickle, which could run code; save it as "
+                "safetensors with transformers' save_pretrained first"
+            )
+        raise ValueError(f"{folder} has no *.safetensors; download the whole checkpoint")
+    return files
+
+
+def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
+    """The tensors whose name holds `part`, by what stands behind it, in float32. Nothing else is read."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    if part in name:
+                        tensor = file.get_tensor(name)
+                        found[name.split(part, 1)[1] if part else name] = (
+                            tensor.float() if tensor.is_floating_point() else tensor
+                        )
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); download it again") from None
+    return found
+
+
+def fill(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Loads the weights. ValueError, in one line, for what is missing or of another shape; what is left over may be."""
+    try:
+        missing = network.load_state_dict(weights, strict=False).missing_keys
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {reason}") from None
+    if missing:
+        raise ValueError(f"{folder} lacks the weights {', '.join(missing[:3])}; download the whole checkpoint")
+
+
+def load_reference(model_class: Any, folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:
+    """A model of transformers with the weights of a checkpoint. ValueError for one that is not whole."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging
+
+    weight_files(folder)
+    logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = model_class.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{folder} lacks the weights {missing}; download the whole checkpoint")
+    return model.eval()
+
+
+def image_processor_settings(folder: Path) -> dict[str, Any]:
+    """What the checkpoint says of how pictures are fitted: of its image processor; {} where it says nothing."""
+    for name in IMAGE_PROCESSOR_FILES:
+        path = folder / name
+        if path.is_file():
+            try:
+                fields = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise ValueError(f"{path} is not readable JSON ({error}); download it again") from None
+            fields = fields.get("image_processor", fields)
+            if "image_mean" in fields or "rescale_factor" in fields:
+                return fields
+    return {}

@@ -1,0 +1,191 @@
+"""Chameleon's image tokenizer (arXiv 2405.09818): 512×512 pixels ⇄ 32×32 codes of one 8,192-value codebook.
+
+transformers has its encoder only. The decoder of the original VQGAN (arXiv 2203.13131) is here, with the layout and the
+weight names of the original `vqgan.ckpt`: give that file, or its weights as safetensors, as `decoder`. Without it,
+pictures are read and not drawn.
+
+Shapes: B batch, N codes, H and W height and width, K latent channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unimodal.tokenizers.interface import Codes, TokenizerConfig
+from unimodal.tokenizers.pretrained_base import check_codes, decode_rows, fill, plain_config, reference
+from unimodal.tokenizers.pretrained_image import (
+    PretrainedImageConfig,
+    PretrainedImageTokenizer,
+    check_pictures,
+    pixel_settings,
+    resized,
+    vq_checkpoint,
+)
+
+RESCALE_FACTOR = 0.0078  # of an 8-bit pixel, in transformers' image processor: a little less than 2 / 255
+
+
+class ChameleonTokenizerConfig(PretrainedImageConfig):
+    family: Literal["chameleon"] = "chameleon"
+    has_decoder: bool = False
+
+
+class ChameleonTokenizer(PretrainedImageTokenizer):
+    """``encode``: float [B, 3, S, S] in [0, 1] → Codes [B, (S / 16)², 1] in raster order."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = ChameleonTokenizerConfig
+    config: ChameleonTokenizerConfig
+
+    def __init__(self, config: ChameleonTokenizerConfig):
+        super().__init__(config)
+        from transformers import ChameleonVQVAEConfig
+        from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
+
+        settings = reference(ChameleonVQVAEConfig, config.network)
+        self.network = ChameleonVQVAE(settings).eval()
+        self.decoder = ChameleonDecoder(settings) if config.has_decoder else None
+        self.factor = 2 ** (len(settings.channel_multiplier) - 1)
+        self.side = config.image_size // self.factor
+        self.codebook_sizes = (settings.num_embeddings,)
+        self.tokens_per_item = self.side**2
+        self.segments = (("image", self.tokens_per_item),)
+        self.block_sizes = {"image": settings.num_embeddings}
+        self.columns = {"image": self.side}
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, decoder: str | Path | None = None) -> Self:
+        """decoder: the original `vqgan.ckpt`, or a safetensors file with its `decoder.*` weights."""
+        from transformers import ChameleonConfig
+        from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
+
+        network, weights = vq_checkpoint(folder, ChameleonConfig, "chameleon_vqgan", ChameleonVQVAE, "Chameleon")
+        own = {name.removeprefix("decoder."): w for name, w in weights.items() if name.startswith("decoder.")}
+        decoder_weights = own if decoder is None else read_decoder(Path(decoder))
+        tokenizer = cls(
+            ChameleonTokenizerConfig(
+                network=plain_config(network),
+                image_size=network.resolution,
+                has_decoder=bool(decoder_weights),
+                **pixel_settings(folder, 1.0, 1.0, RESCALE_FACTOR),
+            )
+        )
+        fill(tokenizer.network, weights, folder)
+        if tokenizer.decoder is not None:
+            fill(tokenizer.decoder, decoder_weights, folder if decoder is None else Path(decoder))
+        return tokenizer.eval()
+
+    def fit(self, picture: Tensor) -> Tensor:
+        """The shorter side to S, then the middle S × S."""
+        size, (height, width) = self.config.image_size, picture.shape[1:]
+        short, long = min(height, width), max(height, width)
+        other = int(size * long / short)
+        small = resized(picture, *((size, other) if height <= width else (other, size)), "LANCZOS")
+        top, left = (small.shape[1] - size) // 2, (small.shape[2] - size) // 2
+        return small[:, top : top + size, left : left + size].float() / 255
+
+    @torch.inference_mode()
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+        check_pictures(x, self.config.image_size, self.config.image_size, "Chameleon")
+        ids = self.network.encode(self.scaled(x)).image_tokens.view(len(x), -1, 1)  # flat over the batch
+        return Codes(ids, torch.ones(ids.shape[:2], dtype=torch.bool, device=x.device), (1, self.side, self.side))
+
+    @torch.inference_mode()
+    def decode(self, codes: Codes) -> Tensor:
+        if self.decoder is None:
+            raise ValueError(
+                "transformers has no decoder of Chameleon's pictures; load this tokenizer with decoder=…/vqgan.ckpt "
+                "from the original release"
+            )
+        check_codes(codes, self.codebook_sizes, "image")
+        if codes.mask.sum(1).ne(self.tokens_per_item or 0).any():
+            raise ValueError(f"a picture is {self.tokens_per_item} codes; got {codes.mask.sum(1).tolist()}")
+        return torch.stack(decode_rows(codes, self._decode))
+
+    def _decode(self, ids: Tensor) -> Tensor:
+        assert self.decoder is not None
+        latent = self.network.quantize.embedding(ids.view(len(ids), self.side, self.side)).permute(0, 3, 1, 2)
+        pixels = self.decoder(self.network.post_quant_conv(latent))
+        return ((pixels + 1) / 2).clamp(0, 1)  # it was trained on pixels in [-1, 1]
+
+
+class ChameleonDecoder(nn.Module):
+    """The decoder of taming-transformers' VQGAN: latent [B, K, h, w] → pixels [B, 3, H, W] in about [-1, 1]."""
+
+    def __init__(self, config: Any):
+        super().__init__()
+        from transformers.models.chameleon.modeling_chameleon import (
+            ChameleonVQVAEEncoderAttnBlock as Attention,
+        )
+        from transformers.models.chameleon.modeling_chameleon import (
+            ChameleonVQVAEEncoderResnetBlock as Residual,
+        )
+
+        attends = config.attn_type == "vanilla"
+        multipliers = list(config.channel_multiplier)
+        width = config.base_channels * multipliers[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.mid = nn.Module()
+        self.mid.block_1 = Residual(config, width, width)
+        self.mid.attn_1 = Attention(width) if attends else nn.Identity()
+        self.mid.block_2 = Residual(config, width, width)
+        self.up = nn.ModuleList()  # finest first, as the checkpoint numbers them
+        resolution = config.resolution // 2 ** (len(multipliers) - 1)
+        for level in reversed(range(len(multipliers))):
+            up: Any = nn.Module()
+            up.block, up.attn = nn.ModuleList(), nn.ModuleList()
+            for _ in range(config.num_res_blocks + 1):
+                wider = config.base_channels * multipliers[level]
+                up.block.append(Residual(config, width, wider))
+                width = wider
+                if attends and config.attn_resolutions is not None and resolution in config.attn_resolutions:
+                    up.attn.append(Attention(width))
+            if level:
+                up.upsample = nn.Module()
+                up.upsample.conv = nn.Conv2d(width, width, 3, padding=1)
+                resolution *= 2
+            self.up.insert(0, up)
+        self.norm_out = nn.GroupNorm(32, width, eps=1e-6)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        mid: Any = self.mid
+        h = mid.block_2(mid.attn_1(mid.block_1(self.conv_in(latent))))
+        levels: list[Any] = list(self.up)
+        for level, up in reversed(list(enumerate(levels))):
+            for index, block in enumerate(up.block):
+                h = block(h)
+                if len(up.attn):
+                    h = up.attn[index](h)
+            if level:
+                h = up.upsample.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def read_decoder(path: Path) -> dict[str, Tensor]:
+    """The `decoder.*` weights of a `vqgan.ckpt` or safetensors file. A ckpt is read as tensors only: no code is run."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the vqgan.ckpt of the original Chameleon")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle's errors are of many kinds
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} cannot be read as weights ({reason}); download it again") from None
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    found = {
+        name.removeprefix("decoder."): tensor.float()
+        for name, tensor in state.items()
+        if name.startswith("decoder.") and isinstance(tensor, Tensor)
+    }
+    if not found:
+        raise ValueError(f"{path} has no weights named decoder.*; give the vqgan.ckpt of the original Chameleon")
+    return found

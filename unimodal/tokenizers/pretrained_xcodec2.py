@@ -1,0 +1,69 @@
+"""X-Codec 2 (arXiv 2502.04128): speech at 16 kHz ⇄ 50 codes a second of one 65,536-value codebook.
+
+A code says what a w2v-BERT hears and how it sounds, quantized together by finite scalar quantization. The features that
+the former reads are made by transformers' own feature extractor, a clip at a time. It counts whole codes: the last
+samples of a clip, up to 19 ms, have none.
+
+Shapes: B batch, T samples, N codes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+from unimodal.tokenizers.interface import TokenizerConfig
+from unimodal.tokenizers.pretrained_audio import PretrainedAudioConfig, PretrainedAudioTokenizer
+from unimodal.tokenizers.pretrained_base import check_kind, load_reference, plain_config, reference
+
+
+class Xcodec2TokenizerConfig(PretrainedAudioConfig):
+    family: Literal["xcodec2"] = "xcodec2"
+
+
+class Xcodec2Tokenizer(PretrainedAudioTokenizer):
+    """See the module's page."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = Xcodec2TokenizerConfig
+    config: Xcodec2TokenizerConfig
+
+    def __init__(self, config: Xcodec2TokenizerConfig):
+        super().__init__(config)
+        from transformers import Xcodec2Config, Xcodec2FeatureExtractor, Xcodec2Model
+
+        settings = reference(Xcodec2Config, config.network)
+        self.network = Xcodec2Model(settings).eval()
+        self.features = Xcodec2FeatureExtractor(sampling_rate=settings.sampling_rate, hop_length=settings.hop_length)
+        self.describe(math.prod(settings.quantization_levels), settings.hop_length)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path) -> Self:
+        from transformers import Xcodec2Model
+
+        check_kind(folder, ("xcodec2",), "X-Codec 2")
+        model: Any = load_reference(Xcodec2Model, folder)
+        tokenizer = cls(
+            Xcodec2TokenizerConfig(
+                network=plain_config(model.config), sample_rate_hz=model.config.sampling_rate, num_codebooks=1
+            )
+        )
+        tokenizer.network.load_state_dict(model.state_dict())
+        return tokenizer.eval()
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < self.samples_per_code - 1:
+            raise ValueError(
+                f"a sound of {x.shape[-1]} samples is shorter than one code; give at least {self.samples_per_code - 1}"
+            )
+        inputs = self.features(
+            list(x[:, 0].cpu().numpy()), sampling_rate=self.config.sample_rate_hz, return_tensors="pt"
+        ).to(x.device)
+        found = self.network.encode(**inputs)
+        num = int(found.audio_codes_mask.sum(-1).max())  # the clips are of one length
+        return found.audio_codes[:, 0, :num, None].long()
+
+    def decode_equal(self, ids: Tensor) -> Tensor:
+        return self.network.decode(audio_codes=ids.transpose(1, 2)).audio_values
