@@ -153,7 +153,10 @@ def share_rows(model: nn.Module, features: Mapping[range, Tensor]) -> None:
         raise ValueError("this model has no new rows to share")
     num_base = embedding.num_base
     shifted = {range(rows.start - num_base, rows.stop - num_base): block for rows, block in features.items()}
-    for module in [embedding] if isinstance(head, TiedExtendedHead) else [embedding, head]:
+    sides: list[ExtendedEmbedding | ExtendedHead] = [embedding]
+    if not isinstance(head, TiedExtendedHead):
+        sides.append(head)
+    for module in sides:
         num_rows, width = module.new_rows.shape
         shared = StructuredRows(shifted, num_rows, width, std=0.0).to(module.new_rows.device)
         parametrize.register_parametrization(module, "new_rows", shared, unsafe=True)
