@@ -33,7 +33,7 @@ def serve(
     from pydantic import ValidationError
 
     from unimodal.cli import _check_ways, _load, _reporter
-    from unimodal.serve.settings import ServeConfig, key_from_environment
+    from unimodal.serve.settings import ServeConfig, key_from_environment, listen
 
     _check_ways(None, weights)
     try:
@@ -59,13 +59,13 @@ def serve(
         raise ValueError(
             f"{error.name} is missing; install the server's parts: pip install 'unimodal[serve]'"
         ) from None
+    sock = listen(config)  # before seconds of loading; who connects meanwhile waits
     with _reporter() as report:
         loaded = _load(model, report, weights)
-        from unimodal.serve.server import create_app, listen, make_server
+        from unimodal.serve.server import create_app, make_server
 
         report("loading the tokenizers")
         server = make_server(create_app(loaded, config))
-        sock = listen(config)
     address = sock.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     print(f"{loaded.folder.name} is served at http://{shown}:{address[1]} (Ctrl-C ends)", file=sys.stderr, flush=True)

@@ -16,8 +16,8 @@ from PIL import Image
 
 from tests.tiny_model import tiny_folder
 from unimodal.pipeline import load
-from unimodal.serve.server import create_app, listen, make_server
-from unimodal.serve.settings import ServeConfig
+from unimodal.serve.server import create_app, make_server
+from unimodal.serve.settings import ServeConfig, listen
 
 
 def lively_model():

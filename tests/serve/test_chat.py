@@ -217,7 +217,9 @@ def test_many_at_once_answer_as_each_alone(server):
         answer = client.chat.completions.create(
             model=server.name, messages=[user("a red apple")], modalities=[kind], seed=number, temperature=1.0
         )
-        return json.dumps(answer.choices[0].message.model_dump(exclude={"audio": {"id", "expires_at"}}), default=str)
+        return json.dumps(
+            answer.choices[0].message.model_dump(exclude={"audio": {"id", "expires_at"}}, warnings=False), default=str
+        )
 
     alone = [ask(number) for number in range(9)]
     with ThreadPoolExecutor(9) as pool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -153,16 +152,6 @@ def settings_of(service: Service) -> dict[str, Any]:
             "remote_urls": config.allow_remote_urls,
         },
     }  # fmt: skip
-
-
-def listen(config: ServeConfig) -> socket.socket:
-    """The server's socket. Raises ValueError, in one line, for an address that cannot be had."""
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        return socket.create_server((config.host, config.port), family=family, backlog=512)
-    except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{config.host}:{config.port} cannot be served ({reason}); choose another --port") from None
 
 
 def make_server(app: Gate) -> uvicorn.Server:

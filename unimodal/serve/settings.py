@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 from pydantic import Field, field_validator
 
@@ -49,3 +50,13 @@ KEY_VARIABLE = "UNIMODAL_API_KEY"
 
 def key_from_environment() -> str | None:
     return os.environ.get(KEY_VARIABLE) or None
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """The server's socket. Raises ValueError, in one line, for an address that cannot be had."""
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server((config.host, config.port), family=family, backlog=512)
+    except (OSError, OverflowError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{config.host}:{config.port} cannot be served ({reason}); choose another --port") from None
