@@ -22,8 +22,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 #: readable without the key: the page asks for it, and a balancer has none
 OPEN_PATHS = ("/health", "/", "/favicon.ico")
 _POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; connect-src 'self' data: blob:; "
-    "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "media-src 'self' data: blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 _ALWAYS = [(b"x-content-type-options", b"nosniff"), (b"content-security-policy", _POLICY.encode())]
 
@@ -45,7 +45,10 @@ class Gate:
             nonlocal begun
             begun = True
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *_ALWAYS]}
+                more = _ALWAYS
+                if scope["path"].startswith("/static/"):  # asked for again after an upgrade, and answered by 304
+                    more = [*_ALWAYS, (b"cache-control", b"no-cache")]
+                message = {**message, "headers": [*message.get("headers", []), *more]}
             async with asyncio.timeout(self.config.patience_s):  # a client that takes nothing is let go
                 await send(message)
 
