@@ -24,8 +24,8 @@ def tuned(tiny_base, media_folder, tmp_path):
     settings = [
         f"base={tiny_base}", f"media={media_folder}", f"out={tmp_path}/tuned", f"run={tmp_path}/run",
         f"corpus={{datasets: [{{path: {QUICKSTART}/data.jsonl}}], codes: {tmp_path}/codes, length: 512, "
-        "tokens_per_batch: 512, batches_per_window: 4}", "lora.rank=4", "loop.steps=24", "loop.warmup_steps=1",
-        "loop.learning_rate=0.02", "loop.threads=1",
+        "tokens_per_batch: 512, batches_per_window: 4}", "lora.rank=4", "loop.steps=60", "loop.warmup_steps=1",
+        "loop.learning_rate=0.01", "loop.threads=1",
     ]  # fmt: skip
     before = sys.argv
     sys.argv = [str(ROOT / "recipes" / "finetune_lora.py"), *(word for s in settings for word in ("--set", s))]
