@@ -2,7 +2,8 @@
 
     python recipes/write_smol_card.py [--set model=model_cards/smol]
 
-Reads ``report.json`` and ``report_speech.json`` (the commands are in the card), ``training.json`` and the adapter's own files.
+Reads ``report.json`` and ``report_speech.json`` (the commands are in the card), ``training.json`` and the adapter's own
+files.
 """
 
 from __future__ import annotations
