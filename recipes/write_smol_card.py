@@ -2,7 +2,8 @@
 
     python recipes/write_smol_card.py [--set model=model_cards/smol]
 
-Reads ``report.json`` (the command is in the card), ``training.json`` and the adapter's own files.
+Reads ``report.json`` and ``report_speech.json`` (the commands are in the card), ``training.json`` and the adapter's own
+files.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ unimodal generate "a red apple" --to image --out apple.png --model model_cards/s
 ```bash
 unimodal evaluate {suites} \\
     --model {folder} --limit {limit} --out {folder}/report.json
+unimodal evaluate {speech_suites} \\
+    --model {folder} --limit {speech_limit} --out {folder}/report_speech.json
 python recipes/write_smol_card.py
 ```
 
@@ -96,6 +99,10 @@ class SmolCard(Config):
     model: Path = Path("model_cards/smol")
 
 
+def named(report: dict[str, Any]) -> str:
+    return " ".join(f"--suite {name}" for name in report["suites"])
+
+
 def table_of(suites: dict[str, Any]) -> str:
     """One line for each figure; what was not run is left out."""
     rows = []
@@ -123,7 +130,8 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
 
     folder = cfg.model
     report = json.loads((folder / "report.json").read_text())
-    suites = report["suites"]
+    speech = json.loads((folder / "report_speech.json").read_text())
+    suites = report["suites"] | speech["suites"]
     training = json.loads((folder / "training.json").read_text())
     base = json.loads((folder / "base.json").read_text())["base"]
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -149,7 +157,8 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
     text = CARD.format(
         base=base, rank=recipe["lora"]["rank"], rows=rows, trained=trained / 1e6, mib=size, hours=training["hours"],
         steps=training["steps"], tokens=training["tokens"], table=table_of(suites), forgetting=forgetting,
-        answers=answers, suites=" ".join(f"--suite {name}" for name in suites), folder=folder, limit=report["limit"],
+        answers=answers, suites=named(report), folder=folder, limit=report["limit"],
+        speech_suites=named(speech), speech_limit=speech["limit"],
     )  # fmt: skip
     atomic_write_text(folder / "README.md", text)
     print(f"wrote {folder / 'README.md'}", file=sys.stderr)
