@@ -35,7 +35,7 @@ def trackio(folder: Path, settings: Mapping[str, Any]) -> Callback:
         import trackio as package
     except ImportError:
         raise ValueError("trackers: trackio is not installed; `pip install unimodal[train]`") from None
-    package.init(project="unimodal", name=folder.name, config=dict(settings))
+    package.init(project="unimodal", name=folder.name, config=dict(settings), resume="allow")  # a resumed run goes on
 
     def log(record: dict[str, Any]) -> None:
         package.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
