@@ -65,6 +65,35 @@ Targets are those set for the first release; they assume a full-size run.
 |---|---|---|---|
 """
 
+SPEED = """
+## Speed and compression
+
+{bench}{compression}"""
+
+BENCH = """Pictures with guidance, each ingredient of the engine switched on in turn, beside `transformers.generate()`, the
+peer:
+
+```
+{table}
+```
+
+```bash
+{command} | tee {folder}/bench_generation.txt
+```
+
+"""
+
+COMPRESSION = """Token compression, {questions} questions of each medium; the whole table is
+[report_compression_compression.md](report_compression_compression.md), the plot
+[report_compression_compression.svg](report_compression_compression.svg):
+
+{verdicts}
+
+```bash
+unimodal evaluate --suite compression --model {folder} --limit {questions} --out {folder}/report_compression.json
+```
+"""
+
 LIMITS = """
 ## Where it falls short, and why
 
@@ -289,6 +318,23 @@ REASONS = {
 
 class CardRecipe(Config):
     model: Path = Path("model_cards/nano")
+    bench: str = "OMP_NUM_THREADS=2 python tools/bench_generation.py --model model_cards/nano --repeats 5"
+
+
+def speed(cfg: CardRecipe) -> str:
+    """The section on speed, of what has been measured; "" where nothing has."""
+    from unimodal.evaluation.compression_table import verdicts
+
+    bench = compression = ""
+    path = cfg.model / "bench_generation.txt"
+    if path.exists():
+        bench = BENCH.format(table=path.read_text().strip(), command=cfg.bench, folder=cfg.model)
+    path = cfg.model / "report_compression.json"
+    if path.exists():
+        report = json.loads(path.read_text())
+        told = "\n".join(f"- {line}" for line in verdicts(report["suites"]["compression"]) if line)
+        compression = COMPRESSION.format(verdicts=told, questions=report["limit"], folder=cfg.model)
+    return SPEED.format(bench=bench, compression=compression) if bench or compression else ""
 
 
 def run(cfg: CardRecipe, dry_run: bool) -> None:
@@ -344,7 +390,8 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
     )
     gallery = "\n![what nano draws, clips and rebuilds](gallery.png)\n" if (cfg.model / "gallery.png").exists() else ""
     atomic_write_text(
-        cfg.model / "README.md", METADATA + INTRODUCTION.format(**words) + table + gallery + LIMITS.format(**words)
+        cfg.model / "README.md",
+        METADATA + INTRODUCTION.format(**words) + table + gallery + speed(cfg) + LIMITS.format(**words),
     )
     print(
         f"wrote {cfg.model / 'README.md'}; {sum(not row[4] for row in rows)} targets are not reached", file=sys.stderr
