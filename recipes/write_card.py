@@ -70,8 +70,8 @@ SPEED = """
 
 {bench}{compression}"""
 
-BENCH = """Pictures with guidance, each ingredient of the engine switched on in turn, beside `transformers.generate()`, the
-peer:
+BENCH = """Pictures with guidance, each ingredient of the engine switched on in turn, beside `transformers.generate()`
+(peer):
 
 ```
 {table}
