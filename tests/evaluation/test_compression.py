@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from unimodal.evaluation import compression, compression_timing, run_suites
-from unimodal.evaluation.compression_table import COLUMNS, accuracy, markdown, plot
+from unimodal.evaluation.compression import Questions, num_codes, timed_prompts
+from unimodal.evaluation.compression_table import COLUMNS, accuracy, markdown, plot, verdicts
 from unimodal.evaluation.compression_timing import held_memory, timed
 from unimodal.pipeline_compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
 from unimodal.sequence.document import Document, Image, Text, Turn, Video
@@ -57,7 +58,7 @@ def test_the_suite_writes_a_table_and_a_plot_beside_the_report(quick, model, dat
     assert at_first == {25.0}  # equal tokens
     assert rows["todre"]["tokens_left_percent"] == 0  # all of them go late
     assert len(rows["random"]["picture_percent_range"]) == 2
-    assert rows["divprune"]["memory_mib_batch_8"] < rows["whole model, plain forward"]["memory_mib_batch_8"]
+    assert rows["stride"]["memory_mib_batch_8"] < rows["whole model, plain forward"]["memory_mib_batch_8"]
     written = (tmp_path / "report_compression.md").read_text()
     assert printed == f"compression\n\n{written.rstrip()}" and written.count("\n| ") == len(rows)
     ElementTree.fromstring((tmp_path / "report_compression.svg").read_text())
@@ -126,17 +127,42 @@ def test_memory_counts_what_is_alive(model, codes):
 
 def test_the_plot_has_a_point_for_every_row():
     rows = [
-        {"method": name, "keep": keep, "kind": kind, "ttft_ms_batch_8": 10 * keep,
+        {"method": name, "keep": keep, "kind": kind, "ttft_ms_batch_8": 10 * keep, "ttft_ms_batch_1": 4 * keep,
          "picture_percent": 50 * keep, "clip_percent": 30.0, "speech_percent": 70.0}
         for name, kind in (("whole & all", "whole"), ("random", "baseline"), ("tome", "tokens"), ("h2o", "cache"))
         for keep in (0.25, 0.5)
     ]  # fmt: skip
-    figures = {"rows": rows, "blind": dict.fromkeys(rows_media(), 5.0), "questions": dict.fromkeys(rows_media(), 3)}
+    figures = {"rows": rows, "blind": dict.fromkeys(rows_media(), 5.0), "questions": dict.fromkeys(rows_media(), 3),
+               "timed_codes": 512}  # fmt: skip
     tree = ElementTree.fromstring(plot(figures))
     titles = [element.text for element in tree.iter() if element.tag.endswith("title")]
     assert len(titles) == len(rows) and titles[0] == "whole & all, 0.25 kept: 37.5 %, 2.5 ms"
     assert accuracy(rows[1]) == pytest.approx((25 + 30 + 70) / 3)
     lines = markdown(figures).splitlines()
-    assert len(lines) == 2 + len(rows) + 3 and all(
+    assert len(lines) == 2 + len(rows) + 7 and all(
         line.count("|") == len(COLUMNS) + 1 for line in lines[: 2 + len(rows)]
     )
+
+
+def test_verdicts_name_what_halves_the_time_and_what_loses_to_a_baseline():
+    def row(method, kind, keep, milliseconds, right):
+        scores = {f"{name}_percent": right for name in rows_media()}
+        return {"method": method, "kind": kind, "keep": keep, "ttft_ms_batch_1": milliseconds, **scores}
+
+    rows = [row("whole model", "whole", 1.0, 100.0, 60.0), row("random", "baseline", 0.5, 50.0, 40.0),
+            row("pooling", "baseline", 0.5, 50.0, 45.0), row("fastv", "tokens", 0.5, 40.0, 59.5),
+            row("tome", "tokens", 0.5, 45.0, 42.0), row("h2o", "cache", 0.5, 100.0, 10.0)]  # fmt: skip
+    halving, _, losing = verdicts({"rows": rows})
+    assert halving.endswith(": fastv 0.5 (2.5×).")
+    assert losing.endswith(": tome (0.5 by pooling).")
+
+
+def test_timed_prompts_hold_as_many_media_as_asked_or_as_fit(model, codes, monkeypatch):
+    clip = codes[1]
+    questions = Questions([Video(codes=clip)] * 2, lambda answer, i: 0.0, "what is this?")
+    for least in (len(clip) + 1, 10**6):
+        monkeypatch.setattr(compression, "LONG", least)
+        [document] = timed_prompts(model, questions, 1)
+        if least < 10**6:
+            assert num_codes(document) == 2 * len(clip)
+        assert model.room(document) >= model.answer_length("text")

@@ -37,6 +37,7 @@ KEEPS = (0.5, 0.25, 0.125)
 SEEDS = 5  # of random pruning
 ROBUST_KEEP, ROBUST_LIMIT = 0.25, 16
 NOISE_STD = 2 / 255  # of a pixel in [0, 1]
+LONG = 512  # codes of the prompts that are timed
 DRAWS = 4  # perturbations that the attack may choose from
 METHODS = METHOD_NAMES
 
@@ -85,6 +86,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         "blind": blind,
         "right_of_whole_model": {name: media[name].score(answers) for name, answers in whole.items()},
         "noise_std": round(NOISE_STD, 5),
+        "timed_codes": num_codes(timed_prompts(model, media["clip"], 1)[0]),
         "rows": rows_out,
     }
 
@@ -144,7 +146,7 @@ def _tried(
             same += [a == b for a, b in zip(answers, whole[name], strict=True)]
     figures["same_answer_percent"] = round(100 * fmean(same), 2)
     with context(model, method_seed) as session:
-        figures |= timed(model, media["clip"].documents, session)
+        figures |= timed(model, timed_prompts(model, media["clip"]), session)
     if keep in (ROBUST_KEEP, 1.0):
         with context(model, method_seed) as session:
             figures |= noisy.figures(media["picture"], session)
@@ -161,6 +163,27 @@ def _mean(tries: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
         picture = [one["picture_percent"] or 0.0 for one in tries]
         mean["picture_percent_range"] = [min(picture), max(picture)]
     return mean
+
+
+def timed_prompts(model: Unimodal, questions: Questions, number: int = 8) -> list[Document]:
+    """Prompts of several media and one question, of at least `LONG` codes where the model has room for them."""
+    documents = []
+    for first in range(number):
+        parts: list[Part] = []
+        codes = 0
+        while codes < LONG:
+            part = questions.parts[(first + len(parts)) % len(questions.parts)]
+            longer = Document([Turn("user", [*parts, part, Text(questions.question)])])
+            if parts and model.room(longer) < model.answer_length("text"):
+                break
+            parts.append(part)
+            codes = num_codes(Document([Turn("user", parts)]))
+        documents.append(Document([Turn("user", [*parts, Text(questions.question)])]))
+    return documents
+
+
+def num_codes(document: Document) -> int:
+    return sum(len(part.codes) for part in document.parts if not isinstance(part, Text) and part.codes is not None)
 
 
 # ---- questions
