@@ -40,7 +40,7 @@ def serve(
         config = ServeConfig(
             host=host,
             port=port,
-            api_key=api_key or key_from_environment(),
+            api_key=key_from_environment() if api_key is None else api_key,  # an empty one is no open door
             max_batch=max_batch,
             queue_limit=queue_limit,
             timeout_s=timeout_s,

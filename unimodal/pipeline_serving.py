@@ -38,13 +38,15 @@ def request_for(
 
     to: the medium that the answer must hold, "text" for words only; without it `allow` lists what the answer may hold
     (by default all). temperature and top_p are of all that the answer may hold, words included. tokens: at most so many
-    new ones; what does not fit behind the prompt is taken off. Raises ValueError for what does not fit the model.
+    new ones, not counting the end of an answer of words; what does not fit behind the prompt is taken off. Raises
+    ValueError for what does not fit the model.
     """
     for name in (*([] if to in (None, "text") else [to]), *(n for n in allow or () if n != "text")):
         model.vocabulary.layout(str(name))
     prompt = model._prompt(document, to)
+    room = model.max_positions - len(prompt)
     if tokens is not None:
-        tokens = min(tokens, model.max_positions - len(prompt))
+        tokens = min(tokens, room - 1 if to in (None, "text") else room)
     settings = model._settings(to, guidance, temperature)
     config = model._config(document, len(prompt), to, seed, settings, tokens, negative)
     writable = (to,) if to is not None else tuple(allow or ("text", *model.vocabulary.media))
@@ -54,7 +56,7 @@ def request_for(
     if to is None and allow is not None:
         update["allow"] = tuple(allow)
     if tokens is not None and to in (None, "text"):
-        update["max_text_tokens"] = tokens
+        update |= {"max_text_tokens": tokens, "max_new_tokens": tokens + 1}
     return Request(prompt, config.model_copy(update=update), on_token)
 
 

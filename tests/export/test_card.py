@@ -95,7 +95,13 @@ def test_a_card_without_metadata_or_data_gets_them(folder):
         (None, Statement(), "without a licence .* and what it was trained on"),
         (None, Statement(license="mit"), "without what it was trained on .*--dataset owner/name"),
         (None, Statement(data="Pictures."), "without a licence .*--license apache-2.0"),
+        (
+            None,
+            Statement(license=" ", datasets=["", " "], data="\n"),
+            "without a licence .* and what it was trained on",
+        ),
         (OWN.replace("license: mit\n", ""), Statement(), "without a licence"),
+        (OWN.replace("license: mit", "license: ' '"), Statement(), "without a licence"),
         (OWN.replace("## Training data", "## More"), Statement(), "without what it was trained on"),
         (OWN.replace("Forty pictures.\n", ""), Statement(), "without what it was trained on"),  # an empty section
         (OWN.replace("mit", "other"), Statement(), "without the licence's name"),

@@ -303,6 +303,7 @@ def test_a_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
         (["--out", "{tmp}/a/b"], "there is no folder"),
         (["--out", "{tmp}/out", "--dtype", "float8"], "precision 'float8' is unknown"),
         (["--out", "{tmp}/out", "--max-shard-size", "many"], "shard size 'many' is not a size"),
+        (["--out", "{tmp}/out", "--max-shard-size", "0.0GB"], "shard size '0.0GB' is not a size"),
         (["--out", "{tmp}/out", "--base", "x/y"], "it has no base"),
         (["--out", "{model}/out"], "lie in each other"),
     ],
@@ -313,6 +314,14 @@ def test_mistakes_are_one_line_and_status_2(words, message, tmp_path, capsys):
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("unimodal: ") and message in last
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_that_no_stock_model_has_is_refused(copy, tmp_path, capsys):
+    """Without it the pictures of a converted Janus would be scored by rows of zeros."""
+    (copy / "image_head.safetensors").write_bytes((copy / "model.safetensors").read_bytes())
+    assert command("export", copy, "--out", tmp_path / "out") == 2
+    assert "which no stock causal LM has; it is not exported" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # ---- pickles

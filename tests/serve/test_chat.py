@@ -145,6 +145,22 @@ def test_settings_of_the_sampling(client, server):
     assert ask(temperature=0, max_tokens=9).message.content.startswith(short.message.content)
 
 
+@pytest.mark.parametrize("modalities", [["text"], ["text", "image"]])
+@pytest.mark.parametrize("most", [1, 5])
+def test_max_tokens_counts_what_is_written_and_not_the_end(server, modalities, most):
+    body = {"messages": [user("hello")], "modalities": modalities, "max_tokens": most, "temperature": 0}
+    answer = server.post("/v1/chat/completions", body).json()
+    [choice] = answer["choices"]
+    assert choice["finish_reason"] == "length" and answer["usage"]["completion_tokens"] == most
+    assert choice["message"]["content"]
+
+
+def test_a_whole_picture_or_clip_is_not_told_as_cut(server):
+    for medium in ("image", "video"):
+        body = {"messages": [user("a red apple")], "modalities": [medium], "seed": 1}
+        assert server.post("/v1/chat/completions", body).json()["choices"][0]["finish_reason"] == "stop"
+
+
 def test_stop_texts_cut_the_answer_and_are_not_told(client, server):
     def ask(**settings):
         answer = client.chat.completions.create(
@@ -241,6 +257,8 @@ def test_many_at_once_answer_as_each_alone(server):
         ({"messages": [{"role": "wizard", "content": "x"}, {"role": "user", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": ""}]}, None),
         ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": ["image_url"]}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": [{"text": "hello"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": "lone \ud800"}]}, None),
         ({"modalities": ["smell"]}, "modalities"),

@@ -49,7 +49,10 @@ def test_it_says_where_answers_and_ends_on_ctrl_c():
         (["--max-batch", "0"], "--max-batch"),
         (["--timeout-s", "0"], "--timeout-s"),
         (["--api-key", " x "], "--api-key"),
-        (["--host", "no.such.host.invalid"], "cannot be served"),
+        (["--timeout-s", "inf"], "--timeout-s"),
+        (["--max-body-mb", "inf"], "--max-body-mb"),
+        (["--api-key", ""], "--api-key"),  # of a variable that was not set
+        (["--host", "no.such.host.invalid"], "choose another --host"),
         (["--weights", "int3"], "--weights"),
         (["--model", "no/such/folder/at/all"], "no such folder"),
     ],
@@ -66,4 +69,4 @@ def test_a_port_in_use_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = command("--port", str(taken.getsockname()[1]))
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and "choose another --port" in err.splitlines()[-1]
+    assert process.returncode == 2 and "(Address already in use); choose another --port" in err.splitlines()[-1]

@@ -39,6 +39,11 @@ class Statement:
     datasets: Sequence[str] = ()
     data: str | None = None
 
+    def __post_init__(self) -> None:  # blanks say nothing
+        object.__setattr__(self, "license", (self.license or "").strip() or None)
+        object.__setattr__(self, "datasets", [name.strip() for name in self.datasets if name.strip()])
+        object.__setattr__(self, "data", (self.data or "").strip() or None)
+
 
 NOTHING = Statement()
 
@@ -62,6 +67,7 @@ def make_card(folder: Path, repo: str, statement: Statement = NOTHING) -> str:
             raise ValueError(f"{path}: its metadata cannot be read: {' '.join(str(error).split())[:160]}") from None
     data = card.data if card is not None else None
     known = {name: getattr(data, name, None) for name in ("license", "license_name", "datasets")}
+    known = {name: value.strip() if isinstance(value, str) else value for name, value in known.items()}
     _check(path, known, card.text if card is not None else "", statement)
     metadata = _metadata(folder, statement)
     if card is None:

@@ -30,6 +30,7 @@ from unimodal.export.new_folder import check_space, check_target, new_folder
 from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, code_files
 from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter, merge
 from unimodal.model.base import load_base
+from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, weight_files
 from unimodal.tokenizers import stored_sha256
 from unimodal.vocabulary import Vocabulary
@@ -68,13 +69,18 @@ def export_model(
     """
     if dtype is not None and dtype not in PRECISIONS:
         raise ValueError(f"precision {dtype!r} is unknown; choose {', '.join(PRECISIONS)}")
-    if not _SIZE.fullmatch(max_shard_size):
+    if not _SIZE.fullmatch(max_shard_size) or not re.search("[1-9]", max_shard_size):
         raise ValueError(f"shard size {max_shard_size!r} is not a size; give one such as 5GB or 500MB")
     check_target(out, force)
     _check_apart(source, out)
     check_weight_files(weight_files(source))
     vocabulary = Vocabulary.load(source / "vocabulary.json")
     check_tokenizers(source, vocabulary)
+    if (source / HEAD_FILE).is_file():
+        raise ValueError(
+            f"{source} scores pictures by a network of its own ({HEAD_FILE}), which no stock causal LM has; it is not "
+            "exported: use or push that folder as it is"
+        )
     adapter = is_adapter(source)
     if base is not None and not adapter:
         raise ValueError(f"{source} is a whole model, it has no base; leave the base out")

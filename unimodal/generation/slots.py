@@ -127,7 +127,7 @@ class ReferenceSlots(ReferenceDecoder):
     longer is padded to the others, or they to it."""
 
     def __init__(self, decoder: ReferenceDecoder) -> None:
-        self.backbone, self._cache_name = decoder.backbone, decoder._cache_name
+        self.__dict__.update(decoder.__dict__)
         self.cache: Any = None
 
     def join(self, prompts: Sequence[Sequence[int]], pad_id: int, spans: Sequence[int]) -> Tensor:

@@ -55,7 +55,7 @@ async def chat_completions(call: Call) -> Response:
         {
             **_head(service, identity, "chat.completion"),
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-            "usage": usage(len(request.prompt), len(ids)),
+            "usage": _usage(asked, request, ids),
         }
     )
 
@@ -65,12 +65,19 @@ def _head(service: Service, identity: str, kind: str) -> dict[str, Any]:
 
 
 def _finish_reason(service: Service, request: Request, reader: AnswerReader, ids: list[int]) -> str:
-    if reader.stopped:
+    """ "length" where a limit ended the answer. A forced medium of a fixed length is whole when it is as long."""
+    config, vocabulary = request.config, service.model.vocabulary
+    whole = config.force in vocabulary.media and vocabulary.layout(str(config.force)).open_segment is None
+    if reader.stopped or whole:
         return "stop"
-    config = request.config
-    words = sum(service.model.vocabulary.is_text(row) for row in ids)
+    words = sum(vocabulary.is_text(row) for row in ids)
     cut = config.max_text_tokens is not None and words >= config.max_text_tokens
     return "length" if cut or len(ids) >= config.max_new_tokens else "stop"
+
+
+def _usage(asked: ChatRequest, request: Request, ids: list[int]) -> dict[str, int]:
+    """The end of an answer that `max_tokens` has cut was not written by the model."""
+    return usage(len(request.prompt), len(ids) if asked.tokens is None else min(len(ids), asked.tokens))
 
 
 async def _message(service: Service, asked: ChatRequest, reader: AnswerReader) -> dict[str, Any]:
@@ -156,7 +163,7 @@ async def _streamed(
             yield chunk({"content": piece.text})
         yield chunk({}, _finish_reason(service, request, reader, ids))
         if with_usage:
-            yield event({**head, "choices": [], "usage": usage(len(request.prompt), len(ids))})
+            yield event({**head, "choices": [], "usage": _usage(asked, request, ids)})
         yield DONE
     finally:
         if not answer.done():

@@ -79,6 +79,8 @@ def _is_medium(part: dict[str, Any]) -> bool:
 
 async def _part(part: dict[str, Any], media: MediaInput, where: str) -> Part:
     kind = part.get("type")
+    if not isinstance(kind, str):
+        raise ApiError(400, "a part has no type; use text, image_url, …", "invalid_value", f"{where}.type")
     if kind in ("text", "refusal"):
         text = part.get(kind)
         if not isinstance(text, str) or len(text) > MOST_CHARACTERS:
@@ -98,7 +100,7 @@ async def _part(part: dict[str, Any], media: MediaInput, where: str) -> Part:
         data = await media.base64(holder.get("data") if isinstance(holder, dict) else None, where)
         return await media.part("audio", data, where)
     known = ", ".join(("text", "input_audio", *URL_PARTS))
-    raise ApiError(400, f"a part of type {str(kind)[:40]!r} is not known; use {known}", "invalid_value", where)
+    raise ApiError(400, f"a part of type {kind[:40]!r} is not known; use {known}", "invalid_value", where)
 
 
 async def gathered(coding: Sequence[Any]) -> list[Any]:

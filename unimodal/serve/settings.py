@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -23,15 +24,15 @@ class ServeConfig(Config):
     api_key: str | None = None
     max_batch: int = Field(default=32, ge=1)
     queue_limit: int = Field(default=64, ge=0)
-    timeout_s: float = Field(default=120.0, gt=0)
-    max_body_mb: float = Field(default=32.0, gt=0)
+    timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    max_body_mb: float = Field(default=32.0, gt=0, allow_inf_nan=False)
     allow_remote_urls: bool = False
     max_parts: int = Field(default=32, ge=1)
     max_pixels: int = Field(default=16 * 2**20, gt=0)
-    max_seconds: float = Field(default=120.0, gt=0)
+    max_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     max_frames: int = Field(default=7_200, gt=0)
     #: seconds without a byte of the body, or without the client taking one of the answer, after which it is let go
-    patience_s: float = Field(default=30.0, gt=0)
+    patience_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
 
     @field_validator("api_key")
     @classmethod
@@ -58,5 +59,6 @@ def listen(config: ServeConfig) -> socket.socket:
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         return socket.create_server((config.host, config.port), family=family, backlog=512)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"{config.host}:{config.port} cannot be served ({reason}); choose another --port") from None
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0]
+        other = "--port" if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise ValueError(f"{config.host}:{config.port} cannot be served ({reason}); choose another {other}") from None
