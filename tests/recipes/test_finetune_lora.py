@@ -155,3 +155,30 @@ def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_pat
         path.write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=message):
             named_rows(path, template)
+
+
+def test_the_released_folder_is_small_and_answers_alike(settings, tmp_path, pictures):
+    """recipes/assemble_smol.py: half-precision LoRA, rows in 8 bits, and the record of what was trained."""
+    recipe("finetune_lora", *settings)
+    recipe(
+        "assemble_smol", f"model={tmp_path}/out", f"run={tmp_path}/run", f"corpus={tmp_path}", f"out={tmp_path}/card"
+    )
+    sizes = {
+        folder: sum(
+            (tmp_path / folder / f"{name}.safetensors").stat().st_size for name in ("adapter_model", "new_rows")
+        )
+        for folder in ("out", "card")
+    }
+    assert sizes["card"] < 0.55 * sizes["out"]
+    training = json.loads((tmp_path / "card" / "training.json").read_text())
+    assert training["steps"] == 6 and training["tokens"] > 0 and training["hours"] >= 0
+    tuned, stored = (load_adapter(tmp_path / folder)[0] for folder in ("out", "card"))
+    ids = torch.tensor([[5, 9, 12, 30]])
+    with torch.no_grad():
+        torch.testing.assert_close(stored(ids).logits, tuned(ids).logits, rtol=0.02, atol=0.02)
+    model = load(tmp_path / "card", device="cpu")
+    assert model.sampling["image"].top_k == 50
+    [answer] = model.chat([Image(path=str(pictures.parent / "1.png")), "what is this?"], to="text", tokens=16)
+    assert answer.modality == "text"
+    with pytest.raises(SystemExit):
+        recipe("assemble_smol", f"model={tmp_path}/out", f"run={tmp_path}/run", f"out={tmp_path}/card", "most_mib=0")
