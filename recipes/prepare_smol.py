@@ -88,16 +88,6 @@ def media_sources(cfg: SmolData) -> dict[str, sources.Source]:
     return {source.name: source for source in listed}
 
 
-def row_words(cfg: SmolData) -> dict[str, list[str]]:
-    """What the prototypes and the looks stand for, in the order of their codes (recipes/train_image_tokenizer.py)."""
-    pictures = coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
-    concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
-    looks = [
-        f"{pictures.concept(item).label} {sources.STYLE_WORDS[pictures.style(item)]}" for item in range(len(pictures))
-    ]
-    return {"semantic": [concepts[number].lower() for number in sorted(concepts)], "look": [w.lower() for w in looks]}
-
-
 def questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
     draws = sources.generator(cfg.seed, "questions")
     asked = list(QUESTIONS)
@@ -183,7 +173,7 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     assert media is not None
     template = new_template(TextTokenizer(base.tokenizer), base.num_rows, media)
     listed = media_sources(cfg)
-    words = row_words(cfg)
+    words = sources.code_names(coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"]))
     if dry_run:
         for name, source in listed.items():
             print(f"{name}: {len(source)} items, e.g. {len(template.render(source.document(0)))} tokens")

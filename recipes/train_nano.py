@@ -132,16 +132,10 @@ def row_features(
 def row_words(
     vocabulary: Vocabulary, pictures: coded.CodedConcepts, text: TextTokenizer
 ) -> dict[range, list[list[int]]]:
-    """The text rows of the label of each prototype, and of the label and the style of each look. Prototypes are the
-    training concepts in order, looks the training pictures."""
-    concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
-    labels = [concepts[number] for number in sorted(concepts)]
-    looks = [
-        f"{pictures.concept(item).label} {sources.STYLE_WORDS[pictures.style(item)]}" for item in range(len(pictures))
-    ]
+    """The text rows of the name of each prototype and of each look."""
     return {
-        vocabulary.block_range(name): [text.encode(f" {words.lower()}") for words in listed]
-        for name, listed in (("semantic", labels), ("look", looks))
+        vocabulary.block_range(block): [text.encode(f" {words}") for words in names]
+        for block, names in sources.code_names(pictures).items()
     }
 
 

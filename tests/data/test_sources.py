@@ -264,3 +264,20 @@ def test_from_sources_to_batches(prepared, tmp_path):
                 assert template.parse(row[segments == segment]) in wanted
                 num_seen += 1
     assert num_seen > 10
+
+
+def test_codes_are_named_in_their_order():
+    """Prototypes by concept, looks by picture: the rows of a vocabulary begin as these words."""
+    from unimodal.data.coded import CodedConcepts, Concept
+    from unimodal.data.sources import code_names
+
+    concepts = [
+        Concept(id=n, key=str(n), family=str(n), label=name, tags=(), group="g", split=split)
+        for n, (name, split) in enumerate((("Red Apple", "train"), ("boat", "heldout"), ("cat", "train")))
+    ]
+    shown, styles = np.array([2, 0, 1, 0]), np.array(["noto", "fluent3d", "noto", "noto"])
+    pictures = CodedConcepts(np.zeros((4, 5), dtype=int), shown, concepts, styles)
+    assert code_names(pictures) == {
+        "semantic": ["red apple", "cat"],
+        "look": ["cat noto", "red apple 3d", "red apple noto"],
+    }

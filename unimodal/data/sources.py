@@ -185,6 +185,19 @@ class TextToSpeech:
         return Document([Turn("user", f"{before}{self.speech.text(item)}{after}"), Turn("assistant", [answer])])
 
 
+def code_names(pictures: CodedConcepts) -> dict[str, list[str]]:
+    """What the codes that stand for something are called, by block, in the order of the codes.
+
+    Prototypes are the training concepts in order, looks the training pictures: a label, and a label with its style.
+    """
+    concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
+    looks = [f"{pictures.concept(item).label} {STYLE_WORDS[pictures.style(item)]}" for item in range(len(pictures))]
+    return {
+        "semantic": [concepts[number].lower() for number in sorted(concepts)],
+        "look": [words.lower() for words in looks],
+    }
+
+
 def plan(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0) -> np.ndarray:
     """Which documents to make: int64 [num_documents, 2] of (item, draw), each item drawn 0, 1, 2, … times.
 
