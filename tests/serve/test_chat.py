@@ -256,6 +256,7 @@ def test_many_at_once_answer_as_each_alone(server):
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}, {"role": "user", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": ""}]}, None),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio-1"}}, user("hi")]}, "messages[0].audio"),
         ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": ["image_url"]}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"text": "hello"}]}]}, "messages[0].content[0].type"),

@@ -1,6 +1,7 @@
 """What strangers send: each is refused with its status and a JSON error, early, and the server stays well."""
 
 import base64
+import contextlib
 import http.server
 import io
 import json
@@ -472,6 +473,26 @@ def test_a_slow_site_is_left(monkeypatch):
         with pytest.raises(ApiError, match="cannot be fetched"):
             fetch(f"http://x:{silent.getsockname()[1]}/", 1000, timeout_s=0.5)
         assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["head", "body"])
+def test_a_site_that_sends_a_byte_now_and_then_is_left(monkeypatch, begun):
+    monkeypatch.setattr(remote, "public_address", lambda host, port: "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as site:
+
+        def drip():
+            connection, _ = site.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(begun)
+                for _ in range(40):
+                    time.sleep(0.1)
+                    connection.sendall(b"x")
+
+        threading.Thread(target=drip, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(ApiError, match="cannot be fetched"):
+            fetch(f"http://x:{site.getsockname()[1]}/", 1000, timeout_s=0.5)
+        assert time.monotonic() - started < 2
 
 
 def test_a_public_url_through_the_server(site):

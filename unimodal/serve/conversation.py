@@ -51,6 +51,9 @@ async def turns_of(request: ChatRequest, media: MediaInput, most_parts: int) -> 
             raise ApiError(
                 400, f"role {message.role[:40]!r} is not known; use {known}", "invalid_value", f"{where}.role"
             )
+        if message.audio is not None and message.content is None:
+            told = "answers are not stored: send the sound again, as an input_audio part of the content"
+            raise ApiError(400, told, "unsupported_value", f"{where}.audio")
         coding = [_part(part, media, f"{where}.content[{n}]") for n, part in enumerate(_parts(message))]
         turns.append(Turn(ROLES[message.role], await gathered(coding)))
     return turns

@@ -10,6 +10,9 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 from urllib.parse import urljoin, urlsplit
 
@@ -44,32 +47,48 @@ def _get(url: str, max_bytes: int, deadline: float) -> bytes | str:
     try:
         connection = _connect(parts.scheme, host, port, address, deadline)
         try:
-            connection.request("GET", path, headers={"User-Agent": "unimodal", "Accept": "*/*"})
-            answer = connection.getresponse()
+            with _cut_off(connection.sock, deadline):
+                if isinstance(connection.sock, ssl.SSLSocket):
+                    connection.sock.do_handshake()
+                connection.request("GET", path, headers={"User-Agent": "unimodal", "Accept": "*/*"})
+                answer = connection.getresponse()
+                body = _body(answer, max_bytes) if answer.status == 200 else b""
+            _left(deadline)  # what was cut off looks like an end
             if answer.status in (301, 302, 303, 307, 308):
                 return answer.getheader("Location") or ""
             if answer.status != 200:
                 raise ApiError(400, f"the URL answers with status {answer.status}", "invalid_url")
-            return _body(connection, answer, max_bytes, deadline)
+            return body
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise ApiError(400, f"the URL cannot be fetched ({type(error).__name__})", "invalid_url") from None
 
 
-def _body(
-    connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, max_bytes: int, deadline: float
-) -> bytes:
+@contextmanager
+def _cut_off(sock: socket.socket, deadline: float) -> Iterator[None]:
+    """Ends the connection at the deadline: a socket's own timeout begins anew with every byte."""
+
+    def cut() -> None:
+        with suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(_left(deadline), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
     pieces, size = [], 0
     while piece := answer.read1(65536):
         size += len(piece)
         if size > max_bytes:
             raise ApiError(413, f"the URL holds more than {max_bytes:,} bytes", "too_large")
         pieces.append(piece)
-        if connection.sock is not None:
-            connection.sock.settimeout(_left(deadline))
-        else:
-            _left(deadline)
     return b"".join(pieces)
 
 
@@ -110,7 +129,7 @@ def _connect(scheme: str, host: str, port: int, address: str, deadline: float) -
     sock = socket.create_connection((address, port), timeout=_left(deadline))
     try:
         if scheme == "https":
-            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+            sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
         connection = http.client.HTTPConnection(host, port, timeout=_left(deadline))
     except BaseException:
         sock.close()
