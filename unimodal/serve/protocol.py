@@ -21,8 +21,8 @@ a schema) is refused; other fields are ignored, as OpenAI's servers ignore them.
 **Chat, out.** `message.content` is a string where the answer is words, and a list of parts where it holds pictures or
 clips: `{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}`, `{"type": "video_url", "video_url":
 {"url": "data:video/mp4;base64,…"}}`. Sound is `message.audio = {"id", "data", "transcript", "expires_at"}`; a second
-sound of one answer is a part `{"type": "audio_url", "audio_url": {"url"}}`. Nothing is stored: a sound that was answered
-is sent again as an `input_audio` part, its `id` alone is refused.
+sound of one answer is a part `{"type": "audio_url", "audio_url": {"url"}}`. Nothing is stored: a sound that was
+answered is sent again as an `input_audio` part, its `id` alone is refused.
 
 **Chat, streamed.** `data: {chat.completion.chunk}` lines, then `data: [DONE]`. Words are `choices[0].delta.content`.
 A finished medium is `choices[0].delta.content_parts = [part]`, with `image_url` and `video_url` parts as above and
