@@ -18,6 +18,7 @@ from unimodal.compression.grids import allot, averaging, cells, interpolating
 from unimodal.compression.m3 import M3, nested_windows
 from unimodal.compression.pooling import Pooling
 from unimodal.compression.ppe import PPE, density_peaks, members_of
+from unimodal.compression.prefix import Prefix
 from unimodal.compression.pvc import PVC
 from unimodal.compression.random_tokens import RandomTokens
 from unimodal.compression.stride import Stride
@@ -93,6 +94,11 @@ def test_random_depends_on_seed_and_codes_only():
     assert torch.equal(first[0], first[2]) and not torch.equal(first[0], first[1]) and not torch.equal(first, draw(1))
     seen = torch.cat([draw(seed)[0] for seed in range(200)]).bincount(minlength=16)
     assert seen.min() > 200 * 5 / 16 * 0.6  # every token has its chance
+
+
+def test_prefix_keeps_the_first_tokens_in_their_order():
+    for count in (1, 5, 16):
+        assert planned(Prefix(), states(), count).index.tolist() == [list(range(count))] * len(states())
 
 
 def test_stride_is_even():

@@ -26,6 +26,7 @@ from unimodal.compression.kv.tokenselect import TokenSelect
 from unimodal.compression.m3 import M3
 from unimodal.compression.pooling import Pooling
 from unimodal.compression.ppe import PPE
+from unimodal.compression.prefix import Prefix
 from unimodal.compression.pvc import PVC
 from unimodal.compression.random_tokens import RandomTokens
 from unimodal.compression.stride import Stride
@@ -46,6 +47,7 @@ METHODS: dict[str, type[Method]] = {
     "stride": Stride,
     "pooling": Pooling,
     "downsample": Downsample,
+    "prefix": Prefix,
     "tome": ToMe,
     "token_transforming": TokenTransforming,
     "divprune": DivPrune,
