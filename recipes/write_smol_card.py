@@ -35,8 +35,9 @@ pictures, clips and speech: {trained:.1f} M trained parameters, {mib:.0f} MiB in
 [nano](../nano). The base is not copied; it is loaded by its name and checked by a hash.
 
 **Trained on two shared CPU cores for {hours:.1f} hours: {steps} steps, {tokens:,} tokens.** A beginning: it shows
-that the recipe works on a real language model and what such a model keeps of its text. Pictures come first in what it
-has learnt; speech needs far more. On a GPU the same command with more steps goes on (`recipes/configs/smol.yaml`).
+that the recipe works on a real language model and what such a model keeps of its text. It names pictures and clips,
+since the rows of the codes that mean something begin as their words; drawing and speech need far more. On a GPU the
+same command with more steps goes on (`recipes/configs/smol.yaml`).
 
 ```bash
 unimodal chat --model model_cards/smol "What is the capital of France?"
@@ -78,10 +79,10 @@ python recipes/assemble_smol.py
 ```
 
 New rows begin as words where a code has a name (concept prototypes, looks of training pictures) and as projected
-codebook vectors elsewhere. The mixture holds what the base itself answers to everyday questions, definitions of
-WordNet and pages of five novels by Jane Austen, so that it forgets little. LoRA is stored in half precision, the new
-rows in 8 bits with a scale for each row; the figures are of the stored weights. Settings: `recipe.yaml`; steps, losses
-and the corpus's hashes: `training.json`.
+codebook vectors elsewhere; rows of a block share what they learn (`share_rows`). The mixture holds what the base itself
+answers to everyday questions, definitions of WordNet and pages of five novels by Jane Austen, so that it forgets
+little. LoRA is stored in half precision, the new rows in 8 bits with a scale for each row; the figures are of the
+stored weights. Settings: `recipe.yaml`; steps, losses and the corpus's hashes: `training.json`.
 
 ## Data and licences
 
@@ -92,7 +93,7 @@ Pictures, clips and speech are those of [nano](../nano) (its card names each sou
 ## Limits
 
 64×64 emoji and clip art, no photographs. Short English only. It repeats what its small base believes, and that is
-often wrong. Drawing a known thing is largely recall (see the card of nano). Its speech is not usable yet.
+often wrong. What it draws, writes down and says is not usable yet: see the figures.
 """
 
 
