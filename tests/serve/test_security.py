@@ -113,7 +113,8 @@ def test_the_page_is_open_and_kept_to_itself(with_page):
     for path, text, kind in (("/", "<p>the page</p>", "text/html"), ("/static/app.js", "let page = 1;", "javascript")):
         answer = with_page.get(path)
         assert answer.status_code == 200 and answer.text == text and kind in answer.headers["content-type"]
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert refused(with_page.get("/static/none.js"), 404)
     assert httpx.post(f"{with_page.url}/static/app.js").status_code in (401, 405)

@@ -59,8 +59,8 @@ def served(**settings):
     """The address of the real server over the tiny model, a few milliseconds slower a token: a page can be watched."""
     from tests.tiny_model import tiny_model
     from unimodal.serve.answer import AnswerReader
-    from unimodal.serve.server import create_app, listen, make_server
-    from unimodal.serve.settings import ServeConfig
+    from unimodal.serve.server import create_app, make_server
+    from unimodal.serve.settings import ServeConfig, listen
 
     read = AnswerReader.__call__
 
