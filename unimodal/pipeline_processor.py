@@ -54,7 +54,7 @@ class MultimodalProcessor(ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> list[str]:
-        raise NotImplementedError("copy the model's folder: a processor is its tokenizers and their hashes")
+        raise ValueError("copy the model's folder: a processor is its tokenizers and their hashes")
 
     # ---- to ids
 

@@ -145,8 +145,8 @@ def share_rows(model: nn.Module, features: Mapping[range, Tensor]) -> None:
     """Lets the new rows of a block share what they learn: row + features(code) @ table, on each side a table [F, D].
 
     features maps rows of the vocabulary to [R, F]. The rows keep the values they have; a gradient for one code then
-    moves the codes that are like it too (`structured_rows.py`), without which thousands of rows need thousands of
-    examples. Compute inside ``parametrize.cached()``. What is saved and merged are plain rows.
+    moves the codes that are like it too (`structured_rows.py`). Compute inside ``parametrize.cached()``. What is saved
+    and merged are plain rows.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
