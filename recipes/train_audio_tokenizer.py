@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unimodal.config import Config, atomic_write_text
 from unimodal.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.audio_head import IstftHead, MaskedConvNeXt
-from unimodal.tokenizers.audio_losses import SpectralLoss, SpectrumDiscriminator, adversarial_losses
+from unimodal.tokenizers.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer
 
@@ -51,8 +51,10 @@ class AudioTokenizerRecipe(Config):
     codec_is_final: bool = False  # `keep_encoder` stays whole: only the head is trained
     train_head: bool = True
     head_crop_codes: int = 32
-    adversarial_weight: float = 0.0  # 0 leaves the discriminator out
-    adversarial_from: int = 3000  # step
+    head_context_codes: int = 16  # coded on both sides of a crop, so that the codec sees about what it sees in use
+    adversarial_weight: float = 1.0  # 0 leaves the discriminators out
+    adversarial_from: int = 1500  # step
+    adversarial_items: int = 6  # of a batch; judging costs more than making
 
 
 class Speech:
@@ -234,24 +236,28 @@ class HeadTraining(nn.Module):
         assert isinstance(full.head, IstftHead)
         self.head = full.head
         self.spectral = SpectralLoss(codec.config.sample_rate_hz)
-        self.discriminator = SpectrumDiscriminator() if cfg.adversarial_weight else None
-        self.crop, self.cfg = cfg.head_crop_codes, cfg
+        self.discriminator = WaveDiscriminator() if cfg.adversarial_weight else None
+        self.cfg = cfg
 
     def pairs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """→ (decoded log-mel [B, M, F], the samples it stands for [B, T]) of a random crop of each clip."""
         codec = self.frozen[0]
+        size = codec.samples_per_code
+        crop = min(self.cfg.head_crop_codes, int(batch["lengths"].max()) // size)
+        firsts, contexts = [], []
+        for wave, length in zip(batch["clean"], batch["lengths"].tolist(), strict=True):
+            first = int(torch.randint(max(length // size - crop, 0) + 1, ()))
+            start = max(0, first - self.cfg.head_context_codes)
+            contexts.append(wave[start * size : (first + crop + self.cfg.head_context_codes) * size])
+            firsts.append(first - start)
+        x = nn.utils.rnn.pad_sequence(contexts, batch_first=True)
         with torch.no_grad():
-            log_mel, mask = codec.frames(batch["clean"], batch["lengths"])
+            log_mel, mask = codec.frames(x, torch.tensor([len(context) for context in contexts]))
             values, _ = codec.quantize(log_mel, mask)
             rebuilt = codec.decoder(values, mask)
-        num_codes = mask.shape[-1]
-        clean = nn.functional.pad(batch["clean"], (0, num_codes * codec.samples_per_code - batch["clean"].shape[1]))
-        crop = min(self.crop, num_codes)
-        mels, waves = [], []
-        for index, count in enumerate(mask.sum((1, 2)).long().tolist()):
-            first = int(torch.randint(max(count - crop, 0) + 1, ()))
-            mels.append(rebuilt[index, :, 2 * first : 2 * (first + crop)])
-            waves.append(clean[index, first * codec.samples_per_code : (first + crop) * codec.samples_per_code])
+        x = nn.functional.pad(x, (0, mask.shape[-1] * size - x.shape[1]))
+        mels = [mel[:, 2 * first : 2 * (first + crop)] for mel, first in zip(rebuilt, firsts, strict=True)]
+        waves = [wave[first * size : (first + crop) * size] for wave, first in zip(x, firsts, strict=True)]
         return torch.stack(mels), torch.stack(waves)
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
@@ -259,7 +265,8 @@ class HeadTraining(nn.Module):
         made = self.head(log_mel, torch.ones(len(log_mel), 1, log_mel.shape[-1]))
         loss, numbers = self.spectral(made, wave)
         if self.discriminator is not None and step >= self.cfg.adversarial_from:
-            generator, discriminator, more = adversarial_losses(self.discriminator, made, wave)
+            few = self.cfg.adversarial_items
+            generator, discriminator, more = adversarial_losses(self.discriminator, made[:few].float(), wave[:few])
             loss = loss + self.cfg.adversarial_weight * generator + discriminator
             numbers |= more
         return loss, numbers

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unimodal.evaluation.codecs import CODECS, best_within
-from unimodal.evaluation.judges import clip_features, nearest, picture_features, psnr, ssim, word_error_rate
+from unimodal.evaluation.judges import Dnsmos, clip_features, nearest, picture_features, psnr, ssim, word_error_rate
 
 
 def test_psnr_is_that_of_its_definition():
@@ -77,3 +77,18 @@ def test_a_codec_gives_its_best_within_the_budget(codec):
         assert small.num_bytes > 96
     else:
         assert small.num_bytes <= 96 and errors[0] < np.var(picture.numpy())
+
+
+def test_dnsmos_hears_noise_in_speech_and_takes_any_length():
+    from pathlib import Path
+
+    import soundfile
+
+    wave, rate_hz = soundfile.read(Path("model_cards/nano/samples/speech.wav"), dtype="float32")
+    sound, judge = torch.from_numpy(wave), Dnsmos()
+    assert rate_hz == 16_000
+    noise = torch.randn(len(sound), generator=torch.Generator().manual_seed(0))
+    clean, noisy = judge.score(sound), judge.score((sound + 0.1 * noise).clamp(-1, 1))
+    assert 1 <= noisy < clean <= 5
+    assert judge.score(sound.repeat(16_000 * 11 // len(sound) + 1)) == pytest.approx(clean, abs=0.3)
+    assert judge.score(sound[:0]) == 1.0

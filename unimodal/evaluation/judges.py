@@ -95,6 +95,44 @@ class Whisper:
         return " ".join(segment.text.strip() for segment in segments)
 
 
+class Dnsmos:
+    """How natural speech sounds, 1 to 5: DNSMOS P.835 (arXiv 2110.01763), its overall score, no reference needed.
+
+    The network and the polynomial that maps its output to a listener's scale are those of the package ``speechmos``,
+    whose own front end is not used: it wants librosa for a second network that this score does not need.
+    """
+
+    SECONDS = 9.01
+    OVERALL = (-0.06766283, 1.11546468, 0.04602535)  # of degree 2, highest power first
+
+    def __init__(self, num_threads: int = 0) -> None:
+        package = importlib.util.find_spec("speechmos")
+        try:
+            import onnxruntime
+        except ImportError:
+            package = None
+        if package is None or not package.submodule_search_locations:
+            raise ValueError("the speech suites need DNSMOS: pip install 'unimodal[eval]'")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or torch.get_num_threads()
+        path = Path(package.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
+        self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def score(self, sound: Tensor) -> float:
+        """float32 [T] at 16 kHz in [-1, 1] → the mean over windows of 9.01 s a second apart; a shorter sound is
+        repeated, an empty one scores 1."""
+        if not len(sound):
+            return 1.0
+        size = int(self.SECONDS * 16_000)
+        while len(sound) < size:
+            sound = torch.cat([sound, sound])
+        starts = range(0, len(sound) - size + 1, 16_000)
+        windows = torch.stack([sound[start : start + size] for start in starts])
+        raw = [float(self._session.run(None, {"input_1": window[None].numpy()})[0][0][2]) for window in windows]
+        a, b, c = self.OVERALL
+        return sum(a * x * x + b * x + c for x in raw) / len(raw)
+
+
 @cache
 def _normaliser() -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer

@@ -1,19 +1,21 @@
 """Text → speech: Whisper's word error rate on what the model says, for sentences it was never trained on.
 
 The voices of the training data take turns and are asked for by name. `rebuilt_wer` is the same of real recordings of
-test sentences sent through the audio tokenizer: a perfect decoder would reach about that.
+test sentences sent through the audio tokenizer: a perfect decoder would reach about that. `dnsmos` is how natural the
+speech sounds, 1 to 5.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from unimodal.evaluation import Report
 from unimodal.evaluation.asking import answer_media
-from unimodal.evaluation.judges import Whisper, word_error_rate
+from unimodal.evaluation.judges import Dnsmos, Whisper, word_error_rate
 from unimodal.evaluation.prepared import Speech, sample
 from unimodal.evaluation.speech_reconstruction import rebuild
 from unimodal.pipeline import Unimodal
@@ -23,7 +25,7 @@ DEFAULT_LIMIT = 100  # sentences in all
 
 
 def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
-    speech, whisper = Speech.load(data_folder), Whisper()
+    speech, whisper, dnsmos = Speech.load(data_folder), Whisper(), Dnsmos()
     voices = sorted({item["voice"] for item in speech.utterances if item["split"] == "train"})
     first_of: dict[str, dict] = {}
     for item in speech.utterances:
@@ -40,12 +42,13 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         for text, voice in zip(texts, asked, strict=True)
     ]
     spoken = answer_media(model, documents, "audio", seed, report, "speaking")
-    heard, heard_rebuilt, seconds = [], [], 0.0
+    heard, heard_rebuilt, scores, seconds = [], [], [], 0.0
     rate_hz = model.coder.rate("audio") or 16_000
     for index, (sound, item) in enumerate(zip(spoken, items, strict=True)):
         report("Whisper listens", index, len(texts))
         seconds += len(sound) / rate_hz
         heard.append(whisper.transcribe(sound))
+        scores.append(dnsmos.score(sound))
         heard_rebuilt.append(whisper.transcribe(rebuild(model, [speech.sound(item)])[0]))
     by_voice = {}
     for voice in voices:
@@ -56,6 +59,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         "sentences": len(texts),
         "wer": word_error_rate(texts, heard),
         "rebuilt_wer": word_error_rate(texts, heard_rebuilt),
+        "dnsmos": round(fmean(scores), 2),
         "mean_seconds": round(seconds / len(texts), 2),
         "wer_by_voice": by_voice,
     }

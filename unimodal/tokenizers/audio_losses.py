@@ -1,8 +1,8 @@
-"""Losses for waveform heads: spectra at several resolutions, and a light discriminator on the same spectra.
+"""Losses for waveform heads: spectra at several resolutions, and light discriminators on spectra and on periods.
 
-The multi-resolution STFT loss is Parallel WaveGAN's (arXiv 1910.11480), the mel term HiFi-GAN's (arXiv 2010.05646), the
-discriminator a small form of UnivNet's multi-resolution one (arXiv 2106.07889) with the hinge losses of arXiv
-2210.13438.
+The multi-resolution STFT loss is Parallel WaveGAN's (arXiv 1910.11480), the mel term HiFi-GAN's (arXiv 2010.05646). The
+discriminators are small forms of UnivNet's multi-resolution one (arXiv 2106.07889) and of HiFi-GAN's multi-period one,
+with the hinge losses and the feature matching of arXiv 2210.13438.
 
 Shapes: B batch, T samples, K frequency bins, F frames, M mel bands.
 """
@@ -61,8 +61,26 @@ class SpectralLoss(nn.Module):
         return stft + self.mel_weight * mel, {"stft": float(stft.detach()), "mel": float(mel.detach())}
 
 
+PERIODS = (2, 3, 5, 7, 11)  # samples
+
+
+def judged(layers: nn.ModuleList, h: Tensor) -> list[Tensor]:
+    """The output of every layer, a leaky ReLU after all but the last."""
+    seen = []
+    for index, layer in enumerate(layers):
+        h = layer(h)
+        if index + 1 < len(layers):
+            h = nn.functional.leaky_relu(h, 0.1)
+        seen.append(h)
+    return seen
+
+
+def normed(layers: list[nn.Module]) -> nn.ModuleList:
+    return nn.ModuleList(nn.utils.parametrizations.weight_norm(layer) for layer in layers)
+
+
 class SpectrumDiscriminator(nn.Module):
-    """One small 2-D convolutional judge a resolution, on compressed magnitudes; returns all its layers."""
+    """One small 2-D convolutional judge a resolution, on compressed magnitudes: [B, T] → all layers of each judge."""
 
     def __init__(self, channels: int = 16):
         super().__init__()
@@ -74,42 +92,72 @@ class SpectrumDiscriminator(nn.Module):
                 nn.Conv2d(channels, 2 * channels, (5, 3), stride=(2, 1), padding=(2, 1)),
                 nn.Conv2d(2 * channels, 1, 3, padding=1),
             ]
-            self.judges.append(nn.ModuleList(nn.utils.parametrizations.weight_norm(layer) for layer in layers))
+            self.judges.append(normed(layers))
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
         outputs = []
         for (window_size, hop), judge in zip(RESOLUTIONS, self.judges, strict=True):
-            h = magnitudes(x, window_size, hop).pow(0.3).unsqueeze(1)  # [B, 1, K, F]
-            seen = []
             assert isinstance(judge, nn.ModuleList)
-            for index, layer in enumerate(judge):
-                h = layer(h)
-                if index + 1 < len(judge):
-                    h = nn.functional.leaky_relu(h, 0.1)
-                seen.append(h)
-            outputs.append(seen)
+            outputs.append(judged(judge, magnitudes(x, window_size, hop).pow(0.3).unsqueeze(1)))  # [B, 1, K, F]
         return outputs
 
 
-def adversarial_losses(
-    discriminator: SpectrumDiscriminator, made: Tensor, real: Tensor
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """→ (loss of the generator with feature matching, loss of the discriminator, numbers to log).
+class PeriodDiscriminator(nn.Module):
+    """One small judge a period, on the samples folded by it, which shows voicing: [B, T] → all layers of each judge."""
 
-    Both may be added into one backward pass: the generator's loss sees the discriminator's weights as constants, the
-    discriminator's sees the made signal as a constant.
+    def __init__(self, channels: int = 8):
+        super().__init__()
+        widths = (1, channels, 2 * channels, 4 * channels)
+        self.judges = nn.ModuleList()
+        for _ in PERIODS:
+            layers: list[nn.Module] = [
+                nn.Conv2d(a, b, (5, 1), stride=(3, 1), padding=(2, 0))
+                for a, b in zip(widths[:-1], widths[1:], strict=True)
+            ]
+            layers += [nn.Conv2d(widths[-1], widths[-1], (5, 1), padding=(2, 0))]
+            layers += [nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))]
+            self.judges.append(normed(layers))
+
+    def forward(self, x: Tensor) -> list[list[Tensor]]:
+        outputs = []
+        for period, judge in zip(PERIODS, self.judges, strict=True):
+            assert isinstance(judge, nn.ModuleList)
+            folded = x[:, : x.shape[1] // period * period].unflatten(1, (-1, period)).unsqueeze(1)  # [B, 1, T/p, p]
+            outputs.append(judged(judge, folded))
+        return outputs
+
+
+class WaveDiscriminator(nn.Module):
+    """Both kinds of judges: [B, T] → all layers of each."""
+
+    def __init__(self, spectrum_channels: int = 16, period_channels: int = 8):
+        super().__init__()
+        self.spectrum = SpectrumDiscriminator(spectrum_channels)
+        self.period = PeriodDiscriminator(period_channels)
+
+    def forward(self, x: Tensor) -> list[list[Tensor]]:
+        return [*self.spectrum(x), *self.period(x)]
+
+
+def adversarial_losses(discriminator: nn.Module, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """made, real: [B, T] → (loss of the generator with feature matching, loss of the discriminator, numbers to log).
+
+    Both may be added into one backward pass: the generator's loss has no gradient for the discriminator's weights, the
+    discriminator's none for the made signal. The made signal is judged once for both, so the gradient of the
+    generator's loss is taken here and handed on as a term that is linear in ``made``.
     """
-    weights = {name: value.detach() for name, value in discriminator.named_parameters()}
-    judged_made = torch.func.functional_call(discriminator, weights, (made,))
-    with torch.no_grad():
-        judged_real = discriminator(real)
-    generator = made.new_zeros(())
+    shown = made.detach().requires_grad_()
+    judged_made, judged_real = discriminator(shown), discriminator(real)
+    generator = discriminating = made.new_zeros(())
     for made_layers, real_layers in zip(judged_made, judged_real, strict=True):
         generator = generator + (1 - made_layers[-1]).clamp_min(0).mean()
         for a, b in zip(made_layers[:-1], real_layers[:-1], strict=True):
+            b = b.detach()
             generator = generator + (a - b).abs().mean() / b.abs().mean().clamp_min(1e-3)
-    loss = made.new_zeros(())
-    for fake, true in zip(discriminator(made.detach()), discriminator(real), strict=True):
-        loss = loss + (1 - true[-1]).clamp_min(0).mean() + (1 + fake[-1]).clamp_min(0).mean()
-    generator, loss = generator / len(judged_made), loss / len(judged_made)
-    return generator, loss, {"generator": float(generator.detach()), "discriminator": float(loss.detach())}
+        discriminating = discriminating + (1 - real_layers[-1]).clamp_min(0).mean()
+        discriminating = discriminating + (1 + made_layers[-1]).clamp_min(0).mean()
+    generator, discriminating = generator / len(judged_made), discriminating / len(judged_made)
+    numbers = {"generator": float(generator.detach()), "discriminator": float(discriminating.detach())}
+    (slope,) = torch.autograd.grad(generator, shown, retain_graph=True)
+    linear = (slope * made).sum()
+    return generator.detach() + linear - linear.detach(), discriminating, numbers
