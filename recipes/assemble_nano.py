@@ -116,7 +116,10 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
     atomic_write_text(
         cfg.out / "generation_config.json", json.dumps({**generation, "unimodal": cfg.sampling}, indent=2) + "\n"
     )
-    processor = {"processor_class": "UnimodalProcessor", "image_fit": "pad", "max_audio_s": 5.0, "history_turns": 0}
+    processor = {
+        "processor_class": "UnimodalProcessor", "image_fit": "pad", "max_audio_s": 5.0, "history_turns": 0,
+        "wording": {"voices": ["kal16", "rms", "slt", "joe"]},
+    }  # fmt: skip
     atomic_write_text(cfg.out / "processor_config.json", json.dumps(processor, indent=2) + "\n")
     shutil.rmtree(cfg.out / "samples", ignore_errors=True)
     write_samples(cfg, cfg.out / "samples")

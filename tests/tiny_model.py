@@ -12,6 +12,7 @@ from unimodal.model.build import NanoConfig, build_nano
 from unimodal.pipeline import Unimodal, load
 from unimodal.pipeline_folder import MediumSettings, ProcessorConfig
 from unimodal.pipeline_save import save_model
+from unimodal.pipeline_wording import Wording
 from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
@@ -98,7 +99,8 @@ def tiny_folder() -> Path:
     decoder = build_nano(
         vocabulary.size, sizes, pad_id=control("<|pad|>"), bos_id=control("<|bos|>"), eos_id=control("<|end_of_turn|>")
     )
-    processor = ProcessorConfig(max_audio_s=MAX_AUDIO_S, max_audio_codes=MAX_AUDIO_CODES)
+    wording = Wording(voices=("joe", "slt"))
+    processor = ProcessorConfig(max_audio_s=MAX_AUDIO_S, max_audio_codes=MAX_AUDIO_CODES, wording=wording)
     sampling = {"text": MediumSettings(temperature=0), "image": MediumSettings(guidance=2.0)}
     save_model(folder, decoder, vocabulary, text, tokenizers, processor, sampling)
     return folder

@@ -17,6 +17,8 @@ class Wording(Config):
     questions: dict[str, str] = {"image": "What is this?", "audio": "What is said?", "video": "What is this?"}
     wishes: dict[str, str] = {"image": "Draw {thing}.", "audio": "Say: {text}", "video": "A clip of {thing}."}
     in_voice: str = "Say in the voice of {voice}: {text}"
+    #: those it was trained on; empty: not known, and any name is passed on
+    voices: tuple[str, ...] = ()
     #: the first words, in lower case, of a request that is already complete
     wish_starts: dict[str, tuple[str, ...]] = {
         "image": ("draw ", "paint ", "a picture of ", "make a picture of ", "show me "),
@@ -33,12 +35,15 @@ class Wording(Config):
         return self.questions.get(modality, "What is this?")
 
     def request(self, prompt: str, to: str, voice: str | None = None) -> str:
-        """The request for an answer of modality `to`. Raises ValueError for an empty prompt or a voice out of place."""
+        """The request for an answer of modality `to`. Raises ValueError for an empty prompt and for a voice that is
+        unknown or out of place."""
         prompt = prompt.strip()
         if not prompt:
             raise ValueError("the prompt is empty; say what to make")
         if voice is not None and to != "audio":
             raise ValueError(f"a voice speaks; it cannot be used to make {to}: leave the voice out")
+        if voice is not None and self.voices and voice not in self.voices:
+            raise ValueError(f"the voice {voice[:40]!r} is unknown; this model speaks as {', '.join(self.voices)}")
         if to not in self.wishes or prompt.lower().startswith(self.wish_starts.get(to, ())):
             return prompt
         if to == "audio":

@@ -273,6 +273,26 @@ def test_a_body_that_never_comes_is_let_go():
         assert status == 408 and body["error"]["code"] == "timeout" and served.idle(2)
 
 
+def test_a_body_that_drips_is_let_go_and_a_large_one_has_time():
+    with serving(patience_s=0.5, min_bytes_per_s=20_000) as served:
+        head = b"POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        started = time.monotonic()
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(head % 100)
+            with pytest.raises(OSError):  # each byte is in time, the body is not: the server closes
+                for _ in range(50):
+                    connection.sendall(b"x")
+                    time.sleep(0.1)
+        assert time.monotonic() - started < 3 and served.idle(2)
+        body = json.dumps({"url": "x" * 20_000}).encode()
+        with socket.create_connection(("127.0.0.1", served.port)) as connection:
+            connection.sendall(head % len(body))
+            for start in range(0, len(body), 5_000):
+                connection.sendall(body[start : start + 5_000])
+                time.sleep(0.2)  # 1 s in all, longer than the patience
+            assert connection.recv(1000).split()[1] == b"400"
+
+
 def test_a_client_that_reads_nothing_is_let_go():
     with serving(patience_s=0.5) as served:
         body = json.dumps({"messages": [user("a cat")], "modalities": ["video"], "stream": True}).encode()

@@ -77,7 +77,15 @@ def test_over_the_queue_limit_the_answer_is_429_at_once(slow):
 
 def test_several_pictures_take_several_places():
     with serving(max_batch=2, queue_limit=2) as served:
-        assert served.post("/v1/images/generations", {"prompt": "a cat", "n": 5}).status_code == 429
+        never = served.post("/v1/images/generations", {"prompt": "a cat", "n": 5})  # trying again would not help
+        assert (
+            never.status_code == 400
+            and never.json()["error"]["param"] == "n"
+            and "4" in never.json()["error"]["message"]
+        )
+        served.service.num_inside += 2
+        assert served.post("/v1/images/generations", {"prompt": "a cat", "n": 3}).status_code == 429
+        served.service.num_inside -= 2
         assert served.post("/v1/images/generations", {"prompt": "a cat", "n": 4}).status_code == 200
         assert served.service.num_inside == 0
 

@@ -173,6 +173,38 @@ def test_clear_forgets_and_undo_brings_back(page):
     assert body["messages"] == [{"role": "user", "content": "again"}]
 
 
+def test_a_reload_keeps_the_conversation(page):
+    first = asked(page, lambda: ask(page, "a cat", "image"))
+    picture = page.get_attribute(".answer .media img", "src")
+    page.click("text=Ask")  # the picture goes with the next question
+    answer_with(page, {"content": "it is "}, {"content": "a cat"})
+    ask(page, "what is it?", "text")
+    before = page.inner_text("#log")
+    page.reload()
+    until(page, "document.title.includes('·')")
+    assert page.inner_text("#log") == before and not page.locator("#welcome").is_visible()
+    assert page.locator(".turn").count() == 4 and page.get_attribute(".answer .media img", "src") == picture
+    body = asked(page, lambda: ask(page, "and now?"))
+    asked_first, drawn, asked_second, told = body["messages"][:4]
+    assert asked_first == first["messages"][-1] and drawn["content"][0]["image_url"]["url"] == picture
+    assert asked_second["content"][0]["image_url"]["url"] == picture and told["content"] == "it is a cat"
+    page.click(".answer:last-child .retry")  # a restored answer is asked for again as it was
+    page.wait_for_selector(DONE)
+    page.click("#clear")
+    page.reload()
+    assert page.locator(".turn").count() == 0 and page.locator("#welcome h2").is_visible()
+
+
+def test_a_conversation_too_long_for_the_browser_keeps_its_end(page):
+    answer_with(page, {"content": "long " * 500_000})
+    for words in ("one", "two", "three", "four"):
+        ask(page, words)
+    page.reload()
+    until(page, "document.title.includes('·')")
+    shown = [page.locator(".user").nth(i).inner_text() for i in range(page.locator(".user").count())]
+    assert 0 < len(shown) < 4 and shown == ["one", "two", "three", "four"][-len(shown) :]
+
+
 def test_copy_and_save(page):
     answer_with(page, {"content": "some <b>words</b>"})
     ask(page, "hello")

@@ -199,14 +199,19 @@ def test_settings_are_sent_and_kept(page):
     assert "2" in page.get_attribute("#guidance", "placeholder")
     for name, value in (("temperature", "0.7"), ("guidance", "2.5"), ("seed", "11")):
         page.fill(f"#{name}", value)
+    page.select_option("#voice", "joe")
     page.click("text=Done")
     page.reload()
     until(page, "document.title.includes('·')")
     body = asked(page, lambda: ask(page, "a cat", "image"))
     assert (body["temperature"], body["guidance"], body["seed"]) == (0.7, 2.5, 11) and body["modalities"] == ["image"]
+    assert "audio" not in body
+    body = asked(page, lambda: ask(page, "a sunny day", "audio"))
+    assert body["audio"] == {"voice": "joe", "format": "wav"}
     page.click("#open-settings")
     page.click("text=Reset")
     page.click("text=Done")
+    assert "audio" not in asked(page, lambda: ask(page, "a sunny day", "audio"))
     body = asked(page, lambda: ask(page, "a cat", "image"))
     assert "temperature" not in body and "guidance" not in body and body["seed"] != 11
 

@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from time import monotonic
 from typing import Any
 
 from unimodal.serve.protocol import ApiError
@@ -82,14 +83,15 @@ class Gate:
         return ApiError(413, f"the body is over the limit of {self.config.max_body_mb:g} MB; send less", "too_large")
 
     def _counted(self, receive: Receive) -> Receive:
-        size, whole = 0, False
+        size, whole, begun = 0, False, monotonic()
 
         async def counted() -> MutableMapping[str, Any]:
             nonlocal size, whole
             if whole:  # only a disconnection can come, in its own time
                 return await receive()
+            in_time = self.config.patience_s + size / self.config.min_bytes_per_s  # of all that has come so far
             try:
-                async with asyncio.timeout(self.config.patience_s):
+                async with asyncio.timeout(begun + in_time - monotonic()):
                     message = await receive()
             except TimeoutError:
                 raise ApiError(408, "the body did not arrive in time", "timeout") from None

@@ -143,8 +143,7 @@ def settings_of(service: Service) -> dict[str, Any]:
         "max_audio_s": model.processor.max_audio_s,
         "history_turns": model.processor.history_turns,
         "questions": {name: model.wording.question(name) for name in media},
-        "voices": list(getattr(model.wording, "voices", ())),
-        "styles": list(getattr(model.wording, "styles", ())),
+        "voices": list(model.wording.voices),
         "formats": {"image": list(PICTURES), "audio": [*SOUNDS, "pcm"], "video": ["mp4"]},
         "limits": {
             "max_body_bytes": config.max_body_bytes, "max_parts": config.max_parts, "max_pixels": config.max_pixels,

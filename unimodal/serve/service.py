@@ -56,13 +56,16 @@ class Service:
 
     # ---- how many are inside
 
-    def enter(self, num: int = 1) -> None:
-        """Raises ApiError 429 if the queue is full."""
+    def enter(self, num: int = 1, of: int = 1) -> None:
+        """Takes `num` places of the `of` that a request needs in all. Raises ApiError 429 if the queue is full."""
+        most = self.config.max_batch + self.config.queue_limit
+        if of > most:  # waiting would not help
+            raise ApiError(400, f"n is {of}, and this server makes at most {most} at once", "invalid_value", "n")
         if not self.worker.alive:
             raise ApiError(
                 503, "the server is shutting down; try again later", "unavailable", None, {"Retry-After": "5"}
             )
-        if self.num_inside + num > self.config.max_batch + self.config.queue_limit:
+        if self.num_inside + num > most:
             message = "the server is busy; try again in a moment"
             raise ApiError(429, message, "queue_full", None, {"Retry-After": "1"})
         self.num_inside += num
@@ -157,7 +160,7 @@ class Call:
 
     def take_places(self, num: int) -> None:
         """Room for so many rows in all."""
-        self.service.enter(num - self.places)
+        self.service.enter(num - self.places, of=num)
         self.places = num
 
     async def within(self, handler: Handler) -> Response:

@@ -31,8 +31,10 @@ class ServeConfig(Config):
     max_pixels: int = Field(default=16 * 2**20, gt=0)
     max_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     max_frames: int = Field(default=7_200, gt=0)
-    #: seconds without a byte of the body, or without the client taking one of the answer, after which it is let go
+    #: seconds for a body, or without the client taking a byte of the answer, after which it is let go
     patience_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    #: a large body has one second more for so many bytes that came: dripping bytes do not hold a place for ever
+    min_bytes_per_s: float = Field(default=2**16, gt=0, allow_inf_nan=False)
 
     @field_validator("api_key")
     @classmethod

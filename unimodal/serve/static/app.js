@@ -21,7 +21,7 @@ const log = byId("log");
 const box = byId("question");
 const scroll = byId("scroll");
 const codes = new CodesView(() => settings.key);
-const state = { model: "", history: [], attached: [], running: null, recorder: null, info: null };
+const state = { model: "", turns: [], attached: [], running: null, recorder: null, info: null };
 
 // ---- settings: kept by the browser, the key only for this tab
 
@@ -51,13 +51,13 @@ const settings = {
     return value === "" || value === undefined ? undefined : Number(value);
   },
 };
-for (const name of ["temperature", "guidance", "seed", "make"]) settings.now[name] = settings.read(name);
+for (const name of ["temperature", "guidance", "seed", "voice", "make"]) settings.now[name] = settings.read(name);
 settings.now.key = settings.read("key", sessionStorage);
 
 const making = () => document.querySelector("input[name=make]:checked").value;
 
 function openSettings() {
-  for (const name of ["temperature", "guidance", "seed", "key"]) byId(name).value = settings.now[name] ?? "";
+  for (const name of ["temperature", "guidance", "seed", "voice", "key"]) byId(name).value = settings.now[name] ?? "";
   const own = state.info?.sampling?.[making() === "auto" ? "image" : making()];
   for (const name of ["temperature", "guidance"]) byId(name).placeholder = own?.[name] === undefined ? "" : `the model’s own, ${own[name]}`;
   byId("settings").showModal();
@@ -65,14 +65,14 @@ function openSettings() {
 
 byId("open-settings").addEventListener("click", openSettings);
 byId("settings-form").addEventListener("submit", () => {
-  for (const name of ["temperature", "guidance", "seed"]) settings.write(name, byId(name).value);
+  for (const name of ["temperature", "guidance", "seed", "voice"]) settings.write(name, byId(name).value);
   const key = byId("key").value.trim();
   const changed = key !== settings.key;
   settings.write("key", key, sessionStorage);
   if (changed || !state.info) connect();
 });
 byId("reset").addEventListener("click", () => {
-  for (const name of ["temperature", "guidance", "seed", "key"]) byId(name).value = "";
+  for (const name of ["temperature", "guidance", "seed", "voice", "key"]) byId(name).value = "";
 });
 for (const input of document.querySelectorAll("input[name=make]")) {
   input.checked = input.value === (settings.now.make || "auto");
@@ -120,6 +120,13 @@ async function connect() {
     input.parentElement.hidden = !can.has(input.value);
     if (input.checked && !can.has(input.value)) document.querySelector("input[name=make]").checked = true;
   }
+  const voices = can.has("audio") ? state.info.voices : [];
+  byId("voice").replaceChildren(
+    el("option", { value: "" }, "the model’s own"),
+    ...voices.map((name) => el("option", { value: name }, name)),
+  );
+  byId("voice-field").hidden = !voices.length;
+  if (!voices.includes(settings.now.voice)) settings.now.voice = ""; // another model's
   byId("examples").replaceChildren(
     ...EXAMPLES.filter(([kind]) => can.has(kind)).map(([kind, words]) =>
       el("li", {}, el("button", { type: "button", class: "example", on: { click: () => ask(words, [], kind) } }, el("small", {}, NAMES[kind]), words)),
@@ -181,16 +188,11 @@ function ask(words, attached, make) {
   if (state.running) return;
   byId("welcome").hidden = true;
   notify("");
-  const content = attached.map(({ part }) => part);
-  if (words) content.push({ type: "text", text: words });
-  const turn = { role: "user", content: attached.length ? content : words };
   log.append(question(words, attached, (url) => codes.open(url)));
-  answer({ turn, words, make, before: state.history.slice() });
+  answer({ words, attached, make, before: state.turns });
 }
 
-async function answer(asked) {
-  const seed = settings.number("seed") ?? Math.floor(Math.random() * MAX_SEED);
-  const controller = (state.running = new AbortController());
+function answerView(asked) {
   const view = new Answer({
     onCodes: (url) => codes.open(url),
     onAsk: attachAnswer,
@@ -198,32 +200,38 @@ async function answer(asked) {
     onRetry: () => retry(asked, view),
   });
   log.append(view.article);
+  return view;
+}
+
+async function answer(asked) {
+  const seed = settings.number("seed") ?? Math.floor(Math.random() * MAX_SEED);
+  const controller = (state.running = new AbortController());
+  const view = answerView(asked);
   busy(true);
   state.following = true;
   follow(true);
   const begun = performance.now();
   const seconds = () => (performance.now() - begun) / 1000;
-  const remember = () => {
-    state.history = [...asked.before, asked.turn];
-    if (view.parts.length) state.history.push({ role: "assistant", content: told(view.parts) });
+  const end = (note) => {
+    view.finish(note);
+    const { words, attached, make } = asked;
+    remember([...asked.before, { words, attached, make, parts: view.parts, note }]);
   };
   try {
     for await (const delta of api.chat(request(asked, seed), settings.key, controller.signal)) {
       view.take(delta, asked.words);
       follow(false);
     }
-    view.finish({ seed, seconds: seconds() });
-    remember();
+    end({ seed, seconds: seconds() });
     say("Answer finished", true);
   } catch (error) {
     if (controller.signal.aborted) {
-      view.finish({ seed, seconds: seconds(), stopped: true });
-      remember();
+      end({ seed, seconds: seconds(), stopped: true });
       say("Stopped");
     } else {
       if (!(error instanceof api.ApiError)) console.error(error);
       view.fail(error instanceof api.ApiError ? error : new api.ApiError("The answer cannot be shown."));
-      state.history = asked.before;
+      remember(asked.before);
       say("");
     }
   } finally {
@@ -235,13 +243,24 @@ async function answer(asked) {
   }
 }
 
-function request({ turn, make, before }, seed) {
-  const turns = state.info?.history_turns ?? null; // as many exchanges as the model looks back at
-  const seen = turns === null ? before : before.slice(Math.max(0, before.length - 2 * turns));
-  const body = { model: state.model, messages: [...seen, turn], seed, stream: true, stream_partial: true };
+function request({ words, attached, make, before }, seed) {
+  const count = state.info?.history_turns ?? before.length; // as many exchanges as the model looks back at
+  const messages = before.slice(Math.max(0, before.length - count)).flatMap((turn) => {
+    const asked = askedIn(turn);
+    return turn.parts.length ? [asked, { role: "assistant", content: told(turn.parts) }] : [asked];
+  });
+  const body = { model: state.model, messages: [...messages, askedIn({ words, attached })], seed, stream: true, stream_partial: true };
   if (MODALITIES[make]) body.modalities = MODALITIES[make];
   for (const name of ["temperature", "guidance"]) if (settings.number(name) !== undefined) body[name] = settings.number(name);
+  if (make === "audio" && settings.now.voice) body.audio = { voice: settings.now.voice, format: "wav" };
   return body;
+}
+
+/** A question as a message: plain words, or parts. */
+function askedIn({ words, attached }) {
+  if (!attached.length) return { role: "user", content: words };
+  const parts = attached.map(({ part }) => part);
+  return { role: "user", content: words ? [...parts, { type: "text", text: words }] : parts };
 }
 
 /** An answer as a message: plain words, or parts. */
@@ -273,9 +292,9 @@ byId("clear").addEventListener("click", () => {
   if (!log.childElementCount) return;
   state.running?.abort();
   const turns = [...log.children];
-  const { history } = state;
+  const kept = state.turns;
   log.replaceChildren();
-  state.history = [];
+  remember([]);
   byId("welcome").hidden = false;
   state.following = false;
   scroll.scrollTop = 0;
@@ -283,7 +302,7 @@ byId("clear").addEventListener("click", () => {
   const undo = () => {
     if (state.running || log.childElementCount) return notify("A new conversation has begun; the old one is gone.");
     log.append(...turns);
-    state.history = history;
+    remember(kept);
     byId("welcome").hidden = true;
     notify("");
     follow(true);
@@ -291,6 +310,39 @@ byId("clear").addEventListener("click", () => {
   notify("The conversation was cleared.", ["Undo", undo]);
   box.focus();
 });
+
+// ---- the conversation outlives a reload, as long as its tab
+
+function remember(turns) {
+  state.turns = turns;
+  for (let first = 0; first <= turns.length; first++) {
+    try {
+      sessionStorage.setItem("unimodal.turns", JSON.stringify(turns.slice(first)));
+      return;
+    } catch {
+      // over the browser's limit, or blocked: the oldest are not kept
+    }
+  }
+}
+
+function restore() {
+  let turns = [];
+  try {
+    turns = JSON.parse(sessionStorage.getItem("unimodal.turns") ?? "[]");
+  } catch {
+    return;
+  }
+  turns.forEach((turn, number) => {
+    log.append(question(turn.words, turn.attached, (url) => codes.open(url)));
+    const view = answerView({ words: turn.words, attached: turn.attached, make: turn.make, before: turns.slice(0, number) });
+    view.show(turn.parts, turn.words);
+    view.finish(turn.note);
+  });
+  state.turns = turns;
+  byId("welcome").hidden = turns.length > 0;
+  state.following = true;
+  follow(true);
+}
 
 // ---- media that go with the question
 
@@ -446,5 +498,6 @@ for (const dialog of document.querySelectorAll("dialog")) {
   });
 }
 
+restore();
 connect();
 if (matchMedia("(pointer: fine)").matches) box.focus(); // on a phone the keyboard would cover the page

@@ -83,7 +83,12 @@ export class Answer {
   take(delta, asked) {
     if (typeof delta.content === "string" && delta.content) this.#words(delta.content);
     if (delta.partial_image) this.#coarse(delta.partial_image);
-    for (const part of delta.content_parts ?? []) {
+    this.show(delta.content_parts ?? [], asked);
+  }
+
+  /** Whole parts, of an answer that is written or of one that was. */
+  show(parts, asked) {
+    for (const part of parts) {
       if (part.type === "text") this.#words(part.text);
       else this.#medium(part, asked);
     }
