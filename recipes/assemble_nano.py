@@ -119,6 +119,7 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
     processor = {
         "processor_class": "UnimodalProcessor", "image_fit": "pad", "max_audio_s": 5.0, "history_turns": 0,
         "wording": {"voices": ["kal16", "rms", "slt", "joe"]},
+        "reading": {"modality": "audio", "blank": "<|pad|>"},  # as recipes/train_nano.py trains it
     }  # fmt: skip
     atomic_write_text(cfg.out / "processor_config.json", json.dumps(processor, indent=2) + "\n")
     shutil.rmtree(cfg.out / "samples", ignore_errors=True)

@@ -295,7 +295,7 @@ def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> N
 def _check_ways(decoder: str | None, weights: str) -> None:
     from unimodal.generation import DECODERS
 
-    _check_choice("--decoder", decoder, tuple(DECODERS))
+    _check_choice("--decoder", decoder, (*DECODERS, "plain"))
     _check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
 
 

@@ -37,6 +37,7 @@ from unimodal.pipeline_folder import (
 )
 from unimodal.pipeline_media import MediaCoder, MediaCodes, Output
 from unimodal.pipeline_partial import PartialPictures
+from unimodal.pipeline_reading import is_transcription, transcribe
 from unimodal.pipeline_search import CaptionVerifier, search
 from unimodal.pipeline_wording import Wording
 from unimodal.sequence.document import Document, Part, Text, Turn
@@ -202,10 +203,11 @@ class Unimodal:
         temperature: of the medium asked for (all media without `to`), in place of the model's own. negative: what the
         media should not look like; guidance moves away from it (by default from no words at all). guidance_interval:
         guide only the code steps [first, last) of a span. decoder: a fast decoder by name
-        (`unimodal.generation.DECODERS`). session: of `engine.session()`, remembers what was read. tokens: at most so
-        many new tokens. on_progress is told (requests done, of how many), on_token each new token, on_partial (number
-        of the document, coarse picture) while a picture is written. Raises ValueError, before anything is computed, for
-        a request that does not fit the model.
+        (`unimodal.generation.DECODERS`), or "plain": token by token, transcripts too, which else are searched for where
+        the model has a second reading of speech (`generation/ctc_beam.py`). session: of `engine.session()`, remembers
+        what was read. tokens: at most so many new tokens. on_progress is told (requests done, of how many), on_token
+        each new token, on_partial (number of the document, coarse picture) while a picture is written. Raises
+        ValueError, before anything is computed, for a request that does not fit the model.
         """
         if to is not None and to != "text":
             self.vocabulary.layout(to)
@@ -220,6 +222,13 @@ class Unimodal:
         ]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in a batch
         found: dict[int, list[Output]] = {}
+        if decoder is None:
+            for index in [i for i in order if is_transcription(self, documents[i], configs[i])]:
+                order.remove(index)
+                row = transcribe(self, prompts[index], configs[index], on_token, index)
+                found[index] = self._outputs([row])[0]
+                if on_progress is not None:
+                    on_progress(len(found), len(documents))
         for start in range(0, len(order), BATCH):
             batch = order[start : start + BATCH]
             watch = on_token
@@ -231,7 +240,7 @@ class Unimodal:
             )
             found.update(zip(batch, self._outputs(rows), strict=True))
             if on_progress is not None:
-                on_progress(len(found), len(order))
+                on_progress(len(found), len(documents))
         return [found[index] for index in range(len(documents))]
 
     def room(self, document: Document) -> int:
@@ -325,7 +334,7 @@ class Unimodal:
 
     def _method(self, name: str | None) -> FastDecoder | None:
         """The fast decoder of that name; made once, so that one that learns goes on learning."""
-        if name is None:
+        if name is None or name == "plain":
             return None
         if name not in self._methods:
             settings: dict[str, Any] = {}

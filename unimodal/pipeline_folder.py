@@ -38,6 +38,16 @@ ADAPTER_REQUIRED = (BASE_FILE, "tokenizer.json", "vocabulary.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+class CtcReading(Config):
+    """How a model that was trained with a CTC loss at the codes of a medium writes down what is said in it: `weight` is
+    that reading's share in the score, `blank` the control token that was CTC's blank."""
+
+    modality: str = "audio"
+    blank: str = "<|pad|>"
+    weight: float = Field(default=0.5, gt=0, lt=1)
+    beams: int = Field(default=4, ge=1)
+
+
 class ProcessorConfig(Config):
     """`processor_config.json`: how files become codes and words become a request. Everything has nano's default."""
 
@@ -52,6 +62,8 @@ class ProcessorConfig(Config):
     template: str = "unimodal"
     system: str = ""
     wording: Wording = Wording()
+    #: None: transcripts are written as any other answer
+    reading: CtcReading | None = None
 
 
 class MediumSettings(BaseModel):

@@ -14,10 +14,12 @@ from unimodal.generation.continuous import ContinuousBatch, Finished, Request
 from unimodal.generation.request import TokenEvent
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline_partial import STEPS
+from unimodal.pipeline_reading import is_transcription, transcribe
 from unimodal.sequence.document import Document, Turn
 
 __all__ = [
     "STEPS", "ContinuousBatch", "Finished", "Request", "TokenEvent", "coded", "fitting", "request_for", "segments",
+    "transcribe",
 ]  # fmt: skip
 
 
@@ -57,7 +59,8 @@ def request_for(
         update["allow"] = tuple(allow)
     if tokens is not None and to in (None, "text"):
         update |= {"max_text_tokens": tokens, "max_new_tokens": tokens + 1}
-    return Request(prompt, config.model_copy(update=update), on_token)
+    config = config.model_copy(update=update)
+    return Request(prompt, config, on_token, is_transcription(model, document, config))
 
 
 def fitting(model: Unimodal, turns: Sequence[Turn], to: str | None = None) -> Document:

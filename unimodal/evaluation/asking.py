@@ -19,11 +19,12 @@ from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document
 
 
-def answer_texts(model: Unimodal, documents: Sequence[Document], seed: int, report: Report) -> list[str]:
+def answer_texts(
+    model: Unimodal, documents: Sequence[Document], seed: int, report: Report, decoder: str | None = None
+) -> list[str]:
     """The words of the model's answers, text only."""
-    answers = model.answers(
-        documents, to="text", seeds=range(seed, seed + len(documents)), on_progress=counted(report, "answering")
-    )
+    seeds, told = range(seed, seed + len(documents)), counted(report, "answering")
+    answers = model.answers(documents, to="text", seeds=seeds, decoder=decoder, on_progress=told)
     return [" ".join(output.text for output in answer if output.text).strip() for answer in answers]
 
 

@@ -73,7 +73,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     }
     noisy = _Perturbed(model, pictures, rows[:ROBUST_LIMIT], seed)
     blind = {name: questions.score(_blind(model, questions, seed)) for name, questions in media.items()}
-    whole = {name: answer_texts(model, questions.documents, seed, _quiet) for name, questions in media.items()}
+    whole = {name: answer_texts(model, questions.documents, seed, _quiet, "plain") for name, questions in media.items()}
     configs = list(_configs())
     rows_out = []
     for done, (name, keep, context) in enumerate(configs):
@@ -141,7 +141,7 @@ def _tried(
     same = []
     with context(model, method_seed):
         for name, questions in media.items():
-            answers = answer_texts(model, questions.documents, seed, _quiet)
+            answers = answer_texts(model, questions.documents, seed, _quiet, "plain")
             figures[f"{name}_percent"] = questions.score(answers)
             same += [a == b for a, b in zip(answers, whole[name], strict=True)]
     figures["same_answer_percent"] = round(100 * fmean(same), 2)
@@ -224,7 +224,7 @@ def _about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -> Qu
 def _blind(model: Unimodal, questions: Questions, seed: int) -> list[str]:
     """The answers to the question alone."""
     bare = Document([Turn("user", [Text(questions.question)])])
-    return answer_texts(model, [bare] * len(questions.parts), seed, _quiet)
+    return answer_texts(model, [bare] * len(questions.parts), seed, _quiet, "plain")
 
 
 class _Perturbed:
@@ -255,7 +255,7 @@ class _Perturbed:
 
     def _right(self, questions: Questions, parts: list[Part]) -> float:
         asked = Questions(parts, questions.judge, questions.question)
-        return asked.score(answer_texts(self.model, asked.documents, self.seed, _quiet))
+        return asked.score(answer_texts(self.model, asked.documents, self.seed, _quiet, "plain"))
 
     def _kept(self, questions: Questions, parts: list[Part], session: Any) -> list[set[int]] | None:
         """The places of the tokens that went furthest of every picture, or None where the tokens all stay."""
@@ -263,7 +263,7 @@ class _Perturbed:
             return None
         found = []
         for document in Questions(parts, questions.judge, questions.question).documents:
-            self.model.answers([document], to="text", tokens=2)
+            self.model.answers([document], to="text", tokens=2, decoder="plain")
             if not session.kept:
                 return None
             found.append(set(session.kept[0]))

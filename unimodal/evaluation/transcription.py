@@ -1,7 +1,8 @@
 """Speech → text: word error rate of the model's own transcripts of sentences it was never trained on.
 
 Per voice, in per cent, both sides through Whisper's English normaliser. `all` pools the synthetic voices; the human
-speaker, in no training set, is reported apart. `whisper_wer` is Whisper tiny.en on the same recordings.
+speaker, in no training set, is reported apart. `plain_wer` is of transcripts written token by token, where the model
+searches for them (`generation/ctc_beam.py`); `whisper_wer` is Whisper tiny.en on the same recordings.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     if HUMAN in voices and limit is None:
         voices[HUMAN] = speech.unseen(HUMAN_LIMIT, seed, longest_s)[HUMAN]
     figures: dict[str, Any] = {}
-    pooled: tuple[list[str], list[str], list[str]] = ([], [], [])
+    pooled: tuple[list[str], ...] = ([], [], [], [])
     for voice, items in voices.items():
         documents = []
         for start in range(0, len(items), BATCH):
@@ -38,25 +39,27 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
                 documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.question("audio"))])]))
         texts = [item["text"] for item in items]
         answers = answer_texts(model, documents, seed, report)
+        plain = answer_texts(model, documents, seed, report, "plain") if model.processor.reading else answers
         heard = []
         for index, item in enumerate(items):
             report(f"Whisper reads the voice {voice}", index, len(items))
             heard.append(whisper.transcribe(speech.sound(item)))
-        figures[voice] = _figures(texts, answers, heard) | {
+        figures[voice] = _figures(texts, answers, plain, heard) | {
             "examples": [
                 {"said": said, "answer": answer}
                 for said, answer in list(zip(texts, answers, strict=True))[:NUM_EXAMPLES]
             ]
         }
         if voice != HUMAN:
-            for whole, own in zip(pooled, (texts, answers, heard), strict=True):
+            for whole, own in zip(pooled, (texts, answers, plain, heard), strict=True):
                 whole.extend(own)
     return ({"all": _figures(*pooled)} if pooled[0] else {}) | figures
 
 
-def _figures(texts: list[str], answers: list[str], heard: list[str]) -> dict[str, Any]:
+def _figures(texts: list[str], answers: list[str], plain: list[str], heard: list[str]) -> dict[str, Any]:
     return {
         "utterances": len(texts),
         "wer": word_error_rate(texts, answers),
+        "plain_wer": word_error_rate(texts, plain),
         "whisper_wer": word_error_rate(texts, heard),
     }

@@ -83,10 +83,11 @@ class Engine:
     def decoder(self) -> Any:
         """The lean step reads the weights itself, so while something stands in for the model's forward (compression
         does), the reference decoder calls that."""
-        return self._reference if self._intercepted else self._decoder
+        return self._reference if self.intercepted else self._decoder
 
     @property
-    def _intercepted(self) -> bool:
+    def intercepted(self) -> bool:
+        """Whether something stands in for the model's forward."""
         return "forward" in vars(self._reference.backbone)
 
     @property
@@ -122,7 +123,7 @@ class Engine:
             raise ValueError(f"{num} prompts came with {len(configs)} configs; give one config or one for each")
         if session is not None and session.engine is not self:
             raise ValueError("the session is another engine's; make one with engine.session()")
-        if self._intercepted and (session is not None or method is not None):
+        if self.intercepted and (session is not None or method is not None):
             what = "a session" if session is not None else f"the fast decoder {type(method).__name__}"
             raise ValueError(f"{what} needs the whole cache, which compression does not keep; use one or the other")
         grammar, guided = self.checked(prompts, configs)

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_serving import Request, request_for
+from unimodal.pipeline_serving import Request, request_for, transcribe
 from unimodal.sequence.document import Document
 from unimodal.serve.media_input import MediaInput, server_limits
 from unimodal.serve.metrics import Metrics
@@ -93,11 +94,16 @@ class Service:
 
     async def answer(self, request: Request) -> list[int]:
         """The ids of an answer; cancelling frees its row."""
-        ticket = self.worker.submit(request)
+        ticket = None if request.transcription else self.worker.submit(request)
         try:
-            ids = await asyncio.wrap_future(ticket.future)
+            if ticket is None:  # a beam search, in one turn of the worker's
+                work = partial(transcribe, self.model, request.prompt, request.config, request.on_token)
+                ids = await asyncio.wrap_future(self.worker.call(work))
+            else:
+                ids = await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:
-            self.worker.cancel(ticket)
+            if ticket is not None:
+                self.worker.cancel(ticket)
             raise
         except ValueError as error:  # it was checked: this is no mistake of the client's
             raise RuntimeError("the batch refused a request that had been checked") from error

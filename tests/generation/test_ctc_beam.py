@@ -1,0 +1,116 @@
+"""The joint search against every transcript there is, and its CTC half against every alignment there is."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from unimodal.generation.ctc_beam import CtcPrefixScorer, ctc_beam_search, last_run
+from unimodal.generation.engine import Engine, GenerationConfig
+
+GREEDY = {"sampling": {"text": {"temperature": 0.0}}, "allow": ("text",)}
+
+
+def by_alignments(log_probs):
+    """{transcript: log-probability}, by adding up every path of labels and blanks."""
+    num_steps, num_classes = log_probs.shape
+    found = {}
+    for path in itertools.product(range(num_classes), repeat=num_steps):
+        labels = tuple(label for label, _ in itertools.groupby(path) if label != num_classes - 1)
+        score = float(sum(log_probs[time, label] for time, label in enumerate(path)))
+        found[labels] = math.exp(score) + found.get(labels, 0.0)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prefix_and_whole_probabilities_are_those_of_all_alignments(seed):
+    draws = torch.Generator().manual_seed(seed)
+    log_probs = (2 * torch.randn(5, 4, generator=draws, dtype=torch.float64)).log_softmax(-1)
+    every = by_alignments(log_probs)
+    scorer = CtcPrefixScorer(log_probs)
+    states, hypotheses = scorer.begin(), [()]
+    for _ in range(4):
+        for hypothesis, score in zip(hypotheses, scorer.whole(states).exp().tolist(), strict=True):
+            assert score == pytest.approx(every.get(hypothesis, 0.0), abs=1e-12)
+        scores, grown = scorer.extend(states, [h[-1] if h else None for h in hypotheses])
+        for row, hypothesis in enumerate(hypotheses):
+            for label in range(3):
+                longer = (*hypothesis, label)
+                begins = sum(p for labels, p in every.items() if labels[: len(longer)] == longer)
+                assert float(scores[row, label].exp()) == pytest.approx(begins, abs=1e-12)
+        hypotheses = [(*hypothesis, label) for hypothesis in hypotheses for label in range(3)]
+        states = grown.permute(2, 3, 0, 1).flatten(0, 1)
+
+
+@pytest.fixture
+def heard(vocabulary, ask):
+    """A prompt whose user turn holds a sound of 5 codes."""
+    audio = vocabulary.block_range("audio")
+    start, end = (vocabulary.control_id(name) for name in ("<|audio_start|>", "<|audio_end|>"))
+    codes = [audio.start + code for code in (3, 3, 7, 1, 10)]
+    return ask([start, *codes, end, 5, 9])
+
+
+def joint_score(model, vocabulary, prompt, words, weight):
+    """The score of a whole transcript, by the model's own forward and torch's CTC loss."""
+    end, pad = vocabulary.control_id("<|end_of_turn|>"), vocabulary.control_id("<|pad|>")
+    audio = vocabulary.block_range("audio")
+    rows = [row for row in vocabulary.text_range if row not in vocabulary.text_reserved] + [end]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *words]])).logits[0].float()
+    told = logits[len(prompt) - 1 :][:, rows].log_softmax(-1)
+    told = sum(float(told[step, rows.index(row)]) for step, row in enumerate([*words, end]))
+    places = [place for place, row in enumerate(prompt) if row in audio]
+    log_probs = logits[places][:, [*vocabulary.text_range, pad]].log_softmax(-1)
+    loss = torch.nn.functional.ctc_loss(
+        log_probs[:, None], torch.tensor([words], dtype=torch.long), torch.tensor([len(places)]),
+        torch.tensor([len(words)]), blank=vocabulary.text_size, reduction="sum",
+    )  # fmt: skip
+    return (1 - weight) * told - weight * float(loss)
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.7])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wide_beam_finds_the_best_of_all_transcripts(make_model, vocabulary, heard, seed, weight):
+    model = make_model(seed)
+    engine = Engine(model, vocabulary)
+    config = GenerationConfig(**GREEDY, max_new_tokens=8, max_text_tokens=2)
+    audio, pad, end = (
+        vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>"), vocabulary.control_id("<|end_of_turn|>")
+    )  # fmt: skip
+    found = ctc_beam_search(engine, heard, config, audio, pad, weight, beams=30)
+    rows = [row for row in vocabulary.text_range if row not in vocabulary.text_reserved]
+    every = [[], *([row] for row in rows), *([a, b] for a in rows for b in rows)]
+    scores = [joint_score(model, vocabulary, heard, words, weight) for words in every]
+    assert found == [*every[max(range(len(every)), key=scores.__getitem__)], end]
+    assert engine.stats.forwards <= 3
+
+
+def test_a_beam_of_one_without_ctc_is_greedy_and_all_decoders_agree(make_model, vocabulary, heard):
+    audio, pad = vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>")
+    config = GenerationConfig(**GREEDY, max_new_tokens=12, max_text_tokens=11)
+    for seed in range(4):
+        model = make_model(seed)
+        engine = Engine(model, vocabulary)
+        [greedy] = engine.generate([heard], config)
+        found = ctc_beam_search(engine, heard, config, audio, pad, weight=1e-9, beams=1)
+        # the search may end a sentence that greedy decoding goes on with, where its whole is likelier
+        assert found[:-1] == greedy[: len(found) - 1]
+        both = [
+            ctc_beam_search(Engine(model, vocabulary, decoder=name), heard, config, audio, pad, 0.4, 3)
+            for name in ("reference", "lean")
+        ]
+        assert both[0] == both[1] and both[0][-1] == vocabulary.control_id("<|end_of_turn|>")
+
+
+def test_the_last_sound_is_the_one_that_is_written_down(make_model, vocabulary, ask, heard):
+    audio, pad = vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>")
+    assert last_run([1, 50, 51, 2, 52, 53, 3], range(50, 60)) == range(4, 6)
+    assert last_run([50], range(50, 60)) == range(1) and not last_run([1, 2], range(50, 60))
+    engine = Engine(make_model(), vocabulary)
+    config = GenerationConfig(**GREEDY, max_new_tokens=8)
+    with pytest.raises(ValueError, match="no sound in the prompt"):
+        ctc_beam_search(engine, ask([4, 5]), config, audio, pad)
+    with pytest.raises(ValueError, match="positions"):
+        ctc_beam_search(engine, heard * 12, config, audio, pad)

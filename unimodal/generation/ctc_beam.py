@@ -1,0 +1,145 @@
+"""Transcribing with both of a decoder's readings: beam search over joint CTC and next-token scores.
+
+A model trained with `model/ctc.py` reads a transcript twice: at the codes of the sound, in their order and all at once,
+and as its answer, token after token. The second makes sentences and skips or invents words; the first is bound to the
+sound and spells badly. One-pass hybrid CTC/attention decoding (Watanabe et al. 2017, "Hybrid CTC/Attention
+Architecture for End-to-End Speech Recognition"; arXiv 1706.02737) searches for the transcript y with the highest
+
+    (1 - weight) log p(y | prompt) + weight log p_CTC(y | codes)
+
+where an unfinished y scores by its CTC prefix probability, that of all transcripts which begin with it. Both only fall
+as a transcript grows, so the search ends when nothing that is unfinished can win.
+
+Shapes: N tokens of a prompt, T audio codes, V text rows, H hypotheses, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unimodal.generation.request import GenerationConfig, GenerationStats
+
+if TYPE_CHECKING:
+    from unimodal.generation.engine import Engine
+
+
+class CtcPrefixScorer:
+    """Prefix probabilities of one utterance. log_probs [T, V + 1] of each label, and of the blank last.
+
+    A state [T, 2] holds, for each time, the log-probability that the codes up to it spell exactly the hypothesis, the
+    last of them its last label or a blank.
+    """
+
+    def __init__(self, log_probs: Tensor) -> None:
+        self.labels, self.blanks = log_probs[:, :-1], log_probs[:, -1]
+
+    def begin(self) -> Tensor:
+        """The state of the empty hypothesis, [1, T, 2]."""
+        ends_in_blank = self.blanks.cumsum(0)
+        return torch.stack([torch.full_like(ends_in_blank, -torch.inf), ends_in_blank], -1)[None]
+
+    def whole(self, states: Tensor) -> Tensor:
+        """States [H, T, 2] → log-probability that the hypothesis is the whole transcript, [H]."""
+        return states[:, -1].logsumexp(-1)
+
+    def extend(self, states: Tensor, last: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+        """States [H, T, 2] of hypotheses and the last label of each → prefix scores of every longer one [H, V], and
+        their states [T, 2, H, V]."""
+        num_steps, num_labels = self.labels.shape
+        ready = states.logsumexp(-1)[..., None].expand(-1, -1, num_labels).clone()  # [H, T, V]
+        for hypothesis, label in enumerate(last):
+            if label is not None:  # the same label again needs a blank between
+                ready[hypothesis, :, label] = states[hypothesis, :, 1]
+        grown = states.new_full((num_steps, 2, len(states), num_labels), -torch.inf)
+        for hypothesis, label in enumerate(last):
+            if label is None:
+                grown[0, 0, hypothesis] = self.labels[0]
+        for time in range(1, num_steps):
+            before = grown[time - 1]
+            grown[time, 0] = torch.logaddexp(before[0], ready[:, time - 1]) + self.labels[time]
+            grown[time, 1] = torch.logaddexp(before[0], before[1]) + self.blanks[time]
+        first_time = ready[:, :-1] + self.labels[1:]  # [H, T - 1, V]: the new label is said then for the first time
+        return torch.cat([grown[0, 0][:, None], first_time], 1).logsumexp(1), grown
+
+
+@torch.inference_mode()
+def ctc_beam_search(
+    engine: Engine,
+    prompt: Sequence[int],
+    config: GenerationConfig,
+    codes: range,
+    blank: int,
+    weight: float = 0.5,
+    beams: int = 4,
+) -> list[int]:
+    """The ids of the transcript of the last run of ``codes`` rows in a prompt, up to and with its
+    ``<|end_of_turn|>``.
+
+    blank: the row that stood for CTC's blank in training. Sampling and seed of the config are not used. Raises
+    ValueError for a prompt without such codes and for what the engine refuses.
+    """
+    engine.checked([prompt], [config])
+    vocabulary, decoder = engine.vocabulary, engine.decoder
+    end, num_text = vocabulary.control_id("<|end_of_turn|>"), vocabulary.text_size
+    places = last_run(prompt, codes)
+    if not places:
+        raise ValueError("there is no sound in the prompt to transcribe")
+    limit = config.max_new_tokens - 1
+    if config.max_text_tokens is not None:
+        limit = min(limit, config.max_text_tokens)
+    engine.refresh_head()
+    told_rows = engine.head.candidates(((0, num_text), (end, end + 1)))
+    heard_rows = engine.head.candidates(((0, num_text), (blank, blank + 1)))
+
+    hidden = decoder.start([prompt[:1]], engine.pad_id, len(prompt) + config.max_new_tokens)[:, None]
+    rest = torch.tensor([list(prompt[1:])], device=engine.device)
+    states = torch.cat([hidden, decoder.step(rest, every=True)], 1)[0]  # [N, D]
+    heard = engine.head.logits(states[places.start : places.stop], heard_rows).float()
+    blanks = heard[:, heard_rows.index_of(blank)]
+    scorer = CtcPrefixScorer(torch.cat([heard[:, :num_text], blanks[:, None]], 1).log_softmax(-1))
+
+    hidden = states[-1:]
+    hypotheses: list[list[int]] = [[]]
+    told = torch.zeros(1, device=engine.device)  # log p(y | prompt)
+    prefixes = scorer.begin()
+    best: list[int] = []
+    best_score = -torch.inf
+    forwards, step_tokens = 1, 0
+    while True:
+        logits = engine.head.logits(hidden, told_rows).float()
+        logits[:, list(vocabulary.text_reserved)] = -torch.inf
+        log_probs = logits.log_softmax(-1)
+        whole = (1 - weight) * (told + log_probs[:, told_rows.index_of(end)]) + weight * scorer.whole(prefixes)
+        score, winner = whole.max(0)
+        if float(score) > best_score or not best:
+            best, best_score = [*hypotheses[int(winner)], end], float(score)
+        if len(hypotheses[0]) == limit:
+            break
+        scores, grown = scorer.extend(prefixes, [y[-1] if y else None for y in hypotheses])
+        longer = told[:, None] + log_probs[:, :num_text]
+        total = (1 - weight) * longer + weight * scores  # [H, V]
+        top, index = total.flatten().topk(min(beams, total.numel()))
+        index = index[top > best_score]
+        if not len(index):
+            break
+        rows, labels = index // num_text, index % num_text
+        hypotheses = [[*hypotheses[h], label] for h, label in zip(rows.tolist(), labels.tolist(), strict=True)]
+        told, prefixes = longer[rows, labels], grown[:, :, rows, labels].permute(2, 0, 1)
+        decoder.keep(rows.tolist())
+        hidden = decoder.step(labels[:, None])
+        forwards, step_tokens = forwards + 1, step_tokens + len(rows)
+    engine.stats = GenerationStats(forwards=forwards, prompt_tokens=len(prompt), step_tokens=step_tokens)
+    return best
+
+
+def last_run(prompt: Sequence[int], codes: range) -> range:
+    """Where the last unbroken run of these rows stands in a prompt; empty if there is none."""
+    stop = next((place + 1 for place in reversed(range(len(prompt))) if prompt[place] in codes), 0)
+    start = stop
+    while start and prompt[start - 1] in codes:
+        start -= 1
+    return range(start, stop)
