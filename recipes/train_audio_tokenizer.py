@@ -55,6 +55,8 @@ class AudioTokenizerRecipe(Config):
     adversarial_weight: float = 1.0  # 0 leaves the discriminators out
     adversarial_from: int = 1500  # step
     adversarial_items: int = 6  # of a batch; judging costs more than making
+    cycle_weight: float = 5.0  # of what the codec's own encoder reads in the made sound, against the codes it came from
+    cycle_margin_codes: int = 4  # at the ends of a crop, where the encoder misses what stood beside it
 
 
 class Speech:
@@ -239,8 +241,9 @@ class HeadTraining(nn.Module):
         self.discriminator = WaveDiscriminator() if cfg.adversarial_weight else None
         self.cfg = cfg
 
-    def pairs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """→ (decoded log-mel [B, M, F], the samples it stands for [B, T]) of a random crop of each clip."""
+    def pairs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """→ (decoded log-mel [B, M, F], the samples it stands for [B, T], its codes' values [B, N, K]) of a random crop
+        of each clip."""
         codec = self.frozen[0]
         size = codec.samples_per_code
         crop = min(self.cfg.head_crop_codes, int(batch["lengths"].max()) // size)
@@ -258,12 +261,24 @@ class HeadTraining(nn.Module):
         x = nn.functional.pad(x, (0, mask.shape[-1] * size - x.shape[1]))
         mels = [mel[:, 2 * first : 2 * (first + crop)] for mel, first in zip(rebuilt, firsts, strict=True)]
         waves = [wave[first * size : (first + crop) * size] for wave, first in zip(x, firsts, strict=True)]
-        return torch.stack(mels), torch.stack(waves)
+        coded = [value[first : first + crop] for value, first in zip(values, firsts, strict=True)]
+        return torch.stack(mels), torch.stack(waves), torch.stack(coded)
+
+    def cycle(self, made: Tensor, coded: Tensor) -> Tensor:
+        """How far the made sound [B, T] is from being read as the codes [B, N, K] it was made of, after the idempotence
+        loss of arXiv 2410.11025: natural to a discriminator is not yet the right sound of speech."""
+        codec, margin = self.frozen[0], self.cfg.cycle_margin_codes
+        read, _ = codec.quantize(*codec.frames(made.float(), None))
+        return (read - coded)[:, margin : coded.shape[1] - margin].abs().mean()
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        log_mel, wave = self.pairs(batch)
+        log_mel, wave, coded = self.pairs(batch)
         made = self.head(log_mel, torch.ones(len(log_mel), 1, log_mel.shape[-1]))
         loss, numbers = self.spectral(made, wave)
+        if self.cfg.cycle_weight and coded.shape[1] > 2 * self.cfg.cycle_margin_codes:
+            cycle = self.cycle(made, coded)
+            loss = loss + self.cfg.cycle_weight * cycle
+            numbers["cycle"] = float(cycle.detach())
         if self.discriminator is not None and step >= self.cfg.adversarial_from:
             few = self.cfg.adversarial_items
             generator, discriminator, more = adversarial_losses(self.discriminator, made[:few].float(), wave[:few])

@@ -44,8 +44,8 @@ class CtcReading(Config):
 
     modality: str = "audio"
     blank: str = "<|pad|>"
-    weight: float = Field(default=0.5, gt=0, lt=1)
-    beams: int = Field(default=4, ge=1)
+    weight: float = Field(default=0.3, gt=0, lt=1)
+    beams: int = Field(default=8, ge=1)
 
 
 class ProcessorConfig(Config):

@@ -73,8 +73,8 @@ def ctc_beam_search(
     config: GenerationConfig,
     codes: range,
     blank: int,
-    weight: float = 0.5,
-    beams: int = 4,
+    weight: float = 0.3,
+    beams: int = 8,
 ) -> list[int]:
     """The ids of the transcript of the last run of ``codes`` rows in a prompt, up to and with its
     ``<|end_of_turn|>``.
