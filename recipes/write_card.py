@@ -229,6 +229,10 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
                 max(gaps.values()) <= 5,
             )
         )
+    natural = {v: f for v, f in speech.items() if v in gaps and "dnsmos_rebuilt" in f}
+    if natural:
+        listed = "; ".join(f"{v} {f['dnsmos_original']:.1f} → {f['dnsmos_rebuilt']:.1f}" for v, f in natural.items())
+        rows.append(("the same, how natural (DNSMOS, 1 to 5)", "sentences never seen", "reported", listed, True))
     naming = get("picture_naming", "seen", "right_percent")
     neighbour = get("picture_naming", "seen", "nearest_neighbour_percent")
     both = f"{shown(naming, '%')} (nearest neighbour {shown(neighbour, '%')})"
@@ -257,6 +261,9 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
     known = {v: f["wer"] for v, f in heard.items() if isinstance(f, dict) and v not in ("all", "human", *UNHEARD)}
     reading = sum(known.values()) / len(known) if known else None
     listed = ", ".join(f"{voice} {wer:.0f}" for voice, wer in known.items())
+    plain = [heard[voice]["plain_wer"] for voice in known if "plain_wer" in heard[voice]]
+    if plain:
+        listed += f"; token by token {sum(plain) / len(plain):.1f}"
     rows.append(
         (
             "speech → text, WER",
