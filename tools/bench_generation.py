@@ -2,6 +2,7 @@
 turn.
 
     OMP_NUM_THREADS=2 python tools/bench_generation.py [--model model_cards/nano | --shape nano|135m] [--pictures 1]
+    OMP_NUM_THREADS=2 python tools/bench_generation.py --growth [--model model_cards/nano | --shape nano|135m]
 
 Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is
 faster than its `prefix_allowed_tokens_fn`. First the greedy ids of every lossless variant are compared with the peer's.
@@ -16,6 +17,11 @@ the same.
     packed        + fused projections, transposed float32 weights
     bfloat16      packed in half the bytes        int8    packed in a quarter
     NAME          packed, or int8 with +int8, with the fast decoder of that name
+
+``--growth`` asks whether a token costs the same late in a long sequence as early: pictures are drawn behind prompts of
+growing length, and the table has the median time of a step (a token of every row), the ratio to the shortest, and what
+the keys and values that a step has to read weigh beside the weights. A model with fewer positions than asked for is
+given them, for the time only: what it would write there means nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ import transformers
 
 from unimodal.generation import DECODERS, make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.packed_decoder import WEIGHTS
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
@@ -164,6 +171,65 @@ def bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
     return f"{layers * bytes_per_weight * bench.num_codes / seconds / 1e9:5.1f}"
 
 
+def growth(bench: Bench, contexts: list[int], batches: list[int], weights: str) -> None:
+    """Time of a step by the length of the sequence, with and without guidance."""
+    model, vocabulary = bench.model, bench.vocabulary
+    own = model.config.max_position_embeddings
+    if max(contexts) > own:
+        print(f"the model has {own} positions; {max(contexts)} are given to it here, for the time only")
+        model.config.max_position_embeddings = max(contexts)
+    engine = (
+        Engine(model, vocabulary, "reference") if weights == "reference" else Engine(model, vocabulary, weights=weights)
+    )
+    layers = model.get_decoder().layers
+    weight_bytes = sum(p.numel() for p in layers.parameters()) * {"bfloat16": 2, "int8": 1}.get(weights, 4)
+    head = layers[0].self_attn
+    entry_bytes = len(layers) * (head.k_proj.out_features + head.v_proj.out_features) * 4  # of one token of a stream
+    print(f"weights {weights}: {weight_bytes / 1e6:.1f} MB; a token's keys and values: {entry_bytes / 1e3:.1f} kB")
+    print("batch guidance  positions  ms a step    ratio  processor ms    ratio  MB read    ratio")
+    spare = bench.num_codes + 3
+    filler = len(bench.prompt) - len(bench.bare)
+    for batch in batches:
+        for guidance in (1.0, bench.guidance):
+            first: list[float] = []
+            for context in sorted(contexts):
+                words = [10 + number % 50 for number in range(context - spare - len(bench.bare))]
+                at = len(bench.bare) - 2
+                prompt = [*bench.bare[:at], *words, *bench.bare[at:]]
+                bare = [
+                    *bench.bare[:at],
+                    *words[filler:],
+                    *bench.bare[at:],
+                ]  # as long as a long chat without its last words
+                config = GenerationConfig(
+                    max_new_tokens=spare,
+                    force="image",
+                    guidance={"image": guidance},
+                    unconditional=tuple(bare),
+                    sampling={"image": bench.sampling},
+                )
+                wall: list[float] = []
+                worked: list[float] = []
+
+                def tick(event: Any, wall: list[float] = wall, worked: list[float] = worked) -> None:
+                    if event.row == 0 and event.modality == "image":
+                        wall.append(time.perf_counter())
+                        worked.append(time.process_time())
+
+                engine.generate([prompt] * batch, config, on_token=tick)
+                steps = [[b - a for a, b in zip(t, t[1:], strict=False)] for t in (wall, worked)]
+                # the first tokens are read with the start of the span
+                medians = [1e3 * statistics.median(step[4:-1]) for step in steps]
+                streams = batch * (1 if guidance == 1.0 else 2)
+                medians.append((weight_bytes + streams * context * entry_bytes) / 1e6)
+                first = first or medians
+                ratios = [value / base for value, base in zip(medians, first, strict=True)]
+                line = f"{batch:5d} {guidance:8g} {context:10d}"
+                for value, ratio, width in zip(medians, ratios, (10, 13, 8), strict=True):
+                    line += f" {value:{width}.2f} {ratio:8.2f}"
+                print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=None, help="a model folder; otherwise random weights of --shape")
@@ -174,6 +240,10 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-k", type=int, default=200)
     parser.add_argument("--decoders", nargs="*", default=["jacobi", "sjd", "coupled-sjd", "gsd"], choices=DECODERS)
+    parser.add_argument("--growth", action="store_true", help="the time of a step by the length of the sequence")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--weights", default="float32", choices=("model", "reference", *WEIGHTS), help="of --growth")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     model, vocabulary = trained_model(args.model) if args.model else random_model(args.shape)
@@ -189,6 +259,9 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+    if args.growth:
+        growth(bench, args.contexts, args.batches, args.weights)
+        return
     packed, int8 = Engine(model, vocabulary, weights="float32"), Engine(model, vocabulary, weights="int8")
     engines = {
         "reference": (Engine(model, vocabulary, "reference"), None, 4),
