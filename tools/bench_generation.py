@@ -2,6 +2,7 @@
 turn.
 
     OMP_NUM_THREADS=2 python tools/bench_generation.py [--model model_cards/nano | --shape nano|135m] [--pictures 1]
+    OMP_NUM_THREADS=2 python tools/bench_generation.py --passes --model model_cards/nano
     OMP_NUM_THREADS=2 python tools/bench_generation.py --growth [--model model_cards/nano | --shape nano|135m]
 
 Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is
@@ -18,6 +19,11 @@ the same.
     bfloat16      packed in half the bytes        int8    packed in a quarter
     NAME          packed, or int8 with +int8, with the fast decoder of that name
 
+``retrieval`` has the sequences of MODEL/drafts.npz (`tools/make_drafts.py`) in its memory, where there is that file,
+and nothing that it wrote before. ``--passes`` counts the forwards of the fast decoders beside the plain loop's, for
+pictures, clips and speech, at three settings of the sampling; "again" is the second of two seeds, after the first was
+written.
+
 ``--growth`` asks whether a token costs the same late in a long sequence as early: pictures are drawn behind prompts of
 growing length, and the table has the median time of a step (a token of every row), the ratio to the shortest, and what
 the keys and values that a step has to read weigh beside the weights. A model with fewer positions than asked for is
@@ -33,6 +39,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +50,9 @@ from unimodal.generation import DECODERS, make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.packed_decoder import WEIGHTS
 from unimodal.generation.sampling import GREEDY, SamplingConfig
+from unimodal.generation.speculation import FastDecoder
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
+from unimodal.pipeline_drafts import read_drafts
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 SHAPES = {  # width, layers, heads, key/value heads, MLP width, text rows
@@ -63,6 +72,7 @@ class Bench:
     guidance: float
     sampling: SamplingConfig
     pictures: int
+    drafts: list[list[int]]
 
     def __post_init__(self) -> None:
         self.layout = self.vocabulary.layout("image")
@@ -119,7 +129,7 @@ class Bench:
         self, engine: Engine, sampling: SamplingConfig, method: str | None = None, seed: int = 0
     ) -> list[list[int]]:
         configs = [self.config(sampling, seed + number) for number in range(self.pictures)]
-        fast = None if method is None else make_decoder(method)
+        fast = None if method is None else taught(method, self.drafts)
         answers = engine.generate([self.prompt] * self.pictures, configs, method=fast)
         return [answer[1 : 1 + self.num_codes] for answer in answers]
 
@@ -127,6 +137,14 @@ class Bench:
         """Of a picture's codes behind its prompt, a code, unguided, over the whole vocabulary."""
         prompt = [*self.prompt, self.vocabulary.start_id("image")]
         return engine.log_likelihood([prompt], [codes])[0] / len(codes)
+
+
+def taught(method: str, drafts: list[list[int]]) -> FastDecoder:
+    """A new fast decoder; one that retrieves knows the drafts."""
+    fast = make_decoder(method)
+    for ids in drafts if method == "retrieval" else ():
+        fast.learn(ids)
+    return fast
 
 
 def random_model(shape: str) -> tuple[Any, Vocabulary]:
@@ -169,6 +187,59 @@ def bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
     """The weights that the steps of a picture read, per second."""
     layers = sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
     return f"{layers * bytes_per_weight * bench.num_codes / seconds / 1e9:5.1f}"
+
+
+THINGS = {  # what `--passes` asks for
+    "image": ("red apple", "house", "dog", "leaf", "smiling face", "car"),
+    "video": ("beating heart", "red apple", "dog"),
+    "audio": ("the cat sat on the mat", "a red apple", "good morning"),
+}
+SETTINGS = {
+    "released": None,
+    "greedy": GREEDY,
+    "temperature 1": SamplingConfig(temperature=1.0),
+}
+
+
+def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
+    """Forwards by medium, sampling and fast decoder."""
+    from unimodal.pipeline_folder import read_processor, read_sampling
+    from unimodal.sequence.text_tokenizer import TextTokenizer
+
+    vocabulary, words = bench.vocabulary, TextTokenizer.load(folder)
+    engine = Engine(bench.model, vocabulary, weights="float32")
+    wording, released, at = read_processor(folder).wording, read_sampling(folder), len(bench.bare) - 2
+    print(f"{len(bench.drafts)} sequences in the memory of `retrieval`; means over the requests, guidance 1")
+    print("medium  sampling         decoder          codes  passes  fewer  guesses kept  same ids")
+    for medium, things in THINGS.items():
+        if medium not in vocabulary.media:
+            continue
+        asked = [words.encode(wording.request(thing, medium)) for thing in things]
+        prompts = [[*bench.bare[:at], *ids, *bench.bare[at:]] for ids in asked]
+        room = engine.max_positions - max(map(len, prompts))
+        most = min(room, vocabulary.span_length(medium, 256 if medium == "audio" else None) + 1)
+        for setting, sampling in SETTINGS.items():
+            if sampling is None:
+                own = released[medium]
+                sampling = SamplingConfig(temperature=own.temperature, top_k=own.top_k, top_p=own.top_p)
+            config = GenerationConfig(max_new_tokens=most, force=medium, sampling={medium: sampling}, seed=1)
+            plain = [engine.generate([prompt], config)[0] for prompt in prompts]
+            base = sum(map(len, plain))
+            for name in (*methods, "retrieval, again"):
+                forwards = drafted = accepted = same = 0
+                for prompt, answer in zip(prompts, plain, strict=True):
+                    fast = taught(name.removesuffix(", again"), bench.drafts)
+                    if name.endswith("again"):
+                        engine.generate([prompt], config.model_copy(update={"seed": 2}), method=fast)
+                    same += engine.generate([prompt], config, method=fast)[0] == answer
+                    forwards += engine.stats.forwards
+                    drafted, accepted = drafted + engine.stats.drafted, accepted + engine.stats.accepted
+                num = len(prompts)
+                print(
+                    f"{medium:7s} {setting:16s} {name:16s} {base / num:5.0f} {forwards / num:7.1f}"
+                    f" {base / forwards:6.2f} {accepted:6d} of {drafted:<5d} {same} of {num}",
+                    flush=True,
+                )
 
 
 def growth(bench: Bench, contexts: list[int], batches: list[int], weights: str) -> None:
@@ -239,7 +310,10 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-k", type=int, default=200)
-    parser.add_argument("--decoders", nargs="*", default=["jacobi", "sjd", "coupled-sjd", "gsd"], choices=DECODERS)
+    parser.add_argument(
+        "--decoders", nargs="*", default=["jacobi", "sjd", "coupled-sjd", "gsd", "retrieval"], choices=DECODERS
+    )
+    parser.add_argument("--passes", action="store_true", help="forwards by medium, sampling and decoder")
     parser.add_argument("--growth", action="store_true", help="the time of a step by the length of the sequence")
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
@@ -250,7 +324,8 @@ def main() -> None:
     model.config.use_cache = True
     prompt, bare = request(vocabulary, args.model)
     sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k)
-    bench = Bench(model, vocabulary, prompt, bare, args.guidance, sampling, args.pictures)
+    drafts = read_drafts(args.model) if args.model else []
+    bench = Bench(model, vocabulary, prompt, bare, args.guidance, sampling, args.pictures, drafts)
     print(
         f"{args.model or args.shape + ' shape, random weights'}: {num_parameters(model) / 1e6:.1f} M parameters, "
         f"{bench.num_codes} codes a picture, {args.pictures} at a time, guidance {args.guidance:g}"
@@ -259,6 +334,11 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+    if args.passes:
+        if args.model is None:
+            parser.error("--passes needs --model: random weights have nothing to guess")
+        count_passes(bench, args.model, args.decoders)
+        return
     if args.growth:
         growth(bench, args.contexts, args.batches, args.weights)
         return
@@ -273,9 +353,9 @@ def main() -> None:
     for name in args.decoders:
         engines[name] = (packed, name, 4)
         engines[f"{name}+int8"] = (int8, name, 1)
-    runs: dict[str, Callable[[int], object]] = {"peer": lambda seed: bench.peer(sampling, seed)}
+    runs: dict[str, Callable[[int], object]] = {"peer": partial(bench.peer, sampling)}
     for name, (engine, method, _) in engines.items():
-        runs[name] = lambda seed, e=engine, m=method: bench.ours(e, sampling, m, seed)
+        runs[name] = partial(bench.ours, engine, sampling, method)
     times: dict[str, list[float]] = {name: [] for name in runs}
     processor: dict[str, list[float]] = {name: [] for name in runs}
     forwards: dict[str, list[int]] = {name: [] for name in runs}

@@ -22,6 +22,8 @@ class RoomyLayer(DynamicLayer):
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
+        self.keys: Any = None
+        self.values: Any = None
         self.capacity = capacity
         self._views: tuple[Tensor, Tensor] | None = None
         self._room: tuple[Tensor, Tensor]
@@ -30,14 +32,14 @@ class RoomyLayer(DynamicLayer):
         """Append keys and values [S, K, P, W] and return all, [S, K, L + P, W]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        keys: Any = self.keys
+        keys, values = self.keys, self.values
         begin = keys.shape[-2] if keys.numel() else 0
         end = begin + key_states.shape[-2]
         if self._views is None or keys is not self._views[0] or end > self._room[0].shape[2]:
             size = self.capacity if end <= self.capacity else end + end // 4
             shape = (*key_states.shape[:2], size)
             room = [states.new_empty((*shape, states.shape[-1])) for states in (key_states, value_states)]
-            for new, held in zip(room, (keys, self.values), strict=True):
+            for new, held in zip(room, (keys, values), strict=True):
                 if begin:
                     new[:, :, :begin] = held
             self._room = (room[0], room[1])
