@@ -210,7 +210,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
     engine = Engine(bench.model, vocabulary, weights="float32")
     wording, released, at = read_processor(folder).wording, read_sampling(folder), len(bench.bare) - 2
     print(f"{len(bench.drafts)} sequences in the memory of `retrieval`; means over the requests, guidance 1")
-    print("medium  sampling         decoder          codes  passes  fewer  guesses kept  same ids")
+    print("medium  sampling         decoder         tokens  passes  fewer  guesses kept  same ids")
     for medium, things in THINGS.items():
         if medium not in vocabulary.media:
             continue
