@@ -2,6 +2,8 @@
 turn.
 
     OMP_NUM_THREADS=2 python tools/bench_generation.py [--model model_cards/nano | --shape nano|135m] [--pictures 1]
+    OMP_NUM_THREADS=2 python tools/bench_generation.py --passes --model model_cards/nano
+    OMP_NUM_THREADS=2 python tools/bench_generation.py --growth [--model model_cards/nano | --shape nano|135m]
 
 Same weights, same prompt, same guidance, same sampling; the peer masks the head to the block with a slice, which is
 faster than its `prefix_allowed_tokens_fn`. First the greedy ids of every lossless variant are compared with the peer's.
@@ -16,6 +18,16 @@ the same.
     packed        + fused projections, transposed float32 weights
     bfloat16      packed in half the bytes        int8    packed in a quarter
     NAME          packed, or int8 with +int8, with the fast decoder of that name
+
+``retrieval`` has the sequences of MODEL/drafts.npz (`tools/make_drafts.py`) in its memory, where there is that file,
+and nothing that it wrote before. ``--passes`` counts the forwards of the fast decoders beside the plain loop's, for
+pictures, clips and speech, at three settings of the sampling; "again" is the second of two seeds, after the first was
+written.
+
+``--growth`` asks whether a token costs the same late in a long sequence as early: pictures are drawn behind prompts of
+growing length, and the table has the median time of a step (a token of every row), the ratio to the shortest, and what
+the keys and values that a step has to read weigh beside the weights. A model with fewer positions than asked for is
+given them, for the time only: what it would write there means nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +39,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +48,11 @@ import transformers
 
 from unimodal.generation import DECODERS, make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.packed_decoder import WEIGHTS
 from unimodal.generation.sampling import GREEDY, SamplingConfig
+from unimodal.generation.speculation import FastDecoder
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
+from unimodal.pipeline_drafts import read_drafts
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 SHAPES = {  # width, layers, heads, key/value heads, MLP width, text rows
@@ -56,6 +72,7 @@ class Bench:
     guidance: float
     sampling: SamplingConfig
     pictures: int
+    drafts: list[list[int]]
 
     def __post_init__(self) -> None:
         self.layout = self.vocabulary.layout("image")
@@ -112,7 +129,7 @@ class Bench:
         self, engine: Engine, sampling: SamplingConfig, method: str | None = None, seed: int = 0
     ) -> list[list[int]]:
         configs = [self.config(sampling, seed + number) for number in range(self.pictures)]
-        fast = None if method is None else make_decoder(method)
+        fast = None if method is None else taught(method, self.drafts)
         answers = engine.generate([self.prompt] * self.pictures, configs, method=fast)
         return [answer[1 : 1 + self.num_codes] for answer in answers]
 
@@ -120,6 +137,14 @@ class Bench:
         """Of a picture's codes behind its prompt, a code, unguided, over the whole vocabulary."""
         prompt = [*self.prompt, self.vocabulary.start_id("image")]
         return engine.log_likelihood([prompt], [codes])[0] / len(codes)
+
+
+def taught(method: str, drafts: list[list[int]]) -> FastDecoder:
+    """A new fast decoder; one that retrieves knows the drafts."""
+    fast = make_decoder(method)
+    for ids in drafts if method == "retrieval" else ():
+        fast.learn(ids)
+    return fast
 
 
 def random_model(shape: str) -> tuple[Any, Vocabulary]:
@@ -164,6 +189,118 @@ def bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
     return f"{layers * bytes_per_weight * bench.num_codes / seconds / 1e9:5.1f}"
 
 
+THINGS = {  # what `--passes` asks for
+    "image": ("red apple", "house", "dog", "leaf", "smiling face", "car"),
+    "video": ("beating heart", "red apple", "dog"),
+    "audio": ("the cat sat on the mat", "a red apple", "good morning"),
+}
+SETTINGS = {
+    "released": None,
+    "greedy": GREEDY,
+    "temperature 1": SamplingConfig(temperature=1.0),
+}
+
+
+def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
+    """Forwards by medium, sampling and fast decoder."""
+    from unimodal.pipeline_folder import read_processor, read_sampling
+    from unimodal.sequence.text_tokenizer import TextTokenizer
+
+    vocabulary, words = bench.vocabulary, TextTokenizer.load(folder)
+    engine = Engine(bench.model, vocabulary, weights="float32")
+    wording, released, at = read_processor(folder).wording, read_sampling(folder), len(bench.bare) - 2
+    print(f"{len(bench.drafts)} sequences in the memory of `retrieval`; means over the requests, guidance 1")
+    print("medium  sampling         decoder         tokens  passes  fewer  guesses kept  same ids")
+    for medium, things in THINGS.items():
+        if medium not in vocabulary.media:
+            continue
+        asked = [words.encode(wording.request(thing, medium)) for thing in things]
+        prompts = [[*bench.bare[:at], *ids, *bench.bare[at:]] for ids in asked]
+        room = engine.max_positions - max(map(len, prompts))
+        most = min(room, vocabulary.span_length(medium, 256 if medium == "audio" else None) + 1)
+        for setting, sampling in SETTINGS.items():
+            if sampling is None:
+                own = released[medium]
+                sampling = SamplingConfig(temperature=own.temperature, top_k=own.top_k, top_p=own.top_p)
+            config = GenerationConfig(max_new_tokens=most, force=medium, sampling={medium: sampling}, seed=1)
+            plain = [engine.generate([prompt], config)[0] for prompt in prompts]
+            base = sum(map(len, plain))
+            for name in (*methods, "retrieval, again"):
+                forwards = drafted = accepted = same = 0
+                for prompt, answer in zip(prompts, plain, strict=True):
+                    fast = taught(name.removesuffix(", again"), bench.drafts)
+                    if name.endswith("again"):
+                        engine.generate([prompt], config.model_copy(update={"seed": 2}), method=fast)
+                    same += engine.generate([prompt], config, method=fast)[0] == answer
+                    forwards += engine.stats.forwards
+                    drafted, accepted = drafted + engine.stats.drafted, accepted + engine.stats.accepted
+                num = len(prompts)
+                print(
+                    f"{medium:7s} {setting:16s} {name:16s} {base / num:5.0f} {forwards / num:7.1f}"
+                    f" {base / forwards:6.2f} {accepted:6d} of {drafted:<5d} {same} of {num}",
+                    flush=True,
+                )
+
+
+def growth(bench: Bench, contexts: list[int], batches: list[int], weights: str) -> None:
+    """Time of a step by the length of the sequence, with and without guidance."""
+    model, vocabulary = bench.model, bench.vocabulary
+    own = model.config.max_position_embeddings
+    if max(contexts) > own:
+        print(f"the model has {own} positions; {max(contexts)} are given to it here, for the time only")
+        model.config.max_position_embeddings = max(contexts)
+    engine = (
+        Engine(model, vocabulary, "reference") if weights == "reference" else Engine(model, vocabulary, weights=weights)
+    )
+    layers = model.get_decoder().layers
+    weight_bytes = sum(p.numel() for p in layers.parameters()) * {"bfloat16": 2, "int8": 1}.get(weights, 4)
+    head = layers[0].self_attn
+    entry_bytes = len(layers) * (head.k_proj.out_features + head.v_proj.out_features) * 4  # of one token of a stream
+    print(f"weights {weights}: {weight_bytes / 1e6:.1f} MB; a token's keys and values: {entry_bytes / 1e3:.1f} kB")
+    print("batch guidance  positions  ms a step    ratio  processor ms    ratio  MB read    ratio")
+    spare = bench.num_codes + 3
+    filler = len(bench.prompt) - len(bench.bare)
+    for batch in batches:
+        for guidance in (1.0, bench.guidance):
+            first: list[float] = []
+            for context in sorted(contexts):
+                words = [10 + number % 50 for number in range(context - spare - len(bench.bare))]
+                at = len(bench.bare) - 2
+                prompt = [*bench.bare[:at], *words, *bench.bare[at:]]
+                bare = [
+                    *bench.bare[:at],
+                    *words[filler:],
+                    *bench.bare[at:],
+                ]  # as long as a long chat without its last words
+                config = GenerationConfig(
+                    max_new_tokens=spare,
+                    force="image",
+                    guidance={"image": guidance},
+                    unconditional=tuple(bare),
+                    sampling={"image": bench.sampling},
+                )
+                wall: list[float] = []
+                worked: list[float] = []
+
+                def tick(event: Any, wall: list[float] = wall, worked: list[float] = worked) -> None:
+                    if event.row == 0 and event.modality == "image":
+                        wall.append(time.perf_counter())
+                        worked.append(time.process_time())
+
+                engine.generate([prompt] * batch, config, on_token=tick)
+                steps = [[b - a for a, b in zip(t, t[1:], strict=False)] for t in (wall, worked)]
+                # the first tokens are read with the start of the span
+                medians = [1e3 * statistics.median(step[4:-1]) for step in steps]
+                streams = batch * (1 if guidance == 1.0 else 2)
+                medians.append((weight_bytes + streams * context * entry_bytes) / 1e6)
+                first = first or medians
+                ratios = [value / base for value, base in zip(medians, first, strict=True)]
+                line = f"{batch:5d} {guidance:8g} {context:10d}"
+                for value, ratio, width in zip(medians, ratios, (10, 13, 8), strict=True):
+                    line += f" {value:{width}.2f} {ratio:8.2f}"
+                print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=None, help="a model folder; otherwise random weights of --shape")
@@ -173,14 +310,22 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-k", type=int, default=200)
-    parser.add_argument("--decoders", nargs="*", default=["jacobi", "sjd", "coupled-sjd", "gsd"], choices=DECODERS)
+    parser.add_argument(
+        "--decoders", nargs="*", default=["jacobi", "sjd", "coupled-sjd", "gsd", "retrieval"], choices=DECODERS
+    )
+    parser.add_argument("--passes", action="store_true", help="forwards by medium, sampling and decoder")
+    parser.add_argument("--growth", action="store_true", help="the time of a step by the length of the sequence")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 512, 1024, 2048, 4096])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--weights", default="float32", choices=("model", "reference", *WEIGHTS), help="of --growth")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     model, vocabulary = trained_model(args.model) if args.model else random_model(args.shape)
     model.config.use_cache = True
     prompt, bare = request(vocabulary, args.model)
     sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k)
-    bench = Bench(model, vocabulary, prompt, bare, args.guidance, sampling, args.pictures)
+    drafts = read_drafts(args.model) if args.model else []
+    bench = Bench(model, vocabulary, prompt, bare, args.guidance, sampling, args.pictures, drafts)
     print(
         f"{args.model or args.shape + ' shape, random weights'}: {num_parameters(model) / 1e6:.1f} M parameters, "
         f"{bench.num_codes} codes a picture, {args.pictures} at a time, guidance {args.guidance:g}"
@@ -189,6 +334,14 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}, "
         f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
+    if args.passes:
+        if args.model is None:
+            parser.error("--passes needs --model: random weights have nothing to guess")
+        count_passes(bench, args.model, args.decoders)
+        return
+    if args.growth:
+        growth(bench, args.contexts, args.batches, args.weights)
+        return
     packed, int8 = Engine(model, vocabulary, weights="float32"), Engine(model, vocabulary, weights="int8")
     engines = {
         "reference": (Engine(model, vocabulary, "reference"), None, 4),
@@ -200,9 +353,9 @@ def main() -> None:
     for name in args.decoders:
         engines[name] = (packed, name, 4)
         engines[f"{name}+int8"] = (int8, name, 1)
-    runs: dict[str, Callable[[int], object]] = {"peer": lambda seed: bench.peer(sampling, seed)}
+    runs: dict[str, Callable[[int], object]] = {"peer": partial(bench.peer, sampling)}
     for name, (engine, method, _) in engines.items():
-        runs[name] = lambda seed, e=engine, m=method: bench.ours(e, sampling, m, seed)
+        runs[name] = partial(bench.ours, engine, sampling, method)
     times: dict[str, list[float]] = {name: [] for name in runs}
     processor: dict[str, list[float]] = {name: [] for name in runs}
     forwards: dict[str, list[int]] = {name: [] for name in runs}

@@ -29,6 +29,7 @@ from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.session import Session
 from unimodal.generation.speculation import FastDecoder
 from unimodal.pipeline_decoder import load_decoder
+from unimodal.pipeline_drafts import read_drafts
 from unimodal.pipeline_folder import (
     MediumSettings,
     find_model,
@@ -344,6 +345,9 @@ class Unimodal:
             if name == "gsd":
                 settings = {"code_vectors": self.coder.code_vectors()}
             self._methods[name] = make_decoder(name, **settings)
+            if name == "retrieval":  # it goes on learning from what it writes
+                for ids in read_drafts(self.folder):
+                    self._methods[name].learn(ids)
         return self._methods[name]
 
     def _outputs(self, rows: Sequence[Sequence[int]]) -> list[list[Output]]:

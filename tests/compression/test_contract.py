@@ -126,7 +126,38 @@ def test_only_the_named_media(name, model, vocabulary, prompts, read):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_checked(name):
-    for wrong in ({"keep": 1.5}, {"keep": -0.1}, {"modalities": ("smell",)}, {"positions": "lost"}):
+    for wrong in (
+        {"keep": 0},
+        {"keep": 1.5},
+        {"keep": -0.1},
+        {"keep": float("nan")},
+        {"modalities": ("smell",)},
+        {"positions": "lost"},
+    ):
         with pytest.raises(ValueError) as caught:
             METHODS[name](**wrong)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["fastv", "summary_query", "globalcom", "tome"])
+def test_a_layer_that_the_model_lacks_is_refused_in_one_line(name, model, make_model, vocabulary, prompts, read):
+    """And nothing is left behind; without a layer asked for, a shallow model takes its last."""
+    before = dict(vars(model.model))
+    with (
+        pytest.raises(ValueError, match="acts before layer 4, but this model has 4, numbered from 0"),
+        METHODS[name](0.4, layer=4)(model, vocabulary),
+    ):
+        raise AssertionError("it was let in")
+    assert dict(vars(model.model)) == before
+    with METHODS[name](0.4, layer=3)(model, vocabulary), METHODS["stride"](0.9)(model, vocabulary):
+        read(model, prompts, [])
+    two = make_model(num_layers=2)
+    with METHODS[name](0.4)(two, vocabulary) as session:
+        read(two, prompts, [])
+    assert session.stats.tokens_after < session.stats.tokens_before
+
+
+@pytest.mark.parametrize("name", ["fastv", "summary_query", "globalcom", "transprune"])
+def test_one_layer_is_too_few_for_what_looks_at_the_one_before(name, make_model, vocabulary):
+    with pytest.raises(ValueError, match="acts before layer 1, but this model has 1, numbered from 0"):
+        METHODS[name](0.4)(make_model(num_layers=1), vocabulary).__enter__()

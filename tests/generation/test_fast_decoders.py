@@ -9,7 +9,7 @@ from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 MODALITIES = ("text", "image", "audio", "video")
-IDENTICAL = ("jacobi", "token-recycling")  # the same answers under sampling too
+IDENTICAL = ("jacobi", "retrieval", "token-recycling")  # the same answers under sampling too
 LOSSLESS = (*IDENTICAL, "sjd", "coupled-sjd")
 
 
@@ -186,6 +186,37 @@ def test_coupled_noise_accepts_more_than_fresh_noise(model, vocabulary, ask):
         engine.generate([ask([3])] * 40, configs, method=make_decoder(name))
         accepted[name] = engine.stats.accepted / engine.stats.drafted
     assert accepted["coupled-sjd"] > 1.05 * accepted["sjd"]
+
+
+def test_what_was_written_before_is_drafted_and_nothing_is_changed(model, vocabulary, ask):
+    """A memory of the answer: as many passes as windows. One of others: no more than the plain loop."""
+    engine = Engine(model, vocabulary)
+    config = GenerationConfig(
+        max_new_tokens=60, force="audio", min_codes={"audio": 40}, max_codes={"audio": 40}, seed=3, sampling=sampling(1)
+    )
+    plain, forwards = engine.generate([ask([3])], config), engine.stats.forwards
+    method = make_decoder("retrieval", window=9)
+    assert engine.generate([ask([3])], config, method=method) == plain  # it learns as it goes
+    assert engine.stats.forwards <= forwards + 1
+    assert engine.generate([ask([3])], config, method=method) == plain
+    assert engine.stats.forwards < forwards / 3 and engine.stats.accepted > 25
+    told = make_decoder("retrieval", window=9)
+    told.learn(plain[0])
+    assert engine.generate([ask([3])], config, method=told) == plain and engine.stats.forwards < forwards / 3
+    wrong = make_decoder("retrieval")
+    wrong.learn([vocabulary.size - 1 - number % 7 for number in range(60)] + [token ^ 1 for token in plain[0]])
+    assert engine.generate([ask([3])], config, method=wrong) == plain and engine.stats.forwards <= forwards + 1
+
+
+def test_the_memory_forgets_the_oldest_and_prefers_the_newest():
+    memory = make_decoder("retrieval", context=2, most=3)
+    memory.learn([1, 2, 3, 4])
+    memory.learn([1, 2, 5])
+    assert memory.successors == {(2, 3): 4, (1, 2): 5}
+    memory.learn([6, 7, 8, 9])
+    assert memory.successors == {(1, 2): 5, (6, 7): 8, (7, 8): 9}
+    with pytest.raises(ValueError, match="context is 9; it is a number of tokens between 1 and 8"):
+        make_decoder("retrieval", context=9)
 
 
 def test_groups_accept_at_least_what_single_tokens_do(model, vocabulary, ask):

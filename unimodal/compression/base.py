@@ -106,7 +106,7 @@ class Span:
 class Method(ABC):
     """Settings that all methods share, those for tokens and those for the cache.
 
-    Raises ValueError for a keep outside [0, 1], an unknown medium or position rule.
+    Raises ValueError for a keep outside (0, 1], an unknown medium or position rule.
 
     positions: "kept", every token keeps the position it had and decoding goes on at the original length; "compacted",
     positions are counted again without the tokens that are gone, and decoding goes on behind them.
@@ -118,8 +118,8 @@ class Method(ABC):
     positions: Literal["kept", "compacted"] = "kept"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep <= 1:
-            raise ValueError(f"keep is {self.keep}; it is the share of tokens to keep, between 0 and 1")
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep is {self.keep}; it is the share of tokens to keep, above 0 and at most 1")
         if unknown := set(self.modalities) - set(MEDIA):
             raise ValueError(f"{sorted(unknown)[0]!r} cannot be compressed; choose from {', '.join(MEDIA)}")
         if self.positions not in ("kept", "compacted"):
@@ -148,6 +148,15 @@ class Compressor(Method):
         """Layers whose change of the tokens the plan needs, for `Span.transitions`."""
         return ()
 
+    def check(self, num_layers: int) -> None:
+        """ValueError, in one line, for a model that lacks the layers which this method acts at or looks at."""
+        needed = (*self.layers(num_layers), *self.watches(num_layers), *self.transitions_of(num_layers))
+        if not all(0 <= layer < num_layers for layer in needed):
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} acts before layer {max(needed)}, but this model has {num_layers}, numbered from 0"
+            )
+
     def counts(self, spans: Sequence[Span], num_layers: int) -> list[int]:
         """Tokens that go on of each of the spans of one row, which come as spans of B = 1."""
         return [share(self.keep, span.original) for span in spans]
@@ -162,5 +171,5 @@ class Compressor(Method):
 
 
 def share(keep: float, num: int) -> int:
-    """The number of tokens that a share is, at least one of them unless the share is 0."""
+    """The number of tokens that a share is, at least one of them unless the share is 0 (a crop without any weight)."""
     return min(num, max(1, round(keep * num))) if keep > 0 else 0

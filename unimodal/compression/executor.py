@@ -75,6 +75,8 @@ class Executor:
     def add(self, session: Session) -> None:
         if isinstance(session.method, CacheCompressor) and self.cache_method is not None:
             raise ValueError("one cache method at a time; leave the other's context first")
+        if isinstance(session.method, Compressor):
+            session.method.check(len(self.layers))
         self.sessions.append(session)
 
     @property

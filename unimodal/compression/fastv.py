@@ -12,17 +12,18 @@ from unimodal.compression.choosing import best
 
 @dataclass
 class FastV(Compressor):
-    """layer: K, prune before this layer by the head-mean attention of the one before it."""
+    """layer: K, prune before this layer by the head-mean attention of the one before it. By default 2, in a shallower
+    model the last."""
 
-    layer: int = 2
+    layer: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer < 1:
+        if self.layer is not None and self.layer < 1:
             raise ValueError(f"layer is {self.layer}; FastV needs the attention of a layer before it, so at least 1")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        return (min(self.layer, num_layers - 1),)
+        return (max(1, min(2, num_layers - 1)) if self.layer is None else self.layer,)
 
     def watches(self, num_layers: int) -> tuple[int, ...]:
         return (self.layers(num_layers)[0] - 1,)

@@ -34,7 +34,7 @@ class GlobalCom(Compressor):
             raise ValueError(f"layer is {self.layer}; the attention before it is needed, so at least 1")
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        return (min(self.layer, num_layers - 1),)
+        return (self.layer,)
 
     def watches(self, num_layers: int) -> tuple[int, ...]:
         return (self.layers(num_layers)[0] - 1,)

@@ -23,7 +23,7 @@ class ToMe(Compressor):
     layer: int = 0
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        return (min(self.layer, num_layers - 1),)
+        return (self.layer,)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         num_rows, num, _ = hidden.shape

@@ -26,7 +26,7 @@ class TransPrune(Compressor):
     attention_weight: float = 0.5
 
     def layers(self, num_layers: int) -> tuple[int, ...]:
-        return tuple(sorted({min(max(1, round(depth * num_layers)), num_layers - 1) for depth in DEPTHS}))
+        return tuple(sorted({max(1, min(round(depth * num_layers), num_layers - 1)) for depth in DEPTHS}))
 
     def watches(self, num_layers: int) -> tuple[int, ...]:
         return tuple(layer - 1 for layer in self.layers(num_layers))

@@ -19,6 +19,7 @@ DECODERS = {
     "gsd": ("unimodal.generation.grouped_sjd", "GroupedSpeculative"),
     "zipar": ("unimodal.generation.zipar", "ZipAR"),
     "masked": ("unimodal.generation.masked_parallel", "MaskedParallel"),
+    "retrieval": ("unimodal.generation.retrieval", "Retrieval"),
     "token-recycling": ("unimodal.generation.token_recycling", "TokenRecycling"),
 }
 

@@ -35,6 +35,14 @@ def chain(row: Row, guesses: list[int]) -> Draft:
     return Draft([*row.waiting, *guesses], list(range(first, first + 1 + len(guesses))), list(range(1 + len(guesses))))
 
 
+def agreed(guesses: list[int], right: list[int]) -> int:
+    """With how many guesses, from the first on, the plain loop agrees."""
+    num = 0
+    while num < len(guesses) and guesses[num] == right[num]:
+        num += 1
+    return num
+
+
 @dataclass
 class Jacobi(FastDecoder):
     """window: places that are worked on at a time."""
@@ -60,13 +68,11 @@ class Jacobi(FastDecoder):
         num_waiting, read = len(row.waiting), draft.ids[len(row.waiting) :]
         scores = row.scores(logits)
         right = row.ids(row.draw(scores, draft.depths))  # [1 + n] what each place writes behind the guesses
-        agreed = 0
-        while agreed < len(read) and read[agreed] == right[agreed]:
-            agreed += 1
-        tokens = right[: agreed + 1]
-        self.guesses = right[agreed + 1 :]
+        num = agreed(read, right)
+        tokens = right[: num + 1]
+        self.guesses = right[num + 1 :]
         missing = min(self.window, row.room - len(tokens)) - 1 - len(self.guesses)
         if missing > 0:  # new places start as what the last distribution draws with their own noise
             depths = range(len(right), len(right) + missing)
             self.guesses += row.ids(row.draw(scores[-1:].expand(missing, -1), depths))
-        return Verdict(tokens, list(range(num_waiting + agreed)), tokens[-1:], agreed)
+        return Verdict(tokens, list(range(num_waiting + num)), tokens[-1:], num)

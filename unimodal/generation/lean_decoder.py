@@ -20,6 +20,10 @@ from torch import Tensor, nn
 
 from unimodal.generation.reference_decoder import common_suffix, left_pad, places_after, visible_mask
 
+# Up to so many new tokens a mask repeated for each head of a group is cheaper than repeated keys and values.
+_FEW = 128
+# Padded prompts are read in pieces of so many tokens: their mask, [S, P, N], would outgrow the cache.
+_PIECE = 512
 # Rotary tables that are the same whatever the length of the sequence.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -82,7 +86,10 @@ class LeanDecoder:
             self.cache[:, :, stream, :, : min(pad, first)] = 0  # what padding leaves unwritten must be finite
         self.length = first
         self.computed = suffix
-        return self.step(ids[:, first:])
+        piece = _PIECE if self.padded else suffix
+        for begin in range(first, ids.shape[1], piece):
+            hidden = self.step(ids[:, begin : begin + piece])
+        return hidden
 
     def _set_padding(self) -> None:
         """[S, 1, 1, C] added to attention scores: -inf on the left padding. None without padding."""
@@ -212,8 +219,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -
     """q [S, H, P, D] over k and v [S, K, N, D], causal without a bias -> [S, P, H * D]."""
     num_streams, num_heads, num_new, width = q.shape
     repeats = num_heads // k.shape[1]
-    if repeats > 1 and num_new == 1:  # the heads of a group become the queries of one key/value head
-        q = q.reshape(num_streams, -1, repeats, width)
+    if repeats > 1 and (num_new == 1 or (bias is not None and num_new <= _FEW)):
+        q = q.reshape(num_streams, -1, repeats * num_new, width)  # a group's heads are queries of one key/value head
+        bias = bias if bias is None or num_new == 1 else bias.repeat(1, 1, repeats, 1)
     elif repeats > 1:
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None and num_new > 1, scale=scale)

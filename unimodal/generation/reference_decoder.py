@@ -1,5 +1,7 @@
 """Cached decoding through the model's own forward: what the lean decoder must equal, and what other architectures use.
 
+The cache has room for the whole answer from the start (`reference_cache.py`), so that a step copies none of it.
+
 Shapes: S streams of the batch, N tokens of a prompt, P tokens of a step, V latest slots of the cache, C slots in all,
 K key/value heads, W head width, D width.
 """
@@ -61,7 +63,7 @@ def places_after(
 
 
 class ReferenceDecoder:
-    """Hugging Face's forward with a DynamicCache, a padding mask and explicit positions."""
+    """Hugging Face's forward with a cache of its kind, a padding mask and explicit positions."""
 
     def __init__(self, model: nn.Module) -> None:
         self.backbone: Any = model.get_decoder()
@@ -75,16 +77,16 @@ class ReferenceDecoder:
         capacity: int,
         prefixes: Sequence[Any] | None = None,
     ) -> Tensor:
-        """Read the prompts and return the last hidden states [S, D]; ``capacity`` is for decoders that preallocate.
+        """Read the prompts and return the last hidden states [S, D]; ``capacity`` is the most a stream will hold.
 
         prefixes: for each prompt what `export` gave for a text that begins with the same tokens, and how many of them
         to take, or None.
         """
-        from transformers import DynamicCache
+        from unimodal.generation.reference_cache import cache_with_room
 
         device = next(self.backbone.parameters()).device
         ids, self.pads = left_pad(prompts, pad_id, device)
-        self.cache = DynamicCache(config=self.backbone.config)
+        self.cache = cache_with_room(self.backbone.config, capacity)
         self.length = 0
         given = list(prefixes or [None] * len(prompts))
         suffix = common_suffix(prompts, [0 if prefix is None else prefix[1] for prefix in given])
@@ -131,12 +133,14 @@ class ReferenceDecoder:
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
         """Of the last ``num_new`` tokens only those numbered ``kept``, ascending, by stream, stay."""
+        from unimodal.generation.reference_cache import is_whole
+
         moves, length = places_after(self.pads.tolist(), kept, self.length, num_new)
         slots = [[*([0] * start), *taken] for start, taken in moves]
         index = torch.tensor(slots, dtype=torch.int64, device=self.pads.device)  # [S, C] slots to take
         self.pads = torch.tensor([start for start, _ in moves], dtype=torch.int64, device=self.pads.device)
         for layer in self.cache.layers:
-            if type(layer).__name__ != "DynamicLayer":
+            if not is_whole(layer):
                 raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be cut; use the plain decoder")
             for name in ("keys", "values"):
                 held = getattr(layer, name)  # [S, K, C, W]

@@ -131,10 +131,12 @@ class ReferenceSlots(ReferenceDecoder):
         self.cache: Any = None
 
     def join(self, prompts: Sequence[Sequence[int]], pad_id: int, spans: Sequence[int]) -> Tensor:
+        from unimodal.generation.reference_cache import is_whole
+
         fresh = copy.copy(self)
         hidden = fresh.start(prompts, pad_id, max(spans))
         for layer in fresh.cache.layers:
-            if type(layer).__name__ != "DynamicLayer":
+            if not is_whole(layer):
                 raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be joined; answer one by one")
         if self.cache is None:
             self.cache, self.pads, self.length = fresh.cache, fresh.pads, fresh.length

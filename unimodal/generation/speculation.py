@@ -30,6 +30,8 @@ from unimodal.generation.sampling import Sampler, gumbel_noise, noise_keys
 from unimodal.generation.spans import Ranges
 from unimodal.vocabulary import Vocabulary
 
+LATEST = 8  # tokens before the next one that a row shows
+
 
 @dataclass
 class Draft:
@@ -75,6 +77,7 @@ class Row:
     pad_id: int
     ordinary: range  # rows that leave what is allowed as it is: text rows, or those of the block
     waiting: list[int] = field(default_factory=list)
+    latest: list[int] = field(default_factory=list)  # the newest of prompt and answer, at most LATEST
 
     def noise(self, depths: Sequence[int], salt: int = 0) -> Tensor:
         """Gumbel noise [W, K] of tokens that lie so far behind the answer; with salt 0 the plain loop's own."""
@@ -115,6 +118,9 @@ class FastDecoder:
 
     def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
         """ValueError, in one line, where this method cannot decode what may be written."""
+
+    def learn(self, ids: Sequence[int]) -> None:
+        """Be told of a sequence (vocabulary rows) that may well be written again; for methods with a memory."""
 
     def begin(self, row: Row) -> None:
         """A row enters a stretch in which what is allowed stays the same."""
@@ -189,12 +195,17 @@ class SpeculativeRun(Run):
             method.begin(view)
             task = self.tasks[row] = (ranges, view, method)
         _, view, method = task
-        view.written, view.waiting = len(self.answers[row]), self.waiting[row]
+        view.written, view.waiting, view.latest = len(self.answers[row]), self.waiting[row], self._latest(row)
         most = method.longest if config.pause is None else min(method.longest, config.pause - len(self.answers[row]))
         view.room = grammar.room(state, max(1, most))
         draft = method.propose(view)
         self.stats.drafted += len(draft.ids) - len(self.waiting[row])
         return draft
+
+    def _latest(self, row: int) -> list[int]:
+        latest = self.answers[row][-LATEST:]
+        missing = LATEST - len(latest)
+        return [*self.prompts[self.streams.conditional[row]][-missing:], *latest] if missing else latest
 
     def _view(self, row: int, ranges: Ranges) -> Row:
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]

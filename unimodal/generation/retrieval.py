@@ -1,0 +1,74 @@
+"""Drafts from what was written before: retrieval-based speculative decoding (REST, arXiv:2311.08252) for codes.
+
+The token that once followed the last few tokens is the guess for what follows them now, and so on from guess to guess.
+Each place of the answer draws with the noise of the plain loop, and guesses are kept while they are what it draws: the
+answer is the plain loop's own, token by token, greedy or sampled, whatever the memory holds. Where the memory knows
+nothing a pass is a plain step, so a wrong or empty memory costs little.
+
+It is for models that repeat themselves: a small one that recalls its training pictures, the same request with another
+seed, beams that share a beginning. The memory is shared by all rows and calls, fills as it goes, and takes any codes
+with `learn` (`tools/make_drafts.py` writes those of files beside a model).
+
+Shapes: n guesses, W places of the pass, K candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from unimodal.generation.jacobi import agreed, chain
+from unimodal.generation.speculation import LATEST, Draft, FastDecoder, Row, Verdict
+
+
+@dataclass
+class Retrieval(FastDecoder):
+    """window: places of a pass. context: tokens that say what follows. most: contexts that are remembered; the oldest
+    go first."""
+
+    window: int = 16
+    context: int = 3
+    most: int = 1_000_000
+    serves: str = "media"
+    successors: dict[tuple[int, ...], int] = field(default_factory=dict, repr=False)
+
+    name = "retrieval"
+    lossless = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.context <= LATEST:
+            raise ValueError(f"context is {self.context}; it is a number of tokens between 1 and {LATEST}")
+
+    @property
+    def longest(self) -> int:  # type: ignore[override]
+        return self.window + 4
+
+    def learn(self, ids: Sequence[int]) -> None:
+        """Remember what follows what in a sequence of vocabulary rows."""
+        for end in range(self.context, len(ids)):
+            key = tuple(ids[end - self.context : end])
+            self.successors.pop(key, None)  # what is seen again is the newest
+            self.successors[key] = ids[end]
+        while len(self.successors) > self.most:
+            del self.successors[next(iter(self.successors))]
+
+    def propose(self, row: Row) -> Draft:
+        latest, guesses = tuple(row.latest[-self.context :]), list[int]()
+        while len(guesses) < min(self.window, row.room) - 1:
+            guess = self.successors.get(latest)
+            if guess is None or guess not in row.ordinary:
+                break
+            guesses.append(guess)
+            latest = (*latest[1:], guess)
+        return chain(row, guesses)
+
+    def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
+        right = row.ids(row.draw(row.scores(logits), draft.depths))  # [1 + n] what each place writes behind the guesses
+        num = agreed(draft.ids[len(row.waiting) :], right)
+        tokens = right[: num + 1]
+        return Verdict(tokens, list(range(len(row.waiting) + num)), tokens[-1:], num)
+
+    def commit(self, row: Row, verdict: Verdict) -> None:
+        self.learn([*row.latest[-self.context :], *verdict.tokens])
