@@ -12,8 +12,8 @@ and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint giv
 - emu3: pictures of any shape read, pictures of `--grid` rows × columns of codes drawn. The decoder becomes a Llama.
 - chameleon: pictures read, and drawn with the `decoder` of the original vqgan.ckpt. The decoder keeps its class. The
   image tokenizer's codebook is put in the order of the vocabulary's image rows.
-- janus: words, and pictures drawn. Its picture embeddings are worked out once and become rows of a stock Llama; its
-  picture head is kept as `image_head.safetensors`. Reading pictures goes through features that are no codes: left out.
+- janus: pictures read, and drawn. The picture embeddings of drawing are worked out once and become rows of a stock
+  Llama; the picture head is kept as `image_head.safetensors`, and what pictures are read with as `image_reader/`.
 
 `tokenizers` makes what `--set media=FOLDER` of the fine-tuning recipes takes: media tokenizers and the vocabulary of
 their blocks. With `--text` the folder has text rows too, and `recipes/tokenize_dataset.py --set model=FOLDER` reads it.
@@ -37,17 +37,19 @@ from typing import Any
 import torch
 
 from unimodal.model.image_head import ImageHead
-from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, tokenizer_folder
+from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
 from unimodal.pipeline_wording import Wording
-from unimodal.sequence.document import Document, Turn
+from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates import open_template
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.tokenizers import pretrained, stored_sha256
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained_base import check_kind, load_reference, weight_files
+from unimodal.tokenizers.pretrained_janus import JanusReader
 from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary
 from unimodal.vocabulary_adopted import AdoptedVocabulary
 from unimodal.vocabulary_grid import GridMarks
+from unimodal.vocabulary_layout import FeatureSpan
 
 TEXT_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
@@ -321,14 +323,23 @@ def convert_janus(folder: Path, new: Path) -> None:
         "eos": source.special("eos_token", "<｜end▁of▁sentence｜>"),
         "pad": source.special("pad_token", "<｜▁pad▁｜>"),
     }
-    layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
+    reader = JanusReader.of_model(inner, folder)
+    if reader.width != config.hidden_size:
+        raise ValueError(f"{folder}: its picture features are {reader.width} wide, its decoder {config.hidden_size}")
+    reader.save(reader_folder(new, "image"))
+    placeholder = source.special("image_token", "<image_placeholder>")
+    features = FeatureSpan(placeholder, reader.num_features, stored_sha256(reader_folder(new, "image")))
+    layout = SpanLayout("image", [Segment("image", image.tokens_per_item)], features=features)
     processor = ProcessorConfig(template="janus", system=JANUS_SYSTEM, wording=PLAIN)
     sampling = {"image": MediumSettings(guidance=5.0)}
     finish(new, source, "janus", text_rows + num_codes, controls, block, layout, processor, sampling)
-    asked = Document([Turn("system", JANUS_SYSTEM), Turn("user", "What is 10 and 3?")])
-    bos = source.tokenizer.bos_token
+    question = [Image(codes=[0] * image.tokens_per_item), Text("What is 10 and 3?")]
+    asked = Document([Turn("system", JANUS_SYSTEM), Turn("user", question)])
+    name = source.tokenizer.convert_ids_to_tokens
+    seen = [controls["image_start"], *[placeholder] * reader.num_features, controls["image_end"]]
+    shown = f"<|User|>: {''.join(map(name, seen))}\nWhat is 10 and 3?"
     check_words(
-        new, source, "janus", asked, None, f"{bos}{JANUS_SYSTEM}\n\n<|User|>: What is 10 and 3?\n\n<|Assistant|>:"
+        new, source, "janus", asked, None, f"{name(controls['bos'])}{JANUS_SYSTEM}\n\n{shown}\n\n<|Assistant|>:"
     )  # fmt: skip
 
 

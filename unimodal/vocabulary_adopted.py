@@ -37,6 +37,9 @@ class AdoptedVocabulary(Vocabulary):
         inside = [block.rows for block in blocks]
         free = (row for row in text_reserved if row not in taken and not any(row in rows for rows in inside))
         super().__init__(size, controls, blocks, layouts, free, text_sha256)
+        for layout in self.layouts:
+            if layout.features is not None and layout.features.row not in self.text_reserved:
+                raise ValueError(f"row {layout.features.row} stands for features, so it must be a reserved row")
 
     def _place(self) -> None:
         self.size = self.text_size
