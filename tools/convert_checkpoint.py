@@ -18,6 +18,8 @@ and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint giv
 `tokenizers` makes what `--set media=FOLDER` of the fine-tuning recipes takes: media tokenizers and the vocabulary of
 their blocks. With `--text` the folder has text rows too, and `recipes/tokenize_dataset.py --set model=FOLDER` reads it.
 
+`unimodal export` makes a model folder the checkpoint of its class again; what it needs for that lies in `original/`.
+
 The folder appears whole or not at all; one that exists and is not empty is left alone.
 """
 
@@ -35,8 +37,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
+from unimodal.export.original import REST_FILE, TEXT_FILES
 from unimodal.model.image_head import ImageHead
+from unimodal.model.weight_files import ORIGINAL
 from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
 from unimodal.pipeline_wording import Wording
 from unimodal.sequence.document import Document, Image, Text, Turn
@@ -51,9 +56,6 @@ from unimodal.vocabulary_adopted import AdoptedVocabulary
 from unimodal.vocabulary_grid import GridMarks
 from unimodal.vocabulary_layout import FeatureSpan
 
-TEXT_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 EMU3_SYSTEM = "You are a helpful assistant."
 EMU3_CODE = re.compile(r"<\|visual token (\d+)\|>")
 EMU3_AREA, EMU3_PIXELS = 720 * 720, 8  # of a picture that Emu3's processor asks for, and of the side of a code
@@ -61,6 +63,7 @@ JANUS_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
+JANUS_REST = ("model.generation_embeddings.", "model.generation_aligner.")  # they become rows of the Llama
 PLAIN = Wording(wishes={}, wish_starts={}, add_article=False, plain_speech=False)
 
 
@@ -113,9 +116,10 @@ def finish(
     sampling: Mapping[str, MediumSettings],
 ) -> None:
     """Everything but the decoder and the image tokenizer, which are there already."""
-    for name in TEXT_FILES:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, new / name)
+    (new / ORIGINAL).mkdir(exist_ok=True)
+    for path in sorted(source.folder.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".jinja", ".txt") and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, (new if path.name in TEXT_FILES else new / ORIGINAL) / path.name)
     text = TextTokenizer.load(new, block.rows)
     reserved = {*text.reserved_ids, *range(text.size, num_rows), *(layout.grid.marks if layout.grid else ())}
     vocabulary = AdoptedVocabulary(
@@ -308,6 +312,9 @@ def convert_janus(folder: Path, new: Path) -> None:
     decoder = stock_llama(config, weights, text_rows + num_codes)
     gate = inner.generation_head
     activation = model.config.vq_config.hidden_act
+    rest = {name: tensor for name, tensor in state.items() if name.startswith(JANUS_REST)}
+    (new / ORIGINAL).mkdir()
+    save_file(rest, new / ORIGINAL / REST_FILE, metadata={"format": "pt"})
     ImageHead(decoder.get_output_embeddings(), text_rows, gate.proj_out, activation, gate.vision_head).save(new)
     save_decoder(decoder, new)
     image.save(tokenizer_folder(new, "image"))

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 
 from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter
-from unimodal.model.base import load_base
+from unimodal.model.base import decoder_class, load_base
 from unimodal.model.image_head import attach_image_head
 from unimodal.pipeline_folder import read_json
 from unimodal.vocabulary import Vocabulary
-
-#: classes of transformers that are decoders with an encoder beside them, under a name of another kind
-OTHER_DECODERS = ("ChameleonForConditionalGeneration",)
 
 
 def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
@@ -26,9 +23,8 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
 
     config = read_json(folder / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
-    usable = architecture.endswith("ForCausalLM") or architecture in OTHER_DECODERS
-    decoder_class = getattr(transformers, architecture, None) if usable else None
-    if decoder_class is None:
+    stock = decoder_class(architecture)
+    if stock is None:
         raise ValueError(f"{folder}/config.json names the architecture {architecture}; it must be a causal LM")
     if config.get("vocab_size", 0) < vocabulary.size:
         raise ValueError(
@@ -38,7 +34,7 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     try:
-        decoder, found = decoder_class.from_pretrained(
+        decoder, found = stock.from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,

