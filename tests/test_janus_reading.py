@@ -368,6 +368,31 @@ def test_a_reader_that_is_missing_or_another_ones(converted, tmp_path, capsys):
         load(copy, device="cpu").coder.reader("image")
 
 
+def test_parts_that_do_not_belong_together(converted, photos, tmp_path):
+    copy = copied(converted, tmp_path)
+    ask = [Image(path=str(photos[0])), "What is this?"]
+
+    def changed(name, change):
+        fields = json.loads((converted / name).read_text())
+        change(fields)
+        (copy / name).write_text(json.dumps(fields))
+
+    changed("image_reader/config.json", lambda fields: fields.update(image_size=24))
+    with pytest.raises(ValueError, match="the reader sees 12 pixels, its image_size is 24"):
+        load(copy, device="cpu").chat(ask, to="text")
+    changed("image_reader/config.json", lambda fields: None)
+    changed("vocabulary.json", lambda fields: fields["layouts"][0]["features"].update(count=30))
+    with pytest.raises(ValueError, match="image_reader gives 36 features, vocabulary.json has 30"):
+        load(copy, device="cpu").chat(ask, to="text")
+    changed("vocabulary.json", lambda fields: None)
+    (copy / "image_head.safetensors").unlink()
+    with pytest.raises(ValueError, match="nothing scores the image codes; image_head.safetensors is missing"):
+        load(copy)
+    (copy / "processor_config.json").unlink()
+    with pytest.raises(ValueError, match="whose sequence format processor_config.json has to name"):
+        load(copy)
+
+
 def test_a_folder_that_was_converted_without_its_reader(converted, photos, tmp_path):
     copy = copied(converted, tmp_path)
     shutil.rmtree(copy / "image_reader")

@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from unimodal.export.original import REST_FILE, TEXT_FILES
+from unimodal.export.original import REST_FILE
 from unimodal.model.image_head import ImageHead
 from unimodal.model.weight_files import ORIGINAL
 from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
@@ -52,7 +52,7 @@ from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained_base import check_kind, load_reference, weight_files
 from unimodal.tokenizers.pretrained_janus import JanusReader
 from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary
-from unimodal.vocabulary_adopted import AdoptedVocabulary
+from unimodal.vocabulary_adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary_grid import GridMarks
 from unimodal.vocabulary_layout import FeatureSpan
 
@@ -282,7 +282,7 @@ def convert_chameleon(folder: Path, new: Path, decoder: Path | None = None) -> N
     save_decoder(model, new)
     layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
     processor = ProcessorConfig(template="chameleon", wording=PLAIN)
-    sampling = {"image": MediumSettings(top_p=0.9, guidance=3.0)}
+    sampling = {"image": MediumSettings(temperature=0.7, top_p=0.9, guidance=3.0)}
     finish(new, source, "chameleon", config.vocab_size, controls, block, layout, processor, sampling)
     bos, sep = source.tokenizer.bos_token, source.tokenizer.convert_ids_to_tokens(controls["assistant"])
     asked = Document([Turn("user", "What is 10 and 3?")])

@@ -251,10 +251,7 @@ class Unimodal:
 
     def _begun(self, document: Document, to: str | None = None) -> Document:
         """The document with the model's own system turn, where it has one and the document has none."""
-        system = self.processor.system
-        if not system or to in self.vocabulary.media or any(turn.role == "system" for turn in document.turns):
-            return document
-        return Document([Turn("system", system), *document.turns])
+        return document if to in self.vocabulary.media else document.with_system(self.processor.system)
 
     def _prompt(self, document: Document, to: str | None) -> list[int]:
         """The ids [N] of a document and the mark that opens the answer. Raises ValueError if no answer fits behind."""

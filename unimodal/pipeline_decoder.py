@@ -9,7 +9,7 @@ import torch
 
 from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter
 from unimodal.model.base import decoder_class, load_base
-from unimodal.model.image_head import attach_image_head
+from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
 from unimodal.pipeline_folder import read_json
 from unimodal.vocabulary import Vocabulary
 
@@ -47,7 +47,17 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     if found["missing_keys"]:
         names = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"{folder}: the decoder lacks {names}; copy or download it again")
-    return attach_image_head(decoder, folder).eval()
+    attach_image_head(decoder, folder)
+    _check_head(decoder, vocabulary, folder)
+    return decoder.eval()
+
+
+def _check_head(decoder: Any, vocabulary: Vocabulary, folder: Path) -> None:
+    """ValueError for codes that are scored by rows of zeros: those that a head of their own stands for."""
+    head = decoder.get_output_embeddings()
+    for block in vocabulary.blocks:
+        if not isinstance(head, ImageHead) and not head.weight[block.start].any():
+            raise ValueError(f"{folder}: nothing scores the {block.label} codes; {HEAD_FILE} is missing, convert again")
 
 
 def load_base_of(folder: Path) -> Any | None:

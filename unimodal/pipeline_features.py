@@ -12,6 +12,8 @@ import threading
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
+
 from unimodal.model.feature_rows import Features, attach_feature_rows
 from unimodal.pipeline_media import MediaCoder
 from unimodal.sequence.document import MEDIA_PARTS, Media
@@ -27,10 +29,14 @@ class Prompt(list[int]):
 
 
 class FeatureMemory:
-    """The features of the media that were read last, by what they hold: in a chat all of them come again each turn."""
+    """The features of the media that were read last, by what they hold: in a chat all of them come again each turn.
 
-    def __init__(self, decoder: Any, coder: MediaCoder) -> None:
-        self.rows, self.coder = attach_feature_rows(decoder), coder
+    later: media are looked at when the decoder is fed their features, each time anew, and none is forgotten. So a
+    corpus is trained on whose features would not fit in memory.
+    """
+
+    def __init__(self, decoder: Any, coder: MediaCoder, later: bool = False) -> None:
+        self.rows, self.coder, self.later = attach_feature_rows(decoder), coder, later
         self._latest: OrderedDict[bytes, Features] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -47,18 +53,31 @@ class FeatureMemory:
                 ids[place] = row
         return ids
 
+    def rendered(self, rendered: Rendered) -> Rendered:
+        """A rendered document with the features in their places."""
+        return Rendered(np.array(self.prompt(rendered), dtype=np.int64), rendered.labels, rendered.modality)
+
     def features(self, part: Media) -> Features:
         """What the model sees of a medium; a file is read, and codes that the model wrote are decoded."""
-        if part.codes is None:
-            part = MEDIA_PARTS[part.modality](data=self.coder.content(part))
-        content = part.data or part.codes.tobytes()
-        key = hashlib.sha256(f"{part.modality} {part.codes is None} ".encode() + content).digest()
+        span = self.coder.vocabulary.layout(part.modality).features
+        assert span is not None
+        if part.codes is not None:
+            kind, content = "codes", part.codes.tobytes()
+        elif self.later and part.path is not None:
+            kind, content = "path", part.path.encode()
+        else:
+            kind, content = "data", self.coder.content(part)
+            part = MEDIA_PARTS[part.modality](data=content)
+        key = hashlib.sha256(f"{part.modality} {kind} ".encode() + content).digest()
         with self._lock:
             found = self._latest.get(key)
-        found = found or self.rows.add(self.coder.look(part))
+        if found is None and self.later:
+            found = self.rows.add_later(lambda: self.coder.look(part), span.count)
+        elif found is None:
+            found = self.rows.add(self.coder.look(part))
         with self._lock:
             self._latest[key] = found
             self._latest.move_to_end(key)
-            while len(self._latest) > REMEMBERED:
+            while len(self._latest) > REMEMBERED and not self.later:
                 self._latest.popitem(last=False)
         return found

@@ -293,6 +293,10 @@ class MediaCoder:
             reader = load_tokenizer(folder)
             if not isinstance(reader, MediaReader):
                 raise ValueError(f"{folder} holds a tokenizer, not a reader; take it from the model again")
+            span = self.vocabulary.layout(modality).features
+            if span is None or reader.num_features != span.count:
+                wanted = 0 if span is None else span.count
+                raise ValueError(f"{folder} gives {reader.num_features} features, vocabulary.json has {wanted}")
             self._readers[modality] = reader.to(self.device)
         return self._readers[modality]
 

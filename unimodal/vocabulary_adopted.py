@@ -18,6 +18,10 @@ from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary_layout import CONTROLS, Block, Control, SpanLayout, check_blocks, check_layouts
 
 RESERVED = -3
+#: the text tokenizer's files, which a converted folder keeps as its checkpoint has them
+TEXT_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 REQUIRED = ("<|bos|>", "<|end_of_turn|>", "<|pad|>")
 
 
@@ -80,7 +84,7 @@ class AdoptedVocabulary(Vocabulary):
 
     @property
     def control_range(self) -> range:
-        raise ValueError("the rows of a converted checkpoint lie in its own order, which training on blocks cannot use")
+        raise ValueError("the rows of a converted checkpoint lie in its own order; its controls are not one range")
 
     @property
     def text_ranges(self) -> tuple[range, ...]:

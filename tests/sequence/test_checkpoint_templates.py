@@ -173,6 +173,19 @@ def test_the_official_prompts(formats):
     assert set(other[1:]) == {formats["janus"].vocabulary.control_id("pad")} and other[0] == bos
 
 
+def test_what_chameleon_is_guided_away_from(formats):
+    """The release's own: all but words and marks."""
+    template = formats["chameleon"]
+    bos, picture = template.vocabulary.control_id("bos"), Image(codes=[3] * 6)
+    assert template.unconditional(chat(("user", "a red apple")), None, "image").ids.tolist() == [bos]
+    document = chat(("user", [Text("like this"), picture]), ("assistant", "a cat"), ("user", "in blue"))
+    span = template.vocabulary.encode_span("image", picture.codes)
+    assert template.unconditional(document, None, "image").ids.tolist() == [bos, *span]
+    negative = chat(("user", "a dog"))
+    found = template.unconditional(document, negative, "image").ids.tolist()
+    assert found == template.render(negative, add_generation_prompt=True).ids.tolist()
+
+
 def test_a_format_that_is_not_known(formats, tmp_path):
     with pytest.raises(ValueError, match="'llava' is unknown; there are unimodal, emu3, chameleon, janus"):
         open_template("llava", formats["emu3"].vocabulary, tmp_path)

@@ -23,10 +23,8 @@ from unimodal.export.new_folder import check_space, new_folder
 from unimodal.model.image_head import HEAD_FILE, ImageHead
 from unimodal.model.weight_files import ORIGINAL, check_weight_files
 from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary_adopted import TEXT_FILES
 
-TEXT_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 REST_FILE = "rest.safetensors"
 
 

@@ -91,7 +91,8 @@ def export_model(
     on_step("merging" if adapter else "reading")
     model = _merged(source, base) if adapter else _whole(source)
     if isinstance(vocabulary, AdoptedVocabulary):
-        home = Path(base or _read_json(source / BASE_FILE)["base"]) if adapter else source
+        home = Path(base or _read_json(source / BASE_FILE)["base"]).expanduser() if adapter else source
+        _check_apart(home, out)
         write_original(model, home, out, vocabulary, dtype, max_shard_size, force, on_step)
         return
     if dtype is not None:

@@ -13,7 +13,7 @@ Shapes: S streams, P tokens, N rows of a medium, V rows of the table, D width.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 from weakref import WeakValueDictionary
@@ -24,10 +24,14 @@ STRIDE = 2**16  # ids that one medium may take
 
 
 class Features:
-    """What was read of a medium, [N, D], and the ids that stand for it."""
+    """What was read of a medium, [N, D], or what reads it when it is needed; and the ids that stand for it."""
 
-    def __init__(self, rows: Tensor, ids: range) -> None:
-        self.rows, self.ids = rows, ids
+    def __init__(self, rows: Tensor | Callable[[], Tensor], ids: range) -> None:
+        self._rows, self.ids = rows, ids
+
+    @property
+    def rows(self) -> Tensor:
+        return self._rows if isinstance(self._rows, Tensor) else self._rows()
 
 
 class FeatureRows(nn.Module):
@@ -50,11 +54,17 @@ class FeatureRows(nn.Module):
         weight = self.base.weight
         if rows.dim() != 2 or rows.shape[1] != weight.shape[1] or not 1 <= len(rows) <= STRIDE:
             raise ValueError(f"features {list(rows.shape)} do not fit an embedding table of width {weight.shape[1]}")
+        return self._add(rows.to(weight.device, weight.dtype), len(rows))
+
+    def add_later(self, look: Callable[[], Tensor], count: int) -> Features:
+        """The same for `count` features that `look` gives whenever the decoder is fed them: more than fit in memory."""
+        return self._add(look, count)
+
+    def _add(self, rows: Tensor | Callable[[], Tensor], count: int) -> Features:
         with self._lock:
             number = next(self._numbers)
             start = self.num_rows + number * STRIDE
-            kept = Features(rows.to(weight.device, weight.dtype), range(start, start + len(rows)))
-            self._kept[number] = kept
+            self._kept[number] = kept = Features(rows, range(start, start + count))
         return kept
 
     def knows(self, ids: Iterable[int]) -> bool:
@@ -79,7 +89,8 @@ class FeatureRows(nn.Module):
         numbers = (ids - self.num_rows).div(STRIDE, rounding_mode="floor").masked_fill(~beyond, -1)
         for number in numbers[beyond].unique().tolist():
             where = numbers == number
-            x[where] = self._kept[number].rows[(ids[where] - self.num_rows) % STRIDE]
+            rows = self._kept[number].rows.to(x.device, x.dtype)
+            x[where] = rows[(ids[where] - self.num_rows) % STRIDE]
         return x
 
 

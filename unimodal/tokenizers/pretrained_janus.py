@@ -115,6 +115,8 @@ class JanusReader(PixelScale, MediaReader):
         from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVisionModel
 
         settings = reference(JanusVisionConfig, config.network)
+        if settings.image_size != config.image_size:
+            raise ValueError(f"the reader sees {settings.image_size} pixels, its image_size is {config.image_size}")
         self.vision: Any = JanusVisionModel(settings)
         self.aligner: Any = JanusVisionAlignerMLP(settings)
         self.num_features = (config.image_size // settings.patch_size) ** 2
