@@ -3,7 +3,8 @@
     python recipes/finetune_lora.py recipes/configs/quickstart.yaml [--set loop.steps=50] [--dry-run]
     torchrun --nproc-per-node 2 recipes/finetune_lora.py recipes/configs/quickstart.yaml
 
-``base`` is any causal language model by hub id or folder, ``media`` a model folder whose tokenizers are used, and
+``base`` is any causal language model by hub id or folder, ``media`` a model folder whose tokenizers are used (for a
+converted Chameleon, Emu3 or Janus the base's own folder: it gets LoRA alone, its rows are there), and
 ``corpus.datasets`` are files of any format that unimodal.data.datasets reads. Writes an adapter folder to ``out`` that
 `unimodal chat --model` and `unimodal.pipeline.load` take; the base is named in it, not copied. Interrupt it when you
 like; the same command goes on. ``run/tokenizers`` is what recipes/tokenize_dataset.py takes as ``model`` to encode a
@@ -93,6 +94,7 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     )
     if not cfg.eight_bit:
         model.to(device)
+    corpus.read_with(model)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
     batches = corpus.batches(parallel.rank, parallel.num_ranks)
     if dry_run:

@@ -127,9 +127,10 @@ def chameleon(folder: Path) -> Any:
     return made
 
 
-JANUS_TEMPLATE = (
+JANUS_TEMPLATE = (  # as the release's own: a picture has a line break on each side that is not an end of its turn
     "{%for message in messages%}{%if message['role']=='user'%}{{'<|User|>: '}}{%else%}{{'<|Assistant|>: '}}{%endif%}"
-    "{%for content in message['content']%}{{content['text']}}{%endfor%}"
+    "{%for content in message['content']%}{%if content['type']=='text'%}{{content['text']}}{%else%}"
+    "{{('' if loop.first else '\n')+'<image_placeholder>'+('' if loop.last else '\n')}}{%endif%}{%endfor%}"
     "{%if message['role']=='user'%}{{'\n\n'}}{%else%}{{'<｜end▁of▁sentence｜>'}}{%endif%}{%endfor%}"
     "{%if add_generation_prompt%}{{'<|Assistant|>:'}}{%endif%}"
 )
@@ -175,7 +176,9 @@ def janus(folder: Path) -> Any:
         bos_token_id=row(specials[0]), eos_token_id=row(specials[1]), pad_token_id=row(specials[2])
     )  # fmt: skip
     model.generation_config.generation_kwargs = {"boi_token_id": row("<begin_of_image>")}
-    images = JanusImageProcessorPil(size={"height": 12, "width": 12}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images = JanusImageProcessorPil(
+        size={"height": 12, "width": 12}, min_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )  # fmt: skip
     processor = JanusProcessor(
         images, tokenizer, chat_template=JANUS_TEMPLATE, use_default_system_prompt=True, num_image_tokens=36
     )

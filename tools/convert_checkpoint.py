@@ -12,11 +12,13 @@ and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint giv
 - emu3: pictures of any shape read, pictures of `--grid` rows × columns of codes drawn. The decoder becomes a Llama.
 - chameleon: pictures read, and drawn with the `decoder` of the original vqgan.ckpt. The decoder keeps its class. The
   image tokenizer's codebook is put in the order of the vocabulary's image rows.
-- janus: words, and pictures drawn. Its picture embeddings are worked out once and become rows of a stock Llama; its
-  picture head is kept as `image_head.safetensors`. Reading pictures goes through features that are no codes: left out.
+- janus: pictures read, and drawn. The picture embeddings of drawing are worked out once and become rows of a stock
+  Llama; the picture head is kept as `image_head.safetensors`, and what pictures are read with as `image_reader/`.
 
 `tokenizers` makes what `--set media=FOLDER` of the fine-tuning recipes takes: media tokenizers and the vocabulary of
 their blocks. With `--text` the folder has text rows too, and `recipes/tokenize_dataset.py --set model=FOLDER` reads it.
+
+`unimodal export` makes a model folder the checkpoint of its class again; what it needs for that lies in `original/`.
 
 The folder appears whole or not at all; one that exists and is not empty is left alone.
 """
@@ -35,23 +37,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
+from unimodal.export.original import REST_FILE
 from unimodal.model.image_head import ImageHead
-from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, tokenizer_folder
+from unimodal.model.weight_files import ORIGINAL
+from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
 from unimodal.pipeline_wording import Wording
-from unimodal.sequence.document import Document, Turn
+from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates import open_template
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.tokenizers import pretrained, stored_sha256
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained_base import check_kind, load_reference, weight_files
+from unimodal.tokenizers.pretrained_janus import JanusReader
 from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary
-from unimodal.vocabulary_adopted import AdoptedVocabulary
+from unimodal.vocabulary_adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary_grid import GridMarks
+from unimodal.vocabulary_layout import FeatureSpan
 
-TEXT_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 EMU3_SYSTEM = "You are a helpful assistant."
 EMU3_CODE = re.compile(r"<\|visual token (\d+)\|>")
 EMU3_AREA, EMU3_PIXELS = 720 * 720, 8  # of a picture that Emu3's processor asks for, and of the side of a code
@@ -59,6 +63,7 @@ JANUS_SYSTEM = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
+JANUS_REST = ("model.generation_embeddings.", "model.generation_aligner.")  # they become rows of the Llama
 PLAIN = Wording(wishes={}, wish_starts={}, add_article=False, plain_speech=False)
 
 
@@ -111,9 +116,10 @@ def finish(
     sampling: Mapping[str, MediumSettings],
 ) -> None:
     """Everything but the decoder and the image tokenizer, which are there already."""
-    for name in TEXT_FILES:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, new / name)
+    (new / ORIGINAL).mkdir(exist_ok=True)
+    for path in sorted(source.folder.iterdir()):
+        if path.is_file() and path.suffix in (".json", ".jinja", ".txt") and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, (new if path.name in TEXT_FILES else new / ORIGINAL) / path.name)
     text = TextTokenizer.load(new, block.rows)
     reserved = {*text.reserved_ids, *range(text.size, num_rows), *(layout.grid.marks if layout.grid else ())}
     vocabulary = AdoptedVocabulary(
@@ -276,7 +282,7 @@ def convert_chameleon(folder: Path, new: Path, decoder: Path | None = None) -> N
     save_decoder(model, new)
     layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
     processor = ProcessorConfig(template="chameleon", wording=PLAIN)
-    sampling = {"image": MediumSettings(top_p=0.9, guidance=3.0)}
+    sampling = {"image": MediumSettings(temperature=0.7, top_p=0.9, guidance=3.0)}
     finish(new, source, "chameleon", config.vocab_size, controls, block, layout, processor, sampling)
     bos, sep = source.tokenizer.bos_token, source.tokenizer.convert_ids_to_tokens(controls["assistant"])
     asked = Document([Turn("user", "What is 10 and 3?")])
@@ -306,6 +312,9 @@ def convert_janus(folder: Path, new: Path) -> None:
     decoder = stock_llama(config, weights, text_rows + num_codes)
     gate = inner.generation_head
     activation = model.config.vq_config.hidden_act
+    rest = {name: tensor for name, tensor in state.items() if name.startswith(JANUS_REST)}
+    (new / ORIGINAL).mkdir()
+    save_file(rest, new / ORIGINAL / REST_FILE, metadata={"format": "pt"})
     ImageHead(decoder.get_output_embeddings(), text_rows, gate.proj_out, activation, gate.vision_head).save(new)
     save_decoder(decoder, new)
     image.save(tokenizer_folder(new, "image"))
@@ -321,14 +330,23 @@ def convert_janus(folder: Path, new: Path) -> None:
         "eos": source.special("eos_token", "<｜end▁of▁sentence｜>"),
         "pad": source.special("pad_token", "<｜▁pad▁｜>"),
     }
-    layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
+    reader = JanusReader.of_model(inner, folder)
+    if reader.width != config.hidden_size:
+        raise ValueError(f"{folder}: its picture features are {reader.width} wide, its decoder {config.hidden_size}")
+    reader.save(reader_folder(new, "image"))
+    placeholder = source.special("image_token", "<image_placeholder>")
+    features = FeatureSpan(placeholder, reader.num_features, stored_sha256(reader_folder(new, "image")))
+    layout = SpanLayout("image", [Segment("image", image.tokens_per_item)], features=features)
     processor = ProcessorConfig(template="janus", system=JANUS_SYSTEM, wording=PLAIN)
     sampling = {"image": MediumSettings(guidance=5.0)}
     finish(new, source, "janus", text_rows + num_codes, controls, block, layout, processor, sampling)
-    asked = Document([Turn("system", JANUS_SYSTEM), Turn("user", "What is 10 and 3?")])
-    bos = source.tokenizer.bos_token
+    question = [Image(codes=[0] * image.tokens_per_item), Text("What is 10 and 3?")]
+    asked = Document([Turn("system", JANUS_SYSTEM), Turn("user", question)])
+    name = source.tokenizer.convert_ids_to_tokens
+    seen = [controls["image_start"], *[placeholder] * reader.num_features, controls["image_end"]]
+    shown = f"<|User|>: {''.join(map(name, seen))}\nWhat is 10 and 3?"
     check_words(
-        new, source, "janus", asked, None, f"{bos}{JANUS_SYSTEM}\n\n<|User|>: What is 10 and 3?\n\n<|Assistant|>:"
+        new, source, "janus", asked, None, f"{name(controls['bos'])}{JANUS_SYSTEM}\n\n{shown}\n\n<|Assistant|>:"
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ from unimodal.generation.session import Session
 from unimodal.generation.speculation import FastDecoder
 from unimodal.pipeline_decoder import load_decoder
 from unimodal.pipeline_drafts import read_drafts
+from unimodal.pipeline_features import FeatureMemory
 from unimodal.pipeline_folder import (
     MediumSettings,
     find_model,
@@ -42,7 +43,7 @@ from unimodal.pipeline_reading import is_transcription, transcribe
 from unimodal.pipeline_search import CaptionVerifier, search
 from unimodal.pipeline_wording import Wording
 from unimodal.sequence.document import Document, Part, Text, Turn
-from unimodal.sequence.template import Template
+from unimodal.sequence.template import Rendered, Template
 from unimodal.sequence.templates import open_template
 from unimodal.vocabulary import Vocabulary
 
@@ -94,10 +95,16 @@ class Unimodal:
         self.vocabulary, self.processor = template.vocabulary, coder.processor
         own = {name: MediumSettings() for name in self.vocabulary.media} | (sampling or {})
         self.sampling = {"text": MediumSettings(temperature=0.0)} | own
+        reads = any(self.reads_features(modality) for modality in self.vocabulary.media)
+        self.features = FeatureMemory(decoder, coder) if reads else None
         self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile)
         self.writable = tuple(name for name in self.vocabulary.media if coder.can_decode(name))
         self._methods: dict[str, FastDecoder] = {}
         self.max_positions = int(decoder.config.max_position_embeddings)
+
+    def reads_features(self, modality: str) -> bool:
+        """Whether this medium is read through continuous features and not through its codes."""
+        return modality in self.vocabulary.media and self.vocabulary.layout(modality).features is not None
 
     @property
     def wording(self) -> Wording:
@@ -254,14 +261,11 @@ class Unimodal:
 
     def _begun(self, document: Document, to: str | None = None) -> Document:
         """The document with the model's own system turn, where it has one and the document has none."""
-        system = self.processor.system
-        if not system or to in self.vocabulary.media or any(turn.role == "system" for turn in document.turns):
-            return document
-        return Document([Turn("system", system), *document.turns])
+        return document if to in self.vocabulary.media else document.with_system(self.processor.system)
 
     def _prompt(self, document: Document, to: str | None) -> list[int]:
         """The ids [N] of a document and the mark that opens the answer. Raises ValueError if no answer fits behind."""
-        prompt = self.template.render(self._begun(document, to), add_generation_prompt=True, to=to).ids.tolist()
+        prompt = self.template.render(self._begun(document, to), add_generation_prompt=True, to=to)
         most = self.max_positions - self.answer_length(to)
         if len(prompt) > most:
             words = sum(len(part.text.split()) for part in document.parts if isinstance(part, Text))
@@ -269,7 +273,11 @@ class Unimodal:
                 f"the prompt is too long: {words:,} words and its media are {len(prompt):,} tokens, and this model "
                 f"reads at most {most:,} before its answer; shorten it"
             )
-        return prompt
+        return self.read(prompt)
+
+    def read(self, rendered: Rendered) -> list[int]:
+        """The ids [N] of a rendered prompt; where media are read through features, those of the features."""
+        return rendered.ids.tolist() if self.features is None else self.features.prompt(rendered)
 
     def _settings(
         self, to: str | None, guidance: float | None, temperature: float | None
@@ -313,7 +321,7 @@ class Unimodal:
         unconditional: list[int] | None = None
         if any(scales.get(name, 1.0) != 1.0 for name in writable):
             other = None if negative is None else document.with_text(self._unwanted(negative, to))
-            unconditional = self.template.unconditional(document, other, to)
+            unconditional = self.read(self.template.unconditional(document, other, to))
         elif negative is not None:
             raise ValueError("a negative prompt works through guidance, which is 1 here; raise the guidance")
         return GenerationConfig(

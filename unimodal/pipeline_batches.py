@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +28,13 @@ from unimodal.data.mixture import Batches, DocumentSet, Mixture, shuffled
 from unimodal.data.sources import generator
 from unimodal.data.token_shards import MANIFEST, TokenShards
 from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.pipeline_corpus import as_chatted
+from unimodal.pipeline_features import FeatureMemory
 from unimodal.pipeline_media import MediaCoder
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.sequence.packing import PackedBatch, pack, stack
 from unimodal.sequence.template import Rendered, Template
+from unimodal.vocabulary import Vocabulary
 
 ENCODE_BATCH = 32
 DRAWS = 8  # times that a document is numbered, so that dropping its text is decided anew from one to the next
@@ -55,15 +59,39 @@ class CorpusConfig(Config):
 
 
 class CodeCache:
-    """Media parts → the same with codes. `folder=None` keeps them in memory only."""
+    """Media parts → the same with codes. `folder=None` keeps them in memory only.
 
-    def __init__(self, coder: MediaCoder | None, folder: Path | None) -> None:
+    vocabulary: that of the model. Media that it reads through features get codes only where it is to write them.
+    """
+
+    def __init__(self, coder: MediaCoder | None, folder: Path | None, vocabulary: Vocabulary | None = None) -> None:
         self.coder, self.folder = coder, folder
+        layouts = vocabulary.layouts if vocabulary is not None else ()
+        self._features = {layout.modality for layout in layouts if layout.features is not None}
+        self._grids = {layout.modality for layout in layouts if layout.grid is not None}
         self._held: dict[str, np.ndarray] = {}
 
     def document(self, document: Document) -> Document:
         """The document with codes in every media part. ValueError for a file that cannot be used."""
-        return Document(Turn(turn.role, [self._part(part) for part in turn.parts]) for turn in document.turns)
+        answer = self._answer(document)
+        return Document(
+            Turn(turn.role, [(self._read if self._seen(p, turn, answer) else self._part)(p) for p in turn.parts])
+            for turn in document.turns
+        )
+
+    @staticmethod
+    def _answer(document: Document) -> Turn | None:
+        """The turn that is learnt to be written, media and all."""
+        return document.turns[-1] if document.turns and document.turns[-1].role == "assistant" else None
+
+    def _seen(self, part: Part, turn: Turn, answer: Turn | None) -> bool:
+        """Whether a part is read through features, and needs no codes."""
+        return not isinstance(part, Text) and part.modality in self._features and turn is not answer
+
+    def _read(self, part: Part) -> Part:
+        if not isinstance(part, Text):
+            self._need(part).encode_part(part)  # it can be used
+        return part
 
     def fill(self, documents: Iterable[Document]) -> int:
         """Encodes in batches what is not encoded yet; returns how many media that were.
@@ -73,8 +101,9 @@ class CodeCache:
         waiting: dict[str, dict[str, Tensor]] = {}
         done = 0
         for document in documents:
-            for part in document.parts:
-                if isinstance(part, Text) or part.codes is not None:
+            answer = self._answer(document)
+            for turn, part in ((one, part) for one in document.turns for part in one.parts):
+                if isinstance(part, Text) or part.codes is not None or self._seen(part, turn, answer):
                     continue
                 key = self._key(part)
                 batch = waiting.setdefault(part.modality, {})
@@ -96,6 +125,9 @@ class CodeCache:
         if codes is None:
             self._encode(part.modality, {key: self._need(part).read_part(part)})
             codes = self._find(key)
+        if part.modality in self._grids:  # held as [h, w]
+            assert codes is not None
+            return MEDIA_PARTS[part.modality](codes=codes.reshape(-1), grid=codes.shape)
         return MEDIA_PARTS[part.modality](codes=codes)
 
     def _key(self, part: Media) -> str:
@@ -115,8 +147,10 @@ class CodeCache:
 
     def _encode(self, modality: str, media: dict[str, Tensor]) -> int:
         assert self.coder is not None
-        for key, codes in zip(media, self.coder.encode(modality, list(media.values())), strict=True):
-            self._held[key] = codes.astype(np.int32)
+        found = self.coder.encode_with_grids(modality, list(media.values()))
+        for key, (codes, grid) in zip(media, found, strict=True):
+            shaped = codes.reshape(grid[1:]) if grid is not None and modality in self._grids else codes
+            self._held[key] = shaped.astype(np.int32)
             if self.folder is not None:
                 data = io.BytesIO()
                 np.save(data, self._held[key])
@@ -148,6 +182,8 @@ class RenderedDocuments:
     ) -> None:
         self.dataset, self.chosen, self.cache, self.template = dataset, chosen, cache, template
         self.dropout, self.seed = dropout, seed
+        self.features: FeatureMemory | None = None
+        self.system = cache.coder.processor.system if cache.coder is not None else ""
         self.bad: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -169,9 +205,14 @@ class RenderedDocuments:
         makes_media = any(
             not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
         )
+        document = as_chatted(document, self.template, self.system)
         if makes_media and generator(self.seed, "condition", item, draw).random() < self.dropout:
             document = document.without_text()
-        return self.template.render(document)
+        rendered = self.template.render(document)
+        if not rendered.read:
+            return rendered
+        assert self.features is not None, "Corpus.read_with comes first"
+        return self.features.rendered(rendered)
 
     def _encoded(self, number: int) -> Document | None:
         """The document with codes, or None for one that is skipped."""
@@ -194,7 +235,7 @@ class Corpus:
         self, cfg: CorpusConfig, template: Template, coder: MediaCoder | None, keep_codes: bool = True
     ) -> None:
         self.cfg, self.template = cfg, template
-        self.cache = CodeCache(coder, cfg.codes if keep_codes else None)
+        self.cache = CodeCache(coder, cfg.codes if keep_codes else None, template.vocabulary)
         self.sets: dict[str, DocumentSet] = {}
         self.weights: dict[str, float] = {}
         self.counts: dict[str, int] = {}
@@ -218,6 +259,15 @@ class Corpus:
         for dataset in cfg.validation:
             opened = _open(dataset)
             self._validation.append(RenderedDocuments(opened, range(len(opened)), self.cache, template))
+
+    def read_with(self, model: Any) -> None:
+        """Lets this model see media through features, where it reads them so. Before the first batch."""
+        if self.cache.coder is None or all(one.features is None for one in self.template.vocabulary.layouts):
+            return
+        memory = FeatureMemory(model, self.cache.coder, later=True)
+        for documents in (*self.sets.values(), *self._validation):
+            if isinstance(documents, RenderedDocuments):
+                documents.features = memory
 
     def encode(self, rank: int = 0, num_ranks: int = 1) -> int:
         """Encodes this rank's share of all media; returns how many were new."""

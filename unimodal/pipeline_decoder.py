@@ -8,13 +8,10 @@ from typing import Any
 import torch
 
 from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter
-from unimodal.model.base import load_base
-from unimodal.model.image_head import attach_image_head
+from unimodal.model.base import decoder_class, load_base
+from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
 from unimodal.pipeline_folder import read_json
 from unimodal.vocabulary import Vocabulary
-
-#: classes of transformers that are decoders with an encoder beside them, under a name of another kind
-OTHER_DECODERS = ("ChameleonForConditionalGeneration",)
 
 
 def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
@@ -26,9 +23,8 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
 
     config = read_json(folder / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
-    usable = architecture.endswith("ForCausalLM") or architecture in OTHER_DECODERS
-    decoder_class = getattr(transformers, architecture, None) if usable else None
-    if decoder_class is None:
+    stock = decoder_class(architecture)
+    if stock is None:
         raise ValueError(f"{folder}/config.json names the architecture {architecture}; it must be a causal LM")
     if config.get("vocab_size", 0) < vocabulary.size:
         raise ValueError(
@@ -38,7 +34,7 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     try:
-        decoder, found = decoder_class.from_pretrained(
+        decoder, found = stock.from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,
@@ -51,7 +47,17 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
     if found["missing_keys"]:
         names = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"{folder}: the decoder lacks {names}; copy or download it again")
-    return attach_image_head(decoder, folder).eval()
+    attach_image_head(decoder, folder)
+    _check_head(decoder, vocabulary, folder)
+    return decoder.eval()
+
+
+def _check_head(decoder: Any, vocabulary: Vocabulary, folder: Path) -> None:
+    """ValueError for codes that are scored by rows of zeros: those that a head of their own stands for."""
+    head = decoder.get_output_embeddings()
+    for block in vocabulary.blocks:
+        if not isinstance(head, ImageHead) and not head.weight[block.start].any():
+            raise ValueError(f"{folder}: nothing scores the {block.label} codes; {HEAD_FILE} is missing, convert again")
 
 
 def load_base_of(folder: Path) -> Any | None:

@@ -8,6 +8,7 @@ that comes with the checkout. A folder is laid out as its Hub repository:
     tokenizer.json tokenizer_config.json chat_template.jinja         text, with one token per control and media row
     vocabulary.json processor_config.json                            rows ⇄ codes; how files are read and words put
     image_tokenizer/ audio_tokenizer/ video_tokenizer/               config.json and model.safetensors each
+    image_reader/                                                    the same, of a model that reads features, no codes
 """
 
 from __future__ import annotations
@@ -207,6 +208,10 @@ def describe(folder: Path) -> ModelInfo:
 
 def tokenizer_folder(folder: Path, modality: str) -> Path:
     return folder / f"{modality}_tokenizer"
+
+
+def reader_folder(folder: Path, modality: str) -> Path:
+    return folder / f"{modality}_reader"
 
 
 def read_processor(folder: Path) -> ProcessorConfig:

@@ -19,13 +19,13 @@ from torch import Tensor
 from unimodal.config import atomic_write_text
 from unimodal.media.audio import load_audio, save_audio
 from unimodal.media.files import shown
-from unimodal.media.image import fit_image, load_image, save_image
+from unimodal.media.image import fit_image, load_image, save_image, to_bytes
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.video import load_video, save_video
-from unimodal.pipeline_folder import ProcessorConfig, read_json, read_processor, tokenizer_folder
+from unimodal.pipeline_folder import ProcessorConfig, read_json, read_processor, reader_folder, tokenizer_folder
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
 from unimodal.tokenizers import load_tokenizer, stored_sha256
-from unimodal.tokenizers.interface import Codes, MediaTokenizer
+from unimodal.tokenizers.interface import Codes, MediaReader, MediaTokenizer
 from unimodal.vocabulary import Vocabulary
 
 CODES_FORMAT = 1
@@ -144,15 +144,24 @@ class MediaCoder:
         self.limits: MediaLimits = DEFAULT_LIMITS
         self.sha256 = self._check_hashes()
         self._loaded: dict[str, MediaTokenizer] = {}
+        self._readers: dict[str, MediaReader] = {}
 
     def _check_hashes(self) -> dict[str, str]:
-        """The sha256 of each tokenizer, once they are those that the vocabulary was built with."""
+        """The sha256 of each tokenizer, once they and the readers are those that the vocabulary was built with."""
         found = {name: stored_sha256(tokenizer_folder(self.folder, name)) for name in self.vocabulary.media}
         for block in self.vocabulary.blocks:
             if block.modality in found:
                 self.vocabulary.check_hashes(
                     {block.name: found[block.modality]}, source=str(self.folder / "vocabulary.json")
                 )
+        for layout in self.vocabulary.layouts:
+            if layout.features is not None:
+                reader = stored_sha256(reader_folder(self.folder, layout.modality))
+                if reader != layout.features.sha256:
+                    raise ValueError(
+                        f"{self.folder}/vocabulary.json: the {layout.modality} reader has sha256 {reader} but the model"
+                        f" was trained with {layout.features.sha256}; put the reader that came with the model back"
+                    )
         return found
 
     def tokenizer(self, modality: str) -> MediaTokenizer:
@@ -239,9 +248,13 @@ class MediaCoder:
         return padded[:, None].to(self.device), lengths.to(self.device)
 
     def encode_part(self, part: Part) -> Part:
-        """The part with codes in place of its file. Raises ValueError for a file that cannot be used."""
+        """The part as the model is asked about it: with codes in place of its file, or with what the file holds where
+        the model reads it through features. Raises ValueError for a file that cannot be used."""
         if isinstance(part, Text) or part.codes is not None:
             return part
+        if self.vocabulary.layout(part.modality).features is not None:
+            load_image(part.source, self.limits)
+            return MEDIA_PARTS[part.modality](data=self.content(part))
         return self.encode_parts(part.modality, [self.read_part(part)])[0]
 
     def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Image | Audio | Video]:
@@ -269,6 +282,42 @@ class MediaCoder:
                     f"{shown(part.path or 'the sound')} lasts {duration_s:.1f} s; this model hears at most "
                     f"{self.processor.max_audio_s:g} s: cut it"
                 )
+
+    # ---- files → features
+
+    def reader(self, modality: str) -> MediaReader:
+        """What a model that reads a medium through features reads it with. Loaded at first use."""
+        if modality not in self._readers:
+            self.on_step(f"loading the {modality} reader")
+            folder = reader_folder(self.folder, modality)
+            reader = load_tokenizer(folder)
+            if not isinstance(reader, MediaReader):
+                raise ValueError(f"{folder} holds a tokenizer, not a reader; take it from the model again")
+            span = self.vocabulary.layout(modality).features
+            if span is None or reader.num_features != span.count:
+                wanted = 0 if span is None else span.count
+                raise ValueError(f"{folder} gives {reader.num_features} features, vocabulary.json has {wanted}")
+            self._readers[modality] = reader.to(self.device)
+        return self._readers[modality]
+
+    @staticmethod
+    def content(part: Media) -> bytes:
+        """The bytes of a part's file, which may change or go later."""
+        if isinstance(part.source, bytes):
+            return part.source
+        try:
+            return Path(part.source).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{shown(part.source)} cannot be read: {error.strerror or error}") from None
+
+    def look(self, part: Media) -> Tensor:
+        """The features [N, D] of a picture: of a file, or of codes that the model drew."""
+        if part.codes is None:
+            picture = load_image(part.source, self.limits)
+        else:
+            picture = to_bytes(self.decode(part.modality, [part.codes], [part.grid])[0])
+        reader = self.reader(part.modality)
+        return reader.read(reader.fit(picture)[None].to(self.device))[0]
 
     # ---- codes → tensors
 

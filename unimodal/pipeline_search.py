@@ -33,7 +33,7 @@ class CaptionVerifier:
         question, prompts, captions = Text(model.wording.question(self.modality)), [], []
         for shown in codes:
             asked = Document([Turn("user", [MEDIA_PARTS[self.modality](codes=shown), question])])
-            prompt = model.template.render(asked, add_generation_prompt=True).ids.tolist()
+            prompt = model.read(model.template.render(asked, add_generation_prompt=True))
             told = Document([*asked.turns, Turn("assistant", self.caption)])
             prompts.append(prompt)
             captions.append(model.template.render(told).ids.tolist()[len(prompt) :])

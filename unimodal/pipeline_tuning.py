@@ -13,13 +13,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unimodal.config import Config, atomic_write_text, save_config
+from unimodal.config import Config, atomic_write_bytes, atomic_write_text, save_config
 from unimodal.model.adapter import is_adapter, save_adapter
 from unimodal.model.base import BaseModel
 from unimodal.model.build import num_parameters
@@ -27,15 +28,16 @@ from unimodal.model.initialisers import Donor
 from unimodal.model.packed_loss import PackedLoss
 from unimodal.model.structured_rows import level_features
 from unimodal.pipeline_batches import Corpus, tensors_of
-from unimodal.pipeline_folder import PROCESSOR_FILE, read_json, read_processor, tokenizer_folder
+from unimodal.pipeline_folder import PROCESSOR_FILE, ProcessorConfig, read_json, reader_folder, tokenizer_folder
 from unimodal.pipeline_media import MediaCoder, load_coder
 from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.template import Template
+from unimodal.sequence.templates import open_template
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.training.loop import WeightedLoss
 from unimodal.vocabulary import CONTROLS, Vocabulary
-from unimodal.vocabulary_adopted import AdoptedVocabulary
+from unimodal.vocabulary_adopted import TEXT_FILES, AdoptedVocabulary
 
 #: what the controls mean, in words that any base knows: where their rows begin
 CONTROL_WORDS = {
@@ -52,36 +54,35 @@ def open_media(folder: Path | None, device: torch.device | str = "cpu") -> Media
         return None
     if not (folder / "vocabulary.json").is_file():
         raise ValueError(f"media: {folder} has no vocabulary.json; name a model folder, such as model_cards/nano")
-    media = load_coder(folder, device, lambda step: print(step, file=sys.stderr))
-    if any(layout.grid is not None for layout in media.vocabulary.layouts):
-        raise ValueError(
-            f"media: the pictures of {folder} have any number of codes; make a folder of tokenizers with one size by "
-            "tools/convert_checkpoint.py tokenizers"
-        )
-    return media
+    return load_coder(folder, device, lambda step: print(step, file=sys.stderr))
 
 
 def joint_template(base: BaseModel, media: MediaCoder | None) -> Template:
     """The template over the base's text rows, the controls, and the blocks of the media tokenizers behind them.
 
-    A base that is a model of ours keeps its own vocabulary.
+    A base that is a model of ours keeps its own vocabulary, and a converted checkpoint its own format as well.
     """
     text = TextTokenizer(base.tokenizer)
     own = Path(base.name) / "vocabulary.json"
     if own.is_file() and not is_adapter(base.name):
         vocabulary = Vocabulary.load(own)
-        if isinstance(vocabulary, AdoptedVocabulary):
-            raise ValueError(
-                f"{base.name} is a converted checkpoint, whose rows lie in an order of its own: it is used as it "
-                "is and not trained further; train a language model with its tokenizers (media=) instead"
-            )
-        return Template(vocabulary, text)
+        if not isinstance(vocabulary, AdoptedVocabulary):
+            return Template(vocabulary, text)
+        if media is None or media.folder.resolve() != own.parent.resolve():
+            raise ValueError(f"{base.name} is a converted checkpoint with tokenizers of its own; set media={base.name}")
+        return open_template(media.processor.template, vocabulary, own.parent)
     return new_template(text, base.num_rows, media)
 
 
 def new_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) -> Template:
     """The template over `num_rows` text rows, those beyond the tokenizer's being padding, and the media's blocks."""
     blocks, layouts = (media.vocabulary.blocks, media.vocabulary.layouts) if media else ((), ())
+    if media and any(layout.grid is not None for layout in layouts):
+        raise ValueError(
+            f"media: the pictures of {media.folder} have any number of codes; make a folder of tokenizers with one "
+            "size by tools/convert_checkpoint.py tokenizers"
+        )
+    layouts = tuple(replace(layout, features=None) for layout in layouts)  # read as it is written, by its codes
     reserved = {*text.reserved_ids, *range(text.size, num_rows)}
     return Template(Vocabulary.build(num_rows, blocks, layouts, reserved, text.sha256), text)
 
@@ -209,7 +210,9 @@ def plan(model: nn.Module, template: Template, corpus: Corpus, batch: PackedBatc
     # a block keeps about 14 widths and 3 inner widths of every token for the backward pass
     activations = 4 * tokens * config.num_hidden_layers * (14 * config.hidden_size + 3 * config.intermediate_size)
     lines = [f"vocabulary: {vocabulary.size:,} rows"]
-    spans = [("text", vocabulary.text_range), ("controls", vocabulary.control_range)]
+    spans = []
+    if not isinstance(vocabulary, AdoptedVocabulary):  # else they are all the other rows
+        spans = [("text", vocabulary.text_range), ("controls", vocabulary.control_range)]
     spans += [(f"{block.label} ({block.modality})", block.rows) for block in vocabulary.blocks]
     lines += [f"  {span.start:>8,} … {span.stop - 1:>8,}  {name}" for name, span in spans]
     lines.append(f"parameters: {num_all:,}, trained {num_trained:,} ({num_trained / num_all:.1%})")
@@ -242,20 +245,22 @@ def spelled(ids: Any, template: Template, longest: int = 400) -> str:
             runs.clear()
 
     for row in map(int, ids):
-        block = vocabulary.block_of(row)
-        if block is not None:
-            if runs and runs[0][0] == block.label:
-                runs[0] = (block.label, runs[0][1] + 1)
+        seen = row >= vocabulary.size  # a feature
+        block = None if seen else vocabulary.block_of(row)
+        label = "feature" if seen else block.label if block is not None else None
+        if label is not None:
+            if runs and runs[0][0] == label:
+                runs[0] = (label, runs[0][1] + 1)
             else:
                 finish()
-                runs.append((block.label, 1))
+                runs.append((label, 1))
         elif vocabulary.is_text(row):
             if runs:
                 finish()
             text.append(row)
         else:
             finish()
-            pieces.append(vocabulary.token_string(row))
+            pieces.append(vocabulary.token_string(row) if vocabulary.is_control(row) else f"<{row}>")
         if sum(map(len, pieces)) > longest:
             return "".join(pieces)[:longest] + " …"
     finish()
@@ -282,15 +287,26 @@ def try_one_step(module: PackedLoss, batch: PackedBatch, device: torch.device) -
 def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, max_positions: int) -> None:
     """All of a model folder but its decoder: what recipes/tokenize_dataset.py needs to make shards for this run."""
     folder.mkdir(parents=True, exist_ok=True)
-    for modality in template.vocabulary.media if media is not None else ():
+    for layout in template.vocabulary.layouts if media is not None else ():
         assert media is not None
-        source, target = tokenizer_folder(media.folder, modality), tokenizer_folder(folder, modality)
-        if target.resolve() != source.resolve():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-    save_hub_tokenizer(folder, template.vocabulary, template.text, max_positions)
+        for place in (tokenizer_folder, *([reader_folder] if layout.features is not None else [])):
+            source, target = place(media.folder, layout.modality), place(folder, layout.modality)
+            if target.resolve() != source.resolve():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+    if isinstance(template.vocabulary, AdoptedVocabulary):
+        assert media is not None
+        for name in TEXT_FILES:
+            if (media.folder / name).is_file():
+                atomic_write_bytes(folder / name, (media.folder / name).read_bytes())
+    else:
+        save_hub_tokenizer(folder, template.vocabulary, template.text, max_positions)
     if media is not None:
-        processor = read_processor(media.folder).model_dump(mode="json")
-        atomic_write_text(folder / PROCESSOR_FILE, json.dumps(processor, indent=2) + "\n")
+        processor = media.processor
+        if type(template) is Template:  # of other models' tokenizers only: their words and format stay behind
+            own = ProcessorConfig()
+            processor = processor if processor.template == own.template else own
+        fields = processor.model_dump(mode="json")
+        atomic_write_text(folder / PROCESSOR_FILE, json.dumps(fields, indent=2) + "\n")
     template.vocabulary.save(folder / "vocabulary.json")
 
 

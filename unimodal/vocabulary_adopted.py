@@ -18,6 +18,10 @@ from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary_layout import CONTROLS, Block, Control, SpanLayout, check_blocks, check_layouts
 
 RESERVED = -3
+#: the text tokenizer's files, which a converted folder keeps as its checkpoint has them
+TEXT_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 REQUIRED = ("<|bos|>", "<|end_of_turn|>", "<|pad|>")
 
 
@@ -37,6 +41,9 @@ class AdoptedVocabulary(Vocabulary):
         inside = [block.rows for block in blocks]
         free = (row for row in text_reserved if row not in taken and not any(row in rows for rows in inside))
         super().__init__(size, controls, blocks, layouts, free, text_sha256)
+        for layout in self.layouts:
+            if layout.features is not None and layout.features.row not in self.text_reserved:
+                raise ValueError(f"row {layout.features.row} stands for features, so it must be a reserved row")
 
     def _place(self) -> None:
         self.size = self.text_size
@@ -77,7 +84,7 @@ class AdoptedVocabulary(Vocabulary):
 
     @property
     def control_range(self) -> range:
-        raise ValueError("the rows of a converted checkpoint lie in its own order, which training on blocks cannot use")
+        raise ValueError("the rows of a converted checkpoint lie in its own order; its controls are not one range")
 
     @property
     def text_ranges(self) -> tuple[range, ...]:

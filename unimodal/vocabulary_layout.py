@@ -82,30 +82,55 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class FeatureSpan:
+    """How a medium stands in the ids that is read through continuous features and not through its codes.
+
+    Between the start and the end of its span stand `count` times the reserved row `row`; what the decoder is fed there
+    are the features that the reader with these weights (`sha256`) makes of the medium.
+    """
+
+    row: int
+    count: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
 class SpanLayout:
     """The segments of one medium's span, in order, with `<|frame|>` before each but the first and the unmarked.
 
     With `grid` the one segment is written in rows, as `vocabulary_grid.py` says, and may have any number of them; its
-    count is that of the grid that is drawn.
+    count is that of the grid that is drawn. With `features` the medium is written as these segments say and read
+    otherwise.
     """
 
     modality: str
     segments: tuple[Segment, ...]
     grid: GridMarks | None = None
+    features: FeatureSpan | None = None
 
-    def __init__(self, modality: str, segments: Iterable[Segment], grid: GridMarks | None = None) -> None:
+    def __init__(
+        self,
+        modality: str,
+        segments: Iterable[Segment],
+        grid: GridMarks | None = None,
+        features: FeatureSpan | None = None,
+    ) -> None:
         object.__setattr__(self, "modality", modality)
         object.__setattr__(self, "segments", tuple(segments))
         object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "features", features)
 
     def to_dict(self) -> dict[str, Any]:
-        fields = {"modality": self.modality, "segments": [asdict(segment) for segment in self.segments]}
-        return fields if self.grid is None else {**fields, "grid": self.grid.to_dict()}
+        fields: dict[str, Any] = {"modality": self.modality, "segments": [asdict(one) for one in self.segments]}
+        if self.grid is not None:
+            fields["grid"] = self.grid.to_dict()
+        return fields if self.features is None else {**fields, "features": asdict(self.features)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SpanLayout:
         grid = GridMarks.from_dict(data["grid"]) if "grid" in data else None
-        return cls(data["modality"], [Segment(**item) for item in data["segments"]], grid)
+        features = FeatureSpan(**data["features"]) if "features" in data else None
+        return cls(data["modality"], [Segment(**item) for item in data["segments"]], grid, features)
 
     @property
     def fixed_steps(self) -> int:
@@ -184,3 +209,5 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
             raise ValueError(f"span layout {name!r} has a grid; it needs one segment of one group and as many codes")
         if any(segment.count is not None and segment.count < 1 for segment in layout.segments):
             raise ValueError(f"span layout {name!r} has an empty segment; counts start at 1")
+        if layout.features is not None and (name != "image" or layout.features.count < 1):
+            raise ValueError(f"span layout {name!r} has features; they are of pictures, and at least one of each")

@@ -1,7 +1,6 @@
 """Pretrained tokenizers in the recipes: a language model fine-tuned on their codes, and token shards made of files."""
 
 import json
-import re
 
 import pytest
 
@@ -52,21 +51,3 @@ def test_token_shards_are_made_with_them(media, pictures, tmp_path):
     document = tokenizer.template.parse(shards[0].ids)
     [picture] = [part for part in document.parts if isinstance(part, Image)]
     assert picture.codes.shape == (64,)
-
-
-def test_a_converted_model_is_not_trained_further(tmp_path, pictures, capsys):
-    from tests import tiny_checkpoints
-
-    tiny_checkpoints.emu3(tmp_path / "source")
-    convert_checkpoint.main(["emu3", str(tmp_path / "source"), str(tmp_path / "emu3"), "--grid", "4x5"])
-    shared = [f"corpus={{datasets: [{{path: {pictures}}}]}}", f"out={tmp_path}/out", f"run={tmp_path}/run"]
-    for setting, message in [
-        ([f"base={tmp_path}/emu3"], "is a converted checkpoint, whose rows lie in an order of its own"),
-        ([f"base={tmp_path}/emu3", f"media={tmp_path}/emu3"], "pictures of .* have any number of codes"),
-    ]:
-        with pytest.raises(SystemExit) as stopped:
-            recipe("finetune_lora", *setting, *shared, flags=["--dry-run"])
-        assert stopped.value.code == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1
-        assert re.search(message, lines[0])

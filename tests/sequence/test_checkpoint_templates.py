@@ -124,7 +124,7 @@ def chat(*turns):
         ("chameleon", chat(("system", "s"), ("user", "a")), "turn 1 is the system's; Chameleon's turns alternate"),
         ("chameleon", chat(("user", "a"), ("user", "b")), "turn 2 is the user's"),
         ("chameleon", chat(("user", [Image(codes=[1] * 5)])), "exactly 6"),
-        ("janus", chat(("user", [Image(codes=[1] * 6)])), "continuous features, which are no codes"),
+        ("janus", chat(("user", [Image(codes=[1] * 6)])), "was converted without their reader"),
         ("janus", chat(("user", "a"), ("assistant", [Text("see"), Image(codes=[1] * 6)])), "no words beside it"),
         ("janus", chat(("user", "a"), ("system", "s")), "system turn is the first"),
     ],
@@ -169,8 +169,21 @@ def test_the_official_prompts(formats):
     assert janus == [
         bos, *text.encode("Be kind.\n\n"), user, *text.encode(": Why?\n\n"), assistant, *text.encode(":"),
     ]  # fmt: skip
-    other = formats["janus"].unconditional(chat(("user", "Why?")), None, "image")
+    other = formats["janus"].unconditional(chat(("user", "Why?")), None, "image").ids
     assert set(other[1:]) == {formats["janus"].vocabulary.control_id("pad")} and other[0] == bos
+
+
+def test_what_chameleon_is_guided_away_from(formats):
+    """The release's own: all but words and marks."""
+    template = formats["chameleon"]
+    bos, picture = template.vocabulary.control_id("bos"), Image(codes=[3] * 6)
+    assert template.unconditional(chat(("user", "a red apple")), None, "image").ids.tolist() == [bos]
+    document = chat(("user", [Text("like this"), picture]), ("assistant", "a cat"), ("user", "in blue"))
+    span = template.vocabulary.encode_span("image", picture.codes)
+    assert template.unconditional(document, None, "image").ids.tolist() == [bos, *span]
+    negative = chat(("user", "a dog"))
+    found = template.unconditional(document, negative, "image").ids.tolist()
+    assert found == template.render(negative, add_generation_prompt=True).ids.tolist()
 
 
 def test_a_format_that_is_not_known(formats, tmp_path):

@@ -55,7 +55,8 @@ def input_spans(
                 end = tokens.index(vocabulary.end_id(name), column)
             except ValueError:  # still being written
                 break
-            if reads and name in modalities:
+            features = tokens[column + 1] >= vocabulary.size  # of a medium that is not read through codes: left whole
+            if reads and name in modalities and not features:
                 found.append(_located(row, name, tokens, column, end, vocabulary))
             column = end + 1
     return found

@@ -28,7 +28,7 @@ REPEATS = 3
 
 def timed(model: Unimodal, documents: Sequence[Document], session: Any = None) -> dict[str, float | None]:
     """Figures for the first document alone and for a batch: ttft_ms, tokens_per_s, memory_mib, planning_ms, tokens."""
-    prompts = [model.template.render(d, add_generation_prompt=True).ids.tolist() for d in documents[:BATCH]]
+    prompts = [model.read(model.template.render(d, add_generation_prompt=True)) for d in documents[:BATCH]]
     while len(prompts) < BATCH:
         prompts.append(prompts[len(prompts) % len(documents)])
     figures: dict[str, float | None] = {}

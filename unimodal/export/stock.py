@@ -7,6 +7,8 @@
     export.json                                                                what it was made from
     README.md, reports, samples, licences                                      as they were, where there are any
 
+A converted Chameleon, Emu3 or Janus becomes the checkpoint of its own class again (`original.py`).
+
 `AutoModelForCausalLM` and `AutoTokenizer` load it without any code of ours, and so does every server of that class: the
 embedding table has exactly `config.vocab_size` rows and no token has a larger id. Nothing else of the source is copied:
 no code, no pickle, no link that leads out of it.
@@ -27,13 +29,15 @@ from torch import nn
 
 from unimodal import __version__
 from unimodal.export.new_folder import check_space, check_target, new_folder
+from unimodal.export.original import write_original
 from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, code_files
 from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter, merge
-from unimodal.model.base import load_base
+from unimodal.model.base import decoder_class, load_base
 from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, weight_files
 from unimodal.tokenizers import stored_sha256
 from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary_adopted import AdoptedVocabulary
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 EXPORT_FILE = "export.json"
@@ -76,7 +80,7 @@ def export_model(
     check_weight_files(weight_files(source))
     vocabulary = Vocabulary.load(source / "vocabulary.json")
     check_tokenizers(source, vocabulary)
-    if (source / HEAD_FILE).is_file():
+    if (source / HEAD_FILE).is_file() and not isinstance(vocabulary, AdoptedVocabulary):
         raise ValueError(
             f"{source} scores pictures by a network of its own ({HEAD_FILE}), which no stock causal LM has; it is not "
             "exported: use or push that folder as it is"
@@ -86,6 +90,11 @@ def export_model(
         raise ValueError(f"{source} is a whole model, it has no base; leave the base out")
     on_step("merging" if adapter else "reading")
     model = _merged(source, base) if adapter else _whole(source)
+    if isinstance(vocabulary, AdoptedVocabulary):
+        home = Path(base or _read_json(source / BASE_FILE)["base"]).expanduser() if adapter else source
+        _check_apart(home, out)
+        write_original(model, home, out, vocabulary, dtype, max_shard_size, force, on_step)
+        return
     if dtype is not None:
         model.to(getattr(torch, dtype))
     check_rows(model, source / "tokenizer.json", vocabulary)
@@ -120,14 +129,14 @@ def _whole(source: Path) -> Any:
 
     config = _read_json(source / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
-    decoder_class = getattr(transformers, architecture, None) if architecture.endswith("ForCausalLM") else None
-    if decoder_class is None:
+    stock = decoder_class(architecture)
+    if stock is None:
         raise ValueError(f"{source}/config.json names the architecture {architecture}; it must be a stock causal LM")
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        model, found = decoder_class.from_pretrained(
+        model, found = stock.from_pretrained(
             source,
             dtype="auto",
             local_files_only=True,

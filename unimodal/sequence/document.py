@@ -192,6 +192,12 @@ class Document:
         """The same document with adjacent texts joined and empty texts dropped."""
         return Document(turn.canonical() for turn in self.turns)
 
+    def with_system(self, words: str) -> Document:
+        """The document with these words of the system before it, where there are any and it has none of its own."""
+        if not words or any(turn.role == "system" for turn in self.turns):
+            return self
+        return Document([Turn("system", words), *self.turns])
+
     def without_text(self, roles: Iterable[str] = ("system", "user")) -> Document:
         """The document with the texts of these roles dropped: the unconditional side of classifier-free guidance."""
         drop = set(roles)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unimodal.sequence.document import MEDIA_PARTS, Document, Part, Text, Turn
+from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.vocabulary import MODALITY_INDEX, ROLES, Vocabulary
 
@@ -36,11 +36,13 @@ class Rendered:
     ids: np.ndarray  # int64 [N]
     labels: np.ndarray  # int64 [N], -100 off the answer, not shifted
     modality: np.ndarray  # uint8 [N], index into vocabulary.MODALITIES
+    read: tuple[Media, ...] = ()  # media that are read through features, in the order of their placeholders
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> Rendered:
+        assert not self.read, "a medium that is read through features cannot be cut"
         return Rendered(self.ids[part], self.labels[part], self.modality[part])
 
 
@@ -91,10 +93,10 @@ class Template:
             modality_of[begin:end] = modality
         return Rendered(array, labels, modality_of)
 
-    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> list[int]:
-        """The prompt [N] that guidance moves away from: `negative`, or the document without its words."""
+    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
+        """The prompt that guidance moves away from: `negative`, or the document without its words."""
         other = document.without_text() if negative is None else negative
-        return self.render(other, add_generation_prompt=True, to=to).ids.tolist()
+        return self.render(other, add_generation_prompt=True, to=to)
 
     def render_parts(self, parts: Iterable[Part]) -> list[int]:
         """The rows of parts alone, without a role or an end of turn: the beginning of an answer, say."""

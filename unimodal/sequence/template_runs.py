@@ -23,11 +23,12 @@ from unimodal.vocabulary import MODALITY_INDEX, Vocabulary
 
 @dataclass(frozen=True)
 class Run:
-    """Text, or rows that are no text. `learnt` runs belong to the answer."""
+    """Text, or rows that are no text. `learnt` runs belong to the answer; `read` is what placeholders stand for."""
 
     content: str | list[int]
     learnt: bool = False
     modality: int = 0
+    read: Media | None = None
 
 
 Item = str | int | Part  # of a parsed sequence: text, the row of a control, a medium
@@ -58,11 +59,14 @@ class RunTemplate(Template):
         ids: list[int] = []
         learnt: list[bool] = []
         modality: list[int] = []
+        read: list[Media] = []
 
         def add(rows: list[int], run: Run) -> None:
             ids.extend(rows)
             learnt.extend([run.learnt] * len(rows))
             modality.extend([run.modality] * len(rows))
+            if run.read is not None:
+                read.append(run.read)
 
         held: Run | None = None  # text that what follows may belong to
         for run in [Run([self._bos]), *self.runs(document.canonical(), add_generation_prompt, to), Run([])]:
@@ -76,7 +80,7 @@ class RunTemplate(Template):
                 add(run.content, run)
         array = np.array(ids, dtype=np.int64)  # [N]
         labels = np.where(np.array(learnt, dtype=bool), array, IGNORE)
-        return Rendered(array, labels, np.array(modality, dtype=np.uint8))
+        return Rendered(array, labels, np.array(modality, dtype=np.uint8), tuple(read))
 
     def parse(self, ids: Sequence[int] | np.ndarray) -> Document:
         items = self.items(ids)
@@ -111,6 +115,9 @@ class RunTemplate(Template):
                 if not len(ends):
                     raise ValueError(f"the {modality} span that begins at token {at} has no end")
                 end = at + int(ends[0]) + 1
+                features = vocabulary.layout(modality).features
+                if features is not None and features.row in rows[at:end]:
+                    raise ValueError(f"the {modality} at token {at} was read through features, which ids do not hold")
                 _, codes, grid = vocabulary.read_span(rows[at:end].tolist())
                 items.append(MEDIA_PARTS[modality](codes=codes, grid=grid))
             elif vocabulary.is_text(row):
@@ -129,3 +136,10 @@ class RunTemplate(Template):
             raise ValueError(f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first")
         rows = self.vocabulary.encode_span(part.modality, part.codes, part.grid)
         return Run(rows, learnt, MODALITY_INDEX[part.modality])
+
+    def features_run(self, part: Media) -> Run:
+        """The placeholders of a medium that is read through features."""
+        features = self.vocabulary.layout(part.modality).features
+        assert features is not None
+        rows = [self.vocabulary.start_id(part.modality), *[features.row] * features.count]
+        return Run([*rows, self.vocabulary.end_id(part.modality)], False, MODALITY_INDEX[part.modality], part)

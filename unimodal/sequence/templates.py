@@ -8,12 +8,17 @@ from pathlib import Path
 from unimodal.sequence.template import Template
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary_adopted import AdoptedVocabulary
 
 
 def open_template(name: str, vocabulary: Vocabulary, folder: str | Path) -> Template:
     """The format of that name over a model folder's text tokenizer. Raises ValueError for one that is not known."""
     if name not in TEMPLATES:
         raise ValueError(f"the sequence format {name!r} is unknown; there are {', '.join(TEMPLATES)}")
+    if name == "unimodal" and isinstance(vocabulary, AdoptedVocabulary):
+        raise ValueError(
+            f"{folder} is a converted checkpoint, whose sequence format processor_config.json has to name: convert it"
+        )
     module, class_name = TEMPLATES[name]
     never = () if name == "unimodal" else [row for block in vocabulary.blocks for row in block.rows]
     template: Template = getattr(importlib.import_module(module), class_name)(

@@ -2,7 +2,8 @@
 
     <s> What is this? <racm3:break> 1,024 codes <eoss> <reserved08706> An apple </s> And this? … <reserved08706>
 
-There are no role words: turns alternate, the user's first. There is no system turn.
+There are no role words: turns alternate, the user's first. There is no system turn. Guidance moves away from the
+pictures of the prompt alone, from nothing where it has none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from unimodal.sequence.document import Document, Part, Text, Turn
+from unimodal.sequence.template import Rendered
 from unimodal.sequence.template_runs import Item, Run, RunTemplate
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
@@ -33,6 +35,14 @@ class ChameleonTemplate(RunTemplate):
             yield Run([self._end_of_turn if learnt else self._answer], learnt)
         if prompt and len(document.turns) % 2 == 0:
             raise ValueError("there is no user's turn to answer; give one")
+
+    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
+        """Without a negative prompt, what is left of the prompt without words and marks: so it was sampled from."""
+        if negative is not None:
+            return super().unconditional(document, negative, to)
+        prompt = self.render(document, add_generation_prompt=True, to=to)
+        kept = (prompt.modality > 0) | (prompt.ids == self._bos)
+        return Rendered(prompt.ids[kept], prompt.labels[kept], prompt.modality[kept])
 
     def document(self, items: Sequence[Item]) -> Document:
         turns: list[Turn] = []

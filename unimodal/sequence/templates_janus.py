@@ -1,10 +1,11 @@
 """Janus's format (arXiv 2410.13848): a chat in words, and a picture drawn for a prompt.
 
-    <bos> {system}\\n\\n <|User|>: What is a cat?\\n\\n <|Assistant|>: An animal <eos>
+    <bos> {system}\\n\\n <|User|>: <picture>\\nWhat is this?\\n\\n <|Assistant|>: An animal <eos>
     <bos> <|User|>: a red apple\\n\\n <|Assistant|>: <begin_of_image> 576 codes <end_of_image> <eos>
 
-Janus reads pictures through the continuous features of another network, which are no codes: a picture in a prompt is
-refused, and pictures that it drew are not shown to it again.
+Janus reads pictures through the continuous features of another network, which are no codes: in a chat `<picture>` is
+`<begin_of_image>`, 576 times `<image_placeholder>` and `<end_of_image>`, with a line break between it and what stands
+beside it in its turn. A picture that it drew is read in the same way in the turns that follow.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
+from unimodal.sequence.template import Rendered
 from unimodal.sequence.template_runs import Item, Run, RunTemplate
 from unimodal.sequence.text_tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
@@ -31,37 +35,57 @@ class JanusTemplate(RunTemplate):
     def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
         turns = document.turns
         for number, turn in enumerate(turns):
-            drawn = [part for part in turn.parts if isinstance(part, Media)]
-            if drawn and (turn.role != "assistant" or prompt or number + 1 < len(turns)):
-                raise ValueError(
-                    "Janus understands pictures through continuous features, which are no codes; converted, it draws "
-                    "and chats in words: leave the picture out"
-                )
-            if len(drawn) > 1 or (drawn and len(turn.parts) > 1):
+            media = [part for part in turn.parts if isinstance(part, Media)]
+            draws = turn.role == "assistant" and not prompt and number + 1 == len(turns)
+            if media and not draws:
+                self._check_readable(to)
+            if draws and (len(media) > 1 or (media and len(turn.parts) > 1)):
                 raise ValueError("Janus draws one picture and no words beside it; give the assistant's turn that alone")
-            text = turn.text
             if turn.role == "system":
-                if number:
-                    raise ValueError("Janus's system turn is the first; put it there")
-                yield Run(f"{text}{BREAK}")
-            elif turn.role == "user":
-                yield Run([self._marks["user"]])
-                yield Run(f": {text}{BREAK}")
+                if number or media:
+                    raise ValueError("Janus's system turn is the first and is words; put it there")
+                yield Run(f"{turn.text}{BREAK}")
+                continue
+            learnt = turn.role == "assistant"
+            yield Run([self._marks[turn.role]])
+            yield Run(":")
+            if draws and media:
+                yield self.media_run(media[0], learnt=True)
             else:
-                yield Run([self._marks["assistant"]])
-                yield Run(":")
-                yield self.media_run(drawn[0], learnt=True) if drawn else Run(f" {text}", learnt=True)
-                yield Run([self._end_of_turn], learnt=True)
+                yield from self._shown(turn, learnt)
+            yield Run([self._end_of_turn], learnt=True) if learnt else Run(BREAK)
         if prompt:
             yield Run([self._marks["assistant"]])
             yield Run(":")
 
-    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> list[int]:
+    def _shown(self, turn: Turn, learnt: bool) -> Iterator[Run]:
+        """What stands behind the colon of a turn; pictures stand in lines of their own."""
+        yield Run(" ", learnt)
+        for index, part in enumerate(turn.parts):
+            if isinstance(part, Text):
+                yield Run(part.text, learnt)
+                continue
+            if index:
+                yield Run("\n", learnt)
+            yield self.features_run(part)
+            if index + 1 < len(turn.parts):
+                yield Run("\n", learnt)
+
+    def _check_readable(self, to: str | None) -> None:
+        if self.vocabulary.layout("image").features is None:
+            raise ValueError(
+                "Janus understands pictures through continuous features, and this model was converted without their "
+                "reader: convert the checkpoint again, or leave the picture out"
+            )
+        if to == "image":
+            raise ValueError("Janus draws for words alone; leave the pictures out, or ask about them in words")
+
+    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
         """Without a negative prompt, as many pads as the prompt has tokens behind its first: so it was trained."""
         if negative is not None:
             return super().unconditional(document, negative, to)
-        prompt = self.render(document, add_generation_prompt=True, to=to).ids.tolist()
-        return [row if row == self._bos else self._pad for row in prompt]
+        prompt = self.render(document, add_generation_prompt=True, to=to)
+        return Rendered(np.where(prompt.ids == self._bos, prompt.ids, self._pad), prompt.labels, prompt.modality)
 
     def document(self, items: Sequence[Item]) -> Document:
         turns: list[Turn] = []

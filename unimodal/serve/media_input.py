@@ -100,7 +100,16 @@ class MediaInput:
         return await self._in(self.pool, decode_base64, text, param)
 
     async def part(self, modality: str, data: bytes, param: str) -> Part:
-        """A file's bytes as a part with codes. ApiError 400 or 415 for a file that cannot be used."""
+        """A file's bytes as a part with codes. ApiError 400 or 415 for a file that cannot be used.
+
+        A model that reads features keeps the bytes: what it sees of them is worked out now, by the worker.
+        """
+        memory = self.model.features
+        if memory is not None and self.model.reads_features(modality):
+            await self.read(modality, data, param)
+            seen = MEDIA_PARTS[modality](data=data)
+            await asyncio.wrap_future(self.worker.call(lambda: memory.features(seen)))
+            return seen
         key = (modality, hashlib.sha256(data).digest())
         if key not in self._codes:
             medium = await self.read(modality, data, param)

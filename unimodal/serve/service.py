@@ -46,6 +46,8 @@ class Service:
         model.coder.limits = server_limits(config)
         for modality in model.vocabulary.media:  # loaded now: threads would load them twice
             model.coder.tokenizer(modality)
+            if model.reads_features(modality):
+                model.coder.reader(modality)
 
     def start(self) -> None:
         self.worker.start()

@@ -83,6 +83,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "emu3": ("unimodal.tokenizers.pretrained_emu3", "Emu3Tokenizer"),
     "emu3_video": ("unimodal.tokenizers.pretrained_emu3", "Emu3VideoTokenizer"),
     "janus": ("unimodal.tokenizers.pretrained_janus", "JanusTokenizer"),
+    "janus_reader": ("unimodal.tokenizers.pretrained_janus", "JanusReader"),
     "encodec": ("unimodal.tokenizers.pretrained_audio", "EncodecTokenizer"),
     "dac": ("unimodal.tokenizers.pretrained_audio", "DacTokenizer"),
     "mimi": ("unimodal.tokenizers.pretrained_audio", "MimiTokenizer"),

@@ -5,6 +5,8 @@ Shapes: B batch, N codes, G codebook groups, T samples or frames.
 A tokenizer is an ``nn.Module`` built from a pydantic config. ``encode`` and ``decode`` are batched, padding-invariant
 (an item gives the same codes alone and beside longer neighbours) and run under ``inference_mode``. It saves to a folder
 of ``config.json`` and ``model.safetensors`` and knows the hash of its weights, which the vocabulary manifest records.
+
+A ``MediaReader`` is for models that read a medium through continuous features: media in, input embeddings out.
 """
 
 from __future__ import annotations
@@ -72,35 +74,17 @@ class TokenizerConfig(BaseModel):
     family: str
 
 
-class MediaTokenizer(nn.Module, ABC):
-    """Media ⇄ codes. Subclasses set the class attributes and implement ``encode`` and ``decode``."""
+class StoredModule(nn.Module):
+    """A module of a folder: its config, its weights and their hash."""
 
     modality: ClassVar[str]
     config_class: ClassVar[type[TokenizerConfig]]
     #: how weights are stored; half precision, unless codes must stay those of another library's float32
     stored_dtype: ClassVar[torch.dtype] = torch.float16
-    #: one size per group; a position may use any of them (see ``segments``)
-    codebook_sizes: tuple[int, ...]
-    #: (block name, count or None for any length) in sequence order: how the vocabulary lays a span out
-    segments: tuple[tuple[str, int | None], ...]
-    #: block name → number of values, for every block named in ``segments``
-    block_sizes: dict[str, int]
-    tokens_per_item: int | None = None
-    tokens_per_second: float | None = None
-    #: True if a prefix of the codes decodes to a coarser result
-    ordered: bool = False
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-
-    @abstractmethod
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
-        """x: [B, C, …] float; lengths: int64 [B] samples or frames that are real, None if all are."""
-
-    @abstractmethod
-    def decode(self, codes: Codes) -> Tensor:
-        """The inverse of ``encode``, up to the loss of quantization: [B, C, …]."""
 
     @property
     def sha256(self) -> str:
@@ -162,3 +146,41 @@ class MediaTokenizer(nn.Module, ABC):
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"the weights in {folder} do not fit its config.json: {reason}") from None
         return tokenizer.eval()
+
+
+class MediaTokenizer(StoredModule, ABC):
+    """Media ⇄ codes. Subclasses set the class attributes and implement ``encode`` and ``decode``."""
+
+    #: one size per group; a position may use any of them (see ``segments``)
+    codebook_sizes: tuple[int, ...]
+    #: (block name, count or None for any length) in sequence order: how the vocabulary lays a span out
+    segments: tuple[tuple[str, int | None], ...]
+    #: block name → number of values, for every block named in ``segments``
+    block_sizes: dict[str, int]
+    tokens_per_item: int | None = None
+    tokens_per_second: float | None = None
+    #: True if a prefix of the codes decodes to a coarser result
+    ordered: bool = False
+
+    @abstractmethod
+    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+        """x: [B, C, …] float; lengths: int64 [B] samples or frames that are real, None if all are."""
+
+    @abstractmethod
+    def decode(self, codes: Codes) -> Tensor:
+        """The inverse of ``encode``, up to the loss of quantization: [B, C, …]."""
+
+
+class MediaReader(StoredModule, ABC):
+    """Pictures → what a decoder is fed for them, in place of embedding rows (N of width D for each)."""
+
+    num_features: int  # N
+    width: int  # D
+
+    @abstractmethod
+    def fit(self, picture: Tensor) -> Tensor:
+        """uint8 [3, H, W] → float [3, h, w] in [0, 1], as the reader was trained to see it."""
+
+    @abstractmethod
+    def read(self, x: Tensor) -> Tensor:
+        """Fitted pictures [B, 3, h, w] → features [B, N, D]."""

@@ -38,15 +38,10 @@ class PretrainedImageConfig(PretrainedConfig):
     image_std: tuple[float, float, float]
 
 
-class PretrainedImageTokenizer(PretrainedTokenizer):
-    """Pictures in [0, 1]; `fit` makes one of a file's pixels."""
+class PixelScale:
+    """How the pixels of a network with such a config are scaled."""
 
-    modality: ClassVar[str] = "image"
     config: PretrainedImageConfig
-
-    @abstractmethod
-    def fit(self, picture: Tensor) -> Tensor:
-        """uint8 [3, H, W] → float [3, h, w] in [0, 1], as the checkpoint's image processor fits it."""
 
     def scaled(self, x: Tensor) -> Tensor:
         """[B, 3, …] in [0, 1] → what the network takes."""
@@ -61,6 +56,17 @@ class PretrainedImageTokenizer(PretrainedTokenizer):
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, 3, *[1] * (x.dim() - 2))
         return x.new_tensor(self.config.image_mean).view(shape), x.new_tensor(self.config.image_std).view(shape)
+
+
+class PretrainedImageTokenizer(PixelScale, PretrainedTokenizer):
+    """Pictures in [0, 1]; `fit` makes one of a file's pixels."""
+
+    modality: ClassVar[str] = "image"
+    config: PretrainedImageConfig
+
+    @abstractmethod
+    def fit(self, picture: Tensor) -> Tensor:
+        """uint8 [3, H, W] → float [3, h, w] in [0, 1], as the checkpoint's image processor fits it."""
 
 
 def vq_checkpoint(

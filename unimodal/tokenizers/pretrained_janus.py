@@ -1,21 +1,32 @@
-"""Janus's tokenizer of pictures to be drawn (arXiv 2410.13848): 384×384 pixels ⇄ 24×24 codes of 16,384 values.
+"""Janus's two sides of a picture (arXiv 2410.13848), both of 384×384 pixels.
 
-It is LlamaGen's VQGAN (arXiv 2406.06525). Codebook vectors are brought to length 1 before they are decoded.
+Pictures are drawn as 24×24 codes of 16,384 values: LlamaGen's VQGAN (arXiv 2406.06525), whose codebook vectors are
+brought to length 1 before they are decoded. They are read as 24×24 features of a SigLIP tower (arXiv 2303.15343),
+which an aligner of two layers brings to the width of the decoder.
 
-Shapes: B batch, N codes.
+Shapes: B batch, N codes or features, D width of the decoder.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Codes, TokenizerConfig
-from unimodal.tokenizers.pretrained_base import check_codes, decode_rows, fill, plain_config, reference
+from unimodal.tokenizers.interface import Codes, MediaReader, TokenizerConfig
+from unimodal.tokenizers.pretrained_base import (
+    check_codes,
+    decode_rows,
+    fill,
+    image_processor_settings,
+    plain_config,
+    reference,
+)
 from unimodal.tokenizers.pretrained_image import (
+    PixelScale,
     PretrainedImageConfig,
     PretrainedImageTokenizer,
     check_pictures,
@@ -24,10 +35,12 @@ from unimodal.tokenizers.pretrained_image import (
     vq_checkpoint,
 )
 
-MIN_SIZE = 14  # pixels that the shorter side of a narrow picture keeps
+
+class JanusImageConfig(PretrainedImageConfig):
+    min_size: int = Field(default=14, ge=1)  # pixels that the shorter side of a narrow picture keeps
 
 
-class JanusTokenizerConfig(PretrainedImageConfig):
+class JanusTokenizerConfig(JanusImageConfig):
     family: Literal["janus"] = "janus"
 
 
@@ -61,23 +74,14 @@ class JanusTokenizer(PretrainedImageTokenizer):
             JanusTokenizerConfig(
                 network=plain_config(network),
                 image_size=network.num_patches * 2 ** (len(network.channel_multiplier) - 1),
-                **pixel_settings(folder, 0.5, 0.5),
+                **_picture_settings(folder),
             )
         )
         fill(tokenizer.network, weights, folder)
         return tokenizer.eval()
 
     def fit(self, picture: Tensor) -> Tensor:
-        """The longer side to S, bars in the mean colour at the shorter ones."""
-        size, (height, width) = self.config.image_size, picture.shape[1:]
-        scale = size / max(height, width)
-        sides = [min(size, max(round(side * scale), MIN_SIZE)) for side in (height, width)]
-        inner = resized(picture, sides[0], sides[1], "BICUBIC")
-        colour = torch.tensor([int(value * 255) for value in self.config.image_mean], dtype=torch.uint8)
-        fitted = colour[:, None, None].repeat(1, size, size)
-        top, left = (size - inner.shape[1]) // 2, (size - inner.shape[2]) // 2
-        fitted[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
-        return fitted.float() / 255
+        return fitted(picture, self.config)
 
     @torch.inference_mode()
     def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
@@ -91,3 +95,66 @@ class JanusTokenizer(PretrainedImageTokenizer):
         if codes.mask.sum(1).ne(self.tokens_per_item or 0).any():
             raise ValueError(f"a picture is {self.tokens_per_item} codes; got {codes.mask.sum(1).tolist()}")
         return self.unscaled(torch.stack(decode_rows(codes, lambda ids: self.network.decode(ids[..., 0]))))
+
+
+class JanusReaderConfig(JanusImageConfig):
+    family: Literal["janus_reader"] = "janus_reader"
+
+
+class JanusReader(PixelScale, MediaReader):
+    """``read``: float [B, 3, S, S] in [0, 1] → features [B, (S / patch)², D] in raster order."""
+
+    modality: ClassVar[str] = "image"
+    stored_dtype: ClassVar[torch.dtype] = torch.float32
+    config_class: ClassVar[type[TokenizerConfig]] = JanusReaderConfig
+    config: JanusReaderConfig
+
+    def __init__(self, config: JanusReaderConfig):
+        super().__init__(config)
+        from transformers.models.janus.configuration_janus import JanusVisionConfig
+        from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVisionModel
+
+        settings = reference(JanusVisionConfig, config.network)
+        if settings.image_size != config.image_size:
+            raise ValueError(f"the reader sees {settings.image_size} pixels, its image_size is {config.image_size}")
+        self.vision: Any = JanusVisionModel(settings)
+        self.aligner: Any = JanusVisionAlignerMLP(settings)
+        self.num_features = (config.image_size // settings.patch_size) ** 2
+        self.width = settings.projection_dim
+        self.eval()
+
+    @classmethod
+    def of_model(cls, model: Any, folder: Path) -> Self:
+        """The reading side of a `JanusModel` that was loaded from a checkpoint's folder."""
+        network = plain_config(model.config.vision_config)
+        size = model.config.vision_config.image_size
+        reader = cls(JanusReaderConfig(network=network, image_size=size, **_picture_settings(folder)))
+        reader.vision.load_state_dict(model.vision_model.state_dict())
+        reader.aligner.load_state_dict(model.aligner.state_dict())
+        return reader.eval()
+
+    def fit(self, picture: Tensor) -> Tensor:
+        return fitted(picture, self.config)
+
+    @torch.inference_mode()
+    def read(self, x: Tensor) -> Tensor:
+        check_pictures(x, self.config.image_size, self.config.image_size, "Janus")
+        return self.aligner(self.vision(self.scaled(x)).last_hidden_state)
+
+
+def _picture_settings(folder: Path) -> dict[str, Any]:
+    found = image_processor_settings(folder)
+    return pixel_settings(folder, 0.5, 0.5) | ({"min_size": found["min_size"]} if "min_size" in found else {})
+
+
+def fitted(picture: Tensor, config: JanusImageConfig) -> Tensor:
+    """uint8 [3, H, W] → float [3, S, S]: the longer side to S, bars in the mean colour at the shorter ones."""
+    size, (height, width) = config.image_size, picture.shape[1:]
+    scale = size / max(height, width)
+    sides = [min(size, max(round(side * scale), config.min_size)) for side in (height, width)]
+    inner = resized(picture, sides[0], sides[1], "BICUBIC")
+    colour = torch.tensor([int(value * 255) for value in config.image_mean], dtype=torch.uint8)
+    canvas = colour[:, None, None].repeat(1, size, size)
+    top, left = (size - inner.shape[1]) // 2, (size - inner.shape[2]) // 2
+    canvas[:, top : top + inner.shape[1], left : left + inner.shape[2]] = inner
+    return canvas.float() / 255

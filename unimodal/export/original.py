@@ -1,0 +1,153 @@
+"""A converted Chameleon, Emu3 or Janus as the checkpoint that it was: the inverse of tools/convert_checkpoint.py.
+
+    config.json generation_config.json model.safetensors   of the class that transformers has for it
+    tokenizer.json … preprocessor_config.json …            its tokenizer and processor files, as they were
+
+So what is tuned here runs wherever the original runs, with its own processor, and is converted once more to come back.
+A converted folder holds all of it: the decoder, the media networks in their folders, and under `original/` the files
+that have no other place.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unimodal.export.new_folder import check_space, new_folder
+from unimodal.model.image_head import HEAD_FILE, ImageHead
+from unimodal.model.weight_files import ORIGINAL, check_weight_files
+from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary_adopted import TEXT_FILES
+
+REST_FILE = "rest.safetensors"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The class of a checkpoint, and where its weights lie in a converted folder: file → {prefix in it: prefix}."""
+
+    architecture: str
+    decoder: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+KINDS = {
+    "chameleon": Kind("ChameleonForConditionalGeneration"),
+    "emu3": Kind(
+        "Emu3ForConditionalGeneration",
+        {"model.": "model.text_model."},
+        {"image_tokenizer/model.safetensors": {"network.": "model.vqmodel."}},
+    ),
+    "janus": Kind(
+        "JanusForConditionalGeneration",
+        {"model.": "model.language_model."},
+        {
+            "image_tokenizer/model.safetensors": {"network.": "model.vqmodel."},
+            "image_reader/model.safetensors": {"vision.": "model.vision_model.", "aligner.": "model.aligner."},
+            HEAD_FILE: {
+                "inner.": "model.generation_head.proj_out.",
+                "outer.": "model.generation_head.vision_head.",
+            },
+            f"{ORIGINAL}/{REST_FILE}": {"": ""},
+        },
+    ),
+}
+
+
+def write_original(
+    decoder: Any,
+    home: Path,
+    out: Path,
+    vocabulary: Vocabulary,
+    dtype: str | None,
+    max_shard_size: str,
+    force: bool,
+    on_step: Callable[[str], None],
+) -> None:
+    """Writes `out` whole or not at all. home: the converted folder; decoder: its own, or a tuned one.
+
+    Raises ValueError, in one line, for a folder that does not hold all of its checkpoint.
+    """
+    model = original(decoder, home, vocabulary)
+    if dtype is not None:
+        model.to(getattr(torch, dtype))
+    files = [path for path in sorted((home / ORIGINAL).iterdir()) if path.suffix in (".json", ".jinja", ".txt")]
+    files = [path for path in files if path.name != "config.json"]
+    files += [home / name for name in TEXT_FILES if (home / name).is_file()]
+    check_space(out.parent, sum(t.numel() * t.element_size() for t in model.state_dict().values()))
+    on_step("writing")
+    with new_folder(out, force) as new:
+        model.save_pretrained(new, max_shard_size=max_shard_size)
+        for path in files:
+            shutil.copyfile(path, new / path.name)
+
+
+def original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
+    """The model of transformers that a converted folder was made of, with this decoder in it."""
+    import transformers
+
+    folder = home / ORIGINAL
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{home} has no {ORIGINAL}/config.json, which says what it was; convert the checkpoint again")
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = KINDS.get(config.model_type)
+    if kind is None:
+        raise ValueError(f"{folder}/config.json is of type {config.model_type!r}; there are {', '.join(KINDS)}")
+    with torch.device("meta"):
+        model = getattr(transformers, kind.architecture)(config)
+    wanted = model.state_dict()
+    state = dict(_decoder_state(decoder, kind, wanted, vocabulary))
+    precision = next(tensor.dtype for tensor in state.values())
+    for name, tensor in _parts(home, kind):
+        exact = torch.equal(tensor.to(precision).to(tensor.dtype), tensor)  # it was widened when it was converted
+        state[name] = tensor.to(precision) if exact else tensor
+    odd = sorted(set(wanted) ^ set(state))
+    odd += [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
+    if odd:
+        raise ValueError(f"{home} does not hold its checkpoint: {odd[0]} is missing or of another; convert it again")
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _decoder_state(
+    decoder: Any, kind: Kind, wanted: Mapping[str, Tensor], vocabulary: Vocabulary
+) -> Iterator[tuple[str, Tensor]]:
+    head = decoder.get_output_embeddings()
+    if isinstance(head, ImageHead):
+        decoder.set_output_embeddings(head.base)
+    for name, tensor in decoder.state_dict().items():
+        there = _renamed(name, kind.decoder)
+        rows = len(wanted[there]) if there in wanted else 0
+        # codes that are drawn have rows behind the checkpoint's own, where those had other embeddings
+        behind = tensor.dim() == 2 and len(tensor) == vocabulary.size > rows > 0
+        yield there, tensor[:rows].clone() if behind else tensor
+
+
+def _parts(home: Path, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for file, prefixes in kind.parts.items():
+        path = home / file
+        if not path.is_file():
+            raise ValueError(f"{home} is incomplete: {file} is missing; convert the checkpoint again")
+        check_weight_files([path])
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); convert the checkpoint again") from None
+        for name, tensor in state.items():
+            yield _renamed(name, prefixes), tensor
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name

@@ -1,0 +1,101 @@
+"""Ids beyond the embedding table, whose rows are features of a medium that is read: continuous inputs of a decoder.
+
+Some models read pictures through features and not through codes (Janus, arXiv 2410.13848). A decoder that is fed
+integers can take them all the same: what is read gets ids of its own, never given twice, and this module, in the place
+of the embedding table, knows their rows. So batches, padding, caches and what a session remembers need to know nothing
+of features: two pictures have different ids, and a picture that is shown again has those that it had.
+
+Ids of features are never written, only read. They last as long as somebody keeps their `Features`.
+
+Shapes: S streams, P tokens, N rows of a medium, V rows of the table, D width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary
+
+from torch import Tensor, nn
+
+STRIDE = 2**16  # ids that one medium may take
+
+
+class Features:
+    """What was read of a medium, [N, D], or what reads it when it is needed; and the ids that stand for it."""
+
+    def __init__(self, rows: Tensor | Callable[[], Tensor], ids: range) -> None:
+        self._rows, self.ids = rows, ids
+
+    @property
+    def rows(self) -> Tensor:
+        return self._rows if isinstance(self._rows, Tensor) else self._rows()
+
+
+class FeatureRows(nn.Module):
+    """An embedding table of V rows, and behind them the rows of all `Features` that are still kept."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        self.num_rows = int(base.weight.shape[0])
+        self._kept: WeakValueDictionary[int, Features] = WeakValueDictionary()
+        self._numbers = count()
+        self._lock = threading.Lock()
+
+    @property
+    def weight(self) -> Any:
+        return self.base.weight
+
+    def add(self, rows: Tensor) -> Features:
+        """Features [N, D] with ids of their own. Keep what is returned as long as the ids are in use."""
+        weight = self.base.weight
+        if rows.dim() != 2 or rows.shape[1] != weight.shape[1] or not 1 <= len(rows) <= STRIDE:
+            raise ValueError(f"features {list(rows.shape)} do not fit an embedding table of width {weight.shape[1]}")
+        return self._add(rows.to(weight.device, weight.dtype), len(rows))
+
+    def add_later(self, look: Callable[[], Tensor], count: int) -> Features:
+        """The same for `count` features that `look` gives whenever the decoder is fed them: more than fit in memory."""
+        return self._add(look, count)
+
+    def _add(self, rows: Tensor | Callable[[], Tensor], count: int) -> Features:
+        with self._lock:
+            number = next(self._numbers)
+            start = self.num_rows + number * STRIDE
+            self._kept[number] = kept = Features(rows, range(start, start + count))
+        return kept
+
+    def knows(self, ids: Iterable[int]) -> bool:
+        """Whether every id beyond the table stands for features that are still kept."""
+        kept: dict[int, Features | None] = {}
+        for row in ids:
+            if row >= self.num_rows:
+                number = (row - self.num_rows) // STRIDE
+                found = kept.setdefault(number, self._kept.get(number))
+                if found is None or row not in found.ids:
+                    return False
+        return True
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [S, P] → [S, P, D]. A step of one token has no features: prompts do not end within a medium."""
+        if ids.shape[-1] == 1:
+            return self.base(ids)
+        beyond = ids >= self.num_rows
+        if not bool(beyond.any()):
+            return self.base(ids)
+        x = self.base(ids.masked_fill(beyond, 0))
+        numbers = (ids - self.num_rows).div(STRIDE, rounding_mode="floor").masked_fill(~beyond, -1)
+        for number in numbers[beyond].unique().tolist():
+            where = numbers == number
+            rows = self._kept[number].rows.to(x.device, x.dtype)
+            x[where] = rows[(ids[where] - self.num_rows) % STRIDE]
+        return x
+
+
+def attach_feature_rows(model: Any) -> FeatureRows:
+    """Put `FeatureRows` in the place of the model's embedding table; without features the model is what it was."""
+    rows = FeatureRows(model.get_input_embeddings())
+    model.set_input_embeddings(rows)
+    return rows
