@@ -57,8 +57,6 @@ class FullRecipe(Config):
 def run(cfg: FullRecipe, dry_run: bool) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    if cfg.loss.keep_share < 1:
-        raise ValueError("loss.keep_share below 1 keeps a copy of all weights; use it with recipes/finetune_lora.py")
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 
@@ -104,13 +102,11 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
         trainer.use_ema()
 
     # whole tensors again, in a model that was never split
-    state = parallel.full_state(module)
+    state = parallel.full_state(model)
     if main:
-        whole = PackedLoss(
-            build_model(cfg.base, template.vocabulary, freeze_base=False, initialiser="mean"), template.vocabulary
-        )
+        whole = build_model(cfg.base, template.vocabulary, freeze_base=False, initialiser="mean")
         whole.load_state_dict(state)
-        save_tuned(cfg.out, merge(whole.model), None, template, media, cfg)
+        save_tuned(cfg.out, merge(whole), None, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)
     parallel.close()
 

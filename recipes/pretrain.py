@@ -56,7 +56,7 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
     if cfg.loss.keep_share < 1:
-        raise ValueError("loss.keep_share below 1 needs weights that know something; use it with finetune_lora.py")
+        raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 
@@ -103,11 +103,11 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
         trainer.use_ema()
 
     # whole tensors again, in a model that was never split
-    state = parallel.full_state(module)
+    state = parallel.full_state(model)
     if main:
-        whole = PackedLoss(fresh_model(), template.vocabulary)
+        whole = fresh_model()
         whole.load_state_dict(state)
-        save_tuned(cfg.out, whole.model, None, template, media, cfg)
+        save_tuned(cfg.out, whole, None, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)
     parallel.close()
 

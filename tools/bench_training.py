@@ -1,19 +1,27 @@
 """Training speed and memory against TRL's SFTTrainer: the same model, documents, precision and LoRA, on this machine.
 
     python tools/bench_training.py                       # ragged glosses and novels, SmolLM2, LoRA
-    python tools/bench_training.py --steps 8 --repeats 3 --precision bfloat16
+    python tools/bench_training.py --steps 8 --repeats 5 --precision bfloat16
+    python tools/bench_training.py --rows 16 --precision bfloat16 --peak-tflops 989   # a GPU: its MFU too
 
 Both see the same text documents (WordNet glosses and paragraphs of Austen, whose lengths differ a hundredfold) as full
-sequences to predict, the same number of tokens in a step at most, and train LoRA of one rank on all linear layers. Each
-measurement runs in a process of its own, so that peak memory is its own; the two take turns, and medians are printed.
-A token counts once, padding never. TRL runs twice: with its own packing (which needs flash attention to keep documents
-apart; on a CPU they leak) and padded. `pip install trl` first; without it only our own side is measured.
+sequences to predict, the same number of tokens in a step on average, and train LoRA of one rank on all linear layers.
+TRL runs in three ways, so that the comparison is with its best: padded in random order (its default), padded with
+documents of like length together, and packed. What is timed is a step from batch to new weights; loading of data is
+not. A token of a document's text counts once; padding and markers (of ours there are more) never do. Memory is the
+most that was resident after the first step, the weights among it.
+
+Each measurement is a process of its own, in turn, and medians are printed with their spread, then how much faster and
+smaller ours is. `pip install trl` first, into an environment of its own if you like; without it only our own side is
+measured. Model FLOPs utilisation (PaLM, arXiv 2204.02311) counts 6 for each trained parameter and token and 4 for each
+frozen one, whose gradient is not computed, the head's among them and embeddings not, and no attention.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import statistics
 import subprocess
@@ -21,14 +29,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-SIDES = ("ours", "trl padded", "trl packed")
+SIDES = ("ours", "trl padded", "trl grouped", "trl packed")
 
 
 def ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
     """Real text of very different lengths: dictionary glosses and paragraphs of novels."""
-    import random
-
     from unimodal.data import plain_text
 
     glosses = [meaning for _, meaning in plain_text.definitions(data / "raw")]
@@ -56,6 +63,9 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
     module = PackedLoss(model.to(device), template.vocabulary).train()
     rendered = [template.render(Document([Turn("assistant", text)])) for text in texts]
     rows = pack(rendered, args.length, template.vocabulary.control_id("<|pad|>"), too_long="truncate")
+    random.Random(0).shuffle(rows)  # they come sorted by their longest document
+    if len(rows) < (args.steps + 1) * args.rows:
+        raise SystemExit(f"{len(rows)} rows are too few for {args.steps + 1} steps of {args.rows}")
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     seconds, tokens = [], []
@@ -71,11 +81,13 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.monotonic() - began)
-        tokens.append(int((batch.segment_ids > 0).sum()))
-    return _result(seconds[1:], tokens[1:])
+        tokens.append(int((batch.ids < template.vocabulary.text_size).sum()))
+        if step == 0:
+            _forget_peak()
+    return _result(seconds[1:], tokens[1:], module)
 
 
-def run_trl(args: argparse.Namespace, texts: list[str], packing: bool) -> dict[str, float]:
+def run_trl(args: argparse.Namespace, texts: list[str], way: str) -> dict[str, float]:
     from unimodal.model.base import load_base  # first: it lets transformers be imported beside a CPU build of torch
 
     import datasets  # isort: skip
@@ -89,7 +101,9 @@ def run_trl(args: argparse.Namespace, texts: list[str], packing: bool) -> dict[s
         path = Path(folder) / "tokenizer.json"
         path.write_text(json.dumps(base.tokenizer))
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
-        tokenizer.eos_token = tokenizer.pad_token = "<|endoftext|>"
+        end = base.model.config.eos_token_id
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
+        tokenizer.pad_token = tokenizer.eos_token
         seconds: list[float] = []
         tokens: list[int] = []
 
@@ -101,7 +115,10 @@ def run_trl(args: argparse.Namespace, texts: list[str], packing: bool) -> dict[s
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 seconds.append(time.monotonic() - self.began)
+                if len(seconds) == 1:
+                    _forget_peak()
 
+        packing = way == "packed"
         lengths = sorted(min(len(tokenizer(text).input_ids) + 1, args.length) for text in texts)
         mean = sum(lengths) / len(lengths)
         # padded: as many documents in a step as hold the tokens of ours; packed: as many rows
@@ -111,6 +128,7 @@ def run_trl(args: argparse.Namespace, texts: list[str], packing: bool) -> dict[s
             max_length=args.length, report_to="none", bf16=args.precision == "bfloat16", logging_steps=1000,
             save_strategy="no", dataset_text_field="text", learning_rate=1e-4, gradient_checkpointing=False,
             use_cpu=not torch.cuda.is_available(), disable_tqdm=True, dataloader_drop_last=False,
+            train_sampling_strategy="group_by_length" if way == "grouped" else "random", warmup_steps=0,
         )  # fmt: skip
         trainer = trl.SFTTrainer(
             model=base.model, args=config, processing_class=tokenizer, callbacks=[Watch()],
@@ -120,21 +138,89 @@ def run_trl(args: argparse.Namespace, texts: list[str], packing: bool) -> dict[s
         inner = trainer.compute_loss
 
         def counted(model, inputs, *rest, **options):
-            mask = inputs.get("attention_mask")
-            tokens.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
+            tokens.append(int((inputs["input_ids"] != tokenizer.eos_token_id).sum()))  # which is its padding too
             return inner(model, inputs, *rest, **options)
 
         trainer.compute_loss = counted
         trainer.train()
-    return _result(seconds[1:], tokens[1:])
+    return _result(seconds[1:], tokens[1:], trainer.model)
 
 
-def _result(seconds: list[float], tokens: list[int]) -> dict[str, float]:
+def _forget_peak() -> None:
+    """The peak from here on: reading and converting a base takes more than a step, and the same for all."""
     import torch
 
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"tokens_per_second": sum(tokens) / sum(seconds), "peak_gib": peak / 2**30}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def flops_per_token(model: Any) -> float:
+    """Of the products with weights, forward and backward: 6 for each trained parameter, 4 for each frozen one."""
+    from torch import nn
+
+    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    head = next(m for name, m in model.named_modules() if name.endswith("lm_head")).parameters()
+    tables -= {id(p) for p in head}  # a tied table is the head's weight: there it is multiplied
+    counted = {id(p): p for p in model.parameters() if id(p) not in tables}
+    return sum((6 if p.requires_grad else 4) * p.numel() for p in counted.values())
+
+
+def _result(seconds: list[float], tokens: list[int], model: Any) -> dict[str, float]:
+    return {
+        "tokens_per_second": sum(tokens) / sum(seconds),
+        "peak_gib": _peak_bytes() / 2**30,
+        "flops_per_token": flops_per_token(model),
+    }
+
+
+def versions() -> str:
+    import importlib.metadata as metadata
+
+    found = []
+    for name in ("unimodal", "torch", "transformers", "peft", "trl"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            import unimodal
+
+            found.append(f"{name} {unimodal.__version__}" if name == "unimodal" else f"no {name}")
+    return ", ".join(found)
+
+
+def report(found: dict[str, list[dict[str, float]]], peak_tflops: float | None) -> str:
+    """Medians with their spread, and ours against each other side."""
+    columns = f"{'tokens/s':>9} {'least':>9} {'most':>9} {'peak GiB':>9} {'speed':>7} {'memory':>7}"
+    lines = [f"{'':<12} {columns}{'     MFU' if peak_tflops else ''}   (speed, memory: ours against it)"]
+
+    def middle(side: str, name: str) -> float:
+        return statistics.median(result[name] for result in found[side])
+
+    for side, results in found.items():
+        if not results:
+            continue
+        speeds = [result["tokens_per_second"] for result in results]
+        speed, peak = middle(side, "tokens_per_second"), middle(side, "peak_gib")
+        line = f"{side:<12} {speed:9.1f} {min(speeds):9.1f} {max(speeds):9.1f} {peak:9.2f}"
+        if found.get("ours"):
+            faster = f"{middle('ours', 'tokens_per_second') / speed:.2f}×"
+            line += f" {faster:>7} {middle('ours', 'peak_gib') / peak:6.2f}×"
+        if peak_tflops:
+            line += f" {speed * middle(side, 'flops_per_token') / (peak_tflops * 1e12):7.1%}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -147,11 +233,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2, help="packed rows of a step")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--peak-tflops", type=float, help="what the device can do in this precision: prints MFU")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        texts = ragged_documents(args.data, 400 * args.rows * max(1, args.steps // 4))
-        result = run_ours(args, texts) if args.side == "ours" else run_trl(args, texts, args.side == "trl packed")
+        texts = ragged_documents(args.data, 100 * args.rows * (args.steps + 1))
+        result = run_ours(args, texts) if args.side == "ours" else run_trl(args, texts, args.side.removeprefix("trl "))
         print("RESULT " + json.dumps(result))
         return
     found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
@@ -166,12 +253,8 @@ def main() -> None:
                 continue
             found[side].append(json.loads(line.removeprefix("RESULT ")))
             print(f"{side}: {found[side][-1]}", file=sys.stderr, flush=True)
-    print(f"{'':<12} {'tokens/s':>9} {'peak GiB':>9}   medians of {args.repeats}, {args.precision}")
-    for side, results in found.items():
-        if results:
-            speed = statistics.median(r["tokens_per_second"] for r in results)
-            peak = statistics.median(r["peak_gib"] for r in results)
-            print(f"{side:<12} {speed:9.1f} {peak:9.2f}")
+    print(f"{versions()}; {args.precision}, medians of {args.repeats} runs of {args.steps} steps")
+    print(report(found, args.peak_tflops))
 
 
 if __name__ == "__main__":

@@ -287,6 +287,7 @@ class Corpus:
         """The held-out documents in packed batches, the same for every rank; too long ones are left out."""
         rendered = [one[number] for one in self._validation for number in range(len(one.chosen))]
         rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"), too_long="drop")
+        rows = [rows[index] for index in shuffled(len(rows), self.cfg.seed)]  # they come sorted by length
         num = max(1, self.cfg.tokens_per_batch // self.cfg.length)
         batches = [stack(rows[first : first + num]) for first in range(0, len(rows), num)]
         return batches[: self.cfg.validation_batches]

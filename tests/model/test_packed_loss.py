@@ -1,12 +1,12 @@
 """The training module: accumulation over ragged documents, what it reports, DDP's needs, and token selection."""
 
-import numpy as np
 import pytest
 import torch
 
 from unimodal.model.attention import Packing, set_attention
 from unimodal.model.loss import LossConfig
 from unimodal.model.packed_loss import PackedLoss
+from unimodal.model.rows import extend_rows, new_rows, share_rows
 from unimodal.model.token_selection import attention_to_prompt, select
 from unimodal.training.loop import LoopConfig, Trainer, WeightedLoss
 
@@ -130,21 +130,55 @@ def test_selection_keeps_the_share_with_the_best_score():
     assert select(fallen, to_prompt, 1.0, 0.5).tolist() == [1, 1, 1, 1]
 
 
-def test_selective_training_learns_from_the_share_and_leaves_the_weights_of_the_start_alone(
+def test_selective_training_learns_from_the_share_and_leaves_the_model_of_the_start_alone(
     make_model, vocabulary, tmp_path
 ):
     start = {n: p.clone() for n, p in make_model().named_parameters()}
     batches = [packed(documents(vocabulary))]
     module = trained(make_model(), vocabulary, batches, tmp_path, 1, LossConfig(keep_share=0.5))
-    kept = list(module.history.buffers())
-    assert all(torch.equal(a, b) for a, b in zip(kept, start.values(), strict=True))
-    assert any(not torch.equal(p, start[n.removeprefix("model.")]) for n, p in module.named_parameters())
+    assert all(torch.equal(p, start[n]) for n, p in module.history.named_parameters())
+    assert any(not torch.equal(p, start[n]) for n, p in module.model.named_parameters())
     _, found = module.train()(*batches[0])
-    scored = int((batches[0][1] != -100).sum()) - sum(0 for _ in batches)
+    scored = int((batches[0][1] != -100).sum())
     assert found["weight"] == pytest.approx(0.5 * scored, abs=1)
     _, all_of_them = module.eval()(*batches[0])
     assert all_of_them["weight"] == scored
-    assert np.isfinite(found["weight"])
+    stored = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    assert stored and not [name for name in stored if name.startswith("history.")]  # as the base it is made again
+
+
+def test_what_is_frozen_is_not_copied_and_shared_rows_are_those_of_the_start(make_model, vocabulary):
+    """The history model of LoRA costs its adapters and rows only, and its rows are not today's from the cache."""
+
+    block = vocabulary.blocks[-1]  # of clips: its rows are the new ones
+
+    def begin():
+        model = make_model(vocab_size=block.start)
+        extend_rows(model, block.size, begin=lambda table, seed: torch.full((block.size, table.shape[1]), 0.02))
+        for rows in new_rows(model).values():
+            rows.requires_grad_(True)
+        share_rows(model, {block.rows: torch.eye(block.size)})
+        set_attention(model, "varlen")
+        return PackedLoss(model, vocabulary, LossConfig(keep_share=0.5))
+
+    tokens = [1, 2, *vocabulary.encode_span("video", torch.tensor([3, 5, 0, 1, 7, 2, 4, 4, 0, 6]))]
+    batch = packed([(tokens, [-100, -100, *tokens[2:]])])
+    module, fresh = begin().train(), begin()
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(*batch)[0].backward()
+        optimizer.step()
+    frozen = [p for p in module.model.parameters() if not p.requires_grad]
+    copied = {id(p) for p in module.history.parameters()}
+    assert frozen and all(id(p) in copied for p in frozen)
+    found = []
+    module._select = lambda losses, earlier, *rest: found.append(earlier) or torch.ones_like(earlier)
+    module(*batch)
+    fresh._forward = lambda *rest: found.append(rest[-1])
+    fresh.train()(*batch)
+    assert torch.equal(found[0], found[1])
+    assert abs(float(module(*batch)[0].detach()) - float(found[0].sum())) > 0.1
 
 
 def test_selection_without_an_attention_to_watch_is_refused(make_model, vocabulary):

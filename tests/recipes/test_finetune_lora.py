@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimodal.model.adapter import load_adapter
+from unimodal.model.adapter import load_adapter, merge
+from unimodal.model.base import load_base
 from unimodal.pipeline import load
 from unimodal.sequence.document import Image
 
@@ -65,6 +66,26 @@ def test_a_stopped_run_resumes_to_the_same_weights(settings, tmp_path):
     again, _ = load_adapter(tmp_path / "out")
     for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_base_in_8_bits_trains_and_its_adapter_runs_on_both(settings, tiny_base, tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    recipe("finetune_lora", *settings, "eight_bit=true", "loop.learning_rate=0.01", "loop.steps=12")
+    assert "MatMul8bitLt" not in capsys.readouterr().err
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["loss"] < records[0]["loss"]
+    eight, vocabulary = load_adapter(tmp_path / "out", load_base(tiny_base, eight_bit=True))
+    assert eight.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    full, _ = load_adapter(tmp_path / "out")
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        a, b = eight(ids).logits, full(ids).logits
+    assert 0 < (a - b).abs().max() < 0.05 * b.abs().max()  # the rounding of the base, nothing else
+    with pytest.raises(ValueError, match="in 8 bits cannot be merged"):
+        merge(eight)
+    merged = merge(full)
+    torch.testing.assert_close(merged(ids).logits, b, rtol=0, atol=1e-5)
+    assert merged.config.vocab_size == vocabulary.size
 
 
 def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path, capsys):

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -52,7 +52,15 @@ class Examples:
         self.at = state["at"]
 
 
-def train(strategy: str, folder: Path, size: int, accumulation: int = 1, steps: int = 6, stop_at: int = -1) -> str:
+def train(
+    strategy: str,
+    folder: Path,
+    size: int,
+    accumulation: int = 1,
+    steps: int = 6,
+    stop_at: int = -1,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+) -> str:
     parallel = start(strategy)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = Model()
@@ -66,7 +74,7 @@ def train(strategy: str, folder: Path, size: int, accumulation: int = 1, steps: 
 
     cfg = LoopConfig(
         steps=steps, warmup_steps=2, learning_rate=1e-2, log_every=1, accumulation=accumulation, ema_decay=0.9,
-        plot=False, evaluate_every=3,
+        plot=False, evaluate_every=3, optimizer=optimizer,
     )  # fmt: skip
     batches = Examples(parallel.rank, parallel.num_ranks, size)
     validation = [(torch.randn(4, 6, generator=torch.Generator().manual_seed(99)), torch.ones(4))]
@@ -126,6 +134,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dict(strategy=strategy, folder=folder / strategy / "parts", size=4, stop_at=3),
             dict(strategy=strategy, folder=folder / strategy / "parts", size=4),
         ]
+    train("ddp", folder / "one_muon", size=8, optimizer="muon")
+    muon = dict(strategy="fsdp", size=4, optimizer="muon")
+    jobs += [
+        dict(muon, folder=folder / "muon" / "whole"),
+        dict(muon, folder=folder / "muon" / "parts", stop_at=3),
+        dict(muon, folder=folder / "muon" / "parts"),
+    ]
     spawn(jobs)
     return folder
 
@@ -143,7 +158,19 @@ def test_two_ranks_are_one_and_accumulation_is_a_larger_batch(runs: Path, strate
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_muon_on_sharded_matrices_is_muon_on_whole_ones(runs: Path) -> None:
+    """To 1e-5, though it iterates in bfloat16; Muon's weights are others than AdamW's."""
+    one, two = losses(runs / "one_muon"), losses(runs / "muon" / "whole")
+    assert [step for step, _ in two] == list(range(1, 7))
+    assert [loss for _, loss in two] == pytest.approx([loss for _, loss in one], abs=1e-5)
+    for name, tensor in result(runs / "one_muon")["model"].items():
+        torch.testing.assert_close(result(runs / "muon" / "whole")["model"][name], tensor, rtol=0, atol=1e-5)
+    other = result(runs / "one")["model"]["layers.0.0.weight"]
+    assert (result(runs / "muon" / "whole")["model"]["layers.0.0.weight"] - other).abs().max() > 1e-3
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "muon"])
 def test_one_rank_that_is_stopped_stops_all_and_they_resume_exactly(runs: Path, strategy: str) -> None:
     parts, whole = runs / strategy / "parts", runs / strategy / "whole"
     assert losses(parts) == losses(whole)

@@ -42,7 +42,9 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """LoRA and new rows into the base, in place: a stock Hugging Face model again."""
+    """LoRA and new rows into the base, in place: a stock Hugging Face model again. ValueError for a base in 8 bits."""
+    if any(p.dtype == torch.int8 for p in model.parameters()):
+        raise ValueError("a base in 8 bits cannot be merged; load the adapter on the base in full precision and merge")
     if lora_layers(model):
         merge_lora(model)
     return merge_rows(model) if has_new_rows(model) else model

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass, field
@@ -60,7 +61,8 @@ def decoder_class(architecture: str) -> Any | None:
 def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> BaseModel:
     """Loads a base by folder or hub id; frozen nowhere, no cache. Raises ValueError, in one line, if it cannot be had.
 
-    precision: of the weights. eight_bit: linear layers in 8 bits through bitsandbytes (LLM.int8, arXiv 2208.07339).
+    precision: of the weights. eight_bit: linear layers in 8 bits through bitsandbytes (LLM.int8, arXiv 2208.07339), on
+    CUDA and on CPUs; what is trained on such a base also runs, and is merged, on the same base in full precision.
     """
     import transformers
 
@@ -146,6 +148,7 @@ def _need_gguf(name: str) -> None:
 
 
 def _eight_bit() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells every product that it casts to float16
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:

@@ -38,7 +38,8 @@ class LossConfig(Config):
     modality_weights: dict[Literal["text", "image", "audio", "video"], float] = {}  # 1 where not given
     softmax: Literal["block", "joint"] = "block"  # over the rows that the grammar allows, or over all
     max_logits: int = Field(default=MAX_LOGITS, gt=0)  # elements of the head's output that exist at a time
-    keep_share: float = Field(default=1.0, gt=0, le=1)  # share of labelled tokens to learn from (token_selection.py)
+    #: share of the labelled tokens to learn from (token_selection.py); below 1 a copy of all that is trained is kept
+    keep_share: float = Field(default=1.0, gt=0, le=1)
     loss_share: float = Field(default=0.5, ge=0, le=1)  # of their score: excess loss, the rest attention to the prompt
 
 

@@ -5,8 +5,7 @@ Shapes: B rows, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import Any
 
 import torch
@@ -28,31 +27,35 @@ class PackedLoss(nn.Module):
         self.cfg = cfg or LossConfig()
         self.groups = HeadGroups.from_vocabulary(vocabulary)
         self.watch_layer = max(0, len(model.get_decoder().layers) * 3 // 4 - 1)
+        #: the model at the start: a copy of what is trained, beside the same frozen weights
         self.history: nn.Module | None = None
-        if self.cfg.keep_share < 1:  # the weights at the start, checkpointed with the rest and never trained
-            self.history = nn.Module()
-            for number, parameter in enumerate(self._trained()):
-                self.history.register_buffer(str(number), parameter.detach().clone())
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        if self.cfg.keep_share < 1:
+            frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+            self.history = copy.deepcopy(model, frozen).requires_grad_(False)
 
     def forward(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """ids, labels (aligned, -100: not scored) and position_ids, each int64 [B, N] → the summed loss, and
 
         ``weight`` (what to divide by), ``modalities`` and ``blocks`` (name → summed cross-entropy, count).
         """
-        with parametrize.cached():  # rows that share what they learn are computed once
-            return self._forward(ids, labels, position_ids)
-
-    def _forward(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        selects = self.history is not None and self.training
         packing = Packing.from_position_ids(position_ids)
-        packing.watch_layer = self.watch_layer if selects else None
-        losses = self._losses(ids, labels, position_ids, packing)
+        earlier = None
+        if self.history is not None and self.training:
+            # before and not below: torch caches the rows of a copied model under the key of the model itself
+            with torch.no_grad(), parametrize.cached():
+                earlier = self._losses(self.history.eval(), ids, labels, position_ids, packing).loss
+        with parametrize.cached():  # rows that share what they learn are computed once
+            return self._forward(ids, labels, position_ids, packing, earlier)
+
+    def _forward(
+        self, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing, earlier: Tensor | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """earlier: the losses [P] of the model of the start, to select tokens by."""
+        packing.watch_layer = None if earlier is None else self.watch_layer
+        losses = self._losses(self.model, ids, labels, position_ids, packing)
         token_weights = None
-        if selects:
-            token_weights = self._select(losses, ids, labels, position_ids, packing)
+        if earlier is not None:
+            token_weights = self._select(losses, earlier, labels, packing)
         factors = {str(name): factor for name, factor in self.cfg.modality_weights.items()}
         result = losses.reduce(self.cfg.z_loss, factors, token_weights)
         total = result.total
@@ -68,35 +71,19 @@ class PackedLoss(nn.Module):
         found = {name: pair for name, pair in modalities.items() if pair[1]}
         return total, {"weight": result.weight, "modalities": found, "blocks": result.per_block}
 
-    def _losses(self, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing) -> TokenLosses:
-        hidden = self.model.get_decoder()(
+    def _losses(
+        self, model: nn.Module, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing
+    ) -> TokenLosses:
+        hidden = model.get_decoder()(
             input_ids=ids, position_ids=position_ids, use_cache=False, packing=packing
         ).last_hidden_state
         targets = shift_labels(labels, position_ids)
-        head = self.model.get_output_embeddings()
+        head = model.get_output_embeddings()
         return token_losses(hidden, ids, targets, head, self.groups, self.cfg.softmax, self.cfg.max_logits)
 
     @torch.no_grad()
-    def _select(
-        self, losses: TokenLosses, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing
-    ) -> Tensor:
+    def _select(self, losses: TokenLosses, earlier: Tensor, labels: Tensor, packing: Packing) -> Tensor:
         if packing.watched is None:
             raise ValueError("keep_share below 1 needs attention 'varlen' or 'xformers'; choose one of them or 'auto'")
-        with self._history_weights():
-            earlier = self._losses(ids, labels, position_ids, Packing(packing.lengths, packing.device))
         to_prompt = attention_to_prompt(*packing.watched, packing, labels == IGNORE).reshape(-1)[losses.where]
-        return select(earlier.loss - losses.loss, to_prompt, self.cfg.keep_share, self.cfg.loss_share)
-
-    @contextmanager
-    def _history_weights(self) -> Iterator[None]:
-        """The weights of the start of the run in place of today's, inside the block."""
-        assert self.history is not None
-        trained = self._trained()
-        today = [p.data for p in trained]
-        for parameter, old in zip(trained, self.history.buffers(), strict=True):
-            parameter.data = old
-        try:
-            yield
-        finally:
-            for parameter, data in zip(trained, today, strict=True):
-                parameter.data = data
+        return select(earlier - losses.loss, to_prompt, self.cfg.keep_share, self.cfg.loss_share)

@@ -229,9 +229,10 @@ class Sharded(_Many):
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a decoder: the children of its longest module list."""
-    lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-    return list(max(lists, key=lambda blocks: sum(1 for _ in blocks))) if lists else []
+    """The repeated blocks of a decoder: the children of its longest module list, and of those of a copy beside it."""
+    lists = [list(m) for m in module.modules() if isinstance(m, nn.ModuleList)]
+    longest = max(map(len, lists), default=0)
+    return [block for blocks in lists if len(blocks) == longest for block in blocks]
 
 
 def start(strategy: Strategy = "ddp") -> Parallel:

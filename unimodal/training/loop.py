@@ -144,9 +144,10 @@ class Trainer:
         }
 
     def _weights(self) -> dict[str, Tensor]:
-        """The state without what is frozen: that is the base's, not the run's."""
-        frozen = {name for name, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        return {name: tensor for name, tensor in self.model.state_dict().items() if name not in frozen}
+        """What is trained, and buffers: what is frozen, scales of a base in 8 bits included, is not the run's."""
+        trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        kept = trained | {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name in kept}
 
     def save(self) -> None:
         local = {"random": random_state(), "batches": self.batches.state_dict()}

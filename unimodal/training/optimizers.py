@@ -40,16 +40,46 @@ def make_optimizers(model: nn.Module, cfg: LoopConfig) -> list[torch.optim.Optim
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
         hidden = [layer.weight for layer in layers if layer.weight.requires_grad]
-        if any(hasattr(weight, "placements") for weight in hidden):
-            raise ValueError("optimizer muon needs whole matrices and cannot train a sharded model; use adamw")
     chosen = {id(p) for p in hidden}
     groups = parameter_groups([p for p in trained if id(p) not in chosen], cfg.weight_decay)
+    if hidden:  # beside a second optimizer torch's distributed checkpoint takes no empty group
+        groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
     ]
     if hidden:
-        muon = torch.optim.Muon(
-            hidden, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        kind = ShardedMuon if any(hasattr(weight, "placements") for weight in hidden) else torch.optim.Muon
+        muon = kind(hidden, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)
     return optimizers
+
+
+class ShardedMuon(torch.optim.Muon):
+    """Muon for weights that FSDP2 splits over ranks.
+
+    Gradients and momentum stay split. Only what is to be made orthogonal is gathered, a matrix at a time: every rank
+    iterates on the whole matrix and keeps its own rows (one gather a matrix in place of several products of split
+    matrices in each of the five iterations; torch's own Muon cannot write their result back into a split weight).
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        from torch.distributed.tensor import distribute_tensor
+
+        assert closure is None, "the loop computes the gradients"
+        for group in self.param_groups:
+            assert group["nesterov"], "the default"
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight.grad))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                whole = torch.zeros(weight.shape, dtype=weight.dtype, device=momentum.device)
+                whole.grad = weight.grad.lerp(momentum, group["momentum"]).full_tensor()
+                torch.optim.Muon(
+                    [whole], group["lr"], weight_decay=0.0, momentum=0.0, nesterov=False, eps=group["eps"],
+                    ns_coefficients=group["ns_coefficients"], ns_steps=group["ns_steps"],
+                    adjust_lr_fn=group["adjust_lr_fn"],
+                ).step()  # fmt: skip
+                update = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update)
