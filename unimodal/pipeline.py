@@ -23,13 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimodal.generation import make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig, TokenEvent
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.session import Session
 from unimodal.generation.speculation import FastDecoder
 from unimodal.pipeline_decoder import load_decoder
-from unimodal.pipeline_drafts import read_drafts
+from unimodal.pipeline_drafts import decoder_for
 from unimodal.pipeline_features import FeatureMemory
 from unimodal.pipeline_folder import (
     MediumSettings,
@@ -346,16 +345,7 @@ class Unimodal:
         if name is None or name == "plain":
             return None
         if name not in self._methods:
-            settings: dict[str, Any] = {}
-            if name == "zipar":  # rows and columns are the tokenizers' to say
-                columns = [getattr(self.coder.tokenizer(medium), "columns", {}) for medium in self.vocabulary.media]
-                settings = {"columns": {block: count for part in columns for block, count in part.items()}}
-            if name == "gsd":
-                settings = {"code_vectors": self.coder.code_vectors()}
-            self._methods[name] = make_decoder(name, **settings)
-            if name == "retrieval":  # it goes on learning from what it writes
-                for ids in read_drafts(self.folder):
-                    self._methods[name].learn(ids)
+            self._methods[name] = decoder_for(self, name)
         return self._methods[name]
 
     def _outputs(self, rows: Sequence[Sequence[int]]) -> list[list[Output]]:
