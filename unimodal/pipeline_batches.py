@@ -136,6 +136,8 @@ class CodeCache:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
         digest = hashlib.sha256(content)
         digest.update(f"{part.modality} {coder.sha256[part.modality]} {coder.processor.image_fit}".encode())
+        if part.modality in self._grids:  # the same network may also be set to one size
+            digest.update(b" in its own shape")
         return digest.hexdigest()[:40]
 
     def _find(self, key: str) -> np.ndarray | None:

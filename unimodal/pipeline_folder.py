@@ -36,6 +36,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIRED = ("config.json", WEIGHTS, "tokenizer.json", "vocabulary.json")
 BASE_FILE = "base.json"  # of an adapter, which names its base instead of holding the decoder
 ADAPTER_REQUIRED = (BASE_FILE, "tokenizer.json", "vocabulary.json")
+CONVERTIBLE = ("chameleon", "emu3", "janus")  # model types that tools/convert_checkpoint.py takes
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -126,7 +127,12 @@ def _check_folder(folder: Path, name: str) -> Path:
     check_weight_files(weight_files(folder))
     missing = _missing(folder)
     if missing:
-        raise ValueError(f"model {name!r} is incomplete: {', '.join(missing)} missing; copy or download it again")
+        fix = "copy or download it again"
+        if "vocabulary.json" in missing and (folder / "config.json").is_file():
+            kind = read_json(folder / "config.json").get("model_type")
+            if kind in CONVERTIBLE:
+                fix = f"it is transformers' own: `python tools/convert_checkpoint.py {kind} {name} DIR` first"
+        raise ValueError(f"model {name!r} is incomplete: {', '.join(missing)} missing; {fix}")
     return folder
 
 

@@ -89,6 +89,12 @@ def test_it_is_converted_once_more_to_come_back(exported, tmp_path):
     assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_what_to_do_with_it_here_is_said(exported, capsys):
+    kind, *_, folder = exported
+    assert command("chat", "hello", "--model", folder / "out") == 2
+    assert f"tools/convert_checkpoint.py {kind} {folder / 'out'} DIR` first" in capsys.readouterr().err
+
+
 def test_another_precision_and_shards(exported, tmp_path):
     kind, model, _, folder = exported
     words = ["--out", tmp_path / "half", "--dtype", "bfloat16", "--max-shard-size", "50KB"]
@@ -129,3 +135,7 @@ def test_what_is_incomplete_writes_nothing(exported, tmp_path, capsys):
         (copy / "original" / "config.json").write_text(json.dumps(fields))
         (copy / "image_head.safetensors").unlink()
         assert "image_head.safetensors is missing" in line()
+        shutil.copyfile(folder / "converted" / "image_head.safetensors", copy / "image_head.safetensors")
+        other = copy / "image_tokenizer" / "model.safetensors"
+        shutil.copyfile(other, copy / "image_reader" / "model.safetensors")
+        assert "image_reader has sha256" in line()

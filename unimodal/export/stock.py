@@ -93,6 +93,7 @@ def export_model(
     if isinstance(vocabulary, AdoptedVocabulary):
         home = Path(base or _read_json(source / BASE_FILE)["base"]).expanduser() if adapter else source
         _check_apart(home, out)
+        check_tokenizers(home, vocabulary)
         write_original(model, home, out, vocabulary, dtype, max_shard_size, force, on_step)
         return
     if dtype is not None:
@@ -214,11 +215,15 @@ def special_ids(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def check_tokenizers(source: Path, vocabulary: Vocabulary) -> None:
-    """Raises ValueError unless every media tokenizer is the one that the vocabulary was built with."""
+    """Raises ValueError unless every media tokenizer and reader is the one that the vocabulary was built with."""
     for modality in vocabulary.media:
         found = stored_sha256(source / f"{modality}_tokenizer")
         names = {block.name for block in vocabulary.blocks if block.modality == modality}
         vocabulary.check_hashes(dict.fromkeys(sorted(names), found), source=str(source / "vocabulary.json"))
+        features = vocabulary.layout(modality).features
+        reader = None if features is None else stored_sha256(source / f"{modality}_reader")
+        if features is not None and reader != features.sha256:
+            raise ValueError(f"{source}/{modality}_reader has sha256 {reader}, vocabulary.json names {features.sha256}")
 
 
 def copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Path]]:
