@@ -174,6 +174,26 @@ def test_dapq_queries_stand_where_the_answer_will(model, vocabulary, row, read):
     assert torch.allclose(pseudo, query * cos + half * sin, atol=1e-5)
 
 
+def test_dapq_scores_by_the_attention_of_its_pseudo_queries(model, vocabulary, row, read):
+    """Softmax of pseudo-queries over the keys, written out; not what the queries in their own places see."""
+    for look, scores in spied(DapQ(0.4, window=5, kernel=3), model, vocabulary, [row], read):
+        keys = look.keys.repeat_interleave(2, 1)
+        later = torch.ones(5, len(row), dtype=torch.bool).triu(len(row) - 4)
+
+        def mean_attention(query, keys=keys, later=later, look=look):
+            logits = (query @ keys.transpose(2, 3) * look.scaling).masked_fill(later, -torch.inf)
+            return F.avg_pool1d(by_group(logits.softmax(-1).mean(2)[0]), 3, 1, 1)
+
+        assert torch.allclose(scores[0], mean_attention(pseudo_queries(look, 5)), atol=1e-6)
+        assert not torch.allclose(scores[0], mean_attention(look.query[:, :, -5:]), atol=1e-3)
+
+
+def test_token_sparse_scores_by_the_last_queries(model, vocabulary, row, read, weights):
+    """In the first layer, before anything is sparse: the mean attention of the window, by group."""
+    _, scores = spied(TokenSparseAttention(0.3, window=8), model, vocabulary, [row], read)[0]
+    assert torch.allclose(scores[0], by_group(weights[0][:, -8:].mean(1)), atol=1e-6)
+
+
 def test_tokenselect_votes_and_drops_nothing(model, vocabulary, row, read):
     looks = spied(TokenSelect(0.3, reuse=2.0), model, vocabulary, [row], read)
     assert len(looks) == 4 * 3 and all(not look.first for look, _ in looks)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from unimodal.compression import METHODS, Compressor, Span
 from unimodal.compression.centerclip import CenterCLIP, medoids
-from unimodal.compression.choosing import cosine
+from unimodal.compression.choosing import cosine, spread_out
 from unimodal.compression.divprune import DivPrune
 from unimodal.compression.document_correlation import DocumentCorrelation, budgets, density
 from unimodal.compression.downsample import Downsample
@@ -222,6 +222,20 @@ def test_ppe_clusters_and_keeps_positions_of_members():
 
 
 # ---- choosing by embeddings
+
+
+def test_divprune_takes_the_farthest_from_its_nearest_chosen():
+    """The greedy choice step by step; by the sum of distances others are chosen."""
+    hidden = states(1, 12)
+    distance = 1 - cosine(hidden)[0]
+    alone = distance.masked_fill(torch.eye(12, dtype=torch.bool), torch.inf)
+    chosen = [int(alone.amin(1).argmax())]
+    while len(chosen) < 6:
+        left = [token for token in range(12) if token not in chosen]
+        chosen.append(max(left, key=lambda token: float(distance[token, chosen].min())))
+    assert planned(DivPrune(), hidden, 6).index[0].tolist() == sorted(chosen)
+    summed = spread_out(distance[None], torch.tensor(chosen[:1]), 6, torch.add)[0].tolist()
+    assert summed != sorted(chosen)
 
 
 def test_divprune_is_within_twice_of_the_best_spread():
