@@ -24,6 +24,7 @@ from unimodal.model.packed_loss import PackedLoss
 from unimodal.pipeline_batches import Corpus, CorpusConfig
 from unimodal.pipeline_tuning import (
     block_features,
+    check_out,
     described_rows,
     donor_rows,
     joint_template,
@@ -57,6 +58,7 @@ class FullRecipe(Config):
 def run(cfg: FullRecipe, dry_run: bool) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
+    check_out(cfg.out)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 

@@ -27,6 +27,7 @@ from unimodal.model.packed_loss import PackedLoss
 from unimodal.pipeline_batches import Corpus, CorpusConfig
 from unimodal.pipeline_tuning import (
     block_features,
+    check_out,
     described_rows,
     donor_rows,
     joint_template,
@@ -69,6 +70,7 @@ class LoraRecipe(Config):
 def run(cfg: LoraRecipe, dry_run: bool) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
+    check_out(cfg.out)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 

@@ -24,6 +24,7 @@ from unimodal.model.loss import LossConfig
 from unimodal.model.packed_loss import PackedLoss
 from unimodal.pipeline_batches import Corpus, CorpusConfig
 from unimodal.pipeline_tuning import (
+    check_out,
     new_template,
     open_media,
     packed_loss,
@@ -55,6 +56,7 @@ class PretrainRecipe(Config):
 def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
+    check_out(cfg.out)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")

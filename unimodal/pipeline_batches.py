@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -93,26 +94,27 @@ class CodeCache:
             self._need(part).encode_part(part)  # it can be used
         return part
 
-    def fill(self, documents: Iterable[Document]) -> int:
+    def fill(self, documents: Iterable[tuple[Document, Callable[[ValueError], None]]]) -> int:
         """Encodes in batches what is not encoded yet; returns how many media that were.
 
-        A medium that cannot be used is left out: its document raises when it is asked for.
+        Each document comes with what to call for a medium of it that cannot be used.
         """
         waiting: dict[str, dict[str, Tensor]] = {}
         done = 0
-        for document in documents:
+        for document, refuse in documents:
             answer = self._answer(document)
             for turn, part in ((one, part) for one in document.turns for part in one.parts):
                 if isinstance(part, Text) or part.codes is not None or self._seen(part, turn, answer):
                     continue
-                key = self._key(part)
-                batch = waiting.setdefault(part.modality, {})
-                if key in batch or self._find(key) is not None:
-                    continue
                 try:
+                    key = self._key(part)
+                    batch = waiting.setdefault(part.modality, {})
+                    if key in batch or self._find(key) is not None:
+                        continue
                     batch[key] = self._need(part).read_part(part)
-                except ValueError:
-                    continue
+                except ValueError as error:
+                    refuse(error)
+                    break
                 if len(batch) == ENCODE_BATCH:
                     done += self._encode(part.modality, waiting.pop(part.modality))
         return done + sum(self._encode(modality, batch) for modality, batch in waiting.items() if batch)
@@ -191,8 +193,9 @@ class RenderedDocuments:
     def __len__(self) -> int:
         return len(self.chosen) * DRAWS
 
-    def documents(self) -> Iterator[Document]:
-        return (self.dataset[number] for number in self.chosen)
+    def documents(self) -> Iterator[tuple[Document, Callable[[ValueError], None]]]:
+        """Every document, and what to call if it cannot be used."""
+        return ((self.dataset[number], partial(self._refuse, number)) for number in self.chosen)
 
     def __getitem__(self, index: int) -> Rendered:
         item, draw = index % len(self.chosen), index // len(self.chosen)
@@ -223,11 +226,15 @@ class RenderedDocuments:
         try:
             return self.cache.document(self.dataset[number])
         except ValueError as error:
-            self.bad[number] = f"{self.dataset.where(number)}: {error}"
-            if self.dataset.cfg.on_bad_row == "fail":
-                raise ValueError(f"{self.bad[number]}; mend it, or set on_bad_row to skip") from None
-            print(f"skipped {self.bad[number]}", file=sys.stderr, flush=True)
+            self._refuse(number, error)
             return None
+
+    def _refuse(self, number: int, error: ValueError) -> None:
+        """A document that cannot be used: told, or fatal, as its dataset says."""
+        self.bad[number] = f"{self.dataset.where(number)}: {error}"
+        if self.dataset.cfg.on_bad_row == "fail":
+            raise ValueError(f"{self.bad[number]}; mend it, or set on_bad_row to skip") from None
+        print(f"skipped {self.bad[number]}", file=sys.stderr, flush=True)
 
 
 class Corpus:
@@ -272,7 +279,8 @@ class Corpus:
                 documents.features = memory
 
     def encode(self, rank: int = 0, num_ranks: int = 1) -> int:
-        """Encodes this rank's share of all media; returns how many were new."""
+        """Encodes this rank's share of all media; returns how many were new. A medium that cannot be used is met here,
+        not when a step draws it: ValueError, or told and skipped, as its dataset says."""
         sets = [*(one for one in self.sets.values() if isinstance(one, RenderedDocuments)), *self._validation]
         mine = (document for number, document in enumerate(chain(*(one.documents() for one in sets)))
                 if number % num_ranks == rank)  # fmt: skip

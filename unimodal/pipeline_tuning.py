@@ -9,6 +9,7 @@ Shapes: V rows, R new rows, D width, B rows of a batch, N tokens.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -46,6 +47,13 @@ CONTROL_WORDS = {
     "<|frame|>": " next frame", "<|bos|>": " start", "<|eos|>": " end", "<|system|>": " system:", "<|user|>": " user:",
     "<|assistant|>": " assistant:", "<|end_of_turn|>": "\n\n", "<|pad|>": " nothing",
 }  # fmt: skip
+
+
+def check_out(folder: Path) -> None:
+    """ValueError for a place that no folder can be written to, before anything is computed for it."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"out: {place} {'cannot be written to' if place.is_dir() else 'is a file'}; choose another")
 
 
 def open_media(folder: Path | None, device: torch.device | str = "cpu") -> MediaCoder | None:

@@ -107,6 +107,8 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path, 
         ("media=/", "has no vocabulary.json"),
         ("initialiser=omp", "needs a donor"),
         ("lora.targets=[q_prj]", "no linear layer q_prj"),
+        ("attention=flash", "use auto, varlen, xformers, sdpa or eager"),
+        (f"out={__file__}", "is a file; choose another"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(settings, capsys, change, message):
@@ -131,6 +133,46 @@ def test_a_row_with_a_missing_picture_or_an_unknown_role_names_its_line(settings
            "corpus.datasets.0.on_bad_row=skip", "loop.steps=1")  # fmt: skip
     err = capsys.readouterr().err
     assert "line 3" in err and "line 4" in err and "gone.png" in err
+
+
+@pytest.mark.parametrize("way", ["fail", "skip"])
+def test_a_damaged_picture_is_met_before_the_first_step(settings, pictures, tmp_path, capsys, way):
+    bad = tmp_path / "bad"
+    shutil.copytree(pictures.parent, bad)
+    data = (bad / "3.png").read_bytes()
+    (bad / "3.png").write_bytes(data[: len(data) // 2])
+    change = [f"corpus.datasets.0.path={bad}/data.jsonl", f"corpus.datasets.0.on_bad_row={way}", "loop.steps=1"]
+    if way == "skip":
+        recipe("finetune_lora", *settings, *change)
+        err = capsys.readouterr().err
+        assert err.count("skipped") == 2 and err.index("line 8") < err.index("encoded 11 media") < err.index("step 1/1")
+    else:
+        with pytest.raises(SystemExit) as stop:
+            recipe("finetune_lora", *settings, *change)
+        err = capsys.readouterr().err
+        assert stop.value.code == 2 and "bad/data.jsonl line 7" in err.strip().splitlines()[-1] and "step" not in err
+
+
+def test_bases_that_are_none(settings, tiny_base, tmp_path, capsys):
+    half = tmp_path / "half"
+    shutil.copytree(tiny_base, half)
+    (half / "model.safetensors").write_bytes((tiny_base / "model.safetensors").read_bytes()[:1000])
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "base.json").write_text("{}")
+    for base, message in ((half, "cannot be loaded"), (adapter, "is an adapter; merge it")):
+        with pytest.raises(SystemExit) as stop:
+            recipe("finetune_lora", *settings, f"base={base}")
+        assert stop.value.code == 2 and message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_too_little_disk_is_told_before_the_first_step(settings, monkeypatch, capsys):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(SystemExit) as stop:
+        recipe("finetune_lora", *settings)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "MiB free and a checkpoint takes about" in err and "step" not in err
 
 
 def test_a_checkpoint_of_another_run_is_refused(settings, capsys):

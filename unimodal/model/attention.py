@@ -245,6 +245,8 @@ def set_attention(model: nn.Module, name: str = "auto") -> str:
     ``auto``: ``xformers`` for a model on CUDA where it runs, otherwise ``varlen``, which is sdpa's kernel.
     """
     register_attention()
+    if name not in ("auto", VARLEN, XFORMERS, "sdpa", "eager"):
+        raise ValueError(f"attention {name!r} is unknown; use auto, {VARLEN}, {XFORMERS}, sdpa or eager")
     if name == "auto":
         on_cuda = next(model.parameters()).is_cuda
         name = XFORMERS if on_cuda and xformers_problem() is None else VARLEN

@@ -65,6 +65,7 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
     CUDA and on CPUs; what is trained on such a base also runs, and is merged, on the same base in full precision.
     """
     import transformers
+    from safetensors import SafetensorError
 
     text = os.fspath(name)
     source, gguf = _find(text)
@@ -83,7 +84,7 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
         with redirect_stderr(io.StringIO()) if gguf is not None else nullcontext():  # its progress cannot be turned off
             model = _class_of(source).from_pretrained(source, **options)
             tokenizer = _tokenizer_data(source, gguf)
-    except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, ImportError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the base model {text!r} cannot be loaded: {' '.join(str(error).split())[:240]}") from None
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
@@ -134,6 +135,8 @@ def _find(name: str) -> tuple[str, str | None]:
         return name, None
     if (places[0] / "config.json").is_file():
         return str(places[0]), None
+    if (places[0] / "base.json").is_file():
+        raise ValueError(f"{places[0]} is an adapter; merge it by `unimodal export` and name what that writes")
     files = sorted(places[0].rglob("*.gguf"))
     if len(files) != 1:
         raise ValueError(f"{places[0]} holds no config.json and {len(files)} GGUF files; give a folder with one model")

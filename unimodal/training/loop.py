@@ -11,6 +11,7 @@ loss by loss the same as a run that was never stopped.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import time
@@ -149,6 +150,17 @@ class Trainer:
         kept = trained | {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
         return {name: tensor for name, tensor in self.model.state_dict().items() if name in kept}
 
+    def check_disk(self) -> None:
+        """ValueError where a checkpoint does not fit: better now than after hours."""
+        copies = 3 + (self.ema is not None)  # weights, two moments of the optimizer, the average
+        need = copies * sum(p.numel() * p.element_size() for p in self.parameters)
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise ValueError(
+                f"{self.folder} has {free / 2**20:,.0f} MiB free and a checkpoint takes about {need / 2**20:,.0f}; "
+                "make room, or choose another folder"
+            )
+
     def save(self) -> None:
         local = {"random": random_state(), "batches": self.batches.state_dict()}
         self.parallel.save(self.folder, self._shared(), local)
@@ -257,6 +269,7 @@ class Trainer:
 
     def run(self) -> None:
         """Trains until the last step; raises ``Interrupted`` if it was asked to stop before."""
+        self.check_disk()
         if self.resume() and self.parallel.is_main:
             print(f"resumed {self.folder} at step {self.step}", file=sys.stderr, flush=True)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
