@@ -303,14 +303,14 @@ def train_head(cfg: AudioTokenizerRecipe, speech: Speech, codec: AudioTokenizer)
 
 
 def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokenizer:
-    """Writes the tokenizer folder and a record of what made it; returns the tokenizer as it is on disk, half
-    rounded."""
-    tokenizer.save(cfg.out)
+    """Writes the tokenizer folder and a record of what made it; returns the tokenizer as it is on disk, rounded."""
+    tokenizer.save(cfg.out, in_8_bits=("head.blocks.",))
+    tokenizer = AudioTokenizer.load(cfg.out)
     manifest = json.loads((cfg.data / "manifest.json").read_text())
     record = {"config": cfg.model_dump(mode="json"), "data_sha256": manifest, "weights_sha256": tokenizer.sha256}
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr, flush=True)
-    return AudioTokenizer.load(cfg.out)
+    return tokenizer
 
 
 def run(cfg: AudioTokenizerRecipe, dry_run: bool) -> None:

@@ -221,3 +221,30 @@ def test_adversarial_gradients_reach_the_right_side_only_and_are_those_of_the_pl
         "generator": pytest.approx(float(plain(made.detach())[0].detach())),
         "discriminator": pytest.approx(float(plain(made.detach())[1].detach())),
     }
+
+
+def test_matrices_in_8_bits_are_smaller_and_the_same_tokenizer_by_every_way(tmp_path) -> None:
+    from unimodal.tokenizers import load_tokenizer, stored_sha256
+
+    torch.manual_seed(0)
+    plain = make("istft")
+    with torch.no_grad():
+        plain.head.blocks[0].up.weight[0] = 0  # a row without a scale
+    plain.save(tmp_path / "plain")
+    plain.save(tmp_path / "small", in_8_bits=("head.blocks.",))
+    small = load_tokenizer(tmp_path / "small")
+    assert small.sha256 == stored_sha256(tmp_path / "small") != stored_sha256(tmp_path / "plain")
+    small.save(tmp_path / "again")  # in half precision: the same values
+    assert stored_sha256(tmp_path / "again") == small.sha256
+    before, after = plain.state_dict(), small.state_dict()
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        packed = name.startswith("head.blocks.") and weight.dim() == 2
+        rounding = before[name].abs().amax(-1, keepdim=True) / 254 if packed else torch.zeros(())
+        assert bool(((weight - before[name]).abs() <= rounding + before[name].abs() * 2**-10 + 1e-6).all()), name
+    sizes = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("plain", "small")}
+    assert sizes["small"] < sizes["plain"]
+    with pytest.raises(ValueError, match="do not fit its config"):
+        config = tmp_path / "small" / "config.json"
+        config.write_text(config.read_text().replace("istft", "griffin_lim"))
+        load_tokenizer(tmp_path / "small")

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unimodal.tokenizers.interface import MediaTokenizer
 
+#: behind the name of a matrix that is stored in 8 bits: the scales of its rows
+SCALE = "_scale"
+
 __all__ = ["FAMILIES", "family_of", "load_tokenizer", "stored_sha256"]
 
 
@@ -66,6 +69,8 @@ def stored_sha256(folder: str | Path) -> str:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again") from None
+    for name in [name for name in state if f"{name}{SCALE}" in state]:
+        state[name] = (state[name].astype("float32") * state.pop(f"{name}{SCALE}").astype("float32")).astype("float16")
     digest = hashlib.sha256()
     for name, values in sorted(state.items()):
         stored = values.astype("float16") if values.dtype.kind == "f" else values

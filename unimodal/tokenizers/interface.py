@@ -22,6 +22,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from unimodal.tokenizers import SCALE
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -105,8 +107,12 @@ class StoredModule(nn.Module):
                     tensor.copy_(tensor.to(self.stored_dtype).to(tensor.dtype))
         return self
 
-    def save(self, folder: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors`` (``stored_dtype``); each appears whole or not at all."""
+    def save(self, folder: str | Path, in_8_bits: tuple[str, ...] = ()) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` (``stored_dtype``); each appears whole or not at all.
+
+        in_8_bits: beginnings of the names of matrices to store as int8 with a ``…_scale`` for each row, in half the
+        room. That rounds them: use the tokenizer as it loads.
+        """
         from safetensors.torch import save
 
         from unimodal.config import atomic_write_bytes, atomic_write_text
@@ -119,6 +125,10 @@ class StoredModule(nn.Module):
             .contiguous()
             for name, tensor in self.state_dict().items()
         }
+        for name in [n for n, tensor in state.items() if in_8_bits and n.startswith(in_8_bits) and tensor.dim() == 2]:
+            scale = (state[name].float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-6).half()  # [R, 1]
+            state[f"{name}{SCALE}"] = scale
+            state[name] = (state[name].float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
         atomic_write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
         atomic_write_text(folder / "config.json", json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
 
@@ -136,10 +146,10 @@ class StoredModule(nn.Module):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} is not a tokenizer folder: {name} is missing")
         tokenizer = cls(cls.config_class.model_validate_json((folder / "config.json").read_text()), **parts)
-        state = {
-            name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in load_file(folder / "model.safetensors").items()
-        }
+        stored = load_file(folder / "model.safetensors")
+        for name in [name for name in stored if f"{name}{SCALE}" in stored]:
+            stored[name] = (stored[name].float() * stored.pop(f"{name}{SCALE}").float()).half()
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
         try:
             tokenizer.load_state_dict(state)
         except RuntimeError as error:
