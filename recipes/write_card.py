@@ -83,6 +83,36 @@ BENCH = """Pictures with guidance, each ingredient of the engine switched on in 
 
 """
 
+PASSES = """Passes of the fast decoders. The target was half of the plain loop's by speculative Jacobi decoding; the
+table says what it is. A code of these pictures follows from the exact codes before it: behind a wrong guess the next
+prediction is wrong too, so a window does not settle, whatever noise its guesses share. What does repeat is whole
+pictures, since drawing a known thing is recall: `retrieval` drafts from what the model wrote before ("again": the same
+request with another seed, once) and, where `tools/make_drafts.py` has put the codes of files beside the model, from
+those. Its answers are the plain loop's, token by token.
+
+```
+{table}
+```
+
+```bash
+{command} | tee {folder}/bench_passes.txt
+```
+
+"""
+
+GROWTH = """Time of a step by the length of the sequence; the last columns are the weights, keys and values that it has
+to read:
+
+```
+{table}
+```
+
+```bash
+{command} | tee {folder}/bench_growth.txt
+```
+
+"""
+
 COMPRESSION = """Token compression, {questions} questions of each medium; the whole table is
 [report_compression_compression.md](report_compression_compression.md), the plot
 [report_compression_compression.svg](report_compression_compression.svg):
@@ -326,6 +356,8 @@ REASONS = {
 class CardRecipe(Config):
     model: Path = Path("model_cards/nano")
     bench: str = "OMP_NUM_THREADS=2 python tools/bench_generation.py --model model_cards/nano --repeats 5"
+    passes: str = "OMP_NUM_THREADS=2 python tools/bench_generation.py --passes --model model_cards/nano"
+    growth: str = "OMP_NUM_THREADS=2 python tools/bench_generation.py --growth --model model_cards/nano"
 
 
 def speed(cfg: CardRecipe) -> str:
@@ -333,9 +365,14 @@ def speed(cfg: CardRecipe) -> str:
     from unimodal.evaluation.compression_table import verdicts
 
     bench = compression = ""
-    path = cfg.model / "bench_generation.txt"
-    if path.exists():
-        bench = BENCH.format(table=path.read_text().strip(), command=cfg.bench, folder=cfg.model)
+    for name, template, command in (
+        ("bench_generation.txt", BENCH, cfg.bench),
+        ("bench_passes.txt", PASSES, cfg.passes),
+        ("bench_growth.txt", GROWTH, cfg.growth),
+    ):
+        path = cfg.model / name
+        if path.exists():
+            bench += template.format(table=path.read_text().strip(), command=command, folder=cfg.model)
     path = cfg.model / "report_compression.json"
     if path.exists():
         report = json.loads(path.read_text())

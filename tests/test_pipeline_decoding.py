@@ -1,5 +1,7 @@
 """What the pipeline makes of the engine: fast decoders, negative prompts, search, coarse pictures, sessions."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from tests.tiny_model import tiny_folder, tiny_model
 from unimodal import cli
 from unimodal.generation.packed_decoder import PackedDecoder
 from unimodal.pipeline import load
+from unimodal.pipeline_drafts import DRAFTS, read_drafts, write_drafts
 from unimodal.pipeline_folder import MODEL_VARIABLE
 from unimodal.pipeline_search import CaptionVerifier
 from unimodal.sequence.document import Document, Image, Text, Turn
@@ -17,7 +20,7 @@ def model():
     return tiny_model()
 
 
-@pytest.mark.parametrize("decoder", ["jacobi", "token-recycling"])
+@pytest.mark.parametrize("decoder", ["jacobi", "retrieval", "token-recycling"])
 @pytest.mark.parametrize("to", ["image", "text"])
 def test_decoders_that_keep_the_noise_make_the_same(model, to, decoder):
     plain = model.generate("a red apple", to, seed=3)
@@ -25,6 +28,25 @@ def test_decoders_that_keep_the_noise_make_the_same(model, to, decoder):
     assert fast.text == plain.text
     if to == "image":
         assert np.array_equal(fast.part.codes, plain.part.codes)
+
+
+def test_drafts_beside_a_model_are_used_and_change_nothing(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder(), folder)
+    plain_model = load(folder, device="cpu")
+    plain = plain_model.generate("a red apple", "image", seed=3)
+    rows = plain_model.vocabulary.encode_span("image", plain.part.codes)
+    assert read_drafts(folder) == []
+    write_drafts(folder, [rows, rows[:5]])
+    assert read_drafts(folder) == [list(map(int, rows)), list(map(int, rows[:5]))]
+    model = load(folder, device="cpu")
+    assert np.array_equal(
+        model.generate("a red apple", "image", seed=3, decoder="retrieval").part.codes, plain.part.codes
+    )
+    assert model.engine.stats.forwards < 64 / 3
+    (folder / DRAFTS).write_bytes(b"PK no archive")
+    with pytest.raises(ValueError, match="is no file of drafts .*; make it again with tools/make_drafts.py"):
+        load(folder, device="cpu").generate("a red apple", "image", decoder="retrieval")
 
 
 @pytest.mark.parametrize("decoder", ["sjd", "coupled-sjd", "gsd", "masked"])
@@ -133,8 +155,8 @@ def test_the_verifier_is_the_likelihood_of_the_caption(model):
 def test_search_goes_with_media_only(model):
     with pytest.raises(ValueError, match="search chooses between media"):
         model.generate("a red apple", "text", search="best-of-n")
-    with pytest.raises(ValueError, match="search does not go with decoder"):
-        model.generate("a red apple", "image", search="best-of-n", decoder="sjd")
+    with pytest.raises(ValueError, match="search does not go with decoder; leave"):
+        model.generate("a red apple", "image", search="best-of-n", decoder="sjd", on_partial=None, session=None)
 
 
 @pytest.mark.parametrize(

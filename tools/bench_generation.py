@@ -224,20 +224,20 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
                 sampling = SamplingConfig(temperature=own.temperature, top_k=own.top_k, top_p=own.top_p)
             config = GenerationConfig(max_new_tokens=most, force=medium, sampling={medium: sampling}, seed=1)
             plain = [engine.generate([prompt], config)[0] for prompt in prompts]
-            base = sum(map(len, plain))
             for name in (*methods, "retrieval, again"):
-                forwards = drafted = accepted = same = 0
+                forwards = drafted = accepted = same = tokens = 0
                 for prompt, answer in zip(prompts, plain, strict=True):
                     fast = taught(name.removesuffix(", again"), bench.drafts)
                     if name.endswith("again"):
                         engine.generate([prompt], config.model_copy(update={"seed": 2}), method=fast)
-                    same += engine.generate([prompt], config, method=fast)[0] == answer
+                    [found] = engine.generate([prompt], config, method=fast)
+                    same, tokens = same + (found == answer), tokens + len(found)
                     forwards += engine.stats.forwards
                     drafted, accepted = drafted + engine.stats.drafted, accepted + engine.stats.accepted
                 num = len(prompts)
                 print(
-                    f"{medium:7s} {setting:16s} {name:16s} {base / num:5.0f} {forwards / num:7.1f}"
-                    f" {base / forwards:6.2f} {accepted:6d} of {drafted:<5d} {same} of {num}",
+                    f"{medium:7s} {setting:16s} {name:16s} {tokens / num:5.0f} {forwards / num:7.1f}"
+                    f" {tokens / forwards:6.2f} {accepted:6d} of {drafted:<5d} {same} of {num}",
                     flush=True,
                 )
 

@@ -163,8 +163,9 @@ class Unimodal:
         if to == "text":
             raise ValueError("search chooses between media; leave it out for text")
         self.vocabulary.layout(to)
-        unused = sorted(set(settings) - {"guidance", "temperature", "tokens", "negative", "guidance_interval"})
-        if [name for name in unused if settings[name] is not None and name != "on_token"]:
+        used = {"guidance", "temperature", "tokens", "negative", "guidance_interval", "on_token"}
+        unused = sorted(name for name, value in settings.items() if value is not None and name not in used)
+        if unused:
             raise ValueError(f"search does not go with {', '.join(unused)}; leave one of them out")
         prompt = self._prompt(document, to)
         scales = self._settings(to, settings.get("guidance"), settings.get("temperature"))
