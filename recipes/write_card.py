@@ -154,7 +154,9 @@ On two CPU cores, shared with other work. The decoder was trained in stages, {mi
 
 {stages}
 
-The picture tokenizer began from 1,807 steps without the look code. `make nano` runs the same recipes in one go and will
+The picture tokenizer began from 1,807 steps without the look code. The waveform head of the audio tokenizer was trained
+last, on its finished codes (`codec_is_final`); the loss that reads its sound again as codes joined after 5,654 of its
+9,000 steps. `make nano` runs the same recipes in one go and will
 not give the same weights bit by bit. It does everything from nothing: fetch, prepare, train the tokenizers, encode,
 train the decoder, evaluate, and write this card. The settings and the hashes of data and weights are in `recipe.json`,
 here and in each tokenizer's folder.

@@ -120,12 +120,12 @@ class Dnsmos:
 
     def score(self, sound: Tensor) -> float:
         """float32 [T] at 16 kHz in [-1, 1] → the mean over windows of 9.01 s a second apart; a shorter sound is
-        repeated, an empty one scores 1."""
+        repeated to one window, an empty one scores 1."""
         if not len(sound):
             return 1.0
         size = int(self.SECONDS * 16_000)
-        while len(sound) < size:
-            sound = torch.cat([sound, sound])
+        if len(sound) < size:
+            sound = sound.repeat(-(-size // len(sound)))[:size]
         starts = range(0, len(sound) - size + 1, 16_000)
         windows = torch.stack([sound[start : start + size] for start in starts])
         raw = [float(self._session.run(None, {"input_1": window[None].numpy()})[0][0][2]) for window in windows]
