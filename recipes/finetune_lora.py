@@ -56,7 +56,9 @@ class LoraRecipe(Config):
     row_words: Path | None = (
         None  # JSON {block: [words of each code]}: rows of codes that have a name begin as its words
     )
-    share_rows: bool = True  # codes that are alike learn together (unimodal/model/rows.py): few examples go further
+    #: codes that are alike learn together: what is trained on is fitted sooner, what is held out is not known better
+    #: (measured: the docstring of unimodal/model/rows.py)
+    share_rows: bool = False
     donor: Path | None = None  # a trained model of ours with the same tokenizers, for initialiser omp
     base_precision: Precision = "float32"
     eight_bit: bool = False

@@ -1,8 +1,10 @@
 """recipes/finetune_lora.py through its real command line, on a tiny base and twelve pictures."""
 
 import json
+import os
 import runpy
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -55,14 +57,33 @@ def test_it_trains_saves_an_adapter_and_the_pipeline_reads_it(settings, tmp_path
     assert model.generate("a red apple", to="image").media.shape == (3, 64, 64)
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(settings, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_losses_and_weights(settings, tmp_path, monkeypatch, capsys):
+    from unimodal.training.loop import Trainer
+
+    def metrics():
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        timed = ("seconds_per_step", "tokens_per_second")
+        return [{n: v for n, v in json.loads(line).items() if n not in timed} for line in lines]
+
+    settings = [*settings, "loop.log_every=1"]
     recipe("finetune_lora", *settings)
     first, _ = load_adapter(tmp_path / "out")
+    uninterrupted = metrics()
     for name in ("out", "run"):
         shutil.rmtree(tmp_path / name)
-    recipe("finetune_lora", *settings, "loop.checkpoint_every_s=1e-6", "loop.steps=6")
-    # the checkpoint of the last step is there: a run of the same command does no further step
+
+    def stopped(self, step=Trainer.train_step):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(Trainer, "train_step", stopped)
+        recipe("finetune_lora", *settings)
+    assert stop.value.code == 130 and "stopped at step 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and len(metrics()) == 4
     recipe("finetune_lora", *settings)
+    assert "at step 4" in capsys.readouterr().err and metrics() == uninterrupted
     again, _ = load_adapter(tmp_path / "out")
     for (name, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), name

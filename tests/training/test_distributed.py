@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -60,8 +61,18 @@ def train(
     steps: int = 6,
     stop_at: int = -1,
     optimizer: Literal["adamw", "muon"] = "adamw",
+    copy_of: Path | None = None,
+    damaged: str = "",
+    missing: str = "",
 ) -> str:
     parallel = start(strategy)  # type: ignore[arg-type]
+    if copy_of is not None and parallel.is_main:  # a checkpoint to be met in a sorry state
+        shutil.copytree(copy_of, folder)
+        if damaged:
+            os.truncate(folder / damaged, os.path.getsize(folder / damaged) // 3)
+        if missing:
+            (folder / missing).unlink()
+    parallel.barrier()
     torch.manual_seed(0)
     model = Model()
     wrapped = parallel.wrap(model)
@@ -85,6 +96,8 @@ def train(
         trainer.use_ema()
     except Interrupted:
         outcome = "stopped"
+    except ValueError as error:
+        outcome = str(error)
     state = parallel.full_state(model)
     if parallel.is_main:
         torch.save({"outcome": outcome, "model": {n: t.clone() for n, t in state.items()}}, folder / "result.pt")
@@ -141,6 +154,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dict(muon, folder=folder / "muon" / "parts", stop_at=3),
         dict(muon, folder=folder / "muon" / "parts"),
     ]
+    sorry = dict(size=4, steps=7, copy_of=folder / "fsdp" / "whole")
+    jobs += [
+        dict(sorry, strategy="fsdp", folder=folder / "sorry" / "damaged", damaged="last/__1_0.distcp"),
+        dict(sorry, strategy="fsdp", folder=folder / "sorry" / "half", damaged="last/rank_00001.pt"),
+        dict(sorry, strategy="fsdp", folder=folder / "sorry" / "missing", missing="last/rank_00001.pt"),
+        dict(sorry, strategy="ddp", folder=folder / "sorry" / "shards"),
+        dict(sorry, strategy="fsdp", folder=folder / "sorry" / "file", copy_of=folder / "one"),
+    ]
     spawn(jobs)
     return folder
 
@@ -189,8 +210,25 @@ def test_the_sharded_checkpoint_is_a_folder_of_shards_and_the_other_one_file(run
 
 @pytest.mark.timeout(300)
 def test_a_checkpoint_of_two_ranks_is_not_taken_up_by_one(runs: Path) -> None:
-    with pytest.raises(ValueError, match="is of 2 processes; resume it with as many, not 1"):
-        train("ddp", runs / "ddp" / "whole", size=8, steps=7)
+    assert "is of 2 processes; resume it with as many, not 1" in train(
+        "ddp", runs / "one_of_two", size=8, steps=7, copy_of=runs / "ddp" / "whole"
+    )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("damaged", "cannot be read or is of another model"),
+        ("half", "rank_00001.pt cannot be read"),
+        ("missing", "is incomplete, rank_00001.pt is missing; delete it to start over"),
+        ("shards", "is in shards; resume it under torchrun"),
+        ("file", "is of 1 process; resume it with as many"),
+    ],
+)
+def test_checkpoints_in_a_sorry_state_are_one_line_on_every_rank(runs: Path, name: str, message: str) -> None:
+    outcome = result(runs / "sorry" / name)["outcome"]
+    assert message in outcome and "\n" not in outcome
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,14 @@ def share_rows(model: nn.Module, features: Mapping[range, Tensor]) -> None:
     features maps rows of the vocabulary to [R, F]. The rows keep the values they have; a gradient for one code then
     moves the codes that are like it too (`structured_rows.py`). Compute inside ``parametrize.cached()``. What is saved
     and merged are plain rows.
+
+    What it is worth, by `tools/compare_initialisers.py --only codebook --sharing both --layers 8 --precision bfloat16
+    --pictures 100 --steps 100` (one seed; the first 8 layers of SmolLM2; 100 emoji asked about and asked for, 82 other
+    concepts held out): the documents of training are fitted sooner, held-out concepts are not known better.
+
+        loss after 100 steps      trained on: text  pictures    held out: text  pictures
+        rows of their own                    2.290     4.984             2.803    10.157
+        rows that share                      2.154     4.244             2.807    10.347
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):

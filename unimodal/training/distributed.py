@@ -76,6 +76,8 @@ class Parallel:
         """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect."""
         state = load_checkpoint(folder, name)
         if state is None:
+            if (folder / Path(name).stem).is_dir():
+                raise ValueError(f"the checkpoint in {folder} is in shards; resume it under torchrun, as it was made")
             return None
         ranks = state.pop("ranks", None)
         found = 1 if ranks is None else len(ranks)
@@ -193,17 +195,21 @@ class Sharded(_Many):
         if not target.is_dir():  # a stop between the two moves leaves the older one
             target = folder / f"{target.name}.old"
         if not target.is_dir():
+            if (folder / name).is_file():
+                raise ValueError(f"the checkpoint in {folder} is of 1 process; resume it with as many")
             return None
-        own = load_checkpoint(target, self._own)
-        if own is None or own["num_ranks"] != self.num_ranks:
-            found = "another number of" if own is None else own["num_ranks"]
-            raise ValueError(
-                f"the checkpoint in {folder} is of {found} processes; resume it with as many, not {self.num_ranks}"
-            )
+        own, problem = None, ""
+        try:
+            own = self._own_part(target)
+        except ValueError as error:
+            problem = str(error)
+        problem = next(filter(None, self.gather(problem)), "")  # all ranks stop, and say the same
+        if problem or own is None:
+            raise ValueError(problem)
         tensors = _tensors_of(shared())  # makes the optimizer's state, one step old: only where it is overwritten
         try:
             dcp.load(tensors, checkpoint_id=str(target))
-        except Exception as error:  # a damaged or foreign checkpoint gives many kinds
+        except (Exception, dcp.api.CheckpointException) as error:  # many kinds, and its own is no Exception
             reason = str(error).strip().splitlines()[-1][:160] if str(error).strip() else type(error).__name__
             raise ValueError(f"the checkpoint in {folder} cannot be read or is of another model: {reason}") from None
         return {**tensors, **own["shared"], **own["local"]}
@@ -222,6 +228,19 @@ class Sharded(_Many):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def _own_part(self, target: Path) -> dict[str, Any]:
+        """This rank's file. ValueError if it is missing, damaged, or of another number of ranks."""
+        own = load_checkpoint(target, self._own)
+        first = own or load_checkpoint(target, "rank_00000.pt")
+        if first is not None and first["num_ranks"] != self.num_ranks:
+            raise ValueError(
+                f"the checkpoint {target} is of {first['num_ranks']} processes; resume it with as many, not "
+                f"{self.num_ranks}"
+            )
+        if own is None:
+            raise ValueError(f"the checkpoint {target} is incomplete, {self._own} is missing; delete it to start over")
+        return own
 
     @property
     def _own(self) -> str:
