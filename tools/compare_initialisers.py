@@ -166,7 +166,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             shown = f"{outside[kind]:9.3f}" if kind in outside else f"{'-':>9}"
             how = "shared" if shares else "free"
             table.append(f"{name:<12} {how:>8} {kind:>6} {before[kind]:8.3f} {after[kind]:8.3f} {shown}")
-            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     print("\n".join(table))
 
 
