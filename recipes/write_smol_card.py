@@ -68,7 +68,7 @@ the mixture holds other definitions and the other novels.
 Greedy answers of the tuned model to questions that are not in its corpus:
 
 {answers}
-
+{speed}
 ## How it was made
 
 ```bash
@@ -94,6 +94,25 @@ Pictures, clips and speech are those of [nano](../nano) (its card names each sou
 
 64×64 emoji and clip art, no photographs. Short English only. It repeats what its small base believes, and that is
 often wrong. What it draws, writes down and says is not usable yet: see the figures.
+"""
+
+
+SPEED = """
+## Speed
+
+Pictures with guidance by a decoder of this shape (random weights), each ingredient of the engine switched on in turn,
+beside `transformers.generate()` (peer):
+
+```
+{table}
+```
+
+```bash
+OMP_NUM_THREADS=2 python tools/bench_generation.py --shape 135m --repeats 3 --decoders \\
+    | tee {folder}/bench_generation.txt
+```
+
+Random weights are nearly tied everywhere, so the rounding of bfloat16 and int8 changes their greedy ids at once.
 """
 
 
@@ -156,7 +175,10 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
     )
     answers = "\n".join(f"- {a['asked']} — {a['answer']}" for a in forgotten.get("answers", []))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    bench = folder / "bench_generation.txt"
+    speed = SPEED.format(table=bench.read_text().strip(), folder=folder) if bench.exists() else ""
     text = CARD.format(
+        speed=speed,
         base=base, rank=recipe["lora"]["rank"], rows=rows, trained=trained / 1e6, mib=size, hours=training["hours"],
         steps=training["steps"], tokens=training["tokens"], table=table_of(suites), forgetting=forgetting,
         answers=answers, suites=named(report), folder=folder, limit=report["limit"],
