@@ -7,10 +7,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' tensors are tiny: a second thread only waits
 
 import random
+import signal
 import sys
 
 import pytest
 from hypothesis import settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun by a shell in the background; some tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deadlines measure the machine's load; fixed examples make a failure on one machine a failure on all.
 settings.register_profile("unimodal", deadline=None, derandomize=True, database=None, max_examples=50)
