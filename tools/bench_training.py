@@ -248,8 +248,8 @@ def main() -> None:
             done = subprocess.run(command, capture_output=True, text=True)
             line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
             if line is None:
-                reason = done.stderr.strip().splitlines()[-1:] or ["no output"]
-                print(f"{side}: not measured ({reason[0][:160]})", file=sys.stderr)
+                said = [line for line in done.stderr.split("\n") if line.strip() and "\r" not in line] or ["no output"]
+                print(f"{side}: not measured (exit {done.returncode}: {said[-1][:160]})", file=sys.stderr)
                 continue
             found[side].append(json.loads(line.removeprefix("RESULT ")))
             print(f"{side}: {found[side][-1]}", file=sys.stderr, flush=True)
