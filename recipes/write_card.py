@@ -345,7 +345,7 @@ REASONS = {
     "tokenizer",
     "speech reconstruction, Whisper WER %": "the codec was trained on four synthetic voices; a voice that it never "
     "heard (`awb`, the human speaker) is lost. The others are within what so few sentences tell (a word in a hundred "
-    "is a point); their waveform head is trained to sound like speech (the next row), which costs some words",
+    "is a point); their waveform head is trained to sound like speech (the next row) more than to be read by Whisper",
     "picture → name": "the decoder's loss was still falling when training had to stop",
     "text → picture, concept among the 5 nearest": "the decoder's loss was still falling when training had to stop; "
     "rebuilt training pictures are found under `rebuilt` in report.json",

@@ -112,7 +112,7 @@ OMP_NUM_THREADS=2 python tools/bench_generation.py --shape 135m --repeats 3 --de
     | tee {folder}/bench_generation.txt
 ```
 
-Random weights are nearly tied everywhere, so the rounding of bfloat16 and int8 changes their greedy ids at once.
+This table is for the time: greedy ids of random weights say nothing of what bfloat16 and int8 cost a trained model.
 """
 
 

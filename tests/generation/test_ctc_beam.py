@@ -70,7 +70,7 @@ def joint_score(model, vocabulary, prompt, words, weight):
     return (1 - weight) * told - weight * float(loss)
 
 
-@pytest.mark.parametrize("weight", [0.3, 0.7])
+@pytest.mark.parametrize("weight", [0.3, 0.95])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_wide_beam_finds_the_best_of_all_transcripts(make_model, vocabulary, heard, seed, weight):
     model = make_model(seed)
@@ -85,23 +85,22 @@ def test_a_wide_beam_finds_the_best_of_all_transcripts(make_model, vocabulary, h
     scores = [joint_score(model, vocabulary, heard, words, weight) for words in every]
     assert found == [*every[max(range(len(every)), key=scores.__getitem__)], end]
     assert engine.stats.forwards <= 3
+    assert weight < 0.5 or len(found) == 3  # where CTC decides, two words are found and not the empty transcript
 
 
-def test_a_beam_of_one_without_ctc_is_greedy_and_all_decoders_agree(make_model, vocabulary, heard):
+def test_all_decoders_find_the_same(make_model, vocabulary, heard):
     audio, pad = vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>")
     config = GenerationConfig(**GREEDY, max_new_tokens=12, max_text_tokens=11)
-    for seed in range(4):
+    lengths = []
+    for seed in range(6):
         model = make_model(seed)
-        engine = Engine(model, vocabulary)
-        [greedy] = engine.generate([heard], config)
-        found = ctc_beam_search(engine, heard, config, audio, pad, weight=1e-9, beams=1)
-        # the search may end a sentence that greedy decoding goes on with, where its whole is likelier
-        assert found[:-1] == greedy[: len(found) - 1]
-        both = [
-            ctc_beam_search(Engine(model, vocabulary, decoder=name), heard, config, audio, pad, 0.4, 3)
-            for name in ("reference", "lean")
+        found = [
+            ctc_beam_search(Engine(model, vocabulary, decoder=name), heard, config, audio, pad, 0.95, 3)
+            for name in ("reference", "lean", "auto")
         ]
-        assert both[0] == both[1] and both[0][-1] == vocabulary.control_id("<|end_of_turn|>")
+        assert found[0] == found[1] == found[2] and found[0][-1] == vocabulary.control_id("<|end_of_turn|>")
+        lengths.append(len(found[0]))
+    assert max(lengths) > 2, "no transcript of two words was compared"
 
 
 def test_the_last_sound_is_the_one_that_is_written_down(make_model, vocabulary, ask, heard):
