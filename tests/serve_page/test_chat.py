@@ -96,6 +96,23 @@ def test_the_page_follows_the_answer_but_not_a_reader_who_scrolled_up(page):
     assert page.evaluate("window.scroll_.scrollTop") == 0
 
 
+def test_the_page_follows_a_log_that_grows_before_the_event_of_its_own_scrolling(page):
+    page.evaluate("""() => {
+      window.scroll_ = document.getElementById('scroll');
+      window.grow_ = (height) => {
+        const box = document.createElement('div');
+        box.style.height = `${height}px`;
+        document.querySelector('#log').append(box);
+      };
+    }""")
+    ask(page, "a cat", "image")
+    page.evaluate("() => grow_(2000)")
+    until(page, f"{BELOW} < 3")
+    page.wait_for_timeout(100)
+    page.evaluate("() => { grow_(50); window.scroll_.scrollTop = window.scroll_.scrollHeight; grow_(2000); }")
+    until(page, f"{BELOW} < 3")
+
+
 def test_earlier_turns_go_with_the_next_question(page):
     answer_with(page, {"content": "a "}, {"content": "cat"})
     ask(page, "what is this?")

@@ -157,13 +157,22 @@ function near() {
   return scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 120;
 }
 
+let scrolledTo = 0; // where the page was scrolled to when we last looked
+
 function follow(always) {
-  if (always || state.following) scroll.scrollTop = scroll.scrollHeight;
+  if (!always && !state.following) return;
+  scroll.scrollTop = scroll.scrollHeight;
+  scrolledTo = scroll.scrollTop;
 }
 
 // Media get their height some time after they were added.
 new ResizeObserver(() => follow(false)).observe(log);
-scroll.addEventListener("scroll", () => (state.following = near()));
+// The event of our own scrolling may come when the log has grown further: only upwards is a reader who leaves.
+scroll.addEventListener("scroll", () => {
+  if (near()) state.following = true;
+  else if (scroll.scrollTop < scrolledTo) state.following = false;
+  scrolledTo = scroll.scrollTop;
+});
 
 function send() {
   if (state.running) {
