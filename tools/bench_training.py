@@ -1,13 +1,14 @@
 """Training speed and memory against TRL's SFTTrainer: the same model, documents, precision and LoRA, on this machine.
 
     python tools/bench_training.py                       # ragged glosses and novels, SmolLM2, LoRA
-    python tools/bench_training.py --steps 8 --repeats 5 --precision bfloat16
+    python tools/bench_training.py --precision bfloat16 --repeats 5
     python tools/bench_training.py --rows 16 --precision bfloat16 --peak-tflops 989   # a GPU: its MFU too
 
 Both see the same text documents (WordNet glosses and paragraphs of Austen, whose lengths differ a hundredfold) as full
 sequences to predict, the same number of tokens in a step on average, and train LoRA of one rank on all linear layers.
 TRL runs in three ways, so that the comparison is with its best: padded in random order (its default), padded with
-documents of like length together, and packed. What is timed is a step from batch to new weights; loading of data is
+documents of like length together, and packed. Its sampler begins an epoch of the second with the longest documents, so
+a few steps of it are measured on batches that lie evenly between the longest and the shortest of an epoch. What is timed is a step from batch to new weights; loading of data is
 not. A token of a document's text counts once; padding and markers (of ours there are more) never do. Memory is the
 most that was resident after the first step, the weights among it.
 
@@ -135,6 +136,9 @@ def run_trl(args: argparse.Namespace, texts: list[str], way: str) -> dict[str, f
             train_dataset=datasets.Dataset.from_dict({"text": texts}),
             peft_config=peft.LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear"),
         )  # fmt: skip
+        if way == "grouped":
+            order = spread_batches(list(trainer._get_train_sampler()), trainer.train_dataset, batch_size, args.steps)
+            trainer._get_train_sampler = lambda *_: order
         inner = trainer.compute_loss
 
         def counted(model, inputs, *rest, **options):
@@ -144,6 +148,19 @@ def run_trl(args: argparse.Namespace, texts: list[str], way: str) -> dict[str, f
         trainer.compute_loss = counted
         trainer.train()
     return _result(seconds[1:], tokens[1:], trainer.model)
+
+
+def spread_batches(order: list[int], dataset: Any, batch_size: int, steps: int) -> list[int]:
+    """Documents of steps + 1 whole batches of an epoch: by their longest document, evenly from long to short.
+
+    The first, which is not measured, is the middle one; the others come in random order.
+    """
+    lengths = [len(ids) for ids in dataset["input_ids"]]
+    batches = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    batches.sort(key=lambda batch: -max(lengths[i] for i in batch))
+    chosen = [batches[int((i + 0.5) * len(batches) / steps)] for i in range(steps)]
+    random.Random(0).shuffle(chosen)
+    return [i for batch in (batches[len(batches) // 2], *chosen) for i in batch]
 
 
 def _forget_peak() -> None:
@@ -227,7 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="HuggingFaceTB/SmolLM2-135M-Instruct")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--steps", type=int, default=4, help="measured; one more comes first")
+    parser.add_argument("--steps", type=int, default=8, help="measured; one more comes first")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rows", type=int, default=2, help="packed rows of a step")
@@ -237,7 +254,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        texts = ragged_documents(args.data, 100 * args.rows * (args.steps + 1))
+        texts = ragged_documents(args.data, 200 * args.rows * (args.steps + 1))
         result = run_ours(args, texts) if args.side == "ours" else run_trl(args, texts, args.side.removeprefix("trl "))
         print("RESULT " + json.dumps(result))
         return

@@ -5,9 +5,11 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unimodal.model import attention
 from unimodal.model.attention import (
     Packing,
     packed_attention,
@@ -54,6 +56,35 @@ def test_gradients_equal_dense():
     dense = torch.autograd.grad((dense_attention(*inputs, positions) * weights).sum(), inputs)
     for a, b in zip(packed, dense, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("longest", [0, 40, 512])
+def test_products_in_half_precision_are_as_near_to_exact_ones_as_the_kernel(monkeypatch, longest, autocast):
+    """longest 0: all by sdpa's kernel, 40: some, 512: none; outputs and gradients against float64."""
+    kernel, seen = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(attention, "LONGEST_DENSE", longest)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, *rest, **more: seen.append(q.shape[2]) or kernel(q, *rest, **more)
+    )
+    positions = torch.stack([positions_of([1, 7, 30, 90]), positions_of([128])])
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, n, 128, 32, generator=generator).mul_(2).bfloat16() for n in (4, 2, 2)]
+    weights = torch.randn(2, 128, 4, 32, generator=generator)
+    found = []
+    for dtype, way in ((torch.bfloat16, packed_attention), (torch.float64, None)):
+        given = [x.to(dtype).requires_grad_() for x in inputs]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and way is not None):
+            out = (
+                way(*given, Packing.from_position_ids(positions))
+                if way is not None
+                else dense_attention(*given, positions)
+            )
+        assert out.dtype == dtype
+        found.append([out, *torch.autograd.grad((out * weights.to(dtype)).sum(), given)])
+    assert all(length > longest for length in seen) and len(seen) == {0: 4, 40: 2, 512: 0}[longest]
+    for half, exact in zip(*found, strict=True):
+        assert float((half.detach().double() - exact.detach()).norm() / exact.detach().norm()) < 0.01
 
 
 def test_packing_reads_boundaries_from_positions():

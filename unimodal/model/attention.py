@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 XFORMERS = "xformers"
 VARLEN = "varlen"
+LONGEST_DENSE = 512  # tokens of a document whose scores are held on a processor in bfloat16
 
 
 @dataclass(eq=False)
@@ -97,6 +98,20 @@ def _similar_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[i
     return groups
 
 
+def causal_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+    """query, key, value [S, H, L, D] -> [S, H, L, D]: causal attention as two matrix products, as "eager" computes it.
+
+    For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.5 to 5 times as long in bfloat16,
+    forward and backward (``tools/bench_attention.py --kernels``); for longer ones it is as fast and holds no scores.
+    """
+    num_docs, num_heads, longest, width = query.shape
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = (x.reshape(num_docs * num_heads, longest, width) for x in (query, key, value))
+        later = q.new_full((longest, longest), -torch.inf).triu_(1)
+        scores = torch.bmm(q * (width**-0.5 if scale is None else scale), k.transpose(1, 2)).add_(later)
+        return torch.bmm(scores.softmax(-1), v).view(num_docs, num_heads, longest, width)
+
+
 def torch_varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float = 0.0, scale: float | None = None
 ) -> Tensor:
@@ -109,7 +124,10 @@ def torch_varlen_attention(
         q, k, v = (
             x.index_select(0, index.flatten()).view(num_docs, longest, num_heads, width).transpose(1, 2) for x in flat
         )  # [S, H, L, D]; a padded slot comes after its document, so no valid query sees it
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, scale=scale)
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and longest <= LONGEST_DENSE and not p:
+            out = causal_by_products(q, k, v, scale)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, scale=scale)
         keep = valid.flatten().nonzero().squeeze(1)
         pieces.append(out.transpose(1, 2).reshape(num_docs * longest, num_heads * width).index_select(0, keep))
         rows.append(index.flatten()[keep])

@@ -2,18 +2,22 @@
 
 The logits [P, K] of P positions over K rows are by far the largest tensor of a training step: 4,096 positions over
 65,000 rows are 1 GB in float32, and autograd keeps several of that size. Here they exist for one chunk of positions at
-a time and are computed again in the backward pass, as in "Cut Your Losses in Large-Vocabulary Language Models"
-(arXiv 2411.09009) and Liger Kernel (arXiv 2410.10989), in plain torch. The head's weight comes in parts (a frozen
-base table and new rows): they are never joined, and a frozen part gets no gradient computed. Values and gradients
-equal the plain computation's.
+a time, as in "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.09009) and Liger Kernel (arXiv
+2410.10989), in plain torch. The head's weight comes in parts (a frozen base table and new rows) that are never joined.
+Values and gradients equal the plain computation's.
 
-Where all logits fit into one chunk they are kept as probabilities instead, which saves the second product.
+The gradient of the hidden states is found beside the loss, while a chunk's probabilities are at hand: the weight of a
+position, known in the backward pass only, is a factor of it. So a frozen part is multiplied twice and never a third
+time. Trained parts need their probabilities again: these are kept if they are no larger than a chunk's logits, as those
+of a media block or of a few new rows are, and otherwise computed again.
 
-Shapes: P positions, D width, K rows of the softmax (the parts' rows one behind the other).
+Shapes: P positions, D width, K rows of the softmax (the parts' rows one behind the other), c positions of a chunk.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,73 +48,87 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, index: Tensor, chunk: int, dtype: torch.dtype, *parts: Tensor
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if dtype == torch.float64 else torch.float32
-        with torch.autocast(hidden.device.type, enabled=False):
+        device, num = hidden.device, len(hidden)
+        needs_hidden, needs_parts = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+        places = _places(parts)
+        with torch.autocast(device.type, enabled=False):
             weights = [part.detach().to(dtype) for part in parts]
-            lse = torch.empty(len(hidden), dtype=exact, device=hidden.device)
-            picked = torch.empty_like(lse)
-            kept = None
-            for begin in range(0, len(hidden), chunk):
+            logits_of_chunk = torch.empty(min(chunk, num), places[-1].stop, dtype=exact, device=device)
+            lse, picked = torch.empty(2, num, dtype=exact, device=device)
+            slope = torch.empty(hidden.shape, dtype=exact, device=device) if needs_hidden else None
+            trained = sum(len(part) for part, needed in zip(parts, needs_parts, strict=True) if needed)
+            fits = num * trained <= chunk * places[-1].stop
+            kept = [
+                torch.empty(num, len(part), dtype=exact, device=device) if needed and fits else None
+                for part, needed in zip(parts, needs_parts, strict=True)
+            ]
+            for begin in range(0, num, chunk):
                 rows = slice(begin, begin + chunk)
-                logits = _logits(hidden[rows].detach().to(dtype), weights, exact)  # [c, K]
-                torch.logsumexp(logits, 1, out=lse[rows])
-                picked[rows] = logits.gather(1, index[rows, None])[:, 0]
-                if len(hidden) <= chunk and any(ctx.needs_input_grad):
-                    kept = logits.sub_(lse[:, None]).exp_()  # probabilities
+                states = hidden[rows].detach().to(dtype)
+                logits = logits_of_chunk[: len(states)]  # [c, K]
+                for weight, place in zip(weights, places, strict=True):
+                    logits[:, place] = states @ weight.T
+                label = index[rows, None]
+                picked[rows] = logits.gather(1, label)[:, 0]
+                top = logits.amax(1, keepdim=True)
+                total = logits.sub_(top).exp_().sum(1, keepdim=True)
+                lse[rows] = (top + total.log())[:, 0]
+                if slope is None and not trained:
+                    continue
+                logits.div_(total)  # probabilities
+                for probabilities, place in zip(kept, places, strict=True):
+                    if probabilities is not None:
+                        probabilities[rows] = logits[:, place]
+                if slope is not None:
+                    logits.scatter_add_(1, label, -torch.ones_like(total))  # d loss / d logits
+                    slope[rows] = _times(logits.to(dtype), weights, places)
         ctx.save_for_backward(hidden, index, lse, *parts)
-        ctx.kept, ctx.chunk, ctx.dtype = kept, chunk, dtype
+        ctx.slope, ctx.kept, ctx.chunk, ctx.dtype = slope, kept, chunk, dtype
         return lse - picked, lse.clone()
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         hidden, index, lse, *parts = ctx.saved_tensors
-        needs_hidden, needs_parts = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+        needs_parts = ctx.needs_input_grad[4:]
+        places = _places(parts)
         with torch.autocast(hidden.device.type, enabled=False):
             weights = [part.detach().to(ctx.dtype) for part in parts]
-            grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-            grad_parts = [
-                torch.zeros(part.shape, dtype=lse.dtype, device=part.device) if needed else None
-                for part, needed in zip(parts, needs_parts, strict=True)
-            ]
-            for begin in range(0, len(hidden), ctx.chunk):
-                rows = slice(begin, begin + ctx.chunk)
-                states = hidden[rows].detach().to(ctx.dtype)  # [c, D]
-                if ctx.kept is not None:
-                    grad, ctx.kept = ctx.kept, None  # one use: a second backward computes them again
-                else:
-                    grad = _logits(states, weights, lse.dtype).sub_(lse[rows, None]).exp_()
-                # d loss = softmax - one-hot, d lse = softmax
-                grad.mul_((grad_loss[rows] + grad_lse[rows])[:, None])
-                grad.scatter_add_(1, index[rows, None], -grad_loss[rows, None])
-                grad = grad.to(ctx.dtype)  # [c, K]
-                if grad_hidden is not None:
-                    grad_hidden[rows] = _times(grad, weights).to(hidden.dtype)
-                at = 0
-                for total, weight in zip(grad_parts, weights, strict=True):
-                    if total is not None:
-                        total += grad[:, at : at + len(weight)].T @ states
-                    at += len(weight)
-        typed = [None if g is None else g.to(part.dtype) for g, part in zip(grad_parts, parts, strict=True)]
-        return grad_hidden, None, None, None, *typed
+            grad_hidden = None
+            if ctx.slope is not None:  # d lse = d loss + the row of the label
+                grad_hidden = ctx.slope * (grad_loss + grad_lse)[:, None]
+                for weight, place in zip(weights, places, strict=True):
+                    inside = ((index >= place.start) & (index < place.stop)).nonzero().squeeze(1)
+                    labels = weight[index[inside] - place.start].to(lse.dtype)
+                    grad_hidden.index_add_(0, inside, labels * grad_lse[inside, None])
+                grad_hidden = grad_hidden.to(hidden.dtype)
+            grad_parts: list[Tensor | None] = []
+            for i, (part, needed) in enumerate(zip(parts, needs_parts, strict=True)):
+                if not needed:
+                    grad_parts.append(None)
+                    continue
+                total = torch.zeros(part.shape, dtype=lse.dtype, device=part.device)
+                for begin in range(0, len(hidden), ctx.chunk):
+                    rows = slice(begin, begin + ctx.chunk)
+                    states = hidden[rows].detach().to(ctx.dtype)
+                    if (kept := ctx.kept[i]) is not None:
+                        grad = kept[rows].clone()  # a second backward finds them as they were
+                    else:
+                        grad = (states @ weights[i].T).to(lse.dtype).sub_(lse[rows, None]).exp_()
+                    grad.mul_((grad_loss[rows] + grad_lse[rows])[:, None])
+                    inside = (index[rows] >= places[i].start) & (index[rows] < places[i].stop)
+                    label = (index[rows] - places[i].start).clamp(0, len(part) - 1)
+                    grad.scatter_add_(1, label[:, None], -(grad_loss[rows] * inside)[:, None])
+                    total += grad.to(ctx.dtype).T @ states
+                grad_parts.append(total.to(part.dtype))
+        return grad_hidden, None, None, None, *grad_parts
 
 
-def _logits(states: Tensor, weights: Sequence[Tensor], exact: torch.dtype) -> Tensor:
-    """states [c, D] → logits [c, K] in the exact type, written part by part into one tensor."""
-    if len(weights) == 1:
-        return (states @ weights[0].T).to(exact)
-    logits = torch.empty(len(states), sum(len(w) for w in weights), dtype=states.dtype, device=states.device)
-    at = 0
-    for weight in weights:
-        torch.mm(states, weight.T, out=logits[:, at : at + len(weight)])
-        at += len(weight)
-    return logits.to(exact)
+def _places(parts: Sequence[Tensor]) -> list[slice]:
+    """Where each part's rows lie among the K."""
+    ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
+    return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
-def _times(grad: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def _times(grad: Tensor, weights: Sequence[Tensor], places: Sequence[slice]) -> Tensor:
     """grad [c, K] times the parts → [c, D]."""
-    at, total = 0, None
-    for weight in weights:
-        part = grad[:, at : at + len(weight)] @ weight
-        total = part if total is None else total.add_(part)
-        at += len(weight)
-    assert total is not None
-    return total
+    return functools.reduce(Tensor.add_, (grad[:, p] @ w for w, p in zip(weights, places, strict=True)))
