@@ -8,9 +8,9 @@ Both see the same text documents (WordNet glosses and paragraphs of Austen, whos
 sequences to predict, the same number of tokens in a step on average, and train LoRA of one rank on all linear layers.
 TRL runs in three ways, so that the comparison is with its best: padded in random order (its default), padded with
 documents of like length together, and packed. Its sampler begins an epoch of the second with the longest documents, so
-a few steps of it are measured on batches that lie evenly between the longest and the shortest of an epoch. What is timed is a step from batch to new weights; loading of data is
-not. A token of a document's text counts once; padding and markers (of ours there are more) never do. Memory is the
-most that was resident after the first step, the weights among it.
+it is measured on batches that lie evenly between the longest and the shortest of an epoch. What is timed is a step
+from batch to new weights; loading of data is not. A token of a document's text counts once; padding and markers (of
+ours there are more) never do. Memory is the most that was resident after the first step, the weights among it.
 
 Each measurement is a process of its own, in turn, and medians are printed with their spread, then how much faster and
 smaller ours is. `pip install trl` first, into an environment of its own if you like; without it only our own side is
