@@ -66,7 +66,8 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
     base = load_base(cfg.base)
     media = open_media(cfg.media, device)
     template = joint_template(base, media)
-    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run)
+    max_positions = int(base.model.config.max_position_embeddings)
+    corpus = Corpus(cfg.corpus, template, media, not dry_run, max_positions)
 
     # the model: everything is trained, the new rows on both sides as a parameter of their own
     model = build_model(
@@ -80,7 +81,6 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
         seed=cfg.loop.seed,
         attention=cfg.attention,
     ).to(device)
-    max_positions = int(model.config.max_position_embeddings)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
     batches = corpus.batches(parallel.rank, parallel.num_ranks)
     if dry_run:

@@ -80,7 +80,8 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit)
     media = open_media(cfg.media, device)
     template = joint_template(base, media)
-    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run)
+    max_positions = int(base.model.config.max_position_embeddings)
+    corpus = Corpus(cfg.corpus, template, media, not dry_run, max_positions)
 
     # the model: frozen base, LoRA, and new rows on both sides
     named = named_rows(cfg.row_words, template) if cfg.row_words else {}
@@ -111,7 +112,7 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
     if main:
-        save_tokenizers(cfg.run / "tokenizers", template, media, int(model.config.max_position_embeddings))
+        save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
     loss = packed_loss(parallel.wrap(module), device)
     trainer = Trainer(

@@ -66,7 +66,7 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     text = TextTokenizer.load(cfg.text)
     media = open_media(cfg.media, device)
     template = new_template(text, text.size, media)
-    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run)
+    corpus = Corpus(cfg.corpus, template, media, not dry_run, cfg.decoder.max_positions)
 
     control = template.vocabulary.control_id
 

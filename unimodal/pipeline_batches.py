@@ -38,6 +38,7 @@ from unimodal.sequence.template import Rendered, Template
 from unimodal.vocabulary import Vocabulary
 
 ENCODE_BATCH = 32
+TOLD = 5  # documents of a file that are told to be too long
 DRAWS = 8  # times that a document is numbered, so that dropping its text is decided anew from one to the next
 
 
@@ -172,7 +173,7 @@ class RenderedDocuments:
     """Documents by number, encoded and rendered when they are asked for; each stands here `DRAWS` times.
 
     A document whose medium cannot be used raises ValueError under `on_bad_row="fail"`; under `"skip"` the next one
-    stands in for it, and it is told once.
+    stands in for it, and it is told once. So does one of more than `limit` tokens (a number and what sets it).
     """
 
     def __init__(
@@ -181,11 +182,13 @@ class RenderedDocuments:
         chosen: Sequence[int],
         cache: CodeCache,
         template: Template,
+        limit: tuple[int, str],
         dropout: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.dataset, self.chosen, self.cache, self.template = dataset, chosen, cache, template
-        self.dropout, self.seed = dropout, seed
+        self.limit, self.dropout, self.seed = limit, dropout, seed
+        self.num_too_long = 0
         self.features: FeatureMemory | None = None
         self.system = cache.coder.processor.system if cache.coder is not None else ""
         self.bad: dict[int, str] = {}
@@ -200,13 +203,24 @@ class RenderedDocuments:
     def __getitem__(self, index: int) -> Rendered:
         item, draw = index % len(self.chosen), index // len(self.chosen)
         for step in range(len(self.chosen)):
-            document = self._encoded(self.chosen[(item + step) % len(self.chosen)])
-            if document is not None:
-                break
-        else:
-            raise ValueError(
-                f"no document of {self.dataset.cfg.path} can be used; the last one: {self.bad.popitem()[1]}"
-            )
+            rendered = self._rendered(self.chosen[(item + step) % len(self.chosen)], item, draw)
+            if rendered is not None:
+                return rendered
+        last = list(self.bad.values())[-1]
+        raise ValueError(f"no document of {self.dataset.cfg.path} can be used; the last one: {last}")
+
+    def once(self) -> Iterator[Rendered]:
+        """Every document that can be used, in its order."""
+        for item, number in enumerate(self.chosen):
+            rendered = self._rendered(number, item, draw=0)
+            if rendered is not None:
+                yield rendered
+
+    def _rendered(self, number: int, item: int, draw: int) -> Rendered | None:
+        """A document in tokens, its words dropped or not as its place says; None for one that is left out."""
+        document = self._encoded(number)
+        if document is None:
+            return None
         makes_media = any(
             not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
         )
@@ -214,10 +228,21 @@ class RenderedDocuments:
         if makes_media and generator(self.seed, "condition", item, draw).random() < self.dropout:
             document = document.without_text()
         rendered = self.template.render(document)
+        if len(rendered) > self.limit[0]:
+            self._leave_out(number, len(rendered))
+            return None
         if not rendered.read:
             return rendered
         assert self.features is not None, "Corpus.read_with comes first"
         return self.features.rendered(rendered)
+
+    def _leave_out(self, number: int, num_tokens: int) -> None:
+        """A document that is too long: told, the first five with their place."""
+        self.bad[number] = f"{self.dataset.where(number)}: {num_tokens} tokens, but {self.limit[1]} is {self.limit[0]}"
+        self.num_too_long += 1
+        if self.num_too_long <= TOLD:
+            more = "; further ones of this file are left out in silence" if self.num_too_long == TOLD else ""
+            print(f"left out {self.bad[number]}{more}", file=sys.stderr, flush=True)
 
     def _encoded(self, number: int) -> Document | None:
         """The document with codes, or None for one that is skipped."""
@@ -241,9 +266,18 @@ class Corpus:
     """The training and validation documents of a configuration. Opening reports every row that is left out."""
 
     def __init__(
-        self, cfg: CorpusConfig, template: Template, coder: MediaCoder | None, keep_codes: bool = True
+        self,
+        cfg: CorpusConfig,
+        template: Template,
+        coder: MediaCoder | None,
+        keep_codes: bool = True,
+        max_positions: int | None = None,
     ) -> None:
+        """max_positions: of the model that is to learn; a row may be longer, a document in it may not."""
         self.cfg, self.template = cfg, template
+        self.limit = (cfg.length, "corpus.length")
+        if max_positions is not None and max_positions < cfg.length:
+            self.limit = (max_positions, "the model's number of positions")
         self.cache = CodeCache(coder, cfg.codes if keep_codes else None, template.vocabulary)
         self.sets: dict[str, DocumentSet] = {}
         self.weights: dict[str, float] = {}
@@ -254,6 +288,13 @@ class Corpus:
             self.weights[name] = dataset.weight
             if (Path(dataset.path) / MANIFEST).is_file():
                 shards = TokenShards(dataset.path, vocabulary_hashes(template.vocabulary))
+                too_long = int((shards.lengths > self.limit[0]).sum())
+                if too_long:
+                    print(
+                        f"left out {too_long} of {len(shards)} documents of {dataset.path}: "
+                        f"{self.limit[1]} is {self.limit[0]}",
+                        file=sys.stderr,
+                    )
                 self.sets[name], self.counts[name] = shards, len(shards)
                 continue
             opened = _open(dataset)
@@ -262,12 +303,12 @@ class Corpus:
             chosen = sorted(order[held:])
             self.counts[name] = len(chosen)
             self.sets[name] = RenderedDocuments(
-                opened, chosen, self.cache, template, cfg.condition_dropout, cfg.seed + number
+                opened, chosen, self.cache, template, self.limit, cfg.condition_dropout, cfg.seed + number
             )
-            self._validation.append(RenderedDocuments(opened, sorted(order[:held]), self.cache, template))
+            self._validation.append(RenderedDocuments(opened, sorted(order[:held]), self.cache, template, self.limit))
         for dataset in cfg.validation:
             opened = _open(dataset)
-            self._validation.append(RenderedDocuments(opened, range(len(opened)), self.cache, template))
+            self._validation.append(RenderedDocuments(opened, range(len(opened)), self.cache, template, self.limit))
 
     def read_with(self, model: Any) -> None:
         """Lets this model see media through features, where it reads them so. Before the first batch."""
@@ -291,12 +332,13 @@ class Corpus:
         cfg = self.cfg
         mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks)
         pad = self.template.vocabulary.control_id("<|pad|>")
-        return Batches(mixture, cfg.length, max(cfg.tokens_per_batch, cfg.length), pad, "pack", cfg.batches_per_window)
+        tokens = max(cfg.tokens_per_batch, cfg.length)
+        return Batches(mixture, cfg.length, tokens, pad, "pack", cfg.batches_per_window, self.limit[0])
 
     def validation_batches(self) -> list[PackedBatch]:
-        """The held-out documents in packed batches, the same for every rank; too long ones are left out."""
-        rendered = [one[number] for one in self._validation for number in range(len(one.chosen))]
-        rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"), too_long="drop")
+        """The held-out documents in packed batches, the same for every rank."""
+        rendered = [document for one in self._validation for document in one.once()]
+        rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"))
         rows = [rows[index] for index in shuffled(len(rows), self.cfg.seed)]  # they come sorted by length
         num = max(1, self.cfg.tokens_per_batch // self.cfg.length)
         batches = [stack(rows[first : first + num]) for first in range(0, len(rows), num)]

@@ -3,13 +3,13 @@
 import json
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.free_ports import free_ports
 from unimodal.pipeline import load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,9 +67,7 @@ def test_the_same_script_runs_under_torchrun(tiny_base, media_folder, pictures, 
     one, two = tmp_path / "one", tmp_path / "two"
     both = ["loss.keep_share=0.6", "loop.optimizer=muon"]
     recipe("finetune_full", *full(tiny_base, media_folder, pictures, one), *both, "loop.accumulation=2")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     settings = [word for s in [*full(tiny_base, media_folder, pictures, two), *both] for word in ("--set", s)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     done = subprocess.run(

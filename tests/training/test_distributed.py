@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.free_ports import free_ports
 from unimodal.training.distributed import start
 from unimodal.training.loop import Interrupted, LoopConfig, Trainer, WeightedLoss
 
@@ -117,13 +117,7 @@ def worker(rank: int, ports: list[int], jobs: list[dict[str, Any]]) -> None:
 
 def spawn(jobs: list[dict[str, Any]]) -> None:
     """All jobs one after the other in one pair of processes, each with a port that was free."""
-    probes = [socket.socket() for _ in jobs]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    mp.spawn(worker, (ports, jobs), nprocs=2, join=True)
+    mp.spawn(worker, (free_ports(len(jobs)), jobs), nprocs=2, join=True)
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

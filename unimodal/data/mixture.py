@@ -112,7 +112,8 @@ class Batches:
 
     arrangement: "pack" puts several documents into each row of `length` tokens; "pad" puts one document into a row and
     rows of similar length into a batch, as long as its longest. Either way a batch has at most `tokens_per_batch`
-    tokens, padding included, and a document longer than `length` is left out and counted in `num_too_long`.
+    tokens, padding included, and a document longer than `longest` (None: `length`) is left out and counted in
+    `num_too_long`.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Batches:
         pad_id: int,
         arrangement: Literal["pack", "pad"] = "pack",
         batches_per_window: int = 16,
+        longest: int | None = None,
     ) -> None:
         if arrangement not in ("pack", "pad"):
             raise ValueError(f"arrangement is {arrangement!r}; use pack or pad")
@@ -131,6 +133,7 @@ class Batches:
         if batches_per_window < 1:
             raise ValueError(f"batches_per_window is {batches_per_window}; give at least 1")
         self.mixture, self.length, self.tokens_per_batch, self.pad_id = mixture, length, tokens_per_batch, pad_id
+        self.longest = length if longest is None else min(length, longest)
         self.arrangement, self.window_tokens = arrangement, tokens_per_batch * batches_per_window
         self.num_too_long = 0
         self._start: tuple[dict[str, Any], int] = (mixture.state_dict(), 0)  # at the beginning of the window
@@ -175,10 +178,10 @@ class Batches:
         tokens = refused = 0
         while tokens < self.window_tokens:
             _, document = self.mixture.next()
-            if len(document) > self.length:
+            if len(document) > self.longest:
                 refused += 1
                 if refused > 1000 and not documents:
-                    raise ValueError(f"1000 documents in a row are longer than {self.length} tokens; raise the length")
+                    raise ValueError(f"1000 documents in a row are longer than {self.longest} tokens; raise the length")
                 continue
             documents.append(document)
             tokens += len(document)

@@ -1,0 +1,94 @@
+"""Documents that are longer than a row or than the model's positions: told with their place and left out."""
+
+import json
+
+import pytest
+
+from unimodal.data.datasets import DatasetConfig
+from unimodal.data.token_shards import write_token_shards
+from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.pipeline_batches import TOLD, Corpus, CorpusConfig
+from unimodal.pipeline_tuning import new_template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+
+
+@pytest.fixture
+def template(media_folder):
+    text = TextTokenizer.load(media_folder)
+    return new_template(text, text.size, None)
+
+
+def rows_of(path, lengths):
+    """A dataset whose answers are of so many words."""
+    rows = [{"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": " ".join(["cat"] * n)}]}
+            for n in lengths]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def corpus(path, template, max_positions=None, **settings):
+    cfg = CorpusConfig(datasets=[DatasetConfig(path=str(path))], tokens_per_batch=128, **settings)
+    return Corpus(cfg, template, None, False, max_positions)
+
+
+def drawn(batches, num=30):
+    """The lengths of the documents of some batches."""
+    lengths = []
+    for _ in range(num):
+        for ids in batches.next_batch().position_ids:
+            starts = [*(ids == 0).nonzero()[0], len(ids)]
+            lengths += [int(b - a) for a, b in zip(starts, starts[1:], strict=False)]
+    return lengths
+
+
+def test_a_document_longer_than_a_row_is_told_once_with_its_line(template, tmp_path, capsys):
+    given = corpus(rows_of(tmp_path / "rows.jsonl", [3, 200, 4]), template, length=64)
+    drawn(given.batches())
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert len(said) == 1 and "rows.jsonl" in said[0] and "2" in said[0].partition("rows.jsonl")[2].partition(":")[0]
+    assert "corpus.length is 64" in said[0]
+
+
+def test_a_row_may_be_longer_than_the_model_a_document_may_not(template, tmp_path, capsys):
+    path = rows_of(tmp_path / "rows.jsonl", [3, 60, 4])
+    assert max(drawn(corpus(path, template, max_positions=256, length=128).batches())) > 40
+    assert not capsys.readouterr().err
+    given = corpus(path, template, max_positions=40, length=128)
+    assert max(drawn(given.batches())[:-1]) <= 128
+    assert "the model's number of positions is 40" in capsys.readouterr().err
+    [documents] = given.sets.values()
+    assert all(len(documents[i]) <= 40 for i in range(len(documents)))
+
+
+def test_many_are_told_five_times(template, tmp_path, capsys):
+    given = corpus(rows_of(tmp_path / "rows.jsonl", [3, *[200] * 12]), template, length=64)
+    [documents] = given.sets.values()
+    assert {len(documents[i]) for i in range(len(documents))} == {len(documents[0])}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == TOLD and "further ones" in said[-1] and documents.num_too_long == 12
+
+
+def test_nothing_but_too_long_documents_is_one_line(template, tmp_path):
+    given = corpus(rows_of(tmp_path / "rows.jsonl", [200, 300]), template, length=64)
+    with pytest.raises(ValueError, match=r"no document of .*rows.jsonl can be used.*corpus.length is 64"):
+        given.batches().next_batch()
+
+
+def test_held_out_documents_that_are_too_long_are_told_and_no_other_stands_in_for_them(template, tmp_path, capsys):
+    held = DatasetConfig(path=str(rows_of(tmp_path / "held.jsonl", [3, 200, 5])))
+    given = corpus(rows_of(tmp_path / "rows.jsonl", [3]), template, length=64, validation=[held])
+    [batch] = given.validation_batches()
+    assert int((batch.ids == template.vocabulary.control_id("<|bos|>")).sum()) == 2
+    assert "held.jsonl" in capsys.readouterr().err
+
+
+def test_shards_say_how_many_are_too_long(template, tmp_path, capsys):
+    direct = corpus(rows_of(tmp_path / "rows.jsonl", [3, 60, 70, 4]), template)
+    [documents] = direct.sets.values()
+    hashes = vocabulary_hashes(template.vocabulary)
+    write_token_shards(tmp_path / "shards", documents.__getitem__, 4, template.vocabulary.size, hashes)
+    given = corpus(tmp_path / "shards", template, max_positions=40, length=128)
+    assert "left out 2 of 4 documents of" in capsys.readouterr().err
+    batches = given.batches()
+    drawn(batches)
+    assert batches.num_too_long > 0
