@@ -3,9 +3,11 @@
 Questions are about pictures in a style that was never trained on, clips of concepts never trained on, and sentences
 never heard, in the words of the training. For each method and share of tokens kept: the share of right answers (of
 words, for speech), how often the answer is that of the whole model, time to the first token and tokens a second with
-the scoring inside, memory; on pictures also under small pixel noise, and under an attack on the scores: of several
-such perturbations, the one after which the method keeps the most different tokens. Random pruning is the mean of five
-seeds. `blind` is the model asked without the medium: what any method gets for nothing.
+the scoring inside, memory; on pictures also under small pixel noise, and under an attack on the scores: a search for
+the pixels, all within `ATTACK` of the picture's own, after which the method keeps the most different tokens (the random
+squares of Square Attack, arXiv 1912.00049, which needs no gradient). For the whole model, which scores nothing, it is
+the search's starting point. Random pruning is the mean of five seeds. `blind` is the model asked without the medium:
+what any method gets for nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ SEEDS = 5  # of random pruning
 ROBUST_KEEP, ROBUST_LIMIT = 0.25, 16
 NOISE_STD = 2 / 255  # of a pixel in [0, 1]
 LONG = 512  # codes of the prompts that are timed
-DRAWS = 4  # perturbations that the attack may choose from
+ATTACK, QUERIES = 4 / 255, 16  # the most that a pixel is changed by, and pictures tried
+SQUARES = (0.3, 0.05)  # share of the picture that a first and a last change covers
 METHODS = METHOD_NAMES
 
 #: answer, number of the question → how right it is, between 0 and 1
@@ -86,6 +89,8 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         "blind": blind,
         "right_of_whole_model": {name: media[name].score(answers) for name, answers in whole.items()},
         "noise_std": round(NOISE_STD, 5),
+        "attack_most": round(ATTACK, 5),
+        "attack_queries": QUERIES,
         "timed_codes": num_codes(timed_prompts(model, media["clip"], 1)[0]),
         "rows": rows_out,
     }
@@ -228,30 +233,67 @@ def _blind(model: Unimodal, questions: Questions, seed: int) -> list[str]:
 
 
 class _Perturbed:
-    """Pictures with small noise, drawn once for all methods."""
+    """Pictures with small noise, drawn once for all methods, and what changes them most in a method's eyes."""
 
     def __init__(self, model: Unimodal, pictures: Pictures, rows: np.ndarray, seed: int) -> None:
         self.model, self.seed = model, seed
-        generator = torch.Generator().manual_seed(seed)
-        clean = pictures.tensors(rows)  # [B, 3, H, W]
-        draws = [clean + NOISE_STD * torch.randn(clean.shape, generator=generator) for _ in range(DRAWS)]
-        self.parts = [self._parts(clean)] + [self._parts(draw.clamp(0, 1)) for draw in draws]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.clean = pictures.tensors(rows)  # [B, 3, H, W]
+        noise = torch.randn(self.clean.shape, generator=self.generator)
+        self.parts, self.noisy = self._parts(self.clean), self._parts((self.clean + NOISE_STD * noise).clamp(0, 1))
 
     def _parts(self, pictures: Tensor) -> list[Part]:
         return [Image(codes=codes) for codes in self.model.coder.encode("image", list(pictures))]
 
     def figures(self, questions: Questions, session: Any) -> dict[str, float | None]:
-        """Right answers to the first draw, and to the draw of each picture that moves the kept tokens the most."""
-        figures: dict[str, float | None] = {"noise_percent": self._right(questions, self.parts[1])}
-        kept = [self._kept(questions, parts, session) for parts in self.parts]
-        if any(places is None for places in kept):  # nothing that could be attacked
+        """Right answers under noise and under attack, and the share of the kept tokens that the attack leaves kept."""
+        figures: dict[str, float | None] = {"noise_percent": self._right(questions, self.noisy)}
+        kept = self._kept(questions, self.parts, session)
+        self.generator.manual_seed(self.seed + 1)  # the same tries for all methods
+        if kept is None and hasattr(session, "kept"):  # tokens are merged: nothing that could be attacked
             return figures | {"attack_percent": None, "kept_alike_percent": None}
-        alike = [[len(c & n) / len(c) for c, n in zip(kept[0], draw, strict=True)] for draw in kept[1:]]  # type: ignore
-        worst = np.array(alike).argmin(0)  # [B]
-        chosen = [self.parts[1 + draw][i] for i, draw in enumerate(worst)]
-        figures["attack_percent"] = self._right(questions, chosen)
-        figures["kept_alike_percent"] = round(100 * float(np.array(alike).min(0).mean()), 2)
+        change = ATTACK * self._signs(len(self.clean), 3, 1, self.clean.shape[3]).expand_as(self.clean)  # stripes
+        if kept is None:
+            return figures | {
+                "attack_percent": self._right(questions, self._changed(change)),
+                "kept_alike_percent": None,
+            }
+        parts = self._changed(change)
+        alike = self._alike(kept, parts, questions, session)
+        for query in range(1, QUERIES):
+            tried = self._square(change, SQUARES[0] * (SQUARES[1] / SQUARES[0]) ** (query / (QUERIES - 1)))
+            tried_parts = self._changed(tried)
+            found = self._alike(kept, tried_parts, questions, session)
+            better = found < alike
+            change = torch.where(better[:, None, None, None], tried, change)
+            alike = torch.where(better, found, alike)
+            parts = [new if took else old for new, old, took in zip(tried_parts, parts, better.tolist(), strict=True)]
+        figures["attack_percent"] = self._right(questions, parts)
+        figures["kept_alike_percent"] = round(100 * float(alike.mean()), 2)
         return figures
+
+    def _changed(self, change: Tensor) -> list[Part]:
+        return self._parts((self.clean + change).clamp(0, 1))
+
+    def _signs(self, *shape: int) -> Tensor:
+        return torch.randint(0, 2, shape, generator=self.generator) * 2.0 - 1
+
+    def _square(self, change: Tensor, share: float) -> Tensor:
+        """change [B, 3, H, W] with a square of this share of each picture moved to other corners of the ball."""
+        height, width = change.shape[2:]
+        side = max(1, round((share * height * width) ** 0.5))
+        changed = change.clone()
+        tops = torch.randint(0, max(1, height - side + 1), (len(change),), generator=self.generator).tolist()
+        lefts = torch.randint(0, max(1, width - side + 1), (len(change),), generator=self.generator).tolist()
+        for one, top, left, signs in zip(changed, tops, lefts, self._signs(len(change), 3, 1, 1), strict=True):
+            one[:, top : top + side, left : left + side] = ATTACK * signs
+        return changed
+
+    def _alike(self, kept: list[set[int]], parts: list[Part], questions: Questions, session: Any) -> Tensor:
+        """The share [B] of the tokens kept of the clean pictures that are kept of these too."""
+        found = self._kept(questions, parts, session)
+        assert found is not None
+        return torch.tensor([len(a & b) / max(1, len(a)) for a, b in zip(kept, found, strict=True)])
 
     def _right(self, questions: Questions, parts: list[Part]) -> float:
         asked = Questions(parts, questions.judge, questions.question)
