@@ -176,7 +176,7 @@ def test_the_plot_has_a_point_for_every_row():
     assert len(titles) == len(rows) and titles[0] == "whole & all, 0.25 kept: 37.5 %, 2.5 ms"
     assert accuracy(rows[1]) == pytest.approx((25 + 30 + 70) / 3)
     lines = markdown(figures).splitlines()
-    assert len(lines) == 2 + len(rows) + 7 and all(
+    assert len(lines) == 2 + len(rows) + 8 and all(
         line.count("|") == len(COLUMNS) + 1 for line in lines[: 2 + len(rows)]
     )
 

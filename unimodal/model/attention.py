@@ -101,7 +101,7 @@ def _similar_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[i
 def causal_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
     """query, key, value [S, H, L, D] -> [S, H, L, D]: causal attention as two matrix products, as "eager" computes it.
 
-    For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.5 to 5 times as long in bfloat16,
+    For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.3 to 5 times as long in bfloat16,
     forward and backward (``tools/bench_attention.py --kernels``); for longer ones it is as fast and holds no scores.
     """
     num_docs, num_heads, longest, width = query.shape
