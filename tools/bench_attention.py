@@ -19,7 +19,8 @@ is a gain, not a cost; what varlen lacks to flat is the padding at the end of pa
 --kernels times sdpa's kernel against attention as two products in bfloat16, forward and backward, for documents of 16
 to 1,024 tokens (1,024 in all); unimodal.model.attention.LONGEST_DENSE is the length up to which training takes the
 products. On two threads sdpa took 4.2 times as long at 16 tokens, 3.0 at 128, 1.3 at 512 and as long from 768 on. A
-second table has one new token over the cache of a decoding step, in float32 (read at 26 GB/s there) and bfloat16 (5.5 GB/s: 2.4 times as long).
+second table has one new token over the cache of a decoding step: there float32 was read at 26 GB/s, and bfloat16, half
+the bytes, at 5.5 GB/s.
 """
 
 from __future__ import annotations
