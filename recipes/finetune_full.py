@@ -92,6 +92,7 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
+    corpus.check()  # before anything is written
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)

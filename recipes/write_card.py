@@ -102,9 +102,8 @@ those. Its answers are the plain loop's, token by token.
 
 GROWTH = """Time of a step by the length of the sequence; the last columns are the weights, keys and values that it has
 to read. The target was a flat cost. It grows less than what must be read does, and cannot be flat while attention is
-exact: with eight guided pictures a step at 4,096 reads 18 times the bytes of one at 128, as fast as the memory gives
-them. Keys and values in half precision would be half the bytes, but a processor reads them more slowly
-(`tools/bench_attention.py --kernels`).
+exact: the keys and values of every token are read, as fast as the memory gives them. In half precision they would be
+half the bytes, but a processor reads those more slowly (`tools/bench_attention.py --kernels`).
 
 ```
 {table}

@@ -18,11 +18,11 @@ the same.
     packed        + fused projections, transposed float32 weights
     bfloat16      packed in half the bytes        int8    packed in a quarter
     NAME          packed, or int8 with +int8, with the fast decoder of that name
+    NAME+drafts   the sequences of MODEL/drafts.npz (`tools/make_drafts.py`) are in its memory before it begins
 
-``retrieval`` has the sequences of MODEL/drafts.npz (`tools/make_drafts.py`) in its memory, where there is that file,
-and nothing that it wrote before. ``--passes`` counts the forwards of the fast decoders beside the plain loop's, for
-pictures, clips and speech, at three settings of the sampling; "again" is the second of two seeds, after the first was
-written.
+No memory holds what was written in an earlier turn. ``--passes`` counts the forwards of the fast decoders beside the
+plain loop's, for pictures, clips and speech, at three settings of the sampling; "again" is the second of two seeds,
+after the first was written.
 
 ``--growth`` asks whether a token costs the same late in a long sequence as early: pictures are drawn behind prompts of
 growing length, and the table has the median time of a step (a token of every row), the ratio to the shortest, and what
@@ -52,9 +52,10 @@ from unimodal.generation.packed_decoder import WEIGHTS
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.generation.speculation import FastDecoder
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
-from unimodal.pipeline_drafts import read_drafts
+from unimodal.pipeline_drafts import REMEMBERING, read_drafts
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
+DRAFTED = "+drafts"
 SHAPES = {  # width, layers, heads, key/value heads, MLP width, text rows
     "nano": (256, 7, 4, 4, 704, 4096),
     "135m": (576, 30, 9, 3, 1536, 49152),
@@ -126,10 +127,9 @@ class Bench:
         return out[:, prompt.shape[1] :].tolist()
 
     def ours(
-        self, engine: Engine, sampling: SamplingConfig, method: str | None = None, seed: int = 0
+        self, engine: Engine, sampling: SamplingConfig, fast: FastDecoder | None = None, seed: int = 0
     ) -> list[list[int]]:
         configs = [self.config(sampling, seed + number) for number in range(self.pictures)]
-        fast = None if method is None else taught(method, self.drafts)
         answers = engine.generate([self.prompt] * self.pictures, configs, method=fast)
         return [answer[1 : 1 + self.num_codes] for answer in answers]
 
@@ -139,12 +139,19 @@ class Bench:
         return engine.log_likelihood([prompt], [codes])[0] / len(codes)
 
 
-def taught(method: str, drafts: list[list[int]]) -> FastDecoder:
-    """A new fast decoder; one that retrieves knows the drafts."""
-    fast = make_decoder(method)
-    for ids in drafts if method == "retrieval" else ():
+def taught(name: str | None, drafts: list[list[int]]) -> FastDecoder | None:
+    """A new fast decoder, or None for the plain loop; `NAME+drafts` knows these."""
+    if name is None:
+        return None
+    fast = make_decoder(name.removesuffix(DRAFTED))
+    for ids in drafts if name.endswith(DRAFTED) else ():
         fast.learn(ids)
     return fast
+
+
+def with_drafts(names: list[str], drafts: list[list[int]]) -> list[str]:
+    """The names, and behind each that can have a memory the same with one, if there is something to remember."""
+    return [one for name in names for one in (name, name + DRAFTED) if one == name or (drafts and name in REMEMBERING)]
 
 
 def random_model(shape: str) -> tuple[Any, Vocabulary]:
@@ -209,8 +216,8 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
     vocabulary, words = bench.vocabulary, TextTokenizer.load(folder)
     engine = Engine(bench.model, vocabulary, weights="float32")
     wording, released, at = read_processor(folder).wording, read_sampling(folder), len(bench.bare) - 2
-    print(f"{len(bench.drafts)} sequences in the memory of `retrieval`; means over the requests, guidance 1")
-    print("medium  sampling         decoder         tokens  passes  fewer  guesses kept  same ids")
+    print(f"{len(bench.drafts)} sequences are the drafts; means over the requests, guidance 1")
+    print("medium  sampling         decoder             tokens  passes  fewer  guesses kept  same ids")
     for medium, things in THINGS.items():
         if medium not in vocabulary.media:
             continue
@@ -224,7 +231,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
                 sampling = SamplingConfig(temperature=own.temperature, top_k=own.top_k, top_p=own.top_p)
             config = GenerationConfig(max_new_tokens=most, force=medium, sampling={medium: sampling}, seed=1)
             plain = [engine.generate([prompt], config)[0] for prompt in prompts]
-            for name in (*methods, "retrieval, again"):
+            for name in (*with_drafts(methods, bench.drafts), "retrieval, again"):
                 forwards = drafted = accepted = same = tokens = 0
                 for prompt, answer in zip(prompts, plain, strict=True):
                     fast = taught(name.removesuffix(", again"), bench.drafts)
@@ -236,7 +243,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
                     drafted, accepted = drafted + engine.stats.drafted, accepted + engine.stats.accepted
                 num = len(prompts)
                 print(
-                    f"{medium:7s} {setting:16s} {name:16s} {tokens / num:5.0f} {forwards / num:7.1f}"
+                    f"{medium:7s} {setting:16s} {name:20s} {tokens / num:5.0f} {forwards / num:7.1f}"
                     f" {tokens / forwards:6.2f} {accepted:6d} of {drafted:<5d} {same} of {num}",
                     flush=True,
                 )
@@ -350,17 +357,19 @@ def main() -> None:
         "bfloat16": (Engine(model, vocabulary, weights="bfloat16"), None, 2),
         "int8": (int8, None, 1),
     }
-    for name in args.decoders:
+    for name in with_drafts(args.decoders, drafts):
         engines[name] = (packed, name, 4)
         engines[f"{name}+int8"] = (int8, name, 1)
-    runs: dict[str, Callable[[int], object]] = {"peer": partial(bench.peer, sampling)}
-    for name, (engine, method, _) in engines.items():
-        runs[name] = partial(bench.ours, engine, sampling, method)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    processor: dict[str, list[float]] = {name: [] for name in runs}
-    forwards: dict[str, list[int]] = {name: [] for name in runs}
+    names = ["peer", *engines]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    processor: dict[str, list[float]] = {name: [] for name in names}
+    forwards: dict[str, list[int]] = {name: [] for name in names}
     for turn in range(args.repeats + 1):
-        for name, run in runs.items():
+        for name in names:
+            run: Callable[[int], object] = partial(bench.peer, sampling)
+            if name in engines:
+                engine, method, _ = engines[name]
+                run = partial(bench.ours, engine, sampling, taught(method, drafts))
             began, worked = time.perf_counter(), time.process_time()
             run(turn)
             if turn:
@@ -371,16 +380,16 @@ def main() -> None:
     greedy = bench.peer(GREEDY)
     likelihood = bench.log_likelihood(packed, greedy[0])
     base, base_worked = statistics.median(times["peer"]), statistics.median(processor["peer"])
-    print(f"{'':18s} s/batch  pictures/min   x peer  processor s  x peer", end="")
+    print(f"{'':23s} s/batch  pictures/min   x peer  processor s  x peer", end="")
     print("  passes  weights GB/s  greedy ids       log-probability a code")
     for name, values in times.items():
         median = statistics.median(values)
-        line = f"{name:18s} {median:7.3f} {60 * args.pictures / median:13.1f} {base / median:8.2f}"
+        line = f"{name:23s} {median:7.3f} {60 * args.pictures / median:13.1f} {base / median:8.2f}"
         worked = statistics.median(processor[name])
         line += f" {worked:12.3f} {base_worked / worked:7.2f} {statistics.median(forwards[name]):7.0f}"
         if name in engines:
             engine, method, size = engines[name]
-            found = bench.ours(engine, GREEDY, method)
+            found = bench.ours(engine, GREEDY, taught(method, drafts))
             same = sum(a == b for x, y in zip(found, greedy, strict=True) for a, b in zip(x, y, strict=True))
             change = bench.log_likelihood(engine, greedy[0]) - likelihood
             passes = statistics.median(forwards[name]) / bench.num_codes

@@ -157,6 +157,8 @@ def spread_batches(order: list[int], dataset: Any, batch_size: int, steps: int) 
     """
     lengths = [len(ids) for ids in dataset["input_ids"]]
     batches = [order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size)]
+    if len(batches) < steps:
+        raise SystemExit(f"an epoch has {len(batches)} batches, which is too few for {steps} steps")
     batches.sort(key=lambda batch: -max(lengths[i] for i in batch))
     chosen = [batches[int((i + 0.5) * len(batches) / steps)] for i in range(steps)]
     random.Random(0).shuffle(chosen)

@@ -173,7 +173,8 @@ class RenderedDocuments:
     """Documents by number, encoded and rendered when they are asked for; each stands here `DRAWS` times.
 
     A document whose medium cannot be used raises ValueError under `on_bad_row="fail"`; under `"skip"` the next one
-    stands in for it, and it is told once. So does one of more than `limit` tokens (a number and what sets it).
+    stands in for it, and it is told once. One of more than `limit` tokens (a number and what sets it) is told too;
+    it is left to the batches to leave it out, since what is drawn must not depend on what was drawn before.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class RenderedDocuments:
     ) -> None:
         self.dataset, self.chosen, self.cache, self.template = dataset, chosen, cache, template
         self.limit, self.dropout, self.seed = limit, dropout, seed
-        self.num_too_long = 0
+        self.too_long: set[int] = set()  # only to tell of each once
         self.features: FeatureMemory | None = None
         self.system = cache.coder.processor.system if cache.coder is not None else ""
         self.bad: dict[int, str] = {}
@@ -203,24 +204,25 @@ class RenderedDocuments:
     def __getitem__(self, index: int) -> Rendered:
         item, draw = index % len(self.chosen), index // len(self.chosen)
         for step in range(len(self.chosen)):
-            rendered = self._rendered(self.chosen[(item + step) % len(self.chosen)], item, draw)
-            if rendered is not None:
-                return rendered
+            number = self.chosen[(item + step) % len(self.chosen)]
+            document = self._encoded(number)
+            if document is not None:
+                return self._rendered(document, number, item, draw)
         last = list(self.bad.values())[-1]
         raise ValueError(f"no document of {self.dataset.cfg.path} can be used; the last one: {last}")
 
     def once(self) -> Iterator[Rendered]:
-        """Every document that can be used, in its order."""
+        """Every document that can be used and is not too long, in its order."""
         for item, number in enumerate(self.chosen):
-            rendered = self._rendered(number, item, draw=0)
-            if rendered is not None:
+            document = self._encoded(number)
+            if document is None:
+                continue
+            rendered = self._rendered(document, number, item, draw=0)
+            if len(rendered) <= self.limit[0]:
                 yield rendered
 
-    def _rendered(self, number: int, item: int, draw: int) -> Rendered | None:
-        """A document in tokens, its words dropped or not as its place says; None for one that is left out."""
-        document = self._encoded(number)
-        if document is None:
-            return None
+    def _rendered(self, document: Document, number: int, item: int, draw: int) -> Rendered:
+        """A document in tokens, its words dropped or not as its place says."""
         makes_media = any(
             not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
         )
@@ -229,20 +231,22 @@ class RenderedDocuments:
             document = document.without_text()
         rendered = self.template.render(document)
         if len(rendered) > self.limit[0]:
-            self._leave_out(number, len(rendered))
-            return None
+            self._tell(number, len(rendered))
+            return rendered
         if not rendered.read:
             return rendered
         assert self.features is not None, "Corpus.read_with comes first"
         return self.features.rendered(rendered)
 
-    def _leave_out(self, number: int, num_tokens: int) -> None:
-        """A document that is too long: told, the first five with their place."""
-        self.bad[number] = f"{self.dataset.where(number)}: {num_tokens} tokens, but {self.limit[1]} is {self.limit[0]}"
-        self.num_too_long += 1
-        if self.num_too_long <= TOLD:
-            more = "; further ones of this file are left out in silence" if self.num_too_long == TOLD else ""
-            print(f"left out {self.bad[number]}{more}", file=sys.stderr, flush=True)
+    def _tell(self, number: int, num_tokens: int) -> None:
+        """That a document is too long: once, and of the first few of its file."""
+        if number in self.too_long:
+            return
+        self.too_long.add(number)
+        if len(self.too_long) <= TOLD:
+            more = "; further ones of this file are left out in silence" if len(self.too_long) == TOLD else ""
+            where, (most, limit) = self.dataset.where(number), self.limit
+            print(f"left out {where}: {num_tokens} tokens, but {limit} is {most}{more}", file=sys.stderr, flush=True)
 
     def _encoded(self, number: int) -> Document | None:
         """The document with codes, or None for one that is skipped."""
@@ -333,11 +337,18 @@ class Corpus:
         mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks)
         pad = self.template.vocabulary.control_id("<|pad|>")
         tokens = max(cfg.tokens_per_batch, cfg.length)
-        return Batches(mixture, cfg.length, tokens, pad, "pack", cfg.batches_per_window, self.limit[0])
+        return Batches(mixture, cfg.length, tokens, pad, "pack", cfg.batches_per_window, *self.limit)
+
+    def check(self) -> None:
+        """ValueError if no document can be learnt from, or none can be validated on where some are to be."""
+        self.batches().next_batch()
+        self.validation_batches()
 
     def validation_batches(self) -> list[PackedBatch]:
         """The held-out documents in packed batches, the same for every rank."""
         rendered = [document for one in self._validation for document in one.once()]
+        if not rendered and any(len(one.chosen) for one in self._validation):
+            raise ValueError("no document for validation can be used; give others, or none")
         rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"))
         rows = [rows[index] for index in shuffled(len(rows), self.cfg.seed)]  # they come sorted by length
         num = max(1, self.cfg.tokens_per_batch // self.cfg.length)

@@ -1,4 +1,4 @@
-"""Sequences that a model may well write again, kept beside it for the fast decoder `retrieval`.
+"""Sequences that a model may well write again, kept beside it for the fast decoders `retrieval`, `sjd`, `coupled-sjd`.
 
 They only speed up: whatever the file holds, the answers stay those of the plain loop.
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unimodal.generation.speculation import FastDecoder
     from unimodal.pipeline import Unimodal
 
+REMEMBERING = ("retrieval", "sjd", "coupled-sjd", "gsd")  # decoders that guess from a memory
 DRAFTS = "drafts.npz"  # no safetensors: servers take every such file of a folder for weights
 
 
@@ -62,7 +63,6 @@ def decoder_for(model: Unimodal, name: str) -> FastDecoder:
     if name == "gsd":
         settings = {"code_vectors": model.coder.code_vectors()}
     made = make_decoder(name, **settings)
-    if name == "retrieval":  # it goes on learning from what it writes
-        for ids in read_drafts(model.folder):
-            made.learn(ids)  # type: ignore[attr-defined]
+    for ids in read_drafts(model.folder) if name in REMEMBERING else ():
+        made.learn(ids)  # and it goes on learning from what it writes
     return made

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from unimodal.generation import DECODERS, make_decoder
+from unimodal.generation.draft_memory import DraftMemory
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
@@ -114,7 +115,9 @@ def distribution(model, vocabulary, prompt, bare, scale, temperature):
     return chances
 
 
-@pytest.mark.parametrize("name", ["plain", "jacobi", "sjd", "coupled-sjd"])
+@pytest.mark.parametrize(
+    "name", ["plain", "jacobi", "sjd", "coupled-sjd", "sjd, remembering", "coupled-sjd, remembering"]
+)
 def test_sampled_pictures_follow_the_exact_distribution(small, small_model, name):
     """Chi-square over 1,200 guided pictures against the probabilities of all 125, rare ones pooled."""
     num, scale, temperature = 1200, 1.7, 0.9
@@ -134,7 +137,11 @@ def test_sampled_pictures_follow_the_exact_distribution(small, small_model, name
         )
         for seed in range(num)
     ]
-    method = None if name == "plain" else make_decoder(name, window=3)
+    method = None if name == "plain" else make_decoder(name.removesuffix(", remembering"), window=3)
+    if name.endswith("remembering"):  # some guesses for every context: what is likely must not become likelier
+        rows, known = small.block_range("image"), torch.Generator().manual_seed(1)
+        for picture in torch.randint(0, 5, (12, 3), generator=known):
+            method.learn([end, assistant, small.start_id("image"), *(picture + rows.start).tolist()])
     answers = engine.generate([prompt] * num, configs, method=method)
     codes = torch.tensor([answer[1:4] for answer in answers]) - small.block_range("image").start
     counts = torch.bincount(codes @ torch.tensor([25, 5, 1]), minlength=125).double()
@@ -209,7 +216,7 @@ def test_what_was_written_before_is_drafted_and_nothing_is_changed(model, vocabu
 
 
 def test_the_memory_forgets_the_oldest_and_prefers_the_newest():
-    memory = make_decoder("retrieval", context=2, most=3)
+    memory = DraftMemory(context=2, most=3)
     memory.learn([1, 2, 3, 4])
     memory.learn([1, 2, 5])
     assert memory.successors == {(2, 3): 4, (1, 2): 5}
@@ -217,6 +224,27 @@ def test_the_memory_forgets_the_oldest_and_prefers_the_newest():
     assert memory.successors == {(1, 2): 5, (6, 7): 8, (7, 8): 9}
     with pytest.raises(ValueError, match="context is 9; it is a number of tokens between 1 and 8"):
         make_decoder("retrieval", context=9)
+    with pytest.raises(ValueError, match="context is 0"):
+        DraftMemory(context=0)
+
+
+@pytest.mark.parametrize("name", ["sjd", "coupled-sjd", "gsd"])
+def test_a_window_begins_with_what_is_remembered(model, vocabulary, ask, name):
+    """Greedy: in a few passes with a memory of the answer, unchanged by a wrong one; memories are shared by rows."""
+    engine = Engine(model, vocabulary)
+    config = GenerationConfig(
+        max_new_tokens=60, force="audio", min_codes={"audio": 40}, max_codes={"audio": 40}, sampling=sampling(0)
+    )
+    plain, forwards = engine.generate([ask([3])], config), engine.stats.forwards
+    told = make_decoder(name, window=9)
+    told.learn(plain[0])
+    assert engine.generate([ask([3])] * 2, config, method=told) == plain * 2 and engine.stats.forwards < forwards / 3
+    begun = make_decoder(name, window=9, memory=DraftMemory(context=2))  # empty: it learns as it goes
+    engine.generate([ask([3])], config, method=begun)
+    assert engine.generate([ask([3])], config, method=begun) == plain and engine.stats.forwards < forwards / 3
+    wrong = make_decoder(name)
+    wrong.learn([token ^ 1 for token in plain[0]] + [7] * 20)
+    assert engine.generate([ask([3])], config, method=wrong) == plain and engine.stats.forwards <= forwards + 1
 
 
 def test_groups_accept_at_least_what_single_tokens_do(model, vocabulary, ask):

@@ -48,6 +48,39 @@ def test_gradcheck_in_double():
     assert torch.autograd.gradcheck(lambda h, *p: chunked_cross_entropy(h, index[:5] % 6, p, 12), (hidden, *parts))
 
 
+@pytest.mark.parametrize("num", [0, 1, 50])
+@pytest.mark.parametrize("sizes", [(40, 0), (0, 40), (40, 0, 7)])
+def test_parts_without_rows_and_batches_without_positions(num, sizes):
+    hidden, parts, index = problem(num=num, sizes=sizes)
+    loss, _ = chunked_cross_entropy(hidden, index, parts, 200)
+    loss.sum().backward()
+    assert hidden.grad.shape == hidden.shape and [p.grad.shape for p in parts] == [p.shape for p in parts]
+
+
+@pytest.mark.parametrize("max_logits", [48 * 7, 1 << 20])
+def test_backward_may_be_called_again_and_is_differentiated_once(max_logits):
+    hidden, parts, index = problem()
+    loss, _ = chunked_cross_entropy(hidden, index, parts, max_logits)
+    first = torch.autograd.grad(loss.sum(), (hidden, *parts), retain_graph=True)
+    second = torch.autograd.grad(loss.sum(), (hidden, *parts), retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    again = torch.autograd.grad(loss.square().sum(), hidden, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        again.sum().backward()
+
+
+def test_nothing_is_kept_for_a_backward_that_does_not_come():
+    hidden, parts, index = problem()
+    with torch.no_grad():
+        assert chunked_cross_entropy(hidden, index, parts)[0].grad_fn is None
+    loss, _ = chunked_cross_entropy(hidden, index, parts)
+    node = loss.grad_fn
+    assert {tuple(t.shape) for t in node.saved_tensors if t is not None} >= {(50, 40), (50, 16)}
+    loss.sum().backward()
+    with pytest.raises(RuntimeError, match="freed"):
+        _ = node.saved_tensors
+
+
 def test_the_logits_of_all_positions_never_exist():
     """The largest tensor that is made has at most `max_logits` elements (the parts themselves aside)."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -113,7 +113,7 @@ class Batches:
     arrangement: "pack" puts several documents into each row of `length` tokens; "pad" puts one document into a row and
     rows of similar length into a batch, as long as its longest. Either way a batch has at most `tokens_per_batch`
     tokens, padding included, and a document longer than `longest` (None: `length`) is left out and counted in
-    `num_too_long`.
+    `num_too_long`; `limit` is what sets it, in words.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Batches:
         arrangement: Literal["pack", "pad"] = "pack",
         batches_per_window: int = 16,
         longest: int | None = None,
+        limit: str = "length",
     ) -> None:
         if arrangement not in ("pack", "pad"):
             raise ValueError(f"arrangement is {arrangement!r}; use pack or pad")
@@ -133,7 +134,7 @@ class Batches:
         if batches_per_window < 1:
             raise ValueError(f"batches_per_window is {batches_per_window}; give at least 1")
         self.mixture, self.length, self.tokens_per_batch, self.pad_id = mixture, length, tokens_per_batch, pad_id
-        self.longest = length if longest is None else min(length, longest)
+        self.longest, self.limit = length if longest is None else min(length, longest), limit
         self.arrangement, self.window_tokens = arrangement, tokens_per_batch * batches_per_window
         self.num_too_long = 0
         self._start: tuple[dict[str, Any], int] = (mixture.state_dict(), 0)  # at the beginning of the window
@@ -150,7 +151,7 @@ class Batches:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+        settings = self._settings()
         if self._dealt == len(self._window):  # between windows
             return {
                 "settings": settings,
@@ -162,7 +163,7 @@ class Batches:
         return {"settings": settings, "mixture": mixture, "too_long": too_long, "dealt": self._dealt}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+        settings = self._settings()
         if list(state["settings"]) != settings:
             raise ValueError(f"the saved batches have settings {list(state['settings'])} but these have {settings}")
         self.mixture.load_state_dict(state["mixture"])
@@ -171,6 +172,10 @@ class Batches:
         if state["dealt"]:
             self._window = self._draw_window()
             self._dealt = int(state["dealt"])
+
+    def _settings(self) -> list[Any]:
+        settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+        return settings if self.longest == self.length else [*settings, self.longest]
 
     def _draw_window(self) -> list[PackedBatch]:
         step = self.mixture.step
@@ -181,7 +186,7 @@ class Batches:
             if len(document) > self.longest:
                 refused += 1
                 if refused > 1000 and not documents:
-                    raise ValueError(f"1000 documents in a row are longer than {self.longest} tokens; raise the length")
+                    raise ValueError(f"1000 documents in a row have more than {self.longest} tokens ({self.limit})")
                 continue
             documents.append(document)
             tokens += len(document)

@@ -250,7 +250,7 @@ class _Perturbed:
         figures: dict[str, float | None] = {"noise_percent": self._right(questions, self.noisy)}
         kept = self._kept(questions, self.parts, session)
         self.generator.manual_seed(self.seed + 1)  # the same tries for all methods
-        if kept is None and hasattr(session, "kept"):  # tokens are merged: nothing that could be attacked
+        if kept is None and hasattr(session, "kept"):  # no tokens go before the decoder: merged, or left to the cache
             return figures | {"attack_percent": None, "kept_alike_percent": None}
         change = ATTACK * self._signs(len(self.clean), 3, 1, self.clean.shape[3]).expand_as(self.clean)  # stripes
         if kept is None:
@@ -293,7 +293,7 @@ class _Perturbed:
         """The share [B] of the tokens kept of the clean pictures that are kept of these too."""
         found = self._kept(questions, parts, session)
         assert found is not None
-        return torch.tensor([len(a & b) / max(1, len(a)) for a, b in zip(kept, found, strict=True)])
+        return torch.tensor([len(a & b) / len(a) if a else 1.0 for a, b in zip(kept, found, strict=True)])
 
     def _right(self, questions: Questions, parts: list[Part]) -> float:
         asked = Questions(parts, questions.judge, questions.question)

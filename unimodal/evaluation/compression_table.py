@@ -22,7 +22,7 @@ COLUMNS = {
     "memory_mib_batch_8": "memory MiB",
     "noise_percent": "noise %",
     "attack_percent": "attack %",
-    "kept_alike_percent": "of it kept alike %",
+    "kept_alike_percent": "kept alike %",
 }
 COLOURS = {"whole": "#c0392b", "baseline": "#7f8c8d", "tokens": "#2563a8", "cache": "#d98c00"}
 MEDIA = ("picture", "clip", "speech")
@@ -43,7 +43,8 @@ def markdown(figures: Mapping[str, Any]) -> str:
         f"Questions: {asked}. Asked without the medium, the model is right on: {alone}.",
         f"{timing}; scoring is inside the time to the first token.",
         f"Attacked pixels differ by at most {figures['attack_most']:g}, the worst of {figures['attack_queries']} tries "
-        "for the tokens kept; the whole model has the first of them.",
+        "for the tokens kept; the whole model has the first of them. Methods that merge, or act on the cache, keep no "
+        "set of tokens to attack.",
         "",
         *verdicts(figures),
     ]

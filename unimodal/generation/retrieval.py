@@ -1,6 +1,5 @@
 """Drafts from what was written before: retrieval-based speculative decoding (REST, arXiv:2311.08252) for codes.
 
-The token that once followed the last few tokens is the guess for what follows them now, and so on from guess to guess.
 Each place of the answer draws with the noise of the plain loop, and guesses are kept while they are what it draws: the
 answer is the plain loop's own, token by token, greedy or sampled, whatever the memory holds. Where the memory knows
 nothing a pass is a plain step, so a wrong or empty memory costs little.
@@ -19,8 +18,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from unimodal.generation.draft_memory import DraftMemory
 from unimodal.generation.jacobi import agreed, chain
-from unimodal.generation.speculation import LATEST, Draft, FastDecoder, Row, Verdict
+from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
 
 
 @dataclass
@@ -32,37 +32,23 @@ class Retrieval(FastDecoder):
     context: int = 3
     most: int = 1_000_000
     serves: str = "media"
-    successors: dict[tuple[int, ...], int] = field(default_factory=dict, repr=False)
+    memory: DraftMemory = field(init=False, repr=False)
 
     name = "retrieval"
     lossless = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.context <= LATEST:
-            raise ValueError(f"context is {self.context}; it is a number of tokens between 1 and {LATEST}")
+        self.memory = DraftMemory(self.context, self.most)
 
     @property
     def longest(self) -> int:  # type: ignore[override]
         return self.window + 4
 
     def learn(self, ids: Sequence[int]) -> None:
-        """Remember what follows what in a sequence of vocabulary rows."""
-        for end in range(self.context, len(ids)):
-            key = tuple(ids[end - self.context : end])
-            self.successors.pop(key, None)  # what is seen again is the newest
-            self.successors[key] = ids[end]
-        while len(self.successors) > self.most:
-            del self.successors[next(iter(self.successors))]
+        self.memory.learn(ids)
 
     def propose(self, row: Row) -> Draft:
-        latest, guesses = tuple(row.latest[-self.context :]), list[int]()
-        while len(guesses) < min(self.window, row.room) - 1:
-            guess = self.successors.get(latest)
-            if guess is None or guess not in row.ordinary:
-                break
-            guesses.append(guess)
-            latest = (*latest[1:], guess)
-        return chain(row, guesses)
+        return chain(row, self.memory.following(row.latest, row.ordinary, min(self.window, row.room) - 1))
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         right = row.ids(row.draw(row.scores(logits), draft.depths))  # [1 + n] what each place writes behind the guesses
@@ -71,4 +57,4 @@ class Retrieval(FastDecoder):
         return Verdict(tokens, list(range(len(row.waiting) + num)), tokens[-1:], num)
 
     def commit(self, row: Row, verdict: Verdict) -> None:
-        self.learn([*row.latest[-self.context :], *verdict.tokens])
+        self.memory.learn([*row.latest[-self.context :], *verdict.tokens])

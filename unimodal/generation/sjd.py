@@ -5,16 +5,22 @@ min(1, p(x) / q(x)); the first that is not is drawn anew from what p has more th
 drawn from this pass's own predictions. So every written token follows p, as in speculative sampling (arXiv:2211.17192).
 Greedy, p and q are certain, and a guess is kept if it is the likeliest.
 
+A window has to begin with something. Where a memory of what was written before knows how the last tokens went on
+(`draft_memory.py`), its guesses take the place of those of the last pass. What is remembered is certain, q = 1, and
+does not depend on the noise of its place, so the rule stays the same and the answer follows p whatever is remembered.
+
 Shapes: n guesses, W places of the pass, K candidates.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from unimodal.generation.draft_memory import DraftMemory
 from unimodal.generation.jacobi import chain, usable
 from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
 
@@ -24,10 +30,12 @@ _ACCEPT, _RESIDUAL, _GUESS = 1, 2, 3
 
 @dataclass
 class SpeculativeJacobi(FastDecoder):
-    """window: places that are worked on at a time."""
+    """window: places that are worked on at a time. memory: of what was written before, which `learn` begins and
+    answers extend; without one (None) guesses come from the passes alone."""
 
     window: int = 16
     serves: str = "media"
+    memory: DraftMemory | None = field(default=None, repr=False)
 
     name = "sjd"
     lossless = True
@@ -38,6 +46,10 @@ class SpeculativeJacobi(FastDecoder):
     @property
     def longest(self) -> int:  # type: ignore[override]
         return self.window + 4
+
+    def learn(self, ids: Sequence[int]) -> None:
+        self.memory = self.memory or DraftMemory()
+        self.memory.learn(ids)
 
     def begin(self, row: Row) -> None:
         self.guesses, self.drawn_from, self.passes = [], [], 0
@@ -58,6 +70,7 @@ class SpeculativeJacobi(FastDecoder):
         elif num < num_places:  # the place behind the last guess
             tokens.append(row.ids(row.draw(scores[num : num + 1], [num]))[0])
         self._guess_on(row, scores, p, len(tokens))
+        self._recall(row, tokens)
         read = min(len(tokens) - 1, num_places - 1)  # written tokens that were among those read
         return Verdict(tokens, list(range(num_waiting + read)), tokens[-1:], accepted)
 
@@ -92,6 +105,20 @@ class SpeculativeJacobi(FastDecoder):
         source = torch.tensor([min(depth, len(scores) - 1) for depth in depths], device=scores.device)
         self.guesses = row.ids(row.draw(scores[source], depths, self._salt()))
         self.drawn_from = list(p[source])
+
+    def _recall(self, row: Row, tokens: list[int]) -> None:
+        """Guesses that the memory has for the places behind these tokens, the newest written."""
+        if self.memory is None:
+            return
+        known = self.memory.following([*row.latest, *tokens], row.ordinary, len(self.guesses))
+        for place, guess in enumerate(known):
+            self.guesses[place] = guess
+            self.drawn_from[place] = torch.zeros_like(self.drawn_from[place])
+            self.drawn_from[place][row.candidates.index_of(guess)] = 1.0
+
+    def commit(self, row: Row, verdict: Verdict) -> None:
+        if self.memory is not None:
+            self.memory.learn([*row.latest[-self.memory.context :], *verdict.tokens])
 
     def _salt(self) -> int:
         """Guesses of every pass have their own noise."""

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 XFORMERS = "xformers"
 VARLEN = "varlen"
-LONGEST_DENSE = 512  # tokens of a document whose scores are held on a processor in bfloat16
+# Documents whose scores are held, on a processor in bfloat16: of at most so many tokens, and so many scores a bucket.
+LONGEST_DENSE, MOST_SCORES = 512, 1 << 23
 
 
 @dataclass(eq=False)
@@ -102,7 +103,8 @@ def causal_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float |
     """query, key, value [S, H, L, D] -> [S, H, L, D]: causal attention as two matrix products, as "eager" computes it.
 
     For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.3 to 5 times as long in bfloat16,
-    forward and backward (``tools/bench_attention.py --kernels``); for longer ones it is as fast and holds no scores.
+    forward and backward (``tools/bench_attention.py --kernels``); for longer ones it is as fast. The scores are rounded
+    to bfloat16, which costs up to twice the kernel's rounding error, and [S, H, L, L] of them are held for backward.
     """
     num_docs, num_heads, longest, width = query.shape
     with torch.autocast(query.device.type, enabled=False):
@@ -124,7 +126,8 @@ def torch_varlen_attention(
         q, k, v = (
             x.index_select(0, index.flatten()).view(num_docs, longest, num_heads, width).transpose(1, 2) for x in flat
         )  # [S, H, L, D]; a padded slot comes after its document, so no valid query sees it
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and longest <= LONGEST_DENSE and not p:
+        half = q.device.type == "cpu" and q.dtype == torch.bfloat16
+        if half and longest <= LONGEST_DENSE and q.shape[:2].numel() * longest**2 <= MOST_SCORES and not p:
             out = causal_by_products(q, k, v, scale)
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, scale=scale)

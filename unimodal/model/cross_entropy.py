@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MAX_LOGITS = 1 << 24  # elements of a chunk's logits: 64 MB in float32
 
@@ -39,17 +40,18 @@ def chunked_cross_entropy(
     chunk = max(1, max_logits // max(num_rows, 1))
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    return _ChunkedCrossEntropy.apply(hidden, index, chunk, dtype, *parts)
+    return _ChunkedCrossEntropy.apply(hidden, index, chunk, dtype, torch.is_grad_enabled(), *parts)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, index: Tensor, chunk: int, dtype: torch.dtype, *parts: Tensor
+        ctx: Any, hidden: Tensor, index: Tensor, chunk: int, dtype: torch.dtype, differentiated: bool, *parts: Tensor
     ) -> tuple[Tensor, Tensor]:
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         device, num = hidden.device, len(hidden)
-        needs_hidden, needs_parts = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+        needs_hidden = differentiated and ctx.needs_input_grad[0]
+        needs_parts = [differentiated and needed for needed in ctx.needs_input_grad[5:]]
         places = _places(parts)
         with torch.autocast(device.type, enabled=False):
             weights = [part.detach().to(dtype) for part in parts]
@@ -57,11 +59,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             lse, picked = torch.empty(2, num, dtype=exact, device=device)
             slope = torch.empty(hidden.shape, dtype=exact, device=device) if needs_hidden else None
             trained = sum(len(part) for part, needed in zip(parts, needs_parts, strict=True) if needed)
-            fits = num * trained <= chunk * places[-1].stop
+            fits, whole = num * trained <= chunk * places[-1].stop, num <= chunk
             kept = [
-                torch.empty(num, len(part), dtype=exact, device=device) if needed and fits else None
-                for part, needed in zip(parts, needs_parts, strict=True)
-            ]
+                None if not (needed and fits)
+                else logits_of_chunk[:, place] if whole
+                else torch.empty(num, len(part), dtype=exact, device=device)
+                for part, place, needed in zip(parts, places, needs_parts, strict=True)
+            ]  # fmt: skip
             for begin in range(0, num, chunk):
                 rows = slice(begin, begin + chunk)
                 states = hidden[rows].detach().to(dtype)
@@ -77,50 +81,58 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     continue
                 logits.div_(total)  # probabilities
                 for probabilities, place in zip(kept, places, strict=True):
-                    if probabilities is not None:
+                    if probabilities is not None and not whole:
                         probabilities[rows] = logits[:, place]
                 if slope is not None:
-                    logits.scatter_add_(1, label, -torch.ones_like(total))  # d loss / d logits
+                    one = torch.ones_like(total)
+                    logits.scatter_add_(1, label, -one)  # d loss / d logits
                     slope[rows] = _times(logits.to(dtype), weights, places)
-        ctx.save_for_backward(hidden, index, lse, *parts)
-        ctx.slope, ctx.kept, ctx.chunk, ctx.dtype = slope, kept, chunk, dtype
+                    if whole:
+                        logits.scatter_add_(1, label, one)  # what is kept are probabilities
+        ctx.save_for_backward(hidden, index, lse, slope, *parts, *kept)
+        ctx.chunk, ctx.dtype = chunk, dtype
         return lse - picked, lse.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, index, lse, *parts = ctx.saved_tensors
-        needs_parts = ctx.needs_input_grad[4:]
+        hidden, index, lse, slope, *rest = ctx.saved_tensors
+        parts, kept = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        needs_parts = ctx.needs_input_grad[5:]
         places = _places(parts)
         with torch.autocast(hidden.device.type, enabled=False):
             weights = [part.detach().to(ctx.dtype) for part in parts]
             grad_hidden = None
-            if ctx.slope is not None:  # d lse = d loss + the row of the label
-                grad_hidden = ctx.slope * (grad_loss + grad_lse)[:, None]
+            if slope is not None:  # d lse = d loss + the row of the label
+                grad_hidden = slope * (grad_loss + grad_lse)[:, None]
                 for weight, place in zip(weights, places, strict=True):
                     inside = ((index >= place.start) & (index < place.stop)).nonzero().squeeze(1)
                     labels = weight[index[inside] - place.start].to(lse.dtype)
                     grad_hidden.index_add_(0, inside, labels * grad_lse[inside, None])
                 grad_hidden = grad_hidden.to(hidden.dtype)
             grad_parts: list[Tensor | None] = []
-            for i, (part, needed) in enumerate(zip(parts, needs_parts, strict=True)):
+            for part, weight, place, probabilities, needed in zip(
+                parts, weights, places, kept, needs_parts, strict=True
+            ):
                 if not needed:
                     grad_parts.append(None)
                     continue
                 total = torch.zeros(part.shape, dtype=lse.dtype, device=part.device)
-                for begin in range(0, len(hidden), ctx.chunk):
-                    rows = slice(begin, begin + ctx.chunk)
+                step = ctx.chunk if probabilities is None else max(1, ctx.chunk // 4)  # those kept are not overwritten
+                for begin in range(0, len(hidden) if len(part) else 0, step):
+                    rows = slice(begin, begin + step)
                     states = hidden[rows].detach().to(ctx.dtype)
-                    if (kept := ctx.kept[i]) is not None:
-                        grad = kept[rows].clone()  # a second backward finds them as they were
+                    factor = (grad_loss[rows] + grad_lse[rows])[:, None]
+                    if probabilities is not None:
+                        grad = probabilities[rows] * factor
                     else:
-                        grad = (states @ weights[i].T).to(lse.dtype).sub_(lse[rows, None]).exp_()
-                    grad.mul_((grad_loss[rows] + grad_lse[rows])[:, None])
-                    inside = (index[rows] >= places[i].start) & (index[rows] < places[i].stop)
-                    label = (index[rows] - places[i].start).clamp(0, len(part) - 1)
+                        grad = (states @ weight.T).to(lse.dtype).sub_(lse[rows, None]).exp_().mul_(factor)
+                    inside = (index[rows] >= place.start) & (index[rows] < place.stop)
+                    label = (index[rows] - place.start).clamp(0, len(part) - 1)
                     grad.scatter_add_(1, label[:, None], -(grad_loss[rows] * inside)[:, None])
                     total += grad.to(ctx.dtype).T @ states
                 grad_parts.append(total.to(part.dtype))
-        return grad_hidden, None, None, None, *grad_parts
+        return grad_hidden, None, None, None, None, *grad_parts
 
 
 def _places(parts: Sequence[Tensor]) -> list[slice]:

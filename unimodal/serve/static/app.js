@@ -153,8 +153,8 @@ function say(text, unseen = false) {
 
 // ---- asking
 
-function near() {
-  return scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 120;
+function below() {
+  return scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight;
 }
 
 let scrolledTo = 0; // where the page was scrolled to when we last looked
@@ -169,8 +169,8 @@ function follow(always) {
 new ResizeObserver(() => follow(false)).observe(log);
 // The event of our own scrolling may come when the log has grown further: only upwards is a reader who leaves.
 scroll.addEventListener("scroll", () => {
-  if (near()) state.following = true;
-  else if (scroll.scrollTop < scrolledTo) state.following = false;
+  if (scroll.scrollTop < scrolledTo && below() > 3) state.following = false;
+  else if (below() < 120) state.following = true;
   scrolledTo = scroll.scrollTop;
 });
 
