@@ -51,6 +51,7 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano_clips.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
 	$(BIN)/python recipes/assemble_nano.py
+	$(BIN)/python tools/make_drafts.py model_cards/nano --training-pictures data/prepared
 	$(BIN)/unimodal evaluate --suite image_reconstruction --suite video_reconstruction --suite picture_naming \
 	  --suite picture_drawing --suite clip_naming --suite clip_drawing \
 	  --model model_cards/nano --limit 120 --out model_cards/nano/report.json

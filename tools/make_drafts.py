@@ -1,6 +1,7 @@
-"""Put the codes of pictures, sounds or clips beside a model, for the fast decoder `retrieval`.
+"""Put the codes of pictures, sounds or clips beside a model, for the fast decoders that remember.
 
     python tools/make_drafts.py model_cards/nano data/raw/emoji-datasource-google/package/img/google/64
+    python tools/make_drafts.py model_cards/nano --training-pictures data/prepared
     unimodal generate "a red apple" --to image --out apple.png --decoder retrieval
 
 A small model recalls what it was trained on, so the codes of its training files are good guesses for what it writes.
@@ -12,10 +13,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
+from unimodal.evaluation.prepared import EVALUATION_STYLES, Pictures
 from unimodal.pipeline_drafts import write_drafts
-from unimodal.pipeline_media import load_coder
+from unimodal.pipeline_media import MediaCoder, load_coder
+
+BATCH = 64
 
 
 def files_in(places: list[Path]) -> list[Path]:
@@ -30,20 +38,46 @@ def files_in(places: list[Path]) -> list[Path]:
     return found
 
 
+def of_files(coder: MediaCoder, paths: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+    for number, path in enumerate(paths, start=1):
+        codes = coder.tokenize(path)
+        yield codes.modality, codes.codes
+        _tell(number, len(paths), "files")
+
+
+def of_training_pictures(coder: MediaCoder, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The pictures that a model is trained on: neither of a style nor of a concept that is kept for evaluation."""
+    pictures = Pictures.load(folder)
+    styles = tuple(style for style in dict.fromkeys(map(str, pictures.style)) if style not in EVALUATION_STYLES)
+    rows = pictures.rows(styles, "train")
+    for begin in range(0, len(rows), BATCH):
+        for codes in coder.encode("image", list(pictures.tensors(rows[begin : begin + BATCH]))):
+            yield "image", codes
+        _tell(min(begin + BATCH, len(rows)), len(rows), "pictures")
+
+
+def _tell(done: int, total: int, what: str) -> None:
+    if done % 100 == 0 or done % (20 * BATCH) == 0 or done == total:
+        print(f"{done} of {total} {what}", file=sys.stderr)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a model folder")
-    parser.add_argument("files", type=Path, nargs="+", help="media files, or folders of them")
+    parser.add_argument("files", type=Path, nargs="*", help="media files, or folders of them")
+    parser.add_argument(
+        "--training-pictures", type=Path, metavar="FOLDER", help="what tools/prepare_images.py made, to train on"
+    )
     args = parser.parse_args()
+    if not args.files and args.training_pictures is None:
+        parser.error("name some media files, or --training-pictures")
     try:
         coder = load_coder(args.model)
-        paths = files_in(args.files)
-        sequences = []
-        for number, path in enumerate(paths, start=1):
-            codes = coder.tokenize(path)
-            sequences.append([int(row) for row in coder.vocabulary.encode_span(codes.modality, codes.codes)])
-            if number % 100 == 0 or number == len(paths):
-                print(f"{number} of {len(paths)} files", file=sys.stderr)
+        found = [of_files(coder, files_in(args.files))] if args.files else []
+        found += [of_training_pictures(coder, args.training_pictures)] if args.training_pictures else []
+        sequences = [
+            [int(row) for row in coder.vocabulary.encode_span(modality, codes)] for modality, codes in chain(*found)
+        ]
         written = write_drafts(args.model, sequences)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

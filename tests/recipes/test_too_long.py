@@ -99,8 +99,13 @@ def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(media_folder, tm
         drawn_ = {"role": "assistant", "content": [{"type": "image", "path": f"{number}.png"}]}
         rows.append({"messages": [asked, drawn_]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cfg = CorpusConfig(datasets=[DatasetConfig(path=str(path))], length=100, tokens_per_batch=200, condition_dropout=0.5,
-                       batches_per_window=2)  # fmt: skip
+    cfg = CorpusConfig(
+        datasets=[DatasetConfig(path=str(path))],
+        length=100,
+        tokens_per_batch=200,
+        condition_dropout=0.5,
+        batches_per_window=2,
+    )
     whole = Corpus(cfg, template, media, False).batches()
     states, ids = [], []
     for _ in range(30):
