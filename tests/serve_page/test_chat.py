@@ -84,6 +84,21 @@ def test_a_sound_plays_and_a_clip_moves(page):
 BELOW = "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight)(window.scroll_)"
 
 
+def long_log(page):
+    """An answer and much behind it, followed to its end; grow_(pixels) makes it longer."""
+    page.evaluate("""() => {
+      window.scroll_ = document.getElementById('scroll');
+      window.grow_ = (height) => {
+        const box = document.createElement('div');
+        box.style.height = `${height}px`;
+        document.querySelector('#log').append(box);
+      };
+    }""")
+    ask(page, "a cat", "image")
+    page.evaluate("() => grow_(2000)")
+    until(page, f"{BELOW} < 3")
+
+
 def test_the_page_follows_the_answer_but_not_a_reader_who_scrolled_up(page):
     page.evaluate("() => { window.scroll_ = document.getElementById('scroll'); }")
     for make in ("image", "video"):
@@ -97,20 +112,24 @@ def test_the_page_follows_the_answer_but_not_a_reader_who_scrolled_up(page):
 
 
 def test_the_page_follows_a_log_that_grows_before_the_event_of_its_own_scrolling(page):
-    page.evaluate("""() => {
-      window.scroll_ = document.getElementById('scroll');
-      window.grow_ = (height) => {
-        const box = document.createElement('div');
-        box.style.height = `${height}px`;
-        document.querySelector('#log').append(box);
-      };
-    }""")
-    ask(page, "a cat", "image")
-    page.evaluate("() => grow_(2000)")
-    until(page, f"{BELOW} < 3")
+    long_log(page)
     page.wait_for_timeout(100)
     page.evaluate("() => { grow_(50); window.scroll_.scrollTop = window.scroll_.scrollHeight; grow_(2000); }")
     until(page, f"{BELOW} < 3")
+
+
+def test_a_reader_may_leave_an_answer_that_grows(page):
+    long_log(page)
+    page.evaluate("() => { window.growing_ = setInterval(() => grow_(10), 20); }")
+    page.mouse.move(*[page.viewport_size[side] / 2 for side in ("width", "height")])
+    for _ in range(5):
+        page.mouse.wheel(0, -60)
+        page.wait_for_timeout(40)
+    page.evaluate("() => clearInterval(window.growing_)")
+    page.wait_for_timeout(100)
+    page.evaluate("() => grow_(500)")
+    page.wait_for_timeout(100)
+    assert page.evaluate(BELOW) > 500
 
 
 def test_earlier_turns_go_with_the_next_question(page):
