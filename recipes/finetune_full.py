@@ -67,7 +67,7 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
     media = open_media(cfg.media, device)
     template = joint_template(base, media)
     max_positions = int(base.model.config.max_position_embeddings)
-    corpus = Corpus(cfg.corpus, template, media, not dry_run, max_positions)
+    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run, max_positions=max_positions)
 
     # the model: everything is trained, the new rows on both sides as a parameter of their own
     model = build_model(
@@ -92,14 +92,13 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
-    corpus.check()  # before anything is written
+    corpus.check()  # and the next line: before anything is written
+    validation = corpus.validation_batches()
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
     loss = packed_loss(parallel.wrap(module), device)
-    trainer = Trainer(
-        module, batches, loss, cfg.loop, cfg.run, validation=corpus.validation_batches(), parallel=parallel
-    )
+    trainer = Trainer(module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()

@@ -66,7 +66,7 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     text = TextTokenizer.load(cfg.text)
     media = open_media(cfg.media, device)
     template = new_template(text, text.size, media)
-    corpus = Corpus(cfg.corpus, template, media, not dry_run, cfg.decoder.max_positions)
+    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run, max_positions=cfg.decoder.max_positions)
 
     control = template.vocabulary.control_id
 
@@ -93,14 +93,13 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
-    corpus.check()  # before anything is written
+    corpus.check()  # and the next line: before anything is written
+    validation = corpus.validation_batches()
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
     loss = packed_loss(parallel.wrap(module), device)
-    trainer = Trainer(
-        module, batches, loss, cfg.loop, cfg.run, validation=corpus.validation_batches(), parallel=parallel
-    )
+    trainer = Trainer(module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()

@@ -104,8 +104,8 @@ plain loop, token by token (`retrieval`, `jacobi`), or follow its distribution (
 
 GROWTH = """Time of a step by the length of the sequence; the last columns are the weights, keys and values that it has
 to read. The target was a flat cost. It grows less than what must be read does, and cannot be flat while attention is
-exact: the keys and values of every token are read, as fast as the memory gives them. In half precision they would be
-half the bytes, but a processor reads those more slowly (`tools/bench_attention.py --kernels`).
+exact: the keys and values of every token are read. In half precision they would be half the bytes, but a processor
+takes longer over them (`tools/bench_attention.py --kernels`).
 
 ```
 {table}

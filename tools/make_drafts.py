@@ -42,7 +42,8 @@ def of_files(coder: MediaCoder, paths: list[Path]) -> Iterator[tuple[str, np.nda
     for number, path in enumerate(paths, start=1):
         codes = coder.tokenize(path)
         yield codes.modality, codes.codes
-        _tell(number, len(paths), "files")
+        if number % 100 == 0 or number == len(paths):
+            print(f"{number} of {len(paths)} files", file=sys.stderr)
 
 
 def of_training_pictures(coder: MediaCoder, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -53,12 +54,8 @@ def of_training_pictures(coder: MediaCoder, folder: Path) -> Iterator[tuple[str,
     for begin in range(0, len(rows), BATCH):
         for codes in coder.encode("image", list(pictures.tensors(rows[begin : begin + BATCH]))):
             yield "image", codes
-        _tell(min(begin + BATCH, len(rows)), len(rows), "pictures")
-
-
-def _tell(done: int, total: int, what: str) -> None:
-    if done % 100 == 0 or done % (20 * BATCH) == 0 or done == total:
-        print(f"{done} of {total} {what}", file=sys.stderr)
+        print(f"\r{min(begin + BATCH, len(rows))} of {len(rows)} pictures", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
 
 
 def main() -> None:

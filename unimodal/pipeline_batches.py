@@ -331,21 +331,21 @@ class Corpus:
                 if number % num_ranks == rank)  # fmt: skip
         return self.cache.fill(mine)
 
-    def batches(self, rank: int = 0, num_ranks: int = 1) -> Batches:
-        """The endless training batches of a rank."""
+    def batches(self, rank: int = 0, num_ranks: int = 1, per_window: int | None = None) -> Batches:
+        """The endless training batches of a rank. per_window: batches drawn at a time, in place of the setting."""
         cfg = self.cfg
         mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks)
         pad = self.template.vocabulary.control_id("<|pad|>")
         tokens = max(cfg.tokens_per_batch, cfg.length)
-        return Batches(mixture, cfg.length, tokens, pad, "pack", cfg.batches_per_window, *self.limit)
+        return Batches(mixture, cfg.length, tokens, pad, "pack", per_window or cfg.batches_per_window, *self.limit)
 
     def check(self) -> None:
-        """ValueError if no document can be learnt from, or none can be validated on where some are to be."""
-        self.batches().next_batch()
-        self.validation_batches()
+        """ValueError if there is no document to learn from."""
+        self.batches(per_window=1).next_batch()
 
     def validation_batches(self) -> list[PackedBatch]:
-        """The held-out documents in packed batches, the same for every rank."""
+        """The held-out documents in packed batches, the same for every rank. ValueError if there are some, and none
+        can be used."""
         rendered = [document for one in self._validation for document in one.once()]
         if not rendered and any(len(one.chosen) for one in self._validation):
             raise ValueError("no document for validation can be used; give others, or none")

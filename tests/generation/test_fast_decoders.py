@@ -223,7 +223,7 @@ def test_the_memory_forgets_the_oldest_and_prefers_the_newest():
     memory.learn([6, 7, 8, 9])
     assert memory.successors == {(1, 2): 5, (6, 7): 8, (7, 8): 9}
     with pytest.raises(ValueError, match="context is 9; it is a number of tokens between 1 and 8"):
-        make_decoder("retrieval", context=9)
+        DraftMemory(context=9)
     with pytest.raises(ValueError, match="context is 0"):
         DraftMemory(context=0)
 

@@ -60,7 +60,7 @@ def test_gradients_equal_dense():
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("longest", [0, 40, 512])
-def test_products_in_half_precision_are_as_near_to_exact_ones_as_the_kernel(monkeypatch, longest, autocast):
+def test_half_precision_is_near_to_exact_by_products_and_by_the_kernel(monkeypatch, longest, autocast):
     """longest 0: all by sdpa's kernel, 40: some, 512: none; outputs and gradients against float64."""
     kernel, seen = F.scaled_dot_product_attention, []
     monkeypatch.setattr(attention, "LONGEST_DENSE", longest)

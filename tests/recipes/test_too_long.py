@@ -32,19 +32,21 @@ def corpus(path, template, max_positions=None, **settings):
     return Corpus(cfg, template, None, False, max_positions)
 
 
-def drawn(batches, num=30):
-    """The lengths of the documents of some batches."""
+def drawn(batches, template, num=30):
+    """The lengths of the documents of some batches, padding aside."""
     lengths = []
     for _ in range(num):
-        for ids in batches.next_batch().position_ids:
-            starts = [*(ids == 0).nonzero()[0], len(ids)]
-            lengths += [int(b - a) for a, b in zip(starts, starts[1:], strict=False)]
+        batch = batches.next_batch()
+        for ids, positions in zip(batch.ids, batch.position_ids, strict=True):
+            starts = [*(positions == 0).nonzero()[0], len(ids)]
+            begun = ids[starts[:-1]] == template.vocabulary.control_id("<|bos|>")
+            lengths += [int(b - a) for a, b, real in zip(starts, starts[1:], begun, strict=False) if real]
     return lengths
 
 
 def test_a_document_longer_than_a_row_is_told_once_with_its_line(template, tmp_path, capsys):
     given = corpus(rows_of(tmp_path / "rows.jsonl", [3, 200, 4]), template, length=64)
-    drawn(given.batches())
+    drawn(given.batches(), template)
     said = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(said) == 1 and "rows.jsonl" in said[0] and "2" in said[0].partition("rows.jsonl")[2].partition(":")[0]
     assert "corpus.length is 64" in said[0]
@@ -52,12 +54,13 @@ def test_a_document_longer_than_a_row_is_told_once_with_its_line(template, tmp_p
 
 def test_a_row_may_be_longer_than_the_model_a_document_may_not(template, tmp_path, capsys):
     path = rows_of(tmp_path / "rows.jsonl", [3, 60, 4])
-    assert max(drawn(corpus(path, template, max_positions=256, length=128).batches())) > 40
+    lengths = drawn(corpus(path, template, max_positions=256, length=128).batches(), template)
+    assert max(lengths) > 40 and len(set(lengths)) == 3
     assert not capsys.readouterr().err
-    given = corpus(path, template, max_positions=40, length=128)
-    assert max(drawn(given.batches())[:-1]) <= 128
+    batches = corpus(path, template, max_positions=40, length=128).batches()
+    kept = drawn(batches, template)
+    assert max(kept) <= 40 and len(set(kept)) == 2 and batches.next_batch().ids.shape[1] == 128
     assert "the model's number of positions is 40" in capsys.readouterr().err
-    assert max(drawn(given.batches(), 1)[:-1] or [0]) <= 128
 
 
 def test_many_are_told_five_times(template, tmp_path, capsys):
@@ -75,8 +78,9 @@ def test_nothing_but_too_long_documents_is_one_line(template, tmp_path):
         given.check()
     held = DatasetConfig(path=str(tmp_path / "rows.jsonl"))
     short = corpus(rows_of(tmp_path / "short.jsonl", [3]), template, length=64, validation=[held])
+    short.check()
     with pytest.raises(ValueError, match="no document for validation can be used"):
-        short.check()
+        short.validation_batches()
 
 
 def test_held_out_documents_that_are_too_long_are_told_and_no_other_stands_in_for_them(template, tmp_path, capsys):
@@ -126,5 +130,4 @@ def test_shards_say_how_many_are_too_long(template, tmp_path, capsys):
     given = corpus(tmp_path / "shards", template, max_positions=40, length=128)
     assert "left out 2 of 4 documents of" in capsys.readouterr().err
     batches = given.batches()
-    drawn(batches)
-    assert batches.num_too_long > 0
+    assert len(set(drawn(batches, template))) == 2 and batches.num_too_long > 0

@@ -25,20 +25,14 @@ from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
 
 @dataclass
 class Retrieval(FastDecoder):
-    """window: places of a pass. context: tokens that say what follows. most: contexts that are remembered; the oldest
-    go first."""
+    """window: places of a pass."""
 
     window: int = 16
-    context: int = 3
-    most: int = 1_000_000
     serves: str = "media"
-    memory: DraftMemory = field(init=False, repr=False)
+    memory: DraftMemory = field(default_factory=DraftMemory, repr=False)
 
     name = "retrieval"
     lossless = True
-
-    def __post_init__(self) -> None:
-        self.memory = DraftMemory(self.context, self.most)
 
     @property
     def longest(self) -> int:  # type: ignore[override]
@@ -57,4 +51,4 @@ class Retrieval(FastDecoder):
         return Verdict(tokens, list(range(len(row.waiting) + num)), tokens[-1:], num)
 
     def commit(self, row: Row, verdict: Verdict) -> None:
-        self.memory.learn([*row.latest[-self.context :], *verdict.tokens])
+        self.memory.learn([*row.latest[-self.memory.context :], *verdict.tokens])

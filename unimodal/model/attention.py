@@ -102,9 +102,9 @@ def _similar_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[i
 def causal_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
     """query, key, value [S, H, L, D] -> [S, H, L, D]: causal attention as two matrix products, as "eager" computes it.
 
-    For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.3 to 5 times as long in bfloat16,
+    For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.3 to 4 times as long in bfloat16,
     forward and backward (``tools/bench_attention.py --kernels``); for longer ones it is as fast. The scores are rounded
-    to bfloat16, which costs up to twice the kernel's rounding error, and [S, H, L, L] of them are held for backward.
+    to bfloat16, as "eager" rounds them and the kernel does not, and [S, H, L, L] of them are held for backward.
     """
     num_docs, num_heads, longest, width = query.shape
     with torch.autocast(query.device.type, enabled=False):
