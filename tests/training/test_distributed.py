@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from tests.free_ports import free_ports
-from unimodal.training.distributed import start
+from unimodal.training.distributed import leave, start
 from unimodal.training.loop import Interrupted, LoopConfig, Trainer, WeightedLoss
 
 
@@ -113,6 +113,7 @@ def worker(rank: int, ports: list[int], jobs: list[dict[str, Any]]) -> None:
             "MASTER_PORT": str(port),
         }  # fmt: skip
         train(**job)
+    leave()
 
 
 def spawn(jobs: list[dict[str, Any]]) -> None:

@@ -29,13 +29,18 @@ def recipe_main(
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     args = parser.parse_args()
+    from unimodal.training.distributed import leave
     from unimodal.training.loop import Interrupted
 
+    status = 0
     try:
         run(load_config(config_class, args.config, args.overrides), args.dry_run)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        raise SystemExit(130) from None
+        status = 130
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        status = 2
+    leave(status)  # a rank ends here
+    if status:
+        raise SystemExit(status)

@@ -13,8 +13,10 @@ Both average gradients over ranks, so a trainer that wants the mean over all tok
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -102,6 +104,20 @@ class Parallel:
 #: Groups stay referenced until the process ends. If a DDP module held the last reference, freeing it would join gloo's
 #: threads while holding the interpreter's lock, which one of them may be waiting for to free a tensor: a deadlock.
 _GROUPS: list[Any] = []
+
+
+def leave(status: int = 0) -> None:
+    """Ends this process with ``status`` if it ever was one of many; call it last, and where all is written.
+
+    An interpreter that is torn down kills every thread that waits for its lock, and a thread of gloo that is about to
+    free a tensor may be waiting: the whole process would abort (SIGABRT) after its work is done. So what is registered
+    for the end is done, the streams are flushed, and nothing is torn down.
+    """
+    if _GROUPS:
+        atexit._run_exitfuncs()  # trackers send their last rows there
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 class _Many(Parallel):
