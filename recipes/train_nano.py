@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from unimodal.data import coded, sources
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
-from unimodal.model.ctc import ctc_from_hidden, spoken_answers
+from unimodal.model.ctc import ctc_from_hidden, spoken_answers, spoken_requests
 from unimodal.model.loss import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.model.structured_rows import begin_from, finish, level_features, structure
 from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
@@ -65,6 +65,8 @@ class NanoRecipe(Config):
     default_style: str = "noto"  # what is drawn when no style is asked for
     text_dropout: float = 0.1  # share of wishes without their words, for guidance
     ctc_weight: float = 0.3  # of the transcript read at the audio codes themselves, beside the answer (model/ctc.py)
+    speaking_ctc_weight: float = 0.0  # of the words read at the codes of speech that is the answer
+    weight_levels: int = 0  # of the saved weights, either side of 0; 0: all that half precision tells apart
     text_weight: float = 2.0  # of a text label beside a media code: answers in words are short
     max_speech_codes: int = 160  # longer utterances are left out (31.25 codes a second)
     weights: dict[str, float] = {  # share of documents
@@ -179,6 +181,17 @@ def load_sources(
     return {source.name: source for source in listed if cfg.weights[source.name]}
 
 
+def words_by_codes(speech: coded.CodedSpeech, audio: range, text: TextTokenizer) -> Callable[[Tensor], Tensor | None]:
+    """From the audio rows of an utterance to the ids of its words, None for rows that are no utterance."""
+    known = {speech.codes(item).astype(np.int64).tobytes(): item for item in range(len(speech))}
+
+    def words(rows: Tensor) -> Tensor | None:
+        item = known.get((rows - audio.start).numpy().tobytes())
+        return None if item is None else torch.tensor(text.encode(f" {speech.text(item)}"))
+
+    return words
+
+
 def tensors_of(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """→ ids, labels, position ids, each int64 [B, N]."""
     return tuple(
@@ -204,11 +217,23 @@ def begin(backbone: Any, folder: Path) -> int:
     return 0
 
 
-def save_decoder(model: Any, folder: Path) -> None:
+def rounded(weights: Tensor, levels: int) -> Tensor:
+    """float16; with ``levels``, each row of a matrix in whole multiples, at most so many, of a power of two of its own.
+
+    Then the file has fewer bits of information and compresses to less, in the history of a repository too.
+    """
+    if not levels or weights.ndim < 2:
+        return weights.half()
+    top = weights.float().abs().amax(dim=1, keepdim=True).clamp(min=2.0**-14)
+    step = torch.exp2(torch.ceil(torch.log2(top / levels)))
+    return ((weights.float() / step).round() * step).half()
+
+
+def save_decoder(model: Any, folder: Path, levels: int = 0) -> None:
     """``config.json``, ``generation_config.json`` and half-precision ``model.safetensors`` of a stock Llama."""
     from safetensors.torch import save
 
-    state = {name: t.detach().half().contiguous() for name, t in model.state_dict().items()}
+    state = {name: rounded(t.detach(), levels).contiguous() for name, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -273,6 +298,9 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     groups = HeadGroups.from_vocabulary(vocabulary)
     audio_rows, text_rows = vocabulary.block_range("audio"), range(text.size)
     classes = torch.tensor([*text_rows, pad])  # the padding row is the blank
+    speaking = all_sources.get("text_to_audio")
+    assert isinstance(speaking, sources.TextToSpeech | None)
+    words_of = words_by_codes(speaking.speech, audio_rows, text) if speaking and cfg.speaking_ctc_weight else None
 
     def loss(batch: PackedBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         ids, labels, positions = tensors_of(batch)
@@ -284,14 +312,20 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
                 hidden.last_hidden_state, ids, shift_labels(labels, positions), embedding, groups,
                 modality_weights={"text": cfg.text_weight},
             )  # fmt: skip
-            reading = None
+            total, utterances = result.mean, {}
             if cfg.ctc_weight:
-                utterances = spoken_answers(ids, labels, positions, audio_rows, text_rows)
-                reading = ctc_from_hidden(hidden.last_hidden_state, embedding.weight[classes], utterances)
-        numbers = {f"loss_{name}": total / count for name, (total, count) in result.per_block.items() if count}
-        if reading is None:
-            return result.mean, numbers
-        return result.mean + cfg.ctc_weight * reading, {**numbers, "ctc": float(reading.detach())}
+                heard = spoken_answers(ids, labels, positions, audio_rows, text_rows)
+                utterances["ctc"] = (cfg.ctc_weight, heard)
+            if words_of is not None:
+                said = spoken_requests(ids, labels, positions, audio_rows, words_of)
+                utterances["ctc_speaking"] = (cfg.speaking_ctc_weight, said)
+            numbers = {f"loss_{name}": part / count for name, (part, count) in result.per_block.items() if count}
+            for name, (weight, read) in utterances.items():
+                reading = ctc_from_hidden(hidden.last_hidden_state, embedding.weight[classes], read)
+                if reading is not None:
+                    total = total + weight * reading
+                    numbers[name] = float(reading.detach())
+        return total, numbers
 
     initial_steps = 0
     if cfg.initial is not None:
@@ -301,7 +335,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     trainer.use_ema()
     finish(embedding)
     model.lm_head.weight = embedding.weight
-    save_decoder(model, cfg.out)
+    save_decoder(model, cfg.out, cfg.weight_levels)
     save_hub_tokenizer(cfg.out, vocabulary, text, model_max_length=cfg.decoder.max_positions)
     vocabulary.save(cfg.out / "vocabulary.json")
     hashes = {

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from unimodal.model.ctc import ctc_from_hidden, spoken_answers
+from unimodal.model.ctc import ctc_from_hidden, spoken_answers, spoken_requests
 
 TEXT, AUDIO = range(0, 10), range(20, 30)
 
@@ -17,6 +17,16 @@ def test_takes_listened_speech_and_its_words_document_by_document():
     [(places, words)] = spoken_answers(ids, labels, positions, AUDIO, TEXT)  # what is spoken itself is no utterance
     assert places.tolist() == [1, 2, 3]
     assert words.tolist() == [3, 4]
+
+
+def test_takes_written_speech_and_the_words_that_are_known_of_it():
+    ids = torch.tensor([[15, 21, 22, 23, 16, 3, 4, 17, 15, 5, 16, 24, 25, 17, 15, 6, 16, 26, 17, 15, 7, 16, 27, 17]])
+    labels = torch.full_like(ids, -100)
+    labels[0, [5, 6, 7, 11, 12, 13, 17, 18, 22, 23]] = ids[0, [5, 6, 7, 11, 12, 13, 17, 18, 22, 23]]
+    positions = torch.tensor([[*range(8), *range(6), *range(5), *range(5)]])
+    words = {(24, 25): torch.tensor([1, 2]), (27,): torch.tensor([3, 4])}  # the last has more words than codes
+    found = spoken_requests(ids, labels, positions, AUDIO, lambda codes: words.get(tuple(codes.tolist())))
+    assert [(places.tolist(), said.tolist()) for places, said in found] == [([11, 12], [1, 2])]
 
 
 def test_leaves_out_a_transcript_longer_than_its_speech():

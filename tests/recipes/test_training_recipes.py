@@ -7,6 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from unimodal.data import coded, sources
+from unimodal.sequence.template import Template
+from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 STYLES = ("noto", "fluent3d", "fluentflat", "twemoji")
@@ -105,7 +112,15 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
         "decoder.intermediate_size=48", "tokens_per_step=512", "planned_documents=200", "loop.warmup_steps=1",
     ]  # fmt: skip
     recipe("train_nano", *settings, "loop.steps=2")
-    recipe("train_nano", *settings, "loop.steps=3", f"initial={work}/runs/nano", f"run={work}/runs/nano_more")
+    more = ["speaking_ctc_weight=0.3", "weight_levels=15", f"out={models}/nano_more", f"run={work}/runs/nano_more"]
+    recipe("train_nano", *settings, "loop.steps=3", f"initial={work}/runs/nano", *more)
+    metrics = [json.loads(line) for line in (work / "runs/nano_more/metrics.jsonl").read_text().splitlines()]
+    assert any("ctc_speaking" in record and "ctc" in record for record in metrics)
+    for name, weights in load_file(models / "nano_more" / "model.safetensors").items():
+        if weights.ndim == 2:  # whole multiples of a power of two, at most 15 of them either way
+            top = weights.float().abs().amax(1, keepdim=True).clamp(min=2.0**-14)
+            steps = weights.float() / torch.exp2(torch.ceil(torch.log2(top / 15)))
+            assert torch.equal(steps, steps.round()) and len(steps.unique()) <= 31, name
     recipe("train_nano", *settings, "loop.steps=1", f"initial={models}/nano", f"run={work}/runs/nano_model")
     assert (models / "nano" / "model.safetensors").is_file()
     from transformers import AutoModelForCausalLM
@@ -114,6 +129,22 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
     rows = decoder.get_input_embeddings().weight
     assert rows.data_ptr() == decoder.get_output_embeddings().weight.data_ptr()
     assert bool((rows.float().std(1) > 0).all())
+
+
+def test_speech_to_be_written_is_read_as_the_transcript_of_the_same_codes(work: Path) -> None:
+    """Whatever the request around the words: the ids at the codes are those of the trained answer."""
+    train_nano = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")
+    model, speech = work / "models" / "nano", coded.load_speech(work / "prepared" / "speech", max_codes=160)
+    text, vocabulary = TextTokenizer.load(model), Vocabulary.load(model / "vocabulary.json")
+    audio, template = vocabulary.block_range("audio"), Template(vocabulary, text)
+    words_of = train_nano["words_by_codes"](speech, audio, text)
+    for item in range(len(speech)):
+        answer = template.render(sources.SpeechToText(speech).document(item))
+        request = template.render(sources.TextToSpeech(speech).document(item))
+        told = [label for label in answer.labels.tolist() if 0 <= label < text.size]
+        rows = torch.tensor([label for label in request.labels.tolist() if label in audio])
+        assert words_of(rows).tolist() == told
+        assert words_of(rows[:-1]) is None
 
 
 def test_a_wrong_setting_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

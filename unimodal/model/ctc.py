@@ -11,6 +11,8 @@ Shapes: B rows, N tokens, D width, U utterances, T audio codes of the longest, C
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -36,6 +38,27 @@ def spoken_answers(
         transcript = wanted[first:last][told[first:last]]
         if len(transcript) and len(places) >= len(transcript):
             found.append((places, transcript))
+    return found
+
+
+def spoken_requests(
+    ids: Tensor, labels: Tensor, position_ids: Tensor, audio: range, words_of: Callable[[Tensor], Tensor | None]
+) -> list[tuple[Tensor, Tensor]]:
+    """The utterances that are the answer: (places of the audio codes, ids of the words), each int64.
+
+    Arguments as for ``spoken_answers``. ``words_of`` gives the words of the audio rows [T] of a whole utterance, or
+    None where they are unknown: a request may put other words around those that are to be spoken. Scored like a
+    transcript, they teach a decoder to know at every code how far it has come in the sentence.
+    """
+    flat, wanted = ids.reshape(-1), labels.reshape(-1)
+    starts = (position_ids.reshape(-1) == 0).nonzero().flatten().tolist() + [flat.numel()]
+    spoken = (wanted >= audio.start) & (wanted < audio.stop)
+    found = []
+    for first, last in zip(starts, starts[1:], strict=False):
+        places = spoken[first:last].nonzero().flatten() + first
+        words = words_of(flat[places]) if len(places) else None
+        if words is not None and 0 < len(words) <= len(places):
+            found.append((places, words))
     return found
 
 
