@@ -50,6 +50,7 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano_pictures.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano_clips.yaml
 	$(BIN)/python recipes/train_nano.py recipes/configs/nano.yaml
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano_speech.yaml
 	$(BIN)/python recipes/assemble_nano.py
 	$(BIN)/python tools/make_drafts.py model_cards/nano --training-pictures data/prepared
 	$(BIN)/unimodal evaluate --suite image_reconstruction --suite video_reconstruction --suite picture_naming \

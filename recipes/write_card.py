@@ -177,7 +177,7 @@ Decoder: {decoder}.
 {video_tokens} codes.
 - **Speech**: 31.25 codes a second of a 4,096-value codebook, trained with a spelling (CTC) loss beside the spectrogram.
 - **Decoder**: stock `LlamaForCausalLM`; media rows share structure while they are trained and are plain rows here.
-
+{grid}
 ## Risks
 
 It repeats the look of its training art and the names that emojibase gives; both carry the views of their makers on
@@ -196,6 +196,8 @@ def stages_of(record: dict[str, Any]) -> list[tuple[int, int, str]]:
         what = "pictures, speech and clips" if cfg["weights"].get("text_to_video") else "pictures and speech"
         if read:
             what += f", the transcript also read at the audio codes (CTC, weight {read:g})"
+        if said := cfg.get("speaking_ctc_weight", 0.0):
+            what += f", and mostly speaking, the words read at the codes that are written (CTC, weight {said:g})"
         found.insert(0, (steps, steps * tokens, what))
         earlier = at.get("initial_recipe")
         if earlier is None and at.get("initial_steps"):  # of a run that was stopped before its end
@@ -412,7 +414,10 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
 
     with safe_open(cfg.model / "model.safetensors", "np") as weights:
         count = sum(int(weights.get_tensor(name).size) for name in weights.keys())  # noqa: SIM118
+    levels = record_of["config"].get("weight_levels", 0)
+    grid = f"  Each row of its matrices holds whole multiples, at most ±{levels}, of a power of two.\n" if levels else ""
     words = {
+        "grid": grid,
         "millions": count / 1e6,
         "rows": decoder["vocab_size"],
         "seed": report["seed"],

@@ -96,7 +96,7 @@ def test_a_request_that_takes_too_long_is_504_and_frees_its_row(slow, stream):
         slow(served, 0.1)
         started = time.monotonic()
         answer = served.post("/v1/chat/completions", {"messages": [user("hi")], **LONG, "stream": stream})
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         if stream:
             last = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")][-1]
             assert answer.status_code == 200 and last["error"]["type"] == "timeout_error"
@@ -124,7 +124,7 @@ def test_a_client_that_leaves_frees_its_row(slow, stream):
         if stream:
             assert b"200 OK" in connection.recv(100)
         connection.close()
-        assert served.idle(5)
+        assert served.idle()
         lines = served.get("/metrics").text.splitlines()
         assert 'unimodal_requests_total{endpoint="/v1/chat/completions",status="499"} 1.0' in lines
         assert well(served)
