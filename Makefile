@@ -57,7 +57,7 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	  --suite picture_drawing --suite clip_naming --suite clip_drawing \
 	  --model model_cards/nano --limit 120 --out model_cards/nano/report.json
 	$(BIN)/unimodal evaluate --suite speech_reconstruction --suite transcription --suite speaking \
-	  --model model_cards/nano --limit 20 --out model_cards/nano/report_speech.json
+	  --model model_cards/nano --limit 40 --out model_cards/nano/report_speech.json
 	$(BIN)/python recipes/make_gallery.py
 	$(BIN)/python recipes/write_card.py
 

@@ -45,9 +45,10 @@ class AssembleRecipe(Config):
     sampling: dict[str, dict[str, float | int]] = {
         "text": {"temperature": 0.0},
         "image": {"temperature": 0.2, "top_k": 50},
-        "audio": {"temperature": 0.2, "top_k": 50},
+        "audio": {"temperature": 0.3, "top_k": 50, "guidance": 1.5},
         "video": {"temperature": 0.2, "top_k": 50},
     }
+    sayings: int = 8  # utterances of which the one is given that is read best
     sample_picture: str = "red apple"
     sample_clip: str = "beating heart"
 
@@ -119,7 +120,8 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
     processor = {
         "processor_class": "UnimodalProcessor", "image_fit": "pad", "max_audio_s": 5.0, "history_turns": 0,
         "wording": {"voices": ["kal16", "rms", "slt", "joe"]},
-        "reading": {"modality": "audio", "blank": "<|pad|>"},  # as recipes/train_nano.py trains it
+        # as recipes/train_nano.py trains it
+        "reading": {"modality": "audio", "blank": "<|pad|>", "sayings": cfg.sayings},
     }  # fmt: skip
     atomic_write_text(cfg.out / "processor_config.json", json.dumps(processor, indent=2) + "\n")
     shutil.rmtree(cfg.out / "samples", ignore_errors=True)

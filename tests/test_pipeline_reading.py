@@ -1,11 +1,18 @@
 """Transcripts of a model that reads speech at its codes too: when they are searched for, and that all ways agree."""
 
+import io
+
 import pytest
+import soundfile
+import torch
+from torch.nn import functional
 
 from tests.serve.conftest import lively_model, serving, wav
 from unimodal.generation.ctc_beam import ctc_beam_search
+from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.pipeline_compression import compressed
 from unimodal.pipeline_folder import CtcReading
+from unimodal.pipeline_wording import Wording
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
 ASKED = "What is said?"
@@ -97,3 +104,126 @@ def test_a_reading_needs_usable_settings():
     for wrong in ({"weight": 0.0}, {"weight": 1.0}, {"beams": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             CtcReading(**wrong)
+
+
+# ---- speech that is said several times
+
+
+def says(sayings=4, temperature=1.0):
+    model = lively_model()
+    model.processor = model.processor.model_copy(update={"reading": CtcReading(sayings=sayings)})
+    model.sampling["audio"] = model.sampling["audio"].model_copy(update={"temperature": temperature})
+    return model
+
+
+def codes_of(answer):
+    return next(output.part.codes.tolist() for output in answer if output.modality == "audio")
+
+
+def ctc_score(model, codes, words):
+    """log p_CTC(words | codes) a token, one utterance by itself through the stock decoder."""
+    asked = Document([Turn("user", [Audio(codes=codes), Text(ASKED)])])
+    prompt = model.template.render(asked, add_generation_prompt=True).ids
+    hidden = model.decoder.get_decoder()(torch.tensor(prompt)[None].long(), use_cache=False).last_hidden_state[0]
+    block, pad = model.vocabulary.block_range("audio"), model.vocabulary.control_id("<|pad|>")
+    at = [place for place, row in enumerate(prompt.tolist()) if row in block]
+    rows = [*range(model.vocabulary.text_size), pad]
+    log_probs = (hidden[at] @ model.decoder.get_output_embeddings().weight[rows].T).float().log_softmax(-1)
+    told = model.template.render(Document([*asked.turns, Turn("assistant", words)])).labels.tolist()
+    wanted = [label for label in told if 0 <= label < model.vocabulary.text_size]
+    lost = functional.ctc_loss(
+        log_probs[:, None], torch.tensor([wanted]), [len(at)], [len(wanted)], blank=len(rows) - 1, reduction="sum"
+    )
+    return -float(lost) / len(wanted)
+
+
+def test_of_several_sayings_the_one_is_given_whose_codes_spell_the_words_best():
+    model, events = says(), []
+    document = Document([Turn("user", "Say: hi")])
+    [answer] = model.answers([document], to="audio", seeds=[3], on_token=events.append)
+    with torch.inference_mode():
+        tried = [
+            codes_of(model.answers([document], to="audio", seeds=[3 + (number << 32)], decoder="plain")[0])
+            for number in range(4)
+        ]
+        scores = [ctc_score(model, codes, "hi") for codes in tried]
+    assert len({tuple(codes) for codes in tried}) > 1 and len(set(scores)) > 1
+    assert codes_of(answer) == tried[max(range(4), key=scores.__getitem__)]
+    block = model.vocabulary.block_range("audio")
+    assert [event.id - block.start for event in events if event.id in block] == codes_of(answer)
+    assert [event.finished for event in events] == [False] * (len(events) - 1) + [True]
+    assert {event.modality for event in events} == {"audio"}
+
+
+def test_the_verifier_scores_a_batch_as_each_alone_and_knows_what_cannot_be_said():
+    model = says()
+    block = model.vocabulary.block_range("audio")
+    start = next(row for row in range(model.vocabulary.size) if row not in block)
+
+    def shown(answer):
+        heard = Audio(codes=[row - block.start for row in answer if row in block])
+        return model.template.render(
+            Document([Turn("user", [heard, Text(ASKED)])]), add_generation_prompt=True
+        ).ids.tolist()
+
+    told = model.template.render(Document([Turn("user", "x"), Turn("assistant", "hi ho")])).labels.tolist()
+    words = [label for label in told if 0 <= label < model.vocabulary.text_size]
+    verifier = CtcVerifier(model.engine, shown, words, block, model.vocabulary.control_id("<|pad|>"))
+    answers = [[start, *(block.start + code for code in codes)] for codes in ([1, 5, 5, 9, 2, 7, 3], [4] * 12, [6])]
+    together = verifier([*answers, [start]])
+    assert together[2:] == [float("-inf")] * 2  # too few codes, and none
+    assert together[:2] == pytest.approx([verifier([answer])[0] for answer in answers[:2]], abs=1e-4)
+    with torch.inference_mode():
+        assert together[0] == pytest.approx(ctc_score(model, [1, 5, 5, 9, 2, 7, 3], "hi ho"), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "request_words"),
+    [
+        (says(sayings=1), "Say: hi"),
+        (says(temperature=0.0), "Say: hi"),
+        (lively_model(), "Say: hi"),
+        (says(), "hum a tune"),
+    ],
+    ids=["once", "greedy", "no reading", "other words"],
+)
+def test_all_else_is_said_once(model, request_words, monkeypatch):
+    monkeypatch.setattr("unimodal.pipeline_reading.BestOfN", None)
+    document = Document([Turn("user", request_words)])
+    [answer] = model.answers([document], to="audio", seeds=[1])
+    assert codes_of(answer) == codes_of(model.answers([document], to="audio", seeds=[1], decoder="plain")[0])
+
+
+def test_with_compression_speech_is_said_once(monkeypatch):
+    model = says()
+    monkeypatch.setattr("unimodal.pipeline_reading.BestOfN", None)
+    with compressed(model, "stride", keep=0.5):
+        model.answers([Document([Turn("user", "Say: hi")])], to="audio")
+
+
+def test_the_server_says_what_the_pipeline_says():
+    model = says()
+    expected = model.generate("hi", to="audio", seed=5)
+    with serving(model) as served:
+        body = {"input": "hi", "voice": "default", "response_format": "wav", "seed": 5}
+        answer = served.post("/v1/audio/speech", body)
+        assert answer.status_code == 200 and served.idle()
+    samples, _ = soundfile.read(io.BytesIO(answer.content), dtype="float32")
+    torch.testing.assert_close(torch.from_numpy(samples), expected.media, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("request_words", "said"),
+    [
+        ("Say: the sun is red", "the sun is red"),
+        ("say in the voice of slt: It's  RED!", "it's red"),
+        ("Say: a: b", "a b"),
+        ("Say: ...", None),
+        ("read this: the sun", None),
+        ("the sun", None),
+    ],
+)
+def test_what_a_request_wants_spoken(request_words, said):
+    assert Wording().said(request_words) == said
+    if said is not None:
+        assert Wording().said(Wording().request(said, "audio", "slt")) == said

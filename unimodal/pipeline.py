@@ -38,7 +38,7 @@ from unimodal.pipeline_folder import (
 )
 from unimodal.pipeline_media import MediaCoder, MediaCodes, Output
 from unimodal.pipeline_partial import PartialPictures
-from unimodal.pipeline_reading import is_transcription, transcribe
+from unimodal.pipeline_reading import own_way
 from unimodal.pipeline_search import CaptionVerifier, search
 from unimodal.pipeline_wording import Wording
 from unimodal.sequence.document import Document, Part, Text, Turn
@@ -211,10 +211,11 @@ class Unimodal:
         temperature: of the medium asked for (all media without `to`), in place of the model's own. negative: what the
         media should not look like; guidance moves away from it (by default from no words at all). guidance_interval:
         guide only the code steps [first, last) of a span. decoder: a fast decoder by name
-        (`unimodal.generation.DECODERS`), or "plain": token by token, transcripts too, which else are searched for where
-        the model has a second reading of speech (`generation/ctc_beam.py`). session: of `engine.session()`, remembers
-        what was read. tokens: at most so many new tokens. on_progress is told (requests done, of how many), on_token
-        each new token, on_partial (number of the document, coarse picture) while a picture is written. Raises
+        (`unimodal.generation.DECODERS`), or "plain": token by token, transcripts and speech too, which else are chosen
+        by the model's second reading of speech where it has one (`pipeline_reading.py`). session: of
+        `engine.session()`, remembers what was read. tokens: at most so many new tokens. on_progress is told (requests
+        done, of how many), on_token each new token, on_partial (number of the document, coarse picture) while a picture
+        is written. Raises
         ValueError, before anything is computed, for a request that does not fit the model.
         """
         if to is not None and to != "text":
@@ -231,10 +232,10 @@ class Unimodal:
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding in a batch
         found: dict[int, list[Output]] = {}
         if decoder is None:
-            for index in [i for i in order if is_transcription(self, documents[i], configs[i])]:
+            ways = {index: own_way(self, documents[index], prompts[index], configs[index]) for index in order}
+            for index, answered in [(i, way) for i, way in ways.items() if way is not None]:
                 order.remove(index)
-                row = transcribe(self, prompts[index], configs[index], on_token, index)
-                found[index] = self._outputs([row])[0]
+                found[index] = self._outputs([answered(on_token, index)])[0]
                 if on_progress is not None:
                     on_progress(len(found), len(documents))
         for start in range(0, len(order), BATCH):

@@ -42,12 +42,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 class CtcReading(Config):
     """How a model that was trained with a CTC loss at the codes of a medium writes down what is said in it: `weight` is
-    that reading's share in the score, `blank` the control token that was CTC's blank."""
+    that reading's share in the score, `blank` the control token that was CTC's blank. Where it shall say something, it
+    writes `sayings` utterances and gives the one that it reads best."""
 
     modality: str = "audio"
     blank: str = "<|pad|>"
     weight: float = Field(default=0.3, gt=0, lt=1)
     beams: int = Field(default=8, ge=1)
+    sayings: int = Field(default=1, ge=1, le=64)
 
 
 class ProcessorConfig(Config):

@@ -14,12 +14,11 @@ from unimodal.generation.continuous import ContinuousBatch, Finished, Request
 from unimodal.generation.request import TokenEvent
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline_partial import STEPS
-from unimodal.pipeline_reading import is_transcription, transcribe
+from unimodal.pipeline_reading import own_way
 from unimodal.sequence.document import Document, Turn
 
 __all__ = [
     "STEPS", "ContinuousBatch", "Finished", "Request", "TokenEvent", "coded", "fitting", "request_for", "segments",
-    "transcribe",
 ]  # fmt: skip
 
 
@@ -60,7 +59,7 @@ def request_for(
     if tokens is not None and to in (None, "text"):
         update |= {"max_text_tokens": tokens, "max_new_tokens": tokens + 1}
     config = config.model_copy(update=update)
-    return Request(prompt, config, on_token, is_transcription(model, document, config))
+    return Request(prompt, config, on_token, own_way(model, document, prompt, config))
 
 
 def fitting(model: Unimodal, turns: Sequence[Turn], to: str | None = None) -> Document:

@@ -59,6 +59,18 @@ class Wording(Config):
             thing = with_article(thing)
         return self.wishes[to].replace("{thing}", thing)
 
+    def said(self, request: str) -> str | None:
+        """The words that a request in the trained wording wants spoken, the inverse of `request` to audio; None for a
+        request that is worded otherwise."""
+        for wish in (self.in_voice, self.wishes.get("audio", "")):
+            pattern = (
+                re.escape(wish).replace(re.escape("{voice}"), r"[^:]+").replace(re.escape("{text}"), "(?P<text>.+)")
+            )
+            if wish and (found := re.fullmatch(pattern, request.strip(), re.IGNORECASE | re.DOTALL)):
+                words = found["text"] if "text" in found.groupdict() else ""
+                return (plain_words(words) if self.plain_speech else words) or None
+        return None
+
     def caption(self, prompt: str, to: str) -> str:
         """What the model would call the answer to a request: `Draw a red apple.` → `red apple`."""
         found = prompt.strip()

@@ -11,7 +11,7 @@ from unimodal.evaluation import SUITES, run_suite, run_suites, suites_named
 from unimodal.evaluation.prepared import EVALUATION_STYLES, TRAINING_STYLES, Clips, Pictures, Speech, sample
 from unimodal.evaluation.report import lines_of, table
 from unimodal.pipeline import Output
-from unimodal.pipeline_folder import MODEL_VARIABLE
+from unimodal.pipeline_folder import MODEL_VARIABLE, CtcReading
 from unimodal.sequence.document import Text
 
 
@@ -129,7 +129,7 @@ def test_picture_drawing_finds_the_asked_concept_when_it_is_drawn(model, data, m
     pictures = Pictures.load(data)
     asked = []
 
-    def answers(documents, to, seeds, on_progress=None):
+    def answers(documents, to, seeds, on_progress=None, **_):
         asked.extend(zip([document.turns[0].text for document in documents], seeds, strict=True))
         drawn = [pictures.tensors([i])[0] for i in range(len(documents))]  # the noto pictures of the asked concepts
         return [[Output(model.generate("x", "image").part, picture)] for picture in drawn]
@@ -165,7 +165,21 @@ def test_transcription_is_judged_beside_whisper(model, data, monkeypatch, listen
 def test_speaking_asks_for_the_training_voices_in_turn(model, data, listener):
     figures = run_suite("speaking", model, data)
     assert figures["sentences"] == 1 and figures["wer"] == 0 and set(figures["wer_by_voice"]) == {"joe"}
-    assert 0 < figures["mean_seconds"] <= 2
+    assert 0 < figures["mean_seconds"] <= 2 and figures["plain_wer"] == figures["wer"]
+
+
+def test_speaking_tells_what_choosing_between_utterances_gains(model, data, listener, monkeypatch):
+    told, original = [], model.answers
+
+    def answers(documents, **settings):
+        told.append(settings["decoder"])
+        return original(documents, **settings)
+
+    monkeypatch.setattr(model, "answers", answers)
+    several = model.processor.model_copy(update={"reading": CtcReading(sayings=2)})
+    monkeypatch.setattr(model, "processor", several)
+    figures = run_suite("speaking", model, data)
+    assert told == [None, "plain"] and {"wer", "plain_wer"} <= set(figures)
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -29,12 +29,17 @@ def answer_texts(
 
 
 def answer_media(
-    model: Unimodal, documents: Sequence[Document], to: str, seed: int, report: Report, text: str
+    model: Unimodal,
+    documents: Sequence[Document],
+    to: str,
+    seed: int,
+    report: Report,
+    text: str,
+    decoder: str | None = None,
 ) -> list[Tensor]:
     """The medium in each of the model's answers; every document has its own seed."""
-    answers = model.answers(
-        documents, to=to, seeds=range(seed, seed + len(documents)), on_progress=counted(report, text)
-    )
+    seeds, told = range(seed, seed + len(documents)), counted(report, text)
+    answers = model.answers(documents, to=to, seeds=seeds, decoder=decoder, on_progress=told)
     media = [next(output.media for output in answer if output.modality == to) for answer in answers]
     assert all(medium is not None for medium in media)
     return media  # type: ignore[return-value]

@@ -2,7 +2,8 @@
 
 The voices of the training data take turns and are asked for by name. `rebuilt_wer` is the same of real recordings of
 test sentences sent through the audio tokenizer: a perfect decoder would reach about that. `dnsmos` is how natural the
-speech sounds, 1 to 5.
+speech sounds, 1 to 5. Where the model says a sentence several times and chooses (`pipeline_reading.py`), `plain_wer` is
+of what it says the first time.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         for text, voice in zip(texts, asked, strict=True)
     ]
     spoken = answer_media(model, documents, "audio", seed, report, "speaking")
+    chooses = model.processor.reading is not None and model.processor.reading.sayings > 1
+    plain = answer_media(model, documents, "audio", seed, report, "speaking", "plain") if chooses else spoken
+    heard_plain = [whisper.transcribe(sound) for sound in plain] if chooses else None
     heard, heard_rebuilt, scores, seconds = [], [], [], 0.0
     rate_hz = model.coder.rate("audio") or 16_000
     for index, (sound, item) in enumerate(zip(spoken, items, strict=True)):
@@ -58,6 +62,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     return {
         "sentences": len(texts),
         "wer": word_error_rate(texts, heard),
+        "plain_wer": word_error_rate(texts, heard if heard_plain is None else heard_plain),
         "rebuilt_wer": word_error_rate(texts, heard_rebuilt),
         "dnsmos": round(fmean(scores), 2),
         "mean_seconds": round(seconds / len(texts), 2),

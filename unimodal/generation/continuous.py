@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Request:
     """What a row is to answer. ``on_token`` is told every token, with the request's key as its row; True from it ends
-    the answer there, and an exception in it ends this row alone. ``transcription``: it is not for this batch; see
-    `pipeline_reading.py`."""
+    the answer there, and an exception in it ends this row alone. ``alone``: it is not for this batch; this call of
+    (on_token, row) answers it. See `pipeline_reading.py`."""
 
     prompt: Sequence[int]
     config: GenerationConfig
     on_token: Callable[[TokenEvent], bool | None] | None = None
-    transcription: bool = False
+    alone: Callable[[Callable[[TokenEvent], Any] | None, int], list[int]] | None = None
 
 
 @dataclass(frozen=True)

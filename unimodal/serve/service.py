@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_serving import Request, request_for, transcribe
+from unimodal.pipeline_serving import Request, request_for
 from unimodal.sequence.document import Document
 from unimodal.serve.media_input import MediaInput, server_limits
 from unimodal.serve.metrics import Metrics
@@ -96,10 +96,11 @@ class Service:
 
     async def answer(self, request: Request) -> list[int]:
         """The ids of an answer; cancelling frees its row."""
-        ticket = None if request.transcription else self.worker.submit(request)
+        ticket = None if request.alone is not None else self.worker.submit(request)
         try:
-            if ticket is None:  # a beam search, in one turn of the worker's
-                work = partial(transcribe, self.model, request.prompt, request.config, request.on_token)
+            if ticket is None:  # a search, in one turn of the worker's
+                assert request.alone is not None
+                work = partial(request.alone, request.on_token, 0)
                 ids = await asyncio.wrap_future(self.worker.call(work))
             else:
                 ids = await asyncio.wrap_future(ticket.future)

@@ -1,0 +1,65 @@
+"""A verifier of speech: how well the codes of an utterance spell the words that it should say, by a CTC reading.
+
+A model trained with `model/ctc.py` reads speech at the codes themselves. Reading back what it has written itself, it
+notices most words that it has skipped, repeated or slurred; the next-token score of the same words notices fewer, since
+it can guess a word from those before it.
+
+Shapes: B utterances, N tokens of the longest prompt, T codes of the longest utterance, V text rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+if TYPE_CHECKING:
+    from unimodal.generation.engine import Engine
+
+
+class CtcVerifier:
+    """Scores answers by log p_CTC(words | codes), in nats a token; -inf where there are too few codes for the words.
+
+    shown: answer → the ids of a prompt with its codes in it, as the model was trained to be asked for a transcript;
+    words: ids of the words; codes: the rows of audio codes; blank: the row that stood for CTC's blank in training.
+    """
+
+    def __init__(
+        self, engine: Engine, shown: Callable[[list[int]], list[int]], words: Sequence[int], codes: range, blank: int
+    ) -> None:
+        self.engine, self.shown, self.words, self.codes, self.blank = engine, shown, list(words), codes, blank
+
+    @torch.inference_mode()
+    def __call__(self, answers: Sequence[list[int]]) -> list[float]:
+        engine, num_text = self.engine, self.engine.vocabulary.text_size
+        said = [[row for row in answer if row in self.codes] for answer in answers]
+        scores = [float("-inf")] * len(answers)
+        judged = [index for index, rows in enumerate(said) if rows]
+        if not judged or not self.words:
+            return scores
+        prompts = [torch.tensor(self.shown(answers[index])) for index in judged]
+        ids = pad_sequence(prompts, batch_first=True, padding_value=engine.pad_id)  # [B, N]; pads behind change nothing
+        engine.refresh_head()
+        classes = engine.head.candidates(((0, num_text), (self.blank, self.blank + 1)))
+        first = engine.decoder.start(ids[:, :1].tolist(), engine.pad_id, ids.shape[1] + 1)[:, None]
+        hidden = torch.cat([first, engine.decoder.step(ids[:, 1:].to(engine.device), every=True)], 1)
+        is_code = (ids >= self.codes.start) & (ids < self.codes.stop)
+        read = []
+        for row, places in zip(hidden, is_code, strict=True):
+            logits = engine.head.logits(row[places.to(row.device)], classes).float()
+            blank = logits[:, classes.index_of(self.blank)]
+            read.append(torch.cat([logits[:, :num_text], blank[:, None]], 1).log_softmax(-1))
+        lost = functional.ctc_loss(
+            pad_sequence(read),  # [T, B, V + 1]
+            torch.tensor([self.words] * len(read), device=engine.device),
+            torch.tensor([len(log_probs) for log_probs in read]),
+            torch.tensor([len(self.words)] * len(read)),
+            blank=num_text,
+            reduction="none",
+        )
+        for index, nats in zip(judged, lost.tolist(), strict=True):
+            scores[index] = -nats / len(self.words)
+        return scores
