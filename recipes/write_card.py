@@ -352,8 +352,8 @@ REASONS = {
     "clip reconstruction": "the later frames lose the most (report.json), and the first one is bounded by the picture "
     "tokenizer",
     "speech reconstruction, Whisper WER %": "the codec was trained on four synthetic voices; a voice that it never "
-    "heard (`awb`, the human speaker) is lost. The others are within what so few sentences tell (a word in a hundred "
-    "is a point); their waveform head is trained to sound like speech (the next row) more than to be read by Whisper",
+    "heard (`awb`, the human speaker) is lost, and `joe`, the liveliest of the four with the fewest clips, loses most. "
+    "The waveform head is trained to sound like speech (the next row) more than to be read by Whisper",
     "picture → name": "the decoder's loss was still falling when training had to stop",
     "text → picture, concept among the 5 nearest": "the decoder's loss was still falling when training had to stop; "
     "rebuilt training pictures are found under `rebuilt` in report.json",
