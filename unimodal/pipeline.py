@@ -215,8 +215,7 @@ class Unimodal:
         by the model's second reading of speech where it has one (`pipeline_reading.py`). session: of
         `engine.session()`, remembers what was read. tokens: at most so many new tokens. on_progress is told (requests
         done, of how many), on_token each new token, on_partial (number of the document, coarse picture) while a picture
-        is written. Raises
-        ValueError, before anything is computed, for a request that does not fit the model.
+        is written. Raises ValueError, before anything is computed, for a request that does not fit the model.
         """
         if to is not None and to != "text":
             self.vocabulary.layout(to)

@@ -45,7 +45,6 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     spoken = answer_media(model, documents, "audio", seed, report, "speaking")
     chooses = model.processor.reading is not None and model.processor.reading.sayings > 1
     plain = answer_media(model, documents, "audio", seed, report, "speaking", "plain") if chooses else spoken
-    heard_plain = [whisper.transcribe(sound) for sound in plain] if chooses else None
     heard, heard_rebuilt, scores, seconds = [], [], [], 0.0
     rate_hz = model.coder.rate("audio") or 16_000
     for index, (sound, item) in enumerate(zip(spoken, items, strict=True)):
@@ -62,7 +61,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     return {
         "sentences": len(texts),
         "wer": word_error_rate(texts, heard),
-        "plain_wer": word_error_rate(texts, heard if heard_plain is None else heard_plain),
+        "plain_wer": word_error_rate(texts, [whisper.transcribe(sound) for sound in plain] if chooses else heard),
         "rebuilt_wer": word_error_rate(texts, heard_rebuilt),
         "dnsmos": round(fmean(scores), 2),
         "mean_seconds": round(seconds / len(texts), 2),
