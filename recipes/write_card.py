@@ -90,7 +90,8 @@ pictures, since drawing a known thing is recall. So `drafts.npz` holds the codes
 (`tools/make_drafts.py`), and a window that begins with them (`+drafts`, which `--decoder sjd`, `coupled-sjd`, `gsd` and
 `retrieval` do by themselves) takes less than a third of the passes at the released settings. Answers are those of the
 plain loop, token by token (`retrieval`, `jacobi`), or follow its distribution (`sjd`, `coupled-sjd`); `gsd` is lossy.
-"again" is the same request with another seed, written once before, without drafts.
+"again" is the same request with another seed, written once before, without drafts. "guesses kept" is of those that
+were read; a pass of speculative Jacobi decoding judges one more behind them, and may so keep more than it read.
 
 ```
 {table}

@@ -86,5 +86,5 @@ class GenerationStats:
     step_tokens: int = 0
     cached_tokens: int = 0  # of the prompts, taken from a session's cache instead of computed
     drafted: int = 0  # tokens that a fast decoder proposed
-    accepted: int = 0  # of them, those that were kept
+    accepted: int = 0  # guesses that were kept: of those, and of the one behind them, which a pass may judge unread
     stream_counts: list[int] = field(default_factory=list)  # streams of every forward
