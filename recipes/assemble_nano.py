@@ -25,9 +25,9 @@ from unimodal.config import Config, atomic_write_bytes, atomic_write_text
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
-from unimodal.tokenizers.audio import AudioTokenizer
-from unimodal.tokenizers.image import ImageTokenizer
-from unimodal.tokenizers.video import VideoTokenizer
+from unimodal.tokenizers.nano.audio import AudioTokenizer
+from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.nano.video import VideoTokenizer
 from unimodal.training.command import recipe_main
 from unimodal.vocabulary import Vocabulary
 

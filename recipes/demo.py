@@ -173,8 +173,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def tour(name: str | None, out: Path, samples: Path | None, seed: int) -> None:
-    from unimodal.cli_progress import Reporter
-    from unimodal.pipeline_folder import find_model
+    from unimodal.cli.progress import Reporter
+    from unimodal.model_folder.find import find_model
 
     folder = find_model(name)
     if samples is not None and not samples.is_dir():

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from unimodal.config import Config
 from unimodal.evaluation.prepared import Speech
-from unimodal.tokenizers.audio import AudioTokenizer
-from unimodal.tokenizers.image import ImageTokenizer
-from unimodal.tokenizers.video import VideoTokenizer
+from unimodal.tokenizers.nano.audio import AudioTokenizer
+from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.nano.video import VideoTokenizer
 from unimodal.training.command import recipe_main
 
 

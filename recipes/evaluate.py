@@ -25,9 +25,9 @@ class EvaluateRecipe(Config):
 
 
 def run(cfg: EvaluateRecipe, dry_run: bool) -> None:
-    from unimodal.cli_progress import Reporter
+    from unimodal.cli.progress import Reporter
     from unimodal.evaluation import run_suites, suites_named
-    from unimodal.pipeline_folder import find_model
+    from unimodal.model_folder.find import find_model
 
     names, folder = suites_named(cfg.suites), find_model(cfg.model)
     print(f"{folder}: {', '.join(names)} → {cfg.out}", file=sys.stderr)

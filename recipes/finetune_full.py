@@ -16,13 +16,16 @@ from pathlib import Path
 import torch
 
 from unimodal.config import Config
+from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.adapter import merge
 from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
-from unimodal.model.loss import LossConfig
-from unimodal.model.packed_loss import PackedLoss
-from unimodal.pipeline_batches import Corpus, CorpusConfig
-from unimodal.pipeline_tuning import (
+from unimodal.objectives.next_token import LossConfig
+from unimodal.objectives.packed import PackedLoss
+from unimodal.training.command import recipe_main
+from unimodal.training.distributed import start
+from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.tuning.vocabulary import (
     block_features,
     check_out,
     described_rows,
@@ -35,9 +38,6 @@ from unimodal.pipeline_tuning import (
     save_tuned,
     try_one_step,
 )
-from unimodal.training.command import recipe_main
-from unimodal.training.distributed import start
-from unimodal.training.loop import LoopConfig, Trainer
 
 
 class FullRecipe(Config):

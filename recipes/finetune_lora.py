@@ -19,13 +19,16 @@ from pathlib import Path
 import torch
 
 from unimodal.config import Config
+from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.base import SMOLLM2, Precision, load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
-from unimodal.model.loss import LossConfig
-from unimodal.model.packed_loss import PackedLoss
-from unimodal.pipeline_batches import Corpus, CorpusConfig
-from unimodal.pipeline_tuning import (
+from unimodal.objectives.next_token import LossConfig
+from unimodal.objectives.packed import PackedLoss
+from unimodal.training.command import recipe_main
+from unimodal.training.distributed import start
+from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.tuning.vocabulary import (
     block_features,
     check_out,
     described_rows,
@@ -40,9 +43,6 @@ from unimodal.pipeline_tuning import (
     shared_features,
     try_one_step,
 )
-from unimodal.training.command import recipe_main
-from unimodal.training.distributed import start
-from unimodal.training.loop import LoopConfig, Trainer
 
 
 class LoraRecipe(Config):

@@ -24,11 +24,11 @@ from unimodal.data import coded, plain_text, sources
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.model.base import SMOLLM2, BaseModel, load_base
-from unimodal.pipeline_tuning import new_template, open_media
 from unimodal.sequence.document import Document, Turn
-from unimodal.sequence.template import Rendered, Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import Rendered, Template
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.command import recipe_main
+from unimodal.tuning.vocabulary import new_template, open_media
 
 ABOUT = ("What is {a}?", "Tell me about {a}.", 'Write a sentence with the words "{name}".', "What is {a} good for?")
 QUESTIONS = (

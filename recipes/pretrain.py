@@ -18,12 +18,16 @@ from pathlib import Path
 import torch
 
 from unimodal.config import Config
+from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
-from unimodal.model.loss import LossConfig
-from unimodal.model.packed_loss import PackedLoss
-from unimodal.pipeline_batches import Corpus, CorpusConfig
-from unimodal.pipeline_tuning import (
+from unimodal.objectives.next_token import LossConfig
+from unimodal.objectives.packed import PackedLoss
+from unimodal.text.tokenizer import TextTokenizer
+from unimodal.training.command import recipe_main
+from unimodal.training.distributed import start
+from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.tuning.vocabulary import (
     check_out,
     new_template,
     open_media,
@@ -33,10 +37,6 @@ from unimodal.pipeline_tuning import (
     save_tuned,
     try_one_step,
 )
-from unimodal.sequence.text_tokenizer import TextTokenizer
-from unimodal.training.command import recipe_main
-from unimodal.training.distributed import start
-from unimodal.training.loop import LoopConfig, Trainer
 
 
 class PretrainRecipe(Config):

@@ -23,9 +23,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from unimodal.config import Config, save_config
-from unimodal.pipeline_shards import CorpusJob, ShardWriter, run_processes, run_worker
+from unimodal.corpus.shard_jobs import CorpusJob, ShardWriter, run_processes, run_worker
 from unimodal.sequence.document import Text
-from unimodal.sequence.template import Rendered
+from unimodal.sequence.templates.own import Rendered
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import Interrupted
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from unimodal.config import Config, atomic_write_text
-from unimodal.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
-from unimodal.tokenizers.audio_head import IstftHead, MaskedConvNeXt
-from unimodal.tokenizers.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
+from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
+from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
+from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer
 

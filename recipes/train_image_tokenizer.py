@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from unimodal.config import Config, atomic_write_text
-from unimodal.tokenizers.efficientnet import load_pretrained
-from unimodal.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from unimodal.tokenizers.nano.efficientnet import load_pretrained
+from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer
 

@@ -29,16 +29,16 @@ from unimodal.data import coded, sources
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
-from unimodal.model.ctc import ctc_from_hidden, spoken_answers, spoken_requests
-from unimodal.model.loss import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.model.structured_rows import begin_from, finish, level_features, structure
-from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
+from unimodal.objectives.ctc import ctc_from_hidden, spoken_answers, spoken_requests
+from unimodal.objectives.next_token import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.sequence.packing import PackedBatch
-from unimodal.sequence.template import Rendered, Template
-from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
-from unimodal.tokenizers.audio import AudioTokenizer
-from unimodal.tokenizers.image import ImageTokenizer
-from unimodal.tokenizers.video import VideoTokenizer, VideoTokenizerConfig
+from unimodal.sequence.templates.own import Rendered, Template
+from unimodal.text.hub_tokenizer import save_hub_tokenizer
+from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
+from unimodal.tokenizers.nano.audio import AudioTokenizer
+from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from unimodal.config import Config, atomic_write_text
-from unimodal.tokenizers.image import ImageTokenizer
-from unimodal.tokenizers.video import VideoTokenizer, VideoTokenizerConfig
+from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import LoopConfig, Trainer
 

@@ -137,15 +137,15 @@ def test_model_and_tokenizers_meet_only_in_the_vocabulary():
 @pytest.mark.parametrize(
     ("module", "source", "broken"),
     [
-        ("unimodal.model.build", "from unimodal.tokenizers.image import ImageTokenizer", True),
+        ("unimodal.model.build", "from unimodal.tokenizers.nano.image import ImageTokenizer", True),
         ("unimodal.model.build", "from unimodal import tokenizers", True),
         ("unimodal.model.build", "from ..tokenizers import image", True),
-        ("unimodal.model.build", "def f():\n    import unimodal.tokenizers.image", True),
+        ("unimodal.model.build", "def f():\n    import unimodal.tokenizers.nano.image", True),
         ("unimodal.model.build", "import importlib\nimportlib.import_module('unimodal.tokenizers')", True),
         ("unimodal.model.build", "from unimodal.vocabulary import Vocabulary", False),
         ("unimodal.model.build", "from .rows import NewRows", False),
         ("unimodal.model.build", "from unimodal import __version__", False),
-        ("unimodal.tokenizers.image", "from unimodal.model.build import build", True),
+        ("unimodal.tokenizers.nano.image", "from unimodal.model.build import build", True),
         ("unimodal.vocabulary", "from unimodal.sequence.document import Document", True),
         ("unimodal.training.loop", "import unimodal.data.mixture", True),
         ("unimodal.training.loop", "from unimodal.config import Config", False),
@@ -217,14 +217,14 @@ def test_the_notice_names_every_package_that_is_fetched():
 
 # ---- start-up -------------------------------------------------------------------------------------------------------
 
-HELP = ["-c", "from unimodal.cli import main; main()", "--help"]  # what the `unimodal` script does
+HELP = ["-c", "from unimodal.cli.app import main; main()", "--help"]  # what the `unimodal` script does
 
 
 def test_help_imports_nothing_heavy():
     run = subprocess.run([sys.executable, "-X", "importtime", *HELP], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
     imported = {line.split("|")[-1].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
-    assert "unimodal.cli" in imported
+    assert "unimodal.cli.app" in imported
     assert sorted({name.split(".")[0] for name in imported} & HEAVY) == []
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from unimodal.model.build import NanoConfig, build_nano
+from unimodal.model_folder.find import MediumSettings, ProcessorConfig
+from unimodal.model_folder.wording import Wording
+from unimodal.model_folder.write import save_model
 from unimodal.pipeline import Unimodal, load
-from unimodal.pipeline_folder import MediumSettings, ProcessorConfig
-from unimodal.pipeline_save import save_model
-from unimodal.pipeline_wording import Wording
-from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
-from unimodal.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
-from unimodal.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers.interface import MediaTokenizer
-from unimodal.tokenizers.video import VideoTokenizer, VideoTokenizerConfig
+from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
+from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig
+from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 NUM_PROTOTYPES = 12

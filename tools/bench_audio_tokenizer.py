@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from unimodal.config import atomic_write_text
-from unimodal.tokenizers.audio import AudioTokenizer
-from unimodal.tokenizers.audio_head import GriffinLimHead
+from unimodal.tokenizers.nano.audio import AudioTokenizer
+from unimodal.tokenizers.nano.audio_head import GriffinLimHead
 
 
 def load_whisper(threads: int):

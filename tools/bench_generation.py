@@ -47,12 +47,12 @@ import torch
 import transformers
 
 from unimodal.generation import DECODERS, make_decoder
+from unimodal.generation.decoders.packed_decoder import WEIGHTS
 from unimodal.generation.engine import Engine, GenerationConfig
-from unimodal.generation.packed_decoder import WEIGHTS
+from unimodal.generation.fast.speculation import FastDecoder
 from unimodal.generation.sampling import GREEDY, SamplingConfig
-from unimodal.generation.speculation import FastDecoder
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
-from unimodal.pipeline_drafts import REMEMBERING, read_drafts
+from unimodal.model_folder.drafts import REMEMBERING, read_drafts
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 DRAFTED = "+drafts"
@@ -184,7 +184,7 @@ def request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int], lis
     bos, user, end, assistant = (vocabulary.control_id(name) for name in names)
     words = list(range(10, 18))
     if folder is not None:
-        from unimodal.sequence.text_tokenizer import TextTokenizer
+        from unimodal.text.tokenizer import TextTokenizer
 
         words = list(TextTokenizer.load(folder).encode("Draw a red apple."))
     return [bos, user, *words, end, assistant], [bos, user, end, assistant]
@@ -210,8 +210,8 @@ SETTINGS = {
 
 def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
     """Forwards by medium, sampling and fast decoder."""
-    from unimodal.pipeline_folder import read_processor, read_sampling
-    from unimodal.sequence.text_tokenizer import TextTokenizer
+    from unimodal.model_folder.find import read_processor, read_sampling
+    from unimodal.text.tokenizer import TextTokenizer
 
     vocabulary, words = bench.vocabulary, TextTokenizer.load(folder)
     engine = Engine(bench.model, vocabulary, weights="float32")

@@ -48,14 +48,14 @@ def ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
 def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
     import torch
 
+    from unimodal.corpus.corpus import tensors_of
     from unimodal.model.base import load_base
     from unimodal.model.build import build_model
     from unimodal.model.lora import LoraSettings
-    from unimodal.model.packed_loss import PackedLoss
-    from unimodal.pipeline_batches import tensors_of
-    from unimodal.pipeline_tuning import joint_template
+    from unimodal.objectives.packed import PackedLoss
     from unimodal.sequence.document import Document, Turn
     from unimodal.sequence.packing import pack, stack
+    from unimodal.tuning.vocabulary import joint_template
 
     base = load_base(args.base)
     template = joint_template(base, None)

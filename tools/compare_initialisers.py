@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unimodal.corpus.corpus import Corpus, CorpusConfig, tensors_of
 from unimodal.data.coded import load_concepts
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.sources import with_article
@@ -32,9 +33,8 @@ from unimodal.model.base import SMOLLM2, BaseModel, load_base
 from unimodal.model.build import build_model
 from unimodal.model.initialisers import INITIALISERS
 from unimodal.model.lora import LoraSettings
-from unimodal.model.packed_loss import PackedLoss
-from unimodal.pipeline_batches import Corpus, CorpusConfig, tensors_of
-from unimodal.pipeline_tuning import (
+from unimodal.objectives.packed import PackedLoss
+from unimodal.tuning.vocabulary import (
     block_features,
     described_rows,
     donor_rows,

@@ -42,19 +42,19 @@ from safetensors.torch import save_file
 from unimodal.export.original import REST_FILE
 from unimodal.model.image_head import ImageHead
 from unimodal.model.weight_files import ORIGINAL
-from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
-from unimodal.pipeline_wording import Wording
+from unimodal.model_folder.find import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
+from unimodal.model_folder.wording import Wording
 from unimodal.sequence.document import Document, Image, Text, Turn
-from unimodal.sequence.templates import open_template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.open import open_template
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import pretrained, stored_sha256
 from unimodal.tokenizers.interface import MediaTokenizer
-from unimodal.tokenizers.pretrained_base import check_kind, load_reference, weight_files
-from unimodal.tokenizers.pretrained_janus import JanusReader
+from unimodal.tokenizers.pretrained.base import check_kind, load_reference, weight_files
+from unimodal.tokenizers.pretrained.janus import JanusReader
 from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary
-from unimodal.vocabulary_adopted import TEXT_FILES, AdoptedVocabulary
-from unimodal.vocabulary_grid import GridMarks
-from unimodal.vocabulary_layout import FeatureSpan
+from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
+from unimodal.vocabulary.grid import GridMarks
+from unimodal.vocabulary.layout import FeatureSpan
 
 EMU3_SYSTEM = "You are a helpful assistant."
 EMU3_CODE = re.compile(r"<\|visual token (\d+)\|>")
@@ -374,7 +374,7 @@ def make_tokenizers(named: Mapping[str, tuple[str, str]], new: Path, text: str |
     if text is None:
         Vocabulary.build(1, blocks, layouts, [0]).save(new / "vocabulary.json")
     else:
-        from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
+        from unimodal.text.hub_tokenizer import save_hub_tokenizer
 
         words = TextTokenizer.load(pretrained.find(text))
         vocabulary = Vocabulary.build(words.size, blocks, layouts, words.reserved_ids, words.sha256)

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from unimodal.coder.media_coder import MediaCoder, load_coder
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Pictures
-from unimodal.pipeline_drafts import write_drafts
-from unimodal.pipeline_media import MediaCoder, load_coder
+from unimodal.model_folder.drafts import write_drafts
 
 BATCH = 64
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from unimodal.tokenizers.efficientnet import load_pretrained  # noqa: E402
+from unimodal.tokenizers.nano.efficientnet import load_pretrained  # noqa: E402
 
 PREPARED = Path("data/prepared")
 EVALUATION_STYLE = "twemoji"

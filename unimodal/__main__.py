@@ -1,6 +1,6 @@
 """`python -m unimodal` is the `unimodal` command."""
 
-from unimodal.cli import main
+from unimodal.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -15,11 +15,11 @@ import soundfile
 import torch
 
 from tests.tiny_model import tiny_folder
-from unimodal import cli
+from unimodal.cli import app as cli
 from unimodal.media.audio import AUDIO_SUFFIXES, load_audio, save_audio
 from unimodal.media.image import load_image, save_image
 from unimodal.media.video import VIDEO_SUFFIXES, load_video, save_video
-from unimodal.pipeline_folder import MODEL_VARIABLE
+from unimodal.model_folder.find import MODEL_VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -294,14 +294,14 @@ def test_a_reader_that_went_away_is_no_traceback(monkeypatch):
 
     with open("out.txt", "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr("unimodal.cli_doctor.models_table", gone)
+        monkeypatch.setattr("unimodal.cli.doctor.models_table", gone)
         with pytest.raises(SystemExit) as stop:
             cli.main(["models"])
     assert stop.value.code == 1
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):
-    from unimodal.cli_progress import Reporter
+    from unimodal.cli.progress import Reporter
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

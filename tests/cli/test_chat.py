@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.tiny_model import tiny_folder, tiny_model
-from unimodal import cli
-from unimodal.cli_chat import HELP, Session
-from unimodal.cli_progress import Reporter
+from unimodal.cli import app as cli
+from unimodal.cli.chat import HELP, Session
+from unimodal.cli.progress import Reporter
+from unimodal.cli.terminal import Screen
 from unimodal.media.audio import save_audio
 from unimodal.media.image import load_image, save_image
-from unimodal.media.terminal import Screen
-from unimodal.pipeline_folder import MODEL_VARIABLE
+from unimodal.model_folder.find import MODEL_VARIABLE
 from unimodal.sequence.document import Audio, Image, Text, Turn
 
 
@@ -167,8 +167,8 @@ def test_a_sound_is_played_on_a_terminal_and_a_failure_told(monkeypatch, capsys,
         played.append((path.name, player, duration_s))
         return "aplay could not play it (no sound card)"
 
-    monkeypatch.setattr("unimodal.cli_chat.find_player", lambda: ["aplay"])
-    monkeypatch.setattr("unimodal.cli_chat.play_sound", play)
+    monkeypatch.setattr("unimodal.cli.chat.find_player", lambda: ["aplay"])
+    monkeypatch.setattr("unimodal.cli.chat.play_sound", play)
     converse(monkeypatch, capsys, session, "/say hello\n")
     assert played == []  # stdout is no terminal
     assert "sound-2.wav" in on_terminal(monkeypatch, session, "hello", "audio")

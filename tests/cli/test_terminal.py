@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from unimodal.media.terminal import PICTURE_WAYS, PLAYERS, find_player, find_screen, play_sound
+from unimodal.cli.terminal import PICTURE_WAYS, PLAYERS, find_player, find_screen, play_sound
 
 
 class Terminal(io.StringIO):
@@ -79,7 +79,7 @@ def test_how_many_colours(environ, colours):
 
 CHILD = """
 import sys
-from unimodal.media.terminal import find_screen
+from unimodal.cli.terminal import find_screen
 sys.stdin.readline()
 screen = find_screen("auto")
 print("WAY", screen.way, screen.columns, screen.lines, screen.cell_width, screen.cell_height)
@@ -190,7 +190,7 @@ def test_a_player_that_fails_is_told(programs, monkeypatch):
     assert play_sound("x.wav", [str(failing)], 1.0) == "aplay could not play it (no sound card)"
     assert play_sound("x.wav", [str(programs("silent", "exit 3"))], 1.0) == "silent could not play it (status 3)"
     assert "does not start" in play_sound("x.wav", [str(failing.with_name("gone"))], 1.0)
-    monkeypatch.setattr("unimodal.media.terminal._PLAYER_SLACK_S", 0.2)
+    monkeypatch.setattr("unimodal.cli.terminal._PLAYER_SLACK_S", 0.2)
     begun_s = time.monotonic()
     assert play_sound("x.wav", [str(programs("hung", "exec sleep 60"))], 0.1) == "hung did not end in time"
     assert time.monotonic() - begun_s < 10

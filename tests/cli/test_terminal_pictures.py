@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from unimodal.cli.terminal import Screen
+from unimodal.cli.terminal_pictures import draw, draw_clip, fit_cells, half_blocks, nearest_of_256, sixel
 from unimodal.media.image import resize
-from unimodal.media.terminal import Screen
-from unimodal.media.terminal_pictures import draw, draw_clip, fit_cells, half_blocks, nearest_of_256, sixel
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:

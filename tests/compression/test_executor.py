@@ -5,13 +5,13 @@ import torch
 
 from tests.compression.conftest import STEPS, cache_name
 from unimodal.compression import METHODS, Compressor, Plan
-from unimodal.compression.divprune import DivPrune
-from unimodal.compression.fastv import FastV
 from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.snapkv import SnapKV
-from unimodal.compression.pooling import Pooling
-from unimodal.compression.stride import Stride
-from unimodal.compression.tome import ToMe
+from unimodal.compression.tokens.divprune import DivPrune
+from unimodal.compression.tokens.fastv import FastV
+from unimodal.compression.tokens.pooling import Pooling
+from unimodal.compression.tokens.stride import Stride
+from unimodal.compression.tokens.tome import ToMe
 from unimodal.generation import make_decoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.sampling import GREEDY
@@ -91,7 +91,7 @@ def test_one_source_position_repeated_is_a_kept_position(model, vocabulary, row)
 
 
 def test_sections_of_the_rotary_table_take_their_own_position(model):
-    from unimodal.compression.rotation import rotary_tables, rotated_by
+    from unimodal.compression.running.rotation import rotary_tables, rotated_by
 
     rotary, like = model.model.rotary_emb, torch.zeros(1, 1, 8)
     cos, sin = rotary_tables(rotary, like, torch.tensor([[[3, 70]]]))

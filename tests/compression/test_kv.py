@@ -6,16 +6,16 @@ import torch.nn.functional as F
 
 from tests.compression.conftest import cache_name
 from unimodal.compression import CacheCompressor
-from unimodal.compression.kv.base import Look
-from unimodal.compression.kv.cache_executor import gathered, kept_slots
 from unimodal.compression.kv.dapq import DapQ, pseudo_queries
 from unimodal.compression.kv.fasa import FASA, dominant_pairs, pair_logits
 from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.keyformer import Keyformer
+from unimodal.compression.kv.method import Look
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
 from unimodal.compression.kv.tokenselect import TokenSelect, soft_votes
-from unimodal.compression.slots import SlotLayer, Slots
+from unimodal.compression.running.cache_executor import gathered, kept_slots
+from unimodal.compression.running.slots import SlotLayer, Slots
 
 
 class Spy(CacheCompressor):

@@ -7,27 +7,27 @@ import torch
 import torch.nn.functional as F
 
 from unimodal.compression import METHODS, Compressor, Span
-from unimodal.compression.centerclip import CenterCLIP, medoids
-from unimodal.compression.choosing import cosine, spread_out
-from unimodal.compression.divprune import DivPrune
-from unimodal.compression.document_correlation import DocumentCorrelation, budgets, density
-from unimodal.compression.downsample import Downsample
-from unimodal.compression.fastv import FastV
-from unimodal.compression.globalcom import GlobalCom, crop_ratios, regions
-from unimodal.compression.grids import allot, averaging, cells, interpolating
-from unimodal.compression.m3 import M3, nested_windows
-from unimodal.compression.pooling import Pooling
-from unimodal.compression.ppe import PPE, density_peaks, members_of
-from unimodal.compression.prefix import Prefix
-from unimodal.compression.pvc import PVC
-from unimodal.compression.random_tokens import RandomTokens
-from unimodal.compression.stride import Stride
-from unimodal.compression.summary_query import SummaryQuery
-from unimodal.compression.todre import ToDRE
-from unimodal.compression.token_transforming import TokenTransforming
-from unimodal.compression.tokenflex import FlexProjector, TokenFLEX
-from unimodal.compression.tome import ToMe
-from unimodal.compression.transprune import TransPrune
+from unimodal.compression.tokens.centerclip import CenterCLIP, medoids
+from unimodal.compression.tokens.choosing import cosine, spread_out
+from unimodal.compression.tokens.divprune import DivPrune
+from unimodal.compression.tokens.document_correlation import DocumentCorrelation, budgets, density
+from unimodal.compression.tokens.downsample import Downsample
+from unimodal.compression.tokens.fastv import FastV
+from unimodal.compression.tokens.globalcom import GlobalCom, crop_ratios, regions
+from unimodal.compression.tokens.grids import allot, averaging, cells, interpolating
+from unimodal.compression.tokens.m3 import M3, nested_windows
+from unimodal.compression.tokens.pooling import Pooling
+from unimodal.compression.tokens.ppe import PPE, density_peaks, members_of
+from unimodal.compression.tokens.prefix import Prefix
+from unimodal.compression.tokens.pvc import PVC
+from unimodal.compression.tokens.random_tokens import RandomTokens
+from unimodal.compression.tokens.stride import Stride
+from unimodal.compression.tokens.summary_query import SummaryQuery
+from unimodal.compression.tokens.todre import ToDRE
+from unimodal.compression.tokens.token_transforming import TokenTransforming
+from unimodal.compression.tokens.tokenflex import FlexProjector, TokenFLEX
+from unimodal.compression.tokens.tome import ToMe
+from unimodal.compression.tokens.transprune import TransPrune
 
 EMBEDDING_ONLY = [
     name
@@ -361,7 +361,7 @@ def test_transitions_are_growth_times_turn():
     """Of a module that turns one token only, and of one that lengthens one only."""
     from types import SimpleNamespace
 
-    from unimodal.compression.executor import _note
+    from unimodal.compression.running.executor import _note
 
     given = torch.tensor([[[1.0, 0.0]] * 4])
     media = torch.tensor([[True, True, True, False]])

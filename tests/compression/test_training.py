@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimodal.compression.divprune import DivPrune
-from unimodal.compression.m3 import M3, SCALES, matryoshka_loss
-from unimodal.compression.pvc import PVC, ProgressiveEncoder
-from unimodal.compression.tokenflex import FlexProjector, TokenFLEX
+from unimodal.compression.tokens.divprune import DivPrune
+from unimodal.compression.tokens.m3 import M3, SCALES, matryoshka_loss
+from unimodal.compression.tokens.pvc import PVC, ProgressiveEncoder
+from unimodal.compression.tokens.tokenflex import FlexProjector, TokenFLEX
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.tiny_model import MAX_AUDIO_S, tiny_folder, tiny_model
+from unimodal.corpus.tokenizer import CorpusTokenizer
 from unimodal.data.datasets import DatasetConfig, open_dataset
 from unimodal.data.mixture import Batches
 from unimodal.data.token_shards import Skipped, TokenShards, write_token_shards
@@ -16,11 +17,10 @@ from unimodal.data.tokenized import OnTheFly, open_mixture, open_rendered
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
-from unimodal.pipeline_corpus import CorpusTokenizer
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
-from unimodal.sequence.template import IGNORE
+from unimodal.sequence.templates.own import IGNORE
 
-NANO = Path(__file__).resolve().parents[1] / "model_cards" / "nano"
+NANO = Path(__file__).resolve().parents[2] / "model_cards" / "nano"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unimodal.data.mixture import Batches, Mixture
-from unimodal.sequence.template import IGNORE, Rendered
+from unimodal.sequence.templates.own import IGNORE, Rendered
 
 PAD = 0
 

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from tests.tiny_model import tiny_folder
+from unimodal.corpus.shard_jobs import CorpusJob, ShardWriter, run_worker
 from unimodal.data.ray_adapter import map_with_ray
-from unimodal.pipeline_shards import CorpusJob, ShardWriter, run_worker
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 

@@ -227,8 +227,8 @@ def test_articles_and_keys():
 
 def test_from_sources_to_batches(prepared, tmp_path):
     """The whole way: documents → rendered shards → mixture → packed batches that parse back to the same documents."""
-    from unimodal.sequence.template import Template
-    from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
+    from unimodal.sequence.templates.own import Template
+    from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
     from unimodal.vocabulary import Block, Vocabulary
 
     sources = [make(load_pictures(prepared, picture_codes())) for make in (MediaToName, NameToMedia)]

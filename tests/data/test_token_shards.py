@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unimodal.data.token_shards import Cursor, Skipped, TokenShards, write_token_shards
-from unimodal.sequence.template import IGNORE, Rendered
+from unimodal.sequence.templates.own import IGNORE, Rendered
 
 HASHES = {"text": "aa", "image": "bb"}
 

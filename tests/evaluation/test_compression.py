@@ -10,7 +10,7 @@ from unimodal.evaluation import compression, compression_timing, run_suites
 from unimodal.evaluation.compression import Questions, num_codes, timed_prompts
 from unimodal.evaluation.compression_table import COLUMNS, accuracy, markdown, plot, verdicts
 from unimodal.evaluation.compression_timing import held_memory, timed
-from unimodal.pipeline_compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
+from unimodal.pipeline.compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
 from unimodal.sequence.document import Document, Image, Text, Turn, Video
 
 SOME = (*BASELINES, "divprune", "fastv", "todre", "snapkv", "tokenselect")

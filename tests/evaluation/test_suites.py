@@ -6,12 +6,12 @@ import json
 import pytest
 import torch
 
-from unimodal import cli
+from unimodal.cli import app as cli
 from unimodal.evaluation import SUITES, run_suite, run_suites, suites_named
 from unimodal.evaluation.prepared import EVALUATION_STYLES, TRAINING_STYLES, Clips, Pictures, Speech, sample
 from unimodal.evaluation.report import lines_of, table
+from unimodal.model_folder.find import MODEL_VARIABLE, CtcReading
 from unimodal.pipeline import Output
-from unimodal.pipeline_folder import MODEL_VARIABLE, CtcReading
 from unimodal.sequence.document import Text
 
 

@@ -25,8 +25,8 @@ def adapters(tmp_path_factory, media_folder):  # noqa: F811
     from unimodal.model.base import load_base
     from unimodal.model.build import build_model
     from unimodal.model.lora import LoraSettings
-    from unimodal.pipeline_tuning import joint_template, open_media, save_tuned
-    from unimodal.sequence.text_tokenizer import train_text_tokenizer
+    from unimodal.text.tokenizer import train_text_tokenizer
+    from unimodal.tuning.vocabulary import joint_template, open_media, save_tuned
 
     found = {}
     for tied in (True, False):
@@ -70,7 +70,7 @@ def hub():
 
 _DRIVER = """
 import contextlib, io, json, sys
-from unimodal.cli import main
+from unimodal.cli.app import main
 results = []
 for command in json.loads(sys.stdin.read()):
     out, err = io.StringIO(), io.StringIO()

@@ -130,7 +130,7 @@ def test_evaluation_results_are_the_reports_figures_in_the_hubs_form(folder):
 
 
 def test_the_released_models_reports_are_all_published():
-    from unimodal.pipeline_folder import default_folders
+    from unimodal.model_folder.find import default_folders
 
     folder = default_folders()[0]
     found = reports(folder)

@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from tests import tiny_checkpoints
 from tools import convert_checkpoint
-from unimodal import cli
+from unimodal.cli import app as cli
 from unimodal.pipeline import load
 from unimodal.sequence.document import Document, Turn
 

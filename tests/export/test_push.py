@@ -7,7 +7,7 @@ import pytest
 
 from tests.export.hub_server import READER, WRITER
 from tests.tiny_model import tiny_folder
-from unimodal.cli import main
+from unimodal.cli.app import main
 from unimodal.export.stock import export_model
 
 SAID = ("--license", "apache-2.0", "--data", "Sentences of the tests.")

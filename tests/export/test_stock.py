@@ -16,12 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.tiny_model import tiny_folder, tiny_model
-from unimodal.cli import main
+from unimodal.cli.app import main
 from unimodal.export import stock
 from unimodal.export.stock import export_model
 from unimodal.model.adapter import load_adapter
+from unimodal.model_folder.find import find_model
 from unimodal.pipeline import load
-from unimodal.pipeline_folder import find_model
 from unimodal.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -215,7 +215,10 @@ def test_generate_names_what_it_does_not_take(pipe):
 
 
 def test_without_the_package_the_files_say_so_in_one_line(exported, monkeypatch):
-    for module, file in (("pipeline_transformers", "modeling_unimodal"), ("pipeline_processor", "processing_unimodal")):
+    for module, file in (
+        ("hub_classes.generation", "modeling_unimodal"),
+        ("hub_classes.processor", "processing_unimodal"),
+    ):
         monkeypatch.setitem(sys.modules, f"unimodal.{module}", None)
         with pytest.raises(ImportError, match="needs the Python package of unimodal") as error:
             runpy.run_path(str(exported / f"{file}.py"))

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
-from unimodal.generation.compiled_decoder import CompiledDecoder
 from unimodal.generation.continuous import ContinuousBatch, Request
+from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.slot_decoders import LeanSlots, PackedSlots, ReferenceSlots
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.sampling import GREEDY
-from unimodal.generation.slots import LeanSlots, PackedSlots, ReferenceSlots
 
 
 @pytest.fixture(params=["lean", "packed", "fixed-shape", "reference"])

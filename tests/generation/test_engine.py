@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimodal.generation.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.grammar import Grammar
 from unimodal.generation.sampling import GREEDY, SamplingConfig, noise_keys, sample

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from unimodal.generation import DECODERS, make_decoder
-from unimodal.generation.draft_memory import DraftMemory
 from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.fast.draft_memory import DraftMemory
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -313,7 +313,7 @@ def test_token_recycling_repeats_a_text_in_fewer_passes(model, vocabulary, ask):
 
 
 def test_the_tree_holds_parents_first_and_the_likeliest_paths():
-    from unimodal.generation.token_recycling import tree
+    from unimodal.generation.fast.token_recycling import tree
 
     nodes = tree(80, 8, 6)
     assert len(nodes) == 80 and max(depth for *_, depth in nodes) <= 6

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from unimodal.generation.grammar import Grammar
 from unimodal.generation.spans import open_grid, open_span
 from unimodal.vocabulary import Block, Control, Segment, SpanLayout
-from unimodal.vocabulary_adopted import AdoptedVocabulary
-from unimodal.vocabulary_grid import GridMarks
+from unimodal.vocabulary.adopted import AdoptedVocabulary
+from unimodal.vocabulary.grid import GridMarks
 
 MARKS = GridMarks(digits=tuple(range(10)), times=10, open=41, end_of_row=42, end_of_grid=43, grid=(2, 3))
 VOCABULARY = AdoptedVocabulary(

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from unimodal.generation import lean_decoder
+from unimodal.generation.decoders import lean_decoder
+from unimodal.generation.decoders.lean_decoder import LeanDecoder, attend
+from unimodal.generation.decoders.packed_decoder import PackedDecoder
+from unimodal.generation.decoders.reference_cache import RoomyLayer
+from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.engine import Engine
-from unimodal.generation.lean_decoder import LeanDecoder, attend
-from unimodal.generation.packed_decoder import PackedDecoder
-from unimodal.generation.reference_cache import RoomyLayer
-from unimodal.generation.reference_decoder import ReferenceDecoder
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])

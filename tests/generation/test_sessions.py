@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unimodal.generation.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.generation.session import common_prefix

@@ -16,8 +16,8 @@ from unimodal.model.attention import Packing
 from unimodal.model.base import base_sha256, load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings, lora_layers
-from unimodal.model.loss import HeadGroups, sliced_cross_entropy
 from unimodal.model.rows import new_rows
+from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 ROWS, PADDED = 45, 48  # real tokens of the base, and the rows of its table

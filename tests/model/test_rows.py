@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from unimodal.model.loss import HeadGroup, HeadGroups, sliced_cross_entropy
 from unimodal.model.rows import extend_rows, head_rows, initial_rows, merge_rows, new_rows
+from unimodal.objectives.next_token import HeadGroup, HeadGroups, sliced_cross_entropy
 
 BASE, NEW = 40, 12
 

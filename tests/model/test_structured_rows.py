@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from unimodal.model.structured_rows import begin_from, finish, level_features, structure
-from unimodal.tokenizers.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 
 
 def make() -> tuple[nn.Embedding, FiniteScalarQuantizer]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimodal.model.cross_entropy import chunked_cross_entropy
+from unimodal.objectives.cross_entropy import chunked_cross_entropy
 
 
 def problem(dtype=torch.float32, num=50, width=16, sizes=(40, 7, 1)):

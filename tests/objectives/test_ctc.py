@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from unimodal.model.ctc import ctc_from_hidden, spoken_answers, spoken_requests
+from unimodal.objectives.ctc import ctc_from_hidden, spoken_answers, spoken_requests
 
 TEXT, AUDIO = range(0, 10), range(20, 30)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimodal.model.loss import IGNORE, HeadGroup, HeadGroups, shift_labels, sliced_cross_entropy
+from unimodal.objectives.next_token import IGNORE, HeadGroup, HeadGroups, shift_labels, sliced_cross_entropy
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from unimodal.model.attention import Packing, set_attention
-from unimodal.model.loss import LossConfig
-from unimodal.model.packed_loss import PackedLoss
 from unimodal.model.rows import extend_rows, new_rows, share_rows
-from unimodal.model.token_selection import attention_to_prompt, select
+from unimodal.objectives.next_token import LossConfig
+from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.token_selection import attention_to_prompt, select
 from unimodal.training.loop import LoopConfig, Trainer, WeightedLoss
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from tests.tiny_model import tiny_folder, tiny_model
-from unimodal import cli
-from unimodal.generation.packed_decoder import PackedDecoder
+from unimodal.cli import app as cli
+from unimodal.generation.decoders.packed_decoder import PackedDecoder
+from unimodal.model_folder.drafts import DRAFTS, read_drafts, write_drafts
+from unimodal.model_folder.find import MODEL_VARIABLE
 from unimodal.pipeline import load
-from unimodal.pipeline_drafts import DRAFTS, read_drafts, write_drafts
-from unimodal.pipeline_folder import MODEL_VARIABLE
-from unimodal.pipeline_search import CaptionVerifier
+from unimodal.pipeline.search import CaptionVerifier
 from unimodal.sequence.document import Document, Image, Text, Turn
 
 

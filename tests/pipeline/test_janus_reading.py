@@ -13,14 +13,14 @@ from tests import tiny_checkpoints
 from tests.serve.conftest import image_part, serving, user
 from tests.tiny_model import tiny_model
 from tools import convert_checkpoint
-from unimodal import cli
-from unimodal.compression.divprune import DivPrune
-from unimodal.generation.compiled_decoder import CompiledDecoder
+from unimodal.cli import app as cli
+from unimodal.coder.features import REMEMBERED
+from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.generation.continuous import ContinuousBatch, Request
+from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.pipeline import load
-from unimodal.pipeline_features import REMEMBERED
 from unimodal.sequence.document import Document, Image, Turn
 
 GREEDY = GenerationConfig(max_new_tokens=12, force="text", sampling={"text": {"temperature": 0}})
@@ -307,8 +307,8 @@ def test_the_command_line_answers_about_a_picture(capsys, ours, converted, photo
 
 
 def test_an_interactive_chat_keeps_the_picture_when_its_file_goes(capsys, ours, photos, tmp_path, monkeypatch):
-    from unimodal.cli_chat import Session
-    from unimodal.cli_progress import Reporter
+    from unimodal.cli.chat import Session
+    from unimodal.cli.progress import Reporter
 
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(photos[0], tmp_path / "a.png")

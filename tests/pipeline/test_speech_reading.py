@@ -10,9 +10,9 @@ from torch.nn import functional
 from tests.serve.conftest import lively_model, serving, wav
 from unimodal.generation.ctc_beam import ctc_beam_search
 from unimodal.generation.search.ctc_verifier import CtcVerifier
-from unimodal.pipeline_compression import compressed
-from unimodal.pipeline_folder import CtcReading
-from unimodal.pipeline_wording import Wording
+from unimodal.model_folder.find import CtcReading
+from unimodal.model_folder.wording import Wording
+from unimodal.pipeline.compression import compressed
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
 ASKED = "What is said?"
@@ -43,7 +43,7 @@ def searches(monkeypatch):
         begun.append(list(prompt))
         return ctc_beam_search(engine, prompt, *settings, **more)
 
-    monkeypatch.setattr("unimodal.pipeline_reading.ctc_beam_search", watched)
+    monkeypatch.setattr("unimodal.pipeline.speech_reading.ctc_beam_search", watched)
     return begun
 
 
@@ -188,7 +188,7 @@ def test_the_verifier_scores_a_batch_as_each_alone_and_knows_what_cannot_be_said
     ids=["once", "greedy", "no reading", "other words"],
 )
 def test_all_else_is_said_once(model, request_words, monkeypatch):
-    monkeypatch.setattr("unimodal.pipeline_reading.BestOfN", None)
+    monkeypatch.setattr("unimodal.pipeline.speech_reading.BestOfN", None)
     document = Document([Turn("user", request_words)])
     [answer] = model.answers([document], to="audio", seeds=[1])
     assert codes_of(answer) == codes_of(model.answers([document], to="audio", seeds=[1], decoder="plain")[0])
@@ -196,7 +196,7 @@ def test_all_else_is_said_once(model, request_words, monkeypatch):
 
 def test_with_compression_speech_is_said_once(monkeypatch):
     model = says()
-    monkeypatch.setattr("unimodal.pipeline_reading.BestOfN", None)
+    monkeypatch.setattr("unimodal.pipeline.speech_reading.BestOfN", None)
     with compressed(model, "stride", keep=0.5):
         model.answers([Document([Turn("user", "Say: hi")])], to="audio")
 

@@ -12,10 +12,10 @@ from unimodal.data import sources
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
+from unimodal.model_folder.find import MODEL_VARIABLE, REQUIRED, ProcessorConfig, describe, find_model, list_models
+from unimodal.model_folder.wording import Wording, plain_words
+from unimodal.model_folder.write import save_model
 from unimodal.pipeline import MediaCodes, load
-from unimodal.pipeline_folder import MODEL_VARIABLE, REQUIRED, ProcessorConfig, describe, find_model, list_models
-from unimodal.pipeline_save import save_model
-from unimodal.pipeline_wording import Wording, plain_words
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.tokenizers import FAMILIES, load_tokenizer, stored_sha256
 

@@ -13,7 +13,7 @@ def tiny_base(tmp_path_factory):
     """A random Llama with a trained text tokenizer and a table padded beyond it, as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from unimodal.sequence.text_tokenizer import train_text_tokenizer
+    from unimodal.text.tokenizer import train_text_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny_base")
     text = train_text_tokenizer(SENTENCES, 420, folder)
@@ -31,9 +31,9 @@ def tiny_base(tmp_path_factory):
 def media_folder(tmp_path_factory):
     """A model folder whose tokenizers are tiny; the spans follow from what the tokenizers say of themselves."""
     from unimodal.model.build import NanoConfig, build_nano
-    from unimodal.pipeline_folder import ProcessorConfig
-    from unimodal.pipeline_save import save_model
-    from unimodal.sequence.text_tokenizer import train_text_tokenizer
+    from unimodal.model_folder.find import ProcessorConfig
+    from unimodal.model_folder.write import save_model
+    from unimodal.text.tokenizer import train_text_tokenizer
     from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
     folder = tmp_path_factory.mktemp("media")

@@ -98,12 +98,12 @@ def test_pretraining_starts_from_nothing(media_folder, pictures, tmp_path, capsy
 
 def test_token_shards_of_the_same_tokenizers_are_a_dataset(media_folder, pictures, tmp_path):
     """Pre-tokenized and on the fly give the same documents."""
+    from unimodal.corpus.corpus import Corpus, CorpusConfig
     from unimodal.data.datasets import DatasetConfig, open_dataset
     from unimodal.data.token_shards import write_token_shards
     from unimodal.data.tokenized import vocabulary_hashes
-    from unimodal.pipeline_batches import Corpus, CorpusConfig
-    from unimodal.pipeline_tuning import new_template, open_media
-    from unimodal.sequence.text_tokenizer import TextTokenizer
+    from unimodal.text.tokenizer import TextTokenizer
+    from unimodal.tuning.vocabulary import new_template, open_media
 
     text, media = TextTokenizer.load(media_folder), open_media(media_folder)
     template = new_template(text, text.size, media)

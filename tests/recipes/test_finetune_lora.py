@@ -216,7 +216,7 @@ def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_pat
     from unimodal.model.base import load_base
     from unimodal.model.build import build_model
     from unimodal.model.rows import new_rows
-    from unimodal.pipeline_tuning import joint_template, named_rows, open_media
+    from unimodal.tuning.vocabulary import joint_template, named_rows, open_media
 
     base = load_base(tiny_base)
     template = joint_template(base, open_media(media_folder))

@@ -7,9 +7,9 @@ import pytest
 from tests import tiny_networks
 from tests.recipes.test_finetune_lora import recipe
 from tools import convert_checkpoint
+from unimodal.corpus.tokenizer import CorpusTokenizer
 from unimodal.data.token_shards import TokenShards
 from unimodal.pipeline import load
-from unimodal.pipeline_corpus import CorpusTokenizer
 from unimodal.sequence.document import Image
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from tests.tiny_model import tiny_folder
+from unimodal.corpus.tokenizer import CorpusTokenizer
 from unimodal.data.token_shards import TokenShards
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
-from unimodal.pipeline_corpus import CorpusTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes" / "tokenize_dataset.py"

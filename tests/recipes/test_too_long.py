@@ -5,12 +5,12 @@ import json
 import pytest
 from PIL import Image
 
+from unimodal.corpus.corpus import TOLD, Corpus, CorpusConfig
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import vocabulary_hashes
-from unimodal.pipeline_batches import TOLD, Corpus, CorpusConfig
-from unimodal.pipeline_tuning import new_template, open_media
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.text.tokenizer import TextTokenizer
+from unimodal.tuning.vocabulary import new_template, open_media
 
 
 @pytest.fixture

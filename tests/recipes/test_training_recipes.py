@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from unimodal.data import coded, sources
-from unimodal.sequence.template import Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import Template
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]

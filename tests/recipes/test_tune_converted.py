@@ -11,16 +11,16 @@ from PIL import Image as Picture
 from tests import tiny_checkpoints
 from tests.recipes.test_finetune_lora import recipe
 from tools import convert_checkpoint
-from unimodal import cli
+from unimodal.cli import app as cli
 from unimodal.model.adapter import load_adapter
 from unimodal.model.base import load_base
 from unimodal.model.build import build_model
 from unimodal.model.image_head import ImageHead
 from unimodal.model.lora import LoraSettings
-from unimodal.model.loss import HeadGroups, sliced_cross_entropy
+from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
 from unimodal.pipeline import load
-from unimodal.pipeline_tuning import joint_template, open_media
 from unimodal.sequence.document import Document, Image, Turn
+from unimodal.tuning.vocabulary import joint_template, open_media
 
 CLASSES = {
     "emu3": "Emu3ForConditionalGeneration",
@@ -170,8 +170,8 @@ def test_the_loss_is_that_of_the_whole_head(kind, tmp_path_factory):
 
 def test_what_is_trained_on_are_the_prompts_of_a_chat(data, tmp_path, tmp_path_factory):
     """Janus: the system's words before a chat and not before a drawing, and pictures that are seen each time anew."""
+    from unimodal.corpus.corpus import Corpus, CorpusConfig
     from unimodal.data.datasets import DatasetConfig
-    from unimodal.pipeline_batches import Corpus, CorpusConfig
 
     _, folder = converted_of("janus", tmp_path_factory)
     base, media = load_base(folder), open_media(folder)
@@ -236,7 +236,7 @@ def test_full_training_is_refused(data, tmp_path, tmp_path_factory, capsys):
 
 def test_an_adapter_that_lost_its_base_says_so(data, tmp_path, tmp_path_factory):
     from unimodal.config import Config
-    from unimodal.pipeline_tuning import save_tuned
+    from unimodal.tuning.vocabulary import save_tuned
 
     _, folder = converted_of("janus", tmp_path_factory)
     base, media = load_base(folder), open_media(folder)
@@ -251,7 +251,7 @@ def test_an_adapter_that_lost_its_base_says_so(data, tmp_path, tmp_path_factory)
 def test_tokenizers_of_a_converted_model_for_another_language_model(tiny_base, tmp_path, tmp_path_factory):
     """Its pictures are read by their codes there, in our own format."""
     from unimodal.config import Config
-    from unimodal.pipeline_tuning import save_tuned
+    from unimodal.tuning.vocabulary import save_tuned
 
     _, folder = converted_of("janus", tmp_path_factory)
     base, media = load_base(tiny_base), open_media(folder)
@@ -269,8 +269,8 @@ def test_tokenizers_of_a_converted_model_for_another_language_model(tiny_base, t
 
 
 def test_token_shards_hold_what_is_tokens(data, tmp_path_factory):
+    from unimodal.corpus.tokenizer import CorpusTokenizer
     from unimodal.data.token_shards import Skipped
-    from unimodal.pipeline_corpus import CorpusTokenizer
 
     _, folder = converted_of("janus", tmp_path_factory)
     picture = Image(path=str(data.parent / "0.png"))

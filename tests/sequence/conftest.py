@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from unimodal.sequence.template import Template
-from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
+from unimodal.sequence.templates.own import Template
+from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.vocabulary import Block, Vocabulary
 
 TEXT = """the cat apple red draws a picture of what is this sound green tree house dog 42 clip smiling face with

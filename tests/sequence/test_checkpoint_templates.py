@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from tests.tiny_checkpoints import byte_bpe
 from unimodal.sequence.document import Document, Image, Text, Turn
-from unimodal.sequence.template import IGNORE
-from unimodal.sequence.templates import open_template
+from unimodal.sequence.templates.open import open_template
+from unimodal.sequence.templates.own import IGNORE
 from unimodal.vocabulary import Block, Control, Segment, SpanLayout
-from unimodal.vocabulary_adopted import AdoptedVocabulary
-from unimodal.vocabulary_grid import GridMarks
+from unimodal.vocabulary.adopted import AdoptedVocabulary
+from unimodal.vocabulary.grid import GridMarks
 
 NAMES = [
     "image_start", "image_end", "bos", "eos", "end_of_turn", "pad", "user", "assistant", "open", "end_of_row",

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimodal.sequence.packing import pack, pad, stack
-from unimodal.sequence.template import IGNORE, Rendered
+from unimodal.sequence.templates.own import IGNORE, Rendered
 
 PAD = 9
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
-from unimodal.sequence.template import IGNORE, Template
+from unimodal.sequence.templates.own import IGNORE, Template
 from unimodal.vocabulary import MODALITY_INDEX, Block, Vocabulary
 
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(

@@ -13,7 +13,7 @@ import torch
 
 from tests.serve.conftest import data_url, gif, image_part, opened, pixels, png, user, wav
 from unimodal.media.image import to_bytes
-from unimodal.pipeline_serving import request_for
+from unimodal.pipeline.rows import request_for
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 
 

@@ -12,8 +12,8 @@ import torch
 
 from tests.serve.conftest import data_url, gif, opened, pixels, png, wav
 from tests.tiny_model import MAX_AUDIO_S
+from unimodal.coder.partial import picture_of
 from unimodal.media.image import to_bytes
-from unimodal.pipeline_partial import picture_of
 from unimodal.sequence.document import Audio, Document
 
 

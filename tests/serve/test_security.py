@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.serve.conftest import data_url, image_part, png, serving, user, wav
-from unimodal.pipeline_serving import request_for
+from unimodal.pipeline.rows import request_for
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve import remote
 from unimodal.serve import server as server_module

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.serve.conftest import image_part, lively_model, pixels, png, serving, user
-from unimodal.pipeline_serving import request_for
+from unimodal.pipeline.rows import request_for
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve.worker import Ticket, Worker
 

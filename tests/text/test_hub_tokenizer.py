@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.sequence.test_text_tokenizer import byte_level
+from tests.text.test_tokenizer import byte_level
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
-from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
-from unimodal.sequence.template import IGNORE, Template
+from unimodal.sequence.templates.own import IGNORE, Template
+from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 

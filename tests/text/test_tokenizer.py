@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.sequence.conftest import sentences
-from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
-from unimodal.sequence.text_tokenizer import TextTokenizer, train_text_tokenizer
+from unimodal.text.hub_tokenizer import save_hub_tokenizer
+from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 
 NASTY = [
     "",

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unimodal.tokenizers.audio import AudioTokenizer, AudioTokenizerConfig
-from unimodal.tokenizers.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
-from unimodal.tokenizers.audio_mel import LogMel, Spectrum, griffin_lim
 from unimodal.tokenizers.interface import Codes
+from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
+from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
+from unimodal.tokenizers.nano.audio_mel import LogMel, Spectrum, griffin_lim
 
 SMALL = {
     "width": 24,

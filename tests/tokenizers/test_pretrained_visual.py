@@ -9,7 +9,7 @@ from PIL import Image
 from tests import tiny_networks
 from unimodal.tokenizers import load_tokenizer, pretrained
 from unimodal.tokenizers.interface import Codes
-from unimodal.tokenizers.pretrained_chameleon import ChameleonDecoder
+from unimodal.tokenizers.pretrained.chameleon import ChameleonDecoder
 
 NETWORKS = {
     "emu3": tiny_networks.emu3_vq, "chameleon": tiny_networks.chameleon_vq, "janus": tiny_networks.janus_vq,

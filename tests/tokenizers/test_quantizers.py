@@ -4,7 +4,7 @@ through."""
 import pytest
 import torch
 
-from unimodal.tokenizers.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 
 LEVELS = [(8, 8, 8, 8), (4, 4, 4, 4, 4, 4), (7, 5, 5, 5, 5), (3, 4)]
 

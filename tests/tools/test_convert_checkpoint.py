@@ -249,7 +249,7 @@ def test_chameleon_without_its_decoder_draws_nothing_that_cannot_be_shown(chamel
         ours.generate("a red apple", to="image")
     monkeypatch.undo()
     assert [output.modality for output in ours.chat("a red apple", temperature=9.0)] == ["text"]
-    from unimodal.tokenizers.pretrained_chameleon import ChameleonDecoder
+    from unimodal.tokenizers.pretrained.chameleon import ChameleonDecoder
 
     weights = ChameleonDecoder(ours.coder.tokenizer("image").network.config).state_dict()
     torch.save({"state_dict": {f"decoder.{name}": value for name, value in weights.items()}}, tmp_path / "vqgan.ckpt")
@@ -337,7 +337,7 @@ def test_a_converted_folder_stands_alone(converted, tmp_path):
 
 
 def test_a_picture_goes_to_codes_and_back_through_the_folder(emu3, tmp_path):
-    from unimodal.pipeline_media import MediaCodes
+    from unimodal.coder.media_coder import MediaCodes
 
     ours, *_ = emu3
     codes = ours.tokenize(photo(tmp_path, 60, 33))
@@ -432,7 +432,7 @@ def test_a_grid_that_cannot_be(emu3, tmp_path, capsys):
 
 
 def test_tokenizers_make_what_recipes_take(tmp_path, capsys):
-    from unimodal.pipeline_media import load_coder
+    from unimodal.coder.media_coder import load_coder
 
     tiny_networks.mimi().save_pretrained(tmp_path / "mimi")
     tiny_networks.janus_vq().save_pretrained(tmp_path / "janus")

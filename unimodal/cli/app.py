@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unimodal.cli_export import register
-from unimodal.cli_serve import serve
+from unimodal.cli.export import register
+from unimodal.cli.serve import serve
 
 if TYPE_CHECKING:
-    from unimodal.cli_progress import Reporter
+    from unimodal.cli.progress import Reporter
     from unimodal.pipeline import Output, Unimodal
 
 MEDIA = ("image", "audio", "video")
@@ -61,7 +61,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to wr
 @app.command()
 def doctor(model: Model = None) -> None:
     """Say what is installed, on which device models run, and whether the default model is whole."""
-    from unimodal.cli_doctor import doctor_lines
+    from unimodal.cli.doctor import doctor_lines
 
     with _reporter() as report:
         report("looking around")
@@ -74,7 +74,7 @@ def doctor(model: Model = None) -> None:
 @app.command()
 def models() -> None:
     """List the models on this machine, what they read and write, and their size."""
-    from unimodal.cli_doctor import models_table
+    from unimodal.cli.doctor import models_table
 
     print(models_table())
 
@@ -104,7 +104,7 @@ def chat(
     model: Model = None,
 ) -> None:
     """Ask about pictures, sounds and clips; media in the answer are saved and named."""
-    from unimodal.media.terminal import PICTURE_WAYS, find_screen
+    from unimodal.cli.terminal import PICTURE_WAYS, find_screen
 
     _check_choice("--to", to, ("text", *MEDIA))
     _check_choice("--pictures", pictures, PICTURE_WAYS)
@@ -121,7 +121,7 @@ def chat(
         settings = {"guidance": guidance, "tokens": tokens, "negative": negative, "decoder": decoder}
         loaded = _load(model, report, weights)
 
-        from unimodal.cli_chat import Session
+        from unimodal.cli.chat import Session
         from unimodal.sequence.document import MEDIA_PARTS
 
         session = Session(loaded, report, folder, settings, seed, screen, mute)
@@ -208,7 +208,7 @@ def detokenize(
     model: Model = None,
 ) -> None:
     """Turn codes back into a picture, a sound or a clip."""
-    from unimodal.pipeline_media import MediaCodes
+    from unimodal.coder.media_coder import MediaCodes
 
     read = MediaCodes.load(codes)
     _check_out(out, read.modality)
@@ -250,13 +250,13 @@ app.command()(serve)
 
 
 def _reporter() -> Reporter:
-    from unimodal.cli_progress import Reporter
+    from unimodal.cli.progress import Reporter
 
     return Reporter()
 
 
 def _load(model: str | None, report: Reporter, weights: str = "auto") -> Unimodal:
-    from unimodal.pipeline_folder import find_model
+    from unimodal.model_folder.find import find_model
 
     find_model(model)  # a wrong name is told before seconds of imports
     report("starting")
@@ -266,11 +266,11 @@ def _load(model: str | None, report: Reporter, weights: str = "auto") -> Unimoda
 
 
 def _load_coder(model: str | None, report: Reporter) -> Any:
-    from unimodal.pipeline_folder import find_model
+    from unimodal.model_folder.find import find_model
 
     folder = find_model(model)
     report("starting")
-    from unimodal.pipeline_media import load_coder
+    from unimodal.coder.media_coder import load_coder
 
     return load_coder(folder, on_step=report)
 

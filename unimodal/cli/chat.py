@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unimodal.cli_progress import Reporter
+from unimodal.cli.progress import Reporter
+from unimodal.cli.terminal import Screen, find_player, play_sound
+from unimodal.cli.terminal_pictures import draw, draw_clip
 from unimodal.generation.engine import TokenEvent
-from unimodal.media.terminal import Screen, find_player, play_sound
-from unimodal.media.terminal_pictures import draw, draw_clip
 from unimodal.pipeline import Output, Unimodal
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Turn
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unimodal import __version__
-from unimodal.pipeline_folder import ModelInfo, describe, find_model, list_models, tokenizer_folder
+from unimodal.model_folder.find import ModelInfo, describe, find_model, list_models, tokenizer_folder
 
 PACKAGES = ("torch", "torchaudio", "transformers", "tokenizers", "peft", "xformers", "pillow", "soundfile", "av")
 GIB = 2**30
@@ -18,7 +18,7 @@ GIB = 2**30
 
 def doctor_lines(model: str | None) -> Iterator[tuple[str, str]]:
     """(what, its state). A line that needs attention begins with `missing`, `broken` or `mismatch`."""
-    yield "unimodal", f"{__version__} in {Path(__file__).parent}"
+    yield "unimodal", f"{__version__} in {Path(__file__).parents[1]}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
         yield package, _version(package)
@@ -95,7 +95,7 @@ def _judges() -> str:
 
 
 def _model_lines(model: str | None) -> Iterator[tuple[str, str]]:
-    from unimodal.sequence.text_tokenizer import TextTokenizer
+    from unimodal.text.tokenizer import TextTokenizer
     from unimodal.tokenizers import stored_sha256
     from unimodal.vocabulary import Vocabulary
 

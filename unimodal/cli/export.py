@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unimodal.cli_progress import Reporter
+from unimodal.cli.progress import Reporter
 
 
 def export(
@@ -24,7 +24,7 @@ def export(
 ) -> None:
     """Write a model as a stock Hugging Face folder, adapter and new rows merged, that any library loads."""
     from unimodal.export.new_folder import check_target
-    from unimodal.pipeline_folder import find_model
+    from unimodal.model_folder.find import find_model
 
     check_target(out, force)  # a mistake is told before seconds of imports
     source = find_model(model)
@@ -55,7 +55,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
 ) -> None:
     """Publish an exported folder on the Hugging Face Hub, with a card; the same command goes on after a break."""
-    from unimodal.pipeline_folder import find_model
+    from unimodal.model_folder.find import find_model
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; write one with `unimodal export MODEL --out {folder}`")

@@ -32,7 +32,7 @@ def serve(
     """Serve a model over HTTP: OpenAI's API and a web chat."""
     from pydantic import ValidationError
 
-    from unimodal.cli import _check_ways, _load, _reporter
+    from unimodal.cli.app import _check_ways, _load, _reporter
     from unimodal.serve.settings import ServeConfig, key_from_environment, listen
 
     _check_ways(None, weights)

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unimodal.cli.terminal import Screen
 from unimodal.media.image import resize, to_bytes
-from unimodal.media.terminal import Screen
 
 TARGET_WIDTH = 256  # pixels: a small picture is enlarged to about so many, each pixel a square
 _MAX_BLOCK_COLUMNS = 64

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from unimodal.coder.media_coder import MediaCoder
 from unimodal.model.feature_rows import Features, attach_feature_rows
-from unimodal.pipeline_media import MediaCoder
 from unimodal.sequence.document import MEDIA_PARTS, Media
-from unimodal.sequence.template import Rendered
+from unimodal.sequence.templates.own import Rendered
 
 REMEMBERED = 32  # media; those of a prompt are kept beyond that, as long as the prompt is
 

@@ -22,7 +22,7 @@ from unimodal.media.files import shown
 from unimodal.media.image import fit_image, load_image, save_image, to_bytes
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.video import load_video, save_video
-from unimodal.pipeline_folder import ProcessorConfig, read_json, read_processor, reader_folder, tokenizer_folder
+from unimodal.model_folder.find import ProcessorConfig, read_json, read_processor, reader_folder, tokenizer_folder
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaReader, MediaTokenizer

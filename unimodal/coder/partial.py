@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from unimodal.coder.media_coder import MediaCoder, Output
 from unimodal.generation.request import TokenEvent
-from unimodal.pipeline_media import MediaCoder, Output
 from unimodal.sequence.document import Image
 
 STEPS = (4, 8, 16, 32)

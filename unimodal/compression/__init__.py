@@ -8,34 +8,34 @@
 `METHODS` has every method by name. `base.py` says what a method is, `executor.py` applies what it plans.
 """
 
-from unimodal.compression.base import Compressor, Method, Plan, Span
-from unimodal.compression.centerclip import CenterCLIP
-from unimodal.compression.divprune import DivPrune
-from unimodal.compression.document_correlation import DocumentCorrelation
-from unimodal.compression.downsample import Downsample
-from unimodal.compression.fastv import FastV
-from unimodal.compression.globalcom import GlobalCom
-from unimodal.compression.kv.base import CacheCompressor
 from unimodal.compression.kv.dapq import DapQ
 from unimodal.compression.kv.fasa import FASA
 from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.keyformer import Keyformer
+from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
 from unimodal.compression.kv.tokenselect import TokenSelect
-from unimodal.compression.m3 import M3
-from unimodal.compression.pooling import Pooling
-from unimodal.compression.ppe import PPE
-from unimodal.compression.prefix import Prefix
-from unimodal.compression.pvc import PVC
-from unimodal.compression.random_tokens import RandomTokens
-from unimodal.compression.stride import Stride
-from unimodal.compression.summary_query import SummaryQuery
-from unimodal.compression.todre import ToDRE
-from unimodal.compression.token_transforming import TokenTransforming
-from unimodal.compression.tokenflex import TokenFLEX
-from unimodal.compression.tome import ToMe
-from unimodal.compression.transprune import TransPrune
+from unimodal.compression.method import Compressor, Method, Plan, Span
+from unimodal.compression.tokens.centerclip import CenterCLIP
+from unimodal.compression.tokens.divprune import DivPrune
+from unimodal.compression.tokens.document_correlation import DocumentCorrelation
+from unimodal.compression.tokens.downsample import Downsample
+from unimodal.compression.tokens.fastv import FastV
+from unimodal.compression.tokens.globalcom import GlobalCom
+from unimodal.compression.tokens.m3 import M3
+from unimodal.compression.tokens.pooling import Pooling
+from unimodal.compression.tokens.ppe import PPE
+from unimodal.compression.tokens.prefix import Prefix
+from unimodal.compression.tokens.pvc import PVC
+from unimodal.compression.tokens.random_tokens import RandomTokens
+from unimodal.compression.tokens.stride import Stride
+from unimodal.compression.tokens.summary_query import SummaryQuery
+from unimodal.compression.tokens.todre import ToDRE
+from unimodal.compression.tokens.token_transforming import TokenTransforming
+from unimodal.compression.tokens.tokenflex import TokenFLEX
+from unimodal.compression.tokens.tome import ToMe
+from unimodal.compression.tokens.transprune import TransPrune
 
 __all__ = ["BASELINES", "METHODS", "CacheCompressor", "Compressor", "Method", "Plan", "Span"]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from unimodal.vocabulary import MEDIA, Vocabulary
 
 if TYPE_CHECKING:
-    from unimodal.compression.session import Session
+    from unimodal.compression.running.session import Session
 
 #: whose attention a span's tokens may be judged by: its own end token, the last token of the row, the words behind it
 Query = Literal["summary", "last", "after"]
@@ -127,7 +127,7 @@ class Method(ABC):
 
     def __call__(self, model: Any, vocabulary: Vocabulary | None = None) -> Session:
         """A context in which `model` compresses what it reads. A bare decoder needs its vocabulary, to find spans."""
-        from unimodal.compression.session import Session
+        from unimodal.compression.running.session import Session
 
         return Session(self, model, vocabulary)
 

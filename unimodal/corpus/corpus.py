@@ -23,18 +23,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from unimodal.coder.features import FeatureMemory
+from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config, atomic_write_bytes
+from unimodal.corpus.tokenizer import as_chatted
 from unimodal.data.datasets import DatasetConfig, ImportedDataset, open_dataset
 from unimodal.data.mixture import Batches, DocumentSet, Mixture, shuffled
 from unimodal.data.sources import generator
 from unimodal.data.token_shards import MANIFEST, TokenShards
 from unimodal.data.tokenized import vocabulary_hashes
-from unimodal.pipeline_corpus import as_chatted
-from unimodal.pipeline_features import FeatureMemory
-from unimodal.pipeline_media import MediaCoder
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.sequence.packing import PackedBatch, pack, stack
-from unimodal.sequence.template import Rendered, Template
+from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.vocabulary import Vocabulary
 
 ENCODE_BATCH = 32

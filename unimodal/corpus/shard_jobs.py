@@ -24,6 +24,7 @@ import torch
 from pydantic import Field, field_validator
 
 from unimodal.config import Config, atomic_write_text
+from unimodal.corpus.tokenizer import CorpusTokenizer
 from unimodal.data.datasets import DatasetConfig, ImportedDataset, open_dataset
 from unimodal.data.token_shards import (
     Manifest,
@@ -35,8 +36,7 @@ from unimodal.data.token_shards import (
     remove_partial_shards,
     write_shard,
 )
-from unimodal.pipeline_corpus import CorpusTokenizer
-from unimodal.sequence.template import Rendered
+from unimodal.sequence.templates.own import Rendered
 from unimodal.vocabulary import MODALITIES
 
 Item = dict[str, Any]

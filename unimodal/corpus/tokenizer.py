@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from unimodal.coder.media_coder import MediaCoder
 from unimodal.data.token_shards import Skipped
 from unimodal.data.tokenized import vocabulary_hashes
-from unimodal.pipeline_folder import find_model, read_processor
-from unimodal.pipeline_media import MediaCoder
+from unimodal.model_folder.find import find_model, read_processor
 from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
-from unimodal.sequence.template import Rendered, Template
-from unimodal.sequence.templates import open_template
+from unimodal.sequence.templates.open import open_template
+from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.vocabulary import Vocabulary
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from unimodal.data.token_shards import Cursor, mix64
 from unimodal.sequence.packing import PackedBatch, pack, pad, stack
-from unimodal.sequence.template import Rendered
+from unimodal.sequence.templates.own import Rendered
 
 
 class DocumentSet(Protocol):

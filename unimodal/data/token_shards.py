@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from unimodal.config import atomic_write_text
-from unimodal.sequence.template import IGNORE, Rendered
+from unimodal.sequence.templates.own import IGNORE, Rendered
 
 FORMAT_VERSION = 1
 LEARNT = 128  # flag of a token that has a label

@@ -1,6 +1,6 @@
 """Documents → rendered documents, on the fly or from shards, behind the one interface that mixtures and packing read.
 
-    tokenize = CorpusTokenizer("model_cards/nano")  # of unimodal.pipeline_corpus
+    tokenize = CorpusTokenizer("model_cards/nano")  # of unimodal.corpus.tokenizer
     datasets = {"pets": DatasetConfig(path="pets.jsonl"), "talk": DatasetConfig(path="data/tokenized/talk")}
     mixture = open_mixture(datasets, tokenize, tokenize.hashes, seed=0)
     name, rendered = mixture.next()
@@ -21,7 +21,7 @@ from unimodal.data.datasets import BadRow, DatasetConfig, ImportedDataset, open_
 from unimodal.data.mixture import DocumentSet, Mixture
 from unimodal.data.token_shards import MANIFEST, Skipped, TokenShards
 from unimodal.sequence.document import Document
-from unimodal.sequence.template import Rendered
+from unimodal.sequence.templates.own import Rendered
 from unimodal.vocabulary import Vocabulary
 
 Tokenize = Callable[[Sequence[Document]], list[Rendered | Skipped]]

@@ -31,7 +31,7 @@ from unimodal.evaluation.compression_timing import timed
 from unimodal.evaluation.judges import word_error_rate
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Clips, Pictures, Speech, sample
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
+from unimodal.pipeline.compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
 from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
 
 DEFAULT_LIMIT = 48  # questions of each medium

@@ -21,8 +21,8 @@ from torch import nn
 from unimodal.data.plain_text import definitions, paragraphs
 from unimodal.evaluation import Report
 from unimodal.evaluation.prepared import sample
+from unimodal.model_folder.decoder import load_base_of
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_decoder import load_base_of
 from unimodal.sequence.document import Document, Turn
 
 DEFAULT_LIMIT = 100

@@ -23,7 +23,7 @@ from unimodal.export.new_folder import check_space, new_folder
 from unimodal.model.image_head import HEAD_FILE, ImageHead
 from unimodal.model.weight_files import ORIGINAL, check_weight_files
 from unimodal.vocabulary import Vocabulary
-from unimodal.vocabulary_adopted import TEXT_FILES
+from unimodal.vocabulary.adopted import TEXT_FILES
 
 REST_FILE = "rest.safetensors"
 

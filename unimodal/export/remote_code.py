@@ -1,8 +1,8 @@
 """The two files of code in an exported folder, for `trust_remote_code=True`: thin classes that call this package.
 
 Without them, and without trust, the folder is a stock causal LM and tokenizer. transformers copies both files into its
-module cache and imports them; the work is done by `unimodal.pipeline_transformers` and
-`unimodal.pipeline_processor`. The import stands in a `try` because
+module cache and imports them; the work is done by `unimodal.hub_classes.generation` and
+`unimodal.hub_classes.processor`. The import stands in a `try` because
 transformers otherwise offers to `pip install` whatever a file names.
 """
 
@@ -48,10 +48,10 @@ def code_files(architecture: str) -> dict[str, str]:
     """File name → source, for a decoder of the transformers class `architecture`."""
     assert architecture.isidentifier(), architecture
     model = _IMPORT.format(
-        module="pipeline_transformers", name="MultimodalGeneration", what="writing media with this model"
+        module="hub_classes.generation", name="MultimodalGeneration", what="writing media with this model"
     )
     processor = _IMPORT.format(
-        module="pipeline_processor", name="MultimodalProcessor", what="reading media with this model"
+        module="hub_classes.processor", name="MultimodalProcessor", what="reading media with this model"
     )
     return {
         MODEL_FILE: _MODEL.format(architecture=architecture, model_class=MODEL_CLASS, imports=model),

@@ -37,7 +37,7 @@ from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, weight_files
 from unimodal.tokenizers import stored_sha256
 from unimodal.vocabulary import Vocabulary
-from unimodal.vocabulary_adopted import AdoptedVocabulary
+from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 EXPORT_FILE = "export.json"

@@ -9,18 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unimodal.generation.speculation import FastDecoder
+    from unimodal.generation.fast.speculation import FastDecoder
 
 #: name → (module, class); see each module's page for what it does and whether it is lossless
 DECODERS = {
-    "jacobi": ("unimodal.generation.jacobi", "Jacobi"),
-    "sjd": ("unimodal.generation.sjd", "SpeculativeJacobi"),
-    "coupled-sjd": ("unimodal.generation.coupled_sjd", "CoupledSpeculativeJacobi"),
-    "gsd": ("unimodal.generation.grouped_sjd", "GroupedSpeculative"),
-    "zipar": ("unimodal.generation.zipar", "ZipAR"),
-    "masked": ("unimodal.generation.masked_parallel", "MaskedParallel"),
-    "retrieval": ("unimodal.generation.retrieval", "Retrieval"),
-    "token-recycling": ("unimodal.generation.token_recycling", "TokenRecycling"),
+    "jacobi": ("unimodal.generation.fast.jacobi", "Jacobi"),
+    "sjd": ("unimodal.generation.fast.sjd", "SpeculativeJacobi"),
+    "coupled-sjd": ("unimodal.generation.fast.coupled_sjd", "CoupledSpeculativeJacobi"),
+    "gsd": ("unimodal.generation.fast.grouped_sjd", "GroupedSpeculative"),
+    "zipar": ("unimodal.generation.fast.zipar", "ZipAR"),
+    "masked": ("unimodal.generation.fast.masked_parallel", "MaskedParallel"),
+    "retrieval": ("unimodal.generation.fast.retrieval", "Retrieval"),
+    "token-recycling": ("unimodal.generation.fast.token_recycling", "TokenRecycling"),
 }
 
 

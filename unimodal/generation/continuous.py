@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unimodal.generation.decoders.slot_decoders import slots_for
 from unimodal.generation.grammar import GrammarBatch
 from unimodal.generation.plain import PlainRun
 from unimodal.generation.request import GenerationConfig, TokenEvent
-from unimodal.generation.slots import slots_for
 
 if TYPE_CHECKING:
     from unimodal.generation.engine import Engine

@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from unimodal.generation.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.lean_decoder import LeanDecoder, lean_problem
+from unimodal.generation.decoders.packed_decoder import WEIGHTS, PackedDecoder, packed_problem
+from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
+from unimodal.generation.fast.speculation import FastDecoder, SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead
-from unimodal.generation.lean_decoder import LeanDecoder, lean_problem
-from unimodal.generation.packed_decoder import WEIGHTS, PackedDecoder, packed_problem
 from unimodal.generation.plain import PlainRun
-from unimodal.generation.reference_decoder import ReferenceDecoder
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
 from unimodal.generation.run import Run
 from unimodal.generation.session import Session
 from unimodal.generation.spans import open_grid, open_span
-from unimodal.generation.speculation import FastDecoder, SpeculativeRun
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.vocabulary import Vocabulary
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from unimodal.generation.spans import Ranges, compile_span, merge, open_span
 from unimodal.vocabulary import MODALITIES, SpanLayout, Vocabulary
-from unimodal.vocabulary_grid import Grid
+from unimodal.vocabulary.grid import Grid
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unimodal.vocabulary import Vocabulary
-from unimodal.vocabulary_grid import Grid
+from unimodal.vocabulary.grid import Grid
 
 Ranges = tuple[tuple[int, int], ...]  # half-open, ascending, not touching
 

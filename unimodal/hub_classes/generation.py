@@ -4,7 +4,7 @@
     [made] = pipe([{"role": "user", "content": "Draw a red apple."}], generation_mode="image")
     made["generated_image"].save("apple.png")
 
-The processor of the same folder is `pipeline_processor.py`.
+The processor of the same folder is `processor.py`.
 
 Shapes: B rows, N tokens of the prompt, M of the answer.
 """
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unimodal.coder.media_coder import MediaCoder
 from unimodal.model.weight_files import check_weight_files, weight_files
+from unimodal.model_folder.find import read_processor, read_sampling
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_folder import read_processor, read_sampling
-from unimodal.pipeline_media import MediaCoder
 from unimodal.sequence.document import Document
-from unimodal.sequence.template import Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import Template
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")

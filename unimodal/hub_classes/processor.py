@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.hub_classes.generation import folder_of
 from unimodal.media.audio import save_audio
 from unimodal.media.limits import DEFAULT_LIMITS
-from unimodal.pipeline_folder import read_processor
-from unimodal.pipeline_media import MediaCoder
-from unimodal.pipeline_transformers import folder_of
+from unimodal.model_folder.find import read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Media, Part, Text, Turn, Video
-from unimodal.sequence.template import Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import Template
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
 SOURCES = ("path", "url", "base64", "data", "image", "audio", "video", "codes", "image_url")

@@ -23,7 +23,7 @@ from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, peft_config
 from unimodal.model.rows import extend_rows, new_rows, share_rows
 from unimodal.vocabulary import Vocabulary
-from unimodal.vocabulary_adopted import AdoptedVocabulary
+from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

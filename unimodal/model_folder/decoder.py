@@ -10,7 +10,7 @@ import torch
 from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter
 from unimodal.model.base import decoder_class, load_base
 from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
-from unimodal.pipeline_folder import read_json
+from unimodal.model_folder.find import read_json
 from unimodal.vocabulary import Vocabulary
 
 

@@ -19,8 +19,8 @@ from unimodal.config import atomic_write_bytes
 from unimodal.generation import make_decoder
 
 if TYPE_CHECKING:
-    from unimodal.generation.speculation import FastDecoder
-    from unimodal.pipeline import Unimodal
+    from unimodal.generation.fast.speculation import FastDecoder
+    from unimodal.pipeline.unimodal import Unimodal
 
 REMEMBERING = ("retrieval", "sjd", "coupled-sjd", "gsd")  # decoders that guess from a memory
 DRAFTS = "drafts.npz"  # no safetensors: servers take every such file of a folder for weights

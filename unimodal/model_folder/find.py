@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimodal.config import Config
 from unimodal.model.weight_files import check_weight_files, weight_files
-from unimodal.pipeline_wording import Wording
+from unimodal.model_folder.wording import Wording
 
 MODEL_VARIABLE = "UNIMODAL_MODEL"
 DEFAULT_NAME = "nano"
@@ -62,7 +62,7 @@ class ProcessorConfig(Config):
     max_audio_codes: int = Field(default=250, gt=0)
     #: how many earlier exchanges a chat shows to the model; None is all that fit, 0 each question by itself
     history_turns: int | None = Field(default=None, ge=0)
-    #: the sequence format (`unimodal.sequence.templates`), and what a chat begins with where nobody says it
+    #: the sequence format (`unimodal.sequence.templates.open`), and what a chat begins with where nobody says it
     template: str = "unimodal"
     system: str = ""
     wording: Wording = Wording()
@@ -119,7 +119,7 @@ def default_folders() -> list[Path]:
 
 def _card_folders() -> list[Path]:
     """`model_cards` of the checkout that this file is part of, and of the folder one stands in."""
-    here = [Path(__file__).resolve().parents[1] / CARDS, Path.cwd() / CARDS]
+    here = [Path(__file__).resolve().parents[2] / CARDS, Path.cwd() / CARDS]
     return list(dict.fromkeys(here))
 
 

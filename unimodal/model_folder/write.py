@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unimodal.pipeline_folder import PROCESSOR_FILE, MediumSettings, ProcessorConfig, tokenizer_folder
-from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.model_folder.find import PROCESSOR_FILE, MediumSettings, ProcessorConfig, tokenizer_folder
+from unimodal.text.hub_tokenizer import save_hub_tokenizer
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import stored_sha256
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.vocabulary import Vocabulary

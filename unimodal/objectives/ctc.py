@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from unimodal.model.loss import IGNORE
+from unimodal.objectives.next_token import IGNORE
 
 
 def spoken_answers(

@@ -23,9 +23,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unimodal.config import Config
-from unimodal.model.cross_entropy import MAX_LOGITS, chunked_cross_entropy
 from unimodal.model.image_head import ImageHead
 from unimodal.model.rows import head_parts
+from unimodal.objectives.cross_entropy import MAX_LOGITS, chunked_cross_entropy
 from unimodal.vocabulary import Vocabulary
 
 IGNORE = -100

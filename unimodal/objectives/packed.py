@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from unimodal.model.attention import Packing
-from unimodal.model.loss import IGNORE, HeadGroups, LossConfig, TokenLosses, shift_labels, token_losses
-from unimodal.model.token_selection import attention_to_prompt, select
+from unimodal.objectives.next_token import IGNORE, HeadGroups, LossConfig, TokenLosses, shift_labels, token_losses
+from unimodal.objectives.token_selection import attention_to_prompt, select
 from unimodal.vocabulary import MODALITIES, Vocabulary
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from unimodal.compression import BASELINES, METHODS, CacheCompressor
 
 if TYPE_CHECKING:
-    from unimodal.compression.session import Session
-    from unimodal.pipeline import Unimodal
+    from unimodal.compression.running.session import Session
+    from unimodal.pipeline.unimodal import Unimodal
 
 __all__ = ["BASELINES", "METHOD_NAMES", "acts_on_the_cache", "compressed"]
 

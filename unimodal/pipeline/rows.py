@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from unimodal.coder.partial import STEPS
 from unimodal.generation.continuous import ContinuousBatch, Finished, Request
 from unimodal.generation.request import TokenEvent
-from unimodal.pipeline import Unimodal
-from unimodal.pipeline_partial import STEPS
-from unimodal.pipeline_reading import own_way
+from unimodal.pipeline.speech_reading import own_way
+from unimodal.pipeline.unimodal import Unimodal
 from unimodal.sequence.document import Document, Turn
 
 __all__ = [

@@ -18,7 +18,7 @@ from unimodal.generation.search.base import Found, Verifier
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
 if TYPE_CHECKING:
-    from unimodal.pipeline import Unimodal
+    from unimodal.pipeline.unimodal import Unimodal
 
 
 class CaptionVerifier:

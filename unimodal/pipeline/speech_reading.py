@@ -17,7 +17,7 @@ from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
 if TYPE_CHECKING:
-    from unimodal.pipeline import Unimodal
+    from unimodal.pipeline.unimodal import Unimodal
 
 OnToken = Callable[[TokenEvent], Any]
 

@@ -23,27 +23,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unimodal.coder.features import FeatureMemory
+from unimodal.coder.media_coder import MediaCoder, MediaCodes, Output
+from unimodal.coder.partial import PartialPictures
 from unimodal.generation.engine import Engine, GenerationConfig, TokenEvent
+from unimodal.generation.fast.speculation import FastDecoder
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.session import Session
-from unimodal.generation.speculation import FastDecoder
-from unimodal.pipeline_decoder import load_decoder
-from unimodal.pipeline_drafts import decoder_for
-from unimodal.pipeline_features import FeatureMemory
-from unimodal.pipeline_folder import (
+from unimodal.model_folder.decoder import load_decoder
+from unimodal.model_folder.drafts import decoder_for
+from unimodal.model_folder.find import (
     MediumSettings,
     find_model,
     read_processor,
     read_sampling,
 )
-from unimodal.pipeline_media import MediaCoder, MediaCodes, Output
-from unimodal.pipeline_partial import PartialPictures
-from unimodal.pipeline_reading import own_way
-from unimodal.pipeline_search import CaptionVerifier, search
-from unimodal.pipeline_wording import Wording
+from unimodal.model_folder.wording import Wording
+from unimodal.pipeline.search import CaptionVerifier, search
+from unimodal.pipeline.speech_reading import own_way
 from unimodal.sequence.document import Document, Part, Text, Turn
-from unimodal.sequence.template import Rendered, Template
-from unimodal.sequence.templates import open_template
+from unimodal.sequence.templates.open import open_template
+from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.vocabulary import Vocabulary
 
 __all__ = ["MediaCodes", "Output", "Unimodal", "load"]

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from unimodal.sequence.template import IGNORE, Rendered
+from unimodal.sequence.templates.own import IGNORE, Rendered
 
 
 @dataclass(frozen=True)

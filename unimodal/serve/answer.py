@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_serving import STEPS, TokenEvent
+from unimodal.pipeline.rows import STEPS, TokenEvent
 
 
 @dataclass

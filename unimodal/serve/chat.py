@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from unimodal.pipeline_serving import Request, fitting
+from unimodal.pipeline.rows import Request, fitting
 from unimodal.serve.answer import AnswerReader, Piece
 from unimodal.serve.conversation import completed, gathered, turns_of, wanted
 from unimodal.serve.media_output import medium_url, sound_bytes

@@ -14,7 +14,7 @@ import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from unimodal.pipeline_serving import coded
+from unimodal.pipeline.rows import coded
 from unimodal.sequence.document import MEDIA_PARTS, Document, Part, Text, Turn
 from unimodal.serve.answer import AnswerReader
 from unimodal.serve.conversation import gathered

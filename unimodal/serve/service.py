@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_serving import Request, request_for
+from unimodal.pipeline.rows import Request, request_for
 from unimodal.sequence.document import Document
 from unimodal.serve.media_input import MediaInput, server_limits
 from unimodal.serve.metrics import Metrics

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any
 
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline_serving import ContinuousBatch, Finished, Request
+from unimodal.pipeline.rows import ContinuousBatch, Finished, Request
 
 log = logging.getLogger("unimodal.serve")
 

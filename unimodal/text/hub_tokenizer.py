@@ -24,7 +24,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from unimodal.config import atomic_write_text
-from unimodal.sequence.text_tokenizer import CONFIG_FILE, TOKENIZER_FILE, TextTokenizer
+from unimodal.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TextTokenizer
 from unimodal.vocabulary import ROLES, SpanLayout, Vocabulary
 
 TEMPLATE_FILE = "chat_template.jinja"

@@ -81,16 +81,16 @@ def stored_sha256(folder: str | Path) -> str:
 
 # family → (module, class); imported only when a folder of that family is loaded
 FAMILIES: dict[str, tuple[str, str]] = {
-    "semantic_pixel_fsq": ("unimodal.tokenizers.image", "ImageTokenizer"),
-    "causal_motion_fsq": ("unimodal.tokenizers.video", "VideoTokenizer"),
-    "mel_fsq": ("unimodal.tokenizers.audio", "AudioTokenizer"),
-    "chameleon": ("unimodal.tokenizers.pretrained_chameleon", "ChameleonTokenizer"),
-    "emu3": ("unimodal.tokenizers.pretrained_emu3", "Emu3Tokenizer"),
-    "emu3_video": ("unimodal.tokenizers.pretrained_emu3", "Emu3VideoTokenizer"),
-    "janus": ("unimodal.tokenizers.pretrained_janus", "JanusTokenizer"),
-    "janus_reader": ("unimodal.tokenizers.pretrained_janus", "JanusReader"),
-    "encodec": ("unimodal.tokenizers.pretrained_audio", "EncodecTokenizer"),
-    "dac": ("unimodal.tokenizers.pretrained_audio", "DacTokenizer"),
-    "mimi": ("unimodal.tokenizers.pretrained_audio", "MimiTokenizer"),
-    "xcodec2": ("unimodal.tokenizers.pretrained_xcodec2", "Xcodec2Tokenizer"),
+    "semantic_pixel_fsq": ("unimodal.tokenizers.nano.image", "ImageTokenizer"),
+    "causal_motion_fsq": ("unimodal.tokenizers.nano.video", "VideoTokenizer"),
+    "mel_fsq": ("unimodal.tokenizers.nano.audio", "AudioTokenizer"),
+    "chameleon": ("unimodal.tokenizers.pretrained.chameleon", "ChameleonTokenizer"),
+    "emu3": ("unimodal.tokenizers.pretrained.emu3", "Emu3Tokenizer"),
+    "emu3_video": ("unimodal.tokenizers.pretrained.emu3", "Emu3VideoTokenizer"),
+    "janus": ("unimodal.tokenizers.pretrained.janus", "JanusTokenizer"),
+    "janus_reader": ("unimodal.tokenizers.pretrained.janus", "JanusReader"),
+    "encodec": ("unimodal.tokenizers.pretrained.audio", "EncodecTokenizer"),
+    "dac": ("unimodal.tokenizers.pretrained.audio", "DacTokenizer"),
+    "mimi": ("unimodal.tokenizers.pretrained.audio", "MimiTokenizer"),
+    "xcodec2": ("unimodal.tokenizers.pretrained.xcodec2", "Xcodec2Tokenizer"),
 }

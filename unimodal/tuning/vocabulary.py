@@ -21,24 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unimodal.coder.media_coder import MediaCoder, load_coder
 from unimodal.config import Config, atomic_write_bytes, atomic_write_text, save_config
+from unimodal.corpus.corpus import Corpus, tensors_of
 from unimodal.model.adapter import is_adapter, save_adapter
 from unimodal.model.base import BaseModel
 from unimodal.model.build import num_parameters
 from unimodal.model.initialisers import Donor
-from unimodal.model.packed_loss import PackedLoss
 from unimodal.model.structured_rows import level_features
-from unimodal.pipeline_batches import Corpus, tensors_of
-from unimodal.pipeline_folder import PROCESSOR_FILE, ProcessorConfig, read_json, reader_folder, tokenizer_folder
-from unimodal.pipeline_media import MediaCoder, load_coder
-from unimodal.sequence.hub_tokenizer import save_hub_tokenizer
+from unimodal.model_folder.find import PROCESSOR_FILE, ProcessorConfig, read_json, reader_folder, tokenizer_folder
+from unimodal.objectives.packed import PackedLoss
 from unimodal.sequence.packing import PackedBatch
-from unimodal.sequence.template import Template
-from unimodal.sequence.templates import open_template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.open import open_template
+from unimodal.sequence.templates.own import Template
+from unimodal.text.hub_tokenizer import save_hub_tokenizer
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.loop import WeightedLoss
 from unimodal.vocabulary import CONTROLS, Vocabulary
-from unimodal.vocabulary_adopted import TEXT_FILES, AdoptedVocabulary
+from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 
 #: what the controls mean, in words that any base knows: where their rows begin
 CONTROL_WORDS = {

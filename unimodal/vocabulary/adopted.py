@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from unimodal.vocabulary import Vocabulary
-from unimodal.vocabulary_layout import CONTROLS, Block, Control, SpanLayout, check_blocks, check_layouts
+from unimodal.vocabulary.layout import CONTROLS, Block, Control, SpanLayout, check_blocks, check_layouts
+from unimodal.vocabulary.vocabulary import Vocabulary
 
 RESERVED = -3
 #: the text tokenizer's files, which a converted folder keeps as its checkpoint has them

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from unimodal.vocabulary_grid import GridMarks
+from unimodal.vocabulary.grid import GridMarks
 
 MODALITIES = ("text", "image", "audio", "video")  # the position is the number used in `Rendered.modality`
 MODALITY_INDEX = {name: index for index, name in enumerate(MODALITIES)}

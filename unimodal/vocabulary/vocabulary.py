@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 
 from unimodal.config import atomic_write_text
-from unimodal.vocabulary_grid import Grid
-from unimodal.vocabulary_layout import (
+from unimodal.vocabulary.grid import Grid
+from unimodal.vocabulary.layout import (
     CONTROLS,
     MEDIA,
     MODALITIES,
@@ -180,7 +180,7 @@ class Vocabulary:
             raise ValueError(f"vocabulary format {found!r} is not {FORMAT_VERSION}; use the unimodal that wrote it")
         kind: type[Vocabulary] = cls
         if data.get("adopted"):
-            from unimodal.vocabulary_adopted import AdoptedVocabulary as kind
+            from unimodal.vocabulary.adopted import AdoptedVocabulary as kind
         try:
             vocabulary = kind(
                 data["text"]["size"],

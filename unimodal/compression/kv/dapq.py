@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.compression.kv.base import CacheCompressor, Look
+from unimodal.compression.kv.method import CacheCompressor, Look
 from unimodal.compression.kv.snapkv import smoothed
-from unimodal.compression.rotation import rotated_by
+from unimodal.compression.running.rotation import rotated_by
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unimodal.compression.attention_rows import attention_logits
-from unimodal.compression.kv.base import CacheCompressor, Look
+from unimodal.compression.kv.method import CacheCompressor, Look
+from unimodal.compression.running.attention_rows import attention_logits
 
 QUERIES = 8  # of the prompt's end, which calibrate
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.kv.base import CacheCompressor, Look
+from unimodal.compression.kv.method import CacheCompressor, Look
 
 QUERIES = 256  # attention rows in memory at a time
 
@@ -36,7 +36,7 @@ class H2O(CacheCompressor):
 
 def total_attention(look: Look) -> Tensor:
     """The attention of all new tokens, summed: [B, H, L]."""
-    from unimodal.compression.attention_rows import attention_rows
+    from unimodal.compression.running.attention_rows import attention_rows
 
     num = look.query.shape[2]
     at = look.newest(num)

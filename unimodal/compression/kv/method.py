@@ -15,9 +15,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from unimodal.compression.attention_rows import attention_rows
-from unimodal.compression.base import Method
-from unimodal.compression.slots import SlotLayer, Slots
+from unimodal.compression.method import Method
+from unimodal.compression.running.attention_rows import attention_rows
+from unimodal.compression.running.slots import SlotLayer, Slots
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.kv.base import CacheCompressor, Look
+from unimodal.compression.kv.method import CacheCompressor, Look
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from unimodal.compression.kv.base import CacheCompressor, Look
+from unimodal.compression.kv.method import CacheCompressor, Look
 
 
 @dataclass

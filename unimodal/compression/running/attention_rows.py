@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimodal.compression.base import Query, Span
-from unimodal.compression.slots import Slots
-from unimodal.compression.stream import Stream
+from unimodal.compression.method import Query, Span
+from unimodal.compression.running.slots import Slots
+from unimodal.compression.running.stream import Stream
 
 NEAR = 16  # words behind a span that judge it
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unimodal.compression.kv.base import CacheCompressor, Look
-from unimodal.compression.rotation import rotated_by
-from unimodal.compression.slots import SlotLayer, Slots
+from unimodal.compression.kv.method import CacheCompressor, Look
+from unimodal.compression.running.rotation import rotated_by
+from unimodal.compression.running.slots import SlotLayer, Slots
 
 FIRST = 1e6  # above any score
 

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unimodal.compression.attention_rows import CallSource
-from unimodal.compression.base import Compressor, Span, share
-from unimodal.compression.interception import intercepted
-from unimodal.compression.kv.base import CacheCompressor
-from unimodal.compression.kv.cache_executor import CacheExecutor
-from unimodal.compression.rotation import STATIC_ROPE, rotary_tables
-from unimodal.compression.slots import SlotLayer, Slots
-from unimodal.compression.spans import Located, input_spans
-from unimodal.compression.stream import LiveSpan, Stream
+from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.method import Compressor, Span, share
+from unimodal.compression.running.attention_rows import CallSource
+from unimodal.compression.running.cache_executor import CacheExecutor
+from unimodal.compression.running.interception import intercepted
+from unimodal.compression.running.rotation import STATIC_ROPE, rotary_tables
+from unimodal.compression.running.slots import SlotLayer, Slots
+from unimodal.compression.running.spans import Located, input_spans
+from unimodal.compression.running.stream import LiveSpan, Stream
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from unimodal.compression.session import Session
+    from unimodal.compression.running.session import Session
 
 
 @dataclass(eq=False)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unimodal.compression.base import Method
-from unimodal.compression.executor import Executor
-from unimodal.compression.spans import Located
+from unimodal.compression.method import Method
+from unimodal.compression.running.executor import Executor
+from unimodal.compression.running.spans import Located
 from unimodal.vocabulary import Vocabulary
 
 

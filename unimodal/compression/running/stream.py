@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from unimodal.compression.base import Plan
-from unimodal.compression.slots import Slots
-from unimodal.compression.spans import Located
+from unimodal.compression.method import Plan
+from unimodal.compression.running.slots import Slots
+from unimodal.compression.running.spans import Located
 
 
 @dataclass(frozen=True, eq=False)

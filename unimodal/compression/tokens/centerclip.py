@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import spread_out
-from unimodal.compression.grids import allot
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import spread_out
+from unimodal.compression.tokens.grids import allot
 
 ITERATIONS = 10
 

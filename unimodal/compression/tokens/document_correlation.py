@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import best, cosine
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import best, cosine
 
 
 @dataclass

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.grids import interpolating, over_runs
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.grids import interpolating, over_runs
 
 
 @dataclass

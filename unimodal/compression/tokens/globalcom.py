@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span, share
-from unimodal.compression.choosing import best
-from unimodal.compression.grids import cells, raster
+from unimodal.compression.method import Compressor, Plan, Span, share
+from unimodal.compression.tokens.choosing import best
+from unimodal.compression.tokens.grids import cells, raster
 
 TEMPERATURE = 10.0
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import merged_into
-from unimodal.compression.grids import raster
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import merged_into
+from unimodal.compression.tokens.grids import raster
 from unimodal.vocabulary import Vocabulary
 
 SCALES = (1.0, 0.5, 0.25, 0.125)

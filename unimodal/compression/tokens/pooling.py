@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.grids import averaging, over_runs
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.grids import averaging, over_runs
 
 
 @dataclass

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import merged_into
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import merged_into
 
 NEIGHBOURS = 5
 

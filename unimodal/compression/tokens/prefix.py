@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
+from unimodal.compression.method import Compressor, Plan, Span
 
 
 @dataclass

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import cosine
-from unimodal.compression.grids import allot
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import cosine
+from unimodal.compression.tokens.grids import allot
 
 
 class ProgressiveEncoder(nn.Module):

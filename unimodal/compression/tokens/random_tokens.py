@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import best
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import best
 
 
 @dataclass

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import cosine
-from unimodal.compression.divprune import most_diverse
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import cosine
+from unimodal.compression.tokens.divprune import most_diverse
 
 
 @dataclass

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.pooling import pooled
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.pooling import pooled
 
 SHARES = (0.25, 0.5, 1.0)  # 64, 144 and 256 tokens in the paper
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span
-from unimodal.compression.choosing import cosine
+from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.tokens.choosing import cosine
 
 
 @dataclass

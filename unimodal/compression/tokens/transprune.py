@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unimodal.compression.base import Compressor, Plan, Span, share
-from unimodal.compression.choosing import best
+from unimodal.compression.method import Compressor, Plan, Span, share
+from unimodal.compression.tokens.choosing import best
 
 DEPTHS = (8 / 32, 10 / 32, 13 / 32)  # before the layer behind 7, 9 and 12
 

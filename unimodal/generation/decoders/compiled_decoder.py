@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.generation.lean_decoder import LeanDecoder
+from unimodal.generation.decoders.lean_decoder import LeanDecoder
 
 GRAIN = 64
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.generation.reference_decoder import common_suffix, left_pad, places_after, visible_mask
+from unimodal.generation.decoders.reference_decoder import common_suffix, left_pad, places_after, visible_mask
 
 # Up to so many new tokens a mask repeated for each head of a group is cheaper than repeated keys and values.
 _FEW = 128

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.generation.lean_decoder import LeanDecoder, attend
+from unimodal.generation.decoders.lean_decoder import LeanDecoder, attend
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 

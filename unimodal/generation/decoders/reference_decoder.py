@@ -82,7 +82,7 @@ class ReferenceDecoder:
         prefixes: for each prompt what `export` gave for a text that begins with the same tokens, and how many of them
         to take, or None.
         """
-        from unimodal.generation.reference_cache import cache_with_room
+        from unimodal.generation.decoders.reference_cache import cache_with_room
 
         device = next(self.backbone.parameters()).device
         ids, self.pads = left_pad(prompts, pad_id, device)
@@ -133,7 +133,7 @@ class ReferenceDecoder:
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
         """Of the last ``num_new`` tokens only those numbered ``kept``, ascending, by stream, stay."""
-        from unimodal.generation.reference_cache import is_whole
+        from unimodal.generation.decoders.reference_cache import is_whole
 
         moves, length = places_after(self.pads.tolist(), kept, self.length, num_new)
         slots = [[*([0] * start), *taken] for start, taken in moves]

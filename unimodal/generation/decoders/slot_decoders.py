@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.generation.lean_decoder import LeanDecoder, rms_norm
-from unimodal.generation.packed_decoder import PackedDecoder
-from unimodal.generation.reference_decoder import ReferenceDecoder
+from unimodal.generation.decoders.lean_decoder import LeanDecoder, rms_norm
+from unimodal.generation.decoders.packed_decoder import PackedDecoder
+from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 
 _FIRST_STREAMS, _GRAIN = 8, 128
 
@@ -131,7 +131,7 @@ class ReferenceSlots(ReferenceDecoder):
         self.cache: Any = None
 
     def join(self, prompts: Sequence[Sequence[int]], pad_id: int, spans: Sequence[int]) -> Tensor:
-        from unimodal.generation.reference_cache import is_whole
+        from unimodal.generation.decoders.reference_cache import is_whole
 
         fresh = copy.copy(self)
         hidden = fresh.start(prompts, pad_id, max(spans))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unimodal.generation.sjd import SpeculativeJacobi
+from unimodal.generation.fast.sjd import SpeculativeJacobi
 
 
 @dataclass

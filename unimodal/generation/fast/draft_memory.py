@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from unimodal.generation.speculation import LATEST
+from unimodal.generation.fast.speculation import LATEST
 
 
 @dataclass

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unimodal.generation.coupled_sjd import CoupledSpeculativeJacobi
-from unimodal.generation.speculation import Row
+from unimodal.generation.fast.coupled_sjd import CoupledSpeculativeJacobi
+from unimodal.generation.fast.speculation import Row
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 
 def usable(row: Row, guesses: list[int], window: int) -> list[int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 
 @dataclass

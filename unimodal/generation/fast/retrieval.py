@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from unimodal.generation.draft_memory import DraftMemory
-from unimodal.generation.jacobi import agreed, chain
-from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.draft_memory import DraftMemory
+from unimodal.generation.fast.jacobi import agreed, chain
+from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 
 @dataclass

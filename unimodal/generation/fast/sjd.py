@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unimodal.generation.draft_memory import DraftMemory
-from unimodal.generation.jacobi import chain, usable
-from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.draft_memory import DraftMemory
+from unimodal.generation.fast.jacobi import chain, usable
+from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 # Independent noise for what is drawn at one place: acceptance, the residual, and guesses of one pass.
 _ACCEPT, _RESIDUAL, _GUESS = 1, 2, 3

@@ -19,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 
 @cache

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unimodal.generation.speculation import Draft, FastDecoder, Row, Verdict
+from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 from unimodal.vocabulary import Vocabulary
 
 

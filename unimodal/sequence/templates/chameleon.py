@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from unimodal.sequence.document import Document, Part, Text, Turn
-from unimodal.sequence.template import Rendered
-from unimodal.sequence.template_runs import Item, Run, RunTemplate
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import Rendered
+from unimodal.sequence.templates.runs import Item, Run, RunTemplate
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
 

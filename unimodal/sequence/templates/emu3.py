@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from unimodal.sequence.document import Document, Image, Media, Part, Text, Turn
-from unimodal.sequence.template_runs import Item, Run, RunTemplate
+from unimodal.sequence.templates.runs import Item, Run, RunTemplate
 
 USER, ASSISTANT = "USER: ", "ASSISTANT:"
 _MARKS = re.compile(f"({USER}|{ASSISTANT})")

@@ -16,9 +16,9 @@ from itertools import pairwise
 import numpy as np
 
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
-from unimodal.sequence.template import Rendered
-from unimodal.sequence.template_runs import Item, Run, RunTemplate
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import Rendered
+from unimodal.sequence.templates.runs import Item, Run, RunTemplate
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
 BREAK = "\n\n"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from unimodal.sequence.template import Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import Template
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
-from unimodal.vocabulary_adopted import AdoptedVocabulary
+from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 
 def open_template(name: str, vocabulary: Vocabulary, folder: str | Path) -> Template:
@@ -28,8 +28,8 @@ def open_template(name: str, vocabulary: Vocabulary, folder: str | Path) -> Temp
 
 
 TEMPLATES = {
-    "unimodal": ("unimodal.sequence.template", "Template"),
-    "emu3": ("unimodal.sequence.templates_emu3", "Emu3Template"),
-    "chameleon": ("unimodal.sequence.templates_chameleon", "ChameleonTemplate"),
-    "janus": ("unimodal.sequence.templates_janus", "JanusTemplate"),
+    "unimodal": ("unimodal.sequence.templates.own", "Template"),
+    "emu3": ("unimodal.sequence.templates.emu3", "Emu3Template"),
+    "chameleon": ("unimodal.sequence.templates.chameleon", "ChameleonTemplate"),
+    "janus": ("unimodal.sequence.templates.janus", "JanusTemplate"),
 }

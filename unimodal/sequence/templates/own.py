@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import MODALITY_INDEX, ROLES, Vocabulary
 
 IGNORE = -100

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text
-from unimodal.sequence.template import IGNORE, Rendered, Template
-from unimodal.sequence.text_tokenizer import TextTokenizer
+from unimodal.sequence.templates.own import IGNORE, Rendered, Template
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import MODALITY_INDEX, Vocabulary
 
 

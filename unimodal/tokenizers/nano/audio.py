@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unimodal.tokenizers.audio_head import GriffinLimHead, IstftHead, MaskedConvNeXt
-from unimodal.tokenizers.audio_mel import LogMel
 from unimodal.tokenizers.interface import Codes, MediaTokenizer, TokenizerConfig
-from unimodal.tokenizers.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.nano.audio_head import GriffinLimHead, IstftHead, MaskedConvNeXt
+from unimodal.tokenizers.nano.audio_mel import LogMel
+from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 
 FRAMES_PER_CODE = 2
 

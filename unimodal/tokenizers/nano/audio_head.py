@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unimodal.tokenizers.audio_mel import LogMel, Spectrum, griffin_lim
+from unimodal.tokenizers.nano.audio_mel import LogMel, Spectrum, griffin_lim
 
 
 class MaskedConvNeXt(nn.Module):

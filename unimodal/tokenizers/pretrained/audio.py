@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unimodal.tokenizers.interface import Codes, TokenizerConfig
-from unimodal.tokenizers.pretrained_base import (
+from unimodal.tokenizers.pretrained.base import (
     PretrainedConfig,
     PretrainedTokenizer,
     by_size,

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.tokenizers.interface import Codes, TokenizerConfig
-from unimodal.tokenizers.pretrained_base import check_codes, decode_rows, fill, plain_config, reference
-from unimodal.tokenizers.pretrained_image import (
+from unimodal.tokenizers.pretrained.base import check_codes, decode_rows, fill, plain_config, reference
+from unimodal.tokenizers.pretrained.image import (
     PretrainedImageConfig,
     PretrainedImageTokenizer,
     check_pictures,

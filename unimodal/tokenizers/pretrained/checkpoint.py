@@ -21,7 +21,7 @@ from typing import Any
 
 from unimodal.tokenizers import FAMILIES, load_tokenizer
 from unimodal.tokenizers.interface import MediaTokenizer
-from unimodal.tokenizers.pretrained_base import read_config
+from unimodal.tokenizers.pretrained.base import read_config
 
 # family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
 SOURCES = {

@@ -21,8 +21,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unimodal.tokenizers.interface import Codes, TokenizerConfig
-from unimodal.tokenizers.pretrained_base import by_size, check_codes, decode_rows, fill, plain_config, reference
-from unimodal.tokenizers.pretrained_image import (
+from unimodal.tokenizers.pretrained.base import by_size, check_codes, decode_rows, fill, plain_config, reference
+from unimodal.tokenizers.pretrained.image import (
     PretrainedImageConfig,
     PretrainedImageTokenizer,
     image_processor_settings,

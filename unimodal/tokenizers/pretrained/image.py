@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unimodal.tokenizers.pretrained_base import (
+from unimodal.tokenizers.pretrained.base import (
     PretrainedConfig,
     PretrainedTokenizer,
     check_kind,

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unimodal.tokenizers.interface import Codes, MediaReader, TokenizerConfig
-from unimodal.tokenizers.pretrained_base import (
+from unimodal.tokenizers.pretrained.base import (
     check_codes,
     decode_rows,
     fill,
@@ -25,7 +25,7 @@ from unimodal.tokenizers.pretrained_base import (
     plain_config,
     reference,
 )
-from unimodal.tokenizers.pretrained_image import (
+from unimodal.tokenizers.pretrained.image import (
     PixelScale,
     PretrainedImageConfig,
     PretrainedImageTokenizer,

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 
 from unimodal.tokenizers.interface import TokenizerConfig
-from unimodal.tokenizers.pretrained_audio import PretrainedAudioConfig, PretrainedAudioTokenizer
-from unimodal.tokenizers.pretrained_base import check_kind, load_reference, plain_config, reference
+from unimodal.tokenizers.pretrained.audio import PretrainedAudioConfig, PretrainedAudioTokenizer
+from unimodal.tokenizers.pretrained.base import check_kind, load_reference, plain_config, reference
 
 
 class Xcodec2TokenizerConfig(PretrainedAudioConfig):

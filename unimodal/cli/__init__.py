@@ -1,0 +1,1 @@
+"""The `unimodal` command: one file a group of commands; `app.py` begins."""

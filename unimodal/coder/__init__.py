@@ -1,0 +1,1 @@
+"""Files ⇄ codes, through the media tokenizers of one model folder."""

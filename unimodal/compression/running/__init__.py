@@ -1,0 +1,1 @@
+"""What applies a plan: to hidden states, positions, masks and the cache of a running model."""

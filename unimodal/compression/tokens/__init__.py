@@ -1,0 +1,1 @@
+"""Methods that shorten what the decoder reads, one a file."""

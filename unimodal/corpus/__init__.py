@@ -1,0 +1,1 @@
+"""Datasets → rendered documents, with codes that are made once."""

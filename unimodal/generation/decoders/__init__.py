@@ -1,0 +1,1 @@
+"""One step of a decoder, several ways: reference, lean, packed, compiled, slots."""

@@ -1,0 +1,1 @@
+"""Several tokens a step, one method a file; `unimodal.generation.DECODERS` names them."""

@@ -1,0 +1,1 @@
+"""How a document is written as tokens, one template a file; `open.py` chooses."""

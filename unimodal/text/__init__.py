@@ -1,0 +1,1 @@
+"""Text tokenizers: our own SentencePiece pieces, and those that a base brings."""

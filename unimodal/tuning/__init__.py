@@ -1,0 +1,1 @@
+"""A base and media tokenizers → a model to train → a model folder."""

@@ -1,0 +1,29 @@
+"""What the rows of a model stand for: text, controls, and a block of codes for every group of a medium."""
+
+from unimodal.vocabulary.layout import (
+    CONTROLS,
+    MEDIA,
+    MODALITIES,
+    MODALITY_INDEX,
+    ROLES,
+    Block,
+    Control,
+    Segment,
+    SpanLayout,
+    standard_layouts,
+)
+from unimodal.vocabulary.vocabulary import Vocabulary
+
+__all__ = [
+    "CONTROLS",
+    "MEDIA",
+    "MODALITIES",
+    "MODALITY_INDEX",
+    "ROLES",
+    "Block",
+    "Control",
+    "Segment",
+    "SpanLayout",
+    "Vocabulary",
+    "standard_layouts",
+]
