@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unimodal.config import Config, atomic_write_bytes, atomic_write_text
+from unimodal.config import Config
+from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
+from unimodal.files import atomic_write_text
 from unimodal.model.adapter import BASE_FILE, load_adapter, save_adapter
 from unimodal.training.command import recipe_main
 

@@ -60,7 +60,7 @@ class Gallery:
         self.sections.append(f'<div class="row">\n{body}\n</div>')
 
     def write(self, model: str) -> Path:
-        from unimodal.config import atomic_write_text
+        from unimodal.files import atomic_write_text
 
         title = f"What {model} does"
         page = f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'

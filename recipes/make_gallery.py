@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
+from unimodal.files import atomic_write_text
 from unimodal.media.image import save_image
 from unimodal.media.preview import contact_sheet
 from unimodal.training.command import recipe_main

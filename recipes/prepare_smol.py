@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
 from unimodal.data import coded, plain_text, sources
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.files import atomic_write_text
 from unimodal.model.base import SMOLLM2, BaseModel, load_base
 from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.templates.own import Rendered, Template

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
+from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses

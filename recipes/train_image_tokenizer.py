@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
+from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig
 from unimodal.training.command import recipe_main

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from unimodal.config import Config, atomic_write_bytes, atomic_write_text
+from unimodal.config import Config
 from unimodal.data import coded, sources
 from unimodal.data.mixture import Batches, Mixture
+from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
 from unimodal.model.structured_rows import begin_from, finish, level_features, structure

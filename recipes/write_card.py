@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
+from unimodal.files import atomic_write_text
 from unimodal.training.command import recipe_main
 
 METADATA = """---

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
+from unimodal.files import atomic_write_text
 from unimodal.training.command import recipe_main
 
 CARD = """---

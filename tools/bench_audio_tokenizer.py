@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unimodal.config import atomic_write_text
+from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.audio_head import GriffinLimHead
 

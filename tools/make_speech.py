@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimodal.config import atomic_write_bytes
+from unimodal.files import atomic_write_bytes
 
 SAMPLE_RATE_HZ = 16_000
 HELD_OUT_VOICE = "awb"

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unimodal.config import atomic_write_bytes
 from unimodal.data.coded import code_point_key
+from unimodal.files import atomic_write_bytes
 
 SIZE = 64
 NUM_FRAMES = 9

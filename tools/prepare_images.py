@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unimodal.config import atomic_write_bytes
 from unimodal.data.coded import code_point_key
+from unimodal.files import atomic_write_bytes
 
 SIZE = 64  # side of a packed picture, pixels
 RENDER_SIZE = 256  # side at which vector pictures are drawn before they are reduced

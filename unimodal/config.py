@@ -1,4 +1,4 @@
-"""Settings: pydantic models ⇄ YAML ⇄ `--set a.b=c`, and the atomic file writes that every saved thing goes through.
+"""Settings: pydantic models ⇄ YAML ⇄ `--set a.b=c`.
 
 A recipe declares its settings as one `Config` class. A YAML file holds only what differs from the defaults, `--set`
 changes single values on top of it, and the resolved settings are saved beside the weights:
@@ -15,15 +15,14 @@ unknown key is an error that suggests the nearest known one.
 """
 
 import difflib
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unimodal.files import atomic_write_text
 
 
 class Config(BaseModel):
@@ -58,42 +57,6 @@ def save_config(config: Config, path: str | Path) -> None:
     """Write every resolved setting as YAML; `load_config(type(config), path)` gives an equal object back."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
     atomic_write_text(path, text)
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix, folders made) that replaces `path` only if the block succeeds.
-
-    What is written there is flushed to the disk first, so a full disk, an exception or Ctrl-C leaves the old file
-    whole and no half-written one behind.
-    """
-    target = Path(os.path.realpath(path))  # a link is followed, not replaced by a file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        _sync(temporary)
-        temporary.chmod(_mode(target))
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    if os.name == "posix":
-        _sync(target.parent)  # the new name itself
-
-
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path` whole or not at all."""
-    atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
@@ -224,20 +187,3 @@ def _set(values: dict[str, Any], override: str) -> None:
             if section.get(index) is None:
                 section[index] = {}
             section = section[index]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _mode(target: Path) -> int:
-    """Permissions of the file that is replaced, or those of a new file (mkstemp's are for the owner alone)."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.config import atomic_write_text
+from unimodal.files import atomic_write_text
 from unimodal.media.audio import load_audio, save_audio
 from unimodal.media.files import shown
 from unimodal.media.image import fit_image, load_image, save_image, to_bytes

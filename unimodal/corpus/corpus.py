@@ -25,13 +25,14 @@ from torch import Tensor
 
 from unimodal.coder.features import FeatureMemory
 from unimodal.coder.media_coder import MediaCoder
-from unimodal.config import Config, atomic_write_bytes
+from unimodal.config import Config
 from unimodal.corpus.tokenizer import as_chatted
 from unimodal.data.datasets import DatasetConfig, ImportedDataset, open_dataset
 from unimodal.data.mixture import Batches, DocumentSet, Mixture, shuffled
 from unimodal.data.sources import generator
 from unimodal.data.token_shards import MANIFEST, TokenShards
 from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.files import atomic_write_bytes
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.sequence.packing import PackedBatch, pack, stack
 from unimodal.sequence.templates.own import Rendered, Template

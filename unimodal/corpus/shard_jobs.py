@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from unimodal.config import Config, atomic_write_text
+from unimodal.config import Config
 from unimodal.corpus.tokenizer import CorpusTokenizer
 from unimodal.data.datasets import DatasetConfig, ImportedDataset, open_dataset
 from unimodal.data.token_shards import (
@@ -36,6 +36,7 @@ from unimodal.data.token_shards import (
     remove_partial_shards,
     write_shard,
 )
+from unimodal.files import atomic_write_text
 from unimodal.sequence.templates.own import Rendered
 from unimodal.vocabulary import MODALITIES
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from unimodal.config import atomic_write_text
+from unimodal.files import atomic_write_text
 from unimodal.sequence.templates.own import IGNORE, Rendered
 
 FORMAT_VERSION = 1

@@ -78,8 +78,8 @@ def run_suites(
     A suite with `files(figures)` and `table(figures)` has its own table, also written beside the report.
     The report at `out` is continued if it is of the same model, seed and limit: suites that are not run again stay.
     """
-    from unimodal.config import atomic_write_text
     from unimodal.evaluation.report import continue_report, new_report, save_report, table
+    from unimodal.files import atomic_write_text
 
     names = suites_named(names)
     hashes = {**model.coder.sha256, **{name: _sha256_of(path) for name, path in _weights(model.folder).items()}}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unimodal.config import atomic_write_text
+from unimodal.files import atomic_write_text
 
 
 def new_report(model_name: str, hashes: Mapping[str, str], seed: int, limit: int | None) -> dict[str, Any]:

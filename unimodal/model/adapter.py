@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unimodal.config import atomic_write_bytes, atomic_write_text
+from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.model.base import BaseModel, Precision, base_sha256, load_base
 from unimodal.model.lora import ADAPTER, add_lora, load_lora_state, lora_layers, lora_state, merge_lora
 from unimodal.model.rows import ExtendedEmbedding, extend_rows, merge_rows, new_rows

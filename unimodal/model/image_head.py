@@ -71,7 +71,7 @@ class ImageHead(nn.Module):
     def save(self, folder: str | Path) -> None:
         from safetensors.torch import save
 
-        from unimodal.config import atomic_write_bytes
+        from unimodal.files import atomic_write_bytes
 
         state = {
             f"{side}.{name}": tensor.detach().cpu().contiguous()

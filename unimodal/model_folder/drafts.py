@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from unimodal.config import atomic_write_bytes
+from unimodal.files import atomic_write_bytes
 from unimodal.generation import make_decoder
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from unimodal.config import atomic_write_text
+from unimodal.files import atomic_write_text
 from unimodal.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TextTokenizer
 from unimodal.vocabulary import ROLES, SpanLayout, Vocabulary
 

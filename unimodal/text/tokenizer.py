@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from unimodal.config import atomic_write_text
+from unimodal.files import atomic_write_text
 from unimodal.vocabulary import CONTROLS
 
 TOKENIZER_FILE = "tokenizer.json"

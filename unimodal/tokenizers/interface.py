@@ -115,7 +115,7 @@ class StoredModule(nn.Module):
         """
         from safetensors.torch import save
 
-        from unimodal.config import atomic_write_bytes, atomic_write_text
+        from unimodal.files import atomic_write_bytes, atomic_write_text
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

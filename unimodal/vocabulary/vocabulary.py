@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from unimodal.config import atomic_write_text
+from unimodal.files import atomic_write_text
 from unimodal.vocabulary.grid import Grid
 from unimodal.vocabulary.layout import (
     CONTROLS,
