@@ -30,7 +30,7 @@ from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer
 from unimodal.training.command import recipe_main
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import parse_vocabulary
 
 DECODER_FILES = (
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -113,7 +113,7 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
     manifest: dict[str, Any] = json.loads((cfg.models / "nano" / "vocabulary.json").read_text())
     for block in manifest["blocks"]:
         block["sha256"] = hashes[block["name"]]
-    Vocabulary.from_dict(manifest).save(cfg.out / "vocabulary.json")
+    parse_vocabulary(manifest).save(cfg.out / "vocabulary.json")
     generation = json.loads((cfg.out / "generation_config.json").read_text())
     atomic_write_text(
         cfg.out / "generation_config.json", json.dumps({**generation, "unimodal": cfg.sampling}, indent=2) + "\n"

@@ -53,7 +53,7 @@ from unimodal.generation.fast.speculation import FastDecoder
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
 from unimodal.model_folder.drafts import REMEMBERING, read_drafts
-from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
 
 DRAFTED = "+drafts"
 SHAPES = {  # width, layers, heads, key/value heads, MLP width, text rows
@@ -176,7 +176,7 @@ def random_model(shape: str) -> tuple[Any, Vocabulary]:
 def trained_model(folder: Path) -> tuple[Any, Vocabulary]:
     """The decoder of a model folder alone: its media tokenizers are not needed for speed."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), Vocabulary.load(folder / "vocabulary.json")
+    return model.eval(), read_vocabulary(folder / "vocabulary.json")
 
 
 def request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int], list[int]]:

@@ -51,7 +51,7 @@ from unimodal.tokenizers import pretrained, stored_sha256
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained.base import check_kind, load_reference, weight_files
 from unimodal.tokenizers.pretrained.janus import JanusReader
-from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary
+from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary.grid import GridMarks
 from unimodal.vocabulary.layout import FeatureSpan
@@ -137,7 +137,7 @@ def finish(
             "unimodal": {name: settings.model_dump() for name, settings in sampling.items()},
         },
     )
-    open_template(template, Vocabulary.load(new / "vocabulary.json"), new)  # what was written can be read
+    open_template(template, read_vocabulary(new / "vocabulary.json"), new)  # what was written can be read
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -146,7 +146,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def check_words(new: Path, source: Source, template: str, document: Document, to: str | None, expected: str) -> None:
     """ValueError unless our format and the checkpoint's own tokenizer write a sample prompt in the same rows."""
-    ours = open_template(template, Vocabulary.load(new / "vocabulary.json"), new)
+    ours = open_template(template, read_vocabulary(new / "vocabulary.json"), new)
     found = ours.render(document, add_generation_prompt=True, to=to).ids.tolist()
     wanted = source.tokenizer(expected, add_special_tokens=False)["input_ids"]
     if found != wanted:

@@ -22,7 +22,7 @@ from unimodal.export.stock import export_model
 from unimodal.model.adapter import load_adapter
 from unimodal.model_folder.find import find_model
 from unimodal.pipeline import load
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import read_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,7 +134,7 @@ def test_rows_equal_vocab_size_and_no_token_lies_beyond(adapters, tied, tmp_path
 
     export_model(adapters[tied], tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    vocabulary = Vocabulary.load(tmp_path / "out" / "vocabulary.json")
+    vocabulary = read_vocabulary(tmp_path / "out" / "vocabulary.json")
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         names = set(file.keys())
         tables = [n for n in ("model.embed_tokens.weight", "lm_head.weight") if n in names]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unimodal.generation.grammar import Grammar
-from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, parse_vocabulary
 
 PICTURE = [Segment("semantic", 3), Segment("image", 5, mark=False)]
 
@@ -29,7 +29,7 @@ def test_spans_round_trip(vocabulary: Vocabulary, modality: str, steps: int, mar
     assert rows[4] == vocabulary.block_range("image").start + codes[3]
     found, decoded = vocabulary.decode_span(rows)
     assert found == modality and decoded.tolist() == codes.tolist()
-    assert Vocabulary.from_dict(vocabulary.to_dict()).layout(modality) == vocabulary.layout(modality)
+    assert parse_vocabulary(vocabulary.to_dict()).layout(modality) == vocabulary.layout(modality)
 
 
 @pytest.mark.parametrize("modality", ["image", "video"])

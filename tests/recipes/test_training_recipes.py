@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from unimodal.data import coded, sources
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import read_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 STYLES = ("noto", "fluent3d", "fluentflat", "twemoji")
@@ -135,7 +135,7 @@ def test_speech_to_be_written_is_read_as_the_transcript_of_the_same_codes(work: 
     """Whatever the request around the words: the ids at the codes are those of the trained answer."""
     train_nano = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")
     model, speech = work / "models" / "nano", coded.load_speech(work / "prepared" / "speech", max_codes=160)
-    text, vocabulary = TextTokenizer.load(model), Vocabulary.load(model / "vocabulary.json")
+    text, vocabulary = TextTokenizer.load(model), read_vocabulary(model / "vocabulary.json")
     audio, template = vocabulary.block_range("audio"), Template(vocabulary, text)
     words_of = train_nano["words_by_codes"](speech, audio, text)
     for item in range(len(speech)):

@@ -11,7 +11,7 @@ from tests.tiny_checkpoints import byte_bpe
 from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import IGNORE
-from unimodal.vocabulary import Block, Control, Segment, SpanLayout
+from unimodal.vocabulary import Block, Control, Segment, SpanLayout, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 from unimodal.vocabulary.grid import GridMarks
 
@@ -42,8 +42,8 @@ def formats(tmp_path_factory):
         layout = SpanLayout("image", [Segment("image", 6)], marks if name == "emu3" else None)
         vocabulary = AdoptedVocabulary(raw.get_vocab_size() + 4, controls, [block], [layout], reserved)
         vocabulary.save(folder / "vocabulary.json")
-        assert AdoptedVocabulary.load(folder / "vocabulary.json") == vocabulary
-        made[name] = open_template(name, AdoptedVocabulary.load(folder / "vocabulary.json"), folder)
+        assert read_vocabulary(folder / "vocabulary.json") == vocabulary
+        made[name] = open_template(name, read_vocabulary(folder / "vocabulary.json"), folder)
     return made
 
 

@@ -97,12 +97,12 @@ def _judges() -> str:
 def _model_lines(model: str | None) -> Iterator[tuple[str, str]]:
     from unimodal.text.tokenizer import TextTokenizer
     from unimodal.tokenizers import stored_sha256
-    from unimodal.vocabulary import Vocabulary
+    from unimodal.vocabulary import read_vocabulary
 
     try:
         folder = find_model(model)
         info = describe(folder)
-        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        vocabulary = read_vocabulary(folder / "vocabulary.json")
     except ValueError as error:
         yield "model", f"missing: {error}"
         return

@@ -26,7 +26,7 @@ from unimodal.model_folder.find import ProcessorConfig, read_json, read_processo
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaReader, MediaTokenizer
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import Vocabulary, read_vocabulary
 
 CODES_FORMAT = 1
 Grid3 = tuple[int, int, int]
@@ -125,7 +125,7 @@ def load_coder(
     folder: Path, device: torch.device | str = "cpu", on_step: Callable[[str], None] = lambda step: None
 ) -> MediaCoder:
     """The media side of a model folder alone, without its decoder."""
-    return MediaCoder(folder, Vocabulary.load(folder / "vocabulary.json"), read_processor(folder), device, on_step)
+    return MediaCoder(folder, read_vocabulary(folder / "vocabulary.json"), read_processor(folder), device, on_step)
 
 
 class MediaCoder:

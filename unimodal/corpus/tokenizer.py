@@ -14,7 +14,7 @@ from unimodal.model_folder.find import find_model, read_processor
 from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Rendered, Template
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import read_vocabulary
 
 
 class CorpusTokenizer:
@@ -28,7 +28,7 @@ class CorpusTokenizer:
         self, model: str | os.PathLike[str] | None = None, device: str = "cpu", max_tokens: int | None = None
     ) -> None:
         self.folder = tokenizer_source(model)
-        self.vocabulary = Vocabulary.load(self.folder / "vocabulary.json")
+        self.vocabulary = read_vocabulary(self.folder / "vocabulary.json")
         processor = read_processor(self.folder)
         self.template = open_template(processor.template, self.vocabulary, self.folder)
         self.coder = MediaCoder(self.folder, self.vocabulary, processor, device)

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from unimodal.export.stock import EXPORT_FILE
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import read_vocabulary
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 CARD, EVAL_RESULTS = "README.md", ".eval_results"
@@ -103,7 +103,7 @@ def _check(path: Path, known: Mapping[str, Any], text: str, statement: Statement
 def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
     """The YAML block's entries, in order; empty ones are left out."""
     record = _read(folder / EXPORT_FILE)
-    media = Vocabulary.load(folder / "vocabulary.json").media
+    media = read_vocabulary(folder / "vocabulary.json").media
     base = record.get("base_model")
     found = {
         "license": statement.license,
@@ -120,7 +120,7 @@ def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
 def _from_template(folder: Path, repo: str, metadata: dict[str, Any], statement: Statement) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    config, vocabulary = _read(folder / "config.json"), Vocabulary.load(folder / "vocabulary.json")
+    config, vocabulary = _read(folder / "config.json"), read_vocabulary(folder / "vocabulary.json")
     data = [statement.data or ""]
     data += [f"- [{name}](https://huggingface.co/datasets/{name})" for name in statement.datasets]
     card = ModelCard.from_template(

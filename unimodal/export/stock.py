@@ -36,7 +36,7 @@ from unimodal.model.base import decoder_class, load_base
 from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, weight_files
 from unimodal.tokenizers import stored_sha256
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -78,7 +78,7 @@ def export_model(
     check_target(out, force)
     _check_apart(source, out)
     check_weight_files(weight_files(source))
-    vocabulary = Vocabulary.load(source / "vocabulary.json")
+    vocabulary = read_vocabulary(source / "vocabulary.json")
     check_tokenizers(source, vocabulary)
     if (source / HEAD_FILE).is_file() and not isinstance(vocabulary, AdoptedVocabulary):
         raise ValueError(

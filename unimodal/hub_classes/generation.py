@@ -26,7 +26,7 @@ from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import read_vocabulary
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 GENERATE_OPTIONS = (
@@ -61,7 +61,7 @@ class MultimodalGeneration:
         model = super().from_pretrained(pretrained_model_name_or_path, *args, **options)  # type: ignore[misc]
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.media_folder = folder_of(str(pretrained_model_name_or_path), options)
-        loaded.vocabulary = Vocabulary.load(loaded.media_folder / "vocabulary.json")
+        loaded.vocabulary = read_vocabulary(loaded.media_folder / "vocabulary.json")
         return model
 
     @property

@@ -32,7 +32,7 @@ from unimodal.model_folder.find import read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Media, Part, Text, Turn, Video
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import read_vocabulary
 
 SOURCES = ("path", "url", "base64", "data", "image", "audio", "video", "codes", "image_url")
 
@@ -48,7 +48,7 @@ class MultimodalProcessor(ProcessorMixin):
         folder = folder_of(str(pretrained_model_name_or_path), options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         processor = cls(tokenizer, chat_template=tokenizer.chat_template)
-        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        vocabulary = read_vocabulary(folder / "vocabulary.json")
         processor.template = Template(vocabulary, TextTokenizer.load(folder))
         processor.coder = MediaCoder(folder, vocabulary, read_processor(folder))
         return processor

@@ -24,7 +24,7 @@ from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.model.base import BaseModel, Precision, base_sha256, load_base
 from unimodal.model.lora import ADAPTER, add_lora, load_lora_state, lora_layers, lora_state, merge_lora
 from unimodal.model.rows import ExtendedEmbedding, extend_rows, merge_rows, new_rows
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import Vocabulary, read_vocabulary
 
 BASE_FILE = "base.json"
 ROWS_FILE = "new_rows.safetensors"
@@ -107,7 +107,7 @@ def load_adapter(
     """
     folder = Path(folder)
     record = _record(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    vocabulary = read_vocabulary(folder / "vocabulary.json")
     base = base or load_base(record["base"], precision)
     model = base.model
     if base.num_rows != record["base_rows"]:

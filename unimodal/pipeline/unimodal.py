@@ -44,7 +44,7 @@ from unimodal.pipeline.speech_reading import own_way
 from unimodal.sequence.document import Document, Part, Text, Turn
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Rendered, Template
-from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary import read_vocabulary
 
 __all__ = ["MediaCodes", "Output", "Unimodal", "load"]
 
@@ -68,7 +68,7 @@ def load(
     """
     folder = find_model(model)
     on_step("loading the model")
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    vocabulary = read_vocabulary(folder / "vocabulary.json")
     processor = read_processor(folder)
     template = open_template(processor.template, vocabulary, folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

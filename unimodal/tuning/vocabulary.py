@@ -38,7 +38,7 @@ from unimodal.sequence.templates.own import Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.loop import WeightedLoss
-from unimodal.vocabulary import CONTROLS, Vocabulary
+from unimodal.vocabulary import CONTROLS, Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 
 #: what the controls mean, in words that any base knows: where their rows begin
@@ -74,7 +74,7 @@ def joint_template(base: BaseModel, media: MediaCoder | None) -> Template:
     text = TextTokenizer(base.tokenizer)
     own = Path(base.name) / "vocabulary.json"
     if own.is_file() and not is_adapter(base.name):
-        vocabulary = Vocabulary.load(own)
+        vocabulary = read_vocabulary(own)
         if not isinstance(vocabulary, AdoptedVocabulary):
             return Template(vocabulary, text)
         if media is None or media.folder.resolve() != own.parent.resolve():
@@ -161,7 +161,7 @@ def donor_rows(folder: Path, template: Template) -> dict[str, Donor]:
     from safetensors.torch import load_file
 
     vocabulary, text = template.vocabulary, template.text
-    theirs, their_text = Vocabulary.load(folder / "vocabulary.json"), TextTokenizer.load(folder)
+    theirs, their_text = read_vocabulary(folder / "vocabulary.json"), TextTokenizer.load(folder)
     state = load_file(folder / "model.safetensors")
     tables = {"input": state["model.embed_tokens.weight"], "output": state.get("lm_head.weight")}
     pairs = [(theirs.control_id(name) - theirs.text_size, theirs.control_id(name)) for name in CONTROLS]

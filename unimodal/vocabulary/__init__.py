@@ -12,6 +12,7 @@ from unimodal.vocabulary.layout import (
     SpanLayout,
     standard_layouts,
 )
+from unimodal.vocabulary.read import parse_vocabulary, read_vocabulary
 from unimodal.vocabulary.vocabulary import Vocabulary
 
 __all__ = [
@@ -25,5 +26,7 @@ __all__ = [
     "Segment",
     "SpanLayout",
     "Vocabulary",
+    "parse_vocabulary",
+    "read_vocabulary",
     "standard_layouts",
 ]

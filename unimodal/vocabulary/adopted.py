@@ -9,7 +9,7 @@ Legend: V rows of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,10 +105,6 @@ class AdoptedVocabulary(Vocabulary):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "adopted": True}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
-        return Vocabulary.from_dict(data)
 
     def __repr__(self) -> str:
         parts = " + ".join(f"{block.size} {block.label} from {block.start}" for block in self.blocks)

@@ -25,7 +25,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -64,7 +64,7 @@ FORMAT_VERSION = 1
 
 
 class Vocabulary:
-    """Integer arithmetic between codes and rows. Build one with `build`, read one with `load`."""
+    """Integer arithmetic between codes and rows. Build one with `build`, read one with `read_vocabulary`."""
 
     def __init__(
         self,
@@ -125,28 +125,6 @@ class Vocabulary:
     def save(self, path: str | Path) -> None:
         atomic_write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: str | Path, tokenizer_hashes: Mapping[str, str] | None = None) -> Vocabulary:
-        """Reads `vocabulary.json`; `tokenizer_hashes` maps block names (and `text`) to the sha256 at hand.
-
-        Raises ValueError when the file is not a vocabulary or a hash differs; the message names both hashes.
-        """
-        path = Path(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; a model folder holds its vocabulary.json") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{path}: not a JSON file ({error}); take vocabulary.json from the model's folder"
-            ) from None
-        try:
-            vocabulary = cls.from_dict(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        vocabulary.check_hashes(tokenizer_hashes or {}, source=str(path))
-        return vocabulary
-
     def check_hashes(self, tokenizer_hashes: Mapping[str, str], source: str = "vocabulary") -> None:
         """ValueError when a tokenizer at hand is not the one this vocabulary was built with."""
         for name, found in tokenizer_hashes.items():
@@ -174,15 +152,16 @@ class Vocabulary:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Vocabulary:
+    def from_dict(cls, data: object) -> Self:
+        """The inverse of `to_dict`, of a vocabulary of this class; `read.py` finds which class it is.
+
+        Raises ValueError for data that is no vocabulary.
+        """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT_VERSION:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"vocabulary format {found!r} is not {FORMAT_VERSION}; use the unimodal that wrote it")
-        kind: type[Vocabulary] = cls
-        if data.get("adopted"):
-            from unimodal.vocabulary.adopted import AdoptedVocabulary as kind
         try:
-            vocabulary = kind(
+            vocabulary = cls(
                 data["text"]["size"],
                 [Control(**item) for item in data["controls"]],
                 [Block(**item) for item in data["blocks"]],

@@ -1,0 +1,36 @@
+"""Reads a `vocabulary.json` and chooses its class: our own order of rows, or that of an adopted checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from unimodal.vocabulary.adopted import AdoptedVocabulary
+from unimodal.vocabulary.vocabulary import Vocabulary
+
+
+def read_vocabulary(path: str | Path, tokenizer_hashes: Mapping[str, str] | None = None) -> Vocabulary:
+    """The vocabulary of a file; `tokenizer_hashes` maps block names (and `text`) to the sha256 at hand.
+
+    Raises ValueError when the file is not a vocabulary or a hash differs; the message names both hashes.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; a model folder holds its vocabulary.json") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); take vocabulary.json from the model's folder") from None
+    try:
+        vocabulary = parse_vocabulary(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    vocabulary.check_hashes(tokenizer_hashes or {}, source=str(path))
+    return vocabulary
+
+
+def parse_vocabulary(data: object) -> Vocabulary:
+    """The inverse of `Vocabulary.to_dict`, of either class. Raises ValueError for data that is no vocabulary."""
+    adopted = isinstance(data, Mapping) and bool(data.get("adopted"))
+    return (AdoptedVocabulary if adopted else Vocabulary).from_dict(data)
