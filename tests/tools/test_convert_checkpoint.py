@@ -337,7 +337,7 @@ def test_a_converted_folder_stands_alone(converted, tmp_path):
 
 
 def test_a_picture_goes_to_codes_and_back_through_the_folder(emu3, tmp_path):
-    from unimodal.coder.media_coder import MediaCodes
+    from unimodal.coder.outputs import MediaCodes
 
     ours, *_ = emu3
     codes = ours.tokenize(photo(tmp_path, 60, 33))

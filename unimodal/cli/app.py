@@ -208,7 +208,7 @@ def detokenize(
     model: Model = None,
 ) -> None:
     """Turn codes back into a picture, a sound or a clip."""
-    from unimodal.coder.media_coder import MediaCodes
+    from unimodal.coder.outputs import MediaCodes
 
     read = MediaCodes.load(codes)
     _check_out(out, read.modality)

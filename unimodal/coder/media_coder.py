@@ -6,119 +6,25 @@ Shapes: B batch, T samples or frames, H and W height and width, N codes, G group
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.files import atomic_write_text
-from unimodal.media.audio import load_audio, save_audio
+from unimodal.coder.outputs import Grid3, MediaCodes, Output
+from unimodal.media.audio import load_audio
 from unimodal.media.files import shown
-from unimodal.media.image import fit_image, load_image, save_image, to_bytes
+from unimodal.media.image import fit_image, load_image, to_bytes
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
-from unimodal.media.video import load_video, save_video
+from unimodal.media.video import load_video
 from unimodal.model_folder.find import ProcessorConfig, read_json, read_processor, reader_folder, tokenizer_folder
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaReader, MediaTokenizer
 from unimodal.vocabulary import Vocabulary, read_vocabulary
-
-CODES_FORMAT = 1
-Grid3 = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Output:
-    """One part of an answer: its document part, and for media what it decodes to.
-
-    media: picture [3, H, W], sound [T] or clip [T, 3, H, W]; rate: samples or frames a second (None for a picture).
-    """
-
-    part: Part
-    media: Tensor | None = None
-    rate: float | None = None
-
-    @property
-    def modality(self) -> str:
-        return "text" if isinstance(self.part, Text) else self.part.modality
-
-    @property
-    def text(self) -> str:
-        """The words of a text part, '' for media."""
-        return self.part.text if isinstance(self.part, Text) else ""
-
-    @property
-    def num_codes(self) -> int:
-        """Code steps of a medium, 0 of a text."""
-        return 0 if isinstance(self.part, Text) else len(self.part.codes)
-
-    def __repr__(self) -> str:
-        if isinstance(self.part, Text):
-            return f"Output({self.text!r})"
-        shape = "" if self.media is None else f", {list(self.media.shape)}"
-        return f"Output({self.modality}, {len(self.part.codes)} codes{shape})"
-
-    def save(self, path: str | Path) -> None:
-        """Writes the file whole or not at all, in the format of its suffix; ValueError for one that does not fit."""
-        if self.media is None:
-            atomic_write_text(path, self.text + "\n")
-        elif self.modality == "image":
-            save_image(self.media, path)
-        elif self.modality == "audio":
-            save_audio(self.media, path, int(self.rate or 16_000))
-        else:
-            save_video(self.media, path, float(self.rate or 8))
-
-
-@dataclass(frozen=True)
-class MediaCodes:
-    """What `unimodal tokenize` writes: the codes of one file and the tokenizer that made them."""
-
-    modality: str
-    tokenizer_sha256: str
-    codes: np.ndarray  # int64 [N] or [N, G]
-    grid: tuple[int, int, int] | None = None
-    seconds: float | None = None
-
-    def save(self, path: str | Path) -> None:
-        fields = {
-            "format": CODES_FORMAT,
-            "modality": self.modality,
-            "tokenizer_sha256": self.tokenizer_sha256,
-            "grid": None if self.grid is None else list(self.grid),
-            "seconds": self.seconds,
-            "codes": self.codes.tolist(),
-        }
-        atomic_write_text(path, json.dumps(fields) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> MediaCodes:
-        """Raises ValueError, in one line, for a file that `save` did not write."""
-        name = shown(path)
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{name}: no such file; check the path") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{name} is not a file of codes ({' '.join(str(error).split())[:120]})") from None
-        if not isinstance(fields, dict) or fields.get("format") != CODES_FORMAT or "codes" not in fields:
-            raise ValueError(f"{name} is not a file of codes; make one with `unimodal tokenize FILE --out {name}`")
-        try:
-            codes = np.array(fields["codes"])
-            if codes.dtype.kind != "i" or codes.ndim not in (1, 2) or not codes.size:
-                raise ValueError("codes must be a list of integers")
-            if fields["modality"] not in MEDIA_PARTS:
-                raise ValueError(f"modality {fields['modality']!r} is unknown")
-            grid = None if fields.get("grid") is None else cast(tuple[int, int, int], tuple(map(int, fields["grid"])))
-            seconds = None if fields.get("seconds") is None else float(fields["seconds"])
-            return cls(fields["modality"], str(fields["tokenizer_sha256"]), codes.astype(np.int64), grid, seconds)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{name} is not a usable file of codes ({error}); tokenize the medium again") from None
 
 
 def load_coder(

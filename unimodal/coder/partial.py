@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from unimodal.coder.media_coder import MediaCoder, Output
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.coder.outputs import Output
 from unimodal.generation.request import TokenEvent
 from unimodal.sequence.document import Image
 

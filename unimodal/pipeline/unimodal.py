@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from unimodal.coder.features import FeatureMemory
-from unimodal.coder.media_coder import MediaCoder, MediaCodes, Output
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.coder.outputs import MediaCodes, Output
 from unimodal.coder.partial import PartialPictures
 from unimodal.generation.engine import Engine, GenerationConfig, TokenEvent
 from unimodal.generation.fast.speculation import FastDecoder

@@ -18,10 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unimodal.tokenizers.interface import Codes, MediaTokenizer, TokenizerConfig
+from unimodal.tokenizers.interface import Codes, MediaTokenizer
 from unimodal.tokenizers.nano.audio_head import GriffinLimHead, IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_mel import LogMel
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.stored import TokenizerConfig
 
 FRAMES_PER_CODE = 2
 

@@ -25,10 +25,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from unimodal.tokenizers.interface import Codes, MediaTokenizer, TokenizerConfig
+from unimodal.tokenizers.interface import Codes, MediaTokenizer
 from unimodal.tokenizers.nano.efficientnet import NUM_FEATURES, EfficientNetLite0
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 from unimodal.tokenizers.parts.trunks import ResidualConv, TransformerBlock
+from unimodal.tokenizers.stored import TokenizerConfig
 
 
 class ImageTokenizerConfig(TokenizerConfig):

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Codes, TokenizerConfig
+from unimodal.tokenizers.interface import Codes
 from unimodal.tokenizers.pretrained.base import (
     PretrainedConfig,
     PretrainedTokenizer,
@@ -35,6 +35,7 @@ from unimodal.tokenizers.pretrained.base import (
     plain_config,
     reference,
 )
+from unimodal.tokenizers.stored import TokenizerConfig
 
 
 class PretrainedAudioConfig(PretrainedConfig):

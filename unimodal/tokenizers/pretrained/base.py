@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from unimodal.tokenizers.interface import Codes, MediaTokenizer, TokenizerConfig
+from unimodal.tokenizers.interface import Codes, MediaTokenizer
+from unimodal.tokenizers.stored import TokenizerConfig
 
 PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

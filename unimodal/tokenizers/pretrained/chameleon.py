@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.tokenizers.interface import Codes, TokenizerConfig
+from unimodal.tokenizers.interface import Codes
 from unimodal.tokenizers.pretrained.base import check_codes, decode_rows, fill, plain_config, reference
 from unimodal.tokenizers.pretrained.image import (
     PretrainedImageConfig,
@@ -26,6 +26,7 @@ from unimodal.tokenizers.pretrained.image import (
     resized,
     vq_checkpoint,
 )
+from unimodal.tokenizers.stored import TokenizerConfig
 
 RESCALE_FACTOR = 0.0078  # of an 8-bit pixel, in transformers' image processor: a little less than 2 / 255
 

@@ -19,9 +19,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unimodal.tokenizers import FAMILIES, load_tokenizer
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained.base import read_config
+from unimodal.tokenizers.registry import FAMILIES, load_tokenizer
 
 # family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
 SOURCES = {

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Codes, TokenizerConfig
+from unimodal.tokenizers.interface import Codes
 from unimodal.tokenizers.pretrained.base import by_size, check_codes, decode_rows, fill, plain_config, reference
 from unimodal.tokenizers.pretrained.image import (
     PretrainedImageConfig,
@@ -30,6 +30,7 @@ from unimodal.tokenizers.pretrained.image import (
     resized,
     vq_checkpoint,
 )
+from unimodal.tokenizers.stored import TokenizerConfig
 
 Grid = tuple[int, int, int]
 

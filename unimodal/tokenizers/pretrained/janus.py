@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Codes, MediaReader, TokenizerConfig
+from unimodal.tokenizers.interface import Codes, MediaReader
 from unimodal.tokenizers.pretrained.base import (
     check_codes,
     decode_rows,
@@ -34,6 +34,7 @@ from unimodal.tokenizers.pretrained.image import (
     resized,
     vq_checkpoint,
 )
+from unimodal.tokenizers.stored import TokenizerConfig
 
 
 class JanusImageConfig(PretrainedImageConfig):

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from unimodal.tokenizers.interface import TokenizerConfig
 from unimodal.tokenizers.pretrained.audio import PretrainedAudioConfig, PretrainedAudioTokenizer
 from unimodal.tokenizers.pretrained.base import check_kind, load_reference, plain_config, reference
+from unimodal.tokenizers.stored import TokenizerConfig
 
 
 class Xcodec2TokenizerConfig(PretrainedAudioConfig):
