@@ -16,6 +16,7 @@ import torch
 
 from tests.tiny_model import tiny_folder
 from unimodal.cli import app as cli
+from unimodal.cli import shared
 from unimodal.media.audio import AUDIO_SUFFIXES, load_audio, save_audio
 from unimodal.media.image import load_image, save_image
 from unimodal.media.video import VIDEO_SUFFIXES, load_video, save_video
@@ -184,8 +185,8 @@ def test_python_dash_m_is_the_same_command(monkeypatch, capsys):
 
 
 def test_suffixes_are_those_that_can_be_written():
-    assert set(cli.SUFFIXES["audio"]) == set(AUDIO_SUFFIXES) and set(cli.SUFFIXES["video"]) == set(VIDEO_SUFFIXES)
-    for suffix in cli.SUFFIXES["image"]:
+    assert set(shared.SUFFIXES["audio"]) == set(AUDIO_SUFFIXES) and set(shared.SUFFIXES["video"]) == set(VIDEO_SUFFIXES)
+    for suffix in shared.SUFFIXES["image"]:
         save_image(torch.rand(3, 4, 4), f"a{suffix}")
 
 
@@ -273,7 +274,7 @@ def test_ctrl_c_is_130_and_writes_nothing(run, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_load", stop)
+    monkeypatch.setattr(cli, "load_model", stop)
     status, out, err = run("generate", "a cat", "--to", "image", "--out", "a.png")
     assert (status, out) == (130, "") and "Traceback" not in err
     assert list((tmp_path / "here").iterdir()) == []
@@ -283,7 +284,7 @@ def test_our_own_defects_are_not_hidden(monkeypatch):
     def fail(*_):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(cli, "_load", fail)
+    monkeypatch.setattr(cli, "load_model", fail)
     with pytest.raises(RuntimeError, match="a defect"):
         cli.main(["chat", "hello"])
 

@@ -9,25 +9,35 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unimodal.cli.export import register
+from unimodal.cli.export import export, push
+from unimodal.cli.progress import Reporter
 from unimodal.cli.serve import serve
+from unimodal.cli.shared import (
+    MEDIA,
+    Decoder,
+    Guidance,
+    Model,
+    Negative,
+    Out,
+    Seed,
+    Tokens,
+    Weights,
+    check_choice,
+    check_file,
+    check_folder,
+    check_out,
+    check_ways,
+    load_coder,
+    load_model,
+    make_counter,
+)
 
 if TYPE_CHECKING:
-    from unimodal.cli.progress import Reporter
-    from unimodal.pipeline import Output, Unimodal
-
-MEDIA = ("image", "audio", "video")
-#: what a result of each modality may be saved as; the media modules check again
-SUFFIXES = {
-    "text": (".txt",),
-    "image": (".png", ".jpg", ".jpeg", ".webp"),
-    "audio": (".wav", ".flac", ".ogg", ".mp3"),
-    "video": (".mp4", ".webm", ".gif", ".webp"),
-}
+    from unimodal.coder.media_coder import Output
 
 app = typer.Typer(
     name="unimodal",
@@ -39,31 +49,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="A model folder or hub id; by default the nano that is here.")
-]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Another seed gives another result.")]
-Guidance = Annotated[
-    float | None,
-    typer.Option("--guidance", metavar="G", help="How closely media follow the words; 1 is not at all more."),
-]
-Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="At most so many new tokens.")]
-Negative = Annotated[str | None, typer.Option("--negative", metavar="WORDS", help="What media should not look like.")]
-Decoder = Annotated[
-    str | None, typer.Option("--decoder", metavar="D", help="A fast decoder: jacobi, coupled-sjd, token-recycling, …")
-]
-Weights = Annotated[
-    str, typer.Option("--weights", metavar="W", help="auto, or bfloat16 or int8: faster on a CPU, a little less exact.")
-]
-Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write; its suffix is the format.")]
-
 
 @app.command()
 def doctor(model: Model = None) -> None:
     """Say what is installed, on which device models run, and whether the default model is whole."""
     from unimodal.cli.doctor import doctor_lines
 
-    with _reporter() as report:
+    with Reporter() as report:
         report("looking around")
         lines = list(doctor_lines(model))
     width = max(len(name) for name, _ in lines)
@@ -106,20 +98,20 @@ def chat(
     """Ask about pictures, sounds and clips; media in the answer are saved and named."""
     from unimodal.cli.terminal import PICTURE_WAYS, find_screen
 
-    _check_choice("--to", to, ("text", *MEDIA))
-    _check_choice("--pictures", pictures, PICTURE_WAYS)
-    _check_ways(decoder, weights)
+    check_choice("--to", to, ("text", *MEDIA))
+    check_choice("--pictures", pictures, PICTURE_WAYS)
+    check_ways(decoder, weights)
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; leave it out for an interactive session")
     if not folder.is_dir():
         raise ValueError(f"--folder {folder}: no such folder; create it first")
     files = [(kind, path) for kind, paths in zip(MEDIA, (image, audio, video), strict=True) for path in paths or []]
     for _, path in files:
-        _check_file(path)
+        check_file(path)
     screen = find_screen(pictures)  # asks the terminal: before seconds of loading in which the user may type
-    with _reporter() as report:
+    with Reporter() as report:
         settings = {"guidance": guidance, "tokens": tokens, "negative": negative, "decoder": decoder}
-        loaded = _load(model, report, weights)
+        loaded = load_model(model, report, weights)
 
         from unimodal.cli.chat import Session
         from unimodal.sequence.document import MEDIA_PARTS
@@ -154,10 +146,10 @@ def generate(
     """Make a picture, a sound, a clip or a text from words, and save it."""
     from unimodal.generation.search import SEARCHES
 
-    _check_choice("--to", to, ("text", *MEDIA))
-    _check_choice("--search", search, tuple(SEARCHES))
-    _check_ways(decoder, weights)
-    _check_out(out, to)
+    check_choice("--to", to, ("text", *MEDIA))
+    check_choice("--search", search, tuple(SEARCHES))
+    check_ways(decoder, weights)
+    check_out(out, to)
     if partial and to != "image":
         raise ValueError(f"--partial is for pictures, not for {to}; leave it out")
     saved: list[Path] = []
@@ -166,8 +158,8 @@ def generate(
         saved.append(out.with_name(f"{out.stem}-{output.num_codes:02d}{out.suffix}"))
         output.save(saved[-1])
 
-    with _reporter() as report:
-        loaded = _load(model, report, weights)
+    with Reporter() as report:
+        loaded = load_model(model, report, weights)
         output = loaded.generate(
             prompt,
             to,
@@ -178,7 +170,7 @@ def generate(
             tokens=tokens,
             negative=negative,
             decoder=decoder,
-            on_token=_counting(report, f"making {to}"),
+            on_token=make_counter(report, f"making {to}"),
             on_partial=save_partial if partial else None,
         )
         output.save(out)
@@ -193,10 +185,10 @@ def tokenize(
     model: Model = None,
 ) -> None:
     """Turn a file into the integer codes that the model sees."""
-    _check_file(file)
-    _check_folder(out)
-    with _reporter() as report:
-        codes = _load_coder(model, report).tokenize(file)
+    check_file(file)
+    check_folder(out)
+    with Reporter() as report:
+        codes = load_coder(model, report).tokenize(file)
         codes.save(out)
     print(f"{out}: {codes.modality}, {len(codes.codes)} codes")
 
@@ -211,9 +203,9 @@ def detokenize(
     from unimodal.coder.outputs import MediaCodes
 
     read = MediaCodes.load(codes)
-    _check_out(out, read.modality)
-    with _reporter() as report:
-        _load_coder(model, report).detokenize(read).save(out)
+    check_out(out, read.modality)
+    with Reporter() as report:
+        load_coder(model, report).detokenize(read).save(out)
     print(out)
 
 
@@ -230,95 +222,20 @@ def evaluate(
     from unimodal.evaluation import run_suites, suites_named
 
     names = suites_named(suite)
-    _check_folder(out)
+    check_folder(out)
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit}: give the number of items to try, at least 1")
     if not data.is_dir():
         raise ValueError(f"--data {data}: no such folder; fetch and prepare the data first (make nano)")
-    with _reporter() as report:
-        loaded = _load(model, report)
+    with Reporter() as report:
+        loaded = load_model(model, report)
         for table in run_suites(names, loaded, data, out, limit, seed, report):
             report.clear()
             print(table, flush=True)
 
 
-register(app)  # export, push
-app.command()(serve)
-
-
-# ---- what the commands share
-
-
-def _reporter() -> Reporter:
-    from unimodal.cli.progress import Reporter
-
-    return Reporter()
-
-
-def _load(model: str | None, report: Reporter, weights: str = "auto") -> Unimodal:
-    from unimodal.model_folder.find import find_model
-
-    find_model(model)  # a wrong name is told before seconds of imports
-    report("starting")
-    from unimodal.pipeline import load
-
-    return load(model, on_step=report, weights=weights)
-
-
-def _load_coder(model: str | None, report: Reporter) -> Any:
-    from unimodal.model_folder.find import find_model
-
-    folder = find_model(model)
-    report("starting")
-    from unimodal.coder.media_coder import load_coder
-
-    return load_coder(folder, on_step=report)
-
-
-def _counting(report: Reporter, text: str) -> Any:
-    """Called with every new token: says how many there are."""
-    count = 0
-
-    def on_token(_: int) -> None:
-        nonlocal count
-        count += 1
-        report(text, count)
-
-    return on_token
-
-
-def _check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise ValueError(f"{option} {value!r} is unknown; choose {', '.join(choices)}")
-
-
-def _check_ways(decoder: str | None, weights: str) -> None:
-    from unimodal.generation import DECODERS
-
-    _check_choice("--decoder", decoder, (*DECODERS, "plain"))
-    _check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
-
-
-def _check_file(path: Path) -> None:
-    """What can be told about an input before anything heavy is imported: is it there, and is it a medium at all?"""
-    from unimodal.media.limits import media_kind
-
-    media_kind(path)
-
-
-def _check_out(path: Path, modality: str) -> None:
-    if path.suffix.lower() not in SUFFIXES[modality]:
-        raise ValueError(f"--out {path}: {modality} is saved as {', '.join(SUFFIXES[modality])}; change the suffix")
-    _check_folder(path)
-
-
-def _check_folder(path: Path) -> None:
-    if path.is_dir():
-        raise ValueError(f"--out {path} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise ValueError(f"--out {path}: there is no folder {path.parent}; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--out {path}: the folder {path.parent} may not be written; save elsewhere")
+for command in (export, push, serve):
+    app.command()(command)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -332,9 +249,7 @@ def main(argv: list[str] | None = None) -> None:
         status = 1
     except (ValueError, OSError) as error:
         status = _complain(str(error))
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # not typer's own: a defect of ours, shown in full
-            raise
+    except typer.TyperException as error:
         status = _complain(error.format_message())
     if status == 130:
         print("interrupted", file=sys.stderr)

@@ -74,8 +74,3 @@ def push(
             return
         url = hub.push(planned, repo, private, revision, token, report)
     print(url)
-
-
-def register(app: typer.Typer) -> None:
-    app.command()(export)
-    app.command()(push)

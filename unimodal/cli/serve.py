@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from unimodal.cli.progress import Reporter
+from unimodal.cli.shared import Model, Weights, check_ways, load_model
+
 
 def serve(
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="M", help="A model folder or hub id; by default the nano that is here."),
-    ] = None,
+    model: Model = None,
     host: Annotated[str, typer.Option(metavar="H", help="The address to listen at; 0.0.0.0 is all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8000,
     api_key: Annotated[
@@ -25,17 +25,14 @@ def serve(
     allow_remote_urls: Annotated[
         bool, typer.Option("--allow-remote-urls", help="Fetch media from public http(s) addresses, too.")
     ] = False,
-    weights: Annotated[
-        str, typer.Option(metavar="W", help="auto, or bfloat16 or int8: faster on a CPU, a little less exact.")
-    ] = "auto",
+    weights: Weights = "auto",
 ) -> None:
     """Serve a model over HTTP: OpenAI's API and a web chat."""
     from pydantic import ValidationError
 
-    from unimodal.cli.app import _check_ways, _load, _reporter
     from unimodal.serve.settings import ServeConfig, key_from_environment, listen
 
-    _check_ways(None, weights)
+    check_ways(None, weights)
     try:
         config = ServeConfig(
             host=host,
@@ -60,8 +57,8 @@ def serve(
             f"{error.name} is missing; install the server's parts: pip install 'unimodal[serve]'"
         ) from None
     sock = listen(config)  # before seconds of loading; who connects meanwhile waits
-    with _reporter() as report:
-        loaded = _load(model, report, weights)
+    with Reporter() as report:
+        loaded = load_model(model, report, weights)
         from unimodal.serve.server import create_app, make_server
 
         report("loading the tokenizers")

@@ -1,0 +1,120 @@
+"""What the commands share: options, loading a model with progress, and checks made before heavy imports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from unimodal.cli.progress import Reporter
+    from unimodal.coder.media_coder import MediaCoder
+    from unimodal.pipeline import Unimodal
+
+MEDIA = ("image", "audio", "video")
+#: what a result of each modality may be saved as; the media modules check again
+SUFFIXES = {
+    "text": (".txt",),
+    "image": (".png", ".jpg", ".jpeg", ".webp"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3"),
+    "video": (".mp4", ".webm", ".gif", ".webp"),
+}
+
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="M", help="A model folder or hub id; by default the nano that is here.")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Another seed gives another result.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance", metavar="G", help="How closely media follow the words; 1 turns guidance off."),
+]
+Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="At most so many new tokens.")]
+Negative = Annotated[str | None, typer.Option("--negative", metavar="WORDS", help="What media should not look like.")]
+Decoder = Annotated[
+    str | None, typer.Option("--decoder", metavar="D", help="A fast decoder: jacobi, coupled-sjd, token-recycling, …")
+]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="W", help="auto, or bfloat16 or int8: faster on a CPU, a little less exact.")
+]
+Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write; its suffix is the format.")]
+
+
+# ---- loading
+
+
+def load_model(name: str | None, report: Reporter, weights: str = "auto") -> Unimodal:
+    """A model by folder, hub id or default. Raises ValueError, before anything heavy is imported, for a wrong name."""
+    from unimodal.model_folder.find import find_model
+
+    find_model(name)
+    report("starting")
+    from unimodal.pipeline import load
+
+    return load(name, on_step=report, weights=weights)
+
+
+def load_coder(name: str | None, report: Reporter) -> MediaCoder:
+    """The media tokenizers of a model, without its decoder. Raises ValueError as `load_model` does."""
+    from unimodal.model_folder.find import find_model
+
+    folder = find_model(name)
+    report("starting")
+    from unimodal.coder import media_coder
+
+    return media_coder.load_coder(folder, on_step=report)
+
+
+def make_counter(report: Reporter, text: str) -> Callable[[object], None]:
+    """What to call with every new token: it reports `text` and how many tokens there are."""
+    count = 0
+
+    def on_token(_: object) -> None:
+        nonlocal count
+        count += 1
+        report(text, count)
+
+    return on_token
+
+
+# ---- checks
+
+
+def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Raises ValueError for a value that is given and is not one of the choices."""
+    if value is not None and value not in choices:
+        raise ValueError(f"{option} {value!r} is unknown; choose {', '.join(choices)}")
+
+
+def check_ways(decoder: str | None, weights: str) -> None:
+    """Raises ValueError for an unknown fast decoder or an unknown kind of weights."""
+    from unimodal.generation import DECODERS
+
+    check_choice("--decoder", decoder, (*DECODERS, "plain"))
+    check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
+
+
+def check_file(path: Path) -> None:
+    """Raises ValueError for an input that is missing or, by its first bytes, no picture, sound or film."""
+    from unimodal.media.limits import media_kind
+
+    media_kind(path)
+
+
+def check_out(path: Path, modality: str) -> None:
+    """Raises ValueError for a file to write whose suffix is not one of the modality, or whose folder cannot be used."""
+    if path.suffix.lower() not in SUFFIXES[modality]:
+        raise ValueError(f"--out {path}: {modality} is saved as {', '.join(SUFFIXES[modality])}; change the suffix")
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Raises ValueError for a file to write that is a folder, or whose folder is missing or may not be written."""
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: there is no folder {path.parent}; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--out {path}: the folder {path.parent} may not be written; save elsewhere")
