@@ -18,7 +18,8 @@ import torch
 
 from unimodal.config import Config
 from unimodal.files import atomic_write_text
-from unimodal.model.adapter import BASE_FILE, load_adapter, save_adapter
+from unimodal.model.adapter import load_adapter, save_adapter
+from unimodal.model.adapter_files import read_adapter_record
 from unimodal.training.command import recipe_main
 
 COPIED = (
@@ -44,7 +45,7 @@ class AssembleSmol(Config):
 
 def run(cfg: AssembleSmol, dry_run: bool) -> None:
     model, vocabulary = load_adapter(cfg.model)
-    base = json.loads((cfg.model / BASE_FILE).read_text())["base"]
+    base = read_adapter_record(cfg.model).base
     if dry_run:
         return
     cfg.out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unimodal.files import join_lines
+
 if TYPE_CHECKING:
     from unimodal.pipeline import Output, Unimodal
 
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
-        print(f"demo: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"demo: {join_lines(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -40,6 +40,7 @@ import torch
 from safetensors.torch import save_file
 
 from unimodal.export.original import REST_FILE
+from unimodal.files import join_lines
 from unimodal.model.image_head import ImageHead
 from unimodal.model.weight_files import ORIGINAL
 from unimodal.model_folder.find import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
@@ -455,7 +456,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(options)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {join_lines(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     print(options.out)
 

@@ -55,7 +55,9 @@ class _ExtensionLoader:
         try:
             self._real.exec_module(module)
         except (OSError, ImportError, RuntimeError, AttributeError) as error:
-            _stand_in(module, " ".join(str(error).split()) or type(error).__name__)
+            from unimodal.files import describe_error
+
+            _stand_in(module, describe_error(error))
 
 
 def _stand_in(module: ModuleType, reason: str) -> None:

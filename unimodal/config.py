@@ -22,7 +22,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unimodal.files import atomic_write_text
+from unimodal.files import atomic_write_text, describe_error
 
 
 class Config(BaseModel):
@@ -146,7 +146,7 @@ def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} is not valid YAML: {describe_error(error)}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,27 +1,120 @@
-"""Files as every layer reads and writes them: whole or not at all.
+"""Files as every layer reads and writes them: JSON with errors of one line, whole-or-not-at-all writes, the Hub.
 
-A file is written beside its place under another name, flushed to the disk, and then renamed.
+A file is written beside its place under another name, flushed to the disk, and then renamed. Whatever goes wrong with a
+file becomes a ValueError of one line that names the file and the fix; `describe_error` makes that line. Imports neither
+torch nor huggingface_hub before a download is asked for.
 """
 
+import json
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+TAKE_AGAIN = "take it from the model again"
+
+
+# ---- errors and names in one line
+
+
+def describe_error(error: BaseException | str, limit: int | None = 200) -> str:
+    """What an exception says, in one line of at most `limit` characters; its class where it says nothing.
+
+    Of an OSError only the reason (`No such file or directory`), of a pydantic error the first place that is wrong:
+    the caller's message names the file.
+    """
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        text = f"{where}: {first['msg']}" if where else first["msg"]
+    else:  # PyAV's errors, which are no OSErrors, have a reason too
+        text = str(getattr(error, "strerror", None) or error)
+    return join_lines(text)[:limit] or type(error).__name__
+
+
+def join_lines(text: str) -> str:
+    """A text in one line: every run of blanks and line breaks is one blank."""
+    return " ".join(text.split())
+
+
+def quote_path(path: str | os.PathLike[str]) -> str:
+    """A path as messages name it: quoted where it is blank or holds characters that do not print."""
+    name = os.fspath(path)
+    return name if name.isprintable() and name.strip() else repr(name)
+
+
+# ---- JSON
+
+
+def read_json(path: str | os.PathLike[str], fix: str = TAKE_AGAIN) -> dict[str, object]:
+    """The JSON object in a file. Raises ValueError, in one line that ends with `fix`, for anything else."""
+    data = _parse_json(path, fix)
+    if not isinstance(data, dict):
+        raise ValueError(f"{quote_path(path)} holds a {type(data).__name__}, not an object; {fix}")
+    return data
+
+
+def read_json_as(kind: type[T], path: str | os.PathLike[str], fix: str = TAKE_AGAIN) -> T:
+    """The content of a JSON file as a dataclass, a pydantic model or a container: `read_json_as(list[int], path)`.
+
+    Raises ValueError, in one line that names the first wrong place and ends with `fix`.
+    """
+    data = _parse_json(path, fix)
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        raise ValueError(f"{quote_path(path)}: {describe_error(error)}; {fix}") from None
+
+
+def _parse_json(path: str | os.PathLike[str], fix: str) -> object:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise ValueError(f"{quote_path(path)} cannot be read as JSON ({describe_error(error)}); {fix}") from None
+
+
+def write_json(path: str | os.PathLike[str], data: Mapping[str, object] | Sequence[object], indent: int = 2) -> None:
+    """Write `data` as readable JSON, whole or not at all."""
+    atomic_write_text(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
+
+
+# ---- whole or not at all
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix, folders made) that replaces `path` only if the block succeeds.
+def atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` (same suffix) that replaces `path` only if the block succeeds.
 
     What is written there is flushed to the disk first, so a full disk, an exception or Ctrl-C leaves the old file
-    whole and no half-written one behind.
+    whole and no half-written one behind. make_folder: create the folders of `path`; False for a path that a user typed.
+    Raises ValueError, in one line, where `path` is a folder or a device, or its folder is missing or may not be
+    written.
     """
     target = Path(os.path.realpath(path))  # a link is followed, not replaced by a file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+    name, folder = quote_path(path), quote_path(Path(path).parent)
+    if target.exists() and not target.is_file():  # a rename would put a file in the place of a device
+        raise ValueError(f"{name} exists and is not a file; save under another name")
+    if make_folder:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, temporary_name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem[:64]}-", suffix=target.suffix
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{name}: there is no folder {folder}; create it first") from None
+    except PermissionError:
+        raise ValueError(f"{name}: the folder {folder} may not be written; save elsewhere") from None
     os.close(handle)
-    temporary = Path(name)
+    temporary = Path(temporary_name)
     try:
         yield temporary
         _sync(temporary)
@@ -35,13 +128,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _sync(target.parent)  # the new name itself
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all."""
-    with atomic_path(path) as temporary:
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, make_folder: bool = True) -> None:
+    """Write `data` to `path` whole or not at all; see `atomic_path`."""
+    with atomic_path(path, make_folder) as temporary:
         temporary.write_bytes(data)
 
 
-def atomic_write_text(path: str | Path, text: str) -> None:
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 to `path` whole or not at all."""
     atomic_write_bytes(path, text.encode("utf-8"))
 
@@ -58,6 +151,41 @@ def _mode(target: Path) -> int:
     """Permissions of the file that is replaced, or those of a new file (mkstemp's are for the owner alone)."""
     if target.exists():
         return target.stat().st_mode & 0o777
+    return 0o666 & ~read_umask()
+
+
+def read_umask() -> int:
+    """The permissions that new files of this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
-    return 0o666 & ~mask
+    return mask
+
+
+# ---- the Hub
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name."""
+    return HUB_ID.fullmatch(name) is not None
+
+
+def download_folder(repository: str, patterns: Sequence[str] | None = None, what: str = "") -> Path:
+    """The folder of the Hub's cache with a repository's files, downloaded where they are missing.
+
+    patterns: only files that match one of these, such as `*.json`. what: what the message calls it, e.g. "model ".
+    Raises ValueError, in one line, for a repository that cannot be had: no such name, no network, no room.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=list(patterns) if patterns else None))
+    except Exception as error:  # the hub's errors have many bases: repository, network, offline mode, disk
+        raise ValueError(
+            f"{what}{repository!r} is no folder here and cannot be had from the hub: {describe_error(error)}"
+        ) from None
+    if not folder.is_dir():
+        raise ValueError(f"{what}{repository!r} is empty on the hub; push it first")
+    return folder

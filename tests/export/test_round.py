@@ -10,7 +10,7 @@ from PIL import Image as Pictures
 from safetensors.torch import load_file
 
 from tests.export.hub_server import WRITER
-from unimodal.model.adapter import is_adapter
+from unimodal.model.adapter_files import is_adapter
 from unimodal.pipeline import load
 from unimodal.sequence.document import Image
 

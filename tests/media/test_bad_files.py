@@ -8,7 +8,6 @@ import struct
 import time
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +15,9 @@ import soundfile
 import torch
 from PIL import Image
 
-from unimodal.media import files
 from unimodal.media import image as image_module
 from unimodal.media.audio import load_audio, save_audio
-from unimodal.media.files import quiet_stderr, write_atomically
+from unimodal.media.files import quiet_stderr
 from unimodal.media.image import load_image, save_image
 from unimodal.media.limits import MediaLimits, media_kind
 from unimodal.media.video import load_video, save_video
@@ -309,7 +307,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     for save in (
         lambda: save_image(torch.ones(3, 4, 4), path),
         lambda: save_audio(torch.ones(4), tmp_path / "a.wav", 16000),
@@ -322,23 +320,25 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch
 
 def test_writing_is_flushed_before_it_is_moved_and_interrupts_leave_nothing(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(files.os, "fsync", lambda descriptor: calls.append("fsync"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append("fsync"))
     replace = os.replace
-    monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
-    write_atomically(tmp_path / "a.bin", lambda stream: stream.write(b"new"))
-    assert calls == ["fsync", "replace"] and (tmp_path / "a.bin").read_bytes() == b"new"
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
+    save_image(torch.zeros(3, 4, 4), tmp_path / "a.png")
+    old = (tmp_path / "a.png").read_bytes()
+    assert calls[:2] == ["fsync", "replace"]
 
-    def interrupted(stream):
-        stream.write(b"half")
+    def interrupt(descriptor):
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(tmp_path / "a.bin", interrupted)
-    assert (tmp_path / "a.bin").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
+        save_image(torch.ones(3, 4, 4), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == old and len(list(tmp_path.iterdir())) == 1
 
 
 def test_folders_and_devices_are_never_replaced(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    for target in (tmp_path / "folder.png", Path("/dev/null")):
+    (tmp_path / "null.png").symlink_to("/dev/null")
+    for target in (tmp_path / "folder.png", tmp_path / "null.png"):
         with pytest.raises(ValueError, match="is not a file; save under another name"):
-            write_atomically(target, lambda stream: None)
+            save_image(torch.zeros(3, 4, 4), target)

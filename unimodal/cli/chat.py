@@ -14,6 +14,7 @@ from typing import Any
 from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen, find_player, play_sound
 from unimodal.cli.terminal_pictures import draw, draw_clip
+from unimodal.files import join_lines
 from unimodal.generation.engine import TokenEvent
 from unimodal.pipeline import Output, Unimodal
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Turn
@@ -69,7 +70,7 @@ class Session:
                     return
             except (ValueError, OSError) as error:
                 self.report.clear()
-                _notice(" ".join(str(error).split()))
+                _notice(join_lines(str(error)))
             except KeyboardInterrupt:  # stops this answer; at the prompt it ends the session
                 self.report.clear()
                 _notice("stopped")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from unimodal.coder.outputs import Grid3, MediaCodes, Output
+from unimodal.files import quote_path
 from unimodal.media.audio import load_audio
-from unimodal.media.files import shown
 from unimodal.media.image import fit_image, load_image, to_bytes
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.video import load_video
@@ -185,7 +185,7 @@ class MediaCoder:
             duration_s = len(medium) / self.setting("audio", "sample_rate_hz")
             if duration_s > self.processor.max_audio_s:
                 raise ValueError(
-                    f"{shown(part.path or 'the sound')} lasts {duration_s:.1f} s; this model hears at most "
+                    f"{quote_path(part.path or 'the sound')} lasts {duration_s:.1f} s; this model hears at most "
                     f"{self.processor.max_audio_s:g} s: cut it"
                 )
 
@@ -214,7 +214,7 @@ class MediaCoder:
         try:
             return Path(part.source).read_bytes()
         except OSError as error:
-            raise ValueError(f"{shown(part.source)} cannot be read: {error.strerror or error}") from None
+            raise ValueError(f"{quote_path(part.source)} cannot be read: {error.strerror or error}") from None
 
     def look(self, part: Media) -> Tensor:
         """The features [N, D] of a picture: of a file, or of codes that the model drew."""

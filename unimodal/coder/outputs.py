@@ -10,9 +10,8 @@ from typing import cast
 import numpy as np
 from torch import Tensor
 
-from unimodal.files import atomic_write_text
+from unimodal.files import atomic_write_text, describe_error, quote_path
 from unimodal.media.audio import save_audio
-from unimodal.media.files import shown
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
 from unimodal.sequence.document import MEDIA_PARTS, Part, Text
@@ -88,13 +87,13 @@ class MediaCodes:
     @classmethod
     def load(cls, path: str | Path) -> MediaCodes:
         """Raises ValueError, in one line, for a file that `save` did not write."""
-        name = shown(path)
+        name = quote_path(path)
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ValueError(f"{name}: no such file; check the path") from None
         except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{name} is not a file of codes ({' '.join(str(error).split())[:120]})") from None
+            raise ValueError(f"{name} is not a file of codes ({describe_error(error, 120)})") from None
         if not isinstance(fields, dict) or fields.get("format") != CODES_FORMAT or "codes" not in fields:
             raise ValueError(f"{name} is not a file of codes; make one with `unimodal tokenize FILE --out {name}`")
         try:

@@ -36,7 +36,7 @@ from unimodal.data.token_shards import (
     remove_partial_shards,
     write_shard,
 )
-from unimodal.files import atomic_write_text
+from unimodal.files import atomic_write_text, join_lines
 from unimodal.sequence.templates.own import Rendered
 from unimodal.vocabulary import MODALITIES
 
@@ -246,5 +246,5 @@ def _child(job: CorpusJob, index: int, count: int, errors: Any) -> None:
     try:
         run_worker(job, index, count)
     except (ValueError, OSError) as error:
-        errors.put(" ".join(str(error).split()))
+        errors.put(join_lines(str(error)))
         raise SystemExit(2) from None

@@ -16,7 +16,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,12 +41,11 @@ from unimodal.data.rows import (
     hub_rows,
     parquet_rows,
 )
-from unimodal.media.files import shown
+from unimodal.files import is_hub_id, quote_path
 from unimodal.sequence.document import Document
 
 FORMATS = ("auto", *IMPORTERS, "huggingface", "webdataset")
 DETECT_ROWS = 100
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".tar")
 
 
@@ -106,7 +104,7 @@ class ImportedDataset(Sequence[Document]):
                 self.bad_rows.append(bad)
         if not self._good:
             first = f"; the first of {len(self.bad_rows)} bad rows is {self.bad_rows[0]}" if self.bad_rows else ""
-            raise ValueError(f"{shown(cfg.path)} has no usable row{first}")
+            raise ValueError(f"{quote_path(cfg.path)} has no usable row{first}")
 
     @property
     def num_bad(self) -> int:
@@ -167,7 +165,7 @@ class ImportedDataset(Sequence[Document]):
             if first and theirs not in seen:
                 known = ", ".join(seen)
                 raise ValueError(
-                    f"{shown(self.cfg.path)}: there is no column {theirs!r} to call {ours}; it has {known}"
+                    f"{quote_path(self.cfg.path)}: there is no column {theirs!r} to call {ours}; it has {known}"
                 )
         return first
 
@@ -180,7 +178,7 @@ class ImportedDataset(Sequence[Document]):
         try:
             return detect(first) if first else "trl"
         except ValueError as error:
-            raise ValueError(f"{shown(self.cfg.path)}: {error}") from None
+            raise ValueError(f"{quote_path(self.cfg.path)}: {error}") from None
 
 
 def open_dataset(cfg: DatasetConfig, rows: Rows | None = None) -> ImportedDataset:
@@ -204,9 +202,9 @@ def open_rows(cfg: DatasetConfig) -> tuple[Rows, Path | None]:
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if matches:
         return _joined(matches), matches[0].parent
-    if cfg.format == "huggingface" and _HUB_ID.fullmatch(cfg.path):
+    if cfg.format == "huggingface" and is_hub_id(cfg.path):
         return hub_rows(cfg.path, cfg.split), None
-    raise ValueError(f"{shown(cfg.path)}: no such file, folder or pattern of files; check the path")
+    raise ValueError(f"{quote_path(cfg.path)}: no such file, folder or pattern of files; check the path")
 
 
 def _folder_rows(cfg: DatasetConfig, folder: Path) -> tuple[Rows, Path]:
@@ -219,7 +217,9 @@ def _folder_rows(cfg: DatasetConfig, folder: Path) -> tuple[Rows, Path]:
     if cfg.format == "huggingface" and not kinds:
         return hub_rows(str(folder), cfg.split), folder
     held = f"files of several kinds ({', '.join(kinds)})" if kinds else f"no file of {', '.join(_SUFFIXES)}"
-    raise ValueError(f"{shown(folder)} holds {held}; name the file, or use a pattern such as {shown(folder)}/*.jsonl")
+    raise ValueError(
+        f"{quote_path(folder)} holds {held}; name the file, or use a pattern such as {quote_path(folder)}/*.jsonl"
+    )
 
 
 def _joined(paths: Sequence[Path]) -> Rows:
@@ -236,7 +236,7 @@ def _file_rows(path: Path) -> Rows:
         return parquet_rows(path)
     if suffix == ".tar":
         return TarRows(path)
-    raise ValueError(f"{shown(path)}: a dataset is a file of {', '.join(_SUFFIXES)}; convert it to one of these")
+    raise ValueError(f"{quote_path(path)}: a dataset is a file of {', '.join(_SUFFIXES)}; convert it to one of these")
 
 
 def _typed_columns(rows: Rows) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from unimodal.data.messages import MediaPart
-from unimodal.media.files import shown
+from unimodal.files import quote_path
 
 # keys of a dict that hold a medium's bytes or name, in the order in which they are looked at
 _SOURCES = ("bytes", "data", "path", "url", "file")
@@ -63,19 +63,19 @@ class MediaFolder:
         if scheme == "file":
             name = name.removeprefix("file://")
         elif scheme:
-            raise ValueError(f"{shown(name)} is a URL; download the media and name files instead")
+            raise ValueError(f"{quote_path(name)} is a URL; download the media and name files instead")
         if self.root is None or self._real is None:
-            raise ValueError(f"{shown(name)} is a path but this dataset has no media folder; set media_root")
+            raise ValueError(f"{quote_path(name)} is a path but this dataset has no media folder; set media_root")
         if not name or "\0" in name:
             raise ValueError(f"{name!r} is not a path")
         real = os.path.realpath(self.root / name)
         if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
             raise ValueError(
-                f"{shown(name)} lies outside the media folder {shown(self.root)}; move it there, "
+                f"{quote_path(name)} lies outside the media folder {quote_path(self.root)}; move it there, "
                 "or set media_root to a folder that holds it"
             )
         if not os.path.isfile(real):
-            raise ValueError(f"{shown(name)} is not in {shown(self.root)}; check the path or set media_root")
+            raise ValueError(f"{quote_path(name)} is not in {quote_path(self.root)}; check the path or set media_root")
         return self.root / name
 
 

@@ -96,7 +96,7 @@ def parse_conversation(messages: Any) -> Conversation:
     try:
         conversation = Conversation(messages=messages)
     except ValidationError as error:
-        raise ValueError(one_line(error)) from None
+        raise ValueError(describe_message_error(error)) from None
     if not conversation.messages:
         raise ValueError("there are no messages")
     answers = [message for message in conversation.messages if message.role == "assistant"]
@@ -107,7 +107,7 @@ def parse_conversation(messages: Any) -> Conversation:
     return conversation
 
 
-def one_line(error: ValidationError) -> str:
+def describe_message_error(error: ValidationError) -> str:
     """The first complaint of pydantic, in one line: `messages.1.role 'tool': Input should be 'system', …`."""
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("text", "image", "audio", "video"))

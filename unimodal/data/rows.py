@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from unimodal.media.files import shown
+from unimodal.files import describe_error, quote_path
 
 Row = Mapping[str, Any]
 NEEDS_DATASETS = "needs the package datasets; install it with pip install 'unimodal[train]'"
@@ -68,7 +68,7 @@ class JsonlRows:
             raise ValueError("the line is nested too deeply") from None
 
     def where(self, index: int) -> str:
-        return f"{shown(self.path)} line {self._lines[index]}"
+        return f"{quote_path(self.path)} line {self._lines[index]}"
 
     def sha256(self) -> str:
         return self._sha256
@@ -94,20 +94,22 @@ class JsonRows:
         try:
             self._text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{shown(path)} is not UTF-8 ({error.reason} at byte {error.start}); save it so") from None
+            raise ValueError(
+                f"{quote_path(path)} is not UTF-8 ({error.reason} at byte {error.start}); save it so"
+            ) from None
         self._decoder = json.JSONDecoder()
         self._spans = array("q")  # start, end, line of each row
         try:
             self._find_rows()
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{shown(path)} is not JSON: {error}") from None
+            raise ValueError(f"{quote_path(path)} is not JSON: {error}") from None
 
     def _find_rows(self) -> None:
         text, at = self._text, self._skip(0)
         if found := self._WRAPPED.match(text, at):
             at = found.end()
         if text[at : at + 1] != "[":
-            raise ValueError(f"{shown(self.path)} holds no list of rows; a row a line is a .jsonl file")
+            raise ValueError(f"{quote_path(self.path)} holds no list of rows; a row a line is a .jsonl file")
         at, line, counted = self._skip(at + 1), 1, 0
         if text[at : at + 1] == "]":
             return
@@ -134,7 +136,7 @@ class JsonRows:
         return checked(self._decoder.raw_decode(self._text, self._spans[3 * index])[0])
 
     def where(self, index: int) -> str:
-        return f"{shown(self.path)} row {index + 1} (line {self._spans[3 * index + 2]})"
+        return f"{quote_path(self.path)} row {index + 1} (line {self._spans[3 * index + 2]})"
 
     def sha256(self) -> str:
         return self._sha256
@@ -202,22 +204,24 @@ class JoinedRows:
 
 def parquet_rows(path: Path) -> ArrowRows:
     """Through `datasets`, which keeps a memory-mapped copy in its cache. ValueError without that package."""
-    datasets = import_datasets(f"reading {shown(path)}")
+    datasets = import_datasets(f"reading {quote_path(path)}")
     try:
         dataset = datasets.Dataset.from_parquet(str(path))
     except Exception as error:  # the builders wrap errors of pyarrow in their own
-        raise ValueError(f"{shown(path)} is not a usable Parquet file ({first_line(error)})") from None
-    return ArrowRows(dataset, shown(path), lambda: file_sha256([path]))
+        raise ValueError(f"{quote_path(path)} is not a usable Parquet file ({describe_error(error)})") from None
+    return ArrowRows(dataset, quote_path(path), lambda: file_sha256([path]))
 
 
 def arrow_rows(path: Path, split: str) -> ArrowRows:
     """A folder that `save_to_disk` wrote, one dataset or a dict of splits. ValueError for anything else."""
-    datasets = import_datasets(f"reading {shown(path)}")
+    datasets = import_datasets(f"reading {quote_path(path)}")
     try:
         dataset = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise ValueError(f"{shown(path)} is not a saved dataset ({first_line(error)})") from None
-    return ArrowRows(_one_split(dataset, split, path), shown(path), lambda: file_sha256(sorted(path.rglob("*.arrow"))))
+        raise ValueError(f"{quote_path(path)} is not a saved dataset ({describe_error(error)})") from None
+    return ArrowRows(
+        _one_split(dataset, split, path), quote_path(path), lambda: file_sha256(sorted(path.rglob("*.arrow")))
+    )
 
 
 def hub_rows(name: str, split: str) -> ArrowRows:
@@ -226,7 +230,9 @@ def hub_rows(name: str, split: str) -> ArrowRows:
     try:
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # network, repository, builder: many unrelated classes
-        raise ValueError(f"the dataset {name!r} is no file here and cannot be loaded: {first_line(error)}") from None
+        raise ValueError(
+            f"the dataset {name!r} is no file here and cannot be loaded: {describe_error(error)}"
+        ) from None
     return ArrowRows(dataset, name)
 
 
@@ -245,10 +251,6 @@ def checked(value: Any) -> Row:
     return value
 
 
-def first_line(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
-
-
 def file_sha256(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
@@ -261,7 +263,7 @@ def _one_split(dataset: Any, split: str, path: Path) -> Any:
     if not isinstance(dataset, dict):
         return dataset
     if split not in dataset:
-        raise ValueError(f"{shown(path)} has no split {split!r}; it has {', '.join(dataset)}: set split")
+        raise ValueError(f"{quote_path(path)} has no split {split!r}; it has {', '.join(dataset)}: set split")
     return dataset[split]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from unimodal.export.stock import EXPORT_FILE
+from unimodal.files import describe_error
 from unimodal.vocabulary import read_vocabulary
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -64,7 +65,7 @@ def make_card(folder: Path, repo: str, statement: Statement = NOTHING) -> str:
                 text = file.read()
             card = ModelCard(text if text.startswith("---") else f"---\n{{}}\n---\n{text}")
         except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: its metadata cannot be read: {' '.join(str(error).split())[:160]}") from None
+            raise ValueError(f"{path}: its metadata cannot be read: {describe_error(error, 160)}") from None
     data = card.data if card is not None else None
     known = {name: getattr(data, name, None) for name in ("license", "license_name", "datasets")}
     known = {name: value.strip() if isinstance(value, str) else value for name, value in known.items()}
@@ -234,5 +235,5 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"{path} is not JSON ({describe_error(error, 120)})") from None
     return data if isinstance(data, dict) else {}

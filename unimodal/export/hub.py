@@ -19,7 +19,8 @@ from typing import Any
 from unimodal import __version__
 from unimodal.export.card import CARD, EVAL_RESULTS, NOTHING, Statement, eval_results, make_card
 from unimodal.export.stock import leads_out
-from unimodal.model.adapter import BASE_FILE
+from unimodal.files import describe_error
+from unimodal.model.adapter_files import BASE_FILE
 from unimodal.model.weight_files import PICKLED, check_weight_files
 
 #: remote weight files that this push does not bring are of an earlier one, and would be loaded beside or before it
@@ -150,7 +151,7 @@ def _reason(error: Exception, repo: str) -> str:
         return f"this token may not write to {repo} (403); give one with write access to {repo.split('/')[0]}"
     if status == 404:
         return f"the Hub has no {repo}, or this token does not see it (404); check the name and the token"
-    said = " ".join(str(error).split())[:200] or type(error).__name__
+    said = describe_error(error)
     if status is not None:
         return f"the Hub refused the upload to {repo} ({status}): {_server_message(error) or said}"
     return f"the upload to {repo} at {constants.ENDPOINT} stopped: {said}; the same command goes on from there"

@@ -31,7 +31,9 @@ from unimodal import __version__
 from unimodal.export.new_folder import check_space, check_target, new_folder
 from unimodal.export.original import write_original
 from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, code_files
-from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter, merge
+from unimodal.files import describe_error
+from unimodal.model.adapter import load_adapter, merge
+from unimodal.model.adapter_files import BASE_FILE, is_adapter
 from unimodal.model.base import decoder_class, load_base
 from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, weight_files
@@ -146,7 +148,7 @@ def _whole(source: Path) -> Any:
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"the decoder in {source} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"the decoder in {source} cannot be read: {describe_error(error)}") from None
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     if found["missing_keys"]:
@@ -200,7 +202,7 @@ def write_decoder(model: Any, folder: Path, vocabulary: Vocabulary, max_shard_si
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     except SafetensorError as error:
-        raise ValueError(f"the weights cannot be written: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"the weights cannot be written: {describe_error(error)}") from None
 
 
 def special_ids(vocabulary: Vocabulary) -> dict[str, int]:
@@ -315,7 +317,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError(f"{path} cannot be read as JSON ({describe_error(error, 120)})") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not an object; take it from the model again")
     return data

@@ -9,14 +9,14 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import soundfile  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from unimodal.media.files import MediaSource, Opened, open_source, quiet_stderr, shown, write_atomically
+from unimodal.files import atomic_write_bytes, quote_path
+from unimodal.media.files import MediaSource, Opened, open_source, quiet_stderr
 from unimodal.media.headers import Content, read_content
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
 
@@ -152,7 +152,7 @@ def save_audio(samples: Tensor, path: str | os.PathLike[str], sample_rate_hz: in
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS:
         wrong = repr(suffix) if suffix else "a name without suffix"
-        raise ValueError(f"{shown(path)}: cannot save a sound as {wrong}; use .wav, .flac, .ogg or .mp3")
+        raise ValueError(f"{quote_path(path)}: cannot save a sound as {wrong}; use .wav, .flac, .ogg or .mp3")
     _check_rate(sample_rate_hz)
     samples = samples.detach().cpu()
     if samples.ndim != 1 or samples.shape[0] == 0 or not samples.is_floating_point():
@@ -161,16 +161,12 @@ def save_audio(samples: Tensor, path: str | os.PathLike[str], sample_rate_hz: in
         raise ValueError("the sound holds values that are not numbers (NaN or infinity); check what made it")
     format_name, subtype = _FORMATS[suffix]
     values = (samples.double().clamp(-1, 1) * 32768).round().clamp(-32768, 32767).short().numpy()  # 16 bits, [T]
-
-    def write(stream: BinaryIO) -> None:
-        memory = io.BytesIO()
-        try:
-            soundfile.write(memory, values, sample_rate_hz, format=format_name, subtype=subtype)
-        except soundfile.LibsndfileError as error:
-            raise ValueError(
-                f"{shown(path)}: {format_name} cannot hold {sample_rate_hz:,} samples a second "
-                f"({error.error_string}); use .wav"
-            ) from None
-        stream.write(memory.getbuffer())
-
-    write_atomically(path, write)
+    memory = io.BytesIO()
+    try:
+        soundfile.write(memory, values, sample_rate_hz, format=format_name, subtype=subtype)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"{quote_path(path)}: {format_name} cannot hold {sample_rate_hz:,} samples a second "
+            f"({error.error_string}); use .wav"
+        ) from None
+    atomic_write_bytes(path, memory.getvalue(), make_folder=False)

@@ -1,17 +1,18 @@
-"""Open what the user named, save so that nothing half-written is ever seen, and keep libraries quiet meanwhile."""
+"""Open the file or the bytes that the user named, and keep libraries quiet while they read them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import secrets
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from unimodal.files import describe_error, quote_path
 
 MediaSource = str | os.PathLike[str] | bytes
 
@@ -46,13 +47,13 @@ def open_source(source: MediaSource, max_bytes: int) -> Iterator[Opened]:
         stream: BinaryIO = io.BytesIO(source)
     else:
         path = Path(source)
-        name = shown(path)
+        name = quote_path(path)
         try:
             status = path.stat()
         except FileNotFoundError:
             raise ValueError(f"{name}: no such file; check the path") from None
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-            raise ValueError(f"{name} cannot be opened ({one_line(error)}); check the path") from None
+            raise ValueError(f"{name} cannot be opened ({describe_error(error)}); check the path") from None
         if stat.S_ISDIR(status.st_mode):
             raise ValueError(f"{name} is a folder; name one file inside it")
         if not stat.S_ISREG(status.st_mode):  # a pipe or a device could block or never end
@@ -60,7 +61,7 @@ def open_source(source: MediaSource, max_bytes: int) -> Iterator[Opened]:
         try:
             stream = path.open("rb")
         except OSError as error:
-            raise ValueError(f"{name} cannot be read ({one_line(error)}); check its access rights") from None
+            raise ValueError(f"{name} cannot be read ({describe_error(error)}); check its access rights") from None
         num_bytes = status.st_size
     with stream:
         if num_bytes == 0:
@@ -71,45 +72,6 @@ def open_source(source: MediaSource, max_bytes: int) -> Iterator[Opened]:
 
 
 RAISE_LIMIT = "make it smaller or raise that limit"
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as one printable line for messages."""
-    name = os.fspath(path)
-    return name if name.isprintable() and name.strip() else repr(name)
-
-
-def one_line(error: BaseException | str) -> str:
-    """A message without line breaks; an exception's without its number, or its class where it has none."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-
-
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
-    """Call `write` with a temporary file beside `path`, then move it there; on any failure nothing is left behind.
-
-    Raises ValueError if the folder does not exist or cannot be written; OSError, such as a full disk, passes through.
-    """
-    target = Path(path)
-    name, folder = shown(path), shown(target.parent)
-    if target.exists() and not target.is_file():  # a folder or a device, which must not be replaced
-        raise ValueError(f"{name} exists and is not a file; save under another name")
-    temporary = target.parent / f".{target.name[:64]}.{secrets.token_hex(8)}.part"
-    try:
-        stream = temporary.open("x+b")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{name}: there is no folder {folder}; create it first") from None
-    except PermissionError:
-        raise ValueError(f"{name}: the folder {folder} may not be written; save elsewhere") from None
-    try:
-        with stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 _lock = threading.Lock()

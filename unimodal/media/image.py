@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from torch import Tensor
 
-from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow, shown, write_atomically
+from unimodal.files import atomic_write_bytes, quote_path
+from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
 from unimodal.media.headers import Content, read_content
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
 
@@ -178,20 +179,16 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in _ENCODINGS:
         wrong = repr(suffix) if suffix else "a name without suffix"
-        raise ValueError(f"{shown(path)}: cannot save a picture as {wrong}; use .png, .jpg or .webp")
+        raise ValueError(f"{quote_path(path)}: cannot save a picture as {wrong}; use .png, .jpg or .webp")
     picture = Image.fromarray(to_bytes(image).permute(1, 2, 0).contiguous().numpy())
-
-    def write(stream: BinaryIO) -> None:
-        memory = io.BytesIO()  # encoded first: an encoder's error is the caller's mistake, a full disk is not
-        try:
-            picture.save(memory, **_ENCODINGS[suffix])
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{shown(path)}: {suffix} cannot hold {picture.width}×{picture.height} pixels ({error}); use .png"
-            ) from None
-        stream.write(memory.getbuffer())
-
-    write_atomically(path, write)
+    memory = io.BytesIO()  # encoded first: an encoder's error is the caller's mistake, a full disk is not
+    try:
+        picture.save(memory, **_ENCODINGS[suffix])
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{quote_path(path)}: {suffix} cannot hold {picture.width}×{picture.height} pixels ({error}); use .png"
+        ) from None
+    atomic_write_bytes(path, memory.getvalue(), make_folder=False)
 
 
 def to_bytes(image: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
-from unimodal.media.files import RAISE_LIMIT, MediaSource, Opened, one_line, open_source
+from unimodal.files import describe_error
+from unimodal.media.files import RAISE_LIMIT, MediaSource, Opened, open_source
 from unimodal.media.headers import Content, read_content
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def damaged(name: str, content: Content, error: BaseException | str | None = Non
     """The error for a file that is of the right kind but broken."""
     if content.truncated:
         return ValueError(f"{name} is {content.described} cut short: its end is missing; copy or download it again")
-    because = "" if error is None else f" ({one_line(error)})"
+    because = "" if error is None else f" ({describe_error(error)})"
     return ValueError(f"{name} is {content.described}, but damaged{because}; copy or export it again")
 
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 import numpy as np
@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow, shown, write_atomically
+from unimodal.files import atomic_write_bytes, quote_path
+from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
 from unimodal.media.headers import Content, read_content
 from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes
 from unimodal.media.limits import (
@@ -209,17 +210,13 @@ def save_video(clip: Tensor, path: str | os.PathLike[str], fps: float) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         wrong = repr(suffix) if suffix else "a name without suffix"
-        raise ValueError(f"{shown(path)}: cannot save a film as {wrong}; use .mp4, .webm, .gif or .webp")
+        raise ValueError(f"{quote_path(path)}: cannot save a film as {wrong}; use .mp4, .webm, .gif or .webp")
     _check_request(fps, None, None)
     if clip.ndim != 4 or clip.shape[0] == 0:
         raise ValueError(f"expected a film [T, 3, H, W], got shape {list(clip.shape)}")
     frames = [to_bytes(frame).permute(1, 2, 0).contiguous().numpy() for frame in clip]  # each [H, W, 3]
     encoded = _encode_pillow(frames, suffix, fps) if suffix in (".gif", ".webp") else _encode_av(frames, suffix, fps)
-    write_atomically(path, lambda stream: _write_all(stream, encoded))
-
-
-def _write_all(stream: BinaryIO, encoded: bytes) -> None:
-    stream.write(encoded)
+    atomic_write_bytes(path, encoded, make_folder=False)
 
 
 def _encode_pillow(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:

@@ -13,32 +13,29 @@ model of the base's class instead, which any server of that class loads.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from unimodal.files import atomic_write_bytes, atomic_write_text
+from unimodal.files import atomic_write_bytes, describe_error
+from unimodal.model.adapter_files import (
+    FORMAT,
+    LORA_FILE,
+    ROWS_FILE,
+    AdapterRecord,
+    read_adapter_record,
+    write_adapter_record,
+)
 from unimodal.model.base import BaseModel, Precision, base_sha256, load_base
 from unimodal.model.lora import ADAPTER, add_lora, load_lora_state, lora_layers, lora_state, merge_lora
 from unimodal.model.rows import ExtendedEmbedding, extend_rows, merge_rows, new_rows
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 
-BASE_FILE = "base.json"
-ROWS_FILE = "new_rows.safetensors"
-LORA_FILE = "adapter_model.safetensors"
-FORMAT = 1
-
 
 def has_new_rows(model: nn.Module) -> bool:
     return isinstance(model.get_input_embeddings(), ExtendedEmbedding)
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether this folder holds an adapter rather than a whole model."""
-    return (Path(folder) / BASE_FILE).is_file()
 
 
 def merge(model: nn.Module) -> nn.Module:
@@ -83,17 +80,17 @@ def save_adapter(
         atomic_write_bytes(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
     vocabulary.save(folder / "vocabulary.json")
     table = model.get_input_embeddings()
-    record = {
-        "format": FORMAT,
-        "base": base,
-        "base_rows": int(getattr(table, "base", table).weight.shape[0]),
-        "base_sha256": base_sha256(model),
-        "max_positions": int(model.config.max_position_embeddings),
-        "architecture": type(model).__name__,
-        "lora": bool(lora_layers(model)),
-        "new_rows": has_new_rows(model),
-    }
-    atomic_write_text(folder / BASE_FILE, json.dumps(record, indent=2) + "\n")  # last: the folder counts from now on
+    record = AdapterRecord(
+        format=FORMAT,
+        base=base,
+        base_rows=int(getattr(table, "base", table).weight.shape[0]),
+        base_sha256=base_sha256(model),
+        max_positions=int(model.config.max_position_embeddings),
+        architecture=type(model).__name__,
+        lora=bool(lora_layers(model)),
+        new_rows=has_new_rows(model),
+    )
+    write_adapter_record(folder, record)  # last: the folder counts from now on
 
 
 def load_adapter(
@@ -106,22 +103,20 @@ def load_adapter(
     that is incomplete and for a base or vocabulary that does not belong to it.
     """
     folder = Path(folder)
-    record = _record(folder)
+    record = read_adapter_record(folder)
     vocabulary = read_vocabulary(folder / "vocabulary.json")
-    base = base or load_base(record["base"], precision)
+    base = base or load_base(record.base, precision)
     model = base.model
-    if base.num_rows != record["base_rows"]:
-        raise ValueError(
-            f"{folder} was trained on a base of {record['base_rows']} rows; {base.name} has {base.num_rows}"
-        )
+    if base.num_rows != record.base_rows:
+        raise ValueError(f"{folder} was trained on a base of {record.base_rows} rows; {base.name} has {base.num_rows}")
     found = base_sha256(model)
-    if check_base and found != record["base_sha256"]:
+    if check_base and found != record.base_sha256:
         raise ValueError(
-            f"{folder} was trained on the base with table {record['base_sha256'][:16]}…, but {base.name} has "
+            f"{folder} was trained on the base with table {record.base_sha256[:16]}…, but {base.name} has "
             f"{found[:16]}…; name the base it was trained on, or load it with check_base=False"
         )
     model.requires_grad_(False)
-    if record["new_rows"]:
+    if record.new_rows:
         rows = _from_8_bits(_tensors(folder / ROWS_FILE))
         expected = vocabulary.size - base.num_rows
         if len(rows["input"]) != expected:
@@ -131,14 +126,14 @@ def load_adapter(
             if side not in rows or rows[side].shape != parameter.shape:
                 raise ValueError(f"{folder}/{ROWS_FILE} has no {side} rows {list(parameter.shape)}; {_AGAIN}")
             parameter.data = rows[side].to(parameter.device, torch.float32)
-    if record["lora"]:
+    if record.lora:
         from peft import LoraConfig
 
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = False
         add_lora(model, config)
         load_lora_state(model, _tensors(folder / LORA_FILE))
-    if record["new_rows"]:
+    if record.new_rows:
         for parameter in new_rows(model).values():
             parameter.requires_grad_(True)
     return model.eval(), vocabulary
@@ -161,19 +156,6 @@ def _from_8_bits(rows: dict[str, Any]) -> dict[str, Any]:
 _AGAIN = "copy or download the folder again"
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    path = folder / BASE_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not an adapter folder: {BASE_FILE} is missing") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())}); {_AGAIN}") from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise ValueError(f"{path} has an unknown format; use the unimodal that wrote it")
-    return record
-
-
 def _tensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -181,4 +163,4 @@ def _tensors(path: Path) -> dict[str, Any]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({' '.join(str(error).split())[:120]}); {_AGAIN}") from None
+        raise ValueError(f"{path} cannot be read ({describe_error(error, 120)}); {_AGAIN}") from None

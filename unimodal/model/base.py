@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from unimodal.files import describe_error, is_hub_id, read_json
 from unimodal.model.image_head import attach_image_head
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -85,7 +86,7 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
             model = _class_of(source).from_pretrained(source, **options)
             tokenizer = _tokenizer_data(source, gguf)
     except (OSError, ImportError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"the base model {text!r} cannot be loaded: {' '.join(str(error).split())[:240]}") from None
+        raise ValueError(f"the base model {text!r} cannot be loaded: {describe_error(error, 240)}") from None
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     if gguf is not None:  # the weights are plain by now; transformers would refuse to save or train them
@@ -117,8 +118,8 @@ def _class_of(source: str) -> Any:
     import transformers
 
     path = Path(source) / "config.json"
-    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
-    if names and names[0] in OTHER_DECODERS:
+    names = read_json(path).get("architectures") if path.is_file() else None
+    if isinstance(names, list) and names and names[0] in OTHER_DECODERS:
         return getattr(transformers, names[0])
     return transformers.AutoModelForCausalLM
 
@@ -130,7 +131,7 @@ def _find(name: str) -> tuple[str, str | None]:
     if not places and name in PACKAGES:
         places = [data / PACKAGES[name] for data in data_folders() if (data / PACKAGES[name]).is_dir()][:1]
     if not places:
-        if name.count("/") != 1 or name.startswith((".", "/")) or folder.exists():
+        if not is_hub_id(name) or folder.exists():
             raise ValueError(f"base model {name!r}: no such folder, and not a hub id of the form owner/name")
         return name, None
     if (places[0] / "config.json").is_file():
@@ -165,7 +166,7 @@ def _tokenizer_data(source: str, gguf: str | None) -> dict[str, Any]:
     """The `tokenizer.json` of the base, from its file or from what transformers makes of another format."""
     path = Path(source) / "tokenizer.json"
     if gguf is None and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.files import atomic_write_bytes, describe_error
+
 HEAD_FILE = "image_head.safetensors"
 
 
@@ -71,8 +73,6 @@ class ImageHead(nn.Module):
     def save(self, folder: str | Path) -> None:
         from safetensors.torch import save
 
-        from unimodal.files import atomic_write_bytes
-
         state = {
             f"{side}.{name}": tensor.detach().cpu().contiguous()
             for side, layer in (("inner", self.inner), ("outer", self.outer))
@@ -102,7 +102,7 @@ def attach_image_head(model: Any, folder: str | Path) -> Any:
             )
         start, activation = int(metadata["start"]), metadata["activation"]
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); convert the checkpoint again") from None
+        raise ValueError(f"{path} is damaged ({describe_error(error)}); convert the checkpoint again") from None
     matrix = model.get_output_embeddings()
     head = ImageHead(matrix, start, layers["inner"], activation, layers["outer"])
     model.set_output_embeddings(head.to(matrix.weight.dtype))

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from unimodal.model.adapter import BASE_FILE, is_adapter, load_adapter
+from unimodal.files import describe_error
+from unimodal.model.adapter import load_adapter
+from unimodal.model.adapter_files import BASE_FILE, is_adapter
 from unimodal.model.base import decoder_class, load_base
 from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
 from unimodal.model_folder.find import read_json
@@ -43,7 +45,7 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"the decoder in {folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"the decoder in {folder} cannot be loaded: {describe_error(error)}") from None
     if found["missing_keys"]:
         names = ", ".join(sorted(found["missing_keys"])[:3])
         raise ValueError(f"{folder}: the decoder lacks {names}; copy or download it again")

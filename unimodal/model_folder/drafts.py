@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from unimodal.files import atomic_write_bytes
+from unimodal.files import atomic_write_bytes, describe_error
 from unimodal.generation import make_decoder
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def read_drafts(folder: Path) -> list[list[int]]:
         if (lengths < 0).any() or int(lengths.sum()) != len(ids):
             raise ValueError("the lengths do not add up")
     except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
-        reason = " ".join(str(error).split())[:120]
+        reason = describe_error(error, 120)
         raise ValueError(f"{path} is no file of drafts ({reason}); make it again with tools/make_drafts.py") from None
     return [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
 

@@ -25,6 +25,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimodal.config import Config
+from unimodal.files import describe_error
 from unimodal.model.weight_files import check_weight_files, weight_files
 from unimodal.model_folder.wording import Wording
 
@@ -166,7 +167,7 @@ def _download(repository: str) -> Path:
     try:
         folder = Path(snapshot_download(repository))
     except Exception as error:  # the hub's errors have many bases: repository, network, offline mode, disk
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = describe_error(error)
         raise ValueError(f"model {repository!r} is no folder here and cannot be had from the hub: {reason}") from None
     if not folder.is_dir():
         raise ValueError(f"model {repository!r} is empty on the hub; push it first")
@@ -252,7 +253,7 @@ def read_json(path: Path) -> dict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or describe_error(error)
         raise ValueError(f"{path} cannot be read as JSON ({reason}); take it from the model again") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} holds a {type(data).__name__}, not an object; take it from the model again")
@@ -263,4 +264,4 @@ def _first(error: Exception) -> str:
     if isinstance(error, ValidationError):
         item = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, item['loc']))}: {item['msg']}"
-    return " ".join(str(error).split())
+    return describe_error(error)

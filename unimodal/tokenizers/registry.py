@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from unimodal.files import describe_error, read_json
 
 if TYPE_CHECKING:
     from unimodal.tokenizers.interface import MediaTokenizer
@@ -19,14 +20,10 @@ if TYPE_CHECKING:
 def family_of(folder: str | Path) -> str:
     """The `family` in a tokenizer folder's config.json. Raises ValueError if there is none or it is not known."""
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not a tokenizer folder: config.json is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); take it from the model again") from None
-    family = config.get("family") if isinstance(config, dict) else None
-    if family not in FAMILIES:
+    if not path.exists():
+        raise ValueError(f"{folder} is not a tokenizer folder: config.json is missing")
+    family = read_json(path).get("family")
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"{path} names the tokenizer family {family!r}; known are {', '.join(FAMILIES)}")
     return family
 
@@ -45,9 +42,8 @@ def load_tokenizer(folder: str | Path, **parts: Any) -> MediaTokenizer:
     except Exception as error:
         if type(error).__name__ not in ("ValidationError", "SafetensorError"):
             raise
-        reason = " ".join(str(error).split())  # pydantic writes a paragraph
         raise ValueError(
-            f"{folder} does not hold a usable tokenizer ({reason}); take it from the model again"
+            f"{folder} does not hold a usable tokenizer ({describe_error(error)}); take it from the model again"
         ) from None
 
 

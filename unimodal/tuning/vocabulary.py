@@ -25,7 +25,8 @@ from unimodal.coder.media_coder import MediaCoder, load_coder
 from unimodal.config import Config, save_config
 from unimodal.corpus.corpus import Corpus, tensors_of
 from unimodal.files import atomic_write_bytes, atomic_write_text
-from unimodal.model.adapter import is_adapter, save_adapter
+from unimodal.model.adapter import save_adapter
+from unimodal.model.adapter_files import is_adapter
 from unimodal.model.base import BaseModel
 from unimodal.model.build import num_parameters
 from unimodal.model.initialisers import Donor

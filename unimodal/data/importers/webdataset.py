@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unimodal.data.importers.columns import MEDIA_COLUMNS
-from unimodal.data.rows import Row, checked, file_sha256, first_line
-from unimodal.media.files import shown
+from unimodal.data.rows import Row, checked, file_sha256
+from unimodal.files import describe_error, quote_path
 
 KINDS = {
     "jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "gif": "image",
@@ -51,7 +51,7 @@ class TarRows:
                     self._add(info, seen)
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(
-                f"{shown(path)} is not an uncompressed tar that can be read ({first_line(error)}); "
+                f"{quote_path(path)} is not an uncompressed tar that can be read ({describe_error(error)}); "
                 "unpack it or copy it again"
             ) from None
 
@@ -123,7 +123,7 @@ class TarRows:
         return row
 
     def where(self, index: int) -> str:
-        return f"{shown(self.path)} key {shown(self.keys[index])}"
+        return f"{quote_path(self.path)} key {quote_path(self.keys[index])}"
 
     def sha256(self) -> str:
         return file_sha256([self.path])
@@ -140,7 +140,7 @@ def _object(content: bytes, name: str, row: dict[str, Any]) -> Row:
     try:
         found = checked(json.loads(_decoded(content, name)))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{name} is not JSON ({first_line(error)})") from None
+        raise ValueError(f"{name} is not JSON ({describe_error(error)})") from None
     twice = sorted(set(found) & set(row))
     if twice:
         raise ValueError(f"{twice[0]} is given by {name} and by another member; keep one of them")

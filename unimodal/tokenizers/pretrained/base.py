@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from unimodal.files import describe_error, read_json
 from unimodal.tokenizers.interface import Codes, MediaTokenizer
 from unimodal.tokenizers.stored import TokenizerConfig
 
@@ -50,8 +51,9 @@ def reference(config_class: Any, network: dict[str, Any]) -> Any:
     try:
         return config_class.from_dict(dict(network))
     except Exception as error:  # transformers' strict configs raise their own kinds
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the `network` settings are not a {config_class.__name__} ({reason})") from None
+        raise ValueError(
+            f"the `network` settings are not a {config_class.__name__} ({describe_error(error)})"
+        ) from None
 
 
 def plain_config(config: Any) -> dict[str, Any]:
@@ -102,15 +104,9 @@ def check_codes(codes: Codes, sizes: tuple[int, ...], what: str) -> None:
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint. ValueError where there is none."""
     path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not a checkpoint of transformers: config.json is missing") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); download it again") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds a {type(fields).__name__}, not an object; download it again")
-    return fields
+    if not path.exists():
+        raise ValueError(f"{folder} is not a checkpoint of transformers: config.json is missing")
+    return read_json(path, "download it again")
 
 
 def check_kind(folder: Path, wanted: tuple[str, ...], what: str) -> str:
@@ -179,7 +175,7 @@ def load_reference(model_class: Any, folder: Path, dtype: torch.dtype | str = to
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(f"{folder} cannot be loaded: {describe_error(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
     if info["missing_keys"]:
@@ -193,11 +189,8 @@ def image_processor_settings(folder: Path) -> dict[str, Any]:
     for name in IMAGE_PROCESSOR_FILES:
         path = folder / name
         if path.is_file():
-            try:
-                fields = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise ValueError(f"{path} is not readable JSON ({error}); download it again") from None
-            fields = fields.get("image_processor", fields)
-            if "image_mean" in fields or "rescale_factor" in fields:
-                return fields
+            fields = read_json(path, "download it again")
+            own = fields.get("image_processor", fields)
+            if isinstance(own, dict) and ("image_mean" in own or "rescale_factor" in own):
+                return own
     return {}

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.files import describe_error
 from unimodal.tokenizers.interface import Codes
 from unimodal.tokenizers.pretrained.base import check_codes, decode_rows, fill, plain_config, reference
 from unimodal.tokenizers.pretrained.image import (
@@ -179,8 +180,7 @@ def read_decoder(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle's errors are of many kinds
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path} cannot be read as weights ({reason}); download it again") from None
+        raise ValueError(f"{path} cannot be read as weights ({describe_error(error)}); download it again") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     found = {
         name.removeprefix("decoder."): tensor.float()

@@ -15,10 +15,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-import re
 from pathlib import Path
 from typing import Any
 
+from unimodal.files import download_folder, is_hub_id
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained.base import read_config
 from unimodal.tokenizers.registry import FAMILIES, load_tokenizer
@@ -34,7 +34,6 @@ SOURCES = {
     "mimi": "kyutai/mimi",
     "xcodec2": "HKUSTAudio/xcodec2-hf",
 }
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ["*.json", "*.safetensors"]
 
 
@@ -70,12 +69,6 @@ def find(source: str | os.PathLike[str]) -> Path:
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or not _HUB_ID.fullmatch(text):
+    if folder.exists() or not is_hub_id(text):
         raise ValueError(f"{text!r} is no folder, and not a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=_FILES))
-    except Exception as error:  # the hub's errors have many bases: repository, network, offline mode, disk
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{text!r} is no folder here and cannot be had from the hub: {reason}") from None
+    return download_folder(text, _FILES)
