@@ -41,6 +41,7 @@ from safetensors.torch import save_file
 
 from unimodal.export.original import REST_FILE
 from unimodal.files import join_lines
+from unimodal.media.registry import MEDIA
 from unimodal.model.image_head import ImageHead
 from unimodal.model.weight_files import ORIGINAL
 from unimodal.model_folder.find import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
@@ -52,7 +53,7 @@ from unimodal.tokenizers import pretrained, stored_sha256
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained.base import check_kind, load_reference, weight_files
 from unimodal.tokenizers.pretrained.janus import JanusReader
-from unimodal.vocabulary import MEDIA, Block, Control, Segment, SpanLayout, Vocabulary, read_vocabulary
+from unimodal.vocabulary import Block, Control, Segment, SpanLayout, Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary.grid import GridMarks
 from unimodal.vocabulary.layout import FeatureSpan

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unimodal.media.limits import MediaLimits, media_kind
-from unimodal.media.video import VIDEO_SUFFIXES, load_video, save_video
+from unimodal.media.registry import MEDIA
+from unimodal.media.video import load_video, save_video
 
 
 def moving_square(num_frames: int = 9, height: int = 48, width: int = 64) -> torch.Tensor:
@@ -84,13 +85,13 @@ def test_webp_is_exact(tmp_path):
 
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):
-    for suffix in VIDEO_SUFFIXES:
+    for suffix in MEDIA["video"].saved_suffixes:
         save_video(moving_square(3), tmp_path / f"a{suffix}", 8)
         save_video(moving_square(3), tmp_path / f"b{suffix}", 8)
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", MEDIA["video"].saved_suffixes)
 def test_a_still_clip_keeps_its_length(suffix, tmp_path):
     """GIF and WebP merge equal frames into one long frame."""
     clip = torch.full((9, 3, 16, 16), 0.5)
@@ -99,7 +100,7 @@ def test_a_still_clip_keeps_its_length(suffix, tmp_path):
     assert loaded.shape == clip.shape and (loaded - clip).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+@pytest.mark.parametrize("suffix", MEDIA["video"].saved_suffixes)
 @pytest.mark.parametrize("height,width", [(1, 1), (15, 17)])
 def test_odd_sizes_and_a_single_frame(suffix, height, width, tmp_path):
     save_video(torch.full((1, 3, height, width), 0.25), tmp_path / f"a{suffix}", 8)

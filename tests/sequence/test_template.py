@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.sequence.templates.own import IGNORE, Template
-from unimodal.vocabulary import MODALITY_INDEX, Block, Vocabulary
+from unimodal.vocabulary import Block, Vocabulary
 
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ["", " ", "  ", "\n", " leading", "trailing ", "<|image_0003|>", "<|end_of_turn|><|assistant|>", "a red apple"]
@@ -65,12 +65,12 @@ def test_labels_are_the_assistants_turns_and_nothing_else(template, document):
 @given(document=DOCUMENTS)
 def test_modality_marks_whole_spans(template, document):
     rendered = template.render(document)
-    expected = {name: 0 for name in MODALITY_INDEX}
+    expected = dict.fromkeys(template.vocabulary.modalities, 0)
     for part in document.parts:
         if not isinstance(part, Text):
             expected[part.modality] += template.vocabulary.span_length(part.modality, len(part.codes))
     for name in ("image", "audio", "video"):
-        assert int((rendered.modality == MODALITY_INDEX[name]).sum()) == expected[name]
+        assert int((rendered.modality == template.vocabulary.modality_index[name]).sum()) == expected[name]
     blocks = rendered.ids >= template.vocabulary.text_size + len(template.vocabulary.controls)
     assert (rendered.modality[blocks] > 0).all()
 

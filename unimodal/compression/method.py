@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from unimodal.vocabulary import MEDIA, Vocabulary
+from unimodal.media.registry import MEDIA
+from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from unimodal.compression.running.session import Session
@@ -114,7 +115,7 @@ class Method(ABC):
 
     keep: float = 0.5  # share of a span's tokens that go on
     _: KW_ONLY
-    modalities: tuple[str, ...] = MEDIA
+    modalities: tuple[str, ...] = field(default_factory=lambda: tuple(MEDIA))
     positions: Literal["kept", "compacted"] = "kept"
 
     def __post_init__(self) -> None:

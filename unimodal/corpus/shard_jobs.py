@@ -38,7 +38,6 @@ from unimodal.data.token_shards import (
 )
 from unimodal.files import atomic_write_text, join_lines
 from unimodal.sequence.templates.own import Rendered
-from unimodal.vocabulary import MODALITIES
 
 Item = dict[str, Any]
 REPORT = "report.json"
@@ -179,7 +178,7 @@ class ShardWriter:
             "documents": len(shards),
             "shards": shards.manifest.num_shards,
             "tokens": shards.num_tokens,
-            "tokens_by_modality": dict(zip(MODALITIES, shards.tokens_by_modality().tolist(), strict=True)),
+            "tokens_by_modality": shards.count_tokens(self.tokenizer.vocabulary.modalities),
             "bad_rows": [*map(str, dataset.bad_rows), *shards.skipped],
             "ignored_members": dict(sorted(dataset.ignored.items())),
         }

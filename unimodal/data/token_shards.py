@@ -24,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -172,10 +172,11 @@ class TokenShards:
         """Why each planned document that is missing here could not be made."""
         return [reason for shard in range(self.manifest.num_shards) for reason in self._done(shard).get("skipped", [])]
 
-    def tokens_by_modality(self) -> np.ndarray:
-        """int64 [4]: tokens of text and turn marks, of images, of audio, of video."""
-        counts = [np.bincount(np.asarray(flags) & MODALITY_BITS, minlength=4) for flags in self._flags]
-        return np.sum(counts, axis=0)
+    def count_tokens(self, modalities: Sequence[str]) -> dict[str, int]:
+        """Tokens by modality, those of turn marks under text; `modalities` are those of the vocabulary, in order."""
+        size = len(modalities)
+        counts = [np.bincount(np.asarray(flags) & MODALITY_BITS, minlength=size) for flags in self._flags]
+        return dict(zip(modalities, np.sum(counts, axis=0).tolist(), strict=True))
 
     @property
     def num_tokens(self) -> int:

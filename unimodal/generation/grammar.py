@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unimodal.generation.spans import Ranges, compile_span, merge, open_span
-from unimodal.vocabulary import MODALITIES, SpanLayout, Vocabulary
+from unimodal.vocabulary import SpanLayout, Vocabulary
 from unimodal.vocabulary.grid import Grid
 
 
@@ -88,7 +88,7 @@ class Grammar:
         if max_spans is None:
             max_spans = 1 if self._forced_medium else max_new_tokens
         self.max_spans = max_spans
-        self._media = [name for name in MODALITIES if name in self.allow and name in vocabulary.media]
+        self._media = [name for name in vocabulary.modalities if name in self.allow and name in vocabulary.media]
         self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
         self._starts = {vocabulary.start_id(name): name for name in vocabulary.media}
         self._segments = {name: compile_span(vocabulary, name, grid) for name in vocabulary.media}

@@ -19,8 +19,9 @@ from unimodal.files import atomic_write_bytes, quote_path
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_stderr
 from unimodal.media.headers import Content, read_content
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
+from unimodal.media.registry import FileTarget
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+SAMPLE_RATE_HZ = 16_000  # where nobody names one
 
 _FORMATS = {  # suffix → soundfile's format and subtype
     ".wav": ("WAV", "PCM_16"),
@@ -33,7 +34,9 @@ _BLOCK_SAMPLES = 1 << 18
 _MAX_RATIO_TERM = 1000
 
 
-def load_audio(source: MediaSource, sample_rate_hz: int = 16000, limits: MediaLimits = DEFAULT_LIMITS) -> Tensor:
+def load_audio(
+    source: MediaSource, sample_rate_hz: int = SAMPLE_RATE_HZ, limits: MediaLimits = DEFAULT_LIMITS
+) -> Tensor:
     """A sound as float32 [T] in [-1, 1]: the mean of its channels, resampled to `sample_rate_hz`.
 
     Raises ValueError for a file that is missing, empty, not a sound, truncated, damaged or over a limit, and for
@@ -57,6 +60,16 @@ def load_audio(source: MediaSource, sample_rate_hz: int = 16000, limits: MediaLi
             detail = None if content.name == "MP3 sound" else getattr(error, "error_string", str(error))
             raise damaged(opened.name, content, detail) from None
     return resample(torch.from_numpy(samples), file_rate_hz, sample_rate_hz).clamp_(-1, 1)
+
+
+def load_audio_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
+    """`load_audio` at the rate that a tokenizer takes."""
+    return load_audio(source, target.sample_rate_hz or SAMPLE_RATE_HZ, limits)
+
+
+def save_audio_at(samples: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:
+    """`save_audio` at the rate of a tokenizer."""
+    save_audio(samples, path, int(rate or SAMPLE_RATE_HZ))
 
 
 def _decode(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int]:

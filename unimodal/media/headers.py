@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from unimodal.media.files import Opened
+from unimodal.media.registry import MEDIA, find_function, join_names
 
 # name of the content → kind; "other" is recognised only so that a message can say what the file really is
 KINDS = {
@@ -55,8 +56,8 @@ class Content:
     """What a file holds. Sizes and times are None where the header does not tell."""
 
     name: str  # a key of KINDS, or what an unsupported file is
-    kind: str  # "image", "audio", "video" or "other"
-    advice: str = "use PNG, JPEG, WebP, GIF, WAV, FLAC, OGG, MP3, MP4 or WebM"
+    kind: str  # the name of a medium, or "other"
+    advice: str = ""  # what to do with an unsupported file
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
@@ -66,8 +67,13 @@ class Content:
     @property
     def described(self) -> str:
         """The name with its article."""
-        vowel = self.name[0] in "aeioAEIO" or self.name.startswith(("MP", "FLV", "SVG"))  # as it is pronounced
-        return f"{'an' if vowel else 'a'} {self.name}"
+        return add_article(self.name)
+
+
+def add_article(name: str) -> str:
+    """`an MP3 sound`, `a picture`."""
+    vowel = name[0] in "aeioAEIO" or name.startswith(("MP", "FLV", "SVG"))  # as it is pronounced
+    return f"{'an' if vowel else 'a'} {name}"
 
 
 def read_content(opened: Opened) -> Content:
@@ -90,12 +96,20 @@ def read_content(opened: Opened) -> Content:
         return _read_mp4(opened, head)
     if head.startswith(b"\x1a\x45\xdf\xa3"):
         return _read_matroska(opened)
+    for medium in MEDIA.values():
+        if medium.recognise is not None and find_function(medium.recognise)(head):
+            return Content(medium.noun, medium.name)
     for start, name, advice in _OTHERS:
         if head.startswith(start):
             return Content(name, "other", advice)
     if head.startswith(b"ID3") or _is_mp3_frame(head):
         return _known("MP3 sound")
     return _unknown(opened)
+
+
+def advise_formats() -> str:
+    """What to use in place of an unsupported file: every format that is read."""
+    return f"use {join_names(name for medium in MEDIA.values() for name in medium.formats)}"
 
 
 def _known(name: str, **fields: object) -> Content:

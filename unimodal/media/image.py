@@ -21,8 +21,8 @@ from unimodal.files import atomic_write_bytes, quote_path
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
 from unimodal.media.headers import Content, read_content
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
+from unimodal.media.registry import FileTarget
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 _JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
 _ENCODINGS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},
@@ -72,6 +72,16 @@ def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ten
             except Exception as error:  # Pillow's decoders raise many types on damaged data
                 raise damaged(opened.name, content, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [H, W, 3] → [3, H, W]
+
+
+def load_image_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
+    """`load_image`, as the registry names it: a picture has no rate, and its tokenizer fits it to a size."""
+    return load_image(source, limits)
+
+
+def save_image_at(image: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:
+    """`save_image`, as the registry names it."""
+    save_image(image, path)
 
 
 def check_picture_header(opened: Opened, content: Content, limits: MediaLimits) -> None:

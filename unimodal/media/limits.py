@@ -6,17 +6,16 @@ Every limit is checked against the header before anything is decoded, and again 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from unimodal.files import describe_error
 from unimodal.media.files import RAISE_LIMIT, MediaSource, Opened, open_source
-from unimodal.media.headers import Content, read_content
+from unimodal.media.headers import Content, add_article, advise_formats, read_content
+from unimodal.media.registry import MEDIA, join_names
 
 if TYPE_CHECKING:
     from av import VideoStream
     from av.container import InputContainer
-
-MediaKind = Literal["image", "audio", "video"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,10 @@ class MediaLimits:
 
 
 DEFAULT_LIMITS = MediaLimits()
-_ARTICLES = {"image": "a picture", "audio": "a sound", "video": "a film"}
 
 
-def media_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> MediaKind:
-    """ "image", "audio" or "video" by the file's content, not its name; animated GIF and WebP are video.
+def media_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> str:
+    """The medium ("image", "audio", "video", …) by the file's content, not its name; animated GIF and WebP are video.
 
     Raises ValueError for a file that is none of these, an MP4 or WebM file without pictures included.
     """
@@ -91,14 +89,14 @@ def media_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Med
             raise unusable(opened.name, content, None)
         if content.name in CONTAINER_FORMATS:
             check_video_stream(opened, content)
-        return content.kind  # type: ignore[return-value]
+        return content.kind
 
 
-def unusable(name: str, content: Content, wanted: MediaKind | None) -> ValueError:
+def unusable(name: str, content: Content, wanted: str | None) -> ValueError:
     """The error for a file that holds something else than was asked for."""
-    wanted_text = "not a picture, sound or film" if wanted is None else f"not {_ARTICLES[wanted]}"
-    advice = content.advice if content.kind == "other" else f"pass it as {content.kind}"
-    return ValueError(f"{name} is {content.described}, {wanted_text}; {advice}")
+    nouns = join_names(medium.noun for medium in MEDIA.values()) if wanted is None else MEDIA[wanted].noun
+    advice = (content.advice or advise_formats()) if content.kind == "other" else f"pass it as {content.kind}"
+    return ValueError(f"{name} is {content.described}, not {add_article(nouns)}; {advice}")
 
 
 def damaged(name: str, content: Content, error: BaseException | str | None = None) -> ValueError:

@@ -34,9 +34,9 @@ from unimodal.media.limits import (
     open_container,
     unusable,
 )
+from unimodal.media.registry import MEDIA, FileTarget
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
-
+FRAMES_PER_SECOND = 8.0  # where nobody names a rate
 _PILLOW_CONTENT = ("animated GIF", "animated WebP", "GIF picture", "WebP picture")
 _ENCODERS = {  # suffix → container, encoder and its options: visually lossless at small sizes
     ".mp4": ("mp4", "libx264", {"crf": "16", "preset": "medium"}),
@@ -76,6 +76,17 @@ def load_video(
             except (av.error.FFmpegError, OSError, EOFError) as error:
                 raise damaged(opened.name, content, error) from None
         raise unusable(opened.name, content, "video")
+
+
+def load_video_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
+    """`load_video` at the rate, length and size that a tokenizer takes."""
+    rate = target.frames_per_second or FRAMES_PER_SECOND
+    return load_video(source, rate, target.num_frames, target.image_size, limits)
+
+
+def save_video_at(clip: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:
+    """`save_video` at the rate of a tokenizer."""
+    save_video(clip, path, float(rate or FRAMES_PER_SECOND))
 
 
 def _check_request(fps: float, num_frames: int | None, size: int | None) -> None:
@@ -208,7 +219,7 @@ def save_video(clip: Tensor, path: str | os.PathLike[str], fps: float) -> None:
     shape, a frame rate that cannot be kept, or values that are not numbers. Nothing half-written is left.
     """
     suffix = Path(path).suffix.lower()
-    if suffix not in VIDEO_SUFFIXES:
+    if suffix not in MEDIA["video"].saved_suffixes:
         wrong = repr(suffix) if suffix else "a name without suffix"
         raise ValueError(f"{quote_path(path)}: cannot save a film as {wrong}; use .mp4, .webm, .gif or .webp")
     _check_request(fps, None, None)

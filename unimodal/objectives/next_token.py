@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from unimodal.config import Config
+from unimodal.media.registry import find_medium
 from unimodal.model.image_head import ImageHead
 from unimodal.model.rows import head_parts
 from unimodal.objectives.cross_entropy import MAX_LOGITS, chunked_cross_entropy
@@ -35,12 +36,20 @@ class LossConfig(Config):
     """What a labelled position counts, and among which rows it is scored."""
 
     z_loss: float = Field(default=0.0, ge=0)  # times the squared log-sum-exp (PaLM, arXiv 2204.02311)
-    modality_weights: dict[Literal["text", "image", "audio", "video"], float] = {}  # 1 where not given
+    modality_weights: dict[str, float] = {}  # by medium or "text"; 1 where not given
     softmax: Literal["block", "joint"] = "block"  # over the rows that the grammar allows, or over all
     max_logits: int = Field(default=MAX_LOGITS, gt=0)  # elements of the head's output that exist at a time
     #: share of the labelled tokens to learn from (token_selection.py); below 1 a copy of all that is trained is kept
     keep_share: float = Field(default=1.0, gt=0, le=1)
     loss_share: float = Field(default=0.5, ge=0, le=1)  # of their score: excess loss, the rest attention to the prompt
+
+    @field_validator("modality_weights")
+    @classmethod
+    def _check_names(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name in weights:
+            if name != "text":
+                find_medium(name)
+        return weights
 
 
 @dataclass(frozen=True)

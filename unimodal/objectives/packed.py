@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from unimodal.model.attention import Packing
 from unimodal.objectives.next_token import IGNORE, HeadGroups, LossConfig, TokenLosses, shift_labels, token_losses
 from unimodal.objectives.token_selection import attention_to_prompt, select
-from unimodal.vocabulary import MODALITIES, Vocabulary
+from unimodal.vocabulary import Vocabulary
 
 
 class PackedLoss(nn.Module):
@@ -25,7 +25,7 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.model = model
         self.cfg = cfg or LossConfig()
-        self.groups = HeadGroups.from_vocabulary(vocabulary)
+        self.groups, self.modalities = HeadGroups.from_vocabulary(vocabulary), vocabulary.modalities
         self.watch_layer = max(0, len(model.get_decoder().layers) * 3 // 4 - 1)
         #: the model at the start: a copy of what is trained, beside the same frozen weights
         self.history: nn.Module | None = None
@@ -64,7 +64,7 @@ class PackedLoss(nn.Module):
             if parameter.requires_grad:  # rows that this batch does not score still take part: DDP waits for them
                 total = total + 0.0 * parameter.sum()
         modality_of = {group.name: group.modality for group in self.groups.groups}
-        modalities = dict.fromkeys(MODALITIES, (0.0, 0))
+        modalities = dict.fromkeys(self.modalities, (0.0, 0))
         for name, (summed, count) in result.per_block.items():
             old = modalities[modality_of[name]]
             modalities[modality_of[name]] = (old[0] + summed, old[1] + count)

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from unimodal.media.registry import MEDIA, find_medium, join_names
 from unimodal.vocabulary import ROLES
 
 
@@ -46,7 +47,8 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """A picture, a sound or a clip: codes int64 `[N]` / `[N, G]`, or the path or bytes of a file not yet encoded.
+    """A picture, a sound, a clip or another medium: its codes, int64 `[N]` / `[N, G]`, or the path or the bytes of a
+    file that is not encoded yet.
 
     `grid` are the rows and columns of codes, for models whose pictures have any shape; others need none.
     """
@@ -58,6 +60,7 @@ class Media:
     modality: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
+        find_medium(self.modality)
         if sum(given is not None for given in (self.codes, self.path, self.data)) != 1:
             raise ValueError(f"give the {self.modality} part either codes or a path or data, not several or none")
         if self.path is not None:
@@ -88,6 +91,9 @@ class Media:
 
     def __hash__(self) -> int:
         return hash((self.modality, self.path, self.data, None if self.codes is None else self.codes.tobytes()))
+
+    def __reduce__(self) -> tuple[Callable[..., Media], tuple[object, ...]]:
+        return make_part, (self.modality, self.codes, self.path, self.data, self.grid)  # the class may be made here
 
     @property
     def source(self) -> str | bytes:
@@ -125,8 +131,45 @@ class Video(Media):
     modality: ClassVar[str] = "video"
 
 
-Part = Text | Image | Audio | Video
-MEDIA_PARTS: dict[str, type[Image] | type[Audio] | type[Video]] = {"image": Image, "audio": Audio, "video": Video}
+Part = Text | Media
+
+
+class MediaParts(Mapping[str, type[Media]]):
+    """Medium → the class of its parts, for every medium that is registered; a new one's class is made when asked for.
+
+    Raises KeyError for a name that is no medium.
+    """
+
+    def __init__(self, classes: Iterable[type[Media]]) -> None:
+        self._classes = {part.modality: part for part in classes}
+
+    def __getitem__(self, name: str) -> type[Media]:
+        if name not in MEDIA:
+            raise KeyError(name)
+        if name not in self._classes:
+            self._classes[name] = type(name.capitalize(), (Media,), {"modality": name, "__doc__": MEDIA[name].noun})
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(MEDIA)
+
+    def __len__(self) -> int:
+        return len(MEDIA)
+
+
+MEDIA_PARTS = MediaParts((Image, Audio, Video))
+
+
+def make_part(
+    modality: str,
+    codes: object = None,
+    path: str | None = None,
+    data: bytes | None = None,
+    grid: tuple[int, int] | None = None,
+) -> Media:
+    """A part of that medium. Raises ValueError as its class does."""
+    find_medium(modality)
+    return MEDIA_PARTS[modality](codes, path, data, grid)
 
 
 def part_from_dict(data: Mapping[str, Any]) -> Part:
@@ -144,7 +187,7 @@ def part_from_dict(data: Mapping[str, Any]) -> Part:
         raise ValueError(f"the data of a part of type {kind!r} is not base64 ({error})") from None
     except TypeError:
         raise ValueError(f"a part of type {kind!r} does not take {', '.join(sorted(fields)) or 'nothing'}") from None
-    raise ValueError(f"part type {kind!r} is unknown; use text, image, audio or video")
+    raise ValueError(f"part type {kind!r} is unknown; use {join_names(('text', *MEDIA))}")
 
 
 @dataclass(frozen=True)
@@ -158,8 +201,9 @@ class Turn:
         object.__setattr__(self, "role", role)
         object.__setattr__(self, "parts", (Text(parts),) if isinstance(parts, str) else tuple(parts))
         for part in self.parts:
-            if not isinstance(part, (Text, Image, Audio, Video)):
-                raise ValueError(f"a part must be Text, Image, Audio or Video, got {type(part).__name__}")
+            if not isinstance(part, (Text, Media)):
+                names = join_names(("Text", *(MEDIA_PARTS[name].__name__ for name in MEDIA)))
+                raise ValueError(f"a part must be {names}, got {type(part).__name__}")
 
     @property
     def text(self) -> str:

@@ -25,6 +25,7 @@ from unimodal.coder.media_coder import MediaCoder, load_coder
 from unimodal.config import Config, save_config
 from unimodal.corpus.corpus import Corpus, tensors_of
 from unimodal.files import atomic_write_bytes, atomic_write_text
+from unimodal.media.registry import MEDIA
 from unimodal.model.adapter import save_adapter
 from unimodal.model.adapter_files import is_adapter
 from unimodal.model.base import BaseModel
@@ -39,7 +40,7 @@ from unimodal.sequence.templates.own import Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.loop import WeightedLoss
-from unimodal.vocabulary import CONTROLS, Vocabulary, read_vocabulary
+from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 
 #: what the controls mean, in words that any base knows: where their rows begin
@@ -99,7 +100,11 @@ def new_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) -
 
 def described_rows(template: Template) -> dict[int, list[int]]:
     """The words that each control begins as: its row → text rows."""
-    return {template.vocabulary.control_id(name): template.text.encode(CONTROL_WORDS[name]) for name in CONTROLS}
+    words = dict(CONTROL_WORDS)
+    for medium in MEDIA.values():
+        words.setdefault(f"<|{medium.name}_start|>", f" {medium.noun}:")
+        words.setdefault(f"<|{medium.name}_end|>", f" end of {medium.noun}")
+    return {control.id: template.text.encode(words[control.name]) for control in template.vocabulary.controls}
 
 
 def named_rows(path: Path, template: Template) -> dict[int, list[int]]:
@@ -165,10 +170,10 @@ def donor_rows(folder: Path, template: Template) -> dict[str, Donor]:
     theirs, their_text = read_vocabulary(folder / "vocabulary.json"), TextTokenizer.load(folder)
     state = load_file(folder / "model.safetensors")
     tables = {"input": state["model.embed_tokens.weight"], "output": state.get("lm_head.weight")}
-    pairs = [(theirs.control_id(name) - theirs.text_size, theirs.control_id(name)) for name in CONTROLS]
     source = torch.full((vocabulary.size - vocabulary.text_size,), -1)
-    for at, row in pairs:
-        source[at] = row
+    for control in vocabulary.controls:
+        if theirs.has_control(control.name):
+            source[control.id - vocabulary.text_size] = theirs.control_id(control.name)
     blocks = {block.label: block for block in theirs.blocks}
     for block in vocabulary.blocks:
         same = blocks.get(block.label)

@@ -2,9 +2,6 @@
 
 from unimodal.vocabulary.layout import (
     CONTROLS,
-    MEDIA,
-    MODALITIES,
-    MODALITY_INDEX,
     ROLES,
     Block,
     Control,
@@ -17,9 +14,6 @@ from unimodal.vocabulary.vocabulary import Vocabulary
 
 __all__ = [
     "CONTROLS",
-    "MEDIA",
-    "MODALITIES",
-    "MODALITY_INDEX",
     "ROLES",
     "Block",
     "Control",

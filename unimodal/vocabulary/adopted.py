@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from unimodal.vocabulary.layout import CONTROLS, Block, Control, SpanLayout, check_blocks, check_layouts
+from unimodal.vocabulary.layout import Block, Control, SpanLayout, check_blocks, check_layouts, name_controls
 from unimodal.vocabulary.vocabulary import Vocabulary
 
 RESERVED = -3
@@ -56,9 +56,9 @@ class AdoptedVocabulary(Vocabulary):
         self._text_ranges = tuple(range(int(a), int(b)) for a, b in zip(text[::2], text[1::2], strict=True))
 
     def _check(self) -> dict[str, tuple[Block, ...]]:
-        names = [control.name for control in self.controls]
+        names, known = [control.name for control in self.controls], name_controls(self.blocks, self.layouts)
         missing = [name for name in REQUIRED if name not in names]
-        wrong = [name for name in names if name not in CONTROLS or names.count(name) > 1]
+        wrong = [name for name in names if name not in known or names.count(name) > 1]
         if missing or wrong:
             raise ValueError(f"the control {(missing or wrong)[0]} is {'missing' if missing else 'not one of ours'}")
         groups: dict[str, tuple[Block, ...]] = {}

@@ -1,7 +1,4 @@
-"""What the rows of a vocabulary stand for, as plain records with their checks: blocks, controls, span layouts.
-
-`vocabulary.py` gives them their arithmetic and re-exports them; import them from there.
-"""
+"""What the rows of a vocabulary stand for, as plain records with their checks: blocks, controls, span layouts."""
 
 from __future__ import annotations
 
@@ -9,12 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unimodal.media.registry import find_medium
 from unimodal.vocabulary.grid import GridMarks
 
-MODALITIES = ("text", "image", "audio", "video")  # the position is the number used in `Rendered.modality`
-MODALITY_INDEX = {name: index for index, name in enumerate(MODALITIES)}
-MEDIA = MODALITIES[1:]
 ROLES = ("system", "user", "assistant")
+#: of every vocabulary, in this order; the controls of further media follow them
 CONTROLS = (
     "<|image_start|>",
     "<|image_end|>",
@@ -31,6 +27,8 @@ CONTROLS = (
     "<|end_of_turn|>",
     "<|pad|>",
 )
+#: the media whose spans `CONTROLS` open and close in every vocabulary
+FIRST_MEDIA = ("image", "audio", "video")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,24 +150,39 @@ class SpanLayout:
 
 
 def standard_layouts(
-    names: Iterable[str] = MEDIA, image_codes: int = 64, motion_codes: int = 64, chunks: int = 2
+    names: Iterable[str] = FIRST_MEDIA, image_codes: int = 64, motion_codes: int = 64, chunks: int = 2
 ) -> list[SpanLayout]:
-    """The layouts drawn at the top of this file for the blocks `image`, `audio` and `video`, those in `names` only."""
+    """The layouts of the blocks in `names`: those drawn at the top of `vocabulary.py`, and for any further medium one
+    span of free length of the block that has its name."""
     motion = [Segment("video", motion_codes)] * chunks
     layouts = {
         "image": SpanLayout("image", [Segment("image", image_codes)]),
-        "audio": SpanLayout("audio", [Segment("audio", None)]),
         "video": SpanLayout("video", [Segment("image", image_codes), *motion]),
     }
-    return [layouts[name] for name in names]
+    return [layouts.get(name) or SpanLayout(name, [Segment(name)]) for name in names]
+
+
+def find_further_media(blocks: Iterable[Block], layouts: Iterable[SpanLayout]) -> tuple[str, ...]:
+    """The media beside `FIRST_MEDIA` that blocks and then layouts name, in the order of their first mention."""
+    named = [block.modality for block in blocks] + [layout.modality for layout in layouts]
+    return tuple(name for name in dict.fromkeys(named) if name not in FIRST_MEDIA)
+
+
+def name_controls(blocks: Iterable[Block], layouts: Iterable[SpanLayout]) -> tuple[str, ...]:
+    """The names of all controls, in the order of their rows: `CONTROLS`, then a start and an end for each further
+    medium. So a vocabulary without further media has the rows it always had."""
+    further = find_further_media(blocks, layouts)
+    return (*CONTROLS, *(f"<|{name}_{side}|>" for name in further for side in ("start", "end")))
 
 
 def check_blocks(blocks: Sequence[Block], start: int) -> dict[str, tuple[Block, ...]]:
     """The blocks by name, a block for each group. ValueError unless they lie without a gap from row `start` on."""
     groups: dict[str, tuple[Block, ...]] = {}
     for block in blocks:
-        if block.modality not in MEDIA:
-            raise ValueError(f"block {block.name!r} has modality {block.modality!r}; use one of {', '.join(MEDIA)}")
+        try:
+            find_medium(block.modality)
+        except ValueError as error:
+            raise ValueError(f"block {block.name!r}: {error}") from None
         if not block.name.isascii() or not block.name.replace("_", "").isalnum():
             raise ValueError(f"block name {block.name!r} may hold letters, digits and _ only")
         if not 1 <= block.size <= 2**16:
@@ -190,8 +203,9 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
         raise ValueError("a modality has two span layouts; give it one")
     for layout in layouts:
         name = layout.modality
-        if name not in MEDIA or not layout.segments:
-            raise ValueError(f"span layout {name!r} needs a modality of {', '.join(MEDIA)} and at least one segment")
+        find_medium(name)
+        if not layout.segments:
+            raise ValueError(f"span layout {name!r} is empty; give it at least one segment")
         missing = [segment.block for segment in layout.segments if segment.block not in groups]
         if missing:
             raise ValueError(f"span layout {name!r} names block {missing[0]!r}, which does not exist")

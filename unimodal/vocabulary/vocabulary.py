@@ -32,33 +32,16 @@ import numpy as np
 from unimodal.files import atomic_write_text
 from unimodal.vocabulary.grid import Grid
 from unimodal.vocabulary.layout import (
-    CONTROLS,
-    MEDIA,
-    MODALITIES,
-    MODALITY_INDEX,
-    ROLES,
+    FIRST_MEDIA,
     Block,
     Control,
-    Segment,
     SpanLayout,
     check_blocks,
     check_layouts,
+    find_further_media,
+    name_controls,
     standard_layouts,
 )
-
-__all__ = [
-    "CONTROLS",
-    "MEDIA",
-    "MODALITIES",
-    "MODALITY_INDEX",
-    "ROLES",
-    "Block",
-    "Control",
-    "Segment",
-    "SpanLayout",
-    "Vocabulary",
-    "standard_layouts",
-]
 
 FORMAT_VERSION = 1
 
@@ -84,6 +67,9 @@ class Vocabulary:
         self._groups = self._check()
         self._layouts = {layout.modality: layout for layout in self.layouts}
         self._control_ids = {control.name: control.id for control in self.controls}
+        #: text and all media that could have a span here; the position is the number used in `Rendered.modality`
+        self.modalities = ("text", *FIRST_MEDIA, *find_further_media(self.blocks, self.layouts))
+        self.modality_index = {name: index for index, name in enumerate(self.modalities)}
         self._place()
         self._start_modality = {self.start_id(name): name for name in self._layouts}
 
@@ -111,16 +97,19 @@ class Vocabulary:
         The `start` of the given blocks is ignored. Without `layouts`, the standard ones of the media that have a block.
         `text_reserved` are text rows that plain text never uses (the base model's own special tokens, padded rows).
         """
-        controls = [Control(name, text_size + index) for index, name in enumerate(CONTROLS)]
+        blocks = list(blocks)
+        if layouts is None:
+            names = {block.name for block in blocks}
+            media = (*FIRST_MEDIA, *find_further_media(blocks, ()))
+            layouts = standard_layouts([m for m in media if m in names and (m != "video" or "image" in names)])
+        layouts = list(layouts)
+        controls = [Control(name, text_size + i) for i, name in enumerate(name_controls(blocks, layouts))]
         placed: list[Block] = []
         start = text_size + len(controls)
         for block in blocks:
             placed.append(replace(block, start=start))
             start += block.size
-        if layouts is None:
-            names = {block.name for block in placed}
-            layouts = standard_layouts([m for m in MEDIA if m in names and (m != "video" or "image" in names)])
-        return cls(text_size, controls, placed, list(layouts), text_reserved, text_sha256)
+        return cls(text_size, controls, placed, layouts, text_reserved, text_sha256)
 
     def save(self, path: str | Path) -> None:
         atomic_write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
@@ -183,9 +172,10 @@ class Vocabulary:
             raise ValueError(f"text_size is {self.text_size}; it is the number of text rows, at least 1")
         if self.text_reserved and not 0 <= self.text_reserved[0] <= self.text_reserved[-1] < self.text_size:
             raise ValueError(f"reserved rows {self.text_reserved} must lie in the text rows 0..{self.text_size - 1}")
-        if [(c.name, c.id) for c in self.controls] != [(n, self.text_size + i) for i, n in enumerate(CONTROLS)]:
-            raise ValueError(f"the rows from {self.text_size} on must be the controls {' '.join(CONTROLS)}")
-        groups = check_blocks(self.blocks, self.text_size + len(CONTROLS))
+        controls = name_controls(self.blocks, self.layouts)
+        if [(c.name, c.id) for c in self.controls] != [(n, self.text_size + i) for i, n in enumerate(controls)]:
+            raise ValueError(f"the rows from {self.text_size} on must be the controls {' '.join(controls)}")
+        groups = check_blocks(self.blocks, self.text_size + len(controls))
         check_layouts(self.layouts, groups)
         return groups
 
@@ -195,7 +185,7 @@ class Vocabulary:
         """The row of a control; the name may be given with or without its `<|` and `|>`."""
         row = self._control_ids.get(name, self._control_ids.get(f"<|{name}|>"))
         if row is None:
-            raise ValueError(f"no control token {name!r}; there are {', '.join(CONTROLS)}")
+            raise ValueError(f"no control token {name!r}; there are {', '.join(self._control_ids)}")
         return row
 
     @property

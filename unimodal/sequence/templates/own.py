@@ -23,7 +23,7 @@ import numpy as np
 
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import MODALITY_INDEX, ROLES, Vocabulary
+from unimodal.vocabulary import ROLES, Vocabulary
 
 IGNORE = -100
 TEXT_PREFIX = " "
@@ -35,7 +35,7 @@ class Rendered:
 
     ids: np.ndarray  # int64 [N]
     labels: np.ndarray  # int64 [N], -100 off the answer, not shifted
-    modality: np.ndarray  # uint8 [N], index into vocabulary.MODALITIES
+    modality: np.ndarray  # uint8 [N], index into the vocabulary's `modalities`
     read: tuple[Media, ...] = ()  # media that are read through features, in the order of their placeholders
 
     def __len__(self) -> int:
@@ -111,7 +111,10 @@ class Template:
                     f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first"
                 )
             else:
-                yield MODALITY_INDEX[part.modality], self.vocabulary.encode_span(part.modality, part.codes, part.grid)
+                yield (
+                    self.vocabulary.modality_index[part.modality],
+                    self.vocabulary.encode_span(part.modality, part.codes, part.grid),
+                )
 
     # ---- ids → document
 

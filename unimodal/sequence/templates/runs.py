@@ -18,7 +18,7 @@ import numpy as np
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text
 from unimodal.sequence.templates.own import IGNORE, Rendered, Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import MODALITY_INDEX, Vocabulary
+from unimodal.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,13 @@ class RunTemplate(Template):
         if part.codes is None:
             raise ValueError(f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first")
         rows = self.vocabulary.encode_span(part.modality, part.codes, part.grid)
-        return Run(rows, learnt, MODALITY_INDEX[part.modality])
+        return Run(rows, learnt, self.vocabulary.modality_index[part.modality])
 
     def features_run(self, part: Media) -> Run:
         """The placeholders of a medium that is read through features."""
         features = self.vocabulary.layout(part.modality).features
         assert features is not None
         rows = [self.vocabulary.start_id(part.modality), *[features.row] * features.count]
-        return Run([*rows, self.vocabulary.end_id(part.modality)], False, MODALITY_INDEX[part.modality], part)
+        return Run(
+            [*rows, self.vocabulary.end_id(part.modality)], False, self.vocabulary.modality_index[part.modality], part
+        )
