@@ -17,7 +17,6 @@ from unimodal.cli.export import export, push
 from unimodal.cli.progress import Reporter
 from unimodal.cli.serve import serve
 from unimodal.cli.shared import (
-    MEDIA,
     Decoder,
     Guidance,
     Model,
@@ -35,6 +34,7 @@ from unimodal.cli.shared import (
     load_model,
     make_counter,
 )
+from unimodal.media.registry import MEDIA, load_plugins
 
 if TYPE_CHECKING:
     from unimodal.coder.media_coder import Output
@@ -81,6 +81,9 @@ def chat(
     ] = None,
     audio: Annotated[list[Path] | None, typer.Option(metavar="F", help="A sound to hear; may be repeated.")] = None,
     video: Annotated[list[Path] | None, typer.Option(metavar="F", help="A clip to watch; may be repeated.")] = None,
+    file: Annotated[
+        list[Path] | None, typer.Option(metavar="F", help="A file of any medium; its content decides. May be repeated.")
+    ] = None,
     to: Annotated[str | None, typer.Option(metavar="X", help="Answer with text, image, audio or video.")] = None,
     seed: Seed = 0,
     guidance: Guidance = None,
@@ -105,9 +108,11 @@ def chat(
         raise ValueError("the prompt is empty; leave it out for an interactive session")
     if not folder.is_dir():
         raise ValueError(f"--folder {folder}: no such folder; create it first")
-    files = [(kind, path) for kind, paths in zip(MEDIA, (image, audio, video), strict=True) for path in paths or []]
+    given = {"image": image, "audio": audio, "video": video}
+    files = [(kind, path) for kind, paths in given.items() for path in paths or []]
     for _, path in files:
         check_file(path)
+    files += [(check_file(path), path) for path in file or []]
     screen = find_screen(pictures)  # asks the terminal: before seconds of loading in which the user may type
     with Reporter() as report:
         settings = {"guidance": guidance, "tokens": tokens, "negative": negative, "decoder": decoder}
@@ -241,6 +246,7 @@ for command in (export, push, serve):
 def main(argv: list[str] | None = None) -> None:
     """Runs a command and exits with its status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     try:
+        load_plugins()
         status = app(args=argv, prog_name="unimodal", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = 130

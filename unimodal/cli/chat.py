@@ -16,6 +16,7 @@ from unimodal.cli.terminal import Screen, find_player, play_sound
 from unimodal.cli.terminal_pictures import draw, draw_clip
 from unimodal.files import join_lines
 from unimodal.generation.engine import TokenEvent
+from unimodal.media.registry import MEDIA
 from unimodal.pipeline import Output, Unimodal
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Turn
 
@@ -28,9 +29,18 @@ Type a question. Commands:
   /save FILE                     save the last picture, sound or clip under another name
   /clear                         forget what was said and shown
   /help, /quit"""
-FORCED = {"/draw": "image", "/say": "audio", "/film": "video"}
-ATTACHED = {"/image": "image", "/audio": "audio", "/video": "video"}
-FILE_NAMES = {"image": ("picture", ".png"), "audio": ("sound", ".wav"), "video": ("clip", ".gif")}
+
+#: the media that a terminal shows
+DRAWERS = {"image": draw, "video": draw_clip}
+
+
+def describe_commands() -> str:
+    """`HELP`, and a line for every medium that it does not name."""
+    further = [medium for medium in MEDIA.values() if f"/{medium.name} F" not in HELP]
+    lines = [
+        f"  /{medium.name} F, /{medium.ask} WORDS".ljust(33) + f"show a {medium.noun}, make one" for medium in further
+    ]
+    return "\n".join([HELP, *lines])
 
 
 class Session:
@@ -88,17 +98,17 @@ class Session:
         elif command in ("/quit", "/exit"):
             return False
         elif command == "/help":
-            _notice(HELP)
+            _notice(describe_commands())
         elif command == "/clear":
             self.history.clear()
             self.pending.clear()
             self.memory.clear()
             _notice("forgotten")
-        elif command in ATTACHED:
-            self.attach(MEDIA_PARTS[ATTACHED[command]](path=_path(command, rest)))
+        elif command.removeprefix("/") in MEDIA:
+            self.attach(MEDIA_PARTS[command.removeprefix("/")](path=_path(command, rest)))
             _notice("attached; ask about it, or press return.")
-        elif command in FORCED:
-            self.answer(self.model.wording.request(rest, FORCED[command]), FORCED[command])
+        elif (asked := next((name for name, medium in MEDIA.items() if command == f"/{medium.ask}"), None)) is not None:
+            self.answer(self.model.wording.request(rest, asked), asked)
         elif command == "/save":
             self.save(_path(command, rest))
         else:
@@ -162,16 +172,14 @@ class Session:
 
     def _show(self, output: Output) -> None:
         assert output.media is not None
-        name, suffix = FILE_NAMES[output.modality]
+        name = Path(MEDIA[output.modality].saved_as)
         number = 1
-        while (path := self.folder / f"{name}-{number}{suffix}").exists():
+        while (path := self.folder / f"{name.stem}-{number}{name.suffix}").exists():
             number += 1
         output.save(path)
         self.last = output
-        if self.screen.way != "off" and output.modality != "audio":
-            print(
-                draw(output.media, self.screen) if output.modality == "image" else draw_clip(output.media, self.screen)
-            )
+        if self.screen.way != "off" and output.modality in DRAWERS:
+            print(DRAWERS[output.modality](output.media, self.screen))
         print(path, flush=True)
         if output.modality == "audio" and not self.mute and sys.stdout.isatty():
             self._play(path, len(output.media) / float(output.rate or 16_000))

@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unimodal.media.registry import find_medium
+
 if TYPE_CHECKING:
     from unimodal.cli.progress import Reporter
     from unimodal.coder.media_coder import MediaCoder
     from unimodal.pipeline import Unimodal
-
-MEDIA = ("image", "audio", "video")
-#: what a result of each modality may be saved as; the media modules check again
-SUFFIXES = {
-    "text": (".txt",),
-    "image": (".png", ".jpg", ".jpeg", ".webp"),
-    "audio": (".wav", ".flac", ".ogg", ".mp3"),
-    "video": (".mp4", ".webm", ".gif", ".webp"),
-}
 
 Model = Annotated[
     str | None, typer.Option("--model", metavar="M", help="A model folder or hub id; by default the nano that is here.")
@@ -96,17 +89,18 @@ def check_ways(decoder: str | None, weights: str) -> None:
     check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
 
 
-def check_file(path: Path) -> None:
-    """Raises ValueError for an input that is missing or, by its first bytes, no picture, sound or film."""
+def check_file(path: Path) -> str:
+    """The medium of a file, by its first bytes. Raises ValueError for an input that is missing or holds none."""
     from unimodal.media.limits import media_kind
 
-    media_kind(path)
+    return media_kind(path)
 
 
 def check_out(path: Path, modality: str) -> None:
     """Raises ValueError for a file to write whose suffix is not one of the modality, or whose folder cannot be used."""
-    if path.suffix.lower() not in SUFFIXES[modality]:
-        raise ValueError(f"--out {path}: {modality} is saved as {', '.join(SUFFIXES[modality])}; change the suffix")
+    suffixes = (".txt",) if modality == "text" else find_medium(modality).saved_suffixes
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {path}: {modality} is saved as {', '.join(suffixes)}; change the suffix")
     check_folder(path)
 
 
