@@ -24,7 +24,8 @@ from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.training.command import recipe_main
 from unimodal.training.distributed import start
-from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.training.loop import Trainer
+from unimodal.training.settings import LoopConfig
 from unimodal.tuning.vocabulary import (
     block_features,
     check_out,

@@ -26,7 +26,8 @@ from unimodal.objectives.packed import PackedLoss
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.command import recipe_main
 from unimodal.training.distributed import start
-from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.training.loop import Trainer
+from unimodal.training.settings import LoopConfig
 from unimodal.tuning.vocabulary import (
     check_out,
     new_template,

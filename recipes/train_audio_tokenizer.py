@@ -26,7 +26,8 @@ from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
 from unimodal.training.command import recipe_main
-from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.training.loop import Trainer
+from unimodal.training.settings import LoopConfig
 
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # id 0 is CTC's blank
 

@@ -27,7 +27,8 @@ from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig
 from unimodal.training.command import recipe_main
-from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.training.loop import Trainer
+from unimodal.training.settings import LoopConfig
 
 TRAINING_STYLES = ("noto", "fluent3d", "fluentflat")
 

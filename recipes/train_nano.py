@@ -42,7 +42,8 @@ from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import recipe_main
-from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.training.loop import Trainer
+from unimodal.training.settings import LoopConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 MEDIA_FOLDERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")

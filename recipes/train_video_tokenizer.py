@@ -25,7 +25,8 @@ from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.command import recipe_main
-from unimodal.training.loop import LoopConfig, Trainer
+from unimodal.training.loop import Trainer
+from unimodal.training.settings import LoopConfig
 
 
 class VideoTokenizerRecipe(Config):

@@ -8,7 +8,8 @@ from unimodal.model.rows import extend_rows, new_rows, share_rows
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.token_selection import attention_to_prompt, select
-from unimodal.training.loop import LoopConfig, Trainer, WeightedLoss
+from unimodal.training.loop import Trainer, WeightedLoss
+from unimodal.training.settings import LoopConfig
 
 
 def documents(vocabulary, num=8):

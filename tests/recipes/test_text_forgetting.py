@@ -13,7 +13,7 @@ from unimodal.model.base import load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
 from unimodal.pipeline import load
-from unimodal.training.loop import LoopConfig
+from unimodal.training.settings import LoopConfig
 from unimodal.tuning.vocabulary import joint_template, open_media, save_tuned
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tests.free_ports import free_ports
 from unimodal.training.distributed import leave, start
-from unimodal.training.loop import Interrupted, LoopConfig, Trainer, WeightedLoss
+from unimodal.training.loop import Interrupted, Trainer, WeightedLoss
+from unimodal.training.settings import LoopConfig
 
 
 class Model(nn.Module):

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from unimodal.training import checkpoint
 from unimodal.training.checkpoint import load_checkpoint, save_checkpoint
-from unimodal.training.loop import Interrupted, LoopConfig, Trainer, learning_rate_at, parameter_groups
+from unimodal.training.loop import Interrupted, Trainer
+from unimodal.training.optimizers import learning_rate_at, parameter_groups
+from unimodal.training.settings import LoopConfig
 
 
 class Numbers:

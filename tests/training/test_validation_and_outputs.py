@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unimodal.training.loop import LoopConfig, Trainer, WeightedLoss
+from unimodal.training.loop import Trainer, WeightedLoss
 from unimodal.training.metrics import MetricsLog
 from unimodal.training.plot import plot_losses, read_losses
 from unimodal.training.progress import Progress
+from unimodal.training.settings import LoopConfig
 
 
 class Numbers:

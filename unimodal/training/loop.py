@@ -18,24 +18,19 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from unimodal.config import Config
 from unimodal.training.checkpoint import random_state, set_random_state
 from unimodal.training.distributed import Parallel
 from unimodal.training.metrics import MetricsLog, Sums, add_sums, means
-from unimodal.training.optimizers import learning_rate_at, make_optimizers, parameter_groups
+from unimodal.training.optimizers import learning_rate_at, make_optimizers
 from unimodal.training.plot import plot_losses
 from unimodal.training.progress import Progress
+from unimodal.training.settings import LoopConfig
 from unimodal.training.trackers import TRACKERS
-
-__all__ = [
-    "BatchSource", "Interrupted", "LoopConfig", "Trainer", "WeightedLoss", "learning_rate_at", "parameter_groups",
-]  # fmt: skip
 
 BEST = "best.pt"
 
@@ -60,30 +55,6 @@ class WeightedLoss:
 
 
 LossFunction = Callable[[Any, int], WeightedLoss | tuple[Tensor, dict[str, float]]]
-
-
-class LoopConfig(Config):
-    steps: int = Field(1000, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    final_learning_rate: float = Field(1e-5, ge=0)
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, everything else by AdamW
-    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products under autocast, weights in fp32
-    grad_clip: float = Field(1.0, gt=0)
-    accumulation: int = Field(1, ge=1)
-    activation_checkpointing: bool = False  # keep a block's input only and compute it again: less memory, 4/3 the time
-    ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 keeps no average
-    seed: int = 0
-    threads: int = Field(0, ge=0)  # 0 leaves torch's own choice
-    log_every: int = Field(50, ge=1)
-    checkpoint_every_s: float = Field(120.0, gt=0)
-    evaluate_every: int = Field(0, ge=0)  # steps between validations; 0: none
-    patience: int = Field(0, ge=0)  # validations without a better loss before the run stops early; 0: never
-    min_improvement: float = Field(0.0, ge=0)
-    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
-    plot: bool = True  # draw loss.png at the end
 
 
 class Interrupted(Exception):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from unimodal.training.loop import LoopConfig
+from unimodal.training.settings import LoopConfig
 
 
 def learning_rate_at(step: int, cfg: LoopConfig) -> float:
