@@ -13,6 +13,8 @@ import sys
 import pytest
 from hypothesis import settings
 
+from tests.timing import ProcessorTime
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun by a shell in the background; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -29,6 +31,10 @@ def fixed_seeds():
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:  # a test of the light modules does not pay for its import
         sys.modules["torch"].manual_seed(0)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(ProcessorTime())
 
 
 def pytest_collection_modifyitems(items):
