@@ -6,16 +6,19 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   if $$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done)
 # Where torch comes from: the configured indexes, or one more that you name, for a build without CUDA say.
 TORCH_INDEX ?=
+# What a study draws its cases from: by default today's date.
+SEED ?= $(shell date +%Y%m%d)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # piper is a GPL program: it speaks sentences for `make nano` from an environment of its own and is never imported.
 PIPER := $(VENV)-piper
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format nano
+.PHONY: help demo test study lint format nano
 
 help:
 	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
 	@echo "make test    install the development tools too, run the test suite (make test ARGS='-k vocabulary')"
+	@echo "make study   random campaigns and small trainings whole, their table in docs/study.md (make study SEED=7 ARGS='-k vocabulary')"
 	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
 	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation, card"
 
@@ -24,6 +27,11 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+# Random campaigns and small trainings whole, for an hour or more; the table goes to docs/study.md. Another seed, other cases.
+study: $(VENV)/.dev
+	UNIMODAL_STUDY=1 UNIMODAL_SEED=$(SEED) $(BIN)/python -m pytest -m study -n auto --dist worksteal --timeout 7200 \
+	  --hypothesis-seed=$(SEED) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -13,14 +13,20 @@ import sys
 import pytest
 from hypothesis import settings
 
+from tests.campaigns import TIMES, Study, campaign, count_examples, is_study
 from tests.timing import ProcessorTime
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun by a shell in the background; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deadlines measure the machine's load; fixed examples make a failure on one machine a failure on all.
+# A study draws others.
 settings.register_profile("unimodal", deadline=None, derandomize=True, database=None, max_examples=50)
-settings.load_profile("unimodal")
+settings.register_profile("study", deadline=None, database=None, max_examples=50 * TIMES, print_blob=True)
+settings.load_profile("study" if is_study() else "unimodal")
+
+
+__all__ = ["campaign", "count_examples"]
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +41,7 @@ def fixed_seeds():
 
 def pytest_configure(config):
     config.pluginmanager.register(ProcessorTime())
+    config.pluginmanager.register(Study())
 
 
 def pytest_collection_modifyitems(items):

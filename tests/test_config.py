@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tests.campaigns import examples
 from unimodal.config import Config, load_config, save_config
 
 
@@ -185,7 +186,7 @@ SETTINGS = st.builds(
 
 
 @given(config=SETTINGS)
-@settings(max_examples=20)  # each one waits for the disk
+@examples(20)  # each one waits for the disk
 def test_saved_settings_load_as_the_same_object(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "saved" / "config.yaml"
     save_config(config, path)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
 from unimodal.generation.continuous import ContinuousBatch, Request
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
@@ -55,7 +56,7 @@ def test_answers_are_those_given_alone_whenever_a_row_joins(engine, ask, samplin
     assert drive(batch, arrivals) == expected  # and again over the places that the first left behind
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     starts=st.lists(st.integers(0, 12), min_size=1, max_size=12),
     seed=st.integers(0, 2**32),

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.grammar import Grammar
@@ -138,7 +139,7 @@ def test_seeds_reproduce_and_differ(engine, ask):
     assert engine.generate([ask([3])], config.model_copy(update={"seed": 1}))[0] == first
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(st.data())
 def test_no_answer_breaks_its_grammar(model, vocabulary, data):
     """Whatever is asked: spans read back, the forced medium is there, the turn ends inside the budget."""

@@ -5,9 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.generation.grammar import Grammar, GrammarBatch, RowState
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -87,7 +88,7 @@ def read(vocabulary: Vocabulary, rows: list[int]) -> tuple[list[tuple[str, np.nd
 MEDIA = ["image", "audio", "video"]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     vocabulary=st.sampled_from([STANDARD, ODD]),
     budget=st.integers(1, 500),

@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.campaigns import examples
 from unimodal.media.audio import _sinc_resample, load_audio, resample, save_audio
 
 SAMPLES_16 = hnp.arrays(np.int16, st.integers(1, 300))
-quick = settings(max_examples=15, deadline=None)
+quick = examples(15)
 
 
 def encode(samples: np.ndarray, rate_hz: int, format_name: str = "WAV", subtype: str | None = None) -> bytes:

@@ -5,15 +5,16 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from tests.campaigns import examples
 from unimodal.media.image import fit_image, load_image, save_image
 
 PICTURES = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9).map(lambda s: (3, *s)))
-quick = settings(max_examples=15, deadline=None)
+quick = examples(15)
 
 
 def encode(image: Image.Image, format_name: str, **options) -> bytes:

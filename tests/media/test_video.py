@@ -6,10 +6,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.campaigns import examples
 from unimodal.media.limits import MediaLimits, media_kind
 from unimodal.media.registry import MEDIA
 from unimodal.media.video import load_video, save_video
@@ -148,7 +149,7 @@ def test_merged_frames_are_not_shown_early():
 
 
 @given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.sampled_from([1, 4, 8, 10, 24, 50]))
-@settings(max_examples=12, deadline=None)
+@examples(12)
 def test_the_frame_rule_against_its_definition(durations_cs, fps):
     levels = [40 * i for i in range(len(durations_cs))]
     shown = levels_of(load_video(gif(levels, [10 * d for d in durations_cs]), fps))

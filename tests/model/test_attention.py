@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.model import attention
 from unimodal.model.attention import (
     Packing,
@@ -223,7 +224,7 @@ def test_xformers_without_cuda_is_refused_and_auto_goes_on(make_model):
 
 
 @pytest.mark.cuda
-@settings(max_examples=10)
+@examples(10)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=8), st.sampled_from([(4, 4), (4, 2)]))
 def test_xformers_equals_varlen_on_cuda(lengths, heads):
     if xformers_problem():

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from tests.tiny_checkpoints import byte_bpe
 from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates.open import open_template
@@ -74,7 +75,7 @@ def documents(name):
 
 
 @pytest.mark.parametrize("name", ["emu3", "chameleon", "janus"])
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_what_is_written_is_read_back(formats, name, data):
     template, document = formats[name], data.draw(documents(name))
@@ -85,7 +86,7 @@ def test_what_is_written_is_read_back(formats, name, data):
 
 
 @pytest.mark.parametrize("name", ["emu3", "chameleon", "janus"])
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_the_answer_is_what_is_learnt_and_stands_behind_its_prompt(formats, name, data):
     template, document = formats[name], data.draw(documents(name))

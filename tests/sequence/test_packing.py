@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.sequence.packing import pack, pad, stack
 from unimodal.sequence.templates.own import IGNORE, Rendered
 
@@ -17,7 +18,7 @@ def document(length: int, first: int = 10) -> Rendered:
     return Rendered(ids, ids.copy(), np.full(length, 2, dtype=np.uint8))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(lengths=st.lists(st.integers(1, 32), min_size=1, max_size=30))
 def test_every_document_comes_back_whole(lengths):
     documents = [document(n, 1000 * (i + 1)) for i, n in enumerate(lengths)]

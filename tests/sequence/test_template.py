@@ -4,9 +4,10 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.sequence.templates.own import IGNORE, Template
 from unimodal.vocabulary import Block, Vocabulary
@@ -33,7 +34,7 @@ TURNS = st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), st.lis
 DOCUMENTS = st.builds(Document, st.lists(TURNS, max_size=5))
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(document=DOCUMENTS)
 def test_parse_inverts_render(template, document):
     rendered = template.render(document)
@@ -41,7 +42,7 @@ def test_parse_inverts_render(template, document):
     assert (template.render(template.parse(rendered.ids)).ids == rendered.ids).all()
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(document=DOCUMENTS)
 def test_labels_are_the_assistants_turns_and_nothing_else(template, document):
     """Cut the ids at the role marks: exactly the assistant's pieces, end of turn included, are labelled."""
@@ -61,7 +62,7 @@ def test_labels_are_the_assistants_turns_and_nothing_else(template, document):
     assert ends == sum(turn.role == "assistant" for turn in document.turns)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(document=DOCUMENTS)
 def test_modality_marks_whole_spans(template, document):
     rendered = template.render(document)

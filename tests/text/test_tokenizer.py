@@ -4,10 +4,11 @@ import json
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from tests.campaigns import examples
 from tests.sequence.conftest import sentences
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
@@ -27,7 +28,7 @@ NASTY = [
 ]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(NASTY))
 def test_every_string_survives(text, string):
     ids = text.encode(string)

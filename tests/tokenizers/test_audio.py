@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.tokenizers.interface import Codes
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
@@ -62,7 +63,7 @@ def test_number_of_codes_is_samples_over_512_rounded_up(tokenizer: AudioTokenize
     assert tokenizer.decode(codes).shape == (1, 1, 512 * codes.ids.shape[1])
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(short=st.integers(1, 9000), garbage=st.floats(-1, 1), seed=st.integers(0, 5))
 def test_padding_changes_no_code(tokenizer: AudioTokenizer, short: int, garbage: float, seed: int) -> None:
     """A clip beside a longer one, whatever lies in the padding, gives exactly the codes of the clip alone."""

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.vocabulary import CONTROLS, Block, Segment, SpanLayout, Vocabulary, read_vocabulary, standard_layouts
 
 IMAGE_HASH, AUDIO_HASH, VIDEO_HASH = "1" * 64, "2" * 64, "3" * 64
@@ -99,7 +100,7 @@ def test_spans_are_laid_out_as_documented():
     assert vocabulary.span_length("audio") == 3 and vocabulary.span_length("audio", 50) == 52
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(steps=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
 def test_groups_and_free_segments_round_trip(steps, seed):
     vocabulary, rng = grouped(), np.random.default_rng(seed)

@@ -1,0 +1,58 @@
+"""A campaign draws a slice or the whole, the same cases for the same seed, and names the case that fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CASES = '''
+"""Two campaigns and a property."""
+from hypothesis import given, strategies
+from tests.campaigns import examples
+def test_draws(campaign, capsys):
+    drawn = [rng.random() for rng in campaign(3, 40)]
+    with capsys.disabled():
+        print("drawn", len(drawn), drawn[:2])
+def test_fails(campaign):
+    for case, rng in enumerate(campaign(3, 40)):
+        assert case < 2
+@examples(4)
+@given(strategies.integers())
+def test_property(value):
+    pass
+def test_plain():
+    pass
+'''
+
+
+def run(folder: Path, *arguments: str, **variables: str) -> str:
+    (folder / "test_cases.py").write_text(CASES)
+    (folder / "conftest.py").write_text("from tests.conftest import *\nfrom tests.conftest import pytest_configure\n")
+    for name in ("pyproject.toml", "CONTRIBUTING.md"):
+        (folder / name).write_text((ROOT / name).read_text())
+    page = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from pathlib import Path; import tests.campaigns as c; "
+    page += f"c.PAGE = Path({str(folder / 'study.md')!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", page, "-v", "-p", "no:cacheprovider", *arguments, str(folder)]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_a_slice_prints_its_seed_and_names_the_case_that_fails(tmp_path):
+    out = run(tmp_path, UNIMODAL_SEED="5")
+    assert "campaigns: a slice, UNIMODAL_SEED=5" in out
+    assert "drawn 3 " in out and "case 2 of 3, UNIMODAL_SEED=5" in out and "3 passed" in out
+    line = next(line for line in out.splitlines() if "drawn" in line)
+    assert line.split("drawn")[1] in run(tmp_path, UNIMODAL_SEED="5")
+    assert line.split("drawn")[1] not in run(tmp_path, UNIMODAL_SEED="6")
+    assert not (tmp_path / "study.md").exists()
+
+
+def test_a_study_runs_the_whole_of_what_has_one_and_writes_its_table(tmp_path):
+    out = run(tmp_path, "-m", "study", UNIMODAL_STUDY="1", UNIMODAL_SEED="5")
+    assert "drawn 40 " in out and "1 deselected" in out
+    table = (tmp_path / "study.md").read_text()
+    assert "| `test_cases.py::test_draws` | 40 | passed |" in table
+    assert "| `test_cases.py::test_fails` | 40 | failed |" in table
+    assert "| `test_cases.py::test_property` | 80 examples | passed |" in table
