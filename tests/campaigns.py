@@ -6,8 +6,8 @@
 
 Property tests of hypothesis are campaigns too: `examples(50)` draws 50 in `make test` and twenty times as many in `make
 study`. Trainings that are short in `make test` ask `is_study()` how long they may be, and are marked `study`. That
-target runs what is so marked (campaigns and property tests are by themselves) and writes docs/study.md: cases, outcome and
-processor time of each test.
+target runs what is so marked (campaigns and property tests are by themselves) and writes docs/study.md: cases,
+outcome and processor time of each test.
 
     make study SEED=7 ARGS='-k fast'
 """
