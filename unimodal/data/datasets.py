@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 
 from unimodal.config import Config
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect, import_row
-from unimodal.data.importers.columns import MEDIA_COLUMNS
+from unimodal.data.importers.columns import media_columns
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.rows import (
@@ -243,7 +243,7 @@ def _typed_columns(rows: Rows) -> dict[str, str]:
     """Names for Image, Audio and Video columns that are called otherwise, where a modality has one such column."""
     renamed: dict[str, str] = {}
     typed: Mapping[str, str] = rows.media_columns if isinstance(rows, ArrowRows) else {}
-    for modality, (many, one) in MEDIA_COLUMNS.items():
+    for modality, (many, one) in media_columns().items():
         named: list[Any] = [column for column, kind in typed.items() if kind == modality]
         if len(named) == 1 and named[0] not in (many, one):
             renamed[one] = named[0]

@@ -47,7 +47,7 @@ class MediaFolder:
         if isinstance(value, (bytes, bytearray)):
             if not value:
                 raise ValueError(f"a medium ({modality}) has no bytes; export the row again")
-            return MediaPart(type=modality, data=bytes(value))  # type: ignore[arg-type]
+            return MediaPart(type=modality, data=bytes(value))
         if not isinstance(value, (str, os.PathLike)):
             raise ValueError(
                 f"a medium ({modality}) is given as {type(value).__name__}; use a path, bytes or a dict of these"
@@ -55,7 +55,7 @@ class MediaFolder:
         name = os.fspath(value)
         if name.startswith("data:"):
             return _from_data_url(name, modality)
-        return MediaPart(type=modality, path=str(self.resolve(name)))  # type: ignore[arg-type]
+        return MediaPart(type=modality, path=str(self.resolve(name)))
 
     def resolve(self, name: str) -> Path:
         """The file that a row calls `name`. Raises ValueError if it is missing, elsewhere, or on the network."""
@@ -85,7 +85,7 @@ def _from_data_url(url: str, modality: str) -> MediaPart:
         raise ValueError(f"the data URL {url[:40]!r} of a medium ({modality}) has no data")
     if head.endswith(";base64"):
         return _decoded(body, modality)
-    return MediaPart(type=modality, data=unquote_to_bytes(body))  # type: ignore[arg-type]
+    return MediaPart(type=modality, data=unquote_to_bytes(body))
 
 
 def _decoded(text: str, modality: str) -> MediaPart:
@@ -95,4 +95,4 @@ def _decoded(text: str, modality: str) -> MediaPart:
         raise ValueError(f"a medium ({modality}) is not base64 ({error})") from None
     if not data:
         raise ValueError(f"a medium ({modality}) has no bytes; export the row again")
-    return MediaPart(type=modality, data=data)  # type: ignore[arg-type]
+    return MediaPart(type=modality, data=data)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from unimodal.media.registry import MEDIA, join_names
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 
 
@@ -30,12 +32,19 @@ class TextPart(_Model):
 
 
 class MediaPart(_Model):
-    """A picture, a sound or a clip."""
+    """A picture, a sound, a clip or another registered medium."""
 
-    type: Literal["image", "audio", "video"]
+    type: str
     path: str | None = None
     data: bytes | None = Field(default=None, repr=False)
     codes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None  # [N] or [N, G]
+
+    @field_validator("type")
+    @classmethod
+    def _check_type(cls, value: str) -> str:
+        if value not in MEDIA:
+            raise ValueError(f"the type is unknown; use {join_names(('text', *MEDIA))}")
+        return value
 
     @field_validator("data", mode="before")
     @classmethod
@@ -56,7 +65,16 @@ class MediaPart(_Model):
 
 
 _URL_SAFE = str.maketrans("-_", "+/")  # pydantic writes the URL-safe alphabet
-AnyPart = Annotated[TextPart | MediaPart, Field(discriminator="type")]
+
+
+def _tell_apart(part: object) -> str:
+    """Which of the two classes a part is: `text` or `medium`."""
+    if isinstance(part, Mapping):
+        return "text" if part.get("type") == "text" else "medium"
+    return "text" if isinstance(part, TextPart) else "medium"
+
+
+AnyPart = Annotated[Annotated[TextPart, Tag("text")] | Annotated[MediaPart, Tag("medium")], Discriminator(_tell_apart)]
 
 
 class Message(_Model):
@@ -110,7 +128,7 @@ def parse_conversation(messages: Any) -> Conversation:
 def describe_message_error(error: ValidationError) -> str:
     """The first complaint of pydantic, in one line: `messages.1.role 'tool': Input should be 'system', …`."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("text", "image", "audio", "video"))
+    where = ".".join(str(part) for part in first["loc"] if part not in ("text", "medium"))
     value = repr(first["input"])
     return " ".join(f"{where} {value[:80]}{'…' * (len(value) > 80)}: {first['msg']}".split())
 
@@ -126,7 +144,7 @@ def _from_part(part: Part) -> TextPart | MediaPart:
         return TextPart(text=part.text)
     assert isinstance(part, Media)
     return MediaPart(
-        type=part.modality,  # type: ignore[arg-type]
+        type=part.modality,
         path=part.path,
         data=part.data,
         codes=None if part.codes is None else part.codes.tolist(),

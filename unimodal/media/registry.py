@@ -122,6 +122,16 @@ def find_medium(name: object) -> Medium:
     return medium
 
 
+def find_by_type(kind: object) -> Medium | None:
+    """The medium of a part that requests and datasets call `kind`; None where there is none."""
+    return next((medium for medium in MEDIA.values() if kind in medium.all_part_types), None)
+
+
+def find_by_suffix(suffix: str) -> Medium | None:
+    """The first medium that has files of this suffix (".webp": a picture); None where there is none."""
+    return next((medium for medium in MEDIA.values() if suffix in medium.suffixes), None)
+
+
 def join_names(names: Iterable[str]) -> str:
     """`image, audio or video`."""
     *most, last = names

@@ -200,7 +200,8 @@ class Turn:
             raise ValueError(f"role {role!r} is unknown; use {', '.join(ROLES)}")
         object.__setattr__(self, "role", role)
         object.__setattr__(self, "parts", (Text(parts),) if isinstance(parts, str) else tuple(parts))
-        for part in self.parts:
+        given: tuple[object, ...] = self.parts
+        for part in given:
             if not isinstance(part, (Text, Media)):
                 names = join_names(("Text", *(MEDIA_PARTS[name].__name__ for name in MEDIA)))
                 raise ValueError(f"a part must be {names}, got {type(part).__name__}")

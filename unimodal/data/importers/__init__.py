@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from unimodal.data.importers.columns import MEDIA_COLUMNS, PLACEHOLDER, has_own_media
+from unimodal.data.importers.columns import find_placeholders, has_own_media, media_columns
 from unimodal.data.importers.llama_factory import import_llama_factory
 from unimodal.data.importers.llava import import_llava
 from unimodal.data.importers.ms_swift import import_ms_swift
@@ -30,14 +30,14 @@ def detect(rows: Sequence[Row]) -> str:
     Raises ValueError, naming the columns, where they fit none.
     """
     columns = {column for row in rows for column, value in row.items() if value is not None}
-    media = {column for names in MEDIA_COLUMNS.values() for column in names} & columns
+    media = {column for names in media_columns().values() for column in names} & columns
     if "conversations" in columns:
         return "llava" if media & {"image", "video"} else "sharegpt"
     if "messages" in columns:
         contents = [message.get("content") for row in rows for message in _messages(row)]
         if any(has_own_media(content) for content in contents):
             return "trl"
-        if any(isinstance(content, str) and PLACEHOLDER.search(content) for content in contents) and media:
+        if any(isinstance(content, str) and find_placeholders(content) for content in contents) and media:
             return "llama_factory"
         return "ms_swift" if media & {"videos", "audios"} and _all_text(contents) else "trl"
     if {"prompt", "completion"} <= columns:

@@ -15,14 +15,11 @@ from typing import Any
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import MediaPart, TextPart
 from unimodal.data.rows import Row
+from unimodal.media.registry import MEDIA, find_by_type, join_names
 
 AnyPart = TextPart | MediaPart
 MediaLists = dict[str, list[MediaPart]]  # modality → media in order
 
-#: modality → the columns that may hold its media
-MEDIA_COLUMNS = {"image": ("images", "image"), "audio": ("audios", "audio"), "video": ("videos", "video")}
-PLACEHOLDER = re.compile(r"<(image|audio|video)>")
-_SPLIT = re.compile(r"\s*<(image|audio|video)>\s*")
 ROLES = {
     "system": "system",
     "human": "user",
@@ -35,11 +32,21 @@ ROLES = {
     "bot": "assistant",
     "model": "assistant",
 }
-#: what a typed part of another project is called → modality
-_PART_TYPES = {
-    "image": "image", "image_url": "image", "audio": "audio", "audio_url": "audio", "input_audio": "audio",
-    "video": "video", "video_url": "video",
-}  # fmt: skip
+
+
+def media_columns() -> dict[str, tuple[str, str]]:
+    """Medium → the columns that may hold several of it, or one."""
+    return {name: medium.columns for name, medium in MEDIA.items()}
+
+
+def find_placeholders(text: str) -> list[str]:
+    """The media whose placeholders `<image>` … a text holds, in order."""
+    return _split_at_placeholders(text)[1::2]
+
+
+def _split_at_placeholders(text: str) -> list[str]:
+    """Text, medium, text, medium, …, text; white space that touches a placeholder is dropped."""
+    return re.split(rf"\s*<({'|'.join(MEDIA)})>\s*", text)
 
 
 def role_of(name: Any) -> str:
@@ -74,7 +81,7 @@ def refuse(row: Row, columns: Iterable[str], reason: str) -> None:
 def media_of(row: Row, folder: MediaFolder) -> MediaLists:
     """The media of all media columns, each a single medium or a list."""
     found: MediaLists = {}
-    for modality, columns in MEDIA_COLUMNS.items():
+    for modality, columns in media_columns().items():
         filled = [column for column in columns if row.get(column) not in (None, [], "")]
         if len(filled) > 1:
             raise ValueError(f"both {filled[0]!r} and {filled[1]!r} are given; use one of them")
@@ -90,9 +97,9 @@ def fill_placeholders(texts: Sequence[str], media: MediaLists, front: int | None
     With `front`, media of a modality that no text has a placeholder for go before text number `front`. Raises
     ValueError where the numbers of placeholders and media differ.
     """
-    counts = dict.fromkeys(MEDIA_COLUMNS, 0)
+    counts = dict.fromkeys(MEDIA, 0)
     for text in texts:
-        for name in PLACEHOLDER.findall(text):
+        for name in find_placeholders(text):
             counts[name] += 1
     leading: list[AnyPart] = []
     for modality, parts in media.items():
@@ -112,7 +119,7 @@ def fill_placeholders(texts: Sequence[str], media: MediaLists, front: int | None
 
 
 def _parts(text: str, queues: Mapping[str, Iterator[MediaPart]]) -> Iterator[AnyPart]:
-    pieces = _SPLIT.split(text)  # text, modality, text, modality, …, text
+    pieces = _split_at_placeholders(text)
     for index, piece in enumerate(pieces):
         if index % 2:
             yield next(queues[piece])
@@ -132,11 +139,12 @@ def typed_parts(content: Any, queues: Mapping[str, Iterator[MediaPart]], folder:
         if kind == "text":
             parts.append(TextPart(text=text_of(given.get("text"), "the text of a part")))
             continue
-        modality = _PART_TYPES.get(kind) if isinstance(kind, str) else None
-        if modality is None:
-            raise ValueError(f"part type {kind!r} is unknown; use text, image, audio or video")
+        medium = find_by_type(kind)
+        if medium is None:
+            raise ValueError(f"part type {kind!r} is unknown; use {join_names(('text', *MEDIA))}")
+        modality = medium.name
         if "codes" in given:
-            parts.append(MediaPart(type=modality, codes=given["codes"]))  # type: ignore[arg-type]
+            parts.append(MediaPart(type=modality, codes=given["codes"]))
             continue
         inner = given.get(kind, given.get(modality))
         sources = {key: value for key, value in given.items() if key not in (kind, modality, "text")}
@@ -153,7 +161,7 @@ def has_own_media(content: Any) -> bool:
     """True if a typed part of this content brings its file or codes itself."""
     return isinstance(content, (list, tuple)) and any(
         isinstance(item, Mapping)
-        and item.get("type") in _PART_TYPES
+        and find_by_type(item.get("type")) is not None
         and any(value is not None for key, value in item.items() if key not in ("type", "text"))
         for item in content
     )

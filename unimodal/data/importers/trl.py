@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unimodal.data.importers.columns import PLACEHOLDER, list_of, media_of, refuse, role_of, text_of, typed_parts
+from unimodal.data.importers.columns import find_placeholders, list_of, media_of, refuse, role_of, text_of, typed_parts
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, TextPart, parse_conversation
 from unimodal.data.rows import Row
@@ -73,10 +73,10 @@ def _in_front(messages: list[dict[str, Any]], media: dict[str, list[Any]]) -> li
     leading = [part for parts in media.values() for part in parts]
     if not leading:
         return messages
-    marked = next((found.group() for message in messages if (found := PLACEHOLDER.search(message["content"]))), None)
+    marked = next((name for message in messages for name in find_placeholders(message["content"])), None)
     if marked:
         raise ValueError(
-            f"a text holds {marked}, which TRL takes as plain text; choose format llama_factory to fill it"
+            f"a text holds <{marked}>, which TRL takes as plain text; choose format llama_factory to fill it"
         )
     first = next((index for index, message in enumerate(messages) if message["role"] == "user"), None)
     if first is None:

@@ -16,16 +16,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unimodal.data.importers.columns import MEDIA_COLUMNS
+from unimodal.data.importers.columns import media_columns
 from unimodal.data.rows import Row, checked, file_sha256
 from unimodal.files import describe_error, quote_path
+from unimodal.media.registry import MEDIA, find_by_suffix
 
-KINDS = {
-    "jpg": "image", "jpeg": "image", "png": "image", "webp": "image", "gif": "image",
-    "wav": "audio", "flac": "audio", "ogg": "audio", "mp3": "audio",
-    "mp4": "video", "webm": "video",
-    "txt": "text", "text": "text", "caption": "text", "json": "json",
-}  # fmt: skip
+TEXT_KINDS = {"txt": "text", "text": "text", "caption": "text", "json": "json"}
+
+
+def _kind_of(extension: str) -> str | None:
+    """`text`, `json` or a medium, by what stands behind the last dot; None for a kind that is not read."""
+    last = extension.rpartition(".")[2]
+    medium = find_by_suffix(f".{last}")
+    return TEXT_KINDS.get(last, None if medium is None else medium.name)
 
 
 class Member(NamedTuple):
@@ -74,7 +77,7 @@ class TarRows:
         row = len(self.keys) - 1
         if not info.isreg():
             self._problems[row] = f"{info.name} is a link or a device; store the file itself"
-        elif extension.rpartition(".")[2] not in KINDS:
+        elif _kind_of(extension) is None:
             self.ignored[extension] += 1
         else:
             self._members[row].append(Member(extension, info.name, info.offset_data, info.size))
@@ -99,10 +102,10 @@ class TarRows:
 
     def _row(self, index: int, contents: dict[str, bytes]) -> Row:
         row: dict[str, Any] = {}
-        media: dict[str, dict[str, bytes]] = {modality: {} for modality in MEDIA_COLUMNS}
+        media: dict[str, dict[str, bytes]] = {modality: {} for modality in MEDIA}
         names = {member.extension: member.name for member in self._members[index]}
         for extension, content in contents.items():
-            kind = KINDS[extension.rpartition(".")[2]]
+            kind = _kind_of(extension)
             if kind in media:
                 media[kind][extension] = content
             elif kind == "text":
@@ -111,7 +114,7 @@ class TarRows:
                 row["text"] = _decoded(content, names[extension])
             else:
                 row |= _object(content, names[extension], row)
-        for modality, (many, one) in MEDIA_COLUMNS.items():
+        for modality, (many, one) in media_columns().items():
             column = many if row.get(many) else one
             if row.get(column):
                 wanted = row[column] if isinstance(row[column], list) else [row[column]]
