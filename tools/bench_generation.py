@@ -52,7 +52,8 @@ from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.generation.fast.speculation import FastDecoder
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.model.build import NanoConfig, build_nano, num_parameters
-from unimodal.model_folder.drafts import REMEMBERING, read_drafts
+from unimodal.model_folder.drafts import read_drafts
+from unimodal.pipeline.fast_decoders import REMEMBERING
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
 
 DRAFTED = "+drafts"

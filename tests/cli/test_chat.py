@@ -14,6 +14,7 @@ from unimodal.cli.terminal import Screen
 from unimodal.media.audio import save_audio
 from unimodal.media.image import load_image, save_image
 from unimodal.model_folder.find import MODEL_VARIABLE
+from unimodal.pipeline.requests import AnswerSettings, fit_history
 from unimodal.sequence.document import Audio, Image, Text, Turn
 
 
@@ -103,15 +104,21 @@ def test_clear_forgets_and_help_goes_to_stderr(monkeypatch, capsys, session):
     assert HELP in err and HELP not in out
 
 
+def fit(session, turn):
+    """The earlier turns that go with this one."""
+    document = fit_history(session.model, [*session.history, turn], AnswerSettings(to="text"))
+    return list(document.turns[:-1])
+
+
 def test_the_oldest_exchanges_make_room(session):
     old = [Turn(role, "word " * 100) for role in ("user", "assistant")]
     new = [Turn("user", "hello"), Turn("assistant", "hello")]
     session.history = [*old, *old, *new]
     turn = Turn("user", "and?")
-    kept = session._fitting(turn, "text")
+    kept = fit(session, turn)
     assert kept == session.history[len(session.history) - len(kept) :] and new == kept[-2:] and len(kept) < 6
     session.history = new * 3
-    assert session._fitting(turn, "text") == new * 3
+    assert fit(session, turn) == new * 3
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_session(monkeypatch, capsys, session):

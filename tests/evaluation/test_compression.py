@@ -11,6 +11,7 @@ from unimodal.evaluation.compression import Questions, num_codes, timed_prompts
 from unimodal.evaluation.compression_table import COLUMNS, accuracy, markdown, plot, verdicts
 from unimodal.evaluation.compression_timing import held_memory, timed
 from unimodal.pipeline.compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
+from unimodal.pipeline.requests import count_answer_tokens, count_room
 from unimodal.sequence.document import Document, Image, Text, Turn, Video
 
 SOME = (*BASELINES, "divprune", "fastv", "todre", "snapkv", "tokenselect")
@@ -202,4 +203,4 @@ def test_timed_prompts_hold_as_many_media_as_asked_or_as_fit(model, codes, monke
         [document] = timed_prompts(model, questions, 1)
         if least < 10**6:
             assert num_codes(document) == 2 * len(clip)
-        assert model.room(document) >= model.answer_length("text")
+        assert count_room(model, document) >= count_answer_tokens(model, "text")

@@ -72,7 +72,7 @@ def test_gsd_is_given_the_vectors_behind_the_codes(model):
 def test_a_negative_prompt_takes_the_place_of_the_missing_words(model, monkeypatch):
     asked = []
     monkeypatch.setattr(model.engine, "generate", lambda prompts, configs, *_: asked.extend(configs) or [])
-    monkeypatch.setattr(model, "_outputs", lambda rows: [[]])
+    monkeypatch.setattr(model, "decode_answers", lambda rows: [[]])
     document = Document([Turn("user", "draw this"), Turn("assistant", "yes"), Turn("user", "Draw a red apple.")])
     model.answers([document], to="image", negative="blue car", guidance_interval=(2, 9))
     other = Document([Turn("user", ()), Turn("assistant", "yes"), Turn("user", "Draw a blue car.")])
@@ -148,7 +148,7 @@ def test_the_verifier_is_the_likelihood_of_the_caption(model):
         scores = model.decoder(torch.from_numpy(whole)[None]).logits[0].log_softmax(-1)
     expected = np.mean([float(scores[i - 1, whole[i]]) for i in range(start, len(whole))])
     assert verifier([rows])[0] == pytest.approx(expected, abs=1e-4)
-    assert verifier.codes(rows[:9]).tolist() == codes[:8].tolist()
+    assert verifier.read_codes(rows[:9]).tolist() == codes[:8].tolist()
     assert len(verifier([rows[:5], rows[:9]])) == 2
 
 

@@ -21,6 +21,7 @@ from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine, GenerationConfig
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.pipeline import load
+from unimodal.pipeline.requests import AnswerSettings, prepare, render_prompt
 from unimodal.sequence.document import Document, Image, Turn
 
 GREEDY = GenerationConfig(max_new_tokens=12, force="text", sampling={"text": {"temperature": 0}})
@@ -104,10 +105,10 @@ def test_ids_and_logits_are_transformers_own(ours, reference, photos, number):
     inputs = theirs(processor, *turns)
     document = asked(ours, *turns)
     wanted = inputs["input_ids"][0].tolist()
-    rendered = ours.template.render(ours._begun(document), add_generation_prompt=True)
+    rendered = render_prompt(ours, document)
     assert rendered.ids.tolist() == wanted
     assert wanted.count(model.config.image_token_id) == COUNT * len(rendered.read)
-    prompt = ours._prompt(document, None)
+    prompt = prepare(ours, document, AnswerSettings()).prompt
     assert [row if row < ours.vocabulary.size else model.config.image_token_id for row in prompt] == wanted
     with torch.inference_mode():
         expected = model(**inputs).logits[0]

@@ -13,6 +13,7 @@ from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.model_folder.find import CtcReading
 from unimodal.model_folder.wording import Wording
 from unimodal.pipeline.compression import compressed
+from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
 ASKED = "What is said?"
@@ -63,7 +64,7 @@ def test_a_transcription_is_searched_for_and_events_tell_it(model, searches):
     told = [event.id for event in events if event.index == 0]
     assert len(told) == 2 and sum(event.finished for event in events) == 2
     codes, pad = model.vocabulary.block_range("audio"), model.vocabulary.control_id("<|pad|>")
-    config = model._config(documents[0], len(searches[-2]), "text", 0, model._settings("text", None, None), None)
+    config = prepare(model, documents[0], AnswerSettings(to="text")).config
     ids = ctc_beam_search(model.engine, searches[-2], config, codes, pad)
     assert [event.id for event in events[: len(ids)]] == ids
 

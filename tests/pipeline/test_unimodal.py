@@ -16,6 +16,7 @@ from unimodal.model_folder.find import MODEL_VARIABLE, REQUIRED, ProcessorConfig
 from unimodal.model_folder.wording import Wording, plain_words
 from unimodal.model_folder.write import save_model
 from unimodal.pipeline import MediaCodes, load
+from unimodal.pipeline.requests import count_room
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.tokenizers import FAMILIES, load_tokenizer, stored_sha256
 
@@ -100,7 +101,7 @@ def test_chat_answers_in_any_order_of_parts_with_history(model, files):
     history = [model.user_turn([Image(path=files["image"])]), Turn("assistant", [o.part for o in first])]
     second = model.chat("and now?", history=history, to="text", tokens=4)
     assert all(output.modality == "text" for output in [*first, *second])
-    assert model.room(Document(history)) < MAX_POSITIONS - 64
+    assert count_room(model, Document(history)) < MAX_POSITIONS - 64
 
 
 def test_text_that_spells_a_media_token_stays_text(model):
@@ -140,7 +141,7 @@ def test_a_medium_the_model_lacks_and_an_empty_turn_are_refused(model):
 def test_guidance_compares_with_the_prompt_without_its_words(model, files, monkeypatch):
     asked = []
     monkeypatch.setattr(model.engine, "generate", lambda prompts, configs, *_: asked.extend(configs) or [])
-    monkeypatch.setattr(model, "_outputs", lambda rows: [[]])
+    monkeypatch.setattr(model, "decode_answers", lambda rows: [[]])
     turn = model.user_turn(["draw this in blue", Image(path=files["image"])])
     model.answers([Document([turn])], to="image", seeds=[0])
     bare = Document([Turn("user", [turn.parts[1]])])

@@ -13,7 +13,7 @@ import torch
 
 from tests.serve.conftest import data_url, gif, image_part, opened, pixels, png, user, wav
 from unimodal.media.image import to_bytes
-from unimodal.pipeline.rows import request_for
+from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 
 
@@ -29,7 +29,8 @@ def test_words(client, server, model):
     [choice] = answer.choices
     assert choice.message.content == words(expected) and choice.message.role == "assistant"
     assert choice.finish_reason in ("stop", "length") and answer.object == "chat.completion"
-    assert answer.usage.prompt_tokens == len(model._prompt(Document([Turn("user", "what is this?")]), "text"))
+    prepared = prepare(model, Document([Turn("user", "what is this?")]), AnswerSettings(to="text"))
+    assert answer.usage.prompt_tokens == len(prepared.prompt)
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
@@ -86,7 +87,8 @@ def test_what_the_model_likes_holds_the_same_as_the_pipelines_answer(client, ser
         message = client.chat.completions.create(
             model=server.name, messages=[user("draw a red apple.")], seed=seed, temperature=1.0
         ).choices[0].message  # fmt: skip
-        asked = request_for(model, Document([Turn("user", "draw a red apple.")]), seed=seed, temperature=1.0)
+        settings = AnswerSettings(allow=("text", *model.vocabulary.media), seed=seed, temperature=1.0)
+        asked = prepare(model, Document([Turn("user", "draw a red apple.")]), settings)
         [ids] = model.engine.generate([asked.prompt], asked.config)
         parts = [part for part in model.template.parse_answer(ids) if not isinstance(part, Text) or part.text]
         kinds = ["text" if isinstance(part, Text) else part.modality for part in parts]

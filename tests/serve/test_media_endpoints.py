@@ -12,7 +12,7 @@ import torch
 
 from tests.serve.conftest import data_url, gif, opened, pixels, png, wav
 from tests.tiny_model import MAX_AUDIO_S
-from unimodal.coder.partial import picture_of
+from unimodal.coder.partial import decode_prefix
 from unimodal.media.image import to_bytes
 from unimodal.sequence.document import Audio, Document
 
@@ -131,7 +131,7 @@ def test_a_pictures_codes_and_what_a_prefix_of_them_shows(server, model):
     ]  # fmt: skip
     for prefix in (None, 64, 4, 1):
         answer = server.post("/v1/detokenize", {"modality": "image", "codes": found["codes"], "prefix": prefix})
-        shown = picture_of(model.coder, found["codes"][:prefix]).media
+        shown = decode_prefix(model.coder, found["codes"][:prefix]).media
         assert torch.equal(pixels(opened(answer.json()["url"])), to_bytes(shown))
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests.serve.conftest import image_part, lively_model, pixels, png, serving, user
-from unimodal.pipeline.rows import request_for
+from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.rows import make_row
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve.worker import Ticket, Worker
 
@@ -216,7 +217,8 @@ def test_a_failure_in_coding_fails_one_request_of_those_coded_together(monkeypat
         number_of = {}
         if what == "decode":
             for seed in range(5):
-                request = request_for(served.model, Document([Turn("user", "Draw a cat.")]), to="image", seed=seed)
+                settings = AnswerSettings(to="image", seed=seed)
+                request = make_row(served.model, Document([Turn("user", "Draw a cat.")]), settings)
                 answer = lively_model_answers(request)
                 number_of[bytes(answer)] = seed
         monkeypatch.setattr(coder, what, failing)
@@ -245,8 +247,9 @@ def lively_model_answers(request):
 def test_a_prompt_that_fails_to_join_takes_no_other_with_it():
     worker = Worker(lively_model(), max_batch=8)
     model = worker.model
-    good = request_for(model, Document([Turn("user", "a cat")]), to="image", seed=1)
-    bad = request_for(model, Document([Turn("user", "a cat")]), to="image", seed=1)
+    good, bad = (
+        make_row(model, Document([Turn("user", "a cat")]), AnswerSettings(to="image", seed=1)) for _ in range(2)
+    )
     object.__setattr__(bad, "prompt", [10**6])
     tickets = [worker.submit(request) for request in (good, bad, good)]
     worker.start()
@@ -261,7 +264,7 @@ def test_a_prompt_that_fails_to_join_takes_no_other_with_it():
 def test_stopping_fails_what_is_not_finished(slow):
     with serving(max_batch=1) as served:
         slow(served, 0.2)
-        request = request_for(served.model, Document([Turn("user", "a cat")]), to="image")
+        request = make_row(served.model, Document([Turn("user", "a cat")]), AnswerSettings(to="image"))
         tickets: list[Ticket] = [served.service.worker.submit(request) for _ in range(2)]
         while not served.service.worker.num_running:
             time.sleep(0.01)

@@ -168,9 +168,9 @@ def generate(
         output = loaded.generate(
             prompt,
             to,
-            seed,
-            voice,
-            search,
+            seed=seed,
+            voice=voice,
+            search=search,
             guidance=guidance,
             tokens=tokens,
             negative=negative,

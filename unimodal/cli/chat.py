@@ -17,8 +17,9 @@ from unimodal.cli.terminal_pictures import draw, draw_clip
 from unimodal.files import join_lines
 from unimodal.generation.engine import TokenEvent
 from unimodal.media.registry import MEDIA
-from unimodal.pipeline import Output, Unimodal
-from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Turn
+from unimodal.pipeline import AnswerSettings, Output, Unimodal
+from unimodal.pipeline.requests import fit_history
+from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Turn
 
 HELP = """\
 Type a question. Commands:
@@ -134,21 +135,15 @@ class Session:
         if to in model.vocabulary.media and words and not self.pending:
             words = model.wording.request(words, to)
         turn = model.user_turn([*self.pending, *([words] if words else [])])
-        history = self._fitting(turn, to)
+        settings = self._settings_for(to)
+        document = fit_history(model, [*self.history, turn], settings)
         writer = _Writer(model, self.report)
-        outputs = model.answers(
-            [Document([*history, turn])],
-            to=to,
-            seeds=[self.seed],
-            session=self.memory,
-            on_token=writer,
-            **self._settings_for(to),
-        )[0]
+        outputs = model.answers([document], settings, session=self.memory, on_token=writer)[0]
         self.seed += 1
         self.report.clear()
         writer.finish()
         self.pending.clear()
-        self.history = [*history, turn, Turn("assistant", [output.part for output in outputs])]
+        self.history = [*document.turns, Turn("assistant", [output.part for output in outputs])]
         if not outputs:
             _notice("the model has nothing to say to that; ask in other words")
         for output in outputs:
@@ -157,18 +152,10 @@ class Session:
             elif not writer.live:
                 print(output.text, flush=True)
 
-    def _settings_for(self, to: str | None) -> dict[str, Any]:
+    def _settings_for(self, to: str | None) -> AnswerSettings:
         """A negative prompt has no say in an answer of words."""
-        return {**self.settings, "negative": None} if to == "text" else self.settings
-
-    def _fitting(self, turn: Turn, to: str | None) -> list[Turn]:
-        """As many of the latest exchanges as the model is meant to see and has room for."""
-        limit = self.model.processor.history_turns
-        history = list(self.history) if limit is None else self.history[len(self.history) - 2 * limit :]
-        needed = self.model.answer_length(to)
-        while history and self.model.room(Document([*history, turn])) < needed:
-            history = history[2:]
-        return history
+        settings = AnswerSettings(**self.settings).replace(to=to, seed=self.seed)
+        return settings.replace(negative=None) if to == "text" else settings
 
     def _show(self, output: Output) -> None:
         assert output.media is not None

@@ -137,11 +137,15 @@ class MediaCoder:
         for index, medium in enumerate(media):
             sizes.setdefault(None if modality == "audio" else tuple(medium.shape), []).append(index)
         for items in sizes.values():
-            codes = self.tokenizer(modality).encode(*self._batch(modality, [media[item] for item in items]))
+            codes = self.encode_batch(modality, [media[item] for item in items])
             for number, item in enumerate(items):
                 row = codes.row(number).cpu().numpy()
                 found[item] = (row[:, 0] if row.shape[1] == 1 else row, codes.grid)
         return [found[index] for index in range(len(media))]
+
+    def encode_batch(self, modality: str, media: Sequence[Tensor]) -> Codes:
+        """Media of one modality, pictures and clips of one size, → their codes in one batch."""
+        return self.tokenizer(modality).encode(*self._batch(modality, media))
 
     def _batch(self, modality: str, media: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """The batch that a tokenizer takes, and the true lengths of sounds."""
@@ -260,7 +264,7 @@ class MediaCoder:
         """The codes of a file; what it holds is decided by its content. ValueError for one that cannot be used."""
         modality = media_kind(path, self.limits)
         medium = self.read(path, modality)
-        codes = self.tokenizer(modality).encode(*self._batch(modality, [medium]))
+        codes = self.encode_batch(modality, [medium])
         ids = codes.row(0).cpu().numpy()
         rate = self.rate(modality)
         return MediaCodes(

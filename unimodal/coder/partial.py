@@ -18,22 +18,21 @@ STEPS = (4, 8, 16, 32)
 
 
 class PartialPictures:
-    """Takes the engine's tokens and calls ``on_partial(document, output)`` when a picture has ``steps`` codes.
+    """Takes the tokens of answers and calls ``on_partial(row, output)`` when a picture of a row has ``steps`` codes.
 
-    documents: the number of the document of each row of the batch. The output's part holds the codes so far, its media
-    is what they decode to, [3, H, W]. Raises ValueError for a tokenizer whose codes are not ordered.
+    The output's part holds the codes so far, its media is what they decode to, [3, H, W]. Raises ValueError for a
+    tokenizer whose codes are not ordered.
     """
 
     def __init__(
         self,
         coder: MediaCoder,
         on_partial: Callable[[int, Output], None],
-        documents: Sequence[int] = (0,),
         steps: Sequence[int] = STEPS,
     ) -> None:
         if not coder.tokenizer("image").ordered:
             raise ValueError("partial pictures need an image tokenizer whose codes run from coarse to fine")
-        self.coder, self.on_partial, self.documents, self.steps = coder, on_partial, documents, frozenset(steps)
+        self.coder, self.on_partial, self.steps = coder, on_partial, frozenset(steps)
         self.codes: dict[int, list[int]] = {}
 
     def __call__(self, event: TokenEvent) -> None:
@@ -47,10 +46,10 @@ class PartialPictures:
         codes = self.codes.setdefault(event.row, [])
         codes.append(event.id - block.start)
         if len(codes) in self.steps:
-            self.on_partial(self.documents[event.row], picture_of(self.coder, codes))
+            self.on_partial(event.row, decode_prefix(self.coder, codes))
 
 
-def picture_of(coder: MediaCoder, codes: Sequence[int]) -> Output:
+def decode_prefix(coder: MediaCoder, codes: Sequence[int]) -> Output:
     """What the first codes of a picture show."""
     part = Image(codes=np.array(codes, dtype=np.int64))
     return Output(part, coder.decode("image", [part.codes])[0])

@@ -32,6 +32,7 @@ from unimodal.evaluation.judges import word_error_rate
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Clips, Pictures, Speech, sample
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline.compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
+from unimodal.pipeline.requests import count_answer_tokens, count_room
 from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
 
 DEFAULT_LIMIT = 48  # questions of each medium
@@ -179,7 +180,7 @@ def timed_prompts(model: Unimodal, questions: Questions, number: int = 8) -> lis
         while codes < LONG:
             part = questions.parts[(first + len(parts)) % len(questions.parts)]
             longer = Document([Turn("user", [*parts, part, Text(questions.question)])])
-            if parts and model.room(longer) < model.answer_length("text"):
+            if parts and count_room(model, longer) < count_answer_tokens(model, "text"):
                 break
             parts.append(part)
             codes = num_codes(Document([Turn("user", parts)]))

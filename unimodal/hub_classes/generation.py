@@ -22,7 +22,8 @@ from torch import Tensor
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.model.weight_files import check_weight_files, weight_files
 from unimodal.model_folder.find import read_processor, read_sampling
-from unimodal.pipeline import Unimodal
+from unimodal.pipeline import AnswerSettings, Unimodal
+from unimodal.pipeline.requests import check_media, prepare_prompt
 from unimodal.sequence.document import Document
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
@@ -110,26 +111,26 @@ class MultimodalGeneration:
         unknown = sorted(name for name in set(others) - IGNORED if others[name] is not None)
         if input_ids is None or unknown:
             raise ValueError(f"generate takes input_ids, attention_mask, {GENERATE_OPTIONS}; not {', '.join(unknown)}")
-        model, to = self.unimodal, None if generation_mode == "any" else generation_mode or "text"
-        if to is not None and to != "text":
-            model.vocabulary.layout(to)
+        model = self.unimodal
+        settings = AnswerSettings(
+            to=None if generation_mode == "any" else generation_mode or "text",
+            seed=int(torch.randint(2**31, ())) if seed is None else seed,
+            guidance=guidance_scale,
+            temperature=0.0 if do_sample is False else temperature,
+            top_k=top_k,
+            top_p=top_p,
+            tokens=max_new_tokens,
+            shorten=True,
+            negative=negative_prompt,
+        )
+        check_media(model, settings)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [row[real.bool()].tolist() for row, real in zip(input_ids, mask, strict=True)]
-        warmth = 0.0 if do_sample is False else temperature
-        sampling, scales = model._settings(to, guidance_scale, warmth)
-        narrower = {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None}
-        asked = model.vocabulary.media if to is None else (to,)
-        sampling = {n: s.model_copy(update=narrower) if n in asked else s for n, s in sampling.items()}
-        seed = int(torch.randint(2**31, ())) if seed is None else seed
         configs = []
         for index, prompt in enumerate(prompts):
-            document, open_rows = self._read(prompt)
-            room = model.max_positions - len(prompt)
-            tokens = None if max_new_tokens is None else min(max_new_tokens, room)
-            config = model._config(document, len(prompt), to, seed + index, (sampling, scales), tokens, negative_prompt)
-            if config.unconditional and open_rows:
-                config = config.model_copy(update={"unconditional": (*config.unconditional, *open_rows)})
-            configs.append(config)
+            document, begun = self._read(prompt)
+            own = settings.replace(seed=settings.seed + index)
+            configs.append(prepare_prompt(model, document, prompt, own, begun).config)
         answers = model.engine.generate(prompts, configs)
         pad, longest = model.vocabulary.control_id("<|pad|>"), max(map(len, answers))
         padded = torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])

@@ -10,19 +10,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from unimodal.files import atomic_write_bytes, describe_error
-from unimodal.generation import make_decoder
 
-if TYPE_CHECKING:
-    from unimodal.generation.fast.speculation import FastDecoder
-    from unimodal.pipeline.unimodal import Unimodal
-
-REMEMBERING = ("retrieval", "sjd", "coupled-sjd", "gsd")  # decoders that guess from a memory
 DRAFTS = "drafts.npz"  # no safetensors: servers take every such file of a folder for weights
 
 
@@ -52,17 +45,3 @@ def write_drafts(folder: Path, sequences: Sequence[Sequence[int]]) -> Path:
     np.savez_compressed(buffer, ids=ids, lengths=lengths)
     atomic_write_bytes(folder / DRAFTS, buffer.getvalue())
     return folder / DRAFTS
-
-
-def decoder_for(model: Unimodal, name: str) -> FastDecoder:
-    """A fast decoder of that name with what it must know of the model's tokenizers."""
-    settings: dict[str, Any] = {}
-    if name == "zipar":  # rows and columns are the tokenizers' to say
-        columns = [getattr(model.coder.tokenizer(medium), "columns", {}) for medium in model.vocabulary.media]
-        settings = {"columns": {block: count for part in columns for block, count in part.items()}}
-    if name == "gsd":
-        settings = {"code_vectors": model.coder.code_vectors()}
-    made = make_decoder(name, **settings)
-    for ids in read_drafts(model.folder) if name in REMEMBERING else ():
-        made.learn(ids)  # and it goes on learning from what it writes
-    return made

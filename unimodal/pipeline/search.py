@@ -3,44 +3,64 @@
 The verifier shows a candidate to the model, asks the trained question, and scores the prompt's own words as the answer:
 the picture in which the model is surest to see what was asked for. A partial answer is decoded to its coarse picture
 and encoded again, so that it is read as any picture is.
+
+Legend: N code steps, G groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from unimodal.generation.engine import GenerationConfig
+from unimodal.generation.request import TokenEvent
 from unimodal.generation.search import make_search
-from unimodal.generation.search.base import Found, Verifier
+from unimodal.pipeline.parts import LoadedModel
+from unimodal.pipeline.requests import Prepared
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
-if TYPE_CHECKING:
-    from unimodal.pipeline.unimodal import Unimodal
+#: takes every new token; True from it ends the answer
+OnToken = Callable[[TokenEvent], bool | None]
+
+
+@dataclass(frozen=True)
+class SoloAnswer:
+    """An answer that is searched for by itself, outside any batch: `on_token` gets its tokens when it is whole."""
+
+    search: Callable[[], list[int]]
+    modality: str
+
+    def __call__(self, on_token: OnToken | None, row: int) -> list[int]:
+        """The ids of the answer, or those up to the token at which `on_token` gave True; `row` is what events name.
+        Raises ValueError for what the engine refuses."""
+        answer = self.search()
+        for index, token in enumerate(answer if on_token is not None else ()):
+            assert on_token is not None
+            if on_token(TokenEvent(row, index, token, self.modality, index == len(answer) - 1)):
+                return answer[: index + 1]
+        return answer
 
 
 class CaptionVerifier:
     """Scores answers by the model's log-likelihood of ``caption`` as the answer to the trained question, a token."""
 
-    def __init__(self, model: Unimodal, modality: str, caption: str) -> None:
+    def __init__(self, model: LoadedModel, modality: str, caption: str) -> None:
         self.model, self.modality, self.caption = model, modality, caption
 
     def __call__(self, answers: Sequence[list[int]]) -> list[float]:
         model = self.model
-        codes = [self._whole(self.codes(answer)) for answer in answers]
         question, prompts, captions = Text(model.wording.question(self.modality)), [], []
-        for shown in codes:
-            asked = Document([Turn("user", [MEDIA_PARTS[self.modality](codes=shown), question])])
-            prompt = model.read(model.template.render(asked, add_generation_prompt=True))
-            told = Document([*asked.turns, Turn("assistant", self.caption)])
+        for codes in [self._complete(self.read_codes(answer)) for answer in answers]:
+            shown = Document([Turn("user", [MEDIA_PARTS[self.modality](codes=codes), question])])
+            prompt = model.read(model.template.render(shown, add_generation_prompt=True))
+            named = Document([*shown.turns, Turn("assistant", self.caption)])
             prompts.append(prompt)
-            captions.append(model.template.render(told).ids.tolist()[len(prompt) :])
+            captions.append(model.template.render(named).ids.tolist()[len(prompt) :])
         scores = model.engine.log_likelihood(prompts, captions)
         return [score / len(caption) for score, caption in zip(scores, captions, strict=True)]
 
-    def codes(self, answer: Sequence[int]) -> np.ndarray:
+    def read_codes(self, answer: Sequence[int]) -> np.ndarray:
         """The codes of a whole or partial span, int64 [N], or [N, G] of whole steps where there are several groups."""
         blocks = [self.model.vocabulary.block_of(row) for row in answer]
         codes = [row - block.start for row, block in zip(answer, blocks, strict=True) if block is not None]
@@ -48,7 +68,8 @@ class CaptionVerifier:
         flat = np.array(codes[: len(codes) // groups * groups], dtype=np.int64)
         return flat if groups == 1 else flat.reshape(-1, groups)
 
-    def _whole(self, codes: np.ndarray) -> np.ndarray:
+    def _complete(self, codes: np.ndarray) -> np.ndarray:
+        """All codes of what the first ones show; whole spans are left as they are."""
         layout = self.model.vocabulary.layout(self.modality)
         if layout.open_segment is not None or len(codes) == layout.fixed_steps:
             return codes
@@ -56,20 +77,25 @@ class CaptionVerifier:
         return coder.encode(self.modality, coder.decode(self.modality, [codes]))[0]
 
 
-def search(
-    model: Unimodal,
-    prompt: list[int],
-    config: GenerationConfig,
-    method: str,
-    verifier: Verifier,
-    **settings: Any,
-) -> Found:
-    """The best answer that a search of that name finds. Raises ValueError where the codes do not suit it."""
-    made = make_search(method, **settings)
-    assert config.force is not None
-    if made.partial and not model.coder.tokenizer(config.force).ordered:
+def make_search_answer(model: LoadedModel, prepared: Prepared, caption: str) -> SoloAnswer:
+    """The best answer that the search of a request's settings finds; `caption` is what the model should call it.
+
+    Raises ValueError for settings that the search does not have, and where the codes do not suit it.
+    """
+    settings, modality = prepared.settings, prepared.settings.to
+    assert settings.search is not None
+    if modality in (None, "text"):
+        raise ValueError("search chooses between media; leave it out for text, or say which medium: to='image'")
+    if settings.decoder is not None:
+        raise ValueError("search does not go with decoder; leave one of them out")
+    try:
+        method = make_search(settings.search, **(settings.search_settings or {}))
+    except TypeError as error:
+        raise ValueError(f"{settings.search}: {str(error).split('__init__() ')[-1]}") from None
+    if method.partial and not model.coder.tokenizer(modality).ordered:
         raise ValueError(
-            f"{method} judges partial answers, but the {config.force} codes of this model are not ordered; "
+            f"{settings.search} judges partial answers, but the {modality} codes of this model are not ordered; "
             "use best-of-n or lookahead"
         )
-    return made.run(model.engine, prompt, config, verifier)
+    verifier = CaptionVerifier(model, modality, caption)
+    return SoloAnswer(lambda: method.run(model.engine, prepared.prompt, prepared.config, verifier).answer, modality)

@@ -1,4 +1,4 @@
-"""Requests that a model with a second reading of speech answers in a way of their own, each by itself.
+"""Requests that a model with a second reading of speech answers by searches of its own, each by itself.
 
 A transcript is searched for with both readings (`generation/ctc_beam.py`). Of several utterances of the same words the
 one is given that the model itself reads best (`generation/search/ctc_verifier.py`).
@@ -6,42 +6,39 @@ one is given that the model itself reads best (`generation/search/ctc_verifier.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from unimodal.generation.ctc_beam import ctc_beam_search
-from unimodal.generation.request import GenerationConfig, TokenEvent
 from unimodal.generation.search.best_of_n import BestOfN
 from unimodal.generation.search.ctc_verifier import CtcVerifier
+from unimodal.pipeline.parts import LoadedModel
+from unimodal.pipeline.requests import Prepared
+from unimodal.pipeline.search import SoloAnswer
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
-if TYPE_CHECKING:
-    from unimodal.pipeline.unimodal import Unimodal
 
-OnToken = Callable[[TokenEvent], Any]
-
-
-def own_way(
-    model: Unimodal, document: Document, prompt: Sequence[int], config: GenerationConfig
-) -> Callable[[OnToken | None, int], list[int]] | None:
-    """(on_token, row) → the ids of the answer, which ``on_token`` is told at its end; None for a request that the
-    engine answers token by token, in a batch. What is returned raises ValueError for what the engine refuses."""
-    if is_transcription(model, document, config):
-        return partial(_at_once, partial(transcribe, model, prompt, config), "text")
-    words = words_to_say(model, document, config)
+def make_speech_answer(model: LoadedModel, prepared: Prepared) -> SoloAnswer | None:
+    """The answer to a request for a transcript or for speech that the second reading chooses; None for a request that
+    the engine answers token by token, in a batch."""
+    if prepared.settings.decoder is not None:
+        return None
+    if is_transcription(model, prepared):
+        return SoloAnswer(partial(transcribe, model, prepared), "text")
+    words = find_words_to_say(model, prepared)
     if words is not None:
-        return partial(_at_once, partial(say, model, words, prompt, config), str(config.force))
+        return SoloAnswer(partial(say_best, model, words, prepared), str(prepared.config.force))
     return None
 
 
-def is_transcription(model: Unimodal, document: Document, config: GenerationConfig) -> bool:
-    """Whether a document asks for the words of its last sound in the trained question, of a model that was trained to
+def is_transcription(model: LoadedModel, prepared: Prepared) -> bool:
+    """Whether a request asks for the words of its last sound in the trained question, of a model that was trained to
     read them at the codes too (`reading` of its `processor_config.json`), without sampling and with its whole cache."""
+    config = prepared.config
     reading, text = model.processor.reading, config.sampling.get("text")
     if reading is None or config.force not in (None, "text") or text is None or text.temperature > 0:
         return False
-    parts = document.turns[-1].parts if document.turns else []
+    parts = prepared.document.turns[-1].parts if prepared.document.turns else ()
     media = [part for part in parts if not isinstance(part, Text)]
     words = " ".join(part.text for part in parts if isinstance(part, Text)).strip()
     return (
@@ -53,57 +50,49 @@ def is_transcription(model: Unimodal, document: Document, config: GenerationConf
     )
 
 
-def words_to_say(model: Unimodal, document: Document, config: GenerationConfig) -> str | None:
+def find_words_to_say(model: LoadedModel, prepared: Prepared) -> str | None:
     """The words that a request in the trained wording wants spoken, of a model that chooses between several utterances
     (`sayings` of its `reading`); None for all other requests, and where sampling cannot give different ones."""
-    reading = model.processor.reading
+    reading, config = model.processor.reading, prepared.config
     if reading is None or reading.sayings < 2 or config.force != reading.modality or model.engine.intercepted:
         return None
     sampling = config.sampling.get(reading.modality)
-    parts = document.turns[-1].parts if document.turns else []
+    parts = prepared.document.turns[-1].parts if prepared.document.turns else ()
     if sampling is None or sampling.temperature == 0 or not all(isinstance(part, Text) for part in parts):
         return None
     return model.wording.said(" ".join(part.text for part in parts if isinstance(part, Text)).strip())
 
 
-def transcribe(model: Unimodal, prompt: Sequence[int], config: GenerationConfig) -> list[int]:
+def transcribe(model: LoadedModel, prepared: Prepared) -> list[int]:
     """The ids of the transcript of the last sound in a prompt."""
     reading = model.processor.reading
     assert reading is not None
-    codes, blank = _rows(model)
-    return ctc_beam_search(model.engine, prompt, config, codes, blank, reading.weight, reading.beams)
+    codes, blank = _find_rows(model)
+    return ctc_beam_search(model.engine, prepared.prompt, prepared.config, codes, blank, reading.weight, reading.beams)
 
 
-def say(model: Unimodal, words: str, prompt: Sequence[int], config: GenerationConfig) -> list[int]:
+def say_best(model: LoadedModel, words: str, prepared: Prepared) -> list[int]:
     """The ids of the utterance, of several with seeds of their own, whose codes spell the words best."""
     reading = model.processor.reading
     assert reading is not None
-    codes, blank = _rows(model)
+    codes, blank = _find_rows(model)
 
-    def asked(answer: Sequence[int]) -> Document:
+    def ask_about(answer: Sequence[int]) -> Document:
         heard = MEDIA_PARTS[reading.modality](codes=[row - codes.start for row in answer if row in codes])
         return Document([Turn("user", [heard, Text(model.wording.question(reading.modality))])])
 
-    def shown(answer: list[int]) -> list[int]:
-        return model.read(model.template.render(asked(answer), add_generation_prompt=True))
+    def render_question(answer: list[int]) -> list[int]:
+        return model.read(model.template.render(ask_about(answer), add_generation_prompt=True))
 
-    told = model.template.render(Document([*asked([codes.start]).turns, Turn("assistant", words)]))
-    wanted = [label for label in told.labels.tolist() if 0 <= label < model.vocabulary.text_size]
-    verifier = CtcVerifier(model.engine, shown, wanted, codes, blank)
-    return BestOfN(reading.sayings).run(model.engine, prompt, config, verifier).answer
+    answered = model.template.render(Document([*ask_about([codes.start]).turns, Turn("assistant", words)]))
+    spelled = [label for label in answered.labels.tolist() if 0 <= label < model.vocabulary.text_size]
+    verifier = CtcVerifier(model.engine, render_question, spelled, codes, blank)
+    return BestOfN(reading.sayings).run(model.engine, prepared.prompt, prepared.config, verifier).answer
 
 
-def _rows(model: Unimodal) -> tuple[range, int]:
+def _find_rows(model: LoadedModel) -> tuple[range, int]:
     """The rows of the codes that are read, and the one that is the blank."""
     reading, vocabulary = model.processor.reading, model.vocabulary
     assert reading is not None
     block = vocabulary.layout(reading.modality).segments[0].block
     return vocabulary.block_range(block), vocabulary.control_id(reading.blank)
-
-
-def _at_once(answered: Callable[[], list[int]], modality: str, on_token: OnToken | None, row: int) -> list[int]:
-    answer = answered()
-    for index, token in enumerate(answer if on_token is not None else ()):
-        if on_token(TokenEvent(row, index, token, modality, index == len(answer) - 1)):  # type: ignore[misc]
-            return answer[: index + 1]
-    return answer

@@ -12,7 +12,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from unimodal.pipeline.rows import Request, fitting
+from unimodal.pipeline.requests import AnswerSettings, fit_history
+from unimodal.pipeline.rows import Request
 from unimodal.serve.answer import AnswerReader, Piece
 from unimodal.serve.conversation import completed, gathered, turns_of, wanted
 from unimodal.serve.media_output import medium_url, sound_bytes
@@ -29,18 +30,9 @@ async def chat_completions(call: Call) -> Response:
     turns = await turns_of(asked, service.media, service.config.max_parts)
     voice = None if asked.audio is None else voice_name(asked.audio.voice)
     turns[-1] = completed(service.model, turns[-1], to, voice)
-    document = await service.off_loop(fitting, service.model, turns, to)
-    request = await service.prepare(
-        document,
-        to=to,
-        allow=allow,
-        seed=secrets.randbits(32) if asked.seed is None else asked.seed,
-        guidance=asked.guidance,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        tokens=asked.tokens,
-        negative=asked.negative,
-    )
+    settings = _settings(service, asked, to, allow)
+    document = await service.off_loop(fit_history, service.model, turns, settings)
+    request = await service.prepare(document, settings)
     reader = AnswerReader(service.model, asked.stop)
     identity = f"chatcmpl-{secrets.token_hex(12)}"
     if asked.stream:
@@ -57,6 +49,23 @@ async def chat_completions(call: Call) -> Response:
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
             "usage": _usage(asked, request, ids),
         }
+    )
+
+
+def _settings(service: Service, asked: ChatRequest, to: str | None, allow: tuple[str, ...] | None) -> AnswerSettings:
+    """Temperature and top_p are of all that the answer may hold; `max_tokens` does not count the end of its words."""
+    words = asked.tokens if to in (None, "text") else None
+    return AnswerSettings(
+        to=to,
+        allow=allow if to is not None or allow is not None else ("text", *service.model.writable),
+        seed=secrets.randbits(32) if asked.seed is None else asked.seed,
+        guidance=asked.guidance,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        tokens=asked.tokens if words is None else words + 1,
+        text_tokens=words,
+        shorten=True,
+        negative=asked.negative,
     )
 
 

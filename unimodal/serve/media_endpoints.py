@@ -8,13 +8,13 @@ import math
 import secrets
 from dataclasses import replace
 from time import time
-from typing import Any
 
 import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from unimodal.pipeline.rows import coded
+from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.rows import describe_codes
 from unimodal.sequence.document import MEDIA_PARTS, Document, Part, Text, Turn
 from unimodal.serve.answer import AnswerReader
 from unimodal.serve.conversation import gathered
@@ -32,13 +32,9 @@ from unimodal.serve.protocol import (
 from unimodal.serve.service import Call, Service
 
 
-async def _written(
-    service: Service, parts: list[Part], to: str, seed: int | None, **settings: Any
-) -> tuple[AnswerReader, int, int]:
-    """The answer of modality `to` to a turn: what it holds, and the tokens of prompt and answer."""
-    document = Document([Turn("user", parts)])
-    number = secrets.randbits(32) if seed is None else seed
-    request = await service.prepare(document, to=to, seed=number, **settings)
+async def _written(service: Service, parts: list[Part], settings: AnswerSettings) -> tuple[AnswerReader, int, int]:
+    """The answer to a turn: what it holds, and the tokens of prompt and answer."""
+    request = await service.prepare(Document([Turn("user", parts)]), settings)
     reader = AnswerReader(service.model)
     ids = await service.answer(replace(request, on_token=reader))
     reader.finish()
@@ -68,10 +64,12 @@ async def images_generations(call: Call) -> Response:
     num, kind = asked.n or 1, asked.output_format or "png"
     call.take_places(num)
     first = secrets.randbits(32) if asked.seed is None else asked.seed
-    settings = {"temperature": asked.temperature, "guidance": asked.guidance, "negative": asked.negative}
+    settings = AnswerSettings(
+        to="image", seed=first, temperature=asked.temperature, guidance=asked.guidance, negative=asked.negative
+    )
 
     async def one(seed: int) -> tuple[bytes, int, int]:
-        reader, prompt_tokens, tokens = await _written(service, words, "image", seed, **settings)
+        reader, prompt_tokens, tokens = await _written(service, words, settings.replace(seed=seed))
         [piece] = [piece for piece in reader.pieces if piece.modality == "image"]
         picture = await service.decode("image", piece.codes)
         return await service.off_loop(picture_bytes, picture, kind), prompt_tokens, tokens
@@ -96,9 +94,9 @@ async def audio_speech(call: Call) -> Response:
     if asked.speed != 1.0:
         raise ApiError(400, "this model speaks at its own speed; leave speed out", "unsupported_value", "speed")
     words = service.model.wording.request(asked.input, "audio", voice_name(asked.voice))
-    reader, _, _ = await _written(
-        service, [Text(words)], "audio", asked.seed, temperature=asked.temperature, guidance=asked.guidance
-    )
+    seed = secrets.randbits(32) if asked.seed is None else asked.seed
+    settings = AnswerSettings(to="audio", seed=seed, temperature=asked.temperature, guidance=asked.guidance)
+    reader, _, _ = await _written(service, [Text(words)], settings)
     [piece] = [piece for piece in reader.pieces if piece.modality == "audio"]
     sound = await service.decode("audio", piece.codes)
     rate_hz = int(service.model.coder.rate("audio") or 16_000)
@@ -126,7 +124,9 @@ async def audio_transcriptions(call: Call) -> Response:
         raise ApiError(400, "the file is empty", "invalid_media", "file")
     part = await service.media.part("audio", data, "file")
     question = Text(service.model.wording.question("audio"))
-    reader, num_in, num_out = await _written(service, [part, question], "text", 0, temperature=temperature)
+    reader, num_in, num_out = await _written(
+        service, [part, question], AnswerSettings(to="text", temperature=temperature)
+    )
     if kind == "text":
         return PlainTextResponse(reader.text + "\n")
     counts = usage(num_in, num_out)
@@ -167,7 +167,7 @@ async def tokenize(call: Call) -> Response:
         raise ApiError(400, "the file is empty", "invalid_media", where)
     modality = await service.media.kind(data, where)
     medium = await service.media.read(modality, data, where)
-    work = service.worker.call(lambda: coded(service.model, modality, medium))
+    work = service.worker.call(lambda: describe_codes(service.model, modality, medium))
     return JSONResponse(await asyncio.wrap_future(work) | {"shape": list(medium.shape)})
 
 

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline.rows import Request, request_for
+from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.rows import Request, make_row
 from unimodal.sequence.document import Document
 from unimodal.serve.media_input import MediaInput, server_limits
 from unimodal.serve.metrics import Metrics
@@ -84,11 +85,11 @@ class Service:
         """Work of the processor that must not hold up the others."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work, *given)
 
-    async def prepare(self, document: Document, **settings: Any) -> Request:
-        """`request_for`, and everything that the engine would refuse, before an answer is begun."""
+    async def prepare(self, document: Document, settings: AnswerSettings) -> Request:
+        """`make_row`, and everything that the engine would refuse, before an answer is begun."""
 
         def work() -> Request:
-            request = request_for(self.model, document, **settings)
+            request = make_row(self.model, document, settings)
             self.model.engine.checked([request.prompt], [request.config])
             return request
 

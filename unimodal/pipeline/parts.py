@@ -1,0 +1,115 @@
+"""A model folder in memory: what all that is asked of a model needs, without any way of asking.
+
+`requests.py` says what the engine is asked, `search.py` and `speech_reading.py` answer some requests by themselves, and
+`Unimodal` is a loaded model with all of this behind three methods.
+
+Legend: N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from unimodal.coder.features import FeatureMemory
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.coder.outputs import Output
+from unimodal.generation.engine import Engine
+from unimodal.model_folder.decoder import load_decoder
+from unimodal.model_folder.find import MediumSettings, read_processor, read_sampling
+from unimodal.model_folder.wording import Wording
+from unimodal.sequence.document import Document, Text
+from unimodal.sequence.templates.open import open_template
+from unimodal.sequence.templates.own import Rendered, Template
+from unimodal.vocabulary import read_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LoadedModel:
+    """A decoder with its template, its media tokenizers and the engine that runs it.
+
+    sampling: how the tokens of each modality are chosen unless a request says otherwise; a medium that is left out gets
+    the defaults of `MediumSettings`, and text is greedy. weights, compile: see `Engine`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        decoder: PreTrainedModel,
+        template: Template,
+        coder: MediaCoder,
+        sampling: Mapping[str, MediumSettings] | None = None,
+        weights: str = "auto",
+        compile: bool = False,
+    ) -> None:
+        self.folder, self.decoder, self.template, self.coder = folder, decoder, template, coder
+        self.vocabulary, self.processor = template.vocabulary, coder.processor
+        own = {name: MediumSettings() for name in self.vocabulary.media} | dict(sampling or {})
+        self.sampling = {"text": MediumSettings(temperature=0.0)} | own
+        reads = any(self.reads_features(modality) for modality in self.vocabulary.media)
+        self.features = FeatureMemory(decoder, coder) if reads else None
+        self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile)
+        #: the media that it can write: those whose tokenizer came with its decoder
+        self.writable = tuple(name for name in self.vocabulary.media if coder.can_decode(name))
+        self.max_positions = int(decoder.config.max_position_embeddings)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        device: str | None = None,
+        on_step: Callable[[str], None] = lambda step: None,
+        weights: str = "auto",
+        compile: bool = False,
+    ) -> Self:
+        """The model in a folder that `find_model` has found. Raises ValueError, in one line, for a broken one."""
+        on_step("loading the model")
+        vocabulary = read_vocabulary(folder / "vocabulary.json")
+        processor = read_processor(folder)
+        template = open_template(processor.template, vocabulary, folder)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        coder = MediaCoder(folder, vocabulary, processor, device, on_step)
+        decoder, sampling = load_decoder(folder, vocabulary).to(device), read_sampling(folder)
+        return cls(folder, decoder, template, coder, sampling, weights, compile)
+
+    def reads_features(self, modality: str) -> bool:
+        """Whether this medium is read through continuous features and not through its codes."""
+        return modality in self.vocabulary.media and self.vocabulary.layout(modality).features is not None
+
+    @property
+    def wording(self) -> Wording:
+        """The words that the model was trained to be asked in."""
+        return self.processor.wording
+
+    def add_system_turn(self, document: Document, to: str | None = None) -> Document:
+        """The document behind the model's own system turn, where it has one, the document has none and no medium is
+        asked for."""
+        return document if to in self.vocabulary.media else document.with_system(self.processor.system)
+
+    def read(self, rendered: Rendered) -> list[int]:
+        """The ids [N] of a rendered prompt; where media are read through features, those of the features."""
+        return rendered.ids.tolist() if self.features is None else self.features.prompt(rendered)
+
+    def decode_answers(self, rows: Sequence[Sequence[int]]) -> list[list[Output]]:
+        """Answers as ids → their parts in order, each medium decoded; all media of one modality at once."""
+        answers = [self.template.parse_answer(row) for row in rows]
+        outputs = [[Output(part) for part in answer] for answer in answers]
+        for modality in self.vocabulary.media:
+            places, parts = [], []
+            for number, answer in enumerate(answers):
+                for place, part in enumerate(answer):
+                    if not isinstance(part, Text) and part.modality == modality:
+                        places.append((number, place))
+                        parts.append(part)
+            if not parts:
+                continue
+            media = self.coder.decode(modality, [part.codes for part in parts], [part.grid for part in parts])
+            rate = self.coder.rate(modality)
+            for (number, place), part, medium in zip(places, parts, media, strict=True):
+                outputs[number][place] = Output(part, medium, rate)
+        return outputs

@@ -1,0 +1,340 @@
+"""One request: the settings of an answer, and the one translator of them into what the engine is asked.
+
+    settings = AnswerSettings(to="image", seed=1, temperature=0.9)
+    prepared = prepare(model, Document([Turn("user", "Draw a red apple.")]), settings)
+    [ids] = model.engine.generate([prepared.prompt], prepared.config)
+
+`Unimodal`, the server's rows, the transformers classes, search and the terminal chat all come through here, so a
+setting means the same wherever it is given. `fit_history` chooses which earlier turns a model is shown.
+
+Legend: N tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import TypedDict, Unpack
+
+from unimodal.generation import DECODERS
+from unimodal.generation.request import GenerationConfig
+from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.search import SEARCHES
+from unimodal.pipeline.parts import LoadedModel
+from unimodal.sequence.document import Document, Text, Turn
+from unimodal.sequence.templates.own import Rendered
+
+MIN_TEXT_TOKENS, MAX_TEXT_TOKENS = 16, 96  # that must be free for an answer in words; that it has at most, unasked
+MAX_NEW_TOKENS = 400  # of an answer that may hold anything
+PLAIN = "plain"  # the decoder that writes token by token
+
+#: settings of a search by name: `n`, `beams`, `expand`, `stages`
+SearchSettings = Mapping[str, int | Sequence[int]]
+
+
+class AnswerChanges(TypedDict, total=False):
+    """The fields of `AnswerSettings` as keywords: `model.generate("a red apple", to="image", seed=1)`."""
+
+    to: str | None
+    allow: Sequence[str] | None
+    seed: int
+    guidance: float | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    tokens: int | None
+    text_tokens: int | None
+    shorten: bool
+    negative: str | None
+    guidance_interval: tuple[int, int] | None
+    decoder: str | None
+    voice: str | None
+    search: str | None
+    search_settings: SearchSettings | None
+
+
+#: what numbers a setting may be: kind, least, most, and what to do about another
+NUMBERS: dict[str, tuple[type, float, float, str]] = {
+    "seed": (Integral, -math.inf, math.inf, "give a whole number"),
+    "guidance": (Real, 0, math.inf, "give a number from 0 on"),
+    "temperature": (Real, 0, math.inf, "give a number from 0 on"),
+    "top_k": (Integral, 0, math.inf, "give a whole number from 0 on, which keeps all"),
+    "top_p": (Real, math.ulp(0.0), 1, "give a share above 0 and up to 1, which keeps all"),
+    "tokens": (Integral, 1, math.inf, "give a whole number from 1 on"),
+    "text_tokens": (Integral, 1, math.inf, "give a whole number from 1 on"),
+}
+
+
+def _is_number(value: object, kind: type, least: float, most: float) -> bool:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        return False
+    return least <= value < math.inf and value <= most  # type: ignore[operator]  # kind is Real or Integral
+
+
+def _check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
+    if value is not None and value not in choices:
+        raise ValueError(f"{name} {value!r} is unknown; choose {', '.join(choices)}, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """How an answer is to be written. None is the model's own way. Raises ValueError, in one line, for what no model
+    could follow; what one model cannot follow is refused by `prepare`.
+
+    to: the medium that the answer must hold, "text" for words only, None for what the model chooses.
+    allow: without `to`, what the answer may hold, of "text" and the media; None for all that the model writes.
+    seed: of the random choices; the same request with the same seed has the same answer.
+    guidance: how far media move away from `negative` or from no prompt at all; 1 turns it off.
+    temperature, top_k, top_p: of the medium in `to`, of all in `allow`, or of all media where neither is given.
+        temperature 0 takes the likeliest token; top_k keeps so many candidates (0: all), top_p the likeliest whose
+        probabilities reach this share.
+    tokens: at most so many new tokens, the one that ends an answer included.
+    text_tokens: at most so many tokens of words, the one that ends the answer not counted; None is 96.
+    shorten: where so many tokens do not fit behind the prompt, write as many as do; else that is an error.
+    negative: words for what media should not look like; needs a guidance other than 1.
+    guidance_interval: guide the code steps [first, last) of a span only.
+    decoder: a fast decoder by name (`unimodal.generation.DECODERS`). "plain" is token by token, transcripts and speech
+        too, which else are chosen by the model's second reading of speech where it has one (`speech_reading.py`).
+    voice: who speaks; it is put into the words of a request, so `generate` takes it and a document does not.
+    search: "best-of-n", "beam" or "lookahead" writes several media and gives the one that the model itself would call
+        by the request's words. search_settings: those of the search (`n`, `beams`, `expand`, `stages`).
+    """
+
+    to: str | None = None
+    allow: Sequence[str] | None = None
+    seed: int = 0
+    guidance: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    tokens: int | None = None
+    text_tokens: int | None = None
+    shorten: bool = False
+    negative: str | None = None
+    guidance_interval: tuple[int, int] | None = None
+    decoder: str | None = None
+    voice: str | None = None
+    search: str | None = None
+    search_settings: SearchSettings | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        for name, (kind, least, most, fix) in NUMBERS.items():
+            value = getattr(self, name)
+            if (value is not None or name == "seed") and not _is_number(value, kind, least, most):
+                raise ValueError(f"{name} {value!r} is not usable; {fix}")
+        object.__setattr__(self, "seed", int(self.seed))
+        self._check_allow()
+        self._check_interval()
+        _check_choice("decoder", self.decoder, (*DECODERS, PLAIN))
+        _check_choice("search", self.search, tuple(SEARCHES))
+        if self.search is None and self.search_settings:
+            named = ", ".join(self.search_settings)
+            raise ValueError(f"search_settings {named} need a search; choose {', '.join(SEARCHES)}")
+        if self.search is not None and self.to == "text":
+            raise ValueError("search chooses between media; leave it out for text")
+
+    def replace(self, **changes: Unpack[AnswerChanges]) -> AnswerSettings:
+        """These settings with some changed. Raises ValueError for a name that is none, with the nearest that is one."""
+        for name in changes:
+            if name not in FIELDS:
+                near = difflib.get_close_matches(name, FIELDS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(FIELDS)}"
+                raise ValueError(f"there is no setting {name!r} of an answer; {hint}")
+        return dataclasses.replace(self, **changes) if changes else self
+
+    def _check_allow(self) -> None:
+        if self.allow is None:
+            return
+        if isinstance(self.allow, str) or not self.allow:
+            raise ValueError(f"allow {self.allow!r} is not usable; list what may be in an answer: ('text', 'image')")
+        if self.to is not None:
+            raise ValueError(f"to {self.to!r} says what the answer must hold and allow what it may; leave one out")
+        object.__setattr__(self, "allow", tuple(self.allow))
+
+    def _check_interval(self) -> None:
+        interval = self.guidance_interval
+        if interval is None:
+            return
+        whole = isinstance(interval, Sequence) and all(isinstance(step, Integral) for step in interval)
+        if not whole or len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+            raise ValueError(f"guidance_interval {interval!r} is not usable; give two steps, first < last, from 0 on")
+
+
+MODELS_OWN = AnswerSettings()  # where a request says nothing
+FIELDS = tuple(one.name for one in dataclasses.fields(AnswerSettings))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that fits the model: what was asked, and what the engine is asked for it."""
+
+    document: Document
+    settings: AnswerSettings
+    prompt: list[int]  # [N], up to the mark that opens the answer
+    config: GenerationConfig
+
+
+# ---- settings → what the engine is asked
+
+
+def prepare(model: LoadedModel, document: Document, settings: AnswerSettings) -> Prepared:
+    """What the engine is asked for the answer to a document whose media have codes.
+
+    Raises ValueError, in one line, for what does not fit the model: a medium that it does not write, a prompt that is
+    too long, more tokens than there is room for.
+    """
+    check_media(model, settings)
+    rendered = render_prompt(model, document, settings.to)
+    most = model.max_positions - count_answer_tokens(model, settings.to)
+    if len(rendered) > most:
+        words = sum(len(part.text.split()) for part in document.parts if isinstance(part, Text))
+        raise ValueError(
+            f"the prompt is too long: {words:,} words and its media are {len(rendered):,} tokens, and this model "
+            f"reads at most {most:,} before its answer; shorten it"
+        )
+    return prepare_prompt(model, document, model.read(rendered), settings)
+
+
+def prepare_prompt(
+    model: LoadedModel, document: Document, prompt: list[int], settings: AnswerSettings, begun: Sequence[int] = ()
+) -> Prepared:
+    """`prepare` for a document that is rendered already, as the ids [N] of a prompt; the last of them may be the
+    `begun` of an answer that the document does not hold."""
+    check_media(model, settings)
+    if settings.voice is not None:
+        raise ValueError(
+            f"the voice {settings.voice[:40]!r} belongs into the words of a request; use generate, or write them so"
+        )
+    to, room = settings.to, model.max_positions - len(prompt)
+    max_codes = {"audio": model.processor.max_audio_codes} if "audio" in model.vocabulary.media else {}
+    num_new = _count_new_tokens(model, settings, room, max_codes)
+    words = settings.text_tokens
+    guidance = _choose_guidance(model, settings)
+    guided = (to,) if to is not None else settings.allow or model.writable  # what may be written
+    guided = tuple(name for name in guided if name in model.vocabulary.media)
+    unconditional: tuple[int, ...] | None = None
+    if any(guidance.get(name, 1.0) != 1.0 for name in guided):
+        other = None if settings.negative is None else document.with_text(_word_negative(model, settings))
+        unconditional = (*model.read(model.template.unconditional(document, other, to)), *begun)
+    elif settings.negative is not None:
+        raise ValueError("a negative prompt works through guidance, which is 1 here; raise the guidance")
+    interval = settings.guidance_interval
+    config = GenerationConfig(
+        max_new_tokens=num_new,
+        force=to,
+        allow=tuple(settings.allow or ("text", *model.writable)) if to is None else None,
+        max_text_tokens=MAX_TEXT_TOKENS if words is None else max(1, min(words, num_new - 1)),
+        seed=settings.seed,
+        sampling=_choose_sampling(model, settings),
+        guidance=guidance,
+        guidance_interval={} if interval is None else dict.fromkeys(guided, interval),
+        unconditional=unconditional,
+        max_codes=max_codes,
+    )
+    return Prepared(document, settings, prompt, config)
+
+
+def check_media(model: LoadedModel, settings: AnswerSettings) -> None:
+    """ValueError for a medium that the model does not have, or reads without being able to write it."""
+    for name in settings.allow or (settings.to or "text",):
+        if name == "text":
+            continue
+        model.vocabulary.layout(name)
+        if name not in model.writable:
+            raise ValueError(f"this model reads {name}s but has no decoder to make one with; ask it for text")
+
+
+def render_prompt(model: LoadedModel, document: Document, to: str | None = None) -> Rendered:
+    """A document and the mark that opens the answer, of length N."""
+    whole = model.add_system_turn(document, to)
+    return model.template.render(whole, add_generation_prompt=True, to=to)
+
+
+def _count_new_tokens(model: LoadedModel, settings: AnswerSettings, room: int, max_codes: Mapping[str, int]) -> int:
+    """How many tokens the answer may have. ValueError for a number that does not fit."""
+    to, tokens, words = settings.to, settings.tokens, settings.text_tokens
+    if to in (None, "text"):
+        longest = MAX_TEXT_TOKENS if words is None else words + 1
+        longest = max(longest, MAX_NEW_TOKENS) if to is None else longest
+    else:
+        longest = model.vocabulary.span_length(to, max_codes.get(to)) + 1
+    if tokens is None:
+        return min(longest, room)
+    tokens = min(tokens, room) if settings.shorten else tokens
+    if to not in (None, "text") and tokens < count_answer_tokens(model, to):
+        raise ValueError(f"{tokens} tokens are too few: {to} takes at least {count_answer_tokens(model, to)}; raise it")
+    if not 1 <= tokens <= room:
+        raise ValueError(f"{tokens} new tokens do not fit; this prompt leaves room for 1 to {room}")
+    return tokens
+
+
+def _choose_sampling(model: LoadedModel, settings: AnswerSettings) -> dict[str, SamplingConfig]:
+    """Sampling by modality: the model's own, changed for what is asked for."""
+    changed = (settings.to,) if settings.to is not None else settings.allow or model.vocabulary.media
+    found = {}
+    for name, own in model.sampling.items():
+        values = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
+        if name in changed:
+            values |= {key: value for key in values if (value := getattr(settings, key)) is not None}
+        found[name] = SamplingConfig.model_validate(values)
+    return found
+
+
+def _choose_guidance(model: LoadedModel, settings: AnswerSettings) -> dict[str, float]:
+    """Guidance by medium: the model's own, changed for what is asked for."""
+    changed = (settings.to,) if settings.to is not None else settings.allow or model.vocabulary.media
+    return {
+        name: own.guidance if settings.guidance is None or name not in changed else settings.guidance
+        for name, own in model.sampling.items()
+        if name != "text"
+    }
+
+
+def _word_negative(model: LoadedModel, settings: AnswerSettings) -> str:
+    """A negative prompt in the words that a request is put in."""
+    assert settings.negative is not None
+    if settings.to in model.vocabulary.media:
+        return model.wording.request(settings.negative, str(settings.to))
+    return settings.negative
+
+
+# ---- how much of a conversation a model is shown
+
+
+def fit_history(model: LoadedModel, turns: Sequence[Turn], settings: AnswerSettings = MODELS_OWN) -> Document:
+    """Of a conversation what the model is shown: the system's words, the last exchange, which is to be answered, and
+    as many of those before it as the model was trained to see (`history_turns`) and has room for.
+
+    An exchange begins where the user speaks after someone else. The oldest go first, whole. Room is kept for the
+    shortest answer, and for `tokens` where these are asked for and may not be shortened. What is left may still be too
+    long; `prepare` says so.
+    """
+    first = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    head, rest = turns[:first], turns[first:]
+    begins = {n for n, turn in enumerate(rest) if turn.role == "user" and (n == 0 or rest[n - 1].role != "user")}
+    starts = sorted({0, *begins})
+    limit = model.processor.history_turns
+    if limit is not None:
+        starts = starts[-(limit + 1) :]
+    needed = count_answer_tokens(model, settings.to)
+    if settings.tokens is not None and not settings.shorten:
+        needed = max(needed, settings.tokens)
+    for start in starts:
+        document = Document([*head, *rest[start:]])
+        if start == starts[-1] or count_room(model, document, settings.to) >= needed:
+            break
+    return document
+
+
+def count_room(model: LoadedModel, document: Document, to: str | None = None) -> int:
+    """New tokens that fit behind a document."""
+    return model.max_positions - len(render_prompt(model, document, to))
+
+
+def count_answer_tokens(model: LoadedModel, to: str | None) -> int:
+    """Tokens that must be free for an answer: a whole span of the medium asked for, or some words."""
+    return MIN_TEXT_TOKENS if to in (None, "text") else model.vocabulary.span_length(to) + 1
