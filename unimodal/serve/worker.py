@@ -1,8 +1,9 @@
 """The one thread that touches the model: media into codes, codes into media, and the steps of the running batch.
 
-Other threads hand in jobs and get futures. In each turn the worker codes all media that wait, of one kind together,
-lets waiting requests join the batch and goes one step on. A job that fails takes no other with it: what failed together
-is tried one by one, and a failed step fails the rows that were in it and leaves an empty batch.
+Other threads hand in requests and jobs and get futures. In each turn the worker codes all media that wait, those of one
+medium together, lets waiting requests join the batch, and takes one step of the batch. A job that fails takes no other
+with it: what failed together is tried again one by one, and a failed step fails the rows that were in it and leaves an
+empty batch.
 
 Shapes: N codes, G groups.
 """
@@ -12,20 +13,34 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+from torch import Tensor
+
+from unimodal.generation.continuous import ContinuousBatch, Finished, Request
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline.rows import ContinuousBatch, Finished, Request
 
 log = logging.getLogger("unimodal.serve")
 
 CODED_AT_ONCE = 16
 MOST_PROMPT_TOKENS = 4096  # read in one turn, padding included; a larger request joins alone
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+class ShuttingDown(RuntimeError):
+    """The server is going; the request was not answered."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; try again later")
 
 
 @dataclass(eq=False)
@@ -38,11 +53,56 @@ class Ticket:
     cancelled: bool = False
 
 
+class _Job(Protocol):
+    """What the worker does between two steps."""
+
+    def run(self) -> None: ...
+
+    def fail(self, error: Exception) -> None: ...
+
+
 @dataclass(eq=False)
-class _Job:
-    kind: tuple[str, str]  # ("encode" or "decode", modality), or ("call", "")
-    item: Any
-    future: Future[Any] = field(default_factory=Future)
+class _Call(Generic[Result]):
+    """Anything that needs the model."""
+
+    work: Callable[[], Result]
+    future: Future[Result] = field(default_factory=Future)
+
+    def run(self) -> None:
+        if self.future.set_running_or_notify_cancel():  # False: its request has gone
+            _settle_with(self.future, self.work)
+
+    def fail(self, error: Exception) -> None:
+        _fail(self.future, error)
+
+
+@dataclass(eq=False)
+class _Coding(Generic[Given, Result]):
+    """A medium to encode, or codes to decode; those of one medium are coded together."""
+
+    modality: str
+    item: Given
+    future: Future[Result] = field(default_factory=Future)
+
+
+@dataclass
+class _Jobs:
+    """What waits for the next turn."""
+
+    encode: list[_Coding[Tensor, np.ndarray]] = field(default_factory=list)
+    decode: list[_Coding[np.ndarray, Tensor]] = field(default_factory=list)
+    calls: list[_Job] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.encode or self.decode or self.calls)
+
+    def fail(self, error: Exception) -> None:
+        for encoding in self.encode:
+            _fail(encoding.future, error)
+        for decoding in self.decode:
+            _fail(decoding.future, error)
+        for call in self.calls:
+            call.fail(error)
 
 
 class Worker:
@@ -51,11 +111,11 @@ class Worker:
     def __init__(
         self, model: Unimodal, max_batch: int, on_turn: Callable[[float, int, int], None] = lambda *_: None
     ) -> None:
-        """on_turn is told of every step: its seconds, the rows in it, the requests that wait for one."""
+        """on_turn is told of every step: its seconds, the rows in it, the requests that wait for a row."""
         self.model, self.max_batch, self.on_turn = model, max_batch, on_turn
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
-        self._jobs: deque[_Job] = deque()
+        self._jobs = _Jobs()
         self._left: list[Ticket] = []  # cancelled while they had a row
         self._rows: dict[int, Ticket] = {}
         self._stopping = False
@@ -87,11 +147,16 @@ class Worker:
     # ---- jobs
 
     def submit(self, request: Request) -> Ticket:
+        """Answer a request: as a row of the batch, or in one turn of its own if it says so (`alone`).
+
+        Raises ShuttingDown, as all of these do, once the worker is stopped.
+        """
         ticket = Ticket(request)
-        with self._changed:
-            self._check_open()
-            self._waiting.append(ticket)
-            self._changed.notify()
+        with self._open_jobs() as jobs:
+            if request.alone is None:
+                self._waiting.append(ticket)
+            else:
+                jobs.calls.append(_Call(partial(request.alone, request.on_token, 0), ticket.future))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -103,30 +168,37 @@ class Worker:
             else:
                 self._left.append(ticket)
             self._changed.notify()
-        _settle(ticket.future, error=CancelledError())
+        ticket.future.cancel()
 
-    def encode(self, modality: str, medium: Any) -> Future[Any]:
+    def encode(self, modality: str, medium: Tensor) -> Future[np.ndarray]:
         """A medium as the coder reads it → its codes [N] or [N, G]."""
-        return self._add(_Job(("encode", modality), medium))
-
-    def decode(self, modality: str, codes: Any) -> Future[Any]:
-        """Codes [N] or [N, G] → the medium."""
-        return self._add(_Job(("decode", modality), codes))
-
-    def call(self, work: Callable[[], Any]) -> Future[Any]:
-        """Anything else that needs the model."""
-        return self._add(_Job(("call", ""), work))
-
-    def _add(self, job: _Job) -> Future[Any]:
-        with self._changed:
-            self._check_open()
-            self._jobs.append(job)
-            self._changed.notify()
+        job: _Coding[Tensor, np.ndarray] = _Coding(modality, medium)
+        with self._open_jobs() as jobs:
+            jobs.encode.append(job)
         return job.future
 
-    def _check_open(self) -> None:
-        if self._stopping:
-            raise ShuttingDown("the server is shutting down; try again later")
+    def decode(self, modality: str, codes: np.ndarray) -> Future[Tensor]:
+        """Codes [N] or [N, G] → the medium."""
+        job: _Coding[np.ndarray, Tensor] = _Coding(modality, codes)
+        with self._open_jobs() as jobs:
+            jobs.decode.append(job)
+        return job.future
+
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Anything else that needs the model."""
+        job = _Call(work)
+        with self._open_jobs() as jobs:
+            jobs.calls.append(job)
+        return job.future
+
+    @contextmanager
+    def _open_jobs(self) -> Iterator[_Jobs]:
+        """What waits for the next turn, to add to it."""
+        with self._changed:
+            if self._stopping:
+                raise ShuttingDown
+            yield self._jobs
+            self._changed.notify()
 
     # ---- the thread
 
@@ -138,30 +210,33 @@ class Worker:
                     self._changed.wait()
                 if self._stopping:
                     break
-                jobs, self._jobs = list(self._jobs), deque()
+                jobs, self._jobs = self._jobs, _Jobs()
                 left, self._left = self._left, []
             try:
-                self._turn(batch, jobs, left)
+                self._take_turn(batch, jobs, left)
             except Exception as error:  # a defect of ours: nothing may hang for it
                 log.exception("a turn of the worker failed")
-                for job in jobs:
-                    _settle(job.future, error=error)
+                jobs.fail(error)
                 self._fail_rows(batch, error)
         with self._changed:
-            unfinished: list[Future[Any]] = [one.future for one in (*self._waiting, *self._rows.values())]
-            unfinished += [job.future for job in self._jobs]
+            tickets = [*self._waiting, *self._rows.values()]
+            jobs, self._jobs = self._jobs, _Jobs()
             self._waiting.clear()
             self._rows.clear()
-            self._jobs.clear()
-        for future in unfinished:
-            _settle(future, error=ShuttingDown("the server is shutting down; try again later"))
+        for ticket in tickets:
+            _fail(ticket.future, ShuttingDown())
+        jobs.fail(ShuttingDown())
 
-    def _turn(self, batch: ContinuousBatch, jobs: list[_Job], left: list[Ticket]) -> None:
+    def _take_turn(self, batch: ContinuousBatch, jobs: _Jobs, left: list[Ticket]) -> None:
         keys = [ticket.key for ticket in left if ticket.key is not None]
         batch.cancel(keys)
         for key in keys:
             self._rows.pop(key, None)
-        self._code(jobs)
+        coder = self.model.coder
+        _code_together(jobs.encode, coder.encode)
+        _code_together(jobs.decode, coder.decode)
+        for call in jobs.calls:
+            call.run()
         started = monotonic()
         rows = 0
         try:
@@ -177,40 +252,6 @@ class Worker:
             self._deliver(done)
         if rows:
             self.on_turn(monotonic() - started, rows, len(self._waiting))
-
-    def _code(self, jobs: list[_Job]) -> None:
-        kinds: dict[tuple[str, str], list[_Job]] = {}
-        for job in jobs:
-            if job.future.set_running_or_notify_cancel():  # False: its request has gone
-                kinds.setdefault(job.kind, []).append(job)
-        for (what, modality), together in kinds.items():
-            for start in range(0, len(together), CODED_AT_ONCE):
-                part = together[start : start + CODED_AT_ONCE]
-                if what == "call":
-                    for job in part:
-                        self._each(job, job.item)
-                else:
-                    self._code_alike(what, modality, part)
-
-    def _code_alike(self, what: str, modality: str, jobs: list[_Job]) -> None:
-        work = getattr(self.model.coder, what)
-        try:
-            results = work(modality, [job.item for job in jobs])
-        except Exception:
-            for job in jobs:  # one of them is at fault: each by itself
-                self._each(job, partial(_only, work, modality, job.item))
-            return
-        for job, result in zip(jobs, results, strict=True):
-            _settle(job.future, result)
-
-    @staticmethod
-    def _each(job: _Job, work: Callable[[], Any]) -> None:
-        try:
-            result = work()
-        except Exception as error:
-            _settle(job.future, error=error)
-        else:
-            _settle(job.future, result)
 
     def _admit(self, batch: ContinuousBatch) -> None:
         """Let as many waiting requests join as there are rows for."""
@@ -228,13 +269,13 @@ class Worker:
             keys = batch.admit([ticket.request for ticket in newcomers])
         except Exception as error:
             if len(newcomers) == 1:
-                _settle(newcomers[0].future, error=error)
+                _fail(newcomers[0].future, error)
                 return
             for ticket in newcomers:
                 try:
                     self._seat(ticket, batch.admit([ticket.request])[0])
                 except Exception as own:
-                    _settle(ticket.future, error=own)
+                    _fail(ticket.future, own)
         else:
             for ticket, key in zip(newcomers, keys, strict=True):
                 self._seat(ticket, key)
@@ -249,7 +290,7 @@ class Worker:
     def _deliver(self, done: Finished) -> None:
         ticket = self._rows.pop(done.key)
         if done.error is not None:
-            _settle(ticket.future, error=done.error)
+            _fail(ticket.future, done.error)
         else:
             _settle(ticket.future, done.answer)
 
@@ -257,23 +298,52 @@ class Worker:
         batch.clear()
         rows, self._rows = self._rows, {}
         for ticket in rows.values():
-            _settle(ticket.future, error=error)
+            _fail(ticket.future, error)
 
 
-def _only(work: Callable[..., Any], modality: str, item: Any) -> Any:
-    return work(modality, [item])[0]
+def _code_together(
+    jobs: Sequence[_Coding[Given, Result]], work: Callable[[str, Sequence[Given]], Sequence[Result]]
+) -> None:
+    """Encode or decode what waits, at most `CODED_AT_ONCE` of a medium at a time."""
+    media: dict[str, list[_Coding[Given, Result]]] = {}
+    for job in jobs:
+        if job.future.set_running_or_notify_cancel():  # False: its request has gone
+            media.setdefault(job.modality, []).append(job)
+    for modality, alike in media.items():
+        for start in range(0, len(alike), CODED_AT_ONCE):
+            together = alike[start : start + CODED_AT_ONCE]
+            try:
+                results = work(modality, [job.item for job in together])
+            except Exception:  # one of them is at fault: each by itself
+                for job in together:
+                    _settle_with(job.future, partial(_code_one, work, modality, job.item))
+            else:
+                for job, result in zip(together, results, strict=True):
+                    _settle(job.future, result)
 
 
-class ShuttingDown(RuntimeError):
-    """The server is going; the request was not answered."""
+def _code_one(work: Callable[[str, Sequence[Given]], Sequence[Result]], modality: str, item: Given) -> Result:
+    [result] = work(modality, [item])
+    return result
 
 
-def _settle(future: Future[Any], result: Any = None, error: BaseException | None = None) -> None:
-    """Give a future its result, unless it has one or its request has gone."""
+def _settle_with(future: Future[Result], work: Callable[[], Result]) -> None:
+    """Give a future what the work returns or raises."""
     try:
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-    except Exception:  # InvalidStateError: cancelled or settled meanwhile
-        pass
+        result = work()
+    except Exception as error:
+        _fail(future, error)
+    else:
+        _settle(future, result)
+
+
+def _settle(future: Future[Result], result: Result) -> None:
+    """Give a future its result, unless it has one or its request has gone."""
+    with suppress(InvalidStateError):
+        future.set_result(result)
+
+
+def _fail(future: Future[Result], error: Exception) -> None:
+    """Give a future its error, unless it has a result or its request has gone."""
+    with suppress(InvalidStateError):
+        future.set_exception(error)
