@@ -288,7 +288,7 @@ def test_a_reader_that_went_away_is_no_traceback(monkeypatch):
 
     with open("out.txt", "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setattr("unimodal.cli.doctor.models_table", gone)
+        monkeypatch.setattr("unimodal.cli.doctor.format_models", gone)
         with pytest.raises(SystemExit) as stop:
             cli.main(["models"])
     assert stop.value.code == 1

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from unimodal.cli.terminal import Screen
-from unimodal.cli.terminal_pictures import draw, draw_clip, fit_cells, half_blocks, nearest_of_256, sixel
+from unimodal.cli.terminal_pictures import draw, draw_clip, draw_half_blocks, draw_sixel, find_nearest_of_256, fit_cells
 from unimodal.media.image import resize
 
 
@@ -132,7 +132,7 @@ def test_iterm_gets_the_same():
 @pytest.mark.parametrize("height,width", [(64, 64), (7, 5), (1, 1), (13, 200)])
 def test_sixel_shows_every_pixel(height, width):
     picture = (smooth(height, width) * 255).round().to(torch.uint8)
-    shown = sixel_picture(sixel(picture))
+    shown = sixel_picture(draw_sixel(picture))
     assert shown.shape == (height, width, 3)
     error = np.abs(shown - picture.permute(1, 2, 0).numpy().astype(int))
     assert error.mean() < 10  # 256 colours of thousands, and percent
@@ -141,26 +141,26 @@ def test_sixel_shows_every_pixel(height, width):
 def test_sixel_is_exact_up_to_percent_for_few_colours():
     colours = noise(1, 100, seed=1)[:, 0]  # [3, 100]
     picture = colours[:, torch.randint(0, 100, (20, 31))]
-    error = np.abs(sixel_picture(sixel(picture)) - picture.permute(1, 2, 0).numpy().astype(int))
+    error = np.abs(sixel_picture(draw_sixel(picture)) - picture.permute(1, 2, 0).numpy().astype(int))
     assert error.max() <= 3
 
 
 def test_sixel_of_a_plain_colour_is_short():
-    text = sixel(torch.zeros(3, 256, 256, dtype=torch.uint8))
+    text = draw_sixel(torch.zeros(3, 256, 256, dtype=torch.uint8))
     assert len(text) < 500 and (sixel_picture(text) == 0).all()
 
 
 @pytest.mark.parametrize("height,width", [(6, 5), (7, 4), (1, 1)])
 def test_half_blocks_show_every_pixel(height, width):
     picture = noise(height, width)
-    shown = block_pixels(half_blocks(picture, width), width)
+    shown = block_pixels(draw_half_blocks(picture, width), width)
     assert shown == [[f"2;{r};{g};{b}" for r, g, b in row] for row in picture.permute(1, 2, 0).tolist()]
 
 
 def test_half_blocks_in_256_colours_are_the_nearest_ones():
     table = np.array([rgb_of_256(number) for number in range(16, 256)])
     picture = noise(9, 30)
-    shown = block_pixels(half_blocks(picture, 30, colours=256), 30)
+    shown = block_pixels(draw_half_blocks(picture, 30, colours=256), 30)
     pixels = picture.permute(1, 2, 0).numpy().astype(int)
     for row, names in zip(pixels, shown, strict=True):
         for pixel, name in zip(row, names, strict=True):
@@ -172,13 +172,13 @@ def test_half_blocks_in_256_colours_are_the_nearest_ones():
 
 def test_the_table_of_256_colours_maps_to_itself():
     colours = torch.tensor([rgb_of_256(number) for number in range(16, 256)], dtype=torch.uint8).T[:, None]
-    found = [rgb_of_256(number) for number in nearest_of_256(colours)[0].tolist()]
+    found = [rgb_of_256(number) for number in find_nearest_of_256(colours)[0].tolist()]
     assert found == [tuple(colour) for colour in colours[:, 0].T.tolist()]
 
 
 def test_half_blocks_keep_proportions_and_save_escapes():
     red = torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 40, 80)
-    text = half_blocks(red, 20)
+    text = draw_half_blocks(red, 20)
     assert text.count("\n") == 4 and text.count("\x1b[38") == 5  # one colour a line
 
 
@@ -224,6 +224,6 @@ def test_nothing_where_pictures_are_off():
 
 def test_bad_requests():
     with pytest.raises(ValueError, match="width=0"):
-        half_blocks(noise(2, 2), 0)
+        draw_half_blocks(noise(2, 2), 0)
     with pytest.raises(ValueError, match="not numbers"):
         draw(torch.full((3, 2, 2), float("nan")), Screen("kitty"))

@@ -53,11 +53,11 @@ app = typer.Typer(
 @app.command()
 def doctor(model: Model = None) -> None:
     """Say what is installed, on which device models run, and whether the default model is whole."""
-    from unimodal.cli.doctor import doctor_lines
+    from unimodal.cli.doctor import examine
 
     with Reporter() as report:
         report("looking around")
-        lines = list(doctor_lines(model))
+        lines = list(examine(model))
     width = max(len(name) for name, _ in lines)
     for name, state in lines:
         print(f"{name.ljust(width)}  {state}")
@@ -66,9 +66,9 @@ def doctor(model: Model = None) -> None:
 @app.command()
 def models() -> None:
     """List the models on this machine, what they read and write, and their size."""
-    from unimodal.cli.doctor import models_table
+    from unimodal.cli.doctor import format_models
 
-    print(models_table())
+    print(format_models())
 
 
 @app.command()

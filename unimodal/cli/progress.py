@@ -6,14 +6,18 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 LINE_EVERY_S = 5.0
 Item = TypeVar("Item")
 
 
 class Reporter:
-    """Call it with what is being done, and how far it is if that is known; `with` removes the bar at the end.
+    """Call it with what is being done, and with how much of it is done if that is known; `with` removes the bar at the
+    end.
 
     with Reporter() as report:
         report("loading the model")
@@ -22,8 +26,7 @@ class Reporter:
 
     def __init__(self) -> None:
         self._text = ""
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: tuple[Progress, TaskID] | None = None  # and the one task in it
         self._last_line_s = 0.0
 
     def __call__(self, text: str, done: int = 0, total: int | None = None) -> None:
@@ -33,17 +36,17 @@ class Reporter:
             self._write_line(text, done, total)
 
     def track(self, items: Iterable[Item], text: str, total: int) -> Iterator[Item]:
-        """The items, reporting how many are done."""
+        """The items, one by one, with a report of how many are done."""
         self(text, 0, total)
         for done, item in enumerate(items, start=1):
             yield item
             self(text, done, total)
 
     def clear(self) -> None:
-        """Takes the bar off the terminal, so that something else can be written there."""
+        """Take the bar off the terminal, so that something else can be written there."""
         if self._bar is not None:
-            self._bar.stop()
-        self._bar, self._task, self._text = None, None, ""
+            self._bar[0].stop()
+        self._bar, self._text = None, ""
 
     def __enter__(self) -> Self:
         return self
@@ -66,13 +69,14 @@ class Reporter:
             )
 
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(text, total=total)
+            bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+            bar.start()
+            self._bar = bar, bar.add_task(text, total=total)
+        bar, task = self._bar
         if text != self._text:
-            self._bar.reset(self._task, description=text, total=total)
+            bar.reset(task, description=text, total=total)
         self._text = text
-        self._bar.update(self._task, completed=done, total=total)
+        bar.update(task, completed=done, total=total)
 
     def _write_line(self, text: str, done: int, total: int | None) -> None:
         now_s = time.monotonic()

@@ -54,29 +54,29 @@ class Screen:
 
 
 def find_screen(wanted: str = "auto", stream: TextIO | None = None, environ: Mapping[str, str] | None = None) -> Screen:
-    """How pictures are shown on `stream` (stdout): "off" where it is no terminal, whatever is wanted.
+    """How pictures are shown on `stream` (by default stdout): "off" where it is no terminal, whatever is wanted.
 
-    May ask the terminal, so call it before the user is expected to type. Raises ValueError for an unknown way.
+    It may ask the terminal, so call it before the user is expected to type. Raises ValueError for an unknown way.
     """
     if wanted not in PICTURE_WAYS:
         raise ValueError(f"pictures {wanted!r} is unknown; choose {', '.join(PICTURE_WAYS)}")
     stream, environ = stream or sys.stdout, os.environ if environ is None else environ
     if wanted == "off" or not stream.isatty():
         return Screen("off")
-    way = wanted if wanted != "auto" else _known_way(environ) or _asked_way(stream, environ)
+    way = wanted if wanted != "auto" else _find_known_way(environ) or _ask_for_way(stream, environ)
     if wanted == "auto" and way == "blocks" and environ.get("NO_COLOR"):
         way = "off"  # half blocks are nothing but colour
     columns, lines = shutil.get_terminal_size()
-    width, height = _cell_size(stream)
-    return Screen(way, columns, lines, width, height, _num_colours(environ))
+    width, height = _measure_cell(stream)
+    return Screen(way, columns, lines, width, height, _count_colours(environ))
 
 
-def _known_way(environ: Mapping[str, str]) -> str | None:
-    """The way of a terminal that its variables name, or None for one that has to be asked."""
+def _find_known_way(environ: Mapping[str, str]) -> str | None:
+    """The way of a terminal that its environment variables name; None for a terminal that has to be asked."""
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if term in ("", "dumb"):
         return "off"
-    if _multiplexed(environ):
+    if _is_multiplexed(environ):
         return None  # the variables may be those of the terminal outside, which pictures do not reach
     if term == "linux" or program == "Apple_Terminal":  # they would print the query
         return "blocks"
@@ -87,14 +87,14 @@ def _known_way(environ: Mapping[str, str]) -> str | None:
     return None
 
 
-def _multiplexed(environ: Mapping[str, str]) -> bool:
-    """Inside tmux or screen."""
+def _is_multiplexed(environ: Mapping[str, str]) -> bool:
+    """Whether we are inside tmux or screen."""
     return "TMUX" in environ or "STY" in environ or environ.get("TERM", "").startswith(("tmux", "screen"))
 
 
-def _asked_way(stream: TextIO, environ: Mapping[str, str]) -> str:
-    # tmux and screen take a query of kitty's for the window's title
-    query = _ATTRIBUTES_QUERY if _multiplexed(environ) else _KITTY_QUERY + _ATTRIBUTES_QUERY
+def _ask_for_way(stream: TextIO, environ: Mapping[str, str]) -> str:
+    # tmux and screen would take kitty's query for the title of the window
+    query = _ATTRIBUTES_QUERY if _is_multiplexed(environ) else _KITTY_QUERY + _ATTRIBUTES_QUERY
     reply = ask_terminal(stream, query)
     if "\x1b_Gi=31;OK" in reply:
         return "kitty"
@@ -103,10 +103,10 @@ def _asked_way(stream: TextIO, environ: Mapping[str, str]) -> str:
 
 
 def ask_terminal(stream: TextIO, query: str, timeout_s: float = _REPLY_S) -> str:
-    """What the terminal replies to a query that ends with DA1; "" if it cannot be asked or says nothing in time.
+    """The terminal's reply to a query that ends with DA1; "" if it cannot be asked or does not answer in time.
 
-    Needs stdin and the stream to be the terminal that we are in front of. With keys already waiting nothing is asked,
-    so that no typed letter is lost.
+    stdin and the stream must be the terminal whose foreground process we are. Nothing is asked while typed keys wait,
+    so that none of them is lost.
     """
     try:
         import termios
@@ -134,7 +134,7 @@ def ask_terminal(stream: TextIO, query: str, timeout_s: float = _REPLY_S) -> str
     return reply.decode("latin-1")
 
 
-def _cell_size(stream: TextIO) -> tuple[int, int]:
+def _measure_cell(stream: TextIO) -> tuple[int, int]:
     """Width and height of a character in pixels; 8 and 16 where the terminal does not say."""
     with contextlib.suppress(ImportError, OSError, ValueError, struct.error):
         import fcntl
@@ -147,7 +147,7 @@ def _cell_size(stream: TextIO) -> tuple[int, int]:
     return 8, 16
 
 
-def _num_colours(environ: Mapping[str, str]) -> int:
+def _count_colours(environ: Mapping[str, str]) -> int:
     term = environ.get("TERM", "")
     told = environ.get("COLORTERM", "").lower() in ("truecolor", "24bit")
     known = term.endswith("-direct") or term in ("xterm-kitty", "xterm-ghostty", "alacritty", "foot", "wezterm")
@@ -155,9 +155,9 @@ def _num_colours(environ: Mapping[str, str]) -> int:
 
 
 def find_player(environ: Mapping[str, str] | None = None) -> list[str] | None:
-    """The command that plays a WAV file named behind it, or None.
+    """The command that plays a WAV file, whose name is put behind it; None where there is none.
 
-    Over ssh there is none, unless sound is forwarded: it would be heard at the other end.
+    Over ssh there is none unless sound is forwarded: it would be played at the other end.
     """
     environ = os.environ if environ is None else environ
     if ("SSH_CONNECTION" in environ or "SSH_TTY" in environ) and "PULSE_SERVER" not in environ:
@@ -169,7 +169,7 @@ def find_player(environ: Mapping[str, str] | None = None) -> list[str] | None:
 
 
 def play_sound(path: str | os.PathLike[str], player: list[str], duration_s: float) -> str | None:
-    """Plays a file to its end; Ctrl-C ends the sound and nothing else. Returns why it could not be played, or None."""
+    """Play a file to its end; Ctrl-C ends the sound and nothing else. Returns why it could not be played, or None."""
     name = Path(player[0]).name
     try:
         process = subprocess.Popen(

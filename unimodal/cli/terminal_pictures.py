@@ -19,7 +19,7 @@ from torch import Tensor
 from unimodal.cli.terminal import Screen
 from unimodal.media.image import resize, to_bytes
 
-TARGET_WIDTH = 256  # pixels: a small picture is enlarged to about so many, each pixel a square
+TARGET_WIDTH = 256  # in pixels: small pictures are enlarged to about this width, each pixel to a square
 _MAX_BLOCK_COLUMNS = 64
 _MAX_FRAMES, _FRAME_COLUMNS = 5, 20
 _KITTY_CHUNK = 4096
@@ -36,7 +36,7 @@ def draw(image: Tensor, screen: Screen) -> str:
     if screen.way == "blocks":
         fitting = 2 * max(1, screen.lines - 2) * pixels.shape[2] // pixels.shape[1]
         width = max(1, min(_MAX_BLOCK_COLUMNS, screen.columns, fitting))
-        return half_blocks(pixels, width, screen.colours)
+        return draw_half_blocks(pixels, width, screen.colours)
     pixels, columns, lines = fit_cells(pixels, screen)
     return _GRAPHICS[screen.way](pixels, columns, lines)
 
@@ -49,7 +49,7 @@ def draw_clip(clip: Tensor, screen: Screen) -> str:
     strip = torch.cat([to_bytes(clip[index]) for index in chosen.tolist()], dim=2)
     if screen.way != "blocks":
         return draw(strip, screen)
-    return half_blocks(strip, min(screen.columns, count * 2 * _FRAME_COLUMNS), screen.colours)
+    return draw_half_blocks(strip, min(screen.columns, count * 2 * _FRAME_COLUMNS), screen.colours)
 
 
 def fit_cells(pixels: Tensor, screen: Screen) -> tuple[Tensor, int, int]:
@@ -68,35 +68,35 @@ def fit_cells(pixels: Tensor, screen: Screen) -> tuple[Tensor, int, int]:
     return pixels, columns, lines
 
 
-def _png(pixels: Tensor) -> bytes:
+def _encode_png(pixels: Tensor) -> bytes:
     memory = io.BytesIO()
-    _pillow(pixels).save(memory, format="PNG")
+    _to_pillow(pixels).save(memory, format="PNG")
     return memory.getvalue()
 
 
-def _pillow(pixels: Tensor) -> Image.Image:
+def _to_pillow(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def kitty(pixels: Tensor, columns: int, lines: int) -> str:
-    """A PNG in chunks of 4,096 letters, over so many cells; q=2: the terminal does not reply."""
-    data = base64.b64encode(_png(pixels)).decode("ascii")
+def draw_kitty(pixels: Tensor, columns: int, lines: int) -> str:
+    """A PNG in chunks of 4,096 letters, shown over `columns` × `lines` cells; q=2: the terminal does not reply."""
+    data = base64.b64encode(_encode_png(pixels)).decode("ascii")
     chunks = [data[start : start + _KITTY_CHUNK] for start in range(0, len(data), _KITTY_CHUNK)]
     keys = [f"a=T,f=100,q=2,c={columns},r={lines},"] + [""] * (len(chunks) - 1)
     more = [1] * (len(chunks) - 1) + [0]
     return "".join(f"\x1b_G{k}m={m};{chunk}\x1b\\" for k, m, chunk in zip(keys, more, chunks, strict=True))
 
 
-def iterm(pixels: Tensor, columns: int, lines: int) -> str:
+def draw_iterm(pixels: Tensor, columns: int, lines: int) -> str:
     """A PNG as an inline file."""
-    png = _png(pixels)
+    png = _encode_png(pixels)
     size = f"size={len(png)};width={columns};height={lines};preserveAspectRatio=1"
     return f"\x1b]1337;File=inline=1;{size}:{base64.b64encode(png).decode('ascii')}\a"
 
 
-def sixel(pixels: Tensor, columns: int = 0, lines: int = 0) -> str:
-    """Bands of six rows; each colour of a band is one run of letters whose six bits are rows, from the top down."""
-    indexed = _pillow(pixels).quantize(_SIXEL_COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+def draw_sixel(pixels: Tensor, columns: int = 0, lines: int = 0) -> str:
+    """Bands of six rows: each colour of a band is a run of letters, and the six bits of a letter are the rows."""
+    indexed = _to_pillow(pixels).quantize(_SIXEL_COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     numbers = np.asarray(indexed)  # [H, W]
     height, width = numbers.shape
     palette = np.array(indexed.getpalette(), dtype=np.int64).reshape(-1, 3)
@@ -107,15 +107,15 @@ def sixel(pixels: Tensor, columns: int = 0, lines: int = 0) -> str:
     for top in range(0, height, 6):
         band = numbers[top : top + 6]
         weights = 1 << np.arange(len(band))  # the upper row is the lowest bit
-        rows = [f"#{number}{_runs(weights @ (band == number))}" for number in np.unique(band)]
+        rows = [f"#{number}{_encode_runs(weights @ (band == number))}" for number in np.unique(band)]
         parts.append("$".join(rows))
         parts.append("-")
     parts[-1] = "\x1b\\"
     return "".join(parts)
 
 
-def _runs(bits: np.ndarray) -> str:
-    """Sixel letters of values [W] below 64; four and more of one kind as `!count`, none at the end of a row."""
+def _encode_runs(bits: np.ndarray) -> str:
+    """Sixel letters of values [W] below 64: four and more of one kind as `!count`, no zeros at the end of a row."""
     edges = np.flatnonzero(np.diff(bits)) + 1
     starts = [0, *edges.tolist()]
     ends = [*edges.tolist(), len(bits)]
@@ -128,7 +128,7 @@ def _runs(bits: np.ndarray) -> str:
     return "".join(found)
 
 
-def half_blocks(image: Tensor, width: int, colours: int = 2**24) -> str:
+def draw_half_blocks(image: Tensor, width: int, colours: int = 2**24) -> str:
     """A picture as lines of `width` upper half blocks, two pixels a character, in 24-bit colours or in xterm's 256.
 
     Each line ends with a reset; the text ends without a line break.
@@ -139,7 +139,7 @@ def half_blocks(image: Tensor, width: int, colours: int = 2**24) -> str:
     height = max(1, round(width * pixels.shape[1] / pixels.shape[2]))
     pixels = (resize(pixels, height, width) * 255).round().to(torch.uint8)
     if colours == 256:
-        names = [[f"5;{number}" for number in row] for row in nearest_of_256(pixels).tolist()]
+        names = [[f"5;{number}" for number in row] for row in find_nearest_of_256(pixels).tolist()]
     else:
         names = [[f"2;{r};{g};{b}" for r, g, b in row] for row in pixels.permute(1, 2, 0).tolist()]
     lines = []
@@ -156,7 +156,7 @@ def half_blocks(image: Tensor, width: int, colours: int = 2**24) -> str:
     return "\n".join(lines)
 
 
-def nearest_of_256(pixels: Tensor) -> Tensor:
+def find_nearest_of_256(pixels: Tensor) -> Tensor:
     """The number [H, W] of the nearest colour among xterm's cube and greys for pixels uint8 [3, H, W]."""
     values = pixels.long()
     steps = (values[..., None] - _CUBE_LEVELS).abs().argmin(dim=-1)  # [3, H, W]
@@ -167,4 +167,8 @@ def nearest_of_256(pixels: Tensor) -> Tensor:
     return torch.where(nearer, 232 + grey_steps, 16 + 36 * steps[0] + 6 * steps[1] + steps[2])
 
 
-_GRAPHICS: dict[str, Callable[[Tensor, int, int], str]] = {"kitty": kitty, "iterm": iterm, "sixel": sixel}
+_GRAPHICS: dict[str, Callable[[Tensor, int, int], str]] = {
+    "kitty": draw_kitty,
+    "iterm": draw_iterm,
+    "sixel": draw_sixel,
+}
