@@ -29,21 +29,17 @@ from unimodal.training.command import recipe_main
 from unimodal.training.distributed import start
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
-from unimodal.tuning.vocabulary import (
-    block_features,
-    check_out,
-    described_rows,
-    donor_rows,
-    joint_template,
-    named_rows,
-    open_media,
-    packed_loss,
-    plan,
-    save_tokenizers,
-    save_tuned,
-    shared_features,
-    try_one_step,
+from unimodal.tuning.loss import make_packed_loss
+from unimodal.tuning.plan import describe_plan, try_one_step
+from unimodal.tuning.rows import (
+    collect_block_features,
+    collect_shared_features,
+    describe_controls,
+    read_donor,
+    read_row_words,
 )
+from unimodal.tuning.save import check_out, save_tokenizers, save_tuned
+from unimodal.tuning.vocabulary import make_joint_template, open_media
 
 
 class LoraRecipe(Config):
@@ -80,21 +76,21 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     # the base, the vocabulary behind its rows, and the data in it
     base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit)
     media = open_media(cfg.media, device)
-    template = joint_template(base, media)
+    template = make_joint_template(base, media)
     max_positions = int(base.model.config.max_position_embeddings)
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run, max_positions=max_positions)
 
     # the model: frozen base, LoRA, and new rows on both sides
-    named = named_rows(cfg.row_words, template) if cfg.row_words else {}
+    named = read_row_words(cfg.row_words, template) if cfg.row_words else {}
     model = build_model(
         base,
         template.vocabulary,
         cfg.lora,
         initialiser=cfg.initialiser,
-        features=block_features(template.vocabulary, media, named) if cfg.initialiser == "codebook" else None,
-        words=described_rows(template) | named if template.vocabulary.size > base.num_rows else None,
-        donor=donor_rows(cfg.donor, template) if cfg.donor else None,
-        shared=shared_features(template.vocabulary, media) if cfg.share_rows else None,
+        features=collect_block_features(template.vocabulary, media, named) if cfg.initialiser == "codebook" else None,
+        words=describe_controls(template) | named if template.vocabulary.size > base.num_rows else None,
+        donor=read_donor(cfg.donor, template) if cfg.donor else None,
+        shared=collect_shared_features(template.vocabulary, media) if cfg.share_rows else None,
         seed=cfg.loop.seed,
         attention=cfg.attention,
     )
@@ -106,7 +102,7 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     if dry_run:
         first = batches.next_batch()
         if main:
-            print(plan(model, template, corpus, first))
+            print(describe_plan(model, template, corpus, first))
             print(try_one_step(module, first, device))
         return parallel.close()
 
@@ -117,7 +113,7 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
-    loss = packed_loss(parallel.wrap(module), device)
+    loss = make_packed_loss(parallel.wrap(module), device)
     trainer = Trainer(module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel)
     trainer.run()
     if not trainer.use_best():

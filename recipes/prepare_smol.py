@@ -29,7 +29,7 @@ from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.command import recipe_main
-from unimodal.tuning.vocabulary import new_template, open_media
+from unimodal.tuning.vocabulary import make_template, open_media
 
 ABOUT = ("What is {a}?", "Tell me about {a}.", 'Write a sentence with the words "{name}".', "What is {a} good for?")
 QUESTIONS = (
@@ -172,7 +172,7 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     base = load_base(cfg.base, "bfloat16")
     media = open_media(cfg.media)
     assert media is not None
-    template = new_template(TextTokenizer(base.tokenizer), base.num_rows, media)
+    template = make_template(TextTokenizer(base.tokenizer), base.num_rows, media)
     listed = media_sources(cfg)
     words = sources.code_names(coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"]))
     if dry_run:

@@ -28,16 +28,10 @@ from unimodal.training.command import recipe_main
 from unimodal.training.distributed import start
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
-from unimodal.tuning.vocabulary import (
-    check_out,
-    new_template,
-    open_media,
-    packed_loss,
-    plan,
-    save_tokenizers,
-    save_tuned,
-    try_one_step,
-)
+from unimodal.tuning.loss import make_packed_loss
+from unimodal.tuning.plan import describe_plan, try_one_step
+from unimodal.tuning.save import check_out, save_tokenizers, save_tuned
+from unimodal.tuning.vocabulary import make_template, open_media
 
 
 class PretrainRecipe(Config):
@@ -66,7 +60,7 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     # text rows, controls, one block a codebook; and the data in them
     text = TextTokenizer.load(cfg.text)
     media = open_media(cfg.media, device)
-    template = new_template(text, text.size, media)
+    template = make_template(text, text.size, media)
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run, max_positions=cfg.decoder.max_positions)
 
     control = template.vocabulary.control_id
@@ -88,7 +82,7 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     if dry_run:
         first = batches.next_batch()
         if main:
-            print(plan(model, template, corpus, first))
+            print(describe_plan(model, template, corpus, first))
             print(try_one_step(module, first, device))
         return parallel.close()
 
@@ -99,7 +93,7 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
-    loss = packed_loss(parallel.wrap(module), device)
+    loss = make_packed_loss(parallel.wrap(module), device)
     trainer = Trainer(module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel)
     trainer.run()
     if not trainer.use_best():

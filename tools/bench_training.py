@@ -48,17 +48,17 @@ def ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
 def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
     import torch
 
-    from unimodal.corpus.corpus import tensors_of
     from unimodal.model.base import load_base
     from unimodal.model.build import build_model
     from unimodal.model.lora import LoraSettings
     from unimodal.objectives.packed import PackedLoss
     from unimodal.sequence.document import Document, Turn
     from unimodal.sequence.packing import pack, stack
-    from unimodal.tuning.vocabulary import joint_template
+    from unimodal.tuning.loss import to_tensors
+    from unimodal.tuning.vocabulary import make_joint_template
 
     base = load_base(args.base)
-    template = joint_template(base, None)
+    template = make_joint_template(base, None)
     model = build_model(base, template.vocabulary, LoraSettings(rank=args.rank))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = PackedLoss(model.to(device), template.vocabulary).train()
@@ -74,7 +74,7 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
         batch = stack(rows[step * args.rows : (step + 1) * args.rows])
         began = time.monotonic()
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-            total, found = module(*tensors_of(batch, device))
+            total, found = module(*to_tensors(batch, device))
         (total / found["weight"]).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

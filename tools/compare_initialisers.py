@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unimodal.corpus.corpus import Corpus, CorpusConfig, tensors_of
+from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.data.coded import load_concepts
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.sources import with_article
@@ -34,14 +34,9 @@ from unimodal.model.build import build_model
 from unimodal.model.initialisers import INITIALISERS
 from unimodal.model.lora import LoraSettings
 from unimodal.objectives.packed import PackedLoss
-from unimodal.tuning.vocabulary import (
-    block_features,
-    described_rows,
-    donor_rows,
-    joint_template,
-    open_media,
-    shared_features,
-)
+from unimodal.tuning.loss import to_tensors
+from unimodal.tuning.rows import collect_block_features, collect_shared_features, describe_controls, read_donor
+from unimodal.tuning.vocabulary import make_joint_template, open_media
 
 SHARING = {"off": (False,), "on": (True,), "both": (False, True)}
 
@@ -52,7 +47,7 @@ def measure(module: PackedLoss, batches: list) -> dict[str, float]:
     module.eval()
     with torch.no_grad():
         for batch in batches:
-            _, found = module(*tensors_of(batch))
+            _, found = module(*to_tensors(batch))
             for name, (total, count) in found["modalities"].items():
                 for key in (name, "all"):
                     pair = sums.setdefault(key, [0.0, 0.0])
@@ -120,7 +115,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, folder: Path) -> None:
     media = open_media(args.media)
-    template = joint_template(load_base(args.base), media)
+    template = make_joint_template(load_base(args.base), media)
     if (args.data / "images.npz").is_file():
         rows = picture_rows(args.data, folder, args.pictures)
         data = {"datasets": (rows["train"],), "validation": (rows["heldout"],)}
@@ -134,8 +129,8 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     stream = corpus.batches()
     batches = [stream.next_batch() for _ in range(args.steps)]
     held_out = corpus.validation_batches()
-    features, words = block_features(template.vocabulary, media), described_rows(template)
-    donor = donor_rows(args.donor, template) if args.donor else None
+    features, words = collect_block_features(template.vocabulary, media), describe_controls(template)
+    donor = read_donor(args.donor, template) if args.donor else None
     table = [f"{'initialiser':<12} {'rows':>8} {'':>6} {'step 0':>8} {'after':>8} {'held out':>9}"]
     for name, shares in ((name, shares) for name in args.only for shares in SHARING[args.sharing]):
         if name == "omp" and donor is None:
@@ -144,7 +139,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         model = build_model(
             shortened(load_base(args.base, args.precision), args.layers), template.vocabulary,
             LoraSettings(rank=args.rank) if args.rank else None, initialiser=name, features=features, words=words,
-            donor=donor, shared=shared_features(template.vocabulary, media) if shares else None, seed=args.seed,
+            donor=donor, shared=collect_shared_features(template.vocabulary, media) if shares else None, seed=args.seed,
         )  # fmt: skip
         module = PackedLoss(model, template.vocabulary)
         half = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bfloat16")
@@ -156,7 +151,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         for batch in batches:
             optimizer.zero_grad()
             with half:
-                total, found = module(*tensors_of(batch))
+                total, found = module(*to_tensors(batch))
             (total / found["weight"]).backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()

@@ -26,7 +26,8 @@ def adapters(tmp_path_factory, media_folder):  # noqa: F811
     from unimodal.model.build import build_model
     from unimodal.model.lora import LoraSettings
     from unimodal.text.tokenizer import train_text_tokenizer
-    from unimodal.tuning.vocabulary import joint_template, open_media, save_tuned
+    from unimodal.tuning.save import save_tuned
+    from unimodal.tuning.vocabulary import make_joint_template, open_media
 
     found = {}
     for tied in (True, False):
@@ -40,7 +41,7 @@ def adapters(tmp_path_factory, media_folder):  # noqa: F811
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(folder / "base")
         base, media = load_base(folder / "base"), open_media(media_folder)
-        template = joint_template(base, media)
+        template = make_joint_template(base, media)
         model = build_model(base, template.vocabulary, LoraSettings(rank=4), initialiser="mean")
         with torch.no_grad():
             for name, parameter in model.named_parameters():

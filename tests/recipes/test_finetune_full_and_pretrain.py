@@ -103,10 +103,10 @@ def test_token_shards_of_the_same_tokenizers_are_a_dataset(media_folder, picture
     from unimodal.data.token_shards import write_token_shards
     from unimodal.data.tokenized import vocabulary_hashes
     from unimodal.text.tokenizer import TextTokenizer
-    from unimodal.tuning.vocabulary import new_template, open_media
+    from unimodal.tuning.vocabulary import make_template, open_media
 
     text, media = TextTokenizer.load(media_folder), open_media(media_folder)
-    template = new_template(text, text.size, media)
+    template = make_template(text, text.size, media)
     direct = Corpus(
         CorpusConfig(datasets=[DatasetConfig(path=str(pictures))], condition_dropout=0), template, media, False
     )

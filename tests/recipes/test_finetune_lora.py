@@ -216,15 +216,16 @@ def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_pat
     from unimodal.model.base import load_base
     from unimodal.model.build import build_model
     from unimodal.model.rows import new_rows
-    from unimodal.tuning.vocabulary import joint_template, named_rows, open_media
+    from unimodal.tuning.rows import read_row_words
+    from unimodal.tuning.vocabulary import make_joint_template, open_media
 
     base = load_base(tiny_base)
-    template = joint_template(base, open_media(media_folder))
+    template = make_joint_template(base, open_media(media_folder))
     block = template.vocabulary.blocks[0]
     words = ["apple", "pear"] * (block.size // 2)
     path = tmp_path / "words.json"
     path.write_text(json.dumps({block.label: words}))
-    named = named_rows(path, template)
+    named = read_row_words(path, template)
     assert sorted(named) == list(block.rows)
     table = base.model.get_input_embeddings().weight.detach().clone()
     num_base = base.num_rows
@@ -238,7 +239,7 @@ def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_pat
     for wrong, message in (({"nothing": []}, "the vocabulary has"), ({block.label: ["apple"]}, "needs a list of")):
         path.write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=message):
-            named_rows(path, template)
+            read_row_words(path, template)
 
 
 def test_the_released_folder_is_small_and_answers_alike(settings, tmp_path, pictures):

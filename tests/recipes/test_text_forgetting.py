@@ -14,7 +14,8 @@ from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
 from unimodal.pipeline import load
 from unimodal.training.settings import LoopConfig
-from unimodal.tuning.vocabulary import joint_template, open_media, save_tuned
+from unimodal.tuning.save import save_tuned
+from unimodal.tuning.vocabulary import make_joint_template, open_media
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def data(tmp_path, monkeypatch):
 def tuned(base_folder, media_folder, out):
     base = load_base(base_folder)
     media = open_media(media_folder)
-    template = joint_template(base, media)
+    template = make_joint_template(base, media)
     model = build_model(base, template.vocabulary, LoraSettings(rank=2))
     return model, lambda: save_tuned(out, model, str(base_folder), template, media, LoopConfig())
 

@@ -10,13 +10,13 @@ from unimodal.data.datasets import DatasetConfig
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.tuning.vocabulary import new_template, open_media
+from unimodal.tuning.vocabulary import make_template, open_media
 
 
 @pytest.fixture
 def template(media_folder):
     text = TextTokenizer.load(media_folder)
-    return new_template(text, text.size, None)
+    return make_template(text, text.size, None)
 
 
 def rows_of(path, lengths):
@@ -94,7 +94,7 @@ def test_held_out_documents_that_are_too_long_are_told_and_no_other_stands_in_fo
 def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(media_folder, tmp_path):
     """Where some documents are short enough only without their words: a stop and a resume change nothing."""
     text, media = TextTokenizer.load(media_folder), open_media(media_folder)
-    template = new_template(text, text.size, media)
+    template = make_template(text, text.size, media)
     path = tmp_path / "rows.jsonl"
     rows = []
     for number in range(8):

@@ -20,7 +20,7 @@ from unimodal.model.lora import LoraSettings
 from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
 from unimodal.pipeline import load
 from unimodal.sequence.document import Document, Image, Turn
-from unimodal.tuning.vocabulary import joint_template, open_media
+from unimodal.tuning.vocabulary import make_joint_template, open_media
 
 CLASSES = {
     "emu3": "Emu3ForConditionalGeneration",
@@ -138,7 +138,7 @@ def test_the_loss_is_that_of_the_whole_head(kind, tmp_path_factory):
     """Text scored among all rows that are no codes, codes among the codes, in whatever order the rows lie."""
     _, folder = converted_of(kind, tmp_path_factory)
     base = load_base(folder)
-    template = joint_template(base, open_media(folder))
+    template = make_joint_template(base, open_media(folder))
     vocabulary = template.vocabulary
     model = build_model(base, vocabulary, LoraSettings(rank=2), attention="sdpa")
     block = vocabulary.block_range("image")
@@ -175,7 +175,7 @@ def test_what_is_trained_on_are_the_prompts_of_a_chat(data, tmp_path, tmp_path_f
 
     _, folder = converted_of("janus", tmp_path_factory)
     base, media = load_base(folder), open_media(folder)
-    template = joint_template(base, media)
+    template = make_joint_template(base, media)
     cfg = CorpusConfig(datasets=[DatasetConfig(path=str(data))], length=256, condition_dropout=0.0)
     corpus = Corpus(cfg, template, media, keep_codes=False)
     model = build_model(base, template.vocabulary, LoraSettings(rank=2))
@@ -236,11 +236,11 @@ def test_full_training_is_refused(data, tmp_path, tmp_path_factory, capsys):
 
 def test_an_adapter_that_lost_its_base_says_so(data, tmp_path, tmp_path_factory):
     from unimodal.config import Config
-    from unimodal.tuning.vocabulary import save_tuned
+    from unimodal.tuning.save import save_tuned
 
     _, folder = converted_of("janus", tmp_path_factory)
     base, media = load_base(folder), open_media(folder)
-    template = joint_template(base, media)
+    template = make_joint_template(base, media)
     model = build_model(base, template.vocabulary, LoraSettings(rank=2))
     save_tuned(tmp_path / "out", model, str(tmp_path / "gone"), template, media, Config())
     with pytest.raises(ValueError, match="no such folder"):
@@ -251,11 +251,11 @@ def test_an_adapter_that_lost_its_base_says_so(data, tmp_path, tmp_path_factory)
 def test_tokenizers_of_a_converted_model_for_another_language_model(tiny_base, tmp_path, tmp_path_factory):
     """Its pictures are read by their codes there, in our own format."""
     from unimodal.config import Config
-    from unimodal.tuning.vocabulary import save_tuned
+    from unimodal.tuning.save import save_tuned
 
     _, folder = converted_of("janus", tmp_path_factory)
     base, media = load_base(tiny_base), open_media(folder)
-    template = joint_template(base, media)
+    template = make_joint_template(base, media)
     model = build_model(base, template.vocabulary, LoraSettings(rank=2), initialiser="mean")
     save_tuned(tmp_path / "out", model, str(tiny_base), template, media, Config())
     tuned = load(tmp_path / "out", device="cpu")
@@ -265,7 +265,7 @@ def test_tokenizers_of_a_converted_model_for_another_language_model(tiny_base, t
     assert tuned.chat([Image(path=str(tmp_path / "a.png")), "What is this?"], to="text", tokens=4)
     _, emu3 = converted_of("emu3", tmp_path_factory)
     with pytest.raises(ValueError, match="have any number of codes"):
-        joint_template(load_base(tiny_base), open_media(emu3))
+        make_joint_template(load_base(tiny_base), open_media(emu3))
 
 
 def test_token_shards_hold_what_is_tokens(data, tmp_path_factory):

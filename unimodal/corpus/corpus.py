@@ -19,14 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from unimodal.coder.features import FeatureMemory
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config
-from unimodal.corpus.tokenizer import as_chatted
 from unimodal.data.datasets import DatasetConfig, ImportedDataset, open_dataset
 from unimodal.data.mixture import Batches, DocumentSet, Mixture, shuffled
 from unimodal.data.sources import generator
@@ -227,7 +225,7 @@ class RenderedDocuments:
         makes_media = any(
             not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
         )
-        document = as_chatted(document, self.template, self.system)
+        document = self.template.begin_chat(document, self.system)
         if makes_media and generator(self.seed, "condition", item, draw).random() < self.dropout:
             document = document.without_text()
         rendered = self.template.render(document)
@@ -364,9 +362,3 @@ def _open(dataset: DatasetConfig) -> ImportedDataset:
     if opened.num_bad > 5:
         print(f"skipped {opened.num_bad} rows of {dataset.path} in all", file=sys.stderr)
     return opened
-
-
-def tensors_of(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """→ ids, labels, position ids, each int64 [B, N]."""
-    arrays = (batch.ids, batch.labels, batch.position_ids)
-    return tuple(torch.from_numpy(np.ascontiguousarray(a)).long().to(device) for a in arrays)  # type: ignore[return-value]

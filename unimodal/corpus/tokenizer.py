@@ -13,7 +13,7 @@ from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.model_folder.find import find_model, read_processor
 from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
 from unimodal.sequence.templates.open import open_template
-from unimodal.sequence.templates.own import Rendered, Template
+from unimodal.sequence.templates.own import Rendered
 from unimodal.vocabulary import read_vocabulary
 
 
@@ -64,7 +64,7 @@ class CorpusTokenizer:
     def _render(self, document: Document, number: int, coded: dict[tuple[int, int], Part]) -> Rendered | Skipped:
         own = iter([coded[place] for place in sorted(place for place in coded if place[0] == number)])
         try:
-            whole = as_chatted(_with_codes(document, own), self.template, self.coder.processor.system)
+            whole = self.template.begin_chat(_with_codes(document, own), self.coder.processor.system)
             rendered = self.template.render(whole)
         except ValueError as error:  # codes that came with the row and do not fit the vocabulary
             return Skipped(str(error))
@@ -81,15 +81,6 @@ def tokenizer_source(model: str | os.PathLike[str] | None) -> Path:
     if folder is not None and (folder / "vocabulary.json").is_file():
         return folder
     return find_model(model)
-
-
-def as_chatted(document: Document, template: Template, system: str) -> Document:
-    """A document to learn from, begun as a chat is: a checkpoint with a format of its own was trained to answer in
-    words behind its own system turn, and to make media without."""
-    answers = [part for turn in document.turns if turn.role == "assistant" for part in turn.parts]
-    if type(template) is Template or any(not isinstance(part, Text) for part in answers):
-        return document
-    return document.with_system(system)
 
 
 def _lacks_codes(part: Part) -> TypeGuard[Image | Audio | Video]:

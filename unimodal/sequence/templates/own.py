@@ -65,6 +65,11 @@ class Template:
 
     # ---- document → ids
 
+    def begin_chat(self, document: Document, system: str) -> Document:
+        """A document to learn from, begun as a chat in this format is: with the words that a checkpoint's system turn
+        always had. Our own format has none."""
+        return document
+
     def render(self, document: Document, add_generation_prompt: bool = False, to: str | None = None) -> Rendered:
         """`add_generation_prompt` ends with `<|assistant|>`: the ids to generate an answer from.
 

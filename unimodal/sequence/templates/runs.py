@@ -55,6 +55,11 @@ class RunTemplate(Template):
     def document(self, items: Sequence[Item]) -> Document:
         """The inverse of `runs`, of what stands behind the first mark. ValueError where it is not this format."""
 
+    def begin_chat(self, document: Document, system: str) -> Document:
+        """Such a checkpoint was trained to answer in words behind its own system turn, and to make media without."""
+        answers = [part for turn in document.turns if turn.role == "assistant" for part in turn.parts]
+        return document.with_system(system) if all(isinstance(part, Text) for part in answers) else document
+
     def render(self, document: Document, add_generation_prompt: bool = False, to: str | None = None) -> Rendered:
         ids: list[int] = []
         learnt: list[bool] = []

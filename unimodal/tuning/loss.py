@@ -1,0 +1,38 @@
+"""The training loss of a packed batch, as the training loop calls it.
+
+Shapes: B rows of a batch, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unimodal.sequence.packing import PackedBatch
+from unimodal.training.loop import WeightedLoss
+
+
+def to_tensors(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """→ ids, labels, position ids, each int64 [B, N]."""
+
+    def move(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).long().to(device)
+
+    return move(batch.ids), move(batch.labels), move(batch.position_ids)
+
+
+def make_packed_loss(
+    module: nn.Module, device: torch.device, by_block: bool = False
+) -> Callable[[PackedBatch, int], WeightedLoss]:
+    """The loss that the trainer calls: `module` is a `PackedLoss`, or what wraps it."""
+
+    def loss(batch: PackedBatch, step: int) -> WeightedLoss:
+        total, found = module(*to_tensors(batch, device))
+        named: Mapping[str, tuple[float, int]] = found["blocks" if by_block else "modalities"]
+        sums = {f"loss_{name}": (summed, float(count)) for name, (summed, count) in named.items()}
+        return WeightedLoss(total, found["weight"], sums, int((batch.segment_ids > 0).sum()))
+
+    return loss

@@ -1,0 +1,99 @@
+"""What a run would do: the text that `--dry-run` prints, and one step to see that it works."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from unimodal.corpus.corpus import Corpus
+from unimodal.model.build import num_parameters
+from unimodal.objectives.packed import PackedLoss
+from unimodal.sequence.packing import PackedBatch
+from unimodal.sequence.templates.own import Template
+from unimodal.tuning.loss import to_tensors
+from unimodal.vocabulary.adopted import AdoptedVocabulary
+
+
+def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: PackedBatch) -> str:
+    """What a run would do, for `--dry-run`: rows, parameters, memory, data, and the beginning of one packed row."""
+    vocabulary = template.vocabulary
+    trained = [p for p in {id(p): p for p in model.parameters()}.values() if p.requires_grad]
+    num_trained, num_all = sum(p.numel() for p in trained), num_parameters(model)
+    frozen_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    config = model.config
+    tokens = batch.ids.size
+    # a block keeps about 14 widths and 3 inner widths of every token for the backward pass
+    activations = 4 * tokens * config.num_hidden_layers * (14 * config.hidden_size + 3 * config.intermediate_size)
+    lines = [f"vocabulary: {vocabulary.size:,} rows"]
+    spans = []
+    if not isinstance(vocabulary, AdoptedVocabulary):  # else they are all the other rows
+        spans = [("text", vocabulary.text_range), ("controls", vocabulary.control_range)]
+    spans += [(f"{block.label} ({block.modality})", block.rows) for block in vocabulary.blocks]
+    lines += [f"  {span.start:>8,} … {span.stop - 1:>8,}  {name}" for name, span in spans]
+    lines.append(f"parameters: {num_all:,}, trained {num_trained:,} ({num_trained / num_all:.1%})")
+    lines.append(
+        f"memory: about {(16 * num_trained + frozen_bytes + activations) / 2**20:,.0f} MiB (trained weights with "
+        f"gradient and optimizer {16 * num_trained / 2**20:,.0f}, frozen {frozen_bytes / 2**20:,.0f}, activations "
+        f"{activations / 2**20:,.0f})"
+    )
+    shares = {name: weight / sum(corpus.weights.values()) for name, weight in corpus.weights.items()}
+    lines += [f"data: {name}  {corpus.counts[name]:,} documents, {share:.0%}" for name, share in shares.items()]
+    used, learnt = int((batch.segment_ids > 0).sum()), int((batch.labels >= 0).sum())
+    lines.append(f"a batch: {list(batch.ids.shape)} tokens, {used / tokens:.0%} filled, {learnt} of them learnt")
+    lines.append(f"its first row: {spell_ids(batch.ids[0], template)}")
+    return "\n".join(lines)
+
+
+def spell_ids(ids: Any, template: Template, longest: int = 400) -> str:
+    """Ids as one can read them: text as text, controls by name, runs of codes counted."""
+    vocabulary = template.vocabulary
+    pieces: list[str] = []
+    text: list[int] = []
+    runs: list[tuple[str, int]] = []
+
+    def finish() -> None:
+        if text:
+            pieces.append(template.text.decode(text))
+            text.clear()
+        if runs:
+            pieces.append(f"[{runs[0][1]} × {runs[0][0]}]")
+            runs.clear()
+
+    for row in map(int, ids):
+        seen = row >= vocabulary.size  # a feature
+        block = None if seen else vocabulary.block_of(row)
+        label = "feature" if seen else block.label if block is not None else None
+        if label is not None:
+            if runs and runs[0][0] == label:
+                runs[0] = (label, runs[0][1] + 1)
+            else:
+                finish()
+                runs.append((label, 1))
+        elif vocabulary.is_text(row):
+            if runs:
+                finish()
+            text.append(row)
+        else:
+            finish()
+            pieces.append(vocabulary.token_string(row) if vocabulary.is_control(row) else f"<{row}>")
+        if sum(map(len, pieces)) > longest:
+            return "".join(pieces)[:longest] + " …"
+    finish()
+    return "".join(pieces)
+
+
+def try_one_step(module: PackedLoss, batch: PackedBatch, device: torch.device) -> str:
+    """Forward and backward of one batch: that it works, its loss, and how fast it was."""
+    module.train()
+    began = time.monotonic()
+    total, found = module(*to_tensors(batch, device))
+    total.backward()
+    seconds = time.monotonic() - began
+    without = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, f"no gradient reaches {without[:3]}"
+    losses = "  ".join(f"{name} {summed / count:.3f}" for name, (summed, count) in found["modalities"].items())
+    mean = float(total.detach()) / max(found["weight"], 1e-12)
+    return f"one step: loss {mean:.4f}  {losses}  {batch.ids.size / seconds:,.0f} tokens/s (first call, no optimizer)"

@@ -1,0 +1,129 @@
+"""What is known of the new rows before training: words, codebook vectors, and the rows of a model trained before.
+
+Shapes: V rows, R new rows, F features of a row, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.media.registry import MEDIA
+from unimodal.model.initialisers import Donor
+from unimodal.model.structured_rows import level_features
+from unimodal.model_folder.find import read_json
+from unimodal.sequence.templates.own import Template
+from unimodal.text.tokenizer import TextTokenizer
+from unimodal.vocabulary import Vocabulary, read_vocabulary
+
+#: what the controls mean, in words that any base knows: where their rows begin
+CONTROL_WORDS = {
+    "<|image_start|>": " image:", "<|image_end|>": " end of image", "<|audio_start|>": " sound:",
+    "<|audio_end|>": " end of sound", "<|video_start|>": " video:", "<|video_end|>": " end of video",
+    "<|frame|>": " next frame", "<|bos|>": " start", "<|eos|>": " end", "<|system|>": " system:", "<|user|>": " user:",
+    "<|assistant|>": " assistant:", "<|end_of_turn|>": "\n\n", "<|pad|>": " nothing",
+}  # fmt: skip
+
+
+def describe_controls(template: Template) -> dict[int, list[int]]:
+    """The words that each control begins as: its row → text rows."""
+    words = dict(CONTROL_WORDS)
+    for medium in MEDIA.values():
+        words.setdefault(f"<|{medium.name}_start|>", f" {medium.noun}:")
+        words.setdefault(f"<|{medium.name}_end|>", f" end of {medium.noun}")
+    return {control.id: template.text.encode(words[control.name]) for control in template.vocabulary.controls}
+
+
+def read_row_words(path: Path, template: Template) -> dict[int, list[int]]:
+    """The words that codes begin as, from a JSON file {block: [words of code 0, of code 1, …]}: row → text rows.
+
+    Raises ValueError, in one line, for a file of another shape and for a block that does not fit the vocabulary.
+    """
+    listed = read_json(path)
+    blocks = {block.label: block for block in template.vocabulary.blocks}
+    found: dict[int, list[int]] = {}
+    for name, words in listed.items():
+        if name not in blocks:
+            raise ValueError(f"{path} names the block {name!r}; the vocabulary has {', '.join(blocks) or 'none'}")
+        if not isinstance(words, list) or len(words) != blocks[name].size or not all(isinstance(w, str) for w in words):
+            raise ValueError(f"{path}: {name} needs a list of {blocks[name].size} texts, one for each code")
+        found |= {blocks[name].start + code: template.text.encode(f" {text}") for code, text in enumerate(words)}
+    return found
+
+
+def collect_block_features(
+    vocabulary: Vocabulary, media: MediaCoder | None, named: Collection[int] = ()
+) -> dict[range, Tensor]:
+    """The codebook vectors of the blocks whose tokenizers have them: prototypes, or levels one-hot. range → [R, F].
+
+    Blocks whose rows are `named` begin as their words instead.
+    """
+    features: dict[range, Tensor] = {}
+    for modality in vocabulary.media if media else ():
+        assert media is not None
+        tokenizer = media.tokenizer(modality)
+        for block in vocabulary.blocks:
+            if block.modality != modality or block.group or block.start in named:
+                continue
+            semantic = getattr(tokenizer, "semantic", None)
+            quantizer: Any = getattr(tokenizer, "quantizer", None)
+            if block.name == "semantic" and semantic is not None:
+                features[block.rows] = semantic.prototypes.detach().float().cpu()
+            elif quantizer is not None and getattr(quantizer, "codebook_size", 0) == block.size:
+                levels = quantizer.level_indices(torch.arange(block.size, device=media.device))
+                features[block.rows] = level_features(levels.cpu(), quantizer.levels)
+    return features
+
+
+def collect_shared_features(vocabulary: Vocabulary, media: MediaCoder | None) -> dict[range, Tensor]:
+    """What the codes of a block have in common with each other: levels, prototypes, thumbnails. range → [R, F]."""
+    features = collect_block_features(vocabulary, media)
+    for block in vocabulary.blocks:
+        if media is not None and block.modality == "image" and block.name == "look":
+            look: Any = getattr(media.tokenizer("image"), "look", None)
+            if look is not None and len(look.table) == block.size:
+                features[block.rows] = look.table.detach().float().cpu()
+    return features
+
+
+def read_donor(folder: Path, template: Template) -> dict[str, Donor]:
+    """A trained model of ours as the donor of the rows of the same blocks and controls: side → Donor.
+
+    Anchors are the pieces of text that both text tokenizers have.
+    """
+    from safetensors.torch import load_file
+
+    vocabulary, text = template.vocabulary, template.text
+    theirs, their_text = read_vocabulary(folder / "vocabulary.json"), TextTokenizer.load(folder)
+    state = load_file(folder / "model.safetensors")
+    tables = {"input": state["model.embed_tokens.weight"], "output": state.get("lm_head.weight")}
+    source = torch.full((vocabulary.size - vocabulary.text_size,), -1)
+    for control in vocabulary.controls:
+        if theirs.has_control(control.name):
+            source[control.id - vocabulary.text_size] = theirs.control_id(control.name)
+    blocks = {block.label: block for block in theirs.blocks}
+    for block in vocabulary.blocks:
+        same = blocks.get(block.label)
+        if same is not None and same.size == block.size and same.sha256 == block.sha256:
+            start = block.start - vocabulary.text_size
+            source[start : start + block.size] = torch.arange(same.start, same.start + same.size)
+    reserved = {*their_text.reserved_ids}
+    anchors = []
+    for row in range(their_text.size):
+        piece = "" if row in reserved else their_text.decode([row])
+        ids = text.encode(piece) if piece.strip() and "\ufffd" not in piece else []
+        if len(ids) == 1:
+            anchors.append((row, ids[0]))
+    here = torch.tensor([row for row, _ in anchors])
+    there = torch.tensor([row for _, row in anchors])
+    donors = {}
+    for side, table in tables.items():
+        table = (tables["input"] if table is None else table).float()
+        rows = table[source.clamp_min(0)].masked_fill((source < 0)[:, None], float("nan"))
+        donors[side] = Donor(rows, table[here], there)
+    return donors

@@ -1,0 +1,83 @@
+"""The result of tuning: a model folder, whole or as an adapter on its base."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.config import Config, save_config
+from unimodal.files import atomic_write_bytes, atomic_write_text
+from unimodal.model.adapter import save_adapter
+from unimodal.model_folder.find import PROCESSOR_FILE, ProcessorConfig, read_json, reader_folder, tokenizer_folder
+from unimodal.sequence.templates.own import Template
+from unimodal.text.hub_tokenizer import save_hub_tokenizer
+from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
+
+
+def check_out(folder: Path) -> None:
+    """ValueError for a place that no folder can be written to, before anything is computed for it."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"out: {place} {'cannot be written to' if place.is_dir() else 'is a file'}; choose another")
+
+
+def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, max_positions: int) -> None:
+    """All of a model folder but its decoder: what recipes/tokenize_dataset.py needs to make shards for this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for layout in template.vocabulary.layouts if media is not None else ():
+        assert media is not None
+        for place in (tokenizer_folder, *([reader_folder] if layout.features is not None else [])):
+            source, target = place(media.folder, layout.modality), place(folder, layout.modality)
+            if target.resolve() != source.resolve():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+    if isinstance(template.vocabulary, AdoptedVocabulary):
+        assert media is not None
+        for name in TEXT_FILES:
+            if (media.folder / name).is_file():
+                atomic_write_bytes(folder / name, (media.folder / name).read_bytes())
+    else:
+        save_hub_tokenizer(folder, template.vocabulary, template.text, max_positions)
+    if media is not None:
+        processor = media.processor
+        if type(template) is Template:  # of other models' tokenizers only: their words and format stay behind
+            own = ProcessorConfig()
+            processor = processor if processor.template == own.template else own
+        fields = processor.model_dump(mode="json")
+        atomic_write_text(folder / PROCESSOR_FILE, json.dumps(fields, indent=2) + "\n")
+    template.vocabulary.save(folder / "vocabulary.json")
+
+
+def save_tuned(
+    folder: Path,
+    model: nn.Module,
+    base: str | None,
+    template: Template,
+    media: MediaCoder | None,
+    cfg: Config,
+) -> None:
+    """Writes a folder that `unimodal.pipeline.load` reads: an adapter on the `base` of that name, or a whole model.
+
+    base=None: `model` is merged and stock, and its weights are written in half precision.
+    """
+    save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
+    vocabulary = template.vocabulary
+    generation: dict[str, Any] = {
+        "bos_token_id": vocabulary.control_id("<|bos|>"),
+        "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
+        "pad_token_id": vocabulary.control_id("<|pad|>"),
+    }
+    if media is not None and (media.folder / "generation_config.json").is_file():
+        generation["unimodal"] = read_json(media.folder / "generation_config.json").get("unimodal", {})
+    if base is not None:
+        save_adapter(folder, model, base, vocabulary)
+    else:
+        model.config.use_cache = True
+        model.half().save_pretrained(folder)
+    atomic_write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    save_config(cfg, folder / "recipe.yaml")
