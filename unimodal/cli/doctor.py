@@ -19,7 +19,7 @@ GIB = 2**30
 def examine(model: str | None) -> Iterator[tuple[str, str]]:
     """(what, its state). A line that needs attention begins with `missing`, `broken` or `mismatch`."""
     yield "unimodal", f"{__version__} in {Path(__file__).parents[1]}"
-    yield "python", f"{platform.python_describe_package()} on {platform.system()} {platform.machine()}"
+    yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
         yield package, _describe_package(package)
     yield "device", _describe_device()
