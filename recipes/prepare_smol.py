@@ -24,7 +24,7 @@ from unimodal.data import coded, plain_text, sources
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.files import atomic_write_text
-from unimodal.model.base import SMOLLM2, BaseModel, load_base
+from unimodal.model.base import SMOLLM2, LoadedBase, load_base
 from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.tokenizer import TextTokenizer
@@ -100,7 +100,7 @@ def questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def answers_of_base(base: BaseModel, asked: Sequence[str], cfg: SmolData) -> list[str]:
+def answers_of_base(base: LoadedBase, asked: Sequence[str], cfg: SmolData) -> list[str]:
     """The base's own greedy answers, in its own chat format, cut at the end of a sentence; "" where none ends."""
     text = TextTokenizer(base.tokenizer)
     special = {token["content"]: token["id"] for token in base.tokenizer["added_tokens"]}
@@ -128,7 +128,7 @@ def answers_of_base(base: BaseModel, asked: Sequence[str], cfg: SmolData) -> lis
     return found
 
 
-def text_documents(cfg: SmolData, base: BaseModel, labels: Sequence[str]) -> dict[str, list[Document]]:
+def text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) -> dict[str, list[Document]]:
     """Chat, definitions, and novels: a passage is begun and goes on."""
     kept = cfg.out / "answers.json"
     asked = questions(cfg, labels)

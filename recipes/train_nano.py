@@ -29,9 +29,9 @@ from unimodal.data import coded, sources
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.model.attention import Packing, register_attention, set_attention
-from unimodal.model.build import NanoConfig, build_nano, num_parameters
-from unimodal.model.structured_rows import begin_from, finish, level_features, structure
-from unimodal.objectives.ctc import ctc_from_hidden, spoken_answers, spoken_requests
+from unimodal.model.build import NanoConfig, build_nano, count_parameters
+from unimodal.model.structured_rows import begin_from, encode_levels, finish, structure
+from unimodal.objectives.ctc import ctc_from_hidden, find_spoken_answers, find_spoken_requests
 from unimodal.objectives.next_token import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.templates.own import Rendered, Template
@@ -129,7 +129,7 @@ def row_features(
     }
     for name, quantizer in (("image", image.quantizer), ("audio", audio.quantizer), ("video", video.quantizer)):
         ids = torch.arange(quantizer.codebook_size)
-        features[vocabulary.block_range(name)] = level_features(quantizer.level_indices(ids), quantizer.levels)
+        features[vocabulary.block_range(name)] = encode_levels(quantizer.level_indices(ids), quantizer.levels)
     return features
 
 
@@ -281,7 +281,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     batches = Batches(mixture, cfg.tokens_per_step, cfg.tokens_per_step, pad, "pack", batches_per_window=8)
     bos, end = vocabulary.control_id("<|bos|>"), vocabulary.control_id("<|end_of_turn|>")
     model = build_nano(vocabulary.size, cfg.decoder, pad_id=pad, bos_id=bos, eos_id=end, seed=cfg.loop.seed)
-    print(f"{num_parameters(model) / 1e6:.1f} M parameters, {vocabulary.size} rows", file=sys.stderr)
+    print(f"{count_parameters(model) / 1e6:.1f} M parameters, {vocabulary.size} rows", file=sys.stderr)
     for name, documents in sets.items():
         example = documents[0]
         print(f"{name}: {len(documents.source)} items, e.g. {len(example)} tokens", file=sys.stderr)
@@ -316,10 +316,10 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
             )  # fmt: skip
             total, utterances = result.mean, {}
             if cfg.ctc_weight:
-                heard = spoken_answers(ids, labels, positions, audio_rows, text_rows)
+                heard = find_spoken_answers(ids, labels, positions, audio_rows, text_rows)
                 utterances["ctc"] = (cfg.ctc_weight, heard)
             if words_of is not None:
-                said = spoken_requests(ids, labels, positions, audio_rows, words_of)
+                said = find_spoken_requests(ids, labels, positions, audio_rows, words_of)
                 utterances["ctc_speaking"] = (cfg.speaking_ctc_weight, said)
             numbers = {f"loss_{name}": part / count for name, (part, count) in result.per_block.items() if count}
             for name, (weight, read) in utterances.items():

@@ -48,10 +48,11 @@ import transformers
 
 from unimodal.generation import DECODERS, make_decoder
 from unimodal.generation.decoders.packed_decoder import WEIGHTS
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
 from unimodal.generation.fast.speculation import FastDecoder
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig
-from unimodal.model.build import NanoConfig, build_nano, num_parameters
+from unimodal.model.build import NanoConfig, build_nano, count_parameters
 from unimodal.model_folder.drafts import read_drafts
 from unimodal.pipeline.fast_decoders import REMEMBERING
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
@@ -335,7 +336,7 @@ def main() -> None:
     drafts = read_drafts(args.model) if args.model else []
     bench = Bench(model, vocabulary, prompt, bare, args.guidance, sampling, args.pictures, drafts)
     print(
-        f"{args.model or args.shape + ' shape, random weights'}: {num_parameters(model) / 1e6:.1f} M parameters, "
+        f"{args.model or args.shape + ' shape, random weights'}: {count_parameters(model) / 1e6:.1f} M parameters, "
         f"{bench.num_codes} codes a picture, {args.pictures} at a time, guidance {args.guidance:g}"
     )
     print(

@@ -29,7 +29,7 @@ from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.data.coded import load_concepts
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.sources import with_article
-from unimodal.model.base import SMOLLM2, BaseModel, load_base
+from unimodal.model.base import SMOLLM2, LoadedBase, load_base
 from unimodal.model.build import build_model
 from unimodal.model.initialisers import INITIALISERS
 from unimodal.model.lora import LoraSettings
@@ -81,7 +81,7 @@ def picture_rows(prepared: Path, folder: Path, count: int) -> dict[str, DatasetC
     return found
 
 
-def shortened(base: BaseModel, num_layers: int | None) -> BaseModel:
+def shortened(base: LoadedBase, num_layers: int | None) -> LoadedBase:
     """The base with its first layers only."""
     if num_layers is not None:
         decoder = base.model.get_decoder()

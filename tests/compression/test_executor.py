@@ -13,7 +13,8 @@ from unimodal.compression.tokens.pooling import Pooling
 from unimodal.compression.tokens.stride import Stride
 from unimodal.compression.tokens.tome import ToMe
 from unimodal.generation import make_decoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY
 from unimodal.model.attention import register_attention
 
@@ -256,7 +257,7 @@ def test_what_cannot_be_done_is_said_in_one_line(model, qwen, vocabulary, row):
 def test_sessions_and_fast_decoders_are_refused_inside(model, vocabulary, prompts):
     """Both read a cache that holds every token; a session is not filled with what compression left of one."""
     engine = Engine(model, vocabulary)
-    session = engine.session()
+    session = engine.open_session()
     config = GenerationConfig(max_new_tokens=4, allow=("text",))
     with DivPrune(0.25)(engine):
         with pytest.raises(ValueError, match="a session needs the whole cache"):

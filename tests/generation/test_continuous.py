@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from tests.campaigns import examples
 from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
-from unimodal.generation.continuous import ContinuousBatch, Request
+from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.decoders.slot_decoders import LeanSlots, PackedSlots, ReferenceSlots
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig, GenerationRequest
 from unimodal.generation.sampling import GREEDY
 
 
@@ -42,7 +43,7 @@ def drive(batch, arrivals):
 @pytest.mark.parametrize("schedule", ["together", "one a step", "late", "in twos"])
 def test_answers_are_those_given_alone_whenever_a_row_joins(engine, ask, sampling, schedule):
     prompts, configs = varied(ask, sampling)
-    requests = [Request(p, c) for p, c in zip(prompts, configs, strict=True)]
+    requests = [GenerationRequest(p, c) for p, c in zip(prompts, configs, strict=True)]
     arrivals = {
         "together": [requests],
         "one a step": [[r] for r in requests],
@@ -67,7 +68,7 @@ def test_any_timetable_and_any_row_taken_out(model, vocabulary, ask, starts, see
     engine = Engine(model, vocabulary)
     prompts, configs = varied(ask, MIXED)
     wanted = [
-        Request(prompts[i % len(prompts)], configs[i % len(prompts)].model_copy(update={"seed": seed + i}))
+        GenerationRequest(prompts[i % len(prompts)], configs[i % len(prompts)].model_copy(update={"seed": seed + i}))
         for i in range(len(starts))
     ]
     batch, answers, number_of, step = ContinuousBatch(engine, run_on), {}, {}, 0
@@ -100,7 +101,7 @@ def test_guidance_that_is_over_costs_no_second_stream(model, vocabulary, ask):
     )  # fmt: skip
     other = GenerationConfig(max_new_tokens=12, force="text", sampling=ALL_GREEDY)
     batch, streams, answers = ContinuousBatch(engine, 1), [], {}
-    keys = batch.admit([Request(ask([3, 4]), config), Request(ask([5]), other)])
+    keys = batch.admit([GenerationRequest(ask([3, 4]), config), GenerationRequest(ask([5]), other)])
     while len(batch):
         streams.append(batch.num_streams)
         answers.update({done.key: done.answer for done in batch.advance_rows()})
@@ -119,7 +120,7 @@ def test_a_watcher_may_end_its_row_or_fail_and_its_neighbours_go_on(engine, ask)
 
     watchers = [heard.append, lambda event: event.index == 2, failing, None, None, None]
     batch = ContinuousBatch(engine)
-    keys = batch.admit([Request(*row) for row in zip(prompts, configs, watchers, strict=True)])
+    keys = batch.admit([GenerationRequest(*row) for row in zip(prompts, configs, watchers, strict=True)])
     done = {}
     while len(batch):
         done.update({d.key: d for d in batch.advance_rows()})
@@ -134,14 +135,14 @@ def test_a_watcher_may_end_its_row_or_fail_and_its_neighbours_go_on(engine, ask)
 def test_what_cannot_be_kept_is_refused_and_changes_nothing(model, vocabulary, ask):
     engine = Engine(model, vocabulary)
     batch = ContinuousBatch(engine)
-    good = Request(ask([3]), GenerationConfig(max_new_tokens=20, force="image", seed=3))
+    good = GenerationRequest(ask([3]), GenerationConfig(max_new_tokens=20, force="image", seed=3))
     [key] = batch.admit([good])
     batch.advance_rows()
     for bad in (
-        Request(ask([3]), GenerationConfig(max_new_tokens=2, force="image")),
-        Request(ask(range(1, 30)), GenerationConfig(max_new_tokens=120)),
-        Request([], GenerationConfig()),
-        Request(ask([3]), GenerationConfig(force="image", guidance={"image": 2.0})),
+        GenerationRequest(ask([3]), GenerationConfig(max_new_tokens=2, force="image")),
+        GenerationRequest(ask(range(1, 30)), GenerationConfig(max_new_tokens=120)),
+        GenerationRequest([], GenerationConfig()),
+        GenerationRequest(ask([3]), GenerationConfig(force="image", guidance={"image": 2.0})),
     ):
         for refuse in (batch.check, lambda bad: batch.admit([good, bad])):
             with pytest.raises(ValueError, match="max_new_tokens|empty|unconditional"):
@@ -154,7 +155,7 @@ def test_what_cannot_be_kept_is_refused_and_changes_nothing(model, vocabulary, a
 def test_after_a_failed_step_the_batch_can_be_cleared_and_used(model, vocabulary, ask, monkeypatch):
     engine = Engine(model, vocabulary)
     batch = ContinuousBatch(engine)
-    request = Request(ask([3]), GenerationConfig(max_new_tokens=20, force="image", sampling=ALL_GREEDY))
+    request = GenerationRequest(ask([3]), GenerationConfig(max_new_tokens=20, force="image", sampling=ALL_GREEDY))
     keys = batch.admit([request, request])
     batch.advance_rows()
     with monkeypatch.context() as patch:
@@ -169,7 +170,9 @@ def test_after_a_failed_step_the_batch_can_be_cleared_and_used(model, vocabulary
 def test_memory_settles_and_places_are_used_again(model, vocabulary, ask):
     batch = ContinuousBatch(Engine(model, vocabulary))
     requests = [
-        Request(ask([3] * (i % 5)), GenerationConfig(max_new_tokens=40, force="audio", max_codes={"audio": 6 + i % 7}))
+        GenerationRequest(
+            ask([3] * (i % 5)), GenerationConfig(max_new_tokens=40, force="audio", max_codes={"audio": 6 + i % 7})
+        )
         for i in range(60)
     ]
     drive(batch, [[r] for r in requests])
@@ -183,5 +186,5 @@ def test_half_precision_streams(make_model, vocabulary, ask):
     """The slots in bfloat16: the cache's type is the model's, and answers still end by the grammar."""
     engine = Engine(make_model().to(torch.bfloat16), vocabulary)
     config = GenerationConfig(max_new_tokens=20, force="image", sampling=dict.fromkeys(("text", "image"), GREEDY))
-    [answer] = drive(ContinuousBatch(engine), [[Request(ask([3, 4]), config)]])
+    [answer] = drive(ContinuousBatch(engine), [[GenerationRequest(ask([3, 4]), config)]])
     assert len(answer) == len(engine.generate([ask([3, 4])], config)[0]) == 9

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from unimodal.generation.ctc_beam import CtcPrefixScorer, ctc_beam_search, last_run
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 
 GREEDY = {"sampling": {"text": {"temperature": 0.0}}, "allow": ("text",)}
 

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from tests.campaigns import examples
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
 from unimodal.generation.grammar import Grammar
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig, noise_keys, sample
 
 MODALITIES = ("text", "image", "audio", "video")

@@ -5,7 +5,8 @@ import torch
 
 from unimodal.generation.decoders.lean_decoder import LeanDecoder, lean_problem
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY
 from unimodal.model.rows import extend_rows
 

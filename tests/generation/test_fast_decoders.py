@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from unimodal.generation import DECODERS, make_decoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
 from unimodal.generation.fast.draft_memory import DraftMemory
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -71,7 +72,7 @@ def test_with_the_noise_of_each_place_sampled_answers_are_the_plain_loops(engine
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_a_session_changes_nothing(engine, ask, name):
     prompts, configs = mixed(ask, sampling=sampling(0.0))
-    session, method = engine.session(), make_decoder(name)
+    session, method = engine.open_session(), make_decoder(name)
     plain = engine.generate(prompts, configs)
     for _ in range(2):
         assert engine.generate(prompts, configs, method=method, session=session) == plain

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from unimodal.generation import make_decoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY
 
 SAMPLING = {"image": GREEDY, "video": GREEDY}

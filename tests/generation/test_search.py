@@ -2,7 +2,8 @@
 
 import pytest
 
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.search import make_search
 from unimodal.generation.search.base import Candidate, ranked
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig
 from unimodal.generation.session import common_prefix
 
@@ -43,7 +44,7 @@ def conversation(engine, vocabulary, ask, sampling, session):
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.9)], ids=["greedy", "sampled"])
 def test_turns_that_share_a_cache_answer_alike(engine, vocabulary, ask, sampling):
-    session = engine.session()
+    session = engine.open_session()
     alone = conversation(engine, vocabulary, ask, sampling, None)
     assert engine.stats.cached_tokens == 0
     read_alone = engine.stats.prompt_tokens
@@ -57,7 +58,7 @@ def test_turns_that_share_a_cache_answer_alike(engine, vocabulary, ask, sampling
 def test_a_batch_of_unequal_prompts_takes_what_each_can(engine, ask):
     config = GenerationConfig(max_new_tokens=20, force="image", seed=3)
     prompts = [ask([3, 4, 5, 6, 2]), ask([3, 4]), ask([9])]
-    session = engine.session()
+    session = engine.open_session()
     engine.generate([ask([3, 4, 5, 6])], config, session=session)
     assert engine.generate(prompts, config, session=session) == engine.generate(prompts, config)
     again = engine.generate(prompts, config, session=session)
@@ -67,7 +68,7 @@ def test_a_batch_of_unequal_prompts_takes_what_each_can(engine, ask):
 def test_an_unfinished_span_is_continued_from_the_cache(engine, ask):
     """Text, then a picture cut in two calls: the second reads one token."""
     config = GenerationConfig(max_new_tokens=20, force="image", sampling={"image": GREEDY})
-    session = engine.session()
+    session = engine.open_session()
     whole = engine.generate([ask([3])], config)[0]
     part = engine.generate([ask([3])], config.model_copy(update={"pause": 4}), session=session)[0]
     assert part == whole[:4]
@@ -78,7 +79,7 @@ def test_an_unfinished_span_is_continued_from_the_cache(engine, ask):
 
 def test_a_session_keeps_the_newest_and_no_beginnings_of_others(model, vocabulary, ask):
     engine = Engine(model, vocabulary)
-    session = engine.session(size=2)
+    session = engine.open_session(size=2)
     config = GenerationConfig(max_new_tokens=20, force="image")
     for words in ([3], [4], [5]):
         engine.generate([ask(words)], config, session=session)
@@ -89,7 +90,7 @@ def test_a_session_keeps_the_newest_and_no_beginnings_of_others(model, vocabular
     with pytest.raises(ValueError, match="another engine's"):
         Engine(model, vocabulary).generate([ask([3])], config, session=session)
     with pytest.raises(ValueError, match="keeps nothing"):
-        engine.session(0)
+        engine.open_session(0)
 
 
 def test_common_prefix():

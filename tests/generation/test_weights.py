@@ -7,7 +7,8 @@ from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.packed_decoder import PackedDecoder
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY
 
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [1], [2, 3, 4, 5, 6]]

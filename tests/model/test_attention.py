@@ -13,11 +13,11 @@ from tests.campaigns import examples
 from unimodal.model import attention
 from unimodal.model.attention import (
     Packing,
+    find_xformers_problem,
     packed_attention,
     register_attention,
     set_attention,
     torch_varlen_attention,
-    xformers_problem,
     xformers_varlen_attention,
 )
 
@@ -214,7 +214,7 @@ def test_the_choice_is_not_saved_with_the_model(make_model, tmp_path):
 def test_xformers_without_cuda_is_refused_and_auto_goes_on(make_model):
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    assert "no CPU operator" in xformers_problem()
+    assert "no CPU operator" in find_xformers_problem()
     with pytest.raises(ValueError, match="xformers.*use 'auto'"):
         set_attention(make_model(), "xformers")
     assert set_attention(make_model(), "auto") == "varlen"
@@ -227,8 +227,8 @@ def test_xformers_without_cuda_is_refused_and_auto_goes_on(make_model):
 @examples(10)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=8), st.sampled_from([(4, 4), (4, 2)]))
 def test_xformers_equals_varlen_on_cuda(lengths, heads):
-    if xformers_problem():
-        pytest.skip(xformers_problem())
+    if find_xformers_problem():
+        pytest.skip(find_xformers_problem())
     packing = Packing(tuple(lengths), torch.device("cuda"))
     total = sum(lengths)
     inputs = [torch.randn(1, n, total, 32, device="cuda", requires_grad=True) for n in (heads[0], heads[1], heads[1])]
@@ -241,8 +241,8 @@ def test_xformers_equals_varlen_on_cuda(lengths, heads):
 
 @pytest.mark.cuda
 def test_xformers_model_equals_sdpa_on_cuda(make_model, packed_rows):
-    if xformers_problem():
-        pytest.skip(xformers_problem())
+    if find_xformers_problem():
+        pytest.skip(find_xformers_problem())
     ids, positions = (x.cuda() for x in packed_rows)
     model = make_model().cuda()
     dense = model(ids, position_ids=positions).logits

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from unimodal.model.build import NanoConfig, build_nano, num_parameters
+from unimodal.model.build import NanoConfig, build_nano, count_parameters
 
 
 def test_it_is_a_stock_class_that_loads_back_equal(make_model, tmp_path):
@@ -43,7 +43,7 @@ def test_seed_fixes_the_weights_and_leaves_the_global_state(make_model):
 def test_tied_tables_are_one_parameter_and_counted_once(make_model, vocabulary):
     tied, untied = make_model(tie_embeddings=True), make_model(tie_embeddings=False)
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
-    assert num_parameters(untied) - num_parameters(tied) == vocabulary.size * 32
+    assert count_parameters(untied) - count_parameters(tied) == vocabulary.size * 32
 
 
 def test_residual_projections_start_smaller_by_depth(make_model):

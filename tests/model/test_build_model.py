@@ -13,10 +13,10 @@ import torch
 
 from unimodal.model.adapter import load_adapter, merge, save_adapter
 from unimodal.model.attention import Packing
-from unimodal.model.base import base_sha256, load_base
+from unimodal.model.base import hash_base, load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings, lora_layers
-from unimodal.model.rows import new_rows
+from unimodal.model.rows import get_new_rows
 from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -135,11 +135,11 @@ def test_rows_in_8_bits_are_within_half_a_step_of_their_row(base_folder, tmp_pat
         sizes[name] = (tmp_path / name / "new_rows.safetensors").stat().st_size
     assert sizes["small"] < 0.5 * sizes["whole"]
     again, _ = load_adapter(tmp_path / "small")
-    assert set(new_rows(again)) == set(new_rows(model))
-    for side, table in new_rows(model).items():
+    assert set(get_new_rows(again)) == set(get_new_rows(model))
+    for side, table in get_new_rows(model).items():
         step = table.detach().abs().amax(1, keepdim=True) / 127
-        assert bool(((new_rows(again)[side] - table).abs() <= 0.501 * step).all())
-        assert float((new_rows(again)[side] - table).detach().abs().max()) > 0
+        assert bool(((get_new_rows(again)[side] - table).abs() <= 0.501 * step).all())
+        assert float((get_new_rows(again)[side] - table).detach().abs().max()) > 0
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -151,7 +151,7 @@ def test_every_new_row_gets_a_gradient_on_both_sides_and_the_base_none(base_fold
     ids = torch.cat([torch.arange(PADDED, vocabulary.size), torch.tensor([0])])[None]  # every new row, read and scored
     groups = HeadGroups.from_vocabulary(vocabulary)
     sliced_cross_entropy(model, ids, ids, groups).mean.backward()
-    sides = new_rows(model)
+    sides = get_new_rows(model)
     assert set(sides) == ({"input"} if tied else {"input", "output"})
     for side, rows in sides.items():
         assert len(rows) == vocabulary.size - PADDED
@@ -279,9 +279,9 @@ def test_an_empty_folder_an_unknown_target_and_a_missing_extra(base_folder, tmp_
 
 def test_the_hash_tells_bases_apart_and_not_their_rows(base_folder):
     model = load_base(base_folder()).model
-    before = base_sha256(model)
-    assert before != base_sha256(load_base(base_folder("qwen3")).model)
-    assert base_sha256(build_model(base_folder(), vocabulary_for(), LORA)) == before
+    before = hash_base(model)
+    assert before != hash_base(load_base(base_folder("qwen3")).model)
+    assert hash_base(build_model(base_folder(), vocabulary_for(), LORA)) == before
 
 
 def test_import_of_the_layer_brings_no_transformers():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from unimodal.model.rows import extend_rows, head_rows, initial_rows, merge_rows, new_rows
+from unimodal.model.rows import extend_rows, get_new_rows, head_rows, initial_rows, merge_rows
 from unimodal.objectives.next_token import HeadGroup, HeadGroups, sliced_cross_entropy
 
 BASE, NEW = 40, 12
@@ -43,11 +43,11 @@ def test_training_moves_the_new_rows_on_every_side_and_nothing_else(base, tied):
     model = base(tied)
     before = {name: p.clone() for name, p in model.named_parameters()}
     extend_rows(model, NEW)
-    rows = {side: p.clone() for side, p in new_rows(model).items()}
+    rows = {side: p.clone() for side, p in get_new_rows(model).items()}
     assert set(rows) == ({"input"} if tied else {"input", "output"})
     assert {p.shape for p in model.parameters() if p.requires_grad} == {(NEW, 32)}
     train(model)
-    for side, p in new_rows(model).items():
+    for side, p in get_new_rows(model).items():
         assert bool((p != rows[side]).any(1).all()), f"{side} rows that did not move"
     after = dict(model.named_parameters())
     for name, p in before.items():
@@ -126,11 +126,11 @@ def test_lora_trains_beside_the_new_rows_and_merges_with_them(base):
     adapted = peft.get_peft_model(
         model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     )
-    for p in new_rows(model).values():
+    for p in get_new_rows(model).values():
         p.requires_grad_(True)  # peft freezes everything that is not an adapter
-    rows = {side: p.clone() for side, p in new_rows(model).items()}
+    rows = {side: p.clone() for side, p in get_new_rows(model).items()}
     train(adapted.base_model.model)
-    assert all(bool((p != rows[side]).any(1).all()) for side, p in new_rows(model).items())
+    assert all(bool((p != rows[side]).any(1).all()) for side, p in get_new_rows(model).items())
     adapted.eval()
     ids = torch.randint(0, BASE + NEW, (1, 12))
     expected = adapted(ids).logits

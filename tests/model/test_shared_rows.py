@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils import parametrize
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unimodal.model.rows import extend_rows, head_rows, merge_rows, new_rows, share_rows
+from unimodal.model.rows import extend_rows, get_new_rows, head_rows, merge_rows, share_rows
 
 BASE, NEW, WIDTH = 20, 12, 8
 FEATURES = torch.nn.functional.one_hot(torch.arange(8) // 4, 2).float()  # codes 0–3 alike, 4–7 alike
@@ -18,7 +18,7 @@ def make(tied: bool):
         num_key_value_heads=2, tie_word_embeddings=tied, initializer_range=0.5,
     )  # fmt: skip
     model = extend_rows(LlamaForCausalLM(config).eval(), NEW)
-    for rows in new_rows(model).values():
+    for rows in get_new_rows(model).values():
         rows.requires_grad_(True)
     return model
 
@@ -27,7 +27,7 @@ def make(tied: bool):
 def test_sharing_changes_nothing_at_the_start_and_neighbours_move_together(tied):
     model = make(tied)
     ids = torch.tensor([[1, 22, 25, 31]])
-    before_rows = {side: rows.detach().clone() for side, rows in new_rows(model).items()}
+    before_rows = {side: rows.detach().clone() for side, rows in get_new_rows(model).items()}
     before = model(ids).logits.detach()
     share_rows(model, {range(BASE + 2, BASE + 10): FEATURES})
     torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=0)
@@ -38,7 +38,7 @@ def test_sharing_changes_nothing_at_the_start_and_neighbours_move_together(tied)
         scored = head_rows(model.get_output_embeddings(), range(BASE + 6, BASE + 7))  # code 4, written
         (hidden.sum() + 3 * scored.sum()).backward()
     optimizer.step()
-    moved = {side: (rows - before_rows[side]).detach().abs().sum(1) for side, rows in new_rows(model).items()}
+    moved = {side: (rows - before_rows[side]).detach().abs().sum(1) for side, rows in get_new_rows(model).items()}
     read, written = moved["input"], moved.get("output", moved["input"])
     assert bool((read[2:6] > 0).all()) and bool((written[6:10] > 0).all())
     if not tied:  # tied, code 4 pulls at them from the other side

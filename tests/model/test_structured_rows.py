@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from unimodal.model.structured_rows import begin_from, finish, level_features, structure
+from unimodal.model.structured_rows import begin_from, encode_levels, finish, structure
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 
 
@@ -13,7 +13,7 @@ def make() -> tuple[nn.Embedding, FiniteScalarQuantizer]:
     torch.manual_seed(0)
     quantizer = FiniteScalarQuantizer((4, 4))
     embedding = nn.Embedding(30, 6)
-    features = level_features(quantizer.level_indices(torch.arange(16)), quantizer.levels)
+    features = encode_levels(quantizer.level_indices(torch.arange(16)), quantizer.levels)
     structure(embedding, {range(10, 26): features}, std=0.5)
     return embedding, quantizer
 
@@ -81,7 +81,7 @@ def test_a_finished_table_can_be_structured_and_trained_again() -> None:
     torch.testing.assert_close(embedding.weight, rows, atol=1e-5, rtol=0)
     words = {range(10, 26): [[1, 2], *[[3]] * 15]}
     other = nn.Embedding(30, 6)
-    features = level_features(quantizer.level_indices(torch.arange(16)), quantizer.levels)
+    features = encode_levels(quantizer.level_indices(torch.arange(16)), quantizer.levels)
     shape = structure(other, {range(10, 26): features}, words=words)
     begin_from(other, rows)
     torch.testing.assert_close(other.weight, rows, atol=1e-5, rtol=0)

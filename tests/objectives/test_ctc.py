@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from unimodal.objectives.ctc import ctc_from_hidden, spoken_answers, spoken_requests
+from unimodal.objectives.ctc import ctc_from_hidden, find_spoken_answers, find_spoken_requests
 
 TEXT, AUDIO = range(0, 10), range(20, 30)
 
@@ -14,7 +14,9 @@ def test_takes_listened_speech_and_its_words_document_by_document():
     ids = torch.tensor([[15, 21, 22, 23, 16, 3, 4, 17, 15, 5, 16, 24, 25, 17]])
     labels = torch.tensor([[-100, -100, -100, -100, -100, 3, 4, 17, -100, -100, -100, 24, 25, 17]])
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5]])
-    [(places, words)] = spoken_answers(ids, labels, positions, AUDIO, TEXT)  # what is spoken itself is no utterance
+    [(places, words)] = find_spoken_answers(
+        ids, labels, positions, AUDIO, TEXT
+    )  # what is spoken itself is no utterance
     assert places.tolist() == [1, 2, 3]
     assert words.tolist() == [3, 4]
 
@@ -25,13 +27,13 @@ def test_takes_written_speech_and_the_words_that_are_known_of_it():
     labels[0, [5, 6, 7, 11, 12, 13, 17, 18, 22, 23]] = ids[0, [5, 6, 7, 11, 12, 13, 17, 18, 22, 23]]
     positions = torch.tensor([[*range(8), *range(6), *range(5), *range(5)]])
     words = {(24, 25): torch.tensor([1, 2]), (27,): torch.tensor([3, 4])}  # the last has more words than codes
-    found = spoken_requests(ids, labels, positions, AUDIO, lambda codes: words.get(tuple(codes.tolist())))
+    found = find_spoken_requests(ids, labels, positions, AUDIO, lambda codes: words.get(tuple(codes.tolist())))
     assert [(places.tolist(), said.tolist()) for places, said in found] == [([11, 12], [1, 2])]
 
 
 def test_leaves_out_a_transcript_longer_than_its_speech():
     ids = torch.tensor([[21, 3, 4]])
-    assert spoken_answers(ids, torch.tensor([[-100, 3, 4]]), torch.arange(3)[None], AUDIO, TEXT) == []
+    assert find_spoken_answers(ids, torch.tensor([[-100, 3, 4]]), torch.arange(3)[None], AUDIO, TEXT) == []
     assert ctc_from_hidden(torch.zeros(1, 3, 4), torch.zeros(3, 4), []) is None
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unimodal.model.attention import Packing, set_attention
-from unimodal.model.rows import extend_rows, new_rows, share_rows
+from unimodal.model.rows import extend_rows, get_new_rows, share_rows
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.token_selection import attention_to_prompt, select
@@ -156,7 +156,7 @@ def test_what_is_frozen_is_not_copied_and_shared_rows_are_those_of_the_start(mak
     def begin():
         model = make_model(vocab_size=block.start)
         extend_rows(model, block.size, begin=lambda table, seed: torch.full((block.size, table.shape[1]), 0.02))
-        for rows in new_rows(model).values():
+        for rows in get_new_rows(model).values():
             rows.requires_grad_(True)
         share_rows(model, {block.rows: torch.eye(block.size)})
         set_attention(model, "varlen")

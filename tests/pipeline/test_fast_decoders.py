@@ -174,7 +174,7 @@ def test_the_caption_is_what_the_request_is_about(model, request_, to, caption):
 
 
 def test_a_session_reads_a_conversation_once(model):
-    session = model.engine.session()
+    session = model.engine.open_session()
     first = Document([Turn("user", "what is this?")])
     [[answer]] = model.answers([first], to="text", tokens=8, session=session)
     later = Document([*first.turns, Turn("assistant", [answer.part]), Turn("user", "and a green tree?")])

@@ -16,9 +16,10 @@ from tools import convert_checkpoint
 from unimodal.cli import app as cli
 from unimodal.coder.features import REMEMBERED
 from unimodal.compression.tokens.divprune import DivPrune
-from unimodal.generation.continuous import ContinuousBatch, Request
+from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig, GenerationRequest
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.pipeline import load
 from unimodal.pipeline.requests import AnswerSettings, prepare, render_prompt
@@ -166,7 +167,7 @@ def test_a_batch_of_unequal_prompts_answers_as_each_alone(ours, photos, answers,
 @pytest.mark.parametrize("kind", ["auto", "reference"])
 def test_rows_that_join_a_running_batch(ours, photos, answers, kind):
     batch = ContinuousBatch(engine_of(ours, kind))
-    waiting = [Request(ours._prompt(asked(ours, *turns), "text"), GREEDY) for turns in conversations(photos)]
+    waiting = [GenerationRequest(ours._prompt(asked(ours, *turns), "text"), GREEDY) for turns in conversations(photos)]
     keys, found = [], {}
     while waiting or len(batch):
         joined, waiting = waiting[:2], waiting[2:]
@@ -185,7 +186,7 @@ def test_fast_decoders_write_the_same(ours, photos, answers):
 @pytest.mark.parametrize("kind", ENGINES)
 def test_a_session_remembers_pictures_and_confuses_none(ours, photos, kind):
     engine = engine_of(ours, kind)
-    session = engine.session()
+    session = engine.open_session()
 
     def said(path, *more):
         return ours._prompt(asked(ours, [path, "What is this?"], *more), "text")

@@ -215,7 +215,7 @@ def test_a_half_written_checkpoint_is_named(settings, tmp_path, capsys):
 def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_path):
     from unimodal.model.base import load_base
     from unimodal.model.build import build_model
-    from unimodal.model.rows import new_rows
+    from unimodal.model.rows import get_new_rows
     from unimodal.tuning.rows import read_row_words
     from unimodal.tuning.vocabulary import make_joint_template, open_media
 
@@ -230,7 +230,7 @@ def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_pat
     table = base.model.get_input_embeddings().weight.detach().clone()
     num_base = base.num_rows
     model = build_model(base, template.vocabulary, words=named)
-    rows = new_rows(model)["input"].detach()[block.start - num_base :][: block.size]
+    rows = get_new_rows(model)["input"].detach()[block.start - num_base :][: block.size]
     for code in (0, 1):
         meant = table[named[block.start + code]].mean(0)
         other = table[named[block.start + 1 - code]].mean(0)

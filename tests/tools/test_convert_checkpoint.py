@@ -10,7 +10,7 @@ from PIL import Image as Picture
 
 from tests import tiny_checkpoints, tiny_networks
 from tools import convert_checkpoint
-from unimodal.generation.engine import GenerationConfig
+from unimodal.generation.request import GenerationConfig
 from unimodal.pipeline import load
 from unimodal.sequence.document import Document, Image, Turn
 from unimodal.tokenizers import load_tokenizer

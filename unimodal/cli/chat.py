@@ -15,7 +15,7 @@ from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen, find_player, play_sound
 from unimodal.cli.terminal_pictures import draw, draw_clip
 from unimodal.files import join_lines
-from unimodal.generation.engine import TokenEvent
+from unimodal.generation.request import TokenEvent
 from unimodal.media.registry import MEDIA
 from unimodal.pipeline import AnswerSettings, Output, Unimodal
 from unimodal.pipeline.requests import fit_history
@@ -60,7 +60,7 @@ class Session:
         self.model, self.report, self.folder = model, report, folder
         self.screen, self.mute = screen or Screen("off"), mute
         self.settings, self.seed = settings or {}, seed
-        self.memory = model.engine.session()  # what was read for one turn is not read again for the next
+        self.memory = model.engine.open_session()  # what was read for one turn is not read again for the next
         self.history: list[Turn] = []
         self.pending: list[Part] = []
         self.last: Output | None = None

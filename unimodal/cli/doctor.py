@@ -51,9 +51,9 @@ def _describe_device() -> str:
 
 
 def _describe_attention() -> str:
-    from unimodal.model.attention import xformers_problem
+    from unimodal.model.attention import find_xformers_problem
 
-    problem = xformers_problem()
+    problem = find_xformers_problem()
     return "xformers" if problem is None else f"sdpa ({problem})"
 
 

@@ -34,9 +34,9 @@ from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MA
 from unimodal.files import describe_error
 from unimodal.model.adapter import load_adapter, merge
 from unimodal.model.adapter_files import BASE_FILE, is_adapter
-from unimodal.model.base import decoder_class, load_base
+from unimodal.model.base import find_decoder_class, load_base
 from unimodal.model.image_head import HEAD_FILE
-from unimodal.model.weight_files import check_weight_files, weight_files
+from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.tokenizers import stored_sha256
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
@@ -79,7 +79,7 @@ def export_model(
         raise ValueError(f"shard size {max_shard_size!r} is not a size; give one such as 5GB or 500MB")
     check_target(out, force)
     _check_apart(source, out)
-    check_weight_files(weight_files(source))
+    check_weight_files(list_weight_files(source))
     vocabulary = read_vocabulary(source / "vocabulary.json")
     check_tokenizers(source, vocabulary)
     if (source / HEAD_FILE).is_file() and not isinstance(vocabulary, AdoptedVocabulary):
@@ -132,7 +132,7 @@ def _whole(source: Path) -> Any:
 
     config = _read_json(source / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
-    stock = decoder_class(architecture)
+    stock = find_decoder_class(architecture)
     if stock is None:
         raise ValueError(f"{source}/config.json names the architecture {architecture}; it must be a stock causal LM")
     verbosity = transformers.utils.logging.get_verbosity()

@@ -1,7 +1,7 @@
 """A batch that requests join and leave between steps, so that none waits for the longest of another's neighbours.
 
     batch = ContinuousBatch(engine)
-    [key] = batch.admit([Request(prompt, config)])
+    [key] = batch.admit([GenerationRequest(prompt, config)])
     while len(batch):
         for done in batch.advance_rows():
             ...  # done.key, done.answer
@@ -15,8 +15,7 @@ Shapes: B rows, S streams (rows and their unconditional twins), D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -25,31 +24,10 @@ import torch
 from unimodal.generation.decoders.slot_decoders import slots_for
 from unimodal.generation.grammar import GrammarBatch
 from unimodal.generation.plain import PlainRun
-from unimodal.generation.request import GenerationConfig, TokenEvent
+from unimodal.generation.request import FinishedRequest, GenerationConfig, GenerationRequest, TokenEvent
 
 if TYPE_CHECKING:
     from unimodal.generation.engine import Engine
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a row is to answer. ``on_token`` is told every token, with the request's key as its row; True from it ends
-    the answer there, and an exception in it ends this row alone. ``alone``: it is not for this batch; this call of
-    (on_token, row) answers it. See `pipeline_reading.py`."""
-
-    prompt: Sequence[int]
-    config: GenerationConfig
-    on_token: Callable[[TokenEvent], bool | None] | None = None
-    alone: Callable[[Callable[[TokenEvent], Any] | None, int], list[int]] | None = None
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A row that has left the batch: its answer so far, and what its ``on_token`` raised."""
-
-    key: int
-    answer: list[int]
-    error: Exception | None = None
 
 
 class ContinuousBatch(PlainRun):
@@ -60,7 +38,7 @@ class ContinuousBatch(PlainRun):
         self.configs: list[GenerationConfig] = []
         self.run_on = run_on
         self._slots: Any = slots_for(engine.decoder, engine.max_positions)
-        self._requests: list[Request] = []
+        self._requests: list[GenerationRequest] = []
         self._keys: list[int] = []
         self._next_key = count()
         self._errors: dict[int, Exception] = {}
@@ -77,18 +55,18 @@ class ContinuousBatch(PlainRun):
     def decoder(self) -> Any:
         return self._slots
 
-    def check(self, request: Request) -> None:
+    def check(self, request: GenerationRequest) -> None:
         """Raises ValueError for a request that `admit` would refuse; may be called from another thread."""
-        self.engine.checked([request.prompt], [request.config])
+        self.engine.prepare([request.prompt], [request.config])
 
     @torch.inference_mode()
-    def admit(self, requests: Sequence[Request]) -> list[int]:
+    def admit(self, requests: Sequence[GenerationRequest]) -> list[int]:
         """Read the prompts and let them join; their keys. Raises ValueError, with no row changed, where
         `Engine.generate` would."""
         if not requests:
             return []
         prompts, configs = [list(r.prompt) for r in requests], [r.config for r in requests]
-        grammar, guided = self.engine.checked(prompts, configs)
+        grammar, guided = self.engine.prepare(prompts, configs)
         self.flush()
         if not len(self):
             self.engine.refresh_head()
@@ -115,14 +93,16 @@ class ContinuousBatch(PlainRun):
         self._read()
 
     @torch.inference_mode()
-    def advance_rows(self) -> list[Finished]:
+    def advance_rows(self) -> list[FinishedRequest]:
         """Write at least one token of every row; the rows that are done leave and are returned. After an exception the
         rows cannot go on: `clear`."""
         if not len(self):
             return []
         self.advance()
         rows = [row for row, state in enumerate(self.grammar.states) if state.finished]
-        done = [Finished(self._keys[row], self.answers[row], self._errors.pop(self._keys[row], None)) for row in rows]
+        done = [
+            FinishedRequest(self._keys[row], self.answers[row], self._errors.pop(self._keys[row], None)) for row in rows
+        ]
         self._retire(rows)
         return done
 

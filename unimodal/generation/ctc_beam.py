@@ -82,7 +82,7 @@ def ctc_beam_search(
     blank: the row that stood for CTC's blank in training. Sampling and seed of the config are not used. Raises
     ValueError for a prompt without such codes and for what the engine refuses.
     """
-    engine.checked([prompt], [config])
+    engine.prepare([prompt], [config])
     vocabulary, decoder = engine.vocabulary, engine.decoder
     end, num_text = vocabulary.control_id("<|end_of_turn|>"), vocabulary.text_size
     places = last_run(prompt, codes)

@@ -28,8 +28,8 @@ from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead
 from unimodal.generation.plain import PlainRun
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
-from unimodal.generation.run import Run
-from unimodal.generation.session import Session
+from unimodal.generation.run import DecodingRun
+from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import open_grid, open_span
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.vocabulary import Vocabulary
@@ -95,9 +95,9 @@ class Engine:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def session(self, size: int = 8) -> Session:
+    def open_session(self, size: int = 8) -> GenerationSession:
         """A memory that later calls of `generate` take what they share with earlier ones from; see `session.py`."""
-        return Session(self, size)
+        return GenerationSession(self, size)
 
     @torch.inference_mode()
     def generate(
@@ -106,7 +106,7 @@ class Engine:
         config: GenerationConfig | Sequence[GenerationConfig] | None = None,
         on_token: Callable[[TokenEvent], None] | None = None,
         method: FastDecoder | None = None,
-        session: Session | None = None,
+        session: GenerationSession | None = None,
     ) -> list[list[int]]:
         """Answer every prompt and return the new ids of each, up to and with its ``<|end_of_turn|>``.
 
@@ -123,15 +123,15 @@ class Engine:
         if len(configs) != num:
             raise ValueError(f"{num} prompts came with {len(configs)} configs; give one config or one for each")
         if session is not None and session.engine is not self:
-            raise ValueError("the session is another engine's; make one with engine.session()")
+            raise ValueError("the session is another engine's; make one with engine.open_session()")
         if self.intercepted and (session is not None or method is not None):
             what = "a session" if session is not None else f"the fast decoder {type(method).__name__}"
             raise ValueError(f"{what} needs the whole cache, which compression does not keep; use one or the other")
-        grammar, guided = self.checked(prompts, configs)
+        grammar, guided = self.prepare(prompts, configs)
         twins = [list(configs[row].unconditional or ()) for row in guided]
         streams = [*(list(prompt) for prompt in prompts), *twins]
         self.refresh_head()
-        run: Run
+        run: DecodingRun
         if method is None:
             run = PlainRun(self, configs, grammar, guided, on_token, session)
         else:
@@ -167,7 +167,7 @@ class Engine:
             scores.append(float(found.gather(1, torch.tensor(list(answer), device=found.device)[:, None]).sum()))
         return scores
 
-    def checked(
+    def prepare(
         self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]
     ) -> tuple[GrammarBatch, list[int]]:
         """The grammars of prompts, and which of them need a second stream; ValueError for what cannot be kept."""

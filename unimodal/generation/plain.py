@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unimodal.generation.head import Candidates
-from unimodal.generation.run import Run
+from unimodal.generation.run import DecodingRun
 from unimodal.generation.sampling import Sampler, SamplingConfig, noise_keys, sample
 from unimodal.generation.spans import Ranges
 
@@ -36,7 +36,7 @@ class _Group:
     keys: Tensor | None  # [T, R, 2]
 
 
-class PlainRun(Run):
+class PlainRun(DecodingRun):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.waiting: list[Tensor] = []  # columns of ids [B]

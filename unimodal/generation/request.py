@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import Field, field_validator
@@ -77,6 +78,10 @@ class TokenEvent:
     finished: bool
 
 
+#: is told of a new token; True ends the answer
+OnToken = Callable[[TokenEvent], bool | None]
+
+
 @dataclass
 class GenerationStats:
     """What the last call computed: forwards of the decoder, streams x tokens in the prompt and in the steps."""
@@ -88,3 +93,27 @@ class GenerationStats:
     drafted: int = 0  # tokens that a fast decoder proposed
     accepted: int = 0  # guesses that were kept: of those, and of the one behind them, which a pass may judge unread
     stream_counts: list[int] = field(default_factory=list)  # streams of every forward
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What a row of a `ContinuousBatch` is to answer.
+
+    ``on_token`` is told every token, with the request's key as its row; True from it ends the answer there, and an
+    exception in it ends this row alone. ``alone``, where it is given, answers the request outside the batch: a call of
+    (on_token, row) that returns the ids of the answer.
+    """
+
+    prompt: Sequence[int]
+    config: GenerationConfig
+    on_token: OnToken | None = None
+    alone: Callable[[OnToken | None, int], list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class FinishedRequest:
+    """A row that has left the batch: its answer so far, and what its ``on_token`` raised."""
+
+    key: int
+    answer: list[int]
+    error: Exception | None = None

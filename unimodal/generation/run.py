@@ -17,10 +17,10 @@ from unimodal.generation.request import GenerationConfig, GenerationStats, Token
 
 if TYPE_CHECKING:
     from unimodal.generation.engine import Engine
-    from unimodal.generation.session import Session
+    from unimodal.generation.session import GenerationSession
 
 
-class Run(ABC):
+class DecodingRun(ABC):
     """`start`, then `advance` until every grammar is finished, then `remember`."""
 
     spare = 0  # tokens beyond an answer that the cache must hold
@@ -34,7 +34,7 @@ class Run(ABC):
         grammar: GrammarBatch,
         guided: Sequence[int],
         on_token: Callable[[TokenEvent], None] | None,
-        session: Session | None,
+        session: GenerationSession | None,
     ) -> None:
         self.engine, self.configs, self.grammar, self.on_token = engine, configs, grammar, on_token
         self.session = session

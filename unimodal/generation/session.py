@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from unimodal.generation.engine import Engine
 
 
-class Session:
+class GenerationSession:
     """Give it to `Engine.generate(..., session=…)`. It must not outlive a change of the model's weights: `clear` it."""
 
     def __init__(self, engine: Engine, size: int = 8) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from unimodal.coder.media_coder import MediaCoder
-from unimodal.model.weight_files import check_weight_files, weight_files
+from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.find import read_processor, read_sampling
 from unimodal.pipeline import AnswerSettings, Unimodal
 from unimodal.pipeline.requests import check_media, prepare_prompt
@@ -46,7 +46,7 @@ def folder_of(name: str, options: Mapping[str, Any]) -> Path:
         wanted = {key: value for key, value in options.items() if key in HUB_OPTIONS and value is not None}
         patterns = ["*.json", "*.jinja", "*_tokenizer/*"]
         folder = Path(snapshot_download(name, allow_patterns=patterns, **wanted))
-    check_weight_files(weight_files(folder))
+    check_weight_files(list_weight_files(folder))
     return folder
 
 

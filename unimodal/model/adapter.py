@@ -28,9 +28,9 @@ from unimodal.model.adapter_files import (
     read_adapter_record,
     write_adapter_record,
 )
-from unimodal.model.base import BaseModel, Precision, base_sha256, load_base
+from unimodal.model.base import LoadedBase, Precision, hash_base, load_base
 from unimodal.model.lora import ADAPTER, add_lora, load_lora_state, lora_layers, lora_state, merge_lora
-from unimodal.model.rows import ExtendedEmbedding, extend_rows, merge_rows, new_rows
+from unimodal.model.rows import ExtendedEmbedding, extend_rows, get_new_rows, merge_rows
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 
 
@@ -74,7 +74,7 @@ def save_adapter(
         config.inference_mode = False
     if has_new_rows(model):
         rows: dict[str, torch.Tensor] = {}
-        for side, table in new_rows(model).items():
+        for side, table in get_new_rows(model).items():
             table = table.detach().float().cpu()
             rows |= _in_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
         atomic_write_bytes(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
@@ -84,7 +84,7 @@ def save_adapter(
         format=FORMAT,
         base=base,
         base_rows=int(getattr(table, "base", table).weight.shape[0]),
-        base_sha256=base_sha256(model),
+        base_sha256=hash_base(model),
         max_positions=int(model.config.max_position_embeddings),
         architecture=type(model).__name__,
         lora=bool(lora_layers(model)),
@@ -94,7 +94,7 @@ def save_adapter(
 
 
 def load_adapter(
-    folder: str | Path, base: BaseModel | None = None, precision: Precision = "float32", check_base: bool = True
+    folder: str | Path, base: LoadedBase | None = None, precision: Precision = "float32", check_base: bool = True
 ) -> tuple[nn.Module, Vocabulary]:
     """The base with the folder's adapter and rows on it, ready to run or to be trained on, and the vocabulary.
 
@@ -109,7 +109,7 @@ def load_adapter(
     model = base.model
     if base.num_rows != record.base_rows:
         raise ValueError(f"{folder} was trained on a base of {record.base_rows} rows; {base.name} has {base.num_rows}")
-    found = base_sha256(model)
+    found = hash_base(model)
     if check_base and found != record.base_sha256:
         raise ValueError(
             f"{folder} was trained on the base with table {record.base_sha256[:16]}…, but {base.name} has "
@@ -122,7 +122,7 @@ def load_adapter(
         if len(rows["input"]) != expected:
             raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
         extend_rows(model, expected, begin=lambda table, _: table.new_zeros(expected, table.shape[1]))
-        for side, parameter in new_rows(model).items():
+        for side, parameter in get_new_rows(model).items():
             if side not in rows or rows[side].shape != parameter.shape:
                 raise ValueError(f"{folder}/{ROWS_FILE} has no {side} rows {list(parameter.shape)}; {_AGAIN}")
             parameter.data = rows[side].to(parameter.device, torch.float32)
@@ -134,7 +134,7 @@ def load_adapter(
         add_lora(model, config)
         load_lora_state(model, _tensors(folder / LORA_FILE))
     if record.new_rows:
-        for parameter in new_rows(model).values():
+        for parameter in get_new_rows(model).values():
             parameter.requires_grad_(True)
     return model.eval(), vocabulary
 

@@ -248,7 +248,7 @@ def register_attention() -> None:
 
 
 @cache
-def xformers_problem() -> str | None:
+def find_xformers_problem() -> str | None:
     """Why xformers cannot be used here (one line), or None when its kernel runs on this machine's GPU."""
     if not torch.cuda.is_available():
         return "no CUDA device: xformers has no CPU operator"
@@ -270,8 +270,8 @@ def set_attention(model: nn.Module, name: str = "auto") -> str:
         raise ValueError(f"attention {name!r} is unknown; use auto, {VARLEN}, {XFORMERS}, sdpa or eager")
     if name == "auto":
         on_cuda = next(model.parameters()).is_cuda
-        name = XFORMERS if on_cuda and xformers_problem() is None else VARLEN
-    elif name == XFORMERS and (problem := xformers_problem()) is not None:
+        name = XFORMERS if on_cuda and find_xformers_problem() is None else VARLEN
+    elif name == XFORMERS and (problem := find_xformers_problem()) is not None:
         raise ValueError(f"attention 'xformers' cannot be used ({problem}); use 'auto', 'varlen' or 'sdpa'")
     model.set_attn_implementation(name)
     return name

@@ -38,7 +38,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, eq=False)
-class BaseModel:
+class LoadedBase:
     """A loaded base: its name, the stock model, and the content of its `tokenizer.json`."""
 
     name: str
@@ -51,7 +51,7 @@ class BaseModel:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
-def decoder_class(architecture: str) -> Any | None:
+def find_decoder_class(architecture: str) -> Any | None:
     """The stock class of transformers with that name, where it is a causal LM."""
     import transformers
 
@@ -59,7 +59,7 @@ def decoder_class(architecture: str) -> Any | None:
     return getattr(transformers, architecture, None) if usable else None
 
 
-def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> BaseModel:
+def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> LoadedBase:
     """Loads a base by folder or hub id; frozen nowhere, no cache. Raises ValueError, in one line, if it cannot be had.
 
     precision: of the weights. eight_bit: linear layers in 8 bits through bitsandbytes (LLM.int8, arXiv 2208.07339), on
@@ -97,10 +97,10 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
         model.to(getattr(torch, precision))
     attach_image_head(model, source)
     model.config.use_cache = False  # a cache, even in training, makes packed documents leak into each other
-    return BaseModel(text, model, tokenizer)
+    return LoadedBase(text, model, tokenizer)
 
 
-def base_sha256(model: nn.Module) -> str:
+def hash_base(model: nn.Module) -> str:
     """Hash of the base's embedding table as bfloat16: tells a base from another and from its rounded copies."""
     table = model.get_input_embeddings()
     weight = getattr(table, "base", table).weight.detach()

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from unimodal.config import Config
 from unimodal.model.attention import set_attention
-from unimodal.model.base import BaseModel, Precision, load_base
+from unimodal.model.base import LoadedBase, Precision, load_base
 from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, peft_config
-from unimodal.model.rows import extend_rows, new_rows, share_rows
+from unimodal.model.rows import extend_rows, get_new_rows, share_rows
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
@@ -103,13 +103,13 @@ def build_nano(
     return model
 
 
-def num_parameters(model: torch.nn.Module) -> int:
+def count_parameters(model: torch.nn.Module) -> int:
     """Parameters, tied tables counted once."""
     return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
 
 
 def build_model(
-    base: str | os.PathLike[str] | BaseModel,
+    base: str | os.PathLike[str] | LoadedBase,
     vocabulary: Vocabulary,
     lora: LoraSettings | None = None,
     *,
@@ -133,7 +133,7 @@ def build_model(
     A base that has all rows of the vocabulary already (a model of ours) gets no new ones. Raises ValueError when the
     vocabulary was not laid out behind this base's rows.
     """
-    base = base if isinstance(base, BaseModel) else load_base(base, precision, eight_bit)
+    base = base if isinstance(base, LoadedBase) else load_base(base, precision, eight_bit)
     model, num_base = base.model, base.num_rows
     if not freeze_base and isinstance(vocabulary, AdoptedVocabulary):
         raise ValueError(f"{base.name} is a converted checkpoint; tune it by LoRA with recipes/finetune_lora.py")
@@ -158,7 +158,7 @@ def build_model(
         extend_rows(model, num_new, seed, freeze_base, begin)
     if lora is not None:
         add_lora(model, peft_config(model, lora, base.name), seed)
-    for parameter in new_rows(model).values() if num_new else ():
+    for parameter in get_new_rows(model).values() if num_new else ():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)  # peft freezes everything that is not an adapter
     if shared and num_new:

@@ -195,7 +195,7 @@ def merge_rows(model: nn.Module) -> nn.Module:
     return model
 
 
-def new_rows(model: nn.Module) -> dict[str, Tensor]:
+def get_new_rows(model: nn.Module) -> dict[str, Tensor]:
     """The trained rows by side, ``input`` and, on an untied model, ``output``: what an adapter has to save."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):

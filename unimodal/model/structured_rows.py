@@ -69,7 +69,7 @@ class StructuredRows(nn.Module):
         return torch.cat(parts)
 
 
-def level_features(level_indices: Tensor, num_levels: tuple[int, ...]) -> Tensor:
+def encode_levels(level_indices: Tensor, num_levels: tuple[int, ...]) -> Tensor:
     """Level indices [R, K] of a scalar quantizer → one-hot features [R, Σ levels]."""
     return torch.cat([nn.functional.one_hot(level_indices[:, k], n).float() for k, n in enumerate(num_levels)], dim=1)
 

@@ -15,7 +15,7 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
-def weight_files(folder: Path) -> Iterable[Path]:
+def list_weight_files(folder: Path) -> Iterable[Path]:
     """The files of a model folder and of the folders of its media tokenizers and readers that look like weights."""
     places = [folder, *sorted(folder.glob("*_tokenizer")), *sorted(folder.glob("*_reader")), folder / ORIGINAL]
     for place in places:

@@ -10,7 +10,7 @@ import torch
 from unimodal.files import describe_error
 from unimodal.model.adapter import load_adapter
 from unimodal.model.adapter_files import BASE_FILE, is_adapter
-from unimodal.model.base import decoder_class, load_base
+from unimodal.model.base import find_decoder_class, load_base
 from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
 from unimodal.model_folder.find import read_json
 from unimodal.vocabulary import Vocabulary
@@ -25,7 +25,7 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> Any:
 
     config = read_json(folder / "config.json")
     architecture = str((config.get("architectures") or ["none"])[0])
-    stock = decoder_class(architecture)
+    stock = find_decoder_class(architecture)
     if stock is None:
         raise ValueError(f"{folder}/config.json names the architecture {architecture}; it must be a causal LM")
     if config.get("vocab_size", 0) < vocabulary.size:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unimodal.config import Config
 from unimodal.files import describe_error
-from unimodal.model.weight_files import check_weight_files, weight_files
+from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.wording import Wording
 
 MODEL_VARIABLE = "UNIMODAL_MODEL"
@@ -127,7 +127,7 @@ def _card_folders() -> list[Path]:
 def _check_folder(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"model {name!r} is not a folder; give the folder that holds its config.json")
-    check_weight_files(weight_files(folder))
+    check_weight_files(list_weight_files(folder))
     missing = _missing(folder)
     if missing:
         fix = "copy or download it again"

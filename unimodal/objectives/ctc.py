@@ -20,7 +20,7 @@ from torch.nn import functional
 from unimodal.objectives.next_token import IGNORE
 
 
-def spoken_answers(
+def find_spoken_answers(
     ids: Tensor, labels: Tensor, position_ids: Tensor, audio: range, text: range
 ) -> list[tuple[Tensor, Tensor]]:
     """The utterances whose transcript is the answer: (places of the audio codes, ids of the transcript), each int64.
@@ -41,13 +41,13 @@ def spoken_answers(
     return found
 
 
-def spoken_requests(
+def find_spoken_requests(
     ids: Tensor, labels: Tensor, position_ids: Tensor, audio: range, words_of: Callable[[Tensor], Tensor | None]
 ) -> list[tuple[Tensor, Tensor]]:
     """The utterances that are the answer: (places of the audio codes, ids of the words), each int64.
 
-    Arguments as for ``spoken_answers``. ``words_of`` gives the words of the audio rows [T] of a whole utterance, or
-    None where they are unknown: a request may put other words around those that are to be spoken. Scored like a
+    Arguments as for ``find_spoken_answers``. ``words_of`` gives the words of the audio rows [T] of a whole utterance,
+    or None where they are unknown: a request may put other words around those that are to be spoken. Scored like a
     transcript, they teach a decoder to know at every code how far it has come in the sentence.
     """
     flat, wanted = ids.reshape(-1), labels.reshape(-1)

@@ -13,8 +13,8 @@ from typing import TypedDict
 from torch import Tensor
 
 from unimodal.coder.partial import STEPS
-from unimodal.generation.continuous import ContinuousBatch, Finished, Request
-from unimodal.generation.request import TokenEvent
+from unimodal.generation.continuous import ContinuousBatch
+from unimodal.generation.request import FinishedRequest, GenerationRequest, TokenEvent
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.pipeline.search import OnToken
@@ -22,8 +22,8 @@ from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document
 
 __all__ = [
-    "STEPS", "CodeRun", "CodesOfMedium", "ContinuousBatch", "Finished", "Request", "TokenEvent", "describe_codes",
-    "list_runs", "make_row",
+    "STEPS", "CodeRun", "CodesOfMedium", "ContinuousBatch", "FinishedRequest", "GenerationRequest", "TokenEvent",
+    "describe_codes", "list_runs", "make_row",
 ]  # fmt: skip
 
 
@@ -50,14 +50,14 @@ class CodesOfMedium(TypedDict):
 
 def make_row(
     model: LoadedModel, document: Document, settings: AnswerSettings, on_token: OnToken | None = None
-) -> Request:
+) -> GenerationRequest:
     """The row that `Unimodal.answers` would run for a document. Raises ValueError for what does not fit the model, and
     for settings that rows of a batch cannot have."""
     for name in ("decoder", "search"):
         if getattr(settings, name) is not None:
             raise ValueError(f"{name} is not for a request that shares its batch; leave it out")
     prepared = prepare(model, document, settings)
-    return Request(prepared.prompt, prepared.config, on_token, make_speech_answer(model, prepared))
+    return GenerationRequest(prepared.prompt, prepared.config, on_token, make_speech_answer(model, prepared))
 
 
 def describe_codes(model: LoadedModel, modality: str, medium: Tensor) -> CodesOfMedium:

@@ -31,7 +31,7 @@ from unimodal.coder.outputs import MediaCodes, Output
 from unimodal.coder.partial import PartialPictures
 from unimodal.generation.fast.speculation import FastDecoder
 from unimodal.generation.request import TokenEvent
-from unimodal.generation.session import Session
+from unimodal.generation.session import GenerationSession
 from unimodal.model_folder.find import find_model
 from unimodal.pipeline.fast_decoders import make_fast_decoder
 from unimodal.pipeline.parts import LoadedModel
@@ -68,8 +68,8 @@ class Unimodal(LoadedModel):
     `chat`, `generate` and `answers` take the `AnswerSettings` of a request, and keywords that change single ones:
     `model.chat("Hello", temperature=0.7)`. These callbacks go with all three: ``on_progress`` is told (requests done,
     of how many), ``on_token`` every new token, whose `row` is the number of the document, and ``on_partial`` (number
-    of the document, coarse picture) while a picture is written. A ``session`` of `engine.session()` remembers what was
-    read, so that a conversation is read once.
+    of the document, coarse picture) while a picture is written. A ``session`` of `engine.open_session()` remembers what
+    was read, so that a conversation is read once.
     """
 
     @cached_property
@@ -85,7 +85,7 @@ class Unimodal(LoadedModel):
         history: Sequence[Turn] = (),
         settings: AnswerSettings = MODELS_OWN,
         *,
-        session: Session | None = None,
+        session: GenerationSession | None = None,
         on_progress: OnProgress | None = None,
         on_token: OnToken | None = None,
         on_partial: OnPartial | None = None,
@@ -108,7 +108,7 @@ class Unimodal(LoadedModel):
         /,
         settings: AnswerSettings = MODELS_OWN,
         *,
-        session: Session | None = None,
+        session: GenerationSession | None = None,
         on_progress: OnProgress | None = None,
         on_token: OnToken | None = None,
         on_partial: OnPartial | None = None,
@@ -152,7 +152,7 @@ class Unimodal(LoadedModel):
         settings: AnswerSettings | Sequence[AnswerSettings] = MODELS_OWN,
         *,
         seeds: Sequence[int] | None = None,
-        session: Session | None = None,
+        session: GenerationSession | None = None,
         on_progress: OnProgress | None = None,
         on_token: OnToken | None = None,
         on_partial: OnPartial | None = None,
@@ -172,7 +172,7 @@ class Unimodal(LoadedModel):
         self,
         requests: Sequence[Prepared],
         caption: str | None,
-        session: Session | None,
+        session: GenerationSession | None,
         on_progress: OnProgress | None,
         on_token: OnToken | None,
         on_partial: OnPartial | None,

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from unimodal.pipeline.requests import AnswerSettings, fit_history
-from unimodal.pipeline.rows import Request
+from unimodal.pipeline.rows import GenerationRequest
 from unimodal.serve.answer import AnswerReader, Piece
 from unimodal.serve.conversation import completed, gathered, turns_of, wanted
 from unimodal.serve.media_output import medium_url, sound_bytes
@@ -73,7 +73,7 @@ def _head(service: Service, identity: str, kind: str) -> dict[str, Any]:
     return {"id": identity, "object": kind, "created": int(time()), "model": service.name}
 
 
-def _finish_reason(service: Service, request: Request, reader: AnswerReader, ids: list[int]) -> str:
+def _finish_reason(service: Service, request: GenerationRequest, reader: AnswerReader, ids: list[int]) -> str:
     """ "length" where a limit ended the answer. A forced medium of a fixed length is whole when it is as long."""
     config, vocabulary = request.config, service.model.vocabulary
     whole = config.force in vocabulary.media and vocabulary.layout(str(config.force)).open_segment is None
@@ -84,7 +84,7 @@ def _finish_reason(service: Service, request: Request, reader: AnswerReader, ids
     return "length" if cut or len(ids) >= config.max_new_tokens else "stop"
 
 
-def _usage(asked: ChatRequest, request: Request, ids: list[int]) -> dict[str, int]:
+def _usage(asked: ChatRequest, request: GenerationRequest, ids: list[int]) -> dict[str, int]:
     """The end of an answer that `max_tokens` has cut was not written by the model."""
     return usage(len(request.prompt), len(ids) if asked.tokens is None else min(len(ids), asked.tokens))
 
@@ -132,7 +132,7 @@ def media_part(modality: str, url: str) -> dict[str, Any]:
 
 
 async def _streamed(
-    service: Service, asked: ChatRequest, request: Request, reader: AnswerReader, identity: str
+    service: Service, asked: ChatRequest, request: GenerationRequest, reader: AnswerReader, identity: str
 ) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[Piece | None] = asyncio.Queue()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline.requests import AnswerSettings
-from unimodal.pipeline.rows import Request, make_row
+from unimodal.pipeline.rows import GenerationRequest, make_row
 from unimodal.sequence.document import Document
 from unimodal.serve.media_input import MediaInput, server_limits
 from unimodal.serve.metrics import Metrics
@@ -85,17 +85,17 @@ class Service:
         """Work of the processor that must not hold up the others."""
         return await asyncio.get_running_loop().run_in_executor(self.pool, work, *given)
 
-    async def prepare(self, document: Document, settings: AnswerSettings) -> Request:
+    async def prepare(self, document: Document, settings: AnswerSettings) -> GenerationRequest:
         """`make_row`, and everything that the engine would refuse, before an answer is begun."""
 
-        def work() -> Request:
+        def work() -> GenerationRequest:
             request = make_row(self.model, document, settings)
-            self.model.engine.checked([request.prompt], [request.config])
+            self.model.engine.prepare([request.prompt], [request.config])
             return request
 
         return await self.off_loop(work)
 
-    async def answer(self, request: Request) -> list[int]:
+    async def answer(self, request: GenerationRequest) -> list[int]:
         """The ids of an answer; cancelling frees its row."""
         ticket = None if request.alone is not None else self.worker.submit(request)
         try:

@@ -24,7 +24,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
-from unimodal.generation.continuous import ContinuousBatch, Finished, Request
+from unimodal.generation.continuous import ContinuousBatch
+from unimodal.generation.request import FinishedRequest, GenerationRequest
 from unimodal.pipeline import Unimodal
 
 log = logging.getLogger("unimodal.serve")
@@ -47,7 +48,7 @@ class ShuttingDown(RuntimeError):
 class Ticket:
     """A request on its way: `future` gives the answer's ids."""
 
-    request: Request
+    request: GenerationRequest
     future: Future[list[int]] = field(default_factory=Future)
     key: int | None = None  # once it has a row
     cancelled: bool = False
@@ -146,7 +147,7 @@ class Worker:
 
     # ---- jobs
 
-    def submit(self, request: Request) -> Ticket:
+    def submit(self, request: GenerationRequest) -> Ticket:
         """Answer a request: as a row of the batch, or in one turn of its own if it says so (`alone`).
 
         Raises ShuttingDown, as all of these do, once the worker is stopped.
@@ -287,7 +288,7 @@ class Worker:
             if ticket.cancelled and ticket not in self._left:
                 self._left.append(ticket)
 
-    def _deliver(self, done: Finished) -> None:
+    def _deliver(self, done: FinishedRequest) -> None:
         ticket = self._rows.pop(done.key)
         if done.error is not None:
             _fail(ticket.future, done.error)

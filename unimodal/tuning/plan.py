@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unimodal.corpus.corpus import Corpus
-from unimodal.model.build import num_parameters
+from unimodal.model.build import count_parameters
 from unimodal.objectives.packed import PackedLoss
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.templates.own import Template
@@ -21,7 +21,7 @@ def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: P
     """What a run would do, for `--dry-run`: rows, parameters, memory, data, and the beginning of one packed row."""
     vocabulary = template.vocabulary
     trained = [p for p in {id(p): p for p in model.parameters()}.values() if p.requires_grad]
-    num_trained, num_all = sum(p.numel() for p in trained), num_parameters(model)
+    num_trained, num_all = sum(p.numel() for p in trained), count_parameters(model)
     frozen_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     config = model.config
     tokens = batch.ids.size

@@ -15,7 +15,7 @@ from torch import Tensor
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.media.registry import MEDIA
 from unimodal.model.initialisers import Donor
-from unimodal.model.structured_rows import level_features
+from unimodal.model.structured_rows import encode_levels
 from unimodal.model_folder.find import read_json
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
@@ -76,7 +76,7 @@ def collect_block_features(
                 features[block.rows] = semantic.prototypes.detach().float().cpu()
             elif quantizer is not None and getattr(quantizer, "codebook_size", 0) == block.size:
                 levels = quantizer.level_indices(torch.arange(block.size, device=media.device))
-                features[block.rows] = level_features(levels.cpu(), quantizer.levels)
+                features[block.rows] = encode_levels(levels.cpu(), quantizer.levels)
     return features
 
 

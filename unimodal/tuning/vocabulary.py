@@ -10,7 +10,7 @@ import torch
 
 from unimodal.coder.media_coder import MediaCoder, load_coder
 from unimodal.model.adapter_files import is_adapter
-from unimodal.model.base import BaseModel
+from unimodal.model.base import LoadedBase
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
@@ -27,7 +27,7 @@ def open_media(folder: Path | None, device: torch.device | str = "cpu") -> Media
     return load_coder(folder, device, lambda step: print(step, file=sys.stderr))
 
 
-def make_joint_template(base: BaseModel, media: MediaCoder | None) -> Template:
+def make_joint_template(base: LoadedBase, media: MediaCoder | None) -> Template:
     """The template over the base's text rows, the controls, and the blocks of the media tokenizers behind them.
 
     A base that is a model of ours keeps its own vocabulary, and a converted checkpoint its own format as well.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unimodal.generation.head import Candidates
 from unimodal.generation.plain import PLAIN
-from unimodal.generation.run import Run
+from unimodal.generation.run import DecodingRun
 from unimodal.generation.sampling import Sampler, gumbel_noise, noise_keys
 from unimodal.generation.spans import Ranges
 from unimodal.vocabulary import Vocabulary
@@ -137,7 +137,7 @@ class FastDecoder:
         """The tokens are written; ``row`` counts them."""
 
 
-class SpeculativeRun(Run):
+class SpeculativeRun(DecodingRun):
     """The loop around a FastDecoder."""
 
     def __init__(self, *args: Any) -> None:

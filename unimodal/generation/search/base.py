@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from unimodal.generation.engine import Engine, GenerationConfig
+from unimodal.generation.engine import Engine
+from unimodal.generation.request import GenerationConfig
 
 #: whole or partial answers (ids) → a score for each; higher is better
 Verifier = Callable[[Sequence[list[int]]], Sequence[float]]
@@ -23,7 +24,7 @@ class Candidate:
 
 
 @dataclass
-class Found:
+class SearchResult:
     """The best answer, its score, all whole answers that were scored (best first), and the tokens that it took."""
 
     answer: list[int]
@@ -45,7 +46,7 @@ class Writer:
     def __post_init__(self) -> None:
         if self.config.force not in self.engine.vocabulary.media:
             raise ValueError(f"search needs a forced medium, not {self.config.force!r}; ask for an image, say")
-        self.session = self.engine.session(size=32)
+        self.session = self.engine.open_session(size=32)
 
     def fresh_seeds(self, num: int) -> list[int]:
         """Seeds that no candidate has had; the first is the request's own."""
@@ -89,11 +90,11 @@ class Search(ABC):
 
     partial = False  # whether the verifier is shown partial answers: then codes must run from coarse to fine
 
-    def run(self, engine: Engine, prompt: Sequence[int], config: GenerationConfig, verifier: Verifier) -> Found:
+    def run(self, engine: Engine, prompt: Sequence[int], config: GenerationConfig, verifier: Verifier) -> SearchResult:
         """The best answer to the prompt that this method finds."""
         writer = Writer(engine, list(prompt), config)
         whole = sorted(self.explore(writer, verifier), key=lambda candidate: -candidate.score)
-        return Found(whole[0].answer, whole[0].score, whole, writer.num_tokens)
+        return SearchResult(whole[0].answer, whole[0].score, whole, writer.num_tokens)
 
     @abstractmethod
     def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
