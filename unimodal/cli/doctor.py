@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from unimodal import __version__
+from unimodal._version import __version__
 from unimodal.model_folder.find import ModelInfo, describe, find_model, list_models, tokenizer_folder
 
 PACKAGES = ("torch", "torchaudio", "transformers", "tokenizers", "peft", "xformers", "pillow", "soundfile", "av")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unimodal import __version__
+from unimodal._version import __version__
 from unimodal.export.card import CARD, EVAL_RESULTS, NOTHING, Statement, eval_results, make_card
 from unimodal.export.stock import leads_out
 from unimodal.files import describe_error

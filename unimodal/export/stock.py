@@ -27,7 +27,7 @@ import torch
 import yaml
 from torch import nn
 
-from unimodal import __version__
+from unimodal._version import __version__
 from unimodal.export.new_folder import check_space, check_target, new_folder
 from unimodal.export.original import write_original
 from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, code_files
