@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unimodal.coder.batches import group_by_size, split_batch, stack_media
 from unimodal.coder.outputs import Grid3, MediaCodes, Output
 from unimodal.files import quote_path
-from unimodal.media.audio import load_audio
+from unimodal.media.access import load_medium
 from unimodal.media.image import fit_image, load_image, to_bytes
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
-from unimodal.media.video import load_video
+from unimodal.media.registry import MEDIA, FileTarget
 from unimodal.model_folder.find import ProcessorConfig, read_json, read_processor, reader_folder, tokenizer_folder
-from unimodal.sequence.document import MEDIA_PARTS, Audio, Image, Media, Part, Text, Video
+from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
 from unimodal.tokenizers import load_tokenizer, stored_sha256
 from unimodal.tokenizers.interface import Codes, MediaReader, MediaTokenizer
 from unimodal.vocabulary import Vocabulary, read_vocabulary
@@ -114,17 +115,21 @@ class MediaCoder:
         Raises ValueError if it is not usable.
         """
         self.vocabulary.layout(modality)
+        medium = load_medium(modality, path, self._target(modality), self.limits)
         if modality == "image":
-            picture = load_image(path, self.limits)
             fit = getattr(self.tokenizer("image"), "fit", None)  # a pretrained tokenizer fits as it was trained
             if fit is not None:
-                return fit(picture)
-            return fit_image(picture, self.setting("image", "image_size"), self.processor.image_fit)
-        if modality == "audio":
-            return load_audio(path, self.setting("audio", "sample_rate_hz"), self.limits)
-        config = self.tokenizer("video").config
-        frames, size, fps = (getattr(config, name) for name in ("num_frames", "image_size", "fps"))
-        return load_video(path, fps, frames, size, self.limits)
+                return fit(medium)
+            return fit_image(medium, self.setting("image", "image_size"), self.processor.image_fit)
+        return medium
+
+    def _target(self, modality: str) -> FileTarget:
+        """What the tokenizer declares of its files."""
+        config = self.tokenizer(modality).config
+        rate, fps, frames, side = (
+            getattr(config, name, None) for name in ("sample_rate_hz", "fps", "num_frames", "image_size")
+        )
+        return FileTarget(rate, fps, frames, None if side is None else (side, side))
 
     def encode(self, modality: str, media: Sequence[Tensor]) -> list[np.ndarray]:
         """Media of one modality → codes, each int64 [N] or [N, G]. Sounds and pictures may differ in size."""
@@ -133,10 +138,7 @@ class MediaCoder:
     def encode_with_grids(self, modality: str, media: Sequence[Tensor]) -> list[tuple[np.ndarray, Grid3 | None]]:
         """`encode`, each with the grid (t, h, w) of its codes where they form one."""
         found: dict[int, tuple[np.ndarray, Grid3 | None]] = {}
-        sizes: dict[Any, list[int]] = {}
-        for index, medium in enumerate(media):
-            sizes.setdefault(None if modality == "audio" else tuple(medium.shape), []).append(index)
-        for items in sizes.values():
+        for items in group_by_size(MEDIA[modality], media):
             codes = self.encode_batch(modality, [media[item] for item in items])
             for number, item in enumerate(items):
                 row = codes.row(number).cpu().numpy()
@@ -148,14 +150,9 @@ class MediaCoder:
         return self.tokenizer(modality).encode(*self._batch(modality, media))
 
     def _batch(self, modality: str, media: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The batch that a tokenizer takes, and the true lengths of sounds."""
-        if modality == "image":
-            return torch.stack(list(media)).to(self.device), None
-        if modality == "video":
-            return torch.stack(list(media)).transpose(1, 2).contiguous().to(self.device), None  # [B, 3, T, H, W]
-        lengths = torch.tensor([len(sound) for sound in media])
-        padded = torch.nn.utils.rnn.pad_sequence(list(media), batch_first=True)  # [B, T]
-        return padded[:, None].to(self.device), lengths.to(self.device)
+        """The batch [B, C, …] that a tokenizer takes, and the true lengths of padded media."""
+        batch, lengths = stack_media(MEDIA[modality], media)
+        return batch.to(self.device), None if lengths is None else lengths.to(self.device)
 
     def encode_part(self, part: Part) -> Part:
         """The part as the model is asked about it: with codes in place of its file, or with what the file holds where
@@ -167,7 +164,7 @@ class MediaCoder:
             return MEDIA_PARTS[part.modality](data=self.content(part))
         return self.encode_parts(part.modality, [self.read_part(part)])[0]
 
-    def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Image | Audio | Video]:
+    def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Media]:
         """Media of one modality as parts with codes, and with their grids for a model that writes those."""
         return [
             MEDIA_PARTS[modality](codes=codes, grid=self._own_grid(modality, grid))
@@ -242,12 +239,7 @@ class MediaCoder:
             return [self._decode_in_grid(modality, row, grid) for row, grid in zip(codes, grids, strict=True)]
         rows = Codes.from_rows([torch.from_numpy(np.array(row)) for row in codes])
         decoded = self.tokenizer(modality).decode(rows.to(self.device)).float().cpu()
-        if modality == "image":
-            return list(decoded)
-        if modality == "video":
-            return list(decoded.transpose(1, 2))
-        samples_per_code = decoded.shape[-1] // rows.ids.shape[1]
-        return [sound[0, : len(row) * samples_per_code] for sound, row in zip(decoded, codes, strict=True)]
+        return split_batch(MEDIA[modality], decoded, [len(row) for row in codes])
 
     def _decode_in_grid(self, modality: str, row: np.ndarray, grid: tuple[int, int] | None) -> Tensor:
         codes = Codes.from_rows([torch.from_numpy(np.array(row))], grid=None if grid is None else (1, *grid))
@@ -284,7 +276,7 @@ class MediaCoder:
             )
         grid = self._own_grid(codes.modality, codes.grid)
         output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes, grid=grid))
-        if codes.modality == "audio" and codes.seconds is not None:
+        if MEDIA[codes.modality].padded and codes.seconds is not None:
             assert output.media is not None and output.rate is not None
             return Output(output.part, output.media[: max(1, round(codes.seconds * output.rate))], output.rate)
         return output

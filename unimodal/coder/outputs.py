@@ -11,9 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from unimodal.files import atomic_write_text, describe_error, quote_path
-from unimodal.media.audio import save_audio
-from unimodal.media.image import save_image
-from unimodal.media.video import save_video
+from unimodal.media.access import save_medium
 from unimodal.sequence.document import MEDIA_PARTS, Part, Text
 
 CODES_FORMAT = 1
@@ -55,12 +53,8 @@ class Output:
         """Writes the file whole or not at all, in the format of its suffix; ValueError for one that does not fit."""
         if self.media is None:
             atomic_write_text(path, self.text + "\n")
-        elif self.modality == "image":
-            save_image(self.media, path)
-        elif self.modality == "audio":
-            save_audio(self.media, path, int(self.rate or 16_000))
         else:
-            save_video(self.media, path, float(self.rate or 8))
+            save_medium(self.modality, self.media, path, self.rate)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.data.token_shards import Skipped
 from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.model_folder.find import find_model, read_processor
-from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
+from unimodal.sequence.document import Document, Media, Part, Text, Turn
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Rendered
 from unimodal.vocabulary import read_vocabulary
@@ -83,7 +83,7 @@ def tokenizer_source(model: str | os.PathLike[str] | None) -> Path:
     return find_model(model)
 
 
-def _lacks_codes(part: Part) -> TypeGuard[Image | Audio | Video]:
+def _lacks_codes(part: Part) -> TypeGuard[Media]:
     return not isinstance(part, Text) and part.codes is None
 
 

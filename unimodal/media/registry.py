@@ -25,12 +25,15 @@ _TAKEN = ("text", "frame", "json")  # of parts, marks and files of datasets
 
 @dataclass(frozen=True)
 class FileTarget:
-    """What a tokenizer declares of the medium it takes; None where it does not say, or the medium has no such thing."""
+    """What a tokenizer declares of the medium it takes; None where it does not say, or the medium has no such thing.
+
+    picture_size: height and width of pictures and frames. num_frames: that are taken of a film's file.
+    """
 
     sample_rate_hz: int | None = None
     frames_per_second: float | None = None
     num_frames: int | None = None
-    image_size: int | None = None
+    picture_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,6 @@ class Medium:
     axes: of its tensor, a letter each: "c" channels, "t" time, other letters for other axes. A tokenizer gets the
         batch as [B, C, …]: channels first (one channel where there is no "c"), then the others in this order.
     padded: items of different length along "t" are encoded together, the shorter padded with 0 behind their end.
-    rate: which rate of `FileTarget` counts positions along "t", where they are seconds: "sample_rate_hz".
     recognise: (head: bytes, the first 64 of a file) → whether it is one. None where `headers.py` knows the formats.
     load: (source, target: FileTarget, limits: MediaLimits) → tensor. ValueError in one line for an unusable file.
     save: (tensor, path, rate: float | None) → None. The file appears whole or not at all.
@@ -67,7 +69,6 @@ class Medium:
     ask: str = ""
     axes: str
     padded: bool = False
-    rate: str | None = None
     recognise: str | None = None
     load: str
     save: str
@@ -180,7 +181,6 @@ MEDIA: dict[str, Medium] = {
         ask="say",
         axes="t",
         padded=True,
-        rate="sample_rate_hz",
         load="unimodal.media.audio:load_audio_for",
         save="unimodal.media.audio:save_audio_at",
     ),
@@ -193,7 +193,6 @@ MEDIA: dict[str, Medium] = {
         sent_as=(".mp4", "video/mp4"),
         ask="film",
         axes="tchw",
-        rate="frames_per_second",
         load="unimodal.media.video:load_video_for",
         save="unimodal.media.video:save_video_at",
     ),

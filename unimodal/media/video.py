@@ -81,7 +81,10 @@ def load_video(
 def load_video_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
     """`load_video` at the rate, length and size that a tokenizer takes."""
     rate = target.frames_per_second or FRAMES_PER_SECOND
-    return load_video(source, rate, target.num_frames, target.image_size, limits)
+    height, width = target.picture_size or (None, None)
+    if height != width:
+        raise ValueError(f"frames of {height}×{width} cannot be fitted; films are fitted to squares")
+    return load_video(source, rate, target.num_frames, height, limits)
 
 
 def save_video_at(clip: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:

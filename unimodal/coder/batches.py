@@ -1,0 +1,54 @@
+"""Media as their files give them ⇄ the batches that tokenizers take, by the `axes` of the medium's record.
+
+Shapes: B batch, C channels, T the padded axis, N positions of the codes; "…" are the axes of the medium without its
+channels, in their order: a picture is [C, H, W] in both, a sound [T] becomes [C, T], a clip [T, C, H, W] [C, T, H, W].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unimodal.media.registry import Medium
+
+
+def group_by_size(medium: Medium, items: Sequence[Tensor]) -> list[list[int]]:
+    """The numbers of the items that can share a batch: those of one size, the padded axis left out."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, item in enumerate(items):
+        sizes = zip(medium.axes, item.shape, strict=True)
+        key = tuple(size for axis, size in sizes if not (medium.padded and axis == "t"))
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
+
+
+def stack_media(medium: Medium, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Items of one group → [B, C, …], and int64 [B] how much of the padded axis is real; None where none is padded."""
+    moved = [item.movedim(medium.axes.index("c"), 0) if "c" in medium.axes else item[None] for item in items]
+    if not medium.padded:
+        return torch.stack(moved).contiguous(), None
+    axis = _padded_axis(medium)
+    lengths = [item.shape[axis] for item in moved]
+    shape = list(moved[0].shape)
+    shape[axis] = max(lengths)
+    batch = moved[0].new_zeros(len(moved), *shape)
+    for into, item, length in zip(batch, moved, lengths, strict=True):
+        into.narrow(axis, 0, length).copy_(item)
+    return batch, torch.tensor(lengths)
+
+
+def split_batch(medium: Medium, decoded: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    """The inverse of `stack_media`, of what [B, C, …] codes decode to; counts: how many positions each item has."""
+    items = list(decoded)
+    if medium.padded:
+        axis = _padded_axis(medium)
+        per_code = decoded.shape[1 + axis] // max(counts)
+        items = [item.narrow(axis, 0, count * per_code) for item, count in zip(items, counts, strict=True)]
+    return [item.movedim(0, medium.axes.index("c")) if "c" in medium.axes else item[0] for item in items]
+
+
+def _padded_axis(medium: Medium) -> int:
+    """The place of the time axis in [C, …]."""
+    return 1 + medium.axes.replace("c", "").index("t")
