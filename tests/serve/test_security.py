@@ -24,7 +24,7 @@ from unimodal.serve import remote
 from unimodal.serve import server as server_module
 from unimodal.serve.media_input import decode_data_url
 from unimodal.serve.protocol import ApiError
-from unimodal.serve.remote import fetch, is_public, public_address
+from unimodal.serve.remote import fetch, find_public_address, is_public
 
 
 def refused(answer, status, param=None):
@@ -426,7 +426,7 @@ def test_a_name_with_a_private_address_is_refused(monkeypatch):
     network(monkeypatch, {"a": ["10.0.0.7"], "b": ["1.1.1.1", "127.0.0.1"]})
     for host in ("a", "b"):  # one private address among public ones is enough
         with pytest.raises(ApiError, match="private or local"):
-            public_address(host, 80)
+            find_public_address(host, 80)
         with pytest.raises(ApiError, match="private or local"):
             fetch(f"http://{host}/a.png", 1000)
 
@@ -488,7 +488,7 @@ def test_what_a_url_may_not_hold(site):
 
 def test_a_slow_site_is_left(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(remote, "public_address", lambda host, port: "127.0.0.1")
+        monkeypatch.setattr(remote, "find_public_address", lambda host, port: "127.0.0.1")
         started = time.monotonic()
         with pytest.raises(ApiError, match="cannot be fetched"):
             fetch(f"http://x:{silent.getsockname()[1]}/", 1000, timeout_s=0.5)
@@ -497,7 +497,7 @@ def test_a_slow_site_is_left(monkeypatch):
 
 @pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["head", "body"])
 def test_a_site_that_sends_a_byte_now_and_then_is_left(monkeypatch, begun):
-    monkeypatch.setattr(remote, "public_address", lambda host, port: "127.0.0.1")
+    monkeypatch.setattr(remote, "find_public_address", lambda host, port: "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as site:
 
         def drip():

@@ -30,14 +30,14 @@ def serve(
     """Serve a model over HTTP: OpenAI's API and a web chat."""
     from pydantic import ValidationError
 
-    from unimodal.serve.settings import ServeConfig, key_from_environment, listen
+    from unimodal.serve.settings import ServeConfig, listen, read_key
 
     check_ways(None, weights)
     try:
         config = ServeConfig(
             host=host,
             port=port,
-            api_key=key_from_environment() if api_key is None else api_key,  # an empty one is no open door
+            api_key=read_key() if api_key is None else api_key,  # an empty one is no open door
             max_batch=max_batch,
             queue_limit=queue_limit,
             timeout_s=timeout_s,

@@ -1,180 +1,259 @@
-"""`/v1/chat/completions`: whole answers and streamed ones."""
+"""`/v1/chat/completions`: messages → a document, and its answer → a message, whole or streamed."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import secrets
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Mapping
 from time import time
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
+from torch import Tensor
 
-from unimodal.pipeline.requests import AnswerSettings, fit_history
-from unimodal.pipeline.rows import GenerationRequest
-from unimodal.serve.answer import AnswerReader, Piece
-from unimodal.serve.conversation import completed, gathered, turns_of, wanted
-from unimodal.serve.media_output import medium_url, sound_bytes
-from unimodal.serve.protocol import DONE, ChatRequest, event, parse, usage, voice_name
-from unimodal.serve.service import Call, EventStream, Service
+from unimodal.generation.request import GenerationRequest
+from unimodal.media.registry import MEDIA
+from unimodal.pipeline import Unimodal
+from unimodal.pipeline.requests import fit_history
+from unimodal.sequence.document import Part, Text, Turn
+from unimodal.serve.answer import AnswerReader, PartialPiece, Piece, WordsPiece
+from unimodal.serve.media_input import MediaInput
+from unimodal.serve.media_output import encode_sound, make_medium_url
+from unimodal.serve.protocol import (
+    DONE,
+    MOST_CHARACTERS,
+    AnswerMessage,
+    ApiError,
+    ChatRequest,
+    ContentPart,
+    Delta,
+    FinishReason,
+    SpokenAnswer,
+    Usage,
+    count_usage,
+    encode_event,
+    parse,
+    read_voice,
+)
+from unimodal.serve.service import EventStream, Exchange, Service, gather
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-async def chat_completions(call: Call) -> Response:
-    service = call.service
-    asked = await service.off_loop(parse, ChatRequest, call.body)
+async def complete_chat(exchange: Exchange) -> Response:
+    service = exchange.service
+    model = service.model
+    asked = await service.run(parse, ChatRequest, exchange.body)
     asked.check()
     service.check_model(asked.model)
-    to, allow = wanted(asked, service.model.vocabulary.media)
-    turns = await turns_of(asked, service.media, service.config.max_parts)
-    voice = None if asked.audio is None else voice_name(asked.audio.voice)
-    turns[-1] = completed(service.model, turns[-1], to, voice)
-    settings = _settings(service, asked, to, allow)
-    document = await service.off_loop(fit_history, service.model, turns, settings)
-    request = await service.prepare(document, settings)
-    reader = AnswerReader(service.model, asked.stop)
-    identity = f"chatcmpl-{secrets.token_hex(12)}"
-    if asked.stream:
-        if asked.stream_partial and "image" in service.model.vocabulary.media:
-            reader.partial = bool(service.model.coder.tokenizer("image").ordered)
-        return EventStream(_streamed(service, asked, request, reader, identity))
-    ids = await service.answer(replace(request, on_token=reader))
-    reader.finish()
-    message = await _message(service, asked, reader)
-    finish = _finish_reason(service, request, reader, ids)
-    return JSONResponse(
-        {
-            **_head(service, identity, "chat.completion"),
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-            "usage": _usage(asked, request, ids),
-        }
-    )
+    settings = asked.make_settings(model.vocabulary.media, model.writable)
+    turns = await read_turns(asked, service.media, service.config.max_parts)
+    voice = None if asked.audio is None else read_voice(asked.audio.voice)
+    turns[-1] = complete_turn(model, turns[-1], settings.to, voice)
+    document = await service.run(fit_history, model, turns, settings)
+    reader = AnswerReader(model, asked.stop)
+    answer = ChatAnswer(service, asked, reader, await service.prepare(document, settings, reader))
+    return EventStream(exchange, answer.stream()) if asked.stream else JSONResponse(await answer.write())
 
 
-def _settings(service: Service, asked: ChatRequest, to: str | None, allow: tuple[str, ...] | None) -> AnswerSettings:
-    """Temperature and top_p are of all that the answer may hold; `max_tokens` does not count the end of its words."""
-    words = asked.tokens if to in (None, "text") else None
-    return AnswerSettings(
-        to=to,
-        allow=allow if to is not None or allow is not None else ("text", *service.model.writable),
-        seed=secrets.randbits(32) if asked.seed is None else asked.seed,
-        guidance=asked.guidance,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
-        tokens=asked.tokens if words is None else words + 1,
-        text_tokens=words,
-        shorten=True,
-        negative=asked.negative,
-    )
+# ---- messages → a document
 
 
-def _head(service: Service, identity: str, kind: str) -> dict[str, Any]:
-    return {"id": identity, "object": kind, "created": int(time()), "model": service.name}
+async def read_turns(asked: ChatRequest, media: MediaInput, most_media: int) -> list[Turn]:
+    """The turns of a request, with every medium in codes. Raises ApiError for what cannot be used."""
+    num_media = sum(part.get("type") not in ("text", "refusal") for one in asked.messages for part in one.parts)
+    if num_media > most_media:
+        message = f"{num_media} media in one request; send at most {most_media}"
+        raise ApiError(400, message, "too_many_parts", "messages")
+    if asked.messages[-1].role != "user":
+        raise ApiError(400, "the last message must be the user's", "invalid_value", "messages")
+    turns = []
+    for number, one in enumerate(asked.messages):
+        where = f"messages[{number}]"
+        if one.role not in ROLES:
+            message = f"role {one.role[:40]!r} is not known; use {', '.join(ROLES)}"
+            raise ApiError(400, message, "invalid_value", f"{where}.role")
+        if one.audio is not None and one.content is None:
+            message = "answers are not stored: send the sound again, as an input_audio part of the content"
+            raise ApiError(400, message, "unsupported_value", f"{where}.audio")
+        parts = await gather(_read_part(part, media, f"{where}.content[{n}]") for n, part in enumerate(one.parts))
+        turns.append(Turn(ROLES[one.role], parts))
+    return turns
 
 
-def _finish_reason(service: Service, request: GenerationRequest, reader: AnswerReader, ids: list[int]) -> str:
-    """ "length" where a limit ended the answer. A forced medium of a fixed length is whole when it is as long."""
-    config, vocabulary = request.config, service.model.vocabulary
-    whole = config.force in vocabulary.media and vocabulary.layout(str(config.force)).open_segment is None
-    if reader.stopped or whole:
-        return "stop"
-    words = sum(vocabulary.is_text(row) for row in ids)
-    cut = config.max_text_tokens is not None and words >= config.max_text_tokens
-    return "length" if cut or len(ids) >= config.max_new_tokens else "stop"
+async def _read_part(part: Mapping[str, object], media: MediaInput, where: str) -> Part:
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        raise ApiError(400, "a part has no type; use text, image_url, …", "invalid_value", f"{where}.type")
+    content = part.get(kind)
+    if kind in ("text", "refusal"):
+        return _read_text(content, where)
+    holder = content if isinstance(content, dict) else {}
+    if kind == "input_audio":
+        return await media.make_part("audio", await media.decode_base64(holder.get("data"), where), where)
+    for medium in MEDIA.values():
+        if kind == medium.url_type:
+            url = content if isinstance(content, str) else holder.get("url")
+            return await media.make_part(medium.name, await media.read_url(url, where), where)
+    known = ", ".join(("text", "input_audio", *(medium.url_type for medium in MEDIA.values())))
+    raise ApiError(400, f"a part of type {kind[:40]!r} is not known; use {known}", "invalid_value", where)
 
 
-def _usage(asked: ChatRequest, request: GenerationRequest, ids: list[int]) -> dict[str, int]:
-    """The end of an answer that `max_tokens` has cut was not written by the model."""
-    return usage(len(request.prompt), len(ids) if asked.tokens is None else min(len(ids), asked.tokens))
-
-
-async def _message(service: Service, asked: ChatRequest, reader: AnswerReader) -> dict[str, Any]:
-    """The whole answer: words, or parts in their order; the first sound as `audio`."""
-    media = [piece for piece in reader.pieces if piece.kind == "medium"]
-    decoded = await gathered([service.decode(piece.modality, piece.codes) for piece in media])
-    audio = None
-    parts: dict[int, dict[str, Any]] = {}
-    for piece, medium in zip(media, decoded, strict=True):
-        rate = service.model.coder.rate(piece.modality)
-        if piece.modality == "audio" and audio is None:
-            kind = asked.audio.format if asked.audio is not None else "wav"
-            data, _ = await service.off_loop(sound_bytes, medium, int(rate or 16_000), kind)
-            audio = {
-                "id": f"audio-{secrets.token_hex(12)}",
-                "data": base64.b64encode(data).decode("ascii"),
-                "transcript": reader.text,
-                "expires_at": int(time()),  # it is not stored: a later message sends it again
-            }
-        else:
-            url = await service.off_loop(medium_url, piece.modality, medium, rate)
-            parts[id(piece)] = media_part(piece.modality, url)
-    message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
-    if parts:
-        content: list[dict[str, Any]] = []
-        for piece in reader.pieces:
-            if id(piece) in parts:
-                content.append(parts[id(piece)])
-            elif piece.kind == "text" and content and content[-1]["type"] == "text":
-                content[-1]["text"] += piece.text
-            elif piece.kind == "text":
-                content.append({"type": "text", "text": piece.text})
-        message["content"] = content
-    elif reader.text or audio is None:
-        message["content"] = reader.text
-    if audio is not None:
-        message["audio"] = audio
-    return message
-
-
-def media_part(modality: str, url: str) -> dict[str, Any]:
-    return {"type": f"{modality}_url", f"{modality}_url": {"url": url}}
-
-
-async def _streamed(
-    service: Service, asked: ChatRequest, request: GenerationRequest, reader: AnswerReader, identity: str
-) -> AsyncGenerator[bytes, None]:
-    loop = asyncio.get_running_loop()
-    pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
-
-    def emit(piece: Piece) -> None:  # from the worker's thread
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-    reader.emit = emit
-    answer = asyncio.ensure_future(service.answer(replace(request, on_token=reader)))
-    answer.add_done_callback(lambda _: pieces.put_nowait(None))
-    head = _head(service, identity, "chat.completion.chunk")
-    with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-
-    def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
-
+def _read_text(text: object, where: str) -> Text:
+    if not isinstance(text, str) or len(text) > MOST_CHARACTERS:
+        message = f"a text is missing or longer than {MOST_CHARACTERS:,} characters"
+        raise ApiError(400, message, "invalid_value", where)
     try:
-        yield chunk({"role": "assistant", "content": ""})
-        while (piece := await pieces.get()) is not None:
-            if piece.kind == "text":
-                yield chunk({"content": piece.text})
-                continue
-            if piece.kind == "partial" and not pieces.empty():
-                continue  # already out of date
-            medium = await service.decode(piece.modality, piece.codes)
-            rate = service.model.coder.rate(piece.modality)
-            url = await service.off_loop(medium_url, piece.modality, medium, rate)
-            if piece.kind == "partial":
-                yield chunk({"partial_image": {"index": piece.index, "url": url}})
+        return Text(text)
+    except ValueError as error:
+        raise ApiError(400, str(error), "invalid_value", where) from None
+
+
+def complete_turn(model: Unimodal, turn: Turn, to: str | None, voice: str | None) -> Turn:
+    """The last turn as the model was trained to be asked: words alone, for a medium, in its own wording; media without
+    words with the trained question. Raises ApiError for a voice that has nothing to speak."""
+    has_media = any(not isinstance(part, Text) for part in turn.parts)
+    words = turn.text.strip()
+    if to in model.vocabulary.media and words and not has_media:
+        return model.user_turn([model.wording.request(words, str(to), voice)])
+    if voice is not None and to != "audio":
+        raise ApiError(400, "a voice is for answers in audio; ask for them with modalities", "invalid_value", "audio")
+    return model.user_turn(turn.parts)
+
+
+# ---- its answer → a message
+
+
+class ChatAnswer:
+    """The answer to a chat request, on its way to the client."""
+
+    def __init__(self, service: Service, asked: ChatRequest, reader: AnswerReader, request: GenerationRequest) -> None:
+        self.service, self.asked, self.reader, self.request = service, asked, reader, request
+        self.id = f"chatcmpl-{secrets.token_hex(12)}"
+
+    async def write(self) -> dict[str, object]:
+        """The whole `chat.completion`."""
+        ids = await self.service.answer(self.request)
+        self.reader.finish()
+        message = await self._write_message()
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._find_reason(ids)}
+        return {**self._write_head("chat.completion"), "choices": [choice], "usage": self._count_usage(ids)}
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """`chat.completion.chunk` events, and `DONE`."""
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+        def emit(piece: Piece) -> None:  # from the worker's thread
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        model, reader = self.service.model, self.reader
+        if self.asked.stream_partial and "image" in model.vocabulary.media:
+            reader.partial = bool(model.coder.tokenizer("image").ordered)
+        reader.emit = emit
+        answer = asyncio.ensure_future(self.service.answer(self.request))
+        answer.add_done_callback(lambda _: pieces.put_nowait(None))
+        head = self._write_head("chat.completion.chunk")
+        with_usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
+
+        def write_chunk(delta: Delta, reason: FinishReason | None = None) -> bytes:
+            choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+            return encode_event({**head, "choices": [choice], **({"usage": None} if with_usage else {})})
+
+        try:
+            yield write_chunk({"role": "assistant", "content": ""})
+            while (piece := await pieces.get()) is not None:
+                if isinstance(piece, WordsPiece):
+                    yield write_chunk({"content": piece.text})
+                elif not isinstance(piece, PartialPiece):
+                    medium = await self.service.decode(piece.modality, piece.codes)
+                    yield write_chunk({"content_parts": [await self._write_part(piece.modality, medium)]})
+                elif pieces.empty():  # else it is out of date already
+                    picture = await self.service.decode("image", piece.codes)
+                    url = await self.service.run(make_medium_url, "image", picture, None)
+                    yield write_chunk({"partial_image": {"index": piece.index, "url": url}})
+            ids = await answer
+            num_told = len(reader.pieces)
+            reader.finish()
+            for rest in reader.pieces[num_told:]:
+                if isinstance(rest, WordsPiece):
+                    yield write_chunk({"content": rest.text})
+            yield write_chunk({}, self._find_reason(ids))
+            if with_usage:
+                yield encode_event({**head, "choices": [], "usage": self._count_usage(ids)})
+            yield DONE
+        finally:
+            if not answer.done():
+                answer.cancel()
+                await asyncio.wait({answer})
+
+    def _write_head(self, kind: str) -> dict[str, object]:
+        return {"id": self.id, "object": kind, "created": int(time()), "model": self.service.name}
+
+    def _find_reason(self, ids: list[int]) -> FinishReason:
+        """ "length" where a limit ended the answer. A forced medium of a fixed length is whole when it is as long."""
+        config, vocabulary = self.request.config, self.service.model.vocabulary
+        whole = config.force in vocabulary.media and vocabulary.layout(str(config.force)).open_segment is None
+        if self.reader.stopped or whole:
+            return "stop"
+        words = sum(vocabulary.is_text(row) for row in ids)
+        cut = config.max_text_tokens is not None and words >= config.max_text_tokens
+        return "length" if cut or len(ids) >= config.max_new_tokens else "stop"
+
+    def _count_usage(self, ids: list[int]) -> Usage:
+        """The end of an answer that `max_tokens` has cut was not written by the model, and does not count."""
+        asked = self.asked.tokens
+        return count_usage(len(self.request.prompt), len(ids) if asked is None else min(len(ids), asked))
+
+    async def _write_message(self) -> AnswerMessage:
+        """The whole answer: words, or parts in their order; the first sound as `audio`."""
+        media = self.reader.media
+        decoded = await gather(self.service.decode(piece.modality, piece.codes) for piece in media)
+        sound: SpokenAnswer | None = None
+        parts: dict[int, ContentPart] = {}  # by the number of the medium
+        for piece, medium in zip(media, decoded, strict=True):
+            if piece.modality == "audio" and sound is None:
+                sound = await self._write_sound(medium)
             else:
-                yield chunk({"content_parts": [media_part(piece.modality, url)]})
-        ids = await answer
-        before = len(reader.pieces)
-        reader.finish()
-        for piece in reader.pieces[before:]:
-            yield chunk({"content": piece.text})
-        yield chunk({}, _finish_reason(service, request, reader, ids))
-        if with_usage:
-            yield event({**head, "choices": [], "usage": _usage(asked, request, ids)})
-        yield DONE
-    finally:
-        if not answer.done():
-            answer.cancel()
-            await asyncio.wait({answer})
+                parts[piece.index] = await self._write_part(piece.modality, medium)
+        message: AnswerMessage = {"role": "assistant", "content": None, "refusal": None}
+        if parts:
+            message["content"] = self._join_parts(parts)
+        elif self.reader.text or sound is None:
+            message["content"] = self.reader.text
+        if sound is not None:
+            message["audio"] = sound
+        return message
+
+    def _join_parts(self, parts: Mapping[int, ContentPart]) -> list[ContentPart]:
+        """Words and media in the order in which they were written; words between two media are one part."""
+        content: list[ContentPart] = []
+        words = ""
+        for piece in self.reader.pieces:
+            if isinstance(piece, WordsPiece):
+                words += piece.text
+            elif piece.index in parts:
+                content += [*([_make_text_part(words)] if words else []), parts[piece.index]]
+                words = ""
+        return [*content, *([_make_text_part(words)] if words else [])]
+
+    async def _write_sound(self, sound: Tensor) -> SpokenAnswer:
+        kind = self.asked.audio.format if self.asked.audio is not None else "wav"
+        rate_hz = int(self.service.model.coder.rate("audio") or 16_000)
+        data, _ = await self.service.run(encode_sound, sound, rate_hz, kind)
+        return {
+            "id": f"audio-{secrets.token_hex(12)}",
+            "data": base64.b64encode(data).decode("ascii"),
+            "transcript": self.reader.text,
+            "expires_at": int(time()),  # it is not stored: a later message sends it again
+        }
+
+    async def _write_part(self, modality: str, medium: Tensor) -> ContentPart:
+        rate = self.service.model.coder.rate(modality)
+        url = await self.service.run(make_medium_url, modality, medium, rate)
+        kind = MEDIA[modality].url_type
+        return {"type": kind, kind: {"url": url}}
+
+
+def _make_text_part(text: str) -> ContentPart:
+    return {"type": "text", "text": text}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-import secrets
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import partial
 from time import time
+from typing import NamedTuple
 
 import numpy as np
 from starlette.datastructures import UploadFile
@@ -15,10 +16,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from unimodal.pipeline.requests import AnswerSettings
 from unimodal.pipeline.rows import describe_codes
-from unimodal.sequence.document import MEDIA_PARTS, Document, Part, Text, Turn
-from unimodal.serve.answer import AnswerReader
-from unimodal.serve.conversation import gathered
-from unimodal.serve.media_output import data_url, medium_url, picture_bytes, sound_bytes
+from unimodal.sequence.document import Document, Part, Text, Turn
+from unimodal.serve.answer import AnswerReader, MediumPiece
+from unimodal.serve.media_output import encode_picture, encode_sound, make_data_url, make_medium_url
 from unimodal.serve.protocol import (
     ApiError,
     DetokenizeRequest,
@@ -26,32 +26,45 @@ from unimodal.serve.protocol import (
     SpeechRequest,
     TokenizeRequest,
     parse,
-    usage,
-    voice_name,
+    read_voice,
 )
-from unimodal.serve.service import Call, Service
+from unimodal.serve.service import Exchange, Service, gather
 
 
-async def _written(service: Service, parts: list[Part], settings: AnswerSettings) -> tuple[AnswerReader, int, int]:
-    """The answer to a turn: what it holds, and the tokens of prompt and answer."""
-    request = await service.prepare(Document([Turn("user", parts)]), settings)
+class _Answer(NamedTuple):
+    """An answer, and the tokens of its prompt and of itself."""
+
+    reader: AnswerReader
+    num_in: int
+    num_out: int
+
+    def find_medium(self, modality: str) -> MediumPiece:
+        """The one medium of an answer that had to hold it."""
+        [piece] = [piece for piece in self.reader.media if piece.modality == modality]
+        return piece
+
+
+async def _answer(service: Service, parts: list[Part], settings: AnswerSettings) -> _Answer:
+    """The answer to a turn of the user's."""
     reader = AnswerReader(service.model)
-    ids = await service.answer(replace(request, on_token=reader))
+    request = await service.prepare(Document([Turn("user", parts)]), settings, reader)
+    ids = await service.answer(request)
     reader.finish()
-    return reader, len(request.prompt), len(ids)
+    return _Answer(reader, len(request.prompt), len(ids))
 
 
-def _needs(service: Service, modality: str, what: str) -> None:
+def _check_medium(service: Service, modality: str, does: str) -> None:
+    """Raises ApiError 400 for a medium that the model does not have."""
     if modality not in service.model.vocabulary.media:
         known = ", ".join(("text", *service.model.vocabulary.media))
-        raise ApiError(400, f"this model {what} no {modality}; it has {known}", "unsupported_modality", "model")
+        raise ApiError(400, f"this model {does} no {modality}; it has {known}", "unsupported_modality", "model")
 
 
-async def images_generations(call: Call) -> Response:
-    service = call.service
-    asked = parse(ImageRequest, call.body)
+async def draw_images(exchange: Exchange) -> Response:
+    service = exchange.service
+    asked = parse(ImageRequest, exchange.body)
     service.check_model(asked.model)
-    _needs(service, "image", "draws")
+    _check_medium(service, "image", "draws")
     side = service.model.coder.setting("image", "image_size")
     if asked.size not in (None, "auto", f"{side}x{side}"):
         message = f"size {asked.size[:20]!r} cannot be drawn; this model draws {side}x{side}"
@@ -62,54 +75,47 @@ async def images_generations(call: Call) -> Response:
         )
     words: list[Part] = [Text(service.model.wording.request(asked.prompt, "image"))]
     num, kind = asked.n or 1, asked.output_format or "png"
-    call.take_places(num)
-    first = secrets.randbits(32) if asked.seed is None else asked.seed
-    settings = AnswerSettings(
-        to="image", seed=first, temperature=asked.temperature, guidance=asked.guidance, negative=asked.negative
-    )
+    exchange.take_places(num)
+    settings = asked.make_settings()
 
-    async def one(seed: int) -> tuple[bytes, int, int]:
-        reader, prompt_tokens, tokens = await _written(service, words, settings.replace(seed=seed))
-        [piece] = [piece for piece in reader.pieces if piece.modality == "image"]
-        picture = await service.decode("image", piece.codes)
-        return await service.off_loop(picture_bytes, picture, kind), prompt_tokens, tokens
+    async def draw(number: int) -> tuple[bytes, _Answer]:
+        answer = await _answer(service, words, settings.replace(seed=settings.seed + number))
+        picture = await service.decode("image", answer.find_medium("image").codes)
+        return await service.run(encode_picture, picture, kind), answer
 
-    made = await gathered([one(first + number) for number in range(num)])
+    drawn = await gather(draw(number) for number in range(num))
     if asked.response_format == "url":
-        data = [{"url": data_url(picture, f"image/{kind}")} for picture, _, _ in made]
+        data = [{"url": make_data_url(picture, f"image/{kind}")} for picture, _ in drawn]
     else:
-        data = [{"b64_json": base64.b64encode(picture).decode("ascii")} for picture, _, _ in made]
-    num_in, num_out = sum(m[1] for m in made), sum(m[2] for m in made)
+        data = [{"b64_json": base64.b64encode(picture).decode("ascii")} for picture, _ in drawn]
+    num_in, num_out = sum(answer.num_in for _, answer in drawn), sum(answer.num_out for _, answer in drawn)
     counts = {"input_tokens": num_in, "output_tokens": num_out, "total_tokens": num_in + num_out}
     details = {"input_tokens_details": {"text_tokens": num_in, "image_tokens": 0}}
     about = {"output_format": kind, "size": f"{side}x{side}"}
     return JSONResponse({"created": int(time()), "data": data, "usage": counts | details, **about})
 
 
-async def audio_speech(call: Call) -> Response:
-    service = call.service
-    asked = parse(SpeechRequest, call.body)
+async def speak(exchange: Exchange) -> Response:
+    service = exchange.service
+    asked = parse(SpeechRequest, exchange.body)
     service.check_model(asked.model)
-    _needs(service, "audio", "speaks")
+    _check_medium(service, "audio", "speaks")
     if asked.speed != 1.0:
         raise ApiError(400, "this model speaks at its own speed; leave speed out", "unsupported_value", "speed")
-    words = service.model.wording.request(asked.input, "audio", voice_name(asked.voice))
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    settings = AnswerSettings(to="audio", seed=seed, temperature=asked.temperature, guidance=asked.guidance)
-    reader, _, _ = await _written(service, [Text(words)], settings)
-    [piece] = [piece for piece in reader.pieces if piece.modality == "audio"]
-    sound = await service.decode("audio", piece.codes)
+    words = service.model.wording.request(asked.input, "audio", read_voice(asked.voice))
+    answer = await _answer(service, [Text(words)], asked.make_settings())
+    sound = await service.decode("audio", answer.find_medium("audio").codes)
     rate_hz = int(service.model.coder.rate("audio") or 16_000)
-    data, media_type = await service.off_loop(sound_bytes, sound, rate_hz, asked.response_format)
+    data, media_type = await service.run(encode_sound, sound, rate_hz, asked.response_format)
     return Response(data, media_type=media_type)
 
 
-async def audio_transcriptions(call: Call) -> Response:
-    service = call.service
-    _needs(service, "audio", "hears")
-    if not call.http.headers.get("content-type", "").startswith("multipart/form-data"):
+async def transcribe(exchange: Exchange) -> Response:
+    service = exchange.service
+    _check_medium(service, "audio", "hears")
+    if not exchange.http.headers.get("content-type", "").startswith("multipart/form-data"):
         raise ApiError(415, "send multipart/form-data with a file", "unsupported_media")
-    async with call.http.form(max_files=1, max_fields=32, max_part_size=2**16) as form:
+    async with exchange.http.form(max_files=1, max_fields=32, max_part_size=2**16) as form:
         file, model = form.get("file"), form.get("model")
         if not isinstance(file, UploadFile):
             raise ApiError(400, "the file is missing", "missing_value", "file")
@@ -119,27 +125,26 @@ async def audio_transcriptions(call: Call) -> Response:
     kind = fields.get("response_format", "json")
     if kind not in ("json", "text") or fields.get("stream", "false").lower() == "true":
         raise ApiError(400, "transcriptions are given as json or text, whole", "unsupported_value", "response_format")
-    temperature = _number(fields, "temperature")
+    settings = AnswerSettings(to="text", temperature=_read_number(fields, "temperature"))
     if not data:
         raise ApiError(400, "the file is empty", "invalid_media", "file")
-    part = await service.media.part("audio", data, "file")
+    part = await service.media.make_part("audio", data, "file")
     question = Text(service.model.wording.question("audio"))
-    reader, num_in, num_out = await _written(
-        service, [part, question], AnswerSettings(to="text", temperature=temperature)
-    )
+    answer = await _answer(service, [part, question], settings)
+    text = answer.reader.text
     if kind == "text":
-        return PlainTextResponse(reader.text + "\n")
-    counts = usage(num_in, num_out)
+        return PlainTextResponse(text + "\n")
     tokens = {
         "type": "tokens",
-        "input_tokens": num_in,
-        "output_tokens": num_out,
-        "total_tokens": counts["total_tokens"],
+        "input_tokens": answer.num_in,
+        "output_tokens": answer.num_out,
+        "total_tokens": answer.num_in + answer.num_out,
     }
-    return JSONResponse({"text": reader.text, "usage": tokens})
+    return JSONResponse({"text": text, "usage": tokens})
 
 
-def _number(fields: dict[str, str], name: str) -> float | None:
+def _read_number(fields: Mapping[str, str], name: str) -> float | None:
+    """A number from 0 to 2, None where the field is missing. Raises ApiError 400 for anything else."""
     if name not in fields:
         return None
     try:
@@ -151,30 +156,31 @@ def _number(fields: dict[str, str], name: str) -> float | None:
     return value
 
 
-async def tokenize(call: Call) -> Response:
+async def tokenize(exchange: Exchange) -> Response:
     """The codes of a medium and how they lie."""
-    service = call.service
-    if call.http.headers.get("content-type", "").startswith("multipart/form-data"):
-        async with call.http.form(max_files=1, max_fields=8, max_part_size=2**16) as form:
+    service = exchange.service
+    if exchange.http.headers.get("content-type", "").startswith("multipart/form-data"):
+        async with exchange.http.form(max_files=1, max_fields=8, max_part_size=2**16) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise ApiError(400, "the file is missing", "missing_value", "file")
             data, where = await file.read(), "file"
     else:
-        asked = await service.off_loop(parse, TokenizeRequest, call.body)
-        data, where = await service.media.url(asked.url, "url"), "url"
+        asked = await service.run(parse, TokenizeRequest, exchange.body)
+        data, where = await service.media.read_url(asked.url, "url"), "url"
     if not data:
         raise ApiError(400, "the file is empty", "invalid_media", where)
-    modality = await service.media.kind(data, where)
+    modality = await service.media.find_modality(data, where)
     medium = await service.media.read(modality, data, where)
-    work = service.worker.call(lambda: describe_codes(service.model, modality, medium))
-    return JSONResponse(await asyncio.wrap_future(work) | {"shape": list(medium.shape)})
+    described = await asyncio.wrap_future(service.worker.call(partial(describe_codes, service.model, modality, medium)))
+    return JSONResponse({**described, "shape": list(medium.shape)})
 
 
-async def detokenize(call: Call) -> Response:
-    service = call.service
-    asked = await service.off_loop(parse, DetokenizeRequest, call.body)
-    _needs(service, asked.modality, "makes")
+async def detokenize(exchange: Exchange) -> Response:
+    """The medium of codes, or of the first of them."""
+    service = exchange.service
+    asked = await service.run(parse, DetokenizeRequest, exchange.body)
+    _check_medium(service, asked.modality, "makes")
     vocabulary, tokenizer = service.model.vocabulary, service.model.coder.tokenizer(asked.modality)
     groups = len(vocabulary.group_blocks(vocabulary.layout(asked.modality).segments[0].block))
     if len(asked.codes) % groups:
@@ -194,7 +200,6 @@ async def detokenize(call: Call) -> Response:
             message = f"the codes of {asked.modality} are not ordered; a prefix of them shows nothing"
             raise ApiError(400, message, "unsupported_value", "prefix")
         codes = codes[: asked.prefix]
-    part = MEDIA_PARTS[asked.modality](codes=codes)
-    medium = await service.decode(asked.modality, part.codes)
+    medium = await service.decode(asked.modality, codes)
     rate = service.model.coder.rate(asked.modality)
-    return JSONResponse({"url": await service.off_loop(medium_url, asked.modality, medium, rate)})
+    return JSONResponse({"url": await service.run(make_medium_url, asked.modality, medium, rate)})

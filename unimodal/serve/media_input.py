@@ -1,8 +1,8 @@
 """Media of a request: URLs and base64 → bytes → what the model sees → codes.
 
-Nothing here opens a path: a client names data, or, where that is allowed, a public URL. Files are decoded in a few
-threads of their own, under the server's limits, and coded by the worker; the codes of a file that is sent again, as
-every turn of a chat sends all media before it, are remembered.
+Nothing here opens a path: a client sends data, or, where that is allowed, a public URL. Files are decoded in a few
+threads of their own, under the server's limits, and encoded by the worker. The codes of a file are remembered, because
+every turn of a chat sends all media before it again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar, TypeVarTuple
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -29,11 +29,15 @@ from unimodal.serve.remote import fetch
 from unimodal.serve.settings import ServeConfig
 from unimodal.serve.worker import Worker
 
-REMEMBERED = 512
+Given = TypeVarTuple("Given")
+Result = TypeVar("Result")
+
+REMEMBERED = 512  # files whose codes are kept
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]{0,100}){0,8})(;base64)?,", re.IGNORECASE)
 
 
-def server_limits(config: ServeConfig) -> MediaLimits:
+def make_limits(config: ServeConfig) -> MediaLimits:
+    """What one medium of a request may cost."""
     return MediaLimits(
         max_bytes=min(config.max_body_bytes, DEFAULT_LIMITS.max_bytes),
         max_pixels=config.max_pixels,
@@ -54,7 +58,10 @@ def decode_base64(text: str, param: str | None) -> bytes:
 
 
 def decode_data_url(url: str, param: str | None) -> bytes:
-    """The bytes of `data:image/png;base64,…`; its media type is not believed, the content decides."""
+    """The bytes of `data:image/png;base64,…`; its media type is not believed, the content decides.
+
+    Raises ApiError 400 for a URL that cannot be read.
+    """
     head = _DATA_URL.match(url[:2000])
     if head is None:
         raise ApiError(400, "the data URL cannot be read; use data:TYPE;base64,DATA", "invalid_url", param)
@@ -65,44 +72,45 @@ def decode_data_url(url: str, param: str | None) -> bytes:
 
 
 class MediaInput:
-    """Reads and codes the media of requests; `close` it at the end."""
+    """Reads and encodes the media of requests; `close` it at the end."""
 
     def __init__(self, model: Unimodal, worker: Worker, config: ServeConfig, pool: ThreadPoolExecutor) -> None:
         self.model, self.worker, self.config, self.pool = model, worker, config, pool
-        self.limits = server_limits(config)
+        self.limits = make_limits(config)
         self._fetchers = ThreadPoolExecutor(4, thread_name_prefix="unimodal-fetch")
         self._codes: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
 
     def close(self) -> None:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
-    async def url(self, url: Any, param: str) -> bytes:
-        """The bytes behind a URL. Raises ApiError for one that is not allowed."""
+    async def read_url(self, url: object, param: str) -> bytes:
+        """The bytes behind a URL. Raises ApiError for one that is not allowed or cannot be fetched."""
         if not isinstance(url, str) or not url:
             raise ApiError(400, "the URL is missing", "invalid_url", param)
         scheme = url[:20].partition(":")[0].lower()
         if scheme == "data":
-            return await self._in(self.pool, decode_data_url, url, param)
+            return await self._run(self.pool, decode_data_url, url, param)
         if scheme not in ("http", "https"):
             raise ApiError(400, f"URLs of the kind {scheme[:12]!r} are not read; send a data URL", "invalid_url", param)
         if not self.config.allow_remote_urls:
             message = "remote URLs are off on this server; send the file as a data URL"
             raise ApiError(400, message, "url_not_allowed", param)
         try:
-            return await self._in(self._fetchers, fetch, url, self.limits.max_bytes)
+            return await self._run(self._fetchers, fetch, url, self.limits.max_bytes)
         except ApiError as error:
             error.param = param
             raise
 
-    async def base64(self, text: Any, param: str) -> bytes:
+    async def decode_base64(self, text: object, param: str) -> bytes:
+        """The bytes that a text spells. Raises ApiError 400 for what is no base64."""
         if not isinstance(text, str):
             raise ApiError(400, "the data is missing; give it in base64", "invalid_base64", param)
-        return await self._in(self.pool, decode_base64, text, param)
+        return await self._run(self.pool, decode_base64, text, param)
 
-    async def part(self, modality: str, data: bytes, param: str) -> Part:
-        """A file's bytes as a part with codes. ApiError 400 or 415 for a file that cannot be used.
+    async def make_part(self, modality: str, data: bytes, param: str) -> Part:
+        """A file's bytes as a part with codes. Raises ApiError 400 or 415 for a file that cannot be used.
 
-        A model that reads features keeps the bytes: what it sees of them is worked out now, by the worker.
+        A model that reads features keeps the bytes in the part; the worker computes their features now.
         """
         memory = self.model.features
         if memory is not None and self.model.reads_features(modality):
@@ -121,20 +129,20 @@ class MediaInput:
         return MEDIA_PARTS[modality](codes=codes)
 
     async def read(self, modality: str, data: bytes, param: str) -> Tensor:
-        """What the model sees of a file."""
+        """What the model sees of a file. Raises ApiError 400 or 415 for a file that cannot be used."""
         if modality not in self.model.vocabulary.media:
             known = ", ".join(("text", *self.model.vocabulary.media))
             raise ApiError(400, f"this model reads no {modality}; it has {known}", "unsupported_modality", param)
-        return await self._in(self.pool, self._read, modality, data, param)
+        return await self._run(self.pool, self._read_now, modality, data, param)
 
-    async def kind(self, data: bytes, param: str) -> str:
-        """image, audio or video, by content."""
+    async def find_modality(self, data: bytes, param: str) -> str:
+        """The medium of a file, by its content. Raises ApiError 415 for one that holds none."""
         try:
-            return await self._in(self.pool, media_kind, data, self.limits)
+            return await self._run(self.pool, media_kind, data, self.limits)
         except ValueError as error:
-            raise ApiError(415, _named(error), "unsupported_media", param) from None
+            raise ApiError(415, _describe(error), "unsupported_media", param) from None
 
-    def _read(self, modality: str, data: bytes, param: str) -> Tensor:
+    def _read_now(self, modality: str, data: bytes, param: str) -> Tensor:
         coder = self.model.coder
         try:
             medium = coder.read(data, modality)
@@ -144,12 +152,12 @@ class MediaInput:
             try:
                 media_kind(data, self.limits)
             except ValueError:
-                raise ApiError(415, _named(error), "unsupported_media", param) from None
-            raise ApiError(400, _named(error), "invalid_media", param) from None
+                raise ApiError(415, _describe(error), "unsupported_media", param) from None
+            raise ApiError(400, _describe(error), "invalid_media", param) from None
 
-    async def _in(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> Any:
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[*Given], Result], *given: *Given) -> Result:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *given)
 
 
-def _named(error: ValueError) -> str:
+def _describe(error: ValueError) -> str:
     return str(error).replace("<bytes>", "the file")

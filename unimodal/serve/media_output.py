@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile  # type: ignore[import-untyped]
@@ -14,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unimodal.media.access import encode_medium
 from unimodal.media.image import to_bytes
-from unimodal.media.video import save_video
 from unimodal.serve.protocol import ApiError
 
-PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
+#: name → Pillow's format and its options
+PICTURES: dict[str, tuple[str, dict[str, object]]] = {
     "png": ("PNG", {}),
     "jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     "webp": ("WEBP", {"lossless": True}),
@@ -35,7 +33,7 @@ PCM_RATE_HZ = 24_000  # what OpenAI's clients take raw samples to be
 PCM_TYPE = f"audio/pcm;rate={PCM_RATE_HZ};channels=1"
 
 
-def picture_bytes(picture: Tensor, kind: str = "png") -> bytes:
+def encode_picture(picture: Tensor, kind: str = "png") -> bytes:
     """[3, H, W] in [0, 1] → a file's bytes."""
     name, options = PICTURES[kind]
     memory = io.BytesIO()
@@ -43,42 +41,39 @@ def picture_bytes(picture: Tensor, kind: str = "png") -> bytes:
     return memory.getvalue()
 
 
-def sound_bytes(sound: Tensor, rate_hz: int, kind: str = "wav") -> tuple[bytes, str]:
-    """[T] in [-1, 1] → a file's bytes and its media type; "pcm" is bare 16-bit little-endian samples at 24 kHz."""
+def encode_sound(sound: Tensor, rate_hz: int, kind: str = "wav") -> tuple[bytes, str]:
+    """[T] in [-1, 1] → a file's bytes and its media type; "pcm" is bare 16-bit little-endian samples at 24 kHz.
+
+    Raises ApiError 400 for a format that libsndfile lacks here.
+    """
     if kind in ("pcm", "pcm16"):
         from unimodal.media.audio import resample
 
-        return _samples(resample(sound.detach().float().cpu(), rate_hz, PCM_RATE_HZ)).tobytes(), PCM_TYPE
+        return _round_samples(resample(sound.detach().float().cpu(), rate_hz, PCM_RATE_HZ)).tobytes(), PCM_TYPE
     name, subtype, media_type = SOUNDS[kind]
     if subtype not in soundfile.available_subtypes(name):
         usable = ", ".join(k for k, (n, s, _) in SOUNDS.items() if s in soundfile.available_subtypes(n))
         raise ApiError(400, f"{kind} cannot be written here; choose {usable} or pcm", "unsupported_format")
     memory = io.BytesIO()
-    soundfile.write(memory, _samples(sound), rate_hz, format=name, subtype=subtype)
+    soundfile.write(memory, _round_samples(sound), rate_hz, format=name, subtype=subtype)
     return memory.getvalue(), media_type
 
 
-def _samples(sound: Tensor) -> np.ndarray:
+def _round_samples(sound: Tensor) -> np.ndarray:
+    """[T] in [-1, 1] → little-endian int16 [T]."""
     sound = sound.detach().cpu().double().clamp(-1, 1)
     return (sound * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2")
 
 
-def clip_bytes(clip: Tensor, fps: float) -> bytes:
-    """[T, 3, H, W] in [0, 1] → MP4."""
-    with tempfile.TemporaryDirectory(prefix="unimodal-") as folder:
-        path = Path(folder) / "clip.mp4"
-        save_video(clip, path, fps)
-        return path.read_bytes()
-
-
-def data_url(data: bytes, media_type: str) -> str:
+def make_data_url(data: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def medium_url(modality: str, medium: Tensor, rate: float | None) -> str:
-    """A medium as a data URL: PNG, WAV or MP4."""
+def make_medium_url(modality: str, medium: Tensor, rate: float | None) -> str:
+    """A medium as a data URL: PNG, WAV, or the format that the medium's record names. rate: of samples or frames, a
+    second."""
     if modality == "image":
-        return data_url(picture_bytes(medium), "image/png")
+        return make_data_url(encode_picture(medium), "image/png")
     if modality == "audio":
-        return data_url(*sound_bytes(medium, int(rate or 16_000)))
-    return data_url(clip_bytes(medium, float(rate or 8)), "video/mp4")
+        return make_data_url(*encode_sound(medium, int(rate or 16_000)))
+    return make_data_url(*encode_medium(modality, medium, rate))

@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus. Each server has a registry of its own."""
+"""What Prometheus reads at `/metrics`. Each server has a registry of its own."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ class Metrics:
         )
         self.rows = Histogram("unimodal_step_rows", "Rows in one turn of the batch.", buckets=_ROWS, registry=own)
 
-    def turn(self, seconds: float, rows: int, waiting: int) -> None:
-        """What the worker reports of a turn."""
+    def count_turn(self, seconds: float, rows: int, waiting: int) -> None:
+        """Count one turn of the worker: its time, the rows in it, the requests that wait for a row."""
         self.steps.observe(seconds)
         self.rows.observe(rows)
         self.waiting.set(waiting)
 
-    def text(self) -> bytes:
+    def encode(self) -> bytes:
+        """All figures in Prometheus's text format."""
         return generate_latest(self.registry)

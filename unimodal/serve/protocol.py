@@ -41,9 +41,14 @@ model), 405, 408, 413 (size), 415 (what a file is), 429 (busy, with Retry-After)
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, TypeVar
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Literal, NotRequired, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from unimodal.media.registry import find_medium
+from unimodal.pipeline.requests import AnswerSettings
 
 #: of OpenAI's voices: they stand for the model's own, since clients must name one
 COMMON_VOICES = frozenset(
@@ -51,10 +56,24 @@ COMMON_VOICES = frozenset(
      "verse")
 )  # fmt: skip
 MOST_CHARACTERS = 100_000  # of one text
+SEED_BITS = 32  # of a seed that is drawn
+
+# ---- mistakes
+
+
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    error: ErrorDetail
 
 
 class ApiError(Exception):
-    """A mistake with its status, told as OpenAI tells it."""
+    """A mistake with its HTTP status, told as OpenAI's servers tell it."""
 
     def __init__(
         self,
@@ -62,19 +81,25 @@ class ApiError(Exception):
         message: str,
         code: str | None = None,
         param: str | None = None,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> ErrorBody:
         kinds = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         message = " ".join(self.message.split())
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
 
-class _Request(BaseModel):
+# ---- requests
+
+
+class ApiRequest(BaseModel):
+    """The body of a request. Fields that it does not know are ignored."""
+
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
     model: str | None = None
 
@@ -86,19 +111,27 @@ class StreamOptions(BaseModel):
 
 class AudioOptions(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    voice: str | dict[str, Any] | None = None
+    voice: str | dict[str, object] | None = None
     format: Literal["wav", "mp3", "flac", "opus", "pcm16"] = "wav"
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
+    """One turn of a conversation; `chat.py` reads its parts."""
+
     model_config = ConfigDict(extra="ignore")
     role: str
-    content: str | list[dict[str, Any]] | None = None
-    audio: dict[str, Any] | None = None  # an earlier answer by its id
+    content: str | list[dict[str, object]] | None = None
+    audio: dict[str, object] | None = None  # an earlier answer by its id
+
+    @property
+    def parts(self) -> list[dict[str, object]]:
+        if self.content is None:
+            return []
+        return [{"type": "text", "text": self.content}] if isinstance(self.content, str) else self.content
 
 
-class ChatRequest(_Request):
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+class ChatRequest(ApiRequest):
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     modalities: list[str] | None = None
     audio: AudioOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -113,19 +146,19 @@ class ChatRequest(_Request):
     stream_partial: bool = False
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative: str | None = Field(default=None, max_length=MOST_CHARACTERS)
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
+    tools: list[object] | None = None
+    functions: list[object] | None = None
     logprobs: bool | None = None
-    response_format: dict[str, Any] | None = None
+    response_format: dict[str, object] | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _listed(cls, stop: Any) -> Any:
+    def _list_stop(cls, stop: object) -> object:
         return [] if stop is None else [stop] if isinstance(stop, str) else stop
 
     @field_validator("stop")
     @classmethod
-    def _few(cls, stop: list[str]) -> list[str]:
+    def _check_stop(cls, stop: list[str]) -> list[str]:
         if len(stop) > 4 or not all(0 < len(text) <= 1000 for text in stop):
             raise ValueError("give at most 4 texts of 1 to 1000 characters")
         return stop
@@ -150,8 +183,47 @@ class ChatRequest(_Request):
             if asked:
                 raise ApiError(400, message, "unsupported_value", param)
 
+    def make_settings(self, media: Sequence[str], writable: Sequence[str]) -> AnswerSettings:
+        """The settings of the answer, for a model of these media that can write those.
 
-class ImageRequest(_Request):
+        Temperature and top_p are of all that the answer may hold, words included. `max_tokens` does not count the end
+        of an answer in words, and what does not fit behind the prompt is taken off. Raises ApiError for modalities
+        that cannot be answered.
+        """
+        to, allow = self._read_modalities(media)
+        words = self.tokens if to in (None, "text") else None
+        return AnswerSettings(
+            to=to,
+            allow=("text", *writable) if to is None and allow is None else allow,
+            seed=draw_seed(self.seed),
+            guidance=self.guidance,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            tokens=self.tokens if words is None else words + 1,
+            text_tokens=words,
+            shorten=True,
+            negative=self.negative,
+        )
+
+    def _read_modalities(self, media: Sequence[str]) -> tuple[str | None, tuple[str, ...] | None]:
+        """(the medium that the answer must hold or "text", what it may hold); both None: what the model likes."""
+        if self.modalities is None:
+            return None, None
+        known = ("text", *media)
+        unknown = [name for name in self.modalities if name not in known]
+        if unknown or not self.modalities:
+            wrong = unknown or self.modalities
+            message = f"modalities {wrong} cannot be answered; this model writes {', '.join(known)}"
+            raise ApiError(400, message, "unsupported_modality", "modalities")
+        names = tuple(name for name in known if name in self.modalities)
+        if len(names) == 1:
+            return names[0], None
+        if names == ("text", "audio"):  # OpenAI's way to ask for speech
+            return "audio", None
+        return None, names
+
+
+class ImageRequest(ApiRequest):
     prompt: str = Field(min_length=1, max_length=MOST_CHARACTERS)
     n: int | None = Field(default=1, ge=1, le=10)
     size: str | None = None
@@ -163,32 +235,52 @@ class ImageRequest(_Request):
     negative: str | None = Field(default=None, max_length=MOST_CHARACTERS)
     stream: bool | None = False
 
+    def make_settings(self) -> AnswerSettings:
+        """The settings of the first picture; each further one has the next seed."""
+        return AnswerSettings(
+            to="image",
+            seed=draw_seed(self.seed),
+            guidance=self.guidance,
+            temperature=self.temperature,
+            negative=self.negative,
+        )
 
-class SpeechRequest(_Request):
+
+class SpeechRequest(ApiRequest):
     input: str = Field(min_length=1, max_length=4096)
-    voice: str | dict[str, Any] | None = None
+    voice: str | dict[str, object] | None = None
     response_format: Literal["mp3", "wav", "flac", "opus", "ogg", "pcm"] = "mp3"
     speed: float = 1.0
     seed: int | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     guidance: float | None = Field(default=None, ge=0, le=100)
 
+    def make_settings(self) -> AnswerSettings:
+        return AnswerSettings(
+            to="audio", seed=draw_seed(self.seed), guidance=self.guidance, temperature=self.temperature
+        )
 
-class TokenizeRequest(_Request):
+
+class TokenizeRequest(ApiRequest):
     url: str
 
 
-class DetokenizeRequest(_Request):
-    modality: Literal["image", "audio", "video"]
+class DetokenizeRequest(ApiRequest):
+    modality: str
     codes: list[int] = Field(min_length=1, max_length=1_000_000)
     prefix: int | None = Field(default=None, ge=1)
+
+    @field_validator("modality")
+    @classmethod
+    def _check_modality(cls, modality: str) -> str:
+        return find_medium(modality).name
 
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
 def parse(kind: type[RequestT], body: bytes) -> RequestT:
-    """A JSON body as a request; ApiError 400, naming the field, for one that is not."""
+    """A JSON body as a request. Raises ApiError 400, naming the field, for one that is not."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -198,9 +290,9 @@ def parse(kind: type[RequestT], body: bytes) -> RequestT:
         raise ApiError(400, f"the request cannot be used: {what}", "invalid_value", param or None) from None
 
 
-def voice_name(voice: str | dict[str, Any] | None) -> str | None:
-    """The voice that is asked for; None for the model's own."""
-    name = voice.get("id") if isinstance(voice, dict) else voice
+def read_voice(voice: str | Mapping[str, object] | None) -> str | None:
+    """The voice that is asked for; None for the model's own. Raises ApiError for what is no name."""
+    name = voice if voice is None or isinstance(voice, str) else voice.get("id")
     if name is None or (isinstance(name, str) and name.lower() in COMMON_VOICES):
         return None
     if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable():
@@ -208,7 +300,55 @@ def voice_name(voice: str | dict[str, Any] | None) -> str | None:
     return name
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def draw_seed(asked: int | None) -> int:
+    """The seed that is asked for; another one for every request that asks for none."""
+    return secrets.randbits(SEED_BITS) if asked is None else asked
+
+
+# ---- answers
+
+#: `{"type": "text", "text": …}` or `{"type": "image_url", "image_url": {"url": …}}`
+ContentPart = dict[str, str | dict[str, str]]
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class SpokenAnswer(TypedDict):
+    id: str
+    data: str
+    transcript: str
+    expires_at: int
+
+
+class AnswerMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str | list[ContentPart] | None
+    refusal: None
+    audio: NotRequired[SpokenAnswer]
+
+
+class PartialImage(TypedDict):
+    index: int
+    url: str
+
+
+class Delta(TypedDict, total=False):
+    """What is new in a chunk."""
+
+    role: Literal["assistant"]
+    content: str
+    content_parts: list[ContentPart]
+    partial_image: PartialImage
+
+
+FinishReason = Literal["stop", "length"]
+
+
+def count_usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -216,7 +356,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
-def event(data: dict[str, Any]) -> bytes:
+def encode_event(data: Mapping[str, object]) -> bytes:
     """One server-sent event."""
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 

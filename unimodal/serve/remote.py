@@ -1,7 +1,8 @@
-"""Fetching a medium by URL, only from where anybody could: no address of this machine or of its network.
+"""Fetch a medium by URL, but only from public addresses: none of this machine or of its network.
 
-The name is resolved once, every address it has must be public, and the connection goes to the address that was checked,
-so that a second answer of the name server (DNS rebinding) changes nothing. A redirect is a new URL, checked again.
+The host's name is resolved once, every address it has must be public, and the connection goes to the address that was
+checked, so that a second answer of the name server (DNS rebinding) changes nothing. A redirect is a new URL and checked
+again.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def _get(url: str, max_bytes: int, deadline: float) -> bytes | str:
         raise ApiError(400, "the URL cannot be read", "invalid_url") from None
     if parts.scheme not in ("http", "https") or not host or parts.username is not None:
         raise ApiError(400, "a remote URL must be http:// or https:// with a host and no password", "invalid_url")
-    address = public_address(host, port)
+    address = find_public_address(host, port)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     try:
         connection = _connect(parts.scheme, host, port, address, deadline)
@@ -52,8 +53,8 @@ def _get(url: str, max_bytes: int, deadline: float) -> bytes | str:
                     connection.sock.do_handshake()
                 connection.request("GET", path, headers={"User-Agent": "unimodal", "Accept": "*/*"})
                 answer = connection.getresponse()
-                body = _body(answer, max_bytes) if answer.status == 200 else b""
-            _left(deadline)  # what was cut off looks like an end
+                body = _read_body(answer, max_bytes) if answer.status == 200 else b""
+            _count_seconds_left(deadline)  # what was cut off looks like an end
             if answer.status in (301, 302, 303, 307, 308):
                 return answer.getheader("Location") or ""
             if answer.status != 200:
@@ -73,7 +74,7 @@ def _cut_off(sock: socket.socket, deadline: float) -> Iterator[None]:
         with suppress(OSError):
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    timer = threading.Timer(_left(deadline), cut)
+    timer = threading.Timer(_count_seconds_left(deadline), cut)
     timer.daemon = True
     timer.start()
     try:
@@ -82,7 +83,7 @@ def _cut_off(sock: socket.socket, deadline: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
+def _read_body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
     pieces, size = [], 0
     while piece := answer.read1(65536):
         size += len(piece)
@@ -92,14 +93,15 @@ def _body(answer: http.client.HTTPResponse, max_bytes: int) -> bytes:
     return b"".join(pieces)
 
 
-def _left(deadline: float) -> float:
+def _count_seconds_left(deadline: float) -> float:
+    """Raises TimeoutError where there are none."""
     left = deadline - monotonic()
     if left <= 0:
         raise TimeoutError("too slow")
     return left
 
 
-def public_address(host: str, port: int) -> str:
+def find_public_address(host: str, port: int) -> str:
     """An address of the host, once all it has are public; ApiError 400 otherwise."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
@@ -126,11 +128,11 @@ def is_public(address: str) -> bool:
 
 def _connect(scheme: str, host: str, port: int, address: str, deadline: float) -> http.client.HTTPConnection:
     """A connection to the checked address, which still speaks to the host by its name."""
-    sock = socket.create_connection((address, port), timeout=_left(deadline))
+    sock = socket.create_connection((address, port), timeout=_count_seconds_left(deadline))
     try:
         if scheme == "https":
             sock = ssl.create_default_context().wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-        connection = http.client.HTTPConnection(host, port, timeout=_left(deadline))
+        connection = http.client.HTTPConnection(host, port, timeout=_count_seconds_left(deadline))
     except BaseException:
         sock.close()
         raise

@@ -1,11 +1,10 @@
-"""The application: which path leads where. `create_app` makes it, `run` serves it with uvicorn."""
+"""The application: which path leads where. `create_app` makes it, `make_server` has uvicorn serve it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,28 +12,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from unimodal.pipeline import Unimodal
-from unimodal.serve.chat import chat_completions
+from unimodal.serve.chat import complete_chat
 from unimodal.serve.gate import Gate
-from unimodal.serve.media_endpoints import (
-    audio_speech,
-    audio_transcriptions,
-    detokenize,
-    images_generations,
-    tokenize,
-)
+from unimodal.serve.media_endpoints import detokenize, draw_images, speak, tokenize, transcribe
 from unimodal.serve.media_output import PICTURES, SOUNDS
 from unimodal.serve.protocol import ApiError
-from unimodal.serve.service import Service, as_api_error, error_response
+from unimodal.serve.service import Service, as_api_error, make_error_response
 from unimodal.serve.settings import ServeConfig
 
 STATIC = Path(__file__).parent / "static"
 POST = {
-    "/v1/chat/completions": chat_completions,
-    "/v1/images/generations": images_generations,
-    "/v1/audio/speech": audio_speech,
-    "/v1/audio/transcriptions": audio_transcriptions,
+    "/v1/chat/completions": complete_chat,
+    "/v1/images/generations": draw_images,
+    "/v1/audio/speech": speak,
+    "/v1/audio/transcriptions": transcribe,
     "/v1/tokenize": tokenize,
     "/v1/detokenize": detokenize,
 }
@@ -55,74 +49,79 @@ def create_app(model: Unimodal, config: ServeConfig | None = None) -> Gate:
     app = FastAPI(title="unimodal", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     for path, handler in POST.items():
-        app.add_api_route(path, service.endpoint(path, handler), methods=["POST"], response_model=None)
-    _add_readings(app, service)
+        app.add_api_route(path, service.make_endpoint(path, handler), methods=["POST"], response_model=None)
+    _add_reports(app, service)
     if STATIC.is_dir():
         app.mount("/static", StaticFiles(directory=STATIC))
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ApiError, _any_error)
-    app.add_exception_handler(Exception, _any_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ApiError, _answer_error)
+    app.add_exception_handler(Exception, _answer_error)
     return Gate(app, service.config)
 
 
-async def _http_error(request: Request, error: Any) -> Response:
-    """Starlette's own: no such path, wrong method, a form that cannot be read."""
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's own errors: no such path, wrong method, a form that cannot be read."""
+    assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
     message = {404: "there is no such path", 405: f"{request.method} is not for this path"}.get(error.status_code)
-    found = ApiError(error.status_code, message or str(error.detail), codes.get(error.status_code))
-    found.headers = dict(error.headers or {})
-    return error_response(found)
+    code = codes.get(error.status_code)
+    found = ApiError(error.status_code, message or str(error.detail), code, headers=error.headers)
+    return make_error_response(found)
 
 
-async def _any_error(request: Request, error: Any) -> Response:
-    return error_response(as_api_error(error))
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return make_error_response(as_api_error(error))
 
 
-def _add_readings(app: FastAPI, service: Service) -> None:
-    """What is told without the model."""
+def _add_reports(app: FastAPI, service: Service) -> None:
+    """What is answered without the model."""
 
-    async def health() -> Response:
+    async def report_health() -> Response:
         well = service.worker.alive
         state = {"status": "ok" if well else "unavailable", "model": service.name}
         counts = {"running": service.worker.num_running, "waiting": service.worker.num_waiting}
         return JSONResponse(state | counts, 200 if well else 503)
 
-    async def metrics() -> Response:
+    async def report_metrics() -> Response:
         service.metrics.running.set(service.worker.num_running)
         service.metrics.waiting.set(service.worker.num_waiting)
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service.metrics.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     created = int((service.model.folder / "config.json").stat().st_mtime)
     entry = {"id": service.name, "object": "model", "created": created, "owned_by": "unimodal"}
 
-    async def models() -> Response:
+    async def list_models() -> Response:
         return JSONResponse({"object": "list", "data": [entry]})
 
-    async def model(name: str) -> Response:
+    async def describe_model(name: str) -> Response:
         service.check_model(name)
         return JSONResponse(entry)
 
-    async def settings() -> Response:
-        return JSONResponse(settings_of(service))
+    async def report_settings() -> Response:
+        return JSONResponse(describe_settings(service))
 
-    async def page() -> Response:
+    async def show_page() -> Response:
         if not (STATIC / "index.html").is_file():
             raise ApiError(404, "this server has no page; the API is under /v1", "not_found")
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
-    readings: dict[str, Callable[..., Any]] = {
-        "/health": health, "/metrics": metrics, "/v1/models": models, "/v1/models/{name:path}": model,
-        "/v1/settings": settings, "/": page,
-    }  # fmt: skip
-    for path, handler in readings.items():
+    reports: dict[str, Callable[..., Awaitable[Response]]] = {
+        "/health": report_health,
+        "/metrics": report_metrics,
+        "/v1/models": list_models,
+        "/v1/models/{name:path}": describe_model,
+        "/v1/settings": report_settings,
+        "/": show_page,
+    }
+    for path, handler in reports.items():
         app.add_api_route(path, handler, methods=["GET", "HEAD"], response_model=None)
 
 
-def settings_of(service: Service) -> dict[str, Any]:
+def describe_settings(service: Service) -> dict[str, object]:
     """What a page needs to know of the model and the server."""
     model, config = service.model, service.config
     coder, media = model.coder, model.vocabulary.media
-    about: dict[str, dict[str, Any]] = {}
+    about: dict[str, dict[str, object]] = {}
     for name in media:
         tokenizer = coder.tokenizer(name)
         about[name] = {
@@ -131,9 +130,8 @@ def settings_of(service: Service) -> dict[str, Any]:
             "codes": tokenizer.tokens_per_item,
             "codes_per_second": tokenizer.tokens_per_second,
         }
-        for setting in ("image_size", "sample_rate_hz", "fps", "num_frames"):
-            if hasattr(tokenizer.config, setting):
-                about[name][setting] = getattr(tokenizer.config, setting)
+        config_values = tokenizer.config.model_dump(include={"image_size", "sample_rate_hz", "fps", "num_frames"})
+        about[name] |= config_values
     return {
         "model": service.name,
         "modalities": ["text", *media],
@@ -153,7 +151,7 @@ def settings_of(service: Service) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def make_server(app: Gate) -> uvicorn.Server:
+def make_server(app: ASGIApp) -> uvicorn.Server:
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on",
         ws="none",

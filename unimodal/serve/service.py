@@ -1,36 +1,48 @@
-"""What the endpoints share: the model and its worker, how many may be inside, how long one may take, who has left."""
+"""What the endpoints share: the model and its worker, the places inside, deadlines, and clients that leave.
+
+`Service` is the model as endpoints use it. An `Exchange` is one HTTP request on its way through an endpoint, and an
+`EventStream` its response where that is written bit by bit.
+
+Shapes: N codes, G groups.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import ParamSpec, TypeVar
 
+import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from unimodal.generation.request import GenerationRequest
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline.requests import AnswerSettings
-from unimodal.pipeline.rows import GenerationRequest, make_row
+from unimodal.pipeline.rows import make_row
 from unimodal.sequence.document import Document
-from unimodal.serve.media_input import MediaInput, server_limits
+from unimodal.serve.answer import AnswerReader
+from unimodal.serve.media_input import MediaInput, make_limits
 from unimodal.serve.metrics import Metrics
-from unimodal.serve.protocol import DONE, ApiError, event
+from unimodal.serve.protocol import DONE, ApiError, encode_event
 from unimodal.serve.settings import ServeConfig
 from unimodal.serve.worker import ShuttingDown, Worker
 
 log = logging.getLogger("unimodal.serve")
 CLIENT_LEFT = 499  # nginx's number for it; nobody receives it
 
-Handler = Callable[["Call"], Awaitable[Response]]
+Handler = Callable[["Exchange"], Awaitable[Response]]
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class Service:
@@ -40,11 +52,11 @@ class Service:
         self.model, self.config = model, config
         self.name = model.folder.name
         self.metrics = Metrics()
-        self.worker = Worker(model, config.max_batch, self.metrics.turn)
+        self.worker = Worker(model, config.max_batch, self.metrics.count_turn)
         self.pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="unimodal-media")
         self.media = MediaInput(model, self.worker, config, self.pool)
         self.num_inside = 0
-        model.coder.limits = server_limits(config)
+        model.coder.limits = make_limits(config)
         for modality in model.vocabulary.media:  # loaded now: threads would load them twice
             model.coder.tokenizer(modality)
             if model.reads_features(modality):
@@ -61,7 +73,10 @@ class Service:
     # ---- how many are inside
 
     def enter(self, num: int = 1, of: int = 1) -> None:
-        """Takes `num` places of the `of` that a request needs in all. Raises ApiError 429 if the queue is full."""
+        """Take `num` places of the `of` that a request needs in all.
+
+        Raises ApiError: 429 if the queue is full, 400 for more places than there are, 503 while the server stops.
+        """
         most = self.config.max_batch + self.config.queue_limit
         if of > most:  # waiting would not help
             raise ApiError(400, f"n is {of}, and this server makes at most {most} at once", "invalid_value", "n")
@@ -81,33 +96,28 @@ class Service:
 
     # ---- work
 
-    async def off_loop(self, work: Callable[..., Any], *given: Any) -> Any:
-        """Work of the processor that must not hold up the others."""
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *given)
+    async def run(self, work: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """Work of the processor, in a thread of its own: it would hold up the other requests."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, partial(work, *args, **kwargs))
 
-    async def prepare(self, document: Document, settings: AnswerSettings) -> GenerationRequest:
-        """`make_row`, and everything that the engine would refuse, before an answer is begun."""
+    async def prepare(self, document: Document, settings: AnswerSettings, reader: AnswerReader) -> GenerationRequest:
+        """What the worker is asked for an answer, whose tokens `reader` is given. Raises ValueError, before anything
+        is begun, for whatever the model or the engine would refuse."""
 
-        def work() -> GenerationRequest:
-            request = make_row(self.model, document, settings)
+        def make_request() -> GenerationRequest:
+            request = make_row(self.model, document, settings, reader)
             self.model.engine.prepare([request.prompt], [request.config])
             return request
 
-        return await self.off_loop(work)
+        return await self.run(make_request)
 
     async def answer(self, request: GenerationRequest) -> list[int]:
         """The ids of an answer; cancelling frees its row."""
-        ticket = None if request.alone is not None else self.worker.submit(request)
+        ticket = self.worker.submit(request)
         try:
-            if ticket is None:  # a search, in one turn of the worker's
-                assert request.alone is not None
-                work = partial(request.alone, request.on_token, 0)
-                ids = await asyncio.wrap_future(self.worker.call(work))
-            else:
-                ids = await asyncio.wrap_future(ticket.future)
+            ids = await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:
-            if ticket is not None:
-                self.worker.cancel(ticket)
+            self.worker.cancel(ticket)
             raise
         except ValueError as error:  # it was checked: this is no mistake of the client's
             raise RuntimeError("the batch refused a request that had been checked") from error
@@ -115,8 +125,8 @@ class Service:
         self.metrics.tokens.labels("completion").inc(len(ids))
         return ids
 
-    async def decode(self, modality: str, codes: Any) -> Tensor:
-        """The medium of codes that the model wrote."""
+    async def decode(self, modality: str, codes: np.ndarray) -> Tensor:
+        """The medium of codes [N] or [N, G] that the model wrote."""
         self.metrics.media.labels(modality).inc()
         try:
             return await asyncio.wrap_future(self.worker.decode(modality, codes))
@@ -124,39 +134,35 @@ class Service:
             raise RuntimeError("codes of an answer cannot be decoded") from error
 
     def check_model(self, name: str | None) -> None:
+        """Raises ApiError 404 for a model that is named and is not this one."""
         if name is not None and name not in (self.name, str(self.model.folder)):
             message = f"the model {name[:100]!r} is not served here; use {self.name!r}"
             raise ApiError(404, message, "model_not_found", "model")
 
-    # ---- one call
+    # ---- one exchange
 
-    def endpoint(self, name: str, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+    def make_endpoint(self, name: str, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
         """A handler with its place in the queue, its deadline, and an eye on whether the client is still there."""
 
         async def endpoint(http: HttpRequest) -> Response:
-            call = Call(self, name, http)
+            exchange = Exchange(self, name, http)
             try:
-                self.enter()
-                call.places = 1
-                response = await call.within(handler)
-            except ApiError as error:
-                response = error_response(error)
+                exchange.take_places(1)
+                response = await exchange.handle(handler)
             except Exception as error:
-                response = error_response(as_api_error(error))
+                response = make_error_response(as_api_error(error))
             except BaseException:
-                call.close(CLIENT_LEFT)
+                exchange.close(CLIENT_LEFT)
                 raise
-            if isinstance(response, EventStream):
-                response.call = call
-            else:
-                call.close(response.status_code)
+            if not isinstance(response, EventStream):  # which closes the exchange at its own end
+                exchange.close(response.status_code)
             return response
 
         return endpoint
 
 
-class Call:
-    """One request on its way through an endpoint."""
+class Exchange:
+    """One request on its way through an endpoint; `body` is there once the handler is called."""
 
     def __init__(self, service: Service, name: str, http: HttpRequest) -> None:
         self.service, self.name, self.http = service, name, http
@@ -169,18 +175,18 @@ class Call:
         return max(0.001, self.service.config.timeout_s - (monotonic() - self.started))
 
     def take_places(self, num: int) -> None:
-        """Room for so many rows in all."""
+        """Take room for so many rows in all. Raises ApiError as `Service.enter` does."""
         self.service.enter(num - self.places, of=num)
         self.places = num
 
-    async def within(self, handler: Handler) -> Response:
-        """The handler's response, unless time is up or the client leaves: then it is cancelled."""
+    async def handle(self, handler: Handler) -> Response:
+        """The handler's response. It is cancelled when the client leaves, or when time is up: then ApiError 504."""
         work: asyncio.Task[Response] | None = None
         try:
             async with asyncio.timeout(self.seconds_left):
                 self.body = await self.http.body()
                 work = asyncio.ensure_future(handler(self))
-                gone = asyncio.ensure_future(_disconnected(self.http.receive))
+                gone = asyncio.ensure_future(wait_for_disconnect(self.http.receive))
                 try:
                     await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -196,6 +202,7 @@ class Call:
                 await asyncio.wait({work})
 
     def close(self, status: int) -> None:
+        """Give the places back, and count the exchange."""
         metrics = self.service.metrics
         if self.places:
             self.service.leave(self.places)
@@ -205,24 +212,22 @@ class Call:
 
 
 class EventStream(Response):
-    """Server-sent events. Ends when the client leaves, and tells what goes wrong as an event of its own."""
+    """Server-sent events. They end when the client leaves; what goes wrong is told as an event of its own."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, exchange: Exchange, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.events = events
-        self.call: Call | None = None
+        self.exchange, self.events = exchange, events
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        assert self.call is not None
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = CLIENT_LEFT
         pump = gone = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            pump = asyncio.ensure_future(self._pump(self.call, send))
-            gone = asyncio.ensure_future(_disconnected(receive))
+            pump = asyncio.ensure_future(self._write_events(send))
+            gone = asyncio.ensure_future(wait_for_disconnect(receive))
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
             if pump.done():
                 status = pump.result()
@@ -231,14 +236,16 @@ class EventStream(Response):
                 if task is not None and not task.done():
                     task.cancel()
                     await asyncio.wait({task})
-            self.call.close(status)
+            self.exchange.close(status)
 
-    async def _pump(self, call: Call, send: Any) -> int:
+    async def _write_events(self, send: Send) -> int:
+        """Send all events; the status that the exchange ended with."""
+
         async def write(data: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         status, failure = 200, None
-        deadline = asyncio.timeout(call.seconds_left)
+        deadline = asyncio.timeout(self.exchange.seconds_left)
         try:
             async with deadline:
                 async for data in self.events:
@@ -247,18 +254,18 @@ class EventStream(Response):
             if isinstance(error, TimeoutError) and not deadline.expired():
                 raise  # of a client that takes nothing
             if deadline.expired():
-                error = ApiError(504, f"no end within {call.service.config.timeout_s:g} s", "timeout")
+                error = ApiError(504, f"no end within {self.exchange.service.config.timeout_s:g} s", "timeout")
             failure = as_api_error(error)
         finally:
             await self.events.aclose()
         if failure is not None:
             status = failure.status
-            await write(event(failure.body()) + DONE)
+            await write(encode_event(failure.body()) + DONE)
         await write(b"", more=False)
         return status
 
 
-async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Returns when the client has left."""
     while True:
         message = await receive()
@@ -282,8 +289,18 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "the server failed at this request; its log says why", "internal_error")
 
 
-def error_response(error: ApiError) -> Response:
+def make_error_response(error: ApiError) -> Response:
     headers = dict(error.headers)
     if error.status in (408, 413):
         headers["Connection"] = "close"  # there is more of the body, and nobody reads it
     return JSONResponse(error.body(), error.status, headers)
+
+
+async def gather(work: Iterable[Coroutine[object, object, Result]]) -> list[Result]:
+    """The results of all, which run together; the first error ends the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
