@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from unimodal.model.build import NanoConfig, build_nano
-from unimodal.model_folder.find import MediumSettings, ProcessorConfig
+from unimodal.model_folder.settings import MediumSettings, ProcessorConfig
 from unimodal.model_folder.wording import Wording
 from unimodal.model_folder.write import save_model
 from unimodal.pipeline import Unimodal, load

@@ -212,7 +212,7 @@ SETTINGS = {
 
 def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
     """Forwards by medium, sampling and fast decoder."""
-    from unimodal.model_folder.find import read_processor, read_sampling
+    from unimodal.model_folder.settings import read_processor, read_sampling
     from unimodal.text.tokenizer import TextTokenizer
 
     vocabulary, words = bench.vocabulary, TextTokenizer.load(folder)

@@ -44,7 +44,8 @@ from unimodal.files import join_lines
 from unimodal.media.registry import MEDIA
 from unimodal.model.image_head import ImageHead
 from unimodal.model.weight_files import ORIGINAL
-from unimodal.model_folder.find import PROCESSOR_FILE, MediumSettings, ProcessorConfig, reader_folder, tokenizer_folder
+from unimodal.model_folder.layout import PROCESSOR_FILE, reader_folder, tokenizer_folder
+from unimodal.model_folder.settings import MediumSettings, ProcessorConfig
 from unimodal.model_folder.wording import Wording
 from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates.open import open_template

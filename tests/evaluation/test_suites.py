@@ -10,7 +10,8 @@ from unimodal.cli import app as cli
 from unimodal.evaluation import SUITES, run_suite, run_suites, suites_named
 from unimodal.evaluation.prepared import EVALUATION_STYLES, TRAINING_STYLES, Clips, Pictures, Speech, sample
 from unimodal.evaluation.report import lines_of, table
-from unimodal.model_folder.find import MODEL_VARIABLE, CtcReading
+from unimodal.model_folder.find import MODEL_VARIABLE
+from unimodal.model_folder.settings import CtcReading
 from unimodal.pipeline import Output
 from unimodal.sequence.document import Text
 

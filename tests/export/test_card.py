@@ -130,9 +130,9 @@ def test_evaluation_results_are_the_reports_figures_in_the_hubs_form(folder):
 
 
 def test_the_released_models_reports_are_all_published():
-    from unimodal.model_folder.find import default_folders
+    from unimodal.model_folder.find import list_default_folders
 
-    folder = default_folders()[0]
+    folder = list_default_folders()[0]
     found = reports(folder)
     assert len(found) >= 5 and len(eval_results(folder, "a/b")) == len(found)
     assert all(list(leaves(figures)) for figures in found.values())

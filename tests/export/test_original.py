@@ -138,4 +138,4 @@ def test_what_is_incomplete_writes_nothing(exported, tmp_path, capsys):
         shutil.copyfile(folder / "converted" / "image_head.safetensors", copy / "image_head.safetensors")
         other = copy / "image_tokenizer" / "model.safetensors"
         shutil.copyfile(other, copy / "image_reader" / "model.safetensors")
-        assert "image_reader has sha256" in line()
+        assert "the image reader has sha256" in line()

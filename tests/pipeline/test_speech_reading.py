@@ -10,7 +10,7 @@ from torch.nn import functional
 from tests.serve.conftest import lively_model, serving, wav
 from unimodal.generation.ctc_beam import ctc_beam_search
 from unimodal.generation.search.ctc_verifier import CtcVerifier
-from unimodal.model_folder.find import CtcReading
+from unimodal.model_folder.settings import CtcReading
 from unimodal.model_folder.wording import Wording
 from unimodal.pipeline.compression import compressed
 from unimodal.pipeline.requests import AnswerSettings, prepare

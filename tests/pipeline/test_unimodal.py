@@ -12,7 +12,9 @@ from unimodal.data import sources
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
-from unimodal.model_folder.find import MODEL_VARIABLE, REQUIRED, ProcessorConfig, describe, find_model, list_models
+from unimodal.model_folder.find import MODEL_VARIABLE, describe_model, find_model, list_models
+from unimodal.model_folder.layout import REQUIRED
+from unimodal.model_folder.settings import ProcessorConfig
 from unimodal.model_folder.wording import Wording, plain_words
 from unimodal.model_folder.write import save_model
 from unimodal.pipeline import MediaCodes, load
@@ -231,7 +233,7 @@ def test_the_folder_is_laid_out_as_its_hub_repository(model):
     stored = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert {parameter.dtype for parameter in model.decoder.parameters()} == {torch.float32}
-    info = describe(folder)
+    info = describe_model(folder)
     assert info.architecture == "LlamaForCausalLM" and info.modalities == ("text", "image", "audio", "video")
 
 
@@ -271,7 +273,7 @@ def test_a_missing_file_is_named(copy, name):
         ("config.json", {"architectures": ["ResNet"]}, "ResNet; it must be a causal LM"),
         ("config.json", {"vocab_size": 100}, "the decoder has 100 rows but vocabulary.json"),
         ("processor_config.json", {"max_audio_s": -1}, "processor_config.json: max_audio_s"),
-        ("generation_config.json", {"unimodal": {"image": {"heat": 1}}}, "generation_config.json: heat"),
+        ("generation_config.json", {"unimodal": {"image": {"heat": 1}}}, "generation_config.json: image.heat"),
         ("image_tokenizer/config.json", {"family": "unheard_of"}, "family 'unheard_of'; known are"),
     ],
 )

@@ -31,7 +31,7 @@ def tiny_base(tmp_path_factory):
 def media_folder(tmp_path_factory):
     """A model folder whose tokenizers are tiny; the spans follow from what the tokenizers say of themselves."""
     from unimodal.model.build import NanoConfig, build_nano
-    from unimodal.model_folder.find import ProcessorConfig
+    from unimodal.model_folder.settings import ProcessorConfig
     from unimodal.model_folder.write import save_model
     from unimodal.text.tokenizer import train_text_tokenizer
     from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unimodal._version import __version__
-from unimodal.model_folder.find import ModelInfo, describe, find_model, list_models, tokenizer_folder
+from unimodal.model_folder.find import ModelInfo, describe_model, find_model, list_models
+from unimodal.model_folder.layout import VOCABULARY_FILE
 
 PACKAGES = ("torch", "torchaudio", "transformers", "tokenizers", "peft", "xformers", "pillow", "soundfile", "av")
 GIB = 2**30
@@ -95,29 +96,25 @@ def _describe_judges() -> str:
 
 
 def _examine_model(model: str | None) -> Iterator[tuple[str, str]]:
-    from unimodal.text.tokenizer import TextTokenizer
-    from unimodal.tokenizers import stored_sha256
+    from unimodal.model_folder.hashes import check_hash, hash_tokenizer
     from unimodal.vocabulary import read_vocabulary
 
     try:
         folder = find_model(model)
-        info = describe(folder)
-        vocabulary = read_vocabulary(folder / "vocabulary.json")
+        info = describe_model(folder)
+        vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
     except ValueError as error:
         yield "model", f"missing: {error}"
         return
     yield "model", f"{folder}: {info.architecture}, {info.num_rows:,} rows, {', '.join(info.modalities)}"
     for name in ("text", *vocabulary.media):
         try:
-            found = (
-                TextTokenizer.load(folder).sha256 if name == "text" else stored_sha256(tokenizer_folder(folder, name))
-            )
+            found = hash_tokenizer(folder, name)
         except ValueError as error:
             yield f"{name} tokenizer", f"broken: {error}"
             continue
-        blocks = [block.name for block in vocabulary.blocks if block.modality == name and block.group == 0]
         try:
-            vocabulary.check_hashes(dict.fromkeys([name] if name == "text" else blocks, found))
+            check_hash(vocabulary, name, found)
         except ValueError:
             yield f"{name} tokenizer", f"mismatch: sha256 {found} is not the one in vocabulary.json"
         else:

@@ -16,14 +16,16 @@ from torch import Tensor
 
 from unimodal.coder.batches import group_by_size, split_batch, stack_media
 from unimodal.coder.outputs import Grid3, MediaCodes, Output
-from unimodal.files import quote_path
+from unimodal.files import quote_path, read_json
 from unimodal.media.access import load_medium
 from unimodal.media.image import fit_image, load_image, to_bytes
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
 from unimodal.media.registry import MEDIA, FileTarget
-from unimodal.model_folder.find import ProcessorConfig, read_json, read_processor, reader_folder, tokenizer_folder
+from unimodal.model_folder.hashes import check_tokenizers
+from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, reader_folder, tokenizer_folder
+from unimodal.model_folder.settings import ProcessorConfig, read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
-from unimodal.tokenizers import load_tokenizer, stored_sha256
+from unimodal.tokenizers import load_tokenizer
 from unimodal.tokenizers.interface import Codes, MediaReader, MediaTokenizer
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 
@@ -32,7 +34,7 @@ def load_coder(
     folder: Path, device: torch.device | str = "cpu", on_step: Callable[[str], None] = lambda step: None
 ) -> MediaCoder:
     """The media side of a model folder alone, without its decoder."""
-    return MediaCoder(folder, read_vocabulary(folder / "vocabulary.json"), read_processor(folder), device, on_step)
+    return MediaCoder(folder, read_vocabulary(folder / VOCABULARY_FILE), read_processor(folder), device, on_step)
 
 
 class MediaCoder:
@@ -49,27 +51,9 @@ class MediaCoder:
         self.folder, self.vocabulary, self.processor, self.on_step = folder, vocabulary, processor, on_step
         self.device = torch.device(device)
         self.limits: MediaLimits = DEFAULT_LIMITS
-        self.sha256 = self._check_hashes()
+        self.sha256 = check_tokenizers(folder, vocabulary)
         self._loaded: dict[str, MediaTokenizer] = {}
         self._readers: dict[str, MediaReader] = {}
-
-    def _check_hashes(self) -> dict[str, str]:
-        """The sha256 of each tokenizer, once they and the readers are those that the vocabulary was built with."""
-        found = {name: stored_sha256(tokenizer_folder(self.folder, name)) for name in self.vocabulary.media}
-        for block in self.vocabulary.blocks:
-            if block.modality in found:
-                self.vocabulary.check_hashes(
-                    {block.name: found[block.modality]}, source=str(self.folder / "vocabulary.json")
-                )
-        for layout in self.vocabulary.layouts:
-            if layout.features is not None:
-                reader = stored_sha256(reader_folder(self.folder, layout.modality))
-                if reader != layout.features.sha256:
-                    raise ValueError(
-                        f"{self.folder}/vocabulary.json: the {layout.modality} reader has sha256 {reader} but the model"
-                        f" was trained with {layout.features.sha256}; put the reader that came with the model back"
-                    )
-        return found
 
     def tokenizer(self, modality: str) -> MediaTokenizer:
         """Loaded at first use. Raises ValueError for a medium that the model does not have."""
@@ -84,7 +68,7 @@ class MediaCoder:
 
     def can_decode(self, modality: str) -> bool:
         """Whether codes become a medium again: False for a tokenizer that came without its decoder."""
-        config = read_json(tokenizer_folder(self.folder, modality) / "config.json")
+        config = read_json(tokenizer_folder(self.folder, modality) / CONFIG_FILE)
         return bool(config.get("has_decoder", True))
 
     def setting(self, modality: str, name: str) -> Any:

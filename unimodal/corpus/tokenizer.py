@@ -10,7 +10,9 @@ from typing import Any, TypeGuard
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.data.token_shards import Skipped
 from unimodal.data.tokenized import vocabulary_hashes
-from unimodal.model_folder.find import find_model, read_processor
+from unimodal.model_folder.find import find_model
+from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.model_folder.settings import read_processor
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Rendered
@@ -28,7 +30,7 @@ class CorpusTokenizer:
         self, model: str | os.PathLike[str] | None = None, device: str = "cpu", max_tokens: int | None = None
     ) -> None:
         self.folder = tokenizer_source(model)
-        self.vocabulary = read_vocabulary(self.folder / "vocabulary.json")
+        self.vocabulary = read_vocabulary(self.folder / VOCABULARY_FILE)
         processor = read_processor(self.folder)
         self.template = open_template(processor.template, self.vocabulary, self.folder)
         self.coder = MediaCoder(self.folder, self.vocabulary, processor, device)
@@ -78,7 +80,7 @@ class CorpusTokenizer:
 def tokenizer_source(model: str | os.PathLike[str] | None) -> Path:
     """The folder whose tokenizers and vocabulary are used; it may lack the decoder's weights."""
     folder = Path(model).expanduser() if model is not None else None
-    if folder is not None and (folder / "vocabulary.json").is_file():
+    if folder is not None and (folder / VOCABULARY_FILE).is_file():
         return folder
     return find_model(model)
 

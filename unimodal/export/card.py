@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 
 from unimodal.export.stock import EXPORT_FILE
-from unimodal.files import describe_error
+from unimodal.files import describe_error, read_json
+from unimodal.model_folder.find import describe_model
+from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, tokenizer_folder
 from unimodal.vocabulary import read_vocabulary
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -103,8 +105,8 @@ def _check(path: Path, known: Mapping[str, Any], text: str, statement: Statement
 
 def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
     """The YAML block's entries, in order; empty ones are left out."""
-    record = _read(folder / EXPORT_FILE)
-    media = read_vocabulary(folder / "vocabulary.json").media
+    record = _read_if_there(folder / EXPORT_FILE)
+    media = read_vocabulary(folder / VOCABULARY_FILE).media
     base = record.get("base_model")
     found = {
         "license": statement.license,
@@ -121,7 +123,7 @@ def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
 def _from_template(folder: Path, repo: str, metadata: dict[str, Any], statement: Statement) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    config, vocabulary = _read(folder / "config.json"), read_vocabulary(folder / "vocabulary.json")
+    config, vocabulary = read_json(folder / CONFIG_FILE), read_vocabulary(folder / VOCABULARY_FILE)
     data = [statement.data or ""]
     data += [f"- [{name}](https://huggingface.co/datasets/{name})" for name in statement.datasets]
     card = ModelCard.from_template(
@@ -129,7 +131,7 @@ def _from_template(folder: Path, repo: str, metadata: dict[str, Any], statement:
         template_path=str(TEMPLATE),
         repo=repo,
         title=repo.rpartition("/")[2],
-        architecture=(config.get("architectures") or ["decoder"])[0],
+        architecture=describe_model(folder).architecture,
         millions=f"{num_stored(folder) / 1e6:,.1f}",
         rows=f"{config.get('vocab_size', vocabulary.size):,}",
         media=_listed(vocabulary.media),
@@ -162,7 +164,7 @@ def num_stored(folder: Path) -> int:
 
 
 def _codec(folder: Path, modality: str) -> str:
-    config = _read(folder / f"{modality}_tokenizer" / "config.json")
+    config = _read_if_there(tokenizer_folder(folder, modality) / CONFIG_FILE)
     named = {"image_size": "{0}×{0} pixels", "num_frames": "{0} frames", "fps": "{0} a second"}
     named["sample_rate_hz"] = "{0:,} samples a second"
     facts = [words.format(config[name]) for name, words in named.items() if name in config]
@@ -179,14 +181,27 @@ def _samples(folder: Path) -> Iterator[tuple[str, bool]]:
 # ---- figures
 
 
-def reports(folder: Path) -> dict[str, dict[str, Any]]:
+def reports(folder: Path) -> dict[str, dict[str, object]]:
     """Suite → its figures, of all report files of `unimodal evaluate` in the folder."""
-    found: dict[str, dict[str, Any]] = {}
+    return {name: values for report in _read_reports(folder) for name, values in report.suites.items()}
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What is read of a report of `unimodal evaluate`."""
+
+    suites: dict[str, dict[str, object]]
+    seed: object
+    limit: object
+
+
+def _read_reports(folder: Path) -> Iterator[_Report]:
     for path in sorted(folder.glob("report*.json")):
-        suites = _read(path).get("suites")
-        if isinstance(suites, dict):
-            found.update({str(name): values for name, values in suites.items() if isinstance(values, dict)})
-    return found
+        report = read_json(path)
+        suites = report.get("suites")
+        found = suites.items() if isinstance(suites, dict) else ()  # another file of such a name has none
+        kept = {str(name): values for name, values in found if isinstance(values, dict)}
+        yield _Report(kept, report.get("seed"), report.get("limit"))
 
 
 def leaves(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -206,10 +221,9 @@ def eval_results(folder: Path, dataset: str) -> dict[str, str]:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     settings = {}
-    for path in sorted(folder.glob("report*.json")):
-        report = _read(path)
-        for suite in report.get("suites") or ():
-            settings[suite] = f"unimodal evaluate, seed {report.get('seed')}, limit {report.get('limit')}"
+    for report in _read_reports(folder):
+        for suite in report.suites:
+            settings[suite] = f"unimodal evaluate, seed {report.seed}, limit {report.limit}"
     files = {}
     for suite, values in reports(folder).items():
         entries = [
@@ -228,12 +242,6 @@ def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_if_there(path: Path) -> dict[str, object]:
     """A JSON object; {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({describe_error(error, 120)})") from None
-    return data if isinstance(data, dict) else {}
+    return read_json(path) if path.is_file() else {}

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from unimodal.files import read_umask
+from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE
+
 #: a folder with these is a model folder of ours, which may be replaced
-OURS = ("config.json", "vocabulary.json")
+OURS = (CONFIG_FILE, VOCABULARY_FILE)
 
 
 def check_target(target: Path, replace: bool) -> None:
@@ -71,8 +74,7 @@ def _put(new: Path, target: Path) -> None:
 
 def _settle(folder: Path) -> None:
     """Usual permissions, and everything on the disk."""
-    mask = os.umask(0)
-    os.umask(mask)
+    mask = read_umask()
     for path in [folder, *folder.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         if path.is_file():

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from unimodal.export.new_folder import check_space, new_folder
+from unimodal.files import describe_error
 from unimodal.model.image_head import HEAD_FILE, ImageHead
 from unimodal.model.weight_files import ORIGINAL, check_weight_files
+from unimodal.model_folder.layout import CONFIG_FILE
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES
 
@@ -78,7 +80,7 @@ def write_original(
     if dtype is not None:
         model.to(getattr(torch, dtype))
     files = [path for path in sorted((home / ORIGINAL).iterdir()) if path.suffix in (".json", ".jinja", ".txt")]
-    files = [path for path in files if path.name != "config.json"]
+    files = [path for path in files if path.name != CONFIG_FILE]
     files += [home / name for name in TEXT_FILES if (home / name).is_file()]
     check_space(out.parent, sum(t.numel() * t.element_size() for t in model.state_dict().values()))
     on_step("writing")
@@ -93,12 +95,14 @@ def original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
     import transformers
 
     folder = home / ORIGINAL
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{home} has no {ORIGINAL}/config.json, which says what it was; convert the checkpoint again")
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{home} has no {ORIGINAL}/{CONFIG_FILE}, which says what it was; convert the checkpoint again"
+        )
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     kind = KINDS.get(config.model_type)
     if kind is None:
-        raise ValueError(f"{folder}/config.json is of type {config.model_type!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"{folder}/{CONFIG_FILE} is of type {config.model_type!r}; there are {', '.join(KINDS)}")
     with torch.device("meta"):
         model = getattr(transformers, kind.architecture)(config)
     wanted = model.state_dict()
@@ -141,7 +145,7 @@ def _parts(home: Path, kind: Kind) -> Iterator[tuple[str, Tensor]]:
         try:
             state = load_file(path)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); convert the checkpoint again") from None
+            raise ValueError(f"{path} is damaged ({describe_error(error)}); convert the checkpoint again") from None
         for name, tensor in state.items():
             yield _renamed(name, prefixes), tensor
 

@@ -31,19 +31,30 @@ from unimodal._version import __version__
 from unimodal.export.new_folder import check_space, check_target, new_folder
 from unimodal.export.original import write_original
 from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, code_files
-from unimodal.files import describe_error
+from unimodal.files import describe_error, is_hub_id, read_json, write_json
 from unimodal.model.adapter import load_adapter, merge
-from unimodal.model.adapter_files import BASE_FILE, is_adapter
-from unimodal.model.base import find_decoder_class, load_base
+from unimodal.model.adapter_files import BASE_FILE, is_adapter, read_adapter_record
+from unimodal.model.base import load_base
 from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, list_weight_files
-from unimodal.tokenizers import stored_sha256
+from unimodal.model_folder.decoder import load_stock
+from unimodal.model_folder.hashes import check_tokenizers
+from unimodal.model_folder.layout import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    INDEX,
+    PROCESSOR_FILE,
+    TEXT_FILES,
+    VOCABULARY_FILE,
+    special_ids,
+    tokenizer_folder,
+)
+from unimodal.model_folder.settings import ProcessorConfig, read_processor
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 EXPORT_FILE = "export.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 #: what is copied besides: words, figures, samples and settings
 COPIED = (
     ".md", ".txt", ".json", ".yaml", ".yml", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".wav", ".flac", ".ogg", ".mp3",
@@ -51,11 +62,10 @@ COPIED = (
 )  # fmt: skip
 #: of the source's decoder or made anew
 NOT_COPIED = (
-    "config.json", "generation_config.json", "model.safetensors.index.json", "processor_config.json", EXPORT_FILE,
-    BASE_FILE, "adapter_config.json", *TOKENIZER_FILES, "vocabulary.json",
+    CONFIG_FILE, GENERATION_FILE, INDEX, PROCESSOR_FILE, EXPORT_FILE, BASE_FILE, "adapter_config.json", *TEXT_FILES,
+    VOCABULARY_FILE,
 )  # fmt: skip
 _SIZE = re.compile(r"\d+(\.\d+)?\s?([KMGT]i?B)", re.IGNORECASE)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def export_model(
@@ -80,7 +90,7 @@ def export_model(
     check_target(out, force)
     _check_apart(source, out)
     check_weight_files(list_weight_files(source))
-    vocabulary = read_vocabulary(source / "vocabulary.json")
+    vocabulary = read_vocabulary(source / VOCABULARY_FILE)
     check_tokenizers(source, vocabulary)
     if (source / HEAD_FILE).is_file() and not isinstance(vocabulary, AdoptedVocabulary):
         raise ValueError(
@@ -91,16 +101,16 @@ def export_model(
     if base is not None and not adapter:
         raise ValueError(f"{source} is a whole model, it has no base; leave the base out")
     on_step("merging" if adapter else "reading")
-    model = _merged(source, base) if adapter else _whole(source)
+    model = _merged(source, base) if adapter else load_stock(source, "auto")
     if isinstance(vocabulary, AdoptedVocabulary):
-        home = Path(base or _read_json(source / BASE_FILE)["base"]).expanduser() if adapter else source
+        home = Path(base or read_adapter_record(source).base).expanduser() if adapter else source
         _check_apart(home, out)
         check_tokenizers(home, vocabulary)
         write_original(model, home, out, vocabulary, dtype, max_shard_size, force, on_step)
         return
     if dtype is not None:
         model.to(getattr(torch, dtype))
-    check_rows(model, source / "tokenizer.json", vocabulary)
+    check_rows(model, source / TEXT_FILES[0], vocabulary)
     files = dict(copied_files(source, vocabulary))
     sizes = {id(t): t.numel() * t.element_size() for t in model.parameters()}
     check_space(out.parent, sum(sizes.values()) + sum(path.stat().st_size for path in files.values()))
@@ -112,8 +122,8 @@ def export_model(
         write_decoder(model, new, vocabulary, max_shard_size)
         for name, text in code_files(type(model).__name__).items():
             (new / name).write_text(text, encoding="utf-8")
-        _write_settings(source, new, vocabulary)
-        _write_json(new / EXPORT_FILE, _record(source, adapter, model))
+        _write_settings(source, new, vocabulary, int(model.config.max_position_embeddings))
+        write_json(new / EXPORT_FILE, _record(source, adapter, model))
 
 
 # ---- the decoder
@@ -123,38 +133,6 @@ def _merged(source: Path, base: str | None) -> Any:
     found = load_base(base) if base is not None else None
     model = merge(load_adapter(source, found)[0])
     return model.float().eval()
-
-
-def _whole(source: Path) -> Any:
-    """The decoder in the precision that it is stored in."""
-    import transformers
-    from safetensors import SafetensorError
-
-    config = _read_json(source / "config.json")
-    architecture = str((config.get("architectures") or ["none"])[0])
-    stock = find_decoder_class(architecture)
-    if stock is None:
-        raise ValueError(f"{source}/config.json names the architecture {architecture}; it must be a stock causal LM")
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        model, found = stock.from_pretrained(
-            source,
-            dtype="auto",
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"the decoder in {source} cannot be read: {describe_error(error)}") from None
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
-    if found["missing_keys"]:
-        names = ", ".join(sorted(found["missing_keys"])[:3])
-        raise ValueError(f"{source}: the decoder lacks {names}; copy or download it again")
-    return model.eval()
 
 
 def check_rows(model: nn.Module, tokenizer_file: Path, vocabulary: Vocabulary) -> None:
@@ -205,36 +183,16 @@ def write_decoder(model: Any, folder: Path, vocabulary: Vocabulary, max_shard_si
         raise ValueError(f"the weights cannot be written: {describe_error(error)}") from None
 
 
-def special_ids(vocabulary: Vocabulary) -> dict[str, int]:
-    return {
-        "bos_token_id": vocabulary.control_id("<|bos|>"),
-        "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
-        "pad_token_id": vocabulary.control_id("<|pad|>"),
-    }
-
-
 # ---- the other files
-
-
-def check_tokenizers(source: Path, vocabulary: Vocabulary) -> None:
-    """Raises ValueError unless every media tokenizer and reader is the one that the vocabulary was built with."""
-    for modality in vocabulary.media:
-        found = stored_sha256(source / f"{modality}_tokenizer")
-        names = {block.name for block in vocabulary.blocks if block.modality == modality}
-        vocabulary.check_hashes(dict.fromkeys(sorted(names), found), source=str(source / "vocabulary.json"))
-        features = vocabulary.layout(modality).features
-        reader = None if features is None else stored_sha256(source / f"{modality}_reader")
-        if features is not None and reader != features.sha256:
-            raise ValueError(f"{source}/{modality}_reader has sha256 {reader}, vocabulary.json names {features.sha256}")
 
 
 def copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Path]]:
     """(name in the folder, file) of all that an export takes over as it is."""
-    for name in (*TOKENIZER_FILES, "vocabulary.json"):
+    for name in (*TEXT_FILES, VOCABULARY_FILE):
         if not (source / name).is_file():
             raise ValueError(f"{source} is incomplete: {name} is missing; copy or download it again")
         yield name, source / name
-    media = [f"{modality}_tokenizer" for modality in vocabulary.media]
+    media = [tokenizer_folder(source, modality).name for modality in vocabulary.media]
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
         top = name.split("/")[0]
@@ -258,21 +216,28 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not any(real.is_relative_to(place) for place in places)
 
 
-def _write_settings(source: Path, new: Path, vocabulary: Vocabulary) -> None:
-    path = source / "generation_config.json"
-    own = _read_json(path).get("unimodal", {}) if path.is_file() else {}
-    path = source / "processor_config.json"
-    processor = _read_json(path) if path.is_file() else {}
-    # as long as the longest answer: transformers' own default of 256 would cut a large picture
-    spans = [vocabulary.span_length(name) + 1 for name in vocabulary.media]
-    longest = max([256, *spans, int(processor.get("max_audio_codes", 250)) + 3])
-    _write_json(new / "generation_config.json", {**special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own})
-    _write_json(
-        new / "processor_config.json", {**processor, "processor_class": PROCESSOR_CLASS, "auto_map": PROCESSOR_MAP}
-    )
+def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positions: int) -> None:
+    path = source / GENERATION_FILE
+    own = read_json(path).get("unimodal", {}) if path.is_file() else {}
+    processor = read_processor(source)
+    longest = _longest_answer(vocabulary, processor, max_positions)
+    write_json(new / GENERATION_FILE, {**special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own})
+    settings = processor.model_dump(mode="json")
+    write_json(new / PROCESSOR_FILE, {**settings, "processor_class": PROCESSOR_CLASS, "auto_map": PROCESSOR_MAP})
     for path in (new / "recipe.yaml", new / "recipe.json"):
         if path.is_file():
             _without_places(path)
+
+
+def _longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, max_positions: int) -> int:
+    """Tokens that any answer may need: transformers' own default of 256 would cut a large picture."""
+    lengths = [256]
+    for layout in vocabulary.layouts:
+        steps = processor.max_audio_codes if layout.modality == "audio" else None
+        if layout.open_segment is not None and steps is None:
+            return max_positions
+        lengths.append(vocabulary.span_length(layout.modality, steps) + 1)
+    return max(lengths)
 
 
 def _without_places(path: Path) -> None:
@@ -287,7 +252,7 @@ def _without_places(path: Path) -> None:
 
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        _write_json(path, cut(json.loads(text)))
+        write_json(path, cut(json.loads(text)))
     else:
         path.write_text(yaml.safe_dump(cut(yaml.safe_load(text)), sort_keys=False, allow_unicode=True, width=120))
 
@@ -296,13 +261,13 @@ def _record(source: Path, adapter: bool, model: Any) -> dict[str, Any]:
     """What the card says of the model's descent; a base is named only by a hub id, never by a folder of this disk."""
     record: dict[str, Any] = {"format": 1, "unimodal": __version__, "dtype": str(model.dtype).removeprefix("torch.")}
     if adapter:
-        base = _read_json(source / BASE_FILE)
-        if _HUB_ID.fullmatch(base["base"]) and not Path(base["base"]).exists():
-            record["base_model"] = base["base"]
-        record |= {"base_model_relation": "finetune", "base_sha256": base["base_sha256"]}
+        base = read_adapter_record(source)
+        if is_hub_id(base.base) and not Path(base.base).exists():
+            record["base_model"] = base.base
+        record |= {"base_model_relation": "finetune", "base_sha256": base.base_sha256}
     else:
         earlier = source / EXPORT_FILE
-        kept = _read_json(earlier) if earlier.is_file() else {}
+        kept = read_json(earlier) if earlier.is_file() else {}
         record |= {name: kept[name] for name in ("base_model", "base_model_relation", "base_sha256") if name in kept}
     return record
 
@@ -311,17 +276,3 @@ def _check_apart(source: Path, out: Path) -> None:
     first, second = source.resolve(), out.resolve()
     if first == second or first.is_relative_to(second) or second.is_relative_to(first):
         raise ValueError(f"{out} and the model {source} lie in each other; write to another folder")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({describe_error(error, 120)})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} holds a {type(data).__name__}, not an object; take it from the model again")
-    return data
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.model.weight_files import check_weight_files, list_weight_files
-from unimodal.model_folder.find import read_processor, read_sampling
+from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.model_folder.settings import read_processor, read_sampling
 from unimodal.pipeline import AnswerSettings, Unimodal
 from unimodal.pipeline.requests import check_media, prepare_prompt
 from unimodal.sequence.document import Document
@@ -62,7 +63,7 @@ class MultimodalGeneration:
         model = super().from_pretrained(pretrained_model_name_or_path, *args, **options)  # type: ignore[misc]
         loaded = model[0] if isinstance(model, tuple) else model
         loaded.media_folder = folder_of(str(pretrained_model_name_or_path), options)
-        loaded.vocabulary = read_vocabulary(loaded.media_folder / "vocabulary.json")
+        loaded.vocabulary = read_vocabulary(loaded.media_folder / VOCABULARY_FILE)
         return model
 
     @property

@@ -28,7 +28,8 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.hub_classes.generation import folder_of
 from unimodal.media.audio import save_audio
 from unimodal.media.limits import DEFAULT_LIMITS
-from unimodal.model_folder.find import read_processor
+from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.model_folder.settings import read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Media, Part, Text, Turn, Video
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
@@ -48,7 +49,7 @@ class MultimodalProcessor(ProcessorMixin):
         folder = folder_of(str(pretrained_model_name_or_path), options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         processor = cls(tokenizer, chat_template=tokenizer.chat_template)
-        vocabulary = read_vocabulary(folder / "vocabulary.json")
+        vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
         processor.template = Template(vocabulary, TextTokenizer.load(folder))
         processor.coder = MediaCoder(folder, vocabulary, read_processor(folder))
         return processor

@@ -15,7 +15,8 @@ import io
 import json
 import logging
 import os
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,13 +60,26 @@ def find_decoder_class(architecture: str) -> Any | None:
     return getattr(transformers, architecture, None) if usable else None
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers, from now on, and no warnings of it in the block: errors are raised and told."""
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+    verbosity = theirs.get_verbosity()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(verbosity)
+
+
 def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> LoadedBase:
     """Loads a base by folder or hub id; frozen nowhere, no cache. Raises ValueError, in one line, if it cannot be had.
 
     precision: of the weights. eight_bit: linear layers in 8 bits through bitsandbytes (LLM.int8, arXiv 2208.07339), on
     CUDA and on CPUs; what is trained on such a base also runs, and is merged, on the same base in full precision.
     """
-    import transformers
     from safetensors import SafetensorError
 
     text = os.fspath(name)
@@ -78,17 +92,13 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
     if gguf is not None:
         _need_gguf(text)
         options["gguf_file"] = gguf
-    verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence = redirect_stderr(io.StringIO()) if gguf is not None else nullcontext()  # its progress cannot be turned off
     try:
-        with redirect_stderr(io.StringIO()) if gguf is not None else nullcontext():  # its progress cannot be turned off
+        with quiet_transformers(), silence:
             model = _class_of(source).from_pretrained(source, **options)
             tokenizer = _tokenizer_data(source, gguf)
     except (OSError, ImportError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the base model {text!r} cannot be loaded: {describe_error(error, 240)}") from None
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)
     if gguf is not None:  # the weights are plain by now; transformers would refuse to save or train them
         model.is_quantized = False
         model.hf_quantizer = None

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unimodal.model_folder.find import PROCESSOR_FILE, MediumSettings, ProcessorConfig, tokenizer_folder
+from unimodal.model_folder.hashes import check_hash
+from unimodal.model_folder.layout import (
+    GENERATION_FILE,
+    PROCESSOR_FILE,
+    VOCABULARY_FILE,
+    special_ids,
+    tokenizer_folder,
+)
+from unimodal.model_folder.settings import MediumSettings, ProcessorConfig
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import stored_sha256
@@ -42,11 +50,9 @@ def save_model(
                 raise ValueError(f"the vocabulary has {modality} but no {modality} tokenizer was given")
             tokenizers[modality].save(tokenizer_folder(new, modality))
             found = stored_sha256(tokenizer_folder(new, modality))
-            for block in vocabulary.blocks:
-                if block.modality == modality:
-                    vocabulary.check_hashes({block.name: found})
-        vocabulary.check_hashes({"text": text.sha256})
-        vocabulary.save(new / "vocabulary.json")
+            check_hash(vocabulary, modality, found)
+        check_hash(vocabulary, "text", text.sha256)
+        vocabulary.save(new / VOCABULARY_FILE)
         save_hub_tokenizer(new, vocabulary, text, int(decoder.config.max_position_embeddings))
         from transformers.utils import logging
 
@@ -56,12 +62,10 @@ def save_model(
         stored.save_pretrained(new)
         _write(new / PROCESSOR_FILE, (processor or ProcessorConfig()).model_dump(mode="json"))
         generation = {
-            "bos_token_id": vocabulary.control_id("<|bos|>"),
-            "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
-            "pad_token_id": vocabulary.control_id("<|pad|>"),
+            **special_ids(vocabulary),
             "unimodal": {name: settings.model_dump() for name, settings in (sampling or {}).items()},
         }
-        _write(new / "generation_config.json", generation)
+        _write(new / GENERATION_FILE, generation)
         for path in sorted(new.rglob("*")):
             if path.is_file():
                 target = folder / path.relative_to(new)

@@ -19,7 +19,8 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.coder.outputs import Output
 from unimodal.generation.engine import Engine
 from unimodal.model_folder.decoder import load_decoder
-from unimodal.model_folder.find import MediumSettings, read_processor, read_sampling
+from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.model_folder.settings import MediumSettings, read_processor, read_sampling
 from unimodal.model_folder.wording import Wording
 from unimodal.sequence.document import Document, Text
 from unimodal.sequence.templates.open import open_template
@@ -69,7 +70,7 @@ class LoadedModel:
     ) -> Self:
         """The model in a folder that `find_model` has found. Raises ValueError, in one line, for a broken one."""
         on_step("loading the model")
-        vocabulary = read_vocabulary(folder / "vocabulary.json")
+        vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
         processor = read_processor(folder)
         template = open_template(processor.template, vocabulary, folder)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")

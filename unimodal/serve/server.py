@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.pipeline import Unimodal
 from unimodal.serve.chat import complete_chat
 from unimodal.serve.gate import Gate
@@ -87,7 +88,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
         service.metrics.waiting.set(service.worker.num_waiting)
         return Response(service.metrics.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    created = int((service.model.folder / "config.json").stat().st_mtime)
+    created = int((service.model.folder / VOCABULARY_FILE).stat().st_mtime)
     entry = {"id": service.name, "object": "model", "created": created, "owned_by": "unimodal"}
 
     async def list_models() -> Response:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from unimodal.coder.media_coder import MediaCoder
+from unimodal.files import read_json
 from unimodal.media.registry import MEDIA
 from unimodal.model.initialisers import Donor
 from unimodal.model.structured_rows import encode_levels
-from unimodal.model_folder.find import read_json
+from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary, read_vocabulary
@@ -99,7 +100,7 @@ def read_donor(folder: Path, template: Template) -> dict[str, Donor]:
     from safetensors.torch import load_file
 
     vocabulary, text = template.vocabulary, template.text
-    theirs, their_text = read_vocabulary(folder / "vocabulary.json"), TextTokenizer.load(folder)
+    theirs, their_text = read_vocabulary(folder / VOCABULARY_FILE), TextTokenizer.load(folder)
     state = load_file(folder / "model.safetensors")
     tables = {"input": state["model.embed_tokens.weight"], "output": state.get("lm_head.weight")}
     source = torch.full((vocabulary.size - vocabulary.text_size,), -1)

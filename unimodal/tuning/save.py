@@ -6,15 +6,22 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config, save_config
-from unimodal.files import atomic_write_bytes, atomic_write_text
+from unimodal.files import atomic_write_bytes, atomic_write_text, read_json
 from unimodal.model.adapter import save_adapter
-from unimodal.model_folder.find import PROCESSOR_FILE, ProcessorConfig, read_json, reader_folder, tokenizer_folder
+from unimodal.model_folder.layout import (
+    GENERATION_FILE,
+    PROCESSOR_FILE,
+    VOCABULARY_FILE,
+    reader_folder,
+    special_ids,
+    tokenizer_folder,
+)
+from unimodal.model_folder.settings import ProcessorConfig
 from unimodal.sequence.templates.own import Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
@@ -50,7 +57,7 @@ def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, 
             processor = processor if processor.template == own.template else own
         fields = processor.model_dump(mode="json")
         atomic_write_text(folder / PROCESSOR_FILE, json.dumps(fields, indent=2) + "\n")
-    template.vocabulary.save(folder / "vocabulary.json")
+    template.vocabulary.save(folder / VOCABULARY_FILE)
 
 
 def save_tuned(
@@ -67,17 +74,13 @@ def save_tuned(
     """
     save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
     vocabulary = template.vocabulary
-    generation: dict[str, Any] = {
-        "bos_token_id": vocabulary.control_id("<|bos|>"),
-        "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
-        "pad_token_id": vocabulary.control_id("<|pad|>"),
-    }
-    if media is not None and (media.folder / "generation_config.json").is_file():
-        generation["unimodal"] = read_json(media.folder / "generation_config.json").get("unimodal", {})
+    generation: dict[str, object] = dict(special_ids(vocabulary))
+    if media is not None and (media.folder / GENERATION_FILE).is_file():
+        generation["unimodal"] = read_json(media.folder / GENERATION_FILE).get("unimodal", {})
     if base is not None:
         save_adapter(folder, model, base, vocabulary)
     else:
         model.config.use_cache = True
         model.half().save_pretrained(folder)
-    atomic_write_text(folder / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    atomic_write_text(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
     save_config(cfg, folder / "recipe.yaml")

@@ -11,6 +11,7 @@ import torch
 from unimodal.coder.media_coder import MediaCoder, load_coder
 from unimodal.model.adapter_files import is_adapter
 from unimodal.model.base import LoadedBase
+from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
@@ -22,7 +23,7 @@ def open_media(folder: Path | None, device: torch.device | str = "cpu") -> Media
     """The media tokenizers of a model folder; None without one: text only."""
     if folder is None:
         return None
-    if not (folder / "vocabulary.json").is_file():
+    if not (folder / VOCABULARY_FILE).is_file():
         raise ValueError(f"media: {folder} has no vocabulary.json; name a model folder, such as model_cards/nano")
     return load_coder(folder, device, lambda step: print(step, file=sys.stderr))
 
@@ -33,7 +34,7 @@ def make_joint_template(base: LoadedBase, media: MediaCoder | None) -> Template:
     A base that is a model of ours keeps its own vocabulary, and a converted checkpoint its own format as well.
     """
     text = TextTokenizer(base.tokenizer)
-    own = Path(base.name) / "vocabulary.json"
+    own = Path(base.name) / VOCABULARY_FILE
     if own.is_file() and not is_adapter(base.name):
         vocabulary = read_vocabulary(own)
         if not isinstance(vocabulary, AdoptedVocabulary):
