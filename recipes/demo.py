@@ -145,7 +145,7 @@ class Tour:
 
 def _by_kind(folder: Path) -> dict[str, list[Path]]:
     """The media in a folder by what they hold; other files (a list of sources, say) are left alone."""
-    from unimodal.media.limits import media_kind
+    from unimodal.media.kind import media_kind
 
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:

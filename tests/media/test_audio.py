@@ -71,11 +71,34 @@ def test_eight_bit_wav_is_centred():
     assert load_audio(encode(np.zeros(100), 16000, "WAV", "PCM_U8")).abs().max() <= 1 / 128
 
 
-@given(values=hnp.arrays(np.int16, st.tuples(st.integers(1, 50), st.integers(1, 8))))
+@given(values=hnp.arrays(np.int16, st.tuples(st.integers(1, 50), st.sampled_from([1, 2, 9, 12]))))
 @quick
-def test_channels_are_averaged(values):
+def test_one_two_and_very_many_channels_are_averaged(values):
     loaded = load_audio(encode(values, 16000))
     assert np.abs(loaded.numpy() - values.astype(np.float64).mean(axis=1) / 32768).max() < 1e-6
+
+
+@pytest.mark.parametrize("format_name", ["WAV", "FLAC", "AIFF"])
+@pytest.mark.parametrize("num_channels", range(3, 9))
+def test_more_channels_are_mixed_down_as_the_standard_says(num_channels, format_name):
+    """ITU-R BS.775: left = L + 0.707 C + 0.707 Ls, right alike; one channel is their mean, at most at full level."""
+    orders = {3: "L R C", 4: "L R Ls Rs", 5: "L R C Ls Rs", 6: "L R C LFE Ls Rs", 7: "L R C LFE B Ls Rs"}
+    names = orders.get(num_channels, "L R C LFE Ls Rs Ls Rs").split()
+    values = np.random.default_rng(num_channels).uniform(-0.4, 0.4, (2000, num_channels)).astype(np.float32)
+    left, right = np.zeros(2000), np.zeros(2000)
+    for name, channel in zip(names, values.T, strict=True):
+        left += channel * {"L": 1, "C": 0.5**0.5, "Ls": 0.5**0.5, "B": 0.5}.get(name, 0)
+        right += channel * {"R": 1, "C": 0.5**0.5, "Rs": 0.5**0.5, "B": 0.5}.get(name, 0)
+    expected = (left + right) / 2
+    loaded = load_audio(encode(values, 16000, format_name)).numpy()
+    assert np.abs(loaded - expected / max(1, np.abs(expected).max())).max() < 1e-4
+
+
+def test_speech_in_the_centre_of_5_1_stays_loud():
+    speech = sine(300, 16000).numpy()  # up to 0.5
+    silence = np.zeros_like(speech)
+    loaded = load_audio(encode(np.stack([silence, silence, speech, silence, silence, silence], axis=1), 16000))
+    assert 20 * np.log10(float(loaded.abs().max()) / 0.5) == pytest.approx(-3.0, abs=0.1)
 
 
 def test_opposite_channels_cancel_and_long_sounds_are_read_whole():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unimodal.media.access import encode_medium, load_medium, save_medium
-from unimodal.media.limits import media_kind
+from unimodal.media.kind import media_kind
 from unimodal.media.registry import MEDIA, FileTarget, find_medium, load_plugins, register
 
 SHAPES = {"image": (3, 4, 4), "audio": (800,), "video": (2, 3, 4, 4)}

@@ -91,7 +91,7 @@ def check_ways(decoder: str | None, weights: str) -> None:
 
 def check_file(path: Path) -> str:
     """The medium of a file, by its first bytes. Raises ValueError for an input that is missing or holds none."""
-    from unimodal.media.limits import media_kind
+    from unimodal.media.kind import media_kind
 
     return media_kind(path)
 

@@ -19,7 +19,8 @@ from unimodal.coder.outputs import Grid3, MediaCodes, Output
 from unimodal.files import quote_path, read_json
 from unimodal.media.access import load_medium
 from unimodal.media.image import fit_image, load_image, to_bytes
-from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
+from unimodal.media.kind import media_kind
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
 from unimodal.media.registry import MEDIA, FileTarget
 from unimodal.model_folder.hashes import check_tokenizers
 from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, reader_folder, tokenizer_folder

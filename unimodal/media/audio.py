@@ -1,6 +1,10 @@
-"""Sound: WAV, FLAC, Ogg and MP3 files to mono float tensors at one sample rate, and back to files.
+"""Sound files to mono float tensors at one sample rate, and back to files.
 
-Files go through soundfile, resampling through torchaudio (a windowed sinc). Shapes: T samples.
+WAV, FLAC, Ogg, AIFF, AU and CAF of one or two channels go through soundfile; MP3, AAC, the sound of film containers,
+more channels, and streams whose header does not tell their length go through libav. Resampling is torchaudio's
+windowed sinc.
+
+Shapes: C channels, T samples.
 """
 
 from __future__ import annotations
@@ -8,16 +12,19 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
 from unimodal.files import atomic_write_bytes, quote_path
-from unimodal.media.files import MediaSource, Opened, open_source, quiet_stderr
-from unimodal.media.headers import Content, read_content
+from unimodal.media.containers import FILM_DEMUXERS, read_sound
+from unimodal.media.files import MediaSource, Opened, open_source
+from unimodal.media.headers import Content, is_mp3_frame, read_content
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
 from unimodal.media.registry import FileTarget
 
@@ -29,7 +36,22 @@ _FORMATS = {  # suffix → soundfile's format and subtype
     ".ogg": ("OGG", "VORBIS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
+_SOUNDFILE = {"WAV sound", "FLAC sound", "Ogg sound", "AIFF sound", "AU sound", "CAF sound"}
+_SIDE = 0.5**0.5
+#: shares of channels in the mean of the two-channel down-mix of ITU-R BS.775: the centre is in both, the rear in one
+_SHARES = {"FL": 0.5, "FR": 0.5, "FC": _SIDE, "LFE": 0.0, "BC": 0.5}
+_SHARES |= dict.fromkeys(("BL", "BR", "SL", "SR", "FLC", "FRC"), _SIDE / 2)
+#: the channels of a file that does not name them, by their number: the order of WAVE_FORMAT_EXTENSIBLE
+_ORDERS = {
+    3: ("FL", "FR", "FC"),
+    4: ("FL", "FR", "BL", "BR"),
+    5: ("FL", "FR", "FC", "BL", "BR"),
+    6: ("FL", "FR", "FC", "LFE", "BL", "BR"),
+    7: ("FL", "FR", "FC", "LFE", "BC", "SL", "SR"),
+    8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR"),
+}
 _MAX_PEAK = 16.0  # float files may overshoot 1 a little; one far above holds integers
+_MP3_ADDED = 2 * 1152  # before and behind the sound, by an encoder that does not say how much
 _BLOCK_SAMPLES = 1 << 18
 _MAX_RATIO_TERM = 1000
 
@@ -37,34 +59,35 @@ _MAX_RATIO_TERM = 1000
 def load_audio(
     source: MediaSource, sample_rate_hz: int = SAMPLE_RATE_HZ, limits: MediaLimits = DEFAULT_LIMITS
 ) -> Tensor:
-    """A sound as float32 [T] in [-1, 1]: the mean of its channels, resampled to `sample_rate_hz`.
+    """A sound as float32 [T] in [-1, 1], mixed down to one channel and resampled to `sample_rate_hz`.
 
-    Raises ValueError for a file that is missing, empty, not a sound, truncated, damaged or over a limit, and for
+    A film container's first sound is read too. Two channels give their mean, more the mean of their standard
+    two-channel down-mix (ITU-R BS.775), turned down where that would go beyond 1.
+
+    Raises ValueError for a file that is missing, empty, without sound, truncated, damaged or over a limit, and for
     samples that are not numbers.
     """
     _check_rate(sample_rate_hz)
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
-        if content.kind != "audio":
+        if content.kind != "audio" and content.name not in FILM_DEMUXERS:
             raise unusable(opened.name, content, "audio")
         if content.truncated:
             raise damaged(opened.name, content)
-        try:
-            if content.name == "MP3 sound":
-                with quiet_stderr():
-                    samples, file_rate_hz = _decode(opened, content, limits)
-            else:
-                samples, file_rate_hz = _decode(opened, content, limits)
-        except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-            # libsndfile's message for an MP3 file that it cannot open is about something else
-            detail = None if content.name == "MP3 sound" else getattr(error, "error_string", str(error))
-            raise damaged(opened.name, content, detail) from None
+        samples, file_rate_hz = _decode(opened, content, limits)
     return resample(torch.from_numpy(samples), file_rate_hz, sample_rate_hz).clamp_(-1, 1)
 
 
 def load_audio_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
-    """`load_audio` at the rate that a tokenizer takes."""
-    return load_audio(source, target.sample_rate_hz or SAMPLE_RATE_HZ, limits)
+    """`load_audio` at the rate that a tokenizer takes, of the part that is asked for."""
+    rate_hz = target.sample_rate_hz or SAMPLE_RATE_HZ
+    samples = load_audio(source, rate_hz, limits)
+    start, count = round(target.start_s * rate_hz), None if target.seconds is None else round(target.seconds * rate_hz)
+    part = samples[start : None if count is None else start + count]
+    if len(part) == 0:
+        length_s = len(samples) / rate_hz
+        raise ValueError(f"the sound lasts {length_s:,.1f} s, so nothing starts at {target.start_s:g} s; start earlier")
+    return part
 
 
 def save_audio_at(samples: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:
@@ -74,38 +97,112 @@ def save_audio_at(samples: Tensor, path: str | os.PathLike[str], rate: float | N
 
 def _decode(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int]:
     """(mono float32 [T], sample rate), block by block so that only the mono sound is held."""
+    if content.name in _SOUNDFILE and not content.streamed:
+        try:
+            decoded = _decode_by_soundfile(opened, content, limits)
+        except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+            if content.name != "Ogg sound":  # which may hold FLAC or Speex: libav's to read
+                raise damaged(opened.name, content, getattr(error, "error_string", str(error))) from None
+            decoded = None
+        if decoded is not None:
+            return decoded
+    try:
+        return _decode_by_libav(opened, content, limits)
+    except (av.error.FFmpegError, OSError, EOFError) as error:
+        raise damaged(opened.name, content, error) from None
+
+
+def _decode_by_soundfile(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int] | None:
+    """One or two channels; None for more, since libsndfile does not say which is the centre."""
     name = opened.name
     with soundfile.SoundFile(opened.rewound()) as file:
         rate_hz, num_channels, declared = file.samplerate, file.channels, file.frames
-        if not 1000 <= rate_hz <= limits.max_sample_rate_hz:
-            raise ValueError(
-                f"{name} has {rate_hz:,} samples a second, outside 1,000 to max_sample_rate_hz="
-                f"{limits.max_sample_rate_hz:,}; resample it or raise that limit"
-            )
-        if num_channels > limits.max_channels:
-            raise ValueError(
-                f"{name} has {num_channels} channels, over the limit max_channels={limits.max_channels}; "
-                "mix it down or raise that limit"
-            )
-        known = 0 <= declared < 2**62  # a stream written to a pipe does not tell
-        if known:
-            limits.check_seconds(name, declared / rate_hz)
+        known = 0 <= declared < 2**62
+        limits.check_sound(name, rate_hz, num_channels, declared if known else 0)
+        if num_channels > 2:
+            return None
         blocks: list[np.ndarray] = []
         num_samples = 0
-        block_samples = max(1, _BLOCK_SAMPLES // num_channels)
-        while len(block := file.read(block_samples, dtype="float32", always_2d=True)):  # [block, channels]
+        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):  # [T, C]
             num_samples += len(block)
-            limits.check_seconds(name, num_samples / rate_hz)
+            limits.check_sound(name, rate_hz, num_channels, num_samples)
             _check_samples(name, block)
             blocks.append(block.mean(axis=1, dtype=np.float32))
     if known and num_samples < declared:
-        raise ValueError(
-            f"{name} is {content.described} cut short: it gives {num_samples:,} of {declared:,} samples; "
-            "copy or download it again"
-        )
-    if num_samples == 0:
+        raise _cut_short(name, content, num_samples, declared)
+    return _join(name, blocks), rate_hz
+
+
+def _decode_by_libav(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int]:
+    name = opened.name
+    blocks: list[np.ndarray] = []
+    num_samples = rate_hz = 0
+    declared = count_mp3_samples(opened) if content.name == "MP3 sound" else None
+    for block, block_rate_hz, channels in read_sound(opened, content, limits):  # [C, T]
+        if rate_hz not in (0, block_rate_hz):
+            raise ValueError(f"{name} changes from {rate_hz:,} to {block_rate_hz:,} samples a second; export it again")
+        rate_hz, num_samples = block_rate_hz, num_samples + block.shape[1]
+        limits.check_sound(name, rate_hz, len(block), max(num_samples, declared or 0))
+        _check_samples(name, block)
+        blocks.append(mix_down(block, channels))
+    if declared is not None and num_samples < declared - 1152:
+        raise _cut_short(name, content, num_samples, declared)
+    mono = _join(name, blocks)
+    peak = np.abs(mono).max()
+    return (mono / peak if len(channels) > 2 and peak > 1 else mono), rate_hz
+
+
+def _cut_short(name: str, content: Content, num_samples: int, declared: int) -> ValueError:
+    return ValueError(
+        f"{name} is {content.described} cut short: it gives {num_samples:,} of {declared:,} samples; "
+        "copy or download it again"
+    )
+
+
+def _join(name: str, blocks: list[np.ndarray]) -> np.ndarray:
+    if not any(len(block) for block in blocks):
         raise ValueError(f"{name} holds no samples; record or export it again")
-    return np.concatenate(blocks), rate_hz
+    return np.concatenate(blocks)
+
+
+def mix_down(block: np.ndarray, channels: Sequence[str]) -> np.ndarray:
+    """Samples [C, T] of channels by libav's names ("FL", "FC", …) → one channel [T]; see `load_audio`.
+
+    Where a name is not known, the usual order of so many channels is meant; more than eight are averaged.
+    """
+    if any(name not in _SHARES for name in channels):
+        channels = _ORDERS.get(len(block), ())
+    if len(block) < 3 or not channels:
+        return block.mean(axis=0, dtype=np.float32)
+    shares = np.array([_SHARES[name] for name in channels], dtype=np.float32)
+    return shares @ block
+
+
+def count_mp3_samples(opened: Opened) -> int | None:
+    """Samples of a channel that the Xing, Info or VBRI header of an MP3 file promises; None without such a header.
+
+    What LAME says that an encoder added before and behind the sound, and a decoder leaves out, is taken off.
+    """
+    start = 0
+    while (tag := opened.read(start, 10))[:3] == b"ID3" and len(tag) == 10:  # sizes of 7 bits a byte
+        start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
+    frame = opened.read(start, 256)
+    if len(frame) < 256 or not is_mp3_frame(frame):
+        return None
+    first_version = frame[1] >> 3 & 3 == 3
+    is_mono = frame[3] >> 6 == 3
+    header = frame[4 + ((17 if is_mono else 32) if first_version else (9 if is_mono else 17)) :]
+    added = _MP3_ADDED
+    if header[:4] in (b"Xing", b"Info") and header[7] & 1:
+        num_frames = int.from_bytes(header[8:12], "big")
+        if header[7] & 15 == 15 and header[120:124] in (b"LAME", b"Lavc", b"Lavf"):
+            before_and_behind = int.from_bytes(header[141:144], "big")  # 12 bits each
+            added = (before_and_behind >> 12) + (before_and_behind & 0xFFF)
+    elif frame[36:40] == b"VBRI":
+        num_frames = int.from_bytes(frame[50:54], "big")
+    else:
+        return None
+    return max(0, num_frames * (1152 if first_version else 576) - added)
 
 
 def _check_samples(name: str, block: np.ndarray) -> None:

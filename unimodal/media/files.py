@@ -67,11 +67,13 @@ def open_source(source: MediaSource, max_bytes: int) -> Iterator[Opened]:
         if num_bytes == 0:
             raise ValueError(f"{name} is empty (0 bytes); copy or export it again")
         if num_bytes > max_bytes:
-            raise ValueError(f"{name} has {num_bytes:,} bytes, over the limit max_bytes={max_bytes:,}; {RAISE_LIMIT}")
+            raise ValueError(
+                f"{name} has {num_bytes:,} bytes, over the limit max_bytes={max_bytes:,}; make it smaller{RAISE_LIMIT}"
+            )
         yield Opened(name, stream, num_bytes)
 
 
-RAISE_LIMIT = "make it smaller or raise that limit"
+RAISE_LIMIT = ", or from Python give limits=MediaLimits(…)"  # no option of a command raises one
 
 
 _lock = threading.Lock()

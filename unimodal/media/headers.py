@@ -18,37 +18,61 @@ KINDS = {
     "JPEG picture": "image",
     "GIF picture": "image",
     "WebP picture": "image",
+    "BMP picture": "image",
+    "TIFF picture": "image",
+    "AVIF picture": "image",
+    "HEIC picture": "image",
     "animated GIF": "video",
+    "animated PNG": "video",
     "animated WebP": "video",
     "MP4 or MOV file": "video",
     "WebM or Matroska file": "video",
+    "AVI film": "video",
+    "MPEG transport stream": "video",
     "WAV sound": "audio",
     "FLAC sound": "audio",
     "Ogg sound": "audio",
     "MP3 sound": "audio",
+    "AAC sound": "audio",
+    "AIFF sound": "audio",
+    "AU sound": "audio",
+    "CAF sound": "audio",
 }
+# starts of formats whose headers their decoders read themselves
+_STARTS = (
+    (b"BM", "BMP picture"),
+    (b"II*\0", "TIFF picture"),
+    (b"MM\0*", "TIFF picture"),
+    (b".snd", "AU sound"),
+    (b"caff", "CAF sound"),
+    (b"\xff\xf1", "AAC sound"),
+    (b"\xff\xf9", "AAC sound"),
+)
 # starts that say what an unsupported file is, and what to do with it
 _OTHERS = (
-    (b"BM", "BMP picture", "convert it to PNG"),
-    (b"II*\0", "TIFF picture", "convert it to PNG"),
-    (b"MM\0*", "TIFF picture", "convert it to PNG"),
     (b"\0\0\1\0", "icon", "convert it to PNG"),
     (b"%PDF", "PDF document", "export a page as PNG"),
     (b"PK\3\4", "ZIP archive", "unpack it and name one file"),
     (b"\x1f\x8b", "gzip archive", "unpack it first"),
-    (b"FORM", "AIFF sound", "convert it to WAV"),
-    (b".snd", "AU sound", "convert it to WAV"),
-    (b"caff", "CAF sound", "convert it to WAV"),
     (b"\x1aFLV", "FLV film", "convert it to MP4"),
     (b"FLV\1", "FLV film", "convert it to MP4"),
     (b"\0\0\1\xba", "MPEG film", "convert it to MP4"),
     (b"\x30\x26\xb2\x75", "Windows Media file", "convert it to MP4 or WAV"),
-    (b"\xff\xf1", "AAC sound", "convert it to WAV"),
-    (b"\xff\xf9", "AAC sound", "convert it to WAV"),
     (b"#!AMR", "AMR sound", "convert it to WAV"),
 )
 _MAX_PARTS = 100_000  # frames, chunks, boxes or segments that a header walk visits at most
-_BRANDS = {b"heic": "HEIC picture", b"heix": "HEIC picture", b"mif1": "HEIF picture", b"avif": "AVIF picture"}
+_BRANDS = {  # of ISO base media files that hold a picture
+    b"heic": "HEIC picture",
+    b"heix": "HEIC picture",
+    b"mif1": "HEIC picture",
+    b"avif": "AVIF picture",
+}
+STREAM_SIZES = (0, 2_000_000_000)  # of a WAV's samples where the writer did not know it; 2 GiB - 4 KiB and more too
+
+
+def show_ms(declared_ms: float) -> float:
+    """How long a frame of an animated picture is shown: 10 ms and less mean 100 ms to browsers, and here."""
+    return declared_ms if declared_ms > 10 else 100.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,7 @@ class Content:
     num_frames: int | None = None
     duration_s: float | None = None
     truncated: bool = False  # the header promises more bytes than there are
+    streamed: bool = False  # the writer did not know the length, and the header says so
 
     @property
     def described(self) -> str:
@@ -80,16 +105,15 @@ def read_content(opened: Opened) -> Content:
     """Recognise a file by its first bytes and read what its header says. Never raises for a damaged file."""
     head = opened.read(0, 64)
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        width, height = struct.unpack(">II", head[16:24]) if len(head) >= 24 else (None, None)
-        return _known("PNG picture", width=width, height=height, truncated=width is None)
+        return _read_png(opened, head)
     if head.startswith(b"\xff\xd8\xff"):
         return _read_jpeg(opened)
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return _read_gif(opened)
     if head.startswith((b"RIFF", b"RF64", b"RIFX")):
         return _read_riff(opened, head)
-    if head.startswith(b"fLaC"):
-        return _known("FLAC sound")
+    if head.startswith(b"fLaC"):  # its number of samples, 36 bits, is 0 where the writer did not know it
+        return _known("FLAC sound", streamed=len(head) >= 26 and not (head[21] & 15 or any(head[22:26])))
     if head.startswith(b"OggS"):
         return _read_ogg(opened)
     if head[4:8] == b"ftyp" or head[4:8] in (b"moov", b"mdat", b"free", b"wide", b"skip"):
@@ -99,10 +123,17 @@ def read_content(opened: Opened) -> Content:
     for medium in MEDIA.values():
         if medium.recognise is not None and find_function(medium.recognise)(head):
             return Content(medium.noun, medium.name)
+    if head.startswith(b"FORM") and head[8:12] in (b"AIFF", b"AIFC"):
+        return _known("AIFF sound")
+    if head.startswith(b"G") and opened.read(188, 1) == b"G" and opened.read(376, 1) in (b"G", b""):
+        return _known("MPEG transport stream")
+    for start, name in _STARTS:
+        if head.startswith(start):
+            return _known(name)
     for start, name, advice in _OTHERS:
         if head.startswith(start):
             return Content(name, "other", advice)
-    if head.startswith(b"ID3") or _is_mp3_frame(head):
+    if head.startswith(b"ID3") or is_mp3_frame(head):
         return _known("MP3 sound")
     return _unknown(opened)
 
@@ -136,12 +167,41 @@ def _unknown(opened: Opened) -> Content:
     return Content("text file", "other")
 
 
-def _is_mp3_frame(head: bytes) -> bool:
+def is_mp3_frame(head: bytes) -> bool:
     """An MPEG audio layer III frame header: 11 sync bits, then fields none of which has its reserved value."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return False
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3
     return version != 1 and layer == 1 and head[2] >> 4 not in (0, 15) and head[2] >> 2 & 3 != 3
+
+
+def _read_png(opened: Opened, head: bytes) -> Content:
+    """Walk the chunks: size, and for an animated PNG the number of frames and how long they are shown."""
+    if len(head) < 24:
+        return _known("PNG picture", truncated=True)
+    width, height = struct.unpack(">II", head[16:24])
+    num_frames, duration_s, offset = 0, 0.0, 8
+    for _ in range(_MAX_PARTS):
+        chunk = opened.read(offset, 34)
+        if len(chunk) < 12:
+            break
+        if chunk[4:8] == b"fcTL" and len(chunk) == 34:
+            num_frames += 1
+            delay, unit = struct.unpack(">HH", chunk[28:32])
+            duration_s += show_ms(1000 * delay / (unit or 100)) / 1000
+        elif chunk[4:8] == b"IEND" or (chunk[4:8] == b"IDAT" and not num_frames and not _is_apng(opened)):
+            break
+        offset += 12 + int.from_bytes(chunk[:4], "big")
+    if num_frames < 2:
+        return _known("PNG picture", width=width, height=height)
+    size = {"width": width, "height": height, "num_frames": num_frames, "duration_s": duration_s}
+    return _known("animated PNG", **size)
+
+
+def _is_apng(opened: Opened) -> bool:
+    """Whether an animation's control chunk stands before the picture: it has to."""
+    start = opened.read(0, 4096)
+    return b"acTL" in start[: start.find(b"IDAT")] if b"IDAT" in start else b"acTL" in start
 
 
 def _read_jpeg(opened: Opened) -> Content:
@@ -171,7 +231,7 @@ def _read_gif(opened: Opened) -> Content:
         return _known("GIF picture", truncated=True)
     width, height = struct.unpack("<HH", head[6:10])
     offset = 13 + _gif_table_bytes(head[10])
-    num_frames, duration_cs, delay_cs = 0, 0, 0
+    num_frames, duration_cs, delay_cs = 0, 0.0, 0
     truncated = True
     while num_frames < _MAX_PARTS:
         block = opened.read(offset, 10)
@@ -188,7 +248,7 @@ def _read_gif(opened: Opened) -> Content:
                 left, top, frame_width, frame_height = struct.unpack("<HHHH", block[1:9])
                 width, height = max(width, left + frame_width), max(height, top + frame_height)
                 num_frames += 1
-                duration_cs += delay_cs or 10
+                duration_cs += show_ms(10 * delay_cs) / 10
                 delay_cs = 0
         else:
             truncated = len(block) < 10
@@ -223,22 +283,22 @@ def _read_riff(opened: Opened, head: bytes) -> Content:
     if form == b"WEBP":
         return _read_webp(opened, head)
     if form == b"AVI ":
-        return Content("AVI film", "other", "convert it to MP4")
+        return _known("AVI film")
     if form != b"WAVE":
         return Content("RIFF file of unknown type", "other")
     truncated = True
     for offset, name, size in _riff_chunks(opened, "big" if head.startswith(b"RIFX") else "little"):
         if name == b"data":
-            unknown = size == 0 or size >= 0x7FFFF000  # written to a pipe, or RF64: the size was not known
+            unknown = size in STREAM_SIZES or size >= 0x7FFFF000  # written to a pipe, or RF64
             truncated = not unknown and offset + 8 + size > opened.num_bytes
-            break
+            return _known("WAV sound", truncated=truncated, streamed=unknown and not head.startswith(b"RF64"))
     return _known("WAV sound", truncated=truncated)
 
 
 def _read_webp(opened: Opened, head: bytes) -> Content:
     truncated = 8 + int.from_bytes(head[4:8], "little") > opened.num_bytes
     width = height = None
-    animated, num_frames, duration_ms = False, 0, 0
+    animated, num_frames, duration_ms = False, 0, 0.0
     for offset, name, _ in _riff_chunks(opened, "little"):
         body = opened.read(offset + 8, 16)
         if name == b"VP8X" and len(body) >= 10:
@@ -251,7 +311,7 @@ def _read_webp(opened: Opened, head: bytes) -> Content:
             width, height = (value & 0x3FFF for value in struct.unpack("<HH", body[6:10]))
         elif name == b"ANMF" and len(body) >= 15:
             num_frames += 1
-            duration_ms += int.from_bytes(body[12:15], "little")
+            duration_ms += show_ms(int.from_bytes(body[12:15], "little"))
     if not animated:
         return _known("WebP picture", width=width, height=height, truncated=truncated, num_frames=1)
     size = {"width": width, "height": height, "num_frames": num_frames, "duration_s": duration_ms / 1000}
@@ -284,7 +344,7 @@ def _read_ogg(opened: Opened) -> Content:
 def _read_mp4(opened: Opened, head: bytes) -> Content:
     """Walk the top-level boxes: each must end within the file."""
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
-        return Content(_BRANDS[head[8:12]], "other", "convert it to PNG or JPEG")
+        return _known(_BRANDS[head[8:12]])
     offset = 0
     for _ in range(_MAX_PARTS):
         if len(box := opened.read(offset, 16)) < 8:

@@ -1,7 +1,8 @@
-"""Pictures: PNG, JPEG, WebP and GIF files to uint8 tensors, fitted to a model's square, and back to files.
+"""Picture files to uint8 tensors, fitted to a model's square, and back to files.
 
-Shapes: H height, W width, S size; channels are red, green, blue.
-Colours are taken as sRGB; ICC profiles are not applied.
+PNG, JPEG, WebP, GIF, BMP, TIFF and AVIF are read by Pillow, HEIC by pillow-heif where it is installed.
+
+Shapes: H height, W width, S size; channels are red, green, blue, in sRGB: a profile of other colours is applied.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from torch import Tensor
 
 from unimodal.files import atomic_write_bytes, quote_path
@@ -31,15 +42,31 @@ _ENCODINGS: dict[str, dict[str, Any]] = {
     ".webp": {"format": "WEBP", "lossless": True},
 }
 
-# Opened by class, not by Image.open: only these four decoders ever see a file.
+
+class _AnimatedWebp(WebPImagePlugin.WebPImageFile):
+    """Frames with their transparency: Pillow drops it where the file's header announces none, and a frame smaller than
+    the picture is then black around it."""
+
+    def _open(self) -> None:
+        super()._open()
+        if self.rawmode == "RGBX":
+            self.rawmode = self._mode = "RGBA"
+
+
+# Opened by class, not by Image.open: only these decoders ever see a file.
 _PLUGINS: dict[str, Any] = {
     "PNG picture": PngImagePlugin.PngImageFile,
     "JPEG picture": JpegImagePlugin.jpeg_factory,
     "GIF picture": GifImagePlugin.GifImageFile,
     "animated GIF": GifImagePlugin.GifImageFile,
     "WebP picture": WebPImagePlugin.WebPImageFile,
-    "animated WebP": WebPImagePlugin.WebPImageFile,
+    "animated WebP": _AnimatedWebp,
+    "animated PNG": PngImagePlugin.PngImageFile,
+    "BMP picture": BmpImagePlugin.BmpImageFile,
+    "TIFF picture": TiffImagePlugin.TiffImageFile,
+    "AVIF picture": AvifImagePlugin.AvifImageFile,
 }
+_HEIC = "HEIC picture"
 # EXIF orientation → how to turn the stored picture upright
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,6 +78,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
+_STRIP_ROWS = 256  # of a large picture at a time, so that memory follows the result
 
 
 def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Tensor:
@@ -60,7 +88,7 @@ def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ten
     """
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
-        if content.name not in _PLUGINS:
+        if content.name not in (*_PLUGINS, _HEIC):
             raise unusable(opened.name, content, "image")
         check_picture_header(opened, content, limits)
         with quiet_pillow():
@@ -68,7 +96,7 @@ def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ten
             try:
                 image.load()
                 upright = _UPRIGHT.get(_orientation(image))
-                pixels = flatten(image if upright is None else image.transpose(upright))
+                pixels = flatten(to_srgb(image if upright is None else image.transpose(upright)))
             except Exception as error:  # Pillow's decoders raise many types on damaged data
                 raise damaged(opened.name, content, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [H, W, 3] → [3, H, W]
@@ -96,12 +124,56 @@ def check_picture_header(opened: Opened, content: Content, limits: MediaLimits) 
 
 def open_picture(opened: Opened, content: Content, limits: MediaLimits) -> Image.Image:
     """Pillow's image for a recognised file, its size checked; nothing is decoded yet."""
+    plugin = _PLUGINS.get(content.name) or _find_heif_plugin(opened.name)
     try:
-        image = _PLUGINS[content.name](opened.rewound())
+        image: Image.Image = plugin(opened.rewound())
     except Exception as error:
         raise damaged(opened.name, content, error) from None
     limits.check_pixels(opened.name, *image.size)
     return image
+
+
+def _find_heif_plugin(name: str) -> Any:
+    try:
+        from pillow_heif import HeifImageFile  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise ValueError(
+            f"{name} is an HEIC picture, which needs the package pillow-heif: pip install 'unimodal[heic]'"
+        ) from None
+    return HeifImageFile
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """A Pillow image in the colours of sRGB, as its ICC profile says; its transparency stays.
+
+    A picture without profile is sRGB, and so is one whose profile is damaged, or of another kind of colours than its
+    pixels. The rendering is relative to white, with black points matched, as browsers do.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):
+        return image
+    try:
+        found = ImageCms.getOpenProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(found).lower():
+            return image
+        alpha = image.getchannel("A") if "A" in image.mode else None
+        colours = image.convert(image.mode.removesuffix("A")) if alpha is not None else image
+        converted = ImageCms.profileToProfile(
+            colours,
+            found,
+            ImageCms.createProfile("sRGB"),
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image
+    assert converted is not None  # None only for a conversion in place
+    if alpha is not None:
+        converted.putalpha(alpha)
+    elif isinstance(image.info.get("transparency"), bytes | tuple) or converted.mode == "RGB":
+        converted.info.pop("transparency", None)
+    return converted
 
 
 def _orientation(image: Image.Image) -> int:
@@ -115,12 +187,18 @@ def _orientation(image: Image.Image) -> int:
 def flatten(image: Image.Image) -> np.ndarray:
     """Any Pillow image as uint8 [H, W, 3]: c·α + 255·(1 − α) where it is transparent."""
     if image.mode.startswith("I"):  # 16-bit grey
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)  # [H, W]
-        grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+        values = np.asarray(image)  # [H, W]
         hidden = image.info.get("transparency")
-        if isinstance(hidden, int):
-            grey[values == hidden] = 255
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        pixels = np.empty((*values.shape, 3), np.uint8)
+        for start in range(0, len(values), _STRIP_ROWS):
+            strip = values[start : start + _STRIP_ROWS].clip(0, 65535).astype(np.uint32)
+            grey = ((strip * 255 + 32767) // 65535).astype(np.uint8)
+            if isinstance(hidden, int):
+                grey[strip == hidden] = 255
+            pixels[start : start + _STRIP_ROWS] = grey[:, :, None]
+        return pixels
+    if image.mode == "F":  # TIFF of floats: 0 to 1
+        return np.repeat((np.asarray(image).clip(0, 1) * 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
     hidden = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(hidden, tuple) and max(hidden) > 255:  # of a 16-bit picture
         image.info["transparency"] = tuple(value >> 8 for value in hidden)

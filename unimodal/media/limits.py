@@ -6,16 +6,11 @@ Every limit is checked against the header before anything is decoded, and again 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 from unimodal.files import describe_error
-from unimodal.media.files import RAISE_LIMIT, MediaSource, Opened, open_source
-from unimodal.media.headers import Content, add_article, advise_formats, read_content
+from unimodal.media.files import RAISE_LIMIT
+from unimodal.media.headers import Content, add_article, advise_formats
 from unimodal.media.registry import MEDIA, join_names
-
-if TYPE_CHECKING:
-    from av import VideoStream
-    from av.container import InputContainer
 
 
 @dataclass(frozen=True)
@@ -25,7 +20,8 @@ class MediaLimits:
     max_bytes: size of the file. max_pixels: width × height of a picture or of one frame. max_seconds: duration of a
     sound or film. max_frames: frames in a film's file. max_clip_pixels: frames × height × width of the clip that
     `load_video` returns (4 channels' worth of float32 memory each: 128 Mi pixels are 1.6 GB). max_sample_rate_hz and
-    max_channels: of a sound.
+    max_channels: of a sound. max_samples: of a sound, over all its channels; ten minutes of 5.1 sound at 48 kHz are 173
+    million.
     """
 
     max_bytes: int = 512 * 2**20
@@ -35,6 +31,7 @@ class MediaLimits:
     max_clip_pixels: int = 128 * 2**20
     max_sample_rate_hz: int = 192_000
     max_channels: int = 64
+    max_samples: int = 200_000_000
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -47,7 +44,7 @@ class MediaLimits:
         if width * height > self.max_pixels:
             raise ValueError(
                 f"{name} is {width:,}×{height:,} = {width * height:,} pixels, over the limit "
-                f"max_pixels={self.max_pixels:,}; {RAISE_LIMIT}"
+                f"max_pixels={self.max_pixels:,}; make it smaller{RAISE_LIMIT}"
             )
 
     def check_seconds(self, name: str, duration_s: float) -> None:
@@ -55,7 +52,26 @@ class MediaLimits:
         if not duration_s <= self.max_seconds:
             raise ValueError(
                 f"{name} lasts {duration_s:,.1f} s, over the limit max_seconds={self.max_seconds:g}; "
-                "cut it or raise that limit"
+                f"cut it{RAISE_LIMIT}"
+            )
+
+    def check_sound(self, name: str, sample_rate_hz: int, num_channels: int, num_samples: int = 0) -> None:
+        """Raises ValueError for a rate or a number of channels over its limit, or for too many samples."""
+        if not 1000 <= sample_rate_hz <= self.max_sample_rate_hz:
+            raise ValueError(
+                f"{name} has {sample_rate_hz:,} samples a second, outside 1,000 to max_sample_rate_hz="
+                f"{self.max_sample_rate_hz:,}; resample it{RAISE_LIMIT}"
+            )
+        if num_channels > self.max_channels:
+            raise ValueError(
+                f"{name} has {num_channels} channels, over the limit max_channels={self.max_channels}; "
+                f"mix it down{RAISE_LIMIT}"
+            )
+        self.check_seconds(name, num_samples / sample_rate_hz)
+        if num_samples * num_channels > self.max_samples:
+            raise ValueError(
+                f"{name} has {num_samples:,} samples in each of {num_channels} channels, over the limit "
+                f"max_samples={self.max_samples:,}; cut it, resample it or mix it down{RAISE_LIMIT}"
             )
 
     def check_frames(self, name: str, num_frames: int) -> None:
@@ -63,7 +79,7 @@ class MediaLimits:
         if num_frames > self.max_frames:
             raise ValueError(
                 f"{name} has {num_frames:,} frames or more, over the limit max_frames={self.max_frames:,}; "
-                "cut it or raise that limit"
+                f"cut it{RAISE_LIMIT}"
             )
 
     def check_clip(self, name: str, num_frames: int, width: int, height: int) -> None:
@@ -78,23 +94,13 @@ class MediaLimits:
 DEFAULT_LIMITS = MediaLimits()
 
 
-def media_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> str:
-    """The medium ("image", "audio", "video", …) by the file's content, not its name; animated GIF and WebP are video.
-
-    Raises ValueError for a file that is none of these, an MP4 or WebM file without pictures included.
-    """
-    with open_source(source, limits.max_bytes) as opened:
-        content = read_content(opened)
-        if content.kind == "other":
-            raise unusable(opened.name, content, None)
-        if content.name in CONTAINER_FORMATS:
-            check_video_stream(opened, content)
-        return content.kind
-
-
 def unusable(name: str, content: Content, wanted: str | None) -> ValueError:
     """The error for a file that holds something else than was asked for."""
     nouns = join_names(medium.noun for medium in MEDIA.values()) if wanted is None else MEDIA[wanted].noun
+    if content.kind == "other" and content.name.split()[-1] in nouns.split():  # the right medium, in another format
+        return ValueError(
+            f"{name} is {content.described}, which is not read here; {content.advice or advise_formats()}"
+        )
     advice = (content.advice or advise_formats()) if content.kind == "other" else f"pass it as {content.kind}"
     return ValueError(f"{name} is {content.described}, not {add_article(nouns)}; {advice}")
 
@@ -105,38 +111,3 @@ def damaged(name: str, content: Content, error: BaseException | str | None = Non
         return ValueError(f"{name} is {content.described} cut short: its end is missing; copy or download it again")
     because = "" if error is None else f" ({describe_error(error)})"
     return ValueError(f"{name} is {content.described}, but damaged{because}; copy or export it again")
-
-
-CONTAINER_FORMATS = {"MP4 or MOV file": "mov", "WebM or Matroska file": "matroska"}  # content → libav's demuxer
-
-
-def open_container(opened: Opened, content: Content) -> InputContainer:
-    """The file in PyAV. The demuxer is forced: a playlist named .mp4 must never make libav open other files."""
-    import av
-
-    return av.open(opened.rewound(), "r", format=CONTAINER_FORMATS[content.name], metadata_errors="ignore")
-
-
-def check_video_stream(opened: Opened, content: Content) -> None:
-    """Raises ValueError unless the container opens and holds moving pictures."""
-    import av
-
-    try:
-        with open_container(opened, content) as container:
-            find_video_stream(container, opened.name)
-    except (av.error.FFmpegError, OSError, EOFError) as error:
-        raise damaged(opened.name, content, error) from None
-
-
-def find_video_stream(container: InputContainer, name: str) -> VideoStream:
-    """The first stream of moving pictures; cover art does not count. Raises ValueError if there is none."""
-    import av
-
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise ValueError(f"{name} holds pictures in a coding that is not known here; convert it to H.264 MP4")
-            return stream
-    if container.streams.audio:
-        raise ValueError(f"{name} holds sound but no moving pictures; convert it to WAV and pass that as audio")
-    raise ValueError(f"{name} holds no video stream; export it again as MP4 or WebM")

@@ -23,17 +23,27 @@ _NAME = re.compile(r"[a-z][a-z0-9]*")
 _TAKEN = ("text", "frame", "json")  # of parts, marks and files of datasets
 
 
+def ignore_note(note: str) -> None:
+    """Takes a sentence about a file and does nothing with it."""
+
+
 @dataclass(frozen=True)
 class FileTarget:
-    """What a tokenizer declares of the medium it takes; None where it does not say, or the medium has no such thing.
+    """What is wanted of a file: what a tokenizer declares of the medium it takes (None where it does not say, or the
+    medium has no such thing), and the part of the file that a user chose.
 
     picture_size: height and width of pictures and frames. num_frames: that are taken of a film's file.
+    start_s, seconds: the part, of what has a duration; the whole by default.
+    tell: called with a sentence for everything of the file that is left out.
     """
 
     sample_rate_hz: int | None = None
     frames_per_second: float | None = None
     num_frames: int | None = None
     picture_size: tuple[int, int] | None = None
+    start_s: float = 0.0
+    seconds: float | None = None
+    tell: Callable[[str], None] = ignore_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +170,8 @@ MEDIA: dict[str, Medium] = {
     "image": Medium(
         name="image",
         noun="picture",
-        suffixes=(".png", ".jpg", ".jpeg", ".webp", ".gif"),
-        formats=("PNG", "JPEG", "WebP", "GIF"),
+        suffixes=(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"),
+        formats=("PNG", "JPEG", "WebP", "GIF", "BMP", "TIFF", "AVIF"),
         saved_suffixes=(".png", ".jpg", ".jpeg", ".webp"),
         saved_as="picture.png",
         sent_as=(".png", "image/png"),
@@ -173,8 +183,9 @@ MEDIA: dict[str, Medium] = {
     "audio": Medium(
         name="audio",
         noun="sound",
-        suffixes=(".wav", ".flac", ".ogg", ".mp3"),
-        formats=("WAV", "FLAC", "OGG", "MP3"),
+        suffixes=(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".weba", ".aiff", ".aif"),
+        formats=("WAV", "FLAC", "OGG", "MP3", "M4A", "AAC", "AIFF"),
+        saved_suffixes=(".wav", ".flac", ".ogg", ".mp3"),
         saved_as="sound.wav",
         sent_as=(".wav", "audio/wav"),
         part_types=("input_audio",),
@@ -187,8 +198,9 @@ MEDIA: dict[str, Medium] = {
     "video": Medium(
         name="video",
         noun="film",
-        suffixes=(".mp4", ".webm", ".gif", ".webp"),
-        formats=("MP4", "WebM"),
+        suffixes=(".mp4", ".webm", ".gif", ".webp", ".mov", ".m4v", ".mkv", ".avi", ".ts", ".apng"),
+        formats=("MP4", "WebM", "MKV", "AVI", "TS"),
+        saved_suffixes=(".mp4", ".webm", ".gif", ".webp"),
         saved_as="clip.gif",
         sent_as=(".mp4", "video/mp4"),
         ask="film",

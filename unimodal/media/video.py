@@ -1,7 +1,9 @@
-"""Films: MP4, WebM, GIF and animated WebP files to float tensors at one frame rate, and back to files.
+"""Films to float tensors at one frame rate, and back to files.
 
-MP4 and WebM go through PyAV, GIF and WebP through Pillow. Only the frames that are shown are converted, and each is
-fitted to the asked size at once, so memory follows the result and not the file. Shapes: T frames, H height, W width.
+MP4, WebM, MKV, AVI and MPEG-TS go through PyAV; GIF and animated WebP and PNG through Pillow. Only the frames that are
+shown are converted, and each is fitted to the asked size at once, so memory follows the result and not the file.
+
+Shapes: T frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import io
 import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,26 +21,24 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
+from av.video.reformatter import Colorspace
 from PIL import Image
 from torch import Tensor
 
 from unimodal.files import atomic_write_bytes, quote_path
+from unimodal.media.containers import FILM_DEMUXERS, find_video_stream, open_container
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
-from unimodal.media.headers import Content, read_content
-from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes
-from unimodal.media.limits import (
-    CONTAINER_FORMATS,
-    DEFAULT_LIMITS,
-    MediaLimits,
-    damaged,
-    find_video_stream,
-    open_container,
-    unusable,
-)
+from unimodal.media.hdr import HLG, PQ, tone_map
+from unimodal.media.headers import Content, read_content, show_ms
+from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes, to_srgb
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
 from unimodal.media.registry import MEDIA, FileTarget
 
 FRAMES_PER_SECOND = 8.0  # where nobody names a rate
-_PILLOW_CONTENT = ("animated GIF", "animated WebP", "GIF picture", "WebP picture")
+_PILLOW_CONTENT = ("animated GIF", "animated WebP", "animated PNG", "GIF picture", "WebP picture")
+_SEEKABLE = ("MP4 or MOV file", "WebM or Matroska file")  # they have an index
+_SEEK_STEP_S = 1.0  # from frames so far apart on, it is quicker to jump than to decode what lies between
 _ENCODERS = {  # suffix → container, encoder and its options: visually lossless at small sizes
     ".mp4": ("mp4", "libx264", {"crf": "16", "preset": "medium"}),
     ".webm": ("webm", "libvpx-vp9", {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "2"}),
@@ -48,34 +49,87 @@ _TIME_TOLERANCE_S = 1e-6
 _Frame = tuple[float, float, Callable[[], Tensor]]
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """Which moments of a film are shown: `begin_s + k / fps` for k < num_frames, or up to `end_s`."""
+
+    fps: float
+    begin_s: float
+    end_s: float | None
+    num_frames: int | None
+
+
 def load_video(
     source: MediaSource,
     fps: float,
     num_frames: int | None = None,
     size: int | None = None,
     limits: MediaLimits = DEFAULT_LIMITS,
+    start_s: float = 0.0,
+    seconds: float | None = None,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> Tensor:
-    """A film as float32 [T, 3, H, W] in [0, 1] at `fps` frames a second from its first frame on.
+    """A film, or its part of `seconds` from `start_s` on, as float32 [T, 3, H, W] in [0, 1].
 
-    Frame k is the file's frame nearest to k / fps, but never one that is more than half a step ahead, so that a still
-    in a film of varying rate stays until the next. With `num_frames`, a longer film is cut and a shorter one is held on
-    its last frame; without, T is the film's duration times `fps`. With `size`, frames are fitted to size × size with
-    white bars; without, they keep the first frame's size.
+    Without `num_frames`, T is the duration times `fps`. With it, a part that is longer than so many frames last at
+    `fps` is shown whole, its frames evenly spaced; a shorter one is held on its last frame. Frame k is the file's frame
+    nearest to its moment, but never one that is more than half a step ahead, so that a still in a film of varying rate
+    stays until the next. With `size`, frames are fitted to size × size with white bars; without, they keep the first
+    frame's size. High dynamic range is brought to sRGB.
 
-    Raises ValueError for a file that is missing, empty, not a film, truncated, damaged, without frames or over a limit.
+    tell: called with a sentence for everything that the result leaves out: moments between the frames, the sound.
+
+    Raises ValueError for a file that is missing, empty, not a film, truncated, damaged, without frames or over a limit,
+    and for a part outside of it.
     """
     _check_request(fps, num_frames, size)
+    if not (math.isfinite(start_s) and start_s >= 0) or (seconds is not None and not seconds > 0):
+        raise ValueError(f"start {start_s:g} s and seconds {seconds} are no part of a film; give 0 or more, above 0")
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
         if content.name in _PILLOW_CONTENT:
+            check_animation(opened, content, limits)
+            choice = _choose(opened.name, content.duration_s, fps, num_frames, start_s, seconds, tell)
             with quiet_pillow():
-                return _sample(_pillow_frames(opened, content, limits), opened.name, fps, num_frames, size, limits)
-        if content.name in CONTAINER_FORMATS:
+                return _sample(_pillow_frames(opened, content, limits), opened.name, choice, size, limits)
+        if content.name in FILM_DEMUXERS:
+            if content.truncated:
+                raise damaged(opened.name, content)
             try:
-                return _sample(_av_frames(opened, content, limits), opened.name, fps, num_frames, size, limits)
+                with open_container(opened, content) as container:
+                    duration_s = _check_film(container, opened.name, limits)
+                    if container.streams.audio:
+                        tell("its sound is left out; give the file as audio too to have it heard")
+                    choice = _choose(opened.name, duration_s, fps, num_frames, start_s, seconds, tell)
+                    frames = _av_frames(container, opened.name, limits, choice, content.name in _SEEKABLE)
+                    return _sample(frames, opened.name, choice, size, limits)
             except (av.error.FFmpegError, OSError, EOFError) as error:
                 raise damaged(opened.name, content, error) from None
         raise unusable(opened.name, content, "video")
+
+
+def _choose(
+    name: str,
+    duration_s: float | None,
+    fps: float,
+    num_frames: int | None,
+    start_s: float,
+    seconds: float | None,
+    tell: Callable[[str], None],
+) -> _Choice:
+    """The moments that a request shows of a film of that length."""
+    if duration_s is not None and start_s > 0 and start_s >= duration_s:
+        raise ValueError(f"{name} lasts {duration_s:,.1f} s, so nothing starts at {start_s:g} s; start earlier")
+    end_s = None if seconds is None else start_s + seconds
+    if duration_s is not None:
+        end_s = duration_s if end_s is None else min(end_s, duration_s)
+    if num_frames is None or end_s is None or (end_s - start_s) * fps <= num_frames + 0.5:
+        return _Choice(fps, start_s, end_s if seconds is not None else None, num_frames)
+    tell(
+        f"{num_frames} frames stand for {end_s - start_s:,.1f} s, one every {(end_s - start_s) / num_frames:,.2f} s; "
+        "choose a part by start and seconds to have it seen more closely"
+    )
+    return _Choice(num_frames / (end_s - start_s), start_s, end_s, num_frames)
 
 
 def load_video_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
@@ -84,7 +138,7 @@ def load_video_for(source: MediaSource, target: FileTarget, limits: MediaLimits)
     height, width = target.picture_size or (None, None)
     if height != width:
         raise ValueError(f"frames of {height}×{width} cannot be fitted; films are fitted to squares")
-    return load_video(source, rate, target.num_frames, height, limits)
+    return load_video(source, rate, target.num_frames, height, limits, target.start_s, target.seconds, target.tell)
 
 
 def save_video_at(clip: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:
@@ -101,10 +155,9 @@ def _check_request(fps: float, num_frames: int | None, size: int | None) -> None
         raise ValueError(f"size={size} is not a picture size; give a number of pixels above 0")
 
 
-def _sample(
-    frames: Iterator[_Frame], name: str, fps: float, num_frames: int | None, size: int | None, limits: MediaLimits
-) -> Tensor:
-    """Pick the frame that each output time shows, in one pass; see `load_video` for the rule."""
+def _sample(frames: Iterator[_Frame], name: str, choice: _Choice, size: int | None, limits: MediaLimits) -> Tensor:
+    """Pick the frame that each moment shows, in one pass; see `load_video` for the rule."""
+    fps, num_frames = choice.fps, choice.num_frames
     picked: list[Tensor] = []  # each uint8 or float [3, H, W]; repeats share memory
     shape: tuple[int, int] | None = None
     shown_frame: Callable[[], Tensor] | None = None
@@ -133,11 +186,13 @@ def _sample(
             gap_s = next_time_s - time_s
             early_s = min(gap_s / 2, 1 / (2 * fps))
             while (num_frames is None or len(picked) < num_frames) and (
-                len(picked) / fps + early_s < next_time_s - _TIME_TOLERANCE_S
+                choice.begin_s + len(picked) / fps + early_s < next_time_s - _TIME_TOLERANCE_S
             ):
                 emit()
             last_duration_s = gap_s
         if num_frames is not None and len(picked) == num_frames:
+            break
+        if choice.end_s is not None and num_frames is None and next_time_s >= choice.end_s:
             break
         time_s, shown_frame, picture = next_time_s, next_frame, None
         last_duration_s = next_duration_s or last_duration_s
@@ -145,7 +200,10 @@ def _sample(
         raise ValueError(f"{name} holds no frames; export it again")
     end_s = time_s + last_duration_s
     limits.check_seconds(name, end_s)
-    total = num_frames if num_frames is not None else max(1, len(picked), round(end_s * fps))
+    if choice.begin_s > 0 and choice.begin_s >= end_s and not picked:
+        raise ValueError(f"{name} lasts {end_s:,.1f} s, so nothing starts at {choice.begin_s:g} s; start earlier")
+    end_s = min(end_s, choice.end_s or end_s)
+    total = num_frames if num_frames is not None else max(1, len(picked), round((end_s - choice.begin_s) * fps))
     while len(picked) < total:
         emit()
     clip = torch.empty(len(picked), *picked[0].shape)
@@ -159,23 +217,28 @@ def _to_shape(raw: Tensor, shape: tuple[int, int]) -> Tensor:
     return raw if raw.shape[1:] == shape else (resize(raw, *shape) * 255).round().to(torch.uint8)
 
 
-def _pillow_frames(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[_Frame]:
-    """Frames of a GIF or WebP file. All limits are checked first: the header walk has counted frames and time."""
+def check_animation(opened: Opened, content: Content, limits: MediaLimits) -> None:
+    """Check an animated picture by its header alone: size, number of frames, time."""
     check_picture_header(opened, content, limits)
     if content.num_frames is not None:
         limits.check_frames(opened.name, content.num_frames)
     if content.duration_s is not None:
         limits.check_seconds(opened.name, content.duration_s)
+
+
+def _pillow_frames(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[_Frame]:
+    """Frames of an animated picture, each flattened onto white."""
     image = open_picture(opened, content, limits)
+    first = 1 if image.info.get("default_image") else 0  # of a PNG whose still is no part of the animation
     time_s = 0.0
-    for index in range(content.num_frames or 1):
+    for index in range(first, first + (content.num_frames or 1)):
         try:
             image.seek(index)
             image.load()
-            pixels = flatten(image)  # [H, W, 3]
+            pixels = flatten(to_srgb(image))  # [H, W, 3]
         except Exception as error:  # Pillow's decoders raise many types on damaged data
             raise damaged(opened.name, content, error) from None
-        duration_s = (image.info.get("duration") or (100 if "GIF" in content.name else 0)) / 1000
+        duration_s = show_ms(float(image.info.get("duration") or 0)) / 1000
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
         yield time_s, duration_s, functools.partial(_identity, picture)
         time_s += duration_s
@@ -185,32 +248,69 @@ def _identity(picture: Tensor) -> Tensor:
     return picture
 
 
-def _av_frames(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[_Frame]:
-    """Frames of an MP4 or WebM file, after the header's size, duration and number of frames have been checked."""
-    name = opened.name
-    if content.truncated:
-        raise damaged(name, content)
-    with open_container(opened, content) as container:
-        stream = find_video_stream(container, name)
-        codec = stream.codec_context
-        limits.check_pixels(name, codec.width, codec.height)
-        limits.check_frames(name, stream.frames)
-        if container.duration is not None:
-            limits.check_seconds(name, container.duration / av.time_base)
-        if stream.duration is not None and stream.time_base:
-            limits.check_seconds(name, float(stream.duration * stream.time_base))
-        codec.options = {"max_pixels": str(limits.max_pixels)}  # of a frame larger than the header says
-        interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+def _check_film(container: InputContainer, name: str, limits: MediaLimits) -> float | None:
+    """Check size, frames and duration by the header; the duration in seconds, None where the header does not tell."""
+    stream = find_video_stream(container, name)
+    codec = stream.codec_context
+    limits.check_pixels(name, codec.width, codec.height)
+    limits.check_frames(name, stream.frames)
+    codec.options = {"max_pixels": str(limits.max_pixels)}  # of a frame larger than the header says
+    duration_s = None
+    if stream.duration is not None and stream.time_base:
+        duration_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        duration_s = container.duration / av.time_base
+    if duration_s is not None:
+        limits.check_seconds(name, duration_s)
+    return duration_s
+
+
+def _av_frames(
+    container: InputContainer, name: str, limits: MediaLimits, choice: _Choice, can_seek: bool
+) -> Iterator[_Frame]:
+    """Frames of a film in their order: all of them, or those around moments that lie far apart."""
+    stream = find_video_stream(container, name)
+    interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+
+    def show(frame: av.VideoFrame, index: int) -> _Frame:
+        limits.check_pixels(name, frame.width, frame.height)
+        time_s = frame.time if frame.time is not None else index * interval_s
+        duration_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else interval_s
+        return time_s, duration_s, functools.partial(_to_tensor, frame)
+
+    if not can_seek or choice.num_frames is None or 1 / choice.fps < _SEEK_STEP_S:
         for index, frame in enumerate(container.decode(stream)):
-            limits.check_pixels(name, frame.width, frame.height)
-            time_s = frame.time if frame.time is not None else index * interval_s
-            duration_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else interval_s
-            yield time_s, duration_s, functools.partial(_to_tensor, frame)
+            yield show(frame, index)
+        return
+    first = next(container.decode(stream), None)
+    if first is None:
+        return
+    yield show(first, 0)
+    first_s = last_s = first.time or 0.0
+    for number in range(choice.num_frames):
+        moment_s = first_s + choice.begin_s + number / choice.fps
+        container.seek(int(moment_s * av.time_base), backward=True)
+        before: av.VideoFrame | None = None
+        for frame in container.decode(stream):
+            if (frame.time or 0.0) > moment_s:
+                around = [before, frame]
+                break
+            before = frame
+        else:
+            around = [before]
+        for near in around:
+            if near is not None and (near.time or 0.0) > last_s:
+                last_s = near.time or 0.0
+                yield show(near, 0)
 
 
 def _to_tensor(frame: av.VideoFrame) -> Tensor:
     """uint8 [3, H, W], turned upright as the file's display matrix says (telephones store films sideways)."""
-    pixels = frame.to_ndarray(format="rgb24")  # [H, W, 3]
+    if frame.color_trc in (PQ, HLG):
+        wide = frame.to_ndarray(format="rgb48le", src_colorspace=Colorspace.BT2020)  # uint16 [H, W, 3]
+        pixels = tone_map(wide, int(frame.color_trc))
+    else:
+        pixels = frame.to_ndarray(format="rgb24")  # [H, W, 3]
     quarter_turns = round(frame.rotation / 90) % 4
     return torch.from_numpy(np.ascontiguousarray(np.rot90(pixels, quarter_turns))).permute(2, 0, 1)
 

@@ -21,7 +21,8 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from torch import Tensor
 
-from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, media_kind
+from unimodal.media.kind import media_kind
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import MEDIA_PARTS, Part
 from unimodal.serve.protocol import ApiError

@@ -1,0 +1,23 @@
+"""Which medium a file holds, by its content and not by its name."""
+
+from __future__ import annotations
+
+from unimodal.media.containers import FILM_DEMUXERS, has_pictures
+from unimodal.media.files import MediaSource, open_source
+from unimodal.media.headers import read_content
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, unusable
+
+
+def media_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> str:
+    """The medium ("image", "audio", "video", …): animated pictures are video, and a film container without pictures
+    (m4a, WebM of a microphone) is audio.
+
+    Raises ValueError for a file that is none of these, or a container that is damaged or holds neither.
+    """
+    with open_source(source, limits.max_bytes) as opened:
+        content = read_content(opened)
+        if content.kind == "other":
+            raise unusable(opened.name, content, None)
+        if content.name in FILM_DEMUXERS:
+            return "video" if has_pictures(opened, content) else "audio"
+        return content.kind
