@@ -1,6 +1,7 @@
 """What must hold of every method, whatever it does: on random models of a few layers."""
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -22,6 +23,10 @@ def test_every_method_is_registered_once_and_says_its_source():
         module = inspect.getmodule(method)
         assert module.__doc__ and method.__doc__
         assert name in BASELINES or "arXiv" in module.__doc__, f"{name} names no source"
+        assert ("arXiv" in method.paper) == (name not in BASELINES)
+        for number in re.findall(r"\d{4}\.\d{5}", method.paper):
+            assert number in module.__doc__ and number in method.__doc__
+        assert "Raises ValueError" in " ".join(method.__doc__.split()) or "raises ValueError" in method.__doc__
         assert ("kv" in module.__name__.split(".")) == issubclass(method, CacheCompressor)
 
 
@@ -137,6 +142,15 @@ def test_settings_are_checked(name):
         with pytest.raises(ValueError) as caught:
             METHODS[name](**wrong)
         assert "\n" not in str(caught.value)
+
+
+def test_a_method_that_judges_rows_has_to_say_so():
+    """Otherwise the executor would not ask it."""
+    with pytest.raises(AssertionError, match="set judges_rows = True"):
+
+        class Forgetful(Compressor):
+            def count_kept(self, spans, num_layers):
+                return [1] * len(spans)
 
 
 @pytest.mark.parametrize("name", ["fastv", "summary_query", "globalcom", "tome"])

@@ -22,11 +22,13 @@ from unimodal.model.attention import register_attention
 class Fixed(Compressor):
     """Keeps the tokens it is told to."""
 
+    judges_rows = True
+
     def __init__(self, index, members=None, **settings):
         super().__init__(**settings)
         self.index, self.members = index, members
 
-    def counts(self, spans, num_layers):
+    def count_kept(self, spans, num_layers):
         return [len(self.index)] * len(spans)
 
     def plan(self, hidden, span):
@@ -92,17 +94,17 @@ def test_one_source_position_repeated_is_a_kept_position(model, vocabulary, row)
 
 
 def test_sections_of_the_rotary_table_take_their_own_position(model):
-    from unimodal.compression.running.rotation import rotary_tables, rotated_by
+    from unimodal.compression.running.rotation import make_rotary_tables, rotate_by
 
     rotary, like = model.model.rotary_emb, torch.zeros(1, 1, 8)
-    cos, sin = rotary_tables(rotary, like, torch.tensor([[[3, 70]]]))
+    cos, sin = make_rotary_tables(rotary, like, torch.tensor([[[3, 70]]]))
     for position, part in ((3, [0, 1]), (70, [2, 3])):  # frequencies 0-1 and 2-3 of 4
         own = rotary(like, position_ids=torch.tensor([[position]]))
         at = part + [f + 4 for f in part]
         assert torch.equal(cos[0, 0, at], own[0][0, 0, at]) and torch.equal(sin[0, 0, at], own[1][0, 0, at])
     state = torch.randn(1, 2, 1, 8)
-    once = rotated_by(rotary, rotated_by(rotary, state, torch.tensor([[[5]]])), torch.tensor([[[-3]]]))
-    assert torch.allclose(once, rotated_by(rotary, state, torch.tensor([[[2]]])), atol=1e-5)
+    once = rotate_by(rotary, rotate_by(rotary, state, torch.tensor([[[5]]])), torch.tensor([[[-3]]]))
+    assert torch.allclose(once, rotate_by(rotary, state, torch.tensor([[[2]]])), atol=1e-5)
 
 
 def test_inside_layer_k_the_layers_before_keep_everything(model, vocabulary, row, read):

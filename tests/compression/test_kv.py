@@ -6,15 +6,15 @@ import torch.nn.functional as F
 
 from tests.compression.conftest import cache_name
 from unimodal.compression import CacheCompressor
-from unimodal.compression.kv.dapq import DapQ, pseudo_queries
-from unimodal.compression.kv.fasa import FASA, dominant_pairs, pair_logits
+from unimodal.compression.kv.dapq import DapQ, make_pseudo_queries
+from unimodal.compression.kv.fasa import FASA, compute_pair_logits, find_dominant_pairs
 from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.keyformer import Keyformer
-from unimodal.compression.kv.method import Look
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
-from unimodal.compression.kv.tokenselect import TokenSelect, soft_votes
-from unimodal.compression.running.cache_executor import gathered, kept_slots
+from unimodal.compression.kv.tokenselect import TokenSelect, count_votes
+from unimodal.compression.running.cache_executor import choose_slots, index_slots
+from unimodal.compression.running.look import Look
 from unimodal.compression.running.slots import SlotLayer, Slots
 
 
@@ -26,8 +26,8 @@ class Spy(CacheCompressor):
         self.method, self.looks = method, looks
         type(self).acts, type(self).at_every_step = method.acts, method.at_every_step
 
-    def scores(self, look):
-        scores = self.method.scores(look)
+    def score(self, look):
+        scores = self.method.score(look)
         self.looks.append((look, scores))
         return scores
 
@@ -65,7 +65,7 @@ def by_group(attention):
 def test_attention_rows_are_those_of_the_kernel(model, vocabulary, row, read, weights):
     """In the first layer exactly, in all of them: nothing was dropped before the scores were taken."""
     for layer, (look, _) in enumerate(spied(SnapKV(0.5), model, vocabulary, [row], read)):
-        assert torch.allclose(look.rows(len(row))[0], weights[layer], atol=1e-5)
+        assert torch.allclose(look.attend_newest(len(row))[0], weights[layer], atol=1e-5)
 
 
 def test_snapkv_keeps_what_the_window_attends_to(model, vocabulary, row, read, weights):
@@ -73,7 +73,7 @@ def test_snapkv_keeps_what_the_window_attends_to(model, vocabulary, row, read, w
     for layer, (look, scores) in enumerate(spied(method, model, vocabulary, [row], read)):
         expected = F.avg_pool1d(by_group(weights[layer][:, -6:].mean(1)), 3, 1, 1)
         assert torch.allclose(scores[0], expected, atol=1e-6)
-        keep = kept_slots(scores, look.slots, torch.tensor([8]), 1)[0]
+        keep = choose_slots(scores, look.slots, torch.tensor([8]), 1)[0]
         free = look.slots.evictable[0, 0]
         assert int(free.sum()) == 27 and keep[:, ~free].all() and (keep[:, free].sum(-1) == 8).all()
         for head in range(2):
@@ -91,7 +91,7 @@ def test_a_step_after_eviction_sees_exactly_the_kept_entries(make_model, vocabul
     with Spy(SnapKV(0.3), looks)(model, vocabulary):
         found = read(model, [row], steps)[0]
     look, scores = looks[0]
-    keep = kept_slots(scores, look.slots, torch.tensor([8]), 1)[0, 0]
+    keep = choose_slots(scores, look.slots, torch.tensor([8]), 1)[0, 0]
     num = len(row) + len(steps)
     seen = torch.ones(num, num, dtype=torch.bool).tril()
     seen[len(row) :, : len(row)] &= keep
@@ -109,7 +109,7 @@ def test_compacted_keys_are_rotated_again(make_model, vocabulary, row, read):
         session.method.positions = "compacted"
         found = read(model, [row], [7])[0]
     look, scores = looks[0]
-    keep = kept_slots(scores, look.slots, torch.tensor([8]), 1)[0, 0]
+    keep = choose_slots(scores, look.slots, torch.tensor([8]), 1)[0, 0]
     kept = [token for token, stays in zip(row, keep.tolist(), strict=True) if stays]
     with torch.inference_mode():
         expected = model(torch.tensor([[*kept, 7]])).logits[0, -1]
@@ -145,7 +145,7 @@ def test_keyformer_without_noise_at_temperature_one_is_h2o(model, vocabulary, ro
     noisy = spied(Keyformer(0.4), model, vocabulary, [row], read)
     plain = spied(H2O(0.4), model, vocabulary, [row], read)
     assert not torch.allclose(noisy[0][1], plain[0][1], atol=1e-3)
-    monkeypatch.setattr(Keyformer, "_noise", lambda self, look: torch.zeros(1, 1, 1))
+    monkeypatch.setattr(Keyformer, "_draw_noise", lambda self, look: torch.zeros(1, 1, 1))
     quiet = spied(Keyformer(0.4, last=1.0), model, vocabulary, [row], read)
     for (_, a), (_, b) in zip(quiet, plain, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
@@ -153,17 +153,19 @@ def test_keyformer_without_noise_at_temperature_one_is_h2o(model, vocabulary, ro
 
 def test_keyformer_noise_belongs_to_head_position_and_seed(model, vocabulary, row, read):
     look = spied(Keyformer(0.4), model, vocabulary, [row], read)[0][0]
-    noise = Keyformer()._noise(look)
-    assert torch.equal(noise, Keyformer()._noise(look)) and not torch.equal(noise, Keyformer(seed=1)._noise(look))
+    noise = Keyformer()._draw_noise(look)
+    assert torch.equal(noise, Keyformer()._draw_noise(look)) and not torch.equal(
+        noise, Keyformer(seed=1)._draw_noise(look)
+    )
     later = Look(**{**vars(look), "slots": look.slots.cut(9)})
-    assert torch.equal(Keyformer()._noise(later), noise[..., :9])
+    assert torch.equal(Keyformer()._draw_noise(later), noise[..., :9])
     assert abs(float(noise.mean()) - 0.577) < 0.3 and noise[0].std(0).min() > 0  # Gumbel's mean; heads differ
 
 
 def test_dapq_queries_stand_where_the_answer_will(model, vocabulary, row, read):
     """Rotated queries are those the model computes for the same tokens at positions further on."""
     seen = spied(DapQ(0.4, window=5), model, vocabulary, [row], read)[0][0]
-    pseudo = pseudo_queries(seen, 5)
+    pseudo = make_pseudo_queries(seen, 5)
     attention = model.model.layers[0].self_attn
     with torch.inference_mode():
         tokens = model.model.layers[0].input_layernorm(model.model.embed_tokens(torch.tensor([row[-5:]])))
@@ -184,7 +186,7 @@ def test_dapq_scores_by_the_attention_of_its_pseudo_queries(model, vocabulary, r
             logits = (query @ keys.transpose(2, 3) * look.scaling).masked_fill(later, -torch.inf)
             return F.avg_pool1d(by_group(logits.softmax(-1).mean(2)[0]), 3, 1, 1)
 
-        assert torch.allclose(scores[0], mean_attention(pseudo_queries(look, 5)), atol=1e-6)
+        assert torch.allclose(scores[0], mean_attention(make_pseudo_queries(look, 5)), atol=1e-6)
         assert not torch.allclose(scores[0], mean_attention(look.query[:, :, -5:]), atol=1e-3)
 
 
@@ -199,10 +201,10 @@ def test_tokenselect_votes_and_drops_nothing(model, vocabulary, row, read):
     assert len(looks) == 4 * 3 and all(not look.first for look, _ in looks)
     assert [layer.keys.shape[2] for layer in read.cache.layers] == [len(row) + 3] * 4
     look, scores = looks[0]
-    probs = look.rows(1)[0, :, 0]  # the softmax of every head
+    probs = look.attend_newest(1)[0, :, 0]  # the softmax of every head
     assert torch.allclose(scores[0, 0], probs.sum(0), atol=1e-5)
     assert torch.equal(scores[:, 0], scores[:, 1])  # all heads attend to the same
-    assert torch.allclose(soft_votes(look).sum(), torch.tensor(4.0), atol=1e-4)
+    assert torch.allclose(count_votes(look).sum(), torch.tensor(4.0), atol=1e-4)
 
 
 def test_tokenselect_reuses_a_choice_while_queries_are_alike(model, vocabulary, row, read):
@@ -216,11 +218,11 @@ def test_tokenselect_reuses_a_choice_while_queries_are_alike(model, vocabulary, 
 def test_fasa_pairs_add_up_to_the_logits_and_the_dominant_agree_most(model, vocabulary, row, read):
     looks = spied(FASA(0.3, num_pairs=2), model, vocabulary, [row], read)
     look, scores = looks[0]
-    parts = pair_logits(look, look.query)  # [B, H, F, Q, L]
+    parts = compute_pair_logits(look, look.query)  # [B, H, F, Q, L]
     keys = look.keys.repeat_interleave(2, 1)
     whole = look.query @ keys.transpose(2, 3) * look.scaling
     assert torch.allclose(parts.sum(2), whole, atol=1e-5)
-    pairs = dominant_pairs(look, look.query, 2, 0.3)
+    pairs = find_dominant_pairs(look, look.query, 2, 0.3)
     assert pairs.shape == (1, 4, 2)
     every = spied(FASA(0.3, num_pairs=4), model, vocabulary, [row], read)
     assert torch.allclose(every[0][1][0], by_group(whole[0, :, 0]), atol=1e-4)  # with all pairs: the logits themselves
@@ -235,7 +237,7 @@ def test_fasa_finds_the_pair_that_carries_the_scores():
     free = torch.ones(1, 20, dtype=torch.bool)
     slots = Slots(free, torch.arange(20)[None, None], free[:, None], torch.zeros(1, dtype=torch.int64))
     look = Look(query, keys, slots, SlotLayer(), 0.35, torch.nn.Identity(), True)
-    assert (dominant_pairs(look, query, 1, 0.3) == 2).all()
+    assert (find_dominant_pairs(look, query, 1, 0.3) == 2).all()
 
 
 def test_token_sparse_attends_densely_among_the_chosen_only(make_model, vocabulary, row, read):
@@ -247,7 +249,7 @@ def test_token_sparse_attends_densely_among_the_chosen_only(make_model, vocabula
         read(model, [row])
     hook.remove()
     look, scores = looks[0]
-    keep = kept_slots(scores, look.slots, torch.tensor([8]), 1)[0]  # [K, L]
+    keep = choose_slots(scores, look.slots, torch.tensor([8]), 1)[0]  # [K, L]
     out = inputs[0].view(len(row), 4, 8)
     value = read.cache.layers[0].values[0, :, : len(row)]
     for head in range(4):
@@ -265,9 +267,9 @@ def test_rows_keep_their_own_budgets():
     free = torch.tensor([[False, True, True, True, True, False], [False, False, False, True, True, False]])[:, None]
     slots = Slots(valid, torch.arange(6).expand(2, 1, 6), free, torch.zeros(2, dtype=torch.int64), plain=False)
     scores = torch.tensor([[[9.0, 1, 4, 3, 2, 9]], [[9.0, 9, 9, 1, 2, 9]]])
-    keep = kept_slots(scores, slots, torch.tensor([2, 1]), 0)
+    keep = choose_slots(scores, slots, torch.tensor([2, 1]), 0)
     assert keep[:, 0].int().tolist() == [[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 1, 1]]
-    index, kept = gathered(keep)
+    index, kept = index_slots(keep)
     assert index[0, 0].tolist() == [0, 2, 3, 5] and index[1, 0, 1:].tolist() == [2, 4, 5]
     assert kept.int().tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
 

@@ -7,17 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from unimodal.compression import METHODS, Compressor, Span
-from unimodal.compression.tokens.centerclip import CenterCLIP, medoids
-from unimodal.compression.tokens.choosing import cosine, spread_out
+from unimodal.compression.tokens.centerclip import CenterCLIP, find_medoids
+from unimodal.compression.tokens.choosing import choose_spread_out, compute_cosines
 from unimodal.compression.tokens.divprune import DivPrune
-from unimodal.compression.tokens.document_correlation import DocumentCorrelation, budgets, density
+from unimodal.compression.tokens.document_correlation import DocumentCorrelation, divide_budget, measure_density
 from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.fastv import FastV
-from unimodal.compression.tokens.globalcom import GlobalCom, crop_ratios, regions
-from unimodal.compression.tokens.grids import allot, averaging, cells, interpolating
-from unimodal.compression.tokens.m3 import M3, nested_windows
+from unimodal.compression.tokens.globalcom import GlobalCom, compute_crop_ratios, split_regions
+from unimodal.compression.tokens.grids import allot, average_line, find_grid, interpolate_line
+from unimodal.compression.tokens.m3 import M3, number_windows
 from unimodal.compression.tokens.pooling import Pooling
-from unimodal.compression.tokens.ppe import PPE, density_peaks, members_of
+from unimodal.compression.tokens.ppe import PPE, choose_members, find_density_peaks
 from unimodal.compression.tokens.prefix import Prefix
 from unimodal.compression.tokens.pvc import PVC
 from unimodal.compression.tokens.random_tokens import RandomTokens
@@ -42,10 +42,10 @@ class Given:
     def __init__(self, attention=None, changed=None):
         self.attention, self.changed = attention or {}, changed
 
-    def received(self, span, query, layer):
+    def measure_attention(self, span, query, layer):
         return self.attention[query, layer]
 
-    def transitions(self, span):
+    def measure_transitions(self, span):
         return self.changed
 
 
@@ -131,9 +131,9 @@ def test_downsampling_interpolates():
 
 def test_windows():
     assert allot(10, [8, 56]) == [1, 9] and allot(5, [3, 3, 3]) == [2, 2, 1] and sum(allot(7, [1, 1, 9])) == 7
-    assert cells(4, (4, 4)) == (2, 2) and cells(6, (4, 4)) == (2, 3) and cells(7, (8, 8)) is None
+    assert find_grid(4, (4, 4)) == (2, 2) and find_grid(6, (4, 4)) == (2, 3) and find_grid(7, (8, 8)) is None
     for num, count in itertools.product((5, 16, 56), (1, 3, 5)):
-        for matrix in (averaging(num, count), interpolating(num, count)):
+        for matrix in (average_line(num, count), interpolate_line(num, count)):
             assert matrix.shape == (count, num) and torch.allclose(matrix.sum(1), torch.ones(count))
 
 
@@ -168,30 +168,30 @@ def test_token_transforming_is_many_to_many_and_becomes_merging_when_cold():
     assert torch.allclose(given.sum(1), torch.ones(1, 16), atol=1e-5)
     cold = planned(TokenTransforming(temperature=1e-4), hidden, 4)
     given = cold.merge * cold.sizes[..., None]
-    nearest = cosine(hidden)[0, cold.index[0]].argmax(0)
+    nearest = compute_cosines(hidden)[0, cold.index[0]].argmax(0)
     assert torch.equal(given[0].round(), F.one_hot(nearest, 4).T.float())
 
 
 def test_m3_scales_are_nested():
     """A coarser token is the mean of finer ones, on a raster, on a line, and beside each other."""
     for segments, is_raster in (((64,), True), ((8, 56), False), ((64, 8), True), ((11,), False)):
-        finer = nested_windows(segments, 0, is_raster)
+        finer = number_windows(segments, 0, is_raster)
         assert finer.tolist() == list(range(sum(segments)))
         for scale in (1, 2, 3):
-            coarser = nested_windows(segments, scale, is_raster)
+            coarser = number_windows(segments, scale, is_raster)
             for window in coarser.unique():  # windows are unions of windows
                 inside = finer[coarser == window].unique()
                 assert set(inside.tolist()).isdisjoint(finer[coarser != window].tolist())
             assert coarser.max() < finer.max() or len(segments) == coarser.max() + 1
             finer = coarser
-    assert torch.equal(nested_windows((64,), 1, True).view(8, 8)[:2, :2], torch.zeros(2, 2, dtype=torch.int64))
+    assert torch.equal(number_windows((64,), 1, True).view(8, 8)[:2, :2], torch.zeros(2, 2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(("keep", "count"), [(1.0, 64), (0.5, 32), (0.3, 16), (0.25, 16), (0.13, 8)])
 def test_m3_takes_the_finest_scale_that_fits(keep, count):
     hidden = states(1, 64)
     span = Span.of(hidden, 64, segments=(8, 56))
-    assert M3(keep).counts([span], 4) == [count]
+    assert M3(keep).count_kept([span], 4) == [count]
     if count < 64:
         plan = planned(M3(keep), hidden, count, segments=(8, 56))
         step = 64 // count
@@ -205,7 +205,7 @@ def test_tokenflex_pools_to_any_number_and_draws_one_for_each_step():
         pooled = planned(Pooling(), hidden, count)
         plan = planned(flex, hidden, count)
         assert torch.allclose(plan.states, pooled.merge @ hidden, atol=1e-6)  # an untrained projector is pooling
-    drawn = [flex.drawn(generator) for _ in range(60)]
+    drawn = [flex.draw(generator) for _ in range(60)]
     assert {d.keep for d in drawn} == {0.25, 0.5, 1.0} and all(d.projector is flex.projector for d in drawn)
 
 
@@ -216,9 +216,9 @@ def test_ppe_clusters_and_keeps_positions_of_members():
     assert plan.sizes[0].tolist() == [6, 5, 5]
     members = plan.members[0].tolist()
     assert members == [[0, 1, 3, 4], [6, 7, 8, 9], [11, 12, 13, 14]]
-    index, assigned = density_peaks(torch.zeros(1, 6, 4), 4)  # equal tokens: as many clusters as asked
+    index, assigned = find_density_peaks(torch.zeros(1, 6, 4), 4)  # equal tokens: as many clusters as asked
     assert len(assigned.unique()) == 4 and torch.equal(assigned.gather(1, index), torch.arange(4)[None])
-    assert members_of(torch.tensor([[0, 1, 1, 0]]), 2, 1).tolist() == [[[0], [1]]]
+    assert choose_members(torch.tensor([[0, 1, 1, 0]]), 2, 1).tolist() == [[[0], [1]]]
 
 
 # ---- choosing by embeddings
@@ -227,20 +227,20 @@ def test_ppe_clusters_and_keeps_positions_of_members():
 def test_divprune_takes_the_farthest_from_its_nearest_chosen():
     """The greedy choice step by step; by the sum of distances others are chosen."""
     hidden = states(1, 12)
-    distance = 1 - cosine(hidden)[0]
+    distance = 1 - compute_cosines(hidden)[0]
     alone = distance.masked_fill(torch.eye(12, dtype=torch.bool), torch.inf)
     chosen = [int(alone.amin(1).argmax())]
     while len(chosen) < 6:
         left = [token for token in range(12) if token not in chosen]
         chosen.append(max(left, key=lambda token: float(distance[token, chosen].min())))
     assert planned(DivPrune(), hidden, 6).index[0].tolist() == sorted(chosen)
-    summed = spread_out(distance[None], torch.tensor(chosen[:1]), 6, torch.add)[0].tolist()
+    summed = choose_spread_out(distance[None], torch.tensor(chosen[:1]), 6, torch.add)[0].tolist()
     assert summed != sorted(chosen)
 
 
 def test_divprune_is_within_twice_of_the_best_spread():
     hidden = states(1, 9)
-    distance = 1 - cosine(hidden)[0]
+    distance = 1 - compute_cosines(hidden)[0]
 
     def spread(chosen):
         return min(float(distance[a, b]) for a, b in itertools.combinations(chosen, 2))
@@ -261,7 +261,7 @@ def test_divprune_never_keeps_a_copy_while_something_else_is_left():
 
 def test_todre_takes_the_largest_summed_distance_and_drops_all_late():
     hidden = states(1, 10)
-    distance = 1 - cosine(hidden)[0]
+    distance = 1 - compute_cosines(hidden)[0]
     chosen = [int(distance.sum(-1).argmax())]
     while len(chosen) < 4:
         sums = distance[chosen].sum(0)
@@ -269,13 +269,15 @@ def test_todre_takes_the_largest_summed_distance_and_drops_all_late():
         chosen.append(int(sums.argmax()))
     assert planned(ToDRE(), hidden, 4).index[0].tolist() == sorted(chosen)
     assert (
-        ToDRE(0.5).layers(8) == (0, 6, 7) and ToDRE(1.0).layers(8) == (0,) and ToDRE(0.5, relevance=0).layers(8) == (0,)
+        ToDRE(0.5).find_sites(8) == (0, 6, 7)
+        and ToDRE(1.0).find_sites(8) == (0,)
+        and ToDRE(0.5, relevance=0).find_sites(8) == (0,)
     )
     late = Span.of(hidden, 10, layer=6)
-    assert ToDRE(0.5).counts([late], 8) == [0] and planned(ToDRE(), hidden, 0).index.shape == (1, 0)
+    assert ToDRE(0.5).count_kept([late], 8) == [0] and planned(ToDRE(), hidden, 0).index.shape == (1, 0)
     for mass, count in ((0.04, 10), (0.01, 0)):  # attention to ten tokens
-        late.source = Given({("last", 5): torch.full((1, 10), mass)})
-        assert ToDRE(0.5, relevance=0.2).counts([late], 8) == [count]
+        late.observer = Given({("last", 5): torch.full((1, 10), mass)})
+        assert ToDRE(0.5, relevance=0.2).count_kept([late], 8) == [count]
 
 
 def test_centerclip_keeps_medoids_of_every_segment():
@@ -288,7 +290,7 @@ def test_centerclip_keeps_medoids_of_every_segment():
         part = hidden[0, start:end]
         expected.append(start + int(torch.cdist(part, part).sum(0).argmin()))
     assert plan.index[0].tolist() == expected
-    index = medoids(hidden, 5)[0]
+    index = find_medoids(hidden, 5)[0]
     distance = torch.cdist(hidden[0], hidden[0])
     near = distance[index].argmin(0)
     for cluster, medoid in enumerate(index):  # a fixed point: no member would be the better centre
@@ -300,13 +302,13 @@ def test_documents_give_repeated_parts_few_tokens():
     blank = torch.ones(1, 16, 8) + 0.01 * torch.randn(1, 16, 8)
     dense = states(1)
     half = torch.cat([blank[:, :8], dense[:, :8]], 1)
-    assert density(blank, 0.8, 0.25) == 1 / 16 and density(dense, 0.8, 0.25) == 1.0
-    assert density(half, 0.8, 0.25) == 0.5
+    assert measure_density(blank, 0.8, 0.25) == 1 / 16 and measure_density(dense, 0.8, 0.25) == 1.0
+    assert measure_density(half, 0.8, 0.25) == 0.5
     spans = [Span.of(h, 16) for h in (blank, dense, half)]
-    counts = DocumentCorrelation(0.5).counts(spans, 4)
+    counts = DocumentCorrelation(0.5).count_kept(spans, 4)
     assert counts[0] < counts[2] < counts[1] and abs(sum(counts) - 24) <= 1
-    assert DocumentCorrelation(0.5).counts(spans[:1], 4) == [8]  # alone it has the whole budget
-    assert budgets(30, [1, 1, 100], [16, 16, 16]) == [7, 7, 16]
+    assert DocumentCorrelation(0.5).count_kept(spans[:1], 4) == [8]  # alone it has the whole budget
+    assert divide_budget(30, [1, 1, 100], [16, 16, 16]) == [7, 7, 16]
     odd_ones = planned(DocumentCorrelation(), torch.cat([blank[:, :12], -dense[:, :4] * 5], 1), 4).index[0]
     assert odd_ones.tolist() == [12, 13, 14, 15]
 
@@ -331,29 +333,33 @@ def test_pvc_frames_of_a_still_scene_fill_in_what_is_missing():
 
 def test_fastv_keeps_what_the_last_token_attends_to():
     scores = torch.rand(2, 16)
-    plan = planned(FastV(layer=3), states(), 5, layer=3, source=Given({("last", 2): scores}))
+    plan = planned(FastV(layer=3), states(), 5, layer=3, observer=Given({("last", 2): scores}))
     assert torch.equal(plan.index, scores.topk(5).indices.sort(-1).values)
-    assert FastV(layer=2).layers(7) == (2,) and FastV(layer=2).watches(7) == (1,) and FastV().layers(2) == (1,)
+    assert (
+        FastV(layer=2).find_sites(7) == (2,)
+        and FastV(layer=2).find_watched_layers(7) == (1,)
+        and FastV().find_sites(2) == (1,)
+    )
     with pytest.raises(ValueError, match="at least 1"):
         FastV(layer=0)
 
 
 def test_summary_query_sums_layers_and_keeps_the_order():
     layers = {("summary", layer): torch.rand(2, 16) for layer in range(3)}
-    plan = planned(SummaryQuery(layer=3), states(), 6, layer=3, source=Given(layers))
+    plan = planned(SummaryQuery(layer=3), states(), 6, layer=3, observer=Given(layers))
     assert torch.equal(plan.index, sum(layers.values()).topk(6).indices.sort(-1).values)
-    assert SummaryQuery(layer=3).watches(8) == (0, 1, 2)
+    assert SummaryQuery(layer=3).find_watched_layers(8) == (0, 1, 2)
 
 
 def test_transprune_joins_transitions_and_attention_in_stages():
     changed, attention = torch.rand(1, 16), torch.rand(1, 16)
     source = Given({("after", 1): attention}, changed)
-    plan = planned(TransPrune(attention_weight=0.0), states(1), 5, layer=2, source=source)
+    plan = planned(TransPrune(attention_weight=0.0), states(1), 5, layer=2, observer=source)
     assert torch.equal(plan.index, changed.topk(5).indices.sort(-1).values)  # transitions alone are a criterion
-    plan = planned(TransPrune(attention_weight=1e6), states(1), 5, layer=2, source=source)
+    plan = planned(TransPrune(attention_weight=1e6), states(1), 5, layer=2, observer=source)
     assert torch.equal(plan.index, attention.topk(5).indices.sort(-1).values)
-    assert TransPrune().layers(32) == (8, 10, 13) and TransPrune().transitions_of(32) == tuple(range(7, 13))
-    counts = [TransPrune(0.125).counts([Span.of(states(1, 64), 64, layer=layer)], 32)[0] for layer in (8, 10, 13)]
+    assert TransPrune().find_sites(32) == (8, 10, 13) and TransPrune().find_changing_layers(32) == tuple(range(7, 13))
+    counts = [TransPrune(0.125).count_kept([Span.of(states(1, 64), 64, layer=layer)], 32)[0] for layer in (8, 10, 13)]
     assert counts == [32, 16, 8]
 
 
@@ -361,7 +367,7 @@ def test_transitions_are_growth_times_turn():
     """Of a module that turns one token only, and of one that lengthens one only."""
     from types import SimpleNamespace
 
-    from unimodal.compression.running.executor import _note
+    from unimodal.compression.running.executor import note_transitions
 
     given = torch.tensor([[[1.0, 0.0]] * 4])
     media = torch.tensor([[True, True, True, False]])
@@ -369,10 +375,10 @@ def test_transitions_are_growth_times_turn():
     made = given.clone()
     made[0, 1] = torch.tensor([0.0, 1.0])
     made[0, 2] *= 3
-    _note(stream, (given,), {}, made)
+    note_transitions(stream, (given,), {}, made)
     turn = torch.tensor([0.0, 1.0, 0.0]).softmax(0)
     assert torch.allclose(stream.changed[0], torch.cat([turn * torch.tensor([1.0, 1.0, 3.0]), torch.zeros(1)]))
-    _note(stream, (given,), {}, (made, None))
+    note_transitions(stream, (given,), {}, (made, None))
     assert torch.allclose(stream.changed[0, :3], 2 * turn * torch.tensor([1.0, 1.0, 3.0]))  # summed over modules
 
 
@@ -380,21 +386,21 @@ def test_globalcom_gives_crops_budgets_by_the_thumbnail():
     scores = torch.zeros(16)
     scores[[0, 1, 4, 5]] = 10.0  # the first of 2×2 crops
     thumbnail, *crops = (
-        Span.of(states(1), 16, layer=1, source=Given({("summary", 0): row[None]}))
+        Span.of(states(1), 16, layer=1, observer=Given({("summary", 0): row[None]}))
         for row in (scores, *torch.rand(4, 16))
     )
     spans = [thumbnail, *crops]
-    counts = GlobalCom(0.5).counts(spans, 4)
+    counts = GlobalCom(0.5).count_kept(spans, 4)
     assert counts[0] == 8 and counts[1] > counts[2] == counts[3] == counts[4]
-    ratios = crop_ratios(0.5, torch.tensor([40.0, 0.0, 0.0, 0.0]))
+    ratios = compute_crop_ratios(0.5, torch.tensor([40.0, 0.0, 0.0, 0.0]))
     p = torch.tensor([4.0, 0, 0, 0]).softmax(0)
     assert torch.allclose(ratios, (0.5 * (1 + p - 0.25)).clamp(max=1)) and abs(float(ratios.mean()) - 0.5) < 1e-6
-    assert [part.sum().item() for part in regions(scores, 4)] == [40, 0, 0, 0]
-    hints = GlobalCom(0.5).hints(spans)
+    assert [part.sum().item() for part in split_regions(scores, 4)] == [40, 0, 0, 0]
+    hints = GlobalCom(0.5).give_hints(spans)
     assert (hints[1] == 10).all() and (hints[2] == 0).all() and (hints[0] == 0).all()
-    assert GlobalCom(0.5).counts([thumbnail], 4) == [8]  # one picture: its own summary decides
-    local = crops[0].received("summary")
-    plan = planned(GlobalCom(), states(1), 5, layer=1, source=crops[0].source)
+    assert GlobalCom(0.5).count_kept([thumbnail], 4) == [8]  # one picture: its own summary decides
+    local = crops[0].measure_attention("summary")
+    plan = planned(GlobalCom(), states(1), 5, layer=1, observer=crops[0].observer)
     assert torch.equal(plan.index, local.topk(5).indices.sort(-1).values)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from unimodal.compression.tokens.divprune import DivPrune
-from unimodal.compression.tokens.m3 import M3, SCALES, matryoshka_loss
+from unimodal.compression.tokens.m3 import M3, SCALES, compute_matryoshka_loss
 from unimodal.compression.tokens.pvc import PVC, ProgressiveEncoder
 from unimodal.compression.tokens.tokenflex import FlexProjector, TokenFLEX
 
@@ -49,9 +49,9 @@ def test_m3_trains_one_model_for_all_scales(model, batch, vocabulary):
             return float(loss_of(model, batch))
 
     before = [at(keep) for keep in SCALES]
-    mean = float(matryoshka_loss(model, vocabulary, lambda: loss_of(model, batch)))
+    mean = float(compute_matryoshka_loss(model, vocabulary, lambda: loss_of(model, batch)))
     assert mean == pytest.approx(sum(before) / len(before), rel=1e-5)  # the mean over the scales
-    train(model.parameters(), lambda: matryoshka_loss(model, vocabulary, lambda: loss_of(model, batch)), 12)
+    train(model.parameters(), lambda: compute_matryoshka_loss(model, vocabulary, lambda: loss_of(model, batch)), 12)
     assert all(at(keep) < 0.5 * start for keep, start in zip(SCALES, before, strict=True))
 
 
@@ -64,7 +64,7 @@ def test_tokenflex_trains_on_a_random_number_of_tokens(model, batch, vocabulary)
             return float(loss_of(model, batch))
 
     def step():
-        with flex.drawn(generator, (0.25, 0.5))(model, vocabulary):
+        with flex.draw(generator, (0.25, 0.5))(model, vocabulary):
             return loss_of(model, batch)
 
     before = [at(keep) for keep in (0.25, 0.5)]

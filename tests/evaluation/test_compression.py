@@ -6,11 +6,12 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
+from unimodal.compression import BASELINES, METHODS
 from unimodal.evaluation import compression, compression_timing, run_suites
 from unimodal.evaluation.compression import Questions, num_codes, timed_prompts
 from unimodal.evaluation.compression_table import COLUMNS, accuracy, markdown, plot, verdicts
 from unimodal.evaluation.compression_timing import held_memory, timed
-from unimodal.pipeline.compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
+from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import count_answer_tokens, count_room
 from unimodal.sequence.document import Document, Image, Text, Turn, Video
 
@@ -20,7 +21,7 @@ SOME = (*BASELINES, "divprune", "fastv", "todre", "snapkv", "tokenselect")
 @pytest.fixture
 def quick(monkeypatch, model):
     """A few methods at one share; answers of at most four words."""
-    monkeypatch.setattr(compression, "METHODS", SOME)
+    monkeypatch.setattr(compression, "METHOD_NAMES", SOME)
     monkeypatch.setattr(compression, "KEEPS", (0.25,))
     monkeypatch.setattr(compression, "SEEDS", 2)
     for name, value in (("BATCH", 8), ("STEPS", 2), ("REPEATS", 1)):
@@ -48,7 +49,7 @@ def test_the_suite_writes_a_table_and_a_plot_beside_the_report(quick, model, dat
         for size in ("1", "8"):
             assert row[f"ttft_ms_batch_{size}"] > 0 and row[f"tokens_per_s_batch_{size}"] > 0
         assert 0 < row["memory_mib_batch_1"] < row["memory_mib_batch_8"]
-        attacked = name in SOME and not acts_on_the_cache(name)
+        attacked = name in SOME and METHODS[name].acts_on == "tokens"
         assert (row["attack_percent"] is not None) == (attacked or name == "whole model")
         assert row["noise_percent"] is not None
         if attacked:
@@ -79,7 +80,7 @@ def test_blind_questions_hold_no_medium(quick, model, data, monkeypatch):
         return ["apple boat cat door egg fish goat house: a sunny day"] * len(documents)
 
     monkeypatch.setattr(compression, "answer_texts", answers)
-    monkeypatch.setattr(compression, "METHODS", ())
+    monkeypatch.setattr(compression, "METHOD_NAMES", ())
     figures = compression.run(model, data, 1, 0, lambda *_: None)
     assert figures["blind"]["picture"] == figures["blind"]["clip"] == 100
     kinds = [[type(part) for part in document.turns[0].parts] for document in asked[:6]]
@@ -125,10 +126,10 @@ def test_the_attack_searches_within_its_bounds_for_other_tokens(monkeypatch):
 def test_all_methods_are_tried_at_all_shares():
     names = [(name, keep) for name, keep, _ in compression._configs()]
     assert names[:2] == [("whole model", 1.0), ("whole model, plain forward", 1.0)]
-    assert set(names[2:]) == {(name, keep) for name in METHOD_NAMES for keep in compression.KEEPS}
+    assert set(names[2:]) == {(name, keep) for name in METHODS for keep in compression.KEEPS}
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_in_a_chat(name, model, codes):
     """Through the pipeline, with its template, tokenizers and engine: a picture in two codebooks and a clip."""
     picture, clip = codes
@@ -136,21 +137,21 @@ def test_every_method_runs_in_a_chat(name, model, codes):
         Document([Turn("user", [Image(codes=picture), Text("what is this?")])]),
         Document([Turn("user", [Video(codes=clip), Text("what is this?")])]),
     ]
-    with compressed(model, name, keep=0.25) as session:
+    with compress(model, name, keep=0.25) as session:
         together = model.answers(documents, to="text", tokens=5)
         assert [model.answers([d], to="text", tokens=5)[0][0].text for d in documents] == [a[0].text for a in together]
-    if not acts_on_the_cache(name):
+    if METHODS[name].acts_on == "tokens":
         assert session.stats.tokens_before == 2 * (64 + 192) and session.kept
-    with compressed(model, name, keep=1.0):
+    with compress(model, name, keep=1.0):
         same = model.answers(documents, to="text", tokens=5)
     assert [a[0].text for a in same] == [a[0].text for a in model.answers(documents, to="text", tokens=5)]
 
 
 def test_names_and_settings_are_checked(model):
     with pytest.raises(ValueError, match="did you mean divprune"):
-        compressed(model, "divprun")
+        compress(model, "divprun")
     with pytest.raises(ValueError, match="divprune: got an unexpected keyword argument 'speed'"):
-        compressed(model, "divprune", speed=3)
+        compress(model, "divprune", speed=3)
 
 
 def test_memory_counts_what_is_alive(model, codes):

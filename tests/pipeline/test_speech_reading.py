@@ -12,7 +12,7 @@ from unimodal.generation.ctc_beam import ctc_beam_search
 from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.model_folder.settings import CtcReading
 from unimodal.model_folder.wording import Wording
-from unimodal.pipeline.compression import compressed
+from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
@@ -82,7 +82,7 @@ def test_what_is_no_plain_transcription_is_answered_token_by_token(model, search
     model.answers([two, Document([Turn("user", ASKED)])], to="text")
     model.answers([document], to="text", temperature=0.7)
     model.answers([document], to="image")
-    with compressed(model, "stride", keep=0.5):
+    with compress(model, "stride", keep=0.5):
         model.answers([document], to="text")
     other = lively_model()
     assert words_of(other.answers([document], to="text")) == plain
@@ -198,7 +198,7 @@ def test_all_else_is_said_once(model, request_words, monkeypatch):
 def test_with_compression_speech_is_said_once(monkeypatch):
     model = says()
     monkeypatch.setattr("unimodal.pipeline.speech_reading.BestOfN", None)
-    with compressed(model, "stride", keep=0.5):
+    with compress(model, "stride", keep=0.5):
         model.answers([Document([Turn("user", "Say: hi")])], to="audio")
 
 

@@ -5,7 +5,8 @@
     with DivPrune(keep=0.25)(model):
         print(model.chat(["What is this?", Image(path="apple.png")]))
 
-`METHODS` has every method by name. `base.py` says what a method is, `executor.py` applies what it plans.
+`METHODS` has every method by name. `method.py` says what a method is, `plan.py` what it sees and answers; `running/`
+applies what it plans. `docs/compression.md` has the table of the methods.
 """
 
 from unimodal.compression.kv.dapq import DapQ
@@ -16,7 +17,9 @@ from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
 from unimodal.compression.kv.tokenselect import TokenSelect
-from unimodal.compression.method import Compressor, Method, Plan, Span
+from unimodal.compression.method import Compressor, Method
+from unimodal.compression.plan import CompressionStats, Plan, Span
+from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.compression.tokens.centerclip import CenterCLIP
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.document_correlation import DocumentCorrelation
@@ -37,9 +40,20 @@ from unimodal.compression.tokens.tokenflex import TokenFLEX
 from unimodal.compression.tokens.tome import ToMe
 from unimodal.compression.tokens.transprune import TransPrune
 
-__all__ = ["BASELINES", "METHODS", "CacheCompressor", "Compressor", "Method", "Plan", "Span"]
+__all__ = [
+    "BASELINES",
+    "METHODS",
+    "CacheCompressor",
+    "CompressionSession",
+    "CompressionStats",
+    "CompressionTarget",
+    "Compressor",
+    "Method",
+    "Plan",
+    "Span",
+]
 
-#: what every table must show beside a method, at the same number of tokens
+#: the methods that every table shows beside the others, at the same number of tokens
 BASELINES = ("random", "stride", "pooling", "downsample")
 
 METHODS: dict[str, type[Method]] = {

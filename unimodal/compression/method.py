@@ -1,15 +1,15 @@
-"""What a compression method is: it looks at the tokens of an input span and returns a plan; the executor does the rest.
+"""What a compression method is: it looks at the tokens of input spans and returns a plan; the executor does the rest.
 
-A method never touches the model. `plan` says which tokens of a span go on, what they carry, which positions they have
-and for how many tokens each stands. Used as a context manager:
+A method never touches the model. Its plan says which tokens of a span go on, what they carry, which positions they have
+and for how many tokens each stands. It is used as a context manager:
 
     with DivPrune(keep=0.25)(model):  # a loaded `Unimodal`, its `Engine`, or a Hugging Face decoder and its vocabulary
         ...
 
-Only spans that the model reads are compressed: complete, in a system's or user's turn. What it writes is left alone.
+Only spans that the model reads are compressed: complete ones, in a system's or a user's turn. What the model writes is
+left alone. Methods for tokens extend `Compressor`, methods for the cache `CacheCompressor` of `kv/method.py`.
 
-Shapes: B spans of one length (each in a row of its own or not), N their tokens, M tokens that go on, D width, P source
-positions of a merged token.
+Shapes: as in `plan.py`.
 """
 
 from __future__ import annotations
@@ -17,106 +17,36 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from unimodal.compression.plan import Plan, Positions, Span, count_share
+from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.media.registry import MEDIA
 from unimodal.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from unimodal.compression.running.session import Session
-
-#: whose attention a span's tokens may be judged by: its own end token, the last token of the row, the words behind it
-Query = Literal["summary", "last", "after"]
-
-
-@dataclass(frozen=True, eq=False)
-class Plan:
-    """What becomes of the N tokens of a span; every field but `index` is optional.
-
-    index: int64 [B, M], ascending: the tokens in whose place something goes on.
-    merge: [B, M, N], what goes on is `merge @ hidden`; without it the tokens of `index` as they are (pruning).
-    states: [B, M, D], what goes on, computed by a learned module; in place of `merge`.
-    sizes: [B, M], for how many original tokens each stands; log(size) is added to the attention over keys.
-    members: int64 [B, M, P], tokens whose positions share out the rotary frequencies of the merged token (PPE).
-    """
-
-    index: Tensor
-    merge: Tensor | None = None
-    states: Tensor | None = None
-    sizes: Tensor | None = None
-    members: Tensor | None = None
-
-
-class Source(Protocol):
-    """Where a span's attention and transitions come from: the running model, or a test."""
-
-    def received(self, span: Span, query: Query, layer: int) -> Tensor: ...
-
-    def transitions(self, span: Span) -> Tensor: ...
-
-
-@dataclass(eq=False)
-class Span:
-    """Spans of one modality and length, seen at one site.
-
-    count: tokens to go on. segments: lengths of the runs of codes (frames, codebooks), N in all, before any pruning.
-    original: the number of tokens at first. layer: the site; 0 is before the decoder.
-    """
-
-    hidden: Tensor  # [B, N, D]
-    ids: Tensor  # int64 [B, N], the rows of the vocabulary
-    sizes: Tensor  # [B, N]
-    modality: str = "image"
-    count: int = 1
-    segments: tuple[int, ...] = ()
-    original: int = 0
-    layer: int = 0
-    hint: Tensor | None = None  # [B, N], what `hints` said of the tokens
-    source: Source | None = field(default=None, repr=False)
-    place: Any = field(default=None, repr=False)  # (rows [B], slots [B, N]) for the source
-
-    @classmethod
-    def of(cls, hidden: Tensor, count: int, segments: Sequence[int] = (), **fields: Any) -> Span:
-        """Spans that belong to no model, from their states [B, N, D] alone."""
-        num = hidden.shape[1]
-        ids = torch.arange(num, device=hidden.device).expand(hidden.shape[:2])
-        sizes = hidden.new_ones(hidden.shape[:2])
-        return cls(hidden, ids, sizes, count=count, segments=tuple(segments) or (num,), original=num, **fields)
-
-    def __len__(self) -> int:
-        return self.hidden.shape[1]
-
-    def received(self, query: Query, layer: int | None = None) -> Tensor:
-        """Attention [B, N] that the tokens get from `query` in a layer before this site (the last one), mean of heads.
-
-        The method must have named the layer in `watches`.
-        """
-        assert self.source is not None, "this span has no attention"
-        return self.source.received(self, query, self.layer - 1 if layer is None else layer)
-
-    def transitions(self) -> Tensor:
-        """How much the tokens changed in the layers named by `transitions_of`, [B, N] (see TransPrune)."""
-        assert self.source is not None, "this span has no transitions"
-        return self.source.transitions(self)
 
 
 @dataclass
 class Method(ABC):
     """Settings that all methods share, those for tokens and those for the cache.
 
-    Raises ValueError for a keep outside (0, 1], an unknown medium or position rule.
-
+    keep: share of a span's tokens that goes on, above 0 and at most 1. modalities: media that are compressed.
     positions: "kept", every token keeps the position it had and decoding goes on at the original length; "compacted",
     positions are counted again without the tokens that are gone, and decoding goes on behind them.
+
+    Raises ValueError for a share outside (0, 1], an unknown medium, and an unknown rule for positions.
     """
 
-    keep: float = 0.5  # share of a span's tokens that go on
+    keep: float = 0.5
     _: KW_ONLY
     modalities: tuple[str, ...] = field(default_factory=lambda: tuple(MEDIA))
-    positions: Literal["kept", "compacted"] = "kept"
+    positions: Positions = "kept"
+
+    #: what is shortened: the tokens of a span, or the entries that the cache keeps of them
+    acts_on: ClassVar[Literal["tokens", "cache"]]
+    #: where the method was published; empty for a baseline
+    paper: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -126,51 +56,61 @@ class Method(ABC):
         if self.positions not in ("kept", "compacted"):
             raise ValueError(f"positions {self.positions!r} is unknown; use kept or compacted")
 
-    def __call__(self, model: Any, vocabulary: Vocabulary | None = None) -> Session:
-        """A context in which `model` compresses what it reads. A bare decoder needs its vocabulary, to find spans."""
-        from unimodal.compression.running.session import Session
+    @abstractmethod
+    def __call__(self, model: CompressionTarget, vocabulary: Vocabulary | None = None) -> CompressionSession:
+        """A context in which `model` compresses what it reads.
 
-        return Session(self, model, vocabulary)
+        vocabulary: needed by a bare decoder, to find the spans. Raises ValueError for what is no decoder.
+        """
 
 
 @dataclass
 class Compressor(Method):
     """A method that acts on the tokens, before the decoder or between its layers."""
 
-    def layers(self, num_layers: int) -> tuple[int, ...]:
-        """The sites: 0 is before the decoder, k before its layer k."""
+    acts_on: ClassVar[Literal["tokens"]] = "tokens"
+    #: `count_kept` or `give_hints` is the method's own, and is asked about the spans of each row together
+    judges_rows: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        has_own = not vars(cls).keys().isdisjoint({"count_kept", "give_hints"})
+        assert cls.judges_rows or not has_own, f"{cls.__name__} judges rows; set judges_rows = True, or it is not asked"
+
+    def __call__(self, model: CompressionTarget, vocabulary: Vocabulary | None = None) -> CompressionSession:
+        return CompressionSession(self, model, vocabulary)
+
+    def find_sites(self, num_layers: int) -> tuple[int, ...]:
+        """The sites where the method acts: 0 is before the decoder, k before its layer k."""
         return (0,)
 
-    def watches(self, num_layers: int) -> tuple[int, ...]:
-        """Layers whose queries and keys the plan needs, for `Span.received`."""
+    def find_watched_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layers whose queries and keys the plan needs, for `Span.measure_attention`."""
         return ()
 
-    def transitions_of(self, num_layers: int) -> tuple[int, ...]:
-        """Layers whose change of the tokens the plan needs, for `Span.transitions`."""
+    def find_changing_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Layers whose change of the tokens the plan needs, for `Span.measure_transitions`."""
         return ()
 
     def check(self, num_layers: int) -> None:
-        """ValueError, in one line, for a model that lacks the layers which this method acts at or looks at."""
-        needed = (*self.layers(num_layers), *self.watches(num_layers), *self.transitions_of(num_layers))
+        """Raises ValueError, in one line, for a model that lacks a layer which this method acts at or looks at."""
+        needed = (
+            *self.find_sites(num_layers), *self.find_watched_layers(num_layers), *self.find_changing_layers(num_layers),
+        )  # fmt: skip
         if not all(0 <= layer < num_layers for layer in needed):
             name = type(self).__name__
             raise ValueError(
                 f"{name} acts before layer {max(needed)}, but this model has {num_layers}, numbered from 0"
             )
 
-    def counts(self, spans: Sequence[Span], num_layers: int) -> list[int]:
-        """Tokens that go on of each of the spans of one row, which come as spans of B = 1."""
-        return [share(self.keep, span.original) for span in spans]
+    def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
+        """How many tokens of each span go on. The spans are those of one row at one site, each with B = 1."""
+        return [count_share(self.keep, span.original) for span in spans]
 
-    def hints(self, spans: Sequence[Span]) -> list[Tensor] | None:
-        """What only the spans of a row together tell of each one's tokens, [1, N] each; it comes as `span.hint`."""
+    def give_hints(self, spans: Sequence[Span]) -> list[Tensor] | None:
+        """What the spans of a row together say of the tokens of each, [1, N] a span; `plan` gets it as `span.hint`."""
         return None
 
     @abstractmethod
     def plan(self, hidden: Tensor, span: Span) -> Plan:
-        """hidden [B, N, D] -> a plan that keeps `span.count` < N tokens of each."""
-
-
-def share(keep: float, num: int) -> int:
-    """The number of tokens that a share is, at least one of them unless the share is 0 (a crop without any weight)."""
-    return min(num, max(1, round(keep * num))) if keep > 0 else 0
+        """hidden [B, N, D] → a plan that keeps `span.count` < N tokens of each span."""

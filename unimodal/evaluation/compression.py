@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unimodal.compression import BASELINES, METHODS
 from unimodal.data.words import is_right_answer
 from unimodal.evaluation import Report
 from unimodal.evaluation.asking import answer_texts
@@ -31,7 +32,7 @@ from unimodal.evaluation.compression_timing import timed
 from unimodal.evaluation.judges import word_error_rate
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Clips, Pictures, Speech, sample
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline.compression import BASELINES, METHOD_NAMES, acts_on_the_cache, compressed
+from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import count_answer_tokens, count_room
 from unimodal.sequence.document import Audio, Document, Image, Part, Text, Turn, Video
 
@@ -43,7 +44,7 @@ NOISE_STD = 2 / 255  # of a pixel in [0, 1]
 LONG = 512  # codes of the prompts that are timed
 ATTACK, QUERIES = 4 / 255, 16  # the most that a pixel is changed by, and pictures tried
 SQUARES = (0.3, 0.05)  # share of the picture that a first and a last change covers
-METHODS = METHOD_NAMES
+METHOD_NAMES = tuple(METHODS)
 
 #: answer, number of the question → how right it is, between 0 and 1
 Judge = Callable[[str, int], float]
@@ -113,23 +114,23 @@ def files(figures: Mapping[str, Any]) -> dict[str, str]:
 def _configs() -> Iterator[tuple[str, float, Callable[[Unimodal, int | None], AbstractContextManager]]]:
     """(name, share kept, context): the whole model with the engine's own step and with its plain forward, then each."""
     yield "whole model", 1.0, lambda model, seed: nullcontext()
-    yield "whole model, plain forward", 1.0, lambda model, seed: compressed(model, "stride", keep=1.0)
-    for name in METHODS:
+    yield "whole model, plain forward", 1.0, lambda model, seed: compress(model, "stride", keep=1.0)
+    for name in METHOD_NAMES:
         for keep in KEEPS:
             yield name, keep, _context(name, keep)
 
 
 def _context(name: str, keep: float) -> Callable[[Unimodal, int | None], AbstractContextManager]:
     def open_context(model: Unimodal, seed: int | None) -> AbstractContextManager:
-        return compressed(model, name, keep=keep, **({} if seed is None else {"seed": seed}))
+        return compress(model, name, keep=keep, **({} if seed is None else {"seed": seed}))
 
     return open_context
 
 
 def _kind(name: str) -> str:
-    if name not in METHOD_NAMES:
+    if name not in METHODS:
         return "whole"
-    return "baseline" if name in BASELINES else "cache" if acts_on_the_cache(name) else "tokens"
+    return "baseline" if name in BASELINES else METHODS[name].acts_on
 
 
 def _tried(

@@ -1,38 +1,36 @@
-"""Compression by name, for what speaks to the model through the pipeline: evaluation, the server.
+"""Compression by name, for what speaks to the model through the pipeline.
 
-with compressed(model, "divprune", keep=0.25) as session:
+with compress(model, "divprune", keep=0.25) as session:
     model.answers(...)
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from unimodal.compression import BASELINES, METHODS, CacheCompressor
+from unimodal.compression import METHODS, CompressionSession, Method
 
 if TYPE_CHECKING:
-    from unimodal.compression.running.session import Session
     from unimodal.pipeline.unimodal import Unimodal
 
-__all__ = ["BASELINES", "METHOD_NAMES", "acts_on_the_cache", "compressed"]
-
-METHOD_NAMES = tuple(METHODS)
+__all__ = ["compress"]
 
 
-def compressed(model: Unimodal, method: str, **settings: Any) -> Session:
-    """A context in which the model compresses what it reads. Raises ValueError for a name or setting that is none."""
+def compress(model: Unimodal, method: str, **settings: object) -> CompressionSession:
+    """A context in which the model compresses what it reads by the method of a name.
+
+    settings: the fields of the method's class. Raises ValueError for a name or a setting that there is not, and for a
+    value that the method refuses.
+    """
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(METHODS)}"
         raise ValueError(f"no compression method {method!r}; {hint}")
+    make: Callable[..., Method] = METHODS[method]
     try:
-        chosen = METHODS[method](**settings)
+        chosen = make(**settings)
     except TypeError as error:
         raise ValueError(f"{method}: {str(error).split('__init__() ')[-1]}") from None
     return chosen(model)
-
-
-def acts_on_the_cache(method: str) -> bool:
-    """Whether a method leaves the tokens alone and drops or selects entries of the cache."""
-    return issubclass(METHODS[method], CacheCompressor)

@@ -7,18 +7,27 @@ by the window's length, to the positions that the answer's tokens will have, and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unimodal.compression.kv.method import CacheCompressor, Look
-from unimodal.compression.kv.snapkv import smoothed
-from unimodal.compression.running.rotation import rotated_by
+from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.snapkv import smooth_attention
+from unimodal.compression.running.look import Look
+from unimodal.compression.running.rotation import rotate_by
 
 
 @dataclass
 class DapQ(CacheCompressor):
-    """window: pseudo-queries. kernel: entries that are smoothed over, an odd number."""
+    """Keep what queries at the answer's positions would attend to (DapQ, arXiv 2603.11564).
+
+    scores [B, K, L]: the mean attention of the pseudo-queries, smoothed along the entries.
+    window: number of pseudo-queries. kernel: number of entries that are smoothed over, odd. Raises ValueError for a
+    window or kernel below 1, an even kernel, and what `CacheCompressor` refuses.
+    """
+
+    paper: ClassVar[str] = "DapQ, arXiv 2603.11564"
 
     window: int = 32
     kernel: int = 5
@@ -28,12 +37,12 @@ class DapQ(CacheCompressor):
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"window {self.window} and kernel {self.kernel} must be at least 1, the kernel odd")
 
-    def scores(self, look: Look) -> Tensor:
+    def score(self, look: Look) -> Tensor:
         num = min(self.window, look.query.shape[2])
-        return smoothed(look, look.of(pseudo_queries(look, num)), self.kernel)
+        return smooth_attention(look, look.attend(make_pseudo_queries(look, num)), self.kernel)
 
 
-def pseudo_queries(look: Look, num: int) -> Tensor:
-    """The newest `num` queries [B, H, num, W], each rotated on by `num` positions."""
+def make_pseudo_queries(look: Look, num: int) -> Tensor:
+    """The newest `num` queries, each rotated on by `num` positions, [B, H, num, W]."""
     query = look.query[:, :, -num:]
-    return rotated_by(look.rotary, query, torch.full((len(query), 1, num), num, device=query.device))
+    return rotate_by(look.rotary, query, torch.full((len(query), 1, num), num, device=query.device))

@@ -11,47 +11,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimodal.compression.method import Query, Span
+from unimodal.compression.plan import Query, Span
 from unimodal.compression.running.slots import Slots
-from unimodal.compression.running.stream import Stream
+from unimodal.compression.running.stream import TokenStream
 
-NEAR = 16  # words behind a span that judge it
+NEAR = 16  # of the last tokens of a row, how many may judge a span as the words behind it
 
 
-def attention_logits(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """query [B, H, Q, W], keys [B, K, L, W] -> scaled logits float32 [B, H, Q, L]."""
+def compute_logits(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """query [B, H, Q, W], keys [B, K, L, W] → scaled logits float32 [B, H, Q, L]."""
     num_rows, num_heads, num, width = query.shape
     grouped = query.reshape(num_rows, keys.shape[1], -1, width)  # the heads of a group, query by query
     return (grouped.float() @ keys.float().transpose(2, 3) * scaling).view(num_rows, num_heads, num, -1)
 
 
-def attention_rows(query: Tensor, keys: Tensor, at: Tensor, slots: Slots, scaling: float) -> Tensor:
+def compute_attention_rows(query: Tensor, keys: Tensor, at: Tensor, slots: Slots, scaling: float) -> Tensor:
     """Attention of queries at slots `at` int64 [B, Q] over all slots, float32 [B, H, Q, L], causal and size-weighted.
 
     A query that may see nothing (padding) gives zeros.
     """
-    logits = attention_logits(query, keys, scaling) + slots.bias(torch.float32, query.shape[1])[:, :, None]
+    logits = compute_logits(query, keys, scaling) + slots.make_bias(torch.float32, query.shape[1])[:, :, None]
     later = torch.arange(keys.shape[2], device=keys.device) > at[..., None]  # [B, Q, L]
     return logits.masked_fill(later[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
 
 
-class CallSource:
-    """The attention and transitions of one running call, for `Span`."""
+class ForwardObserver:
+    """A `SpanObserver` of one running forward.
+
+    seen: by watched layer, its query [B, H, N, W], its keys [B, K, L, W] and their slots. stream: the tokens now.
+    """
 
     def __init__(self, scaling: float) -> None:
         self.scaling = scaling
-        self.seen: dict[int, tuple[Tensor, Tensor, Slots]] = {}  # layer → query [B, H, N, W], keys [B, K, L, W], slots
-        self.stream: Stream | None = None
+        self.seen: dict[int, tuple[Tensor, Tensor, Slots]] = {}
+        self.stream: TokenStream | None = None
 
     def forget(self) -> None:
-        """Columns move when tokens go: what was seen no longer fits."""
+        """Drop what was seen: once tokens go, the columns of the others are different ones."""
         self.seen.clear()
 
-    def received(self, span: Span, query: Query, layer: int) -> Tensor:
-        stream = self.stream
-        assert stream is not None and layer in self.seen, f"layer {layer} is not among the watched ones"
+    def measure_attention(self, span: Span, query: Query, layer: int) -> Tensor:
+        stream, place = self.stream, span.place
+        assert stream is not None and place is not None and layer in self.seen, f"layer {layer} is not watched"
         queries, keys, slots = self.seen[layer]
-        rows, columns, ends = span.place  # [S], [S, N], [S]
+        rows, columns, ends = place
         if query == "summary":
             at = ends[:, None]  # [S, 1]
         else:
@@ -64,11 +67,11 @@ class CallSource:
             weight = weight.float()
         past = keys.shape[2] - len(stream)
         picked = queries[rows].gather(2, at[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
-        probs = attention_rows(picked, keys[rows], at + past, slots.at_rows(rows), self.scaling)  # [S, H, Q, L]
-        judged = (probs.mean(1) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)  # [S, L]
+        probs = compute_attention_rows(picked, keys[rows], at + past, slots.select_rows(rows), self.scaling)
+        judged = (probs.mean(1) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)  # [S, H, Q, L] → [S, L]
         return judged.gather(1, columns + past)
 
-    def transitions(self, span: Span) -> Tensor:
-        assert self.stream is not None and self.stream.changed is not None
+    def measure_transitions(self, span: Span) -> Tensor:
+        assert self.stream is not None and self.stream.changed is not None and span.place is not None
         rows, columns, _ = span.place
         return self.stream.changed[rows[:, None], columns]

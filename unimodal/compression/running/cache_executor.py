@@ -1,31 +1,33 @@
 """Applies the scores of a cache method: drops entries of a cache layer, or lets each head attend to some of them.
 
 Every head keeps its own entries but all heads of a row as many, so that a layer stays one tensor; rows that keep fewer
-have padding in front. A dropped entry takes no rotation with it: keys keep the positions they were rotated to, or are
-rotated to compacted ones.
+have padding in front. The others keep the rotation they have: keys stay at their positions, or are rotated to
+compacted ones.
 
 Shapes: B rows, H query heads, K key/value heads, Q new tokens, L slots, M slots kept, W head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from unimodal.compression.kv.method import CacheCompressor, Look
-from unimodal.compression.running.rotation import rotated_by
-from unimodal.compression.running.slots import SlotLayer, Slots
+from unimodal.compression.running.contracts import CacheMethod
+from unimodal.compression.running.interception import AttentionOutput, LayerAttention
+from unimodal.compression.running.look import Look
+from unimodal.compression.running.rotation import rotate_by
+from unimodal.compression.running.slots import Slots
 
 FIRST = 1e6  # above any score
 
 
-def kept_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: int) -> Tensor:
-    """bool [B, K, L]: everything that may not go, and of the rest the best `budget` int64 [B] of every head.
+def choose_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: int) -> Tensor:
+    """Which slots stay, bool [B, K, L]: all that may not go, and of the others each head's best, `budget` int64 [B].
 
-    The newest `recent` slots come before all others, within the budget.
+    Those among the newest `recent` slots come before all others, within the budget.
     """
     free = slots.evictable & slots.valid[:, None]  # [B, K or 1, L]
     if recent:
@@ -38,97 +40,89 @@ def kept_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: int) -> Ten
     return (slots.valid[:, None] & ~free) | (free & (rank < budget[:, None, None]))
 
 
-def gathered(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [B, K, L], as many in all heads of a row -> index int64 [B, K, M], padding in front, and valid [B, M]."""
+def index_slots(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """keep bool [B, K, L], as many in all heads of a row → index int64 [B, K, M], padded in front, and valid [B, M]."""
     counts = keep[:, 0].sum(-1)  # [B]
     width = max(int(counts.max()), 1)
     index = keep.long().argsort(dim=-1, stable=True)[..., keep.shape[-1] - width :]
     return index, torch.arange(width, device=keep.device) >= width - counts[:, None]
 
 
-class CacheExecutor:
-    """One layer of one call."""
+def attend_compressed(method: CacheMethod, look: Look, attention: LayerAttention, may_evict: bool) -> AttentionOutput:
+    """One layer's attention as a cache method has it; afterwards entries go, if there is a cache that may lose them."""
+    if method.acts == "select":
+        if look.first:
+            method.observe(look)
+        elif method.keep < 1:
+            return _attend_selected(method, look, attention)
+    if method.acts == "prefill" and look.first and method.keep < 1:
+        return _attend_sparsely(method, look, attention)
+    out = attention.compute()
+    if method.acts == "evict" and may_evict and method.keep < 1 and (look.first or method.at_every_step):
+        _evict(method, look)
+    return out
 
-    def __init__(self, method: CacheCompressor, rotary: nn.Module, call: Any) -> None:
-        self.method, self.rotary, self.call = method, rotary, call
 
-    def attend(self, module: nn.Module, kernel: Any, query: Tensor, key: Tensor, value: Tensor,
-               mask: Tensor | None, kwargs: dict[str, Any]) -> Any:  # fmt: skip
-        method, slots = self.method, self.call.slots
-        layer = self.call.cache_layer if self.call.cache_layer is not None else SlotLayer()
-        look = Look(query, key, slots, layer, self.call.executor.scaling, self.rotary, self.call.first)
-        if method.acts == "select":
-            if self.call.first:
-                method.observe(look)
-            elif method.keep < 1:
-                return self._selected(look, module, kernel, query, key, value, mask, kwargs)
-        if method.acts == "prefill" and self.call.first and method.keep < 1:
-            return self._sparse(look, module, kernel, query, key, value, kwargs)
-        out = kernel(module, query, key, value, mask, **kwargs)
-        if method.acts == "evict" and self.call.cache_layer is not None and method.keep < 1:
-            self._evict(look)
-        return out
+def _count_budget(method: CacheMethod, slots: Slots) -> Tensor:
+    """How many of the entries that may go stay, int64 [B]."""
+    num = (slots.evictable[:, 0] & slots.valid).sum(1)  # heads hold as many of them
+    return (num * method.keep).round().long().clamp(min=1)
 
-    def budget(self, slots: Slots) -> Tensor:
-        """How many of the entries that may go stay, int64 [B]."""
-        num = (slots.evictable[:, 0] & slots.valid).sum(1)  # heads hold as many of them
-        return (num * self.method.keep).round().long().clamp(min=1)
 
-    def _evict(self, look: Look) -> None:
-        method, layer = self.method, look.layer
-        if not self.call.first and not method.at_every_step:
-            return
-        scores = method.scores(look)
-        if self.call.first:
-            layer.budget = self.budget(look.slots)
-        assert layer.budget is not None
-        keep = kept_slots(scores, look.slots, layer.budget, method.recent)
-        if bool((keep == look.slots.valid[:, None]).all()):
-            layer.slots = None  # the executor takes the joined slots
-            layer.slots = look.slots
-            return
-        index, valid = gathered(keep)
-        layer.evict(index, *self._after(look.slots, index, valid, keep))
+def _choose(method: CacheMethod, look: Look) -> tuple[Tensor, Tensor]:
+    """The entries that a method that drops none attends to: index int64 [B, K, M] and valid [B, M]."""
+    return index_slots(choose_slots(method.score(look), look.slots, _count_budget(method, look.slots), method.recent))
 
-    def _after(self, slots: Slots, index: Tensor, valid: Tensor, keep: Tensor) -> tuple[Slots, Any]:
-        """The slots after an eviction, and how kept keys are rotated again."""
-        after, move = slots.taken(index, valid), None
-        if self.method.positions == "compacted":
-            gone = (slots.valid[:, None] & ~keep).long().cumsum(-1)  # [B, K, L], each head counts its own
-            offset = -gone.gather(-1, index)
-            after = replace(after, positions=after.positions + offset, shift=slots.shift + gone[:, 0, -1])
 
-            def move(keys: Tensor) -> Tensor:
-                return rotated_by(self.rotary, keys, offset)
+def _evict(method: CacheMethod, look: Look) -> None:
+    layer = look.layer
+    scores = method.score(look)
+    if look.first:
+        layer.budget = _count_budget(method, look.slots)
+    assert layer.budget is not None
+    keep = choose_slots(scores, look.slots, layer.budget, method.recent)
+    if not bool((keep == look.slots.valid[:, None]).all()):
+        index, valid = index_slots(keep)
+        layer.evict(index, *_plan_eviction(method, look, keep, index, valid))
 
-        return after, move
 
-    def _selected(self, look: Look, module: nn.Module, kernel: Any, query: Tensor, key: Tensor, value: Tensor,
-                  mask: Tensor | None, kwargs: dict[str, Any]) -> Any:  # fmt: skip
-        """The attention of a step over the entries that the method selects for every head."""
-        keep = kept_slots(self.method.scores(look), look.slots, self.budget(look.slots), self.method.recent)
-        index, valid = gathered(keep)  # [B, K, M]
-        wide = index[..., None].expand(-1, -1, -1, key.shape[-1])
-        num_new, groups = query.shape[2], query.shape[1] // key.shape[1]
-        bias = look.slots.taken(index, valid).bias(query.dtype, key.shape[1]).expand(-1, key.shape[1], -1)  # [B, K, M]
-        later = index[:, :, None] > look.newest(num_new)[:, None, :, None]  # [B, K, Q, M]
-        chosen = bias[:, :, None].masked_fill(later, -torch.inf).repeat_interleave(groups, 1)
-        return kernel(module, query, key.gather(2, wide), value.gather(2, wide), chosen, **kwargs)
+def _plan_eviction(
+    method: CacheMethod, look: Look, keep: Tensor, index: Tensor, valid: Tensor
+) -> tuple[Slots, Callable[[Tensor], Tensor] | None]:
+    """The slots that are left, and how their keys are rotated again, if they are."""
+    after = look.slots.take(index, valid)
+    if method.positions == "kept":
+        return after, None
+    gone = (look.slots.valid[:, None] & ~keep).long().cumsum(-1)  # [B, K, L], each head counts its own
+    offset = -gone.gather(-1, index)
+    after = replace(after, positions=after.positions + offset, shift=look.slots.shift + gone[:, 0, -1])
+    return after, lambda keys: rotate_by(look.rotary, keys, offset)
 
-    def _sparse(self, look: Look, module: nn.Module, kernel: Any, query: Tensor, key: Tensor, value: Tensor,
-                kwargs: dict[str, Any]) -> Any:  # fmt: skip
-        """Dense attention among the tokens that each head keeps; the others get nothing from this layer's attention."""
-        keep = kept_slots(self.method.scores(look), look.slots, self.budget(look.slots), self.method.recent)
-        index, valid = gathered(keep)  # [B, K, M]
-        num_rows, num_heads, num, width = query.shape
-        groups, size = num_heads // key.shape[1], index.shape[-1]
-        wide = index[..., None].expand(-1, -1, -1, width)
-        wide_q = wide.repeat_interleave(groups, 1)
-        bias = look.slots.taken(index, valid).bias(query.dtype, key.shape[1]).expand(-1, key.shape[1], -1)[:, :, None]
-        later = torch.ones(size, size, dtype=torch.bool, device=key.device).triu(1)
-        blind = torch.eye(size, dtype=torch.bool, device=key.device) & ~valid[:, None, :, None]
-        chosen = bias.masked_fill(later, -torch.inf).masked_fill(blind, 0.0).repeat_interleave(groups, 1)
-        out, _ = kernel(module, query.gather(2, wide_q), key.gather(2, wide), value.gather(2, wide), chosen, **kwargs)
-        out = out.transpose(1, 2) * valid[:, None, :, None]  # [B, H, M, W]
-        # padding in front repeats slots: add, so that its zeros change nothing
-        return query.new_zeros(query.shape).scatter_add(2, wide_q, out).transpose(1, 2).contiguous(), None
+
+def _attend_selected(method: CacheMethod, look: Look, attention: LayerAttention) -> AttentionOutput:
+    """The attention of a step over the entries that the method selects for every head."""
+    query, key, value = attention.query, attention.key, attention.value
+    index, valid = _choose(method, look)  # [B, K, M], [B, M]
+    wide = index[..., None].expand(-1, -1, -1, key.shape[-1])
+    num_new, groups = query.shape[2], query.shape[1] // key.shape[1]
+    bias = look.slots.take(index, valid).make_bias(query.dtype, key.shape[1])  # [B, K or 1, M]
+    later = index[:, :, None] > look.find_newest(num_new)[:, None, :, None]  # [B, K, Q, M]
+    mask = bias.expand(-1, key.shape[1], -1)[:, :, None].masked_fill(later, -torch.inf).repeat_interleave(groups, 1)
+    return attention.compute_with(query, key.gather(2, wide), value.gather(2, wide), mask)
+
+
+def _attend_sparsely(method: CacheMethod, look: Look, attention: LayerAttention) -> AttentionOutput:
+    """Dense attention among the tokens that each head keeps; the others get nothing from this layer's attention."""
+    query, key, value = attention.query, attention.key, attention.value
+    index, valid = _choose(method, look)  # [B, K, M], [B, M]
+    groups, size = query.shape[1] // key.shape[1], index.shape[-1]
+    wide = index[..., None].expand(-1, -1, -1, query.shape[-1])
+    wide_q = wide.repeat_interleave(groups, 1)
+    bias = look.slots.take(index, valid).make_bias(query.dtype, key.shape[1]).expand(-1, key.shape[1], -1)
+    later = torch.ones(size, size, dtype=torch.bool, device=key.device).triu(1)
+    blind = torch.eye(size, dtype=torch.bool, device=key.device) & ~valid[:, None, :, None]
+    mask = bias[:, :, None].masked_fill(later, -torch.inf).masked_fill(blind, 0.0).repeat_interleave(groups, 1)
+    out, _ = attention.compute_with(query.gather(2, wide_q), key.gather(2, wide), value.gather(2, wide), mask)
+    out = out.transpose(1, 2) * valid[:, None, :, None]  # [B, H, M, W]
+    # padding in front repeats slots: add, so that its zeros change nothing
+    return query.new_zeros(query.shape).scatter_add(2, wide_q, out).transpose(1, 2).contiguous(), None

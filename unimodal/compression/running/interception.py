@@ -1,60 +1,92 @@
 """The model's attention seen by the executor: one function registered with transformers that hands on to the kernel.
 
 The name of the attention in the model's config is ours only while the executor runs its layers.
+
+Shapes: B rows, H query heads, K key/value heads, Q new tokens, L slots, W head width.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import Tensor, nn
+from transformers import AttentionInterface, PretrainedConfig
 
 NAME = "unimodal_compression"
 #: kernels that take a dense additive mask, or None for plain causal attention
 KERNELS = ("sdpa", "eager", "xformers", "varlen")
 
+#: what a kernel gives: the attended values [B, Q, H, W], and the attention where it keeps it
+AttentionOutput = tuple[Tensor, Tensor | None]
+Kernel = Callable[..., AttentionOutput]
 
-def _attention(
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """One layer's attention that is about to be computed by the model's own kernel."""
+
+    module: nn.Module
+    kernel: Kernel
+    query: Tensor  # [B, H, Q, W]
+    key: Tensor  # [B, K, L, W]
+    value: Tensor  # [B, K, L, W]
+    mask: Tensor | None  # added to the logits, [B or 1, H or 1, Q, L]
+    settings: dict[str, object]  # of the kernel: dropout, scaling, …
+
+    def compute(self) -> AttentionOutput:
+        return self.kernel(self.module, self.query, self.key, self.value, self.mask, **self.settings)
+
+    def compute_with(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> AttentionOutput:
+        """The same kernel over other tensors."""
+        return replace(self, query=query, key=key, value=value, mask=mask).compute()
+
+
+class AttentionHook(Protocol):
+    """What sees the attention of a running forward: it is handed through the layers as the keyword `compression`."""
+
+    kernel: str
+
+    def attend(self, attention: LayerAttention) -> AttentionOutput: ...
+
+
+def _attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    compression: Any = None,
-    **kwargs: Any,
-) -> Any:
-    executor = compression.executor
-    kernel = kernel_of(module, compression.attention)
-    return executor.attend(compression, module, kernel, query, key, value, attention_mask, kwargs)
+    *,
+    compression: AttentionHook,
+    **settings: object,
+) -> AttentionOutput:
+    kernel = find_kernel(module, compression.kernel)
+    return compression.attend(LayerAttention(module, kernel, query, key, value, attention_mask, settings))
 
 
-def kernel_of(module: nn.Module, name: str) -> Any:
+def find_kernel(module: nn.Module, name: str) -> Kernel:
     """The attention function that a layer has under a name."""
-    from transformers import AttentionInterface
-
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return AttentionInterface()[name]
 
 
 @contextmanager
-def intercepted(config: Any, listening: bool) -> Iterator[str]:
-    """Attention of this config goes through the executor; yields the name of the kernel it had.
+def intercept_attention(config: PretrainedConfig, listens: bool) -> Iterator[str]:
+    """While open, and if it listens, the attention of this config goes through `AttentionHook`.
 
-    Raises ValueError for a kernel that takes no dense mask.
+    Yields the name of the kernel that the config had. Raises ValueError for a kernel that takes no dense mask.
     """
     own = config._attn_implementation
     if own not in KERNELS:
         raise ValueError(f"compression does not work with attention {own!r}; use one of {', '.join(KERNELS)}")
-    if not listening:
+    if not listens:
         yield own
         return
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(NAME, _attend)
     config._attn_implementation = NAME
     try:
         yield own

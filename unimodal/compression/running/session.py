@@ -2,71 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
-from unimodal.compression.method import Method
-from unimodal.compression.running.executor import Executor
-from unimodal.compression.running.spans import Located
+from unimodal.compression.plan import CompressionStats
+from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
+from unimodal.compression.running.executor import PlanExecutor
 from unimodal.vocabulary import Vocabulary
 
 
-@dataclass
-class CompressionStats:
-    """Since the context was opened: tokens of input spans that came and that were left at the last layer; seconds that
-    choosing them took (with the clock stopped at the end of the device's work)."""
+@runtime_checkable
+class DecodingEngine(Protocol):
+    """What generates with a causal LM: an `Engine`."""
 
-    tokens_before: int = 0
-    tokens_after: int = 0
-    planning_s: float = 0.0
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def vocabulary(self) -> Vocabulary: ...
 
 
-class Session:
-    """`with method(model): …`. Entering hooks the executor in, leaving takes it out again."""
+@runtime_checkable
+class LoadedModel(Protocol):
+    """What has an engine: a loaded `Unimodal`."""
 
-    def __init__(self, method: Method, target: Any, vocabulary: Vocabulary | None = None) -> None:
-        self.method = method
-        model = target
-        for name in ("engine", "model"):  # a loaded Unimodal has an engine, an engine a model
-            owner = getattr(model, name, None)
-            if vocabulary is None:
-                vocabulary = getattr(model, "vocabulary", None)
-            if owner is not None and not isinstance(model, nn.Module):
-                model = owner
-        if not isinstance(model, nn.Module) or not hasattr(model, "get_decoder"):
-            raise ValueError(f"{type(target).__name__} is no decoder; give a loaded Unimodal, an Engine or a causal LM")
-        if vocabulary is None:
-            raise ValueError("a bare decoder needs its vocabulary to find the spans: method(model, vocabulary)")
-        self.backbone = model.get_decoder()
-        self.vocabulary = vocabulary
-        self.stats = CompressionStats()
-        self.chosen: dict[Located, Tensor] = {}
+    @property
+    def engine(self) -> DecodingEngine: ...
+
+
+#: what a method can be opened on; a bare causal LM of transformers comes with its vocabulary
+CompressionTarget: TypeAlias = LoadedModel | DecodingEngine | nn.Module
+
+
+class CompressionSession:
+    """`with method(model) as session: …`. Entering hooks the executor in, leaving takes it out again.
+
+    stats: what has happened since it was opened.
+    Raises ValueError for what is no decoder, and for a bare decoder without its vocabulary; entering raises ValueError
+    for a decoder that lacks what the method needs.
+    """
+
+    def __init__(
+        self, method: TokenMethod | CacheMethod, target: CompressionTarget, vocabulary: Vocabulary | None = None
+    ) -> None:
+        self._open = OpenMethod(method)
+        self.backbone, self.vocabulary = find_decoder(target, vocabulary)
+
+    @property
+    def method(self) -> TokenMethod | CacheMethod:
+        return self._open.method
+
+    @property
+    def stats(self) -> CompressionStats:
+        return self._open.stats
 
     @property
     def kept(self) -> list[list[int]]:
-        """Of the last call that had input spans: the columns in which tokens went on, for each span that was shortened
-        (spans that went as a whole later on included)."""
-        return [places.tolist() for places in self.chosen.values()]
+        """The columns in which tokens went on, for each span that was shortened in the last call with input spans.
 
-    def __enter__(self) -> Session:
-        executor = getattr(self.backbone.__dict__.get("forward"), "__self__", None)
-        if not isinstance(executor, Executor):
-            executor = Executor(self.backbone, self.vocabulary)
-            self.backbone.__dict__["forward"] = executor.forward
-        try:
-            executor.add(self)
-        except ValueError:
-            self._leave(executor)
-            raise
-        self._executor = executor
+        A span that lost all its tokens at a later site counts with those it had before.
+        """
+        return [places.tolist() for places in self._open.chosen.values()]
+
+    def __enter__(self) -> CompressionSession:
+        self._executor = PlanExecutor.find(self.backbone) or PlanExecutor(self.backbone, self.vocabulary)
+        self._executor.open(self._open)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._executor.sessions.remove(self)
-        self._leave(self._executor)
+        self._executor.close(self._open)
 
-    def _leave(self, executor: Executor) -> None:
-        if not executor.sessions:
-            del self.backbone.__dict__["forward"]
+
+def find_decoder(target: CompressionTarget, vocabulary: Vocabulary | None) -> tuple[nn.Module, Vocabulary]:
+    """The stack of layers under a model's head, and the vocabulary of its ids."""
+    model: object = target
+    if not isinstance(model, nn.Module) and isinstance(model, LoadedModel):
+        model = model.engine
+    if not isinstance(model, nn.Module) and isinstance(model, DecodingEngine):
+        vocabulary = model.vocabulary if vocabulary is None else vocabulary
+        model = model.model
+    try:
+        decoder = model.get_decoder()  # type: ignore[attr-defined]  # of transformers; adapters around a model pass it on
+    except AttributeError:
+        raise ValueError(
+            f"{type(target).__name__} is no decoder; give a loaded Unimodal, an Engine or a causal LM"
+        ) from None
+    if vocabulary is None:
+        raise ValueError("a bare decoder needs its vocabulary to find the spans: method(model, vocabulary)")
+    return decoder, vocabulary

@@ -1,9 +1,9 @@
 """What the cache knows of its slots, and the cache layer that keeps it: validity, positions and sizes of every key.
 
 After pruning, the slot of a key says nothing of its position any more, rows hold different numbers of keys, and a key
-may stand for several tokens. A stock cache layer knows none of it; this one does, through batch selection, beam
-reordering and cropping too. It reports the length that was read, not the length that is kept, so that whoever counts
-positions by it goes on at the original length.
+may stand for several tokens. A stock cache layer knows none of this; `SlotLayer` does, and keeps it through batch
+selection, beam reordering and cropping. It reports the length that was read, not the length that is kept, so that a
+caller who counts positions by it goes on at the original length.
 
 Shapes: B rows, K key/value heads, L slots, W head width. A table of slots is [B, K, L], or [B, 1, L] while all heads
 agree.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,89 +21,104 @@ from transformers.cache_utils import DynamicLayer
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """The slots of one or several cache layers; never changed in place, so that layers can share one."""
+    """The slots of one or several cache layers; its tables are never changed, so that layers can share one.
+
+    evictable: what a cache method may drop. shift: how many positions new tokens of the row move back.
+    plain: every slot is valid and of size 1, so that no mask is needed beyond the causal one.
+    """
 
     valid: Tensor  # bool [B, L], the same for all heads
     positions: Tensor  # int64 [B, K or 1, L], the first source position of each
-    evictable: Tensor  # bool [B, K or 1, L], what a cache method may drop
-    shift: Tensor  # int64 [B], how many positions new tokens move back
+    evictable: Tensor  # bool [B, K or 1, L]
+    shift: Tensor  # int64 [B]
     log_size: Tensor | None = None  # [B, K or 1, L]
-    plain: bool = True  # every slot valid and of size 1: no mask needed beyond the causal one
-    _made: dict[str, Any] = field(default_factory=dict, repr=False)
+    plain: bool = True
+    _selected: list[tuple[Tensor, Slots]] = field(
+        default_factory=list, init=False, repr=False
+    )  # the last rows and their slots
 
     def __len__(self) -> int:
         return self.valid.shape[1]
 
-    def bias(self, dtype: torch.dtype, num_heads: int = 1) -> Tensor:
-        """What is added to the scores of every query, [B, num_heads or 1, L]: -inf off the valid slots, log(size) on
-        them. It has one line for all heads where they agree."""
+    def make_bias(self, dtype: torch.dtype, num_heads: int = 1) -> Tensor:
+        """What is added to the logits of every query, [B, num_heads or 1, L]: log(size), or -inf where not valid.
+
+        It has one line for all heads where they agree.
+        """
         bias = torch.zeros((len(self.valid), 1, len(self)), dtype=dtype, device=self.valid.device)
         if self.log_size is not None:
             sizes = self.log_size.to(dtype)
             bias = bias + (sizes if sizes.shape[1] == 1 else sizes.repeat_interleave(num_heads // sizes.shape[1], 1))
         return bias.masked_fill(~self.valid[:, None], -torch.inf)
 
-    def followed_by(self, new: Slots, positions: Tensor) -> Slots:
+    def append(self, new: Slots, positions: Tensor) -> Slots:
         """These slots and behind them those of new tokens, which get `positions` int64 [B, N]."""
         sizes = None
         if self.log_size is not None or new.log_size is not None:
-            sizes = _joined(*(_zeros(s) if s.log_size is None else s.log_size for s in (self, new)))
+            sizes = _join(*(_make_zeros(s) if s.log_size is None else s.log_size for s in (self, new)))
         return Slots(
             torch.cat([self.valid, new.valid], 1),
-            _joined(self.positions, positions[:, None]),
-            _joined(self.evictable, new.evictable),
+            _join(self.positions, positions[:, None]),
+            _join(self.evictable, new.evictable),
             self.shift + new.shift,
             sizes,
             self.plain and new.plain,
         )
 
-    def at_rows(self, rows: Tensor) -> Slots:
-        """The slots of these rows; asked twice with one index it is the same object, so that sharing survives."""
-        if self._made.get("rows") is not rows:
-            self._made.update(
-                rows=rows, picked=self._each(lambda table: table[rows], self.valid[rows], self.shift[rows])
-            )
-        return self._made["picked"]
+    def select_rows(self, rows: Tensor) -> Slots:
+        """The slots of rows int64 [R]. The same rows twice give the same object, so that layers go on sharing it."""
+        if not self._selected or not _are_equal(self._selected[0][0], rows):
+            self._selected[:] = [(rows, self._map(lambda table: table[rows], self.valid[rows], self.shift[rows]))]
+        return self._selected[0][1]
 
     def cut(self, length: int) -> Slots:
         """The first `length` slots."""
-        return self._each(lambda table: table[..., :length], self.valid[:, :length], self.shift)
+        return self._map(lambda table: table[..., :length], self.valid[:, :length], self.shift)
 
-    def taken(self, index: Tensor, valid: Tensor) -> Slots:
-        """The slots of index int64 [B, K, M], of every head its own; valid [B, M]."""
-        return self._each(lambda table: table.expand(-1, index.shape[1], -1).gather(-1, index), valid, self.shift)
+    def take(self, index: Tensor, valid: Tensor) -> Slots:
+        """The slots of index int64 [B, K, M], each head's own; valid [B, M]."""
+        return self._map(lambda table: table.expand(-1, index.shape[1], -1).gather(-1, index), valid, self.shift)
 
-    def _each(self, change: Callable[[Tensor], Tensor], valid: Tensor, shift: Tensor) -> Slots:
+    def _map(self, change: Callable[[Tensor], Tensor], valid: Tensor, shift: Tensor) -> Slots:
         sizes = None if self.log_size is None else change(self.log_size)
         plain = sizes is None and (self.plain or bool(valid.all()))
         return Slots(valid, change(self.positions), change(self.evictable), shift, sizes, plain)
 
 
-def _zeros(slots: Slots) -> Tensor:
+def _are_equal(old: Tensor, new: Tensor) -> bool:
+    """Whether two selections of rows are the same; a mask and indices never are."""
+    return old.dtype == new.dtype and torch.equal(old, new)
+
+
+def _make_zeros(slots: Slots) -> Tensor:
+    """Sizes of 1 as logarithms, [B, 1, L]."""
     return torch.zeros((len(slots.valid), 1, len(slots)), device=slots.valid.device)
 
 
-def _joined(old: Tensor, new: Tensor) -> Tensor:
-    """[B, K or 1, L] and [B, K or 1, N] -> [B, K or 1, L + N]."""
+def _join(old: Tensor, new: Tensor) -> Tensor:
+    """[B, K or 1, L] and [B, K or 1, N] → [B, K or 1, L + N]."""
     heads = max(old.shape[1], new.shape[1])
     return torch.cat([old.expand(-1, heads, -1), new.expand(-1, heads, -1)], -1)
 
 
 class SlotLayer(DynamicLayer):
-    """A growing cache layer with its slots, and what a cache method remembers of them.
+    """A growing cache layer (keys and values [B, K, L, W]) with its slots, and what a cache method remembers of them.
 
-    score: [B, K, L], gathered with the keys. memory: anything else of a method; forgotten when rows change.
+    seen: tokens that were read, dropped ones included. score: [B, K, L], selected and gathered as the keys are.
+    budget: int64 [B], how many evictable slots may stay. memory: other tensors of a method; they are forgotten when
+    rows are selected, when tokens are taken back and when slots are dropped.
     """
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.keys: Any = None  # [B, K, L, W]
-        self.values: Any = None
-        self.seen = 0  # tokens read, dropped ones included
+        self.seen = 0
         self.slots: Slots | None = None
         self.score: Tensor | None = None
-        self.budget: Tensor | None = None  # int64 [B], evictable slots that may stay
-        self.memory: dict[str, Any] = {}
+        self.budget: Tensor | None = None
+        self.memory: dict[str, Tensor] = {}
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -117,7 +131,7 @@ class SlotLayer(DynamicLayer):
         self.seen, self.slots, self.score, self.budget, self.memory = 0, None, None, None, {}
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the newest tokens; those compressed away cannot be taken back one by one."""
+        """Take back the newest tokens; `tokens_to_remove` is their number, negative. Dropped ones do not come back."""
         super().crop(tokens_to_remove)
         if tokens_to_remove and self.slots is not None:
             self.seen -= abs(tokens_to_remove)
@@ -127,22 +141,22 @@ class SlotLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        self._rows(indices)
+        self._select_rows(indices)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
-        self._rows(beam_idx)
+        self._select_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.slots is None:
             return
         rows = torch.arange(len(self.slots.valid), device=self.slots.valid.device)
         super().batch_repeat_interleave(repeats)
-        self._rows(rows.repeat_interleave(repeats))
+        self._select_rows(rows.repeat_interleave(repeats))
 
-    def _rows(self, rows: Tensor) -> None:
+    def _select_rows(self, rows: Tensor) -> None:
         if self.slots is not None:
-            self.slots = self.slots.at_rows(rows)
+            self.slots = self.slots.select_rows(rows)
         self.score = None if self.score is None else self.score[rows]
         self.budget = None if self.budget is None else self.budget[rows]
         self.memory = {}

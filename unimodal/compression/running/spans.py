@@ -17,7 +17,7 @@ from unimodal.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedSpan:
     """One span of a call: its row, the columns of its codes and of its end token, and the lengths of its runs."""
 
     row: int
@@ -27,26 +27,26 @@ class Located:
     segments: tuple[int, ...]
 
 
-def input_spans(
-    ids: Tensor, valid: Tensor, vocabulary: Vocabulary, modalities: Collection[str], fresh: bool
-) -> list[Located]:
-    """The spans in ids [B, N] that the model reads.
+def find_input_spans(
+    ids: Tensor, valid: Tensor, vocabulary: Vocabulary, modalities: Collection[str], is_first: bool
+) -> list[LocatedSpan]:
+    """The spans in ids int64 [B, N] that the model reads; valid bool [B, N] is False for padding.
 
-    fresh: nothing was read before, so that a row without turn marks is all input; otherwise tokens before the first
-    turn mark of a call belong to a turn that is not known, and are left alone.
+    is_first: nothing was read before this call, so that a row without turn marks is all input. Otherwise tokens before
+    the first turn mark belong to a turn that is not known, and are left alone.
     """
     names = [name for name in ("system", "user", "assistant") if vocabulary.has_control(f"<|{name}|>")]
-    roles = {vocabulary.control_id(f"<|{name}|>"): name != "assistant" for name in names}
+    is_read = {vocabulary.control_id(f"<|{name}|>"): name != "assistant" for name in names}
     starts = {vocabulary.start_id(name): name for name in vocabulary.media}
     found = []
     for row, (tokens, real) in enumerate(zip(ids.tolist(), valid.tolist(), strict=True)):
-        reads, column = fresh, 0
+        reads, column = is_first, 0
         while column < len(tokens):
             token = tokens[column]
             if not real[column]:
                 column += 1
                 continue
-            reads = roles.get(token, reads)
+            reads = is_read.get(token, reads)
             name = starts.get(token)
             if name is None:
                 column += 1
@@ -55,14 +55,14 @@ def input_spans(
                 end = tokens.index(vocabulary.end_id(name), column)
             except ValueError:  # still being written
                 break
-            features = tokens[column + 1] >= vocabulary.size  # of a medium that is not read through codes: left whole
-            if reads and name in modalities and not features:
-                found.append(_located(row, name, tokens, column, end, vocabulary))
+            has_features = tokens[column + 1] >= vocabulary.size  # a medium that is not read through codes stays whole
+            if reads and name in modalities and not has_features:
+                found.append(_locate(row, name, tokens, column, end, vocabulary))
             column = end + 1
     return found
 
 
-def _located(row: int, name: str, tokens: list[int], start: int, end: int, vocabulary: Vocabulary) -> Located:
+def _locate(row: int, name: str, tokens: list[int], start: int, end: int, vocabulary: Vocabulary) -> LocatedSpan:
     columns, segments, block = [], [], None
     for column in range(start + 1, end):
         here = vocabulary.block_of(tokens[column])
@@ -74,4 +74,4 @@ def _located(row: int, name: str, tokens: list[int], start: int, end: int, vocab
             block = here.name
         segments[-1] += 1
         columns.append(column)
-    return Located(row, name, tuple(columns), end, tuple(segments))
+    return LocatedSpan(row, name, tuple(columns), end, tuple(segments))

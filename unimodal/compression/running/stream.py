@@ -1,8 +1,8 @@
 """The tokens of one call on their way through the layers, and what plans do to them.
 
 Rows lose different numbers of tokens. What is left of a row stands at its right end, padding in front, so that the last
-column is every row's last token and causality is the order of columns. `place` remembers the column a token came from;
-the caller gets states back in those places, zeros where tokens are gone.
+column is every row's last token and causality is the order of columns. `place` remembers the column a token came from:
+the caller gets states back in those places, and zeros where tokens are gone.
 
 Shapes: B rows, N tokens of the call or now, S spans planned together, M tokens of a span that go on, D width, P source
 positions of a token.
@@ -11,43 +11,59 @@ positions of a token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from unimodal.compression.method import Plan
+from unimodal.compression.plan import Plan, SpanPlace
 from unimodal.compression.running.slots import Slots
-from unimodal.compression.running.spans import Located
+from unimodal.compression.running.spans import LocatedSpan
 
 
 @dataclass(frozen=True, eq=False)
 class LiveSpan:
-    """A span as it is now: the places of the tokens that are left, on the device, and what it was."""
+    """A span as it is now: what it was when it was read, and the places of the tokens that are left, on the device."""
 
-    located: Located
+    located: LocatedSpan
     places: Tensor  # int64 [N]
 
     def __len__(self) -> int:
         return len(self.places)
 
 
+@dataclass(frozen=True, eq=False)
+class SpanGroup:
+    """Spans of one kind that keep as many tokens: a method plans them together."""
+
+    spans: list[LiveSpan]
+    count: int  # tokens that each keeps
+    place: SpanPlace
+
+
 @dataclass(eq=False)
-class Stream:
+class TokenStream:
+    """The tokens of a call, as they come to the next layer.
+
+    place: the columns of the call that they came from. media: codes of input spans. evictable: what a cache method may
+    drop. shift: how many positions later tokens move back. plain: no padding and no sizes. changed: summed transitions
+    (TransPrune). has_moved: some token is not in its place any more.
+    """
+
     hidden: Tensor  # [B, N, D]
     ids: Tensor  # int64 [B, N]
-    place: Tensor  # int64 [B, N], columns of the call
+    place: Tensor  # int64 [B, N]
     valid: Tensor  # bool [B, N]
     positions: Tensor  # int64 [B, N, P]
-    media: Tensor  # bool [B, N], codes of input spans
-    evictable: Tensor  # bool [B, N], what a cache method may drop
-    shift: Tensor  # int64 [B], positions that later tokens move back
+    media: Tensor  # bool [B, N]
+    evictable: Tensor  # bool [B, N]
+    shift: Tensor  # int64 [B]
     spans: list[LiveSpan]
-    plain: bool  # no padding, no sizes
+    plain: bool
     log_size: Tensor | None = None  # [B, N]
-    changed: Tensor | None = None  # [B, N], summed transitions (TransPrune)
-    moved: bool = False  # some token is not in its place any more
-    _slots: list[Slots] = field(default_factory=list, repr=False)
+    changed: Tensor | None = None  # [B, N]
+    has_moved: bool = False
 
     @classmethod
     def begin(
@@ -56,9 +72,9 @@ class Stream:
         ids: Tensor,
         valid: Tensor,
         positions: Tensor,
-        found: Sequence[Located],
+        found: Sequence[LocatedSpan],
         evictable: Tensor,
-    ) -> Stream:
+    ) -> TokenStream:
         """A call's tokens as they come: hidden [B, N, D], ids, valid, positions and evictable [B, N]."""
         num_rows, num = ids.shape
         media = torch.zeros_like(valid)
@@ -71,21 +87,20 @@ class Stream:
         shift = torch.zeros(num_rows, dtype=torch.int64, device=ids.device)
         stream = cls(hidden, ids, place, valid, positions[..., None], media, evictable, shift, spans, bool(valid.all()))
         padded_behind = not stream.plain and bool((valid[:, :-1] & ~valid[:, 1:]).any())
-        return stream._taken(valid) if padded_behind else stream
+        return stream._take(valid) if padded_behind else stream
 
     def __len__(self) -> int:
         return self.ids.shape[1]
 
+    @cached_property
     def slots(self) -> Slots:
-        """These tokens as slots of a cache; the same object until a plan changes them."""
-        if not self._slots:
-            sizes = None if self.log_size is None else self.log_size[:, None]
-            first = self.positions[:, None, :, 0]
-            self._slots.append(Slots(self.valid, first, self.evictable[:, None], self.shift, sizes, self.plain))
-        return self._slots[0]
+        """These tokens as slots of a cache; one object, which the layers share until a plan changes the tokens."""
+        sizes = None if self.log_size is None else self.log_size[:, None]
+        first = self.positions[:, None, :, 0]
+        return Slots(self.valid, first, self.evictable[:, None], self.shift, sizes, self.plain)
 
-    def columns_of(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Where tokens are now: rows int64 [S], places int64 [S, N] -> columns int64 [S, N]."""
+    def find_columns(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Where tokens are now: rows int64 [S], places int64 [S, N] → columns int64 [S, N]."""
         width = int(self.place.max()) + 1
         where = self.place.new_zeros(len(self.place), width)
         now = torch.arange(len(self), device=where.device).expand_as(self.place)
@@ -94,24 +109,30 @@ class Stream:
         where.scatter_(1, self.place.masked_fill(~self.valid, width), now)
         return where[rows].gather(1, places)
 
-    def groups(self, spans: Sequence[tuple[LiveSpan, int]]) -> Iterator[tuple[list[LiveSpan], int, Tensor, Tensor]]:
-        """Spans with the count each keeps -> those of one kind together: (spans, count, rows [S], columns [S, N])."""
-        kinds: dict[tuple, list[LiveSpan]] = {}
+    def find_places(self, spans: Sequence[LiveSpan]) -> SpanPlace:
+        """Where spans with the same number of tokens stand now."""
+        rows = torch.tensor([span.located.row for span in spans], device=self.ids.device)
+        ends = torch.tensor([[span.located.end] for span in spans], device=self.ids.device)
+        columns = self.find_columns(rows, torch.stack([span.places for span in spans]))
+        return SpanPlace(rows, columns, self.find_columns(rows, ends)[:, 0])
+
+    def group_spans(self, spans: Sequence[tuple[LiveSpan, int]]) -> Iterator[SpanGroup]:
+        """Spans, with the count that each keeps → groups of one modality, one layout, one length and one count."""
+        kinds: dict[tuple[str, tuple[int, ...], int, int], list[LiveSpan]] = {}
         for span, count in spans:
             kinds.setdefault((span.located.modality, span.located.segments, len(span), count), []).append(span)
         for (*_, count), members in kinds.items():
-            rows = torch.tensor([span.located.row for span in members], device=self.ids.device)
-            yield members, count, rows, self.columns_of(rows, torch.stack([span.places for span in members]))
+            yield SpanGroup(members, count, self.find_places(members))
 
-    def compressed(self, plans: Sequence[tuple[list[LiveSpan], Tensor, Tensor, Plan]], compact: bool) -> Stream:
-        """The tokens after plans for (spans, rows [S], columns [S, N]); `compact` counts positions again."""
+    def apply_plans(self, plans: Sequence[tuple[SpanGroup, Plan]], compacts: bool) -> TokenStream:
+        """The tokens after the plans of groups; if it compacts, positions are counted again without those gone."""
         hidden, positions, log_size = self.hidden, self.positions, self.log_size
         keep = self.valid.clone()
         after = {span: span for span in self.spans}
-        for spans, rows, columns, plan in plans:
-            index = plan.index
+        for group, plan in plans:
+            index, columns = plan.index, group.place.columns
             assert index.shape[1] < 2 or bool((index[:, 1:] > index[:, :-1]).all()), "a plan's index must ascend"
-            lines = rows[:, None]
+            lines = group.place.rows[:, None]
             chosen = columns.gather(1, index)  # [S, M]
             keep[lines, columns] = False
             keep[lines, chosen] = True
@@ -130,17 +151,18 @@ class Stream:
                 sources = columns.gather(1, plan.members.flatten(1)).view_as(plan.members)
                 positions = positions.expand(-1, -1, count).clone()
                 positions[lines, chosen] = self.positions[..., 0][lines[..., None], sources]
-            for span, kept in zip(spans, index, strict=True):
+            for span, kept in zip(group.spans, index, strict=True):
                 after[span] = LiveSpan(span.located, span.places[kept])
-        changed = replace(self, hidden=hidden, positions=positions, log_size=log_size, _slots=[])
-        changed.spans = [span for span in after.values() if len(span)]
-        if compact:
+        shift = self.shift
+        if compacts:
             gone = (self.valid & ~keep).long().cumsum(1)  # [B, N]
-            changed.positions = positions - gone[..., None]
-            changed.shift = self.shift + gone[:, -1]
-        return changed._taken(keep)
+            positions = positions - gone[..., None]
+            shift = shift + gone[:, -1]
+        spans = [span for span in after.values() if len(span)]
+        changed = replace(self, hidden=hidden, positions=positions, log_size=log_size, shift=shift, spans=spans)
+        return changed._take(keep)
 
-    def _taken(self, keep: Tensor) -> Stream:
+    def _take(self, keep: Tensor) -> TokenStream:
         """The tokens of keep bool [B, N] in their order, at the right end of every row."""
         counts = keep.sum(1)
         width, fewest = (int(x) for x in torch.stack([counts.max(), counts.min()]))
@@ -163,13 +185,12 @@ class Stream:
             log_size=None if self.log_size is None else pick(self.log_size),
             changed=None if self.changed is None else pick(self.changed),
             plain=fewest == width and self.log_size is None,
-            moved=True,
-            _slots=[],
+            has_moved=True,
         )
 
-    def in_place(self, hidden: Tensor, num: int) -> Tensor:
-        """hidden [B, N now, D] -> [B, num, D] with every state in the place its token had, zeros elsewhere."""
-        if not self.moved:
+    def put_back(self, hidden: Tensor, num: int) -> Tensor:
+        """hidden [B, N now, D] → [B, num, D] with every state in the place its token had, zeros elsewhere."""
+        if not self.has_moved:
             return hidden
         states = hidden * self.valid[..., None].to(hidden.dtype)
         spread = hidden.new_zeros(len(hidden), num, hidden.shape[2])

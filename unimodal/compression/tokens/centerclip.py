@@ -1,4 +1,4 @@
-"""CenterCLIP (arXiv 2205.00823): every segment of a clip is clustered, and its medoids go on in their order.
+"""CenterCLIP (arXiv 2205.00823): the tokens of every segment of a clip are clustered, and the medoids go on.
 
 k-medoids by Euclidean distance with a KKZ start: the token of the largest norm first, then always the one farthest
 from its nearest centre. A segment is a run of the span: a frame's codes, or those of one codebook.
@@ -7,13 +7,15 @@ from its nearest centre. A segment is a run of the span: a frame's codes, or tho
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.method import Compressor, Plan, Span
-from unimodal.compression.tokens.choosing import spread_out
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.choosing import choose_spread_out
 from unimodal.compression.tokens.grids import allot
 
 ITERATIONS = 10
@@ -21,21 +23,27 @@ ITERATIONS = 10
 
 @dataclass
 class CenterCLIP(Compressor):
-    """Keep the medoids of every segment."""
+    """Keep the medoids of every segment, in their order (CenterCLIP, arXiv 2205.00823).
+
+    hidden [B, N, D] → `span.count` tokens, shared out among the segments in proportion to their lengths. No settings
+    of its own; raises ValueError for what `Method` refuses.
+    """
+
+    paper: ClassVar[str] = "CenterCLIP, arXiv 2205.00823"
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         chosen, offset = [], 0
         for length, count in zip(span.segments, allot(span.count, span.segments), strict=True):
             if count:
-                chosen.append(offset + medoids(hidden[:, offset : offset + length].float(), count))
+                chosen.append(offset + find_medoids(hidden[:, offset : offset + length].float(), count))
             offset += length
         return Plan(torch.cat(chosen, 1))
 
 
-def medoids(states: Tensor, count: int) -> Tensor:
-    """k-medoids of states [B, N, D] -> int64 [B, M], ascending."""
+def find_medoids(states: Tensor, count: int) -> Tensor:
+    """The k-medoids of states [B, N, D], M = `count` of them, int64 [B, M], ascending."""
     distance = torch.cdist(states, states)
-    centres = spread_out(distance, states.norm(dim=-1).argmax(-1), count, torch.minimum)  # KKZ
+    centres = choose_spread_out(distance, states.norm(dim=-1).argmax(-1), count, torch.minimum)  # KKZ
     for _ in range(ITERATIONS):
         near = distance.gather(1, centres[..., None].expand(-1, -1, distance.shape[2])).argmin(1)  # [B, N], cluster
         own = torch.arange(count, device=near.device).expand_as(centres)

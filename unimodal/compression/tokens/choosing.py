@@ -1,4 +1,4 @@
-"""Choosing tokens by scores and by distances, for a batch of spans: what many methods share.
+"""Choosing and clustering tokens by scores and by distances, for a batch of spans: what many methods share.
 
 Shapes: B spans, N tokens, M chosen, D width.
 """
@@ -12,23 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def best(scores: Tensor, count: int) -> Tensor:
-    """The tokens of the highest scores [B, N] in the order of the sequence, int64 [B, M]; of equal ones the first."""
+def choose_best(scores: Tensor, count: int) -> Tensor:
+    """The M = `count` tokens of the highest scores [B, N], int64 [B, M], ascending; of equal ones the first."""
     return scores.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
 
 
-def cosine(a: Tensor, b: Tensor | None = None) -> Tensor:
-    """Cosines of states [B, N, D] with [B, M, D], or among themselves, float32 [B, N, M]."""
+def compute_cosines(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Cosines of states a [B, N, D] with states b [B, M, D], or among themselves, float32 [B, N, M]."""
     a = F.normalize(a.float(), dim=-1)
     b = a if b is None else F.normalize(b.float(), dim=-1)
     return a @ b.transpose(1, 2)
 
 
-def spread_out(distance: Tensor, first: Tensor, count: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Greedy choice by distance [B, N, N]: after first int64 [B], always the token whose joined distance is largest.
+def choose_spread_out(distance: Tensor, first: Tensor, count: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Greedy choice of M = `count` tokens by distance [B, N, N], int64 [B, M], ascending.
 
-    join: how a token's distance to all chosen is updated by its distance to the new one: `torch.minimum` chooses for
-    the nearest (max-min), `torch.add` for the sum (max-sum). In the order of the sequence, int64 [B, M].
+    It begins with `first` int64 [B] and always adds the token whose distance to all chosen ones is largest. join: what
+    that distance is, with a new token among the chosen: `torch.minimum` takes the nearest (max-min), `torch.add` the
+    sum (max-sum).
     """
     rows = torch.arange(len(distance), device=distance.device)
     chosen = [first]
@@ -43,8 +44,11 @@ def spread_out(distance: Tensor, first: Tensor, count: int, join: Callable[[Tens
     return torch.stack(chosen, 1).sort(-1).values
 
 
-def merged_into(assigned: Tensor, count: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Clusters of tokens: assigned int64 [B, N], sizes [B, N] -> (size-weighted mean [B, M, N], sizes [B, M])."""
+def merge_clusters(assigned: Tensor, count: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Clusters as a merge: the matrix [B, M, N] of their size-weighted means, and their sizes [B, M].
+
+    assigned: int64 [B, N], the cluster of each token, below M = `count`. sizes: [B, N].
+    """
     belongs = F.one_hot(assigned, count).transpose(1, 2) * sizes[:, None]  # [B, M, N]
     total = belongs.sum(-1)
     return belongs / total[..., None].clamp_min(1e-9), total

@@ -1,48 +1,59 @@
 """Token-level correlation (arXiv 2407.14439), for documents: blank and repeated parts get few tokens.
 
-A token is redundant if many others of its crop are nearly like it (cosine above `alike`, more than `many` of them); the
-crop's information density is the share of tokens that are not. Densities share the budget out among the spans of a
-row. Inside a span, tokens are kept by their correlation with its summary, here the mean of its tokens: codes have no
-CLS token, and the least like the mean say the most of what is written there.
+A token is redundant if many others of its crop are nearly like it (a share above `many` has a cosine above `alike`). A
+crop's information density is the share of its tokens that are not redundant; the spans of a row get tokens in
+proportion to their densities. Inside a span the paper keeps tokens by their correlation with the CLS token. Codes have
+none: the mean of the tokens takes its place, and the tokens least like the mean, which say most of what is written,
+are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from unimodal.compression.method import Compressor, Plan, Span
-from unimodal.compression.tokens.choosing import best, cosine
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.choosing import choose_best, compute_cosines
 
 
 @dataclass
 class DocumentCorrelation(Compressor):
-    """alike: cosine from which two tokens are alike. many: share of a span's tokens from which a pattern repeats."""
+    """Give each span tokens by its information density, and keep those least like its mean (arXiv 2407.14439).
+
+    hidden [B, N, D] → `span.count` tokens; the share of `keep` holds for the spans of a row together.
+    alike: two tokens are alike from this cosine on, in [-1, 1]. many: a token is redundant if a larger share of the
+    span's tokens than this is like it. Raises ValueError for what `Method` refuses.
+    """
+
+    paper: ClassVar[str] = "Token-level correlation, arXiv 2407.14439"
+    judges_rows: ClassVar[bool] = True
 
     alike: float = 0.8
     many: float = 0.25
 
-    def counts(self, spans: Sequence[Span], num_layers: int) -> list[int]:
-        densities = [density(span.hidden, self.alike, self.many) for span in spans]
+    def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
+        densities = [measure_density(span.hidden, self.alike, self.many) for span in spans]
         weight = [d * span.original for d, span in zip(densities, spans, strict=True)]
         total = self.keep * sum(span.original for span in spans)
-        return budgets(total, weight, [span.original for span in spans])
+        return divide_budget(total, weight, [span.original for span in spans])
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        return Plan(best(-cosine(hidden, hidden.mean(1, keepdim=True))[..., 0], span.count))
+        return Plan(choose_best(-compute_cosines(hidden, hidden.mean(1, keepdim=True))[..., 0], span.count))
 
 
-def density(hidden: Tensor, alike: float, many: float) -> float:
-    """1 − the share of tokens [1, N, D] that have many like them; at least one token's share."""
-    others = (cosine(hidden)[0] > alike).sum(-1) - 1  # [N]
+def measure_density(hidden: Tensor, alike: float, many: float) -> float:
+    """1 − the share of redundant tokens among hidden [1, N, D]; at least 1 / N."""
+    others = (compute_cosines(hidden)[0] > alike).sum(-1) - 1  # [N]
     redundant = (others > many * len(others)).float().mean()
     return max(1 - float(redundant), 1 / len(others))
 
 
-def budgets(total: float, weights: Sequence[float], limits: Sequence[int]) -> list[int]:
-    """Tokens in proportion to the weights, at most the limits; what a full one cannot take goes to the others."""
+def divide_budget(total: float, weights: Sequence[float], limits: Sequence[int]) -> list[int]:
+    """`total` tokens in proportion to the weights, none above its limit; what is over goes to the others."""
     counts, open_spans, left = [0.0] * len(weights), set(range(len(weights))), total
     while open_spans and left > 1e-9:
         scale = left / sum(weights[i] for i in open_spans)

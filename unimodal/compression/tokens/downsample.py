@@ -9,15 +9,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unimodal.compression.method import Compressor, Plan, Span
-from unimodal.compression.tokens.grids import interpolating, over_runs
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.grids import interpolate_line, map_runs
 
 
 @dataclass
 class Downsample(Compressor):
-    """Resample the raster, or the line in time, at fewer points."""
+    """Resample the raster, or the line in time, at fewer points by linear interpolation: a baseline.
+
+    hidden [B, N, D] → `span.count` interpolated states, without sizes. No settings of its own; raises ValueError for
+    what `Method` refuses.
+    """
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        matrix, middle = over_runs(span.segments, span.count, span.modality != "audio", interpolating)
+        matrix, middle = map_runs(span.segments, span.count, span.modality != "audio", interpolate_line)
         matrix = matrix.to(hidden).expand(len(hidden), -1, -1)
         return Plan(middle.to(hidden.device).expand(len(hidden), -1), matrix)

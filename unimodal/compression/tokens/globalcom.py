@@ -1,30 +1,41 @@
 """GlobalCom² (arXiv 2501.05179): the thumbnail says how much of every crop to keep, and helps to say what.
 
 A large picture comes as a thumbnail and crops in raster order: here, the first picture of a row and those behind it.
-Of the thumbnail's scores (the attention of its summary), each crop's share p = softmax(sum over its region / 10) moves
-its ratio to base · (1 + p − mean p), at most 1. A crop's token is judged by its own summary's attention and by the
-thumbnail's at its place, each scaled to length 1. A single picture is pruned by its own summary.
+The thumbnail's scores are the attention of its summary token to its tokens. A crop keeps the ratio
+keep · (1 + p − mean p), at most 1, with p = softmax(sum of the scores over the crop's region / 10). A crop's tokens are
+judged by the attention of the crop's own summary plus the thumbnail's scores at their places, each scaled to length 1.
+A single picture is pruned by its own summary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.method import Compressor, Plan, Span, share
-from unimodal.compression.tokens.choosing import best
-from unimodal.compression.tokens.grids import cells, raster
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span, count_share
+from unimodal.compression.tokens.choosing import choose_best
+from unimodal.compression.tokens.grids import find_grid, find_raster
 
 TEMPERATURE = 10.0
 
 
 @dataclass
 class GlobalCom(Compressor):
-    """layer: the site; the attention of the layer before it is used."""
+    """Keep more of the crops that the thumbnail's summary attends to (GlobalCom², arXiv 2501.05179).
+
+    hidden [B, N, D] → `span.count` tokens by the summary's attention in the layer before the site.
+    layer: the site. Raises ValueError for a layer below 1, on entering for one that the model lacks, and for what
+    `Method` refuses.
+    """
+
+    paper: ClassVar[str] = "GlobalCom², arXiv 2501.05179"
+    judges_rows: ClassVar[bool] = True
 
     layer: int = 1
 
@@ -33,64 +44,67 @@ class GlobalCom(Compressor):
         if self.layer < 1:
             raise ValueError(f"layer is {self.layer}; the attention before it is needed, so at least 1")
 
-    def layers(self, num_layers: int) -> tuple[int, ...]:
+    def find_sites(self, num_layers: int) -> tuple[int, ...]:
         return (self.layer,)
 
-    def watches(self, num_layers: int) -> tuple[int, ...]:
-        return (self.layers(num_layers)[0] - 1,)
+    def find_watched_layers(self, num_layers: int) -> tuple[int, ...]:
+        return (self.find_sites(num_layers)[0] - 1,)
 
-    def counts(self, spans: Sequence[Span], num_layers: int) -> list[int]:
-        crops = _crops(spans)
-        counts = {id(span): share(self.keep, span.original) for span in spans}
+    def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
+        counts = [count_share(self.keep, span.original) for span in spans]
+        crops = _find_crops(spans)
         if crops:
-            sums = torch.stack([part.sum() for part in regions(_thumbnail(spans).received("summary")[0], len(crops))])
-            ratios = crop_ratios(self.keep, sums)
-            counts.update({id(span): share(float(r), span.original) for span, r in zip(crops, ratios, strict=True)})
-        return [counts[id(span)] for span in spans]
+            ratios = compute_crop_ratios(self.keep, torch.stack([part.sum() for part in _score_regions(spans, crops)]))
+            for place, ratio in zip(crops, ratios, strict=True):
+                counts[place] = count_share(float(ratio), spans[place].original)
+        return counts
 
-    def hints(self, spans: Sequence[Span]) -> list[Tensor]:
-        """The thumbnail's scores, spread over every crop's tokens; nothing for other spans."""
-        crops = _crops(spans)
-        hints = {id(span): torch.zeros_like(span.sizes) for span in spans}
+    def give_hints(self, spans: Sequence[Span]) -> list[Tensor]:
+        """The thumbnail's scores, spread over the tokens of every crop; zeros for other spans."""
+        hints = [torch.zeros_like(span.sizes) for span in spans]
+        crops = _find_crops(spans)
         if crops:
-            parts = regions(_thumbnail(spans).received("summary")[0], len(crops))
-            hints.update({id(span): _stretched(p, len(span)) for span, p in zip(crops, parts, strict=True)})
-        return [hints[id(span)] for span in spans]
+            for place, part in zip(crops, _score_regions(spans, crops), strict=True):
+                hints[place] = _stretch(part, len(spans[place]))
+        return hints
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        scores = F.normalize(span.received("summary"), dim=-1)
+        scores = F.normalize(span.measure_attention("summary"), dim=-1)
         if span.hint is not None:
             scores = scores + F.normalize(span.hint, dim=-1)
-        return Plan(best(scores, span.count))
+        return Plan(choose_best(scores, span.count))
 
 
-def crop_ratios(base: float, sums: Tensor) -> Tensor:
-    """base · (1 + p − mean p) with p = softmax(sums [C] / 10), at most 1."""
+def compute_crop_ratios(base: float, sums: Tensor) -> Tensor:
+    """base · (1 + p − mean p), at most 1, with p = softmax(sums [C] / 10): the ratio [C] of each of C crops."""
     p = (sums / TEMPERATURE).softmax(0)
     return (base * (1 + p - p.mean())).clamp(max=1.0)
 
 
-def regions(scores: Tensor, num: int) -> list[Tensor]:
+def split_regions(scores: Tensor, num: int) -> list[Tensor]:
     """The parts of a thumbnail's scores [N] that lie under each of `num` crops: blocks of its raster, or stretches."""
-    sides = raster(len(scores))
-    grid = cells(num, sides) if sides else None
+    sides = find_raster(len(scores))
+    grid = find_grid(num, sides) if sides else None
     if sides is None or grid is None:
         return list(scores.tensor_split(num))
     rows = scores.view(sides).tensor_split(grid[0], 0)
     return [block for row in rows for block in row.tensor_split(grid[1], 1)]
 
 
-def _thumbnail(spans: Sequence[Span]) -> Span:
-    return next(span for span in spans if span.modality == "image")
+def _find_crops(spans: Sequence[Span]) -> list[int]:
+    """The places of the pictures behind the first one."""
+    return [place for place, span in enumerate(spans) if span.modality == "image"][1:]
 
 
-def _crops(spans: Sequence[Span]) -> list[Span]:
-    return [span for span in spans if span.modality == "image"][1:]
+def _score_regions(spans: Sequence[Span], crops: Sequence[int]) -> list[Tensor]:
+    """The scores of the first picture, the thumbnail, in the part that lies under each crop."""
+    thumbnail = next(span for span in spans if span.modality == "image")
+    return split_regions(thumbnail.measure_attention("summary")[0], len(crops))
 
 
-def _stretched(part: Tensor, num: int) -> Tensor:
-    """Scores of a region, [n] or [h, w] -> [1, num], each token that of the place it lies at."""
-    sides = raster(num)
+def _stretch(part: Tensor, num: int) -> Tensor:
+    """Scores of a region, [n] or [h, w] → [1, num]: each token gets the score of the place where it lies."""
+    sides = find_raster(num)
     if part.ndim == 2 and sides:
         return F.interpolate(part[None, None], size=sides, mode="nearest").flatten(1)
     return F.interpolate(part.flatten()[None, None], size=num, mode="nearest").flatten(1)

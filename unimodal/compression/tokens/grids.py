@@ -1,7 +1,7 @@
 """Windows over the runs of a span: how many tokens each run gets, and the matrices that average or sample them.
 
-A run of n² picture or clip codes is taken for an n×n raster where the number of windows forms a grid too; everything
-else, sound in the first place, is a line in time.
+A run of n² picture or clip codes is taken for an n×n raster if the number of windows forms a grid too. Everything else
+is a line in time, sound above all.
 
 Shapes: N tokens, M windows; n and m the same for one run.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def allot(count: int, lengths: Sequence[int]) -> list[int]:
-    """Tokens for every run in proportion to its length, `count` in all: largest remainders, earlier runs first."""
+    """`count` tokens shared out over runs in proportion to their lengths, by largest remainders, ties to the first."""
     total = sum(lengths)
     exact = [count * length / total for length in lengths]
     given = [int(part) for part in exact]
@@ -26,14 +26,14 @@ def allot(count: int, lengths: Sequence[int]) -> list[int]:
     return given
 
 
-def raster(num: int) -> tuple[int, int] | None:
-    """The sides of a square raster of so many tokens."""
+def find_raster(num: int) -> tuple[int, int] | None:
+    """The sides of a square raster of `num` tokens, or None if they form none."""
     side = isqrt(num)
     return (side, side) if side * side == num and side > 1 else None
 
 
-def cells(num: int, sides: tuple[int, int]) -> tuple[int, int] | None:
-    """A grid of exactly `num` windows, at most twice as wide as high or the reverse, that fits into the sides."""
+def find_grid(num: int, sides: tuple[int, int]) -> tuple[int, int] | None:
+    """A grid (high, wide) of exactly `num` windows that fits into the sides and is at most twice as wide as high."""
     for high in range(isqrt(num), 0, -1):
         wide = num // high
         if high * wide == num and wide <= min(2 * high, sides[1]) and high <= sides[0]:
@@ -41,16 +41,16 @@ def cells(num: int, sides: tuple[int, int]) -> tuple[int, int] | None:
     return None
 
 
-def averaging(num: int, count: int) -> Tensor:
-    """Disjoint windows over a line of n tokens, as even as can be: [m, n], rows sum to 1."""
+def average_line(num: int, count: int) -> Tensor:
+    """The matrix [m, n] that averages a line of n tokens over m disjoint windows, as even as can be; rows sum to 1."""
     window = ((torch.arange(num) + 0.5) * count / num).long().clamp(max=count - 1)
     matrix = torch.zeros(count, num)
     matrix[window, torch.arange(num)] = 1.0
     return matrix / matrix.sum(1, keepdim=True)
 
 
-def interpolating(num: int, count: int) -> Tensor:
-    """Linear interpolation of a line of n tokens at m points, pixel centres aligned: [m, n], rows sum to 1."""
+def interpolate_line(num: int, count: int) -> Tensor:
+    """The matrix [m, n] that interpolates a line of n tokens at m points, pixel centres aligned; rows sum to 1."""
     at = ((torch.arange(count) + 0.5) * num / count - 0.5).clamp(0, num - 1)
     low = at.long().clamp(max=max(num - 2, 0))
     part = at - low
@@ -60,26 +60,29 @@ def interpolating(num: int, count: int) -> Tensor:
     return matrix
 
 
-def over_runs(
+def map_runs(
     segments: Sequence[int], count: int, is_raster: bool, line: Callable[[int, int], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """A matrix [M, N] that applies `line` inside every run, and the token in the middle of each window, int64 [M]."""
+    """The matrix [M, N] that applies `line` inside every run, and the token in the middle of each window, int64 [M].
+
+    segments: lengths of the runs, N in all. line: (n, m) → a matrix [m, n]. is_raster: square runs are rasters.
+    """
     blocks, middles, offset = [], [], 0
     given_each = allot(count, segments)
     if 0 in given_each:  # fewer windows than runs: one line over all
         segments, given_each = [sum(segments)], [count]
     for length, given in zip(segments, given_each, strict=True):
-        sides = raster(length) if is_raster else None
-        grid = cells(given, sides) if sides else None
+        sides = find_raster(length) if is_raster else None
+        grid = find_grid(given, sides) if sides else None
         matrix = torch.kron(line(sides[0], grid[0]), line(sides[1], grid[1])) if grid and sides else line(length, given)
         blocks.append(matrix)
-        middles += _middles(matrix, offset)
+        middles += _find_middles(matrix, offset)
         offset += length
     return torch.block_diag(*blocks), torch.tensor(middles)
 
 
-def _middles(matrix: Tensor, offset: int) -> list[int]:
-    """For every window a token of it near its middle, all different and ascending."""
+def _find_middles(matrix: Tensor, offset: int) -> list[int]:
+    """A token near the middle of every window, all different and ascending."""
     chosen: list[int] = []
     for row in matrix:
         inside = row.nonzero()[:, 0].tolist()

@@ -1,26 +1,34 @@
 """Positional preservation embedding (PPE, arXiv 2510.22936): a merged token keeps the positions of its members.
 
-Tokens are clustered by density peaks (DPC-KNN): centres are dense and far from denser tokens; every token joins the
-nearest centre. The mean of a cluster gets up to 8 of its members' positions: the rotary frequencies are split into as
-many sections, each turned by one of them, so that the token is near to all the places it came from.
+Tokens are clustered by density peaks (DPC-KNN): a centre is dense and far from denser tokens, and every token joins the
+nearest centre. The mean of a cluster gets the positions of several members: the rotary frequencies are split into as
+many sections, and each section is turned by one position, so that the token is near to all the places it came from.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unimodal.compression.method import Compressor, Plan, Span
-from unimodal.compression.tokens.choosing import merged_into
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.choosing import merge_clusters
 
 NEIGHBOURS = 5
 
 
 @dataclass
 class PPE(Compressor):
-    """num_positions: source positions of a merged token; 1 is plain merging."""
+    """Merge clusters of tokens into means that keep the positions of their members (PPE, arXiv 2510.22936).
+
+    hidden [B, N, D] → `span.count` means with sizes and `num_positions` positions each; 1 position is plain merging.
+    Raises ValueError for less than one position, and for what `Method` refuses.
+    """
+
+    paper: ClassVar[str] = "Positional preservation embedding (PPE), arXiv 2510.22936"
 
     num_positions: int = 8
 
@@ -30,13 +38,13 @@ class PPE(Compressor):
             raise ValueError(f"num_positions is {self.num_positions}; give at least 1")
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        index, assigned = density_peaks(hidden.float(), span.count)
-        merge, sizes = merged_into(assigned, span.count, span.sizes)
-        return Plan(index, merge, sizes=sizes, members=members_of(assigned, span.count, self.num_positions))
+        index, assigned = find_density_peaks(hidden.float(), span.count)
+        merge, sizes = merge_clusters(assigned, span.count, span.sizes)
+        return Plan(index, merge, sizes=sizes, members=choose_members(assigned, span.count, self.num_positions))
 
 
-def density_peaks(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """DPC-KNN on states [B, N, D] -> centres int64 [B, M], ascending, and the cluster of every token [B, N]."""
+def find_density_peaks(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """DPC-KNN on states [B, N, D] → centres int64 [B, M], ascending, and the cluster of every token int64 [B, N]."""
     distance = torch.cdist(states, states) / states.shape[-1] ** 0.5
     num = distance.shape[1]
     near = distance.topk(min(NEIGHBOURS, num), largest=False).values
@@ -53,8 +61,8 @@ def density_peaks(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return centres, assigned.scatter(1, centres, own)  # equal tokens may be centres: each its own
 
 
-def members_of(assigned: Tensor, count: int, num_positions: int) -> Tensor:
-    """For every cluster `num_positions` of its members, evenly spaced, repeated in small ones: int64 [B, M, P]."""
+def choose_members(assigned: Tensor, count: int, num_positions: int) -> Tensor:
+    """P = `num_positions` members of every cluster, evenly spaced, repeated where it has fewer: int64 [B, M, P]."""
     num = assigned.shape[1]
     belongs = assigned[:, None] == torch.arange(count, device=assigned.device)[:, None]  # [B, M, N]
     order = torch.where(belongs, torch.arange(num, device=assigned.device), num).sort(-1).values  # members first

@@ -1,26 +1,29 @@
 """Progressive visual token compression (PVC, arXiv 2412.09613): every frame adds what earlier frames have missed.
 
-A picture is a static clip of `repeats` frames. Frame by frame, equal numbers of tokens are chosen, each the farthest by
-cosine from everything chosen so far, in this frame and in earlier ones: a still scene is filled in over the frames and
-nothing is kept twice. In the paper the frames' tokens come from an encoder with causal attention over time and norms
-modulated by the frame's number; `ProgressiveEncoder` is that part, to be trained with the decoder. It starts as zero.
+A picture is a static clip of `repeats` frames. Every frame gets an equal number of tokens. Each of them is the token
+that is farthest by cosine from everything chosen so far, in this frame and in earlier ones: a still scene is filled in
+over the frames, and nothing is kept twice. In the paper the tokens come from an encoder with causal attention over the
+frames and norms that depend on the frame's number; `ProgressiveEncoder` is that part, to be trained with the decoder.
+Untrained, it adds nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.compression.method import Compressor, Plan, Span
-from unimodal.compression.tokens.choosing import cosine
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.choosing import compute_cosines
 from unimodal.compression.tokens.grids import allot
 
 
 class ProgressiveEncoder(nn.Module):
-    """Causal attention over frames, norms scaled and shifted by the frame's number; adds to states [B, M, D]."""
+    """Attention that is causal over frames, with norms scaled and shifted by the frame's number; zero at first."""
 
     def __init__(self, width: int, num_heads: int = 4, max_frames: int = 64) -> None:
         super().__init__()
@@ -31,7 +34,7 @@ class ProgressiveEncoder(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        """x [B, M, D], frames int64 [B, M] -> what is added, [B, M, D]."""
+        """x [B, M, D] and the frame of each token, int64 [B, M] → what is added to x, [B, M, D]."""
         scale, shift = self.frame(frames.clamp(max=self.frame.num_embeddings - 1)).chunk(2, -1)
         h = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(h).chunk(3, -1))
@@ -41,7 +44,15 @@ class ProgressiveEncoder(nn.Module):
 
 @dataclass
 class PVC(Compressor):
-    """repeats: frames that a picture or a sound counts for."""
+    """Keep of every frame what earlier frames lack (progressive visual token compression, PVC, arXiv 2412.09613).
+
+    hidden [B, N, D] → `span.count` tokens, in equal numbers from every frame.
+    repeats: the number of frames that a picture or a sound counts for. encoder: adds to the states of the tokens that
+    go on; without one they are kept as they are. Raises ValueError for less than one repeat, and for what `Method`
+    refuses.
+    """
+
+    paper: ClassVar[str] = "PVC, arXiv 2412.09613"
 
     repeats: int = 4
     encoder: ProgressiveEncoder | None = field(default=None, repr=False, compare=False)
@@ -54,7 +65,7 @@ class PVC(Compressor):
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         is_clip = span.modality == "video"
         lengths = span.segments if is_clip else (len(span),) * self.repeats
-        index, frames = progressive(cosine(hidden), lengths, allot(span.count, lengths), is_clip)
+        index, frames = choose_progressively(compute_cosines(hidden), lengths, allot(span.count, lengths), is_clip)
         index, order = index.sort(-1)
         frames = frames.gather(1, order)
         if self.encoder is None:
@@ -63,10 +74,13 @@ class PVC(Compressor):
         return Plan(index, states=states + self.encoder(states, frames))
 
 
-def progressive(similar: Tensor, lengths: tuple[int, ...], counts: list[int], is_clip: bool) -> tuple[Tensor, Tensor]:
-    """Choice by cosines [B, N, N], frame by frame -> tokens in the order chosen and the frame of each, int64 [B, M].
+def choose_progressively(
+    similar: Tensor, lengths: tuple[int, ...], counts: list[int], is_clip: bool
+) -> tuple[Tensor, Tensor]:
+    """Tokens chosen frame by frame, by cosines [B, N, N] → in the order chosen, and the frame of each, int64 [B, M].
 
-    is_clip: frames are consecutive runs; otherwise every frame is the whole span again.
+    lengths, counts: the tokens of each frame, and how many of them are chosen. is_clip: frames are consecutive runs;
+    otherwise every frame is the whole span again.
     """
     rows = torch.arange(len(similar), device=similar.device)
     nearest = similar.new_full(similar.shape[:2], -torch.inf)  # cosine with the nearest chosen

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.compression.method import Compressor, Plan, Span
-from unimodal.compression.tokens.choosing import best
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.choosing import choose_best
 
 
 @dataclass
 class RandomTokens(Compressor):
-    """Keep random tokens, in their order."""
+    """Keep random tokens, in their order: a baseline.
+
+    hidden [B, N, D] → `span.count` tokens. seed: of the draw. Raises ValueError for what `Method` refuses.
+    """
 
     seed: int = 0
 
@@ -26,4 +30,4 @@ class RandomTokens(Compressor):
         for row in span.ids.cpu().numpy():
             generator = torch.Generator().manual_seed((zlib.crc32(row.tobytes()) << 16) + self.seed)
             draws.append(torch.rand(len(row), generator=generator))
-        return Plan(best(torch.stack(draws).to(hidden.device), span.count))
+        return Plan(choose_best(torch.stack(draws).to(hidden.device), span.count))

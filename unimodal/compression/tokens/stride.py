@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.compression.method import Compressor, Plan, Span
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
 
 
 @dataclass
 class Stride(Compressor):
-    """Keep tokens at even distances."""
+    """Keep tokens at even distances: a baseline.
+
+    hidden [B, N, D] → `span.count` tokens. No settings of its own; raises ValueError for what `Method` refuses.
+    """
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         at = ((torch.arange(span.count, device=hidden.device) + 0.5) * len(span) / span.count).long()

@@ -1,10 +1,10 @@
 """TokenFLEX (arXiv 2504.03154): one projector for any number of tokens, trained with a random number at each step.
 
-The span is pooled adaptively to n windows and passed through a SwiGLU projector. Here the projector adds to the pooled
-tokens and starts at zero, so that an untrained one is pooling. In training:
+The span is pooled to n windows and passed through a SwiGLU projector. Here the projector adds to the pooled tokens and
+is zero at first, so that an untrained one is plain pooling. In training:
 
     flex = TokenFLEX(projector=FlexProjector(width))
-    with flex.drawn(generator)(model, vocabulary):  # another number of tokens in every step
+    with flex.draw(generator)(model, vocabulary):  # another number of tokens in every step
         loss = ...
 """
 
@@ -12,19 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.compression.method import Compressor, Plan, Span
-from unimodal.compression.tokens.pooling import pooled
+from unimodal.compression.method import Compressor
+from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.pooling import pool_span
 
 SHARES = (0.25, 0.5, 1.0)  # 64, 144 and 256 tokens in the paper
 
 
 class FlexProjector(nn.Module):
-    """SwiGLU behind a norm: [..., D] -> [..., D], zero at first."""
+    """SwiGLU behind a norm, [..., D] → [..., D]; zero at first."""
 
     def __init__(self, width: int, hidden_width: int | None = None) -> None:
         super().__init__()
@@ -41,17 +43,23 @@ class FlexProjector(nn.Module):
 
 @dataclass
 class TokenFLEX(Compressor):
-    """Pool to any number of tokens, with a learned projector if there is one."""
+    """Pool to any number of tokens, with a learned projector if there is one (TokenFLEX, arXiv 2504.03154).
+
+    hidden [B, N, D] → `span.count` means with their sizes, plus what the projector makes of them. projector: by default
+    none. Raises ValueError for what `Method` refuses.
+    """
+
+    paper: ClassVar[str] = "TokenFLEX, arXiv 2504.03154"
 
     projector: FlexProjector | None = field(default=None, repr=False, compare=False)
 
-    def drawn(self, generator: torch.Generator, shares: Sequence[float] = SHARES) -> TokenFLEX:
-        """The same with a random share, for one training step."""
+    def draw(self, generator: torch.Generator, shares: Sequence[float] = SHARES) -> TokenFLEX:
+        """The same method with one of the shares drawn by `generator`, for one training step."""
         pick = int(torch.randint(len(shares), (1,), generator=generator))
         return replace(self, keep=shares[pick])
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        plan = pooled(hidden, span, span.count)
+        plan = pool_span(hidden, span, span.count)
         if self.projector is None:
             return plan
         assert plan.merge is not None

@@ -1,0 +1,133 @@
+"""What a method sees of the tokens that it may shorten, and the plan that it answers with.
+
+This file lies at the bottom of the package: the methods import it, and so does what runs them.
+
+A *span* is the run of codes of one picture, sound or clip in the input. A *site* is a place where a method acts:
+site 0 lies before the decoder, site k before its layer k.
+
+Shapes: B spans of one length (each in a row of its own or not), N their tokens, M tokens that go on, D width, P source
+positions of a merged token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+#: whose attention judges the tokens of a span: the span's own end token, the last token of the row, the words behind it
+Query = Literal["summary", "last", "after"]
+
+#: what becomes of the positions of tokens behind those that are gone (see `Method`)
+Positions = Literal["kept", "compacted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What becomes of the N tokens of each span; every field but `index` is optional.
+
+    index: int64 [B, M], ascending: the tokens in whose places something goes on.
+    merge: [B, M, N]: `merge @ hidden` goes on; without it the tokens of `index` go on as they are (pruning).
+    states: [B, M, D], computed by a learned module, which go on in place of `merge @ hidden`.
+    sizes: [B, M], for how many original tokens each stands; log(size) is added to the attention over keys.
+    members: int64 [B, M, P], tokens whose positions share out the rotary frequencies of the merged token (PPE).
+    """
+
+    index: Tensor
+    merge: Tensor | None = None
+    states: Tensor | None = None
+    sizes: Tensor | None = None
+    members: Tensor | None = None
+
+
+class SpanPlace(NamedTuple):
+    """Where the tokens of B spans stand in the running model's batch."""
+
+    rows: Tensor  # int64 [B]
+    columns: Tensor  # int64 [B, N]
+    ends: Tensor  # int64 [B], the columns of the end tokens
+
+
+class SpanObserver(Protocol):
+    """Measures what a model does with the tokens of a span: the running model, or a test in its place."""
+
+    def measure_attention(self, span: Span, query: Query, layer: int) -> Tensor: ...
+
+    def measure_transitions(self, span: Span) -> Tensor: ...
+
+
+@dataclass(eq=False)
+class Span:
+    """Spans of one modality and one length, as a method sees them at one site.
+
+    hidden: [B, N, D], the states that come to the site. ids: int64 [B, N], rows of the vocabulary.
+    sizes: [B, N], for how many original tokens each token stands.
+    count: tokens of each span that shall go on. segments: lengths of the runs of codes (one a frame or codebook) when
+    the span was read, before any pruning. original: the number of tokens then. layer: the site.
+    hint: [B, N], what `Compressor.give_hints` said of the tokens, if it said anything.
+    """
+
+    hidden: Tensor
+    ids: Tensor
+    sizes: Tensor
+    modality: str = "image"
+    count: int = 1
+    segments: tuple[int, ...] = ()
+    original: int = 0
+    layer: int = 0
+    hint: Tensor | None = None
+    observer: SpanObserver | None = field(default=None, repr=False)
+    place: SpanPlace | None = field(default=None, repr=False)  # for the observer
+
+    @classmethod
+    def of(
+        cls,
+        hidden: Tensor,
+        count: int,
+        segments: Sequence[int] = (),
+        modality: str = "image",
+        layer: int = 0,
+        observer: SpanObserver | None = None,
+    ) -> Span:
+        """Spans that belong to no model, from their states [B, N, D] alone."""
+        num = hidden.shape[1]
+        ids = torch.arange(num, device=hidden.device).expand(hidden.shape[:2])
+        sizes = hidden.new_ones(hidden.shape[:2])
+        return cls(hidden, ids, sizes, modality, count, tuple(segments) or (num,), num, layer, observer=observer)
+
+    def __len__(self) -> int:
+        return self.hidden.shape[1]
+
+    def measure_attention(self, query: Query, layer: int | None = None) -> Tensor:
+        """The attention that the tokens get from `query` in a layer, mean over the heads, float32 [B, N].
+
+        layer: by default the last one before this site. The method must have named it in `find_watched_layers`.
+        """
+        assert self.observer is not None, "this span has no attention"
+        return self.observer.measure_attention(self, query, self.layer - 1 if layer is None else layer)
+
+    def measure_transitions(self) -> Tensor:
+        """How much the tokens changed in the layers of `find_changing_layers` so far, [B, N] (see TransPrune)."""
+        assert self.observer is not None, "this span has no transitions"
+        return self.observer.measure_transitions(self)
+
+
+@dataclass
+class CompressionStats:
+    """What has happened in a context since it was opened.
+
+    tokens_before: tokens of input spans that were read. tokens_after: those of them that were left at the last layer.
+    planning_s: seconds that choosing took, until the device had finished.
+    """
+
+    tokens_before: int = 0
+    tokens_after: int = 0
+    planning_s: float = 0.0
+
+
+def count_share(keep: float, num: int) -> int:
+    """How many of `num` tokens the share `keep` is: at least one, or none if the share is 0 (a crop without weight)."""
+    return min(num, max(1, round(keep * num))) if keep > 0 else 0

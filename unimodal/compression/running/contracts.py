@@ -1,0 +1,70 @@
+"""What the executor asks of a method, so that what runs plans need not know the classes that make them.
+
+`Compressor` of `method.py` is a `TokenMethod`, `CacheCompressor` of `kv/method.py` a `CacheMethod`. Which of the two a
+method is, is read from `acts_on`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from unimodal.compression.plan import CompressionStats, Plan, Positions, Span
+from unimodal.compression.running.look import Look
+from unimodal.compression.running.spans import LocatedSpan
+
+
+class TokenMethod(Protocol):
+    """Plans which tokens of a span go on; `Compressor` says what each of these does."""
+
+    acts_on: ClassVar[Literal["tokens"]]
+    judges_rows: ClassVar[bool]
+    keep: float
+    modalities: tuple[str, ...]
+    positions: Positions
+
+    def find_sites(self, num_layers: int) -> tuple[int, ...]: ...
+
+    def find_watched_layers(self, num_layers: int) -> tuple[int, ...]: ...
+
+    def find_changing_layers(self, num_layers: int) -> tuple[int, ...]: ...
+
+    def check(self, num_layers: int) -> None: ...
+
+    def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]: ...
+
+    def give_hints(self, spans: Sequence[Span]) -> list[Tensor] | None: ...
+
+    def plan(self, hidden: Tensor, span: Span) -> Plan: ...
+
+
+class CacheMethod(Protocol):
+    """Scores the entries of a cache layer; `CacheCompressor` says what each of these does."""
+
+    acts_on: ClassVar[Literal["cache"]]
+    acts: ClassVar[Literal["evict", "select", "prefill"]]
+    at_every_step: ClassVar[bool]
+    keep: float
+    modalities: tuple[str, ...]
+    positions: Positions
+    scope: Literal["media", "prompt"]
+    recent: int
+
+    def score(self, look: Look) -> Tensor: ...
+
+    def observe(self, look: Look) -> None: ...
+
+
+@dataclass(eq=False)
+class OpenMethod:
+    """A method whose context is open, and what it has done there.
+
+    chosen: the places, int64 [M], of the tokens that went on, by span, of the last call that had input spans.
+    """
+
+    method: TokenMethod | CacheMethod
+    stats: CompressionStats = field(default_factory=CompressionStats)
+    chosen: dict[LocatedSpan, Tensor] = field(default_factory=dict)
