@@ -13,6 +13,7 @@ from tests import tiny_checkpoints
 from tools import convert_checkpoint
 from unimodal.cli import app as cli
 from unimodal.pipeline import load
+from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Document, Turn
 
 KINDS = {
@@ -66,7 +67,7 @@ def test_its_processor_and_answers_are_the_checkpoints_own(exported):
     with torch.inference_mode():
         assert torch.equal(again(**inputs).logits, model(**expected).logits)
     ours = load(folder / "converted", device="cpu")
-    prompt = ours._prompt(Document([Turn("user", "What is a cat?")]), "text")
+    prompt = prepare(ours, Document([Turn("user", "What is a cat?")]), AnswerSettings(to="text")).prompt
     text = [row for rows in ours.vocabulary.text_ranges for row in rows]
     with torch.inference_mode():
         out = again.generate(

@@ -29,6 +29,11 @@ GREEDY = GenerationConfig(max_new_tokens=12, force="text", sampling={"text": {"t
 COUNT = 36  # features of a picture
 
 
+def prompt_of(model, document, to=None):
+    """The ids that the engine is given."""
+    return prepare(model, document, AnswerSettings(to=to)).prompt
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("janus")
@@ -109,7 +114,7 @@ def test_ids_and_logits_are_transformers_own(ours, reference, photos, number):
     rendered = render_prompt(ours, document)
     assert rendered.ids.tolist() == wanted
     assert wanted.count(model.config.image_token_id) == COUNT * len(rendered.read)
-    prompt = prepare(ours, document, AnswerSettings()).prompt
+    prompt = prompt_of(ours, document)
     assert [row if row < ours.vocabulary.size else model.config.image_token_id for row in prompt] == wanted
     with torch.inference_mode():
         expected = model(**inputs).logits[0]
@@ -160,14 +165,16 @@ def answers(ours, reference, photos):
 
 @pytest.mark.parametrize("kind", ENGINES)
 def test_a_batch_of_unequal_prompts_answers_as_each_alone(ours, photos, answers, kind):
-    prompts = [ours._prompt(asked(ours, *turns), "text") for turns in conversations(photos)]
+    prompts = [prompt_of(ours, asked(ours, *turns), "text") for turns in conversations(photos)]
     assert engine_of(ours, kind).generate(prompts, GREEDY) == answers
 
 
 @pytest.mark.parametrize("kind", ["auto", "reference"])
 def test_rows_that_join_a_running_batch(ours, photos, answers, kind):
     batch = ContinuousBatch(engine_of(ours, kind))
-    waiting = [GenerationRequest(ours._prompt(asked(ours, *turns), "text"), GREEDY) for turns in conversations(photos)]
+    waiting = [
+        GenerationRequest(prompt_of(ours, asked(ours, *turns), "text"), GREEDY) for turns in conversations(photos)
+    ]
     keys, found = [], {}
     while waiting or len(batch):
         joined, waiting = waiting[:2], waiting[2:]
@@ -189,7 +196,7 @@ def test_a_session_remembers_pictures_and_confuses_none(ours, photos, kind):
     session = engine.open_session()
 
     def said(path, *more):
-        return ours._prompt(asked(ours, [path, "What is this?"], *more), "text")
+        return prompt_of(ours, asked(ours, [path, "What is this?"], *more), "text")
 
     engine.generate([said(photos[0])], GREEDY, session=session)
     other, again = said(photos[1]), said(photos[0], ["a cat"], ["Sure?"])
@@ -207,15 +214,15 @@ def test_features_are_worked_out_once_and_last_as_long_as_a_prompt(ours, photos,
     look = ours.coder.look
     monkeypatch.setattr(ours.coder, "look", lambda part: looked.append(part) or look(part))
     ours.features._latest.clear()
-    kept = ours._prompt(asked(ours, [photos[0], photos[0], "same?"]), "text")
+    kept = prompt_of(ours, asked(ours, [photos[0], photos[0], "same?"]), "text")
     copy = folder / "copy.png"
     shutil.copyfile(photos[0], copy)
-    assert ours._prompt(asked(ours, [copy, photos[0], "same?"]), "text") == kept
+    assert prompt_of(ours, asked(ours, [copy, photos[0], "same?"]), "text") == kept
     assert len(looked) == 1
     expected = ours.engine.generate([kept], GREEDY)
     for shade in range(REMEMBERED + 1):  # others take its place
         Picture.new("RGB", (9, 9), (shade, 0, 0)).save(folder / "shade.png")
-        gone = ours._prompt(asked(ours, [folder / "shade.png"]), "text")
+        gone = prompt_of(ours, asked(ours, [folder / "shade.png"]), "text")
     assert ours.engine.generate([kept], GREEDY) == expected  # the prompt is still at hand
     assert len(ours.features._latest) == REMEMBERED
     stale = list(gone)
@@ -223,7 +230,7 @@ def test_features_are_worked_out_once_and_last_as_long_as_a_prompt(ours, photos,
     del gone
     with pytest.raises(ValueError, match="outside the"):
         ours.engine.generate([stale], GREEDY)
-    fresh = ours._prompt(asked(ours, [photos[0], photos[0], "same?"]), "text")
+    fresh = prompt_of(ours, asked(ours, [photos[0], photos[0], "same?"]), "text")
     assert fresh != kept and ours.engine.generate([fresh], GREEDY) == expected  # forgotten, and seen anew
 
 
@@ -233,7 +240,7 @@ def test_a_drawn_picture_is_read_as_any_other(ours, reference, photos, folder):
     turns = [Turn("user", "a red apple"), Turn("assistant", [drawn.part])]
     shown = [Turn("user", "a red apple"), Turn("assistant", [Image(path=str(folder / "drawn.png"))])]
     behind = ours.user_turn(["What is it?"])
-    prompts = [ours._prompt(Document([*both, behind]), "text") for both in (turns, shown)]
+    prompts = [prompt_of(ours, Document([*both, behind]), "text") for both in (turns, shown)]
     assert ours.engine.generate(prompts[:1], GREEDY) == ours.engine.generate(prompts[1:], GREEDY)
     found = ours.features.features(drawn.part).rows
     with torch.inference_mode():
@@ -249,7 +256,7 @@ def test_chats_with_pictures_may_be_guided_away_from_words(ours, photos):
     settings = {"temperature": 0.0, "seeds": [0], "tokens": 60}
     document = asked(ours, [photos[0], "What is this?"])
     [plain] = ours.answers([document], negative="a dog", **settings)
-    config = ours._config(document, 60, None, 0, ours._settings(None, None, None), 60, "a dog")
+    config = prepare(ours, document, AnswerSettings(tokens=60, negative="a dog")).config
     assert max(config.unconditional) >= ours.features.rows.num_rows  # the other stream sees the picture, too
     assert plain
 
@@ -257,7 +264,7 @@ def test_chats_with_pictures_may_be_guided_away_from_words(ours, photos):
 def test_compression_leaves_features_whole(ours, photos, answers):
     documents = [asked(ours, *turns) for turns in conversations(photos)]
     with DivPrune(keep=0.25)(ours):
-        found = ours.engine.generate([ours._prompt(document, "text") for document in documents], GREEDY)
+        found = ours.engine.generate([prompt_of(ours, document, "text") for document in documents], GREEDY)
     assert found == answers
 
 
@@ -269,7 +276,7 @@ def test_a_model_without_features_has_its_own_table():
 
 
 def test_ids_that_are_no_features(ours, photos):
-    prompt = ours._prompt(asked(ours, [photos[0]]), "text")
+    prompt = prompt_of(ours, asked(ours, [photos[0]]), "text")
     table, size = ours.features.rows, ours.vocabulary.size
     assert isinstance(table, FeatureRows)
     first = next(row for row in prompt if row >= size)
@@ -429,7 +436,7 @@ def test_the_server_answers_about_a_picture(converted, ours, photos):
             )
             document = asked(ours, [path, "What is this?"])
             [row] = ours.engine.generate(
-                [ours._prompt(document, "text")], GREEDY.model_copy(update={"max_new_tokens": 13})
+                [prompt_of(ours, document, "text")], GREEDY.model_copy(update={"max_new_tokens": 13})
             )
             [part] = ours.template.parse_answer(row)
             assert done.choices[0].message.content == part.text

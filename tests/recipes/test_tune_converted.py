@@ -19,6 +19,7 @@ from unimodal.model.image_head import ImageHead
 from unimodal.model.lora import LoraSettings
 from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
 from unimodal.pipeline import load
+from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Document, Image, Turn
 from unimodal.tuning.vocabulary import make_joint_template, open_media
 
@@ -27,6 +28,11 @@ CLASSES = {
     "chameleon": "ChameleonForConditionalGeneration",
     "janus": "JanusForConditionalGeneration",
 }
+
+
+def prompt_of(model, document, to=None):
+    """The ids that the engine is given."""
+    return prepare(model, document, AnswerSettings(to=to)).prompt
 
 
 @pytest.fixture(scope="module", params=list(CLASSES))
@@ -100,12 +106,12 @@ def test_it_trains_and_is_read_answered_from_and_exported(converted, data, tmp_p
     tuned, base = load(tmp_path / "out", device="cpu"), load(folder, device="cpu")
     picture = Image(path=str(data.parent / "0.png"))
     document = Document([tuned.user_turn([picture, "What is this?"])])
-    ids, before = tuned._prompt(document, "text"), base._prompt(document, "text")
+    ids, before = prompt_of(tuned, document, "text"), prompt_of(base, document, "text")
     assert ids == before
     found = logits_of(tuned.decoder, ids)
     assert (found - logits_of(base.decoder, before)).abs().max() > 0.01
     again = load(tmp_path / "out", device="cpu")
-    assert (found - logits_of(again.decoder, again._prompt(document, "text"))).abs().max() == 0
+    assert (found - logits_of(again.decoder, prompt_of(again, document, "text"))).abs().max() == 0
 
     capsys.readouterr()
     ask = ["chat", "What is this?", "--image", data.parent / "0.png", "--to", "text", "--tokens", "8"]
@@ -116,7 +122,7 @@ def test_it_trains_and_is_read_answered_from_and_exported(converted, data, tmp_p
 
     assert command("export", tmp_path / "out", "--out", tmp_path / "exported") == 0
     stock = getattr(transformers, CLASSES[kind]).from_pretrained(tmp_path / "exported").eval()
-    prompt = tuned._prompt(Document([Turn("user", "What is a cat?")]), "text")
+    prompt = prompt_of(tuned, Document([Turn("user", "What is a cat?")]), "text")
     with torch.inference_mode():
         expected = stock(input_ids=torch.tensor([prompt])).logits[0]
     ours, block = logits_of(tuned.decoder, prompt), tuned.vocabulary.block_range("image")
@@ -186,7 +192,7 @@ def test_what_is_trained_on_are_the_prompts_of_a_chat(data, tmp_path, tmp_path_f
     chat = load(folder, device="cpu")
     asked = Document([chat.user_turn([Image(path=str(data.parent / "0.png")), "What is this?"])])
     rendered = documents[0]
-    prompt = chat._prompt(asked, "text")
+    prompt = prompt_of(chat, asked, "text")
     size = template.vocabulary.size
     known = [row if row < size else None for row in rendered.ids[: len(prompt)].tolist()]
     assert known == [row if row < size else None for row in prompt] and None in known
@@ -196,8 +202,8 @@ def test_what_is_trained_on_are_the_prompts_of_a_chat(data, tmp_path, tmp_path_f
         found = model.get_input_embeddings()(torch.from_numpy(rendered.ids)[None])[0, : len(prompt)]
         expected = chat.decoder.get_input_embeddings()(torch.tensor([prompt]))[0]
     assert torch.equal(found, expected)
-    drawing = documents[1].ids[: len(chat._prompt(Document([Turn("user", "a blue car")]), "image"))]
-    assert drawing.tolist() == chat._prompt(Document([Turn("user", "a blue car")]), "image")
+    drawing = documents[1].ids[: len(prompt_of(chat, Document([Turn("user", "a blue car")]), "image"))]
+    assert drawing.tolist() == prompt_of(chat, Document([Turn("user", "a blue car")]), "image")
 
 
 @pytest.mark.parametrize(
@@ -281,6 +287,6 @@ def test_token_shards_hold_what_is_tokens(data, tmp_path_factory):
     assert isinstance(first, Skipped) and "reads through features, which are no tokens" in first.reason
     chat = load(folder, device="cpu")
     for rendered, document, to in ((second, drawn, "image"), (third, told, "text")):
-        prompt = chat._prompt(Document(document.turns[:1]), to)
+        prompt = prompt_of(chat, Document(document.turns[:1]), to)
         assert rendered.ids[: len(prompt)].tolist() == prompt
         assert rendered.labels[len(prompt) :].tolist() == rendered.ids[len(prompt) :].tolist()

@@ -12,12 +12,18 @@ from tests import tiny_checkpoints, tiny_networks
 from tools import convert_checkpoint
 from unimodal.generation.request import GenerationConfig
 from unimodal.pipeline import load
+from unimodal.pipeline.requests import AnswerSettings, prepare, render_prompt
 from unimodal.sequence.document import Document, Image, Turn
 from unimodal.tokenizers import load_tokenizer
 
 GRID = (4, 5)
 SYSTEM = "You are a helpful assistant."
 OPTIONS = {"emu3": ["--grid", "4x5"], "chameleon": [], "janus": []}
+
+
+def prompt_of(model, document, to=None):
+    """The ids that the engine is given."""
+    return prepare(model, document, AnswerSettings(to=to)).prompt
 
 
 @pytest.fixture(scope="module", params=["emu3", "chameleon", "janus"])
@@ -89,7 +95,7 @@ def test_emu3_reads_what_its_processor_writes(emu3, tmp_path):
         wanted[wanted == processor.image_token_id] = codes.long()
         assert found.tolist() == wanted.tolist()
         assert (logits_of(ours.decoder, found.tolist()) - expected).abs().max() < 1e-5
-        assert ours._prompt(Document([turn]), None) == found.tolist()  # the system turn comes by itself
+        assert prompt_of(ours, Document([turn])) == found.tolist()  # the system turn comes by itself
         assert ours.template.parse(ours.template.render(document).ids) == document
 
 
@@ -136,7 +142,7 @@ def test_janus_chats_in_words(janus):
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is a cat?"}]}]
     words = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=words, return_tensors="pt")
-    found = ours._prompt(Document([Turn("user", "What is a cat?")]), None)
+    found = prompt_of(ours, Document([Turn("user", "What is a cat?")]))
     assert found == inputs["input_ids"][0].tolist()
     with torch.inference_mode():
         expected = model(**inputs).logits[0]
@@ -149,7 +155,7 @@ def test_janus_chats_in_words(janus):
 def test_text_answers_are_transformers_own(converted):
     ours, model, _, folder = converted
     document = Document([Turn("user", "What is in the picture?")])
-    prompt = ours._prompt(document, "text")
+    prompt = prompt_of(ours, document, "text")
     text = [row for rows in ours.vocabulary.text_ranges for row in rows]
     end = ours.vocabulary.control_id("end_of_turn")
     with torch.inference_mode():
@@ -200,7 +206,7 @@ def draw_with_transformers(model, processor, words, grid):
 def test_emu3_draws_what_transformers_draws(emu3, grid):
     ours, model, processor, _ = emu3
     expected, opened = draw_with_transformers(model, processor, "a red apple", grid)
-    prompt = ours._prompt(Document([Turn("user", "a red apple")]), "image")
+    prompt = prompt_of(ours, Document([Turn("user", "a red apple")]), "image")
     assert prompt == expected[: len(prompt)]
     found = greedy(ours, prompt, max_new_tokens=300, grid=grid)
     assert prompt + found == expected
@@ -213,7 +219,7 @@ def test_emu3_draws_what_transformers_draws(emu3, grid):
     assert part.grid == grid and len(part.codes) == grid[0] * grid[1]
     with torch.inference_mode():
         pixels = model.model.decode_image_tokens(torch.tensor([expected[len(opened) :]]), *grid)
-    [output] = ours._outputs([found])[0]
+    [output] = ours.decode_answers([found])[0]
     assert output.media.shape == (3, grid[0] * 8, grid[1] * 8)
     assert (output.media - (pixels[0] * 0.5 + 0.5).clamp(0, 1)).abs().max() < 1e-4
 
@@ -229,7 +235,7 @@ def test_emu3_draws_its_own_size_with_guidance(emu3):
 
 def test_chameleon_draws_the_best_codes_of_its_own_logits(chameleon):
     ours, model, _, _ = chameleon
-    prompt = ours._prompt(Document([Turn("user", "a red apple")]), "image")
+    prompt = ours.read(render_prompt(ours, Document([Turn("user", "a red apple")]), "image"))
     block = ours.vocabulary.block_range("image")
     ids = [*prompt, ours.vocabulary.start_id("image")]
     with torch.inference_mode():
@@ -269,7 +275,7 @@ def test_janus_draws_what_transformers_draws(janus, words):
         expected = model.generate(**inputs, generation_mode="image", do_sample=False, guidance_scale=5)[0]
         pixels = model.decode_image_tokens(expected[None])[0].permute(2, 0, 1)
     document = Document([Turn("user", words)])
-    prompt = ours._prompt(document, "image")
+    prompt = prompt_of(ours, document, "image")
     start, end = ours.vocabulary.start_id("image"), ours.vocabulary.control_id("end_of_turn")
     assert [*prompt, start] == inputs["input_ids"][0].tolist()
     found = greedy(
@@ -323,7 +329,7 @@ def test_a_converted_folder_stands_alone(converted, tmp_path):
     shutil.copytree(folder / "out", copy)
     again = load(copy)
     document = Document([Turn("user", "What is a cat?")])
-    assert again._prompt(document, None) == ours._prompt(document, None)
+    assert prompt_of(again, document) == prompt_of(ours, document)
     assert again.vocabulary == ours.vocabulary and again.vocabulary.to_dict()["adopted"] is True
     assert ours.vocabulary.token_string(ours.vocabulary.block_range("image")[7]) == "<|image_0007|>"
     weights = copy / "image_tokenizer" / "model.safetensors"

@@ -24,7 +24,7 @@ from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor, read_sampling
 from unimodal.pipeline import AnswerSettings, Unimodal
-from unimodal.pipeline.requests import check_media, prepare_prompt
+from unimodal.pipeline.requests import list_media, prepare_prompt
 from unimodal.sequence.document import Document
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
@@ -124,7 +124,7 @@ class MultimodalGeneration:
             shorten=True,
             negative=negative_prompt,
         )
-        check_media(model, settings)
+        list_media(model, settings)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = [row[real.bool()].tolist() for row, real in zip(input_ids, mask, strict=True)]
         configs = []

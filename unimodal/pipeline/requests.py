@@ -187,7 +187,9 @@ def prepare(model: LoadedModel, document: Document, settings: AnswerSettings) ->
     Raises ValueError, in one line, for what does not fit the model: a medium that it does not write, a prompt that is
     too long, more tokens than there is room for.
     """
-    check_media(model, settings)
+    for name in list_media(model, settings):
+        if name not in model.writable:
+            raise ValueError(f"this model reads {name}s but has no decoder to make one with; ask it for text")
     rendered = render_prompt(model, document, settings.to)
     most = model.max_positions - count_answer_tokens(model, settings.to)
     if len(rendered) > most:
@@ -204,7 +206,7 @@ def prepare_prompt(
 ) -> Prepared:
     """`prepare` for a document that is rendered already, as the ids [N] of a prompt; the last of them may be the
     `begun` of an answer that the document does not hold."""
-    check_media(model, settings)
+    list_media(model, settings)
     if settings.voice is not None:
         raise ValueError(
             f"the voice {settings.voice[:40]!r} belongs into the words of a request; use generate, or write them so"
@@ -238,14 +240,12 @@ def prepare_prompt(
     return Prepared(document, settings, prompt, config)
 
 
-def check_media(model: LoadedModel, settings: AnswerSettings) -> None:
-    """ValueError for a medium that the model does not have, or reads without being able to write it."""
-    for name in settings.allow or (settings.to or "text",):
-        if name == "text":
-            continue
+def list_media(model: LoadedModel, settings: AnswerSettings) -> list[str]:
+    """The media that a request names. ValueError for one that the model does not have."""
+    named = [name for name in settings.allow or (settings.to,) if name not in (None, "text")]
+    for name in named:
         model.vocabulary.layout(name)
-        if name not in model.writable:
-            raise ValueError(f"this model reads {name}s but has no decoder to make one with; ask it for text")
+    return named
 
 
 def render_prompt(model: LoadedModel, document: Document, to: str | None = None) -> Rendered:
