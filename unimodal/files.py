@@ -95,20 +95,22 @@ def atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Itera
     """A temporary path beside `path` (same suffix) that replaces `path` only if the block succeeds.
 
     What is written there is flushed to the disk first, so a full disk, an exception or Ctrl-C leaves the old file
-    whole and no half-written one behind. make_folder: create the folders of `path`; False for a path that a user typed.
-    Raises ValueError, in one line, where `path` is a folder or a device, or its folder is missing or may not be
-    written.
+    whole and no half-written one behind; a file that is replaced keeps its permissions, and a link stays one. What is
+    no regular file (a device, a pipe) is never replaced: the finished bytes are written into it.
+
+    make_folder: create the folders of `path`; False for a path that a user typed. Raises ValueError, in one line, where
+    `path` is a folder, or its folder is missing or may not be written, or the disk is full.
     """
     target = Path(os.path.realpath(path))  # a link is followed, not replaced by a file
     name, folder = quote_path(path), quote_path(Path(path).parent)
-    if target.exists() and not target.is_file():  # a rename would put a file in the place of a device
-        raise ValueError(f"{name} exists and is not a file; save under another name")
-    if make_folder:
+    if target.is_dir():
+        raise ValueError(f"{name} is a folder; name a file in it")
+    into_it = target.exists() and not target.is_file()
+    if make_folder and not into_it:
         target.parent.mkdir(parents=True, exist_ok=True)
+    place = None if into_it else target.parent
     try:
-        handle, temporary_name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.stem[:64]}-", suffix=target.suffix
-        )
+        handle, temporary_name = tempfile.mkstemp(dir=place, prefix=f".{target.stem[:64]}-", suffix=target.suffix)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{name}: there is no folder {folder}; create it first") from None
     except PermissionError:
@@ -117,6 +119,11 @@ def atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Itera
     temporary = Path(temporary_name)
     try:
         yield temporary
+        if into_it:
+            with target.open("wb") as stream:
+                stream.write(temporary.read_bytes())
+            temporary.unlink()
+            return
         _sync(temporary)
         temporary.chmod(_mode(target))
         os.replace(temporary, target)
@@ -130,8 +137,13 @@ def atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Itera
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, make_folder: bool = True) -> None:
     """Write `data` to `path` whole or not at all; see `atomic_path`."""
-    with atomic_path(path, make_folder) as temporary:
-        temporary.write_bytes(data)
+    try:
+        with atomic_path(path, make_folder) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:  # a full disk, a limit on file sizes, a pipe that nobody reads any more
+        raise ValueError(
+            f"{quote_path(path)} cannot be written ({describe_error(error)}); free space or save elsewhere"
+        ) from None
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -5,6 +5,7 @@ import io
 import os
 import random
 import struct
+import threading
 import time
 import warnings
 import zlib
@@ -345,7 +346,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch
         lambda: save_audio(torch.ones(4), tmp_path / "a.wav", 16000),
         lambda: save_video(torch.ones(2, 3, 4, 4), tmp_path / "a.gif", 8),
     ):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(ValueError, match="cannot be written .No space left"):
             save()
     assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
@@ -370,7 +371,19 @@ def test_writing_is_flushed_before_it_is_moved_and_interrupts_leave_nothing(tmp_
 
 def test_folders_and_devices_are_never_replaced(tmp_path):
     (tmp_path / "folder.png").mkdir()
-    (tmp_path / "null.png").symlink_to("/dev/null")
-    for target in (tmp_path / "folder.png", tmp_path / "null.png"):
-        with pytest.raises(ValueError, match="is not a file; save under another name"):
-            save_image(torch.zeros(3, 4, 4), target)
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        save_image(torch.zeros(3, 4, 4), tmp_path / "folder.png")
+    (tmp_path / "null.png").symlink_to(os.devnull)
+    save_image(torch.zeros(3, 4, 4), tmp_path / "null.png")
+    assert (tmp_path / "null.png").is_symlink() and (tmp_path / "null.png").is_char_device()
+
+
+def test_a_pipe_gets_the_whole_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe.png").read_bytes()))
+    reader.start()
+    save_image(torch.zeros(3, 4, 4), tmp_path / "pipe.png")
+    reader.join(10)
+    assert load_image(got[0]).shape == (3, 4, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe.png"]
