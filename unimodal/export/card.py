@@ -18,6 +18,7 @@ import yaml
 
 from unimodal.export.stock import EXPORT_FILE
 from unimodal.files import describe_error, read_json
+from unimodal.media.registry import MEDIA
 from unimodal.model_folder.find import describe_model
 from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, tokenizer_folder
 from unimodal.vocabulary import read_vocabulary
@@ -115,7 +116,7 @@ def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
         "base_model": base,
         "base_model_relation": record.get("base_model_relation") if base else None,
         "datasets": list(statement.datasets),
-        "tags": ["unimodal", *(task for name in media for task in TASKS[name])],
+        "tags": ["unimodal", *(task for name in media for task in TASKS.get(name, ()))],
     }
     return {name: value for name, value in found.items() if value}
 
@@ -238,7 +239,7 @@ def eval_results(folder: Path, dataset: str) -> dict[str, str]:
 
 def _listed(names: Sequence[str]) -> str:
     """`pictures, sound and video`"""
-    words = [WORDS[name] for name in names]
+    words = [WORDS.get(name) or f"{MEDIA[name].noun}s" for name in names]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
 
 

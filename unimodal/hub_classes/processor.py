@@ -28,14 +28,13 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.hub_classes.generation import folder_of
 from unimodal.media.audio import save_audio
 from unimodal.media.limits import DEFAULT_LIMITS
+from unimodal.media.registry import MEDIA, join_names
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor
-from unimodal.sequence.document import MEDIA_PARTS, Audio, Document, Image, Media, Part, Text, Turn, Video
+from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import read_vocabulary
-
-SOURCES = ("path", "url", "base64", "data", "image", "audio", "video", "codes", "image_url")
 
 
 class MultimodalProcessor(ProcessorMixin):
@@ -133,7 +132,7 @@ class MultimodalProcessor(ProcessorMixin):
             elif kind in MEDIA_PARTS:
                 parts.append(self._part(kind, _source(part), part.get("sampling_rate", sampling_rate)))
             else:
-                raise ValueError(f"part type {part.get('type')!r} is unknown; use text, image, audio or video")
+                raise ValueError(f"part type {part.get('type')!r} is unknown; use {join_names(('text', *MEDIA))}")
         return Turn(str(message.get("role")), parts)
 
     def _part(self, modality: str, medium: Any, sampling_rate: int | None) -> Part:
@@ -214,9 +213,10 @@ def _column(name: str, media: Any, count: int, batched: bool) -> list[list[Any]]
 
 def _source(part: Mapping[str, Any]) -> Any:
     """Where a part of a chat has its medium; bytes for base64, and codes as `MEDIA_PARTS` takes them."""
-    given = [name for name in SOURCES if part.get(name) is not None]
+    sources = ("path", "url", "base64", "data", *MEDIA, "codes", "image_url")
+    given = [name for name in sources if part.get(name) is not None]
     if len(given) != 1:
-        raise ValueError(f"a medium needs one of {', '.join(SOURCES)}; this part has {' and '.join(given) or 'none'}")
+        raise ValueError(f"a medium needs one of {', '.join(sources)}; this part has {' and '.join(given) or 'none'}")
     value = part[given[0]]
     if given[0] == "image_url" and isinstance(value, Mapping):
         value = value.get("url")
@@ -230,7 +230,7 @@ def _source(part: Mapping[str, Any]) -> Any:
 
 def _media_part(modality: str, medium: Any, sampling_rate: int | None, coder: MediaCoder) -> Part:
     part = MEDIA_PARTS[modality]
-    if isinstance(medium, (Image, Audio, Video)):
+    if isinstance(medium, Media):
         return medium
     if isinstance(medium, (bytes, bytearray)):
         return part(data=bytes(medium))
@@ -276,9 +276,9 @@ def _png(picture: Any) -> bytes:
 
 
 def _shown(medium: Tensor, modality: str) -> Any:
-    """A picture [3, H, W] for PIL, a sound [T] for numpy, a clip [T, 3, H, W] as uint8 [T, H, W, 3]."""
-    if modality == "audio":
-        return medium.numpy()
+    """A picture [3, H, W] for PIL, a clip [T, 3, H, W] as uint8 [T, H, W, 3], another medium as numpy has it."""
     if modality == "image":
         return _picture(medium.numpy())
-    return (medium.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    if modality == "video":
+        return (medium.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return medium.numpy()
