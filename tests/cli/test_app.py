@@ -104,6 +104,17 @@ def test_generate_writes_the_file_and_prints_its_name(run, tmp_path, to, name, l
     assert [path.name for path in (tmp_path / "here").iterdir()] == [name]  # no temporary file is left
 
 
+@pytest.mark.parametrize("options", [("--top-k", 1), ("--top-p", 1e-6)])
+def test_tokens_are_drawn_as_the_options_say(run, tmp_path, options):
+    """From one candidate alone, however freely: the likeliest."""
+    make = ("generate", "a red apple", "--to", "image")
+    assert run(*make, "--out", "likeliest.png", "--temperature", 0)[0] == 0
+    assert run(*make, "--out", "one.png", "--temperature", 2, *options)[0] == 0
+    files = tmp_path / "here"
+    assert (files / "one.png").read_bytes() == (files / "likeliest.png").read_bytes()
+    assert "is not usable" in refusal(run(*make, "--out", "b.png", "--temperature", -1))
+
+
 def test_generate_writes_words_too(run, tmp_path):
     assert run("generate", "hello", "--to", "text", "--out", "a.txt", "--tokens", 4)[:2] == (0, "a.txt\n")
     assert (tmp_path / "here" / "a.txt").read_text().endswith("\n")

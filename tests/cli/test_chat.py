@@ -1,4 +1,4 @@
-"""The interactive session: commands, what they write, and that a mistake does not end it."""
+"""The interactive chat: commands, what they write, and that a mistake does not end it."""
 
 import io
 import sys
@@ -8,14 +8,14 @@ import torch
 
 from tests.tiny_model import tiny_folder, tiny_model
 from unimodal.cli import app as cli
-from unimodal.cli.chat import HELP, Session
+from unimodal.cli.chat import HELP, TerminalChat
 from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen
 from unimodal.media.audio import save_audio
 from unimodal.media.image import load_image, save_image
 from unimodal.model_folder.find import MODEL_VARIABLE
 from unimodal.pipeline.requests import AnswerSettings, fit_history
-from unimodal.sequence.document import Audio, Image, Text, Turn
+from unimodal.sequence.document import Audio, Document, Image, Text, Turn
 
 
 class Terminal(io.StringIO):
@@ -31,58 +31,56 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def session(tmp_path):
-    return Session(tiny_model(), Reporter(), tmp_path, {"tokens": None})
+def chat(tmp_path):
+    return TerminalChat(tiny_model(), Reporter(), AnswerSettings(), tmp_path)
 
 
-def converse(monkeypatch, capsys, session, text, **options):
-    """Runs the session on lines of input: (stdout, stderr)."""
+def converse(monkeypatch, capsys, chat, text):
+    """Runs the chat on lines of input: (stdout, stderr)."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    session.run(**options)
+    chat.run()
     return capsys.readouterr()
 
 
-def test_attached_files_are_asked_about_in_the_next_question(monkeypatch, capsys, session):
-    session.settings = {"tokens": 3}
-    out, _ = converse(
-        monkeypatch, capsys, session, "/image 'my picture.png'\n/audio a.wav\nwhat are these?\n", to="text"
-    )
+def test_attached_files_are_asked_about_in_the_next_question(monkeypatch, capsys, chat):
+    chat.settings = AnswerSettings(to="text", tokens=3)
+    out, _ = converse(monkeypatch, capsys, chat, "/image 'my picture.png'\n/audio a.wav\nwhat are these?\n")
     assert len(out.splitlines()) == 1
-    question = session.history[0]
+    question = chat.history[0]
     assert [type(part) for part in question.parts] == [Image, Audio, Text] and question.text == "what are these?"
-    assert session.history[1].role == "assistant" and session.pending == []
+    assert chat.history[1].role == "assistant" and chat.pending == []
 
 
 @pytest.mark.parametrize(
     "text", ["/image my picture.png\n\n", "/image my picture.png\n"]
 )  # return, or the end of input
-def test_without_words_the_trained_question_is_asked(monkeypatch, capsys, session, text):
-    session.settings = {"tokens": 3}
-    converse(monkeypatch, capsys, session, text, to="text")
-    assert session.history[0].text == "What is this?" and len(session.history) == 2
+def test_without_words_the_trained_question_is_asked(monkeypatch, capsys, chat, text):
+    chat.settings = AnswerSettings(to="text", tokens=3)
+    converse(monkeypatch, capsys, chat, text)
+    assert chat.history[0].text == "What is this?" and len(chat.history) == 2
 
 
-def test_media_are_made_saved_and_named(monkeypatch, capsys, session, tmp_path):
+def test_media_are_made_saved_and_named(monkeypatch, capsys, chat, tmp_path):
     out, _ = converse(
-        monkeypatch, capsys, session, "/draw a cat\n/save my cat.webp\n/say hello there\n/film a cat\n/quit\nno\n"
+        monkeypatch, capsys, chat, "/draw a cat\n/save my cat.webp\n/say hello there\n/film a cat\n/quit\nno\n"
     )
     names = ["picture-1.png", "sound-1.wav", "clip-1.gif"]
     assert [line.rpartition("/")[2] for line in out.splitlines()] == [names[0], "my cat.webp", *names[1:]]
     assert torch.equal(load_image("my cat.webp"), load_image("picture-1.png"))
-    assert [turn.text for turn in session.history if turn.role == "user"][-1] == "A clip of a cat."
+    assert [turn.text for turn in chat.history if turn.role == "user"][-1] == "A clip of a cat."
 
 
-def test_the_seed_moves_on_with_every_answer(monkeypatch, capsys, session):
-    converse(monkeypatch, capsys, session, "/draw a cat\n/clear\n/draw a cat\n")
+def test_the_seed_moves_on_with_every_answer(monkeypatch, capsys, chat):
+    converse(monkeypatch, capsys, chat, "/draw a cat\n/clear\n/draw a cat\n")
     assert not torch.equal(load_image("picture-1.png"), load_image("picture-2.png"))
 
 
-def test_a_mistake_is_one_line_and_the_session_goes_on(monkeypatch, capsys, session):
-    session.settings = {"tokens": 3}
+def test_a_mistake_is_one_line_and_the_chat_goes_on(monkeypatch, capsys, chat):
+    chat.settings = AnswerSettings(to="text", tokens=3)
     lines = [
         "/image nowhere.png", "/image a.wav", "/image", "/sing la", "/save x.png", "/draw", "word " * 3_000, "hello",
     ]  # fmt: skip
-    out, err = converse(monkeypatch, capsys, session, "\n".join(lines) + "\n", to="text")
+    out, err = converse(monkeypatch, capsys, chat, "\n".join(lines) + "\n")
     assert len(out.splitlines()) == 1 and "Traceback" not in err
     for message in (
         "nowhere.png: no such file", "pass it as audio", "/image needs the name of a file", "/sing is no command",
@@ -91,83 +89,101 @@ def test_a_mistake_is_one_line_and_the_session_goes_on(monkeypatch, capsys, sess
         assert sum(message in line for line in err.splitlines()) == 1, message
 
 
-def test_what_was_attached_stays_after_a_failed_question(monkeypatch, capsys, session):
-    session.settings = {"tokens": 3}
-    converse(monkeypatch, capsys, session, "/image my picture.png\n" + "word " * 3_000 + "\nhello\n", to="text")
-    assert [type(part) for part in session.history[0].parts] == [Image, Text]
+def test_what_was_attached_stays_after_a_failed_question(monkeypatch, capsys, chat):
+    chat.settings = AnswerSettings(to="text", tokens=3)
+    converse(monkeypatch, capsys, chat, "/image my picture.png\n" + "word " * 3_000 + "\nhello\n")
+    assert [type(part) for part in chat.history[0].parts] == [Image, Text]
 
 
-def test_clear_forgets_and_help_goes_to_stderr(monkeypatch, capsys, session):
-    session.settings = {"tokens": 3}
-    out, err = converse(monkeypatch, capsys, session, "hello\n/image my picture.png\n/clear\n/help\n", to="text")
-    assert session.history == [] and session.pending == []
+def test_clear_forgets_and_help_goes_to_stderr(monkeypatch, capsys, chat):
+    chat.settings = AnswerSettings(to="text", tokens=3)
+    out, err = converse(monkeypatch, capsys, chat, "hello\n/image my picture.png\n/clear\n/help\n")
+    assert chat.history == [] and chat.pending == []
     assert HELP in err and HELP not in out
 
 
-def fit(session, turn):
+def fit(chat, turn):
     """The earlier turns that go with this one."""
-    document = fit_history(session.model, [*session.history, turn], AnswerSettings(to="text"))
+    document = fit_history(chat.model, [*chat.history, turn], AnswerSettings(to="text"))
     return list(document.turns[:-1])
 
 
-def test_the_oldest_exchanges_make_room(session):
+def test_the_oldest_exchanges_make_room(chat):
     old = [Turn(role, "word " * 100) for role in ("user", "assistant")]
     new = [Turn("user", "hello"), Turn("assistant", "hello")]
-    session.history = [*old, *old, *new]
+    chat.history = [*old, *old, *new]
     turn = Turn("user", "and?")
-    kept = fit(session, turn)
-    assert kept == session.history[len(session.history) - len(kept) :] and new == kept[-2:] and len(kept) < 6
-    session.history = new * 3
-    assert fit(session, turn) == new * 3
+    kept = fit(chat, turn)
+    assert kept == chat.history[len(chat.history) - len(kept) :] and new == kept[-2:] and len(kept) < 6
+    chat.history = new * 3
+    assert fit(chat, turn) == new * 3
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_session(monkeypatch, capsys, session):
+def test_a_conversation_shows_as_many_exchanges_as_the_model_was_trained_to_see(monkeypatch, capsys, chat):
+    chat.settings = AnswerSettings(to="text", tokens=3)
+    monkeypatch.setattr(chat.model, "processor", chat.model.processor.model_copy(update={"history_turns": 4}))
+    lines = [f"hello {number}" for number in range(7)]
+    for answered, line in enumerate(lines, start=1):
+        converse(monkeypatch, capsys, chat, f"{line}\n")
+        shown = [turn.text for turn in chat.history if turn.role == "user"]
+        assert shown == lines[max(0, answered - 5) : answered]  # four exchanges, and the question
+
+
+def test_settings_without_a_medium_are_of_words_too(monkeypatch, capsys, chat):
+    chat.settings = AnswerSettings(tokens=60, temperature=2.0, top_k=1)
+    greedy = AnswerSettings(tokens=60, temperature=0.0, allow=("text", *chat.model.writable))
+    converse(monkeypatch, capsys, chat, "hello\n")
+    [expected] = chat.model.answers([Document([Turn("user", "hello")])], greedy)
+    assert chat.history[1].parts == tuple(output.part for output in expected)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(monkeypatch, capsys, chat):
     calls = []
 
     def stop(*_, **__):
         calls.append(1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session.model.engine, "generate", stop)
-    _, err = converse(monkeypatch, capsys, session, "hello\nhello\n")
-    assert len(calls) == 2 and err.count("stopped") == 2 and session.history == []
+    monkeypatch.setattr(chat.model.engine, "generate", stop)
+    _, err = converse(monkeypatch, capsys, chat, "hello\nhello\n")
+    assert len(calls) == 2 and err.count("stopped") == 2 and chat.history == []
 
 
-def test_an_empty_answer_is_told(monkeypatch, capsys, session):
-    monkeypatch.setattr(session.model.engine, "generate", lambda prompts, *_: [[] for _ in prompts])
-    out, err = converse(monkeypatch, capsys, session, "hello\n")
+def test_an_empty_answer_is_told(monkeypatch, capsys, chat):
+    monkeypatch.setattr(chat.model.engine, "generate", lambda prompts, *_: [[] for _ in prompts])
+    out, err = converse(monkeypatch, capsys, chat, "hello\n")
     assert out == "" and "nothing to say" in err
 
 
-def on_terminal(monkeypatch, session, words, to):
+def on_terminal(monkeypatch, chat, words, to):
     """What a terminal is sent for an answer."""
     out = Terminal()
     monkeypatch.setattr(sys, "stdin", Terminal())
     monkeypatch.setattr(sys, "stdout", out)
-    session.answer(words, to)
+    chat.answer(words, to)
     return out.getvalue()
 
 
-def test_on_a_terminal_words_stream(monkeypatch, session):
-    session.settings = {"tokens": 8}
-    written = on_terminal(monkeypatch, session, "hello", "text")
-    assert written.strip() == session.history[1].text.strip() and written.endswith("\n")
+def test_on_a_terminal_words_stream(monkeypatch, chat):
+    chat.settings = AnswerSettings(to="text", tokens=8)
+    written = on_terminal(monkeypatch, chat, "hello", "text")
+    assert written.strip() == chat.history[1].text.strip() and written.endswith("\n")
 
 
 @pytest.mark.parametrize("way,mark", [("blocks", "▀"), ("kitty", "\x1b_G"), ("iterm", "\x1b]1337"), ("sixel", "\x1bP")])
-def test_on_a_terminal_pictures_and_clips_are_drawn_above_their_names(monkeypatch, session, way, mark):
-    session.screen = Screen(way, 80, 40)
+def test_on_a_terminal_pictures_and_clips_are_drawn_above_their_names(monkeypatch, chat, way, mark):
+    chat.screen = Screen(way, 80, 40)
     for to, name in (("image", "picture-1.png"), ("video", "clip-1.gif")):
-        drawn, _, named = on_terminal(monkeypatch, session, "a cat", to).rstrip("\n").rpartition("\n")
+        drawn, _, named = on_terminal(monkeypatch, chat, "a cat", to).rstrip("\n").rpartition("\n")
         assert mark in drawn and named.endswith(name)
 
 
-def test_without_a_screen_only_names_are_written(monkeypatch, session):
-    written = on_terminal(monkeypatch, session, "a cat", "image")
+def test_without_a_screen_only_names_are_written(monkeypatch, chat):
+    written = on_terminal(monkeypatch, chat, "a cat", "image")
     assert "\x1b" not in written and written.count("\n") == 1
 
 
-def test_a_sound_is_played_on_a_terminal_and_a_failure_told(monkeypatch, capsys, session):
+def test_a_sound_is_played_on_a_terminal_and_a_failure_told(monkeypatch, capsys, chat):
     played = []
 
     def play(path, player, duration_s):
@@ -176,14 +192,14 @@ def test_a_sound_is_played_on_a_terminal_and_a_failure_told(monkeypatch, capsys,
 
     monkeypatch.setattr("unimodal.cli.chat.find_player", lambda: ["aplay"])
     monkeypatch.setattr("unimodal.cli.chat.play_sound", play)
-    converse(monkeypatch, capsys, session, "/say hello\n")
+    converse(monkeypatch, capsys, chat, "/say hello\n")
     assert played == []  # stdout is no terminal
-    assert "sound-2.wav" in on_terminal(monkeypatch, session, "hello", "audio")
+    assert "sound-2.wav" in on_terminal(monkeypatch, chat, "hello", "audio")
     [(name, player, duration_s)] = played
     assert (name, player) == ("sound-2.wav", ["aplay"]) and 0 < duration_s < 5
     assert "no sound card" in capsys.readouterr().err
-    session.mute = True
-    on_terminal(monkeypatch, session, "hello", "audio")
+    chat.mute = True
+    on_terminal(monkeypatch, chat, "hello", "audio")
     assert len(played) == 1
 
 
@@ -194,7 +210,7 @@ def test_an_unknown_way_of_pictures_is_a_line(capsys):
     assert capsys.readouterr().err.startswith("unimodal: --pictures 'ascii' is unknown; choose auto, kitty")
 
 
-def test_the_command_without_a_prompt_is_the_session(monkeypatch, capsys):
+def test_the_command_without_a_prompt_is_the_chat(monkeypatch, capsys):
     monkeypatch.setenv(MODEL_VARIABLE, str(tiny_folder()))
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is it?\n"))
     with pytest.raises(SystemExit) as stop:

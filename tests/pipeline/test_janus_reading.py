@@ -316,21 +316,21 @@ def test_the_command_line_answers_about_a_picture(capsys, ours, converted, photo
 
 
 def test_an_interactive_chat_keeps_the_picture_when_its_file_goes(capsys, ours, photos, tmp_path, monkeypatch):
-    from unimodal.cli.chat import Session
+    from unimodal.cli.chat import TerminalChat
     from unimodal.cli.progress import Reporter
 
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(photos[0], tmp_path / "a.png")
-    session = Session(ours, Reporter(), tmp_path, {"tokens": 12})
-    session.take("/image a.png", "text")
+    chat = TerminalChat(ours, Reporter(), AnswerSettings(to="text", tokens=12), tmp_path)
+    chat.follow("/image a.png")
     (tmp_path / "a.png").unlink()
-    session.take("What is this?", "text")
-    session.take("Are you sure?", "text")
-    first, second = session.history[1], session.history[3]
+    chat.follow("What is this?")
+    chat.follow("Are you sure?")
+    first, second = chat.history[1], chat.history[3]
     shown = asked(ours, [photos[0], "What is this?"])
     [expected] = ours.answers([shown], to="text", tokens=12)[0]
     assert first.parts == (expected.part,)
-    [expected] = ours.answers([Document([*shown.turns, first, session.history[2]])], to="text", tokens=12)[0]
+    [expected] = ours.answers([Document([*shown.turns, first, chat.history[2]])], to="text", tokens=12)[0]
     assert second.parts == (expected.part,) and second != first
 
 

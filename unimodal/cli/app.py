@@ -23,11 +23,15 @@ from unimodal.cli.shared import (
     Negative,
     Out,
     Seed,
+    Temperature,
     Tokens,
+    TopK,
+    TopP,
     Weights,
     check_choice,
     check_file,
     check_folder,
+    check_model,
     check_out,
     check_ways,
     load_coder,
@@ -87,6 +91,9 @@ def chat(
     to: Annotated[str | None, typer.Option(metavar="X", help="Answer with text, image, audio or video.")] = None,
     seed: Seed = 0,
     guidance: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     tokens: Tokens = None,
     negative: Negative = None,
     decoder: Decoder = None,
@@ -113,21 +120,32 @@ def chat(
     for _, path in files:
         check_file(path)
     files += [(check_file(path), path) for path in file or []]
+    check_model(model)
     screen = find_screen(pictures)  # asks the terminal: before seconds of loading in which the user may type
     with Reporter() as report:
-        settings = {"guidance": guidance, "tokens": tokens, "negative": negative, "decoder": decoder}
-        loaded = load_model(model, report, weights)
-
-        from unimodal.cli.chat import Session
+        report("starting")
+        from unimodal.cli.chat import TerminalChat
+        from unimodal.pipeline import AnswerSettings
         from unimodal.sequence.document import MEDIA_PARTS
 
-        session = Session(loaded, report, folder, settings, seed, screen, mute)
+        settings = AnswerSettings(
+            to=to,
+            seed=seed,
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            tokens=tokens,
+            negative=negative,
+            decoder=decoder,
+        )
+        terminal_chat = TerminalChat(load_model(model, report, weights), report, settings, folder, screen, mute)
         for kind, path in files:
-            session.attach(MEDIA_PARTS[kind](path=str(path)))
+            terminal_chat.attach(MEDIA_PARTS[kind](path=str(path)))
         if prompt is None:
-            session.run(to)
+            terminal_chat.run()
         else:
-            session.answer(prompt, to)
+            terminal_chat.answer(prompt)
 
 
 @app.command()
@@ -137,6 +155,9 @@ def generate(
     out: Out,
     seed: Seed = 0,
     guidance: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
     tokens: Tokens = None,
     voice: Annotated[str | None, typer.Option(metavar="NAME", help="Who speaks (audio).")] = None,
     negative: Negative = None,
@@ -157,6 +178,7 @@ def generate(
     check_out(out, to)
     if partial and to != "image":
         raise ValueError(f"--partial is for pictures, not for {to}; leave it out")
+    check_model(model)
     saved: list[Path] = []
 
     def save_partial(_: int, output: Output) -> None:
@@ -164,17 +186,25 @@ def generate(
         output.save(saved[-1])
 
     with Reporter() as report:
-        loaded = load_model(model, report, weights)
-        output = loaded.generate(
-            prompt,
-            to,
+        report("starting")
+        from unimodal.pipeline import AnswerSettings
+
+        settings = AnswerSettings(
+            to=to,
             seed=seed,
-            voice=voice,
-            search=search,
             guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
             tokens=tokens,
             negative=negative,
             decoder=decoder,
+            voice=voice,
+            search=search,
+        )
+        output = load_model(model, report, weights).generate(
+            prompt,
+            settings=settings,
             on_token=make_counter(report, f"making {to}"),
             on_partial=save_partial if partial else None,
         )

@@ -1,7 +1,7 @@
-"""The chat: one answer, or an interactive session with commands.
+"""The chat in a terminal: one answer, or a conversation with commands.
 
-Words and names of saved files go to stdout, everything else to stderr. On a terminal words appear as they are written,
-pictures and clips are drawn and sounds are played.
+Words and the names of saved files go to stdout, everything else to stderr. On a terminal words appear as they are
+written, pictures and clips are drawn, and sounds are played.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen, find_player, play_sound
@@ -44,22 +43,24 @@ def describe_commands() -> str:
     return "\n".join([HELP, *lines])
 
 
-class Session:
-    """What was said and shown so far, and how answers are given."""
+class TerminalChat:
+    """What was said and shown so far, and how answers are given.
+
+    settings: of every answer. Without `to` the model chooses; each answer has the next seed.
+    folder: where media in answers are saved. screen: how they are drawn. mute: whether sounds are not played.
+    """
 
     def __init__(
         self,
         model: Unimodal,
         report: Reporter,
-        folder: Path,
-        settings: dict[str, Any] | None = None,
-        seed: int = 0,
+        settings: AnswerSettings,
+        folder: Path = Path(),
         screen: Screen | None = None,
         mute: bool = False,
     ) -> None:
-        self.model, self.report, self.folder = model, report, folder
+        self.model, self.report, self.settings, self.folder = model, report, settings, folder
         self.screen, self.mute = screen or Screen("off"), mute
-        self.settings, self.seed = settings or {}, seed
         self.memory = model.engine.open_session()  # what was read for one turn is not read again for the next
         self.history: list[Turn] = []
         self.pending: list[Part] = []
@@ -67,61 +68,62 @@ class Session:
 
     # ---- the loop
 
-    def run(self, to: str | None = None) -> None:
-        """Answers lines until /quit or the end of the input; what is then still pending is asked about."""
+    def run(self) -> None:
+        """Answer lines until /quit or the end of the input; files that are then still pending are asked about."""
         self.report.clear()
         if sys.stdin.isatty():
-            _notice(f"{self.model.folder.name} is here. /help lists the commands, /quit ends.")
+            _notify(f"{self.model.folder.name} is here. /help lists the commands, /quit ends.")
         for part in self.pending:
             assert isinstance(part, Media)
-            _notice(f"{part.modality} attached; ask about it, or press return.")
-        for line in _lines():
+            _notify(f"{part.modality} attached; ask about it, or press return.")
+        for line in _read_lines():
             try:
-                if not self.take(line, to):
+                if not self.follow(line):
                     return
             except (ValueError, OSError) as error:
                 self.report.clear()
-                _notice(join_lines(str(error)))
+                _notify(join_lines(str(error)))
             except KeyboardInterrupt:  # stops this answer; at the prompt it ends the session
                 self.report.clear()
-                _notice("stopped")
+                _notify("stopped")
         if self.pending:
-            self.answer("", to)
+            self.answer("")
 
-    def take(self, line: str, to: str | None = None) -> bool:
-        """Does what one line says; False ends the session. Raises ValueError for a mistake in it."""
+    def follow(self, line: str) -> bool:
+        """Do what a line says; False ends the chat. Raises ValueError for a mistake in it."""
         line = line.strip()
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if not line.startswith("/"):
             if line or self.pending:
-                self.answer(line, to)
+                self.answer(line)
         elif command in ("/quit", "/exit"):
             return False
         elif command == "/help":
-            _notice(describe_commands())
+            _notify(describe_commands())
         elif command == "/clear":
             self.history.clear()
             self.pending.clear()
             self.memory.clear()
-            _notice("forgotten")
+            _notify("forgotten")
         elif command.removeprefix("/") in MEDIA:
-            self.attach(MEDIA_PARTS[command.removeprefix("/")](path=_path(command, rest)))
-            _notice("attached; ask about it, or press return.")
+            self.attach(MEDIA_PARTS[command.removeprefix("/")](path=_read_path(command, rest)))
+            _notify("attached; ask about it, or press return.")
         elif (asked := next((name for name, medium in MEDIA.items() if command == f"/{medium.ask}"), None)) is not None:
             self.answer(self.model.wording.request(rest, asked), asked)
         elif command == "/save":
-            self.save(_path(command, rest))
+            self.save(_read_path(command, rest))
         else:
             raise ValueError(f"{command} is no command; /help lists them")
         return True
 
     def attach(self, part: Part) -> None:
-        """Reads and encodes a file for the next question; ValueError if it cannot be used."""
+        """Read and encode a file for the next question. Raises ValueError if it cannot be used."""
         self.pending.append(self.model.coder.encode_part(part))
         self.report.clear()
 
     def save(self, path: str) -> None:
+        """Save the last picture, sound or clip again. Raises ValueError if there is none."""
         if self.last is None:
             raise ValueError("there is nothing to save yet; make a picture with /draw, speech with /say")
         self.last.save(path)
@@ -130,32 +132,38 @@ class Session:
     # ---- one answer
 
     def answer(self, words: str, to: str | None = None) -> None:
-        """Asks with what is pending, prints words, saves and names media. On an error what was pending stays."""
-        model = self.model
+        """Ask about what is pending; print words, save and name media. On an error what was pending stays.
+
+        to: the medium of this answer, in place of the settings'.
+        """
+        model, settings = self.model, self._choose_settings(to)
+        to = settings.to
         if to in model.vocabulary.media and words and not self.pending:
             words = model.wording.request(words, to)
         turn = model.user_turn([*self.pending, *([words] if words else [])])
-        settings = self._settings_for(to)
         document = fit_history(model, [*self.history, turn], settings)
         writer = _Writer(model, self.report)
         outputs = model.answers([document], settings, session=self.memory, on_token=writer)[0]
-        self.seed += 1
+        self.settings = self.settings.replace(seed=self.settings.seed + 1)
         self.report.clear()
         writer.finish()
         self.pending.clear()
         self.history = [*document.turns, Turn("assistant", [output.part for output in outputs])]
         if not outputs:
-            _notice("the model has nothing to say to that; ask in other words")
+            _notify("the model has nothing to say to that; ask in other words")
         for output in outputs:
             if output.media is not None:
                 self._show(output)
             elif not writer.live:
                 print(output.text, flush=True)
 
-    def _settings_for(self, to: str | None) -> AnswerSettings:
-        """A negative prompt has no say in an answer of words."""
-        settings = AnswerSettings(**self.settings).replace(to=to, seed=self.seed)
-        return settings.replace(negative=None) if to == "text" else settings
+    def _choose_settings(self, to: str | None) -> AnswerSettings:
+        """The settings of one answer. Where the model chooses, they are of words, too; a negative prompt is of media
+        alone."""
+        settings = self.settings if to is None else self.settings.replace(to=to)
+        if settings.to is None:
+            return settings.replace(allow=("text", *self.model.writable))
+        return settings.replace(negative=None) if settings.to == "text" else settings
 
     def _show(self, output: Output) -> None:
         assert output.media is not None
@@ -175,11 +183,11 @@ class Session:
         player = find_player()
         trouble = None if player is None else play_sound(path, player, duration_s)
         if trouble is not None:
-            _notice(f"{trouble}; the sound is saved")
+            _notify(f"{trouble}; the sound is saved")
 
 
 class _Writer:
-    """Takes new tokens: on a terminal their words appear at once, elsewhere they are counted on stderr."""
+    """Takes every new token: on a terminal words appear at once; all else is counted on stderr."""
 
     def __init__(self, model: Unimodal, report: Reporter) -> None:
         self.live = sys.stdout.isatty() and sys.stdin.isatty()
@@ -209,7 +217,7 @@ class _Writer:
                 print(flush=True)
 
 
-def _lines() -> Iterator[str]:
+def _read_lines() -> Iterator[str]:
     """Lines of stdin; on a terminal with a prompt, editing and a memory of earlier lines."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         import contextlib
@@ -225,8 +233,11 @@ def _lines() -> Iterator[str]:
     yield from sys.stdin
 
 
-def _path(command: str, rest: str) -> str:
-    """The name behind a command, without the quotes that a file manager puts around it."""
+def _read_path(command: str, rest: str) -> str:
+    """The name of the file behind a command, without the quotes that a file manager puts around it.
+
+    Raises ValueError where there is none.
+    """
     if len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "'\"":
         rest = rest[1:-1]
     if not rest:
@@ -234,5 +245,5 @@ def _path(command: str, rest: str) -> str:
     return str(Path(rest).expanduser())
 
 
-def _notice(text: str) -> None:
+def _notify(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

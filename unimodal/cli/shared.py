@@ -24,6 +24,16 @@ Guidance = Annotated[
     float | None,
     typer.Option("--guidance", metavar="G", help="How closely media follow the words; 1 turns guidance off."),
 ]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", metavar="T", help="How freely tokens are drawn; 0 takes the likeliest."),
+]
+TopK = Annotated[
+    int | None, typer.Option("--top-k", metavar="N", help="Draw only from the N likeliest tokens; 0 is all.")
+]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", metavar="P", help="Draw only from the likeliest of this share; 1 is all.")
+]
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="At most so many new tokens.")]
 Negative = Annotated[str | None, typer.Option("--negative", metavar="WORDS", help="What media should not look like.")]
 Decoder = Annotated[
@@ -40,9 +50,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to wr
 
 def load_model(name: str | None, report: Reporter, weights: str = "auto") -> Unimodal:
     """A model by folder, hub id or default. Raises ValueError, before anything heavy is imported, for a wrong name."""
-    from unimodal.model_folder.find import find_model
-
-    find_model(name)
+    check_model(name)
     report("starting")
     from unimodal.pipeline import load
 
@@ -79,6 +87,13 @@ def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> No
     """Raises ValueError for a value that is given and is not one of the choices."""
     if value is not None and value not in choices:
         raise ValueError(f"{option} {value!r} is unknown; choose {', '.join(choices)}")
+
+
+def check_model(name: str | None) -> None:
+    """Raises ValueError for a model that is not found or not whole. Fetches one that is named by its hub id."""
+    from unimodal.model_folder.find import find_model
+
+    find_model(name)
 
 
 def check_ways(decoder: str | None, weights: str) -> None:
