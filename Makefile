@@ -13,11 +13,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIPER := $(VENV)-piper
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test study lint format nano
+.PHONY: help demo test lowest study lint format nano
 
 help:
 	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
 	@echo "make test    install the development tools too, run the test suite (make test ARGS='-k vocabulary')"
+	@echo "make lowest  the core of the suite on the lowest versions of everything     make test PYTHON=python3.13 VENV=.venv313"
 	@echo "make study   random campaigns and small trainings whole, their table in docs/study.md (make study SEED=7 ARGS='-k vocabulary')"
 	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
 	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation, card"
@@ -27,6 +28,20 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+# The lowest versions that pyproject.toml allows, beside the torch that $(VENV) has, and the core of the suite on them.
+LOWEST := $(VENV)-lowest
+CORE ?= tests/vocabulary tests/sequence tests/text tests/model tests/objectives tests/generation tests/tokenizers tests/export
+lowest: $(LOWEST)/.made
+	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(CORE) $(ARGS)
+
+$(LOWEST)/.made: pyproject.toml $(VENV)/.torch
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install uv
+	$(BIN)/python -m pip freeze | grep '^torch==' > $(LOWEST)/torch.txt
+	$(LOWEST)/bin/python -m pip --disable-pip-version-check install --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $(LOWEST)/torch.txt
+	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --constraint $(LOWEST)/torch.txt -e ".[dev]"
+	@touch $@
 
 # Random campaigns and small trainings whole, for an hour or more; the table goes to docs/study.md. Another seed, other cases.
 study: $(VENV)/.dev
