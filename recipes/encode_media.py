@@ -52,14 +52,15 @@ def encode_pictures(cfg: EncodeRecipe, image: ImageTokenizer) -> None:
     )  # [M, V, 64, 64, 3], [M, V, 1280]
     flat = pixels.flatten(0, 1)
     codes = []
+    seen = features.flatten(0, 1)
     with torch.inference_mode():
-        semantic = torch.cat([image.semantic(part.float()) for part in features.flatten(0, 1).split(4096)])
         for start in range(0, len(flat), cfg.batch_size):
-            x = flat[start : start + cfg.batch_size].permute(0, 3, 1, 2).float() / 255
-            codes.append(torch.cat([image.look.nearest(x, 1), image.pixel_values(x)[1]], dim=1))
+            some = slice(start, start + cfg.batch_size)
+            x = flat[some].permute(0, 3, 1, 2).float() / 255
+            codes.append(image.encode_ids(x, seen[some].float()))
             if start % (cfg.batch_size * 40) == 0:
                 print(f"pictures {start}/{len(flat)}", file=sys.stderr, flush=True)
-    ids = torch.cat([semantic, torch.cat(codes)], dim=1).unflatten(0, pixels.shape[:2])
+    ids = torch.cat(codes).unflatten(0, pixels.shape[:2])
     save(cfg.data / "image_codes.npz", codes=ids.numpy().astype(np.int16), sha256=np.array(image.sha256))
 
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from unimodal.config import Config
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
-from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig
+from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
@@ -136,8 +137,10 @@ def fit_first_codes(
     num = cfg.tokenizer.num_semantic
     every = torch.cartesian_prod(torch.arange(len(features)), torch.arange(features.shape[1]))  # [M · V, 2]
     with torch.inference_mode():
-        nearest = torch.cat([model.semantic.nearest(f.float(), num + 1) for f in features.flatten(0, 1).split(4096)])
-        looks = torch.cat([model.look.nearest(pictures.batch(*part.unbind(1)), 2) for part in every.split(512)])
+        nearest = torch.cat(
+            [model.semantic.find_nearest(f.float(), num + 1) for f in features.flatten(0, 1).split(4096)]
+        )
+        looks = torch.cat([model.look.find_nearest(pictures.batch(*part.unbind(1)), 2) for part in every.split(512)])
     codes, others = without_own(nearest.unflatten(0, features.shape[:2]), own_concept)  # [M, V, S]
     look, other_look = without_own(looks.unflatten(0, features.shape[:2]), own_look)  # [M, V, 1]
     return FirstCodes(codes, look[..., 0]), FirstCodes(others, other_look[..., 0])
@@ -167,8 +170,8 @@ def train(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) 
         )
         semantic = torch.where(stranger.unsqueeze(1), strangers.semantic[rows, views], codes.semantic[rows, views])
         look = torch.where(stranger, strangers.look[rows, views], codes.look[rows, views])
-        pixel, _ = model.pixel_values(x)
-        random_values = model.quantizer.values(batch["spoilt"].clamp_min(0))
+        pixel, _ = model.encode_pixels(x)
+        random_values = model.quantizer.to_values(batch["spoilt"].clamp_min(0))
         pixel = torch.where((batch["spoilt"] >= 0).unsqueeze(-1), random_values, pixel)
         errors = picture_loss(model.decode_values(semantic, look, pixel, batch["kept"]), x)
         whole = batch["kept"].all(1)
@@ -204,7 +207,7 @@ def psnr(model: ImageTokenizer, pictures: Pictures, codes: FirstCodes, rows: np.
         for part in torch.from_numpy(rows).split(64):
             x = pictures.batch(part, torch.zeros_like(part))
             kept = (torch.arange(model.config.grid**2) < num_codes).expand(len(x), -1)
-            pixel, _ = model.pixel_values(x)
+            pixel, _ = model.encode_pixels(x)
             y = model.decode_values(codes.semantic[part, 0], codes.look[part, 0], pixel, kept).clamp(0, 1)
             values.append(-10 * (y - x).square().flatten(1).mean(1).clamp_min(1e-9).log10())
     return float(torch.cat(values).mean())

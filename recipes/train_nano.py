@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from unimodal.data.mixture import Batches, Mixture
 from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
-from unimodal.model.structured_rows import begin_from, encode_levels, finish, structure
+from unimodal.model.structured_rows import begin_from, finish, structure
 from unimodal.objectives.ctc import ctc_from_hidden, find_spoken_answers, find_spoken_requests
 from unimodal.objectives.next_token import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
+from unimodal.tokenizers import MediaTokenizer
 from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
@@ -44,7 +45,8 @@ from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import recipe_main
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
-from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+from unimodal.tuning.rows import describe_codes
+from unimodal.vocabulary import Vocabulary, media_vocabulary
 
 MEDIA_FOLDERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
 
@@ -102,35 +104,10 @@ class Documents:
         return self.template.render(document)
 
 
-def build_vocabulary(
-    text: TextTokenizer, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer
-) -> Vocabulary:
-    """Text, controls, then a block for each codebook; clips begin with a picture of the image blocks."""
-    sizes = {**image.block_sizes, **audio.block_sizes, "video": video.block_sizes["video"]}
-    owner = {**dict.fromkeys(image.block_sizes, image), "audio": audio, "video": video}
-    blocks = [Block(name=n, modality=owner[n].modality, size=sizes[n], sha256=owner[n].sha256) for n in owner]
-    picture = [Segment(name, count, mark=False) for name, count in image.segments]
-    motion = [Segment(name, count) for name, count in video.segments[len(image.segments) :]]
-    layouts = [
-        SpanLayout("image", picture),
-        SpanLayout("audio", [Segment("audio", None)]),
-        SpanLayout("video", [*picture, *motion]),
-    ]
-    return Vocabulary.build(text.size, blocks, layouts, text_sha256=text.sha256)
-
-
-def row_features(
-    vocabulary: Vocabulary, image: ImageTokenizer, audio: AudioTokenizer, video: VideoTokenizer
-) -> dict[range, Tensor]:
+def row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaTokenizer]) -> dict[range, Tensor]:
     """What is known of each media row before training: its prototype, its thumbnail, or its levels."""
-    features = {
-        vocabulary.block_range("semantic"): image.semantic.prototypes,
-        vocabulary.block_range("look"): image.look.table,
-    }
-    for name, quantizer in (("image", image.quantizer), ("audio", audio.quantizer), ("video", video.quantizer)):
-        ids = torch.arange(quantizer.codebook_size)
-        features[vocabulary.block_range(name)] = encode_levels(quantizer.level_indices(ids), quantizer.levels)
-    return features
+    found = {block.rows: describe_codes(tokenizers[block.modality], block) for block in vocabulary.blocks}
+    return {rows: features for rows, features in found.items() if features is not None}
 
 
 def row_words(
@@ -263,7 +240,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
         atomic_write_text(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
     else:
         text = train_text_tokenizer(training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
-    vocabulary = build_vocabulary(text, image, audio, video)
+    vocabulary = media_vocabulary([image, audio, video], text.size, text_reserved=(), text_sha256=text.sha256)
     template = Template(vocabulary, text)
     shares = {name: cfg.weights[name] for name in all_sources}
     sets = {
@@ -295,7 +272,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     naming = all_sources["image_to_name"]
     assert isinstance(naming, sources.MediaToName)
     words = row_words(vocabulary, naming.media, text)
-    structure(embedding, row_features(vocabulary, image, audio, video), words=words)
+    structure(embedding, row_features(vocabulary, {"image": image, "audio": audio, "video": video}), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
     audio_rows, text_rows = vocabulary.block_range("audio"), range(text.size)

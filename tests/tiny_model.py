@@ -14,11 +14,12 @@ from unimodal.model_folder.wording import Wording
 from unimodal.model_folder.write import save_model
 from unimodal.pipeline import Unimodal, load
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
-from unimodal.tokenizers.interface import MediaTokenizer
+from unimodal.tokenizers import MediaTokenizer
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
-from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig
+from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
-from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+from unimodal.vocabulary import Vocabulary, media_vocabulary
 
 NUM_PROTOTYPES = 12
 NUM_LOOKS = 30
@@ -63,25 +64,7 @@ def tiny_tokenizers() -> dict[str, MediaTokenizer]:
 
 
 def tiny_vocabulary(text: TextTokenizer, tokenizers: dict[str, MediaTokenizer]) -> Vocabulary:
-    image, audio, video = (tokenizers[name].sha256 for name in ("image", "audio", "video"))
-    picture = [Segment(name, count, mark=False) for name, count in tokenizers["image"].segments]
-    return Vocabulary.build(
-        text.size,
-        [
-            Block(name="semantic", modality="image", size=NUM_PROTOTYPES, sha256=image),
-            Block(name="look", modality="image", size=NUM_LOOKS, sha256=image),
-            Block(name="image", modality="image", size=16, sha256=image),
-            Block(name="audio", modality="audio", size=16, sha256=audio),
-            Block(name="video", modality="video", size=16, sha256=video),
-        ],
-        [
-            SpanLayout("image", picture),
-            SpanLayout("audio", [Segment("audio")]),
-            SpanLayout("video", [*picture, Segment("video", 64), Segment("video", 64)]),
-        ],
-        text_reserved=text.reserved_ids,
-        text_sha256=text.sha256,
-    )
+    return media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
 
 
 @cache

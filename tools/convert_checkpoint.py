@@ -3,7 +3,7 @@
     python tools/convert_checkpoint.py emu3 Emu3-community/Emu3-Gen-hf data/models/emu3 [--grid 90x90]
     python tools/convert_checkpoint.py chameleon facebook/chameleon-7b data/models/chameleon [--decoder vqgan.ckpt]
     python tools/convert_checkpoint.py janus deepseek-community/Janus-Pro-1B data/models/janus
-    python tools/convert_checkpoint.py tokenizers data/media --image emu3=Emu3-community/Emu3-Gen-hf \\
+    python tools/convert_checkpoint.py tokenizers data/media --image data/models/my_tokenizer \\
         --audio mimi=kyutai/mimi [--text HuggingFaceTB/SmolLM2-135M]
 
 A source is a folder or a hub id with safetensors. A model folder keeps the checkpoint's weights, ids, tokenizer files
@@ -15,8 +15,9 @@ and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint giv
 - janus: pictures read, and drawn. The picture embeddings of drawing are worked out once and become rows of a stock
   Llama; the picture head is kept as `image_head.safetensors`, and what pictures are read with as `image_reader/`.
 
-`tokenizers` makes what `--set media=FOLDER` of the fine-tuning recipes takes: media tokenizers and the vocabulary of
-their blocks. With `--text` the folder has text rows too, and `recipes/tokenize_dataset.py --set model=FOLDER` reads it.
+`tokenizers` makes what `--set media=FOLDER` of the fine-tuning recipes takes: media tokenizers, each from its folder or
+from a checkpoint of a pretrained family, and the vocabulary of their blocks. With `--text` the folder has text rows
+too, and `recipes/tokenize_dataset.py --set model=FOLDER` reads it.
 
 `unimodal export` makes a model folder the checkpoint of its class again; what it needs for that lies in `original/`.
 
@@ -50,11 +51,17 @@ from unimodal.model_folder.wording import Wording
 from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates.open import open_template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.tokenizers import pretrained, stored_sha256
-from unimodal.tokenizers.interface import MediaTokenizer
+from unimodal.tokenizers import (
+    MediaTokenizer,
+    continued_medium,
+    is_tokenizer,
+    load_tokenizer,
+    pretrained,
+    stored_sha256,
+)
 from unimodal.tokenizers.pretrained.base import check_kind, load_reference, weight_files
 from unimodal.tokenizers.pretrained.janus import JanusReader
-from unimodal.vocabulary import Block, Control, Segment, SpanLayout, Vocabulary, read_vocabulary
+from unimodal.vocabulary import Block, Control, Segment, SpanLayout, media_vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary.grid import GridMarks
 from unimodal.vocabulary.layout import FeatureSpan
@@ -333,7 +340,7 @@ def convert_janus(folder: Path, new: Path) -> None:
         "eos": source.special("eos_token", "<｜end▁of▁sentence｜>"),
         "pad": source.special("pad_token", "<｜▁pad▁｜>"),
     }
-    reader = JanusReader.of_model(inner, folder)
+    reader = JanusReader.from_model(inner, folder)
     if reader.width != config.hidden_size:
         raise ValueError(f"{folder}: its picture features are {reader.width} wide, its decoder {config.hidden_size}")
     reader.save(reader_folder(new, "image"))
@@ -356,34 +363,49 @@ def convert_janus(folder: Path, new: Path) -> None:
 # ---- tokenizers alone
 
 
-def make_tokenizers(named: Mapping[str, tuple[str, str]], new: Path, text: str | None = None) -> None:
-    """named: modality → (family, source). The blocks lie in the order image, audio, video."""
-    tokenizers: dict[str, MediaTokenizer] = {}
-    for modality in (name for name in MEDIA if name in named):
-        family, source = named[modality]
-        tokenizer = pretrained.load(family, source)
-        if tokenizer.modality != modality:
-            raise ValueError(f"{family} is a tokenizer of {tokenizer.modality}, not of {modality}")
-        tokenizers[modality] = tokenizer
-    blocks, layouts = [], []
-    for modality, tokenizer in tokenizers.items():
-        tokenizer.save(tokenizer_folder(new, modality))
-        sha256 = stored_sha256(tokenizer_folder(new, modality))
-        blocks += [
-            Block(name=modality, modality=modality, group=group, size=size, sha256=sha256)
-            for group, size in enumerate(tokenizer.codebook_sizes)
-        ]
-        layouts.append(SpanLayout(modality, [Segment(name, count) for name, count in tokenizer.segments]))
+def make_tokenizers(opened: Mapping[str, tuple[MediaTokenizer, Path | None]], new: Path, text: str | None) -> None:
+    """The tokenizers, the vocabulary of their blocks in that order, and the text rows of `text`.
+
+    opened: medium → its tokenizer and, where it is saved already, its folder.
+    """
+    tokenizers = [tokenizer for tokenizer, _ in opened.values()]
+    for modality, (tokenizer, folder) in opened.items():
+        if folder is None:
+            tokenizer.save(tokenizer_folder(new, modality))
+        else:
+            shutil.copytree(folder, tokenizer_folder(new, modality))
     if text is None:
-        Vocabulary.build(1, blocks, layouts, [0]).save(new / "vocabulary.json")
+        media_vocabulary(tokenizers).save(new / "vocabulary.json")
     else:
         from unimodal.text.hub_tokenizer import save_hub_tokenizer
 
         words = TextTokenizer.load(pretrained.find(text))
-        vocabulary = Vocabulary.build(words.size, blocks, layouts, words.reserved_ids, words.sha256)
+        vocabulary = media_vocabulary(tokenizers, words.size, words.reserved_ids, words.sha256)
         vocabulary.save(new / "vocabulary.json")
         save_hub_tokenizer(new, vocabulary, words)
     write_json(new / PROCESSOR_FILE, ProcessorConfig().model_dump(mode="json"))
+
+
+def open_tokenizer(
+    modality: str, named: str, others: Mapping[str, tuple[MediaTokenizer, Path | None]]
+) -> tuple[MediaTokenizer, Path | None]:
+    """The tokenizer that `--image NAMED` means, and its folder: of a saved one, or None of a checkpoint family=source.
+
+    others: those before it, of which it may continue one. Raises ValueError for one of another medium.
+    """
+    family, equals, source = named.partition("=")
+    if not equals and not is_tokenizer(Path(named)):
+        raise ValueError(
+            f"--{modality} {named!r}: name the folder of a tokenizer, or write family=source, such as mimi=kyutai/mimi"
+        )
+    if equals:
+        tokenizer = pretrained.load(family, source)
+    else:
+        begun = continued_medium(named)
+        tokenizer = load_tokenizer(named, others[begun][0] if begun in others else None)
+    if tokenizer.modality != modality:
+        raise ValueError(f"{family if equals else named} is a tokenizer of {tokenizer.modality}, not of {modality}")
+    return tokenizer, None if equals else Path(named)
 
 
 # ---- the command
@@ -413,20 +435,15 @@ def grid_of(text: str) -> tuple[int, int]:
     return GridMarks.check((int(match[1]), int(match[2])))
 
 
-def family_and_source(modality: str, text: str) -> tuple[str, str]:
-    family, equals, source = text.partition("=")
-    if not equals:
-        raise ValueError(f"--{modality} {text!r}: write family=source, such as {'mimi=kyutai/mimi'}")
-    return family, source
-
-
 def run(options: argparse.Namespace) -> None:
     if options.kind == "tokenizers":
         given = {name: getattr(options, name) for name in MEDIA if getattr(options, name)}
         if not given:
             raise ValueError("name at least one tokenizer, such as --audio mimi=kyutai/mimi")
-        named = {name: family_and_source(name, text) for name, text in given.items()}
-        whole_or_nothing(options.out, lambda new: make_tokenizers(named, new, options.text))
+        opened: dict[str, tuple[MediaTokenizer, Path | None]] = {}
+        for name, named in given.items():
+            opened[name] = open_tokenizer(name, named, opened)
+        whole_or_nothing(options.out, lambda new: make_tokenizers(opened, new, options.text))
         return
     settings: dict[str, Any] = {}
     if options.kind == "emu3" and options.grid:
@@ -452,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     media = kinds.add_parser("tokenizers")
     media.add_argument("out", type=Path)
     for modality in MEDIA:
-        media.add_argument(f"--{modality}", metavar="FAMILY=SOURCE")
+        media.add_argument(f"--{modality}", metavar="FOLDER", help="a saved tokenizer, or FAMILY=SOURCE")
     media.add_argument("--text", metavar="SOURCE", help="a folder or hub id with the tokenizer.json of text rows")
     options = parser.parse_args(arguments)
     try:

@@ -13,7 +13,7 @@ def make() -> tuple[nn.Embedding, FiniteScalarQuantizer]:
     torch.manual_seed(0)
     quantizer = FiniteScalarQuantizer((4, 4))
     embedding = nn.Embedding(30, 6)
-    features = encode_levels(quantizer.level_indices(torch.arange(16)), quantizer.levels)
+    features = encode_levels(quantizer.to_levels(torch.arange(16)), quantizer.levels)
     structure(embedding, {range(10, 26): features}, std=0.5)
     return embedding, quantizer
 
@@ -22,9 +22,7 @@ def test_codes_that_share_levels_begin_alike() -> None:
     embedding, quantizer = make()
     rows = embedding.weight[10:26]
     distance = torch.cdist(rows, rows)
-    differing = (
-        quantizer.level_indices(torch.arange(16))[:, None] != quantizer.level_indices(torch.arange(16))[None]
-    ).sum(-1)
+    differing = (quantizer.to_levels(torch.arange(16))[:, None] != quantizer.to_levels(torch.arange(16))[None]).sum(-1)
     assert distance[differing == 1].mean() < distance[differing == 2].mean()
 
 
@@ -36,7 +34,7 @@ def test_a_gradient_for_one_code_moves_its_neighbours_and_no_other_row() -> None
         embedding(torch.tensor([10])).sum().backward()
     optimizer.step()
     moved = (embedding.weight - before).detach().abs().sum(1)
-    digits = quantizer.level_indices(torch.arange(16))
+    digits = quantizer.to_levels(torch.arange(16))
     near = 10 + torch.nonzero((digits == digits[0]).any(1)).squeeze(1)
     assert bool((moved[near] > 0).all())
     assert float(moved[:10].sum()) == 0 and float(moved[26:].sum()) == 0
@@ -81,7 +79,7 @@ def test_a_finished_table_can_be_structured_and_trained_again() -> None:
     torch.testing.assert_close(embedding.weight, rows, atol=1e-5, rtol=0)
     words = {range(10, 26): [[1, 2], *[[3]] * 15]}
     other = nn.Embedding(30, 6)
-    features = encode_levels(quantizer.level_indices(torch.arange(16)), quantizer.levels)
+    features = encode_levels(quantizer.to_levels(torch.arange(16)), quantizer.levels)
     shape = structure(other, {range(10, 26): features}, words=words)
     begin_from(other, rows)
     torch.testing.assert_close(other.weight, rows, atol=1e-5, rtol=0)

@@ -337,10 +337,10 @@ def test_every_family_loads_by_its_folder_and_keeps_its_hash(model):
     families = set()
     for name in ("image", "audio", "video"):
         folder = tiny_folder() / f"{name}_tokenizer"
-        loaded = load_tokenizer(folder, image_tokenizer=model.coder.tokenizer("image"))
+        loaded = load_tokenizer(folder, model.coder.tokenizer("image"))
         assert loaded.modality == name and loaded.sha256 == stored_sha256(folder) == model.coder.sha256[name]
         families.add(loaded.config.family)
-    assert families == {name for name, (module, _) in FAMILIES.items() if ".pretrained." not in module}
+    assert families == {name for name, place in FAMILIES.items() if ".pretrained." not in place}
 
 
 # ---- wording

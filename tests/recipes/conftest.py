@@ -34,25 +34,13 @@ def media_folder(tmp_path_factory):
     from unimodal.model_folder.settings import ProcessorConfig
     from unimodal.model_folder.write import save_model
     from unimodal.text.tokenizer import train_text_tokenizer
-    from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+    from unimodal.vocabulary import media_vocabulary
 
     folder = tmp_path_factory.mktemp("media")
     torch.manual_seed(0)
     text = train_text_tokenizer(SENTENCES, 420, folder / "text")
     tokenizers = tiny_tokenizers()
-    image, audio, video = (tokenizers[name] for name in ("image", "audio", "video"))
-    owners = {name: t for t in (video, audio, image) for name in t.block_sizes}
-    blocks = [
-        Block(name=name, modality=t.modality, size=t.block_sizes[name], sha256=t.sha256) for name, t in owners.items()
-    ]
-    picture = [Segment(name, count, mark=False) for name, count in image.segments]
-    motion = [Segment(name, count) for name, count in video.segments[len(image.segments) :]]
-    layouts = [
-        SpanLayout("image", picture),
-        SpanLayout("audio", [Segment("audio")]),
-        SpanLayout("video", [*picture, *motion]),
-    ]
-    vocabulary = Vocabulary.build(text.size, blocks, layouts, text.reserved_ids, text.sha256)
+    vocabulary = media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
     sizes = NanoConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, intermediate_size=48)
     control = vocabulary.control_id
     decoder = build_nano(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.campaigns import examples
-from unimodal.tokenizers.interface import Codes
+from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
 from unimodal.tokenizers.nano.audio_mel import LogMel, Spectrum, griffin_lim
@@ -91,8 +91,8 @@ def test_padding_changes_no_sound(head: str) -> None:
 
 def test_every_code_has_its_own_values_and_comes_back(tokenizer: AudioTokenizer) -> None:
     ids = torch.arange(4096)
-    values = tokenizer.quantizer.values(ids)
-    assert torch.equal(tokenizer.quantizer.ids(values), ids)
+    values = tokenizer.quantizer.to_values(ids)
+    assert torch.equal(tokenizer.quantizer.to_ids(values), ids)
     assert len(torch.unique(values, dim=0)) == 4096
 
 

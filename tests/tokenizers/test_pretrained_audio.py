@@ -7,7 +7,7 @@ import torch
 
 from tests import tiny_networks
 from unimodal.tokenizers import load_tokenizer, pretrained
-from unimodal.tokenizers.interface import Codes
+from unimodal.tokenizers.codes import Codes
 
 SETTINGS = {
     "encodec": {"bandwidth": 1.2},

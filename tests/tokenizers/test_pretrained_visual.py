@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests import tiny_networks
 from unimodal.tokenizers import load_tokenizer, pretrained
-from unimodal.tokenizers.interface import Codes
+from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.pretrained.chameleon import ChameleonDecoder
 
 NETWORKS = {
@@ -140,7 +140,7 @@ def test_a_file_is_fitted_as_emu3s_own_processor_fits_it(shape, tmp_path):
     given = processor(Image.fromarray(picture.permute(1, 2, 0).numpy()), return_tensors="pt")
     fitted = tokenizer.fit(picture)
     assert fitted.shape == given["pixel_values"][0].shape
-    assert (tokenizer.scaled(fitted[None]) - given["pixel_values"]).abs().max() < 1e-5
+    assert (tokenizer.scale_pixels(fitted[None]) - given["pixel_values"]).abs().max() < 1e-5
     with torch.inference_mode():
         expected = network.encode(given["pixel_values"], given["image_sizes"]).image_tokens[0]
     assert torch.equal(tokenizer.encode(fitted[None]).ids[0, :, 0], expected.flatten())
@@ -218,7 +218,7 @@ def test_a_file_is_fitted_as_the_checkpoints_processor_fits_it(name, shape, tmp_
     tokenizer = pretrained.load(name, tmp_path)
     picture = (pictures(3, *shape) * 255).to(torch.uint8)
     given = processor(Image.fromarray(picture.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"]
-    assert (tokenizer.scaled(tokenizer.fit(picture)[None]) - given).abs().max() < 1e-5
+    assert (tokenizer.scale_pixels(tokenizer.fit(picture)[None]) - given).abs().max() < 1e-5
 
 
 def test_chameleons_decoder_is_the_vqgan_that_janus_has(tmp_path):

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimodal.tokenizers.interface import Codes
-from unimodal.tokenizers.nano.image import ImageTokenizer, ImageTokenizerConfig, cosine_basis
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
+from unimodal.tokenizers.nano.image_networks import make_cosine_basis
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 
 NUM_PROTOTYPES = 20
@@ -104,7 +106,7 @@ def test_a_prefix_decodes_whether_it_is_cut_or_masked_and_the_tail_does_not_matt
 
 
 def test_the_cosine_basis_is_orthonormal_and_begins_with_the_mean() -> None:
-    basis = cosine_basis(8)
+    basis = make_cosine_basis(8)
     torch.testing.assert_close(basis @ basis.T, torch.eye(64), atol=1e-5, rtol=0)
     torch.testing.assert_close(basis[0], torch.full((64,), 1 / 8), atol=1e-6, rtol=0)
     turns = (basis.unflatten(1, (8, 8)).diff(dim=-1).square().sum((1, 2))).sqrt()
@@ -116,13 +118,13 @@ def test_a_look_is_the_nearest_known_picture_and_gives_back_its_thumbnail(image:
     tokenizer = ImageTokenizer(image.config)
     tokenizer.look.fit(pictures)
     noisy = (pictures + 0.05 * torch.randn_like(pictures)).clamp(0, 1)
-    assert tokenizer.look.nearest(noisy, 1)[:, 0].tolist() == list(range(NUM_LOOKS))
+    assert tokenizer.look.find_nearest(noisy, 1)[:, 0].tolist() == list(range(NUM_LOOKS))
     # twelve pictures span eleven directions and ten are kept: nearly all of each thumbnail comes back
-    wanted = tokenizer.look.thumbnail(pictures)
-    left = (tokenizer.look.values(torch.arange(NUM_LOOKS)).flatten(1) - wanted).square().sum()
+    wanted = tokenizer.look.make_thumbnail(pictures)
+    left = (tokenizer.look.look_up(torch.arange(NUM_LOOKS)).flatten(1) - wanted).square().sum()
     assert left < 0.25 * (wanted - wanted.mean(0)).square().sum()
     grey = torch.arange(3)[:, None, None].expand(3, 64, 64)[None] / 2.0  # cells hold red, green, blue in this order
-    cell = tokenizer.look.thumbnail(grey).unflatten(1, (64, 27))[0, 0]
+    cell = tokenizer.look.make_thumbnail(grey).unflatten(1, (64, 27))[0, 0]
     assert cell.tolist() == [-1.0] * 9 + [0.0] * 9 + [1.0] * 9
 
 

@@ -461,6 +461,6 @@ def test_tokenizers_make_what_recipes_take(tmp_path, capsys):
     assert "is a tokenizer of audio, not of image" in fails(
         capsys, "tokenizers", tmp_path / "no", "--image", f"mimi={tmp_path / 'mimi'}"
     )
-    assert "write family=source" in fails(capsys, "tokenizers", tmp_path / "no", "--image", "mimi")
+    assert "or write family=source" in fails(capsys, "tokenizers", tmp_path / "no", "--image", "mimi")
     assert "name at least one tokenizer" in fails(capsys, "tokenizers", tmp_path / "no")
     assert not (tmp_path / "no").exists() and nothing_left(tmp_path)

@@ -11,7 +11,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from unimodal.media.access import load_medium
+from unimodal.media.files import MediaSource
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
 from unimodal.media.registry import Medium
+from unimodal.tokenizers.interface import FitMode, MediaModule
+
+
+def read_medium(
+    source: MediaSource, tokenizer: MediaModule, limits: MediaLimits = DEFAULT_LIMITS, mode: FitMode = "pad"
+) -> Tensor:
+    """A file, or its bytes, as the medium that the tokenizer sees, fitted by `mode` where the family leaves that open.
+
+    Raises ValueError if it is not usable.
+    """
+    return tokenizer.fit(load_medium(tokenizer.modality, source, tokenizer.file_target, limits), mode)
 
 
 def group_by_size(medium: Medium, items: Sequence[Tensor]) -> list[list[int]]:

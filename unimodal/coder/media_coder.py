@@ -8,34 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.coder.batches import group_by_size, split_batch, stack_media
+from unimodal.coder.batches import group_by_size, read_medium, split_batch, stack_media
 from unimodal.coder.outputs import Grid3, MediaCodes, Output
-from unimodal.files import quote_path, read_json
-from unimodal.media.access import load_medium
-from unimodal.media.image import fit_image, load_image, to_bytes
+from unimodal.files import quote_path
+from unimodal.media.image import load_image, to_bytes
 from unimodal.media.kind import media_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
-from unimodal.media.registry import MEDIA, FileTarget
+from unimodal.media.registry import MEDIA
 from unimodal.model_folder.hashes import check_tokenizers
-from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, reader_folder, tokenizer_folder
+from unimodal.model_folder.layout import VOCABULARY_FILE, reader_folder, tokenizer_folder
 from unimodal.model_folder.settings import ProcessorConfig, read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
-from unimodal.tokenizers import load_tokenizer
-from unimodal.tokenizers.interface import Codes, MediaReader, MediaTokenizer
-from unimodal.vocabulary import Vocabulary, read_vocabulary
+from unimodal.tokenizers import (
+    Codes,
+    MediaReader,
+    MediaTokenizer,
+    config_of,
+    continued_medium,
+    is_tokenizer,
+    load_reader,
+    load_tokenizer,
+)
+from unimodal.vocabulary import Vocabulary, media_vocabulary, read_vocabulary
 
 
 def load_coder(
     folder: Path, device: torch.device | str = "cpu", on_step: Callable[[str], None] = lambda step: None
 ) -> MediaCoder:
-    """The media side of a model folder alone, without its decoder."""
+    """The media side of a model folder alone, without its decoder; or that of one tokenizer in a folder of its own."""
+    if is_tokenizer(folder):
+        return _load_alone(folder, device, on_step)
     return MediaCoder(folder, read_vocabulary(folder / VOCABULARY_FILE), read_processor(folder), device, on_step)
+
+
+def _load_alone(folder: Path, device: torch.device | str, on_step: Callable[[str], None]) -> MediaCoder:
+    """The coder of one tokenizer, and of the one that it continues, which lies beside it."""
+    on_step("loading the tokenizer")
+    begun = continued_medium(folder)
+    continued = None if begun is None else load_tokenizer(tokenizer_folder(folder.parent, begun))
+    tokenizers = [load_tokenizer(folder, continued), *([] if continued is None else [continued])]
+    return MediaCoder(folder, media_vocabulary(tokenizers), ProcessorConfig(), device, on_step, tokenizers)
 
 
 class MediaCoder:
@@ -48,48 +65,49 @@ class MediaCoder:
         processor: ProcessorConfig,
         device: torch.device | str = "cpu",
         on_step: Callable[[str], None] = lambda step: None,
+        tokenizers: Sequence[MediaTokenizer] | None = None,
     ) -> None:
+        """tokenizers: those of the vocabulary's media, where they do not lie in the model folder."""
         self.folder, self.vocabulary, self.processor, self.on_step = folder, vocabulary, processor, on_step
         self.device = torch.device(device)
         self.limits: MediaLimits = DEFAULT_LIMITS
-        self.sha256 = check_tokenizers(folder, vocabulary)
-        self._loaded: dict[str, MediaTokenizer] = {}
+        self._loaded = {tokenizer.modality: tokenizer.to(self.device) for tokenizer in tokenizers or ()}
+        if tokenizers is None:
+            self.sha256 = check_tokenizers(folder, vocabulary)
+        else:
+            self.sha256 = {name: tokenizer.sha256 for name, tokenizer in self._loaded.items()}
         self._readers: dict[str, MediaReader] = {}
 
     def tokenizer(self, modality: str) -> MediaTokenizer:
         """Loaded at first use. Raises ValueError for a medium that the model does not have."""
         if modality not in self._loaded:
             self.vocabulary.layout(modality)
-            joint = modality == "video" and "image" in self.vocabulary.media
-            parts = {"image_tokenizer": self.tokenizer("image")} if joint else {}
+            folder = tokenizer_folder(self.folder, modality)
+            begun = continued_medium(folder)
+            continued = self.tokenizer(begun) if begun in self.vocabulary.media else None
             self.on_step(f"loading the {modality} tokenizer")
-            loaded = load_tokenizer(tokenizer_folder(self.folder, modality), **parts)
-            self._loaded[modality] = loaded.to(self.device)
+            self._loaded[modality] = load_tokenizer(folder, continued).to(self.device)
         return self._loaded[modality]
 
     def can_decode(self, modality: str) -> bool:
-        """Whether codes become a medium again: False for a tokenizer that came without its decoder."""
-        config = read_json(tokenizer_folder(self.folder, modality) / CONFIG_FILE)
-        return bool(config.get("has_decoder", True))
-
-    def setting(self, modality: str, name: str) -> Any:
-        """A value of a tokenizer's config, e.g. `image_size`, `sample_rate_hz`, `fps`."""
-        return getattr(self.tokenizer(modality).config, name)
+        """Whether codes become a medium again: False for a tokenizer that only encodes. No weights are read."""
+        if modality in self._loaded:
+            return self._loaded[modality].can_decode
+        return config_of(tokenizer_folder(self.folder, modality)).can_decode
 
     def rate(self, modality: str) -> float | None:
-        """Samples or frames a second; None for pictures."""
-        name = {"audio": "sample_rate_hz", "video": "fps"}.get(modality)
-        return None if name is None else float(self.setting(modality, name))
+        """Samples or frames a second; None for media without time."""
+        return self.tokenizer(modality).rate
 
     def code_vectors(self) -> dict[str, Tensor]:
-        """What the quantizers turn codes into, float [size, K] by block, for the blocks that are one codebook."""
-        found: dict[str, Tensor] = {}
+        """What codes become in their tokenizer, float [size, K] by block: of each medium's main block, which has its
+        name, where that is one codebook."""
+        found = {}
         for modality in self.vocabulary.media:
-            quantizer: Any = getattr(self.tokenizer(modality), "quantizer", None)
-            sizes = {block.name: block.size for block in self.vocabulary.blocks}
-            if hasattr(quantizer, "values") and sizes.get(modality) == quantizer.codebook_size:
-                codes = torch.arange(sizes[modality], device=self.device)
-                found[modality] = quantizer.values(codes).float().cpu()
+            tokenizer = self.tokenizer(modality)
+            vectors = tokenizer.code_features(modality) if len(tokenizer.codebook_sizes) == 1 else None
+            if vectors is not None:
+                found[modality] = vectors
         return found
 
     # ---- files → tensors → codes
@@ -100,21 +118,7 @@ class MediaCoder:
         Raises ValueError if it is not usable.
         """
         self.vocabulary.layout(modality)
-        medium = load_medium(modality, path, self._target(modality), self.limits)
-        if modality == "image":
-            fit = getattr(self.tokenizer("image"), "fit", None)  # a pretrained tokenizer fits as it was trained
-            if fit is not None:
-                return fit(medium)
-            return fit_image(medium, self.setting("image", "image_size"), self.processor.image_fit)
-        return medium
-
-    def _target(self, modality: str) -> FileTarget:
-        """What the tokenizer declares of its files."""
-        config = self.tokenizer(modality).config
-        rate, fps, frames, side = (
-            getattr(config, name, None) for name in ("sample_rate_hz", "fps", "num_frames", "image_size")
-        )
-        return FileTarget(rate, fps, frames, None if side is None else (side, side))
+        return read_medium(path, self.tokenizer(modality), self.limits, self.processor.image_fit)
 
     def encode(self, modality: str, media: Sequence[Tensor]) -> list[np.ndarray]:
         """Media of one modality → codes, each int64 [N] or [N, G]. Sounds and pictures may differ in size."""
@@ -131,13 +135,11 @@ class MediaCoder:
         return [found[index] for index in range(len(media))]
 
     def encode_batch(self, modality: str, media: Sequence[Tensor]) -> Codes:
-        """Media of one modality, pictures and clips of one size, → their codes in one batch."""
-        return self.tokenizer(modality).encode(*self._batch(modality, media))
-
-    def _batch(self, modality: str, media: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The batch [B, C, …] that a tokenizer takes, and the true lengths of padded media."""
+        """Media of one modality and of one group (`group_by_size`) → their codes in one batch."""
         batch, lengths = stack_media(MEDIA[modality], media)
-        return batch.to(self.device), None if lengths is None else lengths.to(self.device)
+        return self.tokenizer(modality).encode(
+            batch.to(self.device), None if lengths is None else lengths.to(self.device)
+        )
 
     def encode_part(self, part: Part) -> Part:
         """The part as the model is asked about it: with codes in place of its file, or with what the file holds where
@@ -168,7 +170,7 @@ class MediaCoder:
 
     def check_length(self, medium: Tensor, part: Media) -> None:
         if part.modality == "audio":
-            duration_s = len(medium) / self.setting("audio", "sample_rate_hz")
+            duration_s = len(medium) / (self.rate("audio") or 1)
             if duration_s > self.processor.max_audio_s:
                 raise ValueError(
                     f"{quote_path(part.path or 'the sound')} lasts {duration_s:.1f} s; this model hears at most "
@@ -182,9 +184,7 @@ class MediaCoder:
         if modality not in self._readers:
             self.on_step(f"loading the {modality} reader")
             folder = reader_folder(self.folder, modality)
-            reader = load_tokenizer(folder)
-            if not isinstance(reader, MediaReader):
-                raise ValueError(f"{folder} holds a tokenizer, not a reader; take it from the model again")
+            reader = load_reader(folder)
             span = self.vocabulary.layout(modality).features
             if span is None or reader.num_features != span.count:
                 wanted = 0 if span is None else span.count
@@ -261,7 +261,7 @@ class MediaCoder:
             )
         grid = self._own_grid(codes.modality, codes.grid)
         output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes, grid=grid))
-        if MEDIA[codes.modality].padded and codes.seconds is not None:
-            assert output.media is not None and output.rate is not None
+        if MEDIA[codes.modality].padded and codes.seconds is not None and output.rate is not None:
+            assert output.media is not None
             return Output(output.part, output.media[: max(1, round(codes.seconds * output.rate))], output.rate)
         return output

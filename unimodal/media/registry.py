@@ -11,13 +11,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-#: names modules, with commas between them, that register media (and tokenizers for them) when a command starts
+#: names modules or .py files, with commas between them, that register media or tokenizers when a command starts
 PLUGINS_VARIABLE = "UNIMODAL_PLUGINS"
 _NAME = re.compile(r"[a-z][a-z0-9]*")
 _TAKEN = ("text", "frame", "json")  # of parts, marks and files of datasets
@@ -158,12 +162,34 @@ def find_function(name: str) -> Callable[..., object]:
 
 
 def load_plugins() -> None:
-    """Imports the modules that `$UNIMODAL_PLUGINS` names. Raises ValueError for one that cannot be imported."""
+    """Imports the modules, and the .py files, that `$UNIMODAL_PLUGINS` names.
+
+    Raises ValueError for one that cannot be imported.
+    """
     for name in filter(None, (part.strip() for part in os.environ.get(PLUGINS_VARIABLE, "").split(","))):
         try:
-            importlib.import_module(name)
-        except ImportError as error:
+            if name.endswith(".py"):
+                _import_file(Path(name).expanduser().resolve())
+            else:
+                importlib.import_module(name)
+        except (ImportError, OSError) as error:
             raise ValueError(f"{PLUGINS_VARIABLE} names {name!r}, which cannot be imported ({error})") from None
+
+
+def _import_file(path: Path) -> None:
+    """Imports a file once, as a module of a name that no other file has."""
+    if any(vars(module).get("__file__") == str(path) for module in list(sys.modules.values())):
+        return
+    name = f"unimodal_plugin_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic looks annotations up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
 
 
 MEDIA: dict[str, Medium] = {

@@ -21,8 +21,7 @@ from unimodal.model_folder.layout import (
 from unimodal.model_folder.settings import MediumSettings, ProcessorConfig
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.tokenizers import stored_sha256
-from unimodal.tokenizers.interface import MediaTokenizer
+from unimodal.tokenizers import MediaTokenizer, stored_sha256
 from unimodal.vocabulary import Vocabulary
 
 

@@ -241,10 +241,11 @@ class Unimodal(LoadedModel):
     def picture_features(self, pictures: Tensor) -> Tensor:
         """Features [B, 1280] of pictures [B, 3, H, W] by the frozen trunk inside the image tokenizer."""
         tokenizer = self.coder.tokenizer("image")
-        if not hasattr(tokenizer, "trunk_features"):
-            raise ValueError(f"{type(tokenizer).__name__} has no frozen trunk to compare pictures by")
         with torch.inference_mode():
-            return tokenizer.trunk_features(pictures.to(self.coder.device)).cpu()
+            features = tokenizer.extract_features(pictures.to(self.coder.device))
+        if features is None:
+            raise ValueError(f"{type(tokenizer).__name__} has no frozen trunk to compare pictures by")
+        return features.cpu()
 
 
 def _spread(

@@ -65,9 +65,10 @@ async def draw_images(exchange: Exchange) -> Response:
     asked = parse(ImageRequest, exchange.body)
     service.check_model(asked.model)
     _check_medium(service, "image", "draws")
-    side = service.model.coder.setting("image", "image_size")
-    if asked.size not in (None, "auto", f"{side}x{side}"):
-        message = f"size {asked.size[:20]!r} cannot be drawn; this model draws {side}x{side}"
+    height, width = service.model.coder.tokenizer("image").picture_size or (None, None)
+    if asked.size not in (None, "auto", f"{width}x{height}"):
+        sizes = "one size: leave size out" if width is None else f"{width}x{height}"
+        message = f"size {asked.size[:20]!r} cannot be drawn; this model draws {sizes}"
         raise ApiError(400, message, "invalid_value", "size")
     if asked.stream:
         raise ApiError(
@@ -91,7 +92,7 @@ async def draw_images(exchange: Exchange) -> Response:
     num_in, num_out = sum(answer.num_in for _, answer in drawn), sum(answer.num_out for _, answer in drawn)
     counts = {"input_tokens": num_in, "output_tokens": num_out, "total_tokens": num_in + num_out}
     details = {"input_tokens_details": {"text_tokens": num_in, "image_tokens": 0}}
-    about = {"output_format": kind, "size": f"{side}x{side}"}
+    about = {"output_format": kind} | ({} if width is None else {"size": f"{width}x{height}"})
     return JSONResponse({"created": int(time()), "data": data, "usage": counts | details, **about})
 
 

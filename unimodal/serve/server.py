@@ -131,8 +131,13 @@ def describe_settings(service: Service) -> dict[str, object]:
             "codes": tokenizer.tokens_per_item,
             "codes_per_second": tokenizer.tokens_per_second,
         }
-        config_values = tokenizer.config.model_dump(include={"image_size", "sample_rate_hz", "fps", "num_frames"})
-        about[name] |= config_values
+        declared = {
+            "image_size": tokenizer.picture_size and tokenizer.picture_size[0],
+            "sample_rate_hz": tokenizer.sample_rate_hz,
+            "fps": tokenizer.frames_per_second,
+            "num_frames": tokenizer.num_frames,
+        }
+        about[name] |= {setting: value for setting, value in declared.items() if value is not None}
     return {
         "model": service.name,
         "modalities": ["text", *media],

@@ -1,102 +1,299 @@
 """The one contract of every media tokenizer: media in, integer codes out, and back.
 
-Shapes: B batch, N codes, G codebook groups, T samples or frames.
+A tokenizer is an ``nn.Module`` built from a pydantic config. It saves to a folder of ``config.json`` and
+``model.safetensors`` and knows the hash of its weights, which the vocabulary records. ``encode`` and ``decode`` are
+batched and answer row by row: an item gives the same codes alone and beside longer neighbours. Where a published rule
+does not (a statistic over the batch, say), ``published=True`` follows that rule.
 
-A tokenizer is an ``nn.Module`` built from a pydantic config. ``encode`` and ``decode`` are batched, padding-invariant
-(an item gives the same codes alone and beside longer neighbours) and run under ``inference_mode``. It saves to a folder
-of ``config.json`` and ``model.safetensors`` and knows the hash of its weights, which the vocabulary manifest records.
+A family sets the attributes below and writes ``encode_batch`` and ``decode_batch``; the base class checks the arguments
+of ``encode`` and ``decode`` against what the family says that it takes, and runs it under ``inference_mode``.
 
-A ``MediaReader`` is for models that read a medium through continuous features: media in, input embeddings out.
+- `MediaTokenizer`: media ⇄ `Codes`. `LatentTokenizer`: media ⇄ `Latents`, for continuous bottlenecks.
+- `MediaReader`: pictures → features that a decoder is fed in place of embedding rows; no codes, no way back.
+
+Shapes: B batch, N positions, G groups, C channels, D width; items are [C, …]: pictures [3, H, W], sounds [1, T], clips
+[3, T, H, W].
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from unimodal.media.registry import FileTarget
+from unimodal.tokenizers.codes import Codes, Latents
 from unimodal.tokenizers.stored import StoredModule
+from unimodal.tokenizers.streams import StreamLayout
+
+FitMode = Literal["pad", "crop", "stretch"]
+CodedT = TypeVar("CodedT", Codes, Latents)
 
 
 @dataclass(frozen=True)
-class Codes:
-    """Integer codes of a batch of media.
+class Condition:
+    """What an encoder or a decoder is given beside the medium or its codes: one entry for each of the B items.
 
-    ids: int64 [B, N, G], each in ``[0, codebook_sizes[g])``; the value behind ``mask == False`` is 0.
-    mask: bool [B, N], True where a code is real.
-    grid: (t, h, w) of the codes if they form a grid, else None.
-    order: how the N codes are laid out, e.g. ``"raster"`` or ``"time"``.
+    text: B strings. features: float [B, M, D], with features_mask bool [B, M] where some are padding. medium: float
+    [B, C, …], such as the frame before.
     """
 
-    ids: Tensor
-    mask: Tensor
-    grid: tuple[int, int, int] | None = None
-    order: str = "raster"
+    text: tuple[str, ...] | None = None
+    features: Tensor | None = None
+    features_mask: Tensor | None = None
+    medium: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        if self.ids.dtype != torch.int64 or self.ids.dim() != 3:
-            raise ValueError(f"Codes.ids must be int64 [B, N, G]; got {self.ids.dtype} {tuple(self.ids.shape)}")
-        if self.mask.dtype != torch.bool or self.mask.shape != self.ids.shape[:2]:
-            raise ValueError(f"Codes.mask must be bool {tuple(self.ids.shape[:2])}; got {tuple(self.mask.shape)}")
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which of "text", "features" and "medium" are given."""
+        given = {"text": self.text, "features": self.features, "medium": self.medium}
+        return tuple(name for name, value in given.items() if value is not None)
 
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    def row(self, index: int) -> Tensor:
-        """The real codes of one item, int64 [n, G]."""
-        return self.ids[index][self.mask[index]]
-
-    def to(self, device: torch.device | str) -> Codes:
-        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
-
-    @staticmethod
-    def from_rows(rows: list[Tensor], **layout: Any) -> Codes:
-        """Pads a list of int64 [n] or [n, G] to one batch."""
-        rows = [row.long().unsqueeze(-1) if row.dim() == 1 else row.long() for row in rows]
-        num = max((row.shape[0] for row in rows), default=0)
-        ids = torch.zeros(len(rows), num, rows[0].shape[1] if rows else 1, dtype=torch.int64)
-        mask = torch.zeros(len(rows), num, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            ids[index, : row.shape[0]] = row
-            mask[index, : row.shape[0]] = True
-        return Codes(ids, mask, **layout)
+    def check_rows(self, batch: int) -> None:
+        """ValueError unless there is an entry for each of `batch` items."""
+        for name, value in (("text", self.text), ("features", self.features), ("medium", self.medium)):
+            if value is not None and len(value) != batch:
+                raise ValueError(f"the condition has {len(value)} rows of {name} for {batch} items; give one for each")
 
 
-class MediaTokenizer(StoredModule, ABC):
-    """Media ⇄ codes. Subclasses set the class attributes and implement ``encode`` and ``decode``."""
+@dataclass(frozen=True)
+class CodingOptions:
+    """The checked arguments of ``encode`` and ``decode``; what a family does not take is None here."""
 
-    #: one size per group; a position may use any of them (see ``segments``)
+    condition: Condition | None = None
+    noise: Tensor | None = None  # [B, …]; drawn where the caller gave none and the family takes it
+    steps: int | None = None
+    guidance: float | None = None
+    published: bool = False
+
+
+class MediaModule(StoredModule):
+    """A stored module of one medium, and what it says of that medium."""
+
+    modality: ClassVar[str]
+    #: samples a second of sounds, frames a second of clips, None for media without time
+    sample_rate_hz: int | None = None
+    frames_per_second: float | None = None
+    #: height and width of pictures and frames, None for any; frames that are taken of a clip's file, None for any
+    picture_size: tuple[int, int] | None = None
+    num_frames: int | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Samples or frames a second; None for media without time."""
+        return self.frames_per_second if self.sample_rate_hz is None else float(self.sample_rate_hz)
+
+    @property
+    def file_target(self) -> FileTarget:
+        """The rates and sizes that a file of the medium is read at."""
+        return FileTarget(self.sample_rate_hz, self.frames_per_second, self.num_frames, self.picture_size)
+
+    def fit(self, medium: Tensor, mode: FitMode = "pad") -> Tensor:
+        """A medium as its file gives it → the same as it is encoded: a uint8 picture [3, H, W] becomes float
+        [3, h, w] in [0, 1]; sounds [T] and clips [T, 3, h, w], which are read at the rates and sizes above, stay.
+
+        mode: how a picture of another shape is fitted, where the family leaves that to the model's folder. A family
+        that was trained with one rule overrides this method and keeps to its rule.
+        Raises ValueError for a picture where `picture_size` is not a square.
+        """
+        if medium.dtype != torch.uint8 or medium.dim() != 3:
+            return medium
+        if self.picture_size is None or self.picture_size[0] != self.picture_size[1]:
+            raise ValueError(f"{type(self).__name__} has no square picture_size to fit to; give it a `fit` of its own")
+        from unimodal.media.image import fit_image
+
+        return fit_image(medium, self.picture_size[0], mode)
+
+
+class MediaCodec(MediaModule, ABC, Generic[CodedT]):
+    """What tokenizers of codes and of latents share: the arguments of ``encode`` and ``decode``, and their checks."""
+
+    #: the kinds of `Condition` that each side reads: "text", "features", "medium"
+    encode_conditions: frozenset[str] = frozenset()
+    decode_conditions: frozenset[str] = frozenset()
+    #: what else ``decode`` takes: "noise", "steps", "guidance"
+    decode_settings: frozenset[str] = frozenset()
+    #: why ``decode`` refuses, of a family whose config says ``can_decode`` False
+    no_decoder: str = "this tokenizer only encodes: it has no decoder"
+
+    # ---- what a family writes
+
+    @abstractmethod
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> CodedT:
+        """``encode`` with checked options; x and lengths are the family's to check."""
+
+    def decode_batch(self, coded: CodedT, options: CodingOptions) -> Tensor:
+        """``decode`` with checked options; the codes are the family's to check. Left out by encoders alone."""
+        raise ValueError(self.no_decoder)
+
+    def noise_shape(self, num_positions: int) -> tuple[int, ...]:
+        """The shape of the noise that one item of so many positions is decoded with; of families that take noise."""
+        raise ValueError(f"{type(self).__name__} decodes without noise")
+
+    def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        """x: float [B, C, …] → (scalar loss with gradient, numbers to log): what `recipes/train_tokenizer.py` trains
+        by. ValueError for a family that is trained in another way."""
+        raise ValueError(f"{self.config.family} is not trained by a loss of its own; see its recipe or its source")
+
+    # ---- what others call
+
+    @property
+    def can_decode(self) -> bool:
+        """False for a tokenizer that only encodes."""
+        return self.config.can_decode
+
+    def encode(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        published: bool = False,
+    ) -> CodedT:
+        """Media → codes or latents.
+
+        x: float [B, C, …]. lengths: int64 [B], samples or frames that are real; None if all are. condition: what the
+        encoder reads beside the medium. published: follow the published rule where it is not row by row.
+        Raises ValueError for shapes and arguments that the family does not take.
+        """
+        self._check_condition(condition, self.encode_conditions, len(x), "encode")
+        with torch.inference_mode():
+            return self.encode_batch(x, lengths, CodingOptions(condition, published=published))
+
+    def decode(
+        self,
+        codes: CodedT,
+        condition: Condition | None = None,
+        noise: Tensor | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        published: bool = False,
+    ) -> Tensor:
+        """The inverse of ``encode``, up to the loss of quantization: float [B, C, …].
+
+        condition: what the decoder reads beside the codes. noise: what a generative decoder begins from, as
+        ``draw_noise`` gives it; by default that of seed 0 in every row. steps: of a flow or diffusion decoder.
+        guidance: how much more a conditional decoder follows the codes or the condition than without them.
+        Raises ValueError for codes and arguments that the family does not take.
+        """
+        if not self.can_decode:
+            raise ValueError(self.no_decoder)
+        self._check_condition(condition, self.decode_conditions, len(codes), "decode")
+        given = {"noise": noise, "steps": steps, "guidance": guidance}
+        for name, value in given.items():
+            if value is not None and name not in self.decode_settings:
+                raise ValueError(f"the {self.config.family} tokenizer decodes without {name}; leave it out")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps is {steps}; give at least 1")
+        if guidance is not None and not (isfinite(guidance) and guidance >= 0):
+            raise ValueError(f"guidance {guidance} is not usable; give a number from 0 on")
+        with torch.inference_mode():
+            if "noise" in self.decode_settings:
+                noise = self.draw_noise(codes, [0] * len(codes)) if noise is None else noise
+            return self.decode_batch(codes, CodingOptions(condition, noise, steps, guidance, published))
+
+    def draw_noise(self, codes: CodedT, seeds: Sequence[int]) -> Tensor:
+        """Normal noise [B, …] for ``decode``, a seed for each item, 0 past the end of the shorter ones.
+
+        An item's noise depends on its seed and its own length alone. Raises ValueError for a family without noise and
+        for another number of seeds.
+        """
+        if len(seeds) != len(codes):
+            raise ValueError(f"{len(seeds)} seeds are given for {len(codes)} items; give one for each")
+        rows = [
+            torch.randn(self.noise_shape(count), generator=torch.Generator().manual_seed(seed))
+            for count, seed in zip(codes.counts, seeds, strict=True)
+        ]
+        longest = [max(sides) for sides in zip(*(row.shape for row in rows), strict=True)]
+        noise = torch.zeros(len(rows), *longest)
+        for into, row in zip(noise, rows, strict=True):
+            into[tuple(slice(side) for side in row.shape)] = row
+        return noise.to(codes.mask.device)
+
+    def _check_condition(self, condition: Condition | None, taken: frozenset[str], batch: int, side: str) -> None:
+        if condition is None:
+            return
+        for kind in condition.kinds:
+            if kind not in taken:
+                reads = f"reads {', '.join(sorted(taken))} only" if taken else "takes no condition"
+                raise ValueError(f"the {self.config.family} tokenizer {reads} to {side}; leave {kind} out")
+        condition.check_rows(batch)
+
+
+class MediaTokenizer(MediaCodec[Codes]):
+    """Media ⇄ codes."""
+
+    #: the medium whose tokenizer this one continues, as clips continue the codes of pictures; `load` is given that
+    continues: ClassVar[str | None] = None
+    #: values of each of the G groups
     codebook_sizes: tuple[int, ...]
-    #: (block name, count or None for any length) in sequence order: how the vocabulary lays a span out
+    #: (block name, count or None for any length) in the order of the sequence: how the vocabulary lays a span out
     segments: tuple[tuple[str, int | None], ...]
-    #: block name → number of values, for every block named in ``segments``
-    block_sizes: dict[str, int]
+    #: whether `<|frame|>` stands before each of this tokenizer's own segments but the first of a span
+    frame_marks: bool = False
+    #: positions of an item, of media of one size; or positions a second
     tokens_per_item: int | None = None
     tokens_per_second: float | None = None
     #: True if a prefix of the codes decodes to a coarser result
     ordered: bool = False
+    #: how the groups or positions are made of several streams; None for one stream
+    streams: StreamLayout | None = None
+    #: block name → columns, of blocks whose codes are a picture in raster order
+    columns: Mapping[str, int] = {}
+    #: block name → levels of each dimension, of blocks whose code is a tuple of scalars (dimension 0 fastest)
+    code_levels: Mapping[str, tuple[int, ...]] = {}
+    #: blocks whose codes are known items and not values along which neighbours are alike (nearest training pictures)
+    exemplar_blocks: frozenset[str] = frozenset()
 
-    @abstractmethod
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
-        """x: [B, C, …] float; lengths: int64 [B] samples or frames that are real, None if all are."""
+    @cached_property
+    def block_sizes(self) -> dict[str, int]:
+        """Block name → number of values, for every block named in ``segments``; set it where they differ."""
+        return {name: self.codebook_sizes[0] for name, _ in self.segments}
 
-    @abstractmethod
-    def decode(self, codes: Codes) -> Tensor:
-        """The inverse of ``encode``, up to the loss of quantization: [B, C, …]."""
+    def group_sizes(self, block: str) -> tuple[int, ...]:
+        """Values of each group of a block: the codebooks where there are several, else the block's own size."""
+        return self.codebook_sizes if len(self.codebook_sizes) > 1 else (self.block_sizes[block],)
+
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        """The vectors of a block's codes, float [size, K] on the CPU, near ones for codes that are alike; None where
+        there are none."""
+        return None
+
+    def extract_features(self, x: Tensor) -> Tensor | None:
+        """Features [B, F] to compare media [B, C, …] by, of a tokenizer with a frozen trunk inside; else None."""
+        return None
+
+    @classmethod
+    def load(cls, folder: str | Path, continued: MediaTokenizer | None = None) -> Self:
+        """Reads what ``save`` wrote.
+
+        continued: the tokenizer of the medium that ``continues`` names, for a family that has one. Raises ValueError,
+        in one line, for a folder that is not whole.
+        """
+        if continued is not None:
+            raise ValueError(f"the tokenizer in {folder} continues no other; load it without one")
+        return super().load(folder)
 
 
-class MediaReader(StoredModule, ABC):
+class LatentTokenizer(MediaCodec[Latents]):
+    """Media ⇄ continuous latents of a fixed width: for autoregressive models with continuous heads."""
+
+    width: int  # D
+    tokens_per_item: int | None = None
+    tokens_per_second: float | None = None
+
+
+class MediaReader(MediaModule, ABC):
     """Pictures → what a decoder is fed for them, in place of embedding rows (N of width D for each)."""
 
     num_features: int  # N
     width: int  # D
-
-    @abstractmethod
-    def fit(self, picture: Tensor) -> Tensor:
-        """uint8 [3, H, W] → float [3, h, w] in [0, 1], as the reader was trained to see it."""
 
     @abstractmethod
     def read(self, x: Tensor) -> Tensor:

@@ -1,64 +1,144 @@
-"""Media tokenizers: one file per family behind the contract of `interface.py`.
+"""Which class a tokenizer folder has: our own families, and those of other packages.
 
-`load_tokenizer(folder)` reads the `family` of the folder's config.json and loads that class; nothing heavy is imported
-before. To add a family, write its file and a line in `FAMILIES`.
+A folder's config.json can only name a family that is registered here; it never names code. A family of your own is
+registered in one of two ways, both of which say that you trust its code:
+
+- an installed package declares the entry point `my_family = "my_package.module:MyTokenizer"` in the group
+  `unimodal.tokenizers`;
+- `$UNIMODAL_PLUGINS` lists modules, or .py files, that call `register(MyTokenizer)`, separated by commas.
+
+Both are looked at when a family is asked for that is not ours.
 """
 
 from __future__ import annotations
 
 import importlib
-import inspect
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from unimodal.files import describe_error, read_json
+from unimodal.files import read_json
+from unimodal.media.registry import PLUGINS_VARIABLE, load_plugins
+from unimodal.tokenizers.interface import LatentTokenizer, MediaModule, MediaReader, MediaTokenizer
+from unimodal.tokenizers.stored import CONFIG, TokenizerConfig, read_config, read_fields
 
-if TYPE_CHECKING:
-    from unimodal.tokenizers.interface import MediaTokenizer
+ENTRY_POINTS = "unimodal.tokenizers"
+
+
+def register(kind: type[MediaModule]) -> None:
+    """Makes a class known by the family that its config names. ValueError for a name that another class has."""
+    default = kind.config_class.model_fields["family"].default
+    if not isinstance(default, str) or not default:
+        raise ValueError(f'{kind.config_class.__name__} has no family; give it one: family: str = "my_family"')
+    known = FAMILIES.get(default)
+    place = f"{kind.__module__}:{kind.__qualname__}"
+    if known is not None and known != place:
+        raise ValueError(f"the family {default!r} is {known} already; give {place} another name")
+    FAMILIES[default] = place
+    _REGISTERED[default] = kind
+
+
+def families() -> list[str]:
+    """The names of all families: ours, those in `$UNIMODAL_PLUGINS` and those of installed packages."""
+    load_plugins()
+    return list(dict.fromkeys([*FAMILIES, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
+
+
+def family_class(family: str) -> type[MediaModule]:
+    """The class of a family. Raises ValueError, in one line, for a name that is not known."""
+    if family not in FAMILIES:
+        load_plugins()
+    if family not in FAMILIES:
+        for point in entry_points(group=ENTRY_POINTS, name=family):
+            FAMILIES[family] = point.value
+    if family not in FAMILIES:
+        raise ValueError(
+            f"there is no tokenizer family {family!r}; known are {', '.join(families())}, and those that "
+            f"${PLUGINS_VARIABLE} names (docs/tokenizers.md)"
+        )
+    if family not in _REGISTERED:
+        module, _, name = FAMILIES[family].partition(":")
+        found: object = getattr(importlib.import_module(module), name, None)
+        if not isinstance(found, type) or not issubclass(found, MediaModule):
+            raise ValueError(f"the tokenizer family {family!r} is {FAMILIES[family]}, which is no tokenizer class")
+        _REGISTERED[family] = found
+    return _REGISTERED[family]
 
 
 def family_of(folder: str | Path) -> str:
-    """The `family` in a tokenizer folder's config.json. Raises ValueError if there is none or it is not known."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} is not a tokenizer folder: config.json is missing")
-    family = read_json(path).get("family")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(f"{path} names the tokenizer family {family!r}; known are {', '.join(FAMILIES)}")
+    """The `family` in a tokenizer folder's config.json. Raises ValueError if there is none."""
+    family = read_fields(folder).get("family")
+    if not isinstance(family, str):
+        raise ValueError(f"{Path(folder) / CONFIG} names the tokenizer family {family!r}; take it from the model again")
     return family
 
 
-def load_tokenizer(folder: str | Path, **parts: Any) -> MediaTokenizer:
+def is_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder is that of one tokenizer or reader, and not that of a model."""
+    path = Path(folder) / CONFIG
+    return path.is_file() and "family" in read_json(path)
+
+
+def class_of(folder: str | Path) -> type[MediaModule]:
+    """The class of a tokenizer folder. Raises ValueError, in one line, for a family that is not known."""
+    family = family_of(folder)
+    try:
+        return family_class(family)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / CONFIG}: {error}") from None
+
+
+def config_of(folder: str | Path) -> TokenizerConfig:
+    """The config of a tokenizer folder; no weights are read. Raises ValueError, in one line."""
+    return read_config(class_of(folder).config_class, folder)
+
+
+def continued_medium(folder: str | Path) -> str | None:
+    """The medium whose tokenizer the one in `folder` continues; None for one that stands alone."""
+    kind = class_of(folder)
+    return kind.continues if issubclass(kind, MediaTokenizer) else None
+
+
+def load_tokenizer(folder: str | Path, continued: MediaTokenizer | None = None) -> MediaTokenizer:
     """The tokenizer that `save` wrote to `folder`, in float32 and eval mode.
 
-    `parts` are modules that some families build on, e.g. `image_tokenizer=` for clips; a family takes what its `load`
-    names and leaves the rest. Raises ValueError, in one line, for a folder that is not a tokenizer.
+    continued: the tokenizer that one of clips builds on, say; a family that continues none leaves it. Raises
+    ValueError, in one line, for a folder that is not a tokenizer.
     """
-    module, name = FAMILIES[family_of(folder)]
-    load = getattr(importlib.import_module(module), name).load
-    wanted = inspect.signature(load).parameters
-    try:
-        return load(folder, **{key: part for key, part in parts.items() if key in wanted})
-    except Exception as error:
-        if type(error).__name__ not in ("ValidationError", "SafetensorError"):
-            raise
-        raise ValueError(
-            f"{folder} does not hold a usable tokenizer ({describe_error(error)}); take it from the model again"
-        ) from None
+    kind = class_of(folder)
+    if not issubclass(kind, MediaTokenizer):
+        raise ValueError(f"{folder} holds a {family_of(folder)}, which gives no codes; name the folder of a tokenizer")
+    return kind.load(folder, continued if kind.continues is not None else None)
 
 
-# family → (module, class); imported only when a folder of that family is loaded
-FAMILIES: dict[str, tuple[str, str]] = {
-    "semantic_pixel_fsq": ("unimodal.tokenizers.nano.image", "ImageTokenizer"),
-    "causal_motion_fsq": ("unimodal.tokenizers.nano.video", "VideoTokenizer"),
-    "mel_fsq": ("unimodal.tokenizers.nano.audio", "AudioTokenizer"),
-    "chameleon": ("unimodal.tokenizers.pretrained.chameleon", "ChameleonTokenizer"),
-    "emu3": ("unimodal.tokenizers.pretrained.emu3", "Emu3Tokenizer"),
-    "emu3_video": ("unimodal.tokenizers.pretrained.emu3", "Emu3VideoTokenizer"),
-    "janus": ("unimodal.tokenizers.pretrained.janus", "JanusTokenizer"),
-    "janus_reader": ("unimodal.tokenizers.pretrained.janus", "JanusReader"),
-    "encodec": ("unimodal.tokenizers.pretrained.audio", "EncodecTokenizer"),
-    "dac": ("unimodal.tokenizers.pretrained.audio", "DacTokenizer"),
-    "mimi": ("unimodal.tokenizers.pretrained.audio", "MimiTokenizer"),
-    "xcodec2": ("unimodal.tokenizers.pretrained.xcodec2", "Xcodec2Tokenizer"),
+def load_latent_tokenizer(folder: str | Path) -> LatentTokenizer:
+    """The tokenizer of continuous latents in `folder`. Raises ValueError, in one line, for a folder without one."""
+    kind = class_of(folder)
+    if not issubclass(kind, LatentTokenizer):
+        raise ValueError(f"{folder} holds a {family_of(folder)}, which gives no latents; load it with load_tokenizer")
+    return kind.load(folder)
+
+
+def load_reader(folder: str | Path) -> MediaReader:
+    """The reader that `save` wrote to `folder`. Raises ValueError, in one line, for a folder that is not a reader."""
+    kind = class_of(folder)
+    if not issubclass(kind, MediaReader):
+        raise ValueError(f"{folder} holds a tokenizer, not a reader; take it from the model again")
+    return kind.load(folder)
+
+
+#: family → "module:Class"; imported only when a folder of that family is loaded
+FAMILIES: dict[str, str] = {
+    "semantic_pixel_fsq": "unimodal.tokenizers.nano.image:ImageTokenizer",
+    "causal_motion_fsq": "unimodal.tokenizers.nano.video:VideoTokenizer",
+    "mel_fsq": "unimodal.tokenizers.nano.audio:AudioTokenizer",
+    "chameleon": "unimodal.tokenizers.pretrained.chameleon:ChameleonTokenizer",
+    "emu3": "unimodal.tokenizers.pretrained.emu3:Emu3Tokenizer",
+    "emu3_video": "unimodal.tokenizers.pretrained.emu3:Emu3VideoTokenizer",
+    "janus": "unimodal.tokenizers.pretrained.janus:JanusTokenizer",
+    "janus_reader": "unimodal.tokenizers.pretrained.janus:JanusReader",
+    "encodec": "unimodal.tokenizers.pretrained.audio:EncodecTokenizer",
+    "dac": "unimodal.tokenizers.pretrained.audio:DacTokenizer",
+    "mimi": "unimodal.tokenizers.pretrained.audio:MimiTokenizer",
+    "xcodec2": "unimodal.tokenizers.pretrained.xcodec2:Xcodec2Tokenizer",
 }
+_REGISTERED: dict[str, type[MediaModule]] = {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,9 @@ from unimodal.model.structured_rows import encode_levels
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import Vocabulary, read_vocabulary
+from unimodal.tokenizers import MediaTokenizer
+from unimodal.tokenizers.parts.quantizers import list_levels
+from unimodal.vocabulary import Block, Vocabulary, read_vocabulary
 
 #: what the controls mean, in words that any base knows: where their rows begin
 CONTROL_WORDS = {
@@ -69,26 +70,31 @@ def collect_block_features(
         assert media is not None
         tokenizer = media.tokenizer(modality)
         for block in vocabulary.blocks:
-            if block.modality != modality or block.group or block.start in named:
+            if block.modality != modality or block.start in named or block.name in tokenizer.exemplar_blocks:
                 continue
-            semantic = getattr(tokenizer, "semantic", None)
-            quantizer: Any = getattr(tokenizer, "quantizer", None)
-            if block.name == "semantic" and semantic is not None:
-                features[block.rows] = semantic.prototypes.detach().float().cpu()
-            elif quantizer is not None and getattr(quantizer, "codebook_size", 0) == block.size:
-                levels = quantizer.level_indices(torch.arange(block.size, device=media.device))
-                features[block.rows] = encode_levels(levels.cpu(), quantizer.levels)
+            described = describe_codes(tokenizer, block)
+            if described is not None:
+                features[block.rows] = described
     return features
+
+
+def describe_codes(tokenizer: MediaTokenizer, block: Block) -> Tensor | None:
+    """What is known of each code of a block, float [size, F]: its levels one-hot where it is a tuple of scalars, else
+    its vector in the codebook; None where there is neither."""
+    levels = tokenizer.code_levels.get(block.name)
+    if levels is not None and block.group == 0:
+        return encode_levels(list_levels(levels), levels)
+    return tokenizer.code_features(block.name, block.group)
 
 
 def collect_shared_features(vocabulary: Vocabulary, media: MediaCoder | None) -> dict[range, Tensor]:
     """What the codes of a block have in common with each other: levels, prototypes, thumbnails. range → [R, F]."""
     features = collect_block_features(vocabulary, media)
     for block in vocabulary.blocks:
-        if media is not None and block.modality == "image" and block.name == "look":
-            look: Any = getattr(media.tokenizer("image"), "look", None)
-            if look is not None and len(look.table) == block.size:
-                features[block.rows] = look.table.detach().float().cpu()
+        if media is not None and block.name in media.tokenizer(block.modality).exemplar_blocks:
+            described = describe_codes(media.tokenizer(block.modality), block)
+            if described is not None:
+                features[block.rows] = described
     return features
 
 

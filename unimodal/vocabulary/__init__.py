@@ -9,6 +9,7 @@ from unimodal.vocabulary.layout import (
     SpanLayout,
     standard_layouts,
 )
+from unimodal.vocabulary.media_blocks import MediaCoding, lay_out_media, media_vocabulary
 from unimodal.vocabulary.read import parse_vocabulary, read_vocabulary
 from unimodal.vocabulary.vocabulary import Vocabulary
 
@@ -17,9 +18,12 @@ __all__ = [
     "ROLES",
     "Block",
     "Control",
+    "MediaCoding",
     "Segment",
     "SpanLayout",
     "Vocabulary",
+    "lay_out_media",
+    "media_vocabulary",
     "parse_vocabulary",
     "read_vocabulary",
     "standard_layouts",

@@ -18,7 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unimodal.tokenizers.interface import Codes, MediaTokenizer
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions, MediaTokenizer
 from unimodal.tokenizers.nano.audio_head import GriffinLimHead, IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_mel import LogMel
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
@@ -118,7 +119,9 @@ class AudioTokenizer(MediaTokenizer):
         self.segments = (("audio", None),)
         self.block_sizes = {"audio": self.quantizer.codebook_size}
         self.samples_per_code = FRAMES_PER_CODE * config.hop
+        self.sample_rate_hz = config.sample_rate_hz
         self.tokens_per_second = config.sample_rate_hz / self.samples_per_code
+        self.code_levels = {"audio": self.quantizer.levels}
         self.mel = LogMel(
             config.sample_rate_hz,
             config.window_size,
@@ -161,8 +164,11 @@ class AudioTokenizer(MediaTokenizer):
         return self.quantizer(self.encoder(log_mel, mask))
 
     # -- the contract -----------------------------------------------------------------------------------------------
-    @torch.inference_mode()
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        """What the quantizer turns codes into, [size, K]."""
+        return self.quantizer.make_table() if block == "audio" and group == 0 else None
+
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] == 0:
             raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}")
         if lengths is not None and (
@@ -176,8 +182,7 @@ class AudioTokenizer(MediaTokenizer):
         real = mask[:, 0] > 0
         return Codes(torch.where(real, ids, torch.zeros_like(ids)).unsqueeze(-1), real, order="time")
 
-    @torch.inference_mode()
-    def decode(self, codes: Codes) -> Tensor:
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         ids = codes.ids[..., 0]
         if ids.shape[1] == 0:
             raise ValueError("there are no audio codes to decode; give at least one")
@@ -186,7 +191,7 @@ class AudioTokenizer(MediaTokenizer):
                 f"audio codes must lie in [0, {self.codebook_sizes[0]}); got {int(ids.min())}…{int(ids.max())}"
             )
         mask = codes.mask[:, None].to(self.decoder.out.weight.dtype)
-        log_mel = self.decoder(self.quantizer.values(ids), mask)
+        log_mel = self.decoder(self.quantizer.to_values(ids), mask)
         wave = self.head(log_mel, mask.repeat_interleave(FRAMES_PER_CODE, dim=-1))
         real = codes.mask.repeat_interleave(self.samples_per_code, dim=1)
         return torch.where(real, wave.clamp(-1, 1), torch.zeros_like(wave)).unsqueeze(1)

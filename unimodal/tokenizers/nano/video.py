@@ -11,18 +11,18 @@ Shapes: B batch, T frames, F frames a chunk, P grid positions, N codes, D width,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from unimodal.tokenizers.interface import Codes, MediaTokenizer
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions, MediaTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 from unimodal.tokenizers.parts.trunks import ResidualConv, TransformerBlock
-from unimodal.tokenizers.stored import TokenizerConfig
+from unimodal.tokenizers.stored import TokenizerConfig, read_config
 
 PATCH = 8
 
@@ -51,6 +51,7 @@ class VideoTokenizer(MediaTokenizer):
     image tokenizer."""
 
     modality: ClassVar[str] = "video"
+    continues: ClassVar[str | None] = "image"
     config_class: ClassVar[type[TokenizerConfig]] = VideoTokenizerConfig
     config: VideoTokenizerConfig
 
@@ -69,6 +70,10 @@ class VideoTokenizer(MediaTokenizer):
         self.tokens_per_item = self.num_positions * (1 + config.num_chunks)
         self.segments = (*image_tokenizer.segments, *[("video", self.num_positions)] * config.num_chunks)
         self.block_sizes = {**image_tokenizer.block_sizes, "video": self.quantizer.codebook_size}
+        self.frame_marks = True
+        self.frames_per_second, self.num_frames = config.fps, config.num_frames
+        self.picture_size = image_tokenizer.picture_size
+        self.code_levels = {"video": self.quantizer.levels}
         dims = self.quantizer.num_dims
 
         self.frames_in = nn.Linear(frames * 3 * PATCH**2, width)
@@ -113,8 +118,13 @@ class VideoTokenizer(MediaTokenizer):
         return past.unsqueeze(2) + change
 
     # -- the contract -----------------------------------------------------------------------------------------------
-    @torch.inference_mode()
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        """What the quantizer turns motion codes into, [size, K]; those of the first frame are the image tokenizer's."""
+        if block == "video" and group == 0:
+            return self.quantizer.make_table()
+        return self.image_tokenizer.code_features(block, group)
+
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         """lengths: int64 [B] real frames of each clip, each 1 + a multiple of F."""
         size, per_chunk = self.config.image_size, self.config.frames_per_chunk
         if x.dim() != 5 or x.shape[1] != 3 or tuple(x.shape[3:]) != (size, size) or (x.shape[2] - 1) % per_chunk:
@@ -138,8 +148,7 @@ class VideoTokenizer(MediaTokenizer):
         grid = self.config.image_size // PATCH
         return Codes((all_ids * mask).unsqueeze(-1), mask, (len(ids), grid, grid), "time+raster")
 
-    @torch.inference_mode()
-    def decode(self, codes: Codes) -> Tensor:
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         """Codes [B, 64·(1 + M), 1] → [B, 3, 1 + M·F, 64, 64]; a shorter clip of the batch holds its last frame."""
         ids, num = codes.ids[..., 0], self.num_positions
         if ids.shape[1] % num or not ids.shape[1] or bool((codes.mask.sum(1) % num).any()):
@@ -153,7 +162,7 @@ class VideoTokenizer(MediaTokenizer):
         past = self.image_tokenizer.decode(first)
         frames = [past.unsqueeze(2)]
         for start in range(num, ids.shape[1], num):
-            chunk = self.decode_chunk(past, self.quantizer.values(ids[:, start : start + num])).clamp(0, 1)
+            chunk = self.decode_chunk(past, self.quantizer.to_values(ids[:, start : start + num])).clamp(0, 1)
             held = ~codes.mask[:, start, None, None, None, None]
             chunk = torch.where(held, past.unsqueeze(2).expand_as(chunk), chunk)
             frames.append(chunk)
@@ -161,19 +170,22 @@ class VideoTokenizer(MediaTokenizer):
         return torch.cat(frames, dim=2)
 
     @classmethod
-    def load(cls, folder: str | Path, image_tokenizer: ImageTokenizer | None = None) -> VideoTokenizer:
-        """Reads what ``save`` wrote; without ``image_tokenizer`` takes the one in the folder beside it,
-        ``../image_tokenizer``."""
+    def load(cls, folder: str | Path, continued: MediaTokenizer | None = None) -> VideoTokenizer:
+        """Reads what ``save`` wrote. continued: the image tokenizer, by default that in ``../image_tokenizer``.
+
+        Raises ValueError for another image tokenizer than the one whose frames it continues.
+        """
         folder = Path(folder)
-        image = image_tokenizer or ImageTokenizer.load(folder.parent / "image_tokenizer")
-        assert isinstance(image, ImageTokenizer)
-        if (folder / "config.json").is_file():
-            wanted = json.loads((folder / "config.json").read_text()).get("image_tokenizer_sha256", "")
-            if wanted and wanted != image.sha256:
-                raise ValueError(
-                    f"{folder} continues the image tokenizer {wanted[:12]}…, but the one given is {image.sha256[:12]}…"
-                )
-        return cls._load_with(folder, image_tokenizer=image)
+        config = read_config(VideoTokenizerConfig, folder)
+        image = ImageTokenizer.load(folder.parent / "image_tokenizer") if continued is None else continued
+        if not isinstance(image, ImageTokenizer):
+            raise ValueError(f"{folder} continues pictures of nano's tokenizer, not those of {type(image).__name__}")
+        wanted = config.image_tokenizer_sha256
+        if wanted and wanted != image.sha256:
+            raise ValueError(
+                f"{folder} continues the image tokenizer {wanted[:12]}…, but the one given is {image.sha256[:12]}…"
+            )
+        return cls(config, image).load_weights(folder)
 
 
 def _patches(x: Tensor) -> Tensor:

@@ -5,9 +5,19 @@ Shapes: B batch, N tokens, D quantized dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ
+
+
+def list_levels(levels: Sequence[int]) -> Tensor:
+    """Which level of each dimension every code stands for, int64 [size, D]; dimension 0 is the fastest."""
+    ids = torch.arange(prod(levels))
+    basis = torch.cumprod(torch.tensor([1, *levels[:-1]]), 0)
+    return (ids.unsqueeze(-1) // basis) % torch.tensor(tuple(levels))
 
 
 class FiniteScalarQuantizer(nn.Module):
@@ -28,26 +38,28 @@ class FiniteScalarQuantizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        size = 1
-        for level in self.levels:
-            size *= level
-        return size
+        return prod(self.levels)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z: [B, N, D] → (quantized float32 [B, N, D] in [-1, 1] with straight-through gradient, ids int64 [B, N])."""
         with torch.autocast(z.device.type, enabled=False):
             quantized = self.fsq.quantize(z.float())
-            return quantized, self.ids(quantized.detach())
+            return quantized, self.to_ids(quantized.detach())
 
-    def ids(self, quantized: Tensor) -> Tensor:
+    def to_ids(self, quantized: Tensor) -> Tensor:
         """Quantized values [..., D] → int64 [...]."""
         return self.fsq.codes_to_indices(quantized.float()).round().long()
 
-    def values(self, ids: Tensor) -> Tensor:
-        """int64 [...] → quantized values float32 [..., D]; the exact inverse of ``ids``."""
+    def to_values(self, ids: Tensor) -> Tensor:
+        """int64 [...] → quantized values float32 [..., D]; the exact inverse of ``to_ids``."""
         return self.fsq.indices_to_codes(ids.long().reshape(1, -1)).reshape(*ids.shape, self.num_dims).float()
 
-    def level_indices(self, ids: Tensor) -> Tensor:
+    def make_table(self) -> Tensor:
+        """The values of every code, float32 [size, D] on the CPU."""
+        device = self.fsq.implicit_codebook.device
+        return self.to_values(torch.arange(self.codebook_size, device=device)).cpu()
+
+    def to_levels(self, ids: Tensor) -> Tensor:
         """int64 [...] → which level of each dimension, int64 [..., D]; ids = Σ level_d · Π_{e<d} levels_e."""
         basis = torch.cumprod(torch.tensor([1, *self.levels[:-1]]), 0).to(ids.device)
         return (ids.unsqueeze(-1) // basis) % torch.tensor(self.levels, device=ids.device)

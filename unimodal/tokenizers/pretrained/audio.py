@@ -23,39 +23,40 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Codes
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions
 from unimodal.tokenizers.pretrained.base import (
-    PretrainedConfig,
-    PretrainedTokenizer,
-    by_size,
+    NetworkConfig,
+    NetworkTokenizer,
+    build_config,
     check_codes,
     check_kind,
     decode_rows,
+    group_by_size,
     load_reference,
-    plain_config,
-    reference,
+    to_plain_config,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
 
 
-class PretrainedAudioConfig(PretrainedConfig):
+class NetworkAudioConfig(NetworkConfig):
     sample_rate_hz: int
     num_codebooks: int = Field(ge=1)
 
 
-class PretrainedAudioTokenizer(PretrainedTokenizer):
+class NetworkAudioTokenizer(NetworkTokenizer):
     """``encode``: float [B, 1, T] in [-1, 1] → Codes [B, N, G]; ``decode`` → [B, 1, N · samples_per_code]."""
 
     modality: ClassVar[str] = "audio"
-    config: PretrainedAudioConfig
+    config: NetworkAudioConfig
     samples_per_code: int
 
     def describe(self, codebook_size: int, samples_per_code: int) -> None:
         """Sets what the contract asks for; called once by each family."""
         self.codebook_sizes = (codebook_size,) * self.config.num_codebooks
         self.segments = (("audio", None),)
-        self.block_sizes = {"audio": codebook_size}
         self.samples_per_code = samples_per_code
+        self.sample_rate_hz = self.config.sample_rate_hz
         self.tokens_per_second = self.config.sample_rate_hz / samples_per_code
 
     @abstractmethod
@@ -66,8 +67,7 @@ class PretrainedAudioTokenizer(PretrainedTokenizer):
     def decode_equal(self, ids: Tensor) -> Tensor:
         """Codes of one length, int64 [B, N, G] → [B, 1, T]."""
 
-    @torch.inference_mode()
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] == 0:
             raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}")
         given = [x.shape[2]] * len(x) if lengths is None else lengths.tolist()
@@ -76,12 +76,11 @@ class PretrainedAudioTokenizer(PretrainedTokenizer):
                 f"lengths must be one number from 1 to {x.shape[2]} for each of {len(x)} clips; got {given}"
             )
         rows: dict[int, Tensor] = {}
-        for length, items in by_size(given).items():
+        for length, items in group_by_size(given).items():
             rows.update(zip(items, self.encode_equal(x[items, :, :length].float()), strict=True))
         return Codes.from_rows([rows[item].cpu() for item in range(len(x))], order="time").to(x.device)
 
-    @torch.inference_mode()
-    def decode(self, codes: Codes) -> Tensor:
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         check_codes(codes, self.codebook_sizes, "audio")
         waves = decode_rows(codes, self.decode_equal)
         out = waves[0].new_zeros(len(codes), 1, codes.ids.shape[1] * self.samples_per_code)
@@ -94,12 +93,12 @@ class PretrainedAudioTokenizer(PretrainedTokenizer):
 # ---- EnCodec
 
 
-class EncodecTokenizerConfig(PretrainedAudioConfig):
+class EncodecTokenizerConfig(NetworkAudioConfig):
     family: Literal["encodec"] = "encodec"
     bandwidth: float  # kbit a second: picks the number of codebooks
 
 
-class EncodecTokenizer(PretrainedAudioTokenizer):
+class EncodecTokenizer(NetworkAudioTokenizer):
     """EnCodec without scales: 24 kHz (75 codes a second), or MusicGen's 32 kHz (50)."""
 
     config_class: ClassVar[type[TokenizerConfig]] = EncodecTokenizerConfig
@@ -109,7 +108,7 @@ class EncodecTokenizer(PretrainedAudioTokenizer):
         super().__init__(config)
         from transformers import EncodecConfig, EncodecModel
 
-        settings = reference(EncodecConfig, config.network)
+        settings = build_config(EncodecConfig, config.network)
         _check_encodec(settings)
         self.network = EncodecModel(settings).eval()
         self.describe(settings.codebook_size, settings.hop_length)
@@ -127,14 +126,14 @@ class EncodecTokenizer(PretrainedAudioTokenizer):
         if chosen not in offered:
             raise ValueError(f"this EnCodec has no bandwidth {bandwidth}; it has {', '.join(map(str, offered))}")
         config = EncodecTokenizerConfig(
-            network=plain_config(model.config),
+            network=to_plain_config(model.config),
             sample_rate_hz=model.config.sampling_rate,
             num_codebooks=min(
                 model.config.num_quantizers, model.quantizer.get_num_quantizers_for_bandwidth(float(chosen))
             ),
             bandwidth=chosen,
         )
-        return _around(cls(config), model)
+        return _wrap(cls(config), model)
 
     def encode_equal(self, x: Tensor) -> Tensor:
         codes = self.network.encode(x, bandwidth=self.config.bandwidth).audio_codes  # [1, B, G, N]
@@ -157,11 +156,11 @@ def _check_encodec(config: Any) -> None:
 # ---- DAC
 
 
-class DacTokenizerConfig(PretrainedAudioConfig):
+class DacTokenizerConfig(NetworkAudioConfig):
     family: Literal["dac"] = "dac"
 
 
-class DacTokenizer(PretrainedAudioTokenizer):
+class DacTokenizer(NetworkAudioTokenizer):
     """The Descript audio codec: 50 codes a second at 16 kHz, 75 at 24, 86 at 44.1, of up to 12, 32 or 9 codebooks."""
 
     config_class: ClassVar[type[TokenizerConfig]] = DacTokenizerConfig
@@ -171,7 +170,7 @@ class DacTokenizer(PretrainedAudioTokenizer):
         super().__init__(config)
         from transformers import DacConfig, DacModel
 
-        settings = reference(DacConfig, config.network)
+        settings = build_config(DacConfig, config.network)
         self.network = DacModel(settings).eval()
         self.describe(settings.codebook_size, settings.hop_length)
 
@@ -183,11 +182,11 @@ class DacTokenizer(PretrainedAudioTokenizer):
         check_kind(folder, ("dac",), "DAC")
         model: Any = load_reference(DacModel, folder)
         config = DacTokenizerConfig(
-            network=plain_config(model.config),
+            network=to_plain_config(model.config),
             sample_rate_hz=model.config.sampling_rate,
-            num_codebooks=_num_codebooks(num_codebooks, model.config.n_codebooks, model.config.n_codebooks),
+            num_codebooks=_choose_codebooks(num_codebooks, model.config.n_codebooks, model.config.n_codebooks),
         )
-        return _around(cls(config), model)
+        return _wrap(cls(config), model)
 
     def encode_equal(self, x: Tensor) -> Tensor:
         x = torch.nn.functional.pad(x, (0, -x.shape[-1] % self.samples_per_code))
@@ -201,11 +200,11 @@ class DacTokenizer(PretrainedAudioTokenizer):
 # ---- Mimi
 
 
-class MimiTokenizerConfig(PretrainedAudioConfig):
+class MimiTokenizerConfig(NetworkAudioConfig):
     family: Literal["mimi"] = "mimi"
 
 
-class MimiTokenizer(PretrainedAudioTokenizer):
+class MimiTokenizer(NetworkAudioTokenizer):
     """Kyutai's Mimi: 12.5 codes a second at 24 kHz; the first codebook is distilled from speech features."""
 
     config_class: ClassVar[type[TokenizerConfig]] = MimiTokenizerConfig
@@ -215,7 +214,7 @@ class MimiTokenizer(PretrainedAudioTokenizer):
         super().__init__(config)
         from transformers import MimiConfig, MimiModel
 
-        settings = reference(MimiConfig, config.network)
+        settings = build_config(MimiConfig, config.network)
         self.network = MimiModel(settings).eval()
         self.describe(settings.codebook_size, settings.frame_size)
 
@@ -230,11 +229,11 @@ class MimiTokenizer(PretrainedAudioTokenizer):
             raise ValueError(f"{folder} holds half of a Mimi; a tokenizer needs its encoder and its decoder")
         most = model.config.num_quantizers
         config = MimiTokenizerConfig(
-            network=plain_config(model.config),
+            network=to_plain_config(model.config),
             sample_rate_hz=model.config.sampling_rate,
-            num_codebooks=_num_codebooks(num_codebooks, min(8, most), most),
+            num_codebooks=_choose_codebooks(num_codebooks, min(8, most), most),
         )
-        return _around(cls(config), model)
+        return _wrap(cls(config), model)
 
     def encode_equal(self, x: Tensor) -> Tensor:
         codes = self.network.encode(x, num_quantizers=self.config.num_codebooks).audio_codes  # [B, G, N]
@@ -258,13 +257,13 @@ class MimiTokenizer(PretrainedAudioTokenizer):
             earlier = known if context is None else known[max(0, len(known) - context) :]
 
 
-def _num_codebooks(asked: int | None, default: int, most: int) -> int:
+def _choose_codebooks(asked: int | None, default: int, most: int) -> int:
     if asked is not None and not 1 <= asked <= most:
         raise ValueError(f"num_codebooks is {asked}; this checkpoint has 1 to {most}")
     return default if asked is None else asked
 
 
-def _around(tokenizer: Any, model: Any) -> Any:
+def _wrap(tokenizer: Any, model: Any) -> Any:
     """The tokenizer with the weights of a model that is read already."""
     tokenizer.network.load_state_dict(model.state_dict())
     return tokenizer.eval()

@@ -12,41 +12,59 @@ Shapes: B batch, N codes, G groups, H and W height and width.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from unimodal.files import describe_error, read_json
-from unimodal.tokenizers.interface import Codes, MediaTokenizer
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.stored import TokenizerConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    ForeignConfig = TypeVar("ForeignConfig", bound=PreTrainedConfig)
+    ForeignModel = TypeVar("ForeignModel", bound=PreTrainedModel)
+
+SizeT = TypeVar("SizeT", bound=Hashable)
+
 PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
-IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+DOWNLOAD_AGAIN = "download it again"
 
 
-class PretrainedConfig(TokenizerConfig):
+class NetworkConfig(TokenizerConfig):
     """`network` is the transformers config of the network, as its checkpoint's config.json has it."""
 
-    network: dict[str, Any]
+    network: dict[str, JsonValue]
 
 
-class PretrainedTokenizer(MediaTokenizer):
-    """A tokenizer around `self.network`. Each family has a `from_checkpoint(folder, …)` that reads a folder which
-    transformers wrote, and raises ValueError, in one line, for one that it cannot use."""
+class NetworkTokenizer(MediaTokenizer):
+    """A tokenizer around `self.network`, a frozen network of transformers."""
 
     stored_dtype: ClassVar[torch.dtype] = torch.float32
-    config: PretrainedConfig
-    network: Any
+    config: NetworkConfig
+    network: Any  # a model of transformers: its methods are typed to return a tuple or one of many output classes
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode: the network is frozen, and its normalisation must not follow a batch."""
         return super().train(False)
 
+    @classmethod
+    @abstractmethod
+    def from_checkpoint(cls, folder: Path) -> Self:
+        """Reads a folder that transformers wrote; families add settings of their own, each with a default.
 
-def reference(config_class: Any, network: dict[str, Any]) -> Any:
+        Raises ValueError, in one line, for a checkpoint that it cannot use.
+        """
+
+
+def build_config(config_class: type[ForeignConfig], network: dict[str, JsonValue]) -> ForeignConfig:
     """The transformers config in a tokenizer's config; ValueError where it is not one."""
     try:
         return config_class.from_dict(dict(network))
@@ -56,9 +74,9 @@ def reference(config_class: Any, network: dict[str, Any]) -> Any:
         ) from None
 
 
-def plain_config(config: Any) -> dict[str, Any]:
+def to_plain_config(config: PreTrainedConfig) -> dict[str, JsonValue]:
     """A transformers config as plain JSON, without what differs from one installation to another."""
-    fields = json.loads(config.to_json_string(use_diff=False))
+    fields: dict[str, JsonValue] = json.loads(config.to_json_string(use_diff=False))
     for name in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"):
         fields.pop(name, None)
     return fields
@@ -67,9 +85,9 @@ def plain_config(config: Any) -> dict[str, Any]:
 # ---- batches of different sizes
 
 
-def by_size(sizes: Iterable[Any]) -> dict[Any, list[int]]:
-    """The items of a batch by their size, in order."""
-    groups: dict[Any, list[int]] = {}
+def group_by_size(sizes: Iterable[SizeT]) -> dict[SizeT, list[int]]:
+    """The numbers of a batch's items by their size, in order."""
+    groups: dict[SizeT, list[int]] = {}
     for index, size in enumerate(sizes):
         groups.setdefault(size, []).append(index)
     return groups
@@ -77,11 +95,11 @@ def by_size(sizes: Iterable[Any]) -> dict[Any, list[int]]:
 
 def decode_rows(codes: Codes, decode: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Every item's real codes decoded, those of one length together. decode: int64 [B, N, G] → [B, …]."""
-    lengths = codes.mask.sum(1).tolist()
+    lengths = codes.counts
     if not lengths or min(lengths) < 1:
         raise ValueError("there is an item without codes; give every item at least one")
     found: dict[int, Tensor] = {}
-    for items in by_size(lengths).values():
+    for items in group_by_size(lengths).values():
         decoded = decode(torch.stack([codes.row(item) for item in items]))
         found.update(zip(items, decoded, strict=True))
     return [found[item] for item in range(len(lengths))]
@@ -98,20 +116,26 @@ def check_codes(codes: Codes, sizes: tuple[int, ...], what: str) -> None:
             raise ValueError(f"{what} codes must lie in [0, {size}); got {int(ids.min())}…{int(ids.max())}")
 
 
+def check_counts(codes: Codes, wanted: int) -> None:
+    """ValueError unless every item of a batch has so many codes."""
+    if any(count != wanted for count in codes.counts):
+        raise ValueError(f"a picture is {wanted} codes; got {codes.counts}")
+
+
 # ---- checkpoints
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_checkpoint_config(folder: Path) -> dict[str, object]:
     """The config.json of a checkpoint. ValueError where there is none."""
     path = folder / "config.json"
     if not path.exists():
         raise ValueError(f"{folder} is not a checkpoint of transformers: config.json is missing")
-    return read_json(path, "download it again")
+    return read_json(path, DOWNLOAD_AGAIN)
 
 
 def check_kind(folder: Path, wanted: tuple[str, ...], what: str) -> str:
     """The `model_type` of a checkpoint. ValueError unless it is one of `wanted`."""
-    found = str(read_config(folder).get("model_type"))
+    found = str(read_checkpoint_config(folder).get("model_type"))
     if found not in wanted:
         raise ValueError(f"{folder} holds a {found!r} checkpoint; {what} needs one of type {' or '.join(wanted)}")
     return found
@@ -150,7 +174,7 @@ def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
     return found
 
 
-def fill(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+def fill_weights(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Loads the weights. ValueError, in one line, for what is missing or of another shape; what is left over may be."""
     try:
         missing = network.load_state_dict(weights, strict=False).missing_keys
@@ -161,7 +185,9 @@ def fill(network: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
         raise ValueError(f"{folder} lacks the weights {', '.join(missing[:3])}; download the whole checkpoint")
 
 
-def load_reference(model_class: Any, folder: Path, dtype: torch.dtype | str = torch.float32) -> Any:
+def load_reference(
+    model_class: type[ForeignModel], folder: Path, dtype: torch.dtype | str = torch.float32
+) -> ForeignModel:
     """A model of transformers with the weights of a checkpoint. ValueError for one that is not whole."""
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -182,15 +208,3 @@ def load_reference(model_class: Any, folder: Path, dtype: torch.dtype | str = to
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{folder} lacks the weights {missing}; download the whole checkpoint")
     return model.eval()
-
-
-def image_processor_settings(folder: Path) -> dict[str, Any]:
-    """What the checkpoint says of how pictures are fitted: of its image processor; {} where it says nothing."""
-    for name in IMAGE_PROCESSOR_FILES:
-        path = folder / name
-        if path.is_file():
-            fields = read_json(path, "download it again")
-            own = fields.get("image_processor", fields)
-            if isinstance(own, dict) and ("image_mean" in own or "rescale_factor" in own):
-                return own
-    return {}

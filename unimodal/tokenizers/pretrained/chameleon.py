@@ -17,47 +17,59 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.files import describe_error
-from unimodal.tokenizers.interface import Codes
-from unimodal.tokenizers.pretrained.base import check_codes, decode_rows, fill, plain_config, reference
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions, FitMode
+from unimodal.tokenizers.pretrained.base import (
+    build_config,
+    check_codes,
+    check_counts,
+    decode_rows,
+    fill_weights,
+    to_plain_config,
+)
 from unimodal.tokenizers.pretrained.image import (
-    PretrainedImageConfig,
-    PretrainedImageTokenizer,
+    NetworkImageConfig,
+    NetworkImageTokenizer,
     check_pictures,
-    pixel_settings,
-    resized,
-    vq_checkpoint,
+    read_pixel_settings,
+    read_vq_checkpoint,
+    resize_picture,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
 
 RESCALE_FACTOR = 0.0078  # of an 8-bit pixel, in transformers' image processor: a little less than 2 / 255
 
 
-class ChameleonTokenizerConfig(PretrainedImageConfig):
+class ChameleonTokenizerConfig(NetworkImageConfig):
     family: Literal["chameleon"] = "chameleon"
     has_decoder: bool = False
 
+    @property
+    def can_decode(self) -> bool:
+        return self.has_decoder
 
-class ChameleonTokenizer(PretrainedImageTokenizer):
+
+class ChameleonTokenizer(NetworkImageTokenizer):
     """``encode``: float [B, 3, S, S] in [0, 1] → Codes [B, (S / 16)², 1] in raster order."""
 
     config_class: ClassVar[type[TokenizerConfig]] = ChameleonTokenizerConfig
     config: ChameleonTokenizerConfig
+    side: int
+    no_decoder = (
+        "transformers has no decoder of Chameleon's pictures; load this tokenizer with decoder=…/vqgan.ckpt from the "
+        "original release"
+    )
 
     def __init__(self, config: ChameleonTokenizerConfig):
         super().__init__(config)
         from transformers import ChameleonVQVAEConfig
         from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-        settings = reference(ChameleonVQVAEConfig, config.network)
+        settings = build_config(ChameleonVQVAEConfig, config.network)
         self.network = ChameleonVQVAE(settings).eval()
         self.decoder = ChameleonDecoder(settings) if config.has_decoder else None
         self.factor = 2 ** (len(settings.channel_multiplier) - 1)
-        self.side = config.image_size // self.factor
-        self.codebook_sizes = (settings.num_embeddings,)
-        self.tokens_per_item = self.side**2
-        self.segments = (("image", self.tokens_per_item),)
-        self.block_sizes = {"image": settings.num_embeddings}
-        self.columns = {"image": self.side}
+        self.describe(config.image_size, self.factor, settings.num_embeddings)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, decoder: str | Path | None = None) -> Self:
@@ -65,50 +77,42 @@ class ChameleonTokenizer(PretrainedImageTokenizer):
         from transformers import ChameleonConfig
         from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-        network, weights = vq_checkpoint(folder, ChameleonConfig, "chameleon_vqgan", ChameleonVQVAE, "Chameleon")
+        network, weights = read_vq_checkpoint(folder, ChameleonConfig, "chameleon_vqgan", ChameleonVQVAE, "Chameleon")
         own = {name.removeprefix("decoder."): w for name, w in weights.items() if name.startswith("decoder.")}
         decoder_weights = own if decoder is None else read_decoder(Path(decoder))
         tokenizer = cls(
             ChameleonTokenizerConfig(
-                network=plain_config(network),
+                network=to_plain_config(network),
                 image_size=network.resolution,
                 has_decoder=bool(decoder_weights),
-                **pixel_settings(folder, 1.0, 1.0, RESCALE_FACTOR),
+                **read_pixel_settings(folder, 1.0, 1.0, RESCALE_FACTOR),
             )
         )
-        fill(tokenizer.network, weights, folder)
+        fill_weights(tokenizer.network, weights, folder)
         if tokenizer.decoder is not None:
-            fill(tokenizer.decoder, decoder_weights, folder if decoder is None else Path(decoder))
+            fill_weights(tokenizer.decoder, decoder_weights, folder if decoder is None else Path(decoder))
         return tokenizer.eval()
 
-    def fit(self, picture: Tensor) -> Tensor:
+    def fit(self, medium: Tensor, mode: FitMode = "pad") -> Tensor:
         """The shorter side to S, then the middle S × S."""
-        size, (height, width) = self.config.image_size, picture.shape[1:]
+        size, (height, width) = self.config.image_size, medium.shape[1:]
         short, long = min(height, width), max(height, width)
         other = int(size * long / short)
-        small = resized(picture, *((size, other) if height <= width else (other, size)), "LANCZOS")
+        small = resize_picture(medium, *((size, other) if height <= width else (other, size)), "LANCZOS")
         top, left = (small.shape[1] - size) // 2, (small.shape[2] - size) // 2
         return small[:, top : top + size, left : left + size].float() / 255
 
-    @torch.inference_mode()
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         check_pictures(x, self.config.image_size, self.config.image_size, "Chameleon")
-        ids = self.network.encode(self.scaled(x)).image_tokens.view(len(x), -1, 1)  # flat over the batch
-        return Codes(ids, torch.ones(ids.shape[:2], dtype=torch.bool, device=x.device), (1, self.side, self.side))
+        ids = self.network.encode(self.scale_pixels(x)).image_tokens.view(len(x), -1)  # flat over the batch
+        return Codes.whole(ids, (1, self.side, self.side))
 
-    @torch.inference_mode()
-    def decode(self, codes: Codes) -> Tensor:
-        if self.decoder is None:
-            raise ValueError(
-                "transformers has no decoder of Chameleon's pictures; load this tokenizer with decoder=…/vqgan.ckpt "
-                "from the original release"
-            )
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         check_codes(codes, self.codebook_sizes, "image")
-        if codes.mask.sum(1).ne(self.tokens_per_item or 0).any():
-            raise ValueError(f"a picture is {self.tokens_per_item} codes; got {codes.mask.sum(1).tolist()}")
-        return torch.stack(decode_rows(codes, self._decode))
+        check_counts(codes, self.side**2)
+        return torch.stack(decode_rows(codes, self._decode_equal))
 
-    def _decode(self, ids: Tensor) -> Tensor:
+    def _decode_equal(self, ids: Tensor) -> Tensor:
         assert self.decoder is not None
         latent = self.network.quantize.embedding(ids.view(len(ids), self.side, self.side)).permute(0, 3, 1, 2)
         pixels = self.decoder(self.network.post_quant_conv(latent))

@@ -12,16 +12,15 @@ the families and a public checkpoint of each.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from unimodal.files import download_folder, is_hub_id
 from unimodal.tokenizers.interface import MediaTokenizer
-from unimodal.tokenizers.pretrained.base import read_config
-from unimodal.tokenizers.registry import FAMILIES, load_tokenizer
+from unimodal.tokenizers.pretrained.base import NetworkTokenizer, read_checkpoint_config
+from unimodal.tokenizers.registry import family_class, load_tokenizer
 
 # family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
 SOURCES = {
@@ -37,7 +36,7 @@ SOURCES = {
 _FILES = ["*.json", "*.safetensors"]
 
 
-def load(name: str, source: str | os.PathLike[str] | None = None, **settings: Any) -> MediaTokenizer:
+def load(name: str, source: str | os.PathLike[str] | None = None, **settings: object) -> MediaTokenizer:
     """The tokenizer of family `name` from a folder or hub id (by default that in `SOURCES`), in float32 and eval mode.
 
     A folder that one of our tokenizers was saved to is read as it is, without settings. `settings` are those of the
@@ -46,21 +45,21 @@ def load(name: str, source: str | os.PathLike[str] | None = None, **settings: An
     if name not in SOURCES:
         raise ValueError(f"there is no pretrained tokenizer {name!r}; there are {', '.join(SOURCES)}")
     folder = find(SOURCES[name] if source is None else source)
-    family = read_config(folder).get("family")
+    family = read_checkpoint_config(folder).get("family")
     if family is not None:
         if family != name:
             raise ValueError(f"{folder} holds the tokenizer family {family!r}, not {name!r}")
         if settings:
             raise ValueError(f"{folder} is a saved tokenizer with its own settings; leave {', '.join(settings)} out")
         return load_tokenizer(folder)
-    module, class_name = FAMILIES[name]
-    read = getattr(importlib.import_module(module), class_name).from_checkpoint
+    kind = family_class(name)
+    assert issubclass(kind, NetworkTokenizer)
+    read: Callable[..., NetworkTokenizer] = kind.from_checkpoint
     known = [parameter for parameter in inspect.signature(read).parameters if parameter != "folder"]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    tokenizer: MediaTokenizer = read(folder, **settings)
-    return tokenizer.eval()
+    return read(folder, **settings).eval()
 
 
 def find(source: str | os.PathLike[str]) -> Path:

@@ -14,54 +14,62 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Codes
-from unimodal.tokenizers.pretrained.base import by_size, check_codes, decode_rows, fill, plain_config, reference
+from unimodal.tokenizers.codes import Codes, Grid
+from unimodal.tokenizers.interface import CodingOptions, FitMode
+from unimodal.tokenizers.pretrained.base import (
+    build_config,
+    check_codes,
+    decode_rows,
+    fill_weights,
+    group_by_size,
+    to_plain_config,
+)
 from unimodal.tokenizers.pretrained.image import (
-    PretrainedImageConfig,
-    PretrainedImageTokenizer,
-    image_processor_settings,
-    pixel_settings,
-    resized,
-    vq_checkpoint,
+    NetworkImageConfig,
+    NetworkImageTokenizer,
+    NetworkPixelConfig,
+    read_image_processor,
+    read_pixel_settings,
+    read_vq_checkpoint,
+    resize_picture,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
 
-Grid = tuple[int, int, int]
+MIN_PIXELS, MAX_PIXELS = 512 * 512, 1024 * 1024  # of a picture, where its processor names no others
 
 
-class Emu3TokenizerConfig(PretrainedImageConfig):
+class Emu3TokenizerConfig(NetworkPixelConfig):
     family: Literal["emu3"] = "emu3"
-    image_size: int | None = Field(default=512, ge=1)  # type: ignore[assignment]  # pixels of a square; None: by area
-    min_pixels: int = 512 * 512
-    max_pixels: int = 1024 * 1024
+    image_size: int | None = Field(default=512, ge=1)  # pixels of a square; None: by area
+    min_pixels: int = MIN_PIXELS
+    max_pixels: int = MAX_PIXELS
 
 
-class _Emu3(PretrainedImageTokenizer):
-    """The network and its sizes."""
+class Emu3Network(NetworkImageTokenizer):
+    """What both tokenizers have in common: the network and the pixels and frames of a code."""
 
-    config: Any
-
-    def _build(self) -> None:
+    def __init__(self, config: Emu3TokenizerConfig | Emu3VideoTokenizerConfig):
+        super().__init__(config)
         from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-        settings = reference(Emu3VQVAEConfig, self.config.network)
+        settings = build_config(Emu3VQVAEConfig, config.network)
         self.network = Emu3VQVAE(settings).eval()
         self.factor: int = self.network.spatial_scale_factor
         self.frames_per_code: int = settings.temporal_downsample_factor
-        self.codebook_sizes = (settings.codebook_size,)
-        size = self.config.image_size
+        self.num_values = int(settings.codebook_size)
+        size = config.image_size
         if size is not None and size % self.factor:
             raise ValueError(f"image_size {size} is no multiple of {self.factor}, the pixels of a code; choose another")
 
     def encode_equal(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Pictures [B, 3, H, W] or clips [B, 3, T, H, W] of one size → ids int64 [B, N], and their grid."""
-        frames = self.scaled(x)
+        frames = self.scale_pixels(x)
         frames = frames.transpose(1, 2) if x.dim() == 5 else frames
         nothing_cropped = torch.full((len(x), 2), max(x.shape[2:]) * self.factor)
         ids = torch.stack(self.network.encode(frames, nothing_cropped).image_tokens)  # [B, h, w] or [B, t, h, w]
@@ -69,7 +77,7 @@ class _Emu3(PretrainedImageTokenizer):
         return ids.flatten(1), (time, ids.shape[-2], ids.shape[-1])
 
 
-class Emu3Tokenizer(_Emu3):
+class Emu3Tokenizer(Emu3Network):
     """``encode``: float [B, 3, H, W] in [0, 1] → Codes [B, H·W / 64, 1]; `lengths` int64 [B, 2] are the heights and
     widths of pictures that are padded at the bottom and on the right."""
 
@@ -78,31 +86,35 @@ class Emu3Tokenizer(_Emu3):
 
     def __init__(self, config: Emu3TokenizerConfig):
         super().__init__(config)
-        self._build()
-        self.block_sizes = {"image": self.codebook_sizes[0]}
-        self.side = None if config.image_size is None else config.image_size // self.factor
-        self.tokens_per_item = None if self.side is None else self.side**2
-        self.segments = (("image", self.tokens_per_item),)
-        self.columns = {} if self.side is None else {"image": self.side}
+        self.describe(config.image_size, self.factor, self.num_values)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, image_size: int | None = 512) -> Self:
         """image_size: of the squares that pictures are cropped to; None keeps their shapes."""
-        found = image_processor_settings(folder)
-        limits = {name: int(found[name]) for name in ("min_pixels", "max_pixels") if found.get(name)}
-        return _load_emu3(cls, Emu3TokenizerConfig, folder, image_size=image_size, **limits)
+        found = read_image_processor(folder)
+        network, weights = read_emu3(folder)
+        config = Emu3TokenizerConfig(
+            network=network,
+            image_size=image_size,
+            min_pixels=found.min_pixels or MIN_PIXELS,
+            max_pixels=found.max_pixels or MAX_PIXELS,
+            **read_pixel_settings(folder, 0.5, 0.5),
+        )
+        tokenizer = cls(config)
+        fill_weights(tokenizer.network, weights, folder)
+        return tokenizer.eval()
 
-    def fit(self, picture: Tensor) -> Tensor:
-        """The size that `fitted_size` says; with `image_size` the shorter side to it and the middle cropped."""
-        size, (height, width) = self.config.image_size, picture.shape[1:]
+    def fit(self, medium: Tensor, mode: FitMode = "pad") -> Tensor:
+        """The size that `choose_size` says; with `image_size` the shorter side to it and the middle cropped."""
+        size, (height, width) = self.config.image_size, medium.shape[1:]
         if size is None:
-            return resized(picture, *self.fitted_size(height, width), "BICUBIC").float() / 255
+            return resize_picture(medium, *self.choose_size(height, width), "BICUBIC").float() / 255
         scale = size / min(height, width)
-        small = resized(picture, max(size, round(height * scale)), max(size, round(width * scale)), "BICUBIC")
+        small = resize_picture(medium, max(size, round(height * scale)), max(size, round(width * scale)), "BICUBIC")
         top, left = (small.shape[1] - size) // 2, (small.shape[2] - size) // 2
         return small[:, top : top + size, left : left + size].float() / 255
 
-    def fitted_size(self, height: int, width: int) -> tuple[int, int]:
+    def choose_size(self, height: int, width: int) -> tuple[int, int]:
         """Multiples of 8 near the true shape, whose area lies between `min_pixels` and `max_pixels`."""
         if max(height, width) > 200 * min(height, width):
             raise ValueError(f"a picture of {width}×{height} is over 200 times longer than wide; crop it")
@@ -116,8 +128,7 @@ class Emu3Tokenizer(_Emu3):
             rows, columns = (math.ceil(side * grow / unit) for side in (height, width))
         return rows * unit, columns * unit
 
-    @torch.inference_mode()
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         if x.dim() != 4 or x.shape[1] != 3 or not len(x):
             raise ValueError(f"the Emu3 tokenizer takes pictures [B, 3, H, W]; got {tuple(x.shape)}")
         sizes = [tuple(x.shape[2:])] * len(x) if lengths is None else [tuple(size) for size in lengths.tolist()]
@@ -126,29 +137,28 @@ class Emu3Tokenizer(_Emu3):
                 raise ValueError(f"height and width must be multiples of {self.factor} pixels; got {list(size)}")
         found: dict[int, Tensor] = {}
         grids: set[Grid] = set()
-        for (height, width), items in by_size(sizes).items():
+        for (height, width), items in group_by_size(sizes).items():
             ids, grid = self.encode_equal(x[items, :, :height, :width])
             found.update(zip(items, ids, strict=True))
             grids.add(grid)
         rows = [found[item].cpu() for item in range(len(x))]
         return Codes.from_rows(rows, grid=grids.pop() if len(grids) == 1 else None).to(x.device)
 
-    @torch.inference_mode()
-    def decode(self, codes: Codes) -> Tensor:
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         """[B, 3, H, W]. Without a grid the codes are a square; a smaller picture of a batch is padded with 0."""
         check_codes(codes, self.codebook_sizes, "image")
 
         def picture(ids: Tensor) -> Tensor:
-            height, width = self.grid_of(ids.shape[1], codes.grid)
+            height, width = self.find_grid(ids.shape[1], codes.grid)
             return self.network.decode(ids.view(len(ids), height, width))
 
-        pictures = [self.unscaled(pixels[None])[0] for pixels in decode_rows(codes, picture)]
+        pictures = [self.unscale_pixels(pixels[None])[0] for pixels in decode_rows(codes, picture)]
         height, width = max(p.shape[1] for p in pictures), max(p.shape[2] for p in pictures)
         return torch.stack(
             [torch.nn.functional.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in pictures]
         )
 
-    def grid_of(self, count: int, grid: Grid | None) -> tuple[int, int]:
+    def find_grid(self, count: int, grid: Grid | None) -> tuple[int, int]:
         """Rows and columns of `count` codes: the grid's where it fits, otherwise a square."""
         if grid is not None and grid[0] == 1 and grid[1] * grid[2] == count:
             return grid[1], grid[2]
@@ -158,13 +168,13 @@ class Emu3Tokenizer(_Emu3):
         return side, side
 
 
-class Emu3VideoTokenizerConfig(PretrainedImageConfig):
+class Emu3VideoTokenizerConfig(NetworkImageConfig):
     family: Literal["emu3_video"] = "emu3_video"
     num_frames: int = Field(default=8, ge=1)  # what is taken of a file
     fps: float = Field(default=8.0, gt=0)
 
 
-class Emu3VideoTokenizer(_Emu3):
+class Emu3VideoTokenizer(Emu3Network):
     """``encode``: float [B, 3, T, H, W] in [0, 1], T a multiple of 4 → Codes [B, T/4 · H/8 · W/8, 1]; `lengths` int64
     [B] are the frames that are real."""
 
@@ -174,25 +184,33 @@ class Emu3VideoTokenizer(_Emu3):
 
     def __init__(self, config: Emu3VideoTokenizerConfig):
         super().__init__(config)
-        self._build()
         if config.num_frames % self.frames_per_code:
             raise ValueError(f"num_frames {config.num_frames} is no multiple of {self.frames_per_code}; choose another")
-        self.side = config.image_size // self.factor
-        self.tokens_per_item = config.num_frames // self.frames_per_code * self.side**2
-        self.block_sizes = {"video": self.codebook_sizes[0]}
-        self.segments = (("video", self.tokens_per_item),)
-        self.columns = {"video": self.side}
+        self.describe(config.image_size, self.factor, self.num_values, config.num_frames // self.frames_per_code)
+        self.frames_per_second, self.num_frames = config.fps, config.num_frames
 
     @classmethod
     def from_checkpoint(cls, folder: Path, image_size: int = 256, num_frames: int = 8, fps: float = 8.0) -> Self:
         """image_size, num_frames and fps: of the clips that are taken of files."""
-        return _load_emu3(cls, Emu3VideoTokenizerConfig, folder, image_size=image_size, num_frames=num_frames, fps=fps)
+        network, weights = read_emu3(folder)
+        config = Emu3VideoTokenizerConfig(
+            network=network,
+            image_size=image_size,
+            num_frames=num_frames,
+            fps=fps,
+            **read_pixel_settings(folder, 0.5, 0.5),
+        )
+        tokenizer = cls(config)
+        fill_weights(tokenizer.network, weights, folder)
+        return tokenizer.eval()
 
-    def fit(self, picture: Tensor) -> Tensor:
-        raise ValueError("the Emu3 video tokenizer takes clips; load the family emu3 for pictures")
+    def fit(self, medium: Tensor, mode: FitMode = "pad") -> Tensor:
+        """A clip [T, 3, S, S], which is read at the sizes of the config, stays as it is."""
+        if medium.dim() != 4:
+            raise ValueError("the Emu3 video tokenizer takes clips; load the family emu3 for pictures")
+        return medium
 
-    @torch.inference_mode()
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         step, unit = self.frames_per_code, self.factor
         if x.dim() != 5 or x.shape[1] != 3 or not len(x) or any(side < 1 or side % unit for side in x.shape[3:]):
             raise ValueError(
@@ -203,32 +221,31 @@ class Emu3VideoTokenizer(_Emu3):
         if len(frames) != len(x) or any(not 1 <= count <= x.shape[2] or count % step for count in frames):
             raise ValueError(f"clips must have a multiple of {step} frames, at most {x.shape[2]}; got {frames}")
         found: dict[int, Tensor] = {}
-        for count, items in by_size(frames).items():
+        for count, items in group_by_size(frames).items():
             found.update(zip(items, self.encode_equal(x[items, :, :count])[0], strict=True))
         grid = (max(frames) // step, x.shape[3] // unit, x.shape[4] // unit)
         rows = [found[item].cpu() for item in range(len(x))]
         return Codes.from_rows(rows, grid=grid, order="time+raster").to(x.device)
 
-    @torch.inference_mode()
-    def decode(self, codes: Codes) -> Tensor:
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         """[B, 3, T, H, W]. Without a grid the frames are squares of `image_size`; a shorter clip ends in black."""
         check_codes(codes, self.codebook_sizes, "video")
-        height, width = (self.side, self.side) if codes.grid is None else codes.grid[1:]
+        side = self.config.image_size // self.factor
+        height, width = (side, side) if codes.grid is None else codes.grid[1:]
 
         def clip(ids: Tensor) -> Tensor:
             if ids.shape[1] % (height * width):
                 raise ValueError(f"a clip is a multiple of {height * width} codes; got {ids.shape[1]}")
             return self.network.decode(ids.view(len(ids), -1, height, width)).transpose(1, 2)  # [B, 3, T, H, W]
 
-        clips = [self.unscaled(pixels[None])[0] for pixels in decode_rows(codes, clip)]
+        clips = [self.unscale_pixels(pixels[None])[0] for pixels in decode_rows(codes, clip)]
         longest = max(c.shape[1] for c in clips)
         return torch.stack([torch.nn.functional.pad(c, (0, 0, 0, 0, 0, longest - c.shape[1])) for c in clips])
 
 
-def _load_emu3(tokenizer_class: Any, config: Any, folder: Path, **settings: Any) -> Any:
+def read_emu3(folder: Path) -> tuple[dict[str, JsonValue], dict[str, Tensor]]:
+    """The network's config and weights in a checkpoint of Emu3 or of its tokenizer alone."""
     from transformers import Emu3Config, Emu3VQVAE
 
-    network, weights = vq_checkpoint(folder, Emu3Config, "emu3_vqgan", Emu3VQVAE, "Emu3")
-    tokenizer = tokenizer_class(config(network=plain_config(network), **settings, **pixel_settings(folder, 0.5, 0.5)))
-    fill(tokenizer.network, weights, folder)
-    return tokenizer.eval()
+    network, weights = read_vq_checkpoint(folder, Emu3Config, "emu3_vqgan", Emu3VQVAE, "Emu3")
+    return to_plain_config(network), weights

@@ -10,46 +10,57 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from unimodal.files import describe_error, read_json
+from unimodal.tokenizers.interface import FitMode
 from unimodal.tokenizers.pretrained.base import (
-    PretrainedConfig,
-    PretrainedTokenizer,
+    DOWNLOAD_AGAIN,
+    NetworkConfig,
+    NetworkTokenizer,
     check_kind,
-    image_processor_settings,
     load_reference,
     read_weights,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 VQ_PREFIX = "vqmodel."
+IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-class PretrainedImageConfig(PretrainedConfig):
+class NetworkPixelConfig(NetworkConfig):
     """A pixel p in [0, 1] is given to the network as (p · rescale - mean) / deviation."""
 
-    image_size: int = Field(ge=1)
     rescale: float = 1.0
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
 
+class NetworkImageConfig(NetworkPixelConfig):
+    """Pictures are squares of so many pixels."""
+
+    image_size: int = Field(ge=1)
+
+
 class PixelScale:
     """How the pixels of a network with such a config are scaled."""
 
-    config: PretrainedImageConfig
+    config: NetworkPixelConfig
 
-    def scaled(self, x: Tensor) -> Tensor:
+    def scale_pixels(self, x: Tensor) -> Tensor:
         """[B, 3, …] in [0, 1] → what the network takes."""
         mean, deviation = self._moments(x)
         return (x.float() * self.config.rescale - mean) / deviation
 
-    def unscaled(self, x: Tensor) -> Tensor:
-        """The inverse of `scaled`, for what the network gives, clamped to [0, 1]."""
+    def unscale_pixels(self, x: Tensor) -> Tensor:
+        """The inverse of `scale_pixels`, for what the network gives, clamped to [0, 1]."""
         mean, deviation = self._moments(x)
         return ((x * deviation + mean) / self.config.rescale).clamp(0, 1)
 
@@ -58,20 +69,89 @@ class PixelScale:
         return x.new_tensor(self.config.image_mean).view(shape), x.new_tensor(self.config.image_std).view(shape)
 
 
-class PretrainedImageTokenizer(PixelScale, PretrainedTokenizer):
-    """Pictures in [0, 1]; `fit` makes one of a file's pixels."""
+class NetworkImageTokenizer(PixelScale, NetworkTokenizer):
+    """Pictures in [0, 1]; `fit` makes one of a file's pixels as the checkpoint's image processor does, in any mode."""
 
     modality: ClassVar[str] = "image"
-    config: PretrainedImageConfig
+    config: NetworkPixelConfig
+    side: int | None  # codes of a square's side
+
+    def describe(self, size: int | None, factor: int, codebook_size: int, frames: int | None = None) -> None:
+        """Sets what the contract asks for; called once by each family.
+
+        size: pixels of a square, None for any shape. factor: pixels of a code's side. frames: codes of a clip in time.
+        """
+        self.side = None if size is None else size // factor
+        self.picture_size = None if size is None else (size, size)
+        self.codebook_sizes = (codebook_size,)
+        self.tokens_per_item = None if self.side is None else (frames or 1) * self.side**2
+        self.segments = ((self.modality, self.tokens_per_item),)
+        self.columns = {} if self.side is None else {self.modality: self.side}
+
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        """The rows of the network's codebook."""
+        if block != self.modality or group:
+            return None
+        return self.network.quantize.embedding.weight.detach().float().cpu()
 
     @abstractmethod
-    def fit(self, picture: Tensor) -> Tensor:
-        """uint8 [3, H, W] → float [3, h, w] in [0, 1], as the checkpoint's image processor fits it."""
+    def fit(self, medium: Tensor, mode: FitMode = "pad") -> Tensor:
+        """uint8 [3, H, W] → float [3, h, w] in [0, 1], by the checkpoint's own rule, whatever the mode."""
 
 
-def vq_checkpoint(
-    folder: Path, config_class: Any, standalone: str, model_class: Any, what: str
-) -> tuple[Any, dict[str, Tensor]]:
+class ImageProcessorSettings(BaseModel):
+    """What a checkpoint's image processor says of pictures; None where it says nothing."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    rescale_factor: float | None = None
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    min_size: int | None = None
+
+
+class PixelSettings(TypedDict):
+    """The fields of `NetworkImageConfig` that an image processor says."""
+
+    rescale: float
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
+def read_image_processor(folder: Path) -> ImageProcessorSettings:
+    """The settings of the checkpoint's image processor. Raises ValueError, in one line, for a file that is broken."""
+    for name in IMAGE_PROCESSOR_FILES:
+        path = folder / name
+        if path.is_file():
+            fields = read_json(path, DOWNLOAD_AGAIN)
+            own = fields.get("image_processor", fields)
+            if isinstance(own, dict) and ("image_mean" in own or "rescale_factor" in own):
+                try:
+                    return ImageProcessorSettings.model_validate(own)
+                except ValidationError as error:
+                    raise ValueError(f"{path}: {describe_error(error)}; {DOWNLOAD_AGAIN}") from None
+    return ImageProcessorSettings()
+
+
+def read_pixel_settings(folder: Path, mean: float, deviation: float, rescale: float | None = None) -> PixelSettings:
+    """Mean, deviation and rescaling of the checkpoint's image processor; those given where it names none."""
+    found = read_image_processor(folder)
+    factor = rescale if found.rescale_factor is None else found.rescale_factor
+    return {
+        "image_mean": found.image_mean or (mean, mean, mean),
+        "image_std": found.image_std or (deviation, deviation, deviation),
+        "rescale": 1.0 if factor is None else _near_one(factor * 255),
+    }
+
+
+def read_vq_checkpoint(
+    folder: Path,
+    config_class: type[PreTrainedConfig],
+    standalone: str,
+    model_class: type[PreTrainedModel],
+    what: str,
+) -> tuple[PreTrainedConfig, dict[str, Tensor]]:
     """The config and weights of the VQ network in the checkpoint of a whole model or of that network alone."""
     whole = config_class.model_type
     kind = check_kind(folder, (whole, standalone), what)
@@ -85,22 +165,11 @@ def vq_checkpoint(
     return config.vq_config, weights
 
 
-def pixel_settings(folder: Path, mean: float, deviation: float, rescale: float | None = None) -> dict[str, Any]:
-    """mean, deviation and rescaling that the checkpoint's image processor uses; those given where it names none."""
-    found = image_processor_settings(folder)
-    factor = found.get("rescale_factor", rescale)
-    return {
-        "image_mean": tuple(found.get("image_mean") or [mean] * 3),
-        "image_std": tuple(found.get("image_std") or [deviation] * 3),
-        "rescale": 1.0 if factor is None else _near_one(factor * 255),
-    }
-
-
 def _near_one(value: float) -> float:
     return 1.0 if abs(value - 1) < 1e-6 else value  # 0.00392156862745098 is 1/255
 
 
-def resized(picture: Tensor, height: int, width: int, resample: str) -> Tensor:
+def resize_picture(picture: Tensor, height: int, width: int, resample: str) -> Tensor:
     """uint8 [3, H, W] → uint8 [3, height, width] by Pillow's filter of that name: "BICUBIC" or "LANCZOS"."""
     if picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[0] != 3 or 0 in picture.shape:
         raise ValueError(f"expected a uint8 [3, H, W] picture, got {picture.dtype} {list(picture.shape)}")

@@ -16,86 +16,84 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Codes, MediaReader
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions, FitMode, MediaReader
 from unimodal.tokenizers.pretrained.base import (
+    build_config,
     check_codes,
+    check_counts,
     decode_rows,
-    fill,
-    image_processor_settings,
-    plain_config,
-    reference,
+    fill_weights,
+    to_plain_config,
 )
 from unimodal.tokenizers.pretrained.image import (
+    NetworkImageConfig,
+    NetworkImageTokenizer,
     PixelScale,
-    PretrainedImageConfig,
-    PretrainedImageTokenizer,
+    PixelSettings,
     check_pictures,
-    pixel_settings,
-    resized,
-    vq_checkpoint,
+    read_image_processor,
+    read_pixel_settings,
+    read_vq_checkpoint,
+    resize_picture,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
 
+MIN_SIZE = 14
 
-class JanusImageConfig(PretrainedImageConfig):
-    min_size: int = Field(default=14, ge=1)  # pixels that the shorter side of a narrow picture keeps
+
+class JanusImageConfig(NetworkImageConfig):
+    min_size: int = Field(default=MIN_SIZE, ge=1)  # pixels that the shorter side of a narrow picture keeps
 
 
 class JanusTokenizerConfig(JanusImageConfig):
     family: Literal["janus"] = "janus"
 
 
-class JanusTokenizer(PretrainedImageTokenizer):
+class JanusTokenizer(NetworkImageTokenizer):
     """``encode``: float [B, 3, S, S] in [0, 1] → Codes [B, (S / 16)², 1] in raster order."""
 
     config_class: ClassVar[type[TokenizerConfig]] = JanusTokenizerConfig
     config: JanusTokenizerConfig
+    side: int
 
     def __init__(self, config: JanusTokenizerConfig):
         super().__init__(config)
         from transformers.models.janus.configuration_janus import JanusVQVAEConfig
         from transformers.models.janus.modeling_janus import JanusVQVAE
 
-        settings = reference(JanusVQVAEConfig, config.network)
+        settings = build_config(JanusVQVAEConfig, config.network)
         self.network = JanusVQVAE(settings).eval()
-        self.side = settings.num_patches
-        self.codebook_sizes = (settings.num_embeddings,)
-        self.tokens_per_item = self.side**2
-        self.segments = (("image", self.tokens_per_item),)
-        self.block_sizes = {"image": settings.num_embeddings}
-        self.columns = {"image": self.side}
+        self.describe(config.image_size, config.image_size // settings.num_patches, settings.num_embeddings)
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> Self:
         from transformers import JanusConfig
         from transformers.models.janus.modeling_janus import JanusVQVAE
 
-        network, weights = vq_checkpoint(folder, JanusConfig, "janus_vqgan", JanusVQVAE, "Janus")
+        network, weights = read_vq_checkpoint(folder, JanusConfig, "janus_vqgan", JanusVQVAE, "Janus")
         tokenizer = cls(
             JanusTokenizerConfig(
-                network=plain_config(network),
+                network=to_plain_config(network),
                 image_size=network.num_patches * 2 ** (len(network.channel_multiplier) - 1),
-                **_picture_settings(folder),
+                **_read_picture_settings(folder),
             )
         )
-        fill(tokenizer.network, weights, folder)
+        fill_weights(tokenizer.network, weights, folder)
         return tokenizer.eval()
 
-    def fit(self, picture: Tensor) -> Tensor:
-        return fitted(picture, self.config)
+    def fit(self, medium: Tensor, mode: FitMode = "pad") -> Tensor:
+        return fit_to_square(medium, self.config)
 
-    @torch.inference_mode()
-    def encode(self, x: Tensor, lengths: Tensor | None = None) -> Codes:
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         check_pictures(x, self.config.image_size, self.config.image_size, "Janus")
-        ids = self.network.encode(self.scaled(x)).image_tokens.view(len(x), -1, 1)  # flat over the batch
-        return Codes(ids, torch.ones(ids.shape[:2], dtype=torch.bool, device=x.device), (1, self.side, self.side))
+        ids = self.network.encode(self.scale_pixels(x)).image_tokens.view(len(x), -1)  # flat over the batch
+        return Codes.whole(ids, (1, self.side, self.side))
 
-    @torch.inference_mode()
-    def decode(self, codes: Codes) -> Tensor:
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         check_codes(codes, self.codebook_sizes, "image")
-        if codes.mask.sum(1).ne(self.tokens_per_item or 0).any():
-            raise ValueError(f"a picture is {self.tokens_per_item} codes; got {codes.mask.sum(1).tolist()}")
-        return self.unscaled(torch.stack(decode_rows(codes, lambda ids: self.network.decode(ids[..., 0]))))
+        check_counts(codes, self.side**2)
+        return self.unscale_pixels(torch.stack(decode_rows(codes, lambda ids: self.network.decode(ids[..., 0]))))
 
 
 class JanusReaderConfig(JanusImageConfig):
@@ -115,7 +113,7 @@ class JanusReader(PixelScale, MediaReader):
         from transformers.models.janus.configuration_janus import JanusVisionConfig
         from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP, JanusVisionModel
 
-        settings = reference(JanusVisionConfig, config.network)
+        settings = build_config(JanusVisionConfig, config.network)
         if settings.image_size != config.image_size:
             raise ValueError(f"the reader sees {settings.image_size} pixels, its image_size is {config.image_size}")
         self.vision: Any = JanusVisionModel(settings)
@@ -125,35 +123,39 @@ class JanusReader(PixelScale, MediaReader):
         self.eval()
 
     @classmethod
-    def of_model(cls, model: Any, folder: Path) -> Self:
+    def from_model(cls, model: Any, folder: Path) -> Self:
         """The reading side of a `JanusModel` that was loaded from a checkpoint's folder."""
-        network = plain_config(model.config.vision_config)
+        network = to_plain_config(model.config.vision_config)
         size = model.config.vision_config.image_size
-        reader = cls(JanusReaderConfig(network=network, image_size=size, **_picture_settings(folder)))
+        reader = cls(JanusReaderConfig(network=network, image_size=size, **_read_picture_settings(folder)))
         reader.vision.load_state_dict(model.vision_model.state_dict())
         reader.aligner.load_state_dict(model.aligner.state_dict())
         return reader.eval()
 
-    def fit(self, picture: Tensor) -> Tensor:
-        return fitted(picture, self.config)
+    def fit(self, medium: Tensor, mode: FitMode = "pad") -> Tensor:
+        return fit_to_square(medium, self.config)
 
     @torch.inference_mode()
     def read(self, x: Tensor) -> Tensor:
         check_pictures(x, self.config.image_size, self.config.image_size, "Janus")
-        return self.aligner(self.vision(self.scaled(x)).last_hidden_state)
+        return self.aligner(self.vision(self.scale_pixels(x)).last_hidden_state)
 
 
-def _picture_settings(folder: Path) -> dict[str, Any]:
-    found = image_processor_settings(folder)
-    return pixel_settings(folder, 0.5, 0.5) | ({"min_size": found["min_size"]} if "min_size" in found else {})
+class _PictureSettings(PixelSettings):
+    min_size: int
 
 
-def fitted(picture: Tensor, config: JanusImageConfig) -> Tensor:
+def _read_picture_settings(folder: Path) -> _PictureSettings:
+    pixels, least = read_pixel_settings(folder, 0.5, 0.5), read_image_processor(folder).min_size
+    return _PictureSettings(**pixels, min_size=MIN_SIZE if least is None else least)
+
+
+def fit_to_square(picture: Tensor, config: JanusImageConfig) -> Tensor:
     """uint8 [3, H, W] → float [3, S, S]: the longer side to S, bars in the mean colour at the shorter ones."""
     size, (height, width) = config.image_size, picture.shape[1:]
     scale = size / max(height, width)
     sides = [min(size, max(round(side * scale), config.min_size)) for side in (height, width)]
-    inner = resized(picture, sides[0], sides[1], "BICUBIC")
+    inner = resize_picture(picture, sides[0], sides[1], "BICUBIC")
     colour = torch.tensor([int(value * 255) for value in config.image_mean], dtype=torch.uint8)
     canvas = colour[:, None, None].repeat(1, size, size)
     top, left = (size - inner.shape[1]) // 2, (size - inner.shape[2]) // 2

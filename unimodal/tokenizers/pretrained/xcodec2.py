@@ -15,16 +15,16 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from unimodal.tokenizers.pretrained.audio import PretrainedAudioConfig, PretrainedAudioTokenizer
-from unimodal.tokenizers.pretrained.base import check_kind, load_reference, plain_config, reference
+from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
+from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
 from unimodal.tokenizers.stored import TokenizerConfig
 
 
-class Xcodec2TokenizerConfig(PretrainedAudioConfig):
+class Xcodec2TokenizerConfig(NetworkAudioConfig):
     family: Literal["xcodec2"] = "xcodec2"
 
 
-class Xcodec2Tokenizer(PretrainedAudioTokenizer):
+class Xcodec2Tokenizer(NetworkAudioTokenizer):
     """See the module's page."""
 
     config_class: ClassVar[type[TokenizerConfig]] = Xcodec2TokenizerConfig
@@ -34,7 +34,7 @@ class Xcodec2Tokenizer(PretrainedAudioTokenizer):
         super().__init__(config)
         from transformers import Xcodec2Config, Xcodec2FeatureExtractor, Xcodec2Model
 
-        settings = reference(Xcodec2Config, config.network)
+        settings = build_config(Xcodec2Config, config.network)
         self.network = Xcodec2Model(settings).eval()
         self.features = Xcodec2FeatureExtractor(sampling_rate=settings.sampling_rate, hop_length=settings.hop_length)
         self.describe(math.prod(settings.quantization_levels), settings.hop_length)
@@ -47,7 +47,7 @@ class Xcodec2Tokenizer(PretrainedAudioTokenizer):
         model: Any = load_reference(Xcodec2Model, folder)
         tokenizer = cls(
             Xcodec2TokenizerConfig(
-                network=plain_config(model.config), sample_rate_hz=model.config.sampling_rate, num_codebooks=1
+                network=to_plain_config(model.config), sample_rate_hz=model.config.sampling_rate, num_codebooks=1
             )
         )
         tokenizer.network.load_state_dict(model.state_dict())
