@@ -10,7 +10,6 @@ Legend: V rows of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -103,7 +102,7 @@ class AdoptedVocabulary(Vocabulary):
     def token_strings(self) -> list[str]:
         raise ValueError("a converted checkpoint has token strings of its own; use the tokenizer files of its folder")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {**super().to_dict(), "adopted": True}
 
     def __repr__(self) -> str:

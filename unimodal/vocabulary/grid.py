@@ -9,11 +9,12 @@ Legend: H rows and W columns of the grid, N = H · W codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 
 Grid = tuple[int, int]
 LONGEST_SIDE = 9999
@@ -29,6 +30,7 @@ class GridMarks:
     end_of_row: int
     end_of_grid: int
     grid: Grid
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digits", tuple(self.digits))
@@ -108,10 +110,3 @@ class GridMarks:
         if ((codes < 0) | (codes >= len(block))).any():
             raise ValueError("the picture holds a token that is no code of its block")
         return codes, (height, width)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> GridMarks:
-        return cls(**data)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import ClassVar
+
+from pydantic import ConfigDict
 
 from unimodal.media.registry import find_medium
 from unimodal.vocabulary.grid import GridMarks
@@ -30,6 +32,8 @@ CONTROLS = (
 #: the media whose spans `CONTROLS` open and close in every vocabulary
 FIRST_MEDIA = ("image", "audio", "video")
 
+_STRICT = ConfigDict(extra="forbid")  # of records that are read from a file
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -41,6 +45,7 @@ class Block:
     start: int = 0
     size: int
     sha256: str = ""
+    __pydantic_config__: ClassVar = _STRICT
 
     @property
     def rows(self) -> range:
@@ -62,8 +67,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Control:
+    """A row that is neither text nor a code: `<|user|>`."""
+
     name: str
     id: int
+    __pydantic_config__: ClassVar = _STRICT
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class Segment:
     block: str
     count: int | None = None
     mark: bool = True
+    __pydantic_config__: ClassVar = _STRICT
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class FeatureSpan:
     row: int
     count: int
     sha256: str = ""
+    __pydantic_config__: ClassVar = _STRICT
 
 
 @dataclass(frozen=True)
@@ -118,17 +128,14 @@ class SpanLayout:
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "features", features)
 
-    def to_dict(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {"modality": self.modality, "segments": [asdict(one) for one in self.segments]}
+    def to_dict(self) -> dict[str, object]:
+        """What `vocabulary.json` holds of it: `grid` and `features` only where there are some."""
+        fields: dict[str, object] = {"modality": self.modality, "segments": [asdict(one) for one in self.segments]}
         if self.grid is not None:
-            fields["grid"] = self.grid.to_dict()
-        return fields if self.features is None else {**fields, "features": asdict(self.features)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SpanLayout:
-        grid = GridMarks.from_dict(data["grid"]) if "grid" in data else None
-        features = FeatureSpan(**data["features"]) if "features" in data else None
-        return cls(data["modality"], [Segment(**item) for item in data["segments"]], grid, features)
+            fields["grid"] = asdict(self.grid)
+        if self.features is not None:
+            fields["features"] = asdict(self.features)
+        return fields
 
     @property
     def fixed_steps(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unimodal.vocabulary.adopted import AdoptedVocabulary
+from unimodal.vocabulary.stored import StoredVocabulary
 from unimodal.vocabulary.vocabulary import Vocabulary
 
 
@@ -32,5 +33,5 @@ def read_vocabulary(path: str | Path, tokenizer_hashes: Mapping[str, str] | None
 
 def parse_vocabulary(data: object) -> Vocabulary:
     """The inverse of `Vocabulary.to_dict`, of either class. Raises ValueError for data that is no vocabulary."""
-    adopted = isinstance(data, Mapping) and bool(data.get("adopted"))
-    return (AdoptedVocabulary if adopted else Vocabulary).from_dict(data)
+    stored = StoredVocabulary.parse(data)
+    return (AdoptedVocabulary if stored.adopted else Vocabulary).from_stored(stored)

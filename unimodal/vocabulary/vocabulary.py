@@ -25,9 +25,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from unimodal.files import atomic_write_text
 from unimodal.vocabulary.grid import Grid
@@ -42,8 +43,7 @@ from unimodal.vocabulary.layout import (
     name_controls,
     standard_layouts,
 )
-
-FORMAT_VERSION = 1
+from unimodal.vocabulary.stored import FORMAT_VERSION, StoredVocabulary
 
 
 class Vocabulary:
@@ -130,7 +130,8 @@ class Vocabulary:
                     f"put the tokenizer that came with the model back"
                 )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
+        """What `vocabulary.json` holds."""
         return {
             "format": FORMAT_VERSION,
             "size": self.size,
@@ -141,29 +142,21 @@ class Vocabulary:
         }
 
     @classmethod
-    def from_dict(cls, data: object) -> Self:
+    def from_stored(cls, stored: StoredVocabulary) -> Self:
         """The inverse of `to_dict`, of a vocabulary of this class; `read.py` finds which class it is.
 
-        Raises ValueError for data that is no vocabulary.
+        Raises ValueError for parts that do not fit together.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT_VERSION:
-            found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-            raise ValueError(f"vocabulary format {found!r} is not {FORMAT_VERSION}; use the unimodal that wrote it")
-        try:
-            vocabulary = cls(
-                data["text"]["size"],
-                [Control(**item) for item in data["controls"]],
-                [Block(**item) for item in data["blocks"]],
-                [SpanLayout.from_dict(item) for item in data["layouts"]],
-                data["text"]["reserved"],
-                data["text"]["sha256"],
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the vocabulary is incomplete or has an unknown entry ({error})") from None
-        if vocabulary.size != data.get("size"):
-            raise ValueError(
-                f"the vocabulary says it has {data.get('size')} rows but its parts add up to {vocabulary.size}"
-            )
+        vocabulary = cls(
+            stored.text.size,
+            stored.controls,
+            stored.blocks,
+            [layout.build() for layout in stored.layouts],
+            stored.text.reserved,
+            stored.text.sha256,
+        )
+        if vocabulary.size != stored.size:
+            raise ValueError(f"the vocabulary says it has {stored.size} rows but its parts add up to {vocabulary.size}")
         return vocabulary
 
     def _check(self) -> dict[str, tuple[Block, ...]]:
@@ -275,9 +268,12 @@ class Vocabulary:
             raise ValueError(f"this model has no {modality!r} span; it has {', '.join(self._layouts) or 'text only'}")
         return self._layouts[modality]
 
-    def encode_span(self, modality: str, ids: Any, grid: Grid | None = None) -> list[int]:
-        """Codes int64 `[N]` or `[N, G]` → the rows of the whole span; `grid` for a model that writes it in rows."""
-        codes = np.asarray(ids.detach().cpu().numpy() if hasattr(ids, "detach") else ids)  # [N] or [N, G]
+    def encode_span(self, modality: str, ids: ArrayLike, grid: Grid | None = None) -> list[int]:
+        """Codes int64 `[N]` or `[N, G]` → the rows of the whole span; `grid` for a model that writes it in rows.
+
+        Raises ValueError for codes that are no integers, are outside their blocks, or do not fit the span's layout.
+        """
+        codes = np.asarray(ids)  # [N] or [N, G]
         if codes.size and codes.dtype.kind not in "iu":
             raise ValueError(f"{modality} codes must be integers, got {codes.dtype}")
         if codes.ndim == 1:
