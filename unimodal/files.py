@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -181,10 +181,26 @@ def is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None
 
 
-def download_folder(repository: str, patterns: Sequence[str] | None = None, what: str = "") -> Path:
+class HubOptions(TypedDict, total=False):
+    """How the hub is asked; the names are those of `from_pretrained` in transformers."""
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+def download_folder(
+    repository: str,
+    patterns: Sequence[str] | None = None,
+    what: str = "",
+    options: HubOptions | None = None,
+) -> Path:
     """The folder of the Hub's cache with a repository's files, downloaded where they are missing.
 
     patterns: only files that match one of these, such as `*.json`. what: what the message calls it, e.g. "model ".
+    options: how the hub is asked.
     Raises ValueError, in one line, for a repository that cannot be had: no such name, no network, no room.
     """
     from huggingface_hub import snapshot_download
@@ -193,7 +209,8 @@ def download_folder(repository: str, patterns: Sequence[str] | None = None, what
     if not sys.stderr.isatty():
         disable_progress_bars()
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=list(patterns) if patterns else None))
+        allowed = list(patterns) if patterns else None
+        folder = Path(snapshot_download(repository, allow_patterns=allowed, **(options or HubOptions())))
     except Exception as error:  # the hub's errors have many bases: repository, network, offline mode, disk
         raise ValueError(
             f"{what}{repository!r} is no folder here and cannot be had from the hub: {describe_error(error)}"

@@ -12,14 +12,18 @@ Shapes: B rows, N tokens of the prompt, M of the answer.
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Self, cast
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from unimodal.coder.media_coder import MediaCoder
+from unimodal.files import HubOptions, download_folder
 from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor, read_sampling
@@ -28,9 +32,8 @@ from unimodal.pipeline.requests import list_media, prepare_prompt
 from unimodal.sequence.document import Document
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import read_vocabulary
+from unimodal.vocabulary import Vocabulary, read_vocabulary
 
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 GENERATE_OPTIONS = (
     "generation_mode, max_new_tokens, guidance_scale, temperature, top_k, top_p, do_sample, seed, negative_prompt"
 )
@@ -38,15 +41,16 @@ GENERATE_OPTIONS = (
 IGNORED = {"pad_token_id", "eos_token_id", "bos_token_id", "use_cache", "generation_config", "return_dict_in_generate"}
 
 
-def folder_of(name: str, options: Mapping[str, Any]) -> Path:
-    """The local folder of a model given by folder or hub id, without its decoder."""
+def find_folder(name: str | os.PathLike[str], options: Mapping[str, object]) -> Path:
+    """The local folder of a model given by folder or hub id, without its decoder; `options` are those of
+    `from_pretrained`. Raises ValueError for a folder with weights that may not be opened, and for what the hub lacks.
+    """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        wanted = {key: value for key, value in options.items() if key in HUB_OPTIONS and value is not None}
+        known = HubOptions.__annotations__
+        wanted = {key: value for key, value in options.items() if key in known and value is not None}
         patterns = ["*.json", "*.jinja", "*_tokenizer/*"]
-        folder = Path(snapshot_download(name, allow_patterns=patterns, **wanted))
+        folder = download_folder(str(name), patterns, "model ", cast(HubOptions, wanted))
     check_weight_files(list_weight_files(folder))
     return folder
 
@@ -54,41 +58,48 @@ def folder_of(name: str, options: Mapping[str, Any]) -> Path:
 class MultimodalGeneration:
     """Mixed into a stock causal LM: `generate` by the engine, grammar and sampling settings of unimodal."""
 
+    #: set by `from_pretrained`
+    media_folder: Path
+    vocabulary: Vocabulary
+
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **options: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: object, **options: object
+    ) -> Self | tuple[Self, dict[str, object]]:
+        """transformers' own, and the media of the same folder; on a processor half-precision weights are read in
+        single precision, unless a dtype is named."""
         config = options.get("config")
-        stored = getattr(config, "dtype", None)
-        if options.get("dtype", "auto") in (None, "auto") and stored == torch.float16 and not torch.cuda.is_available():
+        halves = isinstance(config, PretrainedConfig) and config.dtype == torch.float16
+        if halves and options.get("dtype", "auto") in (None, "auto") and not torch.cuda.is_available():
             options["dtype"] = torch.float32  # half precision is slow on a processor, and its answers differ
         model = super().from_pretrained(pretrained_model_name_or_path, *args, **options)  # type: ignore[misc]
         loaded = model[0] if isinstance(model, tuple) else model
-        loaded.media_folder = folder_of(str(pretrained_model_name_or_path), options)
+        loaded.media_folder = find_folder(pretrained_model_name_or_path, options)
         loaded.vocabulary = read_vocabulary(loaded.media_folder / VOCABULARY_FILE)
         return model
 
     @property
     def output_modalities(self) -> tuple[str, ...]:
-        return ("text", *self.vocabulary.media)  # type: ignore[attr-defined]
+        """What it writes."""
+        return ("text", *self.vocabulary.media)
 
     @property
     def input_modalities(self) -> tuple[str, ...]:
-        """All; without torchvision those for which the any-to-any pipeline does not insist on it. Nothing here needs
-        it, and the pipeline reads pictures and clips all the same."""
-        seen = importlib.util.find_spec("torchvision") is not None
-        return tuple(name for name in self.output_modalities if seen or name not in ("image", "video"))
+        """What it reads, as the any-to-any pipeline is told. Without torchvision pictures and clips are left out: the
+        pipeline would insist on that package, which nothing here needs, and reads them all the same."""
+        has_torchvision = importlib.util.find_spec("torchvision") is not None
+        return tuple(name for name in self.output_modalities if has_torchvision or name not in ("image", "video"))
 
-    @property
+    @cached_property
     def unimodal(self) -> Unimodal:
-        """The same decoder as `unimodal.pipeline.load` gives it."""
-        if "_unimodal" not in vars(self):
-            folder: Path = self.media_folder  # type: ignore[attr-defined]
-            template = Template(self.vocabulary, TextTokenizer.load(folder))  # type: ignore[attr-defined]
-            coder = MediaCoder(folder, template.vocabulary, read_processor(folder))
-            self._unimodal = Unimodal(folder, self, template, coder, read_sampling(folder))
-        return self._unimodal
+        """This decoder as `unimodal.load` gives it."""
+        folder = self.media_folder
+        template = Template(self.vocabulary, TextTokenizer.load(folder))
+        coder = MediaCoder(folder, self.vocabulary, read_processor(folder))
+        return Unimodal(folder, self, template, coder, read_sampling(folder))
 
     @torch.no_grad()
-    def generate(  # type: ignore[no-untyped-def]
+    def generate(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -101,7 +112,7 @@ class MultimodalGeneration:
         do_sample: bool | None = None,
         seed: int | None = None,
         negative_prompt: str | None = None,
-        **others: Any,
+        **others: object,
     ) -> Tensor:
         """Prompts [B, N], padded anywhere under `attention_mask`, → the same with their answers behind, [B, N + M].
 
@@ -129,7 +140,7 @@ class MultimodalGeneration:
         prompts = [row[real.bool()].tolist() for row, real in zip(input_ids, mask, strict=True)]
         configs = []
         for index, prompt in enumerate(prompts):
-            document, begun = self._read(prompt)
+            document, begun = self._split_prompt(prompt)
             own = settings.replace(seed=settings.seed + index)
             configs.append(prepare_prompt(model, document, prompt, own, begun).config)
         answers = model.engine.generate(prompts, configs)
@@ -137,7 +148,7 @@ class MultimodalGeneration:
         padded = torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])
         return torch.cat([input_ids, padded.to(input_ids)], 1)
 
-    def _read(self, prompt: Sequence[int]) -> tuple[Document, list[int]]:
+    def _split_prompt(self, prompt: Sequence[int]) -> tuple[Document, list[int]]:
         """A prompt without the turn that is to be answered, and what that turn already holds as rows."""
         document = self.unimodal.template.parse(prompt)
         mark = self.unimodal.vocabulary.control_id("<|assistant|>")

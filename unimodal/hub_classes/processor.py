@@ -14,21 +14,23 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+from PIL import Image as Pictures
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from unimodal.coder.media_coder import MediaCoder
-from unimodal.hub_classes.generation import folder_of
+from unimodal.hub_classes.generation import find_folder
 from unimodal.media.audio import save_audio
 from unimodal.media.limits import DEFAULT_LIMITS
-from unimodal.media.registry import MEDIA, join_names
+from unimodal.media.registry import MEDIA, find_by_type, join_names
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
@@ -36,16 +38,32 @@ from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import read_vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HubMessage = Mapping[str, object]  # {"role": "user", "content": "words" or parts}
+HubChat = Sequence[HubMessage]
+ShownAnswer = str | Pictures.Image | np.ndarray  # words, a picture, or a sound or clip as an array
+
+SOURCES = ("path", "url", "base64", "data", "codes")  # where a part may have its medium, beside its own type's name
+
 
 class MultimodalProcessor(ProcessorMixin):
     """Chats with media → `input_ids` and `attention_mask` [B, N]; generated ids → words, pictures, sounds, clips."""
 
-    def __init__(self, tokenizer: Any = None, chat_template: str | None = None) -> None:
+    #: set by `from_pretrained`
+    template: Template
+    coder: MediaCoder
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None, chat_template: str | None = None) -> None:
         super().__init__(tokenizer, chat_template=chat_template)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> MultimodalProcessor:
-        folder = folder_of(str(pretrained_model_name_or_path), options)
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: object
+    ) -> MultimodalProcessor:
+        """The processor of a folder or a hub id. Raises ValueError for a folder that is not whole."""
+        folder = find_folder(pretrained_model_name_or_path, options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         processor = cls(tokenizer, chat_template=tokenizer.chat_template)
         vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
@@ -53,20 +71,21 @@ class MultimodalProcessor(ProcessorMixin):
         processor.coder = MediaCoder(folder, vocabulary, read_processor(folder))
         return processor
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> list[str]:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: object) -> list[str]:
+        """Always a ValueError: a folder is copied whole."""
         raise ValueError("copy the model's folder: a processor is its tokenizers and their hashes")
 
     # ---- to ids
 
     def __call__(
         self,
-        images: Any = None,
+        images: object = None,
         text: str | Sequence[str] | None = None,
-        videos: Any = None,
-        audio: Any = None,
+        videos: object = None,
+        audio: object = None,
         return_tensors: str | None = "pt",
         sampling_rate: int | None = None,
-        **ignored: Any,
+        **ignored: object,
     ) -> BatchFeature:
         """One user's turn for every text: its media, then the words; media without words get the trained question.
 
@@ -74,35 +93,35 @@ class MultimodalProcessor(ProcessorMixin):
         spells; for a chat use `apply_chat_template(..., tokenize=True)`.
         """
         batched = text is not None and not isinstance(text, str)
-        texts = list(text) if batched and text is not None else [text]
+        texts = [text] if text is None or isinstance(text, str) else list(text)
         given = {"image": images, "video": videos, "audio": audio}
-        columns = {name: _column(name, media, len(texts), batched) for name, media in given.items()}
+        columns = {name: _split_column(name, media, len(texts), batched) for name, media in given.items()}
         rows = []
         for index, words in enumerate(texts):
             parts: list[Part] = [
-                self._part(name, medium, sampling_rate) for name in columns for medium in columns[name][index]
+                self._encode(name, medium, sampling_rate) for name in columns for medium in columns[name][index]
             ]
             if words:
                 parts.append(Text(str(words)))
             elif parts:
-                parts.append(Text(self.coder.processor.wording.question(parts[-1].modality)))  # type: ignore[union-attr]
+                parts.append(self._ask_about(parts[-1]))
             else:
                 raise ValueError("there is nothing to read; give text, images, audio or videos")
-            rows.append(self._ids(Document([Turn("user", parts)])))
-        return self._batch(rows, return_tensors)
+            rows.append(self._render(Document([Turn("user", parts)])))
+        return self._pad(rows, return_tensors)
 
     def apply_chat_template(
         self,
-        conversation: Any,
+        conversation: HubChat | Sequence[HubChat],
         tokenize: bool = False,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         return_dict: bool = False,
         return_tensors: str | None = "pt",
         sampling_rate: int | None = None,
-        processor_kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Any:
+        processor_kwargs: Mapping[str, int | None] | None = None,
+        **options: object,
+    ) -> BatchFeature | Tensor | str | list[str]:
         """The ids of one chat, or of several, with every medium encoded.
 
         A medium is a part such as {"type": "image", "path": F}; instead of `path` it may have `base64`, or under its
@@ -110,44 +129,53 @@ class MultimodalProcessor(ProcessorMixin):
         spans empty: given back as text it is plain words.
         """
         batched = not isinstance(conversation[0], Mapping)
-        chats = conversation if batched else [conversation]
+        chats = cast(Sequence[HubChat], conversation if batched else [conversation])
         if not tokenize:
-            shown = [self.tokenizer.apply_chat_template(c, None, tokenize=False, **options) for c in chats]
-            return shown if batched else shown[0]
+            prompts = [self.tokenizer.apply_chat_template(c, None, tokenize=False, **options) for c in chats]
+            return prompts if batched else prompts[0]
         rate = (processor_kwargs or {}).get("sampling_rate", sampling_rate)
-        documents = [Document([self._turn(message, rate) for message in chat]) for chat in chats]
-        rows = [self._ids(document, add_generation_prompt, continue_final_message) for document in documents]
-        batch = self._batch(rows, return_tensors)
+        documents = [Document([self._read_message(message, rate) for message in chat]) for chat in chats]
+        rows = [self._render(document, add_generation_prompt, continue_final_message) for document in documents]
+        batch = self._pad(rows, return_tensors)
         return batch if return_dict else batch["input_ids"]
 
-    def _turn(self, message: Mapping[str, Any], sampling_rate: int | None) -> Turn:
+    def _read_message(self, message: HubMessage, sampling_rate: int | None) -> Turn:
+        """A message of a chat as a turn, with every medium in codes."""
         content = message.get("content")
         if isinstance(content, str):
             return Turn(str(message.get("role")), content)
         parts: list[Part] = []
-        for part in content or ():
-            kind = str(part.get("type")).removesuffix("_url")
+        for part in cast(Sequence[Mapping[str, object]], content or ()):
+            kind = part.get("type")
+            medium = find_by_type(kind)
             if kind == "text":
                 parts.append(Text(str(part["text"])))
-            elif kind in MEDIA_PARTS:
-                parts.append(self._part(kind, _source(part), part.get("sampling_rate", sampling_rate)))
+            elif medium is None:
+                raise ValueError(f"part type {kind!r} is unknown; use {join_names(('text', *MEDIA))}")
             else:
-                raise ValueError(f"part type {part.get('type')!r} is unknown; use {join_names(('text', *MEDIA))}")
+                rate = cast(int | None, part.get("sampling_rate", sampling_rate))
+                parts.append(self._encode(medium.name, _read_source(medium.name, part), rate))
         return Turn(str(message.get("role")), parts)
 
-    def _part(self, modality: str, medium: Any, sampling_rate: int | None) -> Part:
+    def _encode(self, modality: str, medium: object, sampling_rate: int | None) -> Part:
+        """A medium in any form that a user may hand over, as a part with codes."""
         self.coder.vocabulary.layout(modality)
-        made = _media_part(modality, medium, sampling_rate, self.coder)
-        return self.coder.encode_part(made)
+        return self.coder.encode_part(_make_part(modality, medium, sampling_rate, self.coder))
 
-    def _ids(self, document: Document, prompt: bool = True, continued: bool = False) -> list[int]:
-        if not continued:
+    def _ask_about(self, part: Part) -> Text:
+        """The trained question about a medium that comes without words."""
+        assert isinstance(part, Media)
+        return Text(self.coder.processor.wording.question(part.modality))
+
+    def _render(self, document: Document, prompt: bool = True, go_on: bool = False) -> list[int]:
+        """The ids [N] of a chat; prompt: with the mark that opens an answer; go_on: its last answer is left open."""
+        if not go_on:
             return self.template.render(document, add_generation_prompt=prompt).ids.tolist()
         if not document.turns or document.turns[-1].role != "assistant":
             raise ValueError("only an assistant's message can be continued; let the last one be the assistant's")
         return self.template.render(document).ids.tolist()[:-1]  # without the end of the turn
 
-    def _batch(self, rows: Sequence[list[int]], return_tensors: str | None) -> BatchFeature:
+    def _pad(self, rows: Sequence[list[int]], return_tensors: str | None) -> BatchFeature:
         """Padded on the left, where no answer will stand."""
         longest, pad = max(map(len, rows)), self.coder.vocabulary.control_id("<|pad|>")
         ids = [[pad] * (longest - len(row)) + row for row in rows]
@@ -158,20 +186,20 @@ class MultimodalProcessor(ProcessorMixin):
 
     def post_process_multimodal_output(
         self,
-        generated_outputs: Any,
+        generated_outputs: Tensor | np.ndarray | Sequence[Sequence[int]],
         skip_special_tokens: bool = True,
         generation_mode: str | None = None,
-        **ignored: Any,
-    ) -> list[Any]:
+        **ignored: object,
+    ) -> list[ShownAnswer]:
         """Of every row [B, N] the last answer, as `generation_mode` says.
 
         "text": its words. "image": a PIL picture; "audio": float32 [T] at the rate `sampling_rate`; "video": uint8
         [T, H, W, 3]. Raises ValueError for an answer without that medium.
         """
-        found = []
+        found: list[ShownAnswer] = []
         for row in torch.as_tensor(generated_outputs).reshape(-1, np.shape(generated_outputs)[-1]).tolist():
-            parts = self.template.parse_answer(self._answer(row))
-            if generation_mode in (None, "text"):
+            parts = self.template.parse_answer(self._cut_answer(row))
+            if generation_mode is None or generation_mode == "text":
                 found.append(" ".join(part.text for part in parts if isinstance(part, Text)))
                 continue
             wanted = [part for part in parts if isinstance(part, Media) and part.modality == generation_mode]
@@ -179,12 +207,12 @@ class MultimodalProcessor(ProcessorMixin):
                 raise ValueError(f"the answer holds no {generation_mode}; generate it with generation_mode")
             medium = self.coder.decode_part(wanted[0]).media
             assert medium is not None
-            found.append(_shown(medium, generation_mode))
+            found.append(_show(medium, generation_mode))
         return found
 
     post_process_image_text_to_text = post_process_multimodal_output
 
-    def _answer(self, row: Sequence[int]) -> Sequence[int]:
+    def _cut_answer(self, row: Sequence[int]) -> Sequence[int]:
         """What stands behind the last assistant's mark; all of a row without one."""
         mark, pad = (self.coder.vocabulary.control_id(name) for name in ("<|assistant|>", "<|pad|>"))
         places = [index for index, token in enumerate(row) if token == mark]
@@ -199,36 +227,40 @@ class MultimodalProcessor(ProcessorMixin):
 # ---- what transformers' users hand over, and what they get
 
 
-def _column(name: str, media: Any, count: int, batched: bool) -> list[list[Any]]:
+def _split_column(name: str, media: object, count: int, batched: bool) -> list[list[object]]:
     """The media of one kind for each of `count` texts."""
     if media is None:
         return [[] for _ in range(count)]
-    several = isinstance(media, (list, tuple))
     if not batched:
-        return [list(media) if several else [media]]
-    if not several or len(media) != count:
-        raise ValueError(f"{count} texts need a list of {count} {name} entries; got {len(media) if several else 1}")
+        return [list(media) if isinstance(media, (list, tuple)) else [media]]
+    if not isinstance(media, (list, tuple)) or len(media) != count:
+        given = len(media) if isinstance(media, (list, tuple)) else 1
+        raise ValueError(f"{count} texts need a list of {count} {name} entries; got {given}")
     return [list(item) if isinstance(item, (list, tuple)) else [] if item is None else [item] for item in media]
 
 
-def _source(part: Mapping[str, Any]) -> Any:
-    """Where a part of a chat has its medium; bytes for base64, and codes as `MEDIA_PARTS` takes them."""
-    sources = ("path", "url", "base64", "data", *MEDIA, "codes", "image_url")
+def _read_source(modality: str, part: Mapping[str, object]) -> object:
+    """The medium of a part of a chat: bytes for base64, a part with codes, or what the user put there."""
+    sources = (*SOURCES, modality, MEDIA[modality].url_type)
     given = [name for name in sources if part.get(name) is not None]
     if len(given) != 1:
         raise ValueError(f"a medium needs one of {', '.join(sources)}; this part has {' and '.join(given) or 'none'}")
-    value = part[given[0]]
-    if given[0] == "image_url" and isinstance(value, Mapping):
+    [name] = given
+    value = part[name]
+    if name == "codes":
+        return MEDIA_PARTS[modality](codes=value)
+    if name == MEDIA[modality].url_type and isinstance(value, Mapping):
         value = value.get("url")
-    if given[0] == "base64" or (isinstance(value, str) and value.startswith("data:")):
+    if isinstance(value, str) and (name == "base64" or value.startswith("data:")):
         try:
             return base64.b64decode(value.partition("base64,")[2] or value, validate=True)
         except ValueError as error:
             raise ValueError(f"the medium is not base64 ({error})") from None
-    return MEDIA_PARTS[str(part["type"])](codes=value) if given[0] == "codes" else value
+    return value
 
 
-def _media_part(modality: str, medium: Any, sampling_rate: int | None, coder: MediaCoder) -> Part:
+def _make_part(modality: str, medium: object, sampling_rate: int | None, coder: MediaCoder) -> Media:
+    """A part of what a user handed over: a part, bytes, a path, a row of `datasets`, a PIL picture or an array."""
     part = MEDIA_PARTS[modality]
     if isinstance(medium, Media):
         return medium
@@ -239,17 +271,17 @@ def _media_part(modality: str, medium: Any, sampling_rate: int | None, coder: Me
             raise ValueError(f"{str(medium)[:80]} is not fetched from here; save it to a file and give its path")
         return part(path=str(medium).removeprefix("file://"))
     if isinstance(medium, Mapping) and "array" in medium:  # a row of `datasets`
-        return _media_part(modality, medium["array"], medium.get("sampling_rate"), coder)
-    if modality == "image" and hasattr(medium, "convert"):
-        return part(data=_png(medium))
+        return _make_part(modality, medium["array"], medium.get("sampling_rate"), coder)
+    if modality == "image" and isinstance(medium, Pictures.Image):
+        return part(data=_write_png(medium))
     array = np.asarray(medium.detach().cpu() if isinstance(medium, Tensor) else medium)
     if modality == "image" and array.ndim == 3 and 3 in (array.shape[0], array.shape[-1]):
-        return part(data=_png(_picture(array)))
+        return part(data=_write_png(_make_picture(array)))
     if modality == "audio" and array.ndim == 1 and array.dtype.kind == "f":
-        rate = int(sampling_rate or coder.rate("audio") or 16_000)
+        rate_hz = int(sampling_rate or coder.rate("audio") or 16_000)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "sound.wav"
-            save_audio(torch.from_numpy(array.astype(np.float32)), path, rate)
+            save_audio(torch.from_numpy(array.astype(np.float32)), path, rate_hz)
             return part(data=path.read_bytes())
     raise ValueError(
         f"{modality} of {type(medium).__name__} {list(array.shape)} cannot be read; give a file, its bytes, or "
@@ -257,10 +289,8 @@ def _media_part(modality: str, medium: Any, sampling_rate: int | None, coder: Me
     )
 
 
-def _picture(array: np.ndarray) -> Any:
+def _make_picture(array: np.ndarray) -> Pictures.Image:
     """[H, W, 3] or [3, H, W], uint8 or float in [0, 1] → a PIL picture."""
-    from PIL import Image as Pictures
-
     if array.shape[-1] != 3:
         array = array.transpose(1, 2, 0)
     if array.dtype.kind == "f":
@@ -268,17 +298,18 @@ def _picture(array: np.ndarray) -> Any:
     return Pictures.fromarray(array.astype(np.uint8))
 
 
-def _png(picture: Any) -> bytes:
+def _write_png(picture: Pictures.Image) -> bytes:
+    """The picture as the bytes of a file. Raises ValueError for one beyond the limits."""
     DEFAULT_LIMITS.check_pixels("the picture", picture.width, picture.height)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _shown(medium: Tensor, modality: str) -> Any:
-    """A picture [3, H, W] for PIL, a clip [T, 3, H, W] as uint8 [T, H, W, 3], another medium as numpy has it."""
+def _show(medium: Tensor, modality: str) -> ShownAnswer:
+    """A picture [3, H, W] for PIL, a clip [T, 3, H, W] as uint8 [T, H, W, 3], all else as it is: a sound [T]."""
     if modality == "image":
-        return _picture(medium.numpy())
+        return _make_picture(medium.numpy())
     if modality == "video":
         return (medium.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return medium.numpy()
