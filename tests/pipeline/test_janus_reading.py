@@ -242,7 +242,7 @@ def test_a_drawn_picture_is_read_as_any_other(ours, reference, photos, folder):
     behind = ours.user_turn(["What is it?"])
     prompts = [prompt_of(ours, Document([*both, behind]), "text") for both in (turns, shown)]
     assert ours.engine.generate(prompts[:1], GREEDY) == ours.engine.generate(prompts[1:], GREEDY)
-    found = ours.features.features(drawn.part).rows
+    found = ours.features.find_features(drawn.part).rows
     with torch.inference_mode():
         pixels = ours.coder.reader("image").fit((drawn.media * 255).round().to(torch.uint8))
         model, _ = reference

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,32 +19,36 @@ from unimodal.model.feature_rows import Features, attach_feature_rows
 from unimodal.sequence.document import MEDIA_PARTS, Media
 from unimodal.sequence.templates.own import Rendered
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 REMEMBERED = 32  # media; those of a prompt are kept beyond that, as long as the prompt is
 
 
-class Prompt(list[int]):
-    """Ids, some of which stand for features, and these."""
+class FeaturePrompt(list[int]):
+    """The ids of a prompt, some of which stand for features, and these features, which live as long as it does."""
 
     features: tuple[Features, ...] = ()
 
 
 class FeatureMemory:
-    """The features of the media that were read last, by what they hold: in a chat all of them come again each turn.
+    """The features of the media that were read last, found again by what the media hold: in a chat all of them come
+    again with every turn.
 
-    later: media are looked at when the decoder is fed their features, each time anew, and none is forgotten. So a
-    corpus is trained on whose features would not fit in memory.
+    later: look at a medium when the decoder is fed its features, each time anew, and forget none; for training on a
+    corpus whose features would not fit in memory.
     """
 
-    def __init__(self, decoder: Any, coder: MediaCoder, later: bool = False) -> None:
+    def __init__(self, decoder: PreTrainedModel, coder: MediaCoder, later: bool = False) -> None:
         self.rows, self.coder, self.later = attach_feature_rows(decoder), coder, later
         self._latest: OrderedDict[bytes, Features] = OrderedDict()
         self._lock = threading.Lock()
 
-    def prompt(self, rendered: Rendered) -> list[int]:
+    def fill_prompt(self, rendered: Rendered) -> list[int]:
         """The ids [N] of a rendered document, with the features of the media that it reads in their places."""
-        ids = Prompt(rendered.ids.tolist())
+        ids = FeaturePrompt(rendered.ids.tolist())
         if rendered.read:
-            ids.features = tuple(self.features(part) for part in rendered.read)
+            ids.features = tuple(self.find_features(part) for part in rendered.read)
             layouts = self.coder.vocabulary.layouts
             placeholders = {layout.features.row for layout in layouts if layout.features is not None}
             places = [place for place, row in enumerate(ids) if row in placeholders]
@@ -53,12 +57,13 @@ class FeatureMemory:
                 ids[place] = row
         return ids
 
-    def rendered(self, rendered: Rendered) -> Rendered:
+    def fill_rendered(self, rendered: Rendered) -> Rendered:
         """A rendered document with the features in their places."""
-        return Rendered(np.array(self.prompt(rendered), dtype=np.int64), rendered.labels, rendered.modality)
+        return Rendered(np.array(self.fill_prompt(rendered), dtype=np.int64), rendered.labels, rendered.modality)
 
-    def features(self, part: Media) -> Features:
-        """What the model sees of a medium; a file is read, and codes that the model wrote are decoded."""
+    def find_features(self, part: Media) -> Features:
+        """What the model sees of a medium: a file is read, codes that the model wrote are decoded first. Raises
+        ValueError for a file that cannot be used."""
         span = self.coder.vocabulary.layout(part.modality).features
         assert span is not None
         if part.codes is not None:

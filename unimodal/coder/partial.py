@@ -14,7 +14,7 @@ from unimodal.coder.outputs import Output
 from unimodal.generation.request import TokenEvent
 from unimodal.sequence.document import Image
 
-STEPS = (4, 8, 16, 32)
+SHOWN_AFTER = (4, 8, 16, 32)  # codes: then a coarse picture is worth a look
 
 
 class PartialPictures:
@@ -28,7 +28,7 @@ class PartialPictures:
         self,
         coder: MediaCoder,
         on_partial: Callable[[int, Output], None],
-        steps: Sequence[int] = STEPS,
+        steps: Sequence[int] = SHOWN_AFTER,
     ) -> None:
         if not coder.tokenizer("image").ordered:
             raise ValueError("partial pictures need an image tokenizer whose codes run from coarse to fine")

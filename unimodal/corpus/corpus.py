@@ -235,7 +235,7 @@ class RenderedDocuments:
         if not rendered.read:
             return rendered
         assert self.features is not None, "Corpus.read_with comes first"
-        return self.features.rendered(rendered)
+        return self.features.fill_rendered(rendered)
 
     def _tell(self, number: int, num_tokens: int) -> None:
         """That a document is too long: once, and of the first few of its file."""

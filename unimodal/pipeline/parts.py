@@ -94,7 +94,7 @@ class LoadedModel:
 
     def read(self, rendered: Rendered) -> list[int]:
         """The ids [N] of a rendered prompt; where media are read through features, those of the features."""
-        return rendered.ids.tolist() if self.features is None else self.features.prompt(rendered)
+        return rendered.ids.tolist() if self.features is None else self.features.fill_prompt(rendered)
 
     def decode_answers(self, rows: Sequence[Sequence[int]]) -> list[list[Output]]:
         """Answers as ids → their parts in order, each medium decoded; all media of one modality at once."""

@@ -1,6 +1,6 @@
 """Many requests at once: what a server asks of a model, row by row, in a batch that never ends.
 
-`make_row` makes a row of a document, `ContinuousBatch` runs the rows; `describe_codes` says how a medium's codes lie.
+`make_row` makes a row for `ContinuousBatch` of a document; `describe_codes` says how a medium's codes lie.
 
 Legend: N code steps, G groups.
 """
@@ -12,19 +12,11 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from unimodal.coder.partial import STEPS
-from unimodal.generation.continuous import ContinuousBatch
-from unimodal.generation.request import FinishedRequest, GenerationRequest, TokenEvent
+from unimodal.generation.request import GenerationRequest, OnToken
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import AnswerSettings, prepare
-from unimodal.pipeline.search import OnToken
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document
-
-__all__ = [
-    "STEPS", "CodeRun", "CodesOfMedium", "ContinuousBatch", "FinishedRequest", "GenerationRequest", "TokenEvent",
-    "describe_codes", "list_runs", "make_row",
-]  # fmt: skip
 
 
 class CodeRun(TypedDict):

@@ -14,14 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unimodal.generation.request import TokenEvent
+from unimodal.generation.request import OnToken, TokenEvent
 from unimodal.generation.search import make_search
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import Prepared
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
-
-#: takes every new token; True from it ends the answer
-OnToken = Callable[[TokenEvent], bool | None]
 
 
 @dataclass(frozen=True)

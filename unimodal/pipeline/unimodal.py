@@ -30,13 +30,13 @@ from torch import Tensor
 from unimodal.coder.outputs import MediaCodes, Output
 from unimodal.coder.partial import PartialPictures
 from unimodal.generation.fast.speculation import FastDecoder
-from unimodal.generation.request import TokenEvent
+from unimodal.generation.request import OnToken, TokenEvent
 from unimodal.generation.session import GenerationSession
 from unimodal.model_folder.find import find_model
 from unimodal.pipeline.fast_decoders import make_fast_decoder
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings, Prepared, prepare
-from unimodal.pipeline.search import OnToken, SoloAnswer, make_search_answer
+from unimodal.pipeline.search import SoloAnswer, make_search_answer
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document, Part, Text, Turn
 

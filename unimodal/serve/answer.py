@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unimodal.coder.partial import STEPS
+from unimodal.coder.partial import SHOWN_AFTER
 from unimodal.generation.request import TokenEvent
 from unimodal.pipeline import Unimodal
 from unimodal.text.tokenizer import TextStream
@@ -107,7 +107,7 @@ class AnswerReader:
             modality, codes = vocabulary.decode_span(self._span)
             self._give(MediumPiece(modality, codes, self._num_media))
             self._num_media += 1
-        elif self.partial and event.modality == "image" and len(self._span) - 1 in STEPS:
+        elif self.partial and event.modality == "image" and len(self._span) - 1 in SHOWN_AFTER:
             blocks = [vocabulary.block_of(row) for row in self._span[1:]]
             codes = np.array([row - block.start for row, block in zip(self._span[1:], blocks, strict=True) if block])
             self.emit(PartialPiece(codes, self._num_media))
