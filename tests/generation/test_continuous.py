@@ -9,7 +9,7 @@ from tests.campaigns import examples
 from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
 from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
-from unimodal.generation.decoders.slot_decoders import LeanSlots, PackedSlots, ReferenceSlots
+from unimodal.generation.decoders.slot_decoders import LlamaSlots, ReferenceSlots
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig, GenerationRequest
 from unimodal.generation.sampling import GREEDY
@@ -21,10 +21,9 @@ def engine(request, model, vocabulary):
         return Engine(model, vocabulary, weights="float32")
     if request.param == "reference":
         return Engine(model, vocabulary, "reference")
-    engine = Engine(model, vocabulary, "lean", weights="model")
     if request.param == "fixed-shape":
-        engine._decoder = CompiledDecoder(model, backend=None)
-    return engine
+        return Engine(model, vocabulary, CompiledDecoder(model, backend=None))
+    return Engine(model, vocabulary, "lean", weights="model")
 
 
 def drive(batch, arrivals):
@@ -87,10 +86,11 @@ def test_any_timetable_and_any_row_taken_out(model, vocabulary, ask, starts, see
 
 
 def test_the_decoder_follows_the_engine(model, vocabulary):
-    kinds = {"auto": PackedSlots, "lean": LeanSlots, "reference": ReferenceSlots}
-    for decoder, kind in kinds.items():
-        weights = "auto" if decoder == "auto" else "model" if decoder == "lean" else "auto"
-        assert type(ContinuousBatch(Engine(model, vocabulary, decoder, weights)).decoder) is kind
+    for decoder, weights in (("auto", "auto"), ("lean", "model")):
+        engine = Engine(model, vocabulary, decoder, weights)
+        slots = ContinuousBatch(engine).run.slots
+        assert type(slots) is LlamaSlots and slots.layers is engine.decoder.layers  # the weights are not copied again
+    assert type(ContinuousBatch(Engine(model, vocabulary, "reference")).run.slots) is ReferenceSlots
 
 
 def test_guidance_that_is_over_costs_no_second_stream(model, vocabulary, ask):
@@ -159,7 +159,7 @@ def test_after_a_failed_step_the_batch_can_be_cleared_and_used(model, vocabulary
     keys = batch.admit([request, request])
     batch.advance_rows()
     with monkeypatch.context() as patch:
-        patch.setattr(batch.engine.head, "logits", lambda *_: 1 / 0)
+        patch.setattr(batch.engine.head, "compute_logits", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             while True:
                 batch.advance_rows()
@@ -176,10 +176,11 @@ def test_memory_settles_and_places_are_used_again(model, vocabulary, ask):
         for i in range(60)
     ]
     drive(batch, [[r] for r in requests])
-    shape = batch.decoder.cache.shape
-    assert len(batch.decoder.slot_of) == len(batch.decoder.lengths) == 0 and not batch.waiting
+    slots = batch.run.slots
+    shape = slots.cache.shape
+    assert len(slots.slot_of) == len(slots.lengths) == 0 and not batch.run.waiting
     drive(batch, [[r] for r in requests])
-    assert batch.decoder.cache.shape == shape and shape[2] <= 32
+    assert slots.cache.shape == shape and shape[2] <= 32
 
 
 def test_half_precision_streams(make_model, vocabulary, ask):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from unimodal.generation.ctc_beam import CtcPrefixScorer, ctc_beam_search, last_run
+from unimodal.generation.ctc_beam import CtcPrefixScorer, ctc_beam_search, find_last_run
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
 
@@ -106,8 +106,8 @@ def test_all_decoders_find_the_same(make_model, vocabulary, heard):
 
 def test_the_last_sound_is_the_one_that_is_written_down(make_model, vocabulary, ask, heard):
     audio, pad = vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>")
-    assert last_run([1, 50, 51, 2, 52, 53, 3], range(50, 60)) == range(4, 6)
-    assert last_run([50], range(50, 60)) == range(1) and not last_run([1, 2], range(50, 60))
+    assert find_last_run([1, 50, 51, 2, 52, 53, 3], range(50, 60)) == range(4, 6)
+    assert find_last_run([50], range(50, 60)) == range(1) and not find_last_run([1, 2], range(50, 60))
     engine = Engine(make_model(), vocabulary)
     config = GenerationConfig(**GREEDY, max_new_tokens=8)
     with pytest.raises(ValueError, match="no sound in the prompt"):

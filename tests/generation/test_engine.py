@@ -10,7 +10,7 @@ from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.engine import Engine
 from unimodal.generation.grammar import Grammar
 from unimodal.generation.request import GenerationConfig
-from unimodal.generation.sampling import GREEDY, SamplingConfig, noise_keys, sample
+from unimodal.generation.sampling import GREEDY, SamplingConfig, make_noise_keys, sample
 
 MODALITIES = ("text", "image", "audio", "video")
 ALL_GREEDY = dict.fromkeys(MODALITIES, GREEDY)
@@ -29,20 +29,17 @@ def engine(request, model, vocabulary):
         return Engine(model, vocabulary, weights="float32")
     if request.param == "reference":
         return Engine(model, vocabulary, "reference")
-    engine = Engine(model, vocabulary, "lean", weights="model")
     if request.param == "fixed-shape":
-        engine._decoder = CompiledDecoder(model, backend=None)
-    return engine
+        return Engine(model, vocabulary, CompiledDecoder(model, backend=None))
+    return Engine(model, vocabulary, "lean", weights="model")
 
 
 @torch.inference_mode()
 def naive(model, vocabulary, prompt, config):
     """No cache, no padding, no slices, no batch: the whole head, branches one by one, all that is not allowed
     masked."""
-    grammar = Grammar(
-        vocabulary, config.max_new_tokens, allow=config.allow, force=config.force, max_codes=config.max_codes
-    )
-    state, answer = grammar.start(prompt), []
+    grammar = Grammar(vocabulary, config, prompt)
+    state, answer = grammar.start(), []
     while not state.finished:
         logits = model(torch.tensor([[*prompt, *answer]])).logits[0, -1]
         scale = 1.0 if state.modality == "text" else config.guidance.get(state.modality, 1.0)
@@ -50,10 +47,10 @@ def naive(model, vocabulary, prompt, config):
             other = model(torch.tensor([[*config.unconditional, *answer]])).logits[0, -1]
             logits = other + scale * (logits - other)
         mask = torch.full_like(logits, -torch.inf)
-        for start, end in grammar.allowed(state):
+        for start, end in grammar.list_allowed(state):
             mask[start:end] = 0
         sampling = config.sampling.get(state.modality, SamplingConfig())
-        keys = noise_keys([config.seed], len(answer))
+        keys = make_noise_keys([config.seed], len(answer))
         answer.append(int(sample((logits + mask)[None], torch.arange(len(logits)), [sampling], keys)))
         grammar.advance(state, answer[-1])
     return answer

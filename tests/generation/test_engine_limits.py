@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from unimodal.generation.decoders.lean_decoder import LeanDecoder, lean_problem
+from unimodal.generation.decoders.lean_decoder import LeanDecoder
+from unimodal.generation.decoders.llama_layers import find_lean_problem
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
@@ -80,7 +81,7 @@ def test_decoders_equal_the_stock_forward_to_1e_5(make_model, decoder, changes):
     for prompts in (PROMPTS, [[3, 4, 5]] * 2):
         run = decoder(model)
         texts = [list(prompt) for prompt in prompts]
-        hidden = run.start(prompts, 0, 32)
+        hidden = run.prefill(prompts, 0, 32)
         for num_new in (1, 3, 1, 2):
             expected = torch.stack([last_hidden(model, text) for text in texts])
             torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
@@ -95,7 +96,7 @@ def test_decoders_equal_the_stock_forward_to_1e_5(make_model, decoder, changes):
 def test_lean_is_for_stock_llama_with_static_rope_only(model, make_model, vocabulary):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    assert lean_problem(model) is None
+    assert find_lean_problem(model) is None
     other = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=vocabulary.size,
@@ -108,7 +109,7 @@ def test_lean_is_for_stock_llama_with_static_rope_only(model, make_model, vocabu
             max_position_embeddings=128,
         )
     ).eval()
-    assert "Qwen3Model is not LlamaModel" in lean_problem(other)
+    assert "Qwen3Model is not LlamaModel" in find_lean_problem(other)
     with pytest.raises(ValueError, match="use decoder='reference'"):
         Engine(other, vocabulary, "lean")
     engine = Engine(other, vocabulary)
@@ -118,7 +119,7 @@ def test_lean_is_for_stock_llama_with_static_rope_only(model, make_model, vocabu
     assert together == [engine.generate([p], c)[0] for p, c in zip(PROMPTS, configs, strict=False)]
     dynamic = make_model()
     dynamic.config.rope_parameters = {**dynamic.config.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
-    assert "depend on the length" in lean_problem(dynamic)
+    assert "depend on the length" in find_lean_problem(dynamic)
 
 
 def test_new_rows_and_lora_are_generated_from_as_trained(make_model, vocabulary, ask):

@@ -314,9 +314,9 @@ def test_token_recycling_repeats_a_text_in_fewer_passes(model, vocabulary, ask):
 
 
 def test_the_tree_holds_parents_first_and_the_likeliest_paths():
-    from unimodal.generation.fast.token_recycling import tree
+    from unimodal.generation.fast.token_recycling import build_tree
 
-    nodes = tree(80, 8, 6)
+    nodes = build_tree(80, 8, 6)
     assert len(nodes) == 80 and max(depth for *_, depth in nodes) <= 6
     for index, (parent, rank, depth) in enumerate(nodes):
         assert parent < index and 0 <= rank < 8

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from unimodal.generation.decoders import lean_decoder
-from unimodal.generation.decoders.lean_decoder import LeanDecoder, attend
+from unimodal.generation.decoders import lean_decoder, llama_layers
+from unimodal.generation.decoders.lean_decoder import LeanDecoder
+from unimodal.generation.decoders.llama_layers import attend
 from unimodal.generation.decoders.packed_decoder import PackedDecoder
 from unimodal.generation.decoders.reference_cache import RoomyLayer
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
@@ -12,7 +13,7 @@ from unimodal.generation.engine import Engine
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("num_new", [1, 5, lean_decoder._FEW + 1])
+@pytest.mark.parametrize("num_new", [1, 5, llama_layers._FEW + 1])
 @pytest.mark.parametrize("masked", [True, False])
 def test_grouped_heads_attend_as_repeated_ones(kv_heads, num_new, masked):
     """The kernel is given a group's heads as queries; the definition repeats the keys."""
@@ -42,11 +43,11 @@ def test_grouped_heads_attend_as_repeated_ones(kv_heads, num_new, masked):
 def test_a_padded_prompt_read_in_pieces_is_the_prompt(model, kind, monkeypatch):
     prompts = [list(range(3, 25)), [4, 5], list(range(2, 15))]
     whole, pieces = kind(model), kind(model)
-    expected = [whole.start(prompts, 0, 40)]
+    expected = [whole.prefill(prompts, 0, 40)]
     monkeypatch.setattr(lean_decoder, "_PIECE", 4)
     calls = []
     monkeypatch.setattr(pieces, "step", lambda ids, **more: (calls.append(ids.shape[1]), kind.step(pieces, ids))[1])
-    found = [pieces.start(prompts, 0, 40)]
+    found = [pieces.prefill(prompts, 0, 40)]
     assert calls == [4, 4, 4, 4, 4, 2]
     token = torch.tensor([[5], [6], [7]])
     expected.append(whole.step(token))
@@ -79,7 +80,7 @@ def test_a_roomy_layer_holds_what_a_growing_one_would_and_stays_in_place(change)
 def test_the_reference_decoder_copies_no_cache(model, monkeypatch):
     """A step writes its own token: the keys stay where they are from the prompt to the last token."""
     decoder = ReferenceDecoder(model)
-    decoder.start([[3, 4, 5], [6]], 0, 30)
+    decoder.prefill([[3, 4, 5], [6]], 0, 30)
     places = [layer.keys.data_ptr() for layer in decoder.cache.layers]
     for _ in range(27):
         decoder.step(torch.tensor([[5], [6]]))
@@ -99,7 +100,7 @@ def test_the_operations_of_a_step_do_not_depend_on_how_much_was_read(make_model,
         with torch.inference_mode():
             engine.refresh_head()
             decoder = engine.decoder
-            decoder.start([[3] * length, [4] * (length - 3)], engine.pad_id, 120)
+            decoder.prefill([[3] * length, [4] * (length - 3)], engine.pad_id, 120)
             decoder.step(torch.tensor([[5], [6]]))
             with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
                 decoder.step(torch.tensor([[5], [6]]))

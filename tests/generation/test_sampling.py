@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimodal.generation.sampling import GREEDY, SamplingConfig, filter_logits, gumbel_noise, noise_keys, sample
+from unimodal.generation.sampling import (
+    GREEDY,
+    SamplingConfig,
+    filter_logits,
+    make_gumbel_noise,
+    make_noise_keys,
+    sample,
+)
 
 
 def keep(logits, top_k, top_p):
@@ -61,7 +68,7 @@ def test_draws_follow_the_filtered_softmax(config):
     kept = sorted(keep(scaled.tolist(), config.top_k, config.top_p))
     expected = torch.zeros(12, dtype=torch.float64)
     expected[kept] = scaled[kept].double().softmax(0)
-    for keys in (noise_keys(range(num), 0), noise_keys([7] * num, range(num))):
+    for keys in (make_noise_keys(range(num), 0), make_noise_keys([7] * num, range(num))):
         drawn = sample(logits.expand(num, -1), torch.arange(100, 112), [config] * num, keys)
         counts = torch.bincount(drawn - 100, minlength=12).double()
         assert float(counts[expected == 0].sum()) == 0
@@ -73,21 +80,21 @@ def test_draws_follow_the_filtered_softmax(config):
 
 def test_noise_is_gumbel_and_uncorrelated_between_rows_steps_and_candidates():
     ids = torch.arange(5000)
-    keys = noise_keys([0, 1, 2**40, -1], 0)
-    noise = gumbel_noise(keys, ids)
+    keys = make_noise_keys([0, 1, 2**40, -1], 0)
+    noise = make_gumbel_noise(keys, ids)
     assert bool(torch.isfinite(noise).all())
     cdf = noise.double().flatten().neg().exp().neg().exp().sort().values
     distance = (cdf - (torch.arange(len(cdf)) + 0.5) / len(cdf)).abs().max()
     assert float(distance) * len(cdf) ** 0.5 < 1.95  # Kolmogorov-Smirnov at 0.001
-    later = gumbel_noise(noise_keys([0], 1), ids)
+    later = make_gumbel_noise(make_noise_keys([0], 1), ids)
     others = torch.cat([noise, later, noise[:1].roll(1, 1)])
     correlation = torch.corrcoef(others) - torch.eye(len(others))
     assert float(correlation.abs().max()) < 5 / 5000**0.5
 
 
 def test_noise_of_a_row_depends_on_its_seed_step_and_candidate_only():
-    alone = gumbel_noise(noise_keys([5], [3]), torch.arange(40, 80))
-    in_batch = gumbel_noise(noise_keys([9, 5, 5], [3, 3, 4]), torch.arange(0, 100))
+    alone = make_gumbel_noise(make_noise_keys([5], [3]), torch.arange(40, 80))
+    in_batch = make_gumbel_noise(make_noise_keys([9, 5, 5], [3, 3, 4]), torch.arange(0, 100))
     assert torch.equal(alone[0], in_batch[1, 40:80])
     assert not torch.equal(in_batch[1], in_batch[0]) and not torch.equal(in_batch[1], in_batch[2])
 
@@ -95,9 +102,9 @@ def test_noise_of_a_row_depends_on_its_seed_step_and_candidate_only():
 def test_greedy_rows_take_the_likeliest_beside_sampling_rows():
     logits = torch.randn(6, 50)
     configs = [GREEDY, SamplingConfig(temperature=3.0)] * 3
-    drawn = sample(logits, torch.arange(50), configs, noise_keys(range(6), 0))
+    drawn = sample(logits, torch.arange(50), configs, make_noise_keys(range(6), 0))
     assert torch.equal(drawn[::2], logits[::2].argmax(1))
-    assert torch.equal(sample(logits, torch.arange(50), [GREEDY] * 6, noise_keys(range(6), 0)), logits.argmax(1))
+    assert torch.equal(sample(logits, torch.arange(50), [GREEDY] * 6, make_noise_keys(range(6), 0)), logits.argmax(1))
 
 
 @given(st.floats(1e-6, 100), st.integers(0, 50), st.floats(1e-6, 1))
@@ -105,7 +112,7 @@ def test_banned_candidates_are_never_drawn(temperature, top_k, top_p):
     logits = torch.full((64, 20), -torch.inf)
     logits[:, [3, 17]] = torch.tensor([-1e4, -1e4 - 1])
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = sample(logits, torch.arange(20), [config] * 64, noise_keys(range(64), 0))
+    drawn = sample(logits, torch.arange(20), [config] * 64, make_noise_keys(range(64), 0))
     assert set(drawn.tolist()) <= {3, 17}
 
 

@@ -5,7 +5,7 @@ import pytest
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
 from unimodal.generation.search import make_search
-from unimodal.generation.search.base import Candidate, ranked
+from unimodal.generation.search.base import Candidate, rank_answers
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_beams_are_continued_and_not_rewritten(engine, vocabulary, request_):
 
     make_search("beam", beams=1, expand=3, stages=(3,)).run(engine, prompt, config, watched)
     assert [len(answer) for answer in seen[0]] == [4] * len(seen[0])
-    best = ranked(seen[0], verifier)[0].answer
+    best = rank_answers(seen[0], verifier)[0].answer
     assert all(answer[:4] == best for answer in seen[1])
 
 
@@ -86,11 +86,11 @@ def test_what_cannot_be_searched_is_refused(engine, vocabulary, request_):
         make_search("lookahead").run(engine, prompt, audio, verifier)
     assert make_search("best-of-n", n=2).run(engine, prompt, audio, verifier).candidates
     with pytest.raises(ValueError, match="1 scores for 2 answers"):
-        ranked([[1], [2]], lambda answers: [0.0])
+        rank_answers([[1], [2]], lambda answers: [0.0])
 
 
 def test_ranking_drops_copies_and_keeps_the_order_of_equals():
-    assert ranked([[1], [2], [1], [3]], lambda answers: [0.0, 1.0, 0.0]) == [
+    assert rank_answers([[1], [2], [1], [3]], lambda answers: [0.0, 1.0, 0.0]) == [
         Candidate([2], 1.0),
         Candidate([1], 0.0),
         Candidate([3], 0.0),

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.step_decoder import StreamCache
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY, SamplingConfig
-from unimodal.generation.session import common_prefix
+from unimodal.generation.session import count_common
 
 MODALITIES = ("text", "image", "audio", "video")
 
@@ -17,10 +18,9 @@ def engine(request, model, vocabulary):
     if request.param in ("packed", "reference"):
         weights = "float32" if request.param == "packed" else "auto"
         return Engine(model, vocabulary, "lean" if request.param == "packed" else "reference", weights)
-    engine = Engine(model, vocabulary, "lean", weights="model")
     if request.param == "fixed-shape":
-        engine._decoder = CompiledDecoder(model, backend=None)
-    return engine
+        return Engine(model, vocabulary, CompiledDecoder(model, backend=None))
+    return Engine(model, vocabulary, "lean", weights="model")
 
 
 def conversation(engine, vocabulary, ask, sampling, session):
@@ -84,9 +84,11 @@ def test_a_session_keeps_the_newest_and_no_beginnings_of_others(model, vocabular
     for words in ([3], [4], [5]):
         engine.generate([ask(words)], config, session=session)
     assert len(session) == 2
-    session.store([1, 2, 3], None)
-    session.store([1, 2, 3, 4], None)
-    assert [ids for ids, _ in session._entries][0] == (1, 2, 3, 4) and (1, 2, 3) not in dict(session._entries)
+    shorter, longer = StreamCache([]), StreamCache([])
+    session.store([1, 2, 3], shorter)
+    session.store([1, 2, 3, 4], longer)
+    [prefix] = session.match([[1, 2, 3, 9]])
+    assert prefix.cache is longer and prefix.num_tokens == 3 and len(session) == 2
     with pytest.raises(ValueError, match="another engine's"):
         Engine(model, vocabulary).generate([ask([3])], config, session=session)
     with pytest.raises(ValueError, match="keeps nothing"):
@@ -94,8 +96,8 @@ def test_a_session_keeps_the_newest_and_no_beginnings_of_others(model, vocabular
 
 
 def test_common_prefix():
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
-    assert common_prefix([], [1]) == 0 and common_prefix([1, 2], [1, 2, 3]) == 2
+    assert count_common([1, 2, 3], [1, 2, 4]) == 2
+    assert count_common([], [1]) == 0 and count_common([1, 2], [1, 2, 3]) == 2
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from unimodal.generation.grammar import Grammar
+from unimodal.generation.request import GenerationConfig
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, parse_vocabulary
 
 PICTURE = [Segment("semantic", 3), Segment("image", 5, mark=False)]
@@ -36,18 +37,18 @@ def test_spans_round_trip(vocabulary: Vocabulary, modality: str, steps: int, mar
 def test_the_grammar_samples_only_well_formed_spans(vocabulary: Vocabulary, modality: str) -> None:
     random = np.random.default_rng(0)
     for _ in range(20):
-        grammar = Grammar(vocabulary, 40, force=modality)
+        grammar = Grammar(vocabulary, GenerationConfig(max_new_tokens=40, force=modality))
         state = grammar.start()
         rows: list[int] = []
         while not state.finished:
-            ranges = grammar.allowed(state)
-            steady = grammar.steady(state)
+            ranges = grammar.list_allowed(state)
+            steady = grammar.count_steady(state)
             start, end = ranges[random.integers(len(ranges))]
             rows.append(int(random.integers(start, end)))
             grammar.advance(state, rows[-1])
             assert steady >= 1
             if steady > 1:
-                assert grammar.allowed(state) == ranges
+                assert grammar.list_allowed(state) == ranges
         begin = rows.index(vocabulary.start_id(modality))
         end = rows.index(vocabulary.end_id(modality)) + 1
         assert vocabulary.decode_span(rows[begin:end])[0] == modality

@@ -16,7 +16,7 @@ PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [1], [2, 3, 4, 5, 6]]
 
 def hidden_states(decoder, steps=4):
     generator = torch.Generator().manual_seed(0)
-    found = [decoder.start(PROMPTS, 0, 32)]
+    found = [decoder.prefill(PROMPTS, 0, 32)]
     for _ in range(steps):
         found.append(decoder.step(torch.randint(0, 30, (len(PROMPTS), 1), generator=generator)))
     return torch.stack(found)
@@ -49,9 +49,9 @@ def test_a_changed_model_is_packed_again(make_model, vocabulary, ask):
     assert isinstance(engine.decoder, PackedDecoder)  # what a processor takes by itself
     config = GenerationConfig(max_new_tokens=20, force="image", sampling={"image": GREEDY})
     first = engine.generate([ask([3])], config)
-    packed = engine.decoder.packed
+    packed = engine.decoder.layers.packed
     engine.generate([ask([3])], config)
-    assert engine.decoder.packed is packed
+    assert engine.decoder.layers.packed is packed
     with torch.no_grad():
         for parameter in model.parameters():  # layers and the tied table, in place as an optimizer does
             parameter.mul_(-1.5)
@@ -79,7 +79,7 @@ def test_keeping_some_of_the_tokens_read_is_reading_only_those(model, kind):
     """Ragged: another number of tokens, not always the first, stays in each stream; then a common step."""
     decoder, plain = kind(model), kind(model)
     prompts = [list(prompt) for prompt in PROMPTS]
-    decoder.start(prompts, 0, 40)
+    decoder.prefill(prompts, 0, 40)
     new = torch.randint(0, 30, (4, 5), generator=torch.Generator().manual_seed(1))
     # tokens that stay must not have seen those that go: each sees the prompt, itself and what stays before it
     kept = [[0, 1, 2, 3, 4], [1, 3], [], [2]]
@@ -91,9 +91,9 @@ def test_keeping_some_of_the_tokens_read_is_reading_only_those(model, kind):
             visible[stream, number, numbers[: place + 1]] = True
     decoder.step(new, offsets, visible, every=True)
     decoder.commit(kept, 5)
-    assert [decoder.num_read(s) for s in range(4)] == [len(p) + len(k) for p, k in zip(prompts, kept, strict=True)]
+    assert [decoder.count_read(s) for s in range(4)] == [len(p) + len(k) for p, k in zip(prompts, kept, strict=True)]
     longer = [[*p, *new[s, kept[s]].tolist()] for s, p in enumerate(prompts)]
-    plain.start(longer, 0, 40)
+    plain.prefill(longer, 0, 40)
     token = torch.tensor([[5], [6], [7], [8]])
     torch.testing.assert_close(decoder.step(token), plain.step(token), rtol=1e-5, atol=1e-5)
     decoder.keep([1, 2])
@@ -107,8 +107,7 @@ def test_the_step_compiles_whole_and_once(model, vocabulary, ask):
 
     counter = torch._dynamo.testing.CompileCounter()
     torch._dynamo.reset()
-    engine = Engine(model, vocabulary, "lean", weights="model")
-    engine._decoder = CompiledDecoder(model, backend=counter)
+    engine = Engine(model, vocabulary, CompiledDecoder(model, backend=counter))
     config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)
     plain = Engine(model, vocabulary, "reference").generate([ask([3, 4])], config)
     assert engine.generate([ask([3, 4])], config) == plain

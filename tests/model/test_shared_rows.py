@@ -5,7 +5,7 @@ import torch
 from torch.nn.utils import parametrize
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unimodal.model.rows import extend_rows, get_new_rows, head_rows, merge_rows, share_rows
+from unimodal.model.rows import extend_rows, get_new_rows, merge_rows, read_head_rows, share_rows
 
 BASE, NEW, WIDTH = 20, 12, 8
 FEATURES = torch.nn.functional.one_hot(torch.arange(8) // 4, 2).float()  # codes 0–3 alike, 4–7 alike
@@ -35,7 +35,7 @@ def test_sharing_changes_nothing_at_the_start_and_neighbours_move_together(tied)
     optimizer = torch.optim.SGD(trained, lr=0.1)
     with parametrize.cached():
         hidden = model.get_input_embeddings()(torch.tensor([[BASE + 2]]))  # code 0, read
-        scored = head_rows(model.get_output_embeddings(), range(BASE + 6, BASE + 7))  # code 4, written
+        scored = read_head_rows(model.get_output_embeddings(), range(BASE + 6, BASE + 7))  # code 4, written
         (hidden.sum() + 3 * scored.sum()).backward()
     optimizer.step()
     moved = {side: (rows - before_rows[side]).detach().abs().sum(1) for side, rows in get_new_rows(model).items()}

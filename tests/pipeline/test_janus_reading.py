@@ -131,10 +131,9 @@ ENGINES = ["auto", "lean", "reference", "fixed-shape"]
 def engine_of(ours, kind):
     if kind == "auto":
         return ours.engine
-    engine = Engine(ours.decoder, ours.vocabulary, decoder="lean" if kind == "fixed-shape" else kind, weights="model")
     if kind == "fixed-shape":
-        engine._decoder = CompiledDecoder(ours.decoder, backend=None)
-    return engine
+        return Engine(ours.decoder, ours.vocabulary, CompiledDecoder(ours.decoder, backend=None))
+    return Engine(ours.decoder, ours.vocabulary, kind, weights="model")
 
 
 def expected_answers(ours, reference, photos):

@@ -59,7 +59,7 @@ def _once(model: Unimodal, prompts: list[list[int]]) -> tuple[float, float]:
     engine = model.engine
     decoder, head = engine.decoder, engine.model.get_output_embeddings()
     begin = _now(engine.device)
-    hidden = decoder.start(prompts, engine.pad_id, max(map(len, prompts)) + STEPS)  # [B, D]
+    hidden = decoder.prefill(prompts, engine.pad_id, max(map(len, prompts)) + STEPS)  # [B, D]
     ids = head(hidden).argmax(-1, keepdim=True)
     first = _now(engine.device)
     for _ in range(STEPS):

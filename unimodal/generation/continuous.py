@@ -6,54 +6,120 @@
         for done in batch.advance_rows():
             ...  # done.key, done.answer
 
-The step is that of `plain.py`, over a decoder whose streams come and go (`slots.py`). Rows keep their own grammar,
-sampling, guidance and seed, and noise belongs to the row, so an answer is the one that `Engine.generate` gives alone,
-whenever its row joins and whoever its neighbours are. One thread at a time may use a batch.
+The step is that of `plain.py`, over a decoder whose streams come and go (`decoders/slot_decoders.py`). Rows keep their
+own grammar, sampling, guidance and seed, and noise belongs to the row, so an answer is the one that `Engine.generate`
+gives alone, whenever its row joins and whoever its neighbours are. One thread at a time may use a batch.
 
-Shapes: B rows, S streams (rows and their unconditional twins), D width.
+Shapes: S streams (rows and their unconditional twins), D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from unimodal.generation.decoders.slot_decoders import slots_for
+from unimodal.generation.decoders.slot_decoders import make_slots
+from unimodal.generation.decoders.step_decoder import SlotDecoder
 from unimodal.generation.grammar import GrammarBatch
+from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
-from unimodal.generation.request import FinishedRequest, GenerationConfig, GenerationRequest, TokenEvent
+from unimodal.generation.request import FinishedRequest, GenerationRequest, GenerationStats, TokenEvent
+from unimodal.generation.run import PreparedBatch
 
 if TYPE_CHECKING:
     from unimodal.generation.engine import Engine
 
 
-class ContinuousBatch(PlainRun):
-    """run_on: for how many steps the rows go on before others may join, where no grammar needs to be asked."""
+class JoinableRun(PlainRun):
+    """A run that starts without rows; rows join and leave between its steps.
+
+    run_on: for how many steps the rows go on before others may join, where no grammar needs to be asked.
+    """
+
+    def __init__(self, parts: EngineParts, on_token: Callable[[TokenEvent], None], run_on: int) -> None:
+        self.slots: SlotDecoder = make_slots(parts.decoder, parts.max_positions)
+        nobody = PreparedBatch([], [], GrammarBatch([]), [])
+        super().__init__(replace(parts, decoder=self.slots), nobody, on_token)
+        self.run_on, self.watched = run_on, False
+
+    def join(self, batch: PreparedBatch) -> None:
+        """Read the prompts of further rows, which stand behind the others from then on."""
+        self.read_waiting()
+        row_of = [*range(len(batch.configs)), *batch.guided]
+        capacities = [
+            len(ids) + batch.configs[row].max_new_tokens for ids, row in zip(batch.prompts, row_of, strict=True)
+        ]
+        hidden = self.slots.join(batch.prompts, self.parts.pad_id, capacities)  # [S, D]
+        self.hidden = torch.cat([self.hidden, hidden]) if self.configs else hidden
+        self.streams.add_rows(len(batch.configs), batch.guided)
+        self.grammar.grammars += batch.grammar.grammars
+        self.grammar.states += batch.grammar.states
+        self.configs += batch.configs
+        self.answers += [[] for _ in batch.configs]
+        self.stats.prompt_tokens += sum(map(len, batch.prompts))
+
+    def leave(self, rows: Collection[int]) -> None:
+        """Drop these rows; those behind them move up."""
+        kept = [row for row in range(len(self.configs)) if row not in rows]
+        self.keep_streams(self.streams.drop_rows([row in rows for row in range(len(self.configs))]))
+        self.streams.renumber_rows()
+        index = torch.tensor(kept, dtype=torch.int64, device=self.hidden.device)
+        self.waiting = [column[index] for column in self.waiting] if kept else []
+        self.configs = [self.configs[row] for row in kept]
+        self.answers = [self.answers[row] for row in kept]
+        self.grammar.grammars = [self.grammar.grammars[row] for row in kept]
+        self.grammar.states = [self.grammar.states[row] for row in kept]
+
+    # ---- what differs from a run whose rows all start together
+
+    def drop_finished(self) -> None:
+        self.drop_unguided()  # finished rows leave
+
+    def count_certain_steps(self) -> int:
+        return min(super().count_certain_steps(), self.run_on)
+
+    def keep_streams(self, kept: list[int]) -> None:
+        self.decoder.keep(kept)
+        self.hidden = self.hidden[kept]
+
+    def count_forward(self, num_new: int) -> None:
+        self.stats.forwards += 1  # it lives as long as its server: totals, no list of steps
+        self.stats.step_tokens += num_new * len(self.streams)
+
+
+@dataclass
+class _Seat:
+    """A row's request, under its key; and what its ``on_token`` raised."""
+
+    key: int
+    request: GenerationRequest
+    error: Exception | None = None
+
+
+class ContinuousBatch:
+    """Rows that are answered together. ``run_on``: see `JoinableRun`."""
 
     def __init__(self, engine: Engine, run_on: int = 4) -> None:
-        super().__init__(engine, [], GrammarBatch([]), [], None, None)
-        self.configs: list[GenerationConfig] = []
-        self.run_on = run_on
-        self._slots: Any = slots_for(engine.decoder, engine.max_positions)
-        self._requests: list[GenerationRequest] = []
-        self._keys: list[int] = []
+        self.engine = engine
+        self.run = JoinableRun(engine.parts, self._tell, run_on)
+        self._seats: list[_Seat] = []  # one a row
         self._next_key = count()
-        self._errors: dict[int, Exception] = {}
-        self.on_token = self._tell
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._seats)
 
     @property
     def num_streams(self) -> int:
-        return len(self.streams)
+        return len(self.run.streams)
 
     @property
-    def decoder(self) -> Any:
-        return self._slots
+    def stats(self) -> GenerationStats:
+        """What the rows have computed since the batch was made or cleared."""
+        return self.run.stats
 
     def check(self, request: GenerationRequest) -> None:
         """Raises ValueError for a request that `admit` would refuse; may be called from another thread."""
@@ -65,32 +131,19 @@ class ContinuousBatch(PlainRun):
         `Engine.generate` would."""
         if not requests:
             return []
-        prompts, configs = [list(r.prompt) for r in requests], [r.config for r in requests]
-        grammar, guided = self.engine.prepare(prompts, configs)
+        batch = self.engine.prepare([r.prompt for r in requests], [r.config for r in requests])
         self.flush()
         if not len(self):
             self.engine.refresh_head()
-        streams = [*prompts, *(list(configs[row].unconditional or ()) for row in guided)]
-        row_of = [*range(len(prompts)), *guided]
-        spans = [len(ids) + configs[row].max_new_tokens for ids, row in zip(streams, row_of, strict=True)]
-        hidden = self.decoder.join(streams, self.engine.pad_id, spans)  # [S, D]
-        self.hidden = torch.cat([self.hidden, hidden]) if len(self) else hidden
-        self.streams.add_rows(len(prompts), guided)
-        self.grammar.grammars += grammar.grammars
-        self.grammar.states += grammar.states
-        self.configs += configs
-        self.answers += [[] for _ in prompts]
-        self._requests += requests
-        self.fades = any(config.guidance_interval for config in self.configs)
-        self.stats.prompt_tokens += sum(map(len, streams))
-        keys = [next(self._next_key) for _ in requests]
-        self._keys += keys
-        return keys
+        self.run.join(batch)
+        seats = [_Seat(next(self._next_key), request) for request in requests]
+        self._seats += seats
+        return [seat.key for seat in seats]
 
     @torch.inference_mode()
     def flush(self) -> None:
         """Read the tokens that wait for the next step, so that rows can join. After an exception: `clear`."""
-        self._read()
+        self.run.read_waiting()
 
     @torch.inference_mode()
     def advance_rows(self) -> list[FinishedRequest]:
@@ -98,64 +151,37 @@ class ContinuousBatch(PlainRun):
         rows cannot go on: `clear`."""
         if not len(self):
             return []
-        self.advance()
-        rows = [row for row, state in enumerate(self.grammar.states) if state.finished]
-        done = [
-            FinishedRequest(self._keys[row], self.answers[row], self._errors.pop(self._keys[row], None)) for row in rows
-        ]
-        self._retire(rows)
+        self.run.advance()
+        rows = [row for row, state in enumerate(self.run.grammar.states) if state.finished]
+        done = [FinishedRequest(self._seats[row].key, self.run.answers[row], self._seats[row].error) for row in rows]
+        self._leave(rows)
         return done
 
     @torch.inference_mode()
     def cancel(self, keys: Sequence[int]) -> None:
         """Drop rows at once; keys that are not here any more are ignored."""
-        gone = set(keys)
-        self._retire([row for row, key in enumerate(self._keys) if key in gone])
+        self._leave([row for row, seat in enumerate(self._seats) if seat.key in keys])
 
     def clear(self) -> list[int]:
-        """Drop all rows and what the decoder holds; the keys of the rows."""
-        keys, numbers = list(self._keys), self._next_key
-        self.__init__(self.engine, self.run_on)  # type: ignore[misc]
-        self._next_key = numbers  # a key never names two requests
+        """Drop all rows and what the decoder holds; the keys of the rows. A key never names two requests."""
+        keys = [seat.key for seat in self._seats]
+        self.run = JoinableRun(self.engine.parts, self._tell, self.run.run_on)
+        self._seats = []
         return keys
 
-    # ---- what differs from a run whose rows all start together
-
-    def drop_finished(self) -> None:
-        self.drop_faded()
-
-    def unasked_steps(self) -> int:
-        return min(super().unasked_steps(), self.run_on)
-
-    def _go_on_with(self, kept: list[int]) -> None:
-        self.decoder.keep(kept)
-        self.hidden = self.hidden[kept]
-
-    def count(self, num_new: int) -> None:
-        self.stats.forwards += 1  # a batch lives as long as its server: totals, no list of steps
-        self.stats.step_tokens += num_new * len(self.streams)
+    def _leave(self, rows: Sequence[int]) -> None:
+        if rows:
+            self.run.leave(set(rows))
+            self._seats = [seat for row, seat in enumerate(self._seats) if row not in rows]
 
     def _tell(self, event: TokenEvent) -> None:
-        key, watcher = self._keys[event.row], self._requests[event.row].on_token
-        if watcher is None:
+        seat = self._seats[event.row]
+        if seat.request.on_token is None:
             return
+        over: bool | None = True
         try:
-            over = watcher(TokenEvent(key, event.index, event.id, event.modality, event.finished))
+            over = seat.request.on_token(TokenEvent(seat.key, event.index, event.id, event.modality, event.finished))
         except Exception as error:
-            over, self._errors[key] = True, error
+            seat.error = error
         if over:
-            self.grammar.states[event.row].finished = True
-
-    def _retire(self, rows: Sequence[int]) -> None:
-        if not rows:
-            return
-        gone = set(rows)
-        kept = [row for row in range(len(self)) if row not in gone]
-        self._go_on_with(self.streams.drop_rows([row in gone for row in range(len(self))]))
-        self.streams.renumber_rows()
-        index = torch.tensor(kept, dtype=torch.int64, device=self.hidden.device)
-        self.waiting = [column[index] for column in self.waiting] if kept else []
-        for name in ("configs", "answers", "_requests", "_keys"):
-            setattr(self, name, [getattr(self, name)[row] for row in kept])
-        self.grammar.grammars = [self.grammar.grammars[row] for row in kept]
-        self.grammar.states = [self.grammar.states[row] for row in kept]
+            self.run.grammar.states[event.row].finished = True

@@ -1,8 +1,8 @@
 """Transcribing with both of a decoder's readings: beam search over joint CTC and next-token scores.
 
-A model trained with `model/ctc.py` reads a transcript twice: at the codes of the sound, in their order and all at once,
-and as its answer, token after token. The second makes sentences and skips or invents words; the first is bound to the
-sound and spells badly. One-pass hybrid CTC/attention decoding (Watanabe et al. 2017, "Hybrid CTC/Attention
+A model trained with `objectives/ctc.py` reads a transcript twice: at the codes of the sound, in their order and all at
+once, and as its answer, token after token. The second makes sentences and skips or invents words; the first is bound to
+the sound and spells badly. One-pass hybrid CTC/attention decoding (Watanabe et al. 2017, "Hybrid CTC/Attention
 Architecture for End-to-End Speech Recognition"; arXiv 1706.02737) searches for the transcript y with the highest
 
     (1 - weight) log p(y | prompt) + weight log p_CTC(y | codes)
@@ -37,12 +37,12 @@ class CtcPrefixScorer:
     def __init__(self, log_probs: Tensor) -> None:
         self.labels, self.blanks = log_probs[:, :-1], log_probs[:, -1]
 
-    def begin(self) -> Tensor:
+    def start(self) -> Tensor:
         """The state of the empty hypothesis, [1, T, 2]."""
         ends_in_blank = self.blanks.cumsum(0)
         return torch.stack([torch.full_like(ends_in_blank, -torch.inf), ends_in_blank], -1)[None]
 
-    def whole(self, states: Tensor) -> Tensor:
+    def score_whole(self, states: Tensor) -> Tensor:
         """States [H, T, 2] → log-probability that the hypothesis is the whole transcript, [H]."""
         return states[:, -1].logsumexp(-1)
 
@@ -85,42 +85,43 @@ def ctc_beam_search(
     engine.prepare([prompt], [config])
     vocabulary, decoder = engine.vocabulary, engine.decoder
     end, num_text = vocabulary.control_id("<|end_of_turn|>"), vocabulary.text_size
-    places = last_run(prompt, codes)
+    places = find_last_run(prompt, codes)
     if not places:
         raise ValueError("there is no sound in the prompt to transcribe")
     limit = config.max_new_tokens - 1
     if config.max_text_tokens is not None:
         limit = min(limit, config.max_text_tokens)
     engine.refresh_head()
-    told_rows = engine.head.candidates(((0, num_text), (end, end + 1)))
-    heard_rows = engine.head.candidates(((0, num_text), (blank, blank + 1)))
+    answer_rows = engine.head.select(((0, num_text), (end, end + 1)))
+    ctc_rows = engine.head.select(((0, num_text), (blank, blank + 1)))
 
-    hidden = decoder.start([prompt[:1]], engine.pad_id, len(prompt) + config.max_new_tokens)[:, None]
+    hidden = decoder.prefill([prompt[:1]], engine.pad_id, len(prompt) + config.max_new_tokens)[:, None]
     rest = torch.tensor([list(prompt[1:])], device=engine.device)
     states = torch.cat([hidden, decoder.step(rest, every=True)], 1)[0]  # [N, D]
-    heard = engine.head.logits(states[places.start : places.stop], heard_rows).float()
-    blanks = heard[:, heard_rows.index_of(blank)]
+    heard = engine.head.compute_logits(states[places.start : places.stop], ctc_rows).float()
+    blanks = heard[:, ctc_rows.index_of(blank)]
     scorer = CtcPrefixScorer(torch.cat([heard[:, :num_text], blanks[:, None]], 1).log_softmax(-1))
 
     hidden = states[-1:]
     hypotheses: list[list[int]] = [[]]
-    told = torch.zeros(1, device=engine.device)  # log p(y | prompt)
-    prefixes = scorer.begin()
+    answer_scores = torch.zeros(1, device=engine.device)  # [H] log p(y | prompt)
+    prefixes = scorer.start()
     best: list[int] = []
     best_score = -torch.inf
     forwards, step_tokens = 1, 0
     while True:
-        logits = engine.head.logits(hidden, told_rows).float()
+        logits = engine.head.compute_logits(hidden, answer_rows).float()
         logits[:, list(vocabulary.text_reserved)] = -torch.inf
         log_probs = logits.log_softmax(-1)
-        whole = (1 - weight) * (told + log_probs[:, told_rows.index_of(end)]) + weight * scorer.whole(prefixes)
+        ended = answer_scores + log_probs[:, answer_rows.index_of(end)]
+        whole = (1 - weight) * ended + weight * scorer.score_whole(prefixes)
         score, winner = whole.max(0)
         if float(score) > best_score or not best:
             best, best_score = [*hypotheses[int(winner)], end], float(score)
         if len(hypotheses[0]) == limit:
             break
         scores, grown = scorer.extend(prefixes, [y[-1] if y else None for y in hypotheses])
-        longer = told[:, None] + log_probs[:, :num_text]
+        longer = answer_scores[:, None] + log_probs[:, :num_text]
         total = (1 - weight) * longer + weight * scores  # [H, V]
         top, index = total.flatten().topk(min(beams, total.numel()))
         index = index[top > best_score]
@@ -128,7 +129,7 @@ def ctc_beam_search(
             break
         rows, labels = index // num_text, index % num_text
         hypotheses = [[*hypotheses[h], label] for h, label in zip(rows.tolist(), labels.tolist(), strict=True)]
-        told, prefixes = longer[rows, labels], grown[:, :, rows, labels].permute(2, 0, 1)
+        answer_scores, prefixes = longer[rows, labels], grown[:, :, rows, labels].permute(2, 0, 1)
         decoder.keep(rows.tolist())
         hidden = decoder.step(labels[:, None])
         forwards, step_tokens = forwards + 1, step_tokens + len(rows)
@@ -136,7 +137,7 @@ def ctc_beam_search(
     return best
 
 
-def last_run(prompt: Sequence[int], codes: range) -> range:
+def find_last_run(prompt: Sequence[int], codes: range) -> range:
     """Where the last unbroken run of these rows stands in a prompt; empty if there is none."""
     stop = next((place + 1 for place in reversed(range(len(prompt))) if prompt[place] in codes), 0)
     start = stop

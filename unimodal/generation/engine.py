@@ -13,28 +13,32 @@ Shapes: B rows, S streams (rows and their unconditional twins), K candidate rows
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
-from unimodal.generation.decoders.lean_decoder import LeanDecoder, lean_problem
-from unimodal.generation.decoders.packed_decoder import WEIGHTS, PackedDecoder, packed_problem
+from unimodal.generation.decoders.lean_decoder import LeanDecoder
+from unimodal.generation.decoders.llama_layers import find_lean_problem
+from unimodal.generation.decoders.packed_decoder import WEIGHTS, PackedDecoder, find_packed_problem
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
+from unimodal.generation.decoders.step_decoder import StepDecoder
 from unimodal.generation.fast.speculation import FastDecoder, SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
 from unimodal.generation.head import SlicedHead
+from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
-from unimodal.generation.run import DecodingRun
+from unimodal.generation.run import DecodingRun, PreparedBatch
 from unimodal.generation.session import GenerationSession
-from unimodal.generation.spans import open_grid, open_span
+from unimodal.generation.weight_state import WeightState, read_weight_state
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.vocabulary import Vocabulary
 
-__all__ = ["Engine", "GenerationConfig", "GenerationStats", "TokenEvent"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Layers larger than this are not packed unasked: the copy would take as much memory again.
 _MOST_PACKED_UNASKED = 500_000_000
@@ -44,24 +48,20 @@ class Engine:
     """Generates with a Hugging Face causal LM and its vocabulary.
 
     decoder: "auto" takes the lean step where it fits (stock Llama) and the model's own forward elsewhere; "lean" and
-    "reference" name one. weights: what the lean step reads. "model" the modules as they are; "float32", "bfloat16" and
-    "int8" a rearranged copy (see `packed_decoder.py`; the last two lose a little); "auto" the float32 copy on a
-    processor where it fits. compile: the lean step of one token through `torch.compile`, as a CUDA graph on a GPU; True
-    or a backend's name.
+    "reference" name one; or a decoder that is made already. weights: what the lean step reads. "model" the modules as
+    they are; "float32", "bfloat16" and "int8" a rearranged copy (see `packed_decoder.py`; the last two lose a little);
+    "auto" the float32 copy on a processor where it fits. compile: the lean step of one token through `torch.compile`,
+    as a CUDA graph on a GPU; True or a backend's name. Raises ValueError for what does not fit the model.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         vocabulary: Vocabulary,
-        decoder: str = "auto",
+        decoder: str | StepDecoder = "auto",
         weights: str = "auto",
         compile: bool | str = False,
     ) -> None:
-        if decoder not in ("auto", "lean", "reference"):
-            raise ValueError(f"decoder {decoder!r} is unknown; use auto, lean or reference")
-        if weights not in ("auto", "model", *WEIGHTS):
-            raise ValueError(f"weights {weights!r} are unknown; use auto, model, {', '.join(WEIGHTS)}")
         config = model.config
         for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
             if getattr(config, name, None) not in (None, 1, 1.0):
@@ -69,35 +69,41 @@ class Engine:
         self.model = model.eval()
         self.vocabulary = vocabulary
         self._reference = ReferenceDecoder(model)
-        self._decoder = _make_decoder(model, decoder, weights, compile) or self._reference
-        self.head = SlicedHead(model, packed=isinstance(self._decoder, PackedDecoder) and not _on_cuda(model))
+        own = _make_decoder(model, decoder, weights, compile) or self._reference
+        self.head = SlicedHead(model, packed=isinstance(own, PackedDecoder) and not _is_on_cuda(model))
         if self.head.num_rows < vocabulary.size:
             raise ValueError(
                 f"the model has {self.head.num_rows} rows, its vocabulary {vocabulary.size}: not of one model"
             )
         self.max_positions: int = config.max_position_embeddings
-        self.stats = GenerationStats()
         self.pad_id = vocabulary.control_id("<|pad|>")
-        self._head_version: Any = None
+        self.stats = GenerationStats()
+        self._own_parts = EngineParts(own, self.head, vocabulary, self.pad_id, self.max_positions, self.device)
+        self._reference_parts = replace(self._own_parts, decoder=self._reference)
+        self._head_state: WeightState | None = None
 
     @property
-    def decoder(self) -> Any:
-        """The lean step reads the weights itself, so while something stands in for the model's forward (compression
-        does), the reference decoder calls that."""
-        return self._reference if self.intercepted else self._decoder
+    def parts(self) -> EngineParts:
+        """What runs, sessions and batches work with. The lean step reads the weights itself, so while something stands
+        in for the model's forward (compression does), the decoder is the one that calls that."""
+        return self._reference_parts if self.intercepted else self._own_parts
+
+    @property
+    def decoder(self) -> StepDecoder:
+        return self.parts.decoder
 
     @property
     def intercepted(self) -> bool:
         """Whether something stands in for the model's forward."""
-        return "forward" in vars(self._reference.backbone)
+        return self._reference.intercepted
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def open_session(self, size: int = 8) -> GenerationSession:
-        """A memory that later calls of `generate` take what they share with earlier ones from; see `session.py`."""
-        return GenerationSession(self, size)
+        """A memory from which later calls of `generate` take what they share with earlier ones; see `session.py`."""
+        return GenerationSession(self._own_parts.decoder, size)
 
     @torch.inference_mode()
     def generate(
@@ -122,26 +128,24 @@ class Engine:
         configs = [config or GenerationConfig()] * num if not isinstance(config, Sequence) else list(config)
         if len(configs) != num:
             raise ValueError(f"{num} prompts came with {len(configs)} configs; give one config or one for each")
-        if session is not None and session.engine is not self:
+        if session is not None and session.decoder is not self._own_parts.decoder:
             raise ValueError("the session is another engine's; make one with engine.open_session()")
         if self.intercepted and (session is not None or method is not None):
             what = "a session" if session is not None else f"the fast decoder {type(method).__name__}"
             raise ValueError(f"{what} needs the whole cache, which compression does not keep; use one or the other")
-        grammar, guided = self.prepare(prompts, configs)
-        twins = [list(configs[row].unconditional or ()) for row in guided]
-        streams = [*(list(prompt) for prompt in prompts), *twins]
+        batch = self.prepare(prompts, configs)
         self.refresh_head()
         run: DecodingRun
         if method is None:
-            run = PlainRun(self, configs, grammar, guided, on_token, session)
+            run = PlainRun(self.parts, batch, on_token, session)
         else:
-            method.check(self.vocabulary, sorted({name for g in grammar.grammars for name in g.allow}))
-            run = SpeculativeRun(self, configs, grammar, guided, on_token, session, method)
+            method.check(self.vocabulary, sorted({name for g in batch.grammar.grammars for name in g.allow}))
+            run = SpeculativeRun(self.parts, batch, method, on_token, session)
         self.stats = run.stats
-        run.start(streams)
-        while not grammar.finished.all():
+        run.start()
+        while not batch.grammar.finished.all():
             run.advance()
-        run.remember()
+        run.store_caches()
         return run.answers
 
     @torch.inference_mode()
@@ -156,34 +160,35 @@ class Engine:
         if longest > self.max_positions:
             raise ValueError(f"{longest} tokens are to be scored, but the model has {self.max_positions} positions")
         self.refresh_head()
-        whole = self.head.candidates(((0, self.vocabulary.size),))
-        hidden = self.decoder.start([ids[:1] for ids in streams], self.pad_id, longest)[:, None]  # [S, 1, D]
+        whole = self.head.select(((0, self.vocabulary.size),))
+        hidden = self.decoder.prefill([ids[:1] for ids in streams], self.pad_id, longest)[:, None]  # [S, 1, D]
         rest = torch.tensor([[*ids[1:], *[self.pad_id] * (longest - len(ids))] for ids in streams], device=self.device)
         hidden = torch.cat([hidden, self.decoder.step(rest, every=True)], 1)  # [S, N, D]
         scores = []
         for ids, answer, states in zip(streams, answers, hidden, strict=True):
             asked = states[len(ids) - len(answer) - 1 : len(ids) - 1]  # [A, D]
-            found = self.head.logits(asked, whole).float().log_softmax(1)
+            found = self.head.compute_logits(asked, whole).float().log_softmax(1)
             scores.append(float(found.gather(1, torch.tensor(list(answer), device=found.device)[:, None]).sum()))
         return scores
 
-    def prepare(
-        self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]
-    ) -> tuple[GrammarBatch, list[int]]:
-        """The grammars of prompts, and which of them need a second stream; ValueError for what cannot be kept."""
-        grammar = GrammarBatch([self._grammar(c, p) for c, p in zip(configs, prompts, strict=True)], prompts)
-        return grammar, self._guided(configs, prompts, grammar)
+    def prepare(self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]) -> PreparedBatch:
+        """Requests with their grammars and the prompts of all their streams. Raises ValueError for what cannot be
+        kept."""
+        grammars = [Grammar(self.vocabulary, c, p) for c, p in zip(configs, prompts, strict=True)]
+        grammar = GrammarBatch(grammars)
+        guided = self._find_guided(configs, prompts, grammar)
+        twins = [list(configs[row].unconditional or ()) for row in guided]
+        return PreparedBatch([*(list(prompt) for prompt in prompts), *twins], list(configs), grammar, guided)
 
     def refresh_head(self) -> None:
         """Forget copies of the head's rows when its weights have changed."""
         if self.head.packed:
-            weights = list(self.head.head.parameters())
-            now = [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
-            if now != self._head_version:
+            now = read_weight_state(self.head.head.parameters())
+            if now != self._head_state:
                 self.head.forget()
-                self._head_version = now
+                self._head_state = now
 
-    def _readable(self, ids: Sequence[int]) -> bool:
+    def _can_read(self, ids: Sequence[int]) -> bool:
         """Whether all ids are rows of the vocabulary, or of features that are read; the last one is no feature."""
         size = self.vocabulary.size
         if min(ids) >= 0 and max(ids) < size:
@@ -193,23 +198,7 @@ class Engine:
             return False
         return all(0 <= row < size or row >= table.num_rows for row in ids) and table.knows(ids)
 
-    def _grammar(self, config: GenerationConfig, prompt: Sequence[int]) -> Grammar:
-        begun = open_span(self.vocabulary, prompt)
-        return Grammar(
-            self.vocabulary,
-            config.max_new_tokens,
-            allow=config.allow,
-            force=config.force,
-            min_text_tokens=config.min_text_tokens,
-            max_text_tokens=config.max_text_tokens,
-            max_spans=config.max_spans,
-            min_codes=config.min_codes,
-            max_codes=config.max_codes,
-            begun=len(begun),
-            grid=open_grid(self.vocabulary, begun) or config.grid,
-        )
-
-    def _guided(
+    def _find_guided(
         self, configs: Sequence[GenerationConfig], prompts: Sequence[Sequence[int]], grammar: GrammarBatch
     ) -> list[int]:
         """The rows that need a second stream; checks lengths and ids of all prompts."""
@@ -229,7 +218,7 @@ class Engine:
             for ids in needed:
                 if not len(ids):
                     raise ValueError("a prompt is empty; it holds at least <|bos|>")
-                if not self._readable(ids):
+                if not self._can_read(ids):
                     raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
                 if len(ids) + config.max_new_tokens > self.max_positions:
                     room = self.max_positions - len(ids)
@@ -241,12 +230,23 @@ class Engine:
         return guided
 
 
-def _on_cuda(model: nn.Module) -> bool:
+def _is_on_cuda(model: PreTrainedModel) -> bool:
     return next(model.parameters()).is_cuda
 
 
-def _make_decoder(model: nn.Module, decoder: str, weights: str, compile: bool | str) -> Any:
-    problem = lean_problem(model) if decoder == "auto" else None
+def _make_decoder(
+    model: PreTrainedModel, decoder: str | StepDecoder, weights: str, compile: bool | str
+) -> StepDecoder | None:
+    """The decoder of that name; None for the reference."""
+    if not isinstance(decoder, str):
+        if weights != "auto" or compile:
+            raise ValueError(f"weights and compile are settled by the {type(decoder).__name__} given; leave them out")
+        return decoder
+    if decoder not in ("auto", "lean", "reference"):
+        raise ValueError(f"decoder {decoder!r} is unknown; use auto, lean or reference")
+    if weights not in ("auto", "model", *WEIGHTS):
+        raise ValueError(f"weights {weights!r} are unknown; use auto, model, {', '.join(WEIGHTS)}")
+    problem = find_lean_problem(model) if decoder == "auto" else None
     if decoder == "reference" or problem is not None:
         if weights in WEIGHTS or compile:
             asked = "compile" if compile else f"weights {weights!r}"
@@ -262,6 +262,6 @@ def _make_decoder(model: nn.Module, decoder: str, weights: str, compile: bool | 
     layers = model.get_decoder().layers
     small = sum(p.numel() for p in layers.parameters()) <= _MOST_PACKED_UNASKED
     single = all(p.dtype == torch.float32 for p in layers.parameters())
-    if weights == "auto" and small and single and not _on_cuda(model) and packed_problem(model) is None:
+    if weights == "auto" and small and single and not _is_on_cuda(model) and find_packed_problem(model) is None:
         return PackedDecoder(model)
     return LeanDecoder(model)

@@ -8,22 +8,22 @@ No malformed span can be sampled, and none can be cut off: a span is opened only
 still owes (its forced medium, its end of turn), fits in what is left of `max_new_tokens`. So every answer ends with
 `<|end_of_turn|>` inside its budget.
 
-`allowed` gives contiguous `(start, end)` ranges of rows, so that the head can be computed for these rows only. Equal
-states give the identical tuple: rows of a batch are grouped by comparing it.
+`list_allowed` gives contiguous `(start, end)` ranges of rows, so that the head can be computed for these rows only.
+Equal states give equal ranges: rows of a batch are grouped by comparing them.
 
 Legend: B rows of the batch, G groups of a tokenizer, V rows of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unimodal.generation.spans import Ranges, compile_span, merge, open_span
+from unimodal.generation.request import GenerationConfig
+from unimodal.generation.spans import Ranges, compile_span, find_open_span, merge_ranges, read_open_grid
 from unimodal.vocabulary import SpanLayout, Vocabulary
-from unimodal.vocabulary.grid import Grid
 
 
 @dataclass(slots=True)
@@ -45,49 +45,39 @@ class RowState:
 
 
 class Grammar:
-    """The rules of one answer.
+    """The rules of one answer, from what its request allows and limits.
 
-    vocabulary: gives the blocks and the span layouts.
-    max_new_tokens: the budget, end of turn included.
-    allow: modalities that may appear; by default all, or only the forced one.
-    force: a medium that must appear before the turn can end, or "text" for an answer of at least one text token.
-    min_text_tokens, max_text_tokens: of the whole answer.
-    max_spans: by default 1 with a forced medium, otherwise as many as fit.
-    min_codes, max_codes: by modality, code steps of a span whose layout leaves its length free.
-    begun: tokens of the answer that the prompt already holds (an open span); they do not count against max_new_tokens.
-    grid: rows and columns of pictures that are written in rows, in place of the model's own.
+    By default all media may appear, or only the forced one; a forced medium must appear before the turn can end, and
+    "text" forces at least one text token; spans are one with a forced medium, otherwise as many as fit; the limits of
+    codes count code steps of a span whose layout leaves its length free.
+
+    prompt: the ids before the answer. A span that they leave open is continued, whatever the request allows; what they
+    hold of it counts against no limit.
+
+    Raises ValueError for a request that cannot be kept, with the number of tokens that it needs.
     """
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        max_new_tokens: int,
-        allow: Collection[str] | None = None,
-        force: str | None = None,
-        min_text_tokens: int = 0,
-        max_text_tokens: int | None = None,
-        max_spans: int | None = None,
-        min_codes: Mapping[str, int] | None = None,
-        max_codes: Mapping[str, int] | None = None,
-        begun: int = 0,
-        grid: Grid | None = None,
-    ) -> None:
+    def __init__(self, vocabulary: Vocabulary, config: GenerationConfig, prompt: Sequence[int] = ()) -> None:
         known = ("text", *vocabulary.media)
+        force, allow = config.force, config.allow
         if allow is None:
             allow = known if force is None else (force,)
-        for name in (*allow, *([] if force is None else [force]), *(min_codes or {}), *(max_codes or {})):
+        for name in (*allow, *([] if force is None else [force]), *config.min_codes, *config.max_codes):
             if name not in known:
                 raise ValueError(f"modality {name!r} is unknown here; this model has {', '.join(known)}")
         self.vocabulary = vocabulary
-        self.max_new_tokens = max_new_tokens
+        self.max_new_tokens = config.max_new_tokens
         self.force = force
         self.allow = frozenset(allow) | ({force} if force else frozenset())
-        self.min_text_tokens = max(min_text_tokens, int(force == "text"))
-        self.max_text_tokens = max_new_tokens if max_text_tokens is None else max_text_tokens
+        self.min_text_tokens = max(config.min_text_tokens, int(force == "text"))
+        self.max_text_tokens = config.max_new_tokens if config.max_text_tokens is None else config.max_text_tokens
         self._forced_medium = force if force in vocabulary.media else None
+        max_spans = config.max_spans
         if max_spans is None:
-            max_spans = 1 if self._forced_medium else max_new_tokens
+            max_spans = 1 if self._forced_medium else config.max_new_tokens
         self.max_spans = max_spans
+        self._begun = find_open_span(vocabulary, prompt)
+        grid = read_open_grid(vocabulary, self._begun) or config.grid
         self._media = [name for name in vocabulary.modalities if name in self.allow and name in vocabulary.media]
         self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
         self._starts = {vocabulary.start_id(name): name for name in vocabulary.media}
@@ -96,7 +86,7 @@ class Grammar:
         self._min_open: dict[str, int] = {}
         self._max_open: dict[str, int] = {}
         for layout in vocabulary.layouts:
-            self._set_open_limits(layout, min_codes or {}, max_codes or {})
+            self._set_open_limits(layout, config.min_codes, config.max_codes)
         self._cost = {
             layout.modality: vocabulary.span_length(
                 layout.modality, layout.fixed_steps + self._min_open[layout.modality], grid
@@ -104,7 +94,7 @@ class Grammar:
             for layout in vocabulary.layouts
         }
         self._outside: dict[tuple[bool, bool, tuple[str, ...]], Ranges] = {}
-        self._check_feasible(begun)
+        self._check_feasible()
 
     def _set_open_limits(self, layout: SpanLayout, min_codes: Mapping[str, int], max_codes: Mapping[str, int]) -> None:
         name, fixed = layout.modality, layout.fixed_steps
@@ -121,15 +111,15 @@ class Grammar:
                 f"{name} needs at least {fixed + self._min_open[name]} codes but max_codes is {high}; raise it"
             )
 
-    def _check_feasible(self, begun: int) -> None:
-        """Refuses up front what cannot be kept: names the count that is needed."""
+    def _check_feasible(self) -> None:
+        """Refuse up front what cannot be kept, naming the count that is needed."""
         if "text" not in self.allow and not self._media:
             raise ValueError("allow is empty; allow text or a medium")
         if self.min_text_tokens and ("text" not in self.allow or self.max_text_tokens < self.min_text_tokens):
             raise ValueError(f"at least {self.min_text_tokens} text tokens are asked for but fewer are allowed")
         if self._forced_medium and self.max_spans < 1:
             raise ValueError(f"{self.force} is forced but max_spans is {self.max_spans}; allow at least 1")
-        need = self._owed(RowState(0)) - begun
+        need = self._count_owed(RowState(0)) - len(self._begun)
         if self.max_new_tokens < need:
             what = f"{self.force} answer" if self.force else "answer"
             raise ValueError(
@@ -138,20 +128,16 @@ class Grammar:
 
     # ---- one row
 
-    def start(self, prefix: Sequence[int] = ()) -> RowState:
-        """The state before the first token of an answer.
-
-        `prefix` are the answer's tokens that the prompt already holds: a span they leave open is continued, whatever
-        `allow` says (ValueError if it is malformed or its rest does not fit). They do not count against any limit.
-        """
+    def start(self) -> RowState:
+        """The state before the first token of an answer. Raises ValueError if the span that the prompt leaves open is
+        malformed or its rest does not fit."""
         state = RowState(self.max_new_tokens)
-        tail = open_span(self.vocabulary, prefix)
-        if not tail:
+        if not self._begun:
             return state
-        state.remaining += len(tail)
-        name = self._starts[tail[0]]
+        state.remaining += len(self._begun)
+        name = self._starts[self._begun[0]]
         forced = name == self._forced_medium
-        owed = self._owed(state) - (self._cost[name] if forced else 0)
+        owed = self._count_owed(state) - (self._cost[name] if forced else 0)
         if state.remaining < self._cost[name] + owed:
             need = self.max_new_tokens + self._cost[name] + owed - state.remaining
             raise ValueError(
@@ -160,19 +146,19 @@ class Grammar:
         self._open(state, name)
         state.spans = int(forced)
         try:
-            for row in tail[1:]:
+            for row in self._begun[1:]:
                 self.advance(state, row)
         except ValueError as error:
             reason = f"the {name} span that the prompt leaves open is malformed or leaves no room for its end"
             raise ValueError(f"{reason}: {error}") from None
         return state
 
-    def allowed(self, state: RowState) -> Ranges:
+    def list_allowed(self, state: RowState) -> Ranges:
         """The rows that may come next, as half-open ranges; empty once the turn is over."""
         if state.finished:
             return ()
         if state.modality == "text":
-            return self._allowed_outside(state)
+            return self._list_outside(state)
         segment = self._segments[state.modality][state.segment]
         step, group = divmod(state.codes, len(segment.rows))
         if group:
@@ -186,8 +172,9 @@ class Grammar:
     def advance(self, state: RowState, row: int) -> RowState:
         """Takes `row` as the next token; changes and returns `state`. ValueError if the row is not allowed."""
         row = int(row)
-        if not any(start <= row < end for start, end in self.allowed(state)):
-            raise ValueError(f"row {row} cannot come next in {state.modality}; allowed are {list(self.allowed(state))}")
+        allowed = self.list_allowed(state)
+        if not any(start <= row < end for start, end in allowed):
+            raise ValueError(f"row {row} cannot come next in {state.modality}; allowed are {list(allowed)}")
         if state.modality == "text":
             if row in self._starts:
                 self._open(state, self._starts[row])
@@ -212,8 +199,9 @@ class Grammar:
             state.modality, state.segment, state.codes = "text", 0, 0
         return state
 
-    def steady(self, state: RowState) -> int:
-        """For how many steps `allowed` stays what it is now, whichever rows are sampled: at least 1 until the end."""
+    def count_steady(self, state: RowState) -> int:
+        """For how many steps `list_allowed` stays what it is now, whichever rows are drawn: at least 1 until the
+        end."""
         if state.finished:
             return 0
         if state.modality == "text":
@@ -224,7 +212,7 @@ class Grammar:
         sure = segment.count if segment.count is not None else self._min_open[state.modality]
         return max(1, sure - state.codes)
 
-    def span_step(self, state: RowState) -> int:
+    def count_span_steps(self, state: RowState) -> int:
         """Code steps of the open span that are written; 0 outside spans."""
         if state.modality == "text":
             return 0
@@ -234,14 +222,14 @@ class Grammar:
             return earlier
         return earlier + state.codes // self._groups[state.modality]
 
-    def last_span(self, state: RowState) -> bool:
+    def is_last_span(self, state: RowState) -> bool:
         """Whether no other span can follow the open one."""
         return state.modality != "text" and state.spans >= self.max_spans
 
-    def room(self, state: RowState, most: int) -> int:
-        """For how many steps, at most ``most``, `allowed` stays what it is now while ordinary rows are written: text
-        rows outside spans, codes inside. 0 if what comes next is certain or the answer is over."""
-        ranges = self.allowed(state)
+    def count_room(self, state: RowState, most: int) -> int:
+        """For how many steps, at most ``most``, `list_allowed` stays what it is now while ordinary rows are written
+        (text rows outside spans, codes inside). 0 if what comes next is certain or the answer is over."""
+        ranges = self.list_allowed(state)
         if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1):
             return 0
         ahead, steps = state.copy(), 1
@@ -250,12 +238,12 @@ class Grammar:
         )
         while ordinary is not None and steps < most:
             self.advance(ahead, ordinary)
-            if self.allowed(ahead) != ranges:
+            if self.list_allowed(ahead) != ranges:
                 break
             steps += 1
         return steps
 
-    def segment_at(self, state: RowState) -> tuple[str, int | None] | None:
+    def find_segment(self, state: RowState) -> tuple[str, int | None] | None:
         """The block name and the length of the segment that the next code belongs to; None where no code is next."""
         if state.modality == "text":
             return None
@@ -265,22 +253,22 @@ class Grammar:
     def _open(self, state: RowState, name: str) -> None:
         """Takes the start of a span and fixes how long its free segment may become."""
         forced = name == self._forced_medium and not state.forced_done
-        owed = self._owed(state) - (self._cost[name] if forced else 0)
+        owed = self._count_owed(state) - (self._cost[name] if forced else 0)
         spare = (state.remaining - owed - self._cost[name]) // self._groups[name]
         state.open_limit = min(self._max_open[name], self._min_open[name] + spare)
         state.remaining -= 1
         state.spans += 1
         state.modality, state.segment, state.codes = name, 0, 0
 
-    def _owed(self, state: RowState) -> int:
+    def _count_owed(self, state: RowState) -> int:
         """Tokens the answer must still have at least: text, the forced medium, the end of turn."""
         owed = 1 + max(0, self.min_text_tokens - state.text_tokens)
         if self._forced_medium and not state.forced_done:
             owed += self._cost[self._forced_medium]
         return owed
 
-    def _allowed_outside(self, state: RowState) -> Ranges:
-        owed = self._owed(state)
+    def _list_outside(self, state: RowState) -> Ranges:
+        owed = self._count_owed(state)
         pending = self._forced_medium if not state.forced_done else None
         text_owed = state.text_tokens < self.min_text_tokens
         text = (
@@ -298,23 +286,22 @@ class Grammar:
         key = (text, pending is None and not text_owed, tuple(starts))
         ranges = self._outside.get(key)
         if ranges is None:
-            ranges = self._outside[key] = self._outside_ranges(*key)
+            ranges = self._outside[key] = self._make_outside(*key)
         assert ranges, state
         return ranges
 
-    def _outside_ranges(self, text: bool, end: bool, starts: tuple[str, ...]) -> Ranges:
+    def _make_outside(self, text: bool, end: bool, starts: tuple[str, ...]) -> Ranges:
         ranges = [(rows.start, rows.stop) for rows in self.vocabulary.text_ranges] if text else []
         rows = [self.vocabulary.start_id(name) for name in starts] + ([self._end_of_turn] if end else [])
-        return merge([*ranges, *((row, row + 1) for row in rows)])
+        return merge_ranges([*ranges, *((row, row + 1) for row in rows)])
 
 
 class GrammarBatch:
     """The grammars and states of B rows, each with its own rules."""
 
-    def __init__(self, grammars: Sequence[Grammar], prefixes: Sequence[Sequence[int]] | None = None) -> None:
-        prefixes = [()] * len(grammars) if prefixes is None else prefixes
+    def __init__(self, grammars: Sequence[Grammar]) -> None:
         self.grammars = list(grammars)
-        self.states = [g.start(prefix) for g, prefix in zip(self.grammars, prefixes, strict=True)]
+        self.states = [grammar.start() for grammar in self.grammars]
 
     def __len__(self) -> int:
         return len(self.states)
@@ -324,33 +311,15 @@ class GrammarBatch:
         """bool [B]"""
         return np.array([state.finished for state in self.states], dtype=bool)
 
-    def modalities(self) -> list[str]:
-        """What the next token of each row belongs to: which sampling settings and guidance to use."""
-        return [state.modality for state in self.states]
-
-    def groups(self) -> list[tuple[Ranges, np.ndarray]]:
+    def group_rows(self) -> list[tuple[Ranges, np.ndarray]]:
         """The unfinished rows, gathered by what they may write next: `(ranges, int64 [rows])`."""
         found: dict[Ranges, list[int]] = {}
         for index, (grammar, state) in enumerate(zip(self.grammars, self.states, strict=True)):
             if not state.finished:
-                found.setdefault(grammar.allowed(state), []).append(index)
+                found.setdefault(grammar.list_allowed(state), []).append(index)
         return [(ranges, np.array(rows, dtype=np.int64)) for ranges, rows in found.items()]
 
-    def steady(self) -> int:
+    def count_steady(self) -> int:
         """For how many steps every unfinished row keeps its ranges; 0 when all are finished."""
-        return min((g.steady(s) for g, s in zip(self.grammars, self.states, strict=True) if not s.finished), default=0)
-
-    def advance(self, ids: Sequence[int] | np.ndarray) -> None:
-        """ids int64 [B]; those of finished rows are ignored."""
-        for grammar, state, row in zip(self.grammars, self.states, ids, strict=True):
-            if not state.finished:
-                grammar.advance(state, int(row))
-
-    def mask(self) -> np.ndarray:
-        """bool [B, V], True where a row may be written: what `groups` says, spelled out."""
-        size = max((grammar.vocabulary.size for grammar in self.grammars), default=0)
-        mask = np.zeros((len(self), size), dtype=bool)
-        for ranges, rows in self.groups():
-            for start, end in ranges:
-                mask[rows, start:end] = True
-        return mask
+        each = zip(self.grammars, self.states, strict=True)
+        return min((grammar.count_steady(state) for grammar, state in each if not state.finished), default=0)

@@ -69,7 +69,7 @@ class Streams:
         self._index()
         return kept
 
-    def branches(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
+    def find_branches(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
         """The conditional and unconditional stream of each row (the same stream where a row has no second one)."""
         conditional = [self.conditional[row] for row in rows]
         return conditional, [self.unconditional.get(row, self.conditional[row]) for row in rows]

@@ -6,6 +6,7 @@ Shapes: R rows of hidden states, K candidate rows of the vocabulary, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 
 from unimodal.generation.guidance import combine
 from unimodal.generation.spans import Ranges
-from unimodal.model.rows import ExtendedHead, head_rows
+from unimodal.model.image_head import ImageHead
+from unimodal.model.rows import ExtendedHead, read_head_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Allowed rows this close to each other are computed in one slice, and those between them masked.
 _GAP = 64
@@ -40,16 +45,20 @@ class Candidates:
 
 
 class SlicedHead:
-    """The head of a causal LM. ``packed`` keeps transposed copies of the slices, which a processor reads twice as fast
-    for a few rows; they go stale when the head's weights change."""
+    """The head of a causal LM, computed for some of its rows.
 
-    def __init__(self, model: nn.Module, packed: bool = False) -> None:
-        self.head = model.get_output_embeddings()
+    A plain or an extended matrix is read in slices, an `ImageHead` scores rows itself, and any other head (one that
+    wraps a matrix, as LoRA on it does) is run whole. ``packed`` keeps transposed copies of the slices, which a
+    processor reads twice as fast for a few rows; they go stale when the head's weights change.
+    """
+
+    def __init__(self, model: PreTrainedModel, packed: bool = False) -> None:
+        self.head: nn.Module = model.get_output_embeddings()
+        self.bias: Tensor | None = self.head.bias if type(self.head) is nn.Linear else None
         extended = isinstance(self.head, ExtendedHead)
-        self.rows_of = getattr(self.head, "logits_of", None)  # of a head that is no matrix, and no linear map
-        self.num_rows = int(self.head.num_base + len(self.head.new_rows) if extended else self.head.out_features)
+        self.num_rows = self.head.num_rows if extended else int(self.head.out_features)
         self.sliceable = type(self.head) is nn.Linear or extended
-        self.packed = packed and self.sliceable and getattr(self.head, "bias", None) is None
+        self.packed = packed and self.sliceable and self.bias is None
         self.device = next(model.parameters()).device
         self._made: dict[Ranges, Candidates] = {}
 
@@ -57,7 +66,7 @@ class SlicedHead:
         """Drop what was copied from the weights."""
         self._made.clear()
 
-    def candidates(self, ranges: Ranges) -> Candidates:
+    def select(self, ranges: Ranges) -> Candidates:
         """How to compute the head for these ranges; made once for each."""
         found = self._made.get(ranges)
         if found is not None:
@@ -76,34 +85,39 @@ class SlicedHead:
         banned = None if bool(allowed.all()) else ~allowed.to(self.device)
         packed = []
         if self.packed and only is None:
-            packed = [head_rows(self.head, s).detach().float().t().contiguous() for s in slices]
+            packed = [read_head_rows(self.head, s).detach().float().t().contiguous() for s in slices]
         found = self._made[ranges] = Candidates(tuple(slices), ids.to(self.device), banned, only, packed)
         return found
 
-    def logits(self, hidden: Tensor, candidates: Candidates) -> Tensor:
-        """hidden [R, D] -> logits [R, K] over the candidates only."""
+    def compute_logits(self, hidden: Tensor, candidates: Candidates) -> Tensor:
+        """hidden [R, D] -> logits [R, K] over the candidates only; -inf for those that are banned."""
         if candidates.packed:
-            parts = [torch.mm(hidden.float(), weight) for weight in candidates.packed]
-            logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            logits = _join([torch.mm(hidden.float(), weight) for weight in candidates.packed])
         elif self.sliceable:
-            bias = getattr(self.head, "bias", None)
-            parts = [
-                F.linear(hidden, head_rows(self.head, s), None if bias is None else bias[s.start : s.stop])
-                for s in candidates.slices
-            ]
-            logits = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        elif self.rows_of is not None:
-            logits = torch.cat([self.rows_of(hidden, s) for s in candidates.slices], 1)
-        else:  # a wrapped head (LoRA on it, say) is run whole
+            bias = self.bias
+            logits = _join(
+                [
+                    F.linear(hidden, read_head_rows(self.head, s), None if bias is None else bias[s.start : s.stop])
+                    for s in candidates.slices
+                ]
+            )
+        elif isinstance(self.head, ImageHead):
+            logits = _join([self.head.compute_logits(hidden, s) for s in candidates.slices])
+        else:
             logits = self.head(hidden)[:, candidates.ids]
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
 
-    def guided_logits(self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates) -> Tensor:
-        """Logits [R, K] guided away from those of the unconditional states `other`; scales [R, 1].
+    def compute_guided_logits(self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates) -> Tensor:
+        """Logits [R, K] guided away from those of the unconditional states ``other`` [R, D]; scales [R, 1].
 
         A linear head is run once, on the combined states.
         """
-        if self.rows_of is None:
-            return self.logits(combine(hidden, other, scales), candidates)
-        logits = combine(self.logits(hidden, candidates), self.logits(other, candidates), scales)
+        if not isinstance(self.head, ImageHead):
+            return self.compute_logits(combine(hidden, other, scales), candidates)
+        own, unconditional = (self.compute_logits(states, candidates) for states in (hidden, other))
+        logits = combine(own, unconditional, scales)
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

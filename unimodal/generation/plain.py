@@ -8,18 +8,19 @@ Shapes: B rows, R rows of a group that may write the same, S streams, T steps th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unimodal.generation.head import Candidates
-from unimodal.generation.run import DecodingRun
-from unimodal.generation.sampling import Sampler, SamplingConfig, noise_keys, sample
+from unimodal.generation.parts import EngineParts
+from unimodal.generation.request import TokenEvent
+from unimodal.generation.run import DecodingRun, PreparedBatch
+from unimodal.generation.sampling import PLAIN, Sampler, make_noise_keys, sample
+from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
-
-PLAIN = SamplingConfig()
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,33 @@ class _Group:
 
 
 class PlainRun(DecodingRun):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.waiting: list[Tensor] = []  # columns of ids [B]
+    """waiting: ids [B] of each step whose tokens are written and not yet read."""
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        batch: PreparedBatch,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        session: GenerationSession | None = None,
+    ) -> None:
+        super().__init__(parts, batch, on_token, session)
+        self.waiting: list[Tensor] = []
 
     def advance(self) -> None:
         """Write the next token of every unfinished row; several, where the grammars stay put whatever is drawn."""
         self.drop_finished()
-        steps = self.unasked_steps()
-        groups = [self._group(ranges, rows.tolist(), steps) for ranges, rows in self.grammar.groups()]
+        steps = self.count_certain_steps()
+        groups = [self._make_group(ranges, rows.tolist(), steps) for ranges, rows in self.grammar.group_rows()]
         choice = any(group.candidates.only is None for group in groups)
         whole = len(groups) == 1 and len(groups[0].rows) == len(self.configs)
         drawn: list[Tensor] = []
         for step in range(steps):
             if choice:
-                self._read()
+                self.read_waiting()
             if whole:
                 column = self._draw(groups[0], step)
             else:
-                column = torch.full((len(self.configs),), self.engine.pad_id, device=self.hidden.device)
+                column = torch.full((len(self.configs),), self.parts.pad_id, device=self.hidden.device)
                 for group in groups:
                     column[group.rows] = self._draw(group, step)
             self.waiting.append(column)
@@ -65,25 +74,25 @@ class PlainRun(DecodingRun):
                 if not state.finished:
                     self.write(row, ids[row])
 
-    def _group(self, ranges: Ranges, rows: list[int], steps: int) -> _Group:
+    def _make_group(self, ranges: Ranges, rows: list[int], steps: int) -> _Group:
         device = self.hidden.device
-        candidates = self.engine.head.candidates(ranges)
+        candidates = self.parts.head.select(ranges)
         if candidates.only is not None:
             return _Group(candidates, torch.tensor(rows, device=device), None, None, None, [], None, None)
         states = [self.grammar.states[row] for row in rows]
         configs = [self.configs[row] for row in rows]
         sampler = Sampler([c.sampling.get(s.modality, PLAIN) for c, s in zip(configs, states, strict=True)], device)
-        starts = [self.grammar.grammars[row].span_step(state) for row, state in zip(rows, states, strict=True)]
+        starts = [self.grammar.grammars[row].count_span_steps(state) for row, state in zip(rows, states, strict=True)]
         each = list(zip(configs, states, starts, strict=True))
         scales = [[c.scale(s.modality, start + step) for c, s, start in each] for step in range(steps)]
         guided = [any(scale != 1.0 for scale in row) for row in scales]
-        conditional, unconditional = self.streams.branches(rows)
+        conditional, unconditional = self.streams.find_branches(rows)
         keys = None
         if not sampler.all_greedy:
             seeds = [config.seed for config in configs]
             written = [len(self.answers[row]) for row in rows]
             numbers = [length + step for step in range(steps) for length in written]
-            keys = noise_keys(seeds * steps, numbers).to(device).view(steps, len(rows), 2)
+            keys = make_noise_keys(seeds * steps, numbers).to(device).view(steps, len(rows), 2)
         return _Group(
             candidates,
             torch.tensor(rows, device=device),
@@ -102,13 +111,13 @@ class PlainRun(DecodingRun):
         hidden = self.hidden if group.conditional is None else self.hidden[group.conditional]
         if group.guided[step] and group.unconditional is not None and group.scales is not None:
             other, scales = self.hidden[group.unconditional], group.scales[step]
-            logits = self.engine.head.guided_logits(hidden, other, scales, group.candidates)
+            logits = self.parts.head.compute_guided_logits(hidden, other, scales, group.candidates)
         else:
-            logits = self.engine.head.logits(hidden, group.candidates)
+            logits = self.parts.head.compute_logits(hidden, group.candidates)
         keys = logits if group.keys is None else group.keys[step]
         return sample(logits, group.candidates.ids, group.sampler, keys)
 
-    def _read(self) -> None:
+    def read_waiting(self) -> None:
         """Feed the waiting tokens to every stream of their row."""
         if self.waiting:
             ids = self.waiting[0][:, None] if len(self.waiting) == 1 else torch.stack(self.waiting, 1)  # [B, P]
@@ -116,4 +125,4 @@ class PlainRun(DecodingRun):
                 ids = ids[self.streams.row_of]  # [S, P]
             self.waiting.clear()
             self.hidden = self.decoder.step(ids)
-            self.count(ids.shape[1])
+            self.count_forward(ids.shape[1])

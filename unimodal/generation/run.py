@@ -7,64 +7,77 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from unimodal.generation.grammar import GrammarBatch
 from unimodal.generation.guidance import Streams
+from unimodal.generation.parts import EngineParts
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
+from unimodal.generation.session import GenerationSession
 
-if TYPE_CHECKING:
-    from unimodal.generation.engine import Engine
-    from unimodal.generation.session import GenerationSession
+
+@dataclass(frozen=True, eq=False)
+class PreparedBatch:
+    """Requests that have passed every check (`Engine.prepare`).
+
+    prompts: the ids of all S streams, those of the B rows first and then the unconditional prompts of the rows that
+    ``guided`` names. configs and grammar: of the B rows.
+    """
+
+    prompts: list[list[int]]
+    configs: list[GenerationConfig]
+    grammar: GrammarBatch
+    guided: list[int]
 
 
 class DecodingRun(ABC):
-    """`start`, then `advance` until every grammar is finished, then `remember`."""
+    """`start`, then `advance` until every grammar is finished, then `store_caches`.
 
-    spare = 0  # tokens beyond an answer that the cache must hold
-    patience = 2  # finished streams are dropped once they are one of so many
-    storable = True  # whether the cache holds the tokens in their order
+    spare: slots of the cache beyond prompt and answer that a stream may need.
+    patience: drop finished streams once they are at least 1/patience of all.
+    keeps_order: whether the cache holds the tokens in the order of the answer, so that a session can use it.
+    """
+
+    spare = 0
+    patience = 2
+    keeps_order = True
 
     def __init__(
         self,
-        engine: Engine,
-        configs: Sequence[GenerationConfig],
-        grammar: GrammarBatch,
-        guided: Sequence[int],
-        on_token: Callable[[TokenEvent], None] | None,
-        session: GenerationSession | None,
+        parts: EngineParts,
+        batch: PreparedBatch,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        session: GenerationSession | None = None,
     ) -> None:
-        self.engine, self.configs, self.grammar, self.on_token = engine, configs, grammar, on_token
-        self.session = session
-        self.streams = Streams(len(configs), guided)
-        self.answers: list[list[int]] = [[] for _ in configs]
+        self.parts, self.decoder = parts, parts.decoder
+        self.prompts, self.configs, self.grammar = list(batch.prompts), list(batch.configs), batch.grammar
+        self.on_token, self.session = on_token, session
+        #: whether somebody looks at every token as it is drawn, so that steps do not run on
+        self.watched = on_token is not None or any(config.stop for config in batch.configs)
+        self.streams = Streams(len(batch.configs), batch.guided)
+        self.answers: list[list[int]] = [[] for _ in batch.configs]
         self.stats = GenerationStats()
-        self.watched = on_token is not None or any(config.stop for config in configs)
-        self.fades = any(config.guidance_interval for config in configs)
-        self.hidden: Tensor
+        self.hidden: Tensor  # [S, D], of the last token that was read
 
-    @property
-    def decoder(self) -> Any:
-        return self.engine.decoder
-
-    def start(self, prompts: list[list[int]]) -> None:
-        """Read the prompts of all streams, [S, N]."""
-        self.prompts = list(prompts)
-        capacity = max(map(len, prompts)) + max(config.max_new_tokens for config in self.configs) + self.spare
-        prefixes = None if self.session is None else self.session.match(prompts)
-        decoder = self.decoder
-        self.hidden = decoder.start(prompts, self.engine.pad_id, capacity, prefixes)  # [S, D]
-        self.stats.cached_tokens = sum(max(0, len(prompt) - decoder.computed) for prompt in prompts)
-        self.stats.prompt_tokens = sum(map(len, prompts)) - self.stats.cached_tokens
-        self.count(0)
+    def start(self) -> None:
+        """Read the prompts of all streams."""
+        longest = max(map(len, self.prompts))
+        capacity = longest + max(config.max_new_tokens for config in self.configs) + self.spare
+        prefixes = [] if self.session is None else self.session.match(self.prompts)
+        self.hidden = self.decoder.prefill(self.prompts, self.parts.pad_id, capacity, prefixes)
+        read = self.decoder.num_computed
+        self.stats.cached_tokens = sum(max(0, len(prompt) - read) for prompt in self.prompts)
+        self.stats.prompt_tokens = sum(map(len, self.prompts)) - self.stats.cached_tokens
+        self.count_forward(0)
 
     @abstractmethod
     def advance(self) -> None:
         """Write at least one token of every unfinished row."""
 
-    def count(self, num_new: int) -> None:
+    def count_forward(self, num_new: int) -> None:
+        """Take a forward over so many new tokens of every stream into the statistics."""
         self.stats.forwards += 1
         self.stats.stream_counts.append(len(self.streams))
         self.stats.step_tokens += num_new * len(self.streams)
@@ -75,22 +88,22 @@ class DecodingRun(ABC):
         finished = self.grammar.finished
         alive = sum(not finished[row] for row in self.streams.row_of)
         if alive and self.patience * (len(self.streams) - alive) >= len(self.streams):
-            self.remember([stream for stream, row in enumerate(self.streams.row_of) if finished[row]])
-            self._go_on_with(self.streams.drop_rows(finished.tolist()))
-        self.drop_faded()
+            self.store_caches([stream for stream, row in enumerate(self.streams.row_of) if finished[row]])
+            self.keep_streams(self.streams.drop_rows(finished.tolist()))
+        self.drop_unguided()
 
-    def drop_faded(self) -> None:
-        """Leave second streams behind once no later token of their row can be guided."""
+    def drop_unguided(self) -> None:
+        """Leave unconditional streams behind once no later token of their row can be guided."""
         finished = self.grammar.finished
-        if self.fades:
+        if any(config.guidance_interval for config in self.configs):
             over = [row for row in self.streams.unconditional if not finished[row] and self._guidance_is_over(row)]
             if over:
-                self.remember([self.streams.unconditional[row] for row in over])
-                self._go_on_with(self.streams.drop_twins(over))
+                self.store_caches([self.streams.unconditional[row] for row in over])
+                self.keep_streams(self.streams.drop_twins(over))
 
-    def unasked_steps(self) -> int:
+    def count_certain_steps(self) -> int:
         """For how many steps, whatever is drawn, no row changes what it may write, its streams or its end."""
-        steps = 1 if self.watched else self.grammar.steady()
+        steps = 1 if self.watched else self.grammar.count_steady()
         for row, (grammar, state, config) in enumerate(
             zip(self.grammar.grammars, self.grammar.states, self.configs, strict=True)
         ):
@@ -99,28 +112,23 @@ class DecodingRun(ABC):
             if config.pause is not None:
                 steps = min(steps, config.pause - len(self.answers[row]))
             if state.modality in config.guidance_interval:
-                left = config.guidance_interval[state.modality][1] - grammar.span_step(state)
+                left = config.guidance_interval[state.modality][1] - grammar.count_span_steps(state)
                 steps = min(steps, left) if left > 0 else steps
         return steps
 
-    def _guidance_is_over(self, row: int) -> bool:
-        grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
-        interval = config.guidance_interval.get(state.modality)
-        return interval is not None and grammar.last_span(state) and grammar.span_step(state) >= interval[1]
-
-    def _go_on_with(self, kept: list[int]) -> None:
+    def keep_streams(self, kept: list[int]) -> None:
+        """Go on with these streams only."""
         self.decoder.keep(kept)
         self.prompts = [self.prompts[stream] for stream in kept]
         self.hidden = self.hidden[kept]
 
-    def remember(self, streams: Sequence[int] | None = None) -> None:
+    def store_caches(self, streams: Sequence[int] | None = None) -> None:
         """Give the caches of these streams, by default of all, to the session."""
-        if self.session is None or not self.storable:
+        if self.session is None or not self.keeps_order:
             return
-        decoder = self.decoder
         for stream in range(len(self.streams)) if streams is None else streams:
             text = [*self.prompts[stream], *self.answers[self.streams.row_of[stream]]]
-            self.session.store(text[: decoder.num_read(stream)], decoder.export(stream))
+            self.session.store(text[: self.decoder.count_read(stream)], self.decoder.export(stream))
 
     def write(self, row: int, token: int) -> None:
         """Take one new token of an unfinished row into its answer and grammar; tell the caller."""
@@ -135,6 +143,11 @@ class DecodingRun(ABC):
         if self.on_token is not None:
             modality = state.modality if before == "text" else before
             self.on_token(TokenEvent(row, len(answer) - 1, token, modality, state.finished))
+
+    def _guidance_is_over(self, row: int) -> bool:
+        grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
+        interval = config.guidance_interval.get(state.modality)
+        return interval is not None and grammar.is_last_span(state) and grammar.count_span_steps(state) >= interval[1]
 
 
 def _ends_with(answer: list[int], stop: Sequence[int]) -> bool:

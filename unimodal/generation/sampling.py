@@ -30,6 +30,7 @@ class SamplingConfig(Config):
 
 
 GREEDY = SamplingConfig(temperature=0.0)
+PLAIN = SamplingConfig()  # what the model says: temperature 1, no filter
 
 
 def _splitmix64(value: int) -> int:
@@ -40,7 +41,7 @@ def _splitmix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def noise_keys(seeds: Sequence[int], step: int | Sequence[int]) -> Tensor:
+def make_noise_keys(seeds: Sequence[int], step: int | Sequence[int]) -> Tensor:
     """64 bits for each row from its seed and the number of its next token: int64 [R, 2], each half below 2**32."""
     steps = [step] * len(seeds) if isinstance(step, int) else step
     keys = [_splitmix64(_splitmix64(seed & _MASK64) ^ number) for seed, number in zip(seeds, steps, strict=True)]
@@ -54,7 +55,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def gumbel_noise(keys: Tensor, ids: Tensor) -> Tensor:
+def make_gumbel_noise(keys: Tensor, ids: Tensor) -> Tensor:
     """Standard Gumbel noise [R, K] for keys [R, 2] and vocabulary rows [K], fp32."""
     bits = _mix(_mix(ids[None, :] ^ keys[:, :1]) ^ keys[:, 1:])  # [R, K], uniform 32 bits
     # The largest noise comes from the smallest v, where fp32 is precise; v = 1 would be -inf.
@@ -97,19 +98,19 @@ class Sampler:
         self.greedy = torch.tensor([t == 0 for t in temperatures], device=device)[:, None]  # [R, 1]
         self.divisor = torch.tensor([t or 1.0 for t in temperatures], device=device)[:, None]  # [R, 1]
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def scale(self, logits: Tensor) -> Tensor:
         """logits [R, K] -> fp32 logits after temperature and filters; -inf where a candidate cannot be drawn."""
         scores = logits.float()
         return scores if self.all_greedy else filter_logits(scores / self.divisor, self.top_k, self.top_p)
 
     def choose(self, scores: Tensor, noise: Tensor | None) -> Tensor:
-        """The candidate that each row draws, int64 [R], from `scores` [R, K] and Gumbel noise [R, K]."""
+        """The candidate that each row draws, int64 [R], from `scale` [R, K] and Gumbel noise [R, K]."""
         if not self.all_greedy:
             assert noise is not None
             scores = scores + (noise.masked_fill(self.greedy, 0.0) if self.any_greedy else noise)
         return scores.argmax(1)
 
-    def probabilities(self, scores: Tensor) -> Tensor:
+    def compute_probabilities(self, scores: Tensor) -> Tensor:
         """What `choose` draws from, fp32 [R, K]: the softmax, or all mass on the likeliest."""
         if not self.any_greedy:
             return scores.softmax(1)
@@ -120,5 +121,5 @@ class Sampler:
 def sample(logits: Tensor, ids: Tensor, configs: Sequence[SamplingConfig] | Sampler, keys: Tensor) -> Tensor:
     """Draw one of the vocabulary rows ``ids`` [K] for every row: logits [R, K], keys [R, 2] -> int64 [R]."""
     sampler = configs if isinstance(configs, Sampler) else Sampler(configs, logits.device)
-    noise = None if sampler.all_greedy else gumbel_noise(keys.to(logits.device), ids)
-    return ids[sampler.choose(sampler.scores(logits), noise)]
+    noise = None if sampler.all_greedy else make_gumbel_noise(keys.to(logits.device), ids)
+    return ids[sampler.choose(sampler.scale(logits), noise)]

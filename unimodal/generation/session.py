@@ -10,47 +10,56 @@ Shapes: N tokens read by a stream.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from unimodal.generation.engine import Engine
+from unimodal.generation.decoders.step_decoder import Prefix, StepDecoder, StreamCache
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    ids: tuple[int, ...]  # [N]
+    cache: StreamCache
 
 
 class GenerationSession:
-    """Give it to `Engine.generate(..., session=…)`. It must not outlive a change of the model's weights: `clear` it."""
+    """Give it to `Engine.generate(..., session=…)`. `clear` it when the model's weights change.
 
-    def __init__(self, engine: Engine, size: int = 8) -> None:
+    decoder: whose caches these are; another one cannot read them. Raises ValueError for a size below 1.
+    """
+
+    def __init__(self, decoder: StepDecoder, size: int = 8) -> None:
         if size < 1:
             raise ValueError(f"a session of size {size} keeps nothing; give at least 1")
-        self.engine, self.size = engine, size
-        self._entries: list[tuple[tuple[int, ...], Any]] = []
+        self.decoder, self.size = decoder, size
+        self._entries: list[_Entry] = []
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def clear(self) -> None:
+        """Forget everything."""
         self._entries.clear()
 
-    def match(self, prompts: Sequence[Sequence[int]]) -> list[tuple[Any, int] | None]:
+    def match(self, prompts: Sequence[Sequence[int]]) -> list[Prefix | None]:
         """For each prompt the cache that begins most like it and how many of its tokens to take; the last token of a
         prompt is always read, since its hidden state is needed."""
-        found: list[tuple[Any, int] | None] = []
+        found: list[Prefix | None] = []
         for prompt in prompts:
-            best, length = None, 0
-            for ids, cache in self._entries:
-                shared = common_prefix(ids, prompt[: len(prompt) - 1])
-                if shared > length:
-                    best, length = cache, shared
-            found.append(None if best is None else (best, length))
+            best: Prefix | None = None
+            for entry in self._entries:
+                shared = count_common(entry.ids, prompt[: len(prompt) - 1])
+                if shared > (0 if best is None else best.num_tokens):
+                    best = Prefix(entry.cache, shared)
+            found.append(best)
         return found
 
-    def store(self, ids: Sequence[int], cache: Any) -> None:
-        """Keep the cache [.., N, ..] of ``ids`` [N]; those that it contains, and the oldest, go."""
-        kept = [entry for entry in self._entries if common_prefix(entry[0], ids) < len(entry[0])]
-        self._entries = [(tuple(ids), cache), *kept][: self.size]
+    def store(self, ids: Sequence[int], cache: StreamCache) -> None:
+        """Keep the cache of ``ids`` [N]; entries that are a beginning of it, and the oldest, go."""
+        kept = [entry for entry in self._entries if count_common(entry.ids, ids) < len(entry.ids)]
+        self._entries = [_Entry(tuple(ids), cache), *kept][: self.size]
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def count_common(a: Sequence[int], b: Sequence[int]) -> int:
     """With how many equal items two sequences begin."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:

@@ -30,7 +30,7 @@ class SpanSegment:
     runs_on: bool
 
 
-def open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
+def find_open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
     """The end of ``prefix`` from the start of the span that it leaves open; empty if it leaves none open."""
     frame = vocabulary.control_id("<|frame|>") if vocabulary.has_control("<|frame|>") else None
     for index in range(len(prefix) - 1, -1, -1):
@@ -39,7 +39,7 @@ def open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
     return ()
 
 
-def open_grid(vocabulary: Vocabulary, span: Sequence[int]) -> Grid | None:
+def read_open_grid(vocabulary: Vocabulary, span: Sequence[int]) -> Grid | None:
     """The grid that an open span names, where it is written in rows and its size is whole."""
     modality = vocabulary.span_started_by(span[0]) if len(span) else None
     marks = None if modality is None else vocabulary.layout(modality).grid
@@ -60,7 +60,7 @@ def compile_span(vocabulary: Vocabulary, modality: str, grid: Grid | None = None
             SpanSegment(None, 1, (((row, row + 1),),), nothing, nothing, True) for row in marks.header((height, width))
         ]
         line = ((marks.end_of_row, marks.end_of_row + 1),)
-        segments += [SpanSegment(name, width, (rows,), line, merge([*rows, *line]), False)] * height
+        segments += [SpanSegment(name, width, (rows,), line, merge_ranges([*rows, *line]), False)] * height
         last, end = ((marks.end_of_grid, marks.end_of_grid + 1),), vocabulary.end_id(modality)
         segments.append(SpanSegment(None, 1, (last,), ((end, end + 1),), last, False))
         return tuple(segments)
@@ -70,13 +70,13 @@ def compile_span(vocabulary: Vocabulary, modality: str, grid: Grid | None = None
         groups = tuple(((b.start, b.start + b.size),) for b in vocabulary.group_blocks(segment.block))
         follow = ((mark, mark + 1),)
         runs_on = not final and not layout.segments[index + 1].mark
-        both = merge([*groups[0], *follow])
+        both = merge_ranges([*groups[0], *follow])
         segments.append(SpanSegment(segment.block, segment.count, groups, follow, both, runs_on))
     return tuple(segments)
 
 
-def merge(ranges: Sequence[tuple[int, int]]) -> Ranges:
-    """Sorts ranges and joins those that touch."""
+def merge_ranges(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    """Sort ranges and join those that touch."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if merged and start <= merged[-1][1]:

@@ -39,9 +39,9 @@ class ImageHead(nn.Module):
         self.start, self.out_features = start, base.out_features
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.logits_of(hidden, range(self.out_features))
+        return self.compute_logits(hidden, range(self.out_features))
 
-    def logits_of(self, hidden: Tensor, rows: range) -> Tensor:
+    def compute_logits(self, hidden: Tensor, rows: range) -> Tensor:
         """hidden [..., D] → logits [..., len(rows)] of these rows only."""
         parts = []
         if rows.start < self.start:

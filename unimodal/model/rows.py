@@ -10,7 +10,7 @@ Shapes: B batch, N tokens, D width, V base rows, R new rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -52,18 +52,26 @@ class ExtendedEmbedding(nn.Module):
 
 
 class ExtendedHead(nn.Module):
-    """A head of V frozen rows and R new ones: hidden [..., D] -> logits [..., V + R]."""
+    """A head of V frozen rows and R new ones: hidden [..., D] -> logits [..., V + R].
 
-    def __init__(self, base: nn.Linear, new_rows: nn.Parameter) -> None:
+    `UntiedExtendedHead` has new rows of its own, `TiedExtendedHead` those of the embedding.
+    """
+
+    new_rows: Tensor  # [R, D]
+
+    def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
-        self.new_rows = new_rows  # [R, D]
         self.num_base = base.out_features
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_base + len(self.new_rows)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.cat([self.base(hidden), F.linear(hidden, self.new_rows.to(hidden.dtype))], dim=-1)
 
-    def parts(self, rows: range) -> list[Tensor]:
+    def select_parts(self, rows: range) -> list[Tensor]:
         """The weights of these rows, frozen ones apart from new ones: each [k, D], attached to their parameters."""
         found = []
         if rows.start < self.num_base:
@@ -73,13 +81,17 @@ class ExtendedHead(nn.Module):
         return found
 
 
+class UntiedExtendedHead(ExtendedHead):
+    def __init__(self, base: nn.Linear, new_rows: nn.Parameter) -> None:
+        super().__init__(base)
+        self.new_rows = new_rows
+
+
 class TiedExtendedHead(ExtendedHead):
     """The head of a base that ties its tables: its new rows are those of the embedding, whatever these are made of."""
 
     def __init__(self, base: nn.Linear, embedding: ExtendedEmbedding) -> None:
-        nn.Module.__init__(self)
-        self.base = base
-        self.num_base = base.out_features
+        super().__init__(base)
         self._embedding = [embedding]  # in a list: its parameters are the embedding's alone
 
     @property
@@ -87,18 +99,17 @@ class TiedExtendedHead(ExtendedHead):
         return self._embedding[0].new_rows
 
 
-def head_parts(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> list[Tensor]:
-    """The head's weight for ``rows`` then ``exits`` as a list of parts [k, D], attached to its parameters.
+def select_head_parts(head: nn.Module, rows: range) -> list[Tensor]:
+    """The head's weight for these rows as a list of parts [k, D], attached to its parameters.
 
     ``head`` is anything with a ``weight`` [V, D] (a Linear, a tied Embedding) or an ExtendedHead.
     """
-    take = head.parts if isinstance(head, ExtendedHead) else (lambda r: [head.weight[r.start : r.stop]])
-    return [part for wanted in (rows, *(range(i, i + 1) for i in exits)) for part in take(wanted)]
+    return head.select_parts(rows) if isinstance(head, ExtendedHead) else [head.weight[rows.start : rows.stop]]
 
 
-def head_rows(head: nn.Module, rows: range, exits: Sequence[int] = ()) -> Tensor:
-    """The same in one tensor [len(rows) + len(exits), D], in the precision of the head's first part."""
-    parts = head_parts(head, rows, exits)
+def read_head_rows(head: nn.Module, rows: range) -> Tensor:
+    """The same in one tensor [len(rows), D], in the precision of the head's first part."""
+    parts = select_head_parts(head, rows)
     return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts])
 
 
@@ -135,7 +146,7 @@ def extend_rows(
     if tied:
         new_head: ExtendedHead = TiedExtendedHead(head, extended)
     else:
-        new_head = ExtendedHead(head, nn.Parameter(begin(head.weight, seed + 1)))
+        new_head = UntiedExtendedHead(head, nn.Parameter(begin(head.weight, seed + 1)))
     model.set_input_embeddings(extended)
     model.set_output_embeddings(new_head)
     return model

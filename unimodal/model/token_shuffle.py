@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.model.rows import head_rows
+from unimodal.model.rows import read_head_rows
 
 
 def windows(codes: Tensor, columns: int, side: int) -> Tensor:
@@ -96,7 +96,7 @@ class TokenShuffleLM(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """[B, G, D] -> [B, G, W, K]"""
-        return F.linear(self.shuffle.unfuse(hidden), head_rows(self.model.get_output_embeddings(), self.rows))
+        return F.linear(self.shuffle.unfuse(hidden), read_head_rows(self.model.get_output_embeddings(), self.rows))
 
     @torch.inference_mode()
     def generate(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from unimodal.config import Config
 from unimodal.media.registry import find_medium
 from unimodal.model.image_head import ImageHead
-from unimodal.model.rows import head_parts
+from unimodal.model.rows import select_head_parts
 from unimodal.objectives.cross_entropy import MAX_LOGITS, chunked_cross_entropy
 from unimodal.vocabulary import Vocabulary
 
@@ -258,7 +258,7 @@ def token_losses(
         if isinstance(head, ImageHead):
             selected, parts = head.linear(selected, rows)
         else:
-            parts = [part for piece in rows for part in head_parts(head, piece)]
+            parts = [part for piece in rows for part in select_head_parts(head, piece)]
         loss, lse = chunked_cross_entropy(selected, places, parts, max_logits)
         losses.append(loss)
         lses.append(lse)

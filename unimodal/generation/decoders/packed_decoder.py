@@ -18,18 +18,25 @@ width, E width, F width of the MLP.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.generation.decoders.lean_decoder import LeanDecoder, attend
+from unimodal.generation.decoders.lean_decoder import LeanDecoder
+from unimodal.generation.decoders.llama_layers import LlamaLayers, RotaryTable, WriteCache, attend
+from unimodal.generation.weight_state import WeightState, read_weight_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 
 
-def packed_problem(model: nn.Module) -> str | None:
+def find_packed_problem(model: PreTrainedModel) -> str | None:
     """Why the layers of a lean model cannot be packed (one line), or None."""
     for layer in model.get_decoder().layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -42,8 +49,17 @@ def packed_problem(model: nn.Module) -> str | None:
     return None
 
 
+class _Product(Protocol):
+    """x @ W.T for float32 x [M, in] and a copy of W [out, in] of its own kind."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def add_to(self, base: Tensor, x: Tensor) -> Tensor:
+        """base [M, out] plus the product."""
+
+
 class _Float32:
-    """x @ W.T over a transposed copy."""
+    """The product over a transposed copy."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.float().t().contiguous()  # [in, out]
@@ -51,7 +67,7 @@ class _Float32:
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(x, self.weight)
 
-    def added(self, base: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, base: Tensor, x: Tensor) -> Tensor:
         return torch.addmm(base, x, self.weight)
 
 
@@ -64,7 +80,7 @@ class _BFloat16:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x.bfloat16(), self.weight).float()
 
-    def added(self, base: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, base: Tensor, x: Tensor) -> Tensor:
         return base + F.linear(x.bfloat16(), self.weight)
 
 
@@ -86,28 +102,28 @@ class _Int8:
         size = x.abs().amax(1, keepdim=True).clamp_(min=1e-12)  # [M, 1]
         return torch.ops.quantized.linear_dynamic(x / size, self.weight, False).mul_(size)
 
-    def added(self, base: Tensor, x: Tensor) -> Tensor:
+    def add_to(self, base: Tensor, x: Tensor) -> Tensor:
         return self(x).add_(base)
 
 
-_KINDS: dict[str, Any] = {"float32": _Float32, "bfloat16": _BFloat16, "int8": _Int8}
+_KINDS: dict[str, Callable[[Tensor], _Product]] = {"float32": _Float32, "bfloat16": _BFloat16, "int8": _Int8}
 
 
-class _Layer:
-    def __init__(self, layer: nn.Module, num_heads: int, num_kv_heads: int, width: int, kind: Any) -> None:
+class _PackedLayer:
+    def __init__(self, layer: LlamaDecoderLayer, own: LlamaLayers, kind: Callable[[Tensor], _Product]) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        half = width // 2
+        half = own.width // 2
         pairs = torch.stack([torch.arange(half), torch.arange(half) + half], 1).flatten()  # i, i + D / 2, …
 
-        def interleaved(weight: Tensor, heads: int) -> Tensor:
-            return weight.float().view(heads, width, -1)[:, pairs.to(weight.device)].reshape(heads * width, -1)
+        def interleave(weight: Tensor, heads: int) -> Tensor:
+            return weight.float().view(heads, own.width, -1)[:, pairs.to(weight.device)].reshape(heads * own.width, -1)
 
         root = attention.q_proj.in_features**0.5  # the norm below leaves out the root of the width
         before, after = layer.input_layernorm, layer.post_attention_layernorm
         qkv = torch.cat(
             [
-                interleaved(attention.q_proj.weight, num_heads),
-                interleaved(attention.k_proj.weight, num_kv_heads),
+                interleave(attention.q_proj.weight, own.num_heads),
+                interleave(attention.k_proj.weight, own.num_kv_heads),
                 attention.v_proj.weight.float(),
             ]
         )
@@ -120,14 +136,17 @@ class _Layer:
         self.eps = before.variance_epsilon * root**2, after.variance_epsilon * root**2
 
 
-class PackedDecoder(LeanDecoder):
-    """A LeanDecoder that keeps a copy of the layers' weights; it is made again when they have changed."""
+class PackedLayers(LlamaLayers):
+    """`LlamaLayers` that run on copies of the weights; `refresh` makes the copies, again where the model has changed.
 
-    def __init__(self, model: nn.Module, weights: str = "float32") -> None:
+    Raises ValueError for weights that are unknown, or that the model or this machine cannot have.
+    """
+
+    def __init__(self, model: PreTrainedModel, weights: str = "float32") -> None:
         super().__init__(model)
         if weights not in WEIGHTS:
             raise ValueError(f"weights {weights!r} are unknown; use {', '.join(WEIGHTS)}")
-        problem = packed_problem(model)
+        problem = find_packed_problem(model)
         if problem is not None:
             raise ValueError(f"weights {weights!r} need a packed copy, but {problem}")
         if weights == "int8" and "x86" not in torch.backends.quantized.supported_engines:
@@ -135,48 +154,46 @@ class PackedDecoder(LeanDecoder):
         if weights == "int8" and self.backbone.norm.weight.is_cuda:
             raise ValueError("int8 weights are for the CPU; use bfloat16 on a GPU")
         self.weights = weights
-        self._packed_of: list[tuple[int, int]] = []
+        self.packed: list[_PackedLayer] = []
+        self._packed_of: WeightState | None = None
 
     @torch.no_grad()
     def refresh(self) -> bool:
-        """Pack the weights if they are not those packed last; whether that was needed."""
-        now = [
-            (p.data_ptr(), 0 if p.is_inference() else p._version) for layer in self.layers for p in layer.parameters()
-        ]
+        now = read_weight_state(p for layer in self.layers for p in layer.parameters())
         if now == self._packed_of:
             return False
-        kind = _KINDS[self.weights]
-        self.packed = [_Layer(layer, self.num_heads, self.num_kv_heads, self.width, kind) for layer in self.layers]
+        self.packed = [_PackedLayer(layer, self, _KINDS[self.weights]) for layer in self.layers]
         self._packed_of = now
         return True
 
-    def start(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.refresh()
-        self._turns: Tensor | None = None
-        return super().start(*args, **kwargs)
-
-    def _layers(self, x: Tensor, positions: Any, begin: int, end: int, bias: Tensor | None) -> Tensor:
-        if self._turns is None:
-            half = self.width // 2
-            sin = self.sin[:, half:].float().contiguous()
-            self._turns = torch.complex(self.cos[:, :half].float().contiguous(), sin)[:, None]  # [C, 1, D / 2]
+    def run(
+        self, x: Tensor, rotary: RotaryTable, positions: slice | Tensor, write: WriteCache, bias: Tensor | None
+    ) -> Tensor:
         num_streams, num_new, width = x.shape
         heads, kv_heads = self.num_heads, self.num_kv_heads
-        turns = self._turns[positions]  # [P, 1, D / 2] or [S, P, 1, D / 2]
-        dtype = self.cache.dtype
+        turns = rotary.turns[positions]  # [P, 1, D / 2] or [S, P, 1, D / 2]
+        dtype = self.dtype
         flat = x.reshape(-1, width).float()  # [M, E]
-        for layer, cache in zip(self.packed, self.cache, strict=True):
+        for number, layer in enumerate(self.packed):
             qkv = layer.qkv(_norm(flat, layer.eps[0])).view(num_streams, num_new, -1, self.width)
             turned = torch.view_as_complex(qkv[:, :, : heads + kv_heads].unflatten(3, (-1, 2)))
             turned.mul_(turns)
             qkv = qkv.transpose(1, 2)  # [S, H + 2K, P, D]
             k, v = qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
-            held = self._written(cache, k.to(dtype), v.to(dtype), begin, end)
-            out = attend(qkv[:, :heads].to(dtype), held[0], held[1], bias, layer.scaling)
-            flat = layer.out.added(flat, out.reshape(len(flat), -1).float())
+            keys, values = write(number, k.to(dtype), v.to(dtype))
+            out = attend(qkv[:, :heads].to(dtype), keys, values, bias, layer.scaling)
+            flat = layer.out.add_to(flat, out.reshape(len(flat), -1).float())
             gate, up = layer.gate_up(_norm(flat, layer.eps[1])).chunk(2, 1)
-            flat = layer.down.added(flat, F.silu(gate).mul_(up))
+            flat = layer.down.add_to(flat, F.silu(gate).mul_(up))
         return flat.to(x.dtype).view(num_streams, num_new, width)
+
+
+class PackedDecoder(LeanDecoder):
+    """A `LeanDecoder` over `PackedLayers`."""
+
+    def __init__(self, model: PreTrainedModel, weights: str = "float32") -> None:
+        super().__init__(PackedLayers(model, weights))
+        self.weights = weights
 
 
 def _norm(x: Tensor, eps: float) -> Tensor:

@@ -10,25 +10,26 @@ Shapes: S streams, K key/value heads, L slots in use, C capacity, W head width.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
     """A DynamicLayer with room for ``capacity`` slots; `keys` and `values` [S, K, L, W] are views of what is in use."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, capacity: int) -> None:
         super().__init__()
-        self.keys: Any = None
-        self.values: Any = None
         self.capacity = capacity
         self._views: tuple[Tensor, Tensor] | None = None
         self._room: tuple[Tensor, Tensor]
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append keys and values [S, K, P, W] and return all, [S, K, L + P, W]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -50,13 +51,14 @@ class RoomyLayer(DynamicLayer):
         return self._views
 
 
-def cache_with_room(config: Any, capacity: int) -> DynamicCache:
+def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
     """A DynamicCache for this model whose full-attention layers have room for ``capacity`` slots."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-def is_whole(layer: Any) -> bool:
-    """Whether a cache layer keeps every token, so that it can be cut and joined."""
-    return type(layer) in (DynamicLayer, RoomyLayer)
+def check_whole(layer: CacheLayerMixin, done: str) -> None:
+    """ValueError for a layer that does not hold every token (a sliding window), so that it cannot be ``done``."""
+    if type(layer) not in (DynamicLayer, RoomyLayer):
+        raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be {done}")

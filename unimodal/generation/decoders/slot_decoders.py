@@ -5,157 +5,196 @@ slot 0 of its own row of the cache and is as long as it is: a newcomer is read b
 next free row, and a row that falls free is filled with the last one, the only copy that leaving costs. This is
 continuous batching as of Orca (Yu et al., OSDI 2022). Keys carry their own rotation, so nothing is computed again.
 
-Shapes: S streams, P tokens of a step, C capacity of the cache, K key/value heads, D head width, E width, L layers.
+Shapes: S streams, P tokens of a step, V latest tokens of a stream, C capacity of the cache, K key/value heads, D head
+width, E width, L layers.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.generation.decoders.lean_decoder import LeanDecoder, rms_norm
-from unimodal.generation.decoders.packed_decoder import PackedDecoder
+from unimodal.generation.decoders.lean_decoder import LeanDecoder
+from unimodal.generation.decoders.llama_layers import LlamaLayers
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
+from unimodal.generation.decoders.step_decoder import Prefix, SlotDecoder, StepDecoder, StreamCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _FIRST_STREAMS, _GRAIN = 8, 128
 
 
-class _Slots(LeanDecoder):
-    """What the decoders below share. ``join``, ``step`` and ``keep`` number the streams in the order they came."""
+class LlamaSlots:
+    """A `SlotDecoder`, where the methods are described, over the layers of a lean or packed decoder."""
 
-    def __init__(self, decoder: Any, max_positions: int) -> None:
-        if isinstance(decoder, PackedDecoder):
-            decoder.refresh()
-        self.__dict__.update(decoder.__dict__)  # the weights, and their packed copies, are shared
-        self.reader = copy.copy(decoder)  # reads prompts, into a cache of its own
-        norm = self.backbone.norm.weight
-        cos, sin = self.backbone.rotary_emb(norm, torch.arange(max_positions, device=norm.device)[None])  # [1, C, D]
-        half = self.width // 2
-        self.cos, self.sin = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
-        self.max_positions = max_positions
-        self._turns: Tensor | None = None
-        self.cache = norm.new_zeros((len(self.layers), 2, 0, self.num_kv_heads, 0, self.width))
+    num_computed: int
+
+    def __init__(self, layers: LlamaLayers, max_positions: int) -> None:
+        layers.refresh()
+        self.layers, self.max_positions = layers, max_positions
+        self.rotary = layers.make_rotary(max_positions)
+        self.cache = layers.make_cache(0, 0)  # [L, 2, rows, K, C, D]
         self.slot_of: list[int] = []  # [S] the row of the cache of each stream
         self.lengths: list[int] = []  # tokens in each row
 
-    def join(self, prompts: Sequence[Sequence[int]], pad_id: int, spans: Sequence[int]) -> Tensor:
-        """Read prompts as further streams and return their last hidden states, [new, E]; ``spans``: tokens that each
-        stream will hold at most."""
-        hidden = self.reader.start(prompts, pad_id, max(map(len, prompts)))
-        self._reserve(len(self.lengths) + len(prompts), max(spans))
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None] = ()
+    ) -> Tensor:
+        self.keep([])
+        return self._join(prompts, pad_id, capacity, prefixes)
+
+    def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
+        return self._join(prompts, pad_id, max(capacities), ())
+
+    def _join(
+        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None]
+    ) -> Tensor:
+        reader = LeanDecoder(self.layers)  # reads the newcomers into a cache of its own
+        hidden = reader.prefill(prompts, pad_id, max(map(len, prompts)), prefixes)
+        self.num_computed = reader.num_computed
+        self._reserve(len(self.lengths) + len(prompts), capacity)
         for number, prompt in enumerate(prompts):
             slot = len(self.lengths)
-            first = self.reader.length - len(prompt)
-            self.cache[:, :, slot, :, : len(prompt)] = self.reader.cache[:, :, number, :, first : self.reader.length]
+            first = reader.length - len(prompt)
+            self.cache[:, :, slot, :, : len(prompt)] = reader.cache[:, :, number, :, first : reader.length]
             self.slot_of.append(slot)
             self.lengths.append(len(prompt))
-        del self.reader.cache
         return hidden
-
-    def _reserve(self, streams: int, span: int) -> None:
-        """Make the cache large enough. It grows by doubling and stays: a server's memory settles."""
-        have_streams, have_span = self.cache.shape[2], self.cache.shape[4]
-        if streams <= have_streams and span <= have_span:
-            return
-        if streams > have_streams:
-            have_streams = max(streams, 2 * have_streams, _FIRST_STREAMS)
-        if span > have_span:
-            have_span = min(self.max_positions, max(-(-span // _GRAIN) * _GRAIN, have_span))
-        shape = (*self.cache.shape[:2], have_streams, self.num_kv_heads, have_span, self.width)
-        grown = self.cache.new_zeros(shape)  # what a mask hides must still be finite
-        num, end = len(self.lengths), max(self.lengths, default=0)
-        grown[:, :, :num, :, :end] = self.cache[:, :, :num, :, :end]
-        self.cache = grown
-
-    def keep(self, streams: Sequence[int]) -> None:
-        """Go on with these streams only, numbered in this order."""
-        slots = [self.slot_of[stream] for stream in streams]
-        free = sorted(set(range(len(slots))) - set(slots))
-        for number, slot in enumerate(slots):
-            if slot >= len(slots):
-                hole, length = free.pop(), self.lengths[slot]
-                self.cache[:, :, hole, :, :length] = self.cache[:, :, slot, :, :length]
-                self.lengths[hole] = length
-                slots[number] = hole
-        self.slot_of = slots
-        del self.lengths[len(slots) :]
 
     def step(
         self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
     ) -> Tensor:
-        """Append ids [S, P] to every stream and return the last hidden states [S, E]."""
-        assert offsets is None and visible is None and not every and len(ids) == len(self.slot_of)
         num_streams, num_new = ids.shape
         device = ids.device
+        assert num_streams == len(self.slot_of), (num_streams, self.slot_of)
         moved = self.slot_of != list(range(num_streams))
-        if moved:
+        if moved:  # by rows of the cache, where a single index reads them all
             slot_of = torch.tensor(self.slot_of, device=device)
-            ids = torch.empty_like(ids).index_copy_(0, slot_of, ids)
-        positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(num_new, device=device)  # [S, P]
+            ids, offsets, visible = (_order(x, slot_of) for x in (ids, offsets, visible))
+        lengths = torch.tensor(self.lengths, device=device)[:, None]  # [S, 1]
+        places = lengths + torch.arange(num_new, device=device)  # [S, P]
+        positions = places if offsets is None else (lengths + offsets).clamp_(min=0)
         end = max(self.lengths) + num_new
         assert end <= self.cache.shape[4], (end, self.cache.shape)
-        hidden = torch.arange(end, device=device) > positions[..., None]  # [S, P, end]
+        slots = torch.arange(end, device=device)
+        hidden = slots > places[..., None]  # [S, P, end]
+        if visible is not None:
+            hidden = ~_place_visible(visible, lengths + num_new, slots) & (slots != places[..., None]) | (
+                slots >= lengths[..., None] + num_new
+            )
         bias = torch.zeros(hidden.shape, device=device, dtype=self.cache.dtype).masked_fill_(hidden, -torch.inf)
-        self._places = torch.arange(num_streams, device=device)[:, None], positions
-        x = self._layers(self.embed(ids), positions, 0, end, bias[:, None])[:, -1]  # [S, E]
+        rows = torch.arange(num_streams, device=device)[:, None]
+        caches = self.cache.unbind()
+
+        def write(number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            keys, values = caches[number]
+            keys[rows, :, places] = k.transpose(1, 2)  # [S, P, K, D]
+            values[rows, :, places] = v.transpose(1, 2)
+            return keys[:num_streams, :, :end], values[:num_streams, :, :end]
+
+        x = self.layers.run(self.layers.embed(ids), self.rotary, positions, write, bias[:, None])  # [S, P, E]
         self.lengths = [length + num_new for length in self.lengths]
-        x = rms_norm(self.backbone.norm, x)
+        x = self.layers.norm(x if every else x[:, -1])
         return x[slot_of] if moved else x
 
-    def _written(self, cache: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> Tensor:
-        streams, places = self._places
-        cache[0][streams, :, places] = k.transpose(1, 2)  # [S, P, K, D]
-        cache[1][streams, :, places] = v.transpose(1, 2)
-        return cache[:, : len(streams), :, :end]
+    def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
+        for slot, numbers in zip(self.slot_of, kept, strict=True):
+            begin = self.lengths[slot] - num_new
+            self.lengths[slot] = begin + len(numbers)
+            if list(numbers) != list(range(len(numbers))):
+                index = begin + torch.tensor(numbers, dtype=torch.int64, device=self.cache.device)
+                held = self.cache[:, :, slot]  # [L, 2, K, C, D]
+                held[:, :, :, begin : begin + len(numbers)] = held.index_select(3, index)
+
+    def keep(self, streams: Sequence[int]) -> None:
+        slots = [self.slot_of[stream] for stream in streams]
+        self._reserve(len(slots), 0)
+        free = sorted(set(range(len(slots))) - set(slots))
+        lengths = [self.lengths[slot] if slot < len(self.lengths) else 0 for slot in range(len(slots))]
+        taken: set[int] = set()
+        for number, slot in enumerate(slots):
+            if slot >= len(slots) or slot in taken:
+                hole, length = free.pop(), self.lengths[slot]
+                self.cache[:, :, hole, :, :length] = self.cache[:, :, slot, :, :length]
+                lengths[hole] = length
+                slots[number] = hole
+            taken.add(slot)
+        self.slot_of, self.lengths = slots, lengths
+
+    def export(self, stream: int) -> StreamCache:
+        slot = self.slot_of[stream]
+        held = self.cache[:, :, slot, :, : self.lengths[slot]].clone()  # [L, 2, K, N, D]
+        return StreamCache([(layer[0], layer[1]) for layer in held])
+
+    def count_read(self, stream: int) -> int:
+        return self.lengths[self.slot_of[stream]]
+
+    def _reserve(self, streams: int, capacity: int) -> None:
+        """Make the cache large enough. It grows by doubling and stays: a server's memory settles."""
+        have_streams, have_capacity = self.cache.shape[2], self.cache.shape[4]
+        if streams <= have_streams and capacity <= have_capacity:
+            return
+        if streams > have_streams:
+            have_streams = max(streams, 2 * have_streams, _FIRST_STREAMS)
+        if capacity > have_capacity:
+            have_capacity = min(self.max_positions, max(-(-capacity // _GRAIN) * _GRAIN, have_capacity))
+        grown = self.layers.make_cache(have_streams, have_capacity).zero_()  # what a mask hides must still be finite
+        num, end = len(self.lengths), max(self.lengths, default=0)
+        grown[:, :, :num, :, :end] = self.cache[:, :, :num, :, :end]
+        self.cache = grown
 
 
-class LeanSlots(_Slots):
-    """Over the model's own weights."""
+def _order(x: Tensor | None, slot_of: Tensor) -> Tensor | None:
+    """x [S, …] by streams → by rows of the cache; what is [1, …] or None is left as it is."""
+    return x if x is None or len(x) != len(slot_of) else torch.empty_like(x).index_copy_(0, slot_of, x)
 
 
-class PackedSlots(_Slots, PackedDecoder):
-    """Over the packed copies of the weights."""
+def _place_visible(visible: Tensor, ends: Tensor, slots: Tensor) -> Tensor:
+    """visible [S or 1, P, V] of the latest V tokens of streams that end at ``ends`` [S, 1] → bool [S, P, slots]; all
+    slots before those are seen."""
+    number = slots - (ends - visible.shape[2])  # [S, slots] among the V
+    inside = number.clamp(0, visible.shape[2] - 1)[:, None].expand(-1, visible.shape[1], -1)
+    seen = visible.expand(len(ends), -1, -1).gather(2, inside)
+    return seen | (number < 0)[:, None]
 
 
 class ReferenceSlots(ReferenceDecoder):
-    """Through the model's own forward, for other architectures: streams end flush, so a newcomer that is shorter or
-    longer is padded to the others, or they to it."""
+    """A `SlotDecoder` through the model's own forward, for other architectures: streams end flush, so a newcomer that
+    is shorter or longer is padded to the others, or they to it."""
 
-    def __init__(self, decoder: ReferenceDecoder) -> None:
-        self.__dict__.update(decoder.__dict__)
-        self.cache: Any = None
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.length = 0
 
-    def join(self, prompts: Sequence[Sequence[int]], pad_id: int, spans: Sequence[int]) -> Tensor:
-        from unimodal.generation.decoders.reference_cache import is_whole
+    def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
+        from unimodal.generation.decoders.reference_cache import check_whole
 
-        fresh = copy.copy(self)
-        hidden = fresh.start(prompts, pad_id, max(spans))
+        fresh = ReferenceDecoder(self.model)
+        hidden = fresh.prefill(prompts, pad_id, max(capacities))
         for layer in fresh.cache.layers:
-            if not is_whole(layer):
-                raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be joined; answer one by one")
-        if self.cache is None:
+            check_whole(layer, "joined; answer one by one")
+        if not self.length:
             self.cache, self.pads, self.length = fresh.cache, fresh.pads, fresh.length
             return hidden
         length = max(self.length, fresh.length)
         ours, theirs = length - self.length, length - fresh.length
         for layer, other in zip(self.cache.layers, fresh.cache.layers, strict=True):
-            for name in ("keys", "values"):
-                both = [
-                    F.pad(getattr(held, name), (0, 0, pad, 0)) for held, pad in ((layer, ours), (other, theirs))
-                ]  # [S, K, C, W]
-                setattr(layer, name, torch.cat(both))
+            layer.keys = torch.cat([_pad_slots(layer.keys, ours), _pad_slots(other.keys, theirs)])
+            layer.values = torch.cat([_pad_slots(layer.values, ours), _pad_slots(other.values, theirs)])
         self.pads = torch.cat([self.pads + ours, fresh.pads + theirs])
         self.length = length
         return hidden
 
     def keep(self, streams: Sequence[int]) -> None:
+        from unimodal.generation.decoders.reference_cache import make_cache
+
         if not streams:
-            self.cache = None
+            self.cache, self.length = make_cache(self.backbone.config, 0), 0
             return
         super().keep(streams)
         spare = int(self.pads.min())
@@ -165,10 +204,15 @@ class ReferenceSlots(ReferenceDecoder):
         self.length -= spare
 
 
-def slots_for(decoder: Any, max_positions: int) -> Any:
-    """The decoder of this kind whose streams come and go."""
-    if isinstance(decoder, PackedDecoder):
-        return PackedSlots(decoder, max_positions)
+def _pad_slots(held: Tensor, num: int) -> Tensor:
+    """Keys or values [S, K, C, W] with so many empty slots before them."""
+    return F.pad(held, (0, 0, num, 0))
+
+
+def make_slots(decoder: StepDecoder, max_positions: int) -> SlotDecoder:
+    """The decoder of this kind whose streams come and go. Raises ValueError for a kind that has none."""
     if isinstance(decoder, LeanDecoder):
-        return LeanSlots(decoder, max_positions)
-    return ReferenceSlots(decoder)
+        return LlamaSlots(decoder.layers, max_positions)
+    if isinstance(decoder, ReferenceDecoder):
+        return ReferenceSlots(decoder.model)
+    raise ValueError(f"{type(decoder).__name__} has no form whose streams come and go; take another decoder")

@@ -32,7 +32,7 @@ class DraftMemory:
         while len(self.successors) > self.most:
             del self.successors[next(iter(self.successors))]
 
-    def following(self, latest: Sequence[int], allowed: range, num: int) -> list[int]:
+    def recall(self, latest: Sequence[int], allowed: range, num: int) -> list[int]:
         """Up to num guesses for what comes behind these tokens, as far as they are known and allowed."""
         key, guesses = tuple(latest[-self.context :]), list[int]()
         while len(guesses) < num:

@@ -17,7 +17,7 @@ from torch import Tensor
 from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 
-def usable(row: Row, guesses: list[int], window: int) -> list[int]:
+def select_guesses(row: Row, guesses: list[int], window: int) -> list[int]:
     """The guesses that may be read: within the window and the room, up to the first that would change what is
     allowed."""
     most = min(window, row.room) - 1
@@ -29,13 +29,13 @@ def usable(row: Row, guesses: list[int], window: int) -> list[int]:
     return taken
 
 
-def chain(row: Row, guesses: list[int]) -> Draft:
+def chain_draft(row: Row, guesses: list[int]) -> Draft:
     """Waiting tokens, then guesses one behind the other; wanted are the last waiting token and every guess."""
     first = len(row.waiting) - 1
     return Draft([*row.waiting, *guesses], list(range(first, first + 1 + len(guesses))), list(range(1 + len(guesses))))
 
 
-def agreed(guesses: list[int], right: list[int]) -> int:
+def count_agreed(guesses: list[int], right: list[int]) -> int:
     """With how many guesses, from the first on, the plain loop agrees."""
     num = 0
     while num < len(guesses) and guesses[num] == right[num]:
@@ -55,24 +55,24 @@ class Jacobi(FastDecoder):
     lossless = True
 
     @property
-    def longest(self) -> int:  # type: ignore[override]
+    def max_draft(self) -> int:
         return self.window + 4
 
     def begin(self, row: Row) -> None:
         self.guesses = []
 
     def propose(self, row: Row) -> Draft:
-        return chain(row, usable(row, self.guesses, self.window))
+        return chain_draft(row, select_guesses(row, self.guesses, self.window))
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         num_waiting, read = len(row.waiting), draft.ids[len(row.waiting) :]
-        scores = row.scores(logits)
-        right = row.ids(row.draw(scores, draft.depths))  # [1 + n] what each place writes behind the guesses
-        num = agreed(read, right)
+        scores = row.scale(logits)
+        right = row.to_ids(row.draw(scores, draft.depths))  # [1 + n] what each place writes behind the guesses
+        num = count_agreed(read, right)
         tokens = right[: num + 1]
         self.guesses = right[num + 1 :]
         missing = min(self.window, row.room - len(tokens)) - 1 - len(self.guesses)
         if missing > 0:  # new places start as what the last distribution draws with their own noise
             depths = range(len(right), len(right) + missing)
-            self.guesses += row.ids(row.draw(scores[-1:].expand(missing, -1), depths))
+            self.guesses += row.to_ids(row.draw(scores[-1:].expand(missing, -1), depths))
         return Verdict(tokens, list(range(num_waiting + num)), tokens[-1:], num)

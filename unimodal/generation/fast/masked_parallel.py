@@ -29,7 +29,7 @@ class MaskedParallel(FastDecoder):
     name = "masked"
     lossless = False
     serves = "media"
-    longest = 512
+    max_draft = 512
 
     def begin(self, row: Row) -> None:
         if self.passes < 1:
@@ -53,12 +53,12 @@ class MaskedParallel(FastDecoder):
         if not self.total:
             return super().verify(row, draft, logits)
         self.turn += 1
-        scores = row.scores(logits)
-        index = row.sampler.choose(scores, None if row.sampler.all_greedy else row.noise(draft.depths, self.turn))
+        scores = row.scale(logits)
+        index = row.sampler.choose(scores, None if row.sampler.all_greedy else row.make_noise(draft.depths, self.turn))
         sure = scores.softmax(1).gather(1, index[:, None])[:, 0]  # [N]
         sure = torch.where(torch.tensor([token is not None for token in self.known], device=sure.device), 2.0, sure)
         masked = int(self.total * math.cos(math.pi / 2 * self.turn / self.passes)) if self.turn < self.passes else 0
-        drawn = row.ids(index)
+        drawn = row.to_ids(index)
         keep = set(sure.argsort(descending=True, stable=True)[: max(1, self.total - masked)].tolist())
         self.known = [
             (token if token is not None else drawn[place]) if place in keep else None

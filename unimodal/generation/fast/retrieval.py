@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from unimodal.generation.fast.draft_memory import DraftMemory
-from unimodal.generation.fast.jacobi import agreed, chain
+from unimodal.generation.fast.jacobi import chain_draft, count_agreed
 from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 
@@ -35,18 +35,18 @@ class Retrieval(FastDecoder):
     lossless = True
 
     @property
-    def longest(self) -> int:  # type: ignore[override]
+    def max_draft(self) -> int:
         return self.window + 4
 
     def learn(self, ids: Sequence[int]) -> None:
         self.memory.learn(ids)
 
     def propose(self, row: Row) -> Draft:
-        return chain(row, self.memory.following(row.latest, row.ordinary, min(self.window, row.room) - 1))
+        return chain_draft(row, self.memory.recall(row.latest, row.ordinary, min(self.window, row.room) - 1))
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
-        right = row.ids(row.draw(row.scores(logits), draft.depths))  # [1 + n] what each place writes behind the guesses
-        num = agreed(draft.ids[len(row.waiting) :], right)
+        right = row.to_ids(row.draw(row.scale(logits), draft.depths))  # [1 + n], each behind the guesses before it
+        num = count_agreed(draft.ids[len(row.waiting) :], right)
         tokens = right[: num + 1]
         return Verdict(tokens, list(range(len(row.waiting) + num)), tokens[-1:], num)
 

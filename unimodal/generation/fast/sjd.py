@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unimodal.generation.fast.draft_memory import DraftMemory
-from unimodal.generation.fast.jacobi import chain, usable
+from unimodal.generation.fast.jacobi import chain_draft, select_guesses
 from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdict
 
 # Independent noise for what is drawn at one place: acceptance, the residual, and guesses of one pass.
@@ -44,7 +44,7 @@ class SpeculativeJacobi(FastDecoder):
     passes: int = field(default=0, repr=False)
 
     @property
-    def longest(self) -> int:  # type: ignore[override]
+    def max_draft(self) -> int:
         return self.window + 4
 
     def learn(self, ids: Sequence[int]) -> None:
@@ -55,20 +55,20 @@ class SpeculativeJacobi(FastDecoder):
         self.guesses, self.drawn_from, self.passes = [], [], 0
 
     def propose(self, row: Row) -> Draft:
-        return chain(row, usable(row, self.guesses, self.window))
+        return chain_draft(row, select_guesses(row, self.guesses, self.window))
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         self.passes += 1
         num_waiting, num_places = len(row.waiting), len(draft.depths)
-        scores = row.scores(logits)
-        p = row.sampler.probabilities(scores)  # [W, K]
+        scores = row.scale(logits)
+        p = row.sampler.compute_probabilities(scores)  # [W, K]
         num = min(len(self.guesses), num_places)  # one guess more than was read may be judged: its place is predicted
         tokens = self._judge(row, p, num)
         accepted = len(tokens)
         if accepted < num:  # refused: what p has more than q, with noise of its own
-            tokens.append(row.ids(self._residual(row, p[accepted], self.drawn_from[accepted], accepted))[0])
+            tokens.append(row.to_ids(self._residual(row, p[accepted], self.drawn_from[accepted], accepted))[0])
         elif num < num_places:  # the place behind the last guess
-            tokens.append(row.ids(row.draw(scores[num : num + 1], [num]))[0])
+            tokens.append(row.to_ids(row.draw(scores[num : num + 1], [num]))[0])
         self._guess_on(row, scores, p, len(tokens))
         self._recall(row, tokens)
         read = min(len(tokens) - 1, num_places - 1)  # written tokens that were among those read
@@ -81,7 +81,7 @@ class SpeculativeJacobi(FastDecoder):
         q = torch.stack(self.drawn_from[:num])  # [n, K]
         index = torch.tensor([row.candidates.index_of(guess) for guess in self.guesses[:num]], device=p.device)[:, None]
         ratio = self._ratio(row, p[:num], q, index)  # [n]
-        kept = row.uniform(range(num), _ACCEPT).to(p.device) <= ratio
+        kept = row.draw_uniform(range(num), _ACCEPT).to(p.device) <= ratio
         return self.guesses[: int(kept.long().cumprod(0).sum())]
 
     def _ratio(self, row: Row, p: Tensor, q: Tensor, index: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class SpeculativeJacobi(FastDecoder):
         """A candidate index [1] from the positive part of p - q, both [K]."""
         left = (p - q).clamp_min(0)
         left = torch.where(left.sum() > 0, left, p)
-        return (left.log() + row.noise([place], _RESIDUAL)[0]).argmax()[None]
+        return (left.log() + row.make_noise([place], _RESIDUAL)[0]).argmax()[None]
 
     def _guess_on(self, row: Row, scores: Tensor, p: Tensor, written: int) -> None:
         """New guesses for the places behind the written ones: from this pass where it predicted them, and from its last
@@ -103,14 +103,14 @@ class SpeculativeJacobi(FastDecoder):
             return
         depths = range(written, written + places)
         source = torch.tensor([min(depth, len(scores) - 1) for depth in depths], device=scores.device)
-        self.guesses = row.ids(row.draw(scores[source], depths, self._salt()))
+        self.guesses = row.to_ids(row.draw(scores[source], depths, self._salt()))
         self.drawn_from = list(p[source])
 
     def _recall(self, row: Row, tokens: list[int]) -> None:
         """Guesses that the memory has for the places behind these tokens, the newest written."""
         if self.memory is None:
             return
-        known = self.memory.following([*row.latest, *tokens], row.ordinary, len(self.guesses))
+        known = self.memory.recall([*row.latest, *tokens], row.ordinary, len(self.guesses))
         for place, guess in enumerate(known):
             self.guesses[place] = guess
             self.drawn_from[place] = torch.zeros_like(self.drawn_from[place])

@@ -16,17 +16,19 @@ width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from unimodal.generation.grammar import RowState
 from unimodal.generation.head import Candidates
-from unimodal.generation.plain import PLAIN
-from unimodal.generation.run import DecodingRun
-from unimodal.generation.sampling import Sampler, gumbel_noise, noise_keys
+from unimodal.generation.parts import EngineParts
+from unimodal.generation.request import TokenEvent
+from unimodal.generation.run import DecodingRun, PreparedBatch
+from unimodal.generation.sampling import PLAIN, Sampler, make_gumbel_noise, make_noise_keys
+from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
 from unimodal.vocabulary import Vocabulary
 
@@ -79,29 +81,30 @@ class Row:
     waiting: list[int] = field(default_factory=list)
     latest: list[int] = field(default_factory=list)  # the newest of prompt and answer, at most LATEST
 
-    def noise(self, depths: Sequence[int], salt: int = 0) -> Tensor:
+    def make_noise(self, depths: Sequence[int], salt: int = 0) -> Tensor:
         """Gumbel noise [W, K] of tokens that lie so far behind the answer; with salt 0 the plain loop's own."""
-        numbers = [self.written + depth + (salt << 32) for depth in depths]
-        device = self.candidates.ids.device
-        return gumbel_noise(noise_keys([self.seed] * len(numbers), numbers).to(device), self.candidates.ids)
+        keys = self._make_keys(depths, salt)
+        return make_gumbel_noise(keys.to(self.candidates.ids.device), self.candidates.ids)
 
-    def uniform(self, depths: Sequence[int], salt: int) -> Tensor:
-        """Uniform numbers [W] in (0, 1), independent of all `noise` of another salt."""
-        numbers = [self.written + depth + (salt << 32) for depth in depths]
-        keys = noise_keys([self.seed] * len(numbers), numbers)
-        return ((keys[:, 0].double() + 0.5) * 2.0**-32).float()
+    def draw_uniform(self, depths: Sequence[int], salt: int) -> Tensor:
+        """Uniform numbers [W] in (0, 1), independent of all noise of another salt."""
+        return ((self._make_keys(depths, salt)[:, 0].double() + 0.5) * 2.0**-32).float()
 
-    def scores(self, logits: Tensor) -> Tensor:
+    def scale(self, logits: Tensor) -> Tensor:
         """logits [W, K] after temperature and filters."""
-        return self.sampler.scores(logits)
+        return self.sampler.scale(logits)
 
     def draw(self, scores: Tensor, depths: Sequence[int], salt: int = 0) -> Tensor:
-        """Candidate indices [W] drawn with the noise of their places."""
-        return self.sampler.choose(scores, None if self.sampler.all_greedy else self.noise(depths, salt))
+        """Candidate indices [W] drawn from scaled logits [W, K] with the noise of their places."""
+        return self.sampler.choose(scores, None if self.sampler.all_greedy else self.make_noise(depths, salt))
 
-    def ids(self, index: Tensor) -> list[int]:
+    def to_ids(self, index: Tensor) -> list[int]:
         """Candidate indices -> rows of the vocabulary."""
         return self.candidates.ids[index].tolist()
+
+    def _make_keys(self, depths: Sequence[int], salt: int) -> Tensor:
+        numbers = [self.written + depth + (salt << 32) for depth in depths]
+        return make_noise_keys([self.seed] * len(numbers), numbers)
 
 
 class FastDecoder:
@@ -114,7 +117,11 @@ class FastDecoder:
     lossless = True
     serves = "all"
     keeps_order = True  # whether the cache holds tokens in the order of the answer
-    longest = 1  # tokens that one proposal may hold
+
+    @property
+    def max_draft(self) -> int:
+        """Tokens that one proposal may hold."""
+        return 1
 
     def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
         """ValueError, in one line, where this method cannot decode what may be written."""
@@ -130,24 +137,45 @@ class FastDecoder:
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         """logits [W, K] at the wanted tokens."""
-        tokens = row.ids(row.draw(row.scores(logits), draft.depths))
+        tokens = row.to_ids(row.draw(row.scale(logits), draft.depths))
         return Verdict(tokens, list(range(len(draft.ids))), tokens)
 
     def commit(self, row: Row, verdict: Verdict) -> None:
         """The tokens are written; ``row`` counts them."""
 
 
+@dataclass
+class _Stretch:
+    """A row and its decoder while what the row may write stays the same."""
+
+    modality: str
+    segment: int  # of the span
+    allowed: Ranges
+    row: Row
+    method: FastDecoder
+
+    def covers(self, state: RowState, allowed: Ranges) -> bool:
+        """Whether a row in this state still is in it."""
+        return (self.modality, self.segment, self.allowed) == (state.modality, state.segment, allowed)
+
+
 class SpeculativeRun(DecodingRun):
     """The loop around a FastDecoder."""
 
-    def __init__(self, *args: Any) -> None:
-        *given, self.method = args
-        super().__init__(*given)
-        self.spare = self.method.longest
-        self.storable = self.method.keeps_order
-        self.patience = 1 << 30  # a finished stream would be moved in the cache at every step
+    patience = 1 << 30  # at once: a finished stream would be moved in the cache at every step
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        batch: PreparedBatch,
+        method: FastDecoder,
+        on_token: Callable[[TokenEvent], None] | None = None,
+        session: GenerationSession | None = None,
+    ) -> None:
+        super().__init__(parts, batch, on_token, session)
+        self.method, self.spare, self.keeps_order = method, method.max_draft, method.keeps_order
         self.waiting: list[list[int]] = [[] for _ in self.configs]
-        self.tasks: list[tuple[Ranges, Row, FastDecoder] | None] = [None] * len(self.configs)
+        self.stretches: list[_Stretch | None] = [None] * len(self.configs)
 
     def advance(self) -> None:
         """One forward over the proposals of all rows. The first token comes from the prompt's own hidden state."""
@@ -171,69 +199,74 @@ class SpeculativeRun(DecodingRun):
             kept[row] = verdict.kept
         by_stream = [kept[row] for row in self.streams.row_of]
         if any(numbers != list(range(longest)) for numbers in by_stream):
-            self.engine.decoder.commit(by_stream, longest)
+            self.decoder.commit(by_stream, longest)
 
     def _write_the_certain(self) -> None:
         """Tokens without an alternative are written at once, and wait to be read."""
         for row, (grammar, state) in enumerate(zip(self.grammar.grammars, self.grammar.states, strict=True)):
             while not state.finished:
-                only = self.engine.head.candidates(grammar.allowed(state)).only
+                only = self.parts.head.select(grammar.list_allowed(state)).only
                 if only is None:
                     break
                 self.write(row, only)
                 self.waiting[row].append(only)
-                self.tasks[row] = None
+                self.stretches[row] = None
 
     def _propose(self, row: int) -> Draft:
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
-        ranges, task = grammar.allowed(state), self.tasks[row]
-        if task is None or task[0] is not ranges:
-            view = self._view(row, ranges)
-            medium = "text" if state.modality == "text" else "media"
-            served = self.method.serves in ("all", medium) and bool(self.waiting[row])
-            method = copy.copy(self.method) if served else FastDecoder()
-            method.begin(view)
-            task = self.tasks[row] = (ranges, view, method)
-        _, view, method = task
-        view.written, view.waiting, view.latest = len(self.answers[row]), self.waiting[row], self._latest(row)
-        most = method.longest if config.pause is None else min(method.longest, config.pause - len(self.answers[row]))
-        view.room = grammar.room(state, max(1, most))
+        allowed, stretch = grammar.list_allowed(state), self.stretches[row]
+        if stretch is None or not stretch.covers(state, allowed):
+            stretch = self.stretches[row] = self._begin_stretch(row, allowed)
+        view, method = stretch.row, stretch.method
+        view.written, view.waiting, view.latest = len(self.answers[row]), self.waiting[row], self._list_latest(row)
+        most = (
+            method.max_draft if config.pause is None else min(method.max_draft, config.pause - len(self.answers[row]))
+        )
+        view.room = grammar.count_room(state, max(1, most))
         draft = method.propose(view)
         self.stats.drafted += len(draft.ids) - len(self.waiting[row])
         return draft
 
-    def _latest(self, row: int) -> list[int]:
+    def _begin_stretch(self, row: int, allowed: Ranges) -> _Stretch:
+        state, view = self.grammar.states[row], self._make_view(row, allowed)
+        medium = "text" if state.modality == "text" else "media"
+        served = self.method.serves in ("all", medium) and bool(self.waiting[row])
+        method = copy.copy(self.method) if served else FastDecoder()
+        method.begin(view)
+        return _Stretch(state.modality, state.segment, allowed, view, method)
+
+    def _list_latest(self, row: int) -> list[int]:
         latest = self.answers[row][-LATEST:]
         missing = LATEST - len(latest)
         return [*self.prompts[self.streams.conditional[row]][-missing:], *latest] if missing else latest
 
-    def _view(self, row: int, ranges: Ranges) -> Row:
+    def _make_view(self, row: int, allowed: Ranges) -> Row:
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
-        vocabulary, segment = self.engine.vocabulary, grammar.segment_at(state)
-        candidates = self.engine.head.candidates(ranges)
-        sampler = Sampler([config.sampling.get(state.modality, PLAIN)], self.engine.device)
+        vocabulary, segment = self.parts.vocabulary, grammar.find_segment(state)
+        candidates = self.parts.head.select(allowed)
+        sampler = Sampler([config.sampling.get(state.modality, PLAIN)], self.parts.device)
         blocks = None if segment is None else vocabulary.group_blocks(segment[0])
         return Row(
             row, config.seed, state.modality, segment and segment[0], segment and segment[1], len(self.answers[row]),
-            state.codes, 1, candidates, sampler, self.engine.pad_id,
+            state.codes, 1, candidates, sampler, self.parts.pad_id,
             vocabulary.text_range if blocks is None else blocks[state.codes % len(blocks)].rows,
         )  # fmt: skip
 
     def _first_tokens(self, rows: list[int]) -> None:
         """Draw the first token of these rows from what the prompts end in; ``hidden`` is still theirs."""
         for row in rows:
-            task = self.tasks[row]
-            assert task is not None
-            view = task[1]
-            logits = self._logits(view, self.hidden[:, None], [0], [0])
-            token = view.ids(view.draw(view.scores(logits), [0]))[0]
+            stretch = self.stretches[row]
+            assert stretch is not None
+            view = stretch.row
+            logits = self._compute_logits(view, self.hidden[:, None], [0], [0])
+            token = view.to_ids(view.draw(view.scale(logits), [0]))[0]
             self.write(row, token)
             self.waiting[row] = [token]
-            self.tasks[row] = None
+            self.stretches[row] = None
 
     def _read(self, drafts: dict[int, Draft], longest: int) -> Tensor:
         """All proposals in one forward, [S, P, D]; shorter ones are padded behind, where nothing sees it."""
-        device, pad = self.hidden.device, self.engine.pad_id
+        device, pad = self.hidden.device, self.parts.pad_id
         rows = [drafts.get(row) for row in self.streams.row_of]
         ids = [[*(d.ids if d else []), *[pad] * (longest - (len(d.ids) if d else 0))] for d in rows]
         offsets = visible = None
@@ -241,12 +274,12 @@ class SpeculativeRun(DecodingRun):
             own = [d.offsets if d and d.offsets is not None else list(range(len(d.ids) if d else 0)) for d in rows]
             offsets = torch.tensor([[*o, *[0] * (longest - len(o))] for o in own], device=device)
         if any(d is not None and d.visible is not None for d in rows):
-            visible = self._visible(rows, longest).to(device)
-        hidden = self.engine.decoder.step(torch.tensor(ids, device=device), offsets, visible, every=True)
-        self.count(longest)
+            visible = self._join_visible(rows, longest).to(device)
+        hidden = self.decoder.step(torch.tensor(ids, device=device), offsets, visible, every=True)
+        self.count_forward(longest)
         return hidden
 
-    def _visible(self, rows: Sequence[Draft | None], longest: int) -> Tensor:
+    def _join_visible(self, rows: Sequence[Draft | None], longest: int) -> Tensor:
         """bool [S, P, V]: what each draft says about the latest slots, causal where it says nothing."""
         earlier = max(d.visible.shape[1] - len(d.ids) for d in rows if d is not None and d.visible is not None)
         seen = torch.ones(longest, longest, dtype=torch.bool).tril()
@@ -257,31 +290,30 @@ class SpeculativeRun(DecodingRun):
                 seen[stream, :num, earlier - before : earlier + num] = draft.visible
         return seen
 
-    def _logits(self, row: Row, hidden: Tensor, wanted: Sequence[int], depths: Sequence[int]) -> Tensor:
+    def _compute_logits(self, row: Row, hidden: Tensor, wanted: Sequence[int], depths: Sequence[int]) -> Tensor:
         """The guided logits [W, K] at the wanted tokens of a row; hidden [S, P, D]."""
         index = torch.tensor(list(wanted), device=hidden.device)
         states = hidden[self.streams.conditional[row.index]].index_select(0, index)  # [W, D]
         twin = self.streams.unconditional.get(row.index)
         if twin is not None:
             grammar, state = self.grammar.grammars[row.index], self.grammar.states[row.index]
-            step, config = grammar.span_step(state), self.configs[row.index]
+            step, config = grammar.count_span_steps(state), self.configs[row.index]
             scales = [config.scale(row.modality, step + depth) for depth in depths]
             if any(scale != 1.0 for scale in scales):
                 other = hidden[twin].index_select(0, index)
                 column = torch.tensor(scales, device=hidden.device)[:, None]
-                return self.engine.head.guided_logits(states, other, column, row.candidates)
-        return self.engine.head.logits(states, row.candidates)
+                return self.parts.head.compute_guided_logits(states, other, column, row.candidates)
+        return self.parts.head.compute_logits(states, row.candidates)
 
     def _verify(self, row: int, draft: Draft, hidden: Tensor) -> Verdict:
-        task = self.tasks[row]
-        assert task is not None
-        ranges, view, method = task
-        verdict = method.verify(view, draft, self._logits(view, hidden, draft.wanted, draft.depths))
+        stretch, state, grammar = self.stretches[row], self.grammar.states[row], self.grammar.grammars[row]
+        assert stretch is not None
+        view, method = stretch.row, stretch.method
+        verdict = method.verify(view, draft, self._compute_logits(view, hidden, draft.wanted, draft.depths))
         self.waiting[row] = verdict.waiting
         self.stats.accepted += verdict.accepted
-        state = self.grammar.states[row]
         for number, token in enumerate(verdict.tokens):
-            assert number == 0 or self.grammar.grammars[row].allowed(state) is ranges, "written beyond what was allowed"
+            assert number == 0 or stretch.covers(state, grammar.list_allowed(state)), "written beyond what was allowed"
             self.write(row, token)
             if state.finished:
                 break

@@ -23,7 +23,7 @@ from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdic
 
 
 @cache
-def tree(nodes: int, children: int, depth: int) -> tuple[tuple[int, int, int], ...]:
+def build_tree(nodes: int, children: int, depth: int) -> tuple[tuple[int, int, int], ...]:
     """The likeliest places: (parent, rank, depth) of each node, parents first; -1 is the root.
 
     A successor of rank r is taken to be right with probability 0.5 / (1 + r)², and the nodes with the likeliest paths
@@ -55,7 +55,7 @@ class TokenRecycling(FastDecoder):
     serves = "text"
 
     @property
-    def longest(self) -> int:  # type: ignore[override]
+    def max_draft(self) -> int:
         return self.nodes + 4
 
     def learn(self, ids: Sequence[int]) -> None:
@@ -66,7 +66,7 @@ class TokenRecycling(FastDecoder):
 
     def propose(self, row: Row) -> Draft:
         num, root = len(row.waiting), row.waiting[-1]
-        shape = tree(self.nodes, self.children, self.depth)
+        shape = build_tree(self.nodes, self.children, self.depth)
         placed: dict[int, int] = {}  # node of the shape → index among the tokens read
         ids, self.parents, depths = list(row.waiting), [], [0]
         for node, (parent, rank, depth) in enumerate(shape):
@@ -91,8 +91,8 @@ class TokenRecycling(FastDecoder):
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         num = len(row.waiting)
-        scores = row.scores(logits)  # [1 + T, K]
-        right = row.ids(row.draw(scores, draft.depths))  # what the plain loop writes behind each node
+        scores = row.scale(logits)  # [1 + T, K]
+        right = row.to_ids(row.draw(scores, draft.depths))  # what the plain loop writes behind each node
         at, path, tokens = num - 1, [], [right[0]]
         while True:
             below = [

@@ -34,7 +34,7 @@ class ZipAR(FastDecoder):
     lossless = False
     serves = "media"
     keeps_order = False
-    longest = 64
+    max_draft = 64
 
     def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
         if self.window < 1:
@@ -114,7 +114,7 @@ class ZipAR(FastDecoder):
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         if not self.total:
             return super().verify(row, draft, logits)
-        drawn = row.ids(row.draw(row.scores(logits), draft.depths))
+        drawn = row.to_ids(row.draw(row.scale(logits), draft.depths))
         self.known.update(zip(self.targets, drawn, strict=True))
         kept = [index for index, real in enumerate(self.real) if real]
         self.slots += [self.places[index] for index in kept if self.places[index] >= 0]

@@ -48,7 +48,7 @@ class Writer:
             raise ValueError(f"search needs a forced medium, not {self.config.force!r}; ask for an image, say")
         self.session = self.engine.open_session(size=32)
 
-    def fresh_seeds(self, num: int) -> list[int]:
+    def take_seeds(self, num: int) -> list[int]:
         """Seeds that no candidate has had; the first is the request's own."""
         seeds = [self.config.seed + (number << 32) for number in range(self._used, self._used + num)]
         self._used += num
@@ -57,7 +57,7 @@ class Writer:
     def write(self, starts: Sequence[list[int]], upto: int | None = None) -> list[list[int]]:
         """Each partial answer continued with a seed of its own: to its end, or until it has ``upto`` codes."""
         prompts, configs = [], []
-        for start, seed in zip(starts, self.fresh_seeds(len(starts)), strict=True):
+        for start, seed in zip(starts, self.take_seeds(len(starts)), strict=True):
             other = self.config.unconditional
             prompts.append([*self.prompt, *start])
             configs.append(
@@ -75,7 +75,7 @@ class Writer:
         return [[*start, *rest] for start, rest in zip(starts, new, strict=True)]
 
 
-def ranked(answers: Sequence[list[int]], verifier: Verifier) -> list[Candidate]:
+def rank_answers(answers: Sequence[list[int]], verifier: Verifier) -> list[Candidate]:
     """Different answers with their scores, best first; of equal ones the earlier."""
     unique = list({tuple(answer): answer for answer in answers}.values())
     scores = verifier(unique)
@@ -107,7 +107,7 @@ def check_stages(stages: Sequence[int], codes: int) -> None:
         raise ValueError(f"stages {tuple(stages)} must ascend between 0 and the {codes} codes of the span")
 
 
-def span_length(writer: Writer) -> int:
+def count_codes(writer: Writer) -> int:
     """The codes of the forced medium; ValueError where their number is free."""
     assert writer.config.force is not None
     layout = writer.engine.vocabulary.layout(writer.config.force)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, ranked, span_length
+from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, count_codes, rank_answers
 
 
 @dataclass
@@ -25,9 +25,9 @@ class BeamSearch(Search):
     def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
         if self.beams < 1 or self.expand < 1:
             raise ValueError(f"a beam search of {self.beams} beams and {self.expand} continuations; give at least 1")
-        check_stages(self.stages, span_length(writer))
+        check_stages(self.stages, count_codes(writer))
         starts: list[list[int]] = [[]] * self.beams
         for stage in self.stages:
             grown = writer.write([start for start in starts for _ in range(self.expand)], stage)
-            starts = [candidate.answer for candidate in ranked(grown, verifier)[: self.beams]]
-        return ranked(writer.write([start for start in starts for _ in range(self.expand)]), verifier)
+            starts = [candidate.answer for candidate in rank_answers(grown, verifier)[: self.beams]]
+        return rank_answers(writer.write([start for start in starts for _ in range(self.expand)]), verifier)

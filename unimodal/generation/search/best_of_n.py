@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, ranked
+from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, rank_answers
 
 
 @dataclass
@@ -16,4 +16,4 @@ class BestOfN(Search):
     def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
         if self.n < 1:
             raise ValueError(f"best-of-n of {self.n} answers; give at least 1")
-        return ranked(writer.write([[]] * self.n), verifier)
+        return rank_answers(writer.write([[]] * self.n), verifier)

@@ -1,8 +1,8 @@
 """A verifier of speech: how well the codes of an utterance spell the words that it should say, by a CTC reading.
 
-A model trained with `model/ctc.py` reads speech at the codes themselves. Reading back what it has written itself, it
-notices most words that it has skipped, repeated or slurred; the next-token score of the same words notices fewer, since
-it can guess a word from those before it.
+A model trained with `objectives/ctc.py` reads speech at the codes themselves. Reading back what it has written itself,
+it notices most words that it has skipped, repeated or slurred; the next-token score of the same words notices fewer,
+since it can guess a word from those before it.
 
 Shapes: B utterances, N tokens of the longest prompt, T codes of the longest utterance, V text rows.
 """
@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 class CtcVerifier:
     """Scores answers by log p_CTC(words | codes), in nats a token; -inf where there are too few codes for the words.
 
-    shown: answer → the ids of a prompt with its codes in it, as the model was trained to be asked for a transcript;
-    words: ids of the words; codes: the rows of audio codes; blank: the row that stood for CTC's blank in training.
+    write_question: answer → the ids of a prompt that asks for the transcript of its codes, as the model was trained to
+    be asked; words: ids of the words; codes: the rows of audio codes; blank: the row that stood for CTC's blank in
+    training.
     """
 
     def __init__(
-        self, engine: Engine, shown: Callable[[list[int]], list[int]], words: Sequence[int], codes: range, blank: int
+        self,
+        engine: Engine,
+        write_question: Callable[[list[int]], list[int]],
+        words: Sequence[int],
+        codes: range,
+        blank: int,
     ) -> None:
-        self.engine, self.shown, self.words, self.codes, self.blank = engine, shown, list(words), codes, blank
+        self.engine, self.write_question, self.words = engine, write_question, list(words)
+        self.codes, self.blank = codes, blank
 
     @torch.inference_mode()
     def __call__(self, answers: Sequence[list[int]]) -> list[float]:
@@ -40,16 +47,16 @@ class CtcVerifier:
         judged = [index for index, rows in enumerate(said) if rows]
         if not judged or not self.words:
             return scores
-        prompts = [torch.tensor(self.shown(answers[index])) for index in judged]
+        prompts = [torch.tensor(self.write_question(answers[index])) for index in judged]
         ids = pad_sequence(prompts, batch_first=True, padding_value=engine.pad_id)  # [B, N]; pads behind change nothing
         engine.refresh_head()
-        classes = engine.head.candidates(((0, num_text), (self.blank, self.blank + 1)))
-        first = engine.decoder.start(ids[:, :1].tolist(), engine.pad_id, ids.shape[1] + 1)[:, None]
+        classes = engine.head.select(((0, num_text), (self.blank, self.blank + 1)))
+        first = engine.decoder.prefill(ids[:, :1].tolist(), engine.pad_id, ids.shape[1] + 1)[:, None]
         hidden = torch.cat([first, engine.decoder.step(ids[:, 1:].to(engine.device), every=True)], 1)
         is_code = (ids >= self.codes.start) & (ids < self.codes.stop)
         read = []
         for row, places in zip(hidden, is_code, strict=True):
-            logits = engine.head.logits(row[places.to(row.device)], classes).float()
+            logits = engine.head.compute_logits(row[places.to(row.device)], classes).float()
             blank = logits[:, classes.index_of(self.blank)]
             read.append(torch.cat([logits[:, :num_text], blank[:, None]], 1).log_softmax(-1))
         lost = functional.ctc_loss(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, ranked, span_length
+from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, count_codes, rank_answers
 
 
 @dataclass
@@ -23,11 +23,11 @@ class Lookahead(Search):
     def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
         if self.beams < 1 or self.expand < 1:
             raise ValueError(f"a lookahead of {self.beams} beams and {self.expand} continuations; give at least 1")
-        check_stages(self.stages, span_length(writer))
+        check_stages(self.stages, count_codes(writer))
         starts: list[list[int]] = [[]] * self.beams
         whole: dict[tuple[int, ...], Candidate] = {}
         for stage in (*self.stages, None):
-            grown = ranked(writer.write([start for start in starts for _ in range(self.expand)]), verifier)
+            grown = rank_answers(writer.write([start for start in starts for _ in range(self.expand)]), verifier)
             whole.update({tuple(candidate.answer): candidate for candidate in grown})
             best = sorted(whole.values(), key=lambda candidate: -candidate.score)
             if stage is None:

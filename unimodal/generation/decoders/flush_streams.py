@@ -1,0 +1,67 @@
+"""Streams that all end at one slot of the cache: left padding, masks, and which slots move when streams fall behind.
+
+Decoders whose streams start together keep them flush on the right: a step then writes one slot for all of them.
+
+Shapes: S streams, N tokens of a prompt, P tokens of a step, V latest slots of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unimodal.generation.decoders.step_decoder import Prefix
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts of unequal lengths -> ids [S, N] padded on the left, and the number of pads of each, [S]."""
+    longest = max(len(prompt) for prompt in prompts)
+    pads = [longest - len(prompt) for prompt in prompts]
+    rows = [[pad_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    return torch.tensor(rows, dtype=torch.int64, device=device), torch.tensor(pads, dtype=torch.int64, device=device)
+
+
+def build_visible_mask(visible: Tensor | None, pads: Tensor, begin: int, end: int) -> Tensor:
+    """Which slots the tokens at slots begin..end see, bool [S, P, end]: what ``visible`` says, never the left padding.
+
+    visible [S or 1, P, V] rules over the last V slots; all earlier ones are seen. None is causal.
+    """
+    slots = torch.arange(end, device=pads.device)
+    queries = slots[begin:, None]
+    if visible is None:
+        seen = (slots <= queries)[None]  # aligned bottom-right: a new token sees itself and all before
+    else:
+        earlier = torch.ones(len(visible), end - begin, end - visible.shape[2], dtype=torch.bool, device=pads.device)
+        seen = torch.cat([earlier, visible], 2)
+    return (seen & (slots >= pads[:, None, None])) | (slots == queries)  # a padding query sees itself: no NaN
+
+
+def count_unread(prompts: Sequence[Sequence[int]], prefixes: Sequence[Prefix | None]) -> int:
+    """How many tokens of every prompt are to be read behind the prefixes; at least one, for its hidden state."""
+    held = [0 if prefix is None else prefix.num_tokens for prefix in prefixes or [None] * len(prompts)]
+    return max(1, *(len(prompt) - num for prompt, num in zip(prompts, held, strict=True)))
+
+
+@dataclass(frozen=True)
+class Move:
+    """A stream behind `plan_moves`: its left padding, and the slots that it takes, which stand behind that now."""
+
+    pad: int
+    slots: list[int]
+
+
+def plan_moves(pads: Sequence[int], kept: Sequence[Sequence[int]], length: int, num_new: int) -> tuple[list[Move], int]:
+    """Where the slots of each stream go when of the last ``num_new`` only those numbered ``kept`` stay.
+
+    All streams end at the same slot, so one that keeps fewer tokens than another moves. The second result is the new
+    length of the cache, which is that of the longest stream.
+    """
+    begin = length - num_new
+    taken = [
+        [*range(pad, begin), *(begin + number for number in numbers)] for pad, numbers in zip(pads, kept, strict=True)
+    ]
+    longest = max(map(len, taken))
+    return [Move(longest - len(slots), slots) for slots in taken], longest
