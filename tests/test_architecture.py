@@ -101,7 +101,7 @@ def test_no_files_import_each_other_in_a_circle():
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("unimodal.config", "def f():\n    from unimodal.media import image"),
+        ("unimodal.files", "def f():\n    from unimodal.media import image"),
         ("unimodal.vocabulary.layout", "if TYPE_CHECKING:\n    from unimodal.vocabulary.vocabulary import Vocabulary"),
         ("unimodal.generation.head", "from unimodal.generation.engine import Engine"),
         ("unimodal.compression.plan", "import unimodal.compression.running.executor"),
