@@ -203,7 +203,6 @@ def test_python_dash_m_is_the_same_command(monkeypatch, capsys):
         ("notes.png", "--image", "notes.png"),
         ("empty.wav", "--audio", "is empty (0 bytes)"),
         ("huge.png", "--image", "30,000×30,000"),
-        ("no_pictures.mp4", "--video", "no moving pictures"),
         ("a.wav", "--image", "WAV sound, not a picture; pass it as audio"),
         ("missing.png", "--image", "no such file"),
         (".", "--image", "is a folder"),

@@ -34,7 +34,7 @@ def test_slices_are_those_of_the_whole_head_and_survive_saving(tmp_path):
         sliced = SlicedHead(model)
         assert sliced.num_rows == ROWS
         for ranges in (((0, ROWS),), ((3, 9), (50, 52)), ((START, ROWS),), ((38, 44),)):
-            found = sliced.candidates(ranges)
+            found = sliced.select(ranges)
             logits = sliced.logits(hidden, found)
             allowed = torch.isfinite(logits[0])
             assert sorted(found.ids[allowed].tolist()) == [row for start, end in ranges for row in range(start, end)]
@@ -48,7 +48,7 @@ def test_guidance_combines_logits_where_the_head_is_no_linear_map(tmp_path):
     sliced, scales = SlicedHead(model), torch.full((3, 1), 4.0)
     conditional, unconditional = torch.randn(3, 16), torch.randn(3, 16)
     with torch.inference_mode():
-        found = sliced.candidates(((START, ROWS),))
+        found = sliced.select(((START, ROWS),))
         guided = sliced.guided_logits(conditional, unconditional, scales, found)
         whole = model.get_output_embeddings()
         expected = combine(whole(conditional), whole(unconditional), scales)[:, START:]
