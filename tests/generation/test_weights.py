@@ -15,7 +15,7 @@ PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [1], [2, 3, 4, 5, 6]]
 
 
 def skip_where_int8_saturates(weights):
-    """Without VNNI a processor adds products of 8 bits in 16, which overflow: int8 then loses more than its bits say."""
+    """Without VNNI a processor adds products of 8 bits in 16, which overflow: int8 then loses more."""
     if weights == "int8" and not torch.cpu._is_vnni_supported():
         pytest.skip("8-bit products overflow on a processor without VNNI")
 
