@@ -35,7 +35,7 @@ def test_slices_are_those_of_the_whole_head_and_survive_saving(tmp_path):
         assert sliced.num_rows == ROWS
         for ranges in (((0, ROWS),), ((3, 9), (50, 52)), ((START, ROWS),), ((38, 44),)):
             found = sliced.select(ranges)
-            logits = sliced.logits(hidden, found)
+            logits = sliced.compute_logits(hidden, found)
             allowed = torch.isfinite(logits[0])
             assert sorted(found.ids[allowed].tolist()) == [row for start, end in ranges for row in range(start, end)]
             assert torch.allclose(logits[:, allowed], whole[:, found.ids[allowed]], atol=1e-6)
@@ -49,7 +49,7 @@ def test_guidance_combines_logits_where_the_head_is_no_linear_map(tmp_path):
     conditional, unconditional = torch.randn(3, 16), torch.randn(3, 16)
     with torch.inference_mode():
         found = sliced.select(((START, ROWS),))
-        guided = sliced.guided_logits(conditional, unconditional, scales, found)
+        guided = sliced.compute_guided_logits(conditional, unconditional, scales, found)
         whole = model.get_output_embeddings()
         expected = combine(whole(conditional), whole(unconditional), scales)[:, START:]
         wrong = whole(combine(conditional, unconditional, scales))[:, START:]
