@@ -213,7 +213,7 @@ def test_a_search_of_a_document_is_that_of_its_request(model):
     for wrong, message in (({"search_settings": {"m": 3}}, "best-of-n: .*'m'"), ({"to": None}, "search chooses")):
         with pytest.raises(ValueError, match=message):
             model.answers([ask()], settings, **wrong)
-    for name, given in (("session", model.engine.session()), ("on_partial", lambda *_: None)):
+    for name, given in (("session", model.engine.open_session()), ("on_partial", lambda *_: None)):
         with pytest.raises(ValueError, match=f"search does not go with {name}; leave one of them out"):
             model.answers([ask()], settings, **{name: given})
     for wrong in ({"decoder": "plain"}, {"decoder": None, "search": "beam"}):

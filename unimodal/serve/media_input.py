@@ -117,7 +117,7 @@ class MediaInput:
         if memory is not None and self.model.reads_features(modality):
             await self.read(modality, data, param)
             seen = MEDIA_PARTS[modality](data=data)
-            await asyncio.wrap_future(self.worker.call(lambda: memory.features(seen)))
+            await asyncio.wrap_future(self.worker.call(lambda: memory.find_features(seen)))
             return seen
         key = (modality, hashlib.sha256(data).digest())
         if key not in self._codes:
