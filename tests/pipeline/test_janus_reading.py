@@ -372,7 +372,7 @@ def test_a_reader_that_is_missing_or_another_ones(converted, tmp_path, capsys):
     shutil.rmtree(reader)
     shutil.copytree(tmp_path / "reader", reader)
     (reader / "config.json").write_bytes((copy / "image_tokenizer" / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="holds a tokenizer, not a reader"):
+    with pytest.raises(ValueError, match="image_reader holds a tokenizer, not a reader"):
         load(copy, device="cpu").coder.reader("image")
 
 
