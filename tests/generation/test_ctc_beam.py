@@ -30,9 +30,9 @@ def test_prefix_and_whole_probabilities_are_those_of_all_alignments(seed):
     log_probs = (2 * torch.randn(5, 4, generator=draws, dtype=torch.float64)).log_softmax(-1)
     every = by_alignments(log_probs)
     scorer = CtcPrefixScorer(log_probs)
-    states, hypotheses = scorer.begin(), [()]
+    states, hypotheses = scorer.start(), [()]
     for _ in range(4):
-        for hypothesis, score in zip(hypotheses, scorer.whole(states).exp().tolist(), strict=True):
+        for hypothesis, score in zip(hypotheses, scorer.score_whole(states).exp().tolist(), strict=True):
             assert score == pytest.approx(every.get(hypothesis, 0.0), abs=1e-12)
         scores, grown = scorer.extend(states, [h[-1] if h else None for h in hypotheses])
         for row, hypothesis in enumerate(hypotheses):
