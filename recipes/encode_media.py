@@ -77,11 +77,11 @@ def encode_clips(cfg: EncodeRecipe, video: VideoTokenizer) -> None:
 
 def encode_speech(cfg: EncodeRecipe, audio: AudioTokenizer, at_once: int = 32) -> None:
     speech = Speech.load(cfg.data)
-    order = sorted(range(len(speech.utterances)), key=lambda row: speech.utterances[row]["num_samples"])
+    order = sorted(range(len(speech.utterances)), key=lambda row: speech.utterances[row].num_samples)
     codes: dict[int, np.ndarray] = {}
     for first in range(0, len(order), at_once):
         rows = order[first : first + at_once]
-        waves = [speech.sound(speech.utterances[row]) for row in rows]
+        waves = [speech.take(speech.utterances[row]) for row in rows]
         lengths = torch.tensor([len(wave) for wave in waves])
         encoded = audio.encode(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)[:, None], lengths)
         codes |= {row: encoded.row(index)[:, 0].numpy().astype(np.int16) for index, row in enumerate(rows)}

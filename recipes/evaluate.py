@@ -26,10 +26,10 @@ class EvaluateRecipe(Config):
 
 def run(cfg: EvaluateRecipe, dry_run: bool) -> None:
     from unimodal.cli.progress import Reporter
-    from unimodal.evaluation import run_suites, suites_named
+    from unimodal.evaluation import choose_suites, run_suites
     from unimodal.model_folder.find import find_model
 
-    names, folder = suites_named(cfg.suites), find_model(cfg.model)
+    names, folder = choose_suites(cfg.suites), find_model(cfg.model)
     print(f"{folder}: {', '.join(names)} → {cfg.out}", file=sys.stderr)
     if dry_run:
         return

@@ -375,7 +375,7 @@ class CardRecipe(Config):
 
 def speed(cfg: CardRecipe) -> str:
     """The section on speed, of what has been measured; "" where nothing has."""
-    from unimodal.evaluation.compression_table import verdicts
+    from unimodal.evaluation.compression_table import list_verdicts
 
     bench = compression = ""
     for name, template, command in (
@@ -389,7 +389,7 @@ def speed(cfg: CardRecipe) -> str:
     path = cfg.model / "report_compression.json"
     if path.exists():
         report = json.loads(path.read_text())
-        told = "\n".join(f"- {line}" for line in verdicts(report["suites"]["compression"]) if line)
+        told = "\n".join(f"- {line}" for line in list_verdicts(report["suites"]["compression"]["rows"]) if line)
         compression = COMPRESSION.format(verdicts=told, questions=report["limit"], folder=cfg.model)
     return SPEED.format(bench=bench, compression=compression) if bench or compression else ""
 

@@ -50,9 +50,9 @@ def of_training_pictures(coder: MediaCoder, folder: Path) -> Iterator[tuple[str,
     """The pictures that a model is trained on: neither of a style nor of a concept that is kept for evaluation."""
     pictures = Pictures.load(folder)
     styles = tuple(style for style in dict.fromkeys(map(str, pictures.style)) if style not in EVALUATION_STYLES)
-    rows = pictures.rows(styles, "train")
+    rows = pictures.find_rows(styles, "train")
     for begin in range(0, len(rows), BATCH):
-        for codes in coder.encode("image", list(pictures.tensors(rows[begin : begin + BATCH]))):
+        for codes in coder.encode("image", list(pictures.take(rows[begin : begin + BATCH]))):
             yield "image", codes
         print(f"\r{min(begin + BATCH, len(rows))} of {len(rows)} pictures", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)

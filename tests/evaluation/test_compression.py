@@ -8,9 +8,9 @@ import torch
 
 from unimodal.compression import BASELINES, METHODS
 from unimodal.evaluation import compression, compression_timing, run_suites
-from unimodal.evaluation.compression import Questions, num_codes, timed_prompts
-from unimodal.evaluation.compression_table import COLUMNS, accuracy, markdown, plot, verdicts
-from unimodal.evaluation.compression_timing import held_memory, timed
+from unimodal.evaluation.compression import Questions, count_codes, make_timed_prompts
+from unimodal.evaluation.compression_table import COLUMNS, average_accuracy, list_verdicts, make_markdown, plot
+from unimodal.evaluation.compression_timing import measure_times, watch_memory
 from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import count_answer_tokens, count_room
 from unimodal.sequence.document import Document, Image, Text, Turn, Video
@@ -90,33 +90,33 @@ def test_blind_questions_hold_no_medium(quick, model, data, monkeypatch):
 def test_the_attack_searches_within_its_bounds_for_other_tokens(monkeypatch):
     """A method that keeps the 16 brightest of 64 patches is led astray; more queries lead it no less."""
 
-    class Seen(compression._Perturbed):
-        def _parts(self, pictures):
+    class Seen(compression.PerturbedPictures):
+        def _encode(self, pictures):
             return list(pictures)
 
-        def _kept(self, questions, parts, session):
+        def _find_kept(self, questions, parts, session):
             patches = torch.stack(parts).mean(1).unfold(1, 8, 8).unfold(2, 8, 8).mean((3, 4)).flatten(1)
             return [set(row.topk(16).indices.tolist()) for row in patches]
 
-        def _right(self, questions, parts):
+        def _score(self, questions, parts):
             self.asked = parts
             return 50.0
 
     class Pictures:
-        def tensors(self, rows):
+        def take(self, rows):
             generator = torch.Generator().manual_seed(3)
             return 0.5 + 0.01 * torch.randn(len(rows), 3, 64, 64, generator=generator)
 
-    found = []
+    found, session = [], object()  # of a method
     for queries in (1, 16):
         monkeypatch.setattr(compression, "QUERIES", queries)
         seen = Seen(None, Pictures(), range(4), seed=0)
-        figures = seen.figures(None, None)
+        figures = seen.measure(None, session)
         assert float((torch.stack(seen.asked) - seen.clean).abs().max()) <= compression.ATTACK + 1e-6
-        again = Seen(None, Pictures(), range(4), seed=0).figures(None, None)
+        again = Seen(None, Pictures(), range(4), seed=0).measure(None, session)
         assert figures == again and figures["attack_percent"] == 50.0
         found.append(figures["kept_alike_percent"])
-        kept, left = seen._kept(None, list(seen.clean), None), seen._kept(None, seen.asked, None)
+        kept, left = seen._find_kept(None, list(seen.clean), session), seen._find_kept(None, seen.asked, session)
         assert figures["kept_alike_percent"] == pytest.approx(
             100 * sum(len(a & b) / 16 for a, b in zip(kept, left, strict=True)) / 4, abs=0.01
         )
@@ -124,7 +124,7 @@ def test_the_attack_searches_within_its_bounds_for_other_tokens(monkeypatch):
 
 
 def test_all_methods_are_tried_at_all_shares():
-    names = [(name, keep) for name, keep, _ in compression._configs()]
+    names = [(name, keep) for name, keep, _ in compression.list_configs()]
     assert names[:2] == [("whole model", 1.0), ("whole model, plain forward", 1.0)]
     assert set(names[2:]) == {(name, keep) for name in METHODS for keep in compression.KEEPS}
 
@@ -155,12 +155,12 @@ def test_names_and_settings_are_checked(model):
 
 
 def test_memory_counts_what_is_alive(model, codes):
-    with held_memory(torch.device("cpu")) as held:
+    with watch_memory(torch.device("cpu")) as held:
         for _ in range(5):
             kept = torch.ones(1000) + 1  # float32; two at a time
             del kept
     assert 4000 <= held.most <= 8000
-    figures = timed(model, [Document([Turn("user", [Image(codes=codes[0]), Text("what is this?")])])])
+    figures = measure_times(model, [Document([Turn("user", [Image(codes=codes[0]), Text("what is this?")])])])
     assert figures["tokens_left_percent"] is None and figures["memory_mib_batch_8"] > 4 * figures["memory_mib_batch_1"]
 
 
@@ -176,8 +176,8 @@ def test_the_plot_has_a_point_for_every_row():
     tree = ElementTree.fromstring(plot(figures))
     titles = [element.text for element in tree.iter() if element.tag.endswith("title")]
     assert len(titles) == len(rows) and titles[0] == "whole & all, 0.25 kept: 37.5 %, 2.5 ms"
-    assert accuracy(rows[1]) == pytest.approx((25 + 30 + 70) / 3)
-    lines = markdown(figures).splitlines()
+    assert average_accuracy(rows[1]) == pytest.approx((25 + 30 + 70) / 3)
+    lines = make_markdown(figures).splitlines()
     assert len(lines) == 2 + len(rows) + 8 and all(
         line.count("|") == len(COLUMNS) + 1 for line in lines[: 2 + len(rows)]
     )
@@ -191,7 +191,7 @@ def test_verdicts_name_what_halves_the_time_and_what_loses_to_a_baseline():
     rows = [row("whole model", "whole", 1.0, 100.0, 60.0), row("random", "baseline", 0.5, 50.0, 40.0),
             row("pooling", "baseline", 0.5, 50.0, 45.0), row("fastv", "tokens", 0.5, 40.0, 59.5),
             row("tome", "tokens", 0.5, 45.0, 42.0), row("h2o", "cache", 0.5, 100.0, 10.0)]  # fmt: skip
-    halving, _, losing = verdicts({"rows": rows})
+    halving, _, losing = list_verdicts(rows)
     assert halving.endswith(": fastv 0.5 (2.5×).")
     assert losing.endswith(": tome (0.5 by pooling).")
 
@@ -201,7 +201,7 @@ def test_timed_prompts_hold_as_many_media_as_asked_or_as_fit(model, codes, monke
     questions = Questions([Video(codes=clip)] * 2, lambda answer, i: 0.0, "what is this?")
     for least in (len(clip) + 1, 10**6):
         monkeypatch.setattr(compression, "LONG", least)
-        [document] = timed_prompts(model, questions, 1)
+        [document] = make_timed_prompts(model, questions, 1)
         if least < 10**6:
-            assert num_codes(document) == 2 * len(clip)
+            assert count_codes(document) == 2 * len(clip)
         assert count_room(model, document) >= count_answer_tokens(model, "text")

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from unimodal.evaluation.codecs import CODECS, best_within
-from unimodal.evaluation.judges import Dnsmos, clip_features, nearest, picture_features, psnr, ssim, word_error_rate
+from unimodal.evaluation.codecs import CODECS, encode_within
+from unimodal.evaluation.judges import (
+    DnsmosJudge,
+    compute_clip_features,
+    compute_picture_features,
+    compute_psnr,
+    compute_ssim,
+    compute_word_error_rate,
+    find_nearest,
+)
 
 
 def test_psnr_is_that_of_its_definition():
@@ -15,35 +23,35 @@ def test_psnr_is_that_of_its_definition():
     b = a.clone()
     b[0] += 0.1
     b[1, :, :4] += 0.2  # half of the pixels
-    assert psnr(a, b).tolist() == pytest.approx([20.0, -10 * math.log10(0.02)], abs=1e-3)
-    assert float(psnr(a, a).min()) == pytest.approx(100)
+    assert compute_psnr(a, b).tolist() == pytest.approx([20.0, -10 * math.log10(0.02)], abs=1e-3)
+    assert float(compute_psnr(a, a).min()) == pytest.approx(100)
 
 
 def test_ssim_is_one_for_equals_and_falls_with_structure_lost():
     draws = torch.Generator().manual_seed(0)
     a = torch.rand(2, 3, 32, 32, generator=draws)
-    assert torch.allclose(ssim(a, a), torch.ones(2), atol=1e-4)
+    assert torch.allclose(compute_ssim(a, a), torch.ones(2), atol=1e-4)
     blurred = torch.nn.functional.avg_pool2d(a, 3, 1, 1, count_include_pad=False)
-    assert (ssim(a, blurred) < 0.8).all() and (ssim(a, (a + 0.02).clamp(0, 1)) > 0.95).all()
+    assert (compute_ssim(a, blurred) < 0.8).all() and (compute_ssim(a, (a + 0.02).clamp(0, 1)) > 0.95).all()
     # two flat pictures: only the luminance term is left, (2ab + c1) / (a² + b² + c1)
     flat = [torch.full((1, 3, 16, 16), value) for value in (0.5, 0.25)]
     expected = (2 * 0.5 * 0.25 + 1e-4) / (0.25 + 0.0625 + 1e-4)
-    assert float(ssim(*flat)) == pytest.approx(expected, abs=1e-3)
+    assert float(compute_ssim(*flat)) == pytest.approx(expected, abs=1e-3)
 
 
 def test_nearest_goes_by_angle():
     gallery = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [1, 1], [0, 1]]), dim=1)
-    assert nearest(torch.tensor([[0.0, 1.0]]), gallery, 2).tolist() == [[2, 1]]
-    assert nearest(torch.tensor([[0.0, 1.0]]), gallery, 9).shape == (1, 3)
+    assert find_nearest(torch.tensor([[0.0, 1.0]]), gallery, 2).tolist() == [[2, 1]]
+    assert find_nearest(torch.tensor([[0.0, 1.0]]), gallery, 9).shape == (1, 3)
 
 
 def test_features_are_unit_and_independent_of_the_batch(model):
     pictures = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    features = picture_features(model, pictures)
+    features = compute_picture_features(model, pictures)
     assert torch.allclose(features.norm(dim=1), torch.ones(3), atol=1e-5)
-    assert torch.allclose(picture_features(model, pictures[1:2])[0], features[1], atol=1e-5)
+    assert torch.allclose(compute_picture_features(model, pictures[1:2])[0], features[1], atol=1e-5)
     still = pictures[:1, None].expand(-1, 9, -1, -1, -1)  # a clip that does not move is its picture
-    assert torch.allclose(clip_features(model, still)[0], features[0], atol=1e-5)
+    assert torch.allclose(compute_clip_features(model, still)[0], features[0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -57,19 +65,19 @@ def test_features_are_unit_and_independent_of_the_batch(model):
     ],
 )
 def test_word_error_rate_counts_words_after_one_normaliser(said, heard, rate):
-    assert word_error_rate(said, heard) == rate
+    assert compute_word_error_rate(said, heard) == rate
 
 
 def test_no_sentence_is_an_error():
     with pytest.raises(ValueError, match="no sentence"):
-        word_error_rate([""], ["hello"])
+        compute_word_error_rate([""], ["hello"])
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_codec_gives_its_best_within_the_budget(codec):
     ramp = torch.linspace(0, 1, 64)
     picture = torch.stack([ramp.expand(64, 64), ramp.expand(64, 64).T, torch.full((64, 64), 0.5)])
-    small, large = (best_within(codec, picture, budget) for budget in (96, 5_000))
+    small, large = (encode_within(codec, picture, budget) for budget in (96, 5_000))
     assert small.picture.shape == picture.shape
     errors = [float((coded.picture - picture).square().mean()) for coded in (small, large)]
     assert errors[1] <= errors[0] and large.num_bytes <= 5_000
@@ -85,7 +93,7 @@ def test_dnsmos_hears_noise_in_speech_and_takes_any_length():
     import soundfile
 
     wave, rate_hz = soundfile.read(Path("model_cards/nano/samples/speech.wav"), dtype="float32")
-    sound, judge = torch.from_numpy(wave), Dnsmos()
+    sound, judge = torch.from_numpy(wave), DnsmosJudge()
     assert rate_hz == 16_000
     noise = torch.randn(len(sound), generator=torch.Generator().manual_seed(0))
     clean, noisy = judge.score(sound), judge.score((sound + 0.1 * noise).clamp(-1, 1))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from unimodal.cli import app as cli
-from unimodal.evaluation import SUITES, run_suite, run_suites, suites_named
+from unimodal.evaluation import SUITES, choose_suites, run_suite, run_suites
 from unimodal.evaluation.prepared import EVALUATION_STYLES, TRAINING_STYLES, Clips, Pictures, Speech, sample
-from unimodal.evaluation.report import lines_of, table
+from unimodal.evaluation.report import list_lines, make_table
 from unimodal.model_folder.find import MODEL_VARIABLE
 from unimodal.model_folder.settings import CtcReading
 from unimodal.pipeline import Output
@@ -37,7 +37,7 @@ def sees_colours(model, monkeypatch):
 @pytest.fixture
 def listener(monkeypatch):
     for suite in ("speech_reconstruction", "transcription", "speaking"):
-        monkeypatch.setattr(f"unimodal.evaluation.{suite}.Whisper", Listener)
+        monkeypatch.setattr(f"unimodal.evaluation.{suite}.WhisperJudge", Listener)
 
 
 def answer_with(monkeypatch, model, texts):
@@ -53,7 +53,7 @@ def answer_with(monkeypatch, model, texts):
 
 
 def test_samples_are_fixed_by_the_seed_and_keep_their_order(data):
-    rows = Pictures.load(data).rows(TRAINING_STYLES, "train")
+    rows = Pictures.load(data).find_rows(TRAINING_STYLES, "train")
     assert len(rows) == 18 and sample(rows, None, 0) is rows
     first = sample(rows, 5, 0)
     assert first.tolist() == sorted(first.tolist()) == sample(rows, 5, 0).tolist() != sample(rows, 5, 1).tolist()
@@ -63,20 +63,22 @@ def test_held_out_items_and_the_unseen_style_are_kept_apart(data):
     pictures, clips = Pictures.load(data), Clips.load(data)
     for split, concepts in (("train", range(6)), ("heldout", range(6, 8))):
         for styles in (TRAINING_STYLES, EVALUATION_STYLES):
-            rows = pictures.rows(styles, split)
+            rows = pictures.find_rows(styles, split)
             assert set(pictures.concept[rows]) == set(concepts) and set(pictures.style[rows]) == set(styles)
-        assert set(clips.concept[clips.rows(split)]) == set(concepts)
-    assert pictures.tensors(rows).shape == (2, 3, 64, 64) and float(pictures.tensors(rows).max()) <= 1
+        assert set(clips.concept[clips.find_rows(split)]) == set(concepts)
+    assert pictures.take(rows).shape == (2, 3, 64, 64) and float(pictures.take(rows).max()) <= 1
 
 
 def test_speech_takes_unseen_sentences_of_every_voice(data):
     speech = Speech.load(data)
-    voices = speech.unseen(None, 0)
-    assert {voice: [item["text"] for item in items] for voice, items in voices.items()} == {
+    voices = speech.choose_unseen(None, 0)
+    assert {voice: [item.text for item in items] for voice, items in voices.items()} == {
         voice: ["a sunny day"] for voice in ("awb", "human", "joe", "slt")
     }
-    assert "slt" not in speech.unseen(None, 0, max_duration_s=0.25) and "joe" in speech.unseen(None, 0, 0.25)
-    assert speech.sound(voices["joe"][0]).shape == (3_500,)
+    assert "slt" not in speech.choose_unseen(None, 0, max_duration_s=0.25) and "joe" in speech.choose_unseen(
+        None, 0, 0.25
+    )
+    assert speech.take(voices["joe"][0]).shape == (3_500,)
 
 
 def test_image_reconstruction_compares_with_codecs_on_held_out_concepts(model, data):
@@ -132,7 +134,7 @@ def test_picture_drawing_finds_the_asked_concept_when_it_is_drawn(model, data, m
 
     def answers(documents, to, seeds, on_progress=None, **_):
         asked.extend(zip([document.turns[0].text for document in documents], seeds, strict=True))
-        drawn = [pictures.tensors([i])[0] for i in range(len(documents))]  # the noto pictures of the asked concepts
+        drawn = [pictures.take([i])[0] for i in range(len(documents))]  # the noto pictures of the asked concepts
         return [[Output(model.generate("x", "image").part, picture)] for picture in drawn]
 
     with monkeypatch.context() as patch:
@@ -191,9 +193,9 @@ def test_missing_data_is_one_line_that_says_how_to_make_it(model, tmp_path, name
 
 
 def test_names_and_limits_are_checked(model, data):
-    assert suites_named(["all"]) == list(SUITES) and suites_named(["speaking", "all"])[0] == "speaking"
+    assert choose_suites(["all"]) == list(SUITES) and choose_suites(["speaking", "all"])[0] == "speaking"
     with pytest.raises(ValueError, match="did you mean clip_naming"):
-        suites_named(["clip_namings"])
+        choose_suites(["clip_namings"])
     with pytest.raises(ValueError, match="limit is 0"):
         run_suite("clip_naming", model, data, limit=0)
 
@@ -217,8 +219,8 @@ def test_a_report_grows_by_suite_and_starts_again_for_another_model(model, data,
 
 def test_the_table_shows_every_number_and_no_examples():
     figures = {"a": 1, "b": {"c": 2.5, "examples": [{"x": 1}]}}
-    assert list(lines_of(figures)) == [("a", "1"), ("b.c", "2.5")]
-    assert table("suite", figures) == "suite\n  a    1\n  b.c  2.5"
+    assert list(list_lines(figures)) == [("a", "1"), ("b.c", "2.5")]
+    assert make_table("suite", figures) == "suite\n  a    1\n  b.c  2.5"
 
 
 def test_the_command_prints_a_table_and_writes_the_report(data, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unimodal.evaluation import run_suites
-from unimodal.evaluation.text_forgetting import perplexity
+from unimodal.evaluation.text_forgetting import compute_perplexity
 from unimodal.model.base import load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
@@ -65,5 +65,5 @@ def test_perplexity_of_a_model_that_knows_nothing_is_its_number_of_rows(tiny_bas
     model = load_base(tiny_base).model
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
-    assert perplexity(model, [[1, 2, 3], [4, 5]], 400) == pytest.approx(400, rel=1e-4)
-    assert math.isfinite(perplexity(model, [[7, 8]], 10))
+    assert compute_perplexity(model, [[1, 2, 3], [4, 5]], 400) == pytest.approx(400, rel=1e-4)
+    assert math.isfinite(compute_perplexity(model, [[7, 8]], 10))

@@ -254,9 +254,9 @@ def evaluate(
     model: Model = None,
 ) -> None:
     """Measure the model on held-out data and write a report."""
-    from unimodal.evaluation import run_suites, suites_named
+    from unimodal.evaluation import choose_suites, run_suites
 
-    names = suites_named(suite)
+    names = choose_suites(suite)
     check_folder(out)
     if limit is not None and limit < 1:
         raise ValueError(f"--limit {limit}: give the number of items to try, at least 1")

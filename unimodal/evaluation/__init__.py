@@ -1,4 +1,4 @@
-"""What the model can do, in figures: one suite a file, each `run(model, data_folder, limit, seed, report) -> dict`.
+"""What the model can do, in figures: one suite a file, each with a `SUITE` (`suite.py`) at its end.
 
 A suite reads the prepared data, asks the model in the words of its training and judges with models that had no part in
 it where there are such (`judges.py`). Figures are plain numbers in nested dicts; `report.py` prints and saves them.
@@ -6,25 +6,22 @@ it where there are such (`judges.py`). Figures are plain numbers in nested dicts
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unimodal.evaluation.suite import ReportProgress, Suite
     from unimodal.pipeline import Unimodal
 
-__all__ = ["SUITES", "Report", "run_suite", "run_suites", "suites_named"]
-
-#: (what is being done, how far, of how many)
-Report = Callable[[str, int, "int | None"], None]
+__all__ = ["SUITES", "choose_suites", "run_suite", "run_suites"]
 
 
-def suites_named(names: Iterable[str]) -> list[str]:
+def choose_suites(names: Iterable[str]) -> list[str]:
     """The suites of some names, `all` being every one. Raises ValueError for a name that is none."""
-    import difflib
-
     chosen: list[str] = []
     for name in names:
         if name != "all" and name not in SUITES:
@@ -35,33 +32,29 @@ def suites_named(names: Iterable[str]) -> list[str]:
     return chosen
 
 
+def open_suite(name: str) -> Suite[Mapping[str, object]]:
+    """The suite of one name; what it imports is imported only now. Raises ValueError for a name that is none."""
+    [name] = choose_suites([name])
+    return importlib.import_module(SUITES[name]).SUITE
+
+
 def run_suite(
-    name: str, model: Unimodal, data_folder: Path, limit: int | None = None, seed: int = 0, report: Report | None = None
-) -> dict[str, Any]:
-    """The figures of one suite. `limit` items at most (of each voice, for speech); None is the suite's own number."""
-    [name] = suites_named([name])
+    name: str,
+    model: Unimodal,
+    data_folder: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    report: ReportProgress | None = None,
+) -> Mapping[str, object]:
+    """The figures of one suite, from the prepared data in a folder.
+
+    limit: items at most (of each voice, for speech); None is the suite's own number. Raises ValueError for a name that
+    is no suite, a limit below 1, and data that are missing.
+    """
+    suite = open_suite(name)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; give the number of items to try, at least 1")
-    suite = importlib.import_module(SUITES[name])
-    return suite.run(model, Path(data_folder), limit, seed, report or _silent)
-
-
-def _weights(folder: Path) -> dict[str, Path]:
-    """The files that hold the decoder: whole, in shards, or what was trained of it."""
-    whole = {"decoder": folder / "model.safetensors"}
-    if whole["decoder"].is_file():
-        return whole
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _sha256_of(path: Path) -> str:
-    """Of a file's bytes: a report is continued only with the weights it was begun with."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _silent(text: str, done: int, total: int | None) -> None:
-    """For callers who do not want to be told."""
+    return suite.run(model, Path(data_folder), limit, seed, report or _ignore_progress)
 
 
 def run_suites(
@@ -71,27 +64,46 @@ def run_suites(
     out: Path,
     limit: int | None = None,
     seed: int = 0,
-    report: Report | None = None,
+    report: ReportProgress | None = None,
 ) -> Iterator[str]:
     """Runs suites one by one, saving the report after each, and yields the table of each.
 
-    A suite with `files(figures)` and `table(figures)` has its own table, also written beside the report.
     The report at `out` is continued if it is of the same model, seed and limit: suites that are not run again stay.
+    What else a suite writes stands beside it. Raises ValueError as `run_suite` does, and for a file at `out` that is
+    no report.
     """
-    from unimodal.evaluation.report import continue_report, new_report, save_report, table
+    from unimodal.evaluation.report import EvaluationReport, continue_report, save_report
     from unimodal.files import atomic_write_text
 
-    names = suites_named(names)
-    hashes = {**model.coder.sha256, **{name: _sha256_of(path) for name, path in _weights(model.folder).items()}}
-    document = continue_report(out, new_report(model.folder.name, hashes, seed, limit))
+    names = choose_suites(names)
+    hashes = {**model.coder.sha256, **{name: _hash_file(path) for name, path in _list_weights(model.folder).items()}}
+    document = continue_report(out, EvaluationReport(model.folder.name, hashes, seed, limit, suites={}))
     for name in names:
-        figures = document["suites"][name] = run_suite(name, model, data_folder, limit, seed, report)
+        figures = run_suite(name, model, data_folder, limit, seed, report)
+        document.suites[name] = dict(figures)
         save_report(document, out)
-        suite = importlib.import_module(SUITES[name])
-        if hasattr(suite, "files"):  # a table and a plot that are written beside the report
-            for end, text in suite.files(figures).items():
-                atomic_write_text(out.with_name(out.stem + end), text)
-        yield suite.table(figures) if hasattr(suite, "table") else table(name, figures)
+        suite = open_suite(name)
+        for end, text in suite.files(figures).items():
+            atomic_write_text(out.with_name(out.stem + end), text)
+        yield suite.table(name, figures)
+
+
+def _list_weights(folder: Path) -> dict[str, Path]:
+    """The files that hold the decoder: whole, in shards, or what was trained of it."""
+    from unimodal.model_folder.layout import WEIGHTS
+
+    whole = folder / WEIGHTS
+    return {"decoder": whole} if whole.is_file() else {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes: a report is continued only with the weights it was begun with."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _ignore_progress(text: str, done: int, total: int | None) -> None:
+    """For callers who do not ask for progress."""
 
 
 SUITES = {

@@ -12,20 +12,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.evaluation import Report
-from unimodal.evaluation.judges import picture_features
+from unimodal.coder.outputs import Output
+from unimodal.evaluation.judges import compute_picture_features
 from unimodal.evaluation.prepared import Pictures
+from unimodal.evaluation.suite import ReportProgress
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document
 
 
 def answer_texts(
-    model: Unimodal, documents: Sequence[Document], seed: int, report: Report, decoder: str | None = None
+    model: Unimodal, documents: Sequence[Document], seed: int, report: ReportProgress, decoder: str | None = None
 ) -> list[str]:
-    """The words of the model's answers, text only."""
-    seeds, told = range(seed, seed + len(documents)), counted(report, "answering")
-    answers = model.answers(documents, to="text", seeds=seeds, decoder=decoder, on_progress=told)
-    return [" ".join(output.text for output in answer if output.text).strip() for answer in answers]
+    """The words of the model's answers, text only; every document has a seed of its own, `seed` and the next ones."""
+    seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, "answering")
+    answers = model.answers(documents, to="text", seeds=seeds, decoder=decoder, on_progress=on_progress)
+    return [join_texts(answer).strip() for answer in answers]
+
+
+def join_texts(answer: Sequence[Output]) -> str:
+    """The words of an answer's texts."""
+    return " ".join(output.text for output in answer if output.text)
 
 
 def answer_media(
@@ -33,30 +39,36 @@ def answer_media(
     documents: Sequence[Document],
     to: str,
     seed: int,
-    report: Report,
+    report: ReportProgress,
     text: str,
     decoder: str | None = None,
 ) -> list[Tensor]:
-    """The medium in each of the model's answers; every document has its own seed."""
-    seeds, told = range(seed, seed + len(documents)), counted(report, text)
-    answers = model.answers(documents, to=to, seeds=seeds, decoder=decoder, on_progress=told)
-    media = [next(output.media for output in answer if output.modality == to) for answer in answers]
-    assert all(medium is not None for medium in media)
-    return media  # type: ignore[return-value]
+    """The medium in each of the model's answers; every document has a seed of its own, `seed` and the next ones.
+
+    text: what is reported as being done.
+    """
+    seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, text)
+    answers = model.answers(documents, to=to, seeds=seeds, decoder=decoder, on_progress=on_progress)
+    media = []
+    for answer in answers:
+        medium = next(output.media for output in answer if output.modality == to)
+        assert medium is not None
+        media.append(medium)
+    return media
 
 
-def counted(report: Report, text: str) -> Callable[[int, int], None]:
+def _name_progress(report: ReportProgress, text: str) -> Callable[[int, int], None]:
     return lambda done, total: report(text, done, total)
 
 
-def features_of(model: Unimodal, pictures: Pictures, rows: np.ndarray, report: Report) -> Tensor:
-    """Unit features [B, D] of pictures: those prepared with the data, or computed here."""
+def find_features(model: Unimodal, pictures: Pictures, rows: np.ndarray, report: ReportProgress) -> Tensor:
+    """Unit features [B, D] of the pictures of rows int [B]: those prepared with the data, or computed here."""
     if pictures.features is not None:
         return torch.nn.functional.normalize(torch.from_numpy(pictures.features[rows]), dim=-1)
-    return picture_features(model, pictures.tensors(rows), report)
+    return compute_picture_features(model, pictures.take(rows), report)
 
 
-def span_bytes(model: Unimodal, modality: str) -> int:
+def count_span_bytes(model: Unimodal, modality: str) -> int:
     """Bytes of the codes of one picture or clip: every code takes the bits that tell its block's values apart."""
     bits = 0.0
     for segment in model.vocabulary.layout(modality).segments:
@@ -65,5 +77,6 @@ def span_bytes(model: Unimodal, modality: str) -> int:
     return math.ceil(bits / 8)
 
 
-def percent(values: Sequence[bool]) -> float:
+def compute_percent(values: Sequence[bool]) -> float:
+    """How many per cent of the values are true, with one decimal."""
     return round(100 * sum(values) / max(len(values), 1), 1)

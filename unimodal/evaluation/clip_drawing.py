@@ -1,22 +1,21 @@
-"""Text → clip: is the asked concept among the training clips that look most like what was made, and does it move?
+"""Text → clip: is the asked concept among the training clips that look most like what was filmed, and does it move?
 
 As for pictures, with the mean features of the first, middle and last frame. `motion` is the mean absolute difference
-between neighbouring frames, of the clips made and of the training clips of the same concepts.
+between neighbouring frames, of the clips filmed and of the training clips of the same concepts.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.evaluation import Report
-from unimodal.evaluation.asking import answer_media, percent
-from unimodal.evaluation.judges import clip_features, nearest
+from unimodal.evaluation.asking import answer_media, compute_percent
+from unimodal.evaluation.judges import compute_clip_features, find_nearest
 from unimodal.evaluation.prepared import Clips, sample
+from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document, Turn
 
@@ -24,30 +23,33 @@ DEFAULT_LIMIT = 100
 NUM_NEIGHBOURS = 5
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
     clips = Clips.load(data_folder)
-    gallery = clips.rows("train")
+    gallery = clips.find_rows("train")
     gallery_concepts = clips.concept[gallery]
     asked = sample(np.unique(gallery_concepts), limit or DEFAULT_LIMIT, seed)
     documents = [
-        Document([Turn("user", model.wording.request(clips.concepts.label(concept), "video"))]) for concept in asked
+        Document([Turn("user", model.wording.request(clips.concepts[concept].label, "video"))]) for concept in asked
     ]
-    made = torch.stack(answer_media(model, documents, "video", seed, report, "filming"))  # [B, T, 3, H, W]
-    originals = clips.tensors(gallery)
-    gallery_features = clip_features(model, originals, report)
-    found = nearest(clip_features(model, made, report), gallery_features, NUM_NEIGHBOURS).numpy()
+    filmed = torch.stack(answer_media(model, documents, "video", seed, report, "filming"))  # [B, T, 3, H, W]
+    originals = clips.take(gallery)
+    gallery_features = compute_clip_features(model, originals, report)
+    found = find_nearest(compute_clip_features(model, filmed, report), gallery_features, NUM_NEIGHBOURS).numpy()
     hits = gallery_concepts[found] == asked[:, None]  # [B, 5]
     of_asked = torch.from_numpy(np.isin(gallery_concepts, asked))
     return {
         "clips": len(asked),
         "gallery": len(gallery),
-        "among_5_percent": percent(hits.any(1).tolist()),
-        "nearest_percent": percent(hits[:, 0].tolist()),
-        "motion": _motion(made),
-        "motion_of_training_clips": _motion(originals[of_asked]),
+        "among_5_percent": compute_percent(hits.any(1).tolist()),
+        "nearest_percent": compute_percent(hits[:, 0].tolist()),
+        "motion": _measure_motion(filmed),
+        "motion_of_training_clips": _measure_motion(originals[of_asked]),
     }
 
 
-def _motion(clips: Tensor) -> float:
+def _measure_motion(clips: Tensor) -> float:
     """clips [B, T, 3, H, W] → mean absolute difference of neighbouring frames, range [0, 1]."""
     return round(float((clips[:, 1:] - clips[:, :-1]).abs().mean()), 4)
+
+
+SUITE = Suite(run)

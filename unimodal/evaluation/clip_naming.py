@@ -1,18 +1,17 @@
 """Clip → name. There is one animation style, so `seen` concepts are asked about with clips from the training set.
 
-That figure shows what was learnt by heart, the one of the `heldout` concepts what carries over. An answer is right if
-it contains a word of the concept's label or tags.
+Their figure shows what was learnt by heart, that of the `heldout` concepts shows what carries over. An answer is right
+if it contains a word of the concept's label or tags.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from unimodal.data.words import is_right_answer
-from unimodal.evaluation import Report
-from unimodal.evaluation.asking import answer_texts, percent
+from unimodal.evaluation.asking import answer_texts, compute_percent
 from unimodal.evaluation.prepared import Clips, sample
+from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document, Text, Turn, Video
 
@@ -21,24 +20,27 @@ NUM_EXAMPLES = 8
 BATCH = 8
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
     clips = Clips.load(data_folder)
-    figures: dict[str, Any] = {}
+    figures: dict[str, object] = {}
     for name, split in (("seen", "train"), ("heldout", "heldout")):
-        rows = sample(clips.rows(split), limit or DEFAULT_LIMIT, seed)
+        rows = sample(clips.find_rows(split), limit or DEFAULT_LIMIT, seed)
         documents = []
         for start in range(0, len(rows), BATCH):
             report("coding clips", start, len(rows))
-            for codes in model.coder.encode("video", list(clips.tensors(rows[start : start + BATCH]))):
+            for codes in model.coder.encode("video", list(clips.take(rows[start : start + BATCH]))):
                 documents.append(Document([Turn("user", [Video(codes=codes), Text(model.wording.question("video"))])]))
         answers = answer_texts(model, documents, seed, report)
-        concepts = [clips.concepts.entries[concept] for concept in clips.concept[rows]]
+        concepts = clips.take_concepts(rows)
         figures[name] = {
             "clips": len(rows),
-            "right_percent": percent([is_right_answer(a, c) for a, c in zip(answers, concepts, strict=True)]),
+            "right_percent": compute_percent([is_right_answer(a, c) for a, c in zip(answers, concepts, strict=True)]),
             "examples": [
-                {"shown": concept["label"], "answer": answer}
+                {"shown": concept.label, "answer": answer}
                 for concept, answer in list(zip(concepts, answers, strict=True))[:NUM_EXAMPLES]
             ],
         }
     return figures
+
+
+SUITE = Suite(run)

@@ -1,8 +1,8 @@
 """JPEG and WebP at very few bytes: what the usual codecs make of a 64×64 picture in the budget of its codes.
 
-Every side and quality of the lists below is tried. The best file within the budget counts; where none fits, the
-smallest file at full size does, and its bytes are reported. A JPEG file is mostly tables that could be shared, so it is
-also tried with its scan alone counted.
+Every side and every quality of the lists below is tried. The best file within the budget counts; where none fits, the
+smallest file at full size counts, and its bytes are reported. Most of a JPEG file are tables that could be shared:
+`jpeg_scan` counts the bytes of its scan alone.
 
 Shapes: H, W height and width.
 """
@@ -25,34 +25,36 @@ CODECS = ("webp", "jpeg", "jpeg_scan")  # jpeg_scan: the bytes of a JPEG's heade
 
 
 @dataclass(frozen=True)
-class Coded:
+class CodecPicture:
+    """What a codec made of a picture."""
+
     num_bytes: int
     picture: Tensor  # float32 [3, H, W]
 
 
-def best_within(codec: str, picture: Tensor, budget_bytes: int) -> Coded:
-    """The closest to `picture` [3, H, W] that the codec gives in the budget, by mean squared error."""
-    best: tuple[float, Coded] | None = None
-    smallest: Coded | None = None
+def encode_within(codec: str, picture: Tensor, budget_bytes: int) -> CodecPicture:
+    """What a codec gives within the budget that is closest to `picture` [3, H, W], by mean squared error."""
+    best: tuple[float, CodecPicture] | None = None
+    smallest: CodecPicture | None = None
     original = Image.fromarray(to_bytes(picture).permute(1, 2, 0).contiguous().numpy())
     for side in SIDES:
         if side > original.width:
             continue
         small = original if side == original.width else original.resize((side, side), Image.Resampling.LANCZOS)
         for quality in QUALITIES:
-            coded = _code(codec, small, quality, original.size)
-            if side == original.width and (smallest is None or coded.num_bytes < smallest.num_bytes):
-                smallest = coded
-            if coded.num_bytes > budget_bytes:
+            tried = _encode(codec, small, quality, original.size)
+            if side == original.width and (smallest is None or tried.num_bytes < smallest.num_bytes):
+                smallest = tried
+            if tried.num_bytes > budget_bytes:
                 break  # a higher quality is larger still
-            error = float((coded.picture - picture).square().mean())
+            error = float((tried.picture - picture).square().mean())
             if best is None or error < best[0]:
-                best = (error, coded)
+                best = (error, tried)
     assert smallest is not None
     return smallest if best is None else best[1]
 
 
-def _code(codec: str, picture: Image.Image, quality: int, size: tuple[int, int]) -> Coded:
+def _encode(codec: str, picture: Image.Image, quality: int, size: tuple[int, int]) -> CodecPicture:
     memory = io.BytesIO()
     if codec == "webp":
         picture.save(memory, "WEBP", quality=quality, method=6)
@@ -68,4 +70,4 @@ def _code(codec: str, picture: Image.Image, quality: int, size: tuple[int, int])
     decoded = Image.open(memory).convert("RGB")
     if decoded.size != size:
         decoded = decoded.resize(size, Image.Resampling.BICUBIC)
-    return Coded(num_bytes, torch.from_numpy(np.array(decoded)).permute(2, 0, 1).float() / 255)
+    return CodecPicture(num_bytes, torch.from_numpy(np.array(decoded)).permute(2, 0, 1).float() / 255)

@@ -1,36 +1,41 @@
 """Token compression: what every method costs in answers and saves in time, beside the baselines at equal tokens.
 
 Questions are about pictures in a style that was never trained on, clips of concepts never trained on, and sentences
-never heard, in the words of the training. For each method and share of tokens kept: the share of right answers (of
-words, for speech), how often the answer is that of the whole model, time to the first token and tokens a second with
-the scoring inside, memory; on pictures also under small pixel noise, and under an attack on the scores: a search for
-the pixels, all within `ATTACK` of the picture's own, after which the method keeps the most different tokens (the random
-squares of Square Attack, arXiv 1912.00049, which needs no gradient). For the whole model, which scores nothing, it is
-the search's starting point. Random pruning is the mean of five seeds. `blind` is the model asked without the medium:
-what any method gets for nothing.
+never heard, in the words of the training. For each method and share of tokens kept the table has
+
+- the share of right answers (of words, for speech), and how often the answer is that of the whole model;
+- the time to the first token and the tokens a second, with the scoring inside, and memory;
+- the share of right answers about pictures under small pixel noise, and under an attack on the scores.
+
+The attack searches for pixels, all within `ATTACK` of the picture's own, after which the method keeps the most
+different tokens. It tries random squares (Square Attack, arXiv 1912.00049), which needs no gradient. The whole model
+scores nothing: it gets the pixels that the search starts from.
+
+Random pruning is the mean of five seeds. `blind` is the model asked without the medium: what any method gets for
+nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.compression import BASELINES, METHODS
+from unimodal.compression import BASELINES, METHODS, CompressionSession
 from unimodal.data.words import is_right_answer
-from unimodal.evaluation import Report
 from unimodal.evaluation.asking import answer_texts
-from unimodal.evaluation.compression_table import markdown, plot
-from unimodal.evaluation.compression_timing import timed
-from unimodal.evaluation.judges import word_error_rate
+from unimodal.evaluation.compression_table import CompressionFigures, CompressionRow, Kind, make_markdown, plot
+from unimodal.evaluation.compression_timing import measure_times
+from unimodal.evaluation.judges import compute_word_error_rate
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Clips, Pictures, Speech, sample
+from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import count_answer_tokens, count_room
@@ -47,7 +52,13 @@ SQUARES = (0.3, 0.05)  # share of the picture that a first and a last change cov
 METHOD_NAMES = tuple(METHODS)
 
 #: answer, number of the question → how right it is, between 0 and 1
-Judge = Callable[[str, int], float]
+Judge: TypeAlias = Callable[[str, int], float]
+#: what a model is compressed by; None for the model as it is
+Context: TypeAlias = AbstractContextManager[CompressionSession | None]
+#: model, seed of the method or None for its own → context
+OpenContext: TypeAlias = Callable[[Unimodal, int | None], Context]
+#: figures by name, None where there is nothing to measure
+Measured: TypeAlias = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -63,29 +74,30 @@ class Questions:
         return [Document([Turn("user", [part, Text(self.question)])]) for part in self.parts]
 
     def score(self, answers: Sequence[str]) -> float:
-        """Per cent."""
+        """How right the answers are on average, in per cent."""
         return round(100 * fmean(self.judge(answer, i) for i, answer in enumerate(answers)), 2)
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> CompressionFigures:
     number = limit or DEFAULT_LIMIT
     pictures = Pictures.load(data_folder)
-    rows = sample(pictures.rows(EVALUATION_STYLES, "train"), number, seed)
+    rows = sample(pictures.find_rows(EVALUATION_STYLES, "train"), number, seed)
     media = {
-        "picture": _about_pictures(model, pictures, rows),
-        "clip": _about_clips(model, Clips.load(data_folder), number, seed),
-        "speech": _about_speech(model, Speech.load(data_folder), number, seed),
+        "picture": _ask_about_pictures(model, pictures, rows),
+        "clip": _ask_about_clips(model, Clips.load(data_folder), number, seed),
+        "speech": _ask_about_speech(model, Speech.load(data_folder), number, seed),
     }
-    noisy = _Perturbed(model, pictures, rows[:ROBUST_LIMIT], seed)
-    blind = {name: questions.score(_blind(model, questions, seed)) for name, questions in media.items()}
-    whole = {name: answer_texts(model, questions.documents, seed, _quiet, "plain") for name, questions in media.items()}
-    configs = list(_configs())
-    rows_out = []
+    perturbed = PerturbedPictures(model, pictures, rows[:ROBUST_LIMIT], seed)
+    blind = {name: questions.score(_answer_blindly(model, questions, seed)) for name, questions in media.items()}
+    whole = {name: _answer(model, questions, seed) for name, questions in media.items()}
+    configs = list(list_configs())
+    rows_out: list[CompressionRow] = []
     for done, (name, keep, context) in enumerate(configs):
         report(f"compressing by {name}", done, len(configs))
         seeds = range(SEEDS) if name == "random" else (None,)
-        tries = [_tried(model, context, own, media, whole, noisy, seed, keep) for own in seeds]
-        rows_out.append({"method": name, "keep": keep, "kind": _kind(name), **_mean(tries)})
+        tries = [_try_method(model, context, own, media, whole, perturbed, seed, keep) for own in seeds]
+        row = {"method": name, "keep": keep, "kind": _find_kind(name), **_average(tries)}
+        rows_out.append(cast(CompressionRow, row))
     return {
         "questions": {name: len(questions.parts) for name, questions in media.items()},
         "blind": blind,
@@ -93,76 +105,76 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         "noise_std": round(NOISE_STD, 5),
         "attack_most": round(ATTACK, 5),
         "attack_queries": QUERIES,
-        "timed_codes": num_codes(timed_prompts(model, media["clip"], 1)[0]),
+        "timed_codes": count_codes(make_timed_prompts(model, media["clip"], 1)[0]),
         "rows": rows_out,
     }
 
 
-def table(figures: Mapping[str, Any]) -> str:
+def make_table(name: str, figures: CompressionFigures) -> str:
     """What is printed in place of the list of figures."""
-    return f"compression\n\n{markdown(figures)}"
+    return f"{name}\n\n{make_markdown(figures)}"
 
 
-def files(figures: Mapping[str, Any]) -> dict[str, str]:
+def make_files(figures: CompressionFigures) -> dict[str, str]:
     """What is written beside the report, by the end of its name."""
-    return {"_compression.md": markdown(figures) + "\n", "_compression.svg": plot(figures)}
+    return {"_compression.md": make_markdown(figures) + "\n", "_compression.svg": plot(figures)}
 
 
 # ---- one row
 
 
-def _configs() -> Iterator[tuple[str, float, Callable[[Unimodal, int | None], AbstractContextManager]]]:
-    """(name, share kept, context): the whole model with the engine's own step and with its plain forward, then each."""
+def list_configs() -> Iterator[tuple[str, float, OpenContext]]:
+    """(name, share kept, context): the whole model by the engine's step and by its plain forward, then every method."""
     yield "whole model", 1.0, lambda model, seed: nullcontext()
     yield "whole model, plain forward", 1.0, lambda model, seed: compress(model, "stride", keep=1.0)
     for name in METHOD_NAMES:
         for keep in KEEPS:
-            yield name, keep, _context(name, keep)
+            yield name, keep, _make_context(name, keep)
 
 
-def _context(name: str, keep: float) -> Callable[[Unimodal, int | None], AbstractContextManager]:
-    def open_context(model: Unimodal, seed: int | None) -> AbstractContextManager:
+def _make_context(name: str, keep: float) -> OpenContext:
+    def open_context(model: Unimodal, seed: int | None) -> Context:
         return compress(model, name, keep=keep, **({} if seed is None else {"seed": seed}))
 
     return open_context
 
 
-def _kind(name: str) -> str:
+def _find_kind(name: str) -> Kind:
     if name not in METHODS:
         return "whole"
     return "baseline" if name in BASELINES else METHODS[name].acts_on
 
 
-def _tried(
+def _try_method(
     model: Unimodal,
-    context: Callable[[Unimodal, int | None], AbstractContextManager],
+    context: OpenContext,
     method_seed: int | None,
     media: Mapping[str, Questions],
     whole: Mapping[str, list[str]],
-    noisy: _Perturbed,
+    perturbed: PerturbedPictures,
     seed: int,
     keep: float,
-) -> dict[str, float | None]:
-    """All figures of one method with one seed."""
-    figures: dict[str, float | None] = {}
+) -> Measured:
+    """All figures of one method with one seed. whole: the answers of the whole model."""
+    figures: Measured = {}
     same = []
     with context(model, method_seed):
         for name, questions in media.items():
-            answers = answer_texts(model, questions.documents, seed, _quiet, "plain")
+            answers = _answer(model, questions, seed)
             figures[f"{name}_percent"] = questions.score(answers)
             same += [a == b for a, b in zip(answers, whole[name], strict=True)]
     figures["same_answer_percent"] = round(100 * fmean(same), 2)
     with context(model, method_seed) as session:
-        figures |= timed(model, timed_prompts(model, media["clip"]), session)
+        figures |= measure_times(model, make_timed_prompts(model, media["clip"]), session)
     if keep in (ROBUST_KEEP, 1.0):
         with context(model, method_seed) as session:
-            figures |= noisy.figures(media["picture"], session)
+            figures |= perturbed.measure(media["picture"], session)
     return figures
 
 
-def _mean(tries: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """The mean over seeds, and of the answers the spread."""
-    mean: dict[str, Any] = {}
+def _average(tries: Sequence[Measured]) -> dict[str, float | list[float] | None]:
+    """The mean over seeds, and of the answers about pictures the least and the most."""
+    mean: dict[str, float | list[float] | None] = {}
     for name in tries[0]:
         values = [value for one in tries if (value := one[name]) is not None]
         mean[name] = round(fmean(values), 3) if values else None
@@ -172,7 +184,7 @@ def _mean(tries: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     return mean
 
 
-def timed_prompts(model: Unimodal, questions: Questions, number: int = 8) -> list[Document]:
+def make_timed_prompts(model: Unimodal, questions: Questions, number: int = 8) -> list[Document]:
     """Prompts of several media and one question, of at least `LONG` codes where the model has room for them."""
     documents = []
     for first in range(number):
@@ -184,21 +196,22 @@ def timed_prompts(model: Unimodal, questions: Questions, number: int = 8) -> lis
             if parts and count_room(model, longer) < count_answer_tokens(model, "text"):
                 break
             parts.append(part)
-            codes = num_codes(Document([Turn("user", parts)]))
+            codes = count_codes(Document([Turn("user", parts)]))
         documents.append(Document([Turn("user", [*parts, Text(questions.question)])]))
     return documents
 
 
-def num_codes(document: Document) -> int:
+def count_codes(document: Document) -> int:
+    """How many codes the media of a document have."""
     return sum(len(part.codes) for part in document.parts if not isinstance(part, Text) and part.codes is not None)
 
 
 # ---- questions
 
 
-def _about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -> Questions:
-    concepts = [pictures.concepts.entries[concept] for concept in pictures.concept[rows]]
-    codes = model.coder.encode("image", list(pictures.tensors(rows)))
+def _ask_about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -> Questions:
+    concepts = pictures.take_concepts(rows)
+    codes = model.coder.encode("image", list(pictures.take(rows)))
     return Questions(
         [Image(codes=one) for one in codes],
         lambda answer, i: float(is_right_answer(answer, concepts[i])),
@@ -206,10 +219,10 @@ def _about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -> Qu
     )
 
 
-def _about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Questions:
-    rows = sample(clips.rows("heldout"), number, seed)
-    concepts = [clips.concepts.entries[concept] for concept in clips.concept[rows]]
-    codes = model.coder.encode("video", list(clips.tensors(rows)))
+def _ask_about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Questions:
+    rows = sample(clips.find_rows("heldout"), number, seed)
+    concepts = clips.take_concepts(rows)
+    codes = model.coder.encode("video", list(clips.take(rows)))
     return Questions(
         [Video(codes=one) for one in codes],
         lambda answer, i: float(is_right_answer(answer, concepts[i])),
@@ -217,96 +230,105 @@ def _about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Quest
     )
 
 
-def _about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -> Questions:
-    voices = speech.unseen(number, seed, model.processor.max_audio_s)
+def _ask_about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -> Questions:
+    voices = speech.choose_unseen(number, seed, model.processor.max_audio_s)
     items = [item for at in range(number) for own in voices.values() for item in own[at : at + 1]][:number]
-    codes = model.coder.encode("audio", [speech.sound(item) for item in items])
+    codes = model.coder.encode("audio", [speech.take(item) for item in items])
     return Questions(
         [Audio(codes=one) for one in codes],
-        lambda answer, i: max(0.0, 1 - word_error_rate([items[i]["text"]], [answer]) / 100),
+        lambda answer, i: max(0.0, 1 - compute_word_error_rate([items[i].text], [answer]) / 100),
         model.wording.question("audio"),
     )
 
 
-def _blind(model: Unimodal, questions: Questions, seed: int) -> list[str]:
+def _answer(model: Unimodal, questions: Questions, seed: int) -> list[str]:
+    return answer_texts(model, questions.documents, seed, _ignore_progress, "plain")
+
+
+def _answer_blindly(model: Unimodal, questions: Questions, seed: int) -> list[str]:
     """The answers to the question alone."""
     bare = Document([Turn("user", [Text(questions.question)])])
-    return answer_texts(model, [bare] * len(questions.parts), seed, _quiet, "plain")
+    return answer_texts(model, [bare] * len(questions.parts), seed, _ignore_progress, "plain")
 
 
-class _Perturbed:
-    """Pictures with small noise, drawn once for all methods, and what changes them most in a method's eyes."""
+class PerturbedPictures:
+    """Pictures with small noise, drawn once for all methods, and changed so that a method keeps other tokens.
+
+    rows: int [B], those of the pictures.
+    """
 
     def __init__(self, model: Unimodal, pictures: Pictures, rows: np.ndarray, seed: int) -> None:
         self.model, self.seed = model, seed
         self.generator = torch.Generator().manual_seed(seed)
-        self.clean = pictures.tensors(rows)  # [B, 3, H, W]
+        self.clean = pictures.take(rows)  # [B, 3, H, W]
         noise = torch.randn(self.clean.shape, generator=self.generator)
-        self.parts, self.noisy = self._parts(self.clean), self._parts((self.clean + NOISE_STD * noise).clamp(0, 1))
+        self.parts, self.noisy = self._encode(self.clean), self._encode((self.clean + NOISE_STD * noise).clamp(0, 1))
 
-    def _parts(self, pictures: Tensor) -> list[Part]:
+    def _encode(self, pictures: Tensor) -> list[Part]:
         return [Image(codes=codes) for codes in self.model.coder.encode("image", list(pictures))]
 
-    def figures(self, questions: Questions, session: Any) -> dict[str, float | None]:
-        """Right answers under noise and under attack, and the share of the kept tokens that the attack leaves kept."""
-        figures: dict[str, float | None] = {"noise_percent": self._right(questions, self.noisy)}
-        kept = self._kept(questions, self.parts, session)
+    def measure(self, questions: Questions, session: CompressionSession | None) -> Measured:
+        """Right answers under noise and under attack, and the share of the kept tokens that the attack leaves kept.
+
+        session: None for the whole model.
+        """
+        figures: Measured = {"noise_percent": self._score(questions, self.noisy)}
+        kept = None if session is None else self._find_kept(questions, self.parts, session)
         self.generator.manual_seed(self.seed + 1)  # the same tries for all methods
-        if kept is None and hasattr(session, "kept"):  # no tokens go before the decoder: merged, or left to the cache
+        if kept is None and session is not None:  # no tokens are chosen: they are merged, or left to the cache
             return figures | {"attack_percent": None, "kept_alike_percent": None}
-        change = ATTACK * self._signs(len(self.clean), 3, 1, self.clean.shape[3]).expand_as(self.clean)  # stripes
-        if kept is None:
-            return figures | {
-                "attack_percent": self._right(questions, self._changed(change)),
-                "kept_alike_percent": None,
-            }
-        parts = self._changed(change)
-        alike = self._alike(kept, parts, questions, session)
+        change = ATTACK * self._draw_signs(len(self.clean), 3, 1, self.clean.shape[3]).expand_as(self.clean)  # stripes
+        parts = self._change(change)
+        if kept is None or session is None:
+            return figures | {"attack_percent": self._score(questions, parts), "kept_alike_percent": None}
+        alike = self._compare_kept(kept, parts, questions, session)
         for query in range(1, QUERIES):
-            tried = self._square(change, SQUARES[0] * (SQUARES[1] / SQUARES[0]) ** (query / (QUERIES - 1)))
-            tried_parts = self._changed(tried)
-            found = self._alike(kept, tried_parts, questions, session)
+            tried = self._move_squares(change, SQUARES[0] * (SQUARES[1] / SQUARES[0]) ** (query / (QUERIES - 1)))
+            tried_parts = self._change(tried)
+            found = self._compare_kept(kept, tried_parts, questions, session)
             better = found < alike
             change = torch.where(better[:, None, None, None], tried, change)
             alike = torch.where(better, found, alike)
             parts = [new if took else old for new, old, took in zip(tried_parts, parts, better.tolist(), strict=True)]
-        figures["attack_percent"] = self._right(questions, parts)
+        figures["attack_percent"] = self._score(questions, parts)
         figures["kept_alike_percent"] = round(100 * float(alike.mean()), 2)
         return figures
 
-    def _changed(self, change: Tensor) -> list[Part]:
-        return self._parts((self.clean + change).clamp(0, 1))
+    def _change(self, change: Tensor) -> list[Part]:
+        """The pictures with change [B, 3, H, W] added."""
+        return self._encode((self.clean + change).clamp(0, 1))
 
-    def _signs(self, *shape: int) -> Tensor:
+    def _draw_signs(self, *shape: int) -> Tensor:
         return torch.randint(0, 2, shape, generator=self.generator) * 2.0 - 1
 
-    def _square(self, change: Tensor, share: float) -> Tensor:
-        """change [B, 3, H, W] with a square of this share of each picture moved to other corners of the ball."""
+    def _move_squares(self, change: Tensor, share: float) -> Tensor:
+        """change [B, 3, H, W], in which a square of this share of each picture has other signs, all ±`ATTACK`."""
         height, width = change.shape[2:]
         side = max(1, round((share * height * width) ** 0.5))
         changed = change.clone()
         tops = torch.randint(0, max(1, height - side + 1), (len(change),), generator=self.generator).tolist()
         lefts = torch.randint(0, max(1, width - side + 1), (len(change),), generator=self.generator).tolist()
-        for one, top, left, signs in zip(changed, tops, lefts, self._signs(len(change), 3, 1, 1), strict=True):
+        for one, top, left, signs in zip(changed, tops, lefts, self._draw_signs(len(change), 3, 1, 1), strict=True):
             one[:, top : top + side, left : left + side] = ATTACK * signs
         return changed
 
-    def _alike(self, kept: list[set[int]], parts: list[Part], questions: Questions, session: Any) -> Tensor:
+    def _compare_kept(
+        self, kept: list[set[int]], parts: list[Part], questions: Questions, session: CompressionSession
+    ) -> Tensor:
         """The share [B] of the tokens kept of the clean pictures that are kept of these too."""
-        found = self._kept(questions, parts, session)
+        found = self._find_kept(questions, parts, session)
         assert found is not None
         return torch.tensor([len(a & b) / len(a) if a else 1.0 for a, b in zip(kept, found, strict=True)])
 
-    def _right(self, questions: Questions, parts: list[Part]) -> float:
-        asked = Questions(parts, questions.judge, questions.question)
-        return asked.score(answer_texts(self.model, asked.documents, self.seed, _quiet, "plain"))
+    def _score(self, questions: Questions, parts: list[Part]) -> float:
+        """How right the answers about these pictures are, in per cent."""
+        asked = replace(questions, parts=parts)
+        return asked.score(_answer(self.model, asked, self.seed))
 
-    def _kept(self, questions: Questions, parts: list[Part], session: Any) -> list[set[int]] | None:
-        """The places of the tokens that went furthest of every picture, or None where the tokens all stay."""
-        if not hasattr(session, "kept"):  # the whole model
-            return None
+    def _find_kept(self, questions: Questions, parts: list[Part], session: CompressionSession) -> list[set[int]] | None:
+        """The places of the tokens of every picture that went furthest, or None where no tokens are chosen."""
         found = []
-        for document in Questions(parts, questions.judge, questions.question).documents:
+        for document in replace(questions, parts=parts).documents:
             self.model.answers([document], to="text", tokens=2, decoder="plain")
             if not session.kept:
                 return None
@@ -314,5 +336,8 @@ class _Perturbed:
         return found
 
 
-def _quiet(text: str, done: int, total: int | None) -> None:
+def _ignore_progress(text: str, done: int, total: int | None) -> None:
     """The suite reports method by method."""
+
+
+SUITE = Suite(run, make_table, make_files)

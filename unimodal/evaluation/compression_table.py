@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Literal, Required, TypedDict
 from xml.sax.saxutils import escape
 
 COLUMNS = {
@@ -24,16 +24,57 @@ COLUMNS = {
     "attack_percent": "attack %",
     "kept_alike_percent": "kept alike %",
 }
-COLOURS = {"whole": "#c0392b", "baseline": "#7f8c8d", "tokens": "#2563a8", "cache": "#d98c00"}
-MEDIA = ("picture", "clip", "speech")
+#: what a row is about: the whole model, or how a method works
+Kind = Literal["whole", "baseline", "tokens", "cache"]
+COLOURS: dict[Kind, str] = {"whole": "#c0392b", "baseline": "#7f8c8d", "tokens": "#2563a8", "cache": "#d98c00"}
+Percent = Literal["picture_percent", "clip_percent", "speech_percent"]
+#: what the questions are about → the name of the share of right answers
+MEDIA: dict[str, Percent] = {"picture": "picture_percent", "clip": "clip_percent", "speech": "speech_percent"}
 VISUAL = ("picture", "clip")  # of the prompts that are timed
 
 
-def markdown(figures: Mapping[str, Any]) -> str:
-    """A row for each method and share; what a blind model answers stands below."""
+class CompressionRow(TypedDict, total=False):
+    """One method at one share of tokens kept. Shares of answers in per cent; None where there is nothing to measure."""
+
+    method: Required[str]
+    keep: Required[float]
+    kind: Required[Kind]
+    picture_percent: Required[float]
+    picture_percent_range: list[float]  # least and most over the seeds of random pruning
+    clip_percent: Required[float]
+    speech_percent: Required[float]
+    same_answer_percent: float
+    tokens_left_percent: float | None
+    ttft_ms_batch_1: Required[float]
+    ttft_ms_batch_8: Required[float]
+    planning_ms_batch_1: float | None
+    tokens_per_s_batch_1: float
+    tokens_per_s_batch_8: float
+    memory_mib_batch_1: float
+    memory_mib_batch_8: float
+    noise_percent: float | None
+    attack_percent: float | None
+    kept_alike_percent: float | None
+
+
+class CompressionFigures(TypedDict):
+    """What the suite finds. questions, blind, right_of_whole_model: by what is asked about."""
+
+    questions: dict[str, int]
+    blind: dict[str, float]
+    right_of_whole_model: dict[str, float]
+    noise_std: float
+    attack_most: float
+    attack_queries: int
+    timed_codes: int
+    rows: list[CompressionRow]
+
+
+def make_markdown(figures: CompressionFigures) -> str:
+    """A row for each method and share; what a blind model answers, and the verdicts, stand below."""
     lines = [f"| {' | '.join(COLUMNS.values())} |", "|" + "---|" * len(COLUMNS)]
     for row in figures["rows"]:
-        lines.append("| " + " | ".join(_cell(row, name) for name in COLUMNS) + " |")
+        lines.append("| " + " | ".join(_format_cell(row, name) for name in COLUMNS) + " |")
     counts, blind = figures["questions"], figures["blind"]
     asked = ", ".join(f"{counts[name]} about {name}" for name in MEDIA)
     alone = ", ".join(f"{name} {blind[name]:g} %" for name in MEDIA)
@@ -46,30 +87,28 @@ def markdown(figures: Mapping[str, Any]) -> str:
         "for the tokens kept; the whole model has the first of them. Methods that merge, or act on the cache, keep no "
         "set of tokens to attack.",
         "",
-        *verdicts(figures),
+        *list_verdicts(figures["rows"]),
     ]
     return "\n".join(lines)
 
 
-def verdicts(figures: Mapping[str, Any]) -> list[str]:
-    """What the table says of the two questions that are asked first, in two lines."""
-    rows = figures["rows"]
+def list_verdicts(rows: Sequence[CompressionRow]) -> list[str]:
+    """What the table says of the two questions that are asked first, in two lines with an empty one between them."""
     whole = next(row for row in rows if row["kind"] == "whole")
     halving = [
         f"{row['method']} {row['keep']:g} ({whole['ttft_ms_batch_1'] / row['ttft_ms_batch_1']:.1f}×)"
         for row in rows
         if row["kind"] != "whole"
         and row["ttft_ms_batch_1"] <= whole["ttft_ms_batch_1"] / 2
-        and accuracy(row, VISUAL) >= accuracy(whole, VISUAL) - 1
+        and average_accuracy(row, VISUAL) >= average_accuracy(whole, VISUAL) - 1
     ]
-    baselines = {(row["method"], row["keep"]): accuracy(row) for row in rows if row["kind"] == "baseline"}
+    baselines = {(row["method"], row["keep"]): average_accuracy(row) for row in rows if row["kind"] == "baseline"}
     losers = []
     for name in dict.fromkeys(row["method"] for row in rows if row["kind"] == "tokens"):
         beaten = [
             f"{row['keep']:g} by {' and '.join(better)}"
             for row in rows
-            if row["method"] == name
-            and (better := [b for b in ("random", "pooling") if baselines.get((b, row["keep"]), -1.0) > accuracy(row)])
+            if row["method"] == name and (better := _find_better(row, baselines))
         ]
         if beaten:
             losers.append(f"{name} ({', '.join(beaten)})")
@@ -80,7 +119,13 @@ def verdicts(figures: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _cell(row: Mapping[str, Any], name: str) -> str:
+def _find_better(row: CompressionRow, baselines: Mapping[tuple[str, float], float]) -> list[str]:
+    """The baselines that are right more often at the same share, of the accuracies by (method, share)."""
+    own = average_accuracy(row)
+    return [name for name in ("random", "pooling") if baselines.get((name, row["keep"]), -1.0) > own]
+
+
+def _format_cell(row: CompressionRow, name: str) -> str:
     value = row.get(name)
     if value is None:
         return "–"
@@ -90,17 +135,20 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
     return f"{value:g}" if isinstance(value, float | int) else str(value)
 
 
-def accuracy(row: Mapping[str, Any], media: Sequence[str] = MEDIA) -> float:
-    """The mean over the media, per cent."""
-    return fmean(row[f"{name}_percent"] for name in media)
+def average_accuracy(row: CompressionRow, media: Sequence[str] = tuple(MEDIA)) -> float:
+    """The mean share of right answers over the media, in per cent."""
+    return fmean(row[MEDIA[name]] for name in media)
 
 
-def plot(figures: Mapping[str, Any], width: int = 900, height: int = 560) -> str:
-    """Mean accuracy against the time to the first token; the shares of one method are joined by a line."""
+def plot(figures: CompressionFigures, width: int = 900, height: int = 560) -> str:
+    """Mean accuracy against the time to the first token as SVG; the shares of one method are joined by a line.
+
+    width, height: in pixels.
+    """
     rows = figures["rows"]
     left, right, top, bottom = 70, 150, 40, 60
     times = [row["ttft_ms_batch_8"] for row in rows]
-    rights = [accuracy(row) for row in rows] + [fmean(figures["blind"][name] for name in MEDIA)]
+    rights = [average_accuracy(row) for row in rows] + [fmean(figures["blind"][name] for name in MEDIA)]
     low_x, high_x = 0.95 * min(times), 1.05 * max(times)
     low_y, high_y = max(0.0, min(rights) - 3), min(100.0, max(rights) + 3)
 
@@ -132,16 +180,18 @@ def plot(figures: Mapping[str, Any], width: int = 900, height: int = 560) -> str
         ' stroke-dasharray="4"/>',
         f'<text x="{left + 4}" y="{blind - 4:.1f}">blind</text>',
     ]
-    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    by_method: dict[str, list[CompressionRow]] = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append(row)
     for name, own in by_method.items():
         colour = COLOURS[own[0]["kind"]]
-        points = [(x(row["ttft_ms_batch_8"]), y(accuracy(row)), row) for row in own]
+        points = [(x(row["ttft_ms_batch_8"]), y(average_accuracy(row)), row) for row in own]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b, _ in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-opacity="0.35"/>')
         for a, b, row in points:
-            title = escape(f"{name}, {row['keep']:g} kept: {accuracy(row):.1f} %, {row['ttft_ms_batch_8']:.1f} ms")
+            title = escape(
+                f"{name}, {row['keep']:g} kept: {average_accuracy(row):.1f} %, {row['ttft_ms_batch_8']:.1f} ms"
+            )
             parts.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{colour}"><title>{title}</title></circle>')
         a, b, _ = points[-1]
         parts.append(f'<text x="{a + 5:.1f}" y="{b + 4:.1f}" font-size="9" fill="{colour}">{escape(name)}</text>')

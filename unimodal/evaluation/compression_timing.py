@@ -1,8 +1,8 @@
 """How long a prompt and a step take, and how much memory: measured at the decoder, alone and in a batch.
 
-The time to the first token is reading the prompt, with whatever a method adds, and the head once. Times are the best of
-several runs, so that a busy machine shows less. Memory is the most that was held at a time beside the weights: the
-device's own count on CUDA, elsewhere the storages that operations have made and that are still alive.
+The time to the first token is that of reading the prompt, with whatever a method adds, and of the head once. Times are
+the best of several runs, so that a busy machine shows less. Memory is the most that was held at a time beside the
+weights: the device's own count on CUDA, elsewhere the storages that operations have made and that are still alive.
 
 Shapes: B prompts, D width.
 """
@@ -10,14 +10,15 @@ Shapes: B prompts, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from unimodal.compression import CompressionSession
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document
 
@@ -26,26 +27,32 @@ STEPS = 8
 REPEATS = 3
 
 
-def timed(model: Unimodal, documents: Sequence[Document], session: Any = None) -> dict[str, float | None]:
-    """Figures for the first document alone and for a batch: ttft_ms, tokens_per_s, memory_mib, planning_ms, tokens."""
+def measure_times(
+    model: Unimodal, documents: Sequence[Document], session: CompressionSession | None = None
+) -> dict[str, float | None]:
+    """Figures of the first document alone and of a batch of `BATCH`.
+
+    Of both: `ttft_ms` (to the first token), `tokens_per_s`, `memory_mib`. Of the first with a session, else None:
+    `planning_ms` (of choosing tokens, inside `ttft_ms`) and `tokens_left_percent` of the input spans.
+    """
     prompts = [model.read(model.template.render(d, add_generation_prompt=True)) for d in documents[:BATCH]]
     while len(prompts) < BATCH:
         prompts.append(prompts[len(prompts) % len(documents)])
     figures: dict[str, float | None] = {}
     for name, rows in (("1", prompts[:1]), (str(BATCH), prompts)):
-        _once(model, rows)  # warm
-        runs = [_once(model, rows) for _ in range(REPEATS)]
+        _run_once(model, rows)  # warm
+        runs = [_run_once(model, rows) for _ in range(REPEATS)]
         figures[f"ttft_ms_batch_{name}"] = round(1000 * min(first for first, _ in runs), 3)
         figures[f"tokens_per_s_batch_{name}"] = round(len(rows) * STEPS / min(rest for _, rest in runs), 2)
-        with held_memory(model.engine.device) as held:
-            _once(model, rows)
+        with watch_memory(model.engine.device) as held:
+            _run_once(model, rows)
         figures[f"memory_mib_batch_{name}"] = round(held.most / 2**20, 3)
-    stats = getattr(session, "stats", None)
     figures["planning_ms_batch_1"] = figures["tokens_left_percent"] = None
-    if stats is not None:
+    if session is not None:
+        stats = session.stats
         before = (stats.planning_s, stats.tokens_before, stats.tokens_after)
         for _ in range(REPEATS):
-            _once(model, prompts[:1])
+            _run_once(model, prompts[:1])
         figures["planning_ms_batch_1"] = round(1000 * (stats.planning_s - before[0]) / REPEATS, 3)
         if stats.tokens_before > before[1]:
             left = (stats.tokens_after - before[2]) / (stats.tokens_before - before[1])
@@ -54,58 +61,67 @@ def timed(model: Unimodal, documents: Sequence[Document], session: Any = None) -
 
 
 @torch.inference_mode()
-def _once(model: Unimodal, prompts: list[list[int]]) -> tuple[float, float]:
+def _run_once(model: Unimodal, prompts: list[list[int]]) -> tuple[float, float]:
     """Seconds to the first token and for STEPS more."""
     engine = model.engine
     decoder, head = engine.decoder, engine.model.get_output_embeddings()
-    begin = _now(engine.device)
+    begin = _read_clock(engine.device)
     hidden = decoder.prefill(prompts, engine.pad_id, max(map(len, prompts)) + STEPS)  # [B, D]
     ids = head(hidden).argmax(-1, keepdim=True)
-    first = _now(engine.device)
+    first = _read_clock(engine.device)
     for _ in range(STEPS):
         ids = head(decoder.step(ids)).argmax(-1, keepdim=True)
-    return first - begin, _now(engine.device) - first
+    return first - begin, _read_clock(engine.device) - first
 
 
-def _now(device: torch.device) -> float:
+def _read_clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-class _Storages(TorchDispatchMode):
-    """Counts the bytes of storages made by operations and still alive."""
+@dataclass
+class HeldMemory:
+    """The largest number of bytes that was held at a time, beside what was held before."""
 
-    def __init__(self) -> None:
+    most: int = 0
+
+
+class _StorageCount(TorchDispatchMode):
+    """Counts the bytes of storages that operations have made and that are still alive."""
+
+    def __init__(self, held: HeldMemory) -> None:
         super().__init__()
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.most = 0
+        self.held = held
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}  # by address: views count once
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 self.alive[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
         self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self.alive.values()))
-        return made
-
-
-class _Held:
-    most = 0
+        self.held.most = max(self.held.most, sum(size for _, size in self.alive.values()))
+        return result
 
 
 @contextmanager
-def held_memory(device: torch.device) -> Iterator[Any]:
-    """Yields an object whose `most` is the largest number of bytes that was held at a time, beside what was before."""
+def watch_memory(device: torch.device) -> Iterator[HeldMemory]:
+    """Counts what is held while it is open."""
+    held = HeldMemory()
     if device.type == "cuda":
-        held = _Held()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         yield held
         held.most = torch.cuda.max_memory_allocated() - before
-        return
-    with _Storages() as storages:
-        yield storages
+    else:
+        with _StorageCount(held):
+            yield held

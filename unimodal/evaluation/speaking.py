@@ -1,42 +1,41 @@
 """Text → speech: Whisper's word error rate on what the model says, for sentences it was never trained on.
 
-The voices of the training data take turns and are asked for by name. `rebuilt_wer` is the same of real recordings of
-test sentences sent through the audio tokenizer: a perfect decoder would reach about that. `dnsmos` is how natural the
-speech sounds, 1 to 5. Where the model says a sentence several times and chooses (`pipeline_reading.py`), `plain_wer` is
-of what it says the first time.
+The voices of the training data take turns and are asked for by name. `rebuilt_wer` is the rate of real recordings of
+the same sentences, sent through the audio tokenizer: about what a perfect decoder would reach. `dnsmos` is how natural
+the speech sounds, 1 to 5. Where the model says a sentence several times and chooses (`pipeline/speech_reading.py`),
+`plain_wer` is of what it says the first time.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
-from unimodal.evaluation import Report
 from unimodal.evaluation.asking import answer_media
-from unimodal.evaluation.judges import Dnsmos, Whisper, word_error_rate
-from unimodal.evaluation.prepared import Speech, sample
+from unimodal.evaluation.judges import DnsmosJudge, WhisperJudge, compute_word_error_rate
+from unimodal.evaluation.prepared import Speech, Utterance, sample
 from unimodal.evaluation.speech_reconstruction import rebuild
+from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document, Turn
 
 DEFAULT_LIMIT = 100  # sentences in all
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
-    speech, whisper, dnsmos = Speech.load(data_folder), Whisper(), Dnsmos()
-    voices = sorted({item["voice"] for item in speech.utterances if item["split"] == "train"})
-    first_of: dict[str, dict] = {}
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
+    speech, whisper, dnsmos = Speech.load(data_folder), WhisperJudge(), DnsmosJudge()
+    voices = sorted({item.voice for item in speech.utterances if item.split == "train"})
+    first_of: dict[str, Utterance] = {}
     for item in speech.utterances:
-        if item["split"] == "test":
-            first_of.setdefault(item["text"], item)
+        if item.split == "test":
+            first_of.setdefault(item.text, item)
     if not first_of or not voices:
         raise ValueError(f"{data_folder}/speech has no test sentences or no training voices; prepare it again")
     items = list(first_of.values())
     items = [items[row] for row in sample(np.arange(len(items)), limit or DEFAULT_LIMIT, seed)]
-    texts = [item["text"] for item in items]
+    texts = [item.text for item in items]
     asked = [voices[index % len(voices)] for index in range(len(texts))]
     documents = [
         Document([Turn("user", model.wording.request(text, "audio", voice))])
@@ -52,18 +51,22 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         seconds += len(sound) / rate_hz
         heard.append(whisper.transcribe(sound))
         scores.append(dnsmos.score(sound))
-        heard_rebuilt.append(whisper.transcribe(rebuild(model, [speech.sound(item)])[0]))
+        heard_rebuilt.append(whisper.transcribe(rebuild(model, [speech.take(item)])[0]))
+    heard_plain = [whisper.transcribe(sound) for sound in plain] if chooses else heard
     by_voice = {}
     for voice in voices:
         own = [index for index, name in enumerate(asked) if name == voice]
         if own:
-            by_voice[voice] = word_error_rate([texts[i] for i in own], [heard[i] for i in own])
+            by_voice[voice] = compute_word_error_rate([texts[i] for i in own], [heard[i] for i in own])
     return {
         "sentences": len(texts),
-        "wer": word_error_rate(texts, heard),
-        "plain_wer": word_error_rate(texts, [whisper.transcribe(sound) for sound in plain] if chooses else heard),
-        "rebuilt_wer": word_error_rate(texts, heard_rebuilt),
+        "wer": compute_word_error_rate(texts, heard),
+        "plain_wer": compute_word_error_rate(texts, heard_plain),
+        "rebuilt_wer": compute_word_error_rate(texts, heard_rebuilt),
         "dnsmos": round(fmean(scores), 2),
         "mean_seconds": round(seconds / len(texts), 2),
         "wer_by_voice": by_voice,
     }
+
+
+SUITE = Suite(run)

@@ -1,8 +1,8 @@
 """Sentences that were never trained on → codes → speech, read by Whisper tiny.en beside the originals.
 
 Word error rates in per cent for every voice: of the original recordings, of those rebuilt from their codes, and the
-difference; and how natural both sound to DNSMOS, 1 to 5. `all` pools the synthetic voices; the human speaker, in no
-training set, is reported apart.
+difference; and how natural both sound to DNSMOS, 1 to 5. `all` pools the synthetic voices; the human speaker, who is in
+no training set, is reported apart.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from torch import Tensor
 
-from unimodal.evaluation import Report
-from unimodal.evaluation.judges import Dnsmos, Whisper, word_error_rate
+from unimodal.evaluation.judges import DnsmosJudge, WhisperJudge, compute_word_error_rate
 from unimodal.evaluation.prepared import Speech
+from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
 
 DEFAULT_LIMIT = 60  # of each voice
@@ -24,44 +23,45 @@ HUMAN = "human"
 BATCH = 8
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
-    speech, whisper, dnsmos = Speech.load(data_folder), Whisper(), Dnsmos()
-    figures: dict[str, Any] = {}
-    pooled = Heard()
-    for voice, items in speech.unseen(limit or DEFAULT_LIMIT, seed).items():
-        own = Heard()
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
+    speech, whisper, dnsmos = Speech.load(data_folder), WhisperJudge(), DnsmosJudge()
+    figures: dict[str, object] = {}
+    pooled = HeardSpeech()
+    for voice, items in speech.choose_unseen(limit or DEFAULT_LIMIT, seed).items():
+        own = HeardSpeech()
         for start in range(0, len(items), BATCH):
             report(f"coding and reading the voice {voice}", start, len(items))
             part = items[start : start + BATCH]
-            sounds = [speech.sound(item) for item in part]
+            sounds = [speech.take(item) for item in part]
             for item, original, rebuilt in zip(part, sounds, rebuild(model, sounds), strict=True):
-                own.texts.append(item["text"])
+                own.texts.append(item.text)
                 for side, sound in ((own.original, original), (own.rebuilt, rebuilt)):
                     side.append((whisper.transcribe(sound), dnsmos.score(sound)))
-        figures[voice] = own.figures()
+        figures[voice] = own.compare()
         if voice != HUMAN:
             pooled.add(own)
     if pooled.texts:
-        figures = {"all": pooled.figures(), **figures}
+        figures = {"all": pooled.compare(), **figures}
     return figures
 
 
 @dataclass
-class Heard:
-    """What was said, and (transcript, DNSMOS) of the original and of the rebuilt sound of each."""
+class HeardSpeech:
+    """The sentences that were said, and of each the (transcript, DNSMOS) of the original and of the rebuilt sound."""
 
     texts: list[str] = field(default_factory=list)
     original: list[tuple[str, float]] = field(default_factory=list)
     rebuilt: list[tuple[str, float]] = field(default_factory=list)
 
-    def add(self, other: Heard) -> None:
+    def add(self, other: HeardSpeech) -> None:
         self.texts += other.texts
         self.original += other.original
         self.rebuilt += other.rebuilt
 
-    def figures(self) -> dict[str, Any]:
+    def compare(self) -> dict[str, object]:
+        """The figures of these sentences."""
         original, rebuilt = (
-            word_error_rate(self.texts, [text for text, _ in side]) for side in (self.original, self.rebuilt)
+            compute_word_error_rate(self.texts, [text for text, _ in side]) for side in (self.original, self.rebuilt)
         )
         return {
             "utterances": len(self.texts),
@@ -77,3 +77,6 @@ def rebuild(model: Unimodal, sounds: list[Tensor]) -> list[Tensor]:
     """The sounds through their codes, each cut to its own length."""
     rebuilt = model.coder.decode("audio", model.coder.encode("audio", sounds))
     return [sound[: len(original)] for sound, original in zip(rebuilt, sounds, strict=True)]
+
+
+SUITE = Suite(run)

@@ -1,8 +1,8 @@
 """What a tuned model has forgotten of its base's text: perplexity of held-out text before and after, and answers.
 
-Definitions of WordNet and paragraphs of a novel by Jane Austen, neither in any corpus of ours, are scored as plain text
-by the base and by the tuned model, over the text rows that both have and, for the tuned model, over its whole
-vocabulary. A model without a base (trained from scratch) is reported alone.
+Definitions of WordNet and paragraphs of a novel by Jane Austen are scored as plain text; neither is in any corpus of
+ours. The base and the tuned model are scored over the text rows that both have, the tuned model over its whole
+vocabulary too. A model without a base (trained from scratch) is reported alone.
 
 Shapes: N tokens, V rows.
 """
@@ -12,15 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from unimodal.data.plain_text import definitions, paragraphs
-from unimodal.evaluation import Report
+from unimodal.evaluation.asking import join_texts
 from unimodal.evaluation.prepared import sample
+from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.model_folder.decoder import load_base_of
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Document, Turn
@@ -33,7 +33,7 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
     raw = data_folder.parent / "raw"
     limit = limit or DEFAULT_LIMIT
     texts = {}
@@ -45,31 +45,33 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         texts[name] = [model.template.text.encode(listed[row])[:MAX_TOKENS] for row in chosen]
     base = load_base_of(model.folder)
     num_text = model.vocabulary.text_size
-    figures: dict[str, Any] = {}
+    figures: dict[str, object] = {}
     for name, streams in texts.items():
         streams = [ids for ids in streams if len(ids) > 1]
-        found: dict[str, Any] = {"texts": len(streams), "tokens": sum(len(ids) - 1 for ids in streams)}
+        found: dict[str, float] = {"texts": len(streams), "tokens": sum(len(ids) - 1 for ids in streams)}
         if base is not None:
             report(f"{name}: the base", 0, 2)
-            found["perplexity_before"] = perplexity(base, streams, num_text)
+            found["perplexity_before"] = compute_perplexity(base, streams, num_text)
         report(f"{name}: the tuned model", 1, 2)
-        found["perplexity_after"] = perplexity(model.decoder, streams, num_text)
-        found["perplexity_after_over_all_rows"] = perplexity(model.decoder, streams, model.vocabulary.size)
+        found["perplexity_after"] = compute_perplexity(model.decoder, streams, num_text)
+        found["perplexity_after_over_all_rows"] = compute_perplexity(model.decoder, streams, model.vocabulary.size)
         if base is not None:
             found["ratio"] = round(found["perplexity_after"] / found["perplexity_before"], 3)
         figures[name] = found
     documents = [Document([Turn("user", question)]) for question in QUESTIONS]
     answers = model.answers(documents, to="text")
     figures["answers"] = [
-        {"asked": question, "answer": " ".join(output.text for output in answer if output.text)}
-        for question, answer in zip(QUESTIONS, answers, strict=True)
+        {"asked": question, "answer": join_texts(answer)} for question, answer in zip(QUESTIONS, answers, strict=True)
     ]
     return figures
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, streams: Sequence[Sequence[int]], num_rows: int) -> float:
-    """exp of the mean negative log-probability of every token but the first, over the first `num_rows` rows."""
+def compute_perplexity(model: nn.Module, streams: Sequence[Sequence[int]], num_rows: int) -> float:
+    """exp of the mean negative log-probability of every token but the first, over the first `num_rows` rows.
+
+    streams: ids of texts, of at least two tokens each.
+    """
     total, count = 0.0, 0
     device = next(model.parameters()).device
     for ids in streams:
@@ -78,3 +80,6 @@ def perplexity(model: nn.Module, streams: Sequence[Sequence[int]], num_rows: int
         total += float(nn.functional.cross_entropy(logits, row[0, 1:], reduction="sum"))
         count += len(ids) - 1
     return round(math.exp(total / max(count, 1)), 3)
+
+
+SUITE = Suite(run)

@@ -1,19 +1,19 @@
 """Speech → text: word error rate of the model's own transcripts of sentences it was never trained on.
 
 Per voice, in per cent, both sides through Whisper's English normaliser. `all` pools the synthetic voices; the human
-speaker, in no training set, is reported apart. `plain_wer` is of transcripts written token by token, where the model
-searches for them (`generation/ctc_beam.py`); `whisper_wer` is Whisper tiny.en on the same recordings.
+speaker, who is in no training set, is reported apart. Where the model searches for its transcripts
+(`generation/ctc_beam.py`), `plain_wer` is of transcripts written token by token. `whisper_wer` is Whisper tiny.en on
+the same recordings.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from unimodal.evaluation import Report
 from unimodal.evaluation.asking import answer_texts
-from unimodal.evaluation.judges import Whisper, word_error_rate
+from unimodal.evaluation.judges import WhisperJudge, compute_word_error_rate
 from unimodal.evaluation.prepared import Speech
+from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
@@ -23,28 +23,28 @@ BATCH = 16
 NUM_EXAMPLES = 4
 
 
-def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: Report) -> dict[str, Any]:
-    speech, whisper = Speech.load(data_folder), Whisper()
+def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
+    speech, whisper = Speech.load(data_folder), WhisperJudge()
     longest_s = model.processor.max_audio_s
-    voices = speech.unseen(limit or DEFAULT_LIMIT, seed, longest_s)
+    voices = speech.choose_unseen(limit or DEFAULT_LIMIT, seed, longest_s)
     if HUMAN in voices and limit is None:
-        voices[HUMAN] = speech.unseen(HUMAN_LIMIT, seed, longest_s)[HUMAN]
-    figures: dict[str, Any] = {}
+        voices[HUMAN] = speech.choose_unseen(HUMAN_LIMIT, seed, longest_s)[HUMAN]
+    figures: dict[str, object] = {}
     pooled: tuple[list[str], ...] = ([], [], [], [])
     for voice, items in voices.items():
         documents = []
         for start in range(0, len(items), BATCH):
             report(f"coding the voice {voice}", start, len(items))
-            for codes in model.coder.encode("audio", [speech.sound(item) for item in items[start : start + BATCH]]):
+            for codes in model.coder.encode("audio", [speech.take(item) for item in items[start : start + BATCH]]):
                 documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.question("audio"))])]))
-        texts = [item["text"] for item in items]
+        texts = [item.text for item in items]
         answers = answer_texts(model, documents, seed, report)
         plain = answer_texts(model, documents, seed, report, "plain") if model.processor.reading else answers
         heard = []
         for index, item in enumerate(items):
             report(f"Whisper reads the voice {voice}", index, len(items))
-            heard.append(whisper.transcribe(speech.sound(item)))
-        figures[voice] = _figures(texts, answers, plain, heard) | {
+            heard.append(whisper.transcribe(speech.take(item)))
+        figures[voice] = _compare(texts, answers, plain, heard) | {
             "examples": [
                 {"said": said, "answer": answer}
                 for said, answer in list(zip(texts, answers, strict=True))[:NUM_EXAMPLES]
@@ -53,13 +53,17 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         if voice != HUMAN:
             for whole, own in zip(pooled, (texts, answers, plain, heard), strict=True):
                 whole.extend(own)
-    return ({"all": _figures(*pooled)} if pooled[0] else {}) | figures
+    return ({"all": _compare(*pooled)} if pooled[0] else {}) | figures
 
 
-def _figures(texts: list[str], answers: list[str], plain: list[str], heard: list[str]) -> dict[str, Any]:
+def _compare(texts: list[str], answers: list[str], plain: list[str], heard: list[str]) -> dict[str, object]:
+    """The figures of what was said, what the model wrote, what it wrote token by token, and what Whisper heard."""
     return {
         "utterances": len(texts),
-        "wer": word_error_rate(texts, answers),
-        "plain_wer": word_error_rate(texts, plain),
-        "whisper_wer": word_error_rate(texts, heard),
+        "wer": compute_word_error_rate(texts, answers),
+        "plain_wer": compute_word_error_rate(texts, plain),
+        "whisper_wer": compute_word_error_rate(texts, heard),
     }
+
+
+SUITE = Suite(run)

@@ -14,7 +14,7 @@ from unimodal.vocabulary import Vocabulary
 
 @runtime_checkable
 class DecodingEngine(Protocol):
-    """What generates with a causal LM: an `Engine`."""
+    """An `Engine`, which generates with a causal LM and its vocabulary."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -24,15 +24,15 @@ class DecodingEngine(Protocol):
 
 
 @runtime_checkable
-class LoadedModel(Protocol):
-    """What has an engine: a loaded `Unimodal`."""
+class HasEngine(Protocol):
+    """A loaded `Unimodal`, which has an engine."""
 
     @property
     def engine(self) -> DecodingEngine: ...
 
 
 #: what a method can be opened on; a bare causal LM of transformers comes with its vocabulary
-CompressionTarget: TypeAlias = LoadedModel | DecodingEngine | nn.Module
+CompressionTarget: TypeAlias = HasEngine | DecodingEngine | nn.Module
 
 
 class CompressionSession:
@@ -77,7 +77,7 @@ class CompressionSession:
 def find_decoder(target: CompressionTarget, vocabulary: Vocabulary | None) -> tuple[nn.Module, Vocabulary]:
     """The stack of layers under a model's head, and the vocabulary of its ids."""
     model: object = target
-    if not isinstance(model, nn.Module) and isinstance(model, LoadedModel):
+    if not isinstance(model, nn.Module) and isinstance(model, HasEngine):
         model = model.engine
     if not isinstance(model, nn.Module) and isinstance(model, DecodingEngine):
         vocabulary = model.vocabulary if vocabulary is None else vocabulary
