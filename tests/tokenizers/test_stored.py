@@ -1,5 +1,6 @@
 """Tokenizer folders: the format of their config, their one hash, the names of weights, and how they are found again."""
 
+import inspect
 import json
 import shutil
 import sys
@@ -200,3 +201,30 @@ def test_codes_latents_and_readers_are_told_apart(flow, tmp_path, monkeypatch):
             load(folder)
     with pytest.raises(ValueError, match="continues no other"):
         FlowTokenizer.load(flow, load_tokenizer(flow))
+
+
+# ---- the page
+
+
+def test_the_page_has_every_checkpoint_and_every_word_of_the_contract():
+    from unimodal.tokenizers import LatentTokenizer, MediaTokenizer, family_class, pretrained
+    from unimodal.tokenizers.interface import MediaReader
+    from unimodal.tokenizers.pretrained.base import NetworkTokenizer
+
+    page = (CARDS.parent / "docs" / "tokenizers.md").read_text()
+    cells = (tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in page.splitlines() if "`" in line)
+    rows = {row[0].strip("`"): row for row in cells if len(row) == 5}
+    assert {name: row[2].strip("`") for name, row in rows.items()} == pretrained.SOURCES
+    for name, row in rows.items():
+        kind = family_class(name)
+        assert issubclass(kind, NetworkTokenizer) and row[1] == kind.modality
+        settings = list(inspect.signature(kind.from_checkpoint).parameters)[1:]
+        assert all(f"`{setting}`" in row[3] for setting in settings) and (settings or row[3] == "none")
+    inherited = {name for name in dir(torch.nn.Module)} | {"config", "rate", "file_target", "stored_state"}
+    inherited |= {"name_on_disk", "load_weights", "stored_dtype", "no_decoder", "check_codes"}
+    for kind in (MediaTokenizer, LatentTokenizer, MediaReader):
+        declared = {name for name in dir(kind) if not name.startswith("_")}
+        declared |= {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
+        own = {name for name in declared if not name.startswith("_") and name not in inherited}
+        missing = {name for name in own if name not in page and name not in ("num_features", "read")}
+        assert not missing, missing

@@ -38,6 +38,7 @@ from unimodal.cli.shared import (
     load_model,
     make_counter,
 )
+from unimodal.cli.tokenizers import tokenizers
 from unimodal.media.registry import MEDIA, load_plugins
 
 if TYPE_CHECKING:
@@ -271,6 +272,7 @@ def evaluate(
 
 for command in (export, push, serve):
     app.command()(command)
+app.add_typer(tokenizers)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -58,10 +58,13 @@ def load_model(name: str | None, report: Reporter, weights: str = "auto") -> Uni
 
 
 def load_coder(name: str | None, report: Reporter) -> MediaCoder:
-    """The media tokenizers of a model, without its decoder. Raises ValueError as `load_model` does."""
-    from unimodal.model_folder.find import find_model
+    """The media tokenizers of a model without its decoder, of a folder of tokenizers, or one tokenizer alone.
 
-    folder = find_model(name)
+    Raises ValueError as `load_model` does.
+    """
+    from unimodal.model_folder.find import find_coder
+
+    folder = find_coder(name)
     report("starting")
     from unimodal.coder import media_coder
 

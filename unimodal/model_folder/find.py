@@ -57,6 +57,19 @@ def find_model(name: str | os.PathLike[str] | None = None) -> Path:
     raise ValueError(f"model {text!r}: no such folder, and not a hub id of the form owner/name")
 
 
+def find_coder(name: str | os.PathLike[str] | None = None) -> Path:
+    """The folder that media are coded with: of one tokenizer, of tokenizers with their vocabulary, or of a model.
+
+    Raises ValueError as `find_model` does.
+    """
+    folder = None if name is None else Path(name).expanduser()
+    if folder is not None and folder.is_dir() and not is_adapter(folder):
+        config = folder / CONFIG_FILE
+        if "family" in read_json(config) if config.is_file() else (folder / VOCABULARY_FILE).is_file():
+            return folder
+    return find_model(name)
+
+
 def list_default_folders() -> list[Path]:
     """Where the default model lies, if it is there."""
     return [cards / DEFAULT_NAME for cards in _card_folders()]

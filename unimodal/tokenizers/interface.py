@@ -127,10 +127,11 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
 
     @abstractmethod
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> CodedT:
-        """``encode`` with checked options; x and lengths are the family's to check."""
+        """``encode`` with checked options and lengths; the shape of x is the family's to check."""
 
     def decode_batch(self, coded: CodedT, options: CodingOptions) -> Tensor:
-        """``decode`` with checked options; the codes are the family's to check. Left out by encoders alone."""
+        """``decode`` with checked options and codes that lie in their blocks; how many an item must have is the
+        family's to check. An encoder alone leaves this out."""
         raise ValueError(self.no_decoder)
 
     def noise_shape(self, num_positions: int) -> tuple[int, ...]:
@@ -163,6 +164,12 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         Raises ValueError for shapes and arguments that the family does not take.
         """
         self._check_condition(condition, self.encode_conditions, len(x), "encode")
+        if lengths is not None and lengths.dim() == 1:
+            longest = x.shape[2] if x.dim() > 2 else 0
+            if len(lengths) != len(x) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= longest:
+                raise ValueError(
+                    f"lengths must be one number from 1 to {longest} for each of {len(x)} items; got {lengths.tolist()}"
+                )
         with torch.inference_mode():
             return self.encode_batch(x, lengths, CodingOptions(condition, published=published))
 
@@ -184,6 +191,9 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         """
         if not self.can_decode:
             raise ValueError(self.no_decoder)
+        if min(codes.counts, default=0) < 1:
+            raise ValueError("there is an item without codes; give every item at least one")
+        self.check_codes(codes)
         self._check_condition(condition, self.decode_conditions, len(codes), "decode")
         given = {"noise": noise, "steps": steps, "guidance": guidance}
         for name, value in given.items():
@@ -197,6 +207,9 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
             if "noise" in self.decode_settings:
                 noise = self.draw_noise(codes, [0] * len(codes)) if noise is None else noise
             return self.decode_batch(codes, CodingOptions(condition, noise, steps, guidance, published))
+
+    def check_codes(self, codes: CodedT) -> None:
+        """ValueError for codes that the family cannot have given."""
 
     def draw_noise(self, codes: CodedT, seeds: Sequence[int]) -> Tensor:
         """Normal noise [B, …] for ``decode``, a seed for each item, 0 past the end of the shorter ones.
@@ -259,6 +272,20 @@ class MediaTokenizer(MediaCodec[Codes]):
     def group_sizes(self, block: str) -> tuple[int, ...]:
         """Values of each group of a block: the codebooks where there are several, else the block's own size."""
         return self.codebook_sizes if len(self.codebook_sizes) > 1 else (self.block_sizes[block],)
+
+    def check_codes(self, codes: Codes) -> None:
+        """ValueError unless every real code lies in its block. Fewer groups than there are codebooks are allowed, as
+        residual codes have them, and fewer positions than there are segments."""
+        groups, at = codes.ids.shape[2], 0
+        if not 1 <= groups <= len(self.codebook_sizes):
+            raise ValueError(f"{self.modality} codes come in {len(self.codebook_sizes)} groups; got {groups}")
+        free = max(0, codes.ids.shape[1] - sum(count or 0 for _, count in self.segments))
+        for name, count in self.segments:
+            place = slice(at, at + (free if count is None else count))
+            at = place.stop
+            for ids, size in zip(codes.ids[:, place][codes.mask[:, place]].T, self.group_sizes(name), strict=False):
+                if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+                    raise ValueError(f"{name} codes must lie in [0, {size}); got {int(ids.min())}…{int(ids.max())}")
 
     def code_features(self, block: str, group: int = 0) -> Tensor | None:
         """The vectors of a block's codes, float [size, K] on the CPU, near ones for codes that are alike; None where

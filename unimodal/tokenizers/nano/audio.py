@@ -106,7 +106,10 @@ class AudioDecoder(nn.Module):
 
 
 class AudioTokenizer(MediaTokenizer):
-    """See the module's page. ``encode``: float [B, 1, T] in [-1, 1] at 16 kHz → Codes [B, ceil(T / 512), 1]."""
+    """nano's speech at 16 kHz: 31.25 codes a second of a 4,096-value codebook.
+
+    ``encode``: float [B, 1, T] in [-1, 1] → Codes [B, ceil(T / 512), 1].
+    """
 
     modality: ClassVar[str] = "audio"
     config_class: ClassVar[type[TokenizerConfig]] = AudioTokenizerConfig
@@ -171,12 +174,6 @@ class AudioTokenizer(MediaTokenizer):
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] == 0:
             raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}")
-        if lengths is not None and (
-            lengths.shape != x.shape[:1] or int(lengths.min()) < 1 or int(lengths.max()) > x.shape[2]
-        ):
-            raise ValueError(
-                f"lengths must be one number from 1 to {x.shape[2]} for each of {len(x)} clips; got {lengths.tolist()}"
-            )
         log_mel, mask = self.frames(x[:, 0].float(), lengths)
         _, ids = self.quantize(log_mel, mask)
         real = mask[:, 0] > 0
@@ -184,12 +181,6 @@ class AudioTokenizer(MediaTokenizer):
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         ids = codes.ids[..., 0]
-        if ids.shape[1] == 0:
-            raise ValueError("there are no audio codes to decode; give at least one")
-        if int(ids.min()) < 0 or int(ids.max()) >= self.codebook_sizes[0]:
-            raise ValueError(
-                f"audio codes must lie in [0, {self.codebook_sizes[0]}); got {int(ids.min())}…{int(ids.max())}"
-            )
         mask = codes.mask[:, None].to(self.decoder.out.weight.dtype)
         log_mel = self.decoder(self.quantizer.to_values(ids), mask)
         wave = self.head(log_mel, mask.repeat_interleave(FRAMES_PER_CODE, dim=-1))

@@ -47,8 +47,11 @@ class VideoTokenizerConfig(TokenizerConfig):
 
 
 class VideoTokenizer(MediaTokenizer):
-    """``encode``: float [B, 3, 1 + M·F, 64, 64] in [0, 1] → Codes [B, 64·(1 + M), 1]. Holds, but does not store, the
-    image tokenizer."""
+    """nano's clips: the first frame's picture codes, then 64 codes of motion for every four frames.
+
+    ``encode``: float [B, 3, 1 + M·F, 64, 64] in [0, 1] → Codes [B, 64·(1 + M), 1]. Holds, but does not store, the image
+    tokenizer.
+    """
 
     modality: ClassVar[str] = "video"
     continues: ClassVar[str | None] = "image"

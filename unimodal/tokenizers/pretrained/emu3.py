@@ -24,7 +24,6 @@ from unimodal.tokenizers.codes import Codes, Grid
 from unimodal.tokenizers.interface import CodingOptions, FitMode
 from unimodal.tokenizers.pretrained.base import (
     build_config,
-    check_codes,
     decode_rows,
     fill_weights,
     group_by_size,
@@ -78,8 +77,11 @@ class Emu3Network(NetworkImageTokenizer):
 
 
 class Emu3Tokenizer(Emu3Network):
-    """``encode``: float [B, 3, H, W] in [0, 1] → Codes [B, H·W / 64, 1]; `lengths` int64 [B, 2] are the heights and
-    widths of pictures that are padded at the bottom and on the right."""
+    """Emu3's pictures of any shape: a code of 32,768 values for every 8×8 pixels.
+
+    ``encode``: float [B, 3, H, W] in [0, 1] → Codes [B, H·W / 64, 1]; `lengths` int64 [B, 2] are the heights and widths
+    of pictures that are padded at the bottom and on the right.
+    """
 
     config_class: ClassVar[type[TokenizerConfig]] = Emu3TokenizerConfig
     config: Emu3TokenizerConfig
@@ -146,7 +148,6 @@ class Emu3Tokenizer(Emu3Network):
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         """[B, 3, H, W]. Without a grid the codes are a square; a smaller picture of a batch is padded with 0."""
-        check_codes(codes, self.codebook_sizes, "image")
 
         def picture(ids: Tensor) -> Tensor:
             height, width = self.find_grid(ids.shape[1], codes.grid)
@@ -175,8 +176,11 @@ class Emu3VideoTokenizerConfig(NetworkImageConfig):
 
 
 class Emu3VideoTokenizer(Emu3Network):
-    """``encode``: float [B, 3, T, H, W] in [0, 1], T a multiple of 4 → Codes [B, T/4 · H/8 · W/8, 1]; `lengths` int64
-    [B] are the frames that are real."""
+    """Emu3's clips: a code of 32,768 values for every 8×8 pixels of four frames.
+
+    ``encode``: float [B, 3, T, H, W] in [0, 1], T a multiple of 4 → Codes [B, T/4 · H/8 · W/8, 1]; `lengths` int64 [B]
+    are the frames that are real.
+    """
 
     modality: ClassVar[str] = "video"
     config_class: ClassVar[type[TokenizerConfig]] = Emu3VideoTokenizerConfig
@@ -229,7 +233,6 @@ class Emu3VideoTokenizer(Emu3Network):
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         """[B, 3, T, H, W]. Without a grid the frames are squares of `image_size`; a shorter clip ends in black."""
-        check_codes(codes, self.codebook_sizes, "video")
         side = self.config.image_size // self.factor
         height, width = (side, side) if codes.grid is None else codes.grid[1:]
 

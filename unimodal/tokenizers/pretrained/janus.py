@@ -20,7 +20,6 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, FitMode, MediaReader
 from unimodal.tokenizers.pretrained.base import (
     build_config,
-    check_codes,
     check_counts,
     decode_rows,
     fill_weights,
@@ -51,7 +50,10 @@ class JanusTokenizerConfig(JanusImageConfig):
 
 
 class JanusTokenizer(NetworkImageTokenizer):
-    """``encode``: float [B, 3, S, S] in [0, 1] → Codes [B, (S / 16)², 1] in raster order."""
+    """Janus's drawn pictures of 384×384 pixels: 24×24 codes of LlamaGen's 16,384-value codebook.
+
+    ``encode``: float [B, 3, S, S] in [0, 1] → Codes [B, (S / 16)², 1] in raster order.
+    """
 
     config_class: ClassVar[type[TokenizerConfig]] = JanusTokenizerConfig
     config: JanusTokenizerConfig
@@ -91,7 +93,6 @@ class JanusTokenizer(NetworkImageTokenizer):
         return Codes.whole(ids, (1, self.side, self.side))
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
-        check_codes(codes, self.codebook_sizes, "image")
         check_counts(codes, self.side**2)
         return self.unscale_pixels(torch.stack(decode_rows(codes, lambda ids: self.network.decode(ids[..., 0]))))
 
@@ -101,7 +102,10 @@ class JanusReaderConfig(JanusImageConfig):
 
 
 class JanusReader(PixelScale, MediaReader):
-    """``read``: float [B, 3, S, S] in [0, 1] → features [B, (S / patch)², D] in raster order."""
+    """Janus's read pictures of 384×384 pixels: 24×24 features of a SigLIP tower.
+
+    ``read``: float [B, 3, S, S] in [0, 1] → features [B, (S / patch)², D] in raster order.
+    """
 
     modality: ClassVar[str] = "image"
     stored_dtype: ClassVar[torch.dtype] = torch.float32

@@ -25,7 +25,7 @@ class Xcodec2TokenizerConfig(NetworkAudioConfig):
 
 
 class Xcodec2Tokenizer(NetworkAudioTokenizer):
-    """See the module's page."""
+    """X-Codec 2: speech at 16 kHz, 50 codes a second of a 65,536-value codebook."""
 
     config_class: ClassVar[type[TokenizerConfig]] = Xcodec2TokenizerConfig
     config: Xcodec2TokenizerConfig

@@ -1,0 +1,136 @@
+"""`unimodal tokenizers list` and `unimodal tokenizers show NAME`: the families there are, and what one gives."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from unimodal.tokenizers.interface import MediaModule, MediaTokenizer
+
+tokenizers = typer.Typer(
+    name="tokenizers",
+    help="The families of media tokenizers, and what a saved one gives.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@tokenizers.command("list")
+def list_families() -> None:
+    """List every family: ours, and those of `$UNIMODAL_PLUGINS` and of installed packages."""
+    from unimodal.tokenizers import families, family_class, pretrained
+
+    rows = [("family", "medium", "gives", "a public checkpoint", "what it is")]
+    for name in families():
+        kind = family_class(name)
+        rows.append((name, kind.modality, _name_result(kind), pretrained.SOURCES.get(name, "—"), _summarise(kind)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        print("  ".join([*cells, row[4]]))
+
+
+@tokenizers.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A family, or the folder of a saved tokenizer.")],
+) -> None:
+    """Show a family's settings, or the codes, sizes and hash of a saved tokenizer."""
+    from unimodal.tokenizers import families, is_tokenizer
+
+    folder = Path(name).expanduser()
+    alone = is_tokenizer(folder)
+    if folder.is_dir() and not alone and name not in families():
+        inside = sorted(path.name for path in folder.glob("*_tokenizer") if path.is_dir())
+        advice = f"name one of its {', '.join(inside)}" if inside else "it holds none"
+        raise ValueError(f"{name} is not the folder of a tokenizer; {advice}")
+    lines = list(_describe_folder(folder) if alone else _describe_family(name))
+    width = max(len(what) for what, _ in lines)
+    for what, value in lines:
+        print(f"{what.ljust(width)}  {value}")
+
+
+def _describe_family(name: str) -> Iterator[tuple[str, str]]:
+    """What a family takes; ValueError for a name that is neither a folder nor a family."""
+    from unimodal.tokenizers import family_class, pretrained
+    from unimodal.tokenizers.pretrained.base import NetworkTokenizer
+
+    kind = family_class(name)
+    yield "family", name
+    yield from _describe_class(kind)
+    if name in pretrained.SOURCES and issubclass(kind, NetworkTokenizer):
+        yield "a public checkpoint", pretrained.SOURCES[name]
+        for parameter in list(inspect.signature(kind.from_checkpoint).parameters.values())[1:]:
+            yield "setting of a checkpoint", f"{parameter.name} = {parameter.default}"
+    for field, info in kind.config_class.model_fields.items():
+        if field != "family":
+            yield "setting", field if info.is_required() else f"{field} = {info.default}"
+
+
+def _describe_folder(folder: Path) -> Iterator[tuple[str, str]]:
+    """What a saved tokenizer or reader gives."""
+    from unimodal.tokenizers import family_class, family_of, load_tokenizer, stored_sha256
+    from unimodal.tokenizers.interface import MediaTokenizer
+
+    family = family_of(folder)
+    kind = family_class(family)
+    yield "folder", str(folder)
+    yield "family", family
+    yield from _describe_class(kind)
+    module = load_tokenizer(folder) if issubclass(kind, MediaTokenizer) else kind.load(folder)
+    if isinstance(module, MediaTokenizer):
+        yield from _describe_codes(module)
+    if module.rate is not None:
+        yield "takes", f"{module.rate:g} {'samples' if module.sample_rate_hz else 'frames'} a second"
+    if module.picture_size is not None:
+        yield "pictures", "{1}×{0} pixels".format(*module.picture_size)
+    yield "parameters", f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+    yield "sha256", stored_sha256(folder)
+
+
+def _describe_codes(tokenizer: MediaTokenizer) -> Iterator[tuple[str, str]]:
+    groups = len(tokenizer.codebook_sizes)
+    for (name, count), times in Counter(tokenizer.segments).items():
+        sizes = tokenizer.group_sizes(name)
+        many = "any number" if count is None else f"{times} × {count}" if times > 1 else str(count)
+        each = f"{sizes[0]:,}" if len(set(sizes)) == 1 else ", ".join(f"{size:,}" for size in sizes)
+        yield f"codes of {name!r}", f"{many}, of {each} values{f', in {groups} groups' if groups > 1 else ''}"
+    if tokenizer.tokens_per_item is not None:
+        bits = sum(
+            (count or 0) * sum(math.log2(size) for size in tokenizer.group_sizes(name) if size)
+            for name, count in tokenizer.segments
+        )
+        yield "an item", f"{tokenizer.tokens_per_item} positions, {bits:,.0f} bits"
+    if tokenizer.tokens_per_second is not None:
+        bits = tokenizer.tokens_per_second * sum(math.log2(size) for size in tokenizer.codebook_sizes)
+        yield "a second", f"{tokenizer.tokens_per_second:g} positions, {bits:,.0f} bits"
+    yield "a prefix", "decodes to a coarser result" if tokenizer.ordered else "does not decode by itself"
+    yield "decoder", "yes" if tokenizer.can_decode else "none: it only encodes"
+
+
+def _describe_class(kind: type[MediaModule]) -> Iterator[tuple[str, str]]:
+    yield "class", f"{kind.__module__}:{kind.__qualname__}"
+    yield "medium", kind.modality
+    yield "gives", _name_result(kind)
+    yield "what it is", _summarise(kind)
+
+
+def _name_result(kind: type[MediaModule]) -> str:
+    """codes, latents or features."""
+    from unimodal.tokenizers import LatentTokenizer, MediaTokenizer
+
+    if issubclass(kind, MediaTokenizer):
+        return "codes"
+    return "latents" if issubclass(kind, LatentTokenizer) else "features"
+
+
+def _summarise(kind: type[MediaModule]) -> str:
+    """The first sentence of the class's docstring."""
+    text = (kind.__doc__ or "no description").split("\n\n")[0]
+    return " ".join(text.split()).split(". ")[0].rstrip(".")
