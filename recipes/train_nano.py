@@ -100,7 +100,7 @@ class Documents:
         item, draw = (int(number) for number in self.plan[index])
         document = self.source.document(item, draw)
         if sources.generator(self.seed, "drop", self.source.name, item, draw).random() < self.text_dropout:
-            document = document.without_text()
+            document = document.drop_text()
         return self.template.render(document)
 
 

@@ -78,7 +78,7 @@ def test_codes_are_those_of_the_pipeline_and_stand_in_their_places(tokenize, sev
             Turn(turn.role, [model.coder.encode_part(part) for part in turn.parts]) for turn in given.turns
         )
         assert same(made, model.template.render(coded))
-        assert tokenize.template.parse(made.ids) == coded.canonical()
+        assert tokenize.template.parse(made.ids) == coded.canonicalize()
 
 
 def test_a_bad_document_hurts_no_other(tokenize, several, media):

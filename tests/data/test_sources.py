@@ -255,7 +255,7 @@ def test_from_sources_to_batches(prepared, tmp_path):
             documents_per_shard=16,
         )
     batches = Batches(Mixture(sets, seed=0), 128, 512, template.vocabulary.control_id("<|pad|>"))
-    wanted = {source.document(*row.tolist()).canonical() for source in sources for row in plans[source.name]}
+    wanted = {source.document(*row.tolist()).canonicalize() for source in sources for row in plans[source.name]}
     num_seen = 0
     for _ in range(3):
         batch = batches.next_batch()

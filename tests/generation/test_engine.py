@@ -166,7 +166,7 @@ def test_no_answer_breaks_its_grammar(model, vocabulary, data):
         assert answer[-1] == end and len(answer) <= config.max_new_tokens
         found, at = set(), 0
         while at < len(answer) - 1:
-            medium = vocabulary.span_started_by(answer[at])
+            medium = vocabulary.find_opened_medium(answer[at])
             if medium is None:
                 assert vocabulary.is_text(answer[at]) and answer[at] not in vocabulary.text_reserved
                 found.add("text")

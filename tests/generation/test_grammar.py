@@ -80,7 +80,7 @@ def read(vocabulary: Vocabulary, rows: list[int]) -> tuple[list[tuple[str, np.nd
     spans, texts, at = [], 0, 0
     assert rows[-1] == vocabulary.control_id("end_of_turn")
     while at < len(rows) - 1:
-        modality = vocabulary.span_started_by(rows[at])
+        modality = vocabulary.find_opened_medium(rows[at])
         if modality is None:
             assert vocabulary.is_text(rows[at]) and rows[at] not in vocabulary.text_reserved
             texts, at = texts + 1, at + 1

@@ -82,9 +82,9 @@ def documents(name):
 def test_what_is_written_is_read_back(formats, name, data):
     template, document = formats[name], data.draw(documents(name))
     rendered = template.render(document)
-    assert template.parse(rendered.ids) == document.canonical()
+    assert template.parse(rendered.ids) == document.canonicalize()
     padded = np.concatenate([rendered.ids, np.full(3, template.vocabulary.control_id("pad"))])
-    assert template.parse(padded) == document.canonical()
+    assert template.parse(padded) == document.canonicalize()
 
 
 @pytest.mark.parametrize("name", ["emu3", "chameleon", "janus"])
@@ -94,7 +94,7 @@ def test_the_answer_is_what_is_learnt_and_stands_behind_its_prompt(formats, name
     template, document = formats[name], data.draw(documents(name))
     if document.turns[-1].role != "assistant":
         return
-    asked, answer = Document(document.turns[:-1]), document.turns[-1].canonical()
+    asked, answer = Document(document.turns[:-1]), document.turns[-1].canonicalize()
     drawn = isinstance(answer.parts[0], Image)
     prompt = template.render(asked, add_generation_prompt=True, to="image" if drawn else "text").ids
     rendered = template.render(document)
@@ -172,7 +172,7 @@ def test_the_official_prompts(formats):
     assert janus == [
         bos, *text.encode("Be kind.\n\n"), user, *text.encode(": Why?\n\n"), assistant, *text.encode(":"),
     ]  # fmt: skip
-    other = formats["janus"].unconditional(chat(("user", "Why?")), None, "image").ids
+    other = formats["janus"].render_unconditional(chat(("user", "Why?")), None, "image").ids
     assert set(other[1:]) == {formats["janus"].vocabulary.control_id("pad")} and other[0] == bos
 
 
@@ -180,12 +180,12 @@ def test_what_chameleon_is_guided_away_from(formats):
     """The release's own: all but words and marks."""
     template = formats["chameleon"]
     bos, picture = template.vocabulary.control_id("bos"), Image(codes=[3] * 6)
-    assert template.unconditional(chat(("user", "a red apple")), None, "image").ids.tolist() == [bos]
+    assert template.render_unconditional(chat(("user", "a red apple")), None, "image").ids.tolist() == [bos]
     document = chat(("user", [Text("like this"), picture]), ("assistant", "a cat"), ("user", "in blue"))
     span = template.vocabulary.encode_span("image", picture.codes)
-    assert template.unconditional(document, None, "image").ids.tolist() == [bos, *span]
+    assert template.render_unconditional(document, None, "image").ids.tolist() == [bos, *span]
     negative = chat(("user", "a dog"))
-    found = template.unconditional(document, negative, "image").ids.tolist()
+    found = template.render_unconditional(document, negative, "image").ids.tolist()
     assert found == template.render(negative, add_generation_prompt=True).ids.tolist()
 
 

@@ -280,7 +280,7 @@ def test_janus_draws_what_transformers_draws(janus, words):
     assert [*prompt, start] == inputs["input_ids"][0].tolist()
     found = greedy(
         ours, prompt, max_new_tokens=40, guidance={"image": 5.0},
-        unconditional=tuple(ours.template.unconditional(document, None, "image").ids),
+        unconditional=tuple(ours.template.render_unconditional(document, None, "image").ids),
     )  # fmt: skip
     block = ours.vocabulary.block_range("image")
     codes = [row - block.start for row in found[1:-2]]

@@ -233,7 +233,9 @@ class MediaCoder:
     def decode_part(self, part: Part) -> Output:
         if isinstance(part, Text):
             return Output(part)
-        return Output(part, self.decode(part.modality, [part.codes], [part.grid])[0], self.rate(part.modality))
+        return Output(
+            part, self.decode(part.modality, [part.require_codes()], [part.grid])[0], self.rate(part.modality)
+        )
 
     # ---- files ⇄ codes, without the decoder
 

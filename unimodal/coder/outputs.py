@@ -41,13 +41,13 @@ class Output:
     @property
     def num_codes(self) -> int:
         """Code steps of a medium, 0 of a text."""
-        return 0 if isinstance(self.part, Text) else len(self.part.codes)
+        return 0 if isinstance(self.part, Text) else len(self.part.require_codes())
 
     def __repr__(self) -> str:
         if isinstance(self.part, Text):
             return f"Output({self.text!r})"
         shape = "" if self.media is None else f", {list(self.media.shape)}"
-        return f"Output({self.modality}, {len(self.part.codes)} codes{shape})"
+        return f"Output({self.modality}, {len(self.part.require_codes())} codes{shape})"
 
     def save(self, path: str | Path) -> None:
         """Writes the file whole or not at all, in the format of its suffix; ValueError for one that does not fit."""

@@ -52,4 +52,4 @@ class PartialPictures:
 def decode_prefix(coder: MediaCoder, codes: Sequence[int]) -> Output:
     """What the first codes of a picture show."""
     part = Image(codes=np.array(codes, dtype=np.int64))
-    return Output(part, coder.decode("image", [part.codes])[0])
+    return Output(part, coder.decode("image", [part.require_codes()])[0])

@@ -227,7 +227,7 @@ class RenderedDocuments:
         )
         document = self.template.begin_chat(document, self.system)
         if makes_media and generator(self.seed, "condition", item, draw).random() < self.dropout:
-            document = document.without_text()
+            document = document.drop_text()
         rendered = self.template.render(document)
         if len(rendered) > self.limit[0]:
             self._tell(number, len(rendered))

@@ -38,6 +38,7 @@ class MediaPart(_Model):
     path: str | None = None
     data: bytes | None = Field(default=None, repr=False)
     codes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None  # [N] or [N, G]
+    grid: tuple[int, int] | None = None  # rows and columns of codes, for models that write them
 
     @field_validator("type")
     @classmethod
@@ -136,7 +137,7 @@ def describe_message_error(error: ValidationError) -> str:
 def _to_part(part: TextPart | MediaPart) -> Part:
     if isinstance(part, TextPart):
         return Text(part.text)
-    return MEDIA_PARTS[part.type](codes=part.codes, path=part.path, data=part.data)
+    return MEDIA_PARTS[part.type](codes=part.codes, path=part.path, data=part.data, grid=part.grid)
 
 
 def _from_part(part: Part) -> TextPart | MediaPart:
@@ -148,4 +149,5 @@ def _from_part(part: Part) -> TextPart | MediaPart:
         path=part.path,
         data=part.data,
         codes=None if part.codes is None else part.codes.tolist(),
+        grid=part.grid,
     )

@@ -35,13 +35,13 @@ def find_open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[in
     frame = vocabulary.control_id("<|frame|>") if vocabulary.has_control("<|frame|>") else None
     for index in range(len(prefix) - 1, -1, -1):
         if vocabulary.is_control(prefix[index]) and prefix[index] != frame:
-            return prefix[index:] if vocabulary.span_started_by(prefix[index]) else ()
+            return prefix[index:] if vocabulary.find_opened_medium(prefix[index]) else ()
     return ()
 
 
 def read_open_grid(vocabulary: Vocabulary, span: Sequence[int]) -> Grid | None:
     """The grid that an open span names, where it is written in rows and its size is whole."""
-    modality = vocabulary.span_started_by(span[0]) if len(span) else None
+    modality = vocabulary.find_opened_medium(span[0]) if len(span) else None
     marks = None if modality is None else vocabulary.layout(modality).grid
     found = None if marks is None else marks.read_header(span[1:])
     return None if found is None else found[0]

@@ -248,7 +248,7 @@ def _read_source(modality: str, part: Mapping[str, object]) -> object:
     [name] = given
     value = part[name]
     if name == "codes":
-        return MEDIA_PARTS[modality](codes=value)
+        return MEDIA_PARTS[modality](codes=np.asarray(value))
     if name == MEDIA[modality].url_type and isinstance(value, Mapping):
         value = value.get("url")
     if isinstance(value, str) and (name == "base64" or value.startswith("data:")):

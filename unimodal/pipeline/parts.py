@@ -90,7 +90,7 @@ class LoadedModel:
     def add_system_turn(self, document: Document, to: str | None = None) -> Document:
         """The document behind the model's own system turn, where it has one, the document has none and no medium is
         asked for."""
-        return document if to in self.vocabulary.media else document.with_system(self.processor.system)
+        return document if to in self.vocabulary.media else document.add_system(self.processor.system)
 
     def read(self, rendered: Rendered) -> list[int]:
         """The ids [N] of a rendered prompt; where media are read through features, those of the features."""
@@ -109,7 +109,7 @@ class LoadedModel:
                         parts.append(part)
             if not parts:
                 continue
-            media = self.coder.decode(modality, [part.codes for part in parts], [part.grid for part in parts])
+            media = self.coder.decode(modality, [part.require_codes() for part in parts], [part.grid for part in parts])
             rate = self.coder.rate(modality)
             for (number, place), part, medium in zip(places, parts, media, strict=True):
                 outputs[number][place] = Output(part, medium, rate)

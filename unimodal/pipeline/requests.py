@@ -220,8 +220,8 @@ def prepare_prompt(
     guided = tuple(name for name in guided if name in model.vocabulary.media)
     unconditional: tuple[int, ...] | None = None
     if any(guidance.get(name, 1.0) != 1.0 for name in guided):
-        other = None if settings.negative is None else document.with_text(_word_negative(model, settings))
-        unconditional = (*model.read(model.template.unconditional(document, other, to)), *begun)
+        other = None if settings.negative is None else document.replace_text(_word_negative(model, settings))
+        unconditional = (*model.read(model.template.render_unconditional(document, other, to)), *begun)
     elif settings.negative is not None:
         raise ValueError("a negative prompt works through guidance, which is 1 here; raise the guidance")
     interval = settings.guidance_interval

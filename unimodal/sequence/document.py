@@ -6,24 +6,24 @@
     ])
 
 A media part holds the `path` of a file, its bytes as `data`, or the `codes` its tokenizer made of it, int64 `[N]` or
-`[N, G]`. Any part may stand in any turn, in any number and order. Parts, turns and documents are frozen, comparable and
-go to and from JSON, where bytes are base64.
+`[N, G]`. Any part may stand in any turn, in any number and order. Parts, turns and documents are frozen and comparable;
+as JSON they are the conversations of `data/messages.py`.
 
 Two adjacent texts mean the same as one text of both with a space between, and an empty text means nothing:
-`canonical()` joins the first and drops the second. `Template.parse(Template.render(d))` gives `d.canonical()`.
+`canonicalize()` joins the first and drops the second. `Template.parse(Template.render(d))` gives `d.canonicalize()`.
 
 Legend: N code steps, G groups of the tokenizer.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from unimodal.media.registry import MEDIA, find_medium, join_names
 from unimodal.vocabulary import ROLES
@@ -31,6 +31,8 @@ from unimodal.vocabulary import ROLES
 
 @dataclass(frozen=True)
 class Text:
+    """Words. Raises ValueError for what is no string or no valid Unicode."""
+
     text: str
 
     def __post_init__(self) -> None:
@@ -41,52 +43,57 @@ class Text:
         except UnicodeEncodeError as error:
             raise ValueError(f"text holds a lone surrogate at character {error.start}; give valid Unicode") from None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"type": "text", "text": self.text}
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Media:
     """A picture, a sound, a clip or another medium: its codes, int64 `[N]` / `[N, G]`, or the path or the bytes of a
     file that is not encoded yet.
 
-    `grid` are the rows and columns of codes, for models whose pictures have any shape; others need none.
+    `grid` are the rows and columns of codes, for models whose pictures have any shape; others need none. Raises
+    ValueError unless exactly one of codes, path and data is given, and for codes that are no integers.
     """
 
-    codes: Any = None
-    path: str | None = None
-    data: bytes | None = field(default=None, repr=False)
-    grid: tuple[int, int] | None = None
+    codes: np.ndarray | None
+    path: str | None
+    data: bytes | None = field(repr=False)
+    grid: tuple[int, int] | None
     modality: ClassVar[str] = ""
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        codes: ArrayLike | None = None,
+        path: str | os.PathLike[str] | None = None,
+        data: bytes | None = None,
+        grid: Sequence[int] | None = None,
+    ) -> None:
         find_medium(self.modality)
-        if sum(given is not None for given in (self.codes, self.path, self.data)) != 1:
+        if sum(given is not None for given in (codes, path, data)) != 1:
             raise ValueError(f"give the {self.modality} part either codes or a path or data, not several or none")
-        if self.path is not None:
-            object.__setattr__(self, "path", str(self.path))
-        if self.data is not None and not isinstance(self.data, bytes):
-            raise ValueError(f"the data of the {self.modality} part must be bytes, got {type(self.data).__name__}")
-        if self.grid is not None:
-            object.__setattr__(self, "grid", (int(self.grid[0]), int(self.grid[1])))
-        if self.codes is None:
-            return
-        given = self.codes.detach().cpu().numpy() if hasattr(self.codes, "detach") else self.codes
-        codes = np.array(given)  # a copy: the part is frozen
+        if data is not None and not isinstance(data, bytes):
+            raise ValueError(f"the data of the {self.modality} part must be bytes, got {type(data).__name__}")
+        object.__setattr__(self, "codes", None if codes is None else self._copy_codes(codes))
+        object.__setattr__(self, "path", None if path is None else str(path))
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "grid", None if grid is None else (int(grid[0]), int(grid[1])))
+
+    def _copy_codes(self, given: ArrayLike) -> np.ndarray:
+        """Codes as an array of their own that nobody can write to: the part is frozen."""
+        codes = np.array(given)
         if codes.size and codes.dtype.kind not in "iu":
             raise ValueError(f"{self.modality} codes must be integers, got {codes.dtype}")
         if codes.ndim not in (1, 2) or not codes.size:
             raise ValueError(f"{self.modality} codes must be [N] or [N, G] and not empty, got {list(codes.shape)}")
         codes = codes.astype(np.int64)
         codes.flags.writeable = False
-        object.__setattr__(self, "codes", codes)
+        return codes
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
         assert isinstance(other, Media)
         if self.codes is None or other.codes is None:
-            return self.codes is other.codes and self.path == other.path and self.data == other.data
+            both_files = self.codes is None and other.codes is None
+            return both_files and self.path == other.path and self.data == other.data
         return self.grid == other.grid and bool(np.array_equal(self.codes, other.codes))
 
     def __hash__(self) -> int:
@@ -94,6 +101,12 @@ class Media:
 
     def __reduce__(self) -> tuple[Callable[..., Media], tuple[object, ...]]:
         return make_part, (self.modality, self.codes, self.path, self.data, self.grid)  # the class may be made here
+
+    def require_codes(self) -> np.ndarray:
+        """The codes, int64 [N] or [N, G]. Raises ValueError for a part that has none yet."""
+        if self.codes is None:
+            raise ValueError(f"the {self.modality} {self.name!r} has no codes yet; encode it with its tokenizer first")
+        return self.codes
 
     @property
     def source(self) -> str | bytes:
@@ -105,28 +118,19 @@ class Media:
     @property
     def name(self) -> str:
         """What messages call the part: its path, or that it is bytes or codes."""
-        return self.path or (f"{len(self.data):,} bytes" if self.data is not None else f"{len(self.codes)} codes")
-
-    def to_dict(self) -> dict[str, Any]:
-        if self.data is not None:
-            return {"type": self.modality, "data": base64.b64encode(self.data).decode("ascii")}
-        if self.codes is None:
-            return {"type": self.modality, "path": self.path}
-        grid = {} if self.grid is None else {"grid": list(self.grid)}
-        return {"type": self.modality, "codes": self.codes.tolist(), **grid}
+        if self.codes is not None:
+            return f"{len(self.codes)} codes"
+        return self.path or f"{len(self.data or b''):,} bytes"
 
 
-@dataclass(frozen=True, eq=False)
 class Image(Media):
     modality: ClassVar[str] = "image"
 
 
-@dataclass(frozen=True, eq=False)
 class Audio(Media):
     modality: ClassVar[str] = "audio"
 
 
-@dataclass(frozen=True, eq=False)
 class Video(Media):
     modality: ClassVar[str] = "video"
 
@@ -135,7 +139,7 @@ Part = Text | Media
 
 
 class MediaParts(Mapping[str, type[Media]]):
-    """Medium → the class of its parts, for every medium that is registered; a new one's class is made when asked for.
+    """Medium → the class of its parts, for every registered medium; a further one's class is made when it is needed.
 
     Raises KeyError for a name that is no medium.
     """
@@ -162,7 +166,7 @@ MEDIA_PARTS = MediaParts((Image, Audio, Video))
 
 def make_part(
     modality: str,
-    codes: object = None,
+    codes: ArrayLike | None = None,
     path: str | None = None,
     data: bytes | None = None,
     grid: tuple[int, int] | None = None,
@@ -172,26 +176,10 @@ def make_part(
     return MEDIA_PARTS[modality](codes, path, data, grid)
 
 
-def part_from_dict(data: Mapping[str, Any]) -> Part:
-    """The inverse of a part's `to_dict`; ValueError on an unknown type or entry."""
-    fields = dict(data)
-    kind = fields.pop("type", None)
-    try:
-        if kind == "text":
-            return Text(**fields)
-        if kind in MEDIA_PARTS:
-            if isinstance(fields.get("data"), str):
-                fields["data"] = base64.b64decode(fields["data"], validate=True)
-            return MEDIA_PARTS[kind](**fields)
-    except binascii.Error as error:
-        raise ValueError(f"the data of a part of type {kind!r} is not base64 ({error})") from None
-    except TypeError:
-        raise ValueError(f"a part of type {kind!r} does not take {', '.join(sorted(fields)) or 'nothing'}") from None
-    raise ValueError(f"part type {kind!r} is unknown; use {join_names(('text', *MEDIA))}")
-
-
 @dataclass(frozen=True)
 class Turn:
+    """What one role says and shows. Raises ValueError for an unknown role and for what is no part."""
+
     role: str
     parts: tuple[Part, ...]
 
@@ -211,7 +199,8 @@ class Turn:
         """All texts of the turn, with a space between them."""
         return " ".join(part.text for part in self.parts if isinstance(part, Text) and part.text)
 
-    def canonical(self) -> Turn:
+    def canonicalize(self) -> Turn:
+        """The same turn with adjacent texts joined and empty texts dropped."""
         parts: list[Part] = []
         for part in self.parts:
             if isinstance(part, Text) and not part.text:
@@ -222,28 +211,27 @@ class Turn:
                 parts.append(part)
         return Turn(self.role, parts)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"role": self.role, "parts": [part.to_dict() for part in self.parts]}
-
 
 @dataclass(frozen=True)
 class Document:
+    """The turns of a conversation, in order."""
+
     turns: tuple[Turn, ...]
 
     def __init__(self, turns: Iterable[Turn] = ()) -> None:
         object.__setattr__(self, "turns", tuple(turns))
 
-    def canonical(self) -> Document:
+    def canonicalize(self) -> Document:
         """The same document with adjacent texts joined and empty texts dropped."""
-        return Document(turn.canonical() for turn in self.turns)
+        return Document(turn.canonicalize() for turn in self.turns)
 
-    def with_system(self, words: str) -> Document:
+    def add_system(self, words: str) -> Document:
         """The document with these words of the system before it, where there are any and it has none of its own."""
         if not words or any(turn.role == "system" for turn in self.turns):
             return self
         return Document([Turn("system", words), *self.turns])
 
-    def without_text(self, roles: Iterable[str] = ("system", "user")) -> Document:
+    def drop_text(self, roles: Iterable[str] = ("system", "user")) -> Document:
         """The document with the texts of these roles dropped: the unconditional side of classifier-free guidance."""
         drop = set(roles)
         return Document(
@@ -251,23 +239,11 @@ class Document:
             for turn in self.turns
         )
 
-    def with_text(self, text: str) -> Document:
+    def replace_text(self, text: str) -> Document:
         """The document without its texts but with this one at the end of the last turn: a negative prompt."""
-        bare = self.without_text()
+        bare = self.drop_text()
         return Document([*bare.turns[:-1], Turn(bare.turns[-1].role, [*bare.turns[-1].parts, Text(text)])])
 
     @property
     def parts(self) -> tuple[Part, ...]:
         return tuple(part for turn in self.turns for part in turn.parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"turns": [turn.to_dict() for turn in self.turns]}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Document:
-        try:
-            return cls(Turn(turn["role"], [part_from_dict(part) for part in turn["parts"]]) for turn in data["turns"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"a document is {{'turns': [{{'role', 'parts'}}]}}; missing or wrong entry: {error}"
-            ) from None

@@ -79,7 +79,7 @@ class AnswerReader:
         elif event.modality == "text":  # the end of the turn
             self._end_words()
         else:
-            if vocabulary.span_started_by(event.id):
+            if vocabulary.find_opened_medium(event.id):
                 self._end_words()
                 self._span = []
             if not self.stopped:

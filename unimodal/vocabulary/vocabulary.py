@@ -195,7 +195,7 @@ class Vocabulary:
     def end_id(self, modality: str) -> int:
         return self.control_id(f"<|{modality}_end|>")
 
-    def span_started_by(self, row: int) -> str | None:
+    def find_opened_medium(self, row: int) -> str | None:
         """The modality whose span this row opens, or None."""
         return self._start_modality.get(row)
 

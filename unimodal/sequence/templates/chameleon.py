@@ -18,11 +18,13 @@ from unimodal.vocabulary import Vocabulary
 
 
 class ChameleonTemplate(RunTemplate):
+    """Turns alternate, the user's first, with a mark behind each."""
+
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
         super().__init__(vocabulary, text)
         self._answer = vocabulary.control_id("<|assistant|>")
 
-    def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
+    def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
         for number, turn in enumerate(document.turns):
             wanted = ("user", "assistant")[number % 2]
             if turn.role != wanted:
@@ -31,20 +33,20 @@ class ChameleonTemplate(RunTemplate):
                 )
             learnt = turn.role == "assistant"
             for part in turn.parts:
-                yield Run(part.text, learnt) if isinstance(part, Text) else self.media_run(part, learnt)
+                yield Run(part.text, learnt) if isinstance(part, Text) else self.make_media_run(part, learnt)
             yield Run([self._end_of_turn if learnt else self._answer], learnt)
         if prompt and len(document.turns) % 2 == 0:
             raise ValueError("there is no user's turn to answer; give one")
 
-    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
+    def render_unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
         """Without a negative prompt, what is left of the prompt without words and marks: so it was sampled from."""
         if negative is not None:
-            return super().unconditional(document, negative, to)
+            return super().render_unconditional(document, negative, to)
         prompt = self.render(document, add_generation_prompt=True, to=to)
         kept = (prompt.modality > 0) | (prompt.ids == self._bos)
         return Rendered(prompt.ids[kept], prompt.labels[kept], prompt.modality[kept])
 
-    def document(self, items: Sequence[Item]) -> Document:
+    def read_document(self, items: Sequence[Item]) -> Document:
         turns: list[Turn] = []
         parts: list[Part] = []
         open_turn = False

@@ -21,13 +21,15 @@ _MARKS = re.compile(f"({USER}|{ASSISTANT})")
 
 
 class Emu3Template(RunTemplate):
+    """A chat whose roles are words, or one prompt and its picture."""
+
     answer_prefix = " "
 
-    def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
+    def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
         turns = document.turns
         answer = turns[-1].parts if turns and turns[-1].role == "assistant" and not prompt else ()
         if (prompt and to == "image") or any(isinstance(part, Image) for part in answer):
-            yield from self._drawing(turns, answer)
+            yield from self._write_drawing(turns, answer)
             return
         if not any(turn.role == "user" for turn in turns):
             raise ValueError("a chat with Emu3 has a user's turn; give one")
@@ -39,29 +41,29 @@ class Emu3Template(RunTemplate):
                 for part in turn.parts:
                     if isinstance(part, Media):
                         raise ValueError("Emu3 answers in words or draws a picture alone; leave one of them out")
-                    yield Run(f" {_plain(part)}", learnt=True)
+                    yield Run(f" {_check_plain(part)}", learnt=True)
                 yield Run([self._end_of_turn], learnt=True)
                 continue
             yield Run(USER if turn.role == "user" else "")
             for part in turn.parts:
-                yield Run(f"{_plain(part)} ") if isinstance(part, Text) else self.media_run(part)
+                yield Run(f"{_check_plain(part)} ") if isinstance(part, Text) else self.make_media_run(part)
         if prompt:
             yield Run(ASSISTANT)
 
-    def _drawing(self, turns: Sequence[Turn], answer: Sequence[Part]) -> Iterator[Run]:
+    def _write_drawing(self, turns: Sequence[Turn], answer: Sequence[Part]) -> Iterator[Run]:
         asked = turns[: len(turns) - bool(answer)]
         if len(asked) != 1 or asked[0].role != "user" or any(isinstance(part, Media) for part in asked[0].parts):
             raise ValueError("Emu3 draws for one prompt of words; leave other turns and media out")
         if len(answer) > 1:
             raise ValueError("Emu3 draws one picture and no words beside it; give the assistant's turn that alone")
         for part in asked[0].parts:
-            yield Run(_plain(part))
+            yield Run(_check_plain(part))
         for part in answer:
             assert isinstance(part, Media)
-            yield self.media_run(part, learnt=True)
+            yield self.make_media_run(part, learnt=True)
             yield Run([self._end_of_turn], learnt=True)
 
-    def document(self, items: Sequence[Item]) -> Document:
+    def read_document(self, items: Sequence[Item]) -> Document:
         texts = [item for item in items if isinstance(item, str)]
         if not any(_MARKS.search(text) for text in texts):
             return self._read_drawing(items)
@@ -96,7 +98,8 @@ class Emu3Template(RunTemplate):
         return Document(turns)
 
 
-def _plain(part: Part) -> str:
+def _check_plain(part: Part) -> str:
+    """The words of a text that cannot be mistaken for the beginning of a turn."""
     assert isinstance(part, Text)
     found = _MARKS.search(f"{part.text} ")
     if found:

@@ -25,6 +25,8 @@ BREAK = "\n\n"
 
 
 class JanusTemplate(RunTemplate):
+    """A chat about pictures in words, or one prompt and its picture."""
+
     answer_prefix = " "
 
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
@@ -32,7 +34,7 @@ class JanusTemplate(RunTemplate):
         self._marks = {role: vocabulary.control_id(f"<|{role}|>") for role in ("user", "assistant")}
         self._roles = {row: role for role, row in self._marks.items()}
 
-    def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
+    def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
         turns = document.turns
         for number, turn in enumerate(turns):
             media = [part for part in turn.parts if isinstance(part, Media)]
@@ -50,15 +52,15 @@ class JanusTemplate(RunTemplate):
             yield Run([self._marks[turn.role]])
             yield Run(":")
             if draws and media:
-                yield self.media_run(media[0], learnt=True)
+                yield self.make_media_run(media[0], learnt=True)
             else:
-                yield from self._shown(turn, learnt)
+                yield from self._write_parts(turn, learnt)
             yield Run([self._end_of_turn], learnt=True) if learnt else Run(BREAK)
         if prompt:
             yield Run([self._marks["assistant"]])
             yield Run(":")
 
-    def _shown(self, turn: Turn, learnt: bool) -> Iterator[Run]:
+    def _write_parts(self, turn: Turn, learnt: bool) -> Iterator[Run]:
         """What stands behind the colon of a turn; pictures stand in lines of their own."""
         yield Run(" ", learnt)
         for index, part in enumerate(turn.parts):
@@ -67,7 +69,7 @@ class JanusTemplate(RunTemplate):
                 continue
             if index:
                 yield Run("\n", learnt)
-            yield self.features_run(part)
+            yield self.make_features_run(part)
             if index + 1 < len(turn.parts):
                 yield Run("\n", learnt)
 
@@ -80,14 +82,14 @@ class JanusTemplate(RunTemplate):
         if to == "image":
             raise ValueError("Janus draws for words alone; leave the pictures out, or ask about them in words")
 
-    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
+    def render_unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
         """Without a negative prompt, as many pads as the prompt has tokens behind its first: so it was trained."""
         if negative is not None:
-            return super().unconditional(document, negative, to)
+            return super().render_unconditional(document, negative, to)
         prompt = self.render(document, add_generation_prompt=True, to=to)
         return Rendered(np.where(prompt.ids == self._bos, prompt.ids, self._pad), prompt.labels, prompt.modality)
 
-    def document(self, items: Sequence[Item]) -> Document:
+    def read_document(self, items: Sequence[Item]) -> Document:
         turns: list[Turn] = []
         if items and isinstance(items[0], str):
             if not items[0].endswith(BREAK):
@@ -99,10 +101,11 @@ class JanusTemplate(RunTemplate):
             raise ValueError("a turn must begin with a role")
         for begin, end in pairwise([*begins, len(items)]):
             role = self._roles[int(items[begin])]  # type: ignore[arg-type]
-            turns.append(Turn(role, self._parts(role, list(items[begin + 1 : end]))))
+            turns.append(Turn(role, self._read_parts(role, list(items[begin + 1 : end]))))
         return Document(turns)
 
-    def _parts(self, role: str, items: list[Item]) -> list[Part]:
+    def _read_parts(self, role: str, items: list[Item]) -> list[Part]:
+        """The parts of a turn from what stands behind its mark."""
         head = items.pop(0) if items else ""
         if not isinstance(head, str) or not head.startswith(":"):
             raise ValueError(f"the {role}'s turn does not begin with a colon")

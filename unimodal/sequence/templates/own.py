@@ -16,7 +16,7 @@ Legend: N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,16 +46,20 @@ class Rendered:
         return Rendered(self.ids[part], self.labels[part], self.modality[part])
 
 
+def check_text_tokenizer(vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    """ValueError unless the vocabulary was built with this text tokenizer."""
+    if text.size > vocabulary.text_size:
+        raise ValueError(f"the text tokenizer has {text.size} rows but the vocabulary only {vocabulary.text_size}")
+    if vocabulary.text_sha256:
+        vocabulary.check_hashes({"text": text.sha256})
+
+
 class Template:
     """Renders documents with one vocabulary and one text tokenizer."""
 
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
-        if text.size > vocabulary.text_size:
-            raise ValueError(f"the text tokenizer has {text.size} rows but the vocabulary only {vocabulary.text_size}")
-        if vocabulary.text_sha256:
-            vocabulary.check_hashes({"text": text.sha256})
-        self.vocabulary = vocabulary
-        self.text = text
+        check_text_tokenizer(vocabulary, text)
+        self.vocabulary, self.text = vocabulary, text
         self._bos = vocabulary.control_id("<|bos|>")
         self._eos = vocabulary.control_id("<|eos|>")
         self._pad = vocabulary.control_id("<|pad|>")
@@ -71,9 +75,10 @@ class Template:
         return document
 
     def render(self, document: Document, add_generation_prompt: bool = False, to: str | None = None) -> Rendered:
-        """`add_generation_prompt` ends with `<|assistant|>`: the ids to generate an answer from.
+        """The ids of a document, their labels and modalities.
 
-        to: what the answer is to be; this format asks for every medium in the same way.
+        add_generation_prompt: end with `<|assistant|>`, the ids to generate an answer from. to: what the answer is to
+        be; this format asks for every medium in the same way. Raises ValueError for media without codes.
         """
         ids: list[int] = [self._bos]
         answer: list[tuple[int, int]] = []
@@ -81,7 +86,7 @@ class Template:
         for turn in document.turns:
             ids.append(self._role_ids[turn.role])
             begin = len(ids)
-            for modality, rows in self._part_rows(turn.canonical().parts):
+            for modality, rows in map(self._encode_part, turn.canonicalize().parts):
                 media.append((len(ids), len(ids) + len(rows), modality))
                 ids += rows
             ids.append(self._end_of_turn)
@@ -98,28 +103,17 @@ class Template:
             modality_of[begin:end] = modality
         return Rendered(array, labels, modality_of)
 
-    def unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
+    def render_unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
         """The prompt that guidance moves away from: `negative`, or the document without its words."""
-        other = document.without_text() if negative is None else negative
+        other = document.drop_text() if negative is None else negative
         return self.render(other, add_generation_prompt=True, to=to)
 
-    def render_parts(self, parts: Iterable[Part]) -> list[int]:
-        """The rows of parts alone, without a role or an end of turn: the beginning of an answer, say."""
-        return [row for _, rows in self._part_rows(Turn("assistant", parts).canonical().parts) for row in rows]
-
-    def _part_rows(self, parts: Sequence[Part]) -> Iterable[tuple[int, list[int]]]:
-        for part in parts:
-            if isinstance(part, Text):
-                yield 0, self.text.encode(TEXT_PREFIX + part.text)
-            elif part.codes is None:
-                raise ValueError(
-                    f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first"
-                )
-            else:
-                yield (
-                    self.vocabulary.modality_index[part.modality],
-                    self.vocabulary.encode_span(part.modality, part.codes, part.grid),
-                )
+    def _encode_part(self, part: Part) -> tuple[int, list[int]]:
+        """The index of the modality, and the rows of a text or of a medium with codes."""
+        if isinstance(part, Text):
+            return 0, self.text.encode(TEXT_PREFIX + part.text)
+        rows = self.vocabulary.encode_span(part.modality, part.require_codes(), part.grid)
+        return self.vocabulary.modality_index[part.modality], rows
 
     # ---- ids → document
 
@@ -152,7 +146,7 @@ class Template:
         parts: list[Part] = []
         while at < len(rows):
             row = int(rows[at])
-            modality = self.vocabulary.span_started_by(row)
+            modality = self.vocabulary.find_opened_medium(row)
             if modality is not None:
                 ends = np.flatnonzero(rows[at:] == self.vocabulary.end_id(modality))
                 if not len(ends):

@@ -16,14 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text
-from unimodal.sequence.templates.own import IGNORE, Rendered, Template
+from unimodal.sequence.templates.own import IGNORE, Rendered, Template, check_text_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Run:
-    """Text, or rows that are no text. `learnt` runs belong to the answer; `read` is what placeholders stand for."""
+    """A stretch of a rendered document: text, or rows that are no text.
+
+    learnt: it belongs to an answer. modality: an index into the vocabulary's `modalities`. read: the medium that its
+    placeholders stand for.
+    """
 
     content: str | list[int]
     learnt: bool = False
@@ -31,34 +35,34 @@ class Run:
     read: Media | None = None
 
 
-Item = str | int | Part  # of a parsed sequence: text, the row of a control, a medium
+Item = str | int | Media  # of a parsed sequence: text, the row of a control, a medium
 
 
 class RunTemplate(Template):
-    """A checkpoint's own format; a subclass says its `runs` and reads them back."""
+    """A checkpoint's own format; a subclass writes its runs and reads them back."""
+
+    #: what a text answer begins with, and its words do not
+    answer_prefix = ""
 
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
-        if text.size > vocabulary.text_size:
-            raise ValueError(f"the text tokenizer has {text.size} rows but the vocabulary only {vocabulary.text_size}")
-        if vocabulary.text_sha256:
-            vocabulary.check_hashes({"text": text.sha256})
+        check_text_tokenizer(vocabulary, text)
         self.vocabulary, self.text = vocabulary, text
         self._bos = vocabulary.control_id("<|bos|>")
         self._pad = vocabulary.control_id("<|pad|>")
         self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
 
     @abstractmethod
-    def runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
+    def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
         """The runs of a canonical document; with `prompt` up to where an answer of modality `to` begins."""
 
     @abstractmethod
-    def document(self, items: Sequence[Item]) -> Document:
-        """The inverse of `runs`, of what stands behind the first mark. ValueError where it is not this format."""
+    def read_document(self, items: Sequence[Item]) -> Document:
+        """The inverse of `write_runs`, of what stands behind the first mark. ValueError where it is not this format."""
 
     def begin_chat(self, document: Document, system: str) -> Document:
         """Such a checkpoint was trained to answer in words behind its own system turn, and to make media without."""
         answers = [part for turn in document.turns if turn.role == "assistant" for part in turn.parts]
-        return document.with_system(system) if all(isinstance(part, Text) for part in answers) else document
+        return document.add_system(system) if all(isinstance(part, Text) for part in answers) else document
 
     def render(self, document: Document, add_generation_prompt: bool = False, to: str | None = None) -> Rendered:
         ids: list[int] = []
@@ -74,7 +78,7 @@ class RunTemplate(Template):
                 read.append(run.read)
 
         held: Run | None = None  # text that what follows may belong to
-        for run in [Run([self._bos]), *self.runs(document.canonical(), add_generation_prompt, to), Run([])]:
+        for run in [Run([self._bos]), *self.write_runs(document.canonicalize(), add_generation_prompt, to), Run([])]:
             if isinstance(run.content, str) and held is not None and held.learnt == run.learnt:
                 held = Run(f"{held.content}{run.content}", run.learnt)
                 continue
@@ -88,23 +92,18 @@ class RunTemplate(Template):
         return Rendered(array, labels, np.array(modality, dtype=np.uint8), tuple(read))
 
     def parse(self, ids: Sequence[int] | np.ndarray) -> Document:
-        items = self.items(ids)
-        return self.document(items[1:] if items and items[0] == self._bos else items)
+        items = self.split_items(ids)
+        return self.read_document(items[1:] if items and items[0] == self._bos else items)
 
     def parse_answer(self, ids: Sequence[int] | np.ndarray) -> tuple[Part, ...]:
         parts: list[Part] = []
-        for item in self.items(ids):
+        for item in self.split_items(ids):
             if isinstance(item, int):
                 break
-            if isinstance(item, str):
-                item = Text(item.removeprefix(self.answer_prefix))
-            parts.append(item)
+            parts.append(Text(item.removeprefix(self.answer_prefix)) if isinstance(item, str) else item)
         return tuple(parts)
 
-    #: what a text answer begins with, and its words do not
-    answer_prefix = ""
-
-    def items(self, ids: Sequence[int] | np.ndarray) -> list[Item]:
+    def split_items(self, ids: Sequence[int] | np.ndarray) -> list[Item]:
         """Rows → texts, controls and media in order; padding at the end is left out."""
         rows = np.asarray(ids, dtype=np.int64)
         while len(rows) > 1 and rows[-1] == self._pad:
@@ -113,7 +112,7 @@ class RunTemplate(Template):
         items: list[Item] = []
         while at < len(rows):
             row = int(rows[at])
-            modality = vocabulary.span_started_by(row)
+            modality = vocabulary.find_opened_medium(row)
             end = at + 1
             if modality is not None:
                 ends = np.flatnonzero(rows[at:] == vocabulary.end_id(modality))
@@ -136,13 +135,12 @@ class RunTemplate(Template):
             at = end
         return items
 
-    def media_run(self, part: Media, learnt: bool = False) -> Run:
-        if part.codes is None:
-            raise ValueError(f"the {part.modality} {part.name!r} has no codes yet; encode it with its tokenizer first")
-        rows = self.vocabulary.encode_span(part.modality, part.codes, part.grid)
+    def make_media_run(self, part: Media, learnt: bool = False) -> Run:
+        """The span of a medium with codes. Raises ValueError for one without."""
+        rows = self.vocabulary.encode_span(part.modality, part.require_codes(), part.grid)
         return Run(rows, learnt, self.vocabulary.modality_index[part.modality])
 
-    def features_run(self, part: Media) -> Run:
+    def make_features_run(self, part: Media) -> Run:
         """The placeholders of a medium that is read through features."""
         features = self.vocabulary.layout(part.modality).features
         assert features is not None
