@@ -38,6 +38,7 @@ from unimodal.cli.shared import (
     load_model,
     make_counter,
 )
+from unimodal.cli.upgrade import upgrade
 from unimodal.media.registry import MEDIA, load_plugins
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def evaluate(
             print(table, flush=True)
 
 
-for command in (export, push, serve):
+for command in (export, push, serve, upgrade):
     app.command()(command)
 
 

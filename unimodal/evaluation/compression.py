@@ -202,7 +202,7 @@ def _about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -> Qu
     return Questions(
         [Image(codes=one) for one in codes],
         lambda answer, i: float(is_right_answer(answer, concepts[i])),
-        model.wording.question("image"),
+        model.wording.ask("image"),
     )
 
 
@@ -213,18 +213,18 @@ def _about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Quest
     return Questions(
         [Video(codes=one) for one in codes],
         lambda answer, i: float(is_right_answer(answer, concepts[i])),
-        model.wording.question("video"),
+        model.wording.ask("video"),
     )
 
 
 def _about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -> Questions:
-    voices = speech.unseen(number, seed, model.processor.max_audio_s)
+    voices = speech.unseen(number, seed, model.coder.find_max_seconds("audio"))
     items = [item for at in range(number) for own in voices.values() for item in own[at : at + 1]][:number]
     codes = model.coder.encode("audio", [speech.sound(item) for item in items])
     return Questions(
         [Audio(codes=one) for one in codes],
         lambda answer, i: max(0.0, 1 - word_error_rate([items[i]["text"]], [answer]) / 100),
-        model.wording.question("audio"),
+        model.wording.ask("audio"),
     )
 
 

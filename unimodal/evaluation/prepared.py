@@ -106,7 +106,7 @@ class Speech:
             raise ValueError(f"{path}: no such file; make it with `{how}`")
         return cls(utterances, np.memmap(path, dtype=np.int16, mode="r"))
 
-    def unseen(self, limit: int | None, seed: int, max_duration_s: float = float("inf")) -> dict[str, list[dict]]:
+    def unseen(self, limit: int | None, seed: int, max_duration_s: float | None = None) -> dict[str, list[dict]]:
         """By voice, at most `limit` utterances each whose sentence is in no training utterance of any voice.
 
         A voice held out whole counts with the test sentences only, so that every voice reads the same kind; the human
@@ -115,7 +115,7 @@ class Speech:
         unseen = {item["text"] for item in self.utterances if item["split"] == "test"}
         voices: dict[str, list[dict]] = {}
         for item in self.utterances:
-            fits = item["num_samples"] <= max_duration_s * 16_000
+            fits = max_duration_s is None or item["num_samples"] <= max_duration_s * 16_000
             if fits and (item["split"] in ("test", "human") or (_held_out(item) and item["text"] in unseen)):
                 voices.setdefault(item["voice"], []).append(item)
         return {

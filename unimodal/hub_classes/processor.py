@@ -85,7 +85,7 @@ class MultimodalProcessor(ProcessorMixin):
             if words:
                 parts.append(Text(str(words)))
             elif parts:
-                parts.append(Text(self.coder.processor.wording.question(parts[-1].modality)))  # type: ignore[union-attr]
+                parts.append(Text(self.coder.processor.wording.ask(parts[-1].modality)))  # type: ignore[union-attr]
             else:
                 raise ValueError("there is nothing to read; give text, images, audio or videos")
             rows.append(self._ids(Document([Turn("user", parts)])))
