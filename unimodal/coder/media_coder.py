@@ -77,7 +77,7 @@ class MediaCoder:
         else:
             self.sha256 = {name: tokenizer.sha256 for name, tokenizer in self._loaded.items()}
         #: of the folder's decoder; None for a folder of tokenizers alone
-        self.positions = read_positions(folder)
+        self.positions = read_positions(folder) if tokenizers is None else None
         self._readers: dict[str, MediaReader] = {}
 
     def tokenizer(self, modality: str) -> MediaTokenizer:
