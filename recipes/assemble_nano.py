@@ -16,27 +16,48 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from unimodal.config import Config
-from unimodal.files import atomic_write_bytes, atomic_write_text
+from unimodal.files import atomic_write_bytes, read_json, write_json
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
+from unimodal.model_folder.layout import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    PROCESSOR_FILE,
+    TEXT_FILES,
+    VOCABULARY_FILE,
+    WEIGHTS,
+    tokenizer_folder,
+)
+from unimodal.model_folder.settings import CtcReading, MediumLimits, ProcessorConfig
+from unimodal.model_folder.wording import Wording
 from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer
 from unimodal.training.command import recipe_main
-from unimodal.vocabulary import parse_vocabulary
+from unimodal.vocabulary import parse_vocabulary, read_vocabulary
 
-DECODER_FILES = (
-    "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "chat_template.jinja", "recipe.json",
-)  # fmt: skip
-TOKENIZERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
+DECODER_FILES = (CONFIG_FILE, GENERATION_FILE, WEIGHTS, *TEXT_FILES, "recipe.json")
+#: what it is asked in training (`unimodal.data.sources`)
+WORDING = Wording(
+    questions={"image": "What is this?", "audio": "What is said?", "video": "What is this?"},
+    wishes={"image": "Draw {thing}.", "audio": "Say: {text}", "video": "A clip of {thing}."},
+    in_voice="Say in the voice of {voice}: {text}",
+    voices=("kal16", "rms", "slt", "joe"),
+    wish_starts={
+        "image": ("draw ", "paint ", "a picture of ", "make a picture of ", "show me "),
+        "audio": ("say: ", "say this: ", "say in the voice of ", "speak: ", "read aloud", "read this: ", "voice "),
+        "video": ("a clip of ", "a video of ", "make a video of ", "animate ", "film ", "show me "),
+    },
+    add_article=True,
+    plain_speech=True,
+)
+MODALITIES = ("image", "audio", "video")
 
 
 class AssembleRecipe(Config):
@@ -87,44 +108,40 @@ def write_samples(cfg: AssembleRecipe, folder: Path) -> None:
     )
     save_audio(wave, folder / "speech.wav", 16000)
     truth = {"picture.png": cfg.sample_picture, "clip.gif": cfg.sample_clip, "speech.wav": chosen["text"]}
-    atomic_write_text(folder / "samples.json", json.dumps(truth, indent=2) + "\n")
+    write_json(folder / "samples.json", truth)
 
 
 def run(cfg: AssembleRecipe, dry_run: bool) -> None:
-    image = ImageTokenizer.load(cfg.models / "image_tokenizer")
-    audio = AudioTokenizer.load(cfg.models / "audio_tokenizer")
+    image = ImageTokenizer.load(tokenizer_folder(cfg.models, "image"))
+    audio = AudioTokenizer.load(tokenizer_folder(cfg.models, "audio"))
     if dry_run:
         return
     check_codes(cfg, image)
     cfg.out.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZERS:
-        (cfg.out / name).mkdir(exist_ok=True)
-        for file in sorted((cfg.models / name).glob("*.*")):
+    for modality in MODALITIES:
+        for file in sorted(tokenizer_folder(cfg.models, modality).glob("*.*")):
             if file.suffix in (".json", ".safetensors"):
-                atomic_write_bytes(cfg.out / name / file.name, file.read_bytes())
+                atomic_write_bytes(tokenizer_folder(cfg.out, modality) / file.name, file.read_bytes())
     for name in DECODER_FILES:
         atomic_write_bytes(cfg.out / name, (cfg.models / "nano" / name).read_bytes())
     # the picture decoder may have been trained on since: clips continue the pictures of the released one
-    settings = json.loads((cfg.out / "video_tokenizer" / "config.json").read_text())
-    settings["image_tokenizer_sha256"] = image.sha256
-    atomic_write_text(cfg.out / "video_tokenizer" / "config.json", json.dumps(settings, indent=2) + "\n")
-    video = VideoTokenizer.load(cfg.out / "video_tokenizer", image)
+    video_folder = tokenizer_folder(cfg.out, "video")
+    settings = {**read_json(video_folder / CONFIG_FILE), "image_tokenizer_sha256": image.sha256}
+    write_json(video_folder / CONFIG_FILE, settings)
+    video = VideoTokenizer.load(video_folder, image)
     hashes = dict.fromkeys(image.block_sizes, image.sha256) | {"audio": audio.sha256, "video": video.sha256}
-    manifest: dict[str, Any] = json.loads((cfg.models / "nano" / "vocabulary.json").read_text())
+    manifest = read_vocabulary(cfg.models / "nano" / VOCABULARY_FILE).to_dict()
     for block in manifest["blocks"]:
         block["sha256"] = hashes[block["name"]]
-    parse_vocabulary(manifest).save(cfg.out / "vocabulary.json")
-    generation = json.loads((cfg.out / "generation_config.json").read_text())
-    atomic_write_text(
-        cfg.out / "generation_config.json", json.dumps({**generation, "unimodal": cfg.sampling}, indent=2) + "\n"
+    parse_vocabulary(manifest).save(cfg.out / VOCABULARY_FILE)
+    write_json(cfg.out / GENERATION_FILE, {**read_json(cfg.out / GENERATION_FILE), "unimodal": cfg.sampling})
+    processor = ProcessorConfig(
+        limits={"audio": MediumLimits(seconds=5.0, codes=250)},
+        history_turns=0,
+        wording=WORDING,
+        reading=CtcReading(sayings=cfg.sayings),  # as recipes/train_nano.py trains it
     )
-    processor = {
-        "processor_class": "UnimodalProcessor", "image_fit": "pad", "max_audio_s": 5.0, "history_turns": 0,
-        "wording": {"voices": ["kal16", "rms", "slt", "joe"]},
-        # as recipes/train_nano.py trains it
-        "reading": {"modality": "audio", "blank": "<|pad|>", "sayings": cfg.sayings},
-    }  # fmt: skip
-    atomic_write_text(cfg.out / "processor_config.json", json.dumps(processor, indent=2) + "\n")
+    write_json(cfg.out / PROCESSOR_FILE, processor.model_dump(mode="json"))
     shutil.rmtree(cfg.out / "samples", ignore_errors=True)
     write_samples(cfg, cfg.out / "samples")
     total = sum(path.stat().st_size for path in cfg.out.rglob("*") if path.is_file())

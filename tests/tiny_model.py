@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from unimodal.model.build import NanoConfig, build_nano
-from unimodal.model_folder.settings import MediumSettings, ProcessorConfig
-from unimodal.model_folder.wording import Wording
+from unimodal.model_folder.settings import MediumLimits, MediumSettings, ProcessorConfig, read_processor
 from unimodal.model_folder.write import save_model
 from unimodal.pipeline import Unimodal, load
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
@@ -21,6 +20,7 @@ from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.vocabulary import Vocabulary, media_vocabulary
 
+NANO_WORDING = read_processor(Path(__file__).parents[1] / "model_cards" / "nano").wording
 NUM_PROTOTYPES = 12
 NUM_LOOKS = 30
 MAX_POSITIONS = 512
@@ -82,8 +82,10 @@ def tiny_folder() -> Path:
     decoder = build_nano(
         vocabulary.size, sizes, pad_id=control("<|pad|>"), bos_id=control("<|bos|>"), eos_id=control("<|end_of_turn|>")
     )
-    wording = Wording(voices=("joe", "slt"))
-    processor = ProcessorConfig(max_audio_s=MAX_AUDIO_S, max_audio_codes=MAX_AUDIO_CODES, wording=wording)
+    wording = NANO_WORDING.model_copy(update={"voices": ("joe", "slt")})
+    processor = ProcessorConfig(
+        limits={"audio": MediumLimits(seconds=MAX_AUDIO_S, codes=MAX_AUDIO_CODES)}, wording=wording
+    )
     sampling = {"text": MediumSettings(temperature=0), "image": MediumSettings(guidance=2.0)}
     save_model(folder, decoder, vocabulary, text, tokenizers, processor, sampling)
     return folder

@@ -51,18 +51,16 @@ def dac() -> Any:
     )  # fmt: skip
 
 
-def mimi() -> Any:
+def mimi(**settings: Any) -> Any:
     from transformers import MimiConfig, MimiModel
 
-    return spread(
-        MimiModel(
-            MimiConfig(
-                hidden_size=16, num_filters=4, upsampling_ratios=[4, 2], codebook_size=32, codebook_dim=8,
-                vector_quantization_hidden_dimension=8, num_quantizers=6, upsample_groups=16, num_hidden_layers=2,
-                intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, sampling_rate=800, sliding_window=8,
-            )
-        )
-    )  # fmt: skip
+    sizes = {
+        "hidden_size": 16, "num_filters": 4, "upsampling_ratios": [4, 2], "codebook_size": 32, "codebook_dim": 8,
+        "vector_quantization_hidden_dimension": 8, "num_quantizers": 6, "upsample_groups": 16, "num_hidden_layers": 2,
+        "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "sampling_rate": 800,
+        "sliding_window": 8,
+    }  # fmt: skip
+    return spread(MimiModel(MimiConfig(**{**sizes, **settings})))
 
 
 def xcodec2() -> Any:

@@ -74,7 +74,7 @@ JANUS_SYSTEM = (
     "provides, and assist the user with a variety of tasks using natural language."
 )
 JANUS_REST = ("model.generation_embeddings.", "model.generation_aligner.")  # they become rows of the Llama
-PLAIN = Wording(wishes={}, wish_starts={}, add_article=False, plain_speech=False)
+ASKED = Wording(questions={"image": "What is this?"})  # of a picture that comes without words
 
 
 # ---- what the three have in common
@@ -248,7 +248,7 @@ def convert_emu3(folder: Path, new: Path, grid: tuple[int, int] | None = None) -
     if [found[code] for code in range(block.size)] != list(block.rows):
         raise ValueError(f"{folder}: the visual tokens are not in the order of their codes; it is not Emu3's")
     layout = SpanLayout("image", [Segment("image", grid[0] * grid[1])], marks)
-    wording = PLAIN.model_copy(update={"questions": {"image": "Please describe the image."}})
+    wording = Wording(questions={"image": "Please describe the image."})
     processor = ProcessorConfig(template="emu3", system=EMU3_SYSTEM, wording=wording)
     sampling = {"image": MediumSettings(top_k=2048, guidance=3.0)}
     finish(new, source, "emu3", config.vocab_size, controls, block, layout, processor, sampling)
@@ -291,7 +291,7 @@ def convert_chameleon(folder: Path, new: Path, decoder: Path | None = None) -> N
     }
     save_decoder(model, new)
     layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
-    processor = ProcessorConfig(template="chameleon", wording=PLAIN)
+    processor = ProcessorConfig(template="chameleon", wording=ASKED)
     sampling = {"image": MediumSettings(temperature=0.7, top_p=0.9, guidance=3.0)}
     finish(new, source, "chameleon", config.vocab_size, controls, block, layout, processor, sampling)
     bos, sep = source.tokenizer.bos_token, source.tokenizer.convert_ids_to_tokens(controls["assistant"])
@@ -347,7 +347,7 @@ def convert_janus(folder: Path, new: Path) -> None:
     placeholder = source.special("image_token", "<image_placeholder>")
     features = FeatureSpan(placeholder, reader.num_features, stored_sha256(reader_folder(new, "image")))
     layout = SpanLayout("image", [Segment("image", image.tokens_per_item)], features=features)
-    processor = ProcessorConfig(template="janus", system=JANUS_SYSTEM, wording=PLAIN)
+    processor = ProcessorConfig(template="janus", system=JANUS_SYSTEM, wording=ASKED)
     sampling = {"image": MediumSettings(guidance=5.0)}
     finish(new, source, "janus", text_rows + num_codes, controls, block, layout, processor, sampling)
     question = [Image(codes=[0] * image.tokens_per_item), Text("What is 10 and 3?")]

@@ -11,7 +11,6 @@ from tests.serve.conftest import lively_model, serving, wav
 from unimodal.generation.ctc_beam import ctc_beam_search
 from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.model_folder.settings import CtcReading
-from unimodal.model_folder.wording import Wording
 from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Text, Turn
@@ -211,20 +210,3 @@ def test_the_server_says_what_the_pipeline_says():
         assert answer.status_code == 200 and served.idle()
     samples, _ = soundfile.read(io.BytesIO(answer.content), dtype="float32")
     torch.testing.assert_close(torch.from_numpy(samples), expected.media, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("request_words", "said"),
-    [
-        ("Say: the sun is red", "the sun is red"),
-        ("say in the voice of slt: It's  RED!", "it's red"),
-        ("Say: a: b", "a b"),
-        ("Say: ...", None),
-        ("read this: the sun", None),
-        ("the sun", None),
-    ],
-)
-def test_what_a_request_wants_spoken(request_words, said):
-    assert Wording().said(request_words) == said
-    if said is not None:
-        assert Wording().said(Wording().request(said, "audio", "slt")) == said

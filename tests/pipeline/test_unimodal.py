@@ -8,14 +8,11 @@ import pytest
 import torch
 
 from tests.tiny_model import MAX_AUDIO_CODES, MAX_POSITIONS, tiny_folder, tiny_model, tiny_tokenizers
-from unimodal.data import sources
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
 from unimodal.model_folder.find import MODEL_VARIABLE, describe_model, find_model, list_models
 from unimodal.model_folder.layout import REQUIRED
-from unimodal.model_folder.settings import ProcessorConfig
-from unimodal.model_folder.wording import Wording, plain_words
 from unimodal.model_folder.write import save_model
 from unimodal.pipeline import MediaCodes, load
 from unimodal.pipeline.requests import count_room
@@ -91,7 +88,7 @@ def test_progress_counts_requests_and_tokens_are_told(model):
 def test_media_without_words_get_the_trained_question(model, files):
     turn = model.user_turn([Image(path=files["image"])])
     assert [type(part) for part in turn.parts] == [Image, Text]
-    assert turn.parts[0].codes.shape == (64,) and turn.text == model.wording.question("image")
+    assert turn.parts[0].codes.shape == (64,) and turn.text == model.wording.ask("image")
     turn = model.user_turn(["", Audio(path=files["audio"])])
     assert turn.text == "What is said?"
     turn = model.user_turn(["and this?", Video(path=files["video"])])
@@ -272,7 +269,12 @@ def test_a_missing_file_is_named(copy, name):
     [
         ("config.json", {"architectures": ["ResNet"]}, "ResNet; it must be a causal LM"),
         ("config.json", {"vocab_size": 100}, "the decoder has 100 rows but vocabulary.json"),
-        ("processor_config.json", {"max_audio_s": -1}, "processor_config.json: max_audio_s"),
+        (
+            "processor_config.json",
+            {"limits": {"audio": {"seconds": -1}}},
+            "processor_config.json: limits.audio.seconds",
+        ),
+        ("processor_config.json", {"format": 9}, "is of format 9 and this unimodal reads up to 2"),
         ("generation_config.json", {"unimodal": {"image": {"heat": 1}}}, "generation_config.json: image.heat"),
         ("image_tokenizer/config.json", {"family": "unheard_of"}, "family 'unheard_of'; known are"),
     ],
@@ -340,50 +342,4 @@ def test_every_family_loads_by_its_folder_and_keeps_its_hash(model):
         loaded = load_tokenizer(folder, model.coder.tokenizer("image"))
         assert loaded.modality == name and loaded.sha256 == stored_sha256(folder) == model.coder.sha256[name]
         families.add(loaded.config.family)
-    assert families == {name for name, place in FAMILIES.items() if ".nano." in place}
-
-
-# ---- wording
-
-
-def test_the_default_wordings_are_those_of_the_training_data():
-    wording = Wording()
-    for modality, question in wording.questions.items():
-        assert question in sources.ASK[modality]
-    for modality in ("image", "video"):
-        assert wording.wishes[modality] in sources.WISH[modality]
-    assert wording.wishes["audio"] in sources.SAY and wording.in_voice in sources.SAY_IN_VOICE
-    for modality in ("image", "video"):
-        for wish in sources.WISH[modality]:
-            if not wish.startswith("{"):
-                asked = wish.format(thing="a cat", name="cat")
-                assert wording.request(asked, modality) == asked
-    for wish in (*sources.SAY, *sources.SAY_IN_VOICE):
-        asked = wish.format(text="hello", voice="joe")
-        assert wording.request(asked, "audio") == asked
-
-
-@pytest.mark.parametrize(
-    ("prompt", "to", "voice", "request_text"),
-    [
-        ("red apple", "image", None, "Draw a red apple."),
-        ("a red apple.", "image", None, "Draw a red apple."),
-        ("an owl", "video", None, "A clip of an owl."),
-        ("draw me an owl", "image", None, "draw me an owl"),
-        ("Well, it's 5 o'clock!", "audio", None, "Say: well it's 5 o'clock"),
-        ("good night", "audio", "joe", "Say in the voice of joe: good night"),
-        ("What is two and two?", "text", None, "What is two and two?"),
-    ],
-)
-def test_a_bare_prompt_becomes_a_request(prompt, to, voice, request_text):
-    assert Wording().request(prompt, to, voice) == request_text
-
-
-def test_nothing_to_say_is_refused():
-    with pytest.raises(ValueError, match="no word to speak"):
-        Wording().request("…!", "audio")
-    assert plain_words("Ça va? Don’t!") == "ça va don't"
-
-
-def test_processor_defaults_are_those_of_nano():
-    assert ProcessorConfig().max_audio_codes == int(ProcessorConfig().max_audio_s * 31.25)
+    assert families == {name for name, place in FAMILIES.items() if ".pretrained." not in place}

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.tiny_model import MAX_AUDIO_CODES, MAX_AUDIO_S, SENTENCES, tiny_tokenizers
+from tests.tiny_model import MAX_AUDIO_CODES, MAX_AUDIO_S, NANO_WORDING, SENTENCES, tiny_tokenizers
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def tiny_base(tmp_path_factory):
 def media_folder(tmp_path_factory):
     """A model folder whose tokenizers are tiny; the spans follow from what the tokenizers say of themselves."""
     from unimodal.model.build import NanoConfig, build_nano
-    from unimodal.model_folder.settings import ProcessorConfig
+    from unimodal.model_folder.settings import MediumLimits, ProcessorConfig
     from unimodal.model_folder.write import save_model
     from unimodal.text.tokenizer import train_text_tokenizer
     from unimodal.vocabulary import media_vocabulary
@@ -46,7 +46,9 @@ def media_folder(tmp_path_factory):
     decoder = build_nano(
         vocabulary.size, sizes, pad_id=control("<|pad|>"), bos_id=control("<|bos|>"), eos_id=control("<|end_of_turn|>")
     )
-    processor = ProcessorConfig(max_audio_s=MAX_AUDIO_S, max_audio_codes=MAX_AUDIO_CODES)
+    processor = ProcessorConfig(
+        limits={"audio": MediumLimits(seconds=MAX_AUDIO_S, codes=MAX_AUDIO_CODES)}, wording=NANO_WORDING
+    )
     save_model(folder / "model", decoder, vocabulary, text, tokenizers, processor)
     return folder / "model"
 

@@ -39,6 +39,7 @@ from unimodal.cli.shared import (
     make_counter,
 )
 from unimodal.cli.tokenizers import tokenizers
+from unimodal.cli.upgrade import upgrade
 from unimodal.media.registry import MEDIA, load_plugins
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ def evaluate(
             print(table, flush=True)
 
 
-for command in (export, push, serve):
+for command in (export, push, serve, upgrade):
     app.command()(command)
 app.add_typer(tokenizers)
 

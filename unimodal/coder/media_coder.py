@@ -21,7 +21,7 @@ from unimodal.media.kind import media_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
 from unimodal.media.registry import MEDIA
 from unimodal.model_folder.hashes import check_tokenizers
-from unimodal.model_folder.layout import VOCABULARY_FILE, reader_folder, tokenizer_folder
+from unimodal.model_folder.layout import VOCABULARY_FILE, read_positions, reader_folder, tokenizer_folder
 from unimodal.model_folder.settings import ProcessorConfig, read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
 from unimodal.tokenizers import (
@@ -76,6 +76,8 @@ class MediaCoder:
             self.sha256 = check_tokenizers(folder, vocabulary)
         else:
             self.sha256 = {name: tokenizer.sha256 for name, tokenizer in self._loaded.items()}
+        #: of the folder's decoder; None for a folder of tokenizers alone
+        self.positions = read_positions(folder) if tokenizers is None else None
         self._readers: dict[str, MediaReader] = {}
 
     def tokenizer(self, modality: str) -> MediaTokenizer:
@@ -169,13 +171,31 @@ class MediaCoder:
         return medium
 
     def check_length(self, medium: Tensor, part: Media) -> None:
-        if part.modality == "audio":
-            duration_s = len(medium) / (self.rate("audio") or 1)
-            if duration_s > self.processor.max_audio_s:
-                raise ValueError(
-                    f"{quote_path(part.path or 'the sound')} lasts {duration_s:.1f} s; this model hears at most "
-                    f"{self.processor.max_audio_s:g} s: cut it"
-                )
+        """Raises ValueError, in one line, for a medium that is longer than the model can take."""
+        most, rate = self.find_max_seconds(part.modality), self.rate(part.modality)
+        if most is None or rate is None:
+            return
+        duration_s = len(medium) / rate
+        if duration_s > most:
+            raise ValueError(
+                f"{quote_path(part.path or f'the {MEDIA[part.modality].noun}')} lasts {duration_s:.1f} s; this model "
+                f"{'hears' if part.modality == 'audio' else 'takes'} at most {most:.4g} s: cut it"
+            )
+
+    def find_max_seconds(self, modality: str) -> float | None:
+        """The longest file of a medium, in seconds, that the model takes: what its folder says, or else what its
+        decoder has positions for. None where nothing limits it: a folder of tokenizers alone, a span of fixed length.
+        """
+        limit = self.processor.limits_of(modality).seconds
+        if limit is not None:
+            return limit
+        layout, positions = self.vocabulary.layout(modality), self.positions
+        steps_per_second = self.tokenizer(modality).tokens_per_second
+        if layout.open_segment is None or positions is None or steps_per_second is None:
+            return None
+        around = self.vocabulary.span_length(modality, 0)
+        groups = self.vocabulary.span_length(modality, 1) - around
+        return max(0, positions - around) // groups / steps_per_second
 
     # ---- files → features
 

@@ -29,7 +29,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         for start in range(0, len(rows), BATCH):
             report("coding clips", start, len(rows))
             for codes in model.coder.encode("video", list(clips.take(rows[start : start + BATCH]))):
-                documents.append(Document([Turn("user", [Video(codes=codes), Text(model.wording.question("video"))])]))
+                documents.append(Document([Turn("user", [Video(codes=codes), Text(model.wording.ask("video"))])]))
         answers = answer_texts(model, documents, seed, report)
         concepts = clips.take_concepts(rows)
         figures[name] = {

@@ -215,7 +215,7 @@ def _ask_about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -
     return Questions(
         [Image(codes=one) for one in codes],
         lambda answer, i: float(is_right_answer(answer, concepts[i])),
-        model.wording.question("image"),
+        model.wording.ask("image"),
     )
 
 
@@ -226,18 +226,18 @@ def _ask_about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Q
     return Questions(
         [Video(codes=one) for one in codes],
         lambda answer, i: float(is_right_answer(answer, concepts[i])),
-        model.wording.question("video"),
+        model.wording.ask("video"),
     )
 
 
 def _ask_about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -> Questions:
-    voices = speech.choose_unseen(number, seed, model.processor.max_audio_s)
+    voices = speech.choose_unseen(number, seed, model.coder.find_max_seconds("audio"))
     items = [item for at in range(number) for own in voices.values() for item in own[at : at + 1]][:number]
     codes = model.coder.encode("audio", [speech.take(item) for item in items])
     return Questions(
         [Audio(codes=one) for one in codes],
         lambda answer, i: max(0.0, 1 - compute_word_error_rate([items[i].text], [answer]) / 100),
-        model.wording.question("audio"),
+        model.wording.ask("audio"),
     )
 
 

@@ -60,7 +60,7 @@ def name_pictures(
     for start in range(0, len(rows), BATCH):
         report("coding pictures", start, len(rows))
         for codes in model.coder.encode("image", list(pictures.take(rows[start : start + BATCH]))):
-            documents.append(Document([Turn("user", [Image(codes=codes), Text(model.wording.question("image"))])]))
+            documents.append(Document([Turn("user", [Image(codes=codes), Text(model.wording.ask("image"))])]))
     return answer_texts(model, documents, seed, report)
 
 

@@ -121,7 +121,7 @@ class Speech:
         return cls(read_json_as(list[Utterance], utterances, fix), np.memmap(path, dtype=np.int16, mode="r"))
 
     def choose_unseen(
-        self, limit: int | None, seed: int, max_duration_s: float = float("inf")
+        self, limit: int | None, seed: int, max_duration_s: float | None = None
     ) -> dict[str, list[Utterance]]:
         """By voice, at most `limit` utterances each whose sentence is in no training utterance of any voice.
 
@@ -131,8 +131,9 @@ class Speech:
         unseen = {item.text for item in self.utterances if item.split == "test"}
         voices: dict[str, list[Utterance]] = {}
         for item in self.utterances:
+            fits = max_duration_s is None or item.num_samples <= max_duration_s * 16_000
             is_unseen = item.split in ("test", "human") or (item.split == "voice_heldout" and item.text in unseen)
-            if is_unseen and item.num_samples <= max_duration_s * 16_000:
+            if fits and is_unseen:
                 voices.setdefault(item.voice, []).append(item)
         return {
             voice: [items[row] for row in sample(np.arange(len(items)), limit, seed)]

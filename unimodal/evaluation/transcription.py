@@ -25,7 +25,7 @@ NUM_EXAMPLES = 4
 
 def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
     speech, whisper = Speech.load(data_folder), WhisperJudge()
-    longest_s = model.processor.max_audio_s
+    longest_s = model.coder.find_max_seconds("audio")
     voices = speech.choose_unseen(limit or DEFAULT_LIMIT, seed, longest_s)
     if HUMAN in voices and limit is None:
         voices[HUMAN] = speech.choose_unseen(HUMAN_LIMIT, seed, longest_s)[HUMAN]
@@ -36,7 +36,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         for start in range(0, len(items), BATCH):
             report(f"coding the voice {voice}", start, len(items))
             for codes in model.coder.encode("audio", [speech.take(item) for item in items[start : start + BATCH]]):
-                documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.question("audio"))])]))
+                documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.ask("audio"))])]))
         texts = [item.text for item in items]
         answers = answer_texts(model, documents, seed, report)
         plain = answer_texts(model, documents, seed, report, "plain") if model.processor.reading else answers

@@ -233,7 +233,7 @@ def _longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, max_posi
     """Tokens that any answer may need: transformers' own default of 256 would cut a large picture."""
     lengths = [256]
     for layout in vocabulary.layouts:
-        steps = processor.max_audio_codes if layout.modality == "audio" else None
+        steps = processor.max_codes.get(layout.modality)
         if layout.open_segment is not None and steps is None:
             return max_positions
         lengths.append(vocabulary.span_length(layout.modality, steps) + 1)

@@ -165,7 +165,7 @@ class MultimodalProcessor(ProcessorMixin):
     def _ask_about(self, part: Part) -> Text:
         """The trained question about a medium that comes without words."""
         assert isinstance(part, Media)
-        return Text(self.coder.processor.wording.question(part.modality))
+        return Text(self.coder.processor.wording.ask(part.modality))
 
     def _render(self, document: Document, prompt: bool = True, go_on: bool = False) -> list[int]:
         """The ids [N] of a chat; prompt: with the mark that opens an answer; go_on: its last answer is left open."""

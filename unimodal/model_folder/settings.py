@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from unimodal.config import Config
 from unimodal.files import describe_error, read_json
+from unimodal.model_folder.formats import FORMAT, upgrade_settings
 from unimodal.model_folder.layout import GENERATION_FILE, PROCESSOR_FILE
 from unimodal.model_folder.wording import Wording
 
@@ -25,14 +26,24 @@ class CtcReading(Config):
     sayings: int = Field(default=1, ge=1, le=64)
 
 
-class ProcessorConfig(Config):
-    """`processor_config.json`: how files become codes and words become a request. Everything has nano's default."""
+class MediumLimits(Config):
+    """The longest file of a medium that a model was trained to read, and the longest span that it was trained to write.
+    None is no limit but the decoder's positions."""
 
+    seconds: float | None = Field(default=None, gt=0)
+    codes: int | None = Field(default=None, gt=0)  # steps of a span, each of one code from every group
+
+
+class ProcessorConfig(Config):
+    """`processor_config.json`: how files become codes and words become a request.
+
+    The defaults are neutral: no limit, no words. What a model was trained to stands in its own file.
+    """
+
+    format: Literal[2] = FORMAT
     processor_class: str = "UnimodalProcessor"
     image_fit: Literal["pad", "crop", "stretch"] = "pad"
-    #: the longest sound that the model was trained to hear, and in codes to make
-    max_audio_s: float = Field(default=8.0, gt=0)
-    max_audio_codes: int = Field(default=250, gt=0)
+    limits: dict[str, MediumLimits] = {}
     #: how many earlier exchanges a chat shows to the model; None is all that fit, 0 each question by itself
     history_turns: int | None = Field(default=None, ge=0)
     #: the sequence format (`unimodal.sequence.templates.open`), and what a chat begins with where nobody says it
@@ -41,6 +52,15 @@ class ProcessorConfig(Config):
     wording: Wording = Wording()
     #: None: transcripts are written as any other answer
     reading: CtcReading | None = None
+
+    def limits_of(self, modality: str) -> MediumLimits:
+        """The limits of a medium."""
+        return self.limits.get(modality, MediumLimits())
+
+    @property
+    def max_codes(self) -> dict[str, int]:
+        """The longest span in code steps, by medium, of those that have a limit."""
+        return {name: limits.codes for name, limits in self.limits.items() if limits.codes is not None}
 
 
 class MediumSettings(BaseModel):
@@ -54,14 +74,15 @@ class MediumSettings(BaseModel):
 
 
 def read_processor(folder: Path) -> ProcessorConfig:
-    """`processor_config.json`, or the defaults where a model has none."""
+    """`processor_config.json`; one of an older format, or none, as that format meant it.
+
+    Raises ValueError, in one line, for a setting that cannot be and for a format of a newer program.
+    """
     path = folder / PROCESSOR_FILE
-    if not path.is_file():
-        return ProcessorConfig()
-    values = read_json(path)
+    values = read_json(path) if path.is_file() else {}
     values.pop("auto_map", None)  # transformers' own: which file of an exported folder its AutoProcessor reads
     try:
-        return ProcessorConfig.model_validate(values)
+        return ProcessorConfig.model_validate(upgrade_settings(values, path))
     except ValidationError as error:
         raise ValueError(f"{path}: {describe_error(error)}") from None
 

@@ -12,27 +12,26 @@ from unimodal.config import Config
 
 
 class Wording(Config):
-    """`{thing}` is what to show, `{text}` what to say, `{voice}` who says it. The defaults are those of `nano`."""
+    """`{thing}` is what to show, `{text}` what to say, `{voice}` who says it. By default there are no such words."""
 
-    questions: dict[str, str] = {"image": "What is this?", "audio": "What is said?", "video": "What is this?"}
-    wishes: dict[str, str] = {"image": "Draw {thing}.", "audio": "Say: {text}", "video": "A clip of {thing}."}
-    in_voice: str = "Say in the voice of {voice}: {text}"
+    #: by medium: what is asked about one that comes without words
+    questions: dict[str, str] = {}
+    #: by medium: how a bare prompt becomes the request to make it
+    wishes: dict[str, str] = {}
+    #: the wish for sound where a voice is named; empty: a named voice has no words
+    in_voice: str = ""
     #: those it was trained on; empty: not known, and any name is passed on
     voices: tuple[str, ...] = ()
-    #: the first words, in lower case, of a request that is already complete
-    wish_starts: dict[str, tuple[str, ...]] = {
-        "image": ("draw ", "paint ", "a picture of ", "make a picture of ", "show me "),
-        "audio": ("say: ", "say this: ", "say in the voice of ", "speak: ", "read aloud", "read this: ", "voice "),
-        "video": ("a clip of ", "a video of ", "make a video of ", "animate ", "film ", "show me "),
-    }
+    #: by medium: the first words, in lower case, of a request that is already complete
+    wish_starts: dict[str, tuple[str, ...]] = {}
     #: things named without an article get one: `red apple` → `a red apple`
-    add_article: bool = True
-    #: what is spoken becomes lower-case words without punctuation, as the training sentences are written
-    plain_speech: bool = True
+    add_article: bool = False
+    #: what is spoken becomes lower-case words without punctuation
+    plain_speech: bool = False
 
-    def question(self, modality: str) -> str:
-        """What to ask about a medium that comes without words."""
-        return self.questions.get(modality, "What is this?")
+    def ask(self, modality: str) -> str:
+        """What to ask about a medium that comes without words; empty where the model has no question of its own."""
+        return self.questions.get(modality, "")
 
     def request(self, prompt: str, to: str, voice: str | None = None) -> str:
         """The request for an answer of modality `to`. Raises ValueError for an empty prompt and for a voice that is
@@ -50,7 +49,7 @@ class Wording(Config):
             spoken = plain_words(prompt) if self.plain_speech else prompt
             if not spoken:
                 raise ValueError(f"there is no word to speak in {prompt!r}; write the sentence in letters")
-            wish = self.wishes[to] if voice is None else self.in_voice.replace("{voice}", voice)
+            wish = self.in_voice.replace("{voice}", voice) if voice is not None and self.in_voice else self.wishes[to]
             return wish.replace("{text}", spoken)
         thing = prompt.rstrip(".")
         if self.add_article and not re.match(r"(a|an|the|some|my|two|three|\d+) ", thing.lower()):
@@ -59,7 +58,7 @@ class Wording(Config):
             thing = with_article(thing)
         return self.wishes[to].replace("{thing}", thing)
 
-    def said(self, request: str) -> str | None:
+    def extract_speech(self, request: str) -> str | None:
         """The words that a request in the trained wording wants spoken, the inverse of `request` to audio; None for a
         request that is worded otherwise."""
         for wish in (self.in_voice, self.wishes.get("audio", "")):
@@ -78,7 +77,8 @@ class Wording(Config):
         found = found[len(start) :].strip()
         if to == "audio":
             return plain_words(found) if self.plain_speech else found
-        return re.sub(r"^(an?|the) (?=.)", "", found.rstrip("."), flags=re.IGNORECASE)
+        found = found.rstrip(".")
+        return re.sub(r"^(an?|the) (?=.)", "", found, flags=re.IGNORECASE) if self.add_article else found
 
 
 def plain_words(text: str) -> str:

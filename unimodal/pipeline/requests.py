@@ -212,7 +212,7 @@ def prepare_prompt(
             f"the voice {settings.voice[:40]!r} belongs into the words of a request; use generate, or write them so"
         )
     to, room = settings.to, model.max_positions - len(prompt)
-    max_codes = {"audio": model.processor.max_audio_codes} if "audio" in model.vocabulary.media else {}
+    max_codes = {name: most for name, most in model.processor.max_codes.items() if name in model.vocabulary.media}
     num_new = _count_new_tokens(model, settings, room, max_codes)
     words = settings.text_tokens
     guidance = _choose_guidance(model, settings)
@@ -260,6 +260,8 @@ def _count_new_tokens(model: LoadedModel, settings: AnswerSettings, room: int, m
     if to in (None, "text"):
         longest = MAX_TEXT_TOKENS if words is None else words + 1
         longest = max(longest, MAX_NEW_TOKENS) if to is None else longest
+    elif model.vocabulary.layout(to).open_segment is not None and to not in max_codes:
+        longest = room  # nothing else ends it
     else:
         longest = model.vocabulary.span_length(to, max_codes.get(to)) + 1
     if tokens is None:

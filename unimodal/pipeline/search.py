@@ -47,7 +47,7 @@ class CaptionVerifier:
 
     def __call__(self, answers: Sequence[list[int]]) -> list[float]:
         model = self.model
-        question, prompts, captions = Text(model.wording.question(self.modality)), [], []
+        question, prompts, captions = Text(model.wording.ask(self.modality)), [], []
         for codes in [self._complete(self.read_codes(answer)) for answer in answers]:
             shown = Document([Turn("user", [MEDIA_PARTS[self.modality](codes=codes), question])])
             prompt = model.read(model.template.render(shown, add_generation_prompt=True))

@@ -44,7 +44,7 @@ def is_transcription(model: LoadedModel, prepared: Prepared) -> bool:
     return (
         len(media) == 1
         and media[0].modality == reading.modality
-        and words == model.wording.question(reading.modality)
+        and words == model.wording.ask(reading.modality)
         and "text" in (config.allow or ("text",))
         and not model.engine.intercepted
     )
@@ -60,7 +60,7 @@ def find_words_to_say(model: LoadedModel, prepared: Prepared) -> str | None:
     parts = prepared.document.turns[-1].parts if prepared.document.turns else ()
     if sampling is None or sampling.temperature == 0 or not all(isinstance(part, Text) for part in parts):
         return None
-    return model.wording.said(" ".join(part.text for part in parts if isinstance(part, Text)).strip())
+    return model.wording.extract_speech(" ".join(part.text for part in parts if isinstance(part, Text)).strip())
 
 
 def transcribe(model: LoadedModel, prepared: Prepared) -> list[int]:
@@ -79,7 +79,7 @@ def say_best(model: LoadedModel, words: str, prepared: Prepared) -> list[int]:
 
     def ask_about(answer: Sequence[int]) -> Document:
         heard = MEDIA_PARTS[reading.modality](codes=[row - codes.start for row in answer if row in codes])
-        return Document([Turn("user", [heard, Text(model.wording.question(reading.modality))])])
+        return Document([Turn("user", [heard, Text(model.wording.ask(reading.modality))])])
 
     def render_question(answer: list[int]) -> list[int]:
         return model.read(model.template.render(ask_about(answer), add_generation_prompt=True))

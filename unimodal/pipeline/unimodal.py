@@ -141,7 +141,7 @@ class Unimodal(LoadedModel):
         if not any(isinstance(part, Text) and part.text.strip() for part in encoded):
             if not encoded or isinstance(encoded[-1], Text):
                 raise ValueError("there is nothing to answer; give words, a picture, a sound or a clip")
-            encoded.append(Text(self.wording.question(encoded[-1].modality)))
+            encoded.append(Text(self.wording.ask(encoded[-1].modality)))
         return Turn("user", encoded)
 
     # ---- many requests
@@ -217,7 +217,7 @@ class Unimodal(LoadedModel):
             return make_speech_answer(self, request)
         if caption is None:
             words = request.document.turns[-1].text
-            caption = self.wording.said(words) or self.wording.caption(words, str(request.settings.to))
+            caption = self.wording.extract_speech(words) or self.wording.caption(words, str(request.settings.to))
         return make_search_answer(self, request, caption)
 
     def _find_decoder(self, name: str | None) -> FastDecoder | None:

@@ -130,7 +130,7 @@ async def transcribe(exchange: Exchange) -> Response:
     if not data:
         raise ApiError(400, "the file is empty", "invalid_media", "file")
     part = await service.media.make_part("audio", data, "file")
-    question = Text(service.model.wording.question("audio"))
+    question = Text(service.model.wording.ask("audio"))
     answer = await _answer(service, [part, question], settings)
     text = answer.reader.text
     if kind == "text":

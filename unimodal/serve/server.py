@@ -144,9 +144,9 @@ def describe_settings(service: Service) -> dict[str, object]:
         "sampling": {name: own.model_dump() for name, own in model.sampling.items()},
         "media": about,
         "max_positions": model.max_positions,
-        "max_audio_s": model.processor.max_audio_s,
+        "max_audio_s": model.coder.find_max_seconds("audio") if "audio" in media else None,
         "history_turns": model.processor.history_turns,
-        "questions": {name: model.wording.question(name) for name in media},
+        "questions": {name: model.wording.ask(name) for name in media},
         "voices": list(model.wording.voices),
         "formats": {"image": list(PICTURES), "audio": [*SOUNDS, "pcm"], "video": ["mp4"]},
         "limits": {

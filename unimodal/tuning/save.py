@@ -11,7 +11,7 @@ from torch import nn
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config, save_config
-from unimodal.files import atomic_write_bytes, atomic_write_text, read_json
+from unimodal.files import atomic_write_bytes, atomic_write_text, read_json, write_json
 from unimodal.model.adapter import save_adapter
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
@@ -50,13 +50,12 @@ def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, 
                 atomic_write_bytes(folder / name, (media.folder / name).read_bytes())
     else:
         save_hub_tokenizer(folder, template.vocabulary, template.text, max_positions)
+    processor = own = ProcessorConfig()
     if media is not None:
         processor = media.processor
         if type(template) is Template:  # of other models' tokenizers only: their words and format stay behind
-            own = ProcessorConfig()
             processor = processor if processor.template == own.template else own
-        fields = processor.model_dump(mode="json")
-        atomic_write_text(folder / PROCESSOR_FILE, json.dumps(fields, indent=2) + "\n")
+    write_json(folder / PROCESSOR_FILE, processor.model_dump(mode="json"))
     template.vocabulary.save(folder / VOCABULARY_FILE)
 
 

@@ -467,7 +467,7 @@ byId("record").addEventListener("click", async () => {
   try {
     await recorder.start((seconds, full) => {
       if (state.recorder !== recorder && state.recorder) return;
-      say(`Recording ${seconds.toFixed(1)} of ${longest} s, Escape discards`);
+      say(`Recording ${seconds.toFixed(1)} of ${Math.floor(longest * 10) / 10} s, Escape discards`);
       if (full && state.recorder === recorder) endRecording(true);
     }, longest);
     state.recorder = recorder;
