@@ -1,4 +1,4 @@
-"""A corpus opens each document once: what is drawn is right, no medium is opened again, and a changed file is noticed."""
+"""A corpus opens each document once: draws are right, no medium is opened again, a changed file is noticed."""
 
 import base64
 import gc
