@@ -34,7 +34,7 @@ def slow(monkeypatch):
             time.sleep(seconds)
             return logits(*given)
 
-        monkeypatch.setattr(engine.head, "logits", slowly)
+        monkeypatch.setattr(engine.head, "compute_logits", slowly)
 
     return make
 
@@ -186,7 +186,7 @@ def test_a_failing_step_fails_its_rows_and_the_next_request_is_answered(monkeypa
                 raise RuntimeError("secret details")
             return logits(*given)
 
-        monkeypatch.setattr(served.model.engine.head, "logits", failing)
+        monkeypatch.setattr(served.model.engine.head, "compute_logits", failing)
         with ThreadPoolExecutor(3) as pool:
             asked = [pool.submit(served.post, "/v1/images/generations", {"prompt": "a cat"}) for _ in range(3)]
         assert {one.result().status_code for one in asked} == {500}
