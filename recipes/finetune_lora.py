@@ -39,7 +39,7 @@ from unimodal.tuning.rows import (
     read_row_words,
 )
 from unimodal.tuning.save import check_out, save_tokenizers, save_tuned
-from unimodal.tuning.vocabulary import make_joint_template, open_media
+from unimodal.tuning.vocabulary import make_feature_memory, make_joint_template, open_media
 
 
 class LoraRecipe(Config):
@@ -73,12 +73,11 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 
-    # the base, the vocabulary behind its rows, and the data in it
+    # the base, and the vocabulary behind its rows
     base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit)
     media = open_media(cfg.media, device)
     template = make_joint_template(base, media)
     max_positions = int(base.model.config.max_position_embeddings)
-    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run, max_positions=max_positions)
 
     # the model: frozen base, LoRA, and new rows on both sides
     named = read_row_words(cfg.row_words, template) if cfg.row_words else {}
@@ -96,8 +95,11 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     )
     if not cfg.eight_bit:
         model.to(device)
-    corpus.read_with(model)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
+
+    # the data in that vocabulary
+    features = make_feature_memory(model, template, media)
+    corpus = Corpus(cfg.corpus, template, media, not dry_run, max_positions, features)
     batches = corpus.batches(parallel.rank, parallel.num_ranks)
     if dry_run:
         first = batches.next_batch()

@@ -21,6 +21,7 @@ import torch
 
 from unimodal.config import Config
 from unimodal.data import coded, plain_text, sources
+from unimodal.data.order import make_generator
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.files import atomic_write_text
@@ -90,7 +91,7 @@ def media_sources(cfg: SmolData) -> dict[str, sources.Source]:
 
 
 def questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
-    draws = sources.generator(cfg.seed, "questions")
+    draws = make_generator(cfg.seed, "questions")
     asked = list(QUESTIONS)
     for label in sorted(labels, key=lambda _: draws.random()):
         if len(asked) >= cfg.answers:
@@ -137,7 +138,7 @@ def text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) -> di
         atomic_write_text(kept, json.dumps(pairs, indent=1, ensure_ascii=False) + "\n")
     answers = json.loads(kept.read_text())
     chat = [Document([Turn("user", q), Turn("assistant", a)]) for q, a in answers.items() if a]
-    draws = sources.generator(cfg.seed, "text")
+    draws = make_generator(cfg.seed, "text")
     meanings = plain_text.definitions(cfg.raw)
     told = [
         Document([Turn("user", f'What does "{word}" mean?'), Turn("assistant", meaning)])

@@ -27,6 +27,7 @@ from torch.nn.utils import parametrize
 from unimodal.config import Config
 from unimodal.data import coded, sources
 from unimodal.data.mixture import Batches, Mixture
+from unimodal.data.order import make_generator
 from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
@@ -99,7 +100,7 @@ class Documents:
     def __getitem__(self, index: int) -> Rendered:
         item, draw = (int(number) for number in self.plan[index])
         document = self.source.document(item, draw)
-        if sources.generator(self.seed, "drop", self.source.name, item, draw).random() < self.text_dropout:
+        if make_generator(self.seed, "drop", self.source.name, item, draw).random() < self.text_dropout:
             document = document.without_text()
         return self.template.render(document)
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unimodal.data.token_shards import Cursor, Skipped, TokenShards, write_token_shards
+from unimodal.data.order import Cursor
+from unimodal.data.token_shards import Skipped, TokenShards, write_token_shards
 from unimodal.sequence.templates.own import IGNORE, Rendered
 
 HASHES = {"text": "aa", "image": "bb"}

@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from unimodal.corpus.corpus import TOLD, Corpus, CorpusConfig
+from unimodal.corpus.corpus import Corpus, CorpusConfig
+from unimodal.corpus.documents import MOST_TOLD
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import vocabulary_hashes
@@ -69,7 +70,7 @@ def test_many_are_told_five_times(template, tmp_path, capsys):
     for _ in range(2):
         assert sum(len(documents[i]) > 64 for i in range(13)) == 12
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == TOLD and "further ones" in said[-1] and len(documents.too_long) == 12
+    assert len(said) == MOST_TOLD and "further ones" in said[-1] and documents.num_too_long == 12
 
 
 def test_nothing_but_too_long_documents_is_one_line(template, tmp_path):

@@ -21,7 +21,7 @@ from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
 from unimodal.pipeline import load
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Document, Image, Turn
-from unimodal.tuning.vocabulary import make_joint_template, open_media
+from unimodal.tuning.vocabulary import make_feature_memory, make_joint_template, open_media
 
 CLASSES = {
     "emu3": "Emu3ForConditionalGeneration",
@@ -183,10 +183,9 @@ def test_what_is_trained_on_are_the_prompts_of_a_chat(data, tmp_path, tmp_path_f
     base, media = load_base(folder), open_media(folder)
     template = make_joint_template(base, media)
     cfg = CorpusConfig(datasets=[DatasetConfig(path=str(data))], length=256, condition_dropout=0.0)
-    corpus = Corpus(cfg, template, media, keep_codes=False)
     model = build_model(base, template.vocabulary, LoraSettings(rank=2))
     assert isinstance(model.get_output_embeddings(), ImageHead)
-    corpus.read_with(model)
+    corpus = Corpus(cfg, template, media, keep_codes=False, features=make_feature_memory(model, template, media))
     assert corpus.encode() == 4  # the pictures to draw; those to look at have no codes
     [documents] = corpus.sets.values()
     chat = load(folder, device="cpu")

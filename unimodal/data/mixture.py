@@ -14,12 +14,12 @@ Legend: B rows, N tokens of a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from unimodal.data.token_shards import Cursor, mix64
+from unimodal.data.order import Cursor, mix64, shuffle_numbers
 from unimodal.sequence.packing import PackedBatch, pack, pad, stack
 from unimodal.sequence.templates.own import Rendered
 
@@ -194,7 +194,7 @@ class Batches:
         key = mix64(self.mixture.seed ^ mix64(step))
         if self.arrangement == "pack":
             rows = pack(documents, self.length, self.pad_id)
-            rows = [rows[index] for index in shuffled(len(rows), key)]
+            rows = [rows[index] for index in shuffle_numbers(len(rows), key)]
             batch_rows = self.tokens_per_batch // self.length
             return [stack(rows[first : first + batch_rows]) for first in range(0, len(rows), batch_rows)]
         groups: list[list[Rendered]] = [[]]
@@ -202,12 +202,7 @@ class Batches:
             if (len(groups[-1]) + 1) * len(document) > self.tokens_per_batch:
                 groups.append([])
             groups[-1].append(document)
-        return [pad(groups[index], self.pad_id) for index in shuffled(len(groups), key)]
-
-
-def shuffled(count: int, key: int) -> Sequence[int]:
-    """0 … count - 1 in an order that depends on the key alone."""
-    return sorted(range(count), key=lambda index: (mix64(key ^ mix64(index)), index))
+        return [pad(groups[index], self.pad_id) for index in shuffle_numbers(len(groups), key)]
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -16,12 +16,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from unimodal.data.coded import CodedConcepts, CodedSpeech
+from unimodal.data.order import make_generator
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
 STYLE_WORDS = {"noto": "noto", "fluent3d": "3d", "fluentflat": "flat", "twemoji": "twemoji"}
@@ -86,7 +86,7 @@ class MediaToName:
         return self.media.concept(item).group
 
     def document(self, item: int, draw: int = 0) -> Document:
-        draws = generator(self.seed, self.name, item, draw)
+        draws = make_generator(self.seed, self.name, item, draw)
         concept = self.media.concept(item)
         if concept.tags and draws.random() < self.tag_share:
             question, answer = pick(draws, ASK_TAGS), ", ".join(some_of(draws, concept.tags, 5))
@@ -127,7 +127,7 @@ class NameToMedia:
         return self.media.concept(item).group
 
     def document(self, item: int, draw: int = 0) -> Document:
-        draws = generator(self.seed, self.name, item, draw)
+        draws = make_generator(self.seed, self.name, item, draw)
         concept = self.media.concept(item)
         if concept.tags and draws.random() < self.tag_share:
             name = thing = ", ".join(some_of(draws, concept.tags, 5))
@@ -155,7 +155,7 @@ class SpeechToText:
         return self.speech.voice(item)
 
     def document(self, item: int, draw: int = 0) -> Document:
-        draws = generator(self.seed, self.name, item, draw)
+        draws = make_generator(self.seed, self.name, item, draw)
         asked: list[Any] = [Audio(codes=self.speech.codes(item)), Text(informal(draws, pick(draws, ASK["audio"])))]
         if draws.random() < 0.3:
             asked.reverse()
@@ -176,7 +176,7 @@ class TextToSpeech:
         return self.speech.voice(item)
 
     def document(self, item: int, draw: int = 0) -> Document:
-        draws = generator(self.seed, self.name, item, draw)
+        draws = make_generator(self.seed, self.name, item, draw)
         wordings = SAY_IN_VOICE if draws.random() < self.voice_share else SAY
         # the sentence itself is kept as it is: only the wording around it is made informal
         before, _, after = pick(draws, wordings).partition("{text}")
@@ -214,17 +214,12 @@ def plan(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0
     quotas = num_documents * weights / weights.sum()
     counts = np.floor(quotas + 1e-9).astype(np.int64)
     # ties in the remainder are broken by a seeded rank, so that not always the first items win
-    rank = np.array([generator(seed, source.name, item).random() for item in range(len(source))])
+    rank = np.array([make_generator(seed, source.name, item).random() for item in range(len(source))])
     order = np.lexsort((rank, -np.round(quotas - counts, 9)))
     counts[order[: num_documents - counts.sum()]] += 1
     items = np.repeat(np.arange(len(source)), counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
     return np.stack([items, np.arange(num_documents) - first], axis=1)
-
-
-def generator(*key: int | str) -> random.Random:
-    """A generator seeded by a key; the same on every machine and for every number of workers."""
-    return random.Random(int.from_bytes(sha256("/".join(map(str, key)).encode()).digest()[:8], "big"))
 
 
 def pick(draws: random.Random, choices: Sequence[Choice]) -> Choice:

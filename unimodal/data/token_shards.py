@@ -14,8 +14,6 @@ with its marker is whole, one without is made again. Opening checks the sizes, a
 
 A planned document that cannot be made is `Skipped`: its shard has one less, and its marker says which and why.
 
-The order of reading is `Cursor`'s: a seeded permutation of the documents, another one each epoch, computed, not stored.
-
 Legend: T tokens of a shard, D documents of a shard, S documents per shard, N tokens of a document.
 """
 
@@ -218,62 +216,6 @@ class TokenShards:
         self._ids.append(ids)
         self._flags.append(flags)
         self._offsets.append(offsets)
-
-
-class Cursor:
-    """An endless, seeded, resumable order over n documents: each epoch is another permutation of all of them.
-
-    The permutation is a four-round Feistel network over the next power of four, walked until it falls below n: no
-    table, so a resume needs two integers whatever n is.
-    """
-
-    def __init__(self, num_documents: int, seed: int = 0) -> None:
-        if num_documents < 1:
-            raise ValueError("a cursor needs at least one document")
-        self.num_documents, self.seed = num_documents, seed
-        self.epoch = self.position = 0
-        self._half_bits = max(1, (max(1, num_documents - 1).bit_length() + 1) // 2)
-        self._keys = self._keys_of(0)
-
-    def next(self) -> int:
-        index = self._permuted(self.position)
-        self.position += 1
-        if self.position == self.num_documents:
-            self.epoch, self.position = self.epoch + 1, 0
-            self._keys = self._keys_of(self.epoch)
-        return index
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "position": self.position, "num_documents": self.num_documents, "seed": self.seed}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        for name in ("num_documents", "seed"):
-            if state[name] != getattr(self, name):
-                raise ValueError(f"the saved cursor has {name} {state[name]} but this data has {getattr(self, name)}")
-        self.epoch, self.position = int(state["epoch"]), int(state["position"])
-        self._keys = self._keys_of(self.epoch)
-
-    def _keys_of(self, epoch: int) -> list[int]:
-        digest = sha256(f"{self.seed}/{epoch}".encode()).digest()
-        return [int.from_bytes(digest[8 * number : 8 * number + 8], "big") for number in range(4)]
-
-    def _permuted(self, index: int) -> int:
-        mask = (1 << self._half_bits) - 1
-        while True:  # the network permutes a set at most 4 times as large; walk until inside ours
-            left, right = index >> self._half_bits, index & mask
-            for key in self._keys:
-                left, right = right, left ^ (mix64(right ^ key) & mask)
-            index = (left << self._half_bits) | right
-            if index < self.num_documents:
-                return index
-
-
-def mix64(value: int) -> int:
-    """The finalizer of SplitMix64: a bijection of 64-bit integers that looks random."""
-    value &= (1 << 64) - 1
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
-    return value ^ (value >> 31)
 
 
 def _place(folder: Path, shard: int) -> Path:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from unimodal.coder.features import FeatureMemory
 from unimodal.coder.media_coder import MediaCoder, load_coder
 from unimodal.model.adapter_files import is_adapter
 from unimodal.model.base import LoadedBase
@@ -56,3 +58,13 @@ def make_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) 
     layouts = tuple(replace(layout, features=None) for layout in layouts)  # read as it is written, by its codes
     reserved = {*text.reserved_ids, *range(text.size, num_rows)}
     return Template(Vocabulary.build(num_rows, blocks, layouts, reserved, text.sha256), text)
+
+
+def make_feature_memory(model: nn.Module, template: Template, media: MediaCoder | None) -> FeatureMemory | None:
+    """What sees media for a model that reads them through features, each time anew; None for a model of codes alone.
+
+    The model's embedding table learns to take the ids of features: once, after the last change of its rows.
+    """
+    if media is None or all(layout.features is None for layout in template.vocabulary.layouts):
+        return None
+    return FeatureMemory(model, media, later=True)

@@ -1,0 +1,187 @@
+"""Media → the same with codes, each medium encoded once: by one run for the next, by one recipe for another.
+
+A file is known by its path, its size and the time of its last change, bytes by their hash. Only a file that is not
+known is opened: its content is hashed, and encoded unless a copy of it has been. The key of the codes has the hash of
+the tokenizer as well, and how pictures are fitted to it.
+
+Shapes: N codes, G groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.corpus.record_cache import KEY_BYTES, RecordCache
+from unimodal.files import describe_error, quote_path
+from unimodal.sequence.document import Media, make_part
+from unimodal.vocabulary import Vocabulary
+
+ENCODE_BATCH = 32
+Refuse = Callable[[ValueError], None]
+
+
+class CodeCache:
+    """The codes of media in `records`, made by the tokenizers of `coder`; None: there are none, text only.
+
+    vocabulary: that of the model. It says which media keep their grid beside their codes.
+    """
+
+    def __init__(self, coder: MediaCoder | None, records: RecordCache, vocabulary: Vocabulary) -> None:
+        self.coder, self.records = coder, records
+        self._grids = {layout.modality for layout in vocabulary.layouts if layout.grid is not None}
+
+    def encode_part(self, part: Media) -> Media:
+        """The part with codes. ValueError for a medium that cannot be used."""
+        if part.codes is not None:
+            return part
+        found = self._find(part)
+        if found is None:
+            waiting: dict[str, _Waiting] = {}
+            self._take(part, waiting)
+            for modality, batch in waiting.items():
+                if batch.media:
+                    self._encode(modality, batch)
+            found = self._find(part)
+        assert found is not None
+        return found
+
+    def encode_all(self, parts: Iterable[tuple[Sequence[Media], Refuse]]) -> int:
+        """Encodes in batches what has no codes yet; returns how many media that were.
+
+        Media come by the document, with what to call for one of them that cannot be used.
+        """
+        waiting: dict[str, _Waiting] = {}
+        done = 0
+        for media, refuse in parts:
+            for part in media:
+                try:
+                    if self._find(part) is None:
+                        self._take(part, waiting)
+                except ValueError as error:
+                    refuse(error)
+                    break
+                if part.modality in waiting and len(waiting[part.modality].media) == ENCODE_BATCH:
+                    done += self._encode(part.modality, waiting.pop(part.modality))
+        return done + sum(self._encode(modality, batch) for modality, batch in waiting.items() if batch.media)
+
+    def describe(self, part: Media) -> str:
+        """What decides the codes of a part without any: which medium it is, and all that turns it into codes."""
+        return f"{identify(part)} {self._describe_tokenizer(part.modality, self._need_coder(part))}"
+
+    def check(self, part: Media) -> None:
+        """ValueError for a medium that the model reads through features and that cannot be used."""
+        self._need_coder(part).encode_part(part)
+
+    def _need_coder(self, part: Media) -> MediaCoder:
+        if self.coder is None:
+            raise ValueError(f"the data hold {part.name} ({part.modality}) but no tokenizers are given; set `media`")
+        self.coder.vocabulary.layout(part.modality)
+        return self.coder
+
+    def _describe_tokenizer(self, modality: str, coder: MediaCoder) -> str:
+        own_shape = " in its own shape" if modality in self._grids else ""  # the same network may be set to one size
+        return f"{modality} {coder.sha256[modality]} {coder.processor.image_fit}{own_shape}"
+
+    def _find(self, part: Media) -> Media | None:
+        found = self.records.get(make_key("codes of", self.describe(part)))
+        if found is None:
+            return None
+        _, (codes, *grid) = unpack_arrays(found[1])
+        return make_part(part.modality, codes, grid=(int(grid[0][0]), int(grid[0][1])) if grid else None)
+
+    def _take(self, part: Media, waiting: dict[str, _Waiting]) -> None:
+        """Puts a medium among those to be encoded, unless a copy of it is encoded or waits already."""
+        coder = self._need_coder(part)
+        known_as = self.describe(part)
+        batch = waiting.setdefault(part.modality, _Waiting())
+        if any(known_as in names for names in batch.names.values()):
+            return
+        content = f"{hash_content(part)} {self._describe_tokenizer(part.modality, coder)}"
+        same = self.records.get(make_key("codes of", content))
+        if same is not None:
+            self.records.add(make_key("codes of", known_as), same[1])
+            return
+        if content not in batch.media:
+            batch.media[content] = coder.read_part(part)
+        if self.describe(part) != known_as:
+            raise ValueError(f"{part.name} was changed while it was read; leave it alone until it is encoded")
+        batch.names.setdefault(content, {content: None})[known_as] = None
+
+    def _encode(self, modality: str, batch: _Waiting) -> int:
+        assert self.coder is not None
+        found = self.coder.encode_with_grids(modality, list(batch.media.values()))
+        for names, (codes, grid) in zip(batch.names.values(), found, strict=True):
+            own_grid = [np.array(grid[1:])] if grid is not None and modality in self._grids else []
+            record = pack_arrays(None, [codes, *own_grid])
+            for name in names:
+                self.records.add(make_key("codes of", name), record)
+        return len(batch.media)
+
+
+@dataclass
+class _Waiting:
+    """Media of one modality that are encoded together, and what each is known as: by its content, and by its files."""
+
+    media: dict[str, Tensor] = field(default_factory=dict)
+    names: dict[str, dict[str, None]] = field(default_factory=dict)
+
+
+def identify(part: Media) -> str:
+    """What a medium without codes is known by. No file is opened. ValueError for one that is not there."""
+    if part.data is not None:
+        return hash_content(part)
+    assert part.path is not None
+    try:
+        found = os.stat(part.path)
+    except OSError as error:
+        raise ValueError(f"{quote_path(part.path)} cannot be read: {describe_error(error)}") from None
+    return f"file {os.path.abspath(part.path)} {found.st_size} {found.st_mtime_ns}"
+
+
+def hash_content(part: Media) -> str:
+    """The hash of what a file or a part's bytes hold. ValueError for a file that cannot be read."""
+    if part.data is not None:
+        return f"content {hashlib.sha256(part.data).hexdigest()}"
+    assert part.path is not None
+    try:
+        with Path(part.path).open("rb") as stream:
+            return f"content {hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise ValueError(f"{quote_path(part.path)} cannot be read: {describe_error(error)}") from None
+
+
+def make_key(*words: str) -> bytes:
+    """The key of a record that these words describe."""
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).digest()[:KEY_BYTES]
+
+
+def pack_arrays(header: object, arrays: Sequence[np.ndarray]) -> bytes:
+    """JSON and arrays of integers → bytes, which `unpack_arrays` takes apart. int32 where all values fit."""
+    stored = [
+        array.astype("<i4" if array.size == 0 or -(2**31) <= array.min() <= array.max() < 2**31 else "<i8")
+        for array in arrays
+    ]
+    described = [header, [[array.dtype.str, list(array.shape)] for array in stored]]
+    text = json.dumps(described, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return b"".join([len(text).to_bytes(4, "little"), text, *(array.tobytes() for array in stored)])
+
+
+def unpack_arrays(record: bytes) -> tuple[object, list[np.ndarray]]:
+    """The header and the arrays of `pack_arrays`, as int32 or int64."""
+    end = 4 + int.from_bytes(record[:4], "little")
+    header, described = json.loads(record[4:end].decode("utf-8", "surrogatepass"))
+    arrays = []
+    for dtype, shape in described:
+        array = np.frombuffer(record, dtype, int(np.prod(shape)), offset=end).reshape(shape)
+        arrays.append(array)
+        end += array.nbytes
+    return header, arrays

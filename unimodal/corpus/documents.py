@@ -1,0 +1,294 @@
+"""The documents of a dataset as training draws them: opened once, kept with their codes, rendered at every draw.
+
+    row → document → the same with codes, kept in the corpus's cache        once (`EncodedDocuments`)
+    kept document → its words dropped or not → tokens                       at every draw (`RenderedDocuments`)
+
+A document is kept under a key of all that decides it: its texts and roles, and of each medium what it is known by
+(`code_cache.py`). So a row or a file that was changed in place is another document to the next run, and gets its own
+codes. A draw of a kept document opens neither its row nor its media.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from unimodal.coder.features import FeatureMemory
+from unimodal.corpus.code_cache import CodeCache, Refuse, hash_content, make_key, pack_arrays, unpack_arrays
+from unimodal.corpus.record_cache import Place
+from unimodal.data.datasets import ImportedDataset
+from unimodal.data.order import make_generator
+from unimodal.files import atomic_write_bytes
+from unimodal.sequence.document import Document, Media, Part, Text, Turn, make_part
+from unimodal.sequence.templates.own import Rendered, Template
+from unimodal.vocabulary import Vocabulary
+
+FORMAT = "1"  # of a kept document
+MOST_TOLD = 5  # documents of a file that are said to be too long
+#: times that a document is numbered, so that dropping its text is decided anew from one to the next
+DRAWS = 8
+_PLACE = np.dtype([("known", "?"), ("file", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
+
+
+class EncodedDocuments:
+    """The documents of a dataset by number, with codes in place of their media.
+
+    Media that a model of this vocabulary reads through features keep their files, except where it is to write them.
+    """
+
+    def __init__(self, dataset: ImportedDataset, codes: CodeCache, vocabulary: Vocabulary) -> None:
+        self.dataset, self.codes, self.records = dataset, codes, codes.records
+        self._features = {layout.modality for layout in vocabulary.layouts if layout.features is not None}
+        self._places = np.zeros(len(dataset), _PLACE)  # where each kept document lies
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> Document:
+        """Document `number`. Raises ValueError for one whose medium cannot be used."""
+        known, *place = self._places[number].tolist()
+        record = self.records.read(Place(*place)) if known else None
+        return self._make(number) if record is None else _unpack_document(record)
+
+    def find_missing(self, number: int) -> list[Media] | None:
+        """The media of a document that need codes; None where the document is kept already.
+
+        Raises ValueError for a medium that is not there.
+        """
+        document = self.dataset[number]
+        if self._find(number, self._describe(document)) is not None:
+            return None
+        return [
+            part
+            for part, is_read in self._parts(document)
+            if not isinstance(part, Text) and part.codes is None and not is_read
+        ]
+
+    def _make(self, number: int) -> Document:
+        """A document from its row: found in the cache, or encoded and put there."""
+        document = self.dataset[number]
+        key = self._describe(document)
+        record = self._find(number, key)
+        if record is not None:
+            return _unpack_document(record)
+        parts = iter([self._encode(part, is_read) for part, is_read in self._parts(document)])
+        encoded = Document(Turn(turn.role, [next(parts) for _ in turn.parts]) for turn in document.turns)
+        if self._describe(document) != key:
+            raise ValueError("a medium of it was changed while it was read; leave it alone until it is encoded")
+        self._places[number] = (True, *self.records.add(key, _pack_document(encoded)))
+        return encoded
+
+    def _find(self, number: int, key: bytes) -> bytes | None:
+        found = self.records.get(key)
+        if found is None:
+            return None
+        self._places[number] = (True, *found[0])
+        return found[1]
+
+    def _describe(self, document: Document) -> bytes:
+        """The key of a document: two have the same if they are to become the same document with codes."""
+        words = ["document", FORMAT]
+        parts = self._parts(document)
+        for turn in document.turns:
+            words.append(f"turn {turn.role}")
+            for part, is_read in (next(parts) for _ in turn.parts):
+                if isinstance(part, Text):
+                    words.append(f"text {part.text}")
+                elif part.codes is None:
+                    words.append(f"{'read' if is_read else 'codes of'} {part.modality} {self.codes.describe(part)}")
+                else:
+                    words.append(f"codes {part.modality} {part.grid} {part.codes.shape} {part.codes.tobytes().hex()}")
+        return make_key(*words)
+
+    def _parts(self, document: Document) -> Iterator[tuple[Part, bool]]:
+        """Every part, and whether the model reads it through features: not what it learns to write."""
+        for number, turn in enumerate(document.turns):
+            is_answer = turn.role == "assistant" and number == len(document.turns) - 1
+            for part in turn.parts:
+                yield part, not isinstance(part, Text) and part.modality in self._features and not is_answer
+
+    def _encode(self, part: Part, is_read: bool) -> Part:
+        """The part with codes; or with a file that can be looked at again and again, so that no bytes are held."""
+        if isinstance(part, Text):
+            return part
+        if not is_read:
+            return self.codes.encode_part(part)
+        self.codes.check(part)
+        if part.data is None:
+            assert part.path is not None
+            return make_part(part.modality, path=os.path.abspath(part.path))
+        path = self.records.folder / "media" / hash_content(part).split()[-1]
+        if not path.is_file():
+            atomic_write_bytes(path, part.data)
+        return make_part(part.modality, path=os.path.abspath(path))
+
+
+class RenderedDocuments:
+    """Documents by number, rendered when they are asked for; each stands here `DRAWS` times.
+
+    A document whose medium cannot be used raises ValueError under `on_bad_row="fail"`; under `"skip"` the next one
+    stands in for it, and it is named once on stderr. So is one of more than `limit` tokens (a number and what sets it);
+    it is left to the batches to leave it out, since what is drawn must not depend on what was drawn before.
+
+    chosen: which documents, int64 [M]. features: sees media for a model that reads them so.
+    """
+
+    def __init__(
+        self,
+        documents: EncodedDocuments,
+        chosen: np.ndarray,
+        template: Template,
+        limit: tuple[int, str],
+        dropout: float = 0.0,
+        seed: int = 0,
+        features: FeatureMemory | None = None,
+    ) -> None:
+        self.documents, self.dataset, self.chosen, self.template = documents, documents.dataset, chosen, template
+        self.limit, self.dropout, self.seed, self.features = limit, dropout, seed, features
+        coder = documents.codes.coder
+        self.system = coder.processor.system if coder is not None else ""
+        self.bad: dict[int, str] = {}  # documents that cannot be used, and why
+        self._too_long = np.zeros(len(documents), bool)  # only to name each once
+
+    def __len__(self) -> int:
+        return len(self.chosen) * DRAWS
+
+    @property
+    def num_too_long(self) -> int:
+        """Of the documents rendered so far."""
+        return int(self._too_long.sum())
+
+    def __getitem__(self, index: int) -> Rendered:
+        item, draw = index % len(self.chosen), index // len(self.chosen)
+        for step in range(len(self.chosen)):
+            number = int(self.chosen[(item + step) % len(self.chosen)])
+            document = self.open(number)
+            if document is not None:
+                return self._render(document, number, item, draw)
+        last = list(self.bad.values())[-1]
+        raise ValueError(f"no document of {self.dataset.cfg.path} can be used; the last one: {last}")
+
+    def render_once(self) -> Iterator[Rendered]:
+        """Every document that can be used and is not too long, in its order."""
+        for item, number in enumerate(map(int, self.chosen)):
+            document = self.open(number)
+            if document is None:
+                continue
+            rendered = self._render(document, number, item, draw=0)
+            if len(rendered) <= self.limit[0]:
+                yield rendered
+
+    def open(self, number: int) -> Document | None:
+        """The document with codes, or None for one that is skipped."""
+        if number in self.bad:
+            return None
+        try:
+            return self.documents[number]
+        except ValueError as error:
+            self.refuse(number, error)
+            return None
+
+    def refuse(self, number: int, error: ValueError) -> None:
+        """A document that cannot be used: named on stderr, or a ValueError, as its dataset says."""
+        self.bad[number] = f"{self.dataset.where(number)}: {error}"
+        if self.dataset.cfg.on_bad_row == "fail":
+            raise ValueError(f"{self.bad[number]}; mend it, or set on_bad_row to skip") from None
+        print(f"skipped {self.bad[number]}", file=sys.stderr, flush=True)
+
+    def _render(self, document: Document, number: int, item: int, draw: int) -> Rendered:
+        """A document in tokens, its words dropped or not as its place says."""
+        makes_media = any(
+            not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
+        )
+        document = self.template.begin_chat(document, self.system)
+        if makes_media and make_generator(self.seed, "condition", item, draw).random() < self.dropout:
+            document = document.without_text()
+        rendered = self.template.render(document)
+        if len(rendered) > self.limit[0]:
+            self._tell_too_long(number, len(rendered))
+            return rendered
+        if not rendered.read:
+            return rendered
+        assert self.features is not None, "the vocabulary has features: the corpus needs the memory of its model"
+        return self.features.fill_rendered(rendered)
+
+    def _tell_too_long(self, number: int, num_tokens: int) -> None:
+        """Names a document that is too long: once, and only the first few of its file."""
+        if self._too_long[number]:
+            return
+        self._too_long[number] = True
+        count = self.num_too_long
+        if count <= MOST_TOLD:
+            more = "; further ones of this file are left out in silence" if count == MOST_TOLD else ""
+            where, (most, limit) = self.dataset.where(number), self.limit
+            print(f"left out {where}: {num_tokens} tokens, but {limit} is {most}{more}", file=sys.stderr, flush=True)
+
+
+def encode_documents(sets: Sequence[RenderedDocuments], rank: int, num_ranks: int) -> int:
+    """Puts this rank's share of the documents in the cache; returns how many media were encoded.
+
+    Media are encoded in batches over documents and sets. A document that cannot be used is refused by its set.
+    """
+    if not sets:
+        return 0
+    missing = [array("q") for _ in sets]
+
+    def find_missing() -> Iterator[tuple[list[Media], Refuse]]:
+        place = -1
+        for one, numbers in zip(sets, missing, strict=True):
+            for number in map(int, one.chosen):
+                place += 1
+                if place % num_ranks != rank or number in one.bad:
+                    continue
+                try:
+                    media = one.documents.find_missing(number)
+                except ValueError as error:
+                    one.refuse(number, error)
+                    continue
+                if media is not None:
+                    numbers.append(number)
+                    yield media, partial(one.refuse, number)
+
+    num_encoded = sets[0].documents.codes.encode_all(find_missing())
+    for one, numbers in zip(sets, missing, strict=True):
+        for number in numbers:
+            one.open(number)
+    return num_encoded
+
+
+def _pack_document(document: Document) -> bytes:
+    """A document whose media have codes, or paths where they are read through features."""
+    arrays: list[np.ndarray] = []
+
+    def describe(part: Part) -> object:
+        if isinstance(part, Text):
+            return part.text
+        if part.codes is None:
+            return [part.modality, part.path]
+        arrays.append(part.codes)
+        return [part.modality, None, part.grid]
+
+    turns = [[turn.role, [describe(part) for part in turn.parts]] for turn in document.turns]
+    return pack_arrays(turns, arrays)
+
+
+def _unpack_document(record: bytes) -> Document:
+    turns, arrays = unpack_arrays(record)
+    codes = iter(arrays)
+
+    def make(described: object) -> Part:
+        if isinstance(described, str):
+            return Text(described)
+        assert isinstance(described, list)
+        modality, path, *grid = described
+        if path is not None:
+            return make_part(modality, path=path)
+        return make_part(modality, next(codes), grid=grid[0] and tuple(grid[0]))
+
+    assert isinstance(turns, list)
+    return Document(Turn(role, [make(part) for part in parts]) for role, parts in turns)
