@@ -28,7 +28,7 @@ def slow(monkeypatch):
 
     def make(served, seconds=0.05):
         engine = served.model.engine
-        logits = engine.head.logits
+        logits = engine.head.compute_logits
 
         def slowly(*given):
             time.sleep(seconds)
@@ -177,7 +177,7 @@ def test_dropped_clients_in_a_crowd_disturb_nobody():
 
 def test_a_failing_step_fails_its_rows_and_the_next_request_is_answered(monkeypatch, caplog):
     with serving() as served:
-        logits = served.model.engine.head.logits
+        logits = served.model.engine.head.compute_logits
         broken = threading.Event()
         broken.set()
 
