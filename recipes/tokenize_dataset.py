@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -112,15 +112,15 @@ def summarize(writer: ShardWriter) -> None:
         if report is None:
             tell(f"{name}: this worker is done, others are not yet")
             continue
-        parts = ", ".join(f"{tokens:,} {kind}" for kind, tokens in report["tokens_by_modality"].items() if tokens)
+        parts = ", ".join(f"{tokens:,} {kind}" for kind, tokens in report.tokens_by_modality.items() if tokens)
         print(
-            f"{writer.folder(name)}: {report['documents']:,} documents, {report['tokens']:,} tokens ({parts}) in "
-            f"{report['shards']:,} shards; {len(report['bad_rows']):,} bad rows",
+            f"{writer.folder(name)}: {report.documents:,} documents, {report.tokens:,} tokens ({parts}) in "
+            f"{report.shards:,} shards; {len(report.bad_rows):,} bad rows",
             flush=True,
         )
 
 
-def stop(*_: Any) -> None:
+def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -259,4 +259,4 @@ def test_memory_does_not_grow_with_the_documents_that_were_drawn(tmp_path, templ
     (tmp_path / "x").mkdir()
     count_bytes(20)
     few, many = count_bytes(30), count_bytes(300)
-    assert (many - few) / 270 < 80
+    assert (many - few) / 270 < 100  # about 70: where it stands, where it is kept, which were chosen

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unimodal.data.order import Cursor
-from unimodal.data.token_shards import Skipped, TokenShards, write_token_shards
+from unimodal.data.token_shards import (
+    Skipped,
+    TokenShards,
+    is_done,
+    prepare_shards,
+    write_shard,
+    write_token_shards,
+)
 from unimodal.sequence.templates.own import IGNORE, Rendered
 
 HASHES = {"text": "aa", "image": "bb"}
@@ -56,16 +63,27 @@ def test_documents_come_back_whole(tmp_path, vocabulary_size):
     shards.verify()
 
 
-def test_workers_write_the_same_bytes_as_one(tmp_path):
-    write(tmp_path / "one")
-    assert write(tmp_path / "many", worker=1, num_workers=2) is None  # shard 1 only
-    with pytest.raises(ValueError, match="missing or unfinished"):
-        TokenShards(tmp_path / "many")
-    assert write(tmp_path / "many", worker=0, num_workers=2) is not None
+def test_shards_written_in_any_order_are_the_same_bytes(tmp_path):
+    """So each of several workers can write some of them."""
+    manifest = write(tmp_path / "one").manifest
+    folder = tmp_path / "many"
+    prepare_shards(folder, manifest)
+    for shard in (1, 2, 0):
+        with pytest.raises(ValueError, match="missing or unfinished"):
+            TokenShards(folder)
+        write_shard(folder, manifest, shard, map(make, manifest.documents_of(shard)))
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert len(files) == 1 + 3 * 4
     for name in files:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+        assert (tmp_path / "one" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_shard_of_other_media_files_is_not_done(tmp_path):
+    manifest = write(tmp_path).manifest
+    write_shard(tmp_path, manifest, 1, map(make, manifest.documents_of(1)), media="aa")
+    assert [is_done(tmp_path, manifest, shard) for shard in range(3)] == [True, False, True]
+    assert is_done(tmp_path, manifest, 1, "aa") and not is_done(tmp_path, manifest, 1, "bb")
+    assert same(TokenShards(tmp_path)[10], make(10))  # whoever trains does not ask for them
 
 
 def test_an_interrupted_run_goes_on_and_redoes_nothing_that_is_done(tmp_path):

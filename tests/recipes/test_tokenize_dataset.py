@@ -254,6 +254,25 @@ def test_other_rows_are_not_mixed_in(data, single, monkeypatch, capsys):
     assert code == 2 and "talk holds other shards: record is" in stderr.splitlines()[-1]
 
 
+def test_a_picture_changed_in_place_is_encoded_again_in_its_shards_alone(data, tmp_path, monkeypatch, capsys):
+    """The rows are the same, so the folder is not refused; shards of other pictures stay as they are."""
+    rows = [json.dumps({"image": f"own{number}.png", "text": f"words {number}"}) + "\n" for number in range(6)]
+    (data / "own.jsonl").write_text("".join(rows))
+    for number in range(6):
+        save_image(torch.rand(3, 20, 20), data / f"own{number}.png")
+    words = [f"model={tiny_folder()}", f"datasets.own.path={data}/own.jsonl", "documents_per_shard=2", "batch_size=2"]
+    assert run_here(monkeypatch, capsys, *words, f"out={tmp_path}")[0] == 0
+    before = contents(tmp_path)
+    save_image(torch.rand(3, 20, 20), data / "own3.png")
+    code, stdout, stderr = run_here(monkeypatch, capsys, *words, f"out={tmp_path}")
+    assert code == 0 and "6 documents" in stdout and stderr.count("was there") == 2 and "3 shards, 2 done" in stderr
+    changed = {name for name, content in contents(tmp_path).items() if content != before[name]}
+    assert changed == {"own/shard-00001/ids.bin", "own/shard-00001/done.json"}
+    assert contents(tmp_path).keys() == before.keys()
+    code, _, stderr = run_here(monkeypatch, capsys, *words, f"out={tmp_path}")
+    assert code == 0 and stderr.count("was there") == 3
+
+
 def test_no_datasets_and_no_ray_are_one_line(data, tmp_path, monkeypatch, capsys):
     code, _, stderr = run_here(monkeypatch, capsys, f"model={tiny_folder()}", f"out={tmp_path}")
     assert code == 2 and stderr == "error: there are no datasets; give one with --set datasets.NAME.path=FILE\n"

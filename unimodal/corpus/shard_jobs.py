@@ -10,15 +10,16 @@ Legend: S documents per shard.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from pydantic import Field, field_validator
@@ -31,17 +32,41 @@ from unimodal.data.token_shards import (
     Skipped,
     TokenShards,
     is_done,
-    missing_shards,
     prepare_shards,
     remove_partial_shards,
     write_shard,
 )
-from unimodal.files import atomic_write_text, join_lines
+from unimodal.files import join_lines, write_json
 from unimodal.sequence.templates.own import Rendered
 
-Item = dict[str, Any]
 REPORT = "report.json"
 JOIN_EVERY_S = 0.2
+
+
+class ShardItem(TypedDict):
+    """One shard of the plan."""
+
+    dataset: str
+    shard: int
+
+
+class ShardResult(ShardItem):
+    """What became of it."""
+
+    written: bool  # False: it was there
+    documents: int
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What `report.json` says of a dataset whose shards are all there."""
+
+    documents: int
+    shards: int
+    tokens: int
+    tokens_by_modality: dict[str, int]
+    bad_rows: list[str]  # every row that could not be used: where it stands and why
+    ignored_members: dict[str, int]  # members of tars by extension, of kinds that are not read
 
 
 class CorpusJob(Config):
@@ -126,7 +151,7 @@ class ShardWriter:
         self._manifests[name] = Manifest(len(dataset), self.job.documents_per_shard, size, hashes, record)
         return self._manifests[name]
 
-    def items(self) -> list[Item]:
+    def items(self) -> list[ShardItem]:
         """The whole plan, what is finished included."""
         return [
             {"dataset": name, "shard": shard}
@@ -139,10 +164,15 @@ class ShardWriter:
         for name in self.job.datasets:
             prepare_shards(self.folder(name), self.manifest(name))
 
-    def is_done(self, item: Item) -> bool:
-        return is_done(self.folder(item["dataset"]), self.manifest(item["dataset"]), item["shard"])
+    def is_done(self, item: ShardItem) -> bool:
+        """Whether the shard is there, and of these rows, settings, tokenizers and media files."""
+        name, shard = item["dataset"], item["shard"]
+        return is_done(self.folder(name), self.manifest(name), shard, self._media(name, shard))
 
-    def __call__(self, item: Item) -> Item:
+    def _media(self, name: str, shard: int) -> str:
+        return self.dataset(name).media_fingerprint(self.manifest(name).documents_of(shard))
+
+    def __call__(self, item: ShardItem) -> ShardResult:
         """Writes the shard unless it is there. Returns the item with `written` and the numbers of documents.
 
         Raises ValueError for the first document that cannot be tokenized under `on_bad_row="fail"`.
@@ -152,10 +182,11 @@ class ShardWriter:
         prepare_shards(self.folder(name), manifest)
         written = not self.is_done(item)
         if written:
-            write_shard(self.folder(name), manifest, shard, self._tokenized(name, manifest.documents_of(shard)))
-        return {**item, "written": written, "documents": len(manifest.documents_of(shard))}
+            documents = self._tokenize(name, manifest.documents_of(shard))
+            write_shard(self.folder(name), manifest, shard, documents, self._media(name, shard))
+        return {"dataset": name, "shard": shard, "written": written, "documents": len(manifest.documents_of(shard))}
 
-    def _tokenized(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
+    def _tokenize(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
         dataset = self.dataset(name)
         for start in range(numbers.start, numbers.stop, self.job.batch_size):
             batch = range(start, min(start + self.job.batch_size, numbers.stop))
@@ -167,22 +198,22 @@ class ShardWriter:
                     made = Skipped(reason)
                 yield made
 
-    def finish(self, name: str) -> dict[str, Any] | None:
+    def finish(self, name: str) -> ShardReport | None:
         """Writes `report.json` once all shards of a dataset are there and returns it; None before."""
         folder = self.folder(name)
-        if missing_shards(folder, self.manifest(name)):
+        if not all(self.is_done(item) for item in self.items() if item["dataset"] == name):
             return None
         shards = TokenShards(folder, self.tokenizer.hashes)
         dataset = self.dataset(name)
-        report = {
-            "documents": len(shards),
-            "shards": shards.manifest.num_shards,
-            "tokens": shards.num_tokens,
-            "tokens_by_modality": shards.count_tokens(self.tokenizer.vocabulary.modalities),
-            "bad_rows": [*map(str, dataset.bad_rows), *shards.skipped],
-            "ignored_members": dict(sorted(dataset.ignored.items())),
-        }
-        atomic_write_text(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        report = ShardReport(
+            documents=len(shards),
+            shards=shards.manifest.num_shards,
+            tokens=shards.num_tokens,
+            tokens_by_modality=shards.count_tokens(self.tokenizer.vocabulary.modalities),
+            bad_rows=[*map(str, dataset.bad_rows), *shards.skipped],
+            ignored_members=dict(sorted(dataset.ignored.items())),
+        )
+        write_json(folder / REPORT, asdict(report), indent=1)
         remove_partial_shards(folder)
         if not len(shards):
             raise ValueError(f"none of the rows of dataset {name} could be tokenized; the first: {shards.skipped[0]}")
@@ -211,9 +242,9 @@ def run_worker(job: CorpusJob, index: int, count: int, writer: ShardWriter | Non
 def run_processes(job: CorpusJob, first: int, workers: int, count: int) -> None:
     """Workers first … first + workers - 1 of `count` as processes. The first error stops the others and is raised."""
     context = multiprocessing.get_context("spawn")
-    errors: Any = context.SimpleQueue()
+    errors: SimpleQueue[str] = context.SimpleQueue()
     processes = [
-        context.Process(target=_child, args=(job, first + number, count, errors), daemon=True)
+        context.Process(target=_run_child, args=(job, first + number, count, errors), daemon=True)
         for number in range(workers)
     ]
     try:
@@ -240,7 +271,7 @@ def run_processes(job: CorpusJob, first: int, workers: int, count: int) -> None:
         )
 
 
-def _child(job: CorpusJob, index: int, count: int, errors: Any) -> None:
+def _run_child(job: CorpusJob, index: int, count: int, errors: SimpleQueue[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of the group; the parent ends its workers
     try:
         run_worker(job, index, count)

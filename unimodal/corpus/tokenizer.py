@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
+
+from torch import Tensor
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.data.token_shards import Skipped
@@ -46,7 +48,7 @@ class CorpusTokenizer:
         for modality in sorted(lacking & set(self.vocabulary.media)):
             self.coder.tokenizer(modality)
         problems: dict[int, str] = {}
-        media: dict[str, dict[tuple[int, int], Any]] = {}  # modality → (document, its how-manyeth medium) → tensor
+        media: dict[str, dict[tuple[int, int], Tensor]] = {}  # modality → (document, number of its medium) → tensor
         for number, document in enumerate(documents):
             try:
                 for place, part in enumerate(filter(_lacks_codes, document.parts)):

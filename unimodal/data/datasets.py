@@ -16,6 +16,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ from unimodal.data.rows import (
     parquet_rows,
 )
 from unimodal.files import is_hub_id, quote_path
-from unimodal.sequence.document import Document
+from unimodal.sequence.document import Document, Text
 
 FORMATS = ("auto", *IMPORTERS, "huggingface", "webdataset")
 DETECT_ROWS = 100
@@ -90,13 +91,15 @@ class ImportedDataset(Sequence[Document]):
         self._renamed = _typed_columns(rows) | cfg.columns
         self.format = self._find_format(self._first_rows())
         self.bad_rows: list[BadRow] = []
-        self._good = array("q")
+        self._good = array("q")  # rows that can be used
+        self._stamps = array("Q")  # of the media files that each of them names
         for index in range(len(rows)):
             if len(self._good) == cfg.limit:
                 break
             try:
-                self._document(index)
+                stamp = _stamp_media(self._import(index))
                 self._good.append(index)
+                self._stamps.append(stamp)
             except ValueError as error:
                 bad = BadRow(rows.where(index), str(error))
                 if cfg.on_bad_row == "fail":
@@ -128,10 +131,10 @@ class ImportedDataset(Sequence[Document]):
     def __getitem__(self, index: int | slice) -> Document | list[Document]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return self._document(self._good[index])
+        return self._import(self._good[index])
 
     def __iter__(self) -> Iterator[Document]:
-        return (self._document(row) for row in self._good)
+        return (self._import(row) for row in self._good)
 
     def where(self, index: int) -> str:
         """Where document `index` stands: file and line, row or key."""
@@ -143,7 +146,13 @@ class ImportedDataset(Sequence[Document]):
         record = [self.rows.sha256(), self.format, settings, list(self._good[-1:]), self.num_bad]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
-    def _document(self, row: int) -> Document:
+    def media_fingerprint(self, numbers: range) -> str:
+        """Changes with the files that these documents name: their sizes and the times of their last change, as they
+        were when the dataset was opened. "" where they name none."""
+        stamps = self._stamps[numbers.start : numbers.stop]
+        return hashlib.sha256(stamps.tobytes()).hexdigest() if any(stamps) else ""
+
+    def _import(self, row: int) -> Document:
         return import_row(self.format, self._columns(row), self.folder, self.cfg.pairs).to_document()
 
     def _columns(self, row: int) -> Row:
@@ -237,6 +246,16 @@ def _file_rows(path: Path) -> Rows:
     if suffix == ".tar":
         return TarRows(path)
     raise ValueError(f"{quote_path(path)}: a dataset is a file of {', '.join(_SUFFIXES)}; convert it to one of these")
+
+
+def _stamp_media(document: Document) -> int:
+    """A number of 64 bits that changes with the media files of a document; 0 where it names none."""
+    paths = [part.path for part in document.parts if not isinstance(part, Text) and part.path is not None]
+    if not paths:
+        return 0
+    found = [os.stat(path) for path in paths]
+    digest = hashlib.sha256(repr([(one.st_size, one.st_mtime_ns) for one in found]).encode()).digest()
+    return int.from_bytes(digest[:8], "little") | 1
 
 
 def _typed_columns(rows: Rows) -> dict[str, str]:

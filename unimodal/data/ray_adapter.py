@@ -7,19 +7,20 @@ machines processes are faster (Ray takes seconds to start); Ray is for many mach
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
-Item = dict[str, Any]
+ItemT = TypeVar("ItemT", bound=Mapping[str, object])
+ResultT = TypeVar("ResultT", bound=Mapping[str, object])
 
 
 def map_with_ray(
-    items: Sequence[Item],
-    mapper: Callable[..., Callable[[Item], Item]],
-    constructor_args: Sequence[Any] = (),
+    items: Sequence[ItemT],
+    mapper: Callable[..., Callable[[ItemT], ResultT]],
+    constructor_args: Sequence[object] = (),
     num_actors: int = 1,
     gpus_per_actor: float = 0,
-) -> list[Item]:
+) -> list[ResultT]:
     """`[mapper(*constructor_args)(item) for item in items]` on a Ray cluster, in no particular order.
 
     Raises ValueError where Ray is not installed. An error of a job ends the run with Ray's own exception.
@@ -40,4 +41,4 @@ def map_with_ray(
         compute=ray.data.ActorPoolStrategy(size=num_actors),
         num_gpus=gpus_per_actor or None,
     )
-    return mapped.take_all()
+    return cast(list[ResultT], mapped.take_all())

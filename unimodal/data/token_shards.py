@@ -23,14 +23,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from unimodal.files import atomic_write_text
+from unimodal.data.mapped_files import MappedFiles
+from unimodal.files import atomic_write_text, read_json_as
 from unimodal.sequence.templates.own import IGNORE, Rendered
 
 FORMAT_VERSION = 1
@@ -55,7 +55,7 @@ class Manifest:
     documents_per_shard: int
     vocabulary_size: int
     tokenizer_sha256: dict[str, str]  # block name (and `text`) → sha256
-    record: dict[str, Any]  # how the documents were made, as the caller tells it
+    record: dict[str, object]  # how the documents were made, as the caller tells it; JSON
     format: int = FORMAT_VERSION
 
     @property
@@ -63,7 +63,7 @@ class Manifest:
         return -(-self.num_documents // self.documents_per_shard)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
         return np.dtype("<u2" if self.vocabulary_size <= 1 << 16 else "<u4")
 
     def documents_of(self, shard: int) -> range:
@@ -75,45 +75,41 @@ class Manifest:
         return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class DoneMarker:
+    """What `done.json` says of a shard that is whole."""
+
+    fingerprint: str  # of the manifest
+    num_documents: int
+    num_tokens: int
+    sha256: dict[str, str]  # file → its hash
+    skipped: list[str] = field(default_factory=list)  # why each planned document that is missing could not be made
+    media: str = ""  # fingerprint of the media files that the documents were made of
+
+
 def write_token_shards(
     folder: str | Path,
     make: Callable[[int], Rendered | Skipped],
     num_documents: int,
     vocabulary_size: int,
     tokenizer_sha256: Mapping[str, str],
-    record: Mapping[str, Any] | None = None,
+    record: Mapping[str, object] | None = None,
     documents_per_shard: int = 4096,
-    worker: int = 0,
-    num_workers: int = 1,
-    on_shard: Callable[[int, int], None] | None = None,
-) -> TokenShards | None:
-    """Writes the shards that are not there yet; `make(i)` renders document i and must depend on i alone.
+) -> TokenShards:
+    """Writes the shards that are not there yet, and opens all; `make(i)` renders document i and depends on i alone.
 
-    With several workers each writes shards worker, worker + num_workers, … . `on_shard(done, total)` reports progress.
-    Returns the opened shards once all are there, None while other workers are still at theirs. A folder that holds
-    shards of other documents or tokenizers is a ValueError: nothing is mixed.
+    Raises ValueError for a folder that holds shards of other documents or tokenizers: nothing is mixed.
     """
     if num_documents < 1 or documents_per_shard < 1:
         raise ValueError(f"num_documents {num_documents} and documents_per_shard {documents_per_shard} must be ≥ 1")
-    if not 0 <= worker < num_workers:
-        raise ValueError(f"worker is {worker}; give 0 to {num_workers - 1}")
     folder = Path(folder)
-    manifest = Manifest(
-        num_documents,
-        documents_per_shard,
-        vocabulary_size,
-        dict(tokenizer_sha256),
-        json.loads(json.dumps(record or {})),
-    )
+    kept = json.loads(json.dumps(record or {}))
+    manifest = Manifest(num_documents, documents_per_shard, vocabulary_size, dict(tokenizer_sha256), kept)
     prepare_shards(folder, manifest)
-    for shard in range(worker, manifest.num_shards, num_workers):
+    for shard in range(manifest.num_shards):
         if not is_done(folder, manifest, shard):
             write_shard(folder, manifest, shard, map(make, manifest.documents_of(shard)))
-        if on_shard is not None:
-            on_shard(shard + 1, manifest.num_shards)
-    if not missing_shards(folder, manifest):
-        return TokenShards(folder)
-    return None
+    return TokenShards(folder)
 
 
 def prepare_shards(folder: Path, manifest: Manifest) -> None:
@@ -126,11 +122,6 @@ def prepare_shards(folder: Path, manifest: Manifest) -> None:
             )
     else:
         atomic_write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
-
-
-def missing_shards(folder: Path, manifest: Manifest) -> list[int]:
-    """The numbers of the shards that are not finished."""
-    return [shard for shard in range(manifest.num_shards) if not is_done(folder, manifest, shard)]
 
 
 def remove_partial_shards(folder: Path) -> None:
@@ -154,11 +145,8 @@ class TokenShards:
                 raise ValueError(
                     f"{self.folder} holds codes of {name} tokenizer {found} but {wanted} is here; encode the data again"
                 )
-        self._ids: list[np.ndarray] = []
-        self._flags: list[np.ndarray] = []
-        self._offsets: list[np.ndarray] = []
-        for shard in range(self.manifest.num_shards):
-            self._open(shard)
+        self._files = MappedFiles()
+        self._offsets = [self._open(shard) for shard in range(self.manifest.num_shards)]
         self.lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])  # int64 [documents]
         self._ends = np.cumsum([len(offsets) - 1 for offsets in self._offsets])  # documents up to each shard's end
 
@@ -168,13 +156,15 @@ class TokenShards:
     @property
     def skipped(self) -> list[str]:
         """Why each planned document that is missing here could not be made."""
-        return [reason for shard in range(self.manifest.num_shards) for reason in self._done(shard).get("skipped", [])]
+        return [reason for shard in range(self.manifest.num_shards) for reason in self._marker(shard).skipped]
 
     def count_tokens(self, modalities: Sequence[str]) -> dict[str, int]:
         """Tokens by modality, those of turn marks under text; `modalities` are those of the vocabulary, in order."""
-        size = len(modalities)
-        counts = [np.bincount(np.asarray(flags) & MODALITY_BITS, minlength=size) for flags in self._flags]
-        return dict(zip(modalities, np.sum(counts, axis=0).tolist(), strict=True))
+        counts = np.zeros(len(modalities), np.int64)
+        for shard in range(self.manifest.num_shards):
+            flags = np.fromfile(_place(self.folder, shard) / "flags.bin", np.uint8)
+            counts += np.bincount(flags & MODALITY_BITS, minlength=len(modalities))
+        return dict(zip(modalities, counts.tolist(), strict=True))
 
     @property
     def num_tokens(self) -> int:
@@ -186,9 +176,9 @@ class TokenShards:
             raise IndexError(f"document {index} of {len(self)}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
-        begin, end = self._offsets[shard][row], self._offsets[shard][row + 1]
-        ids = self._ids[shard][begin:end].astype(np.int64)
-        flags = self._flags[shard][begin:end]
+        begin, end = map(int, self._offsets[shard][row : row + 2])
+        ids = self._read(shard, "ids.bin", self.manifest.dtype, begin, end).astype(np.int64)
+        flags = self._read(shard, "flags.bin", np.dtype(np.uint8), begin, end)
         labels = np.where(flags & LEARNT, ids, IGNORE)
         return Rendered(ids, labels, flags & MODALITY_BITS)
 
@@ -196,43 +186,58 @@ class TokenShards:
         """Reads every byte; ValueError for a shard whose sha256 is not the one in its marker."""
         for shard in range(self.manifest.num_shards):
             place = _place(self.folder, shard)
-            for name, wanted in self._done(shard)["sha256"].items():
+            for name, wanted in self._marker(shard).sha256.items():
                 if sha256((place / name).read_bytes()).hexdigest() != wanted:
                     raise ValueError(f"{place / name} is damaged; delete {place} and write the shards again")
 
-    def _done(self, shard: int) -> dict[str, Any]:
-        return json.loads((_place(self.folder, shard) / DONE).read_text("utf-8"))
-
-    def _open(self, shard: int) -> None:
-        place = _place(self.folder, shard)
-        if not is_done(self.folder, self.manifest, shard):
+    def _marker(self, shard: int) -> DoneMarker:
+        marker = _read_marker(self.folder, shard)
+        if marker is None or marker.fingerprint != self.manifest.fingerprint:
+            place = _place(self.folder, shard)
             raise ValueError(f"{place} is missing or unfinished; write the shards again (finished ones are kept)")
-        done = self._done(shard)
+        return marker
+
+    def _open(self, shard: int) -> np.ndarray:
+        """Where the documents of a shard begin and the last ends, int64 [D + 1]. ValueError for a damaged one."""
+        place, marker = _place(self.folder, shard), self._marker(shard)
         offsets = np.fromfile(place / "offsets.bin", "<i8")
-        ids = _mapped(place / "ids.bin", self.manifest.dtype)
-        flags = _mapped(place / "flags.bin", np.dtype(np.uint8))
-        if not (len(offsets) == done["num_documents"] + 1 and offsets[-1] == len(ids) == len(flags)):
+        sizes = [(place / name).stat().st_size // width for name, width in (("ids.bin", self.manifest.dtype.itemsize),
+                                                                           ("flags.bin", 1))]  # fmt: skip
+        if len(offsets) != marker.num_documents + 1 or any(size != offsets[-1] for size in sizes):
             raise ValueError(f"{place} has files of the wrong size; delete it and write the shards again")
-        self._ids.append(ids)
-        self._flags.append(flags)
-        self._offsets.append(offsets)
+        return offsets
+
+    def _read(self, shard: int, name: str, dtype: np.dtype[np.unsignedinteger], begin: int, end: int) -> np.ndarray:
+        """Elements begin … end - 1 of a file of a shard."""
+        path, width = _place(self.folder, shard) / name, dtype.itemsize
+        content = self._files.read(path, begin * width, (end - begin) * width)
+        if content is None:
+            raise ValueError(f"{path} was cut short or taken away; write the shards again")
+        return np.frombuffer(content, dtype)
 
 
 def _place(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}"
 
 
-def is_done(folder: Path, manifest: Manifest, shard: int) -> bool:
-    """True for a shard that is whole and of this manifest."""
+def _read_marker(folder: Path, shard: int) -> DoneMarker | None:
+    """The marker of a shard; None where there is none, or none that can be read."""
     try:
-        done = json.loads((_place(folder, shard) / DONE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(done, dict) and done.get("fingerprint") == manifest.fingerprint
+        return read_json_as(DoneMarker, _place(folder, shard) / DONE)
+    except ValueError:
+        return None
 
 
-def write_shard(folder: Path, manifest: Manifest, shard: int, documents: Iterable[Rendered | Skipped]) -> None:
-    """Writes one shard of `manifest.documents_of(shard)`, whole or not at all."""
+def is_done(folder: Path, manifest: Manifest, shard: int, media: str = "") -> bool:
+    """True for a shard that is whole, of this manifest, and made of media files with this fingerprint."""
+    marker = _read_marker(folder, shard)
+    return marker is not None and (marker.fingerprint, marker.media) == (manifest.fingerprint, media)
+
+
+def write_shard(
+    folder: Path, manifest: Manifest, shard: int, documents: Iterable[Rendered | Skipped], media: str = ""
+) -> None:
+    """Writes one shard of `manifest.documents_of(shard)`, whole or not at all. media: their files' fingerprint."""
     parts: list[Rendered] = []
     skipped: list[str] = []
     for index, part in zip(manifest.documents_of(shard), documents, strict=True):
@@ -253,30 +258,19 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, documents: Iterabl
         "flags.bin": (flags | np.where(labels == IGNORE, 0, LEARNT).astype(np.uint8)).tobytes(),
         "offsets.bin": offsets.astype("<i8").tobytes(),
     }
-    done = {
-        "fingerprint": manifest.fingerprint,
-        "num_documents": len(parts),
-        "num_tokens": len(ids),
-        "sha256": {name: sha256(data).hexdigest() for name, data in contents.items()},
-    }
-    if skipped:
-        done["skipped"] = skipped
+    hashes = {name: sha256(data).hexdigest() for name, data in contents.items()}
+    marker = DoneMarker(manifest.fingerprint, len(parts), len(ids), hashes, skipped, media)
     partial = folder / f".partial-{shard:05d}-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         for name, data in contents.items():
             _write(partial / name, data)
-        _write(partial / DONE, json.dumps(done, indent=1).encode() + b"\n")
+        _write(partial / DONE, json.dumps(asdict(marker), indent=1).encode() + b"\n")
         shutil.rmtree(_place(folder, shard), ignore_errors=True)  # unfinished or damaged
         os.replace(partial, _place(folder, shard))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _mapped(path: Path, dtype: np.dtype[Any]) -> np.ndarray:
-    """A file mapped into memory; an empty one cannot be mapped."""
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -289,13 +283,9 @@ def _write(path: Path, data: bytes) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """ValueError for a folder that holds no token shards."""
     path = folder / MANIFEST
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        manifest = Manifest(**data)
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; {folder} holds no token shards") from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a manifest of token shards ({error}); write the shards again") from None
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; {folder} holds no token shards")
+    manifest = read_json_as(Manifest, path, "it is not a manifest of token shards; write the shards again")
     if manifest.format != FORMAT_VERSION:
         raise ValueError(f"{path} has format {manifest.format}, this version reads {FORMAT_VERSION}; write it again")
     return manifest

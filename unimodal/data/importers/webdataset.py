@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import json
 import tarfile
+from array import array
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from unimodal.data.importers.columns import media_columns
-from unimodal.data.rows import Row, checked, file_sha256
+from unimodal.data.rows import Row, check_row, hash_files
 from unimodal.files import describe_error, quote_path
 from unimodal.media.registry import MEDIA, find_by_suffix
 
 TEXT_KINDS = {"txt": "text", "text": "text", "caption": "text", "json": "json"}
 
 
-def _kind_of(extension: str) -> str | None:
+def _find_kind(extension: str) -> str | None:
     """`text`, `json` or a medium, by what stands behind the last dot; None for a kind that is not read."""
     last = extension.rpartition(".")[2]
     medium = find_by_suffix(f".{last}")
@@ -32,93 +34,106 @@ def _kind_of(extension: str) -> str | None:
 
 
 class Member(NamedTuple):
+    """A member of a tar."""
+
+    key: str
     extension: str  # lower case, behind the first dot
     name: str
-    offset: int
-    size: int
 
 
 class TarRows:
-    """The samples of one uncompressed tar, by their keys."""
+    """The samples of one uncompressed tar, by their keys. Memory: 16 bytes a sample once it is open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.keys: list[str] = []
         self.ignored: Counter[str] = Counter()  # extension → members of a kind that is not read
-        self._members: list[list[Member]] = []
+        self._spans = array("q")  # of each sample: where its first header begins, where its last member ends
         self._problems: dict[int, str] = {}
-        seen: dict[str, int] = {}  # key → its first row
+        first_rows: dict[str, int] = {}  # key → its first row
+        last = None
         try:
             with tarfile.open(path, "r:") as tar:
-                for info in tar:
-                    self._add(info, seen)
+                while (info := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    member = _read_member(info)
+                    if member is not None:
+                        self._add(info, member, last, first_rows)
+                        last = member.key
+                    elif not info.isdir():  # .DS_Store and the like
+                        self.ignored[info.name.rpartition("/")[2]] += 1
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(
                 f"{quote_path(path)} is not an uncompressed tar that can be read ({describe_error(error)}); "
                 "unpack it or copy it again"
             ) from None
 
-    def _add(self, info: tarfile.TarInfo, seen: dict[str, int]) -> None:
-        if info.isdir():
-            return
-        folder, slash, base = info.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        key, extension = folder + slash + stem, extension.lower()
-        if not stem:  # .DS_Store and the like
-            self.ignored[base] += 1
-            return
-        if not self.keys or self.keys[-1] != key:
-            if key in seen:  # neither place has the whole sample
-                for row in (seen[key], len(self.keys)):
-                    self._problems[row] = "the key stands in two places of the tar; write its members together"
-            seen[key] = len(self.keys)
-            self.keys.append(key)
-            self._members.append([])
-        row = len(self.keys) - 1
-        if not info.isreg():
-            self._problems[row] = f"{info.name} is a link or a device; store the file itself"
-        elif _kind_of(extension) is None:
-            self.ignored[extension] += 1
+    def _add(self, info: tarfile.TarInfo, member: Member, last: str | None, first_rows: dict[str, int]) -> None:
+        """Takes note of one member; `last` is the key of the one before."""
+        end = info.offset_data + info.size
+        if member.key == last:
+            self._spans[-1] = end
         else:
-            self._members[row].append(Member(extension, info.name, info.offset_data, info.size))
+            row = len(self)
+            if member.key in first_rows:  # neither place has the whole sample
+                for place in (first_rows[member.key], row):
+                    self._problems[place] = "the key stands in two places of the tar; write its members together"
+            first_rows[member.key] = row
+            self._spans.extend((info.offset, end))
+        if not info.isreg():
+            self._problems[len(self) - 1] = f"{info.name} is a link or a device; store the file itself"
+        elif _find_kind(member.extension) is None:
+            self.ignored[member.extension] += 1
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._spans) // 2
 
     def __getitem__(self, index: int) -> Row:
         if index in self._problems:
             raise ValueError(self._problems[index])
         contents: dict[str, bytes] = {}
-        with self.path.open("rb") as stream:
-            for member in self._members[index]:
-                if member.extension in contents:
-                    raise ValueError(f"there are two members .{member.extension}; a key has one of each")
-                stream.seek(member.offset)
-                content = stream.read(member.size)
-                if len(content) != member.size:
-                    raise ValueError(f"{member.name} is cut short; copy the tar again")
-                contents[member.extension] = content
-        return self._row(index, contents)
+        names: dict[str, str] = {}
+        for member, content in self._members(index):
+            if _find_kind(member.extension) is None:
+                continue
+            if member.extension in contents:
+                raise ValueError(f"there are two members .{member.extension}; a key has one of each")
+            contents[member.extension], names[member.extension] = content, member.name
+        return self._make_row(contents, names)
 
-    def _row(self, index: int, contents: dict[str, bytes]) -> Row:
-        row: dict[str, Any] = {}
+    def _members(self, index: int) -> Iterator[tuple[Member, bytes]]:
+        """The members of a sample and what they hold. ValueError for a tar that was changed since it was opened."""
+        begin, end = self._spans[2 * index : 2 * index + 2]
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(begin)
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    while (info := tar.next()) is not None and info.offset < end:
+                        member = _read_member(info)
+                        file = tar.extractfile(info) if info.isreg() else None
+                        if member is not None:
+                            yield member, b"" if file is None else file.read()
+        except (tarfile.TarError, EOFError) as error:
+            raise ValueError(f"the tar was changed or is cut short ({describe_error(error)}); copy it again") from None
+
+    def _make_row(self, contents: Mapping[str, bytes], names: Mapping[str, str]) -> Row:
+        row: dict[str, object] = {}
         media: dict[str, dict[str, bytes]] = {modality: {} for modality in MEDIA}
-        names = {member.extension: member.name for member in self._members[index]}
         for extension, content in contents.items():
-            kind = _kind_of(extension)
+            kind = _find_kind(extension)
             if kind in media:
                 media[kind][extension] = content
             elif kind == "text":
                 if "text" in row:
                     raise ValueError("there are two texts; keep one of them")
-                row["text"] = _decoded(content, names[extension])
+                row["text"] = _decode_text(content, names[extension])
             else:
-                row |= _object(content, names[extension], row)
+                row |= _parse_object(content, names[extension], row)
         for modality, (many, one) in media_columns().items():
             column = many if row.get(many) else one
-            if row.get(column):
-                wanted = row[column] if isinstance(row[column], list) else [row[column]]
-                row[column] = [_member(name, media[modality], names) for name in wanted]
+            given = row.get(column)
+            if given:
+                wanted = given if isinstance(given, list) else [given]
+                row[column] = [_find_member(name, media[modality], names) for name in wanted]
             elif media[modality]:
                 row[many] = [{"bytes": content} for content in media[modality].values()]
         if not row:
@@ -126,22 +141,30 @@ class TarRows:
         return row
 
     def where(self, index: int) -> str:
-        return f"{quote_path(self.path)} key {quote_path(self.keys[index])}"
+        key = next(member.key for member, _ in self._members(index))
+        return f"{quote_path(self.path)} key {quote_path(key)}"
 
     def sha256(self) -> str:
-        return file_sha256([self.path])
+        return hash_files([self.path])
 
 
-def _decoded(content: bytes, name: str) -> str:
+def _read_member(info: tarfile.TarInfo) -> Member | None:
+    """The member that a header names; None for a folder, and for a file without a stem, which belongs to no sample."""
+    folder, slash, base = info.name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return None if info.isdir() or not stem else Member(folder + slash + stem, extension.lower(), info.name)
+
+
+def _decode_text(content: bytes, name: str) -> str:
     try:
         return content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         raise ValueError(f"{name} is not UTF-8 text") from None
 
 
-def _object(content: bytes, name: str, row: dict[str, Any]) -> Row:
+def _parse_object(content: bytes, name: str, row: dict[str, object]) -> Row:
     try:
-        found = checked(json.loads(_decoded(content, name)))
+        found = check_row(json.loads(_decode_text(content, name)))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({describe_error(error)})") from None
     twice = sorted(set(found) & set(row))
@@ -150,7 +173,7 @@ def _object(content: bytes, name: str, row: dict[str, Any]) -> Row:
     return found
 
 
-def _member(name: Any, media: dict[str, bytes], names: dict[str, str]) -> dict[str, bytes]:
+def _find_member(name: object, media: Mapping[str, bytes], names: Mapping[str, str]) -> dict[str, bytes]:
     """The medium that the JSON calls by its member's name, the last part of it, or its extension."""
     for extension, content in media.items():
         full = names[extension]
