@@ -163,10 +163,8 @@ def test_keeping_some_of_the_tokens_read_is_reading_only_those(model, kind):
 
 @torch.inference_mode()
 def test_streams_join_those_that_are_there(model, kind):
-    if kind not in SLOTS:
-        decoder = make_slots(KINDS[kind](model), 128)  # every other decoder has a form whose streams come and go
-    else:
-        decoder = SLOTS[kind](model)
+    decoder = KINDS[kind](model)
+    decoder = decoder if kind in SLOTS else make_slots(decoder, 128)  # every other one has a form that can be joined
     assert_ends(model, decoder.join(PROMPTS[:2], 0, [20, 20]), PROMPTS[:2])
     new = draw(2, 3)
     texts = append(PROMPTS[:2], new)
