@@ -34,7 +34,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from unimodal.model.attention import Packing, causal_by_products, register_attention, set_attention
+from unimodal.model.attention import Packing, attend_by_products, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano
 
 
@@ -88,7 +88,7 @@ def kernels(repeats: int) -> None:
         grad = torch.randn(shape, dtype=torch.bfloat16)
         ways = {
             "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-            "products": lambda q=q, k=k, v=v: causal_by_products(q, k, v),
+            "products": lambda q=q, k=k, v=v: attend_by_products(q, k, v),
         }
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(5 * repeats):

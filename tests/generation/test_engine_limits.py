@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.llama_layers import find_lean_problem
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.engine import Engine
@@ -61,36 +60,6 @@ def test_a_model_with_too_few_rows_is_refused(make_model, vocabulary):
     small.resize_token_embeddings(vocabulary.size - 1)
     with pytest.raises(ValueError, match="has 87 rows, its vocabulary 88"):
         Engine(small, vocabulary)
-
-
-@torch.inference_mode()
-def last_hidden(model, ids):
-    return model.get_decoder()(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
-
-
-@pytest.mark.parametrize("decoder", [LeanDecoder, ReferenceDecoder])
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"tie_embeddings": False, "rope_theta": 500.0}],
-    ids=["grouped", "full", "one", "theta"],
-)
-@torch.inference_mode()
-def test_decoders_equal_the_stock_forward_to_1e_5(make_model, decoder, changes):
-    """Left padding, steps of one and of several tokens, streams dropped on the way; and without any padding."""
-    model = make_model(**changes)
-    for prompts in (PROMPTS, [[3, 4, 5]] * 2):
-        run = decoder(model)
-        texts = [list(prompt) for prompt in prompts]
-        hidden = run.prefill(prompts, 0, 32)
-        for num_new in (1, 3, 1, 2):
-            expected = torch.stack([last_hidden(model, text) for text in texts])
-            torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
-            if num_new == 3 and len(texts) > 2:
-                run.keep([0, 2])
-                texts = [texts[0], texts[2]]
-            new = torch.randint(0, 30, (len(texts), num_new))
-            texts = [text + row for text, row in zip(texts, new.tolist(), strict=True)]
-            hidden = run.step(new)
 
 
 def test_lean_is_for_stock_llama_with_static_rope_only(model, make_model, vocabulary):

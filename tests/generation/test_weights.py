@@ -6,7 +6,6 @@ import torch
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.packed_decoder import PackedDecoder
-from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import GREEDY
@@ -79,34 +78,6 @@ def test_what_does_not_fit_is_refused(model, vocabulary, make_model):
     with pytest.raises(ValueError, match="not a plain Linear without bias; merge adapters first"):
         Engine(adapted, vocabulary, weights="bfloat16")
     assert type(Engine(adapted, vocabulary).decoder) is LeanDecoder
-
-
-@pytest.mark.parametrize("kind", [LeanDecoder, PackedDecoder, ReferenceDecoder, lambda m: CompiledDecoder(m, None)])
-@torch.inference_mode()
-def test_keeping_some_of_the_tokens_read_is_reading_only_those(model, kind):
-    """Ragged: another number of tokens, not always the first, stays in each stream; then a common step."""
-    decoder, plain = kind(model), kind(model)
-    prompts = [list(prompt) for prompt in PROMPTS]
-    decoder.prefill(prompts, 0, 40)
-    new = torch.randint(0, 30, (4, 5), generator=torch.Generator().manual_seed(1))
-    # tokens that stay must not have seen those that go: each sees the prompt, itself and what stays before it
-    kept = [[0, 1, 2, 3, 4], [1, 3], [], [2]]
-    visible = torch.eye(5, dtype=torch.bool).repeat(4, 1, 1)
-    offsets = torch.zeros(4, 5, dtype=torch.int64)
-    for stream, numbers in enumerate(kept):
-        for place, number in enumerate(numbers):
-            offsets[stream, number] = place
-            visible[stream, number, numbers[: place + 1]] = True
-    decoder.step(new, offsets, visible, every=True)
-    decoder.commit(kept, 5)
-    assert [decoder.count_read(s) for s in range(4)] == [len(p) + len(k) for p, k in zip(prompts, kept, strict=True)]
-    longer = [[*p, *new[s, kept[s]].tolist()] for s, p in enumerate(prompts)]
-    plain.prefill(longer, 0, 40)
-    token = torch.tensor([[5], [6], [7], [8]])
-    torch.testing.assert_close(decoder.step(token), plain.step(token), rtol=1e-5, atol=1e-5)
-    decoder.keep([1, 2])
-    plain.keep([1, 2])
-    torch.testing.assert_close(decoder.step(token[:2]), plain.step(token[:2]), rtol=1e-5, atol=1e-5)
 
 
 def test_the_step_compiles_whole_and_once(model, vocabulary, ask):

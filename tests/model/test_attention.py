@@ -98,9 +98,9 @@ def test_packing_reads_boundaries_from_positions():
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=40))
 def test_buckets_hold_every_token_once_with_little_padding(lengths):
     packing = Packing(tuple(lengths))
-    tokens = torch.cat([index[valid] for index, valid in packing.buckets()])
+    tokens = torch.cat([index[valid] for index, valid in packing.bucket_documents()])
     assert sorted(tokens.tolist()) == list(range(sum(lengths)))
-    for index, valid in packing.buckets():
+    for index, valid in packing.bucket_documents():
         shortest = int(valid.sum(1).min())
         assert index.shape[1] <= max(shortest * 1.25, shortest + 8)
 
@@ -120,7 +120,7 @@ def test_xformers_mask_holds_the_documents():
     """Its own materialised mask, which needs no CUDA, is ours."""
     pytest.importorskip("xformers")
     lengths = (3, 1, 4)
-    bias = Packing(lengths).xformers_bias().materialize((8, 8))
+    bias = Packing(lengths).make_xformers_bias().materialize((8, 8))
     segment = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
     allowed = (segment[:, None] == segment) & torch.ones(8, 8).tril().bool()
     assert torch.equal(bias == 0, allowed)

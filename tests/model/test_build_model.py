@@ -15,7 +15,7 @@ from unimodal.model.adapter import load_adapter, merge, save_adapter
 from unimodal.model.attention import Packing
 from unimodal.model.base import hash_base, load_base
 from unimodal.model.build import build_model
-from unimodal.model.lora import LoraSettings, lora_layers
+from unimodal.model.lora import LoraSettings, find_lora_layers
 from unimodal.model.rows import get_new_rows
 from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
@@ -105,7 +105,7 @@ def test_adapter_equals_merged_equals_saved_and_reloaded(base_folder, tmp_path, 
 
     vocabulary = vocabulary_for()
     model = build_model(base_folder(family, tied), vocabulary, lora)
-    assert bool(lora_layers(model)) is (lora is not None)
+    assert bool(find_lora_layers(model)) is (lora is not None)
     train(model, vocabulary)
     ids = one_batch(vocabulary, 9)
     with torch.no_grad():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unimodal.model.initialisers import INITIALISERS, Donor, RowRequest, initialise
-from unimodal.model.initialisers.matching_pursuit import sparse_combination
+from unimodal.model.initialisers.matching_pursuit import fit_sparse_combination
 
 V, D, R = 600, 24, 80
 
@@ -114,7 +114,7 @@ def test_sparse_combination_picks_the_parts_and_never_twice():
     anchors = torch.eye(8)
     target = torch.zeros(1, 8)
     target[0, [1, 4, 6]] = torch.tensor([3.0, -2.0, 1.0])
-    chosen, weights = sparse_combination(target, anchors, 4)
+    chosen, weights = fit_sparse_combination(target, anchors, 4)
     assert chosen[0, :3].tolist() == [1, 4, 6] and len(set(chosen[0].tolist())) == 4
     torch.testing.assert_close(weights[0], torch.tensor([3.0, -2.0, 1.0, 0.0]), rtol=0, atol=1e-4)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from unimodal.model.rows import extend_rows, get_new_rows, initial_rows, merge_rows, read_head_rows
+from unimodal.model.rows import draw_initial_rows, extend_rows, get_new_rows, merge_rows, read_head_rows
 from unimodal.objectives.next_token import HeadGroup, HeadGroups, sliced_cross_entropy
 
 BASE, NEW = 40, 12
@@ -98,10 +98,12 @@ def test_new_rows_look_like_used_base_rows_and_differ_from_each_other():
     direction = torch.linspace(0.1, 2.0, 32)
     table = torch.randn(4000, 32) * direction + 3.0
     table[3000:] = 0  # padding rows do not count
-    rows = initial_rows(table, 2000)
+    rows = draw_initial_rows(table, 2000)
     torch.testing.assert_close(rows.mean(0), table[:3000].mean(0), rtol=0, atol=0.2)
     torch.testing.assert_close(rows.std(0), table[:3000].std(0), rtol=0.1, atol=0)
-    assert torch.equal(rows, initial_rows(table, 2000)) and not torch.equal(rows, initial_rows(table, 2000, seed=1))
+    assert torch.equal(rows, draw_initial_rows(table, 2000)) and not torch.equal(
+        rows, draw_initial_rows(table, 2000, seed=1)
+    )
     assert len(rows.unique(dim=0)) == 2000
 
 
@@ -115,7 +117,7 @@ def test_what_cannot_be_done_is_refused(base):
     with pytest.raises(ValueError, match="already has new rows"):
         extend_rows(model, NEW)
     with pytest.raises(ValueError, match="only zero rows"):
-        initial_rows(torch.zeros(3, 4), 2)
+        draw_initial_rows(torch.zeros(3, 4), 2)
 
 
 def test_lora_trains_beside_the_new_rows_and_merges_with_them(base):

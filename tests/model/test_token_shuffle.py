@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unimodal.model.build import NanoConfig, build_nano
-from unimodal.model.token_shuffle import TokenShuffle, TokenShuffleLM, raster, windows
+from unimodal.model.token_shuffle import TokenShuffle, TokenShuffleLM, join_windows, split_windows
 
 ROWS, COLUMNS = range(12, 28), 4
 
@@ -19,15 +19,15 @@ def make(side=2, seed=0):
 @pytest.mark.parametrize(("num", "columns", "side"), [(16, 4, 2), (24, 6, 2), (36, 6, 3), (8, 4, 1)])
 def test_windows_are_a_permutation_of_the_raster(num, columns, side):
     codes = torch.arange(2 * num).view(2, num)
-    tiles = windows(codes, columns, side)
+    tiles = split_windows(codes, columns, side)
     assert tiles.shape == (2, num // side**2, side**2)
-    assert torch.equal(raster(tiles, columns, side), codes)
+    assert torch.equal(join_windows(tiles, columns, side), codes)
     assert tiles[0, 0].tolist() == [row * columns + column for row in range(side) for column in range(side)]
 
 
 def test_what_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="15 codes in 4 columns do not divide into 2×2 windows"):
-        windows(torch.zeros(1, 15), 4, 2)
+        split_windows(torch.zeros(1, 15), 4, 2)
     with pytest.raises(ValueError, match="width 30 is not a multiple of 2² channels"):
         TokenShuffle(30, 2)
 
@@ -42,9 +42,9 @@ def test_fusing_keeps_the_shapes():
 def test_logits_depend_on_earlier_windows_only():
     model = make().eval()
     prompt, codes = torch.tensor([[1, 5, 6]]), torch.randint(0, 16, (1, 16))
-    base = windows(model(prompt, codes).argmax(-1), COLUMNS, 2)
+    base = split_windows(model(prompt, codes).argmax(-1), COLUMNS, 2)
     logits = model(prompt, codes)[0]  # [N, K]
-    place = windows(torch.arange(16)[None], COLUMNS, 2)[0]  # [G, W]
+    place = split_windows(torch.arange(16)[None], COLUMNS, 2)[0]  # [G, W]
     changed = codes.clone()
     changed[0, place[1, 2]] = (changed[0, place[1, 2]] + 1) % 16
     other = model(prompt, changed)[0]
@@ -61,7 +61,7 @@ def test_a_short_training_learns_pictures_and_draws_them_in_a_quarter_of_the_ste
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     first = None
     for _ in range(150):
-        loss = model.loss(prompts, pictures)
+        loss = model.compute_loss(prompts, pictures)
         first = first or float(loss.detach())
         optimizer.zero_grad()
         loss.backward()

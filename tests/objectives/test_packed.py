@@ -7,7 +7,7 @@ from unimodal.model.attention import Packing, set_attention
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
-from unimodal.objectives.token_selection import attention_to_prompt, select
+from unimodal.objectives.token_selection import measure_prompt_attention, select_tokens
 from unimodal.training.loop import Trainer, WeightedLoss
 from unimodal.training.settings import LoopConfig
 
@@ -114,7 +114,7 @@ def test_attention_to_the_prompt_is_the_attention_of_the_model(make_model, vocab
     packing.watch_layer = 1
     with torch.no_grad():
         model(ids, position_ids=positions, packing=packing)
-        found = attention_to_prompt(*packing.watched, packing, labels == -100)[0]
+        found = measure_prompt_attention(*packing.watched, packing, labels == -100)[0]
         model.set_attn_implementation("eager")
         expected = []
         for tokens, targets in docs:
@@ -125,10 +125,10 @@ def test_attention_to_the_prompt_is_the_attention_of_the_model(make_model, vocab
 
 def test_selection_keeps_the_share_with_the_best_score():
     fallen, to_prompt = torch.tensor([0.0, 1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, 0.0, 0.9])
-    assert select(fallen, to_prompt, 0.25, 0.5).tolist() == [0, 0, 0, 1]
-    assert select(fallen, to_prompt, 0.5, 1.0).tolist() == [0, 0, 1, 1]
-    assert select(fallen, to_prompt, 0.5, 0.0).tolist() == [1, 0, 0, 1]
-    assert select(fallen, to_prompt, 1.0, 0.5).tolist() == [1, 1, 1, 1]
+    assert select_tokens(fallen, to_prompt, 0.25, 0.5).tolist() == [0, 0, 0, 1]
+    assert select_tokens(fallen, to_prompt, 0.5, 1.0).tolist() == [0, 0, 1, 1]
+    assert select_tokens(fallen, to_prompt, 0.5, 0.0).tolist() == [1, 0, 0, 1]
+    assert select_tokens(fallen, to_prompt, 1.0, 0.5).tolist() == [1, 1, 1, 1]
 
 
 def test_selective_training_learns_from_the_share_and_leaves_the_model_of_the_start_alone(

@@ -29,7 +29,7 @@ from unimodal.model.adapter_files import (
     write_adapter_record,
 )
 from unimodal.model.base import LoadedBase, Precision, hash_base, load_base
-from unimodal.model.lora import ADAPTER, add_lora, load_lora_state, lora_layers, lora_state, merge_lora
+from unimodal.model.lora import ADAPTER, add_lora, extract_lora_state, find_lora_layers, load_lora_state, merge_lora
 from unimodal.model.rows import ExtendedEmbedding, extend_rows, get_new_rows, merge_rows
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 
@@ -42,7 +42,7 @@ def merge(model: nn.Module) -> nn.Module:
     """LoRA and new rows into the base, in place: a stock Hugging Face model again. ValueError for a base in 8 bits."""
     if any(p.dtype == torch.int8 for p in model.parameters()):
         raise ValueError("a base in 8 bits cannot be merged; load the adapter on the base in full precision and merge")
-    if lora_layers(model):
+    if find_lora_layers(model):
         merge_lora(model)
     return merge_rows(model) if has_new_rows(model) else model
 
@@ -64,8 +64,8 @@ def save_adapter(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if lora_layers(model):
-        state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in lora_state(model).items()}
+    if find_lora_layers(model):
+        state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in extract_lora_state(model).items()}
         atomic_write_bytes(folder / LORA_FILE, save(state, metadata={"format": "pt"}))
         config = model.peft_config[ADAPTER]
         config.base_model_name_or_path = base
@@ -76,7 +76,7 @@ def save_adapter(
         rows: dict[str, torch.Tensor] = {}
         for side, table in get_new_rows(model).items():
             table = table.detach().float().cpu()
-            rows |= _in_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
+            rows |= _round_to_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
         atomic_write_bytes(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
     vocabulary.save(folder / "vocabulary.json")
     table = model.get_input_embeddings()
@@ -87,7 +87,7 @@ def save_adapter(
         base_sha256=hash_base(model),
         max_positions=int(model.config.max_position_embeddings),
         architecture=type(model).__name__,
-        lora=bool(lora_layers(model)),
+        lora=bool(find_lora_layers(model)),
         new_rows=has_new_rows(model),
     )
     write_adapter_record(folder, record)  # last: the folder counts from now on
@@ -117,7 +117,7 @@ def load_adapter(
         )
     model.requires_grad_(False)
     if record.new_rows:
-        rows = _from_8_bits(_tensors(folder / ROWS_FILE))
+        rows = _restore_from_8_bits(_read_tensors(folder / ROWS_FILE))
         expected = vocabulary.size - base.num_rows
         if len(rows["input"]) != expected:
             raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
@@ -132,20 +132,20 @@ def load_adapter(
         config = LoraConfig.from_pretrained(folder)
         config.inference_mode = False
         add_lora(model, config)
-        load_lora_state(model, _tensors(folder / LORA_FILE))
+        load_lora_state(model, _read_tensors(folder / LORA_FILE))
     if record.new_rows:
         for parameter in get_new_rows(model).values():
             parameter.requires_grad_(True)
     return model.eval(), vocabulary
 
 
-def _in_8_bits(side: str, table: torch.Tensor) -> dict[str, torch.Tensor]:
+def _round_to_8_bits(side: str, table: torch.Tensor) -> dict[str, torch.Tensor]:
     """table [R, D] → int8 [R, D] and scale [R, 1]."""
     scale = table.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
     return {side: (table / scale).round().to(torch.int8).contiguous(), f"{side}_scale": scale.contiguous()}
 
 
-def _from_8_bits(rows: dict[str, Any]) -> dict[str, Any]:
+def _restore_from_8_bits(rows: dict[str, Any]) -> dict[str, Any]:
     sides = {name: rows[name] for name in rows if not name.endswith("_scale")}
     return {
         side: table.float() * rows[f"{side}_scale"] if f"{side}_scale" in rows else table
@@ -156,7 +156,7 @@ def _from_8_bits(rows: dict[str, Any]) -> dict[str, Any]:
 _AGAIN = "copy or download the folder again"
 
 
-def _tensors(path: Path) -> dict[str, Any]:
+def _read_tensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -62,7 +62,7 @@ class Packing:
         """Cumulative document lengths, int32 [S + 1], the form that flash and xformers kernels take."""
         return torch.tensor((0, *self.lengths)).cumsum(0).to(device=self.device, dtype=torch.int32)
 
-    def xformers_bias(self) -> Any:
+    def make_xformers_bias(self) -> Any:
         """The BlockDiagonalCausalMask of these documents."""
         if self._bias is None:
             from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
@@ -70,13 +70,13 @@ class Packing:
             self._bias = BlockDiagonalCausalMask.from_seqlens(list(self.lengths), device=self.device)
         return self._bias
 
-    def buckets(self) -> list[tuple[Tensor, Tensor]]:
+    def bucket_documents(self) -> list[tuple[Tensor, Tensor]]:
         """Documents of similar length together: (token index [S, L], padded slots repeat a token; valid [S, L])."""
         if self._buckets is None:
             starts = torch.tensor((0, *self.lengths)).cumsum(0)[:-1]
             lengths = torch.tensor(self.lengths)
             self._buckets = []
-            for members in _similar_lengths(self.lengths):
+            for members in _group_lengths(self.lengths):
                 chosen = torch.tensor(members)
                 longest = int(lengths[chosen].max())
                 column = torch.arange(longest)
@@ -86,7 +86,7 @@ class Packing:
         return self._buckets
 
 
-def _similar_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[int]]:
+def _group_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[int]]:
     """Group document indices so that no document is padded beyond ``waste`` (or 8 tokens) times its length."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     groups: list[list[int]] = []
@@ -99,7 +99,7 @@ def _similar_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[i
     return groups
 
 
-def causal_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
     """query, key, value [S, H, L, D] -> [S, H, L, D]: causal attention as two matrix products, as "eager" computes it.
 
     For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.3 to 4 times as long in bfloat16,
@@ -121,14 +121,14 @@ def torch_varlen_attention(
     _, num_tokens, num_heads, width = query.shape
     flat = [x.reshape(num_tokens, num_heads * width) for x in (query, key, value)]
     pieces, rows = [], []
-    for index, valid in packing.buckets():
+    for index, valid in packing.bucket_documents():
         num_docs, longest = index.shape
         q, k, v = (
             x.index_select(0, index.flatten()).view(num_docs, longest, num_heads, width).transpose(1, 2) for x in flat
         )  # [S, H, L, D]; a padded slot comes after its document, so no valid query sees it
         half = q.device.type == "cpu" and q.dtype == torch.bfloat16
         if half and longest <= LONGEST_DENSE and q.shape[:2].numel() * longest**2 <= MOST_SCORES and not p:
-            out = causal_by_products(q, k, v, scale)
+            out = attend_by_products(q, k, v, scale)
         else:
             out = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, scale=scale)
         keep = valid.flatten().nonzero().squeeze(1)
@@ -144,7 +144,7 @@ def xformers_varlen_attention(
     """The same signature on xformers' kernel: query, key, value [1, T, H, D] -> [1, T, H, D]. CUDA only."""
     from xformers.ops import memory_efficient_attention
 
-    return memory_efficient_attention(query, key, value, attn_bias=packing.xformers_bias(), p=p, scale=scale)
+    return memory_efficient_attention(query, key, value, attn_bias=packing.make_xformers_bias(), p=p, scale=scale)
 
 
 def packed_attention(
@@ -174,7 +174,7 @@ def packed_attention(
     return kernel(q, k, v, packing, p=dropout, scale=scaling).reshape(batch, length, num_heads, width)
 
 
-def _forward(kernel: Any) -> Any:
+def _make_attention(kernel: Any) -> Any:
     def attention(
         module: nn.Module,
         query: Tensor,
@@ -204,7 +204,7 @@ def _forward(kernel: Any) -> Any:
     return attention
 
 
-def _packed_mask(
+def _make_packed_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -243,8 +243,8 @@ def register_attention() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
 
     for name, kernel in ((XFORMERS, xformers_varlen_attention), (VARLEN, torch_varlen_attention)):
-        AttentionInterface.register(name, _forward(kernel))
-        AttentionMaskInterface.register(name, _packed_mask)
+        AttentionInterface.register(name, _make_attention(kernel))
+        AttentionMaskInterface.register(name, _make_packed_mask)
 
 
 @cache

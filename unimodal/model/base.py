@@ -83,20 +83,20 @@ def load_base(name: str | os.PathLike[str], precision: Precision = "float32", ei
     from safetensors import SafetensorError
 
     text = os.fspath(name)
-    source, gguf = _find(text)
+    source, gguf = _find_source(text)
     options: dict[str, Any] = {"dtype": getattr(torch, precision)}
     if eight_bit:
         if gguf is not None:
             raise ValueError(f"{text} is a GGUF file, which is read in full precision; give a hub id for an 8-bit base")
-        options["quantization_config"] = _eight_bit()
+        options["quantization_config"] = _make_eight_bit_config()
     if gguf is not None:
         _need_gguf(text)
         options["gguf_file"] = gguf
     silence = redirect_stderr(io.StringIO()) if gguf is not None else nullcontext()  # its progress cannot be turned off
     try:
         with quiet_transformers(), silence:
-            model = _class_of(source).from_pretrained(source, **options)
-            tokenizer = _tokenizer_data(source, gguf)
+            model = _find_class(source).from_pretrained(source, **options)
+            tokenizer = _read_tokenizer(source, gguf)
     except (OSError, ImportError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the base model {text!r} cannot be loaded: {describe_error(error, 240)}") from None
     if gguf is not None:  # the weights are plain by now; transformers would refuse to save or train them
@@ -117,13 +117,13 @@ def hash_base(model: nn.Module) -> str:
     return hashlib.sha256(weight.to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def data_folders() -> list[Path]:
+def list_data_folders() -> list[Path]:
     named = os.environ.get(DATA_VARIABLE)
     places = [Path.cwd() / "data", Path(__file__).resolve().parents[2] / "data"]
     return list(dict.fromkeys(([Path(named).expanduser()] if named else []) + places))
 
 
-def _class_of(source: str) -> Any:
+def _find_class(source: str) -> Any:
     """What loads the base in a folder or under a hub id."""
     import transformers
 
@@ -134,12 +134,12 @@ def _class_of(source: str) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def _find(name: str) -> tuple[str, str | None]:
+def _find_source(name: str) -> tuple[str, str | None]:
     """→ (folder or hub id, the GGUF file within it or None)."""
     folder = Path(name).expanduser()
     places = [folder] if folder.is_dir() else []
     if not places and name in PACKAGES:
-        places = [data / PACKAGES[name] for data in data_folders() if (data / PACKAGES[name]).is_dir()][:1]
+        places = [data / PACKAGES[name] for data in list_data_folders() if (data / PACKAGES[name]).is_dir()][:1]
     if not places:
         if not is_hub_id(name) or folder.exists():
             raise ValueError(f"base model {name!r}: no such folder, and not a hub id of the form owner/name")
@@ -161,7 +161,7 @@ def _need_gguf(name: str) -> None:
         raise ValueError(f"{name} is a GGUF file; to read it, `pip install gguf` (or unimodal[train])") from None
 
 
-def _eight_bit() -> Any:
+def _make_eight_bit_config() -> Any:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells every product that it casts to float16
     try:
         import bitsandbytes  # noqa: F401
@@ -172,7 +172,7 @@ def _eight_bit() -> Any:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
-def _tokenizer_data(source: str, gguf: str | None) -> dict[str, Any]:
+def _read_tokenizer(source: str, gguf: str | None) -> dict[str, Any]:
     """The `tokenizer.json` of the base, from its file or from what transformers makes of another format."""
     path = Path(source) / "tokenizer.json"
     if gguf is None and path.is_file():

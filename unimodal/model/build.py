@@ -20,7 +20,7 @@ from unimodal.config import Config
 from unimodal.model.attention import set_attention
 from unimodal.model.base import LoadedBase, Precision, load_base
 from unimodal.model.initialisers import Donor, RowRequest, initialise
-from unimodal.model.lora import LoraSettings, add_lora, peft_config
+from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
@@ -157,7 +157,7 @@ def build_model(
 
         extend_rows(model, num_new, seed, freeze_base, begin)
     if lora is not None:
-        add_lora(model, peft_config(model, lora, base.name), seed)
+        add_lora(model, make_peft_config(model, lora, base.name), seed)
     for parameter in get_new_rows(model).values() if num_new else ():
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)  # peft freezes everything that is not an adapter

@@ -53,7 +53,7 @@ class ImageHead(nn.Module):
             parts.append(F.linear(inner, self.outer.weight[chosen], bias))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
-    def linear(self, hidden: Tensor, rows: Sequence[range]) -> tuple[Tensor, list[Tensor]]:
+    def split_linear(self, hidden: Tensor, rows: Sequence[range]) -> tuple[Tensor, list[Tensor]]:
         """States [P, E] and matrices [k, E] whose products are the logits of these rows, all of text or all of codes.
 
         hidden: [P, D]. A bias is one more column. Raises ValueError for rows of both: no one matrix scores them.

@@ -33,17 +33,17 @@ class LoraSettings(Config):
     dora: bool = False
 
 
-def linear_names(model: nn.Module) -> list[str]:
+def list_linear_names(model: nn.Module) -> list[str]:
     """The last names of the decoder's linear layers, such as q_proj and down_proj."""
     found = (name.rpartition(".")[2] for name, m in model.get_decoder().named_modules() if isinstance(m, nn.Linear))
     return sorted(set(found))
 
 
-def peft_config(model: nn.Module, settings: LoraSettings, base_name: str = "") -> Any:
+def make_peft_config(model: nn.Module, settings: LoraSettings, base_name: str = "") -> Any:
     """peft's own configuration. ValueError for a target that the model does not have."""
     from peft import LoraConfig
 
-    names = linear_names(model)
+    names = list_linear_names(model)
     if settings.targets == "all":
         targets = names
     elif settings.targets == "attention":
@@ -79,14 +79,14 @@ def add_lora(model: nn.Module, config: Any, seed: int = 0) -> nn.Module:
     return model
 
 
-def lora_layers(model: nn.Module) -> dict[str, nn.Module]:
+def find_lora_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The adapted layers by name; empty for a model without LoRA."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
-def lora_state(model: nn.Module) -> dict[str, Tensor]:
+def extract_lora_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors under the names that peft gives them in `adapter_model.safetensors`."""
     state = {n: p for n, p in model.state_dict().items() if ".lora_" in n}
     # peft stores …lora_A.default.weight as …lora_A.weight below its own two wrappers
@@ -94,7 +94,8 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """The inverse of `lora_state`. ValueError when the tensors are not exactly those of this model's adapters."""
+    """The inverse of `extract_lora_state`. ValueError when the tensors are not exactly those of this model's
+    adapters."""
     own = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
     stored = {f"base_model.model.{name.replace(f'.{ADAPTER}', '')}": name for name in own}
     if set(stored) != set(state):
@@ -112,7 +113,7 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> nn.Module:
     """Adds every adapter into its layer's weight and puts the plain layers back, in place."""
-    for name, layer in lora_layers(model).items():
+    for name, layer in find_lora_layers(model).items():
         layer.merge(safe_merge=True)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, layer.get_base_layer())

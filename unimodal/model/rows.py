@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from unimodal.model.structured_rows import StructuredRows
 
 
-def initial_rows(base: Tensor, num_rows: int, seed: int = 0) -> Tensor:
+def draw_initial_rows(base: Tensor, num_rows: int, seed: int = 0) -> Tensor:
     """New rows [R, D] like the base's [V, D]: its mean plus noise with its spread in each of the D directions.
 
     Rows that all equal the mean cannot be told apart by the head; rows far larger than the base's drown its logits.
@@ -122,7 +122,7 @@ def extend_rows(
 ) -> nn.Module:
     """Put ``num_rows`` trainable rows behind the real embedding rows of a Hugging Face causal LM, in place.
 
-    ``begin(table [V, D], seed)`` gives the first values [R, D] of a side; without it, ``initial_rows``.
+    ``begin(table [V, D], seed)`` gives the first values [R, D] of a side; without it, ``draw_initial_rows``.
 
     The first new id is the length of the base's real table, which may be longer than its tokenizer. Everything else is
     frozen unless ``freeze_base`` is False. LoRA goes on top; peft freezes everything else once more, so call
@@ -140,7 +140,7 @@ def extend_rows(
     tied = head.weight is embedding.weight
     if freeze_base:
         model.requires_grad_(False)
-    begin = begin or (lambda table, side_seed: initial_rows(table, num_rows, side_seed))
+    begin = begin or (lambda table, side_seed: draw_initial_rows(table, num_rows, side_seed))
     input_rows = nn.Parameter(begin(embedding.weight, seed))
     extended = ExtendedEmbedding(embedding, input_rows)
     if tied:

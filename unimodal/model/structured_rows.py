@@ -47,7 +47,7 @@ class StructuredRows(nn.Module):
                 f"features_{index}", centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-6), persistent=False
             )
             self.tables.append(nn.Parameter(torch.randn(block.shape[1], width) * std))
-        self.words = {rows: _bags(listed, vocab_size) for rows, listed in (words or {}).items()}
+        self.words = {rows: _build_bags(listed, vocab_size) for rows, listed in (words or {}).items()}
 
     def forward(self, free: Tensor) -> Tensor:
         """free: [V, D] → [V, D], in its own precision."""
@@ -74,7 +74,7 @@ def encode_levels(level_indices: Tensor, num_levels: tuple[int, ...]) -> Tensor:
     return torch.cat([nn.functional.one_hot(level_indices[:, k], n).float() for k, n in enumerate(num_levels)], dim=1)
 
 
-def _bags(listed: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
+def _build_bags(listed: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
     """Lists of word rows → sparse [R, V] with 1/√n at the n words of each row: their sum, at the size of one row."""
     places = [(row, word) for row, ids in enumerate(listed) for word in ids]
     weights = [len(listed[row]) ** -0.5 for row, _ in places]

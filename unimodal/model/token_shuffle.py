@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unimodal.model.rows import read_head_rows
 
 
-def windows(codes: Tensor, columns: int, side: int) -> Tensor:
+def split_windows(codes: Tensor, columns: int, side: int) -> Tensor:
     """Codes in raster order [B, N] -> [B, G, W]: windows in raster order, and the codes of a window in raster order."""
     batch, num = codes.shape
     rows, left_over = divmod(num, columns)
@@ -30,8 +30,8 @@ def windows(codes: Tensor, columns: int, side: int) -> Tensor:
     return tiles.transpose(2, 3).reshape(batch, num // side**2, side**2)
 
 
-def raster(tiles: Tensor, columns: int, side: int) -> Tensor:
-    """The inverse of `windows`, for [B, G, W] or [B, G, W, K]."""
+def join_windows(tiles: Tensor, columns: int, side: int) -> Tensor:
+    """The inverse of `split_windows`, for [B, G, W] or [B, G, W, K]."""
     batch, groups, per_window = tiles.shape[:3]
     rows = groups * per_window // columns
     grid = tiles.view(batch, rows // side, columns // side, side, side, *tiles.shape[3:])
@@ -84,17 +84,17 @@ class TokenShuffleLM(nn.Module):
         The logits of a window depend on the prompt and on the windows before it.
         """
         embed = self.model.get_input_embeddings()
-        tiles = windows(codes, self.columns, self.shuffle.side)  # [B, G, W]
+        tiles = split_windows(codes, self.columns, self.shuffle.side)  # [B, G, W]
         fused = self.shuffle.fuse(embed(tiles + self.rows.start))  # [B, G, D]
         inputs = torch.cat([embed(prompt), fused[:, :-1]], 1)  # [B, T + G - 1, D]
         hidden = self.model.get_decoder()(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        return raster(self._logits(hidden[:, prompt.shape[1] - 1 :]), self.columns, self.shuffle.side)
+        return join_windows(self._compute_logits(hidden[:, prompt.shape[1] - 1 :]), self.columns, self.shuffle.side)
 
-    def loss(self, prompt: Tensor, codes: Tensor) -> Tensor:
+    def compute_loss(self, prompt: Tensor, codes: Tensor) -> Tensor:
         """The mean negative log-likelihood of the codes [B, N], a code."""
         return F.cross_entropy(self(prompt, codes).flatten(0, 1), codes.flatten())
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def _compute_logits(self, hidden: Tensor) -> Tensor:
         """[B, G, D] -> [B, G, W, K]"""
         return F.linear(self.shuffle.unfuse(hidden), read_head_rows(self.model.get_output_embeddings(), self.rows))
 
@@ -115,7 +115,9 @@ class TokenShuffleLM(nn.Module):
             raise ValueError(f"guidance {guidance} needs the unconditional prompts")
         embed, decoder = self.model.get_input_embeddings(), self.model.get_decoder()
         per_window = self.shuffle.side**2
-        windows(torch.zeros(1, num_codes, dtype=torch.int64), self.columns, self.shuffle.side)  # is the number whole?
+        split_windows(
+            torch.zeros(1, num_codes, dtype=torch.int64), self.columns, self.shuffle.side
+        )  # is the number whole?
         twin = guidance != 1.0 and unconditional is not None
         inputs = embed(torch.cat([prompt, unconditional]) if twin else prompt)  # [B or 2B, T, D]
         cache: Any = DynamicCache(config=decoder.config)
@@ -123,7 +125,7 @@ class TokenShuffleLM(nn.Module):
         found = []
         for _ in range(num_codes // per_window):
             hidden = decoder(inputs_embeds=inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1:]
-            logits = self._logits(hidden)[:, 0]  # [B or 2B, W, K]
+            logits = self._compute_logits(hidden)[:, 0]  # [B or 2B, W, K]
             if twin:
                 conditional, other = logits.chunk(2)
                 logits = torch.lerp(other, conditional, guidance)
@@ -134,4 +136,4 @@ class TokenShuffleLM(nn.Module):
             found.append(codes)
             fused = self.shuffle.fuse(embed(codes + self.rows.start)[:, None])  # [B, 1, D]
             inputs = torch.cat([fused, fused]) if twin else fused
-        return raster(torch.stack(found, 1), self.columns, self.shuffle.side)
+        return join_windows(torch.stack(found, 1), self.columns, self.shuffle.side)

@@ -52,7 +52,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device, num = hidden.device, len(hidden)
         needs_hidden = differentiated and ctx.needs_input_grad[0]
         needs_parts = [differentiated and needed for needed in ctx.needs_input_grad[5:]]
-        places = _places(parts)
+        places = _locate_parts(parts)
         with torch.autocast(device.type, enabled=False):
             weights = [part.detach().to(dtype) for part in parts]
             logits_of_chunk = torch.empty(min(chunk, num), places[-1].stop, dtype=exact, device=device)
@@ -86,7 +86,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if slope is not None:
                     one = torch.ones_like(total)
                     logits.scatter_add_(1, label, -one)  # d loss / d logits
-                    slope[rows] = _times(logits.to(dtype), weights, places)
+                    slope[rows] = _multiply_parts(logits.to(dtype), weights, places)
                     if whole:
                         logits.scatter_add_(1, label, one)  # what is kept are probabilities
         ctx.save_for_backward(hidden, index, lse, slope, *parts, *kept)
@@ -99,7 +99,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden, index, lse, slope, *rest = ctx.saved_tensors
         parts, kept = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         needs_parts = ctx.needs_input_grad[5:]
-        places = _places(parts)
+        places = _locate_parts(parts)
         with torch.autocast(hidden.device.type, enabled=False):
             weights = [part.detach().to(ctx.dtype) for part in parts]
             grad_hidden = None
@@ -135,12 +135,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden, None, None, None, None, *grad_parts
 
 
-def _places(parts: Sequence[Tensor]) -> list[slice]:
+def _locate_parts(parts: Sequence[Tensor]) -> list[slice]:
     """Where each part's rows lie among the K."""
     ends = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0).tolist()
     return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
 
-def _times(grad: Tensor, weights: Sequence[Tensor], places: Sequence[slice]) -> Tensor:
+def _multiply_parts(grad: Tensor, weights: Sequence[Tensor], places: Sequence[slice]) -> Tensor:
     """grad [c, K] times the parts → [c, D]."""
     return functools.reduce(Tensor.add_, (grad[:, p] @ w for w, p in zip(weights, places, strict=True)))

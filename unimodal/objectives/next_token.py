@@ -225,7 +225,7 @@ class TokenLosses:
         return SlicedLoss((weight * loss).sum(), float(weight.double().sum()), len(self.where), per_block)
 
 
-def token_losses(
+def compute_token_losses(
     hidden: Tensor,
     ids: Tensor,
     targets: Tensor,
@@ -256,7 +256,7 @@ def token_losses(
             rows = [*spec.pieces, *(range(row, row + 1) for row in spec.exits)]
         selected = flat_hidden.index_select(0, where[chosen])  # [P, D]
         if isinstance(head, ImageHead):
-            selected, parts = head.linear(selected, rows)
+            selected, parts = head.split_linear(selected, rows)
         else:
             parts = [part for piece in rows for part in select_head_parts(head, piece)]
         loss, lse = chunked_cross_entropy(selected, places, parts, max_logits)
@@ -283,5 +283,5 @@ def cross_entropy_from_hidden(
     max_logits: int = MAX_LOGITS,
 ) -> SlicedLoss:
     """The head and the loss for hidden states [B, N, D] at tokens [B, N] with already shifted targets [B, N]."""
-    losses = token_losses(hidden, ids, targets, head, groups, softmax, max_logits)
+    losses = compute_token_losses(hidden, ids, targets, head, groups, softmax, max_logits)
     return losses.reduce(z_loss, modality_weights)

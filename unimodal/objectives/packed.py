@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from unimodal.model.attention import Packing
-from unimodal.objectives.next_token import IGNORE, HeadGroups, LossConfig, TokenLosses, shift_labels, token_losses
-from unimodal.objectives.token_selection import attention_to_prompt, select
+from unimodal.objectives.next_token import (
+    IGNORE,
+    HeadGroups,
+    LossConfig,
+    TokenLosses,
+    compute_token_losses,
+    shift_labels,
+)
+from unimodal.objectives.token_selection import measure_prompt_attention, select_tokens
 from unimodal.vocabulary import Vocabulary
 
 
@@ -55,7 +62,7 @@ class PackedLoss(nn.Module):
         losses = self._losses(self.model, ids, labels, position_ids, packing)
         token_weights = None
         if earlier is not None:
-            token_weights = self._select(losses, earlier, labels, packing)
+            token_weights = self._weigh_tokens(losses, earlier, labels, packing)
         factors = {str(name): factor for name, factor in self.cfg.modality_weights.items()}
         result = losses.reduce(self.cfg.z_loss, factors, token_weights)
         total = result.total
@@ -79,11 +86,11 @@ class PackedLoss(nn.Module):
         ).last_hidden_state
         targets = shift_labels(labels, position_ids)
         head = model.get_output_embeddings()
-        return token_losses(hidden, ids, targets, head, self.groups, self.cfg.softmax, self.cfg.max_logits)
+        return compute_token_losses(hidden, ids, targets, head, self.groups, self.cfg.softmax, self.cfg.max_logits)
 
     @torch.no_grad()
-    def _select(self, losses: TokenLosses, earlier: Tensor, labels: Tensor, packing: Packing) -> Tensor:
+    def _weigh_tokens(self, losses: TokenLosses, earlier: Tensor, labels: Tensor, packing: Packing) -> Tensor:
         if packing.watched is None:
             raise ValueError("keep_share below 1 needs attention 'varlen' or 'xformers'; choose one of them or 'auto'")
-        to_prompt = attention_to_prompt(*packing.watched, packing, labels == IGNORE).reshape(-1)[losses.where]
-        return select(earlier - losses.loss, to_prompt, self.cfg.keep_share, self.cfg.loss_share)
+        to_prompt = measure_prompt_attention(*packing.watched, packing, labels == IGNORE).reshape(-1)[losses.where]
+        return select_tokens(earlier - losses.loss, to_prompt, self.cfg.keep_share, self.cfg.loss_share)

@@ -18,7 +18,7 @@ from unimodal.model.attention import Packing
 
 
 @torch.no_grad()
-def attention_to_prompt(query: Tensor, key: Tensor, packing: Packing, is_prompt: Tensor) -> Tensor:
+def measure_prompt_attention(query: Tensor, key: Tensor, packing: Packing, is_prompt: Tensor) -> Tensor:
     """query [B, H, N, D], key [B, K, N, D], is_prompt bool [B, N] → the share of each token's attention that goes to
     prompt tokens of its own document, mean over heads, float32 [B, N]."""
     batch, num_heads, length, width = query.shape
@@ -26,7 +26,7 @@ def attention_to_prompt(query: Tensor, key: Tensor, packing: Packing, is_prompt:
     flat_query, flat_key = (x.float().transpose(1, 2).reshape(batch * length, num_heads, width) for x in (query, key))
     flat_prompt = is_prompt.reshape(-1)
     result = torch.zeros(batch * length, device=query.device)
-    for index, valid in packing.buckets():  # [S, L]: slots of padding repeat a token behind its document
+    for index, valid in packing.bucket_documents():  # [S, L]: slots of padding repeat a token behind its document
         q, k = flat_query[index].transpose(1, 2), flat_key[index].transpose(1, 2)  # [S, H, L, D]
         scores = q @ k.transpose(2, 3) * width**-0.5  # [S, H, L, L]
         future = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=query.device).triu(1)
@@ -36,16 +36,16 @@ def attention_to_prompt(query: Tensor, key: Tensor, packing: Packing, is_prompt:
     return result.view(batch, length)
 
 
-def select(fallen: Tensor, to_prompt: Tensor, keep_share: float, loss_share: float) -> Tensor:
+def select_tokens(fallen: Tensor, to_prompt: Tensor, keep_share: float, loss_share: float) -> Tensor:
     """History loss minus loss [P] and attention to the prompt [P] → [P], 1 for the best ``keep_share``, else 0."""
-    score = loss_share * _scaled(fallen) + (1 - loss_share) * _scaled(to_prompt)
+    score = loss_share * _scale(fallen) + (1 - loss_share) * _scale(to_prompt)
     kept = torch.zeros_like(score)
     if len(score):
         kept[score.topk(max(1, round(keep_share * len(score)))).indices] = 1.0
     return kept
 
 
-def _scaled(values: Tensor) -> Tensor:
+def _scale(values: Tensor) -> Tensor:
     """To [0, 1] by the least and the largest."""
     if not len(values):
         return values

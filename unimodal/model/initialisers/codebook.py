@@ -20,11 +20,11 @@ def codebook(request: RowRequest) -> Tensor:
     """→ [R, D]. Every block of `request.features` is centred, whitened, projected and coloured like the base."""
     rows = description(request)
     num_base, width = request.table.shape
-    used = request.used()
+    used = request.list_used()
     centred = used - used.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(used))
     root = (vectors * values.clamp_min(0).sqrt()).T  # [D, D]: unit normal → the base's covariance
-    generator = request.generator()
+    generator = request.make_generator()
     for span, features in sorted(request.features.items(), key=lambda item: item[0].start):
         if len(features) != len(span) or span.start < num_base or span.stop > num_base + request.num_rows:
             raise ValueError(

@@ -15,13 +15,13 @@ from unimodal.model.initialisers.request import RowRequest
 
 def covariance(request: RowRequest) -> Tensor:
     """→ [R, D]."""
-    used = request.used()
+    used = request.list_used()
     centred = used - used.mean(0)
     # rows of noise [R, min(V, D)] times the root of the covariance: U S Vᵀ / sqrt(V) without forming [R, V]
     if len(used) > used.shape[1]:
         values, vectors = torch.linalg.eigh(centred.T @ centred / len(used))
         root = vectors * values.clamp_min(0).sqrt()  # [D, D]
-        drawn = request.noise(request.num_rows, root.shape[1]) @ root.T
+        drawn = request.draw_noise(request.num_rows, root.shape[1]) @ root.T
     else:
-        drawn = request.noise(request.num_rows, len(used)) @ centred / len(used) ** 0.5
+        drawn = request.draw_noise(request.num_rows, len(used)) @ centred / len(used) ** 0.5
     return used.mean(0) + drawn

@@ -21,7 +21,7 @@ def description(request: RowRequest) -> Tensor:
     rows = covariance(request)
     num_base = len(request.table)
     table = request.table.detach().float()
-    noise = NOISE * request.used().std(0, correction=0) * request.noise(*rows.shape)
+    noise = NOISE * request.list_used().std(0, correction=0) * request.draw_noise(*rows.shape)
     for row, words in request.words.items():
         if not num_base <= row < num_base + request.num_rows:
             raise ValueError(f"row {row} is described but the new rows are {num_base} to {num_base + len(rows) - 1}")

@@ -37,18 +37,18 @@ def matching_pursuit(request: RowRequest) -> Tensor:
     known = (~donor.rows.isnan().any(1)).nonzero().squeeze(1)
     for part in known.split(CHUNK):
         targets = donor.rows[part].detach().float().to(base.device) - donor_mean
-        chosen, weights = sparse_combination(targets, anchors - donor_mean, min(NUM_ANCHORS, len(anchors)))
+        chosen, weights = fit_sparse_combination(targets, anchors - donor_mean, min(NUM_ANCHORS, len(anchors)))
         rows[part] = torch.einsum("nk,nkd->nd", weights, (base - base_mean)[chosen])
     # A donor of small width fits with large weights of both signs, and the sum is then far longer than any row of the
     # base: no row lies farther from the mean than the base's rows do on average.
-    usual = (request.used() - base_mean).norm(dim=1).mean()
+    usual = (request.list_used() - base_mean).norm(dim=1).mean()
     offsets = rows[known]
     offsets = offsets * (usual / offsets.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
     rows[known] = base_mean + offsets
     return rows
 
 
-def sparse_combination(targets: Tensor, anchors: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
+def fit_sparse_combination(targets: Tensor, anchors: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
     """targets [n, E] as sums of anchors [A, E] → (which int64 [n, k], weights [n, k]), refitted at each pick."""
     directions = torch.nn.functional.normalize(anchors, dim=1)
     residual = targets

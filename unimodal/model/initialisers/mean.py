@@ -15,6 +15,6 @@ NOISE = 0.1
 
 def mean(request: RowRequest) -> Tensor:
     """→ [R, D]."""
-    used = request.used()
-    noise = request.noise(request.num_rows, used.shape[1])
+    used = request.list_used()
+    noise = request.draw_noise(request.num_rows, used.shape[1])
     return used.mean(0) + NOISE * used.std(0, correction=0) * noise

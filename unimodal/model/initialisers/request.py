@@ -34,7 +34,7 @@ class RowRequest:
     donor: Donor | None = None
     seed: int = 0
 
-    def used(self) -> Tensor:
+    def list_used(self) -> Tensor:
         """The base rows that are not padding, float32 [≤ V, D]."""
         table = self.table.detach().float()
         used = table[table.abs().sum(1) > 0]
@@ -42,9 +42,9 @@ class RowRequest:
             raise ValueError("the base table has only zero rows; load its weights before adding rows")
         return used
 
-    def generator(self) -> torch.Generator:
+    def make_generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    def noise(self, num_rows: int, width: int) -> Tensor:
+    def draw_noise(self, num_rows: int, width: int) -> Tensor:
         """Standard normal [num_rows, width], the same on every device."""
-        return torch.randn(num_rows, width, generator=self.generator()).to(self.table.device)
+        return torch.randn(num_rows, width, generator=self.make_generator()).to(self.table.device)
