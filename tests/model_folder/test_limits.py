@@ -62,7 +62,7 @@ def ask_about(model: Unimodal, path: Path) -> Document:
 
 
 def write_sound(model: Unimodal, seconds: float, path: Path) -> Path:
-    rate = model.coder.setting("audio", "sample_rate_hz")
+    rate = model.coder.tokenizer("audio").sample_rate_hz
     noise = torch.Generator().manual_seed(0)
     save_audio(torch.rand(round(seconds * rate), generator=noise) - 0.5, path, rate)
     return path
