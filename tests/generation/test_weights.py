@@ -13,12 +13,6 @@ from unimodal.generation.sampling import GREEDY
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [1], [2, 3, 4, 5, 6]]
 
 
-def skip_where_int8_saturates(weights):
-    """Without VNNI a processor adds products of 8 bits in 16, which overflow: int8 then loses more."""
-    if weights == "int8" and not torch.cpu._is_vnni_supported():
-        pytest.skip("8-bit products overflow on a processor without VNNI")
-
-
 def hidden_states(decoder, steps=4):
     generator = torch.Generator().manual_seed(0)
     found = [decoder.prefill(PROMPTS, 0, 32)]
@@ -31,7 +25,6 @@ def hidden_states(decoder, steps=4):
 @pytest.mark.parametrize(("weights", "most"), [("float32", 1e-5), ("bfloat16", 0.02), ("int8", 0.05)])
 def test_narrow_weights_lose_what_their_bits_say(model, weights, most):
     """The error of hidden states relative to their size, against the modules' own float32."""
-    skip_where_int8_saturates(weights)
     expected = hidden_states(LeanDecoder(model))
     found = hidden_states(PackedDecoder(model, weights))
     error = float((found - expected).norm() / expected.norm())
@@ -41,7 +34,6 @@ def test_narrow_weights_lose_what_their_bits_say(model, weights, most):
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 def test_narrow_weights_keep_the_grammar_and_nearly_the_likelihoods(model, vocabulary, ask, weights):
-    skip_where_int8_saturates(weights)
     engine = Engine(model, vocabulary, weights=weights)
     config = GenerationConfig(max_new_tokens=30, force="video", guidance={"video": 2.0}, unconditional=ask(), seed=5)
     answer = engine.generate([ask([3, 4])], config)[0]

@@ -89,9 +89,12 @@ class _Int8:
 
     torch takes one range for all rows of a call. Rows are brought to the same size first: the first token of a prompt
     may be a hundred times larger than the others (arXiv:2402.17762) and would leave them a few steps of the range.
+
+    Without VNNI a processor adds two products in 16 bits, which overflow in silence: activations then get 7 bits.
     """
 
     def __init__(self, weight: Tensor) -> None:
+        self.in_seven_bits = not torch.cpu._is_vnni_supported()
         scale = weight.float().abs().amax(1).clamp_(min=1e-12) / 127
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch moves its quantized tensors to another package
@@ -100,7 +103,7 @@ class _Int8:
 
     def __call__(self, x: Tensor) -> Tensor:
         size = x.abs().amax(1, keepdim=True).clamp_(min=1e-12)  # [M, 1]
-        return torch.ops.quantized.linear_dynamic(x / size, self.weight, False).mul_(size)
+        return torch.ops.quantized.linear_dynamic(x / size, self.weight, self.in_seven_bits).mul_(size)
 
     def add_to(self, base: Tensor, x: Tensor) -> Tensor:
         return self(x).add_(base)
