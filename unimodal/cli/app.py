@@ -22,7 +22,9 @@ from unimodal.cli.shared import (
     Model,
     Negative,
     Out,
+    Seconds,
     Seed,
+    Start,
     Temperature,
     Tokens,
     TopK,
@@ -37,6 +39,7 @@ from unimodal.cli.shared import (
     load_coder,
     load_model,
     make_counter,
+    read_source,
 )
 from unimodal.cli.tokenizers import tokenizers
 from unimodal.cli.upgrade import upgrade
@@ -90,6 +93,8 @@ def chat(
     file: Annotated[
         list[Path] | None, typer.Option(metavar="F", help="A file of any medium; its content decides. May be repeated.")
     ] = None,
+    start: Start = 0.0,
+    seconds: Seconds = None,
     to: Annotated[str | None, typer.Option(metavar="X", help="Answer with text, image, audio or video.")] = None,
     seed: Seed = 0,
     guidance: Guidance = None,
@@ -118,10 +123,13 @@ def chat(
     if not folder.is_dir():
         raise ValueError(f"--folder {folder}: no such folder; create it first")
     given = {"image": image, "audio": audio, "video": video}
-    files = [(kind, path) for kind, paths in given.items() for path in paths or []]
-    for _, path in files:
-        check_file(path)
-    files += [(check_file(path), path) for path in file or []]
+    if prompt is None and Path("-") in [path for paths in (*given.values(), file) for path in paths or []]:
+        raise ValueError("a file from stdin needs the question in the same command; give it as PROMPT")
+    files = [(kind, read_source(path)) for kind, paths in given.items() for path in paths or []]
+    for _, source in files:
+        check_file(source)
+    sources = [read_source(path) for path in file or []]
+    files += [(check_file(source), source) for source in sources]
     check_model(model)
     screen = find_screen(pictures)  # asks the terminal: before seconds of loading in which the user may type
     with Reporter() as report:
@@ -142,8 +150,9 @@ def chat(
             decoder=decoder,
         )
         terminal_chat = TerminalChat(load_model(model, report, weights), report, settings, folder, screen, mute)
-        for kind, path in files:
-            terminal_chat.attach(MEDIA_PARTS[kind](path=str(path)))
+        for kind, source in files:
+            data, path = (source, None) if isinstance(source, bytes) else (None, str(source))
+            terminal_chat.attach(MEDIA_PARTS[kind](path=path, data=data, start_s=start, seconds=seconds))
         if prompt is None:
             terminal_chat.run()
         else:
@@ -217,16 +226,22 @@ def generate(
 
 @app.command()
 def tokenize(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A picture, sound or film; its content decides.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A picture, sound or film, or - for stdin.")],
     out: Annotated[Path, typer.Option("--out", metavar="codes.json", help="The file of codes to write.")],
+    start: Start = 0.0,
+    seconds: Seconds = None,
     model: Model = None,
 ) -> None:
     """Turn a file into the integer codes that the model sees."""
-    check_file(file)
     check_folder(out)
+    source = read_source(file)
+    check_file(source)
+    notes: list[str] = []
     with Reporter() as report:
-        codes = load_coder(model, report).tokenize(file)
+        codes = load_coder(model, report).tokenize(source, start, seconds, notes.append)
         codes.save(out)
+    for note in notes:
+        print(note, file=sys.stderr)
     print(f"{out}: {codes.modality}, {len(codes.codes)} codes")
 
 

@@ -119,8 +119,11 @@ class TerminalChat:
 
     def attach(self, part: Part) -> None:
         """Read and encode a file for the next question. Raises ValueError if it cannot be used."""
-        self.pending.append(self.model.coder.encode_part(part))
+        encoded = self.model.coder.encode_part(part)
+        self.pending.append(encoded)
         self.report.clear()
+        for note in encoded.notes if isinstance(encoded, Media) else ():
+            _notify(note)
 
     def save(self, path: str) -> None:
         """Save the last picture, sound or clip again. Raises ValueError if there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,8 @@ TopP = Annotated[
     float | None, typer.Option("--top-p", metavar="P", help="Draw only from the likeliest of this share; 1 is all.")
 ]
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="At most so many new tokens.")]
+Start = Annotated[float, typer.Option("--start", metavar="S", help="Where sounds and films begin, in seconds.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", metavar="S", help="How much of them to take.")]
 Negative = Annotated[str | None, typer.Option("--negative", metavar="WORDS", help="What media should not look like.")]
 Decoder = Annotated[
     str | None, typer.Option("--decoder", metavar="D", help="A fast decoder: jacobi, coupled-sjd, token-recycling, …")
@@ -107,11 +110,23 @@ def check_ways(decoder: str | None, weights: str) -> None:
     check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
 
 
-def check_file(path: Path) -> str:
+def check_file(source: Path | bytes) -> str:
     """The medium of a file, by its first bytes. Raises ValueError for an input that is missing or holds none."""
     from unimodal.media.kind import media_kind
 
-    return media_kind(path)
+    return media_kind(source)
+
+
+def read_source(path: Path) -> Path | bytes:
+    """The file, or for `-` what stands on stdin. Raises ValueError where that is a terminal, or empty: read already."""
+    if str(path) != "-":
+        return path
+    if sys.stdin.isatty():
+        raise ValueError("- reads a file from stdin, and that is a terminal; pipe a file into the command")
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise ValueError("- reads a file from stdin, and nothing is left there; give - once, with a file piped in")
+    return data
 
 
 def check_out(path: Path, modality: str) -> None:

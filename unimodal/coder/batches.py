@@ -6,7 +6,8 @@ channels, in their order: a picture is [C, H, W] in both, a sound [T] becomes [C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,18 +15,26 @@ from torch import Tensor
 from unimodal.media.access import load_medium
 from unimodal.media.files import MediaSource
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
-from unimodal.media.registry import Medium
+from unimodal.media.registry import Medium, ignore_note
 from unimodal.tokenizers.interface import FitMode, MediaModule
 
 
 def read_medium(
-    source: MediaSource, tokenizer: MediaModule, limits: MediaLimits = DEFAULT_LIMITS, mode: FitMode = "pad"
+    source: MediaSource,
+    tokenizer: MediaModule,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    mode: FitMode = "pad",
+    start_s: float = 0.0,
+    seconds: float | None = None,
+    tell: Callable[[str], None] = ignore_note,
 ) -> Tensor:
     """A file, or its bytes, as the medium that the tokenizer sees, fitted by `mode` where the family leaves that open.
 
+    start_s, seconds: the part of a sound or film to take. tell: called with a sentence for everything that is left out.
     Raises ValueError if it is not usable.
     """
-    return tokenizer.fit(load_medium(tokenizer.modality, source, tokenizer.file_target, limits), mode)
+    target = replace(tokenizer.file_target, start_s=start_s, seconds=seconds, tell=tell)
+    return tokenizer.fit(load_medium(tokenizer.modality, source, target, limits), mode)
 
 
 def group_by_size(medium: Medium, items: Sequence[Tensor]) -> list[list[int]]:

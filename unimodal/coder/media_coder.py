@@ -19,7 +19,7 @@ from unimodal.files import quote_path
 from unimodal.media.image import load_image, to_bytes
 from unimodal.media.kind import media_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
-from unimodal.media.registry import MEDIA
+from unimodal.media.registry import MEDIA, ignore_note
 from unimodal.model_folder.hashes import check_tokenizers
 from unimodal.model_folder.layout import VOCABULARY_FILE, read_positions, reader_folder, tokenizer_folder
 from unimodal.model_folder.settings import ProcessorConfig, read_processor
@@ -114,13 +114,23 @@ class MediaCoder:
 
     # ---- files → tensors → codes
 
-    def read(self, path: str | Path | bytes, modality: str) -> Tensor:
+    def read(
+        self,
+        path: str | Path | bytes,
+        modality: str,
+        start_s: float = 0.0,
+        seconds: float | None = None,
+        tell: Callable[[str], None] = ignore_note,
+    ) -> Tensor:
         """A file, or its bytes, as the medium that the model sees: [3, S, S], [T] or [T, 3, S, S].
 
-        Raises ValueError if it is not usable.
+        start_s, seconds: the part of a sound or film to take. tell: called with a sentence, which names the file, for
+        everything that is left out. Raises ValueError if it is not usable.
         """
         self.vocabulary.layout(modality)
-        return read_medium(path, self.tokenizer(modality), self.limits, self.processor.image_fit)
+        name = quote_path(path) if not isinstance(path, bytes) else f"the {MEDIA[modality].noun}"
+        tokenizer, fit = self.tokenizer(modality), self.processor.image_fit
+        return read_medium(path, tokenizer, self.limits, fit, start_s, seconds, lambda note: tell(f"{name}: {note}"))
 
     def encode(self, modality: str, media: Sequence[Tensor]) -> list[np.ndarray]:
         """Media of one modality → codes, each int64 [N] or [N, G]. Sounds and pictures may differ in size."""
@@ -151,7 +161,9 @@ class MediaCoder:
         if self.vocabulary.layout(part.modality).features is not None:
             load_image(part.source, self.limits)
             return MEDIA_PARTS[part.modality](data=self.content(part))
-        return self.encode_parts(part.modality, [self.read_part(part)])[0]
+        notes: list[str] = []
+        [encoded] = self.encode_parts(part.modality, [self.read_part(part, notes.append)])
+        return MEDIA_PARTS[part.modality](encoded.codes, grid=encoded.grid, notes=notes)
 
     def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Media]:
         """Media of one modality as parts with codes, and with their grids for a model that writes those."""
@@ -164,9 +176,9 @@ class MediaCoder:
         """Rows and columns for a model that writes them beside the codes; None for others."""
         return grid[1:] if grid is not None and self.vocabulary.layout(modality).grid is not None else None
 
-    def read_part(self, part: Media) -> Tensor:
+    def read_part(self, part: Media, tell: Callable[[str], None] = ignore_note) -> Tensor:
         """The medium of a part without codes, as `read` gives it, and not longer than the model hears."""
-        medium = self.read(part.source, part.modality)
+        medium = self.read(part.source, part.modality, part.start_s, part.seconds, tell)
         self.check_length(medium, part)
         return medium
 
@@ -259,10 +271,19 @@ class MediaCoder:
 
     # ---- files ⇄ codes, without the decoder
 
-    def tokenize(self, path: str | Path) -> MediaCodes:
-        """The codes of a file; what it holds is decided by its content. ValueError for one that cannot be used."""
+    def tokenize(
+        self,
+        path: str | Path | bytes,
+        start_s: float = 0.0,
+        seconds: float | None = None,
+        tell: Callable[[str], None] = ignore_note,
+    ) -> MediaCodes:
+        """The codes of a file, or of its bytes; what it holds is decided by its content. For the rest see `read`.
+
+        Raises ValueError for a file that cannot be used.
+        """
         modality = media_kind(path, self.limits)
-        medium = self.read(path, modality)
+        medium = self.read(path, modality, start_s, seconds, tell)
         codes = self.encode_batch(modality, [medium])
         ids = codes.row(0).cpu().numpy()
         rate = self.rate(modality)

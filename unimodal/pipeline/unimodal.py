@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,7 @@ from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings, Prepared, prepare
 from unimodal.pipeline.search import SoloAnswer, make_search_answer
 from unimodal.pipeline.speech_reading import make_speech_answer
-from unimodal.sequence.document import Document, Part, Text, Turn
+from unimodal.sequence.document import Document, Media, Part, Text, Turn
 
 BATCH = 16  # requests that are answered together
 
@@ -94,10 +95,13 @@ class Unimodal(LoadedModel):
         """The answer to a user's turn of words and media: text, and media where the model puts them or `to` asks.
 
         Media without words are asked the trained question. `history` are earlier turns, with codes; `fit_history` of
-        `requests.py` keeps those that the model is meant to see. Raises ValueError for files that cannot be used and
-        for requests that do not fit the model.
+        `requests.py` keeps those that the model is meant to see. What is left out of a file (moments of a film, its
+        sound) is a warning. Raises ValueError for files that cannot be used and for requests that do not fit the model.
         """
-        document = Document([*history, self.user_turn(parts)])
+        turn = self.user_turn(parts)
+        for note in (note for part in turn.parts if isinstance(part, Media) for note in part.notes):
+            warnings.warn(note, stacklevel=2)
+        document = Document([*history, turn])
         prepared = [prepare(self, document, settings.replace(**changes))]
         return self._answer(prepared, None, session, on_progress, on_token, on_partial)[0]
 
@@ -230,9 +234,12 @@ class Unimodal(LoadedModel):
 
     # ---- media without the decoder
 
-    def tokenize(self, path: str | os.PathLike[str]) -> MediaCodes:
-        """The codes of a picture, sound or film; its content decides which it is."""
-        return self.coder.tokenize(Path(path))
+    def tokenize(self, path: str | os.PathLike[str], start_s: float = 0.0, seconds: float | None = None) -> MediaCodes:
+        """The codes of a picture, sound or film, or its part; its content decides which it is.
+
+        What is left out of the file is a warning.
+        """
+        return self.coder.tokenize(Path(path), start_s, seconds, lambda note: warnings.warn(note, stacklevel=2))
 
     def detokenize(self, codes: MediaCodes) -> Output:
         """The inverse of `tokenize`, up to the loss of quantization."""

@@ -49,14 +49,19 @@ class Media:
     """A picture, a sound, a clip or another medium: its codes, int64 `[N]` / `[N, G]`, or the path or the bytes of a
     file that is not encoded yet.
 
-    `grid` are the rows and columns of codes, for models whose pictures have any shape; others need none. Raises
-    ValueError unless exactly one of codes, path and data is given, and for codes that are no integers.
+    `grid` are the rows and columns of codes, for models whose pictures have any shape; others need none. `start_s` and
+    `seconds` choose a part of a file that has a duration; without them it is taken whole. `notes` say what was left out
+    when a file was encoded. Raises ValueError unless exactly one of codes, path and data is given, for codes that are
+    no integers, and for a part of a file that is none.
     """
 
     codes: np.ndarray | None
     path: str | None
     data: bytes | None = field(repr=False)
     grid: tuple[int, int] | None
+    start_s: float
+    seconds: float | None
+    notes: tuple[str, ...] = field(repr=False)
     modality: ClassVar[str] = ""
 
     def __init__(
@@ -65,6 +70,10 @@ class Media:
         path: str | os.PathLike[str] | None = None,
         data: bytes | None = None,
         grid: Sequence[int] | None = None,
+        *,
+        start_s: float = 0.0,
+        seconds: float | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         find_medium(self.modality)
         if sum(given is not None for given in (codes, path, data)) != 1:
@@ -75,6 +84,13 @@ class Media:
         object.__setattr__(self, "path", None if path is None else str(path))
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "grid", None if grid is None else (int(grid[0]), int(grid[1])))
+        if not 0 <= start_s < float("inf") or (seconds is not None and not seconds > 0):
+            raise ValueError(
+                f"start {start_s:g} s and {seconds} seconds are no part of a file; give 0 or more, above 0"
+            )
+        object.__setattr__(self, "start_s", float(start_s))
+        object.__setattr__(self, "seconds", None if seconds is None else float(seconds))
+        object.__setattr__(self, "notes", tuple(notes))
 
     def _copy_codes(self, given: ArrayLike) -> np.ndarray:
         """Codes as an array of their own that nobody can write to: the part is frozen."""
@@ -93,14 +109,16 @@ class Media:
         assert isinstance(other, Media)
         if self.codes is None or other.codes is None:
             both_files = self.codes is None and other.codes is None
-            return both_files and self.path == other.path and self.data == other.data
+            same_part = (self.start_s, self.seconds) == (other.start_s, other.seconds)
+            return both_files and same_part and self.path == other.path and self.data == other.data
         return self.grid == other.grid and bool(np.array_equal(self.codes, other.codes))
 
     def __hash__(self) -> int:
         return hash((self.modality, self.path, self.data, None if self.codes is None else self.codes.tobytes()))
 
     def __reduce__(self) -> tuple[Callable[..., Media], tuple[object, ...]]:
-        return make_part, (self.modality, self.codes, self.path, self.data, self.grid)  # the class may be made here
+        given = self.modality, self.codes, self.path, self.data, self.grid  # the class may be made here
+        return make_part, (*given, self.start_s, self.seconds, self.notes)
 
     def require_codes(self) -> np.ndarray:
         """The codes, int64 [N] or [N, G]. Raises ValueError for a part that has none yet."""
@@ -170,10 +188,13 @@ def make_part(
     path: str | None = None,
     data: bytes | None = None,
     grid: tuple[int, int] | None = None,
+    start_s: float = 0.0,
+    seconds: float | None = None,
+    notes: Sequence[str] = (),
 ) -> Media:
     """A part of that medium. Raises ValueError as its class does."""
     find_medium(modality)
-    return MEDIA_PARTS[modality](codes, path, data, grid)
+    return MEDIA_PARTS[modality](codes, path, data, grid, start_s=start_s, seconds=seconds, notes=notes)
 
 
 @dataclass(frozen=True)

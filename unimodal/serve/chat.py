@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from time import time
 
 from starlette.responses import JSONResponse, Response
@@ -15,7 +15,7 @@ from unimodal.generation.request import GenerationRequest
 from unimodal.media.registry import MEDIA
 from unimodal.pipeline import Unimodal
 from unimodal.pipeline.requests import fit_history
-from unimodal.sequence.document import Part, Text, Turn
+from unimodal.sequence.document import Media, Part, Text, Turn
 from unimodal.serve.answer import AnswerReader, PartialPiece, Piece, WordsPiece
 from unimodal.serve.media_input import MediaInput
 from unimodal.serve.media_output import encode_sound, make_medium_url
@@ -52,7 +52,8 @@ async def complete_chat(exchange: Exchange) -> Response:
     turns[-1] = complete_turn(model, turns[-1], settings.to, voice)
     document = await service.run(fit_history, model, turns, settings)
     reader = AnswerReader(model, asked.stop)
-    answer = ChatAnswer(service, asked, reader, await service.prepare(document, settings, reader))
+    notes = [note for part in document.turns[-1].parts if isinstance(part, Media) for note in part.notes]
+    answer = ChatAnswer(service, asked, reader, await service.prepare(document, settings, reader), notes)
     return EventStream(exchange, answer.stream()) if asked.stream else JSONResponse(await answer.write())
 
 
@@ -127,8 +128,15 @@ def complete_turn(model: Unimodal, turn: Turn, to: str | None, voice: str | None
 class ChatAnswer:
     """The answer to a chat request, on its way to the client."""
 
-    def __init__(self, service: Service, asked: ChatRequest, reader: AnswerReader, request: GenerationRequest) -> None:
-        self.service, self.asked, self.reader, self.request = service, asked, reader, request
+    def __init__(
+        self,
+        service: Service,
+        asked: ChatRequest,
+        reader: AnswerReader,
+        request: GenerationRequest,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.service, self.asked, self.reader, self.request, self.notes = service, asked, reader, request, notes
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
 
     async def write(self) -> dict[str, object]:
@@ -188,7 +196,9 @@ class ChatAnswer:
                 await asyncio.wait({answer})
 
     def _write_head(self, kind: str) -> dict[str, object]:
-        return {"id": self.id, "object": kind, "created": int(time()), "model": self.service.name}
+        """The head of every object of an answer; `notes` say what was left out of the files that were sent."""
+        head: dict[str, object] = {"id": self.id, "object": kind, "created": int(time()), "model": self.service.name}
+        return {**head, "notes": list(self.notes)} if self.notes else head
 
     def _find_reason(self, ids: list[int]) -> FinishReason:
         """ "length" where a limit ended the answer. A forced medium of a fixed length is whole when it is as long."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unimodal.media.kind import media_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
+from unimodal.media.registry import ignore_note
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import MEDIA_PARTS, Part
 from unimodal.serve.protocol import ApiError
@@ -79,7 +80,7 @@ class MediaInput:
         self.model, self.worker, self.config, self.pool = model, worker, config, pool
         self.limits = make_limits(config)
         self._fetchers = ThreadPoolExecutor(4, thread_name_prefix="unimodal-fetch")
-        self._codes: OrderedDict[tuple[str, bytes], np.ndarray] = OrderedDict()
+        self._codes: OrderedDict[tuple[str, bytes], tuple[np.ndarray, tuple[str, ...]]] = OrderedDict()  # and its notes
 
     def close(self) -> None:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
@@ -121,20 +122,24 @@ class MediaInput:
             return seen
         key = (modality, hashlib.sha256(data).digest())
         if key not in self._codes:
-            medium = await self.read(modality, data, param)
-            self._codes[key] = await asyncio.wrap_future(self.worker.encode(modality, medium))
+            notes: list[str] = []
+            medium = await self.read(modality, data, param, notes.append)
+            self._codes[key] = await asyncio.wrap_future(self.worker.encode(modality, medium)), tuple(notes)
         self._codes.move_to_end(key)
-        codes = self._codes[key]
+        codes, told = self._codes[key]
         while len(self._codes) > REMEMBERED:
             self._codes.popitem(last=False)
-        return MEDIA_PARTS[modality](codes=codes)
+        return MEDIA_PARTS[modality](codes=codes, notes=told)
 
-    async def read(self, modality: str, data: bytes, param: str) -> Tensor:
-        """What the model sees of a file. Raises ApiError 400 or 415 for a file that cannot be used."""
+    async def read(self, modality: str, data: bytes, param: str, tell: Callable[[str], None] = ignore_note) -> Tensor:
+        """What the model sees of a file; `tell` is called with a sentence for everything that is left out.
+
+        Raises ApiError 400 or 415 for a file that cannot be used.
+        """
         if modality not in self.model.vocabulary.media:
             known = ", ".join(("text", *self.model.vocabulary.media))
             raise ApiError(400, f"this model reads no {modality}; it has {known}", "unsupported_modality", param)
-        return await self._run(self.pool, self._read_now, modality, data, param)
+        return await self._run(self.pool, self._read_now, modality, data, param, tell)
 
     async def find_modality(self, data: bytes, param: str) -> str:
         """The medium of a file, by its content. Raises ApiError 415 for one that holds none."""
@@ -143,10 +148,10 @@ class MediaInput:
         except ValueError as error:
             raise ApiError(415, _describe(error), "unsupported_media", param) from None
 
-    def _read_now(self, modality: str, data: bytes, param: str) -> Tensor:
+    def _read_now(self, modality: str, data: bytes, param: str, tell: Callable[[str], None]) -> Tensor:
         coder = self.model.coder
         try:
-            medium = coder.read(data, modality)
+            medium = coder.read(data, modality, tell=tell)
             coder.check_length(medium, MEDIA_PARTS[modality](data=data))
             return medium
         except ValueError as error:

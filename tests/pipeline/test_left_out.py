@@ -1,0 +1,135 @@
+"""What is left out of a file is told wherever a file is given: Python, the command line, the server."""
+
+import base64
+import os
+import pickle
+import sys
+import warnings
+
+import pytest
+import torch
+
+from tests.media.test_formats import film
+from tests.serve.conftest import serving
+from tests.tiny_model import tiny_folder
+from unimodal.cli.app import main
+from unimodal.coder.outputs import MediaCodes
+from unimodal.media.image import save_image
+from unimodal.pipeline import load
+from unimodal.sequence.document import Document, Video, make_part
+
+
+@pytest.fixture(scope="module")
+def long_film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("films") / "long.mp4"
+    path.write_bytes(film("mp4", "libx264", 120, fps=10, sound=True))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(tiny_folder(), device="cpu")
+
+
+def run(capsys, monkeypatch, *words, stdin: bytes | None = None):
+    monkeypatch.setattr(sys, "argv", ["unimodal", *map(str, words)])
+    if stdin is not None:
+        reader, writer = os.pipe()
+        with open(writer, "wb") as stream:
+            stream.write(stdin)
+        monkeypatch.setattr(sys, "stdin", open(reader))  # noqa: SIM115
+    status = 0
+    try:
+        main()
+    except SystemExit as stop:
+        status = stop.code or 0
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_part_says_what_its_file_had_more(model, long_film):
+    [part] = model.user_turn([Video(path=str(long_film)), "What?"]).parts[:1]
+    assert len(part.notes) == 2 and all(note.startswith(f"{long_film}: ") for note in part.notes)
+    assert "its sound is left out" in part.notes[0] and "frames stand for 12.0 s" in part.notes[1]
+    [chosen] = model.user_turn([Video(path=str(long_film), start_s=2, seconds=0.5), "What?"]).parts[:1]
+    assert [note for note in chosen.notes if "stand for" in note] == []
+    assert not torch.equal(torch.tensor(part.codes), torch.tensor(chosen.codes))
+
+
+def test_a_part_of_a_file_is_told_apart_and_survives_copies():
+    one, other = Video(path="a.mp4", start_s=1), Video(path="a.mp4")
+    assert one != other and pickle.loads(pickle.dumps(one)) == one
+    assert make_part("video", path="a.mp4", start_s=1) == one
+    with pytest.raises(ValueError, match="no part of a file"):
+        Video(path="a.mp4", seconds=0)
+
+
+def test_python_warns(model, long_film):
+    with pytest.warns(UserWarning, match=r"long\.mp4: \d+ frames stand for 12\.0 s"):
+        model.tokenize(long_film)
+    with pytest.warns(UserWarning, match="its sound is left out"):
+        model.chat([Video(path=str(long_film)), "What?"], to="text", tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.answers([Document([model.user_turn("hello")])], to="text", tokens=2)
+
+
+def test_commands_tell_on_stderr_and_take_a_part(capsys, monkeypatch, long_film, tmp_path):
+    status, out, err = run(
+        capsys, monkeypatch, "tokenize", long_film, "--out", tmp_path / "a.json", "--model", tiny_folder()
+    )
+    assert status == 0 and f"{long_film}: its sound is left out" in err and "stand for 12.0 s" in err
+    part = tmp_path / "b.json"
+    cut = ("--start", "3", "--seconds", "0.5")
+    status, out, err = run(capsys, monkeypatch, "tokenize", long_film, "--out", part, *cut, "--model", tiny_folder())
+    assert status == 0 and "stand for" not in err
+    assert MediaCodes.load(part).codes.tolist() != MediaCodes.load(tmp_path / "a.json").codes.tolist()
+    status, out, err = run(
+        capsys,
+        monkeypatch,
+        "chat",
+        "What?",
+        "--to",
+        "text",
+        "--video",
+        long_film,
+        "--tokens",
+        "20",
+        "--model",
+        tiny_folder(),
+    )
+    assert status == 0 and "stand for 12.0 s" in err and "stand for" not in out
+
+
+def test_a_file_may_come_from_stdin_once(capsys, monkeypatch, tmp_path):
+    save_image(torch.rand(3, 20, 20), tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    words = ("tokenize", "-", "--out", tmp_path / "a.json", "--model", tiny_folder())
+    status, out, err = run(capsys, monkeypatch, *words, stdin=data)
+    assert status == 0 and MediaCodes.load(tmp_path / "a.json").modality == "image"
+    status, out, err = run(capsys, monkeypatch, *words, stdin=b"")
+    assert status == 2 and "nothing is left there" in err.splitlines()[-1]
+    ask = ("chat", "What?", "--image", "-", "--tokens", "20", "--to", "text", "--model", tiny_folder())
+    status, out, err = run(capsys, monkeypatch, *ask, stdin=data)
+    assert status == 0
+    status, out, err = run(capsys, monkeypatch, *ask, "--image", "-", stdin=data)
+    assert status == 2 and "nothing is left there" in err.splitlines()[-1]
+    status, out, err = run(capsys, monkeypatch, "chat", "--image", "-", "--model", tiny_folder(), stdin=data)
+    assert status == 2 and "needs the question in the same command" in err.splitlines()[-1]
+
+
+def test_the_server_names_it_in_its_answer(long_film):
+    url = "data:video/mp4;base64," + base64.b64encode(long_film.read_bytes()).decode()
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    ask = {
+        "model": "tiny",
+        "modalities": ["text"],
+        "max_tokens": 20,
+        "messages": [{"role": "user", "content": content}],
+    }
+    with serving() as served:
+        for _ in range(2):  # the second time the codes are remembered
+            answer = served.client().chat.completions.create(**{**ask, "model": served.service.name})
+            assert any("stand for 12.0 s" in note for note in answer.model_extra["notes"])
+        chunks = list(served.client().chat.completions.create(**{**ask, "model": served.service.name}, stream=True))
+        assert any("its sound is left out" in note for note in chunks[0].model_extra["notes"])
