@@ -30,6 +30,25 @@ __all__ = ["campaign", "count_examples"]
 
 
 @pytest.fixture(autouse=True)
+def own_registrations():
+    """What a test registers (a medium, a family of tokenizers) is gone for the next one of its process."""
+    tables = [
+        vars(sys.modules[name])[table]
+        for name, table in (("unimodal.media.registry", "MEDIA"), ("unimodal.tokenizers.registry", "FAMILIES"))
+        if name in sys.modules
+    ]
+    before = [dict(table) for table in tables]
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+    loaded = sys.modules.get("unimodal.tokenizers.registry")
+    if len(tables) < 2 and loaded is not None:  # first imported by this test: only the package's own families stay
+        for name in [name for name, place in loaded.FAMILIES.items() if not place.startswith("unimodal.")]:
+            del loaded.FAMILIES[name]
+
+
+@pytest.fixture(autouse=True)
 def fixed_seeds():
     """Every test starts from the same random state, whatever ran before it."""
     random.seed(0)
