@@ -42,7 +42,7 @@ from safetensors.torch import save_file
 
 from unimodal.export.original import REST_FILE
 from unimodal.files import join_lines
-from unimodal.media.registry import MEDIA
+from unimodal.media.registry import MEDIA, load_plugins
 from unimodal.model.image_head import ImageHead
 from unimodal.model.weight_files import ORIGINAL
 from unimodal.model_folder.layout import PROCESSOR_FILE, reader_folder, tokenizer_folder
@@ -455,7 +455,8 @@ def run(options: argparse.Namespace) -> None:
     whole_or_nothing(options.out, lambda new: convert(folder, new, **settings))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What the command line asks for, of every registered medium."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind in ("emu3", "chameleon", "janus"):
@@ -471,8 +472,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for modality in MEDIA:
         media.add_argument(f"--{modality}", metavar="FOLDER", help="a saved tokenizer, or FAMILY=SOURCE")
     media.add_argument("--text", metavar="SOURCE", help="a folder or hub id with the tokenizer.json of text rows")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     try:
+        load_plugins()
+        options = parse_arguments(arguments)
         run(options)
     except (ValueError, OSError) as error:
         print(f"error: {join_lines(str(error))}", file=sys.stderr)

@@ -72,6 +72,11 @@ def split_batch(medium: Medium, decoded: Tensor, counts: Sequence[int]) -> list[
     return [item.movedim(0, medium.axes.index("c")) if "c" in medium.axes else item[0] for item in items]
 
 
+def count_frames(medium: Medium, item: Tensor) -> int:
+    """How long an item is along its time axis, in samples or frames. The medium has one."""
+    return item.shape[medium.axes.index("t")]
+
+
 def _padded_axis(medium: Medium) -> int:
     """The place of the time axis in [C, …]."""
     return 1 + medium.axes.replace("c", "").index("t")

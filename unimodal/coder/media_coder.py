@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.coder.batches import group_by_size, read_medium, split_batch, stack_media
+from unimodal.coder.batches import count_frames, group_by_size, read_medium, split_batch, stack_media
 from unimodal.coder.outputs import Grid3, MediaCodes, Output
 from unimodal.files import quote_path
 from unimodal.media.image import load_image, to_bytes
@@ -187,7 +187,7 @@ class MediaCoder:
         most, rate = self.find_max_seconds(part.modality), self.rate(part.modality)
         if most is None or rate is None:
             return
-        duration_s = len(medium) / rate
+        duration_s = count_frames(MEDIA[part.modality], medium) / rate
         if duration_s > most:
             raise ValueError(
                 f"{quote_path(part.path or f'the {MEDIA[part.modality].noun}')} lasts {duration_s:.1f} s; this model "
@@ -292,7 +292,7 @@ class MediaCoder:
             self.sha256[modality],
             ids[:, 0] if ids.shape[1] == 1 else ids,
             codes.grid,
-            None if rate is None else len(medium) / rate,
+            None if rate is None else count_frames(MEDIA[modality], medium) / rate,
         )
 
     def detokenize(self, codes: MediaCodes) -> Output:
@@ -306,5 +306,7 @@ class MediaCoder:
         output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes, grid=grid))
         if MEDIA[codes.modality].padded and codes.seconds is not None and output.rate is not None:
             assert output.media is not None
-            return Output(output.part, output.media[: max(1, round(codes.seconds * output.rate))], output.rate)
+            axis, most = MEDIA[codes.modality].axes.index("t"), max(1, round(codes.seconds * output.rate))
+            whole = output.media.shape[axis]
+            return Output(output.part, output.media.narrow(axis, 0, min(most, whole)), output.rate)
         return output

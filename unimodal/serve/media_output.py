@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unimodal.media.access import encode_medium
 from unimodal.media.image import to_bytes
+from unimodal.media.registry import MEDIA
 from unimodal.serve.protocol import ApiError
 
 #: name → Pillow's format and its options
@@ -63,6 +64,12 @@ def _round_samples(sound: Tensor) -> np.ndarray:
     """[T] in [-1, 1] → little-endian int16 [T]."""
     sound = sound.detach().cpu().double().clamp(-1, 1)
     return (sound * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2")
+
+
+def list_formats() -> dict[str, list[str]]:
+    """The formats that a medium of an answer may be sent in, by medium; the first is the default."""
+    formats = {name: [medium.sent_as[0].removeprefix(".")] for name, medium in MEDIA.items()}
+    return {**formats, "image": list(PICTURES), "audio": [*SOUNDS, "pcm"]}
 
 
 def make_data_url(data: bytes, media_type: str) -> str:

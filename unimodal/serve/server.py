@@ -19,7 +19,7 @@ from unimodal.pipeline import Unimodal
 from unimodal.serve.chat import complete_chat
 from unimodal.serve.gate import Gate
 from unimodal.serve.media_endpoints import detokenize, draw_images, speak, tokenize, transcribe
-from unimodal.serve.media_output import PICTURES, SOUNDS
+from unimodal.serve.media_output import list_formats
 from unimodal.serve.protocol import ApiError
 from unimodal.serve.service import Service, as_api_error, make_error_response
 from unimodal.serve.settings import ServeConfig
@@ -148,7 +148,7 @@ def describe_settings(service: Service) -> dict[str, object]:
         "history_turns": model.processor.history_turns,
         "questions": {name: model.wording.ask(name) for name in media},
         "voices": list(model.wording.voices),
-        "formats": {"image": list(PICTURES), "audio": [*SOUNDS, "pcm"], "video": ["mp4"]},
+        "formats": list_formats(),
         "limits": {
             "max_body_bytes": config.max_body_bytes, "max_parts": config.max_parts, "max_pixels": config.max_pixels,
             "max_seconds": config.max_seconds, "max_frames": config.max_frames, "timeout_s": config.timeout_s,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from unimodal.config import Config, load_config
+from unimodal.media.registry import load_plugins
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -19,7 +20,8 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 def recipe_main(
     config_class: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str | None = None
 ) -> None:
-    """Reads the settings, calls ``run(config, dry_run)``, and turns users' errors into one line."""
+    """Imports what `$UNIMODAL_PLUGINS` names, reads the settings, calls ``run(config, dry_run)``, and turns users'
+    errors into one line."""
     parser = argparse.ArgumentParser(
         description=description or sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -34,6 +36,7 @@ def recipe_main(
 
     status = 0
     try:
+        load_plugins()
         run(load_config(config_class, args.config, args.overrides), args.dry_run)
     except Interrupted as stop:
         print(stop, file=sys.stderr)

@@ -106,7 +106,7 @@ class FeatureSpan:
 class SpanLayout:
     """The segments of one medium's span, in order, with `<|frame|>` before each but the first and the unmarked.
 
-    With `grid` the one segment is written in rows, as `vocabulary_grid.py` says, and may have any number of them; its
+    With `grid` the one segment is written in rows, as `grid.py` says, and may have any number of them; its
     count is that of the grid that is drawn. With `features` the medium is written as these segments say and read
     otherwise.
     """
