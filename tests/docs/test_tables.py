@@ -1,0 +1,69 @@
+"""The tables of the pages have a row for everything that the code has by name, and say of it what the code says."""
+
+import dataclasses
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from unimodal.generation import DECODERS
+from unimodal.generation.search import SEARCHES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def read_table(page: str, first: str) -> dict[str, dict[str, str]]:
+    """The one table of a page whose first column is headed `first`: name of a row, without backticks → its cells."""
+    lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    [start] = [number for number, line in enumerate(lines) if line.startswith(f"| {first} |")]
+    heads = split_row(lines[start])
+    table: dict[str, dict[str, str]] = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        cells = split_row(line)
+        assert len(cells) == len(heads), f"{page}: {line}"
+        name = cells[0].strip("`")
+        assert name not in table, f"{page} has two rows of {name}"
+        table[name] = dict(zip(heads, cells, strict=True))
+    return table
+
+
+def split_row(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def find_class(place: tuple[str, str]) -> type:
+    module, name = place
+    return getattr(import_module(module), name)
+
+
+def test_every_fast_decoder_has_its_row():
+    assert list(read_table("decoding.md", "decoder")) == list(DECODERS)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_row_says_of_a_fast_decoder_what_its_file_says(name):
+    row, kind = read_table("decoding.md", "decoder")[name], find_class(DECODERS[name])
+    assert row["lossless"].split(":")[0] == ("yes" if kind.lossless else "no")
+    assert row["serves"] == kind.serves
+    head = (import_module(DECODERS[name][0]).__doc__ or "").splitlines()[0:3]
+    assert f"arXiv:{row['paper (arXiv)']}" in " ".join(head)
+
+
+def test_every_search_has_its_row_with_its_settings():
+    table = read_table("decoding.md", "search")
+    assert list(table) == list(SEARCHES)
+    for name, place in SEARCHES.items():
+        settings = ", ".join(f"`{field.name}={field.default}`" for field in dataclasses.fields(find_class(place)))
+        assert table[name]["settings and defaults"] == settings
+
+
+def test_every_method_is_on_the_page_of_methods():
+    """By the number of its paper, so that a name in another spelling is found."""
+    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    for table, column in (("decoding.md", "decoder"),):
+        for name, row in read_table(table, column).items():
+            papers = re.findall(r"\d{4}\.\d{5}", row["paper (arXiv)"])
+            assert papers and all(paper in text for paper in papers), name
