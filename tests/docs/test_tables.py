@@ -6,9 +6,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import typer
 
+from unimodal.cli.app import app
+from unimodal.compression import METHODS, Method
 from unimodal.generation import DECODERS
 from unimodal.generation.search import SEARCHES
+from unimodal.pipeline.requests import AnswerSettings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -60,6 +64,33 @@ def test_every_search_has_its_row_with_its_settings():
         assert table[name]["settings and defaults"] == settings
 
 
+def test_every_compression_method_has_its_row():
+    rows = read_table("compression.md", "method")
+    said = {name: (row["class"], row["paper"], row["acts on"]) for name, row in rows.items()}
+    for name, kind in METHODS.items():
+        assert said.pop(name) == (f"`{kind.__name__}`", kind.paper or "baseline", kind.acts_on)
+    assert not said
+
+
+def test_the_settings_that_all_compression_methods_share():
+    shared = {field.name for field in dataclasses.fields(Method)}
+    rows = read_table("compression.md", "setting")
+    assert set(rows) == shared
+    assert float(rows["keep"]["default"]) == Method.keep and rows["positions"]["default"] == f'`"{Method.positions}"`'
+
+
+def test_every_setting_of_an_answer_has_its_row():
+    said = {name: row["default"].strip("`") for name, row in read_table("python.md", "setting").items()}
+    assert said == {field.name: str(field.default) for field in dataclasses.fields(AnswerSettings)}
+
+
+def test_every_option_of_the_server_has_its_row():
+    command = typer.main.get_command(app)
+    options = {option.opts[0]: option.default for option in command.commands["serve"].params if option.name != "help"}
+    said = {name: row["default"].strip("`") for name, row in read_table("serving.md", "option").items()}
+    assert said == {name: str(default) for name, default in options.items()}
+
+
 def test_every_method_is_on_the_page_of_methods():
     """By the number of its paper, so that a name in another spelling is found."""
     text = (DOCS / "methods.md").read_text(encoding="utf-8")
@@ -67,3 +98,6 @@ def test_every_method_is_on_the_page_of_methods():
         for name, row in read_table(table, column).items():
             papers = re.findall(r"\d{4}\.\d{5}", row["paper (arXiv)"])
             assert papers and all(paper in text for paper in papers), name
+    for name, kind in METHODS.items():
+        papers = re.findall(r"\d{4}\.\d{5}", kind.paper)
+        assert all(paper in text for paper in papers) and (papers or name in text), name
