@@ -10,11 +10,13 @@ import typer
 
 from unimodal.cli.app import app
 from unimodal.compression import METHODS, Method
+from unimodal.data.importers import IMPORTERS
 from unimodal.generation import DECODERS
 from unimodal.generation.search import SEARCHES
 from unimodal.pipeline.requests import AnswerSettings
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 
 
 def read_table(page: str, first: str) -> dict[str, dict[str, str]]:
@@ -84,11 +86,23 @@ def test_every_setting_of_an_answer_has_its_row():
     assert said == {field.name: str(field.default) for field in dataclasses.fields(AnswerSettings)}
 
 
-def test_every_option_of_the_server_has_its_row():
-    command = typer.main.get_command(app)
-    options = {option.opts[0]: option.default for option in command.commands["serve"].params if option.name != "help"}
-    said = {name: row["default"].strip("`") for name, row in read_table("serving.md", "option").items()}
-    assert said == {name: str(default) for name, default in options.items()}
+@pytest.mark.parametrize(("command", "page"), [("serve", "serving.md"), ("export", "export.md")])
+def test_every_option_of_a_command_has_its_row(command, page):
+    parameters = typer.main.get_command(app).commands[command].params
+    options = {one.opts[0]: str(one.default) for one in parameters if one.param_type_name == "option"}
+    for name in ("--help", "--out"):  # of every command; said in the text
+        options.pop(name, None)
+    said = {name: row["default"].strip("`") for name, row in read_table(page, "option").items()}
+    assert said == options
+
+
+def test_every_importer_has_its_row():
+    assert list(read_table("training.md", "format")) == list(IMPORTERS)
+
+
+def test_every_family_that_can_be_converted_has_its_row():
+    source = (ROOT / "tools" / "convert_checkpoint.py").read_text(encoding="utf-8")
+    assert set(read_table("checkpoints.md", "family")) == set(re.findall(r"^def convert_(\w+)\(", source, re.M))
 
 
 def test_every_method_is_on_the_page_of_methods():
