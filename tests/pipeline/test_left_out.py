@@ -14,9 +14,12 @@ from tests.serve.conftest import serving
 from tests.tiny_model import tiny_folder
 from unimodal.cli.app import main
 from unimodal.coder.outputs import MediaCodes
+from unimodal.corpus.code_cache import CodeCache
+from unimodal.corpus.record_cache import RecordCache
+from unimodal.data.messages import Conversation
 from unimodal.media.image import save_image
 from unimodal.pipeline import load
-from unimodal.sequence.document import Document, Video, make_part
+from unimodal.sequence.document import Document, Turn, Video, make_part
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,52 @@ def test_the_server_names_it_in_its_answer(long_film):
             assert any("stand for 12.0 s" in note for note in answer.model_extra["notes"])
         chunks = list(served.client().chat.completions.create(**{**ask, "model": served.service.name}, stream=True))
         assert any("its sound is left out" in note for note in chunks[0].model_extra["notes"])
+
+
+def test_a_part_of_a_film_has_codes_of_its_own_in_training(model, long_film, tmp_path):
+    codes = CodeCache(model.coder, RecordCache(tmp_path / "records"), model.vocabulary)
+    whole, end = Video(path=str(long_film)), Video(path=str(long_film), start_s=8, seconds=1)
+    for part in (whole, end, whole):
+        assert codes.encode_part(part) == model.coder.encode_part(part)
+    assert codes.encode_part(whole) != codes.encode_part(end)
+
+
+def test_a_part_of_a_file_stays_in_json():
+    document = Document([Turn("user", [Video(path="a.mp4", start_s=30, seconds=1)])])
+    text = Conversation.from_document(document).model_dump_json()
+    assert Conversation.model_validate_json(text).to_document() == document
+    for part in (
+        {"type": "image", "path": "a.png", "start_s": 3}, {"type": "video", "codes": [1], "seconds": 3},
+        {"type": "video", "path": "a.mp4", "start_s": -1}, {"type": "video", "path": "a.mp4", "seconds": 0},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="start_s|seconds"):
+            Conversation(messages=[{"role": "user", "content": [part]}])
+
+
+def test_a_part_that_no_file_has_is_refused(capsys, monkeypatch, long_film, tmp_path):
+    picture, codes = tmp_path / "a.png", tmp_path / "a.json"
+    save_image(torch.zeros(3, 8, 8), picture)
+    for words, message in (
+        (("chat", "what?", "--image", picture, "--start", 3), "none is given"),
+        (("tokenize", picture, "--seconds", 3, "--out", codes), "none is given"),
+        (("tokenize", long_film, "--seconds", 0, "--out", codes), "--seconds 0: give more than 0"),
+        (("tokenize", long_film, "--seconds", "inf", "--out", codes), "--seconds inf"),
+        (("tokenize", long_film, "--start", -1, "--out", codes), "--start -1: give 0 or more"),
+    ):
+        status, _, err = run(capsys, monkeypatch, *words)
+        assert status == 2 and message in err.splitlines()[-1]
+    status, _, err = run(capsys, monkeypatch, "tokenize", "-", "--out", codes, stdin=b"no medium, but words " * 9)
+    assert status == 2 and err.splitlines()[-1].startswith("unimodal: - (stdin) is a text file")
+
+
+def test_the_server_drops_no_note(long_film):
+    url = {"url": "data:video/mp4;base64," + base64.b64encode(long_film.read_bytes()).decode()}
+    turn = {"role": "user", "content": [{"type": "video_url", "video_url": url}, {"type": "text", "text": "what?"}]}
+    earlier = [turn, {"role": "assistant", "content": "grey"}, {"role": "user", "content": "and then?"}]
+    with serving() as server:
+        chat = server.post(
+            "/v1/chat/completions", {"messages": earlier, "modalities": ["text"], "max_tokens": 3}
+        ).json()
+        codes = server.post("/v1/tokenize", url).json()
+    for answer in (chat, codes):
+        assert any("9 frames stand for" in note for note in answer["notes"])

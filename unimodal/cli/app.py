@@ -35,6 +35,7 @@ from unimodal.cli.shared import (
     check_folder,
     check_model,
     check_out,
+    check_time,
     check_ways,
     load_coder,
     load_model,
@@ -130,6 +131,7 @@ def chat(
         check_file(source)
     sources = [read_source(path) for path in file or []]
     files += [(check_file(source), source) for source in sources]
+    check_time(start, seconds, (kind for kind, _ in files))
     check_model(model)
     screen = find_screen(pictures)  # asks the terminal: before seconds of loading in which the user may type
     with Reporter() as report:
@@ -235,7 +237,7 @@ def tokenize(
     """Turn a file into the integer codes that the model sees."""
     check_folder(out)
     source = read_source(file)
-    check_file(source)
+    check_time(start, seconds, [check_file(source)])
     notes: list[str] = []
     with Reporter() as report:
         codes = load_coder(model, report).tokenize(source, start, seconds, notes.append)
@@ -302,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more to write
         status = 1
     except (ValueError, OSError) as error:
-        status = _complain(str(error))
+        status = _complain(str(error).replace("<bytes>", "- (stdin)"))  # of a command, no other file is bytes
     except typer.TyperException as error:
         status = _complain(error.format_message())
     if status == 130:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unimodal.media.registry import find_medium
+from unimodal.media.registry import MEDIA, find_medium
 
 if TYPE_CHECKING:
     from unimodal.cli.progress import Reporter
@@ -118,15 +119,30 @@ def check_file(source: Path | bytes) -> str:
 
 
 def read_source(path: Path) -> Path | bytes:
-    """The file, or for `-` what stands on stdin. Raises ValueError where that is a terminal, or empty: read already."""
+    """The file, or for `-` what stands on stdin. Raises ValueError where that is a terminal, too large, or empty: read
+    already."""
+    from unimodal.media.limits import DEFAULT_LIMITS
+
     if str(path) != "-":
         return path
     if sys.stdin.isatty():
         raise ValueError("- reads a file from stdin, and that is a terminal; pipe a file into the command")
-    data = sys.stdin.buffer.read()
+    data = sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1)
     if not data:
         raise ValueError("- reads a file from stdin, and nothing is left there; give - once, with a file piped in")
+    if len(data) > DEFAULT_LIMITS.max_bytes:
+        raise ValueError(f"- (stdin) holds more than {DEFAULT_LIMITS.max_bytes:,} bytes; make the file smaller")
     return data
+
+
+def check_time(start: float, seconds: float | None, kinds: Iterable[str]) -> None:
+    """Raises ValueError for a part that can be read of no input; kinds: the media of the inputs."""
+    if not (math.isfinite(start) and start >= 0):
+        raise ValueError(f"--start {start:g}: give 0 or more seconds")
+    if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--seconds {seconds:g}: give more than 0 seconds")
+    if (start > 0 or seconds is not None) and not any("t" in MEDIA[kind].axes for kind in kinds):
+        raise ValueError("--start and --seconds choose a part of a sound or a film, and none is given; leave them out")
 
 
 def check_out(path: Path, modality: str) -> None:

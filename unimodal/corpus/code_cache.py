@@ -75,7 +75,8 @@ class CodeCache:
 
     def describe(self, part: Media) -> str:
         """What decides the codes of a part without any: which medium it is, and all that turns it into codes."""
-        return f"{identify(part)} {self._describe_tokenizer(part.modality, self._need_coder(part))}"
+        tokenizer = self._describe_tokenizer(part.modality, self._need_coder(part))
+        return f"{identify(part)}{_describe_time(part)} {tokenizer}"
 
     def check(self, part: Media) -> None:
         """ValueError for a medium that the model reads through features and that cannot be used."""
@@ -105,7 +106,7 @@ class CodeCache:
         batch = waiting.setdefault(part.modality, _Waiting())
         if any(known_as in names for names in batch.names.values()):
             return
-        content = f"{hash_content(part)} {self._describe_tokenizer(part.modality, coder)}"
+        content = f"{hash_content(part)}{_describe_time(part)} {self._describe_tokenizer(part.modality, coder)}"
         same = self.records.get(make_key("codes of", content))
         if same is not None:
             self.records.add(make_key("codes of", known_as), same[1])
@@ -133,6 +134,11 @@ class _Waiting:
 
     media: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, dict[str, None]] = field(default_factory=dict)
+
+
+def _describe_time(part: Media) -> str:
+    """Which part of a file is encoded; '' for the whole file."""
+    return f" from {part.start_s} for {part.seconds}" if part.start_s > 0 or part.seconds is not None else ""
 
 
 def identify(part: Media) -> str:

@@ -6,6 +6,7 @@
     ])
 
 A plain string is one text part. A media part has exactly one of `path`, `data` (bytes; base64 in JSON) and `codes`.
+That of a sound's or a film's file may have `start_s` and `seconds`, which choose the part of it that is read.
 Nothing in a text is interpreted here: what spells a placeholder, a control or a media token stays the text that it is.
 """
 
@@ -39,6 +40,8 @@ class MediaPart(_Model):
     data: bytes | None = Field(default=None, repr=False)
     codes: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None  # [N] or [N, G]
     grid: tuple[int, int] | None = None  # rows and columns of codes, for models that write them
+    start_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("type")
     @classmethod
@@ -62,6 +65,11 @@ class MediaPart(_Model):
         given = [name for name in ("path", "data", "codes") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of path, data and codes; this part has {' and '.join(given) or 'none'}")
+        if self.start_s > 0 or self.seconds is not None:
+            if "t" not in MEDIA[self.type].axes:
+                raise ValueError(f"a {MEDIA[self.type].noun} has no duration; leave start_s and seconds out")
+            if self.codes is not None:
+                raise ValueError("start_s and seconds choose a part of a file, not of codes; leave them out")
         return self
 
 
@@ -137,7 +145,9 @@ def describe_message_error(error: ValidationError) -> str:
 def _to_part(part: TextPart | MediaPart) -> Part:
     if isinstance(part, TextPart):
         return Text(part.text)
-    return MEDIA_PARTS[part.type](codes=part.codes, path=part.path, data=part.data, grid=part.grid)
+    return MEDIA_PARTS[part.type](
+        part.codes, part.path, part.data, part.grid, start_s=part.start_s, seconds=part.seconds
+    )
 
 
 def _from_part(part: Part) -> TextPart | MediaPart:
@@ -150,4 +160,6 @@ def _from_part(part: Part) -> TextPart | MediaPart:
         data=part.data,
         codes=None if part.codes is None else part.codes.tolist(),
         grid=part.grid,
+        start_s=0.0 if part.codes is not None else part.start_s,
+        seconds=None if part.codes is not None else part.seconds,
     )

@@ -52,7 +52,7 @@ async def complete_chat(exchange: Exchange) -> Response:
     turns[-1] = complete_turn(model, turns[-1], settings.to, voice)
     document = await service.run(fit_history, model, turns, settings)
     reader = AnswerReader(model, asked.stop)
-    notes = [note for part in document.turns[-1].parts if isinstance(part, Media) for note in part.notes]
+    notes = [note for part in document.parts if isinstance(part, Media) for note in part.notes]
     answer = ChatAnswer(service, asked, reader, await service.prepare(document, settings, reader), notes)
     return EventStream(exchange, answer.stream()) if asked.stream else JSONResponse(await answer.write())
 

@@ -172,9 +172,10 @@ async def tokenize(exchange: Exchange) -> Response:
     if not data:
         raise ApiError(400, "the file is empty", "invalid_media", where)
     modality = await service.media.find_modality(data, where)
-    medium = await service.media.read(modality, data, where)
+    notes: list[str] = []
+    medium = await service.media.read(modality, data, where, notes.append)
     described = await asyncio.wrap_future(service.worker.call(partial(describe_codes, service.model, modality, medium)))
-    return JSONResponse({**described, "shape": list(medium.shape)})
+    return JSONResponse({**described, "shape": list(medium.shape), **({"notes": notes} if notes else {})})
 
 
 async def detokenize(exchange: Exchange) -> Response:

@@ -30,6 +30,9 @@ sound as `{"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,…"
 tokenizer whose codes are ordered, a picture on its way is `choices[0].delta.partial_image = {"index", "url"}`, where
 `index` counts the pictures of the answer. A failure after the first chunk is `data: {"error": {…}}`.
 
+**Left out.** What was left out of the files of a request (moments between the frames of a long film, a film's sound)
+stands as sentences in `notes`: of a `chat.completion`, of every chunk of a streamed one, and of what tokenize answers.
+
 **Tokenize.** `{"modality", "codes": [flat ints, all groups], "segments": [{"name", "start", "count", "grid": [t, h, w]
 or null}], "ordered", "groups"}`; `start` and `count` are in code steps. **Detokenize** takes the same flat codes;
 `prefix` decodes only the first so many, where the tokenizer is ordered.
