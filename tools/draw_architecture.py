@@ -34,7 +34,7 @@ FLOORS = (
     ("objectives", "model", "sequence", "compression"),
     ("tokenizers", "training", "vocabulary", "text"),
     ("media",),
-    ("config", "files"),
+    ("config", "released", "files"),
 )
 BESIDE = {
     ("evaluation", "tuning"),  # suites that train
@@ -42,9 +42,11 @@ BESIDE = {
     ("compression", "model"),
     ("text", "vocabulary"),
     ("config", "files"),
+    ("released", "files"),
 }
 SAYS = {
     "config": "settings as classes",
+    "released": "known checkpoints, and what to do with them",
     "files": "JSON, atomic writes, downloads",
 }  # single modules, drawn as rooms too
 

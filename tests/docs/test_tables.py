@@ -14,6 +14,7 @@ from unimodal.data.importers import IMPORTERS
 from unimodal.generation import DECODERS
 from unimodal.generation.search import SEARCHES
 from unimodal.pipeline.requests import AnswerSettings
+from unimodal.released import RELEASES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -103,6 +104,19 @@ def test_every_importer_has_its_row():
 def test_every_family_that_can_be_converted_has_its_row():
     source = (ROOT / "tools" / "convert_checkpoint.py").read_text(encoding="utf-8")
     assert set(read_table("checkpoints.md", "family")) == set(re.findall(r"^def convert_(\w+)\(", source, re.M))
+
+
+def test_every_release_that_needs_something_else_has_its_row():
+    table = read_table("checkpoints.md", "release")
+    for release in RELEASES:
+        if release.kind is not None and release.copy is None:
+            continue  # transformers' own: it is converted as it is
+        [row] = [
+            cells
+            for name, cells in table.items()
+            if set(release.name.split(" or ")) & set(re.findall(r"[\w.-]+", name))
+        ]
+        assert f"`{release.copy}`" in row.popitem()[1] if release.copy else row.popitem()[1].startswith("no: ")
 
 
 def test_every_method_is_on_the_page_of_methods():

@@ -17,11 +17,11 @@ from unimodal.files import download_folder, is_hub_id, read_json, read_json_as
 from unimodal.model.adapter_files import BASE_FILE, is_adapter, read_adapter_record
 from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, find_missing
+from unimodal.released import find_release
 
 MODEL_VARIABLE = "UNIMODAL_MODEL"
 DEFAULT_NAME = "nano"
 CARDS = "model_cards"
-CONVERTIBLE = ("chameleon", "emu3", "janus")  # model types that tools/convert_checkpoint.py takes
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ def find_model(name: str | os.PathLike[str] | None = None) -> Path:
         if any((cards / text / file).is_file() for file in (CONFIG_FILE, BASE_FILE)):
             return _check_folder(cards / text, text)
     if is_hub_id(text):
+        release = find_release(text)
+        if release is not None:  # before its many gigabytes are downloaded
+            raise ValueError(f"model {text!r}: {release.say_what_to_do(text)}")
         return _check_folder(download_folder(text, what="model "), text)
     raise ValueError(f"model {text!r}: no such folder, and not a hub id of the form owner/name")
 
@@ -84,15 +87,15 @@ def _card_folders() -> list[Path]:
 def _check_folder(folder: Path, name: str) -> Path:
     if not folder.is_dir():
         raise ValueError(f"model {name!r} is not a folder; give the folder that holds its config.json")
-    check_weight_files(list_weight_files(folder))
     missing = find_missing(folder)
     if missing:
         fix = "copy or download it again"
-        if VOCABULARY_FILE in missing and (folder / CONFIG_FILE).is_file():
-            kind = read_json(folder / CONFIG_FILE).get("model_type")
-            if kind in CONVERTIBLE:
-                fix = f"it is transformers' own: `python tools/convert_checkpoint.py {kind} {name} DIR` first"
+        release = find_release(folder) if VOCABULARY_FILE in missing else None
+        if release is not None:
+            raise ValueError(f"model {name!r}: {release.say_what_to_do(name)}")
+        check_weight_files(list_weight_files(folder))
         raise ValueError(f"model {name!r} is incomplete: {', '.join(missing)} missing; {fix}")
+    check_weight_files(list_weight_files(folder))
     return folder
 
 

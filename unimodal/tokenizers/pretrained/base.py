@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from unimodal.files import describe_error, read_json
+from unimodal.released import find_release
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -124,7 +125,9 @@ def check_kind(folder: Path, wanted: tuple[str, ...], what: str) -> str:
     """The `model_type` of a checkpoint. ValueError unless it is one of `wanted`."""
     found = str(read_checkpoint_config(folder).get("model_type"))
     if found not in wanted:
-        raise ValueError(f"{folder} holds a {found!r} checkpoint; {what} needs one of type {' or '.join(wanted)}")
+        release = find_release(folder)
+        hint = f". {release.say_what_to_do(str(folder))}" if release is not None else ""
+        raise ValueError(f"{folder} holds a {found!r} checkpoint; {what} needs one of type {' or '.join(wanted)}{hint}")
     return found
 
 

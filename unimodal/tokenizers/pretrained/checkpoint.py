@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unimodal.files import download_folder, is_hub_id
+from unimodal.released import find_release
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained.base import NetworkTokenizer, read_checkpoint_config
 from unimodal.tokenizers.registry import family_class, load_tokenizer
@@ -70,4 +71,7 @@ def find(source: str | os.PathLike[str]) -> Path:
         return folder
     if folder.exists() or not is_hub_id(text):
         raise ValueError(f"{text!r} is no folder, and not a hub id of the form owner/name")
+    release = find_release(text)
+    if release is not None:  # before its many gigabytes are downloaded
+        raise ValueError(release.say_what_to_do(text))
     return download_folder(text, _FILES)
