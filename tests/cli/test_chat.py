@@ -95,6 +95,16 @@ def test_what_was_attached_stays_after_a_failed_question(monkeypatch, capsys, ch
     assert [type(part) for part in chat.history[0].parts] == [Image, Text]
 
 
+def test_pasted_lines_are_one_question_about_the_file_above_them(monkeypatch, capsys, chat):
+    chat.settings = AnswerSettings(to="text", tokens=3)
+    entries = ["/image my picture.png\nwhat is\nthis?", "/image nowhere.png\nand this?"]
+    monkeypatch.setattr("unimodal.cli.chat.read_entries", lambda *_: iter(entries))
+    chat.run()
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 and chat.history[0].text == "what is\nthis?" and chat.pending == []
+    assert "nowhere.png: no such file" in err  # and its question is not asked without it
+
+
 def test_clear_forgets_and_help_goes_to_stderr(monkeypatch, capsys, chat):
     chat.settings = AnswerSettings(to="text", tokens=3)
     out, err = converse(monkeypatch, capsys, chat, "hello\n/image my picture.png\n/clear\n/help\n")

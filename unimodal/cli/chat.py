@@ -7,9 +7,9 @@ written, pictures and clips are drawn, and sounds are played.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from unimodal.cli.lines import read_entries, split_entry
 from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen, find_player, play_sound
 from unimodal.cli.terminal_pictures import draw, draw_clip
@@ -21,7 +21,7 @@ from unimodal.pipeline.requests import fit_history
 from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Turn
 
 HELP = """\
-Type a question. Commands:
+Type a question; Alt+Enter begins another line of it. Commands:
   /image F, /audio F, /video F   show the model a file; then ask, or press return for its usual question
   /draw WORDS                    a picture
   /say WORDS                     speech
@@ -69,21 +69,26 @@ class TerminalChat:
     # ---- the loop
 
     def run(self) -> None:
-        """Answer lines until /quit or the end of the input; files that are then still pending are asked about."""
+        """Answer entries until /quit or the end of the input; files that are then still pending are asked about.
+
+        Raises KeyboardInterrupt for a Ctrl-C on an empty prompt.
+        """
         self.report.clear()
         if sys.stdin.isatty():
             _notify(f"{self.model.folder.name} is here. /help lists the commands, /quit ends.")
         for part in self.pending:
             assert isinstance(part, Media)
             _notify(f"{part.modality} attached; ask about it, or press return.")
-        for line in _read_lines():
+        with_file = ["/save", *(f"/{name}" for name in MEDIA)]
+        alone = ["/help", "/clear", "/quit", "/exit", *with_file]  # a question in the lines below is not theirs
+        for entry in read_entries([*alone, *(f"/{medium.ask}" for medium in MEDIA.values())], with_file):
             try:
-                if not self.follow(line):
+                if not all(self.follow(line) for line in split_entry(entry, alone)):
                     return
             except (ValueError, OSError) as error:
                 self.report.clear()
                 _notify(join_lines(str(error)))
-            except KeyboardInterrupt:  # stops this answer; at the prompt it ends the session
+            except KeyboardInterrupt:  # stops this answer
                 self.report.clear()
                 _notify("stopped")
         if self.pending:
@@ -218,22 +223,6 @@ class _Writer:
             self._write(self._stream.finish())
             if self._written:
                 print(flush=True)
-
-
-def _read_lines() -> Iterator[str]:
-    """Lines of stdin; on a terminal with a prompt, editing and a memory of earlier lines."""
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        import contextlib
-
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401
-        while True:
-            try:
-                yield input("> ")
-            except EOFError:
-                print(flush=True)
-                return
-    yield from sys.stdin
 
 
 def _read_path(command: str, rest: str) -> str:
