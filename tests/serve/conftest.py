@@ -126,6 +126,20 @@ def gif() -> bytes:
     return memory.getvalue()
 
 
+JSON = {"Content-Type": "application/json"}
+
+
+def json_head(length: int) -> bytes:
+    """The head of a chat request whose body is so long, for a raw socket."""
+    lines = (
+        "POST /v1/chat/completions HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+    )
+    return "\r\n".join((*lines, "", "")).encode()
+
+
 def user(*content):
     """A user's message of texts and parts."""
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]

@@ -17,7 +17,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import data_url, image_part, png, serving, user, wav
+from tests.serve.conftest import data_url, image_part, json_head, png, serving, user, wav
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve import remote
@@ -275,7 +275,7 @@ def test_a_body_that_never_comes_is_let_go():
 
 def test_a_body_that_drips_is_let_go_and_a_large_one_has_time():
     with serving(patience_s=0.5, min_bytes_per_s=2_000) as served:
-        head = b"POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+        head = b"POST /v1/tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(head % 100)
             with pytest.raises(OSError):  # each byte is in time, the body is not: the server closes
@@ -295,7 +295,7 @@ def test_a_body_that_drips_is_let_go_and_a_large_one_has_time():
 def test_a_client_that_reads_nothing_is_let_go():
     with serving(patience_s=0.5) as served:
         body = json.dumps({"messages": [user("a cat")], "modalities": ["video"], "stream": True}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = json_head(len(body))
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             connection.connect(("127.0.0.1", served.port))

@@ -13,7 +13,7 @@ import openai
 import pytest
 import torch
 
-from tests.serve.conftest import image_part, lively_model, pixels, png, serving, user
+from tests.serve.conftest import image_part, json_head, lively_model, pixels, png, serving, user
 from unimodal.pipeline.requests import AnswerSettings
 from unimodal.pipeline.rows import make_row
 from unimodal.sequence.document import Document, Turn
@@ -117,7 +117,7 @@ def test_a_client_that_leaves_frees_its_row(slow, stream):
     with serving() as served:
         slow(served, 0.1)
         body = json.dumps({"messages": [user("hi")], **LONG, "stream": stream}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = json_head(len(body))
         connection = socket.create_connection(("127.0.0.1", served.port))
         connection.sendall(head + body)
         while not served.service.worker.num_running:

@@ -10,6 +10,9 @@ import typer
 from unimodal.cli.progress import Reporter
 from unimodal.cli.shared import Model, Weights, check_ways, load_model
 
+#: settings that are lists → the option that is given once for each
+SINGULAR = {"aliases": "alias", "allow_hosts": "allow-host", "allow_origins": "allow-origin"}
+
 
 def serve(
     model: Model = None,
@@ -17,6 +20,17 @@ def serve(
     port: Annotated[int, typer.Option(metavar="N", help="0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None, typer.Option("--api-key", metavar="K", help="What clients must send; or set UNIMODAL_API_KEY.")
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option("--alias", metavar="NAME", help="Another name that requests may call the model.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="H", help="A public name under which it is reached, as by a proxy."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option("--allow-origin", metavar="URL", help="Pages of another server that may use it; * is any."),
     ] = None,
     max_batch: Annotated[int, typer.Option(metavar="N", help="Requests that are answered at once.")] = 32,
     queue_limit: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 64,
@@ -38,6 +52,9 @@ def serve(
             host=host,
             port=port,
             api_key=read_key() if api_key is None else api_key,  # an empty one is no open door
+            aliases=tuple(alias or ()),
+            allow_hosts=tuple(allow_host or ()),
+            allow_origins=tuple(allow_origin or ()),
             max_batch=max_batch,
             queue_limit=queue_limit,
             timeout_s=timeout_s,
@@ -46,7 +63,8 @@ def serve(
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ValueError(f"--{str(first['loc'][0]).replace('_', '-')} is not usable: {first['msg']}") from None
+        field = str(first["loc"][0])
+        raise ValueError(f"--{SINGULAR.get(field, field).replace('_', '-')} is not usable: {first['msg']}") from None
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

@@ -43,7 +43,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 async def complete_chat(exchange: Exchange) -> Response:
     service = exchange.service
     model = service.model
-    asked = await service.run(parse, ChatRequest, exchange.body)
+    asked = await service.run(parse, ChatRequest, exchange.body, exchange.content_type)
     asked.check()
     service.check_model(asked.model)
     settings = asked.make_settings(model.vocabulary.media, model.writable)

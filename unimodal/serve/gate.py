@@ -1,4 +1,4 @@
-"""What stands before every endpoint: the API key, the size of a body, and clients that stall.
+"""What stands before every endpoint: who may come in, the size of a body, and clients that stall.
 
 Plain ASGI. A body that is too large is refused by its Content-Length before a byte of it is read; a body of unknown
 length as soon as it passes the limit. So no request costs more memory than `max_body_mb`.
@@ -13,6 +13,7 @@ from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from unimodal.serve.access import Access
 from unimodal.serve.protocol import ApiError
 from unimodal.serve.settings import ServeConfig
 
@@ -31,6 +32,7 @@ class Gate:
     def __init__(self, app: ASGIApp, config: ServeConfig) -> None:
         self.app, self.config = app, config
         self.max_body_bytes = config.max_body_bytes
+        self.access = Access(config)
         self._key = None if config.api_key is None else config.api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,20 +40,26 @@ class Gate:
             await self.app(scope, receive, send)
             return
         begun = False
+        headers = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
 
         async def send_in_time(message: Message) -> None:
             nonlocal begun
             begun = True
             if message["type"] == "http.response.start":
-                more = _ALWAYS
+                more = [*_ALWAYS, *self.access.make_headers(headers)]
                 if scope["path"].startswith("/static/"):  # asked for again each time, and answered by 304 if unchanged
-                    more = [*_ALWAYS, (b"cache-control", b"no-cache")]
+                    more.append((b"cache-control", b"no-cache"))
                 message = {**message, "headers": [*message.get("headers", []), *more]}
             async with asyncio.timeout(self.config.patience_s):  # a client that takes nothing is let go
                 await send(message)
 
         try:
-            headers = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
+            preflight = self.access.answer_preflight(scope["method"], headers)
+            if preflight is not None:
+                await send_in_time({"type": "http.response.start", "status": 204, "headers": preflight})
+                await send_in_time({"type": "http.response.body", "body": b""})
+                return
+            self.access.check(scope["method"], headers)
             self._check_key(scope["path"], headers)
             self._check_length(headers)
             await self.app(scope, self._limit_body(receive), send_in_time)

@@ -62,7 +62,7 @@ def _check_medium(service: Service, modality: str, does: str) -> None:
 
 async def draw_images(exchange: Exchange) -> Response:
     service = exchange.service
-    asked = parse(ImageRequest, exchange.body)
+    asked = parse(ImageRequest, exchange.body, exchange.content_type)
     service.check_model(asked.model)
     _check_medium(service, "image", "draws")
     height, width = service.model.coder.tokenizer("image").picture_size or (None, None)
@@ -98,7 +98,7 @@ async def draw_images(exchange: Exchange) -> Response:
 
 async def speak(exchange: Exchange) -> Response:
     service = exchange.service
-    asked = parse(SpeechRequest, exchange.body)
+    asked = parse(SpeechRequest, exchange.body, exchange.content_type)
     service.check_model(asked.model)
     _check_medium(service, "audio", "speaks")
     if asked.speed != 1.0:
@@ -167,7 +167,7 @@ async def tokenize(exchange: Exchange) -> Response:
                 raise ApiError(400, "the file is missing", "missing_value", "file")
             data, where = await file.read(), "file"
     else:
-        asked = await service.run(parse, TokenizeRequest, exchange.body)
+        asked = await service.run(parse, TokenizeRequest, exchange.body, exchange.content_type)
         data, where = await service.media.read_url(asked.url, "url"), "url"
     if not data:
         raise ApiError(400, "the file is empty", "invalid_media", where)
@@ -181,7 +181,7 @@ async def tokenize(exchange: Exchange) -> Response:
 async def detokenize(exchange: Exchange) -> Response:
     """The medium of codes, or of the first of them."""
     service = exchange.service
-    asked = await service.run(parse, DetokenizeRequest, exchange.body)
+    asked = await service.run(parse, DetokenizeRequest, exchange.body, exchange.content_type)
     _check_medium(service, asked.modality, "makes")
     vocabulary, tokenizer = service.model.vocabulary, service.model.coder.tokenizer(asked.modality)
     groups = len(vocabulary.group_blocks(vocabulary.layout(asked.modality).segments[0].block))

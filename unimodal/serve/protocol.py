@@ -37,8 +37,9 @@ stands as sentences in `notes`: of a `chat.completion`, of every chunk of a stre
 or null}], "ordered", "groups"}`; `start` and `count` are in code steps. **Detokenize** takes the same flat codes;
 `prefix` decodes only the first so many, where the tokenizer is ordered.
 
-**Mistakes.** `{"error": {"message", "type", "param", "code"}}` with 400 (a value), 401 (the key), 404 (a path or a
-model), 405, 408, 413 (size), 415 (what a file is), 429 (busy, with Retry-After), 500, 503 (shutting down) or 504.
+**Mistakes.** `{"error": {"message", "type", "param", "code"}}` with 400 (a value), 401 (the key), 403 (a stranger's web
+page, see `access.py`), 404 (a path or a model), 405, 408, 413 (size), 415 (what a file or a body is), 429 (busy, with
+Retry-After), 500, 503 (shutting down) or 504.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> ErrorBody:
-        kinds = {401: "authentication_error", 429: "rate_limit_error", 504: "timeout_error"}
+        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         message = " ".join(self.message.split())
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
@@ -282,8 +283,15 @@ class DetokenizeRequest(ApiRequest):
 RequestT = TypeVar("RequestT", bound=BaseModel)
 
 
-def parse(kind: type[RequestT], body: bytes) -> RequestT:
-    """A JSON body as a request. Raises ApiError 400, naming the field, for one that is not."""
+def parse(kind: type[RequestT], body: bytes, content_type: str | None) -> RequestT:
+    """A JSON body as a request. Raises ApiError 415 for another content type, which any web page may send without
+    asking, and 400, naming the field, for what is no such request."""
+    given = (content_type or "").partition(";")[0].strip().lower()
+    if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
+        message = f"the body must be sent with Content-Type: application/json; got {given[:60] or 'none'}"
+        if given == "application/x-www-form-urlencoded":
+            message += " (curl: add -H 'Content-Type: application/json')"
+        raise ApiError(415, message, "unsupported_media")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -64,7 +64,8 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     """Starlette's own errors: no such path, wrong method, a form that cannot be read."""
     assert isinstance(error, HTTPException)
     codes = {404: "not_found", 405: "method_not_allowed"}
-    message = {404: "there is no such path", 405: f"{request.method} is not for this path"}.get(error.status_code)
+    missing = f"there is no path {request.url.path[:100]!r}; this server has {', '.join(POST)} and GET /v1/models"
+    message = {404: missing, 405: f"{request.method} is not for this path"}.get(error.status_code)
     code = codes.get(error.status_code)
     found = ApiError(error.status_code, message or str(error.detail), code, headers=error.headers)
     return make_error_response(found)
@@ -89,14 +90,17 @@ def _add_reports(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     created = int((service.model.folder / VOCABULARY_FILE).stat().st_mtime)
-    entry = {"id": service.name, "object": "model", "created": created, "owned_by": "unimodal"}
+
+    def describe(name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": created, "owned_by": "unimodal"}
 
     async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [entry]})
+        names = dict.fromkeys((service.name, *service.config.aliases))
+        return JSONResponse({"object": "list", "data": [describe(name) for name in names]})
 
     async def describe_model(name: str) -> Response:
         service.check_model(name)
-        return JSONResponse(entry)
+        return JSONResponse(describe(name if name in service.config.aliases else service.name))
 
     async def report_settings() -> Response:
         return JSONResponse(describe_settings(service))

@@ -135,7 +135,7 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for a model that is named and is not this one."""
-        if name is not None and name not in (self.name, str(self.model.folder)):
+        if name is not None and name not in (self.name, str(self.model.folder), *self.config.aliases):
             message = f"the model {name[:100]!r} is not served here; use {self.name!r}"
             raise ApiError(404, message, "model_not_found", "model")
 
@@ -169,6 +169,10 @@ class Exchange:
         self.started = monotonic()
         self.places = 0
         self.body = b""
+
+    @property
+    def content_type(self) -> str | None:
+        return self.http.headers.get("content-type")
 
     @property
     def seconds_left(self) -> float:

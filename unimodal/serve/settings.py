@@ -17,6 +17,9 @@ class ServeConfig(Config):
 
     host, port: where it listens; port 0 takes a free one.
     api_key: what clients must send, printable ASCII; None lets everybody in.
+    allow_hosts: names under which it may be reached, beside those that no stranger can own (`access.py`); "*" is any.
+    allow_origins: pages of other servers that may use it: https://chat.example.org; "*" is any.
+    aliases: other names that requests may call the model by.
     max_batch: rows that the decoder answers at once.
     queue_limit: requests that may wait for a row; more are answered with 429.
     timeout_s: the longest that a whole request may take.
@@ -32,6 +35,9 @@ class ServeConfig(Config):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: str | None = None
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     max_batch: int = Field(default=32, ge=1)
     queue_limit: int = Field(default=64, ge=0)
     timeout_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
@@ -50,6 +56,31 @@ class ServeConfig(Config):
         if key is not None and (not key or not key.isascii() or not key.isprintable() or key != key.strip()):
             raise ValueError("the API key must be printable ASCII without spaces around it")
         return key
+
+    @field_validator("allow_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not host or not host.isascii() or any(mark in host for mark in "/@ ") or host.count(":") == 1:
+                raise ValueError(f"{host!r} is no host; give a name without scheme and port: chat.example.org")
+        return hosts
+
+    @field_validator("allow_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            scheme, mark, rest = origin.rstrip("/").partition("://")
+            if origin not in ("*", "null") and not (scheme and mark and rest and "/" not in rest):
+                raise ValueError(f"{origin!r} is no origin; give scheme and host: https://chat.example.org")
+        return origins
+
+    @field_validator("aliases")
+    @classmethod
+    def _check_aliases(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        for alias in aliases:
+            if not alias.strip() or not alias.isprintable() or len(alias) > 100:
+                raise ValueError(f"{alias[:40]!r} is no name of a model; give 1 to 100 characters")
+        return aliases
 
     @property
     def max_body_bytes(self) -> int:
