@@ -2,8 +2,9 @@
 
 import pytest
 
+from unimodal.generation.composition import run_composition, run_side_by_side
 from unimodal.generation.engine import Engine
-from unimodal.generation.request import GenerationConfig
+from unimodal.generation.request import PAUSE, GenerationConfig, GenerationRequest
 from unimodal.generation.search import make_search
 from unimodal.generation.search.base import Candidate, rank_answers
 
@@ -18,6 +19,11 @@ def request_(ask):
     return ask([3, 4, 5]), GenerationConfig(
         max_new_tokens=20, force="image", seed=7, guidance={"image": 1.3}, unconditional=tuple(ask())
     )
+
+
+def rank(answers, verifier, at_once=None):
+    """Scored at once, without a row being written."""
+    return run_composition(None, rank_answers(answers, verifier, at_once))
 
 
 def likes(vocabulary):
@@ -68,7 +74,7 @@ def test_beams_are_continued_and_not_rewritten(engine, vocabulary, request_):
 
     make_search("beam", beams=1, expand=3, stages=(3,)).run(engine, prompt, config, watched)
     assert [len(answer) for answer in seen[0]] == [4] * len(seen[0])
-    best = rank_answers(seen[0], verifier)[0].answer
+    best = rank(seen[0], verifier)[0].answer
     assert all(answer[:4] == best for answer in seen[1])
 
 
@@ -86,12 +92,52 @@ def test_what_cannot_be_searched_is_refused(engine, vocabulary, request_):
         make_search("lookahead").run(engine, prompt, audio, verifier)
     assert make_search("best-of-n", n=2).run(engine, prompt, audio, verifier).candidates
     with pytest.raises(ValueError, match="1 scores for 2 answers"):
-        rank_answers([[1], [2]], lambda answers: [0.0])
+        rank([[1], [2]], lambda answers: [0.0])
 
 
 def test_ranking_drops_copies_and_keeps_the_order_of_equals():
-    assert rank_answers([[1], [2], [1], [3]], lambda answers: [0.0, 1.0, 0.0]) == [
-        Candidate([2], 1.0),
-        Candidate([1], 0.0),
-        Candidate([3], 0.0),
-    ]
+    scores = {1: 0.0, 2: 1.0, 3: 0.0}
+    for at_once in (None, 1, 2):
+        assert rank([[1], [2], [1], [3]], lambda answers: [scores[one] for [one] in answers], at_once) == [
+            Candidate([2], 1.0),
+            Candidate([1], 0.0),
+            Candidate([3], 0.0),
+        ]
+
+
+def test_compositions_side_by_side_share_their_rows_and_work_one_at_a_time():
+    """Rows that are asked for at the same time are written together; of two that pause, one works a turn."""
+    asked, worked = [], []
+
+    def compose(name, rounds):
+        for number in range(rounds):
+            [ids] = yield [GenerationRequest([name], GenerationConfig(seed=number))]
+            assert ids == [name, number]
+            yield PAUSE
+            worked.append((name, number))
+        return name
+
+    together = run_side_by_side([compose(1, 2), compose(2, 1), compose(3, 0)])
+    rows = next(together)
+    try:
+        while True:
+            asked.append([(*row.prompt, row.config.seed) for row in rows])
+            rows = together.send([list(row) for row in asked[-1]])
+    except StopIteration as end:
+        assert end.value == [1, 2, 3]
+    assert asked == [[(1, 0), (2, 0)], [], [], [(1, 1)], []] and worked == [(1, 0), (2, 0), (1, 1)]
+
+
+def test_closing_a_composition_ends_all_that_it_runs():
+    ended = []
+
+    def compose(name):
+        try:
+            yield PAUSE
+        finally:
+            ended.append(name)
+
+    together = run_side_by_side([compose(1), compose(2)])
+    next(together)
+    together.close()
+    assert ended == [1, 2]

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from tests.serve.conftest import lively_model, serving, wav
-from unimodal.generation.ctc_beam import ctc_beam_search
+from unimodal.generation.ctc_beam import compose_transcript, ctc_beam_search
 from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.model_folder.settings import CtcReading
 from unimodal.pipeline.compression import compress
@@ -41,9 +41,9 @@ def searches(monkeypatch):
 
     def watched(engine, prompt, *settings, **more):
         begun.append(list(prompt))
-        return ctc_beam_search(engine, prompt, *settings, **more)
+        return compose_transcript(engine, prompt, *settings, **more)
 
-    monkeypatch.setattr("unimodal.pipeline.speech_reading.ctc_beam_search", watched)
+    monkeypatch.setattr("unimodal.pipeline.speech_reading.compose_transcript", watched)
     return begun
 
 

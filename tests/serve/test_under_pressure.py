@@ -17,7 +17,8 @@ from tests.serve.conftest import image_part, json_head, lively_model, pixels, pn
 from unimodal.pipeline.requests import AnswerSettings
 from unimodal.pipeline.rows import make_row
 from unimodal.sequence.document import Document, Turn
-from unimodal.serve.worker import Ticket, Worker
+from unimodal.serve.tickets import Ticket
+from unimodal.serve.worker import Worker
 
 LONG = {"modalities": ["text"], "max_tokens": 400, "temperature": 1.0, "seed": 1}
 

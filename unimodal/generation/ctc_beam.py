@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.generation.request import GenerationConfig, GenerationStats
+from unimodal.generation.composition import run_composition
+from unimodal.generation.decoders.slot_decoders import make_twin
+from unimodal.generation.request import PAUSE, Composition, GenerationConfig, GenerationStats
 
 if TYPE_CHECKING:
     from unimodal.generation.engine import Engine
@@ -66,7 +68,6 @@ class CtcPrefixScorer:
         return torch.cat([grown[0, 0][:, None], first_time], 1).logsumexp(1), grown
 
 
-@torch.inference_mode()
 def ctc_beam_search(
     engine: Engine,
     prompt: Sequence[int],
@@ -82,8 +83,23 @@ def ctc_beam_search(
     blank: the row that stood for CTC's blank in training. Sampling and seed of the config are not used. Raises
     ValueError for a prompt without such codes and for what the engine refuses.
     """
+    return run_composition(engine, compose_transcript(engine, prompt, config, codes, blank, weight, beams))
+
+
+@torch.inference_mode()
+def compose_transcript(
+    engine: Engine,
+    prompt: Sequence[int],
+    config: GenerationConfig,
+    codes: range,
+    blank: int,
+    weight: float = 0.3,
+    beams: int = 8,
+) -> Composition[list[int]]:
+    """`ctc_beam_search` with a pause between its steps. Its hypotheses are streams of a decoder of its own, since they
+    split and die at every step."""
     engine.prepare([prompt], [config])
-    vocabulary, decoder = engine.vocabulary, engine.decoder
+    vocabulary, decoder = engine.vocabulary, make_twin(engine.decoder)
     end, num_text = vocabulary.control_id("<|end_of_turn|>"), vocabulary.text_size
     places = find_last_run(prompt, codes)
     if not places:
@@ -110,6 +126,7 @@ def ctc_beam_search(
     best_score = -torch.inf
     forwards, step_tokens = 1, 0
     while True:
+        yield PAUSE
         logits = engine.head.compute_logits(hidden, answer_rows).float()
         logits[:, list(vocabulary.text_reserved)] = -torch.inf
         log_probs = logits.log_softmax(-1)

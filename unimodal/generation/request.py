@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -100,14 +101,21 @@ class GenerationRequest:
     """What a row of a `ContinuousBatch` is to answer.
 
     ``on_token`` is told every token, with the request's key as its row; True from it ends the answer there, and an
-    exception in it ends this row alone. ``alone``, where it is given, answers the request outside the batch: a call of
-    (on_token, row) that returns the ids of the answer.
+    exception in it ends this row alone. ``compose``, where it is given, writes the answer of several rows in place of
+    one: a call of (on_token, row) that begins its composition.
     """
 
     prompt: Sequence[int]
     config: GenerationConfig
     on_token: OnToken | None = None
-    alone: Callable[[OnToken | None, int], list[int]] | None = None
+    compose: Callable[[OnToken | None, int], Composition[list[int]]] | None = None
+
+
+ResultT = TypeVar("ResultT")
+#: an answer of several rows, as a generator: it yields the rows that it needs and is sent their ids; it yields `PAUSE`
+#: between two short pieces of work, so that others may have their turn; it returns what has come of it
+Composition: TypeAlias = Generator[Sequence[GenerationRequest], Sequence[list[int]], ResultT]
+PAUSE: Sequence[GenerationRequest] = ()
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,11 @@ from torch import Tensor
 from unimodal.generation.request import GenerationRequest, OnToken
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.search import make_search_answer, word_caption
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document
+
+JUDGED_AT_ONCE = 1  # drafts that are scored between two steps of the batch
 
 
 class CodeRun(TypedDict):
@@ -44,12 +47,16 @@ def make_row(
     model: LoadedModel, document: Document, settings: AnswerSettings, on_token: OnToken | None = None
 ) -> GenerationRequest:
     """The row that `Unimodal.answers` would run for a document. Raises ValueError for what does not fit the model, and
-    for settings that rows of a batch cannot have."""
-    for name in ("decoder", "search"):
-        if getattr(settings, name) is not None:
-            raise ValueError(f"{name} is not for a request that shares its batch; leave it out")
+    for a fast decoder, which rows of a batch cannot have."""
+    if settings.decoder is not None:
+        raise ValueError("decoder is not for a request that shares its batch; leave it out")
     prepared = prepare(model, document, settings)
-    return GenerationRequest(prepared.prompt, prepared.config, on_token, make_speech_answer(model, prepared))
+    if settings.search is None:
+        composed = make_speech_answer(model, prepared, JUDGED_AT_ONCE)
+    else:
+        composed = make_search_answer(model, prepared, word_caption(model, prepared), JUDGED_AT_ONCE)
+    compose = None if composed is None else composed.compose
+    return GenerationRequest(prepared.prompt, prepared.config, on_token, compose)
 
 
 def describe_codes(model: LoadedModel, modality: str, medium: Tensor) -> CodesOfMedium:

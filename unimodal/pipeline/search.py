@@ -9,34 +9,23 @@ Legend: N code steps, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from unimodal.generation.request import OnToken, TokenEvent
+from unimodal.generation.request import Composition
 from unimodal.generation.search import make_search
+from unimodal.generation.search.base import Search, Verifier, Writer
+from unimodal.pipeline.composed import ComposedAnswer
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import Prepared
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
 
-@dataclass(frozen=True)
-class SoloAnswer:
-    """An answer that is searched for by itself, outside any batch: `on_token` gets its tokens when it is whole."""
-
-    search: Callable[[], list[int]]
-    modality: str
-
-    def __call__(self, on_token: OnToken | None, row: int) -> list[int]:
-        """The ids of the answer, or those up to the token at which `on_token` gave True; `row` is what events name.
-        Raises ValueError for what the engine refuses."""
-        answer = self.search()
-        for index, token in enumerate(answer if on_token is not None else ()):
-            assert on_token is not None
-            if on_token(TokenEvent(row, index, token, self.modality, index == len(answer) - 1)):
-                return answer[: index + 1]
-        return answer
+def word_caption(model: LoadedModel, prepared: Prepared) -> str:
+    """What the model should call the answer to a request: the words of its last turn."""
+    words = prepared.document.turns[-1].text
+    return model.wording.extract_speech(words) or model.wording.caption(words, str(prepared.settings.to))
 
 
 class CaptionVerifier:
@@ -74,8 +63,11 @@ class CaptionVerifier:
         return coder.encode(self.modality, coder.decode(self.modality, [codes]))[0]
 
 
-def make_search_answer(model: LoadedModel, prepared: Prepared, caption: str) -> SoloAnswer:
-    """The best answer that the search of a request's settings finds; `caption` is what the model should call it.
+def make_search_answer(
+    model: LoadedModel, prepared: Prepared, caption: str, judged_at_once: int | None = None
+) -> ComposedAnswer:
+    """The best answer that the search of a request's settings finds; `caption` is what the model should call it, and so
+    many answers are scored in one piece of work, or all.
 
     Raises ValueError for settings that the search does not have, and where the codes do not suit it.
     """
@@ -95,4 +87,13 @@ def make_search_answer(model: LoadedModel, prepared: Prepared, caption: str) -> 
             "use best-of-n or lookahead"
         )
     verifier = CaptionVerifier(model, modality, caption)
-    return SoloAnswer(lambda: method.run(model.engine, prepared.prompt, prepared.config, verifier).answer, modality)
+    return ComposedAnswer(modality, [lambda: find_best(model, method, prepared, verifier, judged_at_once)])
+
+
+def find_best(
+    model: LoadedModel, method: Search, prepared: Prepared, verifier: Verifier, judged_at_once: int | None
+) -> Composition[list[int]]:
+    """The ids of the answer that a search finds best."""
+    writer = Writer(model.engine, prepared.prompt, prepared.config, judged_at_once)
+    found = yield from method.compose(writer, verifier)
+    return found.answer

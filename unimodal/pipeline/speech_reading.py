@@ -1,4 +1,4 @@
-"""Requests that a model with a second reading of speech answers by searches of its own, each by itself.
+"""Requests that a model with a second reading of speech answers by searches of its own.
 
 A transcript is searched for with both readings (`generation/ctc_beam.py`). Of several utterances of the same words the
 one is given that the model itself reads best (`generation/search/ctc_verifier.py`).
@@ -7,27 +7,31 @@ one is given that the model itself reads best (`generation/search/ctc_verifier.p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-from unimodal.generation.ctc_beam import ctc_beam_search
+from unimodal.generation.ctc_beam import compose_transcript
+from unimodal.generation.request import Composition
 from unimodal.generation.search.best_of_n import BestOfN
 from unimodal.generation.search.ctc_verifier import CtcVerifier
+from unimodal.pipeline.composed import ComposedAnswer
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import Prepared
-from unimodal.pipeline.search import SoloAnswer
+from unimodal.pipeline.search import find_best
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
 
-def make_speech_answer(model: LoadedModel, prepared: Prepared) -> SoloAnswer | None:
-    """The answer to a request for a transcript or for speech that the second reading chooses; None for a request that
-    the engine answers token by token, in a batch."""
+def make_speech_answer(
+    model: LoadedModel, prepared: Prepared, judged_at_once: int | None = None
+) -> ComposedAnswer | None:
+    """The answer to a request for a transcript or for speech that the second reading chooses, so many utterances in one
+    piece of work, or all; None for a request that is one row."""
     if prepared.settings.decoder is not None:
         return None
     if is_transcription(model, prepared):
-        return SoloAnswer(partial(transcribe, model, prepared), "text")
+        return ComposedAnswer("text", [lambda: transcribe(model, prepared)])
     words = find_words_to_say(model, prepared)
     if words is not None:
-        return SoloAnswer(partial(say_best, model, words, prepared), str(prepared.config.force))
+        said = words
+        return ComposedAnswer(str(prepared.config.force), [lambda: say_best(model, said, prepared, judged_at_once)])
     return None
 
 
@@ -63,15 +67,18 @@ def find_words_to_say(model: LoadedModel, prepared: Prepared) -> str | None:
     return model.wording.extract_speech(" ".join(part.text for part in parts if isinstance(part, Text)).strip())
 
 
-def transcribe(model: LoadedModel, prepared: Prepared) -> list[int]:
+def transcribe(model: LoadedModel, prepared: Prepared) -> Composition[list[int]]:
     """The ids of the transcript of the last sound in a prompt."""
     reading = model.processor.reading
     assert reading is not None
     codes, blank = _find_rows(model)
-    return ctc_beam_search(model.engine, prepared.prompt, prepared.config, codes, blank, reading.weight, reading.beams)
+    engine, weight, beams = model.engine, reading.weight, reading.beams
+    return compose_transcript(engine, prepared.prompt, prepared.config, codes, blank, weight, beams)
 
 
-def say_best(model: LoadedModel, words: str, prepared: Prepared) -> list[int]:
+def say_best(
+    model: LoadedModel, words: str, prepared: Prepared, judged_at_once: int | None = None
+) -> Composition[list[int]]:
     """The ids of the utterance, of several with seeds of their own, whose codes spell the words best."""
     reading = model.processor.reading
     assert reading is not None
@@ -87,7 +94,7 @@ def say_best(model: LoadedModel, words: str, prepared: Prepared) -> list[int]:
     answered = model.template.render(Document([*ask_about([codes.start]).turns, Turn("assistant", words)]))
     spelled = [label for label in answered.labels.tolist() if 0 <= label < model.vocabulary.text_size]
     verifier = CtcVerifier(model.engine, render_question, spelled, codes, blank)
-    return BestOfN(reading.sayings).run(model.engine, prepared.prompt, prepared.config, verifier).answer
+    return find_best(model, BestOfN(reading.sayings), prepared, verifier, judged_at_once)
 
 
 def _find_rows(model: LoadedModel) -> tuple[range, int]:

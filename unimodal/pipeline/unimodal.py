@@ -30,14 +30,17 @@ from torch import Tensor
 
 from unimodal.coder.outputs import MediaCodes, Output
 from unimodal.coder.partial import PartialPictures
+from unimodal.generation.composition import run_composition
 from unimodal.generation.fast.speculation import FastDecoder
 from unimodal.generation.request import OnToken, TokenEvent
+from unimodal.generation.search.base import SESSION_SIZE
 from unimodal.generation.session import GenerationSession
 from unimodal.model_folder.find import find_model
+from unimodal.pipeline.composed import ComposedAnswer
 from unimodal.pipeline.fast_decoders import make_fast_decoder
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings, Prepared, prepare
-from unimodal.pipeline.search import SoloAnswer, make_search_answer
+from unimodal.pipeline.search import make_search_answer, word_caption
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
 
@@ -186,18 +189,18 @@ class Unimodal(LoadedModel):
             for name, given in (("session", session), ("on_partial", on_partial)):
                 if given is not None:
                     raise ValueError(f"search does not go with {name}; leave one of them out")
-        solos = {number: self._answer_alone(request, caption) for number, request in enumerate(requests)}
+        composed = {number: self._find_composed(request, caption) for number, request in enumerate(requests)}
         listeners: list[OnToken] = [] if on_token is None else [on_token]
         if on_partial is not None:
             listeners.append(PartialPictures(self.coder, on_partial))
         found: dict[int, list[Output]] = {}
         batches: dict[str | None, list[int]] = {}
-        for number in sorted(solos, key=lambda number: len(requests[number].prompt)):  # little padding in a batch
-            solo = solos[number]
-            if solo is None:
+        for number in sorted(composed, key=lambda number: len(requests[number].prompt)):  # little padding in a batch
+            answer = composed[number]
+            if answer is None:
                 batches.setdefault(requests[number].settings.decoder, []).append(number)
                 continue
-            [found[number]] = self.decode_answers([solo(on_token, number)])
+            [found[number]] = self.decode_answers([self._run_composed(requests[number], answer, on_token, number)])
             if on_progress is not None:
                 on_progress(len(found), len(requests))
         for decoder, numbers in batches.items():
@@ -215,14 +218,19 @@ class Unimodal(LoadedModel):
                     on_progress(len(found), len(requests))
         return [found[number] for number in range(len(requests))]
 
-    def _answer_alone(self, request: Prepared, caption: str | None) -> SoloAnswer | None:
-        """The search that a request asks for, or that a model with a second reading of speech answers it by."""
+    def _find_composed(self, request: Prepared, caption: str | None) -> ComposedAnswer | None:
+        """The answer by the search that a request asks for, or that a model with a second reading of speech answers it
+        by; None for an answer that is one row."""
         if request.settings.search is None:
             return make_speech_answer(self, request)
-        if caption is None:
-            words = request.document.turns[-1].text
-            caption = self.wording.extract_speech(words) or self.wording.caption(words, str(request.settings.to))
-        return make_search_answer(self, request, caption)
+        return make_search_answer(self, request, word_caption(self, request) if caption is None else caption)
+
+    def _run_composed(
+        self, request: Prepared, answer: ComposedAnswer, on_token: OnToken | None, number: int
+    ) -> list[int]:
+        session = None if request.settings.search is None else self.engine.open_session(SESSION_SIZE)
+        decoder = self._find_decoder(request.settings.decoder)
+        return run_composition(self.engine, answer.compose(on_token, number), decoder, session)
 
     def _find_decoder(self, name: str | None) -> FastDecoder | None:
         """The fast decoder of that name, made when it is first asked for; None for token by token."""

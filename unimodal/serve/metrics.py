@@ -27,6 +27,10 @@ class Metrics:
         self.steps = Histogram(
             "unimodal_step_seconds", "Time of one turn of the batch.", buckets=_STEP_SECONDS, registry=own
         )
+        self.work = Histogram(
+            "unimodal_work_seconds", "Time of the pieces of work between two turns: coding media, judging drafts.",
+            buckets=_STEP_SECONDS, registry=own,
+        )  # fmt: skip
         self.rows = Histogram("unimodal_step_rows", "Rows in one turn of the batch.", buckets=_ROWS, registry=own)
 
     def count_turn(self, seconds: float, rows: int, waiting: int) -> None:

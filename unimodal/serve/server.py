@@ -85,7 +85,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
         return JSONResponse(state | counts, 200 if well else 503)
 
     async def report_metrics() -> Response:
-        service.metrics.running.set(service.worker.num_running)
+        service.metrics.running.set(service.worker.num_rows)
         service.metrics.waiting.set(service.worker.num_waiting)
         return Response(service.metrics.encode(), media_type="text/plain; version=0.0.4; charset=utf-8")
 

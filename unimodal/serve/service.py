@@ -35,7 +35,8 @@ from unimodal.serve.media_input import MediaInput, make_limits
 from unimodal.serve.metrics import Metrics
 from unimodal.serve.protocol import DONE, ApiError, encode_event
 from unimodal.serve.settings import ServeConfig
-from unimodal.serve.worker import ShuttingDown, Worker
+from unimodal.serve.tickets import ShuttingDown
+from unimodal.serve.worker import Worker
 
 log = logging.getLogger("unimodal.serve")
 CLIENT_LEFT = 499  # nginx's number for it; nobody receives it
@@ -52,7 +53,7 @@ class Service:
         self.model, self.config = model, config
         self.name = model.folder.name
         self.metrics = Metrics()
-        self.worker = Worker(model, config.max_batch, self.metrics.count_turn)
+        self.worker = Worker(model, config.max_batch, self.metrics.count_turn, self.metrics.work.observe)
         self.pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="unimodal-media")
         self.media = MediaInput(model, self.worker, config, self.pool)
         self.num_inside = 0

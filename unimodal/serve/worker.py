@@ -1,9 +1,13 @@
-"""The one thread that touches the model: media into codes, codes into media, and the steps of the running batch.
+"""The one thread that touches the model: the steps of the running batch, and short pieces of work between them.
 
-Other threads hand in requests and jobs and get futures. In each turn the worker codes all media that wait, those of one
-medium together, lets waiting requests join the batch, and takes one step of the batch. A job that fails takes no other
-with it: what failed together is tried again one by one, and a failed step fails the rows that were in it and leaves an
-empty batch.
+Other threads hand in requests and jobs and get futures. In each turn the worker does pieces of work (media into codes,
+codes into media, the next piece of an answer that takes several rows), lets those who wait join the batch, and takes
+one step of it. The pieces of a turn may take as long as the step before did, and at least one of every kind is done, so
+nobody stands still for another's work. An answer of several rows (`generation/composition.py`: speech, transcripts,
+searches) writes its drafts as rows like any others, and can be cancelled between any two steps.
+
+A job that fails takes no other with it: what failed together is tried again one by one, and a failed step fails the
+rows that were in it and leaves an empty batch.
 
 Shapes: N codes, G groups.
 """
@@ -14,12 +18,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from concurrent.futures import Future
+from contextlib import contextmanager
 from time import monotonic
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -27,98 +29,45 @@ from torch import Tensor
 from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.request import FinishedRequest, GenerationRequest
 from unimodal.pipeline import Unimodal
+from unimodal.serve.coding import CODED_AT_ONCE, CODED_BESIDE_ROWS, CodingQueue
+from unimodal.serve.tickets import Composing, ShuttingDown, Ticket, fail, settle, settle_with
+from unimodal.serve.waiting import WaitingRows
 
 log = logging.getLogger("unimodal.serve")
 
-CODED_AT_ONCE = 16
 MOST_PROMPT_TOKENS = 4096  # read in one turn, padding included; a larger request joins alone
+MOST_PROMPT_TOKENS_BESIDE_ROWS = 512
+WORK_SECONDS = 0.05  # of the pieces of one turn, where no row waits for them
 
-Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 
-class ShuttingDown(RuntimeError):
-    """The server is going; the request was not answered."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is shutting down; try again later")
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request on its way: `future` gives the answer's ids."""
-
-    request: GenerationRequest
-    future: Future[list[int]] = field(default_factory=Future)
-    key: int | None = None  # once it has a row
-    cancelled: bool = False
-
-
-class _Job(Protocol):
-    """What the worker does between two steps."""
-
-    def run(self) -> None: ...
-
-    def fail(self, error: Exception) -> None: ...
-
-
-@dataclass(eq=False)
-class _Call(Generic[Result]):
-    """Anything that needs the model."""
-
-    work: Callable[[], Result]
-    future: Future[Result] = field(default_factory=Future)
-
-    def run(self) -> None:
-        if self.future.set_running_or_notify_cancel():  # False: its request has gone
-            _settle_with(self.future, self.work)
-
-    def fail(self, error: Exception) -> None:
-        _fail(self.future, error)
-
-
-@dataclass(eq=False)
-class _Coding(Generic[Given, Result]):
-    """A medium to encode, or codes to decode; those of one medium are coded together."""
-
-    modality: str
-    item: Given
-    future: Future[Result] = field(default_factory=Future)
-
-
-@dataclass
-class _Jobs:
-    """What waits for the next turn."""
-
-    encode: list[_Coding[Tensor, np.ndarray]] = field(default_factory=list)
-    decode: list[_Coding[np.ndarray, Tensor]] = field(default_factory=list)
-    calls: list[_Job] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.encode or self.decode or self.calls)
-
-    def fail(self, error: Exception) -> None:
-        for encoding in self.encode:
-            _fail(encoding.future, error)
-        for decoding in self.decode:
-            _fail(decoding.future, error)
-        for call in self.calls:
-            call.fail(error)
-
-
 class Worker:
-    """`start` it, and `stop` it. All other methods may be called from any thread."""
+    """`start` it, and `stop` it. All other methods may be called from any thread.
+
+    on_turn is told of every step: its seconds, the rows in it, the requests that wait for a row; on_work of the seconds
+    of the pieces of work before it.
+    """
 
     def __init__(
-        self, model: Unimodal, max_batch: int, on_turn: Callable[[float, int, int], None] = lambda *_: None
+        self,
+        model: Unimodal,
+        max_batch: int,
+        on_turn: Callable[[float, int, int], None] = lambda *_: None,
+        on_work: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """on_turn is told of every step: its seconds, the rows in it, the requests that wait for a row."""
-        self.model, self.max_batch, self.on_turn = model, max_batch, on_turn
+        self.model, self.max_batch, self.on_turn, self.on_work = model, max_batch, on_turn, on_work
+        self.most_composing = max(1, max_batch // 4)  # answers of several rows at a time; each holds memory
         self._changed = threading.Condition()
-        self._waiting: deque[Ticket] = deque()
-        self._jobs = _Jobs()
-        self._left: list[Ticket] = []  # cancelled while they had a row
+        self._waiting = WaitingRows(max_batch)
+        self._coding = CodingQueue(model.coder)
+        self._calls: deque[tuple[Future[object], Callable[[], object]]] = deque()
+        self._to_compose: deque[Ticket] = deque()
+        self._left: list[Ticket] = []  # cancelled while they had a row or were being composed
+        self._composing: list[Composing] = []
+        self._ready: deque[Composing] = deque()  # those whose next piece of work can be done
         self._rows: dict[int, Ticket] = {}
+        self._step_seconds = WORK_SECONDS
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="unimodal-worker", daemon=True)
 
@@ -138,67 +87,72 @@ class Worker:
         return self._thread.is_alive() and not self._stopping
 
     @property
-    def num_running(self) -> int:
+    def num_rows(self) -> int:
+        """Rows in the batch."""
         return len(self._rows)
 
     @property
+    def num_running(self) -> int:
+        """Requests that are being answered."""
+        return len(self._composing) + sum(ticket.owner is None for ticket in list(self._rows.values()))
+
+    @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        """Requests that wait for a row."""
+        return len(self._waiting.requests) + len(self._to_compose)
 
     # ---- jobs
 
     def submit(self, request: GenerationRequest) -> Ticket:
-        """Answer a request: as a row of the batch, or in one turn of its own if it says so (`alone`).
+        """Answer a request, as a row of the batch or as several.
 
         Raises ShuttingDown, as all of these do, once the worker is stopped.
         """
         ticket = Ticket(request)
-        with self._open_jobs() as jobs:
-            if request.alone is None:
-                self._waiting.append(ticket)
-            else:
-                jobs.calls.append(_Call(partial(request.alone, request.on_token, 0), ticket.future))
+        with self._open_queues():
+            (self._waiting.requests if request.compose is None else self._to_compose).append(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Free the ticket's row, or its place in the queue."""
+        """Free the ticket's rows, or its place in the queue."""
         with self._changed:
             ticket.cancelled = True
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
-            else:
+            if ticket in self._to_compose:
+                self._to_compose.remove(ticket)
+            elif not self._waiting.remove(ticket):
                 self._left.append(ticket)
             self._changed.notify()
         ticket.future.cancel()
 
     def encode(self, modality: str, medium: Tensor) -> Future[np.ndarray]:
         """A medium as the coder reads it → its codes [N] or [N, G]."""
-        job: _Coding[Tensor, np.ndarray] = _Coding(modality, medium)
-        with self._open_jobs() as jobs:
-            jobs.encode.append(job)
-        return job.future
+        with self._open_queues():
+            return self._coding.encode(modality, medium)
 
     def decode(self, modality: str, codes: np.ndarray) -> Future[Tensor]:
         """Codes [N] or [N, G] → the medium."""
-        job: _Coding[np.ndarray, Tensor] = _Coding(modality, codes)
-        with self._open_jobs() as jobs:
-            jobs.decode.append(job)
-        return job.future
+        with self._open_queues():
+            return self._coding.decode(modality, codes)
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
-        """Anything else that needs the model."""
-        job = _Call(work)
-        with self._open_jobs() as jobs:
-            jobs.calls.append(job)
-        return job.future
+        """Anything else that needs the model and is short."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():  # False: its request has gone
+                settle_with(future, work)
+
+        with self._open_queues():
+            self._calls.append((future, run))  # type: ignore[arg-type]  # a future of any result
+        return future
 
     @contextmanager
-    def _open_jobs(self) -> Iterator[_Jobs]:
+    def _open_queues(self) -> Iterator[None]:
         """What waits for the next turn, to add to it."""
         with self._changed:
             if self._stopping:
                 raise ShuttingDown
-            yield self._jobs
+            yield
             self._changed.notify()
 
     # ---- the thread
@@ -207,37 +161,29 @@ class Worker:
         batch = ContinuousBatch(self.model.engine)
         while True:
             with self._changed:
-                while not (self._stopping or self._waiting or self._jobs or self._left or len(batch)):
+                while not (self._stopping or self._left or self._has_work(batch)):
                     self._changed.wait()
                 if self._stopping:
                     break
-                jobs, self._jobs = self._jobs, _Jobs()
                 left, self._left = self._left, []
             try:
-                self._take_turn(batch, jobs, left)
+                self._take_turn(batch, left)
             except Exception as error:  # a defect of ours: nothing may hang for it
                 log.exception("a turn of the worker failed")
-                jobs.fail(error)
-                self._fail_rows(batch, error)
-        with self._changed:
-            tickets = [*self._waiting, *self._rows.values()]
-            jobs, self._jobs = self._jobs, _Jobs()
-            self._waiting.clear()
-            self._rows.clear()
-        for ticket in tickets:
-            _fail(ticket.future, ShuttingDown())
-        jobs.fail(ShuttingDown())
+                self._fail_all(batch, error)
+        self._fail_all(batch, ShuttingDown())
 
-    def _take_turn(self, batch: ContinuousBatch, jobs: _Jobs, left: list[Ticket]) -> None:
-        keys = [ticket.key for ticket in left if ticket.key is not None]
-        batch.cancel(keys)
-        for key in keys:
-            self._rows.pop(key, None)
-        coder = self.model.coder
-        _code_together(jobs.encode, coder.encode)
-        _code_together(jobs.decode, coder.decode)
-        for call in jobs.calls:
-            call.run()
+    def _has_work(self, batch: ContinuousBatch) -> bool:
+        return bool(
+            len(batch) or self._coding or self._calls or self._ready or self._waiting.requests or self._waiting.drafts
+        ) or bool(self._to_compose and len(self._composing) < self.most_composing)
+
+    def _take_turn(self, batch: ContinuousBatch, left: Sequence[Ticket]) -> None:
+        for ticket in left:
+            self._drop(batch, ticket)
+        started = monotonic()
+        if self._do_work(batch):
+            self.on_work(monotonic() - started)
         started = monotonic()
         rows = 0
         try:
@@ -250,33 +196,121 @@ class Worker:
             self._fail_rows(batch, error)
             return
         for done in finished:
-            self._deliver(done)
+            self._deliver(batch, done)
         if rows:
-            self.on_turn(monotonic() - started, rows, len(self._waiting))
+            self._step_seconds = monotonic() - started
+            self.on_turn(self._step_seconds, rows, self.num_waiting)
+
+    # ---- pieces of work
+
+    def _do_work(self, batch: ContinuousBatch) -> bool:
+        """Pieces of work of each kind, for as long as a step takes; whether there were any."""
+        beside = bool(len(batch))
+        allowed_s = self._step_seconds if beside else WORK_SECONDS
+        at_once = CODED_BESIDE_ROWS if beside else CODED_AT_ONCE
+        pieces = (
+            (lambda: bool(self._coding), lambda: self._coding.code_next(at_once)),
+            (lambda: bool(self._calls), self._run_call),
+            (self._can_compose, lambda: self._compose(batch)),
+        )
+        any_done = False
+        for waits, work in pieces:
+            started = monotonic()
+            while waits():
+                work()
+                any_done = True
+                if monotonic() - started >= allowed_s:
+                    break
+        return any_done
+
+    def _run_call(self) -> None:
+        _, run = self._calls.popleft()
+        run()
+
+    def _can_compose(self) -> bool:
+        return bool(self._ready or (self._to_compose and len(self._composing) < self.most_composing))
+
+    def _compose(self, batch: ContinuousBatch) -> None:
+        """The next piece of work of an answer of several rows; those of several answers take turns."""
+        with self._changed:
+            if self._to_compose and len(self._composing) < self.most_composing:
+                ticket = self._to_compose.popleft()
+                assert ticket.request.compose is not None
+                composition = ticket.request.compose(ticket.request.on_token, 0)
+                self._composing.append(Composing(ticket, composition))
+                self._ready.append(self._composing[-1])
+        one = self._ready.popleft()
+        try:
+            drafts = one.advance()
+        except StopIteration as end:
+            self._end(batch, one)
+            settle(one.ticket.future, end.value)
+        except Exception as error:
+            self._end(batch, one)
+            fail(one.ticket.future, error)
+        else:
+            if drafts:
+                with self._changed:
+                    self._waiting.drafts.extend(drafts)
+            else:
+                self._ready.append(one)
+
+    def _end(self, batch: ContinuousBatch, one: Composing) -> None:
+        """Take an answer of several rows out of everything, its rows first."""
+        if one in self._ready:
+            self._ready.remove(one)
+        with self._changed:
+            self._waiting.remove_drafts(one)
+            self._composing.remove(one)
+        keys = [key for key, ticket in self._rows.items() if ticket.owner is one]
+        self._free_rows(batch, keys)
+        one.composition.close()
+
+    def _drop(self, batch: ContinuousBatch, ticket: Ticket) -> None:
+        """Free what a request that has gone still holds."""
+        if ticket.key is not None:
+            self._free_rows(batch, [ticket.key])
+        for one in [one for one in self._composing if one.ticket is ticket]:
+            self._end(batch, one)
+
+    def _free_rows(self, batch: ContinuousBatch, keys: Sequence[int]) -> None:
+        batch.cancel(keys)
+        for key in keys:
+            self._rows.pop(key, None)
+
+    # ---- rows
 
     def _admit(self, batch: ContinuousBatch) -> None:
-        """Let as many waiting requests join as there are rows for."""
+        """Let as many of those who wait join as there are rows for. Drafts of one prompt read it once."""
         newcomers: list[Ticket] = []
-        longest = 0
+        prompts: set[tuple[int, ...]] = set()
+        most = MOST_PROMPT_TOKENS_BESIDE_ROWS if len(batch) else MOST_PROMPT_TOKENS
+        num_drafts = sum(ticket.owner is not None for ticket in self._rows.values())
+        counts = [len(self._rows) - num_drafts, num_drafts]
         with self._changed:
-            while self._waiting and len(batch) + len(newcomers) < self.max_batch:
-                longest = max(longest, len(self._waiting[0].request.prompt))
-                if newcomers and longest * (len(newcomers) + 1) > MOST_PROMPT_TOKENS:
+            while (ticket := self._waiting.find_next(*counts)) is not None:
+                grown = prompts | {tuple(ticket.request.prompt)}
+                if newcomers and max(map(len, grown)) * len(grown) > most:
                     break
-                newcomers.append(self._waiting.popleft())
+                self._waiting.take(ticket)
+                newcomers.append(ticket)
+                prompts = grown
+                counts[ticket.owner is not None] += 1
         if not newcomers:
             return
         try:
             keys = batch.admit([ticket.request for ticket in newcomers])
         except Exception as error:
             if len(newcomers) == 1:
-                _fail(newcomers[0].future, error)
+                self._fail_ticket(batch, newcomers[0], error)
                 return
             for ticket in newcomers:
+                if ticket.owner is not None and ticket.owner not in self._composing:
+                    continue  # another draft of its answer has failed just now
                 try:
                     self._seat(ticket, batch.admit([ticket.request])[0])
                 except Exception as own:
-                    _fail(ticket.future, own)
+                    self._fail_ticket(batch, ticket, own)
         else:
             for ticket, key in zip(newcomers, keys, strict=True):
                 self._seat(ticket, key)
@@ -288,63 +322,44 @@ class Worker:
             if ticket.cancelled and ticket not in self._left:
                 self._left.append(ticket)
 
-    def _deliver(self, done: FinishedRequest) -> None:
-        ticket = self._rows.pop(done.key)
+    def _deliver(self, batch: ContinuousBatch, done: FinishedRequest) -> None:
+        ticket = self._rows.pop(done.key, None)
+        if ticket is None:  # a draft of an answer that another draft has just failed
+            return
         if done.error is not None:
-            _fail(ticket.future, done.error)
-        else:
-            _settle(ticket.future, done.answer)
+            self._fail_ticket(batch, ticket, done.error)
+            return
+        settle(ticket.future, done.answer)
+        if ticket.owner is not None and ticket.owner in self._composing and ticket.owner.ready:
+            self._ready.append(ticket.owner)
+
+    def _fail_ticket(self, batch: ContinuousBatch, ticket: Ticket, error: Exception) -> None:
+        """Fail a request, or with a draft the answer that it belongs to."""
+        if ticket.owner is None:
+            fail(ticket.future, error)
+        elif ticket.owner in self._composing:
+            self._end(batch, ticket.owner)
+            fail(ticket.owner.ticket.future, error)
 
     def _fail_rows(self, batch: ContinuousBatch, error: Exception) -> None:
         batch.clear()
         rows, self._rows = self._rows, {}
         for ticket in rows.values():
-            _fail(ticket.future, error)
+            self._fail_ticket(batch, ticket, error)
 
-
-def _code_together(
-    jobs: Sequence[_Coding[Given, Result]], work: Callable[[str, Sequence[Given]], Sequence[Result]]
-) -> None:
-    """Encode or decode what waits, at most `CODED_AT_ONCE` of a medium at a time."""
-    media: dict[str, list[_Coding[Given, Result]]] = {}
-    for job in jobs:
-        if job.future.set_running_or_notify_cancel():  # False: its request has gone
-            media.setdefault(job.modality, []).append(job)
-    for modality, alike in media.items():
-        for start in range(0, len(alike), CODED_AT_ONCE):
-            together = alike[start : start + CODED_AT_ONCE]
-            try:
-                results = work(modality, [job.item for job in together])
-            except Exception:  # one of them is at fault: each by itself
-                for job in together:
-                    _settle_with(job.future, partial(_code_one, work, modality, job.item))
-            else:
-                for job, result in zip(together, results, strict=True):
-                    _settle(job.future, result)
-
-
-def _code_one(work: Callable[[str, Sequence[Given]], Sequence[Result]], modality: str, item: Given) -> Result:
-    [result] = work(modality, [item])
-    return result
-
-
-def _settle_with(future: Future[Result], work: Callable[[], Result]) -> None:
-    """Give a future what the work returns or raises."""
-    try:
-        result = work()
-    except Exception as error:
-        _fail(future, error)
-    else:
-        _settle(future, result)
-
-
-def _settle(future: Future[Result], result: Result) -> None:
-    """Give a future its result, unless it has one or its request has gone."""
-    with suppress(InvalidStateError):
-        future.set_result(result)
-
-
-def _fail(future: Future[Result], error: Exception) -> None:
-    """Give a future its error, unless it has a result or its request has gone."""
-    with suppress(InvalidStateError):
-        future.set_exception(error)
+    def _fail_all(self, batch: ContinuousBatch, error: Exception) -> None:
+        """Fail all that is here, with a batch that is empty then."""
+        self._fail_rows(batch, error)
+        for one in list(self._composing):
+            self._end(batch, one)
+            fail(one.ticket.future, error)
+        with self._changed:
+            tickets = [*self._waiting.clear(), *self._to_compose]
+            calls = list(self._calls)
+            self._to_compose.clear()
+            self._calls.clear()
+            self._coding.fail(error)
+        for ticket in tickets:
+            fail(ticket.future, error)
+        for future, _ in calls:
+            fail(future, error)

@@ -46,25 +46,32 @@ class LlamaSlots:
         self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None] = ()
     ) -> Tensor:
         self.keep([])
-        return self._join(prompts, pad_id, capacity, prefixes)
+        return self._join(prompts, pad_id, capacity, prefixes, range(len(prompts)))
 
     def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
-        return self._join(prompts, pad_id, max(capacities), ())
+        unique, numbers = _find_unique(prompts)
+        return self._join(unique, pad_id, max(capacities), (), numbers)
 
     def _join(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None]
+        self,
+        prompts: Sequence[Sequence[int]],
+        pad_id: int,
+        capacity: int,
+        prefixes: Sequence[Prefix | None],
+        numbers: Sequence[int],
     ) -> Tensor:
+        """Read prompts, and let each be as many streams as ``numbers`` names it."""
         reader = LeanDecoder(self.layers)  # reads the newcomers into a cache of its own
         hidden = reader.prefill(prompts, pad_id, max(map(len, prompts)), prefixes)
         self.num_computed = reader.num_computed
-        self._reserve(len(self.lengths) + len(prompts), capacity)
-        for number, prompt in enumerate(prompts):
-            slot = len(self.lengths)
-            first = reader.length - len(prompt)
-            self.cache[:, :, slot, :, : len(prompt)] = reader.cache[:, :, number, :, first : reader.length]
+        self._reserve(len(self.lengths) + len(numbers), capacity)
+        for number in numbers:
+            slot, length = len(self.lengths), len(prompts[number])
+            first = reader.length - length
+            self.cache[:, :, slot, :, :length] = reader.cache[:, :, number, :, first : reader.length]
             self.slot_of.append(slot)
-            self.lengths.append(len(prompt))
-        return hidden
+            self.lengths.append(length)
+        return hidden[list(numbers)]
 
     def step(
         self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
@@ -175,7 +182,10 @@ class ReferenceSlots(ReferenceDecoder):
         from unimodal.generation.decoders.reference_cache import check_whole
 
         fresh = ReferenceDecoder(self.model)
-        hidden = fresh.prefill(prompts, pad_id, max(capacities))
+        unique, numbers = _find_unique(prompts)
+        hidden = fresh.prefill(unique, pad_id, max(capacities))[numbers]
+        if len(unique) < len(prompts):
+            fresh.keep(numbers)
         for layer in fresh.cache.layers:
             check_whole(layer, "joined; answer one by one")
         if not self.length:
@@ -204,9 +214,26 @@ class ReferenceSlots(ReferenceDecoder):
         self.length -= spare
 
 
+def _find_unique(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The different prompts, and for each prompt which of them it is: drafts of one answer are read once."""
+    found: dict[tuple[int, ...], int] = {}
+    numbers = [found.setdefault(tuple(prompt), len(found)) for prompt in prompts]
+    return list(found), numbers
+
+
 def _pad_slots(held: Tensor, num: int) -> Tensor:
     """Keys or values [S, K, C, W] with so many empty slots before them."""
     return F.pad(held, (0, 0, num, 0))
+
+
+def make_twin(decoder: StepDecoder) -> StepDecoder:
+    """A decoder of the same weights with streams of its own, for work that goes on between the steps of others.
+    Raises ValueError for a kind that has none."""
+    if isinstance(decoder, LeanDecoder):
+        return LeanDecoder(decoder.layers)
+    if isinstance(decoder, ReferenceDecoder):
+        return ReferenceDecoder(decoder.model)
+    raise ValueError(f"{type(decoder).__name__} cannot be made twice; take another decoder")
 
 
 def make_slots(decoder: StepDecoder, max_positions: int) -> SlotDecoder:

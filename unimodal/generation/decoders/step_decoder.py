@@ -85,7 +85,8 @@ class SlotDecoder(StepDecoder, Protocol):
     """Streams that come and go: `prefill` and `keep` as above, and others `join` those that are there."""
 
     def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
-        """Read prompts as further streams, behind the others, and return their last hidden states, [new, E].
+        """Read prompts as further streams, behind the others, and return their last hidden states, [new, E]. Prompts
+        that are the same are read once.
 
         capacities: the most tokens that each of them will hold. Raises ValueError where a layer does not hold all
         tokens (a sliding window).

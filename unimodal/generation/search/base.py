@@ -1,7 +1,8 @@
 """What the searches share: continuing partial answers, and the verifier that scores them.
 
 An answer is the ids of one forced medium, its start included; a partial answer stops inside the span. Every candidate
-has its own seed, so a search is reproducible; what candidates share is read once, through a session.
+has its own seed, so a search is reproducible. A search is a composition (`generation/composition.py`): candidates are
+rows like others, and scores are short pieces of work between the steps of those rows.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from unimodal.generation.composition import run_composition
 from unimodal.generation.engine import Engine
-from unimodal.generation.request import GenerationConfig
+from unimodal.generation.request import PAUSE, Composition, GenerationConfig, GenerationRequest
 
+SESSION_SIZE = 32  # beginnings that candidates share, which an engine reads once
 #: whole or partial answers (ids) → a score for each; higher is better
 Verifier = Callable[[Sequence[list[int]]], Sequence[float]]
 
@@ -35,18 +38,19 @@ class SearchResult:
 
 @dataclass
 class Writer:
-    """Continues partial answers to one prompt."""
+    """Continues partial answers to one prompt. judged_at_once: answers that are scored in one piece of work, all where
+    it is None."""
 
     engine: Engine
     prompt: list[int]
     config: GenerationConfig
+    judged_at_once: int | None = None
     num_tokens: int = 0
     _used: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if self.config.force not in self.engine.vocabulary.media:
             raise ValueError(f"search needs a forced medium, not {self.config.force!r}; ask for an image, say")
-        self.session = self.engine.open_session(size=32)
 
     def take_seeds(self, num: int) -> list[int]:
         """Seeds that no candidate has had; the first is the request's own."""
@@ -54,35 +58,44 @@ class Writer:
         self._used += num
         return seeds
 
-    def write(self, starts: Sequence[list[int]], upto: int | None = None) -> list[list[int]]:
+    def write(self, starts: Sequence[list[int]], upto: int | None = None) -> Composition[list[list[int]]]:
         """Each partial answer continued with a seed of its own: to its end, or until it has ``upto`` codes."""
-        prompts, configs = [], []
+        rows = []
         for start, seed in zip(starts, self.take_seeds(len(starts)), strict=True):
             other = self.config.unconditional
-            prompts.append([*self.prompt, *start])
-            configs.append(
-                self.config.model_copy(
-                    update={
-                        "seed": seed,
-                        "max_new_tokens": self.config.max_new_tokens - len(start),
-                        "unconditional": None if other is None else (*other, *start),
-                        "pause": None if upto is None else 1 + upto - len(start),
-                    }
-                )
-            )
-        new = self.engine.generate(prompts, configs, session=self.session)
+            changes = {
+                "seed": seed,
+                "max_new_tokens": self.config.max_new_tokens - len(start),
+                "unconditional": None if other is None else (*other, *start),
+                "pause": None if upto is None else 1 + upto - len(start),
+            }
+            rows.append(GenerationRequest([*self.prompt, *start], self.config.model_copy(update=changes)))
+        new = yield rows
         self.num_tokens += sum(map(len, new))
         return [[*start, *rest] for start, rest in zip(starts, new, strict=True)]
 
 
-def rank_answers(answers: Sequence[list[int]], verifier: Verifier) -> list[Candidate]:
-    """Different answers with their scores, best first; of equal ones the earlier."""
+def rank_answers(
+    answers: Sequence[list[int]], verifier: Verifier, at_once: int | None = None
+) -> Composition[list[Candidate]]:
+    """Different answers with their scores, best first; of equal ones the earlier. They are scored so many ``at_once``,
+    or all, with a pause between."""
     unique = list({tuple(answer): answer for answer in answers}.values())
-    scores = verifier(unique)
-    if len(scores) != len(unique):
-        raise ValueError(f"the verifier gave {len(scores)} scores for {len(unique)} answers")
-    found = [Candidate(answer, float(score)) for answer, score in zip(unique, scores, strict=True)]
+    at_once = at_once or max(1, len(unique))
+    found: list[Candidate] = []
+    for start in range(0, len(unique), at_once):
+        if start:
+            yield PAUSE
+        found += _score(unique[start : start + at_once], verifier)
     return sorted(found, key=lambda candidate: -candidate.score)
+
+
+def _score(answers: Sequence[list[int]], verifier: Verifier) -> list[Candidate]:
+    """Answers with their scores. Raises ValueError for a verifier that gives another number of scores."""
+    scores = verifier(answers)
+    if len(scores) != len(answers):
+        raise ValueError(f"the verifier gave {len(scores)} scores for {len(answers)} answers")
+    return [Candidate(answer, float(score)) for answer, score in zip(answers, scores, strict=True)]
 
 
 class Search(ABC):
@@ -90,14 +103,19 @@ class Search(ABC):
 
     partial = False  # whether the verifier is shown partial answers: then codes must run from coarse to fine
 
-    def run(self, engine: Engine, prompt: Sequence[int], config: GenerationConfig, verifier: Verifier) -> SearchResult:
-        """The best answer to the prompt that this method finds."""
-        writer = Writer(engine, list(prompt), config)
-        whole = sorted(self.explore(writer, verifier), key=lambda candidate: -candidate.score)
+    def compose(self, writer: Writer, verifier: Verifier) -> Composition[SearchResult]:
+        """The best answer to the writer's prompt that this method finds."""
+        candidates = yield from self.explore(writer, verifier)
+        whole = sorted(candidates, key=lambda candidate: -candidate.score)
         return SearchResult(whole[0].answer, whole[0].score, whole, writer.num_tokens)
 
+    def run(self, engine: Engine, prompt: Sequence[int], config: GenerationConfig, verifier: Verifier) -> SearchResult:
+        """`compose`, at once and by calls of an engine."""
+        composition = self.compose(Writer(engine, list(prompt), config), verifier)
+        return run_composition(engine, composition, session=engine.open_session(SESSION_SIZE))
+
     @abstractmethod
-    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+    def explore(self, writer: Writer, verifier: Verifier) -> Composition[list[Candidate]]:
         """Whole answers with their scores."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unimodal.generation.request import Composition
 from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, count_codes, rank_answers
 
 
@@ -22,12 +23,14 @@ class BeamSearch(Search):
 
     partial = True
 
-    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+    def explore(self, writer: Writer, verifier: Verifier) -> Composition[list[Candidate]]:
         if self.beams < 1 or self.expand < 1:
             raise ValueError(f"a beam search of {self.beams} beams and {self.expand} continuations; give at least 1")
         check_stages(self.stages, count_codes(writer))
         starts: list[list[int]] = [[]] * self.beams
         for stage in self.stages:
-            grown = writer.write([start for start in starts for _ in range(self.expand)], stage)
-            starts = [candidate.answer for candidate in rank_answers(grown, verifier)[: self.beams]]
-        return rank_answers(writer.write([start for start in starts for _ in range(self.expand)]), verifier)
+            grown = yield from writer.write([start for start in starts for _ in range(self.expand)], stage)
+            ranked = yield from rank_answers(grown, verifier, writer.judged_at_once)
+            starts = [candidate.answer for candidate in ranked[: self.beams]]
+        whole = yield from writer.write([start for start in starts for _ in range(self.expand)])
+        return (yield from rank_answers(whole, verifier, writer.judged_at_once))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unimodal.generation.request import Composition
 from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, rank_answers
 
 
@@ -13,7 +14,8 @@ class BestOfN(Search):
 
     n: int = 8
 
-    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+    def explore(self, writer: Writer, verifier: Verifier) -> Composition[list[Candidate]]:
         if self.n < 1:
             raise ValueError(f"best-of-n of {self.n} answers; give at least 1")
-        return rank_answers(writer.write([[]] * self.n), verifier)
+        answers = yield from writer.write([[]] * self.n)
+        return (yield from rank_answers(answers, verifier, writer.judged_at_once))

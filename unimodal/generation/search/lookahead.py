@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from unimodal.generation.request import Composition
 from unimodal.generation.search.base import Candidate, Search, Verifier, Writer, check_stages, count_codes, rank_answers
 
 
@@ -20,15 +21,16 @@ class Lookahead(Search):
     expand: int = 4
     stages: Sequence[int] = (4, 16)
 
-    def explore(self, writer: Writer, verifier: Verifier) -> list[Candidate]:
+    def explore(self, writer: Writer, verifier: Verifier) -> Composition[list[Candidate]]:
         if self.beams < 1 or self.expand < 1:
             raise ValueError(f"a lookahead of {self.beams} beams and {self.expand} continuations; give at least 1")
         check_stages(self.stages, count_codes(writer))
         starts: list[list[int]] = [[]] * self.beams
         whole: dict[tuple[int, ...], Candidate] = {}
         for stage in (*self.stages, None):
-            grown = rank_answers(writer.write([start for start in starts for _ in range(self.expand)]), verifier)
-            whole.update({tuple(candidate.answer): candidate for candidate in grown})
+            grown = yield from writer.write([start for start in starts for _ in range(self.expand)])
+            ranked = yield from rank_answers(grown, verifier, writer.judged_at_once)
+            whole.update({tuple(candidate.answer): candidate for candidate in ranked})
             best = sorted(whole.values(), key=lambda candidate: -candidate.score)
             if stage is None:
                 break

@@ -1,0 +1,75 @@
+"""Answers of several rows: drafts that are written side by side, judged, and one of them given.
+
+A composition is a generator (`Composition` of `request.py`). It yields the rows that it needs and is sent their ids; it
+yields `PAUSE` between two short pieces of work; it returns the answer. Who runs it decides where its rows are written:
+`run_composition` by calls of an engine, a server as rows of its one batch, between whose steps it does the pieces of
+work. Closing the generator ends it at the point that it has reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from unimodal.generation.request import PAUSE, Composition, GenerationRequest, ResultT
+
+if TYPE_CHECKING:
+    from unimodal.generation.engine import Engine
+    from unimodal.generation.fast.speculation import FastDecoder
+    from unimodal.generation.session import GenerationSession
+
+
+def run_composition(
+    engine: Engine,
+    composition: Composition[ResultT],
+    method: FastDecoder | None = None,
+    session: GenerationSession | None = None,
+) -> ResultT:
+    """What a composition returns, run at once; its rows are written by `Engine.generate` with this method and session.
+    Raises ValueError for what the engine refuses."""
+    try:
+        rows = next(composition)
+        while True:
+            ids: Sequence[list[int]] = ()
+            if rows:
+                prompts, configs = [row.prompt for row in rows], [row.config for row in rows]
+                ids = engine.generate(prompts, configs, method=method, session=session)
+            rows = composition.send(ids)
+    except StopIteration as end:
+        result: ResultT = end.value
+        return result
+    finally:
+        composition.close()
+
+
+def run_side_by_side(compositions: Sequence[Composition[ResultT]]) -> Composition[list[ResultT]]:
+    """What several compositions return, whose rows are written together. Of those that pause, one works at a time."""
+    results: dict[int, ResultT] = {}
+    asked: dict[int, Sequence[GenerationRequest]] = {}
+
+    def advance(number: int, ids: Sequence[list[int]] | None) -> None:
+        try:
+            asked[number] = next(compositions[number]) if ids is None else compositions[number].send(ids)
+        except StopIteration as end:
+            results[number] = end.value
+            asked.pop(number, None)
+
+    try:
+        for number in range(len(compositions)):
+            advance(number, None)
+        while asked:
+            paused = next((number for number, rows in asked.items() if not rows), None)
+            if paused is not None:
+                yield PAUSE
+                advance(paused, ())
+                continue
+            counts = {number: len(rows) for number, rows in asked.items()}
+            ids = yield [row for rows in asked.values() for row in rows]
+            start = 0
+            for number, count in counts.items():
+                advance(number, ids[start : start + count])
+                start += count
+        return [results[number] for number in range(len(compositions))]
+    finally:
+        for composition in compositions:
+            composition.close()
