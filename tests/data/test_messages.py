@@ -22,7 +22,7 @@ PARTS = st.one_of(
     st.builds(Text, st.text(max_size=20)),
     st.builds(lambda kind, source: MEDIA_PARTS[kind](**source), st.sampled_from(sorted(MEDIA_PARTS)), SOURCES),
 )
-TURNS = st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), st.lists(PARTS, max_size=4))
+TURNS = st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), st.lists(PARTS, max_size=4), st.booleans())
 DOCUMENTS = st.builds(Document, st.lists(TURNS, max_size=4))
 
 

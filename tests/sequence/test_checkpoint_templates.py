@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tests.campaigns import examples
+from tests.sequence.masks import check_masks
 from tests.tiny_checkpoints import byte_bpe
 from unimodal.sequence.document import Document, Image, Text, Turn
 from unimodal.sequence.templates.open import open_template
@@ -105,6 +106,13 @@ def test_the_answer_is_what_is_learnt_and_stands_behind_its_prompt(formats, name
     earlier = [turn for turn in asked.turns if turn.role == "assistant"]
     assert bool((rendered.labels[: len(prompt)] != IGNORE).any()) == bool(earlier)
     assert bool((rendered.modality == 1).any()) == any(isinstance(part, Image) for part in document.parts)
+
+
+@pytest.mark.parametrize("name", ["emu3", "chameleon", "janus"])
+@examples(15)
+@given(data=st.data(), masks=st.lists(st.booleans(), min_size=8, max_size=8))
+def test_a_masked_turn_has_the_same_ids_and_no_labels(formats, name, data, masks):
+    check_masks(formats[name], data.draw(documents(name)), masks)
 
 
 def chat(*turns):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.campaigns import examples
+from tests.sequence.masks import check_masks
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.sequence.templates.own import IGNORE, Template
 from unimodal.vocabulary import Block, Vocabulary
@@ -60,6 +61,12 @@ def test_labels_are_the_assistants_turns_and_nothing_else(template, document):
     assert rendered.ids.dtype == rendered.labels.dtype == np.int64 and rendered.modality.dtype == np.uint8
     ends = int((rendered.labels == c("end_of_turn")).sum())
     assert ends == sum(turn.role == "assistant" for turn in document.turns)
+
+
+@examples(25)
+@given(document=DOCUMENTS, masks=st.lists(st.booleans(), min_size=8, max_size=8))
+def test_a_masked_turn_has_the_same_ids_and_no_labels(template, document, masks):
+    check_masks(template, document, masks)
 
 
 @examples(50)

@@ -28,7 +28,7 @@ from unimodal.sequence.document import Document, Media, Part, Text, Turn, make_p
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.vocabulary import Vocabulary
 
-FORMAT = "1"  # of a kept document
+FORMAT = "2"  # of a kept document
 MOST_TOLD = 5  # documents of a file that are said to be too long
 #: times that a document is numbered, so that dropping its text is decided anew from one to the next
 DRAWS = 8
@@ -77,7 +77,7 @@ class EncodedDocuments:
         if record is not None:
             return _unpack_document(record)
         parts = iter([self._encode(part, is_read) for part, is_read in self._parts(document)])
-        encoded = Document(Turn(turn.role, [next(parts) for _ in turn.parts]) for turn in document.turns)
+        encoded = Document(turn.replace_parts([next(parts) for _ in turn.parts]) for turn in document.turns)
         if self._describe(document) != key:
             raise ValueError("a medium of it was changed while it was read; leave it alone until it is encoded")
         self._places[number] = (True, *self.records.add(key, _pack_document(encoded)))
@@ -95,7 +95,7 @@ class EncodedDocuments:
         words = ["document", FORMAT]
         parts = self._parts(document)
         for turn in document.turns:
-            words.append(f"turn {turn.role}")
+            words.append(f"turn {turn.role} {'learnt' if turn.learn else 'not learnt'}")
             for part, is_read in (next(parts) for _ in turn.parts):
                 if isinstance(part, Text):
                     words.append(f"text {part.text}")
@@ -273,7 +273,7 @@ def _pack_document(document: Document) -> bytes:
         arrays.append(part.codes)
         return [part.modality, None, part.grid]
 
-    turns = [[turn.role, [describe(part) for part in turn.parts]] for turn in document.turns]
+    turns = [[turn.role, [describe(part) for part in turn.parts], turn.learn] for turn in document.turns]
     return pack_arrays(turns, arrays)
 
 
@@ -291,4 +291,4 @@ def _unpack_document(record: bytes) -> Document:
         return make_part(modality, next(codes), grid=grid[0] and tuple(grid[0]))
 
     assert isinstance(turns, list)
-    return Document(Turn(role, [make(part) for part in parts]) for role, parts in turns)
+    return Document(Turn(role, [make(part) for part in parts], learn) for role, parts, learn in turns)

@@ -15,7 +15,7 @@ from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.model_folder.find import find_model
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor
-from unimodal.sequence.document import Document, Media, Part, Text, Turn
+from unimodal.sequence.document import Document, Media, Part, Text
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Rendered
 from unimodal.vocabulary import read_vocabulary
@@ -94,5 +94,6 @@ def _lacks_codes(part: Part) -> TypeGuard[Media]:
 def _with_codes(document: Document, coded: Iterator[Part]) -> Document:
     """The document with the next of `coded` in place of each medium without codes."""
     return Document(
-        Turn(turn.role, [next(coded) if _lacks_codes(part) else part for part in turn.parts]) for turn in document.turns
+        turn.replace_parts([next(coded) if _lacks_codes(part) else part for part in turn.parts])
+        for turn in document.turns
     )

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator
 
 from unimodal.config import Config
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect, import_row
-from unimodal.data.importers.columns import media_columns
+from unimodal.data.importers.columns import media_columns, name_files
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.rows import (
@@ -60,6 +60,7 @@ class DatasetConfig(Config):
     media_root: Path | None = None  # where the rows' paths start; None: the folder of the file
     limit: int | None = Field(default=None, ge=1)  # documents at most
     columns: dict[str, str] = {}  # our name of a column → the dataset's, e.g. {messages: dialog}
+    ignore: tuple[str, ...] = ()  # columns of the dataset that are left out on purpose
     pairs: PairsConfig = PairsConfig()  # of a medium and a text: which asks for which
     split: str = "train"  # of a Hugging Face dataset that has several
 
@@ -157,8 +158,10 @@ class ImportedDataset(Sequence[Document]):
 
     def _columns(self, row: int) -> Row:
         columns = dict(self.rows[row])
+        for name in self.cfg.ignore:
+            columns.pop(name, None)
         renamed = {ours: columns.pop(theirs) for ours, theirs in self._renamed.items() if theirs in columns}
-        return columns | renamed
+        return name_files(columns | renamed)
 
     def _first_rows(self) -> list[Row]:
         """The readable ones of the first rows. Raises ValueError if `columns` names one that none of them has."""
@@ -170,11 +173,12 @@ class ImportedDataset(Sequence[Document]):
                 first.append(self._columns(index))
             except ValueError:
                 continue  # reported when the rows are read
-        for ours, theirs in self.cfg.columns.items():
+        wanted = {theirs: f"call {ours}" for ours, theirs in self.cfg.columns.items()}
+        for theirs, purpose in (wanted | dict.fromkeys(self.cfg.ignore, "ignore")).items():
             if first and theirs not in seen:
                 known = ", ".join(seen)
                 raise ValueError(
-                    f"{quote_path(self.cfg.path)}: there is no column {theirs!r} to call {ours}; it has {known}"
+                    f"{quote_path(self.cfg.path)}: there is no column {theirs!r} to {purpose}; it has {known}"
                 )
         return first
 
@@ -185,7 +189,7 @@ class ImportedDataset(Sequence[Document]):
         if all(isinstance(part, TarRows) for part in parts):
             return "webdataset"
         try:
-            return detect(first) if first else "trl"
+            return detect(first, self.folder) if first else "trl"
         except ValueError as error:
             raise ValueError(f"{quote_path(self.cfg.path)}: {error}") from None
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
@@ -52,7 +52,7 @@ class MediaPart(_Model):
 
     @field_validator("data", mode="before")
     @classmethod
-    def _from_base64(cls, value: Any) -> Any:
+    def _from_base64(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         try:
@@ -87,12 +87,15 @@ AnyPart = Annotated[Annotated[TextPart, Tag("text")] | Annotated[MediaPart, Tag(
 
 
 class Message(_Model):
+    """What one role says. learn: False for an answer that is read and not learnt."""
+
     role: Literal["system", "user", "assistant"]
+    learn: bool = True
     content: tuple[AnyPart, ...]
 
     @field_validator("content", mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
+    def _from_text(cls, value: object) -> object:
         return (TextPart(text=value),) if isinstance(value, str) else value
 
 
@@ -103,25 +106,31 @@ class Conversation(_Model):
 
     def to_document(self) -> Document:
         """Raises ValueError for what no document can hold, such as a lone surrogate in a text."""
-        return Document(Turn(message.role, [_to_part(part) for part in message.content]) for message in self.messages)
+        return Document(
+            Turn(message.role, [_to_part(part) for part in message.content], message.learn) for message in self.messages
+        )
 
     @classmethod
     def from_document(cls, document: Document) -> Conversation:
         return cls(
             messages=tuple(
-                Message(role=turn.role, content=tuple(_from_part(part) for part in turn.parts))  # type: ignore[arg-type]
+                Message(
+                    role=turn.role,  # type: ignore[arg-type]
+                    content=tuple(_from_part(part) for part in turn.parts),
+                    learn=turn.learn,
+                )
                 for turn in document.turns
             )
         )
 
 
-def parse_conversation(messages: Any) -> Conversation:
+def parse_conversation(messages: object) -> Conversation:
     """Validates messages given as plain dicts or as the classes above, and that there is an answer to learn.
 
     Raises ValueError, in one line that names the entry and its value.
     """
     try:
-        conversation = Conversation(messages=messages)
+        conversation = Conversation.model_validate({"messages": messages})
     except ValidationError as error:
         raise ValueError(describe_message_error(error)) from None
     if not conversation.messages:
@@ -129,6 +138,9 @@ def parse_conversation(messages: Any) -> Conversation:
     answers = [message for message in conversation.messages if message.role == "assistant"]
     if not answers:
         raise ValueError("no message is by the assistant, so there is nothing to learn")
+    answers = [message for message in answers if message.learn]
+    if not answers:
+        raise ValueError("every message of the assistant is masked, so there is nothing to learn")
     if not any(isinstance(part, MediaPart) or part.text for message in answers for part in message.content):
         raise ValueError("the assistant's messages are empty, so there is nothing to learn")
     return conversation
@@ -139,7 +151,9 @@ def describe_message_error(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("text", "medium"))
     value = repr(first["input"])
-    return " ".join(f"{where} {value[:80]}{'…' * (len(value) > 80)}: {first['msg']}".split())
+    return " ".join(f"{where} {value[:80]}{'…' * (len(value) > 80)}: {first['msg']}".split()).replace(
+        "Value error, ", ""
+    )
 
 
 def _to_part(part: TextPart | MediaPart) -> Part:

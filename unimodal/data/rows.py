@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from unimodal.data.json_text import parse_json
 from unimodal.files import describe_error, quote_path
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 NEEDS_DATASETS = "needs the package datasets; install it with pip install 'unimodal[train]'"
 
 
@@ -59,7 +60,7 @@ class JsonlRows:
             stream.seek(self._starts[index])
             line = stream.readline()
         try:
-            return check_row(json.loads(line.decode("utf-8-sig")))
+            return check_row(parse_json(line.decode("utf-8-sig")))
         except UnicodeDecodeError as error:
             raise ValueError(f"the line is not UTF-8 ({error.reason} at byte {error.start})") from None
         except json.JSONDecodeError as error:
@@ -143,7 +144,7 @@ class JsonRows:
         begin, end = self._spans[3 * index : 3 * index + 2]
         with self.path.open("rb") as stream:
             stream.seek(begin)
-            return check_row(json.loads(stream.read(end - begin)))
+            return check_row(parse_json(stream.read(end - begin)))
 
     def where(self, index: int) -> str:
         return f"{quote_path(self.path)} row {index + 1} (line {self._spans[3 * index + 2]})"
@@ -255,7 +256,7 @@ def import_datasets(what: str) -> Any:
     return datasets
 
 
-def check_row(value: Any) -> Row:
+def check_row(value: object) -> Row:
     if not isinstance(value, dict):
         raise ValueError(f"a row must be an object with columns, this one is {type(value).__name__}")
     return value

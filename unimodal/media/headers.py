@@ -25,6 +25,7 @@ KINDS = {
     "animated GIF": "video",
     "animated PNG": "video",
     "animated WebP": "video",
+    "list of frames": "video",
     "MP4 or MOV file": "video",
     "WebM or Matroska file": "video",
     "AVI film": "video",
@@ -60,6 +61,7 @@ _OTHERS = (
     (b"\x30\x26\xb2\x75", "Windows Media file", "convert it to MP4 or WAV"),
     (b"#!AMR", "AMR sound", "convert it to WAV"),
 )
+FRAMES_FOLDER = "frames/"  # of a film that `frames.py` packs
 _MAX_PARTS = 100_000  # frames, chunks, boxes or segments that a header walk visits at most
 _BRANDS = {  # of ISO base media files that hold a picture
     b"heic": "HEIC picture",
@@ -127,6 +129,8 @@ def read_content(opened: Opened) -> Content:
         return _known("AIFF sound")
     if head.startswith(b"G") and opened.read(188, 1) == b"G" and opened.read(376, 1) in (b"G", b""):
         return _known("MPEG transport stream")
+    if head.startswith(b"PK\3\4") and head[30:].startswith(FRAMES_FOLDER.encode()):  # behind a ZIP member's header
+        return _known("list of frames")
     for start, name in _STARTS:
         if head.startswith(start):
             return _known(name)

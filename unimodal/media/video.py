@@ -29,6 +29,7 @@ from torch import Tensor
 from unimodal.files import atomic_write_bytes, quote_path
 from unimodal.media.containers import FILM_DEMUXERS, find_video_stream, open_container
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
+from unimodal.media.frame_archive import FrameArchive
 from unimodal.media.hdr import HLG, PQ, tone_map
 from unimodal.media.headers import Content, read_content, show_ms
 from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes, to_srgb
@@ -92,6 +93,11 @@ def load_video(
             choice = _choose(opened.name, content.duration_s, fps, num_frames, start_s, seconds, tell)
             with quiet_pillow():
                 return _sample(_pillow_frames(opened, content, limits), opened.name, choice, size, limits)
+        if content.name == "list of frames":
+            archive = FrameArchive(opened, limits)
+            limits.check_frames(opened.name, archive.num_frames)
+            choice = _choose(opened.name, archive.num_frames / fps, fps, num_frames, start_s, seconds, tell)
+            return _sample(archive.read_frames(fps), opened.name, choice, size, limits)
         if content.name in FILM_DEMUXERS:
             if content.truncated:
                 raise damaged(opened.name, content)

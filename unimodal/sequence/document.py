@@ -199,21 +199,36 @@ def make_part(
 
 @dataclass(frozen=True)
 class Turn:
-    """What one role says and shows. Raises ValueError for an unknown role and for what is no part."""
+    """What one role says and shows. Raises ValueError for an unknown role and for what is no part.
+
+    learn: whether training learns to say it, if it is the assistant's: False leaves it without labels. Ids do not say
+    it, so a turn that is parsed from ids has True.
+    """
 
     role: str
     parts: tuple[Part, ...]
+    learn: bool
 
-    def __init__(self, role: str, parts: Iterable[Part] | str = ()) -> None:
+    def __init__(self, role: str, parts: Iterable[Part] | str = (), learn: bool = True) -> None:
         if role not in ROLES:
             raise ValueError(f"role {role!r} is unknown; use {', '.join(ROLES)}")
         object.__setattr__(self, "role", role)
+        object.__setattr__(self, "learn", learn)
         object.__setattr__(self, "parts", (Text(parts),) if isinstance(parts, str) else tuple(parts))
         given: tuple[object, ...] = self.parts
         for part in given:
             if not isinstance(part, (Text, Media)):
                 names = join_names(("Text", *(MEDIA_PARTS[name].__name__ for name in MEDIA)))
                 raise ValueError(f"a part must be {names}, got {type(part).__name__}")
+
+    @property
+    def is_learnt(self) -> bool:
+        """Whether the turn is an answer that training learns."""
+        return self.role == "assistant" and self.learn
+
+    def replace_parts(self, parts: Iterable[Part]) -> Turn:
+        """The same turn with other parts."""
+        return Turn(self.role, parts, self.learn)
 
     @property
     def text(self) -> str:
@@ -230,7 +245,7 @@ class Turn:
                 parts[-1] = Text(f"{parts[-1].text} {part.text}")
             else:
                 parts.append(part)
-        return Turn(self.role, parts)
+        return self.replace_parts(parts)
 
 
 @dataclass(frozen=True)
@@ -256,14 +271,14 @@ class Document:
         """The document with the texts of these roles dropped: the unconditional side of classifier-free guidance."""
         drop = set(roles)
         return Document(
-            Turn(turn.role, [p for p in turn.parts if turn.role not in drop or not isinstance(p, Text)])
+            turn.replace_parts(p for p in turn.parts if turn.role not in drop or not isinstance(p, Text))
             for turn in self.turns
         )
 
     def replace_text(self, text: str) -> Document:
         """The document without its texts but with this one at the end of the last turn: a negative prompt."""
         bare = self.drop_text()
-        return Document([*bare.turns[:-1], Turn(bare.turns[-1].role, [*bare.turns[-1].parts, Text(text)])])
+        return Document([*bare.turns[:-1], bare.turns[-1].replace_parts([*bare.turns[-1].parts, Text(text)])])
 
     @property
     def parts(self) -> tuple[Part, ...]:

@@ -26,7 +26,7 @@ def place(tmp_path, media):
 def test_files_inside_are_found(place, name):
     (place / "sub").mkdir()
     name = name.replace("ABSOLUTE", str(place / "pic.png"))
-    assert os.path.samefile(MediaFolder(place).part(name, "image").path, place / "pic.png")
+    assert os.path.samefile(MediaFolder(place).make_part(name, "image").path, place / "pic.png")
 
 
 @pytest.mark.parametrize(
@@ -47,23 +47,23 @@ def test_files_outside_are_refused(place, name):
     (place / "up").symlink_to(place.parent)
     name = name.replace("ABSOLUTE", str(place.parent / "secret.png"))
     with pytest.raises(ValueError, match="lies outside the media folder .*, or set media_root"):
-        MediaFolder(place).part(name, "image")
+        MediaFolder(place).make_part(name, "image")
 
 
 @pytest.mark.parametrize("name", ["http://a.example/x.png", "https://a.example/x.png", "s3://bucket/x.png"])
 def test_urls_are_refused(place, name):
     with pytest.raises(ValueError, match="is a URL; download the media"):
-        MediaFolder(place).part(name, "image")
+        MediaFolder(place).make_part(name, "image")
 
 
 def test_what_is_no_file_is_refused(place):
     for name in ("", ".", "gone.png", "pic.png/x", "a\0b"):
         with pytest.raises(ValueError):
-            MediaFolder(place).part(name, "image")
+            MediaFolder(place).make_part(name, "image")
     with pytest.raises(ValueError, match="has no bytes"):
-        MediaFolder(place).part(b"", "image")
+        MediaFolder(place).make_part(b"", "image")
     with pytest.raises(ValueError, match="has no media folder; set media_root"):
-        MediaFolder(None).part("pic.png", "image")
+        MediaFolder(None).make_part("pic.png", "image")
 
 
 def test_the_folder_of_the_file_is_the_default_and_media_root_another(place):
@@ -80,8 +80,10 @@ def test_the_folder_of_the_file_is_the_default_and_media_root_another(place):
 
 def test_hugging_face_dicts_and_bytes(place):
     folder = MediaFolder(place)
-    assert folder.part({"bytes": b"abc", "path": "../secret.png"}, "image").data == b"abc"  # the path is only a name
-    assert folder.part({"bytes": None, "path": "pic.png"}, "image").path == str(place / "pic.png")
+    assert (
+        folder.make_part({"bytes": b"abc", "path": "../secret.png"}, "image").data == b"abc"
+    )  # the path is only a name
+    assert folder.make_part({"bytes": None, "path": "pic.png"}, "image").path == str(place / "pic.png")
     with pytest.raises(ValueError, match="lies outside"):
-        folder.part({"bytes": None, "path": "../secret.png"}, "image")
-    assert folder.part("data:text/plain,a%20b", "image").data == b"a b"
+        folder.make_part({"bytes": None, "path": "../secret.png"}, "image")
+    assert folder.make_part("data:text/plain,a%20b", "image").data == b"a b"

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from unimodal.data.importers.columns import find_placeholders, has_own_media, media_columns
+from pydantic import ValidationError
+
+from unimodal.data.importers.cauldron import import_cauldron
+from unimodal.data.importers.columns import find_placeholders, has_own_media, media_columns, read_json_list
+from unimodal.data.importers.interleaved import import_interleaved
 from unimodal.data.importers.llama_factory import import_llama_factory
 from unimodal.data.importers.llava import import_llava
 from unimodal.data.importers.ms_swift import import_ms_swift
-from unimodal.data.importers.pairs import TEXT_COLUMNS, PairsConfig, import_pairs
+from unimodal.data.importers.pairs import ANSWER_COLUMNS, LABEL_COLUMN, TEXT_COLUMNS, PairsConfig, import_pairs
 from unimodal.data.importers.sharegpt import import_sharegpt
 from unimodal.data.importers.trl import import_trl
+from unimodal.data.importers.unused import ReadRow, check_unused, check_wanted, find_media_column
 from unimodal.data.media_folder import MediaFolder
-from unimodal.data.messages import Conversation
+from unimodal.data.messages import Conversation, describe_message_error
 from unimodal.data.rows import Row
 
 __all__ = ["IMPORTERS", "Importer", "PairsConfig", "detect", "import_row"]
@@ -24,7 +29,7 @@ __all__ = ["IMPORTERS", "Importer", "PairsConfig", "detect", "import_row"]
 Importer = Callable[[Row, MediaFolder], Conversation]
 
 
-def detect(rows: Sequence[Row]) -> str:
+def detect(rows: Sequence[Row], folder: MediaFolder) -> str:
     """The name of the format that some first rows of a dataset have, by their columns.
 
     Raises ValueError, naming the columns, where they fit none.
@@ -34,40 +39,61 @@ def detect(rows: Sequence[Row]) -> str:
     if "conversations" in columns:
         return "llava" if media & {"image", "video"} else "sharegpt"
     if "messages" in columns:
-        contents = [message.get("content") for row in rows for message in _messages(row)]
+        contents = [message.get("content") for row in rows for message in _list_objects(row.get("messages"))]
         if any(has_own_media(content) for content in contents):
             return "trl"
         if any(isinstance(content, str) and find_placeholders(content) for content in contents) and media:
             return "llama_factory"
-        return "ms_swift" if media & {"videos", "audios"} and _all_text(contents) else "trl"
+        return "ms_swift" if media & {"videos", "audios"} and _are_all_texts(contents) else "trl"
     if {"prompt", "completion"} <= columns:
         return "trl"
     if {"instruction", "output"} <= columns:
         return "llama_factory"
     if {"query", "response"} <= columns or "conversation" in columns:
         return "ms_swift"
-    if media and (columns & set(TEXT_COLUMNS) or {"question", "answer"} <= columns):
+    if "texts" in columns:
+        return "cauldron" if any(_list_objects(row.get("texts")) for row in rows) else "interleaved"
+    has_answer = "question" in columns and bool(columns & set(ANSWER_COLUMNS))
+    if media and (columns & {*TEXT_COLUMNS, LABEL_COLUMN} or has_answer):
         return "pairs"
     if "text" in columns:
         return "trl"
+    for row in rows:
+        check_wanted(row)
+    found = next((found for row in rows if (found := find_media_column(row, folder)) is not None), None)
+    advice = f": columns={{{found[1]}: {found[0]}}} for the {found[1]}" if found else ""
     raise ValueError(
         f"no format is known for the columns {', '.join(sorted(columns)) or 'none'}; "
-        f"rename them with columns, or choose format {', '.join(IMPORTERS)}"
+        f"rename them with columns{advice}, or choose format {', '.join(IMPORTERS)}"
     )
 
 
-def import_row(name: str, row: Row, folder: MediaFolder, pairs: PairsConfig) -> Conversation:
-    """One row by the format of this name; `webdataset` looks at each row by itself. Raises ValueError for a bad row."""
-    name = detect([row]) if name == "webdataset" else name
-    return import_pairs(row, folder, pairs) if name == "pairs" else IMPORTERS[name](row, folder)
+def import_row(name: str, columns: Row, folder: MediaFolder, pairs: PairsConfig) -> Conversation:
+    """One row by the format of this name; `webdataset` looks at each row by itself.
+
+    Raises ValueError for a bad row, and for one with a column that would be lost.
+    """
+    check_wanted(columns)
+    name = detect([columns], folder) if name == "webdataset" else name
+    row = ReadRow(columns)
+    try:
+        made = import_pairs(row, folder, pairs) if name == "pairs" else IMPORTERS[name](row, folder)
+    except ValidationError as error:
+        raise ValueError(describe_message_error(error)) from None
+    check_unused(row, made, folder)
+    return made
 
 
-def _messages(row: Row) -> list[Mapping[str, object]]:
-    found = row.get("messages")
-    return [message for message in found if isinstance(message, Mapping)] if isinstance(found, (list, tuple)) else []
+def _list_objects(value: object) -> list[Mapping[str, object]]:
+    """The objects of a list, which may be written as JSON; none where it is no list."""
+    try:
+        found = read_json_list(value, "")
+    except ValueError:
+        return []  # reported when the row is read
+    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, (list, tuple)) else []
 
 
-def _all_text(contents: Sequence[object]) -> bool:
+def _are_all_texts(contents: Sequence[object]) -> bool:
     return all(isinstance(content, str) for content in contents)
 
 
@@ -78,5 +104,7 @@ IMPORTERS: dict[str, Importer] = {
     "sharegpt": import_sharegpt,
     "llama_factory": import_llama_factory,
     "ms_swift": import_ms_swift,
+    "cauldron": import_cauldron,
+    "interleaved": import_interleaved,
     "pairs": import_pairs,
 }

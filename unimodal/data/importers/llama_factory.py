@@ -8,41 +8,45 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from unimodal.data.importers.columns import text_of
-from unimodal.data.importers.sharegpt import conversation_turns
+from unimodal.data.importers.columns import read_json_list, read_text
+from unimodal.data.importers.sharegpt import import_turns
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation
 from unimodal.data.rows import Row
+
+Turns = list[dict[str, object]]
 
 
 def import_llama_factory(row: Row, folder: MediaFolder) -> Conversation:
     """Raises ValueError for a row that is not of this format or whose placeholders and media differ in number."""
     for column in ("messages", "conversations"):
         if row.get(column) is not None:
-            return conversation_turns(row, folder, row[column], column)
+            return import_turns(row, folder, row[column], column)
     if row.get("instruction") is None or row.get("output") is None:
         raise ValueError(f"there is no messages or instruction + output among {', '.join(row) or 'no columns'}")
-    return conversation_turns(row, folder, alpaca_turns(row), "history")
+    return import_turns(row, folder, read_alpaca(row), "history")
 
 
-def alpaca_turns(row: Row) -> list[dict[str, Any]]:
+def read_alpaca(row: Row) -> Turns:
     """`instruction`, `input`, `output` and `history` as turns."""
     asked = [row["instruction"], row["input"]] if row.get("input") else [row["instruction"]]
-    question = "\n".join(text_of(text, "instruction and input") for text in asked)
-    return [*history_turns(row), *exchange(question, text_of(row["output"], "output"))]
+    question = "\n".join(read_text(text, "instruction and input") for text in asked)
+    return [*read_history(row), *make_exchange(question, read_text(row["output"], "output"))]
 
 
-def history_turns(row: Row) -> list[dict[str, Any]]:
+def read_history(row: Row) -> Turns:
     """`history`: pairs of a question and its answer."""
-    turns: list[dict[str, Any]] = []
-    for pair in row.get("history") or []:
+    turns: Turns = []
+    pairs = read_json_list(row.get("history"), "history") or []
+    if not isinstance(pairs, (list, tuple)):
+        raise ValueError(f"history is {str(pairs)[:60]!r}; it is a list of pairs of question and answer")
+    for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ValueError(f"history holds {str(pair)[:60]!r}; it is a list of pairs of question and answer")
-        turns += exchange(*pair)
+        turns += make_exchange(*pair)
     return turns
 
 
-def exchange(question: Any, answer: Any) -> list[dict[str, Any]]:
+def make_exchange(question: object, answer: object) -> Turns:
+    """A question of the user and its answer as turns."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from unimodal.data.importers.sharegpt import conversation_turns
+from unimodal.data.importers.sharegpt import import_turns
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation
 from unimodal.data.rows import Row
@@ -14,4 +14,4 @@ from unimodal.data.rows import Row
 
 def import_llava(row: Row, folder: MediaFolder) -> Conversation:
     """Raises ValueError for a row that is not of this format or whose placeholders and media differ in number."""
-    return conversation_turns(row, folder, row.get("conversations"), "conversations")
+    return import_turns(row, folder, row.get("conversations"), "conversations")

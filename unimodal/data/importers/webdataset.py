@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unimodal.data.importers.columns import media_columns
+from unimodal.data.json_text import parse_json
 from unimodal.data.rows import Row, check_row, hash_files
 from unimodal.files import describe_error, quote_path
 from unimodal.media.registry import MEDIA, find_by_suffix
@@ -164,7 +165,7 @@ def _decode_text(content: bytes, name: str) -> str:
 
 def _parse_object(content: bytes, name: str, row: dict[str, object]) -> Row:
     try:
-        found = check_row(json.loads(_decode_text(content, name)))
+        found = check_row(parse_json(_decode_text(content, name)))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({describe_error(error)})") from None
     twice = sorted(set(found) & set(row))

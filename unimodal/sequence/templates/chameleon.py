@@ -31,10 +31,13 @@ class ChameleonTemplate(RunTemplate):
                 raise ValueError(
                     f"turn {number + 1} is the {turn.role}'s; Chameleon's turns alternate, the user's first"
                 )
-            learnt = turn.role == "assistant"
+            answer = turn.role == "assistant"
             for part in turn.parts:
-                yield Run(part.text, learnt) if isinstance(part, Text) else self.make_media_run(part, learnt)
-            yield Run([self._end_of_turn if learnt else self._answer], learnt)
+                if isinstance(part, Text):
+                    yield Run(part.text, answer, learn=turn.learn)
+                else:
+                    yield self.make_media_run(part, answer, turn.learn)
+            yield Run([self._end_of_turn if answer else self._answer], answer, learn=turn.learn)
         if prompt and len(document.turns) % 2 == 0:
             raise ValueError("there is no user's turn to answer; give one")
 

@@ -41,8 +41,8 @@ class Emu3Template(RunTemplate):
                 for part in turn.parts:
                     if isinstance(part, Media):
                         raise ValueError("Emu3 answers in words or draws a picture alone; leave one of them out")
-                    yield Run(f" {_check_plain(part)}", learnt=True)
-                yield Run([self._end_of_turn], learnt=True)
+                    yield Run(f" {_check_plain(part)}", answer=True, learn=turn.learn)
+                yield Run([self._end_of_turn], answer=True, learn=turn.learn)
                 continue
             yield Run(USER if turn.role == "user" else "")
             for part in turn.parts:
@@ -60,8 +60,8 @@ class Emu3Template(RunTemplate):
             yield Run(_check_plain(part))
         for part in answer:
             assert isinstance(part, Media)
-            yield self.make_media_run(part, learnt=True)
-            yield Run([self._end_of_turn], learnt=True)
+            yield self.make_media_run(part, answer=True, learn=turns[-1].learn)
+            yield Run([self._end_of_turn], answer=True, learn=turns[-1].learn)
 
     def read_document(self, items: Sequence[Item]) -> Document:
         texts = [item for item in items if isinstance(item, str)]

@@ -48,30 +48,30 @@ class JanusTemplate(RunTemplate):
                     raise ValueError("Janus's system turn is the first and is words; put it there")
                 yield Run(f"{turn.text}{BREAK}")
                 continue
-            learnt = turn.role == "assistant"
+            answer = turn.role == "assistant"
             yield Run([self._marks[turn.role]])
             yield Run(":")
             if draws and media:
-                yield self.make_media_run(media[0], learnt=True)
+                yield self.make_media_run(media[0], True, turn.learn)
             else:
-                yield from self._write_parts(turn, learnt)
-            yield Run([self._end_of_turn], learnt=True) if learnt else Run(BREAK)
+                yield from self._write_parts(turn, answer)
+            yield Run([self._end_of_turn], True, learn=turn.learn) if answer else Run(BREAK)
         if prompt:
             yield Run([self._marks["assistant"]])
             yield Run(":")
 
-    def _write_parts(self, turn: Turn, learnt: bool) -> Iterator[Run]:
+    def _write_parts(self, turn: Turn, answer: bool) -> Iterator[Run]:
         """What stands behind the colon of a turn; pictures stand in lines of their own."""
-        yield Run(" ", learnt)
+        yield Run(" ", answer, learn=turn.learn)
         for index, part in enumerate(turn.parts):
             if isinstance(part, Text):
-                yield Run(part.text, learnt)
+                yield Run(part.text, answer, learn=turn.learn)
                 continue
             if index:
-                yield Run("\n", learnt)
+                yield Run("\n", answer, learn=turn.learn)
             yield self.make_features_run(part)
             if index + 1 < len(turn.parts):
-                yield Run("\n", learnt)
+                yield Run("\n", answer, learn=turn.learn)
 
     def _check_readable(self, to: str | None) -> None:
         if self.vocabulary.layout("image").features is None:

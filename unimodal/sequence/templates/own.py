@@ -7,9 +7,9 @@ Every text is written with one space before it, so that its first word has the s
 `parse` takes that space off again, and every other character survives. Each text is encoded by itself and media come as
 integers, so nothing a user types can become a control or media row.
 
-Labels (not shifted) are the ids of the assistant's turns, their end-of-turn included, and -100 elsewhere; the
-`<|assistant|>` mark itself is given, not learnt. `modality` is 0 for text and turn marks, and 1, 2, 3 for every token
-of an image, audio or video span, its start, frame marks and end included.
+Labels (not shifted) are the ids of the assistant's turns, their end-of-turn included, and -100 elsewhere, and in turns
+with `learn=False`; the `<|assistant|>` mark itself is given, not learnt. `modality` is 0 for text and turn marks, and
+1, 2, 3 for every token of an image, audio or video span, its start, frame marks and end included.
 
 Legend: N tokens.
 """
@@ -90,7 +90,7 @@ class Template:
                 media.append((len(ids), len(ids) + len(rows), modality))
                 ids += rows
             ids.append(self._end_of_turn)
-            if turn.role == "assistant":
+            if turn.is_learnt:
                 answer.append((begin, len(ids)))
         if add_generation_prompt:
             ids.append(self._role_ids["assistant"])

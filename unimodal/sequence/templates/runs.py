@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,14 +25,15 @@ from unimodal.vocabulary import Vocabulary
 class Run:
     """A stretch of a rendered document: text, or rows that are no text.
 
-    learnt: it belongs to an answer. modality: an index into the vocabulary's `modalities`. read: the medium that its
-    placeholders stand for.
+    answer: it belongs to an answer. modality: an index into the vocabulary's `modalities`. read: the medium that its
+    placeholders stand for. learn: False for an answer that is not learnt; the ids are the same.
     """
 
     content: str | list[int]
-    learnt: bool = False
+    answer: bool = False
     modality: int = 0
     read: Media | None = None
+    learn: bool = True
 
 
 Item = str | int | Media  # of a parsed sequence: text, the row of a control, a medium
@@ -72,15 +73,15 @@ class RunTemplate(Template):
 
         def add(rows: list[int], run: Run) -> None:
             ids.extend(rows)
-            learnt.extend([run.learnt] * len(rows))
+            learnt.extend([run.answer and run.learn] * len(rows))
             modality.extend([run.modality] * len(rows))
             if run.read is not None:
                 read.append(run.read)
 
         held: Run | None = None  # text that what follows may belong to
         for run in [Run([self._bos]), *self.write_runs(document.canonicalize(), add_generation_prompt, to), Run([])]:
-            if isinstance(run.content, str) and held is not None and held.learnt == run.learnt:
-                held = Run(f"{held.content}{run.content}", run.learnt)
+            if isinstance(run.content, str) and held is not None and held.answer == run.answer:
+                held = replace(held, content=f"{held.content}{run.content}")
                 continue
             if held is not None:
                 add(self.text.encode(str(held.content)), held)
@@ -135,10 +136,10 @@ class RunTemplate(Template):
             at = end
         return items
 
-    def make_media_run(self, part: Media, learnt: bool = False) -> Run:
+    def make_media_run(self, part: Media, answer: bool = False, learn: bool = True) -> Run:
         """The span of a medium with codes. Raises ValueError for one without."""
         rows = self.vocabulary.encode_span(part.modality, part.require_codes(), part.grid)
-        return Run(rows, learnt, self.vocabulary.modality_index[part.modality])
+        return Run(rows, answer, self.vocabulary.modality_index[part.modality], learn=learn)
 
     def make_features_run(self, part: Media) -> Run:
         """The placeholders of a medium that is read through features."""

@@ -1,0 +1,80 @@
+"""What the messages of several formats have in common: roles, which answers are learnt, and what no document can hold.
+
+{"role": "assistant", "content": "an apple", "loss": false}     read and not learnt (ms-swift)
+{"role": "assistant", "content": "an apple", "weight": 0}       the same (OpenAI)
+{"from": "gpt", "value": "an apple", "train": false}            the same (Axolotl)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+
+#: keys of a message that say whether it is learnt: of ms-swift, OpenAI, Axolotl, and ours
+_LEARN_KEYS = ("loss", "weight", "train", "learn")
+_TOOLS = "is about tools, which documents do not have; write it into its text, or leave the row out"
+_APART = "is a text apart from the answer; write it into its text"
+#: keys of a message that hold what would be lost, and what to do with it
+_LOST_KEYS = dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), _TOOLS) | dict.fromkeys(
+    ("reasoning_content", "reasoning", "thinking", "refusal"), _APART
+)
+
+
+class TurnRow(NamedTuple):
+    """A message as its row has it: who says it, what, and whether that is learnt."""
+
+    role: str
+    content: object
+    learn: bool = True
+
+
+def find_role(name: object) -> str:
+    """`human` → `user`, `gpt` → `assistant`. Raises ValueError for a role that no document has."""
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise ValueError(f"role {name!r} is unknown; use system, user (human) or assistant (gpt)")
+    return role
+
+
+def read_turn(message: Mapping[str, object]) -> TurnRow:
+    """A message of `role` and `content`, or of `from` and `value`.
+
+    Raises ValueError for an unknown role, for what the message holds beside its content and a document cannot, and for
+    a mask that cannot be kept: a share of the loss, or an answer's mark on a message that is no answer.
+    """
+    first = message.get("from") if message.get("from") is not None else message.get("role")
+    role = find_role(first)
+    for key, reason in _LOST_KEYS.items():
+        if message.get(key):
+            raise ValueError(f"{key!r} of a message of the {role} {reason}")
+    content = message.get("value") if message.get("value") is not None else message.get("content")
+    return TurnRow(role, content, _is_learnt(message, role))
+
+
+def _is_learnt(message: Mapping[str, object], role: str) -> bool:
+    learn = True
+    for key in _LEARN_KEYS:
+        value = message.get(key)
+        if value is None:
+            continue
+        if value not in (0, 1):
+            raise ValueError(f"{key!r} of a message is {value!r}; an answer is learnt (1, true) or not (0, false)")
+        if value and role != "assistant":
+            if key in ("loss", "train"):
+                raise ValueError(f"{key!r} of a message of the {role} is {value!r}; only the assistant's are learnt")
+            continue
+        learn = learn and bool(value)
+    return learn or role != "assistant"
