@@ -12,46 +12,51 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.adapter import merge
 from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
 from unimodal.training.distributed import start
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
+from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import describe_plan, try_one_step
+from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.rows import collect_block_features, describe_controls, read_donor
-from unimodal.tuning.save import check_out, save_tokenizers, save_tuned
+from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.vocabulary import make_joint_template, open_media
 
 
 class FullRecipe(Config):
-    base: str = SMOLLM2
-    media: Path | None = Path("model_cards/nano")
+    base: Annotated[str, MAY_CHANGE] = SMOLLM2
+    media: Annotated[Path | None, MAY_CHANGE] = Path("model_cards/nano")
     corpus: CorpusConfig
-    out: Path = Path("data/models/full")
-    run: Path = Path("data/runs/full")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/full")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/full")
     initialiser: str = "codebook"
-    donor: Path | None = None  # a trained model of ours with the same tokenizers, for initialiser omp
-    attention: str = "auto"
+    donor: Annotated[Path | None, MAY_CHANGE] = (
+        None  # a trained model of ours with the same tokenizers, for initialiser omp
+    )
+    attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
     loop: LoopConfig = LoopConfig(
         steps=1000, learning_rate=1e-4, final_learning_rate=1e-5, warmup_steps=50, log_every=10, weight_decay=0.01
     )
 
 
-def run(cfg: FullRecipe, dry_run: bool) -> None:
+def run(cfg: FullRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_out(cfg.out)
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes)
+    check_validation(cfg.loop, cfg.corpus)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 
@@ -60,7 +65,8 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
     media = open_media(cfg.media, device)
     template = make_joint_template(base, media)
     max_positions = int(base.model.config.max_position_embeddings)
-    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run, max_positions=max_positions)
+    inputs = describe_inputs(template, media, base.model, {"donor": cfg.donor and cfg.donor / "model.safetensors"})
+    corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=max_positions)
 
     # the model: everything is trained, the new rows on both sides as a parameter of their own
     model = build_model(
@@ -74,9 +80,10 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
         seed=cfg.loop.seed,
         attention=cfg.attention,
     ).to(device)
+    check_room(cfg.out, model, whole=True)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
     batches = corpus.batches(parallel.rank, parallel.num_ranks)
-    if dry_run:
+    if flags.dry_run:
         first = batches.next_batch()
         if main:
             print(describe_plan(model, template, corpus, first))
@@ -85,13 +92,16 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
-    corpus.check()  # and the next line: before anything is written
+    corpus.check()  # and what follows up to the trainer: before anything is written
     validation = corpus.validation_batches()
+    loss = make_packed_loss(parallel.wrap(module), device)
+    trainer = Trainer(
+        module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel,
+        identity=describe_run(cfg, inputs, corpus, parallel), restart=flags.restart,
+    )  # fmt: skip
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
-    loss = make_packed_loss(parallel.wrap(module), device)
-    trainer = Trainer(module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()
@@ -107,4 +117,4 @@ def run(cfg: FullRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(FullRecipe, run)
+    training_main(FullRecipe, run)

@@ -7,7 +7,8 @@
 converted Chameleon, Emu3 or Janus the base's own folder: it gets LoRA alone, its rows are there), and
 ``corpus.datasets`` are files of any format that unimodal.data.datasets reads. Writes an adapter folder to ``out`` that
 `unimodal chat --model` and `unimodal.pipeline.load` take; the base is named in it, not copied. Interrupt it when you
-like; the same command goes on. ``run/tokenizers`` is what recipes/tokenize_dataset.py takes as ``model`` to encode a
+like; the same command goes on, and with
+--restart it begins anew. ``run/tokenizers`` is what recipes/tokenize_dataset.py takes as ``model`` to encode a
 large corpus once; a dataset whose path holds such shards is read from them.
 """
 
@@ -15,22 +16,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.base import SMOLLM2, Precision, load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
 from unimodal.training.distributed import start
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
+from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import describe_plan, try_one_step
+from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.rows import (
     collect_block_features,
     collect_shared_features,
@@ -38,38 +41,40 @@ from unimodal.tuning.rows import (
     read_donor,
     read_row_words,
 )
-from unimodal.tuning.save import check_out, save_tokenizers, save_tuned
+from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.vocabulary import make_feature_memory, make_joint_template, open_media
 
 
 class LoraRecipe(Config):
-    base: str = SMOLLM2
-    media: Path | None = Path("model_cards/nano")
+    base: Annotated[str, MAY_CHANGE] = SMOLLM2
+    media: Annotated[Path | None, MAY_CHANGE] = Path("model_cards/nano")
     corpus: CorpusConfig
-    out: Path = Path("data/models/lora")
-    run: Path = Path("data/runs/lora")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/lora")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/lora")
     lora: LoraSettings | None = LoraSettings()  # null trains the new rows alone
     initialiser: str = "codebook"
-    row_words: Path | None = (
-        None  # JSON {block: [words of each code]}: rows of codes that have a name begin as its words
-    )
+    #: JSON {block: [words of each code]}: rows of codes that have a name begin as its words
+    row_words: Annotated[Path | None, MAY_CHANGE] = None
     #: codes that are alike learn together: what is trained on is fitted sooner, what is held out is not known better
     #: (measured: the docstring of unimodal/model/rows.py)
     share_rows: bool = False
-    donor: Path | None = None  # a trained model of ours with the same tokenizers, for initialiser omp
+    donor: Annotated[Path | None, MAY_CHANGE] = (
+        None  # a trained model of ours with the same tokenizers, for initialiser omp
+    )
     base_precision: Precision = "float32"
     eight_bit: bool = False
-    attention: str = "auto"
+    attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig()
     loop: LoopConfig = LoopConfig(
         steps=500, learning_rate=1e-3, final_learning_rate=5e-5, warmup_steps=20, log_every=10, weight_decay=0.0
     )
 
 
-def run(cfg: LoraRecipe, dry_run: bool) -> None:
+def run(cfg: LoraRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_out(cfg.out)
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes)
+    check_validation(cfg.loop, cfg.corpus)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 
@@ -78,6 +83,11 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     media = open_media(cfg.media, device)
     template = make_joint_template(base, media)
     max_positions = int(base.model.config.max_position_embeddings)
+
+    inputs = describe_inputs(
+        template, media, base.model,
+        {"donor": cfg.donor and cfg.donor / "model.safetensors", "row_words": cfg.row_words},
+    )  # fmt: skip
 
     # the model: frozen base, LoRA, and new rows on both sides
     named = read_row_words(cfg.row_words, template) if cfg.row_words else {}
@@ -95,13 +105,14 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
     )
     if not cfg.eight_bit:
         model.to(device)
+    check_room(cfg.out, model, whole=False)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
 
     # the data in that vocabulary
     features = make_feature_memory(model, template, media)
-    corpus = Corpus(cfg.corpus, template, media, not dry_run, max_positions, features)
+    corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features)
     batches = corpus.batches(parallel.rank, parallel.num_ranks)
-    if dry_run:
+    if flags.dry_run:
         first = batches.next_batch()
         if main:
             print(describe_plan(model, template, corpus, first))
@@ -110,13 +121,16 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
-    corpus.check()  # and the next line: before anything is written
+    corpus.check()  # and what follows up to the trainer: before anything is written
     validation = corpus.validation_batches()
+    loss = make_packed_loss(parallel.wrap(module), device)
+    trainer = Trainer(
+        module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel,
+        identity=describe_run(cfg, inputs, corpus, parallel), restart=flags.restart,
+    )  # fmt: skip
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
-    loss = make_packed_loss(parallel.wrap(module), device)
-    trainer = Trainer(module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()
@@ -127,4 +141,4 @@ def run(cfg: LoraRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(LoraRecipe, run)
+    training_main(LoraRecipe, run)

@@ -14,44 +14,49 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
 from unimodal.training.distributed import start
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
+from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import describe_plan, try_one_step
-from unimodal.tuning.save import check_out, save_tokenizers, save_tuned
+from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
+from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.vocabulary import make_template, open_media
 
 
 class PretrainRecipe(Config):
-    text: Path = Path("model_cards/nano")  # a folder with the tokenizer.json of a text tokenizer or of a model
-    media: Path | None = Path("model_cards/nano")
+    text: Annotated[Path, MAY_CHANGE] = Path(
+        "model_cards/nano"
+    )  # a folder with the tokenizer.json of a text tokenizer or of a model
+    media: Annotated[Path | None, MAY_CHANGE] = Path("model_cards/nano")
     corpus: CorpusConfig
-    out: Path = Path("data/models/pretrained")
-    run: Path = Path("data/runs/pretrained")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/pretrained")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/pretrained")
     decoder: NanoConfig = NanoConfig()
-    attention: str = "auto"
+    attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
     loop: LoopConfig = LoopConfig(
         steps=5000, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=200, log_every=20, betas=(0.9, 0.98)
     )
 
 
-def run(cfg: PretrainRecipe, dry_run: bool) -> None:
+def run(cfg: PretrainRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_out(cfg.out)
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes)
+    check_validation(cfg.loop, cfg.corpus)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")
@@ -61,7 +66,8 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
     text = TextTokenizer.load(cfg.text)
     media = open_media(cfg.media, device)
     template = make_template(text, text.size, media)
-    corpus = Corpus(cfg.corpus, template, media, keep_codes=not dry_run, max_positions=cfg.decoder.max_positions)
+    inputs = describe_inputs(template, media)
+    corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=cfg.decoder.max_positions)
 
     control = template.vocabulary.control_id
 
@@ -77,9 +83,10 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
 
     model = fresh_model().to(device)
     set_attention(model, cfg.attention)
+    check_room(cfg.out, model, whole=True)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
     batches = corpus.batches(parallel.rank, parallel.num_ranks)
-    if dry_run:
+    if flags.dry_run:
         first = batches.next_batch()
         if main:
             print(describe_plan(model, template, corpus, first))
@@ -88,13 +95,16 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
-    corpus.check()  # and the next line: before anything is written
+    corpus.check()  # and what follows up to the trainer: before anything is written
     validation = corpus.validation_batches()
+    loss = make_packed_loss(parallel.wrap(module), device)
+    trainer = Trainer(
+        module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel,
+        identity=describe_run(cfg, inputs, corpus, parallel), restart=flags.restart,
+    )  # fmt: skip
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions)
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
-    loss = make_packed_loss(parallel.wrap(module), device)
-    trainer = Trainer(module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()
@@ -110,4 +120,4 @@ def run(cfg: PretrainRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(PretrainRecipe, run)
+    training_main(PretrainRecipe, run)

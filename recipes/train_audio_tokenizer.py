@@ -14,29 +14,36 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
+from unimodal.training.identity import describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
+#: what only the second stage reads
+HEAD_SETTINGS = (
+    "head", "train_head", "tokenizer.head", "head_crop_codes", "head_context_codes", "adversarial_weight",
+    "adversarial_from", "adversarial_items", "cycle_weight", "cycle_margin_codes",
+)  # fmt: skip
 CHARACTERS = " 'abcdefghijklmnopqrstuvwxyz"  # id 0 is CTC's blank
 
 
 class AudioTokenizerRecipe(Config):
-    data: Path = Path("data/prepared/speech")
-    run: Path = Path("data/runs/audio_tokenizer")
-    out: Path = Path("data/models/audio_tokenizer")
-    keep_encoder: Path | None = None  # a finished tokenizer whose codes must stay: only its decoder is trained on
+    data: Annotated[Path, MAY_CHANGE] = Path("data/prepared/speech")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/audio_tokenizer")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/audio_tokenizer")
+    #: a finished tokenizer whose codes must stay: only its decoder is trained on
+    keep_encoder: Annotated[Path | None, MAY_CHANGE] = None
     tokenizer: AudioTokenizerConfig = AudioTokenizerConfig()
     codec: LoopConfig = LoopConfig(
         steps=6000, learning_rate=1.5e-3, ema_decay=0.998, optimizer="muon", precision="bfloat16", threads=1
@@ -73,6 +80,10 @@ class Speech:
 
     def rows(self, split: str) -> list[int]:
         return [row for row, utterance in enumerate(self.utterances) if utterance["split"] == split]
+
+    def fingerprint(self) -> str:
+        """A short hash of the samples, texts, voices and splits."""
+        return hash_files([self.folder / "utterances.json", self.folder / "audio.int16"])
 
     def wave(self, row: int) -> Tensor:
         """float32 [T] in [-1, 1]."""
@@ -203,7 +214,7 @@ class Codec(nn.Module):
         return loss, numbers
 
 
-def train_codec(cfg: AudioTokenizerRecipe, speech: Speech) -> AudioTokenizer:
+def train_codec(cfg: AudioTokenizerRecipe, speech: Speech, restart: bool) -> AudioTokenizer:
     torch.manual_seed(cfg.codec.seed)
     if cfg.codec_is_final:
         if cfg.keep_encoder is None:
@@ -223,7 +234,11 @@ def train_codec(cfg: AudioTokenizerRecipe, speech: Speech) -> AudioTokenizer:
         codec.reader.requires_grad_(False)
         codec.ctc_weight = 0.0
     batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.codec.seed)
-    trainer = Trainer(codec, batches, codec.loss, cfg.codec, cfg.run / "codec")
+    identity = describe_settings(cfg, leave_out=HEAD_SETTINGS) | {"speech": speech.fingerprint()}
+    if cfg.keep_encoder:
+        identity["keep_encoder"] = hash_weights(finished)
+    folder = cfg.run / "codec"
+    trainer = Trainer(codec, batches, codec.loss, cfg.codec, folder, identity=identity, restart=restart)
     trainer.run()
     trainer.use_ema()
     return codec.tokenizer.eval()
@@ -289,12 +304,14 @@ class HeadTraining(nn.Module):
         return loss, numbers
 
 
-def train_head(cfg: AudioTokenizerRecipe, speech: Speech, codec: AudioTokenizer) -> AudioTokenizer:
+def train_head(cfg: AudioTokenizerRecipe, speech: Speech, codec: AudioTokenizer, restart: bool) -> AudioTokenizer:
     """The codec with an inverse-STFT head; encoder, quantizer and decoder stay what they are."""
     torch.manual_seed(cfg.head.seed)
     stage = HeadTraining(cfg, codec)
     batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.head.seed + 1)
-    trainer = Trainer(stage, batches, stage.loss, cfg.head, cfg.run / "head")
+    identity = describe_settings(cfg, leave_out=["codec"])
+    identity |= {"speech": speech.fingerprint(), "codec weights": hash_weights(codec)}
+    trainer = Trainer(stage, batches, stage.loss, cfg.head, cfg.run / "head", identity=identity, restart=restart)
     trainer.run()
     trainer.use_ema()
     full = AudioTokenizer(cfg.tokenizer.model_copy(update={"head": "istft"}))
@@ -315,20 +332,20 @@ def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokeniz
     return tokenizer
 
 
-def run(cfg: AudioTokenizerRecipe, dry_run: bool) -> None:
+def run(cfg: AudioTokenizerRecipe, flags: Flags) -> None:
     speech = Speech(cfg.data)
     hours = sum(speech.utterances[row]["num_samples"] for row in speech.rows("train")) / 16_000 / 3600
     sizes = {
         name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in Codec(cfg).tokenizer.named_children()
     }
     print(f"{hours:.2f} h of training speech; millions of parameters: {sizes}", file=sys.stderr)
-    if dry_run:
+    if flags.dry_run:
         return
-    tokenizer = train_codec(cfg, speech)
+    tokenizer = train_codec(cfg, speech, flags.restart)
     tokenizer = export(cfg, tokenizer)
     if cfg.train_head:
-        tokenizer = export(cfg, train_head(cfg, speech, tokenizer))
+        tokenizer = export(cfg, train_head(cfg, speech, tokenizer, flags.restart))
 
 
 if __name__ == "__main__":
-    recipe_main(AudioTokenizerRecipe, run)
+    training_main(AudioTokenizerRecipe, run)

@@ -16,18 +16,19 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
+from unimodal.training.identity import Identity, describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
@@ -35,10 +36,10 @@ TRAINING_STYLES = ("noto", "fluent3d", "fluentflat")
 
 
 class ImageTokenizerRecipe(Config):
-    data: Path = Path("data/prepared")
-    run: Path = Path("data/runs/image_tokenizer")
-    out: Path = Path("data/models/image_tokenizer")
-    initial: Path | None = None  # a finished tokenizer of the same sizes to begin from
+    data: Annotated[Path, MAY_CHANGE] = Path("data/prepared")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/image_tokenizer")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/image_tokenizer")
+    initial: Annotated[Path | None, MAY_CHANGE] = None  # a finished tokenizer of the same sizes to begin from
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     loop: LoopConfig = LoopConfig(
         steps=6000, learning_rate=1.5e-3, ema_decay=0.999, optimizer="muon", precision="bfloat16"
@@ -158,7 +159,9 @@ def picture_loss(rebuilt: Tensor, x: Tensor) -> Tensor:
     return ((rebuilt.float() - x).square().flatten(1).mean(1) + 1e-4).sqrt()
 
 
-def train(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) -> None:
+def train(
+    cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures, identity: Identity, restart: bool
+) -> None:
     """Pixel codes and decoder together; reports held-out PSNR, and leaves the averaged weights in the model."""
     codes, strangers = fit_first_codes(cfg, model, pictures)
 
@@ -183,7 +186,7 @@ def train(cfg: ImageTokenizerRecipe, model: ImageTokenizer, pictures: Pictures) 
 
     model.to(memory_format=torch.channels_last)
     batches = RandomRows(cfg, pictures.train_rows, pictures.pixels.shape[1], model.quantizer.codebook_size)
-    trainer = Trainer(model, batches, loss, cfg.loop, cfg.run, on_log=[evaluate])
+    trainer = Trainer(model, batches, loss, cfg.loop, cfg.run, on_log=[evaluate], identity=identity, restart=restart)
     trainer.run()
     trainer.use_ema()
     model.to(memory_format=torch.contiguous_format).round_to_half().eval()
@@ -213,7 +216,7 @@ def psnr(model: ImageTokenizer, pictures: Pictures, codes: FirstCodes, rows: np.
     return float(torch.cat(values).mean())
 
 
-def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
+def run(cfg: ImageTokenizerRecipe, flags: Flags) -> None:
     pictures = Pictures(cfg.data)
     num_prototypes = len(np.unique(pictures.concept[pictures.train_rows]))
     if cfg.loop.threads:
@@ -229,9 +232,13 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
         f"{len(pictures.train_rows)} pictures, {num_prototypes} concepts, {trained / 1e6:.1f} M trained parameters",
         file=sys.stderr,
     )
-    if dry_run:
+    if flags.dry_run:
         return
-    train(cfg, model, pictures)
+    files = [cfg.data / name for name in ("images.npz", "views.npz", "concepts.json")]
+    identity = describe_settings(cfg) | {"pictures": hash_files(files)}
+    if cfg.initial is not None:
+        identity["initial"] = hash_weights(model)
+    train(cfg, model, pictures, identity, flags.restart)
     model.save(cfg.out)
     hashes = {
         name: hashlib.sha256((cfg.data / name).read_bytes()).hexdigest() for name in ("images.npz", "concepts.json")
@@ -242,4 +249,4 @@ def run(cfg: ImageTokenizerRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(ImageTokenizerRecipe, run)
+    training_main(ImageTokenizerRecipe, run)

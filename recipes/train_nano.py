@@ -17,14 +17,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.data import coded, sources
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.data.order import make_generator
@@ -43,7 +43,8 @@ from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.checkpoint import load_checkpoint
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
+from unimodal.training.identity import describe_settings, hash_files, hash_json, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.rows import describe_codes
@@ -53,11 +54,12 @@ MEDIA_FOLDERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
 
 
 class NanoRecipe(Config):
-    data: Path = Path("data/prepared")
-    models: Path = Path("data/models")
-    run: Path = Path("data/runs/nano")
-    out: Path = Path("data/models/nano")
-    initial: Path | None = None  # a run or a finished model to begin from: its text tokenizer and weights, no optimizer
+    data: Annotated[Path, MAY_CHANGE] = Path("data/prepared")
+    models: Annotated[Path, MAY_CHANGE] = Path("data/models")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/nano")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/nano")
+    #: a run or a finished model to begin from: its text tokenizer and weights, no optimizer
+    initial: Annotated[Path | None, MAY_CHANGE] = None
     text_pieces: int = 1024
     decoder: NanoConfig = NanoConfig(hidden_size=256, num_layers=7, num_heads=4, num_kv_heads=4, intermediate_size=704)
     loop: LoopConfig = LoopConfig(
@@ -225,7 +227,7 @@ def save_decoder(model: Any, folder: Path, levels: int = 0) -> None:
     model.generation_config.save_pretrained(folder)
 
 
-def run(cfg: NanoRecipe, dry_run: bool) -> None:
+def run(cfg: NanoRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
     image = ImageTokenizer.load(cfg.models / "image_tokenizer")
@@ -235,7 +237,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     else:  # clips come later; their rows are laid out now
         video = VideoTokenizer(VideoTokenizerConfig(), image)
     all_sources = load_sources(cfg, image, video, audio)
-    known = cfg.run if (cfg.run / "tokenizer.json").exists() else cfg.initial
+    known = cfg.run if (cfg.run / "tokenizer.json").exists() and not flags.restart else cfg.initial
     if known is not None:
         text = TextTokenizer.load(known)
         atomic_write_text(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
@@ -263,7 +265,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     for name, documents in sets.items():
         example = documents[0]
         print(f"{name}: {len(documents.source)} items, e.g. {len(example)} tokens", file=sys.stderr)
-    if dry_run:
+    if flags.dry_run:
         return
     cfg.run.mkdir(parents=True, exist_ok=True)
     vocabulary.save(cfg.run / "vocabulary.json")
@@ -307,10 +309,18 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
                     numbers[name] = float(reading.detach())
         return total, numbers
 
+    data_files = (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
+    identity = describe_settings(cfg) | {
+        "codes": hash_files(data_files),
+        "concepts and texts": hash_files([cfg.data / "concepts.json", cfg.data / "speech" / "utterances.json"]),
+        "text tokenizer": text.sha256[:16],
+        "vocabulary": hash_json(vocabulary.to_dict()),
+    }
     initial_steps = 0
     if cfg.initial is not None:
         initial_steps = begin(backbone, cfg.initial)
-    trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run)
+        identity["initial"] = hash_weights(backbone)
+    trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run, identity=identity, restart=flags.restart)
     trainer.run()
     trainer.use_ema()
     finish(embedding)
@@ -318,11 +328,7 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
     save_decoder(model, cfg.out, cfg.weight_levels)
     save_hub_tokenizer(cfg.out, vocabulary, text, model_max_length=cfg.decoder.max_positions)
     vocabulary.save(cfg.out / "vocabulary.json")
-    hashes = {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
-        if p.exists()
-    }
+    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in data_files if p.exists()}
     earlier = cfg.initial / "recipe.json" if cfg.initial else None
     record = {
         "config": cfg.model_dump(mode="json"), "initial_steps": initial_steps, "data_sha256": hashes,
@@ -335,4 +341,4 @@ def run(cfg: NanoRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(NanoRecipe, run)
+    training_main(NanoRecipe, run)

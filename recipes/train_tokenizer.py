@@ -6,7 +6,8 @@
 The family is one of `unimodal tokenizers list`; ``tokenizer`` holds the settings of its config that differ from the
 defaults. Every file of the family's medium in ``media`` and the folders below is used; one in ``one_held_out_of`` is
 held out, by its name. Of sounds that are longer than ``crop_s`` a random piece is taken. Writes checkpoints and metrics
-to ``run`` and the finished tokenizer to ``out``. Interrupt it when you like; the same command goes on.
+to ``run`` and the finished tokenizer to ``out``. Interrupt it when you like; the same command goes on, and with
+--restart it begins anew.
 
 At the end it prints what is held out: the error of what is decoded, and how much of each codebook is used.
 
@@ -21,17 +22,19 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor
 
 from unimodal.coder.batches import group_by_size, read_medium, stack_media
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.files import describe_error, write_json
 from unimodal.media.registry import find_medium
 from unimodal.tokenizers import Codes, MediaTokenizer, family_class
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
+from unimodal.training.identity import describe_settings
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
@@ -40,10 +43,10 @@ Batch = tuple[Tensor, Tensor | None]  # media [B, C, …], and the true lengths 
 
 class TokenizerRecipe(Config):
     family: str
-    media: Path  # a folder of files
+    media: Annotated[Path, MAY_CHANGE]  # a folder of files
     tokenizer: dict[str, JsonValue] = {}  # settings of the family's config
-    run: Path = Path("data/runs/tokenizer")
-    out: Path = Path("data/models/tokenizer")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/tokenizer")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/tokenizer")
     batch_size: int = Field(16, ge=1)
     crop_s: float = Field(2.0, gt=0)
     one_held_out_of: int = Field(10, ge=2)
@@ -88,7 +91,8 @@ class MediaFiles:
         """One hash of the contents of all files."""
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            with path.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
 
@@ -186,18 +190,21 @@ def show_plan(cfg: TokenizerRecipe, files: MediaFiles, tokenizer: MediaTokenizer
     print(f"a batch: {list(first[0].shape)}, loss {float(loss.detach()):.4g} {numbers}")
 
 
-def run(cfg: TokenizerRecipe, dry_run: bool) -> None:
+def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
     tokenizer = make_tokenizer(cfg)
     files = MediaFiles(cfg, tokenizer)
-    if dry_run:
+    if flags.dry_run:
         return show_plan(cfg, files, tokenizer, RandomMedia(cfg, files).next_batch())
 
     def loss(batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         return tokenizer.training_loss(*batch)
 
-    trainer = Trainer(tokenizer.train(), RandomMedia(cfg, files), loss, cfg.loop, cfg.run)
+    data = files.hash_contents()
+    identity = describe_settings(cfg) | {"media files": f"{len(files.paths):,}, {data[:16]}"}
+    batches = RandomMedia(cfg, files)
+    trainer = Trainer(tokenizer.train(), batches, loss, cfg.loop, cfg.run, identity=identity, restart=flags.restart)
     trainer.run()
     trainer.use_ema()
     tokenizer.round_to_half().eval()
@@ -205,7 +212,7 @@ def run(cfg: TokenizerRecipe, dry_run: bool) -> None:
     tokenizer.save(cfg.out)
     record = {
         "config": cfg.model_dump(mode="json"),
-        "data_sha256": files.hash_contents(),
+        "data_sha256": data,
         "weights_sha256": tokenizer.sha256,
         "held_out": report,
     }
@@ -215,4 +222,4 @@ def run(cfg: TokenizerRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(TokenizerRecipe, run)
+    training_main(TokenizerRecipe, run)

@@ -14,26 +14,27 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
-from unimodal.training.command import recipe_main
+from unimodal.training.command import Flags, training_main
+from unimodal.training.identity import describe_settings, hash_files
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
 
 class VideoTokenizerRecipe(Config):
-    data: Path = Path("data/prepared")
-    image_tokenizer: Path = Path("data/models/image_tokenizer")
-    run: Path = Path("data/runs/video_tokenizer")
-    out: Path = Path("data/models/video_tokenizer")
+    data: Annotated[Path, MAY_CHANGE] = Path("data/prepared")
+    image_tokenizer: Annotated[Path, MAY_CHANGE] = Path("data/models/image_tokenizer")
+    run: Annotated[Path, MAY_CHANGE] = Path("data/runs/video_tokenizer")
+    out: Annotated[Path, MAY_CHANGE] = Path("data/models/video_tokenizer")
     tokenizer: VideoTokenizerConfig = VideoTokenizerConfig()
     loop: LoopConfig = LoopConfig(
         steps=2000, learning_rate=1.2e-3, ema_decay=0.998, optimizer="muon", precision="bfloat16"
@@ -107,13 +108,13 @@ def heldout_psnr(model: VideoTokenizer, clips: Clips) -> float:
         return float((-10 * (y - x).square().flatten(1).mean(1).clamp_min(1e-9).log10()).mean())
 
 
-def run(cfg: VideoTokenizerRecipe, dry_run: bool) -> None:
+def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
     torch.set_num_threads(cfg.loop.threads or torch.get_num_threads())
     image = ImageTokenizer.load(cfg.image_tokenizer)
     torch.manual_seed(cfg.loop.seed)
     model = VideoTokenizer(cfg.tokenizer.model_copy(update={"image_tokenizer_sha256": image.sha256}), image)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", file=sys.stderr)
-    if dry_run:
+    if flags.dry_run:
         return
     clips = Clips(cfg.data, image)
     print(f"{len(clips.train_rows)} clips, {len(clips.heldout_rows)} held out", file=sys.stderr)
@@ -128,9 +129,14 @@ def run(cfg: VideoTokenizerRecipe, dry_run: bool) -> None:
         if record["step"] % (cfg.loop.log_every * 5) == 0:
             print(f"held-out concepts: {heldout_psnr(model, clips):.2f} dB", file=sys.stderr, flush=True)
 
+    identity = describe_settings(cfg) | {
+        "clips": hash_files([cfg.data / "clips.npz", cfg.data / "concepts.json"]),
+        "image tokenizer": image.sha256[:16],
+    }
     trainer = Trainer(
-        model, RandomClips(clips.train_rows, cfg.batch_size, cfg.loop.seed), loss, cfg.loop, cfg.run, [evaluate]
-    )
+        model, RandomClips(clips.train_rows, cfg.batch_size, cfg.loop.seed), loss, cfg.loop, cfg.run, [evaluate],
+        identity=identity, restart=flags.restart,
+    )  # fmt: skip
     trainer.run()
     trainer.use_ema()
     model.round_to_half()
@@ -146,4 +152,4 @@ def run(cfg: VideoTokenizerRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(VideoTokenizerRecipe, run)
+    training_main(VideoTokenizerRecipe, run)

@@ -33,6 +33,15 @@ class Config(BaseModel):
     )
 
 
+class MayChange:
+    """Marks a setting that decides nothing of what is learnt: `steps: Annotated[int, MAY_CHANGE] = 1000`.
+
+    A run that is taken up again may be given another value for it; see `unimodal/training/identity.py`.
+    """
+
+
+MAY_CHANGE = MayChange()
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 

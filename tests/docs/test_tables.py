@@ -10,11 +10,13 @@ import typer
 
 from unimodal.cli.app import app
 from unimodal.compression import METHODS, Method
+from unimodal.data.datasets import DatasetConfig
 from unimodal.data.importers import IMPORTERS
 from unimodal.generation import DECODERS
 from unimodal.generation.search import SEARCHES
 from unimodal.pipeline.requests import AnswerSettings
 from unimodal.released import RELEASES
+from unimodal.training.identity import list_free_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -129,3 +131,14 @@ def test_every_method_is_on_the_page_of_methods():
     for name, kind in METHODS.items():
         papers = re.findall(r"\d{4}\.\d{5}", kind.paper)
         assert all(paper in text for paper in papers) and (papers or name in text), name
+
+
+def test_the_settings_that_a_resumed_run_may_change():
+    from recipes.finetune_full import FullRecipe
+    from recipes.finetune_lora import LoraRecipe
+    from recipes.pretrain import PretrainRecipe
+
+    free = {name for recipe in (LoraRecipe, FullRecipe, PretrainRecipe) for name in list_free_settings(recipe)}
+    free |= {f"corpus.datasets.*.{name}" for name in list_free_settings(DatasetConfig)}
+    listed = [name.strip(" `") for cell in read_table("training.md", "may change") for name in cell.split(",")]
+    assert sorted(listed) == sorted(free)

@@ -187,20 +187,90 @@ def test_bases_that_are_none(settings, tiny_base, tmp_path, capsys):
         assert stop.value.code == 2 and message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_too_little_disk_is_told_before_the_first_step(settings, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("full", "message"),
+    [("run", "MiB free and a checkpoint takes about"), ("out", "MiB free and the model takes about")],
+)
+def test_too_little_disk_is_told_before_the_first_step(settings, tmp_path, monkeypatch, capsys, full, message):
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage._replace(free=1000 if path.name == full else usage.free)
+    )
     with pytest.raises(SystemExit) as stop:
         recipe("finetune_lora", *settings)
     err = capsys.readouterr().err
-    assert stop.value.code == 2 and "MiB free and a checkpoint takes about" in err and "step" not in err
+    assert stop.value.code == 2 and message in err and "step" not in err
 
 
-def test_a_checkpoint_of_another_run_is_refused(settings, capsys):
-    recipe("finetune_lora", *settings)
-    with pytest.raises(SystemExit):
-        recipe("finetune_lora", *settings, "lora.rank=2")
-    assert "of another model" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["out", "run", "corpus.codes"])
+def test_a_place_that_takes_no_file_is_told_before_anything_is_computed(settings, monkeypatch, capsys, name):
+    from unimodal.tuning import save
+
+    def full(dir):
+        if calls.append(dir) or len(calls) == ["out", "run", "corpus.codes"].index(name) + 1:
+            raise OSError(28, "No space left on device")
+        return open(os.devnull, "wb")
+
+    calls = []
+    monkeypatch.setattr(save.tempfile, "TemporaryFile", full)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(os, "fsync", lambda _: None)
+        recipe("finetune_lora", *settings)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.startswith(f"error: {name}: ") and "No space left on device" in err
+
+
+def test_a_run_that_was_changed_says_what_and_restart_begins_anew(settings, tiny_base, pictures, tmp_path, capsys):
+    """Whatever decides what is learnt: answers, pictures, base and settings; a path and the steps may change."""
+    from transformers import LlamaForCausalLM
+
+    data, base = tmp_path / "data", tmp_path / "base"
+    shutil.copytree(pictures.parent, data)
+    shutil.copytree(tiny_base, base)
+    mine = [*settings, "loop.steps=2", f"corpus.datasets.0.path={data}/data.jsonl", f"base={base}"]
+    recipe("finetune_lora", *mine)
+    weights = (tmp_path / "run" / "last.pt").read_bytes()
+    rows = (data / "data.jsonl").read_text()
+    other = LlamaForCausalLM.from_pretrained(base)
+    torch.manual_seed(9)
+    torch.nn.init.normal_(other.model.layers[1].mlp.up_proj.weight, std=0.02)
+    other.save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (base / name).is_file():
+            shutil.copy(base / name, tmp_path / "other" / name)
+    capsys.readouterr()
+    for change, said in [
+        (["lora.alpha=16"], "lora.alpha null → 16.0"),
+        (["loop.learning_rate=0.002", "lora.dropout=0.1"], "lora.dropout 0.0 → 0.1; loop.learning_rate 0.001 → 0.002"),
+        ([f"base={tmp_path}/other"], "base weights "),
+        (["answers"], "data 0:data.jsonl 19 documents, "),
+        (["picture"], "data 0:data.jsonl 19 documents, "),
+    ]:
+        if change == ["answers"]:
+            (data / "data.jsonl").write_text(rows.replace("a red apple", "a red pear"))
+        elif change == ["picture"]:
+            shutil.copy(data / "9.png", data / "1.png")
+        with pytest.raises(SystemExit) as stop:
+            recipe("finetune_lora", *mine, *(word for word in change if "=" in word))
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stop.value.code == 2 and said in last and " → " in last and "--restart" in last, last
+        (data / "data.jsonl").write_text(rows)
+        assert (tmp_path / "run" / "last.pt").read_bytes() == weights
+
+    moved = tmp_path / "moved"
+    shutil.copytree(pictures.parent, moved)
+    goes_on = [*mine, "loop.log_every=1", f"corpus.datasets.0.path={moved}/data.jsonl"]
+    recipe("finetune_lora", *goes_on)
+    assert "already finished: " in capsys.readouterr().err
+    recipe("finetune_lora", *goes_on, "loop.steps=3")
+    err = capsys.readouterr().err
+    assert "resumed" in err and "at step 2" in err and "step 3/3" in err
+    recipe("finetune_lora", *goes_on, "lora.alpha=16", flags=["--restart"])
+    err = capsys.readouterr().err
+    earlier = tmp_path / "run" / "earlier-1"
+    assert f"moved the earlier run to {earlier}" in err and "step 1/2" in err
+    assert {"last.pt", "run.json", "metrics.jsonl"} <= {path.name for path in earlier.iterdir()}
 
 
 def test_a_half_written_checkpoint_is_named(settings, tmp_path, capsys):
@@ -210,6 +280,23 @@ def test_a_half_written_checkpoint_is_named(settings, tmp_path, capsys):
     with pytest.raises(SystemExit):
         recipe("finetune_lora", *settings)
     assert "last.pt cannot be read" in capsys.readouterr().err
+
+
+def test_a_share_that_holds_out_nothing_is_told(settings, pictures, tmp_path, capsys):
+    """The shipped settings on three rows: they train, and it is said that nothing is validated."""
+    (tmp_path / "few.jsonl").write_text("".join(f"{line}\n" for line in pictures.read_text().splitlines()[:3]))
+    few = [f"corpus.datasets.0.path={tmp_path}/few.jsonl", f"corpus.datasets.0.media_root={pictures.parent}"]
+    recipe("finetune_lora", *settings, *few, "corpus.validation_share=0.02", "loop.steps=1", "loop.patience=5")
+    err = capsys.readouterr().err
+    assert "nothing of few.jsonl is held out: validation_share 0.02 of 3 documents is none; give at least 0.334" in err
+    assert "nothing is held out: evaluate_every and patience do nothing" in err
+    for change, message in [
+        (["corpus.validation_share=0"], "there is nothing to validate on; set corpus.validation_share"),
+        (["loop.evaluate_every=0", "loop.patience=5"], "set evaluate_every"),
+    ]:
+        with pytest.raises(SystemExit):
+            recipe("finetune_lora", *settings, *few, *change)
+        assert message in capsys.readouterr().err
 
 
 def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_path):

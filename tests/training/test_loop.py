@@ -34,7 +34,14 @@ class Numbers:
         self.generator.set_state(state["generator"])
 
 
-def trainer(folder: Path, steps: int = 12, stop_at: int | None = None, **options: Any) -> Trainer:
+def trainer(
+    folder: Path,
+    steps: int = 12,
+    stop_at: int | None = None,
+    identity: dict[str, str] | None = None,
+    restart: bool = False,
+    **options: Any,
+) -> Trainer:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.GELU(), nn.Linear(16, 1))
 
@@ -44,7 +51,7 @@ def trainer(folder: Path, steps: int = 12, stop_at: int | None = None, **options
         return (model(x).squeeze(1) - x.sum(1)).square().mean(), {}
 
     cfg = LoopConfig(steps=steps, warmup_steps=3, log_every=1, ema_decay=0.9, **options)
-    return Trainer(model, Numbers(), loss, cfg, folder)
+    return Trainer(model, Numbers(), loss, cfg, folder, identity=identity, restart=restart)
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

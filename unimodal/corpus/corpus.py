@@ -7,15 +7,17 @@ on the same pictures, encodes nothing again, and no draw opens a medium.
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from unimodal.coder.features import FeatureMemory
 from unimodal.coder.media_coder import MediaCoder
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.code_cache import CodeCache
 from unimodal.corpus.documents import EncodedDocuments, RenderedDocuments, encode_documents
 from unimodal.corpus.record_cache import RecordCache
@@ -25,7 +27,7 @@ from unimodal.data.order import shuffle_numbers
 from unimodal.data.token_shards import MANIFEST, TokenShards
 from unimodal.data.tokenized import vocabulary_hashes
 from unimodal.sequence.packing import PackedBatch, pack, stack
-from unimodal.sequence.templates.own import Template
+from unimodal.sequence.templates.own import Rendered, Template
 
 
 class CorpusConfig(Config):
@@ -33,17 +35,29 @@ class CorpusConfig(Config):
 
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     validation: tuple[DatasetConfig, ...] = ()
-    validation_share: float = Field(
-        default=0.0, ge=0, lt=1
-    )  # of the documents of `datasets`, where `validation` is empty
+    #: of the documents of each of `datasets`, where `validation` is empty
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
     validation_batches: int = Field(default=8, ge=1)  # at most
-    codes: Path = Path("data/cache/codes")  # the folder of the cache
+    codes: Annotated[Path, MAY_CHANGE] = Path("data/cache/codes")  # the folder of the cache
     length: int = Field(default=1024, ge=2)  # tokens of a row: the longest document
     tokens_per_batch: int = Field(default=1024, ge=2)  # of one rank, in one of the batches of a step
     batches_per_window: int = Field(default=16, ge=1)
     #: share of the documents that answer with media whose words are left out, for guidance (arXiv 2207.12598)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
+
+
+class ChosenShards:
+    """Some documents of token shards. chosen: their numbers, int64 [M]."""
+
+    def __init__(self, shards: TokenShards, chosen: np.ndarray) -> None:
+        self.shards, self.chosen = shards, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Rendered:
+        return self.shards[int(self.chosen[index])]
 
 
 class Corpus:
@@ -72,33 +86,72 @@ class Corpus:
         self.sets: dict[str, DocumentSet] = {}
         self.weights: dict[str, float] = {}
         self.counts: dict[str, int] = {}
-        self._training: list[RenderedDocuments] = []
-        self._validation: list[RenderedDocuments] = []
+        self._training: dict[str, RenderedDocuments] = {}
+        self._validation: dict[str, RenderedDocuments] = {}
+        self._shards: dict[str, TokenShards] = {}
+        self._validation_shards: dict[str, ChosenShards] = {}
+        self._chosen: dict[str, np.ndarray] = {}  # the documents of each set to learn from
         for number, dataset in enumerate(cfg.datasets):
             name = f"{number}:{Path(dataset.path).name}"
             self.weights[name] = dataset.weight
             if (Path(dataset.path) / MANIFEST).is_file():
-                shards = self._open_shards(dataset)
-                self.sets[name], self.counts[name] = shards, len(shards)
-                continue
+                self._add_shards(name, dataset)
+            else:
+                self._add_documents(name, dataset, cfg.seed + number)
+            self.counts[name] = len(self._chosen[name])
+        for number, dataset in enumerate(cfg.validation):
             documents = self._open(dataset)
-            order = shuffle_numbers(len(documents), cfg.seed)
-            held_out = 0 if cfg.validation else round(cfg.validation_share * len(documents))
-            training = self._render(documents, np.sort(order[held_out:]), cfg.condition_dropout, cfg.seed + number)
-            self.sets[name], self.counts[name] = training, len(training.chosen)
-            self._training.append(training)
-            self._validation.append(self._render(documents, np.sort(order[:held_out])))
-        for dataset in cfg.validation:
-            documents = self._open(dataset)
-            self._validation.append(self._render(documents, np.arange(len(documents))))
+            name = f"{number}:{Path(dataset.path).name}"
+            self._validation[name] = self._render(documents, np.arange(len(documents)))
+
+    def _add_documents(self, name: str, dataset: DatasetConfig, seed: int) -> None:
+        documents = self._open(dataset)
+        held_out, self._chosen[name] = self._split(name, len(documents))
+        self._training[name] = self._render(documents, self._chosen[name], self.cfg.condition_dropout, seed)
+        self.sets[name] = self._training[name]
+        if len(held_out):
+            self._validation[name] = self._render(documents, held_out)
+
+    def _add_shards(self, name: str, dataset: DatasetConfig) -> None:
+        shards = self._shards[name] = self._open_shards(dataset)
+        held_out, self._chosen[name] = self._split(name, len(shards))
+        self.sets[name] = ChosenShards(shards, self._chosen[name]) if len(held_out) else shards
+        if len(held_out):
+            self._validation_shards[name] = ChosenShards(shards, held_out)
+
+    def _split(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the documents that are held out, and of those to learn from."""
+        order = shuffle_numbers(count, self.cfg.seed)
+        share = 0.0 if self.cfg.validation else self.cfg.validation_share
+        num = round(share * count)
+        if share and not num:
+            print(
+                f"nothing of {name.partition(':')[2]} is held out: validation_share {share:g} of {count} documents is "
+                f"none; give at least {math.ceil(1000 / count) / 1000:g}, or name corpus.validation",
+                file=sys.stderr,
+            )
+        return np.sort(order[:num]), np.sort(order[num:])
 
     def encode(self, rank: int = 0, num_ranks: int = 1) -> int:
         """Encodes this rank's share of all media; returns how many were new. A medium that cannot be used is met here,
         not when a step draws it: ValueError, or named and skipped, as its dataset says."""
         self._records.refresh()
-        num_encoded = encode_documents([*self._training, *self._validation], rank, num_ranks)
+        num_encoded = encode_documents([*self._training.values(), *self._validation.values()], rank, num_ranks)
         self._records.finish_writing()
         return num_encoded
+
+    def hash_share(self, rank: int = 0, num_ranks: int = 1) -> dict[str, int]:
+        """What this rank's share of each set of documents holds, by name; the sums over all ranks tell one corpus from
+        another. Call it after `encode`."""
+        found = {f"data {name}": shards.fingerprint() for name, shards in self._shards.items()}
+        numbers = {name: int(text[:16], 16) if rank == 0 else 0 for name, text in found.items()}
+        numbers |= {f"data {name}": one.hash_documents(rank, num_ranks) for name, one in self._training.items()}
+        return numbers | {f"validation {n}": one.hash_documents(rank, num_ranks) for n, one in self._validation.items()}
+
+    def count_documents(self, name: str) -> int:
+        """The documents of a set that `hash_share` names."""
+        kind, _, of = name.partition(" ")
+        return self.counts[of] if kind == "data" else len(self._validation[of].chosen)
 
     def batches(self, rank: int = 0, num_ranks: int = 1, per_window: int | None = None) -> Batches:
         """The endless training batches of a rank. per_window: batches drawn at a time, in place of the setting."""
@@ -115,8 +168,12 @@ class Corpus:
     def validation_batches(self) -> list[PackedBatch]:
         """The held-out documents in packed batches, the same for every rank. ValueError if there are some, and none
         can be used."""
-        rendered = [document for one in self._validation for document in one.render_once()]
-        if not rendered and any(len(one.chosen) for one in self._validation):
+        rendered = [document for one in self._validation.values() for document in one.render_once()]
+        shards = [
+            document for one in self._validation_shards.values() for document in map(one.__getitem__, range(len(one)))
+        ]
+        rendered += [document for document in shards if len(document) <= self.limit[0]]
+        if not rendered and (self._validation or self._validation_shards):
             raise ValueError("no document for validation can be used; give others, or none")
         rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"))
         rows = [rows[index] for index in shuffle_numbers(len(rows), self.cfg.seed)]  # they come sorted by length

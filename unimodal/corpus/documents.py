@@ -55,6 +55,24 @@ class EncodedDocuments:
         record = self.records.read(Place(*place)) if known else None
         return self._make(number) if record is None else _unpack_document(record)
 
+    def hash_document(self, number: int) -> int:
+        """A number of 128 bits that changes with all that a document holds: texts, roles, and codes or files of media.
+
+        Raises ValueError for a document whose medium cannot be used.
+        """
+        words: list[str] = []
+        for turn in self[number].turns:
+            words.append(f"turn {turn.role}")
+            for part in turn.parts:
+                if isinstance(part, Text):
+                    words.append(f"text {part.text}")
+                elif part.codes is None:
+                    words.append(f"{part.modality} {hash_content(part)}")
+                else:
+                    values = part.codes.astype("<i8").tobytes().hex()
+                    words.append(f"codes {part.modality} {part.grid} {part.codes.shape} {values}")
+        return int.from_bytes(make_key(str(number), *words))
+
     def find_missing(self, number: int) -> list[Media] | None:
         """The media of a document that need codes; None where the document is kept already.
 
@@ -182,6 +200,14 @@ class RenderedDocuments:
             rendered = self._render(document, number, item, draw=0)
             if len(rendered) <= self.limit[0]:
                 yield rendered
+
+    def hash_documents(self, rank: int = 0, num_ranks: int = 1) -> int:
+        """The sum of the hashes of this rank's share of the documents that can be used, below 2^128."""
+        total = 0
+        for number in map(int, self.chosen[rank::num_ranks]):
+            if self.open(number) is not None:
+                total += self.documents.hash_document(number)
+        return total % 2**128
 
     def open(self, number: int) -> Document | None:
         """The document with codes, or None for one that is skipped."""

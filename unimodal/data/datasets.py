@@ -22,11 +22,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field, field_validator
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect, import_row
 from unimodal.data.importers.columns import media_columns, name_files
 from unimodal.data.importers.webdataset import TarRows
@@ -53,11 +53,13 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".tar")
 class DatasetConfig(Config):
     """One dataset of a mixture."""
 
-    path: str  # a file, a folder of files of one kind, a pattern such as data/part-*.tar; of huggingface a hub id
+    path: Annotated[
+        str, MAY_CHANGE
+    ]  # a file, a folder of files of one kind, a pattern such as data/part-*.tar; of huggingface a hub id
     format: str = "auto"
     weight: float = Field(default=1.0, ge=0)
-    on_bad_row: Literal["skip", "fail"] = "fail"
-    media_root: Path | None = None  # where the rows' paths start; None: the folder of the file
+    on_bad_row: Annotated[Literal["skip", "fail"], MAY_CHANGE] = "fail"
+    media_root: Annotated[Path | None, MAY_CHANGE] = None  # where the rows' paths start; None: the folder of the file
     limit: int | None = Field(default=None, ge=1)  # documents at most
     columns: dict[str, str] = {}  # our name of a column → the dataset's, e.g. {messages: dialog}
     ignore: tuple[str, ...] = ()  # columns of the dataset that are left out on purpose

@@ -182,6 +182,11 @@ class TokenShards:
         labels = np.where(flags & LEARNT, ids, IGNORE)
         return Rendered(ids, labels, flags & MODALITY_BITS)
 
+    def fingerprint(self) -> str:
+        """Changes with the tokens of any document; read from the markers, not from the tokens."""
+        hashes = [sorted(self._marker(shard).sha256.items()) for shard in range(self.manifest.num_shards)]
+        return sha256(json.dumps(hashes).encode()).hexdigest()
+
     def verify(self) -> None:
         """Reads every byte; ValueError for a shard whose sha256 is not the one in its marker."""
         for shard in range(self.manifest.num_shards):

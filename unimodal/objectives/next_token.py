@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 from unimodal.media.registry import find_medium
 from unimodal.model.image_head import ImageHead
 from unimodal.model.rows import select_head_parts
@@ -38,7 +38,8 @@ class LossConfig(Config):
     z_loss: float = Field(default=0.0, ge=0)  # times the squared log-sum-exp (PaLM, arXiv 2204.02311)
     modality_weights: dict[str, float] = {}  # by medium or "text"; 1 where not given
     softmax: Literal["block", "joint"] = "block"  # over the rows that the grammar allows, or over all
-    max_logits: int = Field(default=MAX_LOGITS, gt=0)  # elements of the head's output that exist at a time
+    #: elements of the head's output that exist at a time
+    max_logits: Annotated[int, MAY_CHANGE] = Field(default=MAX_LOGITS, gt=0)
     #: share of the labelled tokens to learn from (token_selection.py); below 1 a copy of all that is trained is kept
     keep_share: float = Field(default=1.0, gt=0, le=1)
     loss_share: float = Field(default=0.5, ge=0, le=1)  # of their score: excess loss, the rest attention to the prompt

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 LAST = "last.pt"
+#: what a run writes in its folder, its checkpoints first
+OF_A_RUN = ("last*", "best*", "run.json", "metrics.jsonl", "loss.png", "tensorboard")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], name: str = LAST) -> Path:
@@ -42,6 +44,30 @@ def load_checkpoint(folder: Path, name: str = LAST) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); delete it to start over") from None
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run in this folder has saved anything: one file, or a folder of shards."""
+    stem = Path(LAST).stem
+    return (folder / LAST).is_file() or (folder / stem).is_dir() or (folder / f"{stem}.old").is_dir()
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Moves what a run has written in `folder` into a new folder `earlier-N` in it; → that, or None without a run.
+
+    The checkpoint goes first: whatever stops this, the rest is never taken for a run that can go on.
+    """
+    found = [path for pattern in OF_A_RUN for path in sorted(folder.glob(pattern))]
+    if not found:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    target = folder / f"earlier-{number}"
+    target.mkdir()
+    for path in found:
+        os.replace(path, target / path.name)
+    return target
 
 
 def random_state() -> dict[str, Any]:

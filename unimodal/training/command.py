@@ -1,4 +1,5 @@
-"""The command line that every recipe shares: ``python recipes/NAME.py [CONFIG.yaml] [--set a.b=c …] [--dry-run]``.
+"""The command line that every recipe shares: ``python recipes/NAME.py [CONFIG.yaml] [--set a.b=c …] [--dry-run]``,
+and ``--restart`` for those that train.
 
 A mistake in the settings or the data is one line on stderr and exit status 2; an interrupted run exits with 130.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,11 +19,37 @@ from unimodal.media.registry import load_plugins
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+@dataclass(frozen=True)
+class Flags:
+    """What a training was asked for beside its settings."""
+
+    dry_run: bool = False  # say what would be done, and stop
+    restart: bool = False  # begin anew where a run lies already
+
+
 def recipe_main(
     config_class: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str | None = None
 ) -> None:
     """Imports what `$UNIMODAL_PLUGINS` names, reads the settings, calls ``run(config, dry_run)``, and turns users'
     errors into one line."""
+    parser = _make_parser(description)
+    args = parser.parse_args()
+    _run(args, config_class, lambda cfg: run(cfg, args.dry_run))
+
+
+def training_main(
+    config_class: type[ConfigT], run: Callable[[ConfigT, Flags], None], description: str | None = None
+) -> None:
+    """`recipe_main` of a recipe that trains: it also has `--restart`, and calls ``run(config, flags)``."""
+    parser = _make_parser(description)
+    parser.add_argument(
+        "--restart", action="store_true", help="begin anew; what an earlier run left is moved into its earlier-N"
+    )
+    args = parser.parse_args()
+    _run(args, config_class, lambda cfg: run(cfg, Flags(args.dry_run, args.restart)))
+
+
+def _make_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description or sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,14 +58,17 @@ def recipe_main(
         "--set", action="append", default=[], metavar="a.b=c", dest="overrides", help="change one setting"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    args = parser.parse_args()
+    return parser
+
+
+def _run(args: argparse.Namespace, config_class: type[ConfigT], run: Callable[[ConfigT], None]) -> None:
     from unimodal.training.distributed import leave
     from unimodal.training.loop import Interrupted
 
     status = 0
     try:
         load_plugins()
-        run(load_config(config_class, args.config, args.overrides), args.dry_run)
+        run(load_config(config_class, args.config, args.overrides))
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         status = 130

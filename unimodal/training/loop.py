@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from unimodal.training.checkpoint import random_state, set_random_state
+from unimodal.training.checkpoint import has_checkpoint, random_state, set_aside, set_random_state
 from unimodal.training.distributed import Parallel
+from unimodal.training.identity import check_identity, write_identity
 from unimodal.training.metrics import MetricsLog, Sums, add_sums, means
 from unimodal.training.optimizers import learning_rate_at, make_optimizers
 from unimodal.training.plot import plot_losses
@@ -66,7 +67,9 @@ class Trainer:
     one.
 
     validation: batches to validate on every ``evaluate_every`` steps; the weights with the best loss are kept as
-    ``best.pt``. parallel: of this process (`distributed.py`); wrap the module that ``loss`` calls before.
+    ``best.pt``. parallel: of this process (`distributed.py`); wrap the module that ``loss`` calls before. identity:
+    what the run is made of (`identity.py`); a checkpoint of other things is then refused. restart: move what an earlier
+    run left in the folder aside and begin anew.
     """
 
     def __init__(
@@ -77,18 +80,20 @@ class Trainer:
         cfg: LoopConfig,
         folder: Path,
         on_log: Iterable[Callable[[dict[str, Any]], None]] = (),
-        validation: Sequence[Any] = (),
+        validation: Sequence[Any] | None = None,
         parallel: Parallel | None = None,
+        identity: Mapping[str, str] | None = None,
+        restart: bool = False,
     ):
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
         self.model, self.batches, self.loss, self.cfg, self.folder = model, batches, loss, cfg, folder
         self.parallel = parallel or Parallel()
-        self.on_log = list(on_log)
-        if self.parallel.is_main:
-            self.on_log += [TRACKERS[name](folder, cfg.model_dump(mode="json")) for name in cfg.trackers]
-        self.validation = validation
+        self.identity = identity
+        if cfg.evaluate_every and validation is None:
+            raise ValueError("evaluate_every is set but this training has nothing to validate on; leave it out")
+        self.validation = validation or ()
         if cfg.activation_checkpointing:
             checkpoint_activations(model)
         self.optimizers = make_optimizers(model, cfg)
@@ -97,12 +102,26 @@ class Trainer:
             raise ValueError("nothing of the model is trained; unfreeze something or add an adapter")
         self.device = self.parameters[0].device
         self.ema = [p.detach().clone() for p in self.parameters] if cfg.ema_decay else None
+        if restart:
+            self._set_aside()
+        elif identity is not None and has_checkpoint(folder):
+            check_identity(folder, identity)
         self.metrics = MetricsLog(folder)
+        self.on_log = list(on_log)
+        if self.parallel.is_main:
+            self.on_log += [TRACKERS[name](folder, cfg.model_dump(mode="json")) for name in cfg.trackers]
         self.step = 0
         self.best: float | None = None
         self.since_best = 0  # validations without a better loss
         self.stopped_early = False
         self._stop = False
+
+    def _set_aside(self) -> None:
+        if self.parallel.is_main:
+            earlier = set_aside(self.folder)
+            if earlier is not None:
+                print(f"moved the earlier run to {earlier}", file=sys.stderr, flush=True)
+        self.parallel.barrier()
 
     # -- state ------------------------------------------------------------------------------------------------------
     def _shared(self) -> dict[str, Any]:
@@ -153,7 +172,8 @@ class Trainer:
         set_random_state(state["random"])
         self.batches.load_state_dict(state["batches"])
         self.step = state["step"]
-        self.best, self.since_best, self.stopped_early = state.get("early", [None, 0, False])
+        self.best, self.since_best, _ = state["early"]
+        self.stopped_early = 0 < self.cfg.patience <= self.since_best  # with more patience it goes on
         if self.parallel.is_main:
             self.metrics.cut_after(self.step)
         return True
@@ -174,6 +194,8 @@ class Trainer:
 
     def use_best(self) -> bool:
         """Copies the weights of the best validation into the model, if there was one; True if it did."""
+        if self.best is None:  # a file of that name is of another run
+            return False
         state = self.parallel.load(self.folder, lambda: {"model": self._weights()}, BEST)
         if state is None:
             return False
@@ -241,8 +263,9 @@ class Trainer:
     def run(self) -> None:
         """Trains until the last step; raises ``Interrupted`` if it was asked to stop before."""
         self.check_disk()
-        if self.resume() and self.parallel.is_main:
-            print(f"resumed {self.folder} at step {self.step}", file=sys.stderr, flush=True)
+        self._begin()
+        if self.step >= self.cfg.steps or self.stopped_early:
+            return
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         progress = Progress(self.cfg.steps, self.step, shown=self.parallel.is_main)
         saved_at = logged_at = time.monotonic()
@@ -277,6 +300,32 @@ class Trainer:
             progress.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _begin(self) -> None:
+        """Takes up the run in the folder, or begins a new one, and says which on stderr."""
+        resumed = self.resume()
+        said = ""
+        if resumed and self.step >= self.cfg.steps:
+            said = (
+                f"already finished: {self.folder} is at step {self.step} and steps is {self.cfg.steps}; nothing is "
+                "trained. Give more steps to go on, or --restart to begin anew"
+            )
+        elif resumed and self.stopped_early:
+            said = (
+                f"already finished: {self.folder} stopped early at step {self.step}, without a better validation loss "
+                f"than {self.best:.4g}; nothing is trained. Give more patience to go on, or --restart to begin anew"
+            )
+        elif resumed:
+            said = f"resumed {self.folder} at step {self.step}"
+        if self.parallel.is_main:
+            if not resumed:
+                self.metrics.cut_after(0)  # lines of a run that was ended before its first checkpoint
+            if self.cfg.evaluate_every and not self.validation:
+                print("nothing is held out: evaluate_every and patience do nothing", file=sys.stderr, flush=True)
+            if self.identity is not None:
+                write_identity(self.folder, self.identity)
+            if said:
+                print(said, file=sys.stderr, flush=True)
 
     def _validate(self, progress: Progress) -> None:
         """Adds the validation losses to the metrics, keeps the best weights, and decides whether to stop early."""

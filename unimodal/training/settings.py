@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from unimodal.config import Config
+from unimodal.config import MAY_CHANGE, Config
 
 
 class LoopConfig(Config):
-    steps: int = Field(1000, ge=1)
+    """How long, how fast and with what a model is trained. What is marked `MAY_CHANGE` may differ from one part of a
+    run to the next."""
+
+    steps: Annotated[int, MAY_CHANGE] = Field(1000, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(1e-5, ge=0)
     warmup_steps: int = Field(100, ge=0)
@@ -20,14 +23,24 @@ class LoopConfig(Config):
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products under autocast, weights in fp32
     grad_clip: float = Field(1.0, gt=0)
     accumulation: int = Field(1, ge=1)
-    activation_checkpointing: bool = False  # keep a block's input only and compute it again: less memory, 4/3 the time
+    #: keep only the input of a block and compute the rest again: less memory, 4/3 of the time
+    activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
     ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 keeps no average
     seed: int = 0
-    threads: int = Field(0, ge=0)  # 0 leaves torch's own choice
-    log_every: int = Field(50, ge=1)
-    checkpoint_every_s: float = Field(120.0, gt=0)
-    evaluate_every: int = Field(0, ge=0)  # steps between validations; 0: none
-    patience: int = Field(0, ge=0)  # validations without a better loss before the run stops early; 0: never
-    min_improvement: float = Field(0.0, ge=0)
-    trackers: tuple[Literal["tensorboard", "trackio"], ...] = ()
-    plot: bool = True  # draw loss.png at the end
+    threads: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # 0 leaves torch's own choice
+    log_every: Annotated[int, MAY_CHANGE] = Field(50, ge=1)
+    checkpoint_every_s: Annotated[float, MAY_CHANGE] = Field(120.0, gt=0)
+    evaluate_every: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # steps between validations; 0: none
+    #: validations without a better loss before the run stops early; 0: never
+    patience: Annotated[int, MAY_CHANGE] = Field(0, ge=0)
+    min_improvement: Annotated[float, MAY_CHANGE] = Field(0.0, ge=0)
+    trackers: Annotated[tuple[Literal["tensorboard", "trackio"], ...], MAY_CHANGE] = ()
+    plot: Annotated[bool, MAY_CHANGE] = True  # draw loss.png at the end
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> Self:
+        if self.patience and not self.evaluate_every:
+            raise ValueError(
+                f"patience {self.patience} counts validations, of which there are none; set evaluate_every"
+            )
+        return self

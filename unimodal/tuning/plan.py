@@ -8,13 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from unimodal.corpus.corpus import Corpus
+from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.build import count_parameters
 from unimodal.objectives.packed import PackedLoss
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.templates.own import Template
+from unimodal.training.settings import LoopConfig
 from unimodal.tuning.loss import to_tensors
 from unimodal.vocabulary.adopted import AdoptedVocabulary
+
+
+def check_validation(loop: LoopConfig, corpus: CorpusConfig) -> None:
+    """ValueError for validations that are asked for and have no documents."""
+    if loop.evaluate_every and not corpus.validation and not corpus.validation_share:
+        raise ValueError(
+            f"loop.evaluate_every is {loop.evaluate_every} and there is nothing to validate on; set "
+            "corpus.validation_share, or name corpus.validation"
+        )
 
 
 def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: PackedBatch) -> str:

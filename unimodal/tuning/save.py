@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from torch import nn
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config, save_config
-from unimodal.files import atomic_write_bytes, atomic_write_text, read_json, write_json
+from unimodal.files import atomic_write_bytes, atomic_write_text, describe_error, read_json, write_json
 from unimodal.model.adapter import save_adapter
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
@@ -26,12 +27,45 @@ from unimodal.sequence.templates.own import Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 
+PROBE_BYTES = 2**16  # what is written to see whether anything can be
 
-def check_out(folder: Path) -> None:
-    """ValueError for a place that no folder can be written to, before anything is computed for it."""
+
+def check_folders(out: Path, run: Path, codes: Path) -> None:
+    """ValueError for a place that cannot be written to or is full, before anything is computed for it."""
+    for name, folder in (("out", out), ("run", run), ("corpus.codes", codes)):
+        check_place(name, folder)
+
+
+def check_place(name: str, folder: Path) -> None:
+    """ValueError unless a file can be written in `folder`, or where it is to be made; `name` is its setting."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ValueError(f"out: {place} {'cannot be written to' if place.is_dir() else 'is a file'}; choose another")
+    if not place.is_dir():
+        raise ValueError(f"{name}: {place} is a file; choose another")
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ValueError(
+            f"{name}: {place} cannot be written to ({describe_error(error)}); make room there or choose another"
+        ) from None
+
+
+def check_room(out: Path, model: nn.Module, whole: bool) -> None:
+    """ValueError where the model does not fit on the disk of `out`: better now than after hours of training.
+
+    whole: all of it in half precision; else what is trained, in full precision.
+    """
+    kept = [p for p in model.parameters() if whole or p.requires_grad]
+    need = sum(2 * p.numel() if whole else p.numel() * p.element_size() for p in kept)
+    place = next(path for path in (out, *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise ValueError(
+            f"out: {place} has {free / 2**20:,.0f} MiB free and the model takes about {need / 2**20:,.0f}; make room, "
+            "or choose another"
+        )
 
 
 def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, max_positions: int) -> None:

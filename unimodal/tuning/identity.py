@@ -1,0 +1,42 @@
+"""What a tuning run is made of: its settings, and the content of all that they name by a path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from unimodal.coder.media_coder import MediaCoder
+from unimodal.config import Config
+from unimodal.corpus.corpus import Corpus
+from unimodal.sequence.templates.own import Template
+from unimodal.training.distributed import Parallel
+from unimodal.training.identity import Identity, describe_settings, hash_files, hash_json, hash_weights
+
+
+def describe_inputs(
+    template: Template, media: MediaCoder | None, base: nn.Module | None = None, files: Mapping[str, Path | None] = {}
+) -> Identity:
+    """The base's weights as they were loaded, the tokenizers, the vocabulary, and further files by name. Call it before
+    the base is built upon."""
+    vocabulary = template.vocabulary
+    inputs = {} if base is None else {"base weights": hash_weights(base)}
+    inputs["text tokenizer"] = template.text.sha256[:16]
+    if media is not None:
+        inputs |= {f"{medium} tokenizer": media.sha256[medium][:16] for medium in vocabulary.media}
+        processor = media.processor
+        inputs["sequence format"] = hash_json([processor.template, processor.system, processor.image_fit])
+    inputs["vocabulary"] = hash_json(vocabulary.to_dict())
+    return inputs | {name: hash_files([path]) for name, path in files.items() if path is not None}
+
+
+def describe_run(cfg: Config, inputs: Identity, corpus: Corpus, parallel: Parallel) -> Identity:
+    """The identity of a run: the settings of its recipe, `inputs`, and the documents of its corpus, which all ranks
+    look at together."""
+    shares = parallel.gather(corpus.hash_share(parallel.rank, parallel.num_ranks))
+    found: Identity = {}
+    for name in shares[0]:
+        total = sum(share[name] for share in shares) % 2**128
+        found[name] = f"{corpus.count_documents(name):,} documents, {total:032x}"
+    return describe_settings(cfg) | inputs | found
