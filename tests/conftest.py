@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.campaigns import TIMES, Study, campaign, count_examples, is_study
+from tests.commands import Commands, Launcher, fork_launcher
 from tests.timing import ProcessorTime
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun by a shell in the background; some tests press Ctrl-C
@@ -56,6 +57,27 @@ def fixed_seeds():
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:  # a test of the light modules does not pay for its import
         sys.modules["torch"].manual_seed(0)
+
+
+LAUNCHER = pytest.StashKey[Launcher | None]()
+
+
+def pytest_collection_finish(session):
+    """Everything that tests import is there and nothing has run: the process that commands are forks of begins now."""
+    if any("commands" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.stash[LAUNCHER] = fork_launcher()
+
+
+def pytest_unconfigure(config):
+    launcher = config.stash.get(LAUNCHER, None)
+    if launcher is not None:
+        launcher.close()
+
+
+@pytest.fixture(scope="session")
+def commands(request):
+    """Runs commands as processes of their own, without the seconds of their imports: see tests/commands.py."""
+    return Commands(request.config.stash.get(LAUNCHER, None))
 
 
 def pytest_configure(config):

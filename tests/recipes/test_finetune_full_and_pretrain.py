@@ -3,12 +3,12 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.campaigns import is_study
 from tests.free_ports import free_ports
 from unimodal.pipeline import load
 
@@ -57,8 +57,27 @@ def test_full_tuning_gives_a_stock_model(tiny_base, media_folder, pictures, tmp_
     assert model.generate("a red apple", to="image").media.shape == (3, 64, 64)
 
 
+def torchrun(commands, *words):
+    """Two ranks of a recipe on this machine: torchrun in a study, else the processes that torchrun begins."""
+    [port] = free_ports(1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if is_study():
+        ranks = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+        begun = [commands.begin([sys.executable, *ranks, *words], env=environment)]
+    else:
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        begun = [
+            commands.begin([sys.executable, *words], env={**environment, "RANK": rank, "LOCAL_RANK": rank})
+            for rank in ("0", "1")
+        ]
+    for process in begun:
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors[-3000:]
+
+
+@pytest.mark.study
 @pytest.mark.timeout(300)
-def test_the_same_script_runs_under_torchrun(tiny_base, media_folder, pictures, tmp_path):
+def test_the_same_script_runs_under_torchrun(commands, tiny_base, media_folder, pictures, tmp_path):
     """Two ranks with one batch each against one rank that takes two batches a step, drawn from the same documents.
 
     With token selection and Muon, which need a model of the start and whole matrices. That equal batches give equal
@@ -67,14 +86,8 @@ def test_the_same_script_runs_under_torchrun(tiny_base, media_folder, pictures, 
     one, two = tmp_path / "one", tmp_path / "two"
     both = ["loss.keep_share=0.6", "loop.optimizer=muon"]
     recipe("finetune_full", *full(tiny_base, media_folder, pictures, one), *both, "loop.accumulation=2")
-    [port] = free_ports(1)
     settings = [word for s in [*full(tiny_base, media_folder, pictures, two), *both] for word in ("--set", s)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    done = subprocess.run(
-        [*command, str(ROOT / "recipes" / "finetune_full.py"), *settings],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(commands, str(ROOT / "recipes" / "finetune_full.py"), *settings)
     assert load(two / "out", device="cpu").vocabulary.size == load(one / "out", device="cpu").vocabulary.size
     first_one, first_two = losses(one / "run")[0], losses(two / "run")[0]  # before any step
     assert first_one == pytest.approx(first_two, rel=0.02)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,14 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "tests" / "recipes" / "my_sounds.py"
 
 
-def command(*arguments: object, plugin: object = PLUGIN) -> str:
+@pytest.fixture(scope="module")
+def command(commands):
     """Runs a command as a user would, with the plugin named in the environment; its stdout."""
-    environment = {**os.environ, "UNIMODAL_PLUGINS": str(plugin), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+
+    def run(*arguments: object, plugin: object = PLUGIN) -> str:
+        environment = {**os.environ, "UNIMODAL_PLUGINS": str(plugin), "PYTHONPATH": str(ROOT)}
+        done = commands.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,7 +54,7 @@ def sounds(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(sounds, tmp_path_factory):
+def trained(command, sounds, tmp_path_factory):
     """The folder that the training recipe wrote, and what it printed."""
     place = tmp_path_factory.mktemp("trained")
     settings = [
@@ -78,7 +80,7 @@ def test_it_is_trained(trained, sounds):
     assert json.loads((folder / "config.json").read_text())["format"] == 1
 
 
-def test_the_command_lists_and_shows_it(trained):
+def test_the_command_lists_and_shows_it(command, trained):
     folder, _ = trained
     listed = command("-m", "unimodal", "tokenizers", "list")
     assert re.search(r"^my_sounds +audio +codes +— +Sounds by frames of 10 ms", listed, re.M)
@@ -91,14 +93,14 @@ def test_the_command_lists_and_shows_it(trained):
 
 
 @pytest.fixture(scope="module")
-def media(trained, tmp_path_factory):
+def media(command, trained, tmp_path_factory):
     """The folder that fine-tuning takes."""
     folder = tmp_path_factory.mktemp("media") / "media"
     command("tools/convert_checkpoint.py", "tokenizers", folder, "--audio", trained[0])
     return folder
 
 
-def test_a_language_model_can_be_tuned_on_its_codes(media, sounds, tiny_base, tmp_path):
+def test_a_language_model_can_be_tuned_on_its_codes(command, media, sounds, tiny_base, tmp_path):
     settings = [
         f"base={tiny_base}", f"media={media}", f"out={tmp_path}/out", f"run={tmp_path}/run",
         f"corpus={{datasets: [{{path: {sounds}/data.jsonl}}], length: 256, tokens_per_batch: 256}}", "lora.rank=4",
@@ -108,7 +110,7 @@ def test_a_language_model_can_be_tuned_on_its_codes(media, sounds, tiny_base, tm
     assert "audio (audio)" in plan and re.search(r"\[100 × audio\]", plan) and "one step: loss" in plan
 
 
-def test_files_go_to_codes_and_back(trained, media, sounds, tmp_path):
+def test_files_go_to_codes_and_back(command, trained, media, sounds, tmp_path):
     """With the folder of tokenizers that a model is made from, and with the tokenizer alone."""
     folder, _ = trained
     coded = command("-m", "unimodal", "tokenize", sounds / "3.wav", "--out", tmp_path / "a.json", "--model", media)

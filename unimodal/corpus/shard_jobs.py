@@ -240,8 +240,13 @@ def run_worker(job: CorpusJob, index: int, count: int, writer: ShardWriter | Non
 
 
 def run_processes(job: CorpusJob, first: int, workers: int, count: int) -> None:
-    """Workers first … first + workers - 1 of `count` as processes. The first error stops the others and is raised."""
-    context = multiprocessing.get_context("spawn")
+    """Workers first … first + workers - 1 of `count` as processes. The first error stops the others and is raised.
+
+    Where the system has it, they are forks of one process that imports torch once for all of them.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    context.set_forkserver_preload([__name__])
     errors: SimpleQueue[str] = context.SimpleQueue()
     processes = [
         context.Process(target=_run_child, args=(job, first + number, count, errors), daemon=True)
