@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -244,9 +245,10 @@ def run_processes(job: CorpusJob, first: int, workers: int, count: int) -> None:
 
     Where the system has it, they are forks of one process that imports torch once for all of them.
     """
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    context.set_forkserver_preload([__name__])
+    context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
     errors: SimpleQueue[str] = context.SimpleQueue()
     processes = [
         context.Process(target=_run_child, args=(job, first + number, count, errors), daemon=True)
