@@ -32,7 +32,7 @@ from unimodal.model_folder.layout import (
     TEXT_FILES,
     VOCABULARY_FILE,
     WEIGHTS,
-    tokenizer_folder,
+    locate_tokenizer,
 )
 from unimodal.model_folder.settings import CtcReading, MediumLimits, ProcessorConfig
 from unimodal.model_folder.wording import Wording
@@ -112,20 +112,20 @@ def write_samples(cfg: AssembleRecipe, folder: Path) -> None:
 
 
 def run(cfg: AssembleRecipe, dry_run: bool) -> None:
-    image = ImageTokenizer.load(tokenizer_folder(cfg.models, "image"))
-    audio = AudioTokenizer.load(tokenizer_folder(cfg.models, "audio"))
+    image = ImageTokenizer.load(locate_tokenizer(cfg.models, "image"))
+    audio = AudioTokenizer.load(locate_tokenizer(cfg.models, "audio"))
     if dry_run:
         return
     check_codes(cfg, image)
     cfg.out.mkdir(parents=True, exist_ok=True)
     for modality in MODALITIES:
-        for file in sorted(tokenizer_folder(cfg.models, modality).glob("*.*")):
+        for file in sorted(locate_tokenizer(cfg.models, modality).glob("*.*")):
             if file.suffix in (".json", ".safetensors"):
-                atomic_write_bytes(tokenizer_folder(cfg.out, modality) / file.name, file.read_bytes())
+                atomic_write_bytes(locate_tokenizer(cfg.out, modality) / file.name, file.read_bytes())
     for name in DECODER_FILES:
         atomic_write_bytes(cfg.out / name, (cfg.models / "nano" / name).read_bytes())
     # the picture decoder may have been trained on since: clips continue the pictures of the released one
-    video_folder = tokenizer_folder(cfg.out, "video")
+    video_folder = locate_tokenizer(cfg.out, "video")
     settings = {**read_json(video_folder / CONFIG_FILE), "image_tokenizer_sha256": image.sha256}
     write_json(video_folder / CONFIG_FILE, settings)
     video = VideoTokenizer.load(video_folder, image)

@@ -115,10 +115,10 @@ class Tour:
         if kind == "audio":
             from unimodal.media.audio import load_audio
             from unimodal.media.image import save_image
-            from unimodal.media.preview import spectrogram_image
+            from unimodal.media.preview import draw_spectrogram
 
             picture = f"{path.stem}-spectrogram.png"
-            save_image(spectrogram_image(load_audio(path), 16_000), self.gallery.folder / picture)
+            save_image(draw_spectrogram(load_audio(path), 16_000), self.gallery.folder / picture)
             return picture, caption, name
         if kind == "video" and path.suffix not in (".gif", ".webp"):
             from unimodal.media.video import load_video, save_video
@@ -145,13 +145,13 @@ class Tour:
 
 def _by_kind(folder: Path) -> dict[str, list[Path]]:
     """The media in a folder by what they hold; other files (a list of sources, say) are left alone."""
-    from unimodal.media.kind import media_kind
+    from unimodal.media.kind import detect_kind
 
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_file() and not path.name.startswith("."):
             try:
-                found.setdefault(media_kind(path), []).append(path)
+                found.setdefault(detect_kind(path), []).append(path)
             except ValueError:
                 continue
     return found

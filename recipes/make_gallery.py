@@ -19,7 +19,7 @@ import torch
 from unimodal.config import Config
 from unimodal.files import atomic_write_text
 from unimodal.media.image import save_image
-from unimodal.media.preview import contact_sheet
+from unimodal.media.preview import draw_contact_sheet
 from unimodal.training.command import recipe_main
 
 COLUMNS = 8
@@ -51,7 +51,7 @@ def run(cfg: GalleryRecipe, dry_run: bool) -> None:
     drawings = [model.generate(wish, to="image", seed=0).media for wish in cfg.wishes]
     clip = model.generate(cfg.clip, to="video", seed=0).media  # [T, 3, H, W]
     cells = [*originals, *rebuilt, *drawings, *list(clip)[:COLUMNS]]
-    sheet = contact_sheet([cell.clamp(0, 1) for cell in cells], COLUMNS)
+    sheet = draw_contact_sheet([cell.clamp(0, 1) for cell in cells], COLUMNS)
     large = torch.nn.functional.interpolate(sheet[None].float(), scale_factor=cfg.scale, mode="nearest")[0]
     save_image(large, cfg.model / "gallery.png")
     labels = [concepts[images["concept"][row]]["label"] for row in rows]

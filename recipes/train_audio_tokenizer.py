@@ -24,7 +24,7 @@ from unimodal.config import MAY_CHANGE, Config
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
-from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
+from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, compute_adversarial_losses
 from unimodal.training.command import Flags, training_main
 from unimodal.training.identity import describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
@@ -298,7 +298,9 @@ class HeadTraining(nn.Module):
             numbers["cycle"] = float(cycle.detach())
         if self.discriminator is not None and step >= self.cfg.adversarial_from:
             few = self.cfg.adversarial_items
-            generator, discriminator, more = adversarial_losses(self.discriminator, made[:few].float(), wave[:few])
+            generator, discriminator, more = compute_adversarial_losses(
+                self.discriminator, made[:few].float(), wave[:few]
+            )
             loss = loss + self.cfg.adversarial_weight * generator + discriminator
             numbers |= more
         return loss, numbers

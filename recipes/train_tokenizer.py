@@ -32,7 +32,7 @@ from unimodal.coder.batches import group_by_size, read_medium, stack_media
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.files import describe_error, write_json
 from unimodal.media.registry import find_medium
-from unimodal.tokenizers import Codes, MediaTokenizer, family_class
+from unimodal.tokenizers import Codes, MediaTokenizer, find_family_class
 from unimodal.training.command import Flags, training_main
 from unimodal.training.identity import describe_settings
 from unimodal.training.loop import Trainer
@@ -55,7 +55,7 @@ class TokenizerRecipe(Config):
 
 def make_tokenizer(cfg: TokenizerRecipe) -> MediaTokenizer:
     """A new tokenizer of the family. Raises ValueError for a family without codes and for settings it does not have."""
-    kind = family_class(cfg.family)
+    kind = find_family_class(cfg.family)
     if not issubclass(kind, MediaTokenizer) or kind.continues is not None:
         raise ValueError(f"{cfg.family} is no tokenizer that stands alone; see its own recipe")
     try:

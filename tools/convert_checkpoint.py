@@ -45,7 +45,7 @@ from unimodal.files import join_lines
 from unimodal.media.registry import MEDIA, load_plugins
 from unimodal.model.image_head import ImageHead
 from unimodal.model.weight_files import ORIGINAL
-from unimodal.model_folder.layout import PROCESSOR_FILE, reader_folder, tokenizer_folder
+from unimodal.model_folder.layout import PROCESSOR_FILE, locate_reader, locate_tokenizer
 from unimodal.model_folder.settings import MediumSettings, ProcessorConfig
 from unimodal.model_folder.wording import Wording
 from unimodal.sequence.document import Document, Image, Text, Turn
@@ -53,13 +53,13 @@ from unimodal.sequence.templates.open import open_template
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import (
     MediaTokenizer,
-    continued_medium,
+    find_continued_medium,
+    hash_stored,
     is_tokenizer,
     load_tokenizer,
     pretrained,
-    stored_sha256,
 )
-from unimodal.tokenizers.pretrained.base import check_kind, load_reference, weight_files
+from unimodal.tokenizers.pretrained.base import check_kind, list_checkpoint_weights, load_reference
 from unimodal.tokenizers.pretrained.janus import JanusReader
 from unimodal.vocabulary import Block, Control, Segment, SpanLayout, media_vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
@@ -85,7 +85,7 @@ class Source:
 
     def __init__(self, folder: Path, kind: str, what: str) -> None:
         check_kind(folder, (kind,), what)
-        weight_files(folder)
+        list_checkpoint_weights(folder)
         if not (folder / "tokenizer.json").is_file():
             raise ValueError(f"{folder} has no tokenizer.json; take the whole checkpoint, in transformers' format")
         self.folder, self.what = folder, what
@@ -243,8 +243,8 @@ def convert_emu3(folder: Path, new: Path, grid: tuple[int, int] | None = None) -
     state = model.state_dict()
     weights = {**parts_of(state, "model.text_model."), "lm_head.weight": state["lm_head.weight"]}
     save_decoder(stock_llama(config, weights, config.vocab_size), new)
-    image.save(tokenizer_folder(new, "image"))
-    block = source.block(found, stored_sha256(tokenizer_folder(new, "image")), image.codebook_sizes[0])
+    image.save(locate_tokenizer(new, "image"))
+    block = source.block(found, hash_stored(locate_tokenizer(new, "image")), image.codebook_sizes[0])
     if [found[code] for code in range(block.size)] != list(block.rows):
         raise ValueError(f"{folder}: the visual tokens are not in the order of their codes; it is not Emu3's")
     layout = SpanLayout("image", [Segment("image", grid[0] * grid[1])], marks)
@@ -278,8 +278,8 @@ def convert_chameleon(folder: Path, new: Path, decoder: Path | None = None) -> N
     with torch.no_grad():  # code c of ours is the row start + c
         table = image.network.quantize.embedding.weight
         table.copy_(table[order].clone())
-    image.save(tokenizer_folder(new, "image"))
-    block = source.block(found, stored_sha256(tokenizer_folder(new, "image")), block.size)
+    image.save(locate_tokenizer(new, "image"))
+    block = source.block(found, hash_stored(locate_tokenizer(new, "image")), block.size)
     controls = {
         "image_start": source.special("boi_token", "<racm3:break>"),
         "image_end": source.special("eoi_token", "<eoss>"),
@@ -327,8 +327,8 @@ def convert_janus(folder: Path, new: Path) -> None:
     save_file(rest, new / ORIGINAL / REST_FILE, metadata={"format": "pt"})
     ImageHead(decoder.get_output_embeddings(), text_rows, gate.proj_out, activation, gate.vision_head).save(new)
     save_decoder(decoder, new)
-    image.save(tokenizer_folder(new, "image"))
-    sha256 = stored_sha256(tokenizer_folder(new, "image"))
+    image.save(locate_tokenizer(new, "image"))
+    sha256 = hash_stored(locate_tokenizer(new, "image"))
     block = Block(name="image", modality="image", start=text_rows, size=num_codes, sha256=sha256)
     controls = {
         "image_start": source.special("boi_token", "<begin_of_image>"),
@@ -343,9 +343,9 @@ def convert_janus(folder: Path, new: Path) -> None:
     reader = JanusReader.from_model(inner, folder)
     if reader.width != config.hidden_size:
         raise ValueError(f"{folder}: its picture features are {reader.width} wide, its decoder {config.hidden_size}")
-    reader.save(reader_folder(new, "image"))
+    reader.save(locate_reader(new, "image"))
     placeholder = source.special("image_token", "<image_placeholder>")
-    features = FeatureSpan(placeholder, reader.num_features, stored_sha256(reader_folder(new, "image")))
+    features = FeatureSpan(placeholder, reader.num_features, hash_stored(locate_reader(new, "image")))
     layout = SpanLayout("image", [Segment("image", image.tokens_per_item)], features=features)
     processor = ProcessorConfig(template="janus", system=JANUS_SYSTEM, wording=ASKED)
     sampling = {"image": MediumSettings(guidance=5.0)}
@@ -371,9 +371,9 @@ def make_tokenizers(opened: Mapping[str, tuple[MediaTokenizer, Path | None]], ne
     tokenizers = [tokenizer for tokenizer, _ in opened.values()]
     for modality, (tokenizer, folder) in opened.items():
         if folder is None:
-            tokenizer.save(tokenizer_folder(new, modality))
+            tokenizer.save(locate_tokenizer(new, modality))
         else:
-            shutil.copytree(folder, tokenizer_folder(new, modality))
+            shutil.copytree(folder, locate_tokenizer(new, modality))
     if text is None:
         media_vocabulary(tokenizers).save(new / "vocabulary.json")
     else:
@@ -401,7 +401,7 @@ def open_tokenizer(
     if equals:
         tokenizer = pretrained.load(family, source)
     else:
-        begun = continued_medium(named)
+        begun = find_continued_medium(named)
         tokenizer = load_tokenizer(named, others[begun][0] if begun in others else None)
     if tokenizer.modality != modality:
         raise ValueError(f"{family if equals else named} is a tokenizer of {tokenizer.modality}, not of {modality}")

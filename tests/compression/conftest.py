@@ -37,14 +37,16 @@ def cache_name(model):
     return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
-def special_ids(vocabulary):
+def list_special_ids(vocabulary):
     return {f"{name}_id": vocabulary.control_id(f"<|{name}|>") for name in ("pad", "bos", "eos")}
 
 
 @pytest.fixture(scope="session")
 def make_model(vocabulary):
     def make(**changes):
-        return build_nano(vocabulary.size, SIZES.model_copy(update=changes), seed=0, **special_ids(vocabulary)).eval()
+        return build_nano(
+            vocabulary.size, SIZES.model_copy(update=changes), seed=0, **list_special_ids(vocabulary)
+        ).eval()
 
     return make
 
@@ -61,7 +63,7 @@ def qwen(vocabulary):
     config = Qwen3Config(
         vocab_size=vocabulary.size, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, max_position_embeddings=256, initializer_range=0.2, use_cache=False,
-        pad_token_id=special_ids(vocabulary)["pad_id"],
+        pad_token_id=list_special_ids(vocabulary)["pad_id"],
     )  # fmt: skip
     torch.manual_seed(0)
     return Qwen3ForCausalLM(config).eval()

@@ -20,7 +20,7 @@ from unimodal.media import image as image_module
 from unimodal.media.audio import load_audio, save_audio
 from unimodal.media.files import quiet_stderr
 from unimodal.media.image import load_image, save_image
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.limits import MediaLimits
 from unimodal.media.video import load_video, save_video
 
@@ -76,7 +76,7 @@ def refusal(use, source) -> str:
 def test_kind_is_told_by_content_not_by_name(suffix, good, tmp_path):
     path = tmp_path / "renamed.txt"
     path.write_bytes(good[suffix])
-    assert media_kind(path) == media_kind(good[suffix]) == KIND_OF[suffix]
+    assert detect_kind(path) == detect_kind(good[suffix]) == KIND_OF[suffix]
     assert LOADERS[KIND_OF[suffix]](path).numel() > 0
 
 
@@ -118,7 +118,7 @@ FOREIGN = {
 def test_foreign_files_are_named(data, words, suffix, tmp_path):
     path = tmp_path / f"file{suffix}"
     path.write_bytes(data)
-    for use in (*LOADERS.values(), media_kind):
+    for use in (*LOADERS.values(), detect_kind):
         assert refusal(use, path).startswith(f"{path} is {words}, not a ")
 
 
@@ -172,7 +172,7 @@ def test_missing_empty_and_odd_paths(tmp_path):
         b"": "is empty (0 bytes)",
     }
     for source, words in cases.items():
-        for use in (*LOADERS.values(), media_kind):
+        for use in (*LOADERS.values(), detect_kind):
             assert words in refusal(use, source)
 
 
@@ -272,7 +272,7 @@ def test_huge_pictures_are_refused_before_any_decoder_sees_them(name, monkeypatc
 def test_limits_of_pictures_and_sounds_are_settings(good):
     assert "max_pixels=1,999" in refusal(lambda s: load_image(s, MediaLimits(max_pixels=1999)), good[".png"])
     assert load_image(good[".png"], MediaLimits(max_pixels=2000)).shape == (3, 40, 50)
-    assert "max_bytes=99" in refusal(lambda s: media_kind(s, MediaLimits(max_bytes=99)), good[".png"])
+    assert "max_bytes=99" in refusal(lambda s: detect_kind(s, MediaLimits(max_bytes=99)), good[".png"])
     for suffix in (".wav", ".flac", ".ogg", ".mp3"):
         message = refusal(lambda s: load_audio(s, limits=MediaLimits(max_seconds=0.4)), good[suffix])
         assert "lasts 0.5 s, over the limit max_seconds=0.4" in message

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from unimodal.media.audio import load_audio
 from unimodal.media.hdr import HLG, PQ, read_hlg, read_pq, tone_map
 from unimodal.media.image import load_image
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.limits import MediaLimits
 from unimodal.media.video import load_video
 
@@ -78,7 +78,7 @@ def test_an_mp3_is_read_to_its_end_whatever_its_header_says(seconds, options, he
     data = encode_sound(tone(seconds), "mp3", "libmp3lame", muxer=muxer, pipe=header != "xing", **options)
     loaded = load_audio(data)
     assert abs(len(loaded) / RATE_HZ - seconds) < 0.12  # what an encoder adds, where no header says how much
-    assert media_kind(data) == "audio"
+    assert detect_kind(data) == "audio"
 
 
 SOUNDS = {
@@ -104,7 +104,7 @@ def test_every_sound_is_read_whole(name):
     rate_hz = 48_000 if codec == "libopus" else RATE_HZ
     data = encode_sound(tone(1.5, rate_hz), container, codec, rate_hz, pipe)
     loaded = load_audio(data)
-    assert media_kind(data) == "audio"
+    assert detect_kind(data) == "audio"
     assert -0.02 < len(loaded) / RATE_HZ - 1.5 < 0.13  # AAC begins and ends in whole frames of 1,024
     assert similarity(loaded, tone(1.5)) > 0.98
 
@@ -154,7 +154,7 @@ def test_every_picture_is_read(kind):
     data = saved(picture(), kind, **({} if kind in ("BMP", "TIFF") else {"quality": 100}))
     loaded = load_image(data).permute(1, 2, 0).int()
     assert (loaded - torch.from_numpy(np.array(picture())).int()).abs().max() <= (0 if kind in ("BMP", "TIFF") else 12)
-    assert media_kind(data) == "image"
+    assert detect_kind(data) == "image"
 
 
 def profile_of(gamma: float, primaries: tuple[tuple[float, float], ...]) -> bytes:
@@ -270,7 +270,7 @@ FILMS = {
 @pytest.mark.parametrize("name", [*FILMS])
 def test_every_film_is_read(name):
     data = film(*FILMS[name], num_frames=50, fps=25)
-    assert media_kind(data) == "video"
+    assert detect_kind(data) == "video"
     levels = levels_of(load_video(data, 25))
     assert abs(len(levels) - 50) <= 1 and np.abs(np.array(levels[:49]) - [20 + 4 * k for k in range(49)]).max() <= 4
 
@@ -322,7 +322,7 @@ def test_frames_without_a_time_are_shown_for_a_tenth_of_a_second(kind, declared_
 
 def test_an_animated_png_is_a_film_and_its_first_frame_a_picture():
     data = animation("PNG", [500, 250, 250])
-    assert media_kind(data) == "video"
+    assert detect_kind(data) == "video"
     assert levels_of(load_video(data, 4)) == [0, 0, 40, 80]
     assert load_image(data).unique().tolist() == [0]
     still = Image.new("RGB", (16, 16), "white")  # shown where animations are not

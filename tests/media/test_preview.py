@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 
-from unimodal.media.preview import contact_sheet, spectrogram_image
+from unimodal.media.preview import draw_contact_sheet, draw_spectrogram
 
 
 def flat(*colour: float, height: int = 10, width: int = 10) -> torch.Tensor:
@@ -13,7 +13,7 @@ def flat(*colour: float, height: int = 10, width: int = 10) -> torch.Tensor:
 
 def test_a_sheet_holds_every_picture_in_reading_order():
     pictures = [flat(i / 10, 0.5, 0.2) for i in range(5)]
-    sheet = contact_sheet(pictures, columns=2)
+    sheet = draw_contact_sheet(pictures, columns=2)
     assert sheet.shape == (3, 3 * 14 + 4, 2 * 14 + 4) and sheet.dtype == torch.float32
     for index, picture in enumerate(pictures):
         top, left = 4 + index // 2 * 14, 4 + index % 2 * 14
@@ -22,7 +22,7 @@ def test_a_sheet_holds_every_picture_in_reading_order():
 
 
 def test_pictures_of_different_sizes_and_types_are_centred():
-    sheet = contact_sheet([flat(0, 0, 0, height=20, width=8), torch.zeros(3, 4, 12, dtype=torch.uint8)], columns=9)
+    sheet = draw_contact_sheet([flat(0, 0, 0, height=20, width=8), torch.zeros(3, 4, 12, dtype=torch.uint8)], columns=9)
     assert sheet.shape == (3, 28, 36)
     assert sheet[0, 4:24, 6:14].max() == 0 and sheet[0, 12:16, 20:32].max() == 0
     assert (sheet[0] == 0).sum() == 20 * 8 + 4 * 12
@@ -30,16 +30,16 @@ def test_pictures_of_different_sizes_and_types_are_centred():
 
 def test_labels_stay_in_their_cells():
     pictures = [flat(1, 1, 1, width=50)] * 3
-    plain = contact_sheet(pictures, 3, ["", "", ""])
+    plain = draw_contact_sheet(pictures, 3, ["", "", ""])
     for label in ("cat", "a label that is far too long for its picture and needs a cut", "x" * 200):
-        sheet = contact_sheet(pictures, 3, ["", label, ""])
+        sheet = draw_contact_sheet(pictures, 3, ["", label, ""])
         assert sheet.shape == plain.shape == (3, 10 + 28 + 8, 3 * 54 + 4)
         changed = (sheet != plain).any(dim=0).nonzero()  # [P, 2] row and column of the ink
         assert len(changed) > 10
         assert changed[:, 0].min() >= 14 and changed[:, 0].max() < 14 + 28
         assert changed[:, 1].min() >= 58 and changed[:, 1].max() < 58 + 50 + 2
     assert torch.equal(
-        contact_sheet(pictures, 3, ["", "Ünïque 🍎", ""]), contact_sheet(pictures, 3, ["", "Unique", ""])
+        draw_contact_sheet(pictures, 3, ["", "Ünïque 🍎", ""]), draw_contact_sheet(pictures, 3, ["", "Unique", ""])
     )
 
 
@@ -47,7 +47,7 @@ def test_a_spectrogram_shows_a_tone_at_its_height():
     tops = []
     for frequency_hz in (200, 1000, 4000):
         tone = 0.5 * torch.sin(torch.arange(16000) * 2 * math.pi * frequency_hz / 16000)
-        image = spectrogram_image(tone, 16000)
+        image = draw_spectrogram(tone, 16000)
         assert image.shape == (3, 128, 126) and image.min() >= 0 and image.max() <= 1
         brightness = image.sum(dim=0)[:, 10:-10].mean(dim=1)  # [height]
         tops.append(brightness.argmax().item())
@@ -58,7 +58,7 @@ def test_a_spectrogram_shows_a_tone_at_its_height():
 def test_a_spectrogram_shows_when():
     sound = torch.zeros(16000)
     sound[8000:] = torch.randn(8000, generator=torch.Generator().manual_seed(0)) * 0.1
-    brightness = spectrogram_image(sound, 16000).mean(dim=(0, 1))
+    brightness = draw_spectrogram(sound, 16000).mean(dim=(0, 1))
     assert brightness[:55].max() < 0.05 and brightness[72:].min() > 0.3
 
 
@@ -67,25 +67,25 @@ def test_a_spectrogram_shows_when():
 def test_short_and_silent_sounds(sample_rate_hz, length):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        silent = spectrogram_image(torch.zeros(length), sample_rate_hz)
-        image = spectrogram_image(torch.ones(length) * 0.1, sample_rate_hz)
+        silent = draw_spectrogram(torch.zeros(length), sample_rate_hz)
+        image = draw_spectrogram(torch.ones(length) * 0.1, sample_rate_hz)
     assert silent.max() < 0.05 and torch.isfinite(image).all() and image.shape == silent.shape
 
 
 def test_a_long_sound_is_not_wider_than_asked():
-    assert spectrogram_image(torch.rand(400_000), 16000, height=40, max_width=300).shape[1:] <= (40, 300)
+    assert draw_spectrogram(torch.rand(400_000), 16000, height=40, max_width=300).shape[1:] <= (40, 300)
 
 
 def test_bad_requests():
     with pytest.raises(ValueError, match="empty list"):
-        contact_sheet([], 2)
+        draw_contact_sheet([], 2)
     with pytest.raises(ValueError, match="columns=0"):
-        contact_sheet([flat(0, 0, 0)], 0)
+        draw_contact_sheet([flat(0, 0, 0)], 0)
     with pytest.raises(ValueError, match="2 labels for 1 pictures"):
-        contact_sheet([flat(0, 0, 0)], 1, ["a", "b"])
+        draw_contact_sheet([flat(0, 0, 0)], 1, ["a", "b"])
     with pytest.raises(ValueError, match="not numbers"):
-        contact_sheet([flat(float("nan"), 0, 0)], 1)
+        draw_contact_sheet([flat(float("nan"), 0, 0)], 1)
     with pytest.raises(ValueError, match=r"expected a float sound \[T\]"):
-        spectrogram_image(torch.zeros(0), 16000)
+        draw_spectrogram(torch.zeros(0), 16000)
     with pytest.raises(ValueError, match="not numbers"):
-        spectrogram_image(torch.tensor([float("inf")]), 16000)
+        draw_spectrogram(torch.tensor([float("inf")]), 16000)

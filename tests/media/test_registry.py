@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unimodal.media.access import encode_medium, load_medium, save_medium
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.registry import MEDIA, FileTarget, find_medium, load_plugins, register
 
 SHAPES = {"image": (3, 4, 4), "audio": (800,), "video": (2, 3, 4, 4)}
@@ -19,10 +19,10 @@ def test_every_suffix_that_can_be_saved_is_written_and_recognised(name, tmp_path
     for suffix in MEDIA[name].saved_suffixes:
         path = tmp_path / f"a{suffix}"
         save_medium(name, medium, path)
-        assert media_kind(path) == name
+        assert detect_kind(path) == name
         assert len(load_medium(name, path, target).shape) == len(MEDIA[name].axes)
     data, media_type = encode_medium(name, medium)
-    assert media_kind(data) == name and media_type.startswith(f"{name}/")
+    assert detect_kind(data) == name and media_type.startswith(f"{name}/")
 
 
 @pytest.mark.parametrize(

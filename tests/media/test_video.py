@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.campaigns import examples
 from unimodal.media.audio import load_audio
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.limits import MediaLimits
 from unimodal.media.registry import MEDIA
 from unimodal.media.video import load_video, save_video
@@ -77,7 +77,7 @@ def test_what_is_saved_is_what_is_loaded(suffix, tolerance, tmp_path):
     assert loaded.min() >= 0 and loaded.max() <= 1
     assert (loaded - clip).abs().mean(dim=(1, 2, 3)).max() < tolerance  # every frame, so none is shifted in time
     assert torch.equal(load_video((tmp_path / f"a{suffix}").read_bytes(), 8), loaded)
-    assert media_kind(tmp_path / f"a{suffix}") == "video"
+    assert detect_kind(tmp_path / f"a{suffix}") == "video"
     assert [p.name for p in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
@@ -220,7 +220,7 @@ def test_sound_in_a_film_container_is_a_sound(container_format, codec, tmp_path)
     """What telephones and MediaRecorder save: m4a, and WebM without pictures."""
     path = tmp_path / f"voice.{container_format}"
     path.write_bytes(sound_only(container_format, codec))
-    assert media_kind(path) == "audio"
+    assert detect_kind(path) == "audio"
     with pytest.raises(ValueError, match=r"voice\.\w+ holds sound but no moving pictures; pass it as audio"):
         load_video(path, 8)
     assert len(load_audio(path)) >= 300
@@ -246,8 +246,8 @@ def test_a_still_picture_is_not_a_film_but_a_still_gif_is_one_frame():
     with pytest.raises(ValueError, match="is a PNG picture, not a film; pass it as image"):
         load_video(memory.getvalue(), 8)
     assert load_video(gif([77], [100]), 8, num_frames=3).shape == (3, 3, 8, 8)
-    assert media_kind(gif([77], [100])) == "image"
-    assert media_kind(gif([77, 90], [100, 100])) == "video"
+    assert detect_kind(gif([77], [100])) == "image"
+    assert detect_kind(gif([77, 90], [100, 100])) == "video"
 
 
 def test_declared_length_is_checked_before_decoding(monkeypatch):

@@ -126,7 +126,7 @@ def test_search_gives_a_picture_that_the_model_names_no_worse(model, name, setti
     found = model.generate("a red apple", "image", seed=3, search=name, search_settings=settings)
     again = model.generate("a red apple", "image", seed=3, search=name, search_settings=settings)
     assert np.array_equal(found.part.codes, again.part.codes)
-    verifier = CaptionVerifier(model, "image", model.wording.caption("a red apple", "image"))
+    verifier = CaptionVerifier(model, "image", model.wording.word_caption("a red apple", "image"))
     rows = model.vocabulary.encode_span("image", found.part.codes)
     if name == "best-of-n":
         plain = model.generate("a red apple", "image", seed=3)
@@ -170,7 +170,7 @@ def test_search_goes_with_media_only(model):
     ],
 )
 def test_the_caption_is_what_the_request_is_about(model, request_, to, caption):
-    assert model.wording.caption(request_, to) == caption
+    assert model.wording.word_caption(request_, to) == caption
 
 
 def test_a_session_reads_a_conversation_once(model):

@@ -17,7 +17,7 @@ from unimodal.model_folder.write import save_model
 from unimodal.pipeline import MediaCodes, load
 from unimodal.pipeline.requests import count_room
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
-from unimodal.tokenizers import FAMILIES, load_tokenizer, stored_sha256
+from unimodal.tokenizers import FAMILIES, hash_stored, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +239,7 @@ def test_a_wrong_hash_in_the_manifest_names_both(copy):
     [audio] = [block for block in manifest["blocks"] if block["name"] == "audio"]
     audio["sha256"] = "f" * 64
     (copy / "vocabulary.json").write_text(json.dumps(manifest))
-    real = stored_sha256(copy / "audio_tokenizer")
+    real = hash_stored(copy / "audio_tokenizer")
     with pytest.raises(ValueError, match=f"audio tokenizer has sha256 {real} but .* {'f' * 64}"):
         load(copy)
 
@@ -340,6 +340,6 @@ def test_every_family_loads_by_its_folder_and_keeps_its_hash(model):
     for name in ("image", "audio", "video"):
         folder = tiny_folder() / f"{name}_tokenizer"
         loaded = load_tokenizer(folder, model.coder.tokenizer("image"))
-        assert loaded.modality == name and loaded.sha256 == stored_sha256(folder) == model.coder.sha256[name]
+        assert loaded.modality == name and loaded.sha256 == hash_stored(folder) == model.coder.sha256[name]
         families.add(loaded.config.family)
     assert families == {name for name, place in FAMILIES.items() if ".pretrained." not in place}

@@ -11,7 +11,7 @@ import torch
 
 from tests.recipes.test_finetune_lora import recipe
 from unimodal.media.audio import load_audio, save_audio
-from unimodal.tokenizers import FAMILIES, Codes, load_tokenizer, stored_sha256
+from unimodal.tokenizers import FAMILIES, Codes, hash_stored, load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "tests" / "recipes" / "my_sounds.py"
@@ -76,7 +76,7 @@ def test_it_is_trained(trained, sounds):
     assert report["mean_squared_error"] < 0.02  # silence has 0.125
     assert 0 < report["used_audio"] <= 1 < report["perplexity_audio"] <= 625
     record = json.loads((folder / "recipe.json").read_text())
-    assert record["weights_sha256"] == stored_sha256(folder)
+    assert record["weights_sha256"] == hash_stored(folder)
     assert json.loads((folder / "config.json").read_text())["format"] == 1
 
 
@@ -129,9 +129,9 @@ def test_the_page_that_tells_how_is_itself_a_tokenizer(tmp_path, monkeypatch):
     (tmp_path / "patches.py").write_text(example)
     monkeypatch.setenv("UNIMODAL_PLUGINS", str(tmp_path / "patches.py"))
     FAMILIES.pop("patches", None)  # the test of the page itself has run it
-    from unimodal.tokenizers import family_class
+    from unimodal.tokenizers import find_family_class
 
-    kind = family_class("patches")
+    kind = find_family_class("patches")
     torch.manual_seed(0)
     tokenizer = kind(kind.config_class()).eval().round_to_half()
     x = torch.rand(2, 3, 32, 32)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.campaigns import examples
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
-from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, adversarial_losses
+from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, compute_adversarial_losses
 from unimodal.tokenizers.nano.audio_mel import LogMel, Spectrum, griffin_lim
 
 SMALL = {
@@ -200,7 +200,7 @@ def test_adversarial_gradients_reach_the_right_side_only_and_are_those_of_the_pl
     torch.manual_seed(0)
     judge = WaveDiscriminator(4, 4)
     made, real = (0.1 * torch.randn(2, 4096)).requires_grad_(), speechlike(4096).expand(2, -1)
-    generator, discriminating, numbers = adversarial_losses(judge, made, real)
+    generator, discriminating, numbers = compute_adversarial_losses(judge, made, real)
     weights = list(judge.parameters())
     (2 * generator + discriminating).backward()
 
@@ -225,7 +225,7 @@ def test_adversarial_gradients_reach_the_right_side_only_and_are_those_of_the_pl
 
 
 def test_matrices_in_8_bits_are_smaller_and_the_same_tokenizer_by_every_way(tmp_path) -> None:
-    from unimodal.tokenizers import load_tokenizer, stored_sha256
+    from unimodal.tokenizers import hash_stored, load_tokenizer
 
     torch.manual_seed(0)
     plain = make("istft")
@@ -234,9 +234,9 @@ def test_matrices_in_8_bits_are_smaller_and_the_same_tokenizer_by_every_way(tmp_
     plain.save(tmp_path / "plain")
     plain.save(tmp_path / "small", in_8_bits=("head.blocks.",))
     small = load_tokenizer(tmp_path / "small")
-    assert small.sha256 == stored_sha256(tmp_path / "small") != stored_sha256(tmp_path / "plain")
+    assert small.sha256 == hash_stored(tmp_path / "small") != hash_stored(tmp_path / "plain")
     small.save(tmp_path / "again")  # in half precision: the same values
-    assert stored_sha256(tmp_path / "again") == small.sha256
+    assert hash_stored(tmp_path / "again") == small.sha256
     before, after = plain.state_dict(), small.state_dict()
     assert before.keys() == after.keys()
     for name, weight in after.items():

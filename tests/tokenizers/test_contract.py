@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny_model import tiny_tokenizers
 from tests.tokenizers.small_tokenizers import CODES, LatentConfig, PatchLatents, make
-from unimodal.tokenizers import Codes, Condition, Latents, MediaTokenizer, stored_sha256
+from unimodal.tokenizers import Codes, Condition, Latents, MediaTokenizer, hash_stored
 
 SHAPES = {"image": (3, 64, 64), "audio": (1, 1700), "video": (3, 9, 64, 64)}
 
@@ -89,7 +89,7 @@ def test_save_and_load_keep_codes_and_hash(tokenizer, tmp_path):
     again = type(tokenizer).load(tmp_path)
     x = media(tokenizer)
     assert torch.equal(again.encode(x).ids, tokenizer.encode(x).ids)
-    assert again.sha256 == tokenizer.sha256 == stored_sha256(tmp_path)
+    assert again.sha256 == tokenizer.sha256 == hash_stored(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import torch
 from tests.tokenizers.small_tokenizers import FlowTokenizer, LatentConfig, PatchLatents, make
 from unimodal.tokenizers import (
     FAMILIES,
-    config_of,
-    families,
+    hash_stored,
+    list_families,
     load_latent_tokenizer,
     load_reader,
     load_tokenizer,
+    read_tokenizer_config,
     register,
-    stored_sha256,
     upgrade_config,
 )
 from unimodal.tokenizers.nano.image import ImageTokenizer
@@ -44,15 +44,15 @@ def test_a_released_folder_is_format_0_and_goes_up_without_another_hash(folder, 
     assert "format" not in json.loads((folder / "config.json").read_text())
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
-    before = config_of(copy)
+    before = read_tokenizer_config(copy)
     assert upgrade_config(copy) and not upgrade_config(copy)
     fields = json.loads((copy / "config.json").read_text())
     assert fields["format"] == FORMAT
-    assert config_of(copy) == before
+    assert read_tokenizer_config(copy) == before
     vocabulary = json.loads((folder.parent / "vocabulary.json").read_text())
     medium = folder.name.removesuffix("_tokenizer")
     [recorded] = {block["sha256"] for block in vocabulary["blocks"] if block["modality"] == medium}
-    assert stored_sha256(copy) == stored_sha256(folder) == recorded
+    assert hash_stored(copy) == hash_stored(folder) == recorded
 
 
 def test_nanos_picture_weights_keep_the_names_that_their_hash_covers():
@@ -61,9 +61,9 @@ def test_nanos_picture_weights_keep_the_names_that_their_hash_covers():
     folder = CARDS / "nano" / "image_tokenizer"
     tokenizer = ImageTokenizer.load(folder)
     with safe_open(folder / "model.safetensors", framework="np") as file:
-        assert set(file.keys()) == set(tokenizer.stored_state())
+        assert set(file.keys()) == set(tokenizer.collect_stored_state())
     assert {"encoder", "decoder", "quantizer"} <= {name for name, _ in tokenizer.named_children()}
-    assert tokenizer.sha256 == stored_sha256(folder)
+    assert tokenizer.sha256 == hash_stored(folder)
 
 
 # ---- formats and errors
@@ -100,7 +100,7 @@ def test_a_folder_that_is_not_whole_is_one_line(flow):
     with pytest.raises(ValueError, match="is damaged"):
         load_tokenizer(flow)
     weights.unlink()
-    for read in (load_tokenizer, stored_sha256):
+    for read in (load_tokenizer, hash_stored):
         with pytest.raises(ValueError, match="model.safetensors is missing"):
             read(flow)
     (flow / "config.json").unlink()
@@ -131,7 +131,7 @@ def test_a_family_is_what_its_config_names(monkeypatch):
     monkeypatch.delitem(FAMILIES, "test_flow", raising=False)
     register(FlowTokenizer)
     register(FlowTokenizer)
-    assert "test_flow" in families() and FAMILIES["test_flow"].endswith(":FlowTokenizer")
+    assert "test_flow" in list_families() and FAMILIES["test_flow"].endswith(":FlowTokenizer")
 
     class Second(FlowTokenizer):
         pass
@@ -157,7 +157,7 @@ def test_an_installed_package_declares_its_family_as_an_entry_point(flow, tmp_pa
         "test_broken = tests.tokenizers.small_tokenizers:to_ids\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert {"test_flow", "test_broken"} <= set(families())
+    assert {"test_flow", "test_broken"} <= set(list_families())
     assert isinstance(load_tokenizer(flow), FlowTokenizer)
     config = flow / "config.json"
     config.write_text(config.read_text().replace("test_flow", "test_broken"))
@@ -185,7 +185,7 @@ def test_a_plugin_file_registers_its_family_and_a_config_never_names_code(flow, 
     assert isinstance(load_tokenizer(flow), FlowTokenizer)
     monkeypatch.setenv("UNIMODAL_PLUGINS", str(tmp_path / "none.py"))
     with pytest.raises(ValueError, match="none.py', which cannot be imported"):
-        families()
+        list_families()
 
 
 def test_codes_latents_and_readers_are_told_apart(flow, tmp_path, monkeypatch):
@@ -207,7 +207,7 @@ def test_codes_latents_and_readers_are_told_apart(flow, tmp_path, monkeypatch):
 
 
 def test_the_page_has_every_checkpoint_and_every_word_of_the_contract():
-    from unimodal.tokenizers import LatentTokenizer, MediaTokenizer, family_class, pretrained
+    from unimodal.tokenizers import LatentTokenizer, MediaTokenizer, find_family_class, pretrained
     from unimodal.tokenizers.interface import MediaReader
     from unimodal.tokenizers.pretrained.base import NetworkTokenizer
 
@@ -216,12 +216,12 @@ def test_the_page_has_every_checkpoint_and_every_word_of_the_contract():
     rows = {row[0].strip("`"): row for row in cells if len(row) == 5}
     assert {name: row[2].strip("`") for name, row in rows.items()} == pretrained.SOURCES
     for name, row in rows.items():
-        kind = family_class(name)
+        kind = find_family_class(name)
         assert issubclass(kind, NetworkTokenizer) and row[1] == kind.modality
         settings = list(inspect.signature(kind.from_checkpoint).parameters)[1:]
         assert all(f"`{setting}`" in row[3] for setting in settings) and (settings or row[3] == "none")
-    inherited = {name for name in dir(torch.nn.Module)} | {"config", "rate", "file_target", "stored_state"}
-    inherited |= {"name_on_disk", "load_weights", "stored_dtype", "no_decoder", "check_codes"}
+    inherited = {name for name in dir(torch.nn.Module)} | {"config", "rate", "file_target", "collect_stored_state"}
+    inherited |= {"to_stored_name", "load_weights", "stored_dtype", "no_decoder", "check_codes"}
     for kind in (MediaTokenizer, LatentTokenizer, MediaReader):
         declared = {name for name in dir(kind) if not name.startswith("_")}
         declared |= {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}

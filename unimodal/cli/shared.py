@@ -113,9 +113,9 @@ def check_ways(decoder: str | None, weights: str) -> None:
 
 def check_file(source: Path | bytes) -> str:
     """The medium of a file, by its first bytes. Raises ValueError for an input that is missing or holds none."""
-    from unimodal.media.kind import media_kind
+    from unimodal.media.kind import detect_kind
 
-    return media_kind(source)
+    return detect_kind(source)
 
 
 def read_source(path: Path) -> Path | bytes:

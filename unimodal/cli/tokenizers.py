@@ -23,13 +23,13 @@ tokenizers = typer.Typer(
 
 
 @tokenizers.command("list")
-def list_families() -> None:
+def show_families() -> None:
     """List every family: ours, and those of `$UNIMODAL_PLUGINS` and of installed packages."""
-    from unimodal.tokenizers import families, family_class, pretrained
+    from unimodal.tokenizers import find_family_class, list_families, pretrained
 
     rows = [("family", "medium", "gives", "a public checkpoint", "what it is")]
-    for name in families():
-        kind = family_class(name)
+    for name in list_families():
+        kind = find_family_class(name)
         rows.append((name, kind.modality, _name_result(kind), pretrained.SOURCES.get(name, "—"), _summarise(kind)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
@@ -42,11 +42,11 @@ def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A family, or the folder of a saved tokenizer.")],
 ) -> None:
     """Show a family's settings, or the codes, sizes and hash of a saved tokenizer."""
-    from unimodal.tokenizers import families, is_tokenizer
+    from unimodal.tokenizers import is_tokenizer, list_families
 
     folder = Path(name).expanduser()
     alone = is_tokenizer(folder)
-    if folder.is_dir() and not alone and name not in families():
+    if folder.is_dir() and not alone and name not in list_families():
         inside = sorted(path.name for path in folder.glob("*_tokenizer") if path.is_dir())
         advice = f"name one of its {', '.join(inside)}" if inside else "it holds none"
         raise ValueError(f"{name} is not the folder of a tokenizer; {advice}")
@@ -58,10 +58,10 @@ def show(
 
 def _describe_family(name: str) -> Iterator[tuple[str, str]]:
     """What a family takes; ValueError for a name that is neither a folder nor a family."""
-    from unimodal.tokenizers import family_class, pretrained
+    from unimodal.tokenizers import find_family_class, pretrained
     from unimodal.tokenizers.pretrained.base import NetworkTokenizer
 
-    kind = family_class(name)
+    kind = find_family_class(name)
     yield "family", name
     yield from _describe_class(kind)
     if name in pretrained.SOURCES and issubclass(kind, NetworkTokenizer):
@@ -75,11 +75,11 @@ def _describe_family(name: str) -> Iterator[tuple[str, str]]:
 
 def _describe_folder(folder: Path) -> Iterator[tuple[str, str]]:
     """What a saved tokenizer or reader gives."""
-    from unimodal.tokenizers import family_class, family_of, load_tokenizer, stored_sha256
+    from unimodal.tokenizers import find_family_class, hash_stored, load_tokenizer, read_family
     from unimodal.tokenizers.interface import MediaTokenizer
 
-    family = family_of(folder)
-    kind = family_class(family)
+    family = read_family(folder)
+    kind = find_family_class(family)
     yield "folder", str(folder)
     yield "family", family
     yield from _describe_class(kind)
@@ -91,7 +91,7 @@ def _describe_folder(folder: Path) -> Iterator[tuple[str, str]]:
     if module.picture_size is not None:
         yield "pictures", "{1}×{0} pixels".format(*module.picture_size)
     yield "parameters", f"{sum(parameter.numel() for parameter in module.parameters()):,}"
-    yield "sha256", stored_sha256(folder)
+    yield "sha256", hash_stored(folder)
 
 
 def _describe_codes(tokenizer: MediaTokenizer) -> Iterator[tuple[str, str]]:

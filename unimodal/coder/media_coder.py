@@ -17,22 +17,22 @@ from unimodal.coder.batches import count_frames, group_by_size, read_medium, spl
 from unimodal.coder.outputs import Grid3, MediaCodes, Output
 from unimodal.files import quote_path
 from unimodal.media.image import load_image, to_bytes
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
 from unimodal.media.registry import MEDIA, ignore_note
 from unimodal.model_folder.hashes import check_tokenizers
-from unimodal.model_folder.layout import VOCABULARY_FILE, read_positions, reader_folder, tokenizer_folder
+from unimodal.model_folder.layout import VOCABULARY_FILE, locate_reader, locate_tokenizer, read_positions
 from unimodal.model_folder.settings import ProcessorConfig, read_processor
 from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Text
 from unimodal.tokenizers import (
     Codes,
     MediaReader,
     MediaTokenizer,
-    config_of,
-    continued_medium,
+    find_continued_medium,
     is_tokenizer,
     load_reader,
     load_tokenizer,
+    read_tokenizer_config,
 )
 from unimodal.vocabulary import Vocabulary, media_vocabulary, read_vocabulary
 
@@ -49,8 +49,8 @@ def load_coder(
 def _load_alone(folder: Path, device: torch.device | str, on_step: Callable[[str], None]) -> MediaCoder:
     """The coder of one tokenizer, and of the one that it continues, which lies beside it."""
     on_step("loading the tokenizer")
-    begun = continued_medium(folder)
-    continued = None if begun is None else load_tokenizer(tokenizer_folder(folder.parent, begun))
+    begun = find_continued_medium(folder)
+    continued = None if begun is None else load_tokenizer(locate_tokenizer(folder.parent, begun))
     tokenizers = [load_tokenizer(folder, continued), *([] if continued is None else [continued])]
     return MediaCoder(folder, media_vocabulary(tokenizers), ProcessorConfig(), device, on_step, tokenizers)
 
@@ -84,8 +84,8 @@ class MediaCoder:
         """Loaded at first use. Raises ValueError for a medium that the model does not have."""
         if modality not in self._loaded:
             self.vocabulary.layout(modality)
-            folder = tokenizer_folder(self.folder, modality)
-            begun = continued_medium(folder)
+            folder = locate_tokenizer(self.folder, modality)
+            begun = find_continued_medium(folder)
             continued = self.tokenizer(begun) if begun in self.vocabulary.media else None
             self.on_step(f"loading the {modality} tokenizer")
             self._loaded[modality] = load_tokenizer(folder, continued).to(self.device)
@@ -95,7 +95,7 @@ class MediaCoder:
         """Whether codes become a medium again: False for a tokenizer that only encodes. No weights are read."""
         if modality in self._loaded:
             return self._loaded[modality].can_decode
-        return config_of(tokenizer_folder(self.folder, modality)).can_decode
+        return read_tokenizer_config(locate_tokenizer(self.folder, modality)).can_decode
 
     def rate(self, modality: str) -> float | None:
         """Samples or frames a second; None for media without time."""
@@ -198,7 +198,7 @@ class MediaCoder:
         """The longest file of a medium, in seconds, that the model takes: what its folder says, or else what its
         decoder has positions for. None where nothing limits it: a folder of tokenizers alone, a span of fixed length.
         """
-        limit = self.processor.limits_of(modality).seconds
+        limit = self.processor.find_limits(modality).seconds
         if limit is not None:
             return limit
         layout, positions = self.vocabulary.layout(modality), self.positions
@@ -215,7 +215,7 @@ class MediaCoder:
         """What a model that reads a medium through features reads it with. Loaded at first use."""
         if modality not in self._readers:
             self.on_step(f"loading the {modality} reader")
-            folder = reader_folder(self.folder, modality)
+            folder = locate_reader(self.folder, modality)
             reader = load_reader(folder)
             span = self.vocabulary.layout(modality).features
             if span is None or reader.num_features != span.count:
@@ -282,7 +282,7 @@ class MediaCoder:
 
         Raises ValueError for a file that cannot be used.
         """
-        modality = media_kind(path, self.limits)
+        modality = detect_kind(path, self.limits)
         medium = self.read(path, modality, start_s, seconds, tell)
         codes = self.encode_batch(modality, [medium])
         ids = codes.row(0).cpu().numpy()

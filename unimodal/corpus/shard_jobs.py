@@ -143,7 +143,7 @@ class ShardWriter:
             "rows_sha256": dataset.fingerprint(),
             "bad_rows": dataset.num_bad,
             "image_fit": coder.processor.image_fit,
-            "max_audio_s": coder.processor.limits_of("audio").seconds,
+            "max_audio_s": coder.processor.find_limits("audio").seconds,
             "max_tokens": self.job.max_tokens,
             "batch_size": self.job.batch_size,
             "device": coder.device.type,

@@ -28,7 +28,7 @@ import soundfile
 from unimodal.data.messages import MediaPart
 from unimodal.files import quote_path
 from unimodal.media.frames import pack_frames
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.registry import MEDIA
 
 # keys of a dict that hold a medium's bytes or name, in the order in which they are looked at
@@ -143,7 +143,7 @@ def _is_picture(value: object) -> bool:
         return suffix in MEDIA["image"].suffixes and suffix not in MEDIA["video"].suffixes
     if isinstance(value, (bytes, bytearray)):
         try:
-            return media_kind(bytes(value)) == "image"
+            return detect_kind(bytes(value)) == "image"
         except ValueError:
             return False
     return False
@@ -155,7 +155,7 @@ def find_base64(text: str) -> bytes | None:
         return None
     try:
         data = base64.b64decode("".join(text.split()).translate(_URL_SAFE), validate=True)
-        media_kind(data)
+        detect_kind(data)
     except ValueError:  # binascii.Error is one
         return None
     return data

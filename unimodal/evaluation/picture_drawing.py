@@ -32,7 +32,8 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     gallery_concepts = pictures.concept[gallery]
     asked = sample(np.unique(gallery_concepts), limit or DEFAULT_LIMIT, seed)
     documents = [
-        Document([Turn("user", model.wording.request(pictures.concepts[concept].label, "image"))]) for concept in asked
+        Document([Turn("user", model.wording.word_request(pictures.concepts[concept].label, "image"))])
+        for concept in asked
     ]
     drawn = torch.stack(answer_media(model, documents, "image", seed, report, "drawing"))  # [B, 3, H, W]
     shown = np.array([gallery[np.flatnonzero(gallery_concepts == concept)[0]] for concept in asked])

@@ -38,7 +38,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     texts = [item.text for item in items]
     asked = [voices[index % len(voices)] for index in range(len(texts))]
     documents = [
-        Document([Turn("user", model.wording.request(text, "audio", voice))])
+        Document([Turn("user", model.wording.word_request(text, "audio", voice))])
         for text, voice in zip(texts, asked, strict=True)
     ]
     spoken = answer_media(model, documents, "audio", seed, report, "speaking")

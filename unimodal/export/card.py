@@ -20,7 +20,7 @@ from unimodal.export.stock import EXPORT_FILE
 from unimodal.files import describe_error, read_json
 from unimodal.media.registry import MEDIA
 from unimodal.model_folder.find import describe_model
-from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, tokenizer_folder
+from unimodal.model_folder.layout import CONFIG_FILE, VOCABULARY_FILE, locate_tokenizer
 from unimodal.vocabulary import read_vocabulary
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -165,7 +165,7 @@ def num_stored(folder: Path) -> int:
 
 
 def _codec(folder: Path, modality: str) -> str:
-    config = _read_if_there(tokenizer_folder(folder, modality) / CONFIG_FILE)
+    config = _read_if_there(locate_tokenizer(folder, modality) / CONFIG_FILE)
     named = {"image_size": "{0}×{0} pixels", "num_frames": "{0} frames", "fps": "{0} a second"}
     named["sample_rate_hz"] = "{0:,} samples a second"
     facts = [words.format(config[name]) for name, words in named.items() if name in config]

@@ -46,8 +46,8 @@ from unimodal.model_folder.layout import (
     PROCESSOR_FILE,
     TEXT_FILES,
     VOCABULARY_FILE,
-    special_ids,
-    tokenizer_folder,
+    list_special_ids,
+    locate_tokenizer,
 )
 from unimodal.model_folder.settings import ProcessorConfig, read_processor
 from unimodal.vocabulary import Vocabulary, read_vocabulary
@@ -173,7 +173,7 @@ def write_decoder(model: Any, folder: Path, vocabulary: Vocabulary, max_shard_si
     config = model.config
     config.use_cache = True
     config.auto_map = dict(MODEL_MAP)
-    for name, row in special_ids(vocabulary).items():
+    for name, row in list_special_ids(vocabulary).items():
         setattr(config, name, row)
         setattr(model.generation_config, name, row)
     logging.disable_progress_bar()
@@ -192,7 +192,7 @@ def copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Pa
         if not (source / name).is_file():
             raise ValueError(f"{source} is incomplete: {name} is missing; copy or download it again")
         yield name, source / name
-    media = [tokenizer_folder(source, modality).name for modality in vocabulary.media]
+    media = [locate_tokenizer(source, modality).name for modality in vocabulary.media]
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
         top = name.split("/")[0]
@@ -221,7 +221,7 @@ def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positio
     own = read_json(path).get("unimodal", {}) if path.is_file() else {}
     processor = read_processor(source)
     longest = _longest_answer(vocabulary, processor, max_positions)
-    write_json(new / GENERATION_FILE, {**special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own})
+    write_json(new / GENERATION_FILE, {**list_special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own})
     settings = processor.model_dump(mode="json")
     write_json(new / PROCESSOR_FILE, {**settings, "processor_class": PROCESSOR_CLASS, "auto_map": PROCESSOR_MAP})
     for path in (new / "recipe.yaml", new / "recipe.json"):

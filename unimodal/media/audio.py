@@ -25,7 +25,7 @@ from unimodal.files import atomic_write_bytes, quote_path
 from unimodal.media.containers import FILM_DEMUXERS, read_sound
 from unimodal.media.files import MediaSource, Opened, open_source
 from unimodal.media.headers import Content, is_mp3_frame, read_content
-from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error, make_mismatch_error
 from unimodal.media.registry import FileTarget
 
 SAMPLE_RATE_HZ = 16_000  # where nobody names one
@@ -71,9 +71,9 @@ def load_audio(
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
         if content.kind != "audio" and content.name not in FILM_DEMUXERS:
-            raise unusable(opened.name, content, "audio")
+            raise make_mismatch_error(opened.name, content, "audio")
         if content.truncated:
-            raise damaged(opened.name, content)
+            raise make_damage_error(opened.name, content)
         samples, file_rate_hz = _decode(opened, content, limits)
     return resample(torch.from_numpy(samples), file_rate_hz, sample_rate_hz).clamp_(-1, 1)
 
@@ -102,20 +102,20 @@ def _decode(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.n
             decoded = _decode_by_soundfile(opened, content, limits)
         except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
             if content.name != "Ogg sound":  # which may hold FLAC or Speex: libav's to read
-                raise damaged(opened.name, content, getattr(error, "error_string", str(error))) from None
+                raise make_damage_error(opened.name, content, getattr(error, "error_string", str(error))) from None
             decoded = None
         if decoded is not None:
             return decoded
     try:
         return _decode_by_libav(opened, content, limits)
     except (av.error.FFmpegError, OSError, EOFError) as error:
-        raise damaged(opened.name, content, error) from None
+        raise make_damage_error(opened.name, content, error) from None
 
 
 def _decode_by_soundfile(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int] | None:
     """One or two channels; None for more, since libsndfile does not say which is the centre."""
     name = opened.name
-    with soundfile.SoundFile(opened.rewound()) as file:
+    with soundfile.SoundFile(opened.rewind()) as file:
         rate_hz, num_channels, declared = file.samplerate, file.channels, file.frames
         known = 0 <= declared < 2**62
         limits.check_sound(name, rate_hz, num_channels, declared if known else 0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from unimodal.media.files import Opened
 from unimodal.media.headers import Content
-from unimodal.media.limits import MediaLimits, damaged
+from unimodal.media.limits import MediaLimits, make_damage_error
 
 if TYPE_CHECKING:
     from av import AudioStream, VideoStream
@@ -44,7 +44,7 @@ def open_container(opened: Opened, content: Content) -> InputContainer:
     import av
 
     demuxer = (FILM_DEMUXERS | SOUND_DEMUXERS)[content.name]
-    return av.open(opened.rewound(), "r", format=demuxer, metadata_errors="ignore")
+    return av.open(opened.rewind(), "r", format=demuxer, metadata_errors="ignore")
 
 
 def has_pictures(opened: Opened, content: Content) -> bool:
@@ -58,7 +58,7 @@ def has_pictures(opened: Opened, content: Content) -> bool:
             if container.streams.audio:
                 return False
     except (av.error.FFmpegError, OSError, EOFError) as error:
-        raise damaged(opened.name, content, error) from None
+        raise make_damage_error(opened.name, content, error) from None
     raise ValueError(f"{opened.name} holds neither moving pictures nor sound; export it again as MP4 or WAV")
 
 

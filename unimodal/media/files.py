@@ -30,7 +30,7 @@ class Opened:
         self.stream.seek(offset)
         return self.stream.read(count)
 
-    def rewound(self) -> BinaryIO:
+    def rewind(self) -> BinaryIO:
         self.stream.seek(0)
         return self.stream
 

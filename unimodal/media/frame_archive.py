@@ -19,7 +19,7 @@ class FrameArchive:
 
     def __init__(self, opened: Opened, limits: MediaLimits) -> None:
         try:
-            self._archive = zipfile.ZipFile(opened.rewound())
+            self._archive = zipfile.ZipFile(opened.rewind())
         except (zipfile.BadZipFile, EOFError, OSError) as error:
             raise ValueError(f"{opened.name} is damaged ({error}); make it again") from None
         self.name, self.limits = opened.name, limits

@@ -72,7 +72,7 @@ _BRANDS = {  # of ISO base media files that hold a picture
 STREAM_SIZES = (0, 2_000_000_000)  # of a WAV's samples where the writer did not know it; 2 GiB - 4 KiB and more too
 
 
-def show_ms(declared_ms: float) -> float:
+def choose_frame_ms(declared_ms: float) -> float:
     """How long a frame of an animated picture is shown: 10 ms and less mean 100 ms to browsers, and here."""
     return declared_ms if declared_ms > 10 else 100.0
 
@@ -115,7 +115,7 @@ def read_content(opened: Opened) -> Content:
     if head.startswith((b"RIFF", b"RF64", b"RIFX")):
         return _read_riff(opened, head)
     if head.startswith(b"fLaC"):  # its number of samples, 36 bits, is 0 where the writer did not know it
-        return _known("FLAC sound", streamed=len(head) >= 26 and not (head[21] & 15 or any(head[22:26])))
+        return _make_known("FLAC sound", streamed=len(head) >= 26 and not (head[21] & 15 or any(head[22:26])))
     if head.startswith(b"OggS"):
         return _read_ogg(opened)
     if head[4:8] == b"ftyp" or head[4:8] in (b"moov", b"mdat", b"free", b"wide", b"skip"):
@@ -126,20 +126,20 @@ def read_content(opened: Opened) -> Content:
         if medium.recognise is not None and find_function(medium.recognise)(head):
             return Content(medium.noun, medium.name)
     if head.startswith(b"FORM") and head[8:12] in (b"AIFF", b"AIFC"):
-        return _known("AIFF sound")
+        return _make_known("AIFF sound")
     if head.startswith(b"G") and opened.read(188, 1) == b"G" and opened.read(376, 1) in (b"G", b""):
-        return _known("MPEG transport stream")
+        return _make_known("MPEG transport stream")
     if head.startswith(b"PK\3\4") and head[30:].startswith(FRAMES_FOLDER.encode()):  # behind a ZIP member's header
-        return _known("list of frames")
+        return _make_known("list of frames")
     for start, name in _STARTS:
         if head.startswith(start):
-            return _known(name)
+            return _make_known(name)
     for start, name, advice in _OTHERS:
         if head.startswith(start):
             return Content(name, "other", advice)
     if head.startswith(b"ID3") or is_mp3_frame(head):
-        return _known("MP3 sound")
-    return _unknown(opened)
+        return _make_known("MP3 sound")
+    return _describe_unknown(opened)
 
 
 def advise_formats() -> str:
@@ -147,11 +147,11 @@ def advise_formats() -> str:
     return f"use {join_names(name for medium in MEDIA.values() for name in medium.formats)}"
 
 
-def _known(name: str, **fields: object) -> Content:
+def _make_known(name: str, **fields: object) -> Content:
     return Content(name, KINDS[name], **fields)  # type: ignore[arg-type]
 
 
-def _unknown(opened: Opened) -> Content:
+def _describe_unknown(opened: Opened) -> Content:
     sample = opened.read(0, 4096)
     if not any(sample):
         return Content("file of zero bytes", "other", "copy or export it again")
@@ -182,7 +182,7 @@ def is_mp3_frame(head: bytes) -> bool:
 def _read_png(opened: Opened, head: bytes) -> Content:
     """Walk the chunks: size, and for an animated PNG the number of frames and how long they are shown."""
     if len(head) < 24:
-        return _known("PNG picture", truncated=True)
+        return _make_known("PNG picture", truncated=True)
     width, height = struct.unpack(">II", head[16:24])
     num_frames, duration_s, offset = 0, 0.0, 8
     for _ in range(_MAX_PARTS):
@@ -192,14 +192,14 @@ def _read_png(opened: Opened, head: bytes) -> Content:
         if chunk[4:8] == b"fcTL" and len(chunk) == 34:
             num_frames += 1
             delay, unit = struct.unpack(">HH", chunk[28:32])
-            duration_s += show_ms(1000 * delay / (unit or 100)) / 1000
+            duration_s += choose_frame_ms(1000 * delay / (unit or 100)) / 1000
         elif chunk[4:8] == b"IEND" or (chunk[4:8] == b"IDAT" and not num_frames and not _is_apng(opened)):
             break
         offset += 12 + int.from_bytes(chunk[:4], "big")
     if num_frames < 2:
-        return _known("PNG picture", width=width, height=height)
+        return _make_known("PNG picture", width=width, height=height)
     size = {"width": width, "height": height, "num_frames": num_frames, "duration_s": duration_s}
-    return _known("animated PNG", **size)
+    return _make_known("animated PNG", **size)
 
 
 def _is_apng(opened: Opened) -> bool:
@@ -214,14 +214,14 @@ def _read_jpeg(opened: Opened) -> Content:
     for _ in range(_MAX_PARTS):
         segment = opened.read(offset, 9)
         if len(segment) < 9 or segment[0] != 0xFF:
-            return _known("JPEG picture", truncated=len(segment) < 9)
+            return _make_known("JPEG picture", truncated=len(segment) < 9)
         marker = segment[1]
         if marker == 0xFF or marker == 1 or 0xD0 <= marker <= 0xD8:  # fill byte, or a marker without a body
             offset += 1 if marker == 0xFF else 2
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", segment[5:9])
-            return _known("JPEG picture", width=width, height=height)
+            return _make_known("JPEG picture", width=width, height=height)
         if marker in (0xD9, 0xDA):  # end of image or start of scan
             break
         offset += 2 + int.from_bytes(segment[2:4], "big")
@@ -232,9 +232,9 @@ def _read_gif(opened: Opened) -> Content:
     """Walk the blocks: number of frames, duration (a zero delay plays as 0.1 s) and whether the trailer is there."""
     head = opened.read(0, 13)
     if len(head) < 13:
-        return _known("GIF picture", truncated=True)
+        return _make_known("GIF picture", truncated=True)
     width, height = struct.unpack("<HH", head[6:10])
-    offset = 13 + _gif_table_bytes(head[10])
+    offset = 13 + _count_gif_table_bytes(head[10])
     num_frames, duration_cs, delay_cs = 0, 0.0, 0
     truncated = True
     while num_frames < _MAX_PARTS:
@@ -247,12 +247,12 @@ def _read_gif(opened: Opened) -> Content:
                 delay_cs = int.from_bytes(block[4:6], "little")
             after = _skip_gif_blocks(opened, offset + 2)
         elif block[:1] == b"\x2c" and len(block) == 10:
-            after = _skip_gif_blocks(opened, offset + 10 + _gif_table_bytes(block[9]) + 1)
+            after = _skip_gif_blocks(opened, offset + 10 + _count_gif_table_bytes(block[9]) + 1)
             if after is not None:
                 left, top, frame_width, frame_height = struct.unpack("<HHHH", block[1:9])
                 width, height = max(width, left + frame_width), max(height, top + frame_height)
                 num_frames += 1
-                duration_cs += show_ms(10 * delay_cs) / 10
+                duration_cs += choose_frame_ms(10 * delay_cs) / 10
                 delay_cs = 0
         else:
             truncated = len(block) < 10
@@ -262,10 +262,10 @@ def _read_gif(opened: Opened) -> Content:
         offset = after
     name = "animated GIF" if num_frames > 1 else "GIF picture"
     size = {"width": width, "height": height, "num_frames": num_frames, "duration_s": duration_cs / 100}
-    return _known(name, truncated=truncated, **size)
+    return _make_known(name, truncated=truncated, **size)
 
 
-def _gif_table_bytes(flags: int) -> int:
+def _count_gif_table_bytes(flags: int) -> int:
     return 3 * (2 << (flags & 7)) if flags & 0x80 else 0
 
 
@@ -287,23 +287,23 @@ def _read_riff(opened: Opened, head: bytes) -> Content:
     if form == b"WEBP":
         return _read_webp(opened, head)
     if form == b"AVI ":
-        return _known("AVI film")
+        return _make_known("AVI film")
     if form != b"WAVE":
         return Content("RIFF file of unknown type", "other")
     truncated = True
-    for offset, name, size in _riff_chunks(opened, "big" if head.startswith(b"RIFX") else "little"):
+    for offset, name, size in _list_riff_chunks(opened, "big" if head.startswith(b"RIFX") else "little"):
         if name == b"data":
             unknown = size in STREAM_SIZES or size >= 0x7FFFF000  # written to a pipe, or RF64
             truncated = not unknown and offset + 8 + size > opened.num_bytes
-            return _known("WAV sound", truncated=truncated, streamed=unknown and not head.startswith(b"RF64"))
-    return _known("WAV sound", truncated=truncated)
+            return _make_known("WAV sound", truncated=truncated, streamed=unknown and not head.startswith(b"RF64"))
+    return _make_known("WAV sound", truncated=truncated)
 
 
 def _read_webp(opened: Opened, head: bytes) -> Content:
     truncated = 8 + int.from_bytes(head[4:8], "little") > opened.num_bytes
     width = height = None
     animated, num_frames, duration_ms = False, 0, 0.0
-    for offset, name, _ in _riff_chunks(opened, "little"):
+    for offset, name, _ in _list_riff_chunks(opened, "little"):
         body = opened.read(offset + 8, 16)
         if name == b"VP8X" and len(body) >= 10:
             animated = bool(body[0] & 2)
@@ -315,14 +315,14 @@ def _read_webp(opened: Opened, head: bytes) -> Content:
             width, height = (value & 0x3FFF for value in struct.unpack("<HH", body[6:10]))
         elif name == b"ANMF" and len(body) >= 15:
             num_frames += 1
-            duration_ms += show_ms(int.from_bytes(body[12:15], "little"))
+            duration_ms += choose_frame_ms(int.from_bytes(body[12:15], "little"))
     if not animated:
-        return _known("WebP picture", width=width, height=height, truncated=truncated, num_frames=1)
+        return _make_known("WebP picture", width=width, height=height, truncated=truncated, num_frames=1)
     size = {"width": width, "height": height, "num_frames": num_frames, "duration_s": duration_ms / 1000}
-    return _known("animated WebP", truncated=truncated, **size)
+    return _make_known("animated WebP", truncated=truncated, **size)
 
 
-def _riff_chunks(opened: Opened, order: str) -> list[tuple[int, bytes, int]]:
+def _list_riff_chunks(opened: Opened, order: str) -> list[tuple[int, bytes, int]]:
     """(offset, name, size) of each chunk whose header is there."""
     chunks: list[tuple[int, bytes, int]] = []
     offset = 12
@@ -342,13 +342,13 @@ def _read_ogg(opened: Opened) -> Content:
     page = tail[tail.rfind(b"OggS") :]
     num_segments = page[26] if len(page) > 26 else 0
     truncated = len(page) < 27 + num_segments or len(page) < 27 + num_segments + sum(page[27 : 27 + num_segments])
-    return _known("Ogg sound", truncated=truncated)
+    return _make_known("Ogg sound", truncated=truncated)
 
 
 def _read_mp4(opened: Opened, head: bytes) -> Content:
     """Walk the top-level boxes: each must end within the file."""
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
-        return _known(_BRANDS[head[8:12]])
+        return _make_known(_BRANDS[head[8:12]])
     offset = 0
     for _ in range(_MAX_PARTS):
         if len(box := opened.read(offset, 16)) < 8:
@@ -362,22 +362,22 @@ def _read_mp4(opened: Opened, head: bytes) -> Content:
         if size < 8:
             break
         offset += size
-    return _known("MP4 or MOV file", truncated=offset > opened.num_bytes)
+    return _make_known("MP4 or MOV file", truncated=offset > opened.num_bytes)
 
 
 def _read_matroska(opened: Opened) -> Content:
     """The EBML header, then the segment, whose size (unless unknown, as in a live recording) must be in the file."""
     offset = 4
-    _, length, size = _ebml_size(opened, offset)
+    _, length, size = _read_ebml_size(opened, offset)
     offset += length + (size or 0)
     if opened.read(offset, 4) != b"\x18\x53\x80\x67":
-        return _known("WebM or Matroska file", truncated=True)
-    _, length, size = _ebml_size(opened, offset + 4)
+        return _make_known("WebM or Matroska file", truncated=True)
+    _, length, size = _read_ebml_size(opened, offset + 4)
     end = None if size is None else offset + 4 + length + size
-    return _known("WebM or Matroska file", truncated=end is not None and end > opened.num_bytes)
+    return _make_known("WebM or Matroska file", truncated=end is not None and end > opened.num_bytes)
 
 
-def _ebml_size(opened: Opened, offset: int) -> tuple[int, int, int | None]:
+def _read_ebml_size(opened: Opened, offset: int) -> tuple[int, int, int | None]:
     """A variable-length size: (offset, its own length in bytes, value); None for a value of all ones: unknown."""
     first = opened.read(offset, 1)
     if not first or first[0] == 0:

@@ -31,7 +31,7 @@ from torch import Tensor
 from unimodal.files import atomic_write_bytes, quote_path
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
 from unimodal.media.headers import Content, read_content
-from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error, make_mismatch_error
 from unimodal.media.registry import FileTarget
 
 _JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
@@ -89,16 +89,16 @@ def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ten
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
         if content.name not in (*_PLUGINS, _HEIC):
-            raise unusable(opened.name, content, "image")
+            raise make_mismatch_error(opened.name, content, "image")
         check_picture_header(opened, content, limits)
         with quiet_pillow():
             image = open_picture(opened, content, limits)
             try:
                 image.load()
-                upright = _UPRIGHT.get(_orientation(image))
+                upright = _UPRIGHT.get(_read_orientation(image))
                 pixels = flatten(to_srgb(image if upright is None else image.transpose(upright)))
             except Exception as error:  # Pillow's decoders raise many types on damaged data
-                raise damaged(opened.name, content, error) from None
+                raise make_damage_error(opened.name, content, error) from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [H, W, 3] → [3, H, W]
 
 
@@ -119,16 +119,16 @@ def check_picture_header(opened: Opened, content: Content, limits: MediaLimits) 
         if content.width * content.height == 0:
             raise ValueError(f"{opened.name} has no pixels ({content.width}×{content.height}); copy or export it again")
     if content.truncated:
-        raise damaged(opened.name, content)
+        raise make_damage_error(opened.name, content)
 
 
 def open_picture(opened: Opened, content: Content, limits: MediaLimits) -> Image.Image:
     """Pillow's image for a recognised file, its size checked; nothing is decoded yet."""
     plugin = _PLUGINS.get(content.name) or _find_heif_plugin(opened.name)
     try:
-        image: Image.Image = plugin(opened.rewound())
+        image: Image.Image = plugin(opened.rewind())
     except Exception as error:
-        raise damaged(opened.name, content, error) from None
+        raise make_damage_error(opened.name, content, error) from None
     limits.check_pixels(opened.name, *image.size)
     return image
 
@@ -176,7 +176,7 @@ def to_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # damaged EXIF data: the picture itself is fine
@@ -205,10 +205,10 @@ def flatten(image: Image.Image) -> np.ndarray:
     if hidden is None and not image.has_transparency_data:
         return np.array(image.convert("RGB"))
     rgba = np.array(image.convert("RGBA"))  # [H, W, 4]
-    return alpha_on_white(rgba)
+    return blend_on_white(rgba)
 
 
-def alpha_on_white(rgba: np.ndarray) -> np.ndarray:
+def blend_on_white(rgba: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 4] → [H, W, 3], rounded to nearest. One channel at a time, to stay small."""
     alpha = rgba[:, :, 3].astype(np.uint32)
     pixels = np.empty((*rgba.shape[:2], 3), np.uint8)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from unimodal.media.containers import FILM_DEMUXERS, has_pictures
 from unimodal.media.files import MediaSource, open_source
 from unimodal.media.headers import read_content
-from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, unusable
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_mismatch_error
 
 
-def media_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> str:
+def detect_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> str:
     """The medium ("image", "audio", "video", …): animated pictures are video, and a film container without pictures
     (m4a, WebM of a microphone) is audio.
 
@@ -17,7 +17,7 @@ def media_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> str
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
         if content.kind == "other":
-            raise unusable(opened.name, content, None)
+            raise make_mismatch_error(opened.name, content, None)
         if content.name in FILM_DEMUXERS:
             return "video" if has_pictures(opened, content) else "audio"
         return content.kind

@@ -94,7 +94,7 @@ class MediaLimits:
 DEFAULT_LIMITS = MediaLimits()
 
 
-def unusable(name: str, content: Content, wanted: str | None) -> ValueError:
+def make_mismatch_error(name: str, content: Content, wanted: str | None) -> ValueError:
     """The error for a file that holds something else than was asked for."""
     nouns = join_names(medium.noun for medium in MEDIA.values()) if wanted is None else MEDIA[wanted].noun
     if content.kind == "other" and content.name.split()[-1] in nouns.split():  # the right medium, in another format
@@ -105,7 +105,7 @@ def unusable(name: str, content: Content, wanted: str | None) -> ValueError:
     return ValueError(f"{name} is {content.described}, not {add_article(nouns)}; {advice}")
 
 
-def damaged(name: str, content: Content, error: BaseException | str | None = None) -> ValueError:
+def make_damage_error(name: str, content: Content, error: BaseException | str | None = None) -> ValueError:
     """The error for a file that is of the right kind but broken."""
     if content.truncated:
         return ValueError(f"{name} is {content.described} cut short: its end is missing; copy or download it again")

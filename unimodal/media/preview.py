@@ -36,7 +36,7 @@ _COLOURS = torch.tensor(
 )
 
 
-def contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] | None = None) -> Tensor:
+def draw_contact_sheet(images: Sequence[Tensor], columns: int, labels: Sequence[str] | None = None) -> Tensor:
     """Pictures in rows on white, each in a cell of the largest one's size, with up to two lines of label below.
 
     Returns float32 [3, H, W]. Raises ValueError for no pictures, fewer than one column or a wrong number of labels.
@@ -95,7 +95,7 @@ def _wrap(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width:
     return lines
 
 
-def spectrogram_image(samples: Tensor, sample_rate_hz: int, height: int = 128, max_width: int = 1024) -> Tensor:
+def draw_spectrogram(samples: Tensor, sample_rate_hz: int, height: int = 128, max_width: int = 1024) -> Tensor:
     """A sound [T] as its log-mel spectrogram, float32 [3, height, W]: low tones below, 80 dB from dark to light.
 
     W is one column per 8 ms, or `max_width` for a sound that would give more. Raises ValueError for an unusable sound.

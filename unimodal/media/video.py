@@ -31,9 +31,9 @@ from unimodal.media.containers import FILM_DEMUXERS, find_video_stream, open_con
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
 from unimodal.media.frame_archive import FrameArchive
 from unimodal.media.hdr import HLG, PQ, tone_map
-from unimodal.media.headers import Content, read_content, show_ms
+from unimodal.media.headers import Content, choose_frame_ms, read_content
 from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes, to_srgb
-from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, damaged, unusable
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error, make_mismatch_error
 from unimodal.media.registry import MEDIA, FileTarget
 
 FRAMES_PER_SECOND = 8.0  # where nobody names a rate
@@ -92,7 +92,7 @@ def load_video(
             check_animation(opened, content, limits)
             choice = _choose(opened.name, content.duration_s, fps, num_frames, start_s, seconds, tell)
             with quiet_pillow():
-                return _sample(_pillow_frames(opened, content, limits), opened.name, choice, size, limits)
+                return _sample(_read_pillow_frames(opened, content, limits), opened.name, choice, size, limits)
         if content.name == "list of frames":
             archive = FrameArchive(opened, limits)
             limits.check_frames(opened.name, archive.num_frames)
@@ -100,18 +100,18 @@ def load_video(
             return _sample(archive.read_frames(fps), opened.name, choice, size, limits)
         if content.name in FILM_DEMUXERS:
             if content.truncated:
-                raise damaged(opened.name, content)
+                raise make_damage_error(opened.name, content)
             try:
                 with open_container(opened, content) as container:
                     duration_s = _check_film(container, opened.name, limits)
                     if container.streams.audio:
                         tell("its sound is left out; give the file as audio too to have it heard")
                     choice = _choose(opened.name, duration_s, fps, num_frames, start_s, seconds, tell)
-                    frames = _av_frames(container, opened.name, limits, choice, content.name in _SEEKABLE)
+                    frames = _read_av_frames(container, opened.name, limits, choice, content.name in _SEEKABLE)
                     return _sample(frames, opened.name, choice, size, limits)
             except (av.error.FFmpegError, OSError, EOFError) as error:
-                raise damaged(opened.name, content, error) from None
-        raise unusable(opened.name, content, "video")
+                raise make_damage_error(opened.name, content, error) from None
+        raise make_mismatch_error(opened.name, content, "video")
 
 
 def _choose(
@@ -232,7 +232,7 @@ def check_animation(opened: Opened, content: Content, limits: MediaLimits) -> No
         limits.check_seconds(opened.name, content.duration_s)
 
 
-def _pillow_frames(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[_Frame]:
+def _read_pillow_frames(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[_Frame]:
     """Frames of an animated picture, each flattened onto white."""
     image = open_picture(opened, content, limits)
     first = 1 if image.info.get("default_image") else 0  # of a PNG whose still is no part of the animation
@@ -243,14 +243,14 @@ def _pillow_frames(opened: Opened, content: Content, limits: MediaLimits) -> Ite
             image.load()
             pixels = flatten(to_srgb(image))  # [H, W, 3]
         except Exception as error:  # Pillow's decoders raise many types on damaged data
-            raise damaged(opened.name, content, error) from None
-        duration_s = show_ms(float(image.info.get("duration") or 0)) / 1000
+            raise make_damage_error(opened.name, content, error) from None
+        duration_s = choose_frame_ms(float(image.info.get("duration") or 0)) / 1000
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
-        yield time_s, duration_s, functools.partial(_identity, picture)
+        yield time_s, duration_s, functools.partial(_keep, picture)
         time_s += duration_s
 
 
-def _identity(picture: Tensor) -> Tensor:
+def _keep(picture: Tensor) -> Tensor:
     return picture
 
 
@@ -271,7 +271,7 @@ def _check_film(container: InputContainer, name: str, limits: MediaLimits) -> fl
     return duration_s
 
 
-def _av_frames(
+def _read_av_frames(
     container: InputContainer, name: str, limits: MediaLimits, choice: _Choice, can_seek: bool
 ) -> Iterator[_Frame]:
     """Frames of a film in their order: all of them, or those around moments that lie far apart."""
@@ -357,20 +357,20 @@ def _encode_pillow(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:
     images[0].save(memory, save_all=True, append_images=images[1:], duration=durations_ms, loop=0, **options)
     encoded = memory.getvalue()
     if suffix == ".webp" and len(frames) > 1 and encoded[12:16] == b"VP8L":  # all frames are equal
-        return _held_webp(encoded[12:], frames[0].shape[1], frames[0].shape[0], ends_ms[-1])
+        return _encode_still_webp(encoded[12:], frames[0].shape[1], frames[0].shape[0], ends_ms[-1])
     return encoded
 
 
-def _held_webp(picture: bytes, width: int, height: int, duration_ms: int) -> bytes:
+def _encode_still_webp(picture: bytes, width: int, height: int, duration_ms: int) -> bytes:
     """One still, as an animation of one frame: libwebp drops the duration of a film that never changes."""
 
-    def chunk(name: bytes, body: bytes) -> bytes:
+    def make_chunk(name: bytes, body: bytes) -> bytes:
         return name + len(body).to_bytes(4, "little") + body + b"\0" * (len(body) % 2)
 
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    chunks = chunk(b"VP8X", b"\2\0\0\0" + size) + chunk(b"ANIM", b"\xff\xff\xff\xff\0\0")
-    chunks += chunk(b"ANMF", bytes(6) + size + duration_ms.to_bytes(3, "little") + b"\2" + picture)
-    return chunk(b"RIFF", b"WEBP" + chunks)
+    chunks = make_chunk(b"VP8X", b"\2\0\0\0" + size) + make_chunk(b"ANIM", b"\xff\xff\xff\xff\0\0")
+    chunks += make_chunk(b"ANMF", bytes(6) + size + duration_ms.to_bytes(3, "little") + b"\2" + picture)
+    return make_chunk(b"RIFF", b"WEBP" + chunks)
 
 
 def _encode_av(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimodal.model_folder.layout import VOCABULARY_FILE, reader_folder, tokenizer_folder
+from unimodal.model_folder.layout import VOCABULARY_FILE, locate_reader, locate_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.tokenizers import stored_sha256
+from unimodal.tokenizers import hash_stored
 from unimodal.vocabulary import Vocabulary
 
 
@@ -14,7 +14,7 @@ def hash_tokenizer(folder: Path, modality: str) -> str:
     """The sha256 of a folder's tokenizer of "text" or of a medium. Raises ValueError where it cannot be read."""
     if modality == "text":
         return TextTokenizer.load(folder).sha256
-    return stored_sha256(tokenizer_folder(folder, modality))
+    return hash_stored(locate_tokenizer(folder, modality))
 
 
 def check_hash(vocabulary: Vocabulary, modality: str, sha256: str, source: str = "vocabulary") -> None:
@@ -37,7 +37,7 @@ def check_tokenizers(folder: Path, vocabulary: Vocabulary) -> dict[str, str]:
         check_hash(vocabulary, modality, sha256, str(source))
     for layout in vocabulary.layouts:
         if layout.features is not None:
-            reader = stored_sha256(reader_folder(folder, layout.modality))
+            reader = hash_stored(locate_reader(folder, layout.modality))
             if reader != layout.features.sha256:
                 raise ValueError(
                     f"{source}: the {layout.modality} reader has sha256 {reader} but the model was trained with "

@@ -32,11 +32,11 @@ REQUIRED = (CONFIG_FILE, WEIGHTS, TEXT_FILES[0], VOCABULARY_FILE)
 ADAPTER_REQUIRED = (BASE_FILE, TEXT_FILES[0], VOCABULARY_FILE)
 
 
-def tokenizer_folder(folder: Path, modality: str) -> Path:
+def locate_tokenizer(folder: Path, modality: str) -> Path:
     return folder / f"{modality}_tokenizer"
 
 
-def reader_folder(folder: Path, modality: str) -> Path:
+def locate_reader(folder: Path, modality: str) -> Path:
     return folder / f"{modality}_reader"
 
 
@@ -60,7 +60,7 @@ def list_shards(folder: Path) -> list[str]:
     return names
 
 
-def special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+def list_special_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """The ids that transformers' configs name: where a text begins, where an answer ends, and what fills a batch."""
     return {
         "bos_token_id": vocabulary.control_id("<|bos|>"),

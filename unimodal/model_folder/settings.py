@@ -53,7 +53,7 @@ class ProcessorConfig(Config):
     #: None: transcripts are written as any other answer
     reading: CtcReading | None = None
 
-    def limits_of(self, modality: str) -> MediumLimits:
+    def find_limits(self, modality: str) -> MediumLimits:
         """The limits of a medium."""
         return self.limits.get(modality, MediumLimits())
 

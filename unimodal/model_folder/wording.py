@@ -33,7 +33,7 @@ class Wording(Config):
         """What to ask about a medium that comes without words; empty where the model has no question of its own."""
         return self.questions.get(modality, "")
 
-    def request(self, prompt: str, to: str, voice: str | None = None) -> str:
+    def word_request(self, prompt: str, to: str, voice: str | None = None) -> str:
         """The request for an answer of modality `to`. Raises ValueError for an empty prompt and for a voice that is
         unknown or out of place."""
         prompt = prompt.strip()
@@ -46,7 +46,7 @@ class Wording(Config):
         if to not in self.wishes or prompt.lower().startswith(self.wish_starts.get(to, ())):
             return prompt
         if to == "audio":
-            spoken = plain_words(prompt) if self.plain_speech else prompt
+            spoken = strip_punctuation(prompt) if self.plain_speech else prompt
             if not spoken:
                 raise ValueError(f"there is no word to speak in {prompt!r}; write the sentence in letters")
             wish = self.in_voice.replace("{voice}", voice) if voice is not None and self.in_voice else self.wishes[to]
@@ -59,28 +59,30 @@ class Wording(Config):
         return self.wishes[to].replace("{thing}", thing)
 
     def extract_speech(self, request: str) -> str | None:
-        """The words that a request in the trained wording wants spoken, the inverse of `request` to audio; None for a
-        request that is worded otherwise."""
+        """The words that a request in the trained wording wants spoken: the inverse of `word_request` to audio.
+
+        None for a request that is worded otherwise.
+        """
         for wish in (self.in_voice, self.wishes.get("audio", "")):
             pattern = (
                 re.escape(wish).replace(re.escape("{voice}"), r"[^:]+").replace(re.escape("{text}"), "(?P<text>.+)")
             )
             if wish and (found := re.fullmatch(pattern, request.strip(), re.IGNORECASE | re.DOTALL)):
                 words = found["text"] if "text" in found.groupdict() else ""
-                return (plain_words(words) if self.plain_speech else words) or None
+                return (strip_punctuation(words) if self.plain_speech else words) or None
         return None
 
-    def caption(self, prompt: str, to: str) -> str:
+    def word_caption(self, prompt: str, to: str) -> str:
         """What the model would call the answer to a request: `Draw a red apple.` → `red apple`."""
         found = prompt.strip()
         start = next((s for s in self.wish_starts.get(to, ()) if found.lower().startswith(s)), "")
         found = found[len(start) :].strip()
         if to == "audio":
-            return plain_words(found) if self.plain_speech else found
+            return strip_punctuation(found) if self.plain_speech else found
         found = found.rstrip(".")
         return re.sub(r"^(an?|the) (?=.)", "", found, flags=re.IGNORECASE) if self.add_article else found
 
 
-def plain_words(text: str) -> str:
+def strip_punctuation(text: str) -> str:
     """`Well, it's 5 o'clock!` → `well it's 5 o'clock`."""
     return " ".join(re.findall(r"\w+(?:['’]\w+)*", text.lower())).replace("’", "'")

@@ -15,13 +15,13 @@ from unimodal.model_folder.layout import (
     GENERATION_FILE,
     PROCESSOR_FILE,
     VOCABULARY_FILE,
-    special_ids,
-    tokenizer_folder,
+    list_special_ids,
+    locate_tokenizer,
 )
 from unimodal.model_folder.settings import MediumSettings, ProcessorConfig
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.tokenizers import MediaTokenizer, stored_sha256
+from unimodal.tokenizers import MediaTokenizer, hash_stored
 from unimodal.vocabulary import Vocabulary
 
 
@@ -47,8 +47,8 @@ def save_model(
         for modality in vocabulary.media:
             if modality not in tokenizers:
                 raise ValueError(f"the vocabulary has {modality} but no {modality} tokenizer was given")
-            tokenizers[modality].save(tokenizer_folder(new, modality))
-            found = stored_sha256(tokenizer_folder(new, modality))
+            tokenizers[modality].save(locate_tokenizer(new, modality))
+            found = hash_stored(locate_tokenizer(new, modality))
             check_hash(vocabulary, modality, found)
         check_hash(vocabulary, "text", text.sha256)
         vocabulary.save(new / VOCABULARY_FILE)
@@ -61,7 +61,7 @@ def save_model(
         stored.save_pretrained(new)
         _write(new / PROCESSOR_FILE, (processor or ProcessorConfig()).model_dump(mode="json"))
         generation = {
-            **special_ids(vocabulary),
+            **list_special_ids(vocabulary),
             "unimodal": {name: settings.model_dump() for name, settings in (sampling or {}).items()},
         }
         _write(new / GENERATION_FILE, generation)

@@ -300,7 +300,7 @@ def _word_negative(model: LoadedModel, settings: AnswerSettings) -> str:
     """A negative prompt in the words that a request is put in."""
     assert settings.negative is not None
     if settings.to in model.vocabulary.media:
-        return model.wording.request(settings.negative, str(settings.to))
+        return model.wording.word_request(settings.negative, str(settings.to))
     return settings.negative
 
 

@@ -25,7 +25,7 @@ from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 def word_caption(model: LoadedModel, prepared: Prepared) -> str:
     """What the model should call the answer to a request: the words of its last turn."""
     words = prepared.document.turns[-1].text
-    return model.wording.extract_speech(words) or model.wording.caption(words, str(prepared.settings.to))
+    return model.wording.extract_speech(words) or model.wording.word_caption(words, str(prepared.settings.to))
 
 
 class CaptionVerifier:

@@ -131,9 +131,9 @@ class Unimodal(LoadedModel):
         settings = settings if to is None else settings.replace(to=to)
         if settings.to is None:
             raise ValueError("say what to make of the prompt: to='text' or one of the model's media")
-        words = self.wording.request(prompt, settings.to, settings.voice)
+        words = self.wording.word_request(prompt, settings.to, settings.voice)
         prepared = [prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))]
-        caption = self.wording.caption(prompt, settings.to)
+        caption = self.wording.word_caption(prompt, settings.to)
         [outputs] = self._answer(prepared, caption, session, on_progress, on_token, on_partial)
         if settings.to == "text":
             return Output(Text(" ".join(output.text for output in outputs if output.text)))

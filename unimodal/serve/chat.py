@@ -116,7 +116,7 @@ def complete_turn(model: Unimodal, turn: Turn, to: str | None, voice: str | None
     has_media = any(not isinstance(part, Text) for part in turn.parts)
     words = turn.text.strip()
     if to in model.vocabulary.media and words and not has_media:
-        return model.user_turn([model.wording.request(words, str(to), voice)])
+        return model.user_turn([model.wording.word_request(words, str(to), voice)])
     if voice is not None and to != "audio":
         raise ApiError(400, "a voice is for answers in audio; ask for them with modalities", "invalid_value", "audio")
     return model.user_turn(turn.parts)

@@ -74,7 +74,7 @@ async def draw_images(exchange: Exchange) -> Response:
         raise ApiError(
             400, "pictures are streamed by chat completions; leave stream out", "unsupported_value", "stream"
         )
-    words: list[Part] = [Text(service.model.wording.request(asked.prompt, "image"))]
+    words: list[Part] = [Text(service.model.wording.word_request(asked.prompt, "image"))]
     num, kind = asked.n or 1, asked.output_format or "png"
     exchange.take_places(num)
     settings = asked.make_settings()
@@ -103,7 +103,7 @@ async def speak(exchange: Exchange) -> Response:
     _check_medium(service, "audio", "speaks")
     if asked.speed != 1.0:
         raise ApiError(400, "this model speaks at its own speed; leave speed out", "unsupported_value", "speed")
-    words = service.model.wording.request(asked.input, "audio", read_voice(asked.voice))
+    words = service.model.wording.word_request(asked.input, "audio", read_voice(asked.voice))
     answer = await _answer(service, [Text(words)], asked.make_settings())
     sound = await service.decode("audio", answer.find_medium("audio").codes)
     rate_hz = int(service.model.coder.rate("audio") or 16_000)

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from torch import Tensor
 
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
 from unimodal.media.registry import ignore_note
 from unimodal.pipeline import Unimodal
@@ -144,7 +144,7 @@ class MediaInput:
     async def find_modality(self, data: bytes, param: str) -> str:
         """The medium of a file, by its content. Raises ApiError 415 for one that holds none."""
         try:
-            return await self._run(self.pool, media_kind, data, self.limits)
+            return await self._run(self.pool, detect_kind, data, self.limits)
         except ValueError as error:
             raise ApiError(415, _describe(error), "unsupported_media", param) from None
 
@@ -156,7 +156,7 @@ class MediaInput:
             return medium
         except ValueError as error:
             try:
-                media_kind(data, self.limits)
+                detect_kind(data, self.limits)
             except ValueError:
                 raise ApiError(415, _describe(error), "unsupported_media", param) from None
             raise ApiError(400, _describe(error), "invalid_media", param) from None

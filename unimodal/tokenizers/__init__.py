@@ -10,18 +10,18 @@ from unimodal.tokenizers.interface import (
 )
 from unimodal.tokenizers.registry import (
     FAMILIES,
-    config_of,
-    continued_medium,
-    families,
-    family_class,
-    family_of,
+    find_continued_medium,
+    find_family_class,
     is_tokenizer,
+    list_families,
     load_latent_tokenizer,
     load_reader,
     load_tokenizer,
+    read_family,
+    read_tokenizer_config,
     register,
 )
-from unimodal.tokenizers.stored import TokenizerConfig, stored_sha256, upgrade_config
+from unimodal.tokenizers.stored import TokenizerConfig, hash_stored, upgrade_config
 from unimodal.tokenizers.streams import ConcatenatedStreams, InterleavedStreams
 
 __all__ = [
@@ -36,16 +36,16 @@ __all__ = [
     "MediaReader",
     "MediaTokenizer",
     "TokenizerConfig",
-    "config_of",
-    "continued_medium",
-    "families",
-    "family_class",
-    "family_of",
+    "read_tokenizer_config",
+    "find_continued_medium",
+    "list_families",
+    "find_family_class",
+    "read_family",
     "is_tokenizer",
     "load_latent_tokenizer",
     "load_reader",
     "load_tokenizer",
     "register",
-    "stored_sha256",
+    "hash_stored",
     "upgrade_config",
 ]

@@ -37,13 +37,13 @@ def register(kind: type[MediaModule]) -> None:
     _REGISTERED[default] = kind
 
 
-def families() -> list[str]:
+def list_families() -> list[str]:
     """The names of all families: ours, those in `$UNIMODAL_PLUGINS` and those of installed packages."""
     load_plugins()
     return list(dict.fromkeys([*FAMILIES, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
 
 
-def family_class(family: str) -> type[MediaModule]:
+def find_family_class(family: str) -> type[MediaModule]:
     """The class of a family. Raises ValueError, in one line, for a name that is not known."""
     if family not in FAMILIES:
         load_plugins()
@@ -52,7 +52,7 @@ def family_class(family: str) -> type[MediaModule]:
             FAMILIES[family] = point.value
     if family not in FAMILIES:
         raise ValueError(
-            f"there is no tokenizer family {family!r}; known are {', '.join(families())}, and those that "
+            f"there is no tokenizer family {family!r}; known are {', '.join(list_families())}, and those that "
             f"${PLUGINS_VARIABLE} names (docs/tokenizers.md)"
         )
     if family not in _REGISTERED:
@@ -64,7 +64,7 @@ def family_class(family: str) -> type[MediaModule]:
     return _REGISTERED[family]
 
 
-def family_of(folder: str | Path) -> str:
+def read_family(folder: str | Path) -> str:
     """The `family` in a tokenizer folder's config.json. Raises ValueError if there is none."""
     family = read_fields(folder).get("family")
     if not isinstance(family, str):
@@ -78,23 +78,23 @@ def is_tokenizer(folder: str | Path) -> bool:
     return path.is_file() and "family" in read_json(path)
 
 
-def class_of(folder: str | Path) -> type[MediaModule]:
+def find_class(folder: str | Path) -> type[MediaModule]:
     """The class of a tokenizer folder. Raises ValueError, in one line, for a family that is not known."""
-    family = family_of(folder)
+    family = read_family(folder)
     try:
-        return family_class(family)
+        return find_family_class(family)
     except ValueError as error:
         raise ValueError(f"{Path(folder) / CONFIG}: {error}") from None
 
 
-def config_of(folder: str | Path) -> TokenizerConfig:
+def read_tokenizer_config(folder: str | Path) -> TokenizerConfig:
     """The config of a tokenizer folder; no weights are read. Raises ValueError, in one line."""
-    return read_config(class_of(folder).config_class, folder)
+    return read_config(find_class(folder).config_class, folder)
 
 
-def continued_medium(folder: str | Path) -> str | None:
+def find_continued_medium(folder: str | Path) -> str | None:
     """The medium whose tokenizer the one in `folder` continues; None for one that stands alone."""
-    kind = class_of(folder)
+    kind = find_class(folder)
     return kind.continues if issubclass(kind, MediaTokenizer) else None
 
 
@@ -104,23 +104,25 @@ def load_tokenizer(folder: str | Path, continued: MediaTokenizer | None = None) 
     continued: the tokenizer that one of clips builds on, say; a family that continues none leaves it. Raises
     ValueError, in one line, for a folder that is not a tokenizer.
     """
-    kind = class_of(folder)
+    kind = find_class(folder)
     if not issubclass(kind, MediaTokenizer):
-        raise ValueError(f"{folder} holds a {family_of(folder)}, which gives no codes; name the folder of a tokenizer")
+        raise ValueError(
+            f"{folder} holds a {read_family(folder)}, which gives no codes; name the folder of a tokenizer"
+        )
     return kind.load(folder, continued if kind.continues is not None else None)
 
 
 def load_latent_tokenizer(folder: str | Path) -> LatentTokenizer:
     """The tokenizer of continuous latents in `folder`. Raises ValueError, in one line, for a folder without one."""
-    kind = class_of(folder)
+    kind = find_class(folder)
     if not issubclass(kind, LatentTokenizer):
-        raise ValueError(f"{folder} holds a {family_of(folder)}, which gives no latents; load it with load_tokenizer")
+        raise ValueError(f"{folder} holds a {read_family(folder)}, which gives no latents; load it with load_tokenizer")
     return kind.load(folder)
 
 
 def load_reader(folder: str | Path) -> MediaReader:
     """The reader that `save` wrote to `folder`. Raises ValueError, in one line, for a folder that is not a reader."""
-    kind = class_of(folder)
+    kind = find_class(folder)
     if not issubclass(kind, MediaReader):
         raise ValueError(f"{folder} holds a tokenizer, not a reader; take it from the model again")
     return kind.load(folder)

@@ -50,15 +50,15 @@ class StoredModule(nn.Module):
         self.config = config
 
     @classmethod
-    def name_on_disk(cls, name: str) -> str:
+    def to_stored_name(cls, name: str) -> str:
         """The name that a weight of the module is stored and hashed under."""
         prefix = max((start for start in cls.stored_names if name.startswith(start)), key=len, default="")
         return cls.stored_names.get(prefix, "") + name.removeprefix(prefix)
 
-    def stored_state(self) -> dict[str, Tensor]:
+    def collect_stored_state(self) -> dict[str, Tensor]:
         """The weights and persistent buffers by the names that they have on disk, in `stored_dtype`."""
         return {
-            self.name_on_disk(name): (tensor.to(self.stored_dtype) if tensor.is_floating_point() else tensor)
+            self.to_stored_name(name): (tensor.to(self.stored_dtype) if tensor.is_floating_point() else tensor)
             .detach()
             .cpu()
             .contiguous()
@@ -68,7 +68,7 @@ class StoredModule(nn.Module):
     @property
     def sha256(self) -> str:
         """Hash of every weight (name on disk, shape, values in half precision), the same after save and load."""
-        return _hash((name, tensor.numpy()) for name, tensor in self.stored_state().items())
+        return _hash((name, tensor.numpy()) for name, tensor in self.collect_stored_state().items())
 
     def round_to_half(self) -> Self:
         """Rounds the weights to what is stored on disk, so that codes made now equal codes made after a load."""
@@ -88,7 +88,7 @@ class StoredModule(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = self.stored_state()
+        state = self.collect_stored_state()
         for name in [n for n, tensor in state.items() if in_8_bits and n.startswith(in_8_bits) and tensor.dim() == 2]:
             scale = (state[name].float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-6).half()  # [R, 1]
             state[f"{name}{SCALE}"] = scale
@@ -106,7 +106,7 @@ class StoredModule(nn.Module):
         stored = _read_arrays(Path(folder))
         state: dict[str, Tensor] = {}
         for name in self.state_dict():
-            array = stored.pop(self.name_on_disk(name), None)
+            array = stored.pop(self.to_stored_name(name), None)
             if array is not None:
                 tensor = torch.from_numpy(array)
                 state[name] = tensor.float() if tensor.is_floating_point() else tensor
@@ -119,7 +119,7 @@ class StoredModule(nn.Module):
         return self.eval()
 
 
-def stored_sha256(folder: str | Path) -> str:
+def hash_stored(folder: str | Path) -> str:
     """The `sha256` of the module in `folder`, from its weights file alone: no module is built."""
     return _hash(_read_arrays(Path(folder)).items())
 

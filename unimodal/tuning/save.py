@@ -18,9 +18,9 @@ from unimodal.model_folder.layout import (
     GENERATION_FILE,
     PROCESSOR_FILE,
     VOCABULARY_FILE,
-    reader_folder,
-    special_ids,
-    tokenizer_folder,
+    list_special_ids,
+    locate_reader,
+    locate_tokenizer,
 )
 from unimodal.model_folder.settings import ProcessorConfig
 from unimodal.sequence.templates.own import Template
@@ -73,7 +73,7 @@ def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, 
     folder.mkdir(parents=True, exist_ok=True)
     for layout in template.vocabulary.layouts if media is not None else ():
         assert media is not None
-        for place in (tokenizer_folder, *([reader_folder] if layout.features is not None else [])):
+        for place in (locate_tokenizer, *([locate_reader] if layout.features is not None else [])):
             source, target = place(media.folder, layout.modality), place(folder, layout.modality)
             if target.resolve() != source.resolve():
                 shutil.copytree(source, target, dirs_exist_ok=True)
@@ -107,7 +107,7 @@ def save_tuned(
     """
     save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
     vocabulary = template.vocabulary
-    generation: dict[str, object] = dict(special_ids(vocabulary))
+    generation: dict[str, object] = dict(list_special_ids(vocabulary))
     if media is not None and (media.folder / GENERATION_FILE).is_file():
         generation["unimodal"] = read_json(media.folder / GENERATION_FILE).get("unimodal", {})
     if base is not None:

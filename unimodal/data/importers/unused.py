@@ -16,7 +16,7 @@ from unimodal.data.importers.columns import find_modality
 from unimodal.data.media_folder import MediaFolder, find_base64
 from unimodal.data.messages import Conversation, MediaPart
 from unimodal.data.rows import Row
-from unimodal.media.kind import media_kind
+from unimodal.media.kind import detect_kind
 from unimodal.media.registry import MEDIA
 
 #: words in the names of columns that hold a medium
@@ -139,7 +139,7 @@ def _find_medium(column: str, value: object, used: _Used, folder: MediaFolder) -
     value = value if encoded is None else encoded
     if isinstance(value, (bytes, bytearray)):
         with suppress(ValueError):
-            return media_kind(bytes(value))
+            return detect_kind(bytes(value))
         return named
     if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
         return None

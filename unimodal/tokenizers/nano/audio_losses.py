@@ -15,7 +15,7 @@ from torch import Tensor, nn
 RESOLUTIONS = ((256, 64), (512, 128), (1024, 256))  # window and hop in samples
 
 
-def magnitudes(x: Tensor, window_size: int, hop: int) -> Tensor:
+def compute_magnitudes(x: Tensor, window_size: int, hop: int) -> Tensor:
     """x: [B, T] → [B, K, F], bounded away from 0 so that its root has a gradient."""
     window = torch.hann_window(window_size, device=x.device)
     spectrum = torch.stft(x, window_size, hop, window=window, return_complex=True)
@@ -50,7 +50,7 @@ class SpectralLoss(nn.Module):
     def _forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, dict[str, float]]:
         stft = mel = made.new_zeros(())
         for window_size, hop in RESOLUTIONS:
-            a, b = magnitudes(made, window_size, hop), magnitudes(real, window_size, hop)
+            a, b = compute_magnitudes(made, window_size, hop), compute_magnitudes(real, window_size, hop)
             energy = b.square().sum((1, 2)).clamp_min(1e-4).sqrt()
             convergence = (((a - b).square().sum((1, 2)) + 1e-8).sqrt() / energy).mean()
             stft = stft + convergence + (a.clamp_min(1e-4).log() - b.clamp_min(1e-4).log()).abs().mean()
@@ -64,7 +64,7 @@ class SpectralLoss(nn.Module):
 PERIODS = (2, 3, 5, 7, 11)  # samples
 
 
-def judged(layers: nn.ModuleList, h: Tensor) -> list[Tensor]:
+def run_layers(layers: nn.ModuleList, h: Tensor) -> list[Tensor]:
     """The output of every layer, a leaky ReLU after all but the last."""
     seen = []
     for index, layer in enumerate(layers):
@@ -75,7 +75,7 @@ def judged(layers: nn.ModuleList, h: Tensor) -> list[Tensor]:
     return seen
 
 
-def normed(layers: list[nn.Module]) -> nn.ModuleList:
+def add_weight_norm(layers: list[nn.Module]) -> nn.ModuleList:
     return nn.ModuleList(nn.utils.parametrizations.weight_norm(layer) for layer in layers)
 
 
@@ -92,13 +92,15 @@ class SpectrumDiscriminator(nn.Module):
                 nn.Conv2d(channels, 2 * channels, (5, 3), stride=(2, 1), padding=(2, 1)),
                 nn.Conv2d(2 * channels, 1, 3, padding=1),
             ]
-            self.judges.append(normed(layers))
+            self.judges.append(add_weight_norm(layers))
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
         outputs = []
         for (window_size, hop), judge in zip(RESOLUTIONS, self.judges, strict=True):
             assert isinstance(judge, nn.ModuleList)
-            outputs.append(judged(judge, magnitudes(x, window_size, hop).pow(0.3).unsqueeze(1)))  # [B, 1, K, F]
+            outputs.append(
+                run_layers(judge, compute_magnitudes(x, window_size, hop).pow(0.3).unsqueeze(1))
+            )  # [B, 1, K, F]
         return outputs
 
 
@@ -116,14 +118,14 @@ class PeriodDiscriminator(nn.Module):
             ]
             layers += [nn.Conv2d(widths[-1], widths[-1], (5, 1), padding=(2, 0))]
             layers += [nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0))]
-            self.judges.append(normed(layers))
+            self.judges.append(add_weight_norm(layers))
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
         outputs = []
         for period, judge in zip(PERIODS, self.judges, strict=True):
             assert isinstance(judge, nn.ModuleList)
             folded = x[:, : x.shape[1] // period * period].unflatten(1, (-1, period)).unsqueeze(1)  # [B, 1, T/p, p]
-            outputs.append(judged(judge, folded))
+            outputs.append(run_layers(judge, folded))
         return outputs
 
 
@@ -139,7 +141,9 @@ class WaveDiscriminator(nn.Module):
         return [*self.spectrum(x), *self.period(x)]
 
 
-def adversarial_losses(discriminator: nn.Module, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor, dict[str, float]]:
+def compute_adversarial_losses(
+    discriminator: nn.Module, made: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor, dict[str, float]]:
     """made, real: [B, T] → (loss of the generator with feature matching, loss of the discriminator, numbers to log).
 
     Both may be added into one backward pass: the generator's loss has no gradient for the discriminator's weights, the

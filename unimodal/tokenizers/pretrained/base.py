@@ -131,7 +131,7 @@ def check_kind(folder: Path, wanted: tuple[str, ...], what: str) -> str:
     return found
 
 
-def weight_files(folder: Path) -> list[Path]:
+def list_checkpoint_weights(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint. Pickled weights are refused: reading them may run code."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -150,7 +150,7 @@ def read_weights(folder: Path, part: str = "") -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Tensor] = {}
-    for path in weight_files(folder):
+    for path in list_checkpoint_weights(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
@@ -182,7 +182,7 @@ def load_reference(
     from safetensors import SafetensorError
     from transformers.utils import logging
 
-    weight_files(folder)
+    list_checkpoint_weights(folder)
     logging.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()

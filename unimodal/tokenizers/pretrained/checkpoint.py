@@ -21,7 +21,7 @@ from unimodal.files import download_folder, is_hub_id
 from unimodal.released import find_release
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained.base import NetworkTokenizer, read_checkpoint_config
-from unimodal.tokenizers.registry import family_class, load_tokenizer
+from unimodal.tokenizers.registry import find_family_class, load_tokenizer
 
 # family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
 SOURCES = {
@@ -53,7 +53,7 @@ def load(name: str, source: str | os.PathLike[str] | None = None, **settings: ob
         if settings:
             raise ValueError(f"{folder} is a saved tokenizer with its own settings; leave {', '.join(settings)} out")
         return load_tokenizer(folder)
-    kind = family_class(name)
+    kind = find_family_class(name)
     assert issubclass(kind, NetworkTokenizer)
     read: Callable[..., NetworkTokenizer] = kind.from_checkpoint
     known = [parameter for parameter in inspect.signature(read).parameters if parameter != "folder"]
