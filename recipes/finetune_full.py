@@ -29,7 +29,7 @@ from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
+from unimodal.tuning.plan import check_validation, count_steps, describe_plan, try_one_step
 from unimodal.tuning.rows import collect_block_features, describe_controls, read_donor
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.vocabulary import make_joint_template, open_media
@@ -82,7 +82,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     ).to(device)
     check_room(cfg.out, model, whole=True)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
-    batches = corpus.batches(parallel.rank, parallel.num_ranks)
+    batches = corpus.batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()
         if main:
@@ -95,9 +95,10 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     corpus.check()  # and what follows up to the trainer: before anything is written
     validation = corpus.validation_batches()
     loss = make_packed_loss(parallel.wrap(module), device)
+    loop = count_steps(cfg.loop, corpus, parallel)
     trainer = Trainer(
-        module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel,
-        identity=describe_run(cfg, inputs, corpus, parallel), restart=flags.restart,
+        module, batches, loss, loop, cfg.run, validation=validation, parallel=parallel,
+        identity=describe_run(cfg, inputs, corpus, cfg.loop, parallel), restart=flags.restart,
     )  # fmt: skip
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)

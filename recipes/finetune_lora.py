@@ -33,7 +33,7 @@ from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
+from unimodal.tuning.plan import check_validation, count_steps, describe_plan, try_one_step
 from unimodal.tuning.rows import (
     collect_block_features,
     collect_shared_features,
@@ -111,7 +111,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     # the data in that vocabulary
     features = make_feature_memory(model, template, media)
     corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features)
-    batches = corpus.batches(parallel.rank, parallel.num_ranks)
+    batches = corpus.batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()
         if main:
@@ -124,9 +124,10 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     corpus.check()  # and what follows up to the trainer: before anything is written
     validation = corpus.validation_batches()
     loss = make_packed_loss(parallel.wrap(module), device)
+    loop = count_steps(cfg.loop, corpus, parallel)
     trainer = Trainer(
-        module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel,
-        identity=describe_run(cfg, inputs, corpus, parallel), restart=flags.restart,
+        module, batches, loss, loop, cfg.run, validation=validation, parallel=parallel,
+        identity=describe_run(cfg, inputs, corpus, cfg.loop, parallel), restart=flags.restart,
     )  # fmt: skip
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)

@@ -200,3 +200,17 @@ def test_saved_settings_are_resolved_and_in_order(tmp_path):
     assert lines[0] == "steps: 3"
     assert lines.index("optimizer:") < lines.index("model_width: 64")
     assert "  lr: 0.0003" in lines
+
+
+def test_of_settings_that_exclude_each_other_one_takes_the_place_of_the_others_default(tmp_path):
+    class Loop(Config):
+        exclusive = (("steps", "epochs"),)
+        steps: int = 0
+        epochs: int = 0
+
+    class Recipe(Config):
+        loop: Loop = Loop(steps=500)
+
+    assert load_config(Recipe).loop.steps == 500
+    assert load_config(Recipe, None, ["loop.epochs=2"]).loop == Loop(epochs=2)
+    assert load_config(Recipe, None, ["loop.steps=3"]).loop.steps == 3

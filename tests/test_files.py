@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from unimodal.files import atomic_path, atomic_write_bytes, atomic_write_text
+from unimodal.files import atomic_path, atomic_write_bytes, atomic_write_text, is_hub_id, read_json, suggest_path
 
 
 def test_atomic_write_replaces_and_makes_folders(tmp_path):
@@ -67,3 +67,19 @@ def test_a_link_is_followed_not_replaced(tmp_path):
     link.symlink_to(target)
     atomic_write_text(link, "new")
     assert link.is_symlink() and target.read_text() == "new"
+
+
+def test_a_key_that_is_given_twice_is_an_error(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
+    with pytest.raises(ValueError, match=r"a.json cannot be read as JSON \(the key 'b' is given twice\); "):
+        read_json(path)
+
+
+def test_a_path_into_a_folder_of_models_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "smol").mkdir(parents=True)
+    assert is_hub_id("models/smoll")  # a folder of that name alone says nothing
+    (tmp_path / "models" / "smol" / "config.json").write_text("{}")
+    assert not is_hub_id("models/smoll") and is_hub_id("owner/smoll") and not is_hub_id("./models")
+    assert suggest_path("models/smoll") == "; did you mean models/smol?" and suggest_path("owner/smoll") == ""

@@ -17,7 +17,7 @@ unknown key is an error that suggests the nearest known one.
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +31,8 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, coerce_numbers_to_str=True, protected_namespaces=()
     )
+    #: settings of which one may be given: it takes the place of the others' defaults
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
 
 class MayChange:
@@ -78,6 +80,10 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _over_defaults(cls: type[BaseModel], default: BaseModel | None, values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` over the fields of `default`, and each of its sections over that section's default."""
     filled = {} if default is None else {name: getattr(default, name) for name in type(default).model_fields}
+    for group in cls.exclusive if issubclass(cls, Config) else ():
+        if any(values.get(name) is not None for name in group):
+            for name in group:
+                filled.pop(name, None)
     for key, value in values.items():
         field = cls.model_fields.get(key)
         section = _section(field.annotation) if field is not None else None

@@ -5,6 +5,7 @@ file becomes a ValueError of one line that names the file and the fix; `describe
 torch nor huggingface_hub before a download is asked for.
 """
 
+import difflib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 T = TypeVar("T")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+OF_A_MODEL = ("config.json", "base.json")  # one of these lies in every folder of a model
 TAKE_AGAIN = "take it from the model again"
 
 
@@ -77,9 +79,18 @@ def read_json_as(kind: type[T], path: str | os.PathLike[str], fix: str = TAKE_AG
 
 def _parse_json(path: str | os.PathLike[str], fix: str) -> object:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_doubled_keys)
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(f"{quote_path(path)} cannot be read as JSON ({describe_error(error)}); {fix}") from None
+
+
+def _refuse_doubled_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """JSON's own rule keeps the last of two equal keys in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return found
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, object] | Sequence[object], indent: int = 2) -> None:
@@ -177,8 +188,25 @@ def read_umask() -> int:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name."""
-    return HUB_ID.fullmatch(name) is not None
+    """Whether a name has the form owner/name, and is no path: none into a folder here that holds models."""
+    if HUB_ID.fullmatch(name) is None:
+        return False
+    place = Path(name).parent
+    return not any((place / child / file).is_file() for child in _list_folders(place) for file in OF_A_MODEL)
+
+
+def suggest_path(name: str) -> str:
+    """`; did you mean models/smol?` where a folder of nearly that name is there, else ''."""
+    place = Path(name).expanduser()
+    near = difflib.get_close_matches(place.name, _list_folders(place.parent), n=1)
+    return f"; did you mean {place.parent / near[0]}?" if near else ""
+
+
+def _list_folders(place: Path) -> list[str]:
+    try:
+        return [child.name for child in place.iterdir() if child.is_dir()] if place.is_dir() else []
+    except OSError:
+        return []
 
 
 class HubOptions(TypedDict, total=False):

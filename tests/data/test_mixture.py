@@ -163,3 +163,39 @@ def test_too_long_documents_are_left_out_and_counted():
 def test_batches_of_other_settings_are_refused():
     with pytest.raises(ValueError, match="settings"):
         batches("pack").load_state_dict(batches("pad").state_dict())
+
+
+@pytest.mark.parametrize("arrangement", ["pack", "pad"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_a_whole_pass_takes_every_document_once_and_ends_with_a_batch(arrangement, num_ranks):
+    """Also of a set in which each document stands several times, at another place in every pass."""
+    [once], passes = [documents("a", 53)], 3
+    several = [Rendered(d.ids + 10_000 * place, d.labels, d.modality) for place in range(4) for d in once]
+
+    def make(rank):
+        mixture = Mixture({"a": several}, None, 7, rank, num_ranks, {"a": 53})
+        return Batches(mixture, 24, 96, PAD, arrangement, batches_per_window=3, pass_draws=53)
+
+    seen = [[] for _ in range(passes)]
+    for rank in range(num_ranks):
+        counted, batches = make(rank), make(rank)
+        for number in range(passes):
+            for _ in range(counted.count_pass()):
+                batch = batches.next_batch()
+                begins = (batch.position_ids == 0) & (batch.segment_ids > 0)
+                seen[number] += batch.ids[begins].tolist()
+    for number, ids in enumerate(seen):
+        assert sorted(ids) == [1000 + index + 10_000 * number for index in range(53)]
+    assert len({tuple(ids) for ids in seen}) == passes
+
+
+def test_a_document_may_become_several_pieces_or_none():
+    def fit(document):
+        return [document[:5], document[5:17]] if len(document) > 12 else [document] if len(document) > 5 else []
+
+    batches = Batches(Mixture({"a": SETS["a"]}), 12, 48, PAD, fit=fit, pass_draws=30)
+    tokens = 0
+    for _ in range(Batches(Mixture({"a": SETS["a"]}), 12, 48, PAD, fit=fit, pass_draws=30).count_pass()):
+        tokens += int((batches.next_batch().segment_ids > 0).sum())
+    assert tokens == sum(min(len(document), 17) for document in SETS["a"] if len(document) > 5)
+    assert batches.num_too_long == sum(len(document) <= 5 for document in SETS["a"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -125,6 +126,10 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path, 
         ("loop.stps=3", "did you mean 'steps'"),
         ("corpus.datasets.0.path=nowhere.jsonl", "nowhere.jsonl"),
         ("base=no/such/base", "no such folder, and not a hub id"),
+        (
+            "base=model_cards/smoll",
+            "not a hub id of the form owner/name; did you mean model_cards/smol?",
+        ),
         ("media=/", "has no vocabulary.json"),
         ("initialiser=omp", "needs a donor"),
         ("lora.targets=[q_prj]", "no linear layer q_prj"),
@@ -297,6 +302,20 @@ def test_a_share_that_holds_out_nothing_is_told(settings, pictures, tmp_path, ca
         with pytest.raises(SystemExit):
             recipe("finetune_lora", *settings, *few, *change)
         assert message in capsys.readouterr().err
+
+
+def test_epochs_in_place_of_steps(settings, tmp_path, capsys):
+    by_epochs = [*(setting for setting in settings if "loop.steps" not in setting), "loop.epochs=2"]
+    recipe("finetune_lora", *by_epochs)
+    said = re.search(r"2 epochs of 19 documents are (\d+) steps", capsys.readouterr().err)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert said and records[-1]["step"] == int(said[1])
+    with pytest.raises(SystemExit):
+        recipe("finetune_lora", *by_epochs, "loop.steps=3")
+    assert "exclude each other" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        recipe("finetune_lora", *settings)
+    assert "order of the documents epochs → steps" in capsys.readouterr().err
 
 
 def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_path):

@@ -132,3 +132,38 @@ def test_shards_say_how_many_are_too_long(template, tmp_path, capsys):
     assert "left out 2 of 4 documents of" in capsys.readouterr().err
     batches = given.batches()
     assert len(set(drawn(batches, template))) == 2 and batches.num_too_long > 0
+
+
+def test_long_rows_are_cut_by_choice_and_counted(template, tmp_path, capsys):
+    path = rows_of(tmp_path / "rows.jsonl", [3, 200, 4, 70])
+    for mode, said in (("truncate", "truncated 2 of 4"), ("split", "split 2 of 4"), ("drop", "")):
+        given = corpus(path, template, length=64, long_rows=mode)
+        given.check()
+        assert f"{said} documents of rows.jsonl: corpus.length is 64" in capsys.readouterr().err or not said
+    given = corpus(path, template, length=64, long_rows="error")
+    with pytest.raises(ValueError, match=r"too long are 2 of 4 documents of rows.jsonl: corpus.length is 64; raise it"):
+        given.check()
+
+
+def test_a_split_row_is_learnt_whole_and_a_truncated_one_up_to_the_row(template, tmp_path):
+    """Over one pass: the tokens that are learnt, by what becomes of a row of 200 words."""
+    path = rows_of(tmp_path / "rows.jsonl", [200])
+    whole = corpus(path, template, length=512)
+    [rendered] = [whole.sets[name][0] for name in whole.sets]
+    given = corpus(path, template, length=64, long_rows="split")
+    num = int(given.count_batches(1))
+    batches = given.batches(whole_passes=True)
+    split = sum(int((batches.next_batch().segment_ids > 0).sum()) for _ in range(num))
+    given = corpus(path, template, length=64, long_rows="truncate")
+    cut = int((given.batches(whole_passes=True).next_batch().segment_ids > 0).sum())
+    assert split == len(rendered) and cut == 64
+
+
+def test_rows_of_similar_length_and_the_last_answer_are_settings(template, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": "cat"}] * 2}] * 3
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    both = corpus(tmp_path / "rows.jsonl", template, length=64).batches(whole_passes=True).next_batch()
+    last = corpus(tmp_path / "rows.jsonl", template, length=64, packing=False, mask_history=True)
+    batch = last.batches(whole_passes=True).next_batch()
+    assert batch.ids.shape[0] == 3 and batch.ids.shape[1] < 64 and (batch.segment_ids <= 1).all()
+    assert 2 * (batch.labels >= 0).sum() == (both.labels >= 0).sum()

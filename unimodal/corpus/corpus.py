@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -26,8 +26,17 @@ from unimodal.data.mixture import Batches, DocumentSet, Mixture
 from unimodal.data.order import shuffle_numbers
 from unimodal.data.token_shards import MANIFEST, TokenShards
 from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.sequence.cutting import LongRows, RowFitter
 from unimodal.sequence.packing import PackedBatch, pack, stack
 from unimodal.sequence.templates.own import Rendered, Template
+
+#: what is said of the documents that are too long
+DONE_WITH_LONG: dict[LongRows, str] = {
+    "drop": "left out",
+    "error": "too long:",
+    "truncate": "truncated",
+    "split": "split",
+}
 
 
 class CorpusConfig(Config):
@@ -42,6 +51,11 @@ class CorpusConfig(Config):
     length: int = Field(default=1024, ge=2)  # tokens of a row: the longest document
     tokens_per_batch: int = Field(default=1024, ge=2)  # of one rank, in one of the batches of a step
     batches_per_window: int = Field(default=16, ge=1)
+    #: several documents in a row of `length` tokens; False: one a row, and rows of similar length in a batch
+    packing: bool = True
+    #: what becomes of a document that is longer than a row or than the model's positions (`sequence/cutting.py`)
+    long_rows: LongRows = "drop"
+    mask_history: bool = False  # only the last answer of a document is learnt
     #: share of the documents that answer with media whose words are left out, for guidance (arXiv 2207.12598)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
@@ -80,6 +94,7 @@ class Corpus:
         self.limit = (cfg.length, "corpus.length")
         if max_positions is not None and max_positions < cfg.length:
             self.limit = (max_positions, "the model's number of positions")
+        self._fit = RowFitter(template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history)
         self._features = features
         self._records = RecordCache(cfg.codes if keep_codes else None)
         self._codes = CodeCache(coder, self._records, template.vocabulary)
@@ -153,26 +168,58 @@ class Corpus:
         kind, _, of = name.partition(" ")
         return self.counts[of] if kind == "data" else len(self._validation[of].chosen)
 
-    def batches(self, rank: int = 0, num_ranks: int = 1, per_window: int | None = None) -> Batches:
-        """The endless training batches of a rank. per_window: batches drawn at a time, in place of the setting."""
+    def batches(
+        self, rank: int = 0, num_ranks: int = 1, per_window: int | None = None, whole_passes: bool = False
+    ) -> Batches:
+        """The endless training batches of a rank.
+
+        per_window: batches drawn at a time, in place of the setting. whole_passes: every pass takes each document of a
+        set once, and ends with a batch; a pass is as many documents as all sets have.
+        """
         cfg = self.cfg
-        mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks)
+        sizes = self.counts if whole_passes else None
+        mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks, sizes)
         pad = self.template.vocabulary.control_id("<|pad|>")
         tokens = max(cfg.tokens_per_batch, cfg.length)
-        return Batches(mixture, cfg.length, tokens, pad, "pack", per_window or cfg.batches_per_window, *self.limit)
+        arrangement: Literal["pack", "pad"] = "pack" if cfg.packing else "pad"
+        window, draws = per_window or cfg.batches_per_window, self.count_pass() if whole_passes else None
+        return Batches(mixture, cfg.length, tokens, pad, arrangement, window, *self.limit, self._fit, draws)
+
+    def count_pass(self) -> int:
+        """The documents of one pass over all sets that have a weight."""
+        return sum(count for name, count in self.counts.items() if self.weights[name] > 0)
+
+    def count_batches(self, passes: float, rank: int = 0, num_ranks: int = 1) -> float:
+        """The batches of a rank in so many whole passes: every document is drawn and arranged, and none learnt from."""
+        batches, total = self.batches(rank, num_ranks, whole_passes=True), 0.0
+        for number in range(math.ceil(passes)):
+            total += batches.count_pass() * min(1.0, passes - number)
+        return total
 
     def check(self) -> None:
-        """ValueError if there is no document to learn from."""
+        """ValueError if there is no document to learn from, or one is too long under `long_rows: error`; what is cut
+        is counted and said."""
+        if self.cfg.long_rows != "drop":
+            for name, one in self._training.items():
+                for _ in one.render_once():
+                    pass
+                self._tell_long(name.partition(":")[2], one.num_too_long, len(one.chosen))
         self.batches(per_window=1).next_batch()
+
+    def _tell_long(self, name: str, num: int, count: int) -> None:
+        """Says what becomes of the documents of a file that are too long. ValueError under `long_rows: error`."""
+        if num:
+            limit = f"{num:,} of {count:,} documents of {name}: {self.limit[1]} is {self.limit[0]}"
+            if self.cfg.long_rows == "error":
+                raise ValueError(f"too long are {limit}; raise it, or set corpus.long_rows to drop, truncate or split")
+            print(f"{DONE_WITH_LONG[self.cfg.long_rows]} {limit}", file=sys.stderr, flush=True)
 
     def validation_batches(self) -> list[PackedBatch]:
         """The held-out documents in packed batches, the same for every rank. ValueError if there are some, and none
         can be used."""
-        rendered = [document for one in self._validation.values() for document in one.render_once()]
-        shards = [
-            document for one in self._validation_shards.values() for document in map(one.__getitem__, range(len(one)))
-        ]
-        rendered += [document for document in shards if len(document) <= self.limit[0]]
+        held_out = [document for one in self._validation.values() for document in one.render_once()]
+        held_out += [one[number] for one in self._validation_shards.values() for number in range(len(one))]
+        rendered = [piece for document in held_out for piece in self._fit(document)]
         if not rendered and (self._validation or self._validation_shards):
             raise ValueError("no document for validation can be used; give others, or none")
         rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"))
@@ -192,14 +239,11 @@ class Corpus:
     def _open_shards(self, dataset: DatasetConfig) -> TokenShards:
         shards = TokenShards(dataset.path, vocabulary_hashes(self.template.vocabulary))
         too_long = int((shards.lengths > self.limit[0]).sum())
-        if too_long:
-            print(
-                f"left out {too_long} of {len(shards)} documents of {dataset.path}: {self.limit[1]} is {self.limit[0]}",
-                file=sys.stderr,
-            )
+        self._tell_long(dataset.path, too_long, len(shards))
         return shards
 
     def _render(
         self, documents: EncodedDocuments, chosen: np.ndarray, dropout: float = 0.0, seed: int = 0
     ) -> RenderedDocuments:
-        return RenderedDocuments(documents, chosen, self.template, self.limit, dropout, seed, self._features)
+        done = DONE_WITH_LONG[self.cfg.long_rows]
+        return RenderedDocuments(documents, chosen, self.template, self.limit, dropout, seed, self._features, done)

@@ -62,7 +62,7 @@ class EncodedDocuments:
         """
         words: list[str] = []
         for turn in self[number].turns:
-            words.append(f"turn {turn.role}")
+            words.append(f"turn {turn.role} {'learnt' if turn.learn else 'not learnt'}")
             for part in turn.parts:
                 if isinstance(part, Text):
                     words.append(f"text {part.text}")
@@ -150,8 +150,8 @@ class RenderedDocuments:
     """Documents by number, rendered when they are asked for; each stands here `DRAWS` times.
 
     A document whose medium cannot be used raises ValueError under `on_bad_row="fail"`; under `"skip"` the next one
-    stands in for it, and it is named once on stderr. So is one of more than `limit` tokens (a number and what sets it);
-    it is left to the batches to leave it out, since what is drawn must not depend on what was drawn before.
+    stands in for it, and it is named once on stderr. So is one of more than `limit` tokens (a number and what sets it)
+    with what is done with it: by the batches, since what is drawn must not depend on what was drawn before.
 
     chosen: which documents, int64 [M]. features: sees media for a model that reads them so.
     """
@@ -165,7 +165,9 @@ class RenderedDocuments:
         dropout: float = 0.0,
         seed: int = 0,
         features: FeatureMemory | None = None,
+        done_with_long: str = "left out",
     ) -> None:
+        self.done_with_long = done_with_long
         self.documents, self.dataset, self.chosen, self.template = documents, documents.dataset, chosen, template
         self.limit, self.dropout, self.seed, self.features = limit, dropout, seed, features
         coder = documents.codes.coder
@@ -192,14 +194,12 @@ class RenderedDocuments:
         raise ValueError(f"no document of {self.dataset.cfg.path} can be used; the last one: {last}")
 
     def render_once(self) -> Iterator[Rendered]:
-        """Every document that can be used and is not too long, in its order."""
+        """Every document that can be used, in its order; too long ones among them."""
         for item, number in enumerate(map(int, self.chosen)):
             document = self.open(number)
             if document is None:
                 continue
-            rendered = self._render(document, number, item, draw=0)
-            if len(rendered) <= self.limit[0]:
-                yield rendered
+            yield self._render(document, number, item, draw=0)
 
     def hash_documents(self, rank: int = 0, num_ranks: int = 1) -> int:
         """The sum of the hashes of this rank's share of the documents that can be used, below 2^128."""
@@ -250,9 +250,13 @@ class RenderedDocuments:
         self._too_long[number] = True
         count = self.num_too_long
         if count <= MOST_TOLD:
-            more = "; further ones of this file are left out in silence" if count == MOST_TOLD else ""
+            more = "; further ones of this file are not named" if count == MOST_TOLD else ""
             where, (most, limit) = self.dataset.where(number), self.limit
-            print(f"left out {where}: {num_tokens} tokens, but {limit} is {most}{more}", file=sys.stderr, flush=True)
+            print(
+                f"{self.done_with_long} {where}: {num_tokens} tokens, but {limit} is {most}{more}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def encode_documents(sets: Sequence[RenderedDocuments], rank: int, num_ranks: int) -> int:

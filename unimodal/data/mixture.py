@@ -14,7 +14,7 @@ Legend: B rows, N tokens of a row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -33,7 +33,11 @@ class DocumentSet(Protocol):
 
 
 class Mixture:
-    """An endless sequence of documents from weighted sets. Weights need not sum to one; 0 leaves a set out."""
+    """An endless sequence of documents from weighted sets. Weights need not sum to one; 0 leaves a set out.
+
+    sizes: how many different documents a set has, where each stands in it several times (`size`, 2 · `size`, … numbers
+    apart). Every pass then takes each of them once; the next pass takes it at its next place.
+    """
 
     def __init__(
         self,
@@ -42,6 +46,7 @@ class Mixture:
         seed: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         weights = dict.fromkeys(sets, 1.0) if weights is None else dict(weights)
         if not sets or set(weights) != set(sets):
@@ -64,18 +69,25 @@ class Mixture:
         self.seed, self.rank, self.num_ranks = seed, rank, num_ranks
         self._key = mix64(seed * 0x9E3779B97F4A7C15 + 1)
         # a cursor's seed depends on the set's name, so that adding a set leaves the others' orders alone
-        self.cursors = {name: Cursor(len(self.sets[name]), _seed_of(seed, name)) for name in self.names}
+        sizes = sizes or {name: len(documents) for name, documents in self.sets.items()}
+        self.cursors = {name: Cursor(sizes[name], _seed_of(seed, name)) for name in self.names}
         self.step = 0  # draws made, all ranks together
 
     def next(self) -> tuple[str, Rendered]:
         """(name of the set, its next document) for this rank."""
         while True:
             name = self._choice(self.step)
-            index = self.cursors[name].next()
+            cursor = self.cursors[name]
+            index = (cursor.epoch * cursor.num_documents + cursor.next()) % len(self.sets[name])
             mine = self.step % self.num_ranks == self.rank
             self.step += 1
             if mine:
                 return name, self.sets[name][index]
+
+    @property
+    def next_draw(self) -> int:
+        """Which of all ranks' draws is this rank's next."""
+        return self.step + (self.rank - self.step) % self.num_ranks
 
     def epochs(self) -> dict[str, float]:
         """How often each set was gone through so far."""
@@ -113,7 +125,8 @@ class Batches:
     arrangement: "pack" puts several documents into each row of `length` tokens; "pad" puts one document into a row and
     rows of similar length into a batch, as long as its longest. Either way a batch has at most `tokens_per_batch`
     tokens, padding included, and a document longer than `longest` (None: `length`) is left out and counted in
-    `num_too_long`; `limit` is what sets it, in words.
+    `num_too_long`; `limit` is what sets it, in words. fit: makes of a document the pieces to learn from, in place of
+    leaving it out. pass_draws: draws of all ranks after which a window ends, so that a pass over the data ends there.
     """
 
     def __init__(
@@ -126,6 +139,8 @@ class Batches:
         batches_per_window: int = 16,
         longest: int | None = None,
         limit: str = "length",
+        fit: Callable[[Rendered], Sequence[Rendered]] | None = None,
+        pass_draws: int | None = None,
     ) -> None:
         if arrangement not in ("pack", "pad"):
             raise ValueError(f"arrangement is {arrangement!r}; use pack or pad")
@@ -135,6 +150,7 @@ class Batches:
             raise ValueError(f"batches_per_window is {batches_per_window}; give at least 1")
         self.mixture, self.length, self.tokens_per_batch, self.pad_id = mixture, length, tokens_per_batch, pad_id
         self.longest, self.limit = length if longest is None else min(length, longest), limit
+        self.fit, self.pass_draws = fit or self._leave_out_long, pass_draws
         self.arrangement, self.window_tokens = arrangement, tokens_per_batch * batches_per_window
         self.num_too_long = 0
         self._start: tuple[dict[str, Any], int] = (mixture.state_dict(), 0)  # at the beginning of the window
@@ -177,19 +193,35 @@ class Batches:
         settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
         return settings if self.longest == self.length else [*settings, self.longest]
 
+    def count_pass(self) -> int:
+        """The batches from here to the end of the pass, which is gone to. For a count before the training."""
+        assert self.pass_draws is not None and self._dealt == len(self._window)
+        first, num = self.mixture.next_draw, 0
+        while not self._ends_a_pass(first):
+            num += len(self._draw_window())
+        return num
+
+    def _ends_a_pass(self, first: int) -> bool:
+        """Whether this rank's next draw is of a later pass than draw `first`."""
+        return self.pass_draws is not None and self.mixture.next_draw // self.pass_draws > first // self.pass_draws
+
+    def _leave_out_long(self, document: Rendered) -> Sequence[Rendered]:
+        return () if len(document) > self.longest else (document,)
+
     def _draw_window(self) -> list[PackedBatch]:
-        step = self.mixture.step
+        step, first = self.mixture.step, self.mixture.next_draw
         documents: list[Rendered] = []
         tokens = refused = 0
-        while tokens < self.window_tokens:
+        while tokens < self.window_tokens and not (documents and self._ends_a_pass(first)):
             _, document = self.mixture.next()
-            if len(document) > self.longest:
+            pieces = self.fit(document)
+            if not pieces:
                 refused += 1
                 if refused > 1000 and not documents:
                     raise ValueError(f"1000 documents in a row have more than {self.longest} tokens ({self.limit})")
                 continue
-            documents.append(document)
-            tokens += len(document)
+            documents += pieces
+            tokens += sum(map(len, pieces))
         self.num_too_long += refused
         key = mix64(self.mixture.seed ^ mix64(step))
         if self.arrangement == "pack":

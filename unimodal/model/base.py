@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from unimodal.files import describe_error, is_hub_id, read_json
+from unimodal.files import describe_error, is_hub_id, read_json, suggest_path
 from unimodal.model.image_head import attach_image_head
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -142,7 +142,9 @@ def _find_source(name: str) -> tuple[str, str | None]:
         places = [data / PACKAGES[name] for data in list_data_folders() if (data / PACKAGES[name]).is_dir()][:1]
     if not places:
         if not is_hub_id(name) or folder.exists():
-            raise ValueError(f"base model {name!r}: no such folder, and not a hub id of the form owner/name")
+            raise ValueError(
+                f"base model {name!r}: no such folder, and not a hub id of the form owner/name{suggest_path(name)}"
+            )
         return name, None
     if (places[0] / "config.json").is_file():
         return str(places[0]), None

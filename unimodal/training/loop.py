@@ -91,6 +91,8 @@ class Trainer:
         self.model, self.batches, self.loss, self.cfg, self.folder = model, batches, loss, cfg, folder
         self.parallel = parallel or Parallel()
         self.identity = identity
+        if not cfg.steps:
+            raise ValueError("epochs is set, but this training does not count them; give steps")
         if cfg.evaluate_every and validation is None:
             raise ValueError("evaluate_every is set but this training has nothing to validate on; leave it out")
         self.validation = validation or ()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +14,11 @@ class LoopConfig(Config):
     """How long, how fast and with what a model is trained. What is marked `MAY_CHANGE` may differ from one part of a
     run to the next."""
 
-    steps: Annotated[int, MAY_CHANGE] = Field(1000, ge=1)
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"),)
+
+    steps: Annotated[int, MAY_CHANGE] = Field(1000, ge=0)  # 0 only beside epochs
+    #: times that every document is learnt from, in place of steps; parts of a time count too
+    epochs: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(1e-5, ge=0)
     warmup_steps: int = Field(100, ge=0)
@@ -36,6 +41,24 @@ class LoopConfig(Config):
     min_improvement: Annotated[float, MAY_CHANGE] = Field(0.0, ge=0)
     trackers: Annotated[tuple[Literal["tensorboard", "trackio"], ...], MAY_CHANGE] = ()
     plot: Annotated[bool, MAY_CHANGE] = True  # draw loss.png at the end
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_steps(cls, values: object) -> object:
+        """No steps where epochs are given alone."""
+        if isinstance(values, Mapping) and values.get("epochs") is not None and "steps" not in values:
+            return {**values, "steps": 0}
+        return values
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if self.epochs is not None and self.steps:
+            raise ValueError(
+                f"steps {self.steps} and epochs {self.epochs:g} exclude each other; set steps=0 or no epochs"
+            )
+        if self.epochs is None and not self.steps:
+            raise ValueError("steps is 0 and no epochs are given; give one of them")
+        return self
 
     @model_validator(mode="after")
     def _check_patience(self) -> Self:

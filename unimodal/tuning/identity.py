@@ -13,6 +13,7 @@ from unimodal.corpus.corpus import Corpus
 from unimodal.sequence.templates.own import Template
 from unimodal.training.distributed import Parallel
 from unimodal.training.identity import Identity, describe_settings, hash_files, hash_json, hash_weights
+from unimodal.training.settings import LoopConfig
 
 
 def describe_inputs(
@@ -31,12 +32,13 @@ def describe_inputs(
     return inputs | {name: hash_files([path]) for name, path in files.items() if path is not None}
 
 
-def describe_run(cfg: Config, inputs: Identity, corpus: Corpus, parallel: Parallel) -> Identity:
+def describe_run(cfg: Config, inputs: Identity, corpus: Corpus, loop: LoopConfig, parallel: Parallel) -> Identity:
     """The identity of a run: the settings of its recipe, `inputs`, and the documents of its corpus, which all ranks
-    look at together."""
+    look at together. Steps and epochs go through the documents in different orders."""
     shares = parallel.gather(corpus.hash_share(parallel.rank, parallel.num_ranks))
     found: Identity = {}
     for name in shares[0]:
         total = sum(share[name] for share in shares) % 2**128
         found[name] = f"{corpus.count_documents(name):,} documents, {total:032x}"
-    return describe_settings(cfg) | inputs | found
+    order = {"order of the documents": "steps" if loop.epochs is None else "epochs"}
+    return describe_settings(cfg) | inputs | found | order

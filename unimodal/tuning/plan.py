@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from typing import Any
 
@@ -13,6 +15,7 @@ from unimodal.model.build import count_parameters
 from unimodal.objectives.packed import PackedLoss
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.templates.own import Template
+from unimodal.training.distributed import Parallel
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.loss import to_tensors
 from unimodal.vocabulary.adopted import AdoptedVocabulary
@@ -25,6 +28,17 @@ def check_validation(loop: LoopConfig, corpus: CorpusConfig) -> None:
             f"loop.evaluate_every is {loop.evaluate_every} and there is nothing to validate on; set "
             "corpus.validation_share, or name corpus.validation"
         )
+
+
+def count_steps(loop: LoopConfig, corpus: Corpus, parallel: Parallel) -> LoopConfig:
+    """The settings with steps in place of epochs, said on stderr; the same settings where there are no epochs."""
+    if loop.epochs is None:
+        return loop
+    batches = max(parallel.gather(corpus.count_batches(loop.epochs, parallel.rank, parallel.num_ranks)))
+    steps = max(1, math.ceil(round(batches, 6) / loop.accumulation))
+    if parallel.is_main:
+        print(f"{loop.epochs:g} epochs of {corpus.count_pass():,} documents are {steps:,} steps", file=sys.stderr)
+    return loop.model_copy(update={"steps": steps, "epochs": None})
 
 
 def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: PackedBatch) -> str:

@@ -1,0 +1,78 @@
+"""Documents that are longer than a row: cut at its end, or into several pieces, and never inside a medium.
+
+A piece is a document of its own: its positions begin at 0, and nothing is predicted across the cut. A piece in which
+nothing is learnt is left out. Legend: N tokens of a document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from unimodal.sequence.templates.own import IGNORE, Rendered
+from unimodal.vocabulary import Vocabulary
+
+LongRows = Literal["drop", "error", "truncate", "split"]
+
+
+class RowFitter:
+    """Makes of a document the pieces that fit in a row of `longest` tokens.
+
+    long_rows: a longer document is left out (`drop`, `error`), cut at its last place that fits (`truncate`), or cut
+    into as many pieces as it needs (`split`). One that is read through features is left out. mask_history: only the
+    last answer of a document is learnt.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, longest: int, long_rows: LongRows = "drop", mask_history: bool = False
+    ) -> None:
+        self.longest, self.long_rows, self.mask_history = longest, long_rows, mask_history
+        self._starts = [vocabulary.start_id(medium) for medium in vocabulary.media]
+        self._ends = [vocabulary.end_id(medium) for medium in vocabulary.media]
+
+    def __call__(self, document: Rendered) -> list[Rendered]:
+        if self.mask_history:
+            document = keep_last_answer(document)
+        if len(document) <= self.longest:
+            return [document]
+        if self.long_rows in ("drop", "error") or document.read:
+            return []
+        pieces: list[Rendered] = []
+        allowed = self._find_places(document)
+        begin = 0
+        while begin < len(document):
+            last = int(np.searchsorted(allowed, begin + self.longest, "right")) - 1  # the last place that fits
+            end = int(allowed[last]) if last >= 0 else 0
+            if end > begin:
+                pieces.append(document[begin:end])
+            else:  # a medium that is longer than a row: go on behind it
+                end = int(allowed[last + 1])
+            if self.long_rows == "truncate":
+                break
+            begin = end
+        return [piece for piece in pieces if (piece.labels[1:] != IGNORE).any()]
+
+    def _find_places(self, document: Rendered) -> np.ndarray:
+        """Where a document may be cut, before which tokens: int64, the end among them."""
+        starts, ends = np.isin(document.ids, self._starts), np.isin(document.ids, self._ends)  # [N]
+        depth: np.ndarray = np.cumsum(starts) - np.cumsum(ends)  # 1 from a start mark to before its end mark
+        modality = document.modality
+        inside = (
+            (modality[1:] > 0) & (modality[1:] == modality[:-1]) & ~starts[1:]
+        )  # marks are left out by some formats
+        allowed = (depth[:-1] <= 0) & ~inside
+        return np.append(np.flatnonzero(allowed) + 1, len(document))
+
+
+def keep_last_answer(document: Rendered) -> Rendered:
+    """The same document, of which only the last run of learnt tokens is learnt."""
+    learnt = np.flatnonzero(document.labels != IGNORE)
+    if not len(learnt):
+        return document
+    gaps = np.flatnonzero(np.diff(learnt) > 1)
+    first = int(learnt[gaps[-1] + 1]) if len(gaps) else int(learnt[0])
+    labels = document.labels.copy()
+    labels[:first] = IGNORE
+    return replace(document, labels=labels)
