@@ -20,6 +20,14 @@ def ask(page, words, make=None, wait=True):
         page.wait_for_selector(DONE)
 
 
+READY = "document.documentElement.dataset.ready === 'true'"
+
+
+def reload(page):
+    page.reload()
+    until(page, READY)
+
+
 def asked(page, act) -> dict:
     """The body of the chat request that `act` leads to."""
     with page.expect_request("**/v1/chat/completions") as request:

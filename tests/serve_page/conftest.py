@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.serve_page.asking import until
+from tests.serve_page.asking import READY, until
 
 CHROMIUM_VARIABLE = "CHROMIUM"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -100,18 +100,21 @@ def open_page(browser, server, faults):
     """Opens the chat; at the end no page may have had a fault."""
     contexts = []
 
-    def open_it(address=server, **options):
+    def open_it(address=server, init=None, **options):
+        """init: a script that runs before those of the page."""
         options = {"viewport": {"width": 1100, "height": 760}, "permissions": ["microphone"], **options}
         context = browser.new_context(**options)
         contexts.append(context)
         context.grant_permissions(["clipboard-read", "clipboard-write", *options["permissions"]])
         page = context.new_page()
+        if init is not None:
+            page.add_init_script(init)
         page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("dialog", lambda dialog: faults.append(dialog.message))
         page.on("console", lambda line: faults.append(line.text) if is_fault(line) else None)
         page.goto(address)
-        until(page, "document.title.includes('·') || document.querySelector('#notice p')")
+        until(page, READY)
         return page
 
     yield open_it

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.serve_page.asking import answer_with, ask, asked, refuse_with, until
+from tests.serve_page.asking import answer_with, ask, asked, refuse_with, reload, until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -201,8 +201,7 @@ def test_settings_are_sent_and_kept(page):
         page.fill(f"#{name}", value)
     page.select_option("#voice", "joe")
     page.click("text=Done")
-    page.reload()
-    until(page, "document.title.includes('·')")
+    reload(page)
     body = asked(page, lambda: ask(page, "a cat", "image"))
     assert (body["temperature"], body["guidance"], body["seed"]) == (0.7, 2.5, 11) and body["modalities"] == ["image"]
     assert "audio" not in body

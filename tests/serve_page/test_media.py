@@ -115,7 +115,7 @@ def test_media_alone_are_a_question(page, files):
 @pytest.mark.parametrize(
     ("name", "kind", "content", "told"),
     [
-        ("a.pdf", "application/pdf", b"%PDF", "no picture, sound or clip"),
+        ("a.pdf", "application/pdf", b"%PDF", "nothing that this model reads: picture, sound, film"),
         ("a.png", "image/png", b"", "is empty"),
         ("a.wav", "audio/wav", b"RIFF nothing", "cannot be decoded"),
         ("a.svg", "image/svg+xml", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no format that is read"),

@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from unimodal.media.registry import MEDIA
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.pipeline import Unimodal
 from unimodal.serve.chat import complete_chat
@@ -129,7 +130,12 @@ def describe_settings(service: Service) -> dict[str, object]:
     about: dict[str, dict[str, object]] = {}
     for name in media:
         tokenizer = coder.tokenizer(name)
+        medium = MEDIA[name]
         about[name] = {
+            "noun": medium.noun,
+            "type": medium.sent_as[1],
+            "suffixes": list(medium.suffixes),
+            "writes": name in model.writable,
             "ordered": bool(tokenizer.ordered),
             "segments": [{"name": block, "count": count} for block, count in tokenizer.segments],
             "codes": tokenizer.tokens_per_item,

@@ -55,7 +55,7 @@ export const tokenize = (url, key, signal) => json("v1/tokenize", key, { url }, 
 export const detokenize = (modality, codes, prefix, key, signal) =>
   json("v1/detokenize", key, { modality, codes, prefix }, signal);
 
-/** The deltas of a streamed answer, one by one. Ends after `[DONE]`; an answer that breaks off is an ApiError. */
+/** The deltas of a streamed answer, one by one, each with `notes`: what was left out of the files that were sent. Ends after `[DONE]`; an answer that breaks off is an ApiError. */
 export async function* chat(body, key, signal) {
   const response = await send("v1/chat/completions", key, { method: "POST", body: JSON.stringify(body), signal });
   for await (const data of events(response.body)) {
@@ -68,7 +68,7 @@ export async function* chat(body, key, signal) {
     }
     if (chunk.error) throw new ApiError(chunk.error.message || "The server could not go on.", 500);
     const delta = chunk.choices?.[0]?.delta;
-    if (delta) yield delta;
+    if (delta) yield { ...delta, notes: chunk.notes ?? [] };
   }
   throw new ApiError("The answer broke off before its end. Try again.");
 }

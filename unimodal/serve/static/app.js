@@ -1,135 +1,93 @@
-// The chat: composer, settings, keyboard; the parts of a conversation are in conversation.js, the codes in codes.js.
+// The chat: asking, answers, and the conversation that is shown. Its views are in conversation.js, the box for a question
+// in composer.js, the list of conversations in chats.js, the codes in codes.js; store.js keeps what was said.
 
 import * as api from "./api.js";
+import { Chats } from "./chats.js";
 import { CodesView } from "./codes.js";
-import { Answer, mediaFigure, question } from "./conversation.js";
-import { action, byId, el, icon } from "./dom.js";
-import { Recorder, fromAnswer, readFile, setMaxBody } from "./media.js";
+import { Composer } from "./composer.js";
+import { Answer, Question } from "./conversation.js";
+import { byId, el, icon } from "./dom.js";
+import { fromAnswer, nounOf, partOf, setMaxBody, setMedia } from "./media.js";
+import * as settings from "./settings.js";
+import * as store from "./store.js";
 
-const MODALITIES = { text: ["text"], image: ["image"], audio: ["audio"], video: ["video"] };
 const EXAMPLES = [
   ["image", "a red apple"],
   ["image", "a smiling face with hearts"],
   ["audio", "the sun is in the garden"],
   ["video", "a red heart"],
 ];
-const NAMES = { image: "Picture", audio: "Speech", video: "Clip" };
 const MAX_SEED = 2 ** 31 - 1;
-const MAX_ATTACHED = 8;
+const SAVE_MS = 1000; // how often a growing answer is saved
+const PATIENCE_MS = 3000; // that a silent server may keep the conversation from being shown
 
 const log = byId("log");
 const box = byId("question");
 const scroll = byId("scroll");
-const codes = new CodesView(() => settings.key);
-const state = { model: "", turns: [], attached: [], running: null, recorder: null, info: null };
+const codes = new CodesView(settings.key);
+// turns: those of the conversation that is shown, with their views; edited: the turn whose question is changed
+const state = { info: null, conversation: null, turns: [], running: null, edited: null, following: false };
+const composer = new Composer({ notify, say, onInput: () => !state.running && !composer.recording && say("") });
+const chats = new Chats({
+  current: () => state.conversation?.id,
+  notify,
+  onOpen: show,
+  onRename: (renamed) => renamed.id === state.conversation?.id && nameConversation(renamed),
+  onDelete: (id) => id === state.conversation?.id && forget(),
+});
 
-// ---- settings: kept by the browser, the key only for this tab
+// ---- what is made: a button for everything that the model writes
 
-const settings = {
-  read(name, store = localStorage) {
-    try {
-      return store.getItem(`unimodal.${name}`) ?? "";
-    } catch {
-      return "";
-    }
-  },
-  write(name, value, store = localStorage) {
-    try {
-      if (value === "") store.removeItem(`unimodal.${name}`);
-      else store.setItem(`unimodal.${name}`, value);
-    } catch {
-      // storage is blocked: they hold until the page is left
-    }
-    this.now[name] = value;
-  },
-  now: {},
-  get key() {
-    return this.now.key;
-  },
-  number(name) {
-    const value = this.now[name];
-    return value === "" || value === undefined ? undefined : Number(value);
-  },
-};
-for (const name of ["temperature", "guidance", "seed", "voice", "make"]) settings.now[name] = settings.read(name);
-settings.now.key = settings.read("key", sessionStorage);
+const making = () => document.querySelector("input[name=make]:checked")?.value ?? "auto";
+const capital = (word) => word[0].toUpperCase() + word.slice(1);
 
-const making = () => document.querySelector("input[name=make]:checked").value;
+function offer(writes) {
+  const wanted = settings.get("make") || "auto";
+  const all = ["auto", ...writes];
+  const label = (name) => (name === "auto" || name === "text" ? capital(name) : capital(nounOf(name)));
+  const choices = all.map((name) => {
+    const input = el("input", { type: "radio", name: "make", value: name, on: { change: () => settings.write("make", name) } });
+    input.checked = name === (all.includes(wanted) ? wanted : "auto");
+    return el("label", {}, input, el("span", {}, label(name)));
+  });
+  byId("make").replaceChildren(el("legend", { class: "hidden" }, "What to make"), ...choices);
+}
 
 function openSettings() {
-  for (const name of ["temperature", "guidance", "seed", "voice", "key"]) byId(name).value = settings.now[name] ?? "";
-  const own = state.info?.sampling?.[making() === "auto" ? "image" : making()];
-  for (const name of ["temperature", "guidance"]) byId(name).placeholder = own?.[name] === undefined ? "" : `the model’s own, ${own[name]}`;
-  byId("settings").showModal();
+  settings.describe(state.info, making() === "auto" ? "image" : making());
+  settings.open();
 }
 
 byId("open-settings").addEventListener("click", openSettings);
-byId("settings-form").addEventListener("submit", () => {
-  for (const name of ["temperature", "guidance", "seed", "voice"]) settings.write(name, byId(name).value);
-  const key = byId("key").value.trim();
-  const changed = key !== settings.key;
-  settings.write("key", key, sessionStorage);
-  if (changed || !state.info) connect();
-});
-byId("reset").addEventListener("click", () => {
-  for (const name of ["temperature", "guidance", "seed", "voice", "key"]) byId(name).value = "";
-});
-for (const input of document.querySelectorAll("input[name=make]")) {
-  input.checked = input.value === (settings.now.make || "auto");
-  input.addEventListener("change", () => settings.write("make", input.value));
-}
-
-// ---- theme
-
-const THEMES = ["system", "light", "dark"];
-
-function showTheme(theme) {
-  if (theme === "system") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-  byId("theme-icon").setAttribute("href", `#i-${theme}`);
-  byId("theme-name").textContent = `Theme: ${theme}`;
-  byId("theme").title = `Theme: ${theme}`;
-}
-
-let theme = THEMES.includes(settings.read("theme")) ? settings.read("theme") : "system";
-showTheme(theme);
-byId("theme").addEventListener("click", () => {
-  theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-  settings.write("theme", theme === "system" ? "" : theme);
-  showTheme(theme);
+settings.whenDone((another) => {
+  if (another || !state.info) connect();
 });
 
 // ---- what the server is
 
 async function connect() {
   try {
-    state.info = await api.settings(settings.key);
+    state.info = await api.settings(settings.key());
   } catch (error) {
     notify(error.message, error.status === 401 ? ["Open settings", openSettings] : ["Try again", connect]);
     return;
   }
   notify("");
-  state.model = state.info.model;
-  setMaxBody(state.info.limits?.max_body_bytes);
-  byId("alone").hidden = state.info.history_turns !== 0;
-  byId("model").textContent = state.model.split("/").at(-1);
-  byId("model").title = state.model;
-  document.title = `${byId("model").textContent} · unimodal`;
-  const can = new Set(["auto", "text", ...state.info.modalities]);
-  for (const input of document.querySelectorAll("input[name=make]")) {
-    input.parentElement.hidden = !can.has(input.value);
-    if (input.checked && !can.has(input.value)) document.querySelector("input[name=make]").checked = true;
-  }
-  const voices = can.has("audio") ? state.info.voices : [];
-  byId("voice").replaceChildren(
-    el("option", { value: "" }, "the model’s own"),
-    ...voices.map((name) => el("option", { value: name }, name)),
-  );
-  byId("voice-field").hidden = !voices.length;
-  if (!voices.includes(settings.now.voice)) settings.now.voice = ""; // another model's
+  const { model, modalities, media = {}, limits, history_turns, voices = [] } = state.info;
+  setMaxBody(limits?.max_body_bytes);
+  setMedia(media);
+  const writes = ["text", ...modalities.filter((name) => name !== "text" && media[name]?.writes !== false)];
+  state.writes = writes;
+  byId("alone").hidden = history_turns !== 0;
+  byId("model").textContent = model.split("/").at(-1);
+  byId("model").title = model;
+  nameConversation(state.conversation);
+  offer(writes);
+  composer.describe(state.info);
+  settings.offerVoices(writes.includes("audio") ? voices : []);
   byId("examples").replaceChildren(
-    ...EXAMPLES.filter(([kind]) => can.has(kind)).map(([kind, words]) =>
-      el("li", {}, el("button", { type: "button", class: "example", on: { click: () => ask(words, [], kind) } }, el("small", {}, NAMES[kind]), words)),
+    ...EXAMPLES.filter(([kind]) => writes.includes(kind)).map(([kind, words]) =>
+      el("li", {}, el("button", { type: "button", class: "example", on: { click: () => ask(words, [], kind) } }, el("small", {}, capital(nounOf(kind))), words)),
     ),
   );
 }
@@ -151,11 +109,9 @@ function say(text, unseen = false) {
   byId("status").classList.toggle("hidden", unseen);
 }
 
-// ---- asking
+// ---- the end of the conversation stays in view
 
-function below() {
-  return scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight;
-}
+const below = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight;
 
 let scrolledTo = 0; // where the page was scrolled to when we last looked
 
@@ -174,112 +130,218 @@ scroll.addEventListener("scroll", () => {
   scrolledTo = scroll.scrollTop;
 });
 
+// ---- the conversation that is shown
+
+function nameConversation(conversation) {
+  state.conversation = conversation;
+  const model = byId("model").textContent;
+  if (model) document.title = [conversation?.name, model, "unimodal"].filter(Boolean).join(" · ");
+}
+
+/** Leaves what is shown, which stays in the list, for a conversation without a turn. */
+function begin() {
+  state.running?.abort();
+  stopEditing();
+  log.replaceChildren();
+  state.turns = [];
+  nameConversation(null);
+  settings.showConversation("");
+  byId("welcome").hidden = false;
+  state.following = false;
+  scroll.scrollTop = 0;
+  say("");
+  box.focus();
+}
+
+/** Leaves what is shown, which was deleted. */
+function forget() {
+  for (const turn of state.turns) turn.gone = true; // an answer that is still written is not saved
+  begin();
+}
+
+async function show(id) {
+  if (id === state.conversation?.id) return;
+  const [conversation, turns] = await Promise.all([store.find(id), store.turns(id)]);
+  if (!conversation) return;
+  begin();
+  nameConversation(conversation);
+  settings.showConversation(id);
+  for (const turn of turns) {
+    if (turn.state === "writing") Object.assign(turn, { state: "failed", error: { message: "The page was left before this answer had ended.", status: 0 } });
+    append(turn);
+  }
+  byId("welcome").hidden = turns.length > 0;
+  state.following = true;
+  follow(true);
+}
+
+/** Saves a turn of the conversation that is shown; tells once where the browser does not let us. */
+async function save(conversation, turn) {
+  if (turn.gone) return;
+  const { views, gone, ...kept } = turn;
+  conversation.updated = Date.now();
+  try {
+    await store.save(conversation, kept);
+  } catch (error) {
+    if (state.unkept) return;
+    state.unkept = true;
+    const full = error?.name === "QuotaExceededError";
+    notify(full ? "The browser’s storage is full: this conversation is not kept beyond this page. Delete others." : "This browser does not keep conversations: they are gone when the page is left.");
+  }
+}
+
+/** Puts a turn that has ended, or begins, behind the others. */
+function append(turn) {
+  turn.views = {};
+  turn.views.question = new Question(turn, { onCodes: (url) => codes.open(url), onEdit: () => edit(turn) });
+  state.turns.push(turn);
+  log.append(turn.views.question.article);
+  placeAnswer(turn);
+  if (turn.state !== "writing") {
+    const { parts } = turn;
+    turn.views.answer.show(parts, turn.words);
+    turn.views.answer.finish(turn);
+  }
+}
+
+function placeAnswer(turn) {
+  const old = turn.views.answer;
+  turn.views.answer = new Answer({
+    onCodes: (url) => codes.open(url),
+    onAsk: attachAnswer,
+    onSettings: openSettings,
+    onRetry: () => !state.running && answer(turn),
+  });
+  if (old) old.article.replaceWith(turn.views.answer.article);
+  else turn.views.question.article.after(turn.views.answer.article);
+}
+
+// ---- asking
+
 function send() {
   if (state.running) {
     say("Escape stops this answer first");
     return;
   }
-  const words = box.value.trim();
-  if (!words && !state.attached.length) {
+  if (!box.value.trim() && !composer.attached.length) {
     say("Type a question or attach something");
     box.focus();
     return;
   }
-  const attached = state.attached;
-  state.attached = [];
-  showAttached();
-  box.value = "";
-  grow();
+  const { words, attached } = composer.take();
+  if (state.edited) replaceFrom(state.edited);
+  else notify("");
   ask(words, attached, making());
 }
 
 function ask(words, attached, make) {
   if (state.running) return;
   byId("welcome").hidden = true;
-  notify("");
-  log.append(question(words, attached, (url) => codes.open(url)));
-  answer({ words, attached, make, before: state.turns });
+  const now = Date.now();
+  if (!state.conversation) {
+    const name = words.split("\n")[0].slice(0, 60) || attached.map(({ name }) => name).join(", ").slice(0, 60);
+    nameConversation({ id: store.newId(), name, created: now, updated: now });
+    settings.showConversation(state.conversation.id);
+  }
+  const turn = {
+    id: store.newId(), conversation: state.conversation.id, place: (state.turns.at(-1)?.place ?? -1) + 1,
+    words, attached, make, parts: [], notes: [], state: "writing", seed: 0, seconds: 0,
+  };
+  append(turn);
+  answer(turn);
 }
 
-function answerView(asked) {
-  const view = new Answer({
-    onCodes: (url) => codes.open(url),
-    onAsk: attachAnswer,
-    onSettings: openSettings,
-    onRetry: () => retry(asked, view),
-  });
-  log.append(view.article);
-  return view;
-}
-
-async function answer(asked) {
-  const seed = settings.number("seed") ?? Math.floor(Math.random() * MAX_SEED);
+/** Has a turn answered, or answered again. */
+async function answer(turn) {
   const controller = (state.running = new AbortController());
-  const view = answerView(asked);
+  const { conversation } = state;
+  const seed = settings.number("seed") ?? Math.floor(Math.random() * MAX_SEED);
+  if (turn.state !== "writing" || turn.parts.length) placeAnswer(turn);
+  Object.assign(turn, { state: "writing", parts: [], notes: [], seed, error: undefined });
+  const view = turn.views.answer;
   busy(true);
   state.following = true;
   follow(true);
+  const body = request(turn, seed);
   const begun = performance.now();
-  const seconds = () => (performance.now() - begun) / 1000;
-  const end = (note) => {
-    view.finish(note);
-    const { words, attached, make } = asked;
-    remember([...asked.before, { words, attached, make, parts: view.parts, note }]);
-  };
+  let saved = begun;
+  await save(conversation, turn); // a reload finds the question
   try {
-    for await (const delta of api.chat(request(asked, seed), settings.key, controller.signal)) {
-      view.take(delta, asked.words);
+    for await (const delta of api.chat(body, settings.key(), controller.signal)) {
+      view.take(delta, turn.words);
+      note(turn, delta.notes);
       follow(false);
+      turn.parts = view.parts;
+      if (delta.content_parts || performance.now() - saved > SAVE_MS) {
+        saved = performance.now();
+        save(conversation, turn);
+      }
     }
-    end({ seed, seconds: seconds() });
+    turn.state = "done";
     say("Answer finished", true);
   } catch (error) {
     if (controller.signal.aborted) {
-      end({ seed, seconds: seconds(), stopped: true });
+      turn.state = "stopped";
       say("Stopped");
     } else {
       if (!(error instanceof api.ApiError)) console.error(error);
-      view.fail(error instanceof api.ApiError ? error : new api.ApiError("The answer cannot be shown."));
-      remember(asked.before);
+      turn.state = "failed";
+      turn.error = error instanceof api.ApiError ? { message: error.message, status: error.status } : { message: "The answer cannot be shown.", status: 0 };
       say("");
     }
-  } finally {
-    if (state.running === controller) {
-      state.running = null;
-      busy(false);
-    }
-    follow(false);
   }
+  turn.seconds = (performance.now() - begun) / 1000;
+  turn.parts = view.parts;
+  view.finish(turn);
+  if (state.running === controller) {
+    state.running = null;
+    busy(false);
+  }
+  follow(false);
+  await save(conversation, turn);
 }
 
-function request({ words, attached, make, before }, seed) {
-  const count = state.info?.history_turns ?? before.length; // as many exchanges as the model looks back at
-  const messages = before.slice(Math.max(0, before.length - count)).flatMap((turn) => {
-    const asked = askedIn(turn);
-    return turn.parts.length ? [asked, { role: "assistant", content: told(turn.parts) }] : [asked];
+/** The turns that the model is shown before this one: those whose answers are whole, or were stopped by the user. */
+function before(turn) {
+  const earlier = state.turns.slice(0, state.turns.indexOf(turn)).filter((one) => one.state === "done" || one.state === "stopped");
+  const count = state.info?.history_turns ?? earlier.length; // as many as the model looks back at
+  return earlier.slice(Math.max(0, earlier.length - count));
+}
+
+/** Shows what the server left out of the files of this turn; its notes are of earlier turns, too. */
+function note(turn, notes) {
+  if (turn.notes.length || !notes.length) return;
+  const told = before(turn).flatMap((one) => one.notes);
+  turn.notes = notes.filter((one) => {
+    const at = told.indexOf(one);
+    if (at >= 0) told.splice(at, 1);
+    return at < 0;
   });
-  const body = { model: state.model, messages: [...messages, askedIn({ words, attached })], seed, stream: true, stream_partial: true };
-  if (MODALITIES[make]) body.modalities = MODALITIES[make];
+  turn.views.question.note(turn.notes);
+}
+
+function request(turn, seed) {
+  const messages = before(turn).flatMap((one) => {
+    const asked = messageOf(one);
+    return one.parts.length ? [asked, { role: "assistant", content: toldIn(one.parts) }] : [asked];
+  });
+  const { make } = turn;
+  const body = { model: state.info?.model, messages: [...messages, messageOf(turn)], seed, stream: true, stream_partial: true };
+  body.modalities = make === "auto" ? (state.writes ?? ["text"]) : [make]; // what we show is asked for by name
   for (const name of ["temperature", "guidance"]) if (settings.number(name) !== undefined) body[name] = settings.number(name);
-  if (make === "audio" && settings.now.voice) body.audio = { voice: settings.now.voice, format: "wav" };
+  if (make === "audio" && settings.get("voice")) body.audio = { voice: settings.get("voice"), format: "wav" };
   return body;
 }
 
 /** A question as a message: plain words, or parts. */
-function askedIn({ words, attached }) {
+function messageOf({ words, attached }) {
   if (!attached.length) return { role: "user", content: words };
-  const parts = attached.map(({ part }) => part);
+  const parts = attached.map(partOf);
   return { role: "user", content: words ? [...parts, { type: "text", text: words }] : parts };
 }
 
 /** An answer as a message: plain words, or parts. */
-const told = (parts) => (parts.every(({ type }) => type === "text") ? parts.map(({ text }) => text).join("\n") : parts);
-
-function retry(asked, view) {
-  if (state.running) return;
-  view.article.remove();
-  answer(asked);
-}
+const toldIn = (parts) => (parts.every(({ type }) => type === "text") ? parts.map(({ text }) => text).join("\n") : parts);
 
 function busy(yes) {
   byId("send").hidden = yes;
@@ -296,107 +358,66 @@ byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   send();
 });
+byId("new").addEventListener("click", () => {
+  notify("");
+  begin();
+});
 
-byId("clear").addEventListener("click", () => {
-  if (!log.childElementCount) return;
-  state.running?.abort();
-  const turns = [...log.children];
-  const kept = state.turns;
-  log.replaceChildren();
-  remember([]);
-  byId("welcome").hidden = false;
-  state.following = false;
-  scroll.scrollTop = 0;
-  say("");
-  const undo = () => {
-    if (state.running || log.childElementCount) return notify("A new conversation has begun; the old one is gone.");
-    log.append(...turns);
-    remember(kept);
-    byId("welcome").hidden = true;
-    notify("");
-    follow(true);
-  };
-  notify("The conversation was cleared.", ["Undo", undo]);
+// ---- a question that is changed
+
+function edit(turn) {
+  if (state.running) return;
+  state.edited = turn;
+  byId("editing").hidden = false;
+  composer.fill(turn.words, turn.attached);
+  const choice = document.querySelector(`input[name=make][value="${CSS.escape(turn.make)}"]`);
+  if (choice) choice.checked = true;
+  box.focus();
+}
+
+function stopEditing() {
+  if (!state.edited) return;
+  state.edited = null;
+  byId("editing").hidden = true;
+  composer.fill("", []);
+}
+
+byId("stop-editing").addEventListener("click", () => {
+  stopEditing();
   box.focus();
 });
 
-// ---- the conversation outlives a reload, as long as its tab
-
-function remember(turns) {
-  state.turns = turns;
-  for (let first = 0; first <= turns.length; first++) {
-    try {
-      sessionStorage.setItem("unimodal.turns", JSON.stringify(turns.slice(first)));
-      return;
-    } catch {
-      // over the browser's limit, or blocked: the oldest are not kept
+/** Takes a turn and those behind it out of the conversation; the notice brings them back. */
+function replaceFrom(turn) {
+  const { conversation } = state;
+  const removed = state.turns.splice(state.turns.indexOf(turn));
+  const take = (turns) => {
+    for (const one of turns) {
+      one.gone = true;
+      one.views.question.article.remove();
+      one.views.answer.article.remove();
     }
-  }
-}
-
-function restore() {
-  let turns = [];
-  try {
-    turns = JSON.parse(sessionStorage.getItem("unimodal.turns") ?? "[]");
-  } catch {
-    return;
-  }
-  turns.forEach((turn, number) => {
-    log.append(question(turn.words, turn.attached, (url) => codes.open(url)));
-    const view = answerView({ words: turn.words, attached: turn.attached, make: turn.make, before: turns.slice(0, number) });
-    view.show(turn.parts, turn.words);
-    view.finish(turn.note);
-  });
-  state.turns = turns;
-  byId("welcome").hidden = turns.length > 0;
-  state.following = true;
-  follow(true);
-}
-
-// ---- media that go with the question
-
-function attach(item) {
-  if (state.attached.length >= MAX_ATTACHED) throw new Error(`At most ${MAX_ATTACHED} media go with one question.`);
-  state.attached.push(item);
-  showAttached();
-}
-
-function showAttached() {
-  byId("attachments").replaceChildren(
-    ...state.attached.map((item) => {
-      const remove = el("button", {
-        type: "button", class: "round small", "aria-label": `Remove ${item.name}`, title: "Remove",
-        on: {
-          click: () => {
-            state.attached = state.attached.filter((other) => other !== item);
-            showAttached();
-            box.focus();
-          },
-        },
-      }, icon("close"));
-      const view = item.kind === "image" ? mediaFigure("image", item.url, item.name, { save: false }) : icon(item.kind === "audio" ? "sound" : "play");
-      return el("li", { class: item.kind }, view, el("span", { class: "name" }, item.name), remove);
-    }),
-  );
-}
-
-async function addFiles(files) {
-  const failed = [];
-  for (const file of files) {
-    try {
-      attach(await readFile(file));
-    } catch (error) {
-      failed.push(error.message);
+    store.dropTurns(turns).catch(() => {});
+  };
+  take(removed);
+  stopEditing();
+  notify("The question was changed; what followed it was taken out.", ["Undo", () => {
+    if (state.running || state.conversation?.id !== conversation.id) return;
+    take(state.turns.splice(removed[0].place));
+    for (const one of removed) {
+      one.gone = false;
+      append(one);
+      save(conversation, one);
     }
-  }
-  if (failed.length) notify(failed.join(" "));
-  else if (files.length) notify("");
-  box.focus();
+    notify("");
+  }]);
 }
+
+// ---- media of an answer that go with the next question
 
 async function attachAnswer(kind, url) {
   try {
-    attach(await fromAnswer(kind, url, { image: "that picture", audio: "that sound", video: "that clip" }[kind]));
+    composer.attach(await fromAnswer(kind, url, `that ${nounOf(kind)}`));
   } catch (error) {
     notify(error.message);
   }
@@ -405,90 +426,8 @@ async function attachAnswer(kind, url) {
   box.focus();
 }
 
-byId("attach").addEventListener("click", () => byId("files").click());
-byId("files").addEventListener("change", (event) => {
-  addFiles([...event.target.files]);
-  event.target.value = "";
-});
-document.addEventListener("paste", (event) => {
-  const files = [...(event.clipboardData?.files ?? [])];
-  if (!files.length || document.querySelector("dialog[open]")) return;
-  event.preventDefault();
-  addFiles(files);
-});
+// ---- keyboard and dialogs
 
-let inside = 0;
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files") && !document.querySelector("dialog[open]");
-document.addEventListener("dragenter", (event) => {
-  if (carriesFiles(event) && ++inside === 1) byId("drop").hidden = false;
-});
-document.addEventListener("dragleave", (event) => {
-  if (inside && carriesFiles(event) && --inside === 0) byId("drop").hidden = true;
-});
-document.addEventListener("dragover", (event) => {
-  if (event.dataTransfer?.types.includes("Files")) event.preventDefault(); // a missed drop must not leave the page
-});
-document.addEventListener("drop", (event) => {
-  if (!event.dataTransfer?.types.includes("Files")) return;
-  event.preventDefault();
-  inside = 0;
-  byId("drop").hidden = true;
-  if (!document.querySelector("dialog[open]")) addFiles([...event.dataTransfer.files]);
-});
-
-// ---- the microphone
-
-function recording(on) {
-  byId("record").setAttribute("aria-pressed", String(on));
-  byId("record").setAttribute("aria-label", on ? "Stop recording and attach it" : "Record from the microphone");
-}
-
-async function endRecording(keep) {
-  const { recorder } = state;
-  state.recorder = null;
-  recording(false);
-  say("");
-  try {
-    if (keep) attach(await recorder.stop());
-    else await recorder.discard();
-  } catch (error) {
-    notify(error.message);
-  }
-  box.focus();
-}
-
-byId("record").addEventListener("click", async () => {
-  if (state.recorder) {
-    await endRecording(true);
-    return;
-  }
-  const longest = state.info?.max_audio_s ?? 30;
-  const recorder = new Recorder();
-  try {
-    await recorder.start((seconds, full) => {
-      if (state.recorder !== recorder && state.recorder) return;
-      say(`Recording ${seconds.toFixed(1)} of ${Math.floor(longest * 10) / 10} s, Escape discards`);
-      if (full && state.recorder === recorder) endRecording(true);
-    }, longest);
-    state.recorder = recorder;
-    recording(true);
-    notify("");
-  } catch (error) {
-    notify(error.message);
-  }
-});
-
-// ---- keyboard
-
-function grow() {
-  box.style.height = "auto";
-  box.style.height = `${box.scrollHeight}px`;
-}
-
-box.addEventListener("input", () => {
-  grow();
-  if (!state.running && !state.recorder) say("");
-});
 box.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
@@ -496,8 +435,9 @@ box.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (state.recorder) endRecording(false);
-  else state.running?.abort();
+  if (composer.recording) composer.endRecording(false);
+  else if (state.running) state.running.abort();
+  else stopEditing();
 });
 
 for (const dialog of document.querySelectorAll("dialog")) {
@@ -507,6 +447,8 @@ for (const dialog of document.querySelectorAll("dialog")) {
   });
 }
 
-restore();
-connect();
+const connected = connect();
+await Promise.race([connected, new Promise((resolve) => setTimeout(resolve, PATIENCE_MS))]);
+if (settings.get("conversation")) await show(settings.get("conversation")).catch(() => {});
+document.documentElement.dataset.ready = "true";
 if (matchMedia("(pointer: fine)").matches) box.focus(); // on a phone the keyboard would cover the page

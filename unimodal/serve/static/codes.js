@@ -3,7 +3,7 @@
 import { ApiError, detokenize, tokenize } from "./api.js";
 import { byId, el, icon } from "./dom.js";
 import { enlarge, mediaFigure } from "./conversation.js";
-import { typeOf } from "./media.js";
+import { nounOf, typeOf } from "./media.js";
 
 const NUMBERED = 300; // more codes than this are shown as plain colours
 const CELL_PX = 50; // the most that a cell of a grid takes
@@ -61,7 +61,7 @@ export class CodesView {
       byId("codes-media").replaceChildren(el("div", { class: "stack" }, this.picture, this.mark));
     } else {
       this.picture = null;
-      byId("codes-media").replaceChildren(mediaFigure(modality, url, modality === "audio" ? "sound" : "clip", { save: false }));
+      byId("codes-media").replaceChildren(mediaFigure(modality, url, nounOf(modality), { save: false }));
     }
     const sliding = modality === "image" && ordered;
     byId("codes-prefix").hidden = !sliding;

@@ -1,38 +1,41 @@
 // What is on the page of a question and of an answer that is being written.
 
 import { action, el, icon } from "./dom.js";
-import { blobOf, typeOf } from "./media.js";
+import { render } from "./markdown.js";
+import { blobOf, isKnown, nounOf, suffixOf, typeOf } from "./media.js";
 import { clipPlayer, soundPlayer } from "./player.js";
+import { zoom } from "./zoom.js";
 
-const CALLED = { image: "picture", audio: "sound", video: "clip" };
 const SMALL = 128; // pixels a side up to which a picture is shown enlarged, each pixel a square
 const SHOWN = 256;
 
-const kindOf = (part) => part.type.replace("_url", "");
+const kindOf = (part) => part.type.replace(/_url$/, "");
 
-/** A picture, player or clip with what can be done with it. `url` is checked: anything but media is refused. */
-export function mediaFigure(kind, url, called, { onCodes, onAsk, save = true } = {}) {
+/** A picture, player, clip or file with what can be done with it. `url` is checked: anything but media is refused. */
+export function mediaFigure(kind, url, called, { onCodes, onAsk, save = true, large = true } = {}) {
   const type = typeOf(url);
-  if (!type) return el("p", { class: "unusable" }, `A ${CALLED[kind]} came in a form that cannot be shown.`);
-  const [view, toggle] = player(kind, type, url, called);
-  const figure = el("figure", { class: `media ${kind}` }, view);
+  const suffix = type ? suffixIn(type) : suffixOf(kind, url);
+  if (suffix === null) return el("p", { class: "unusable" }, `A ${nounOf(kind)} came in a form that cannot be shown.`);
+  const [view, toggle] = type ? player(type, url, called, large) : [el("p", { class: "file" }, icon("file"), called)];
+  const figure = el("figure", { class: `media ${type?.split("/")[0] ?? "other"}` }, view);
   const buttons = el("figcaption", { class: "actions" });
   if (toggle) buttons.append(toggle);
   if (onCodes) buttons.append(action("codes", "Codes", onCodes, "Which code stands where, and what the first ones decode to"));
   if (onAsk) buttons.append(action("ask", "Ask", onAsk, "Attach it to the next question"));
-  if (save) buttons.append(action("save", "Save", () => saveFile(url, type, called), "Save as a file"));
+  if (save) buttons.append(action("save", "Save", () => saveFile(url, suffix, called), "Save as a file"));
   if (buttons.childElementCount) figure.append(buttons);
   return figure;
 }
 
-function player(kind, type, url, called) {
+function player(type, url, called, large) {
   if (type.startsWith("image/")) {
     const image = el("img", { alt: called, decoding: "async" });
     image.addEventListener("load", () => enlarge(image, image.naturalWidth));
     image.src = url;
-    return [image];
+    if (!large) return [image];
+    return [el("button", { type: "button", class: "enlarge", title: "Enlarge", "aria-label": `Enlarge ${called}`, on: { click: () => zoom(url, called) } }, image)];
   }
-  if (kind === "audio") return [soundPlayer(url, called)];
+  if (type.startsWith("audio/")) return [soundPlayer(url, called)];
   const { video, toggle } = clipPlayer(url, called, enlarge);
   return [video, toggle];
 }
@@ -44,25 +47,37 @@ export function enlarge(element, width) {
   element.style.width = `${Math.max(1, Math.floor(SHOWN / width)) * width}px`;
 }
 
-function saveFile(url, type, called) {
-  const suffix = type.split("/")[1].replace(/^x-/, "").replace("jpeg", "jpg").replace("mpeg", "mp3");
-  const address = URL.createObjectURL(blobOf(url));
+const suffixIn = (type) => type.split("/")[1].replace(/^x-/, "").replace("jpeg", "jpg").replace("mpeg", "mp3");
+
+function saveFile(url, suffix, called) {
   const name = called.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40).toLowerCase() || "unimodal";
-  el("a", { href: address, download: `${name}.${suffix}` }).click();
+  download(blobOf(url), suffix ? `${name}.${suffix}` : name);
+}
+
+export function download(blob, name) {
+  const address = URL.createObjectURL(blob);
+  el("a", { href: address, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
 
-/** The user's turn: words, and small views of what was attached. */
-export function question(words, attachments, onCodes) {
-  const article = el("article", { class: "turn user", "aria-label": "You" });
-  if (attachments.length) {
-    const views = attachments.map(({ kind, url, name }) =>
-      mediaFigure(kind, url, name, { onCodes: () => onCodes(url), save: false }),
-    );
-    article.append(el("div", { class: "given" }, ...views));
+/** The user's turn: words, small views of what was attached, and what the server says it left out of that. */
+export class Question {
+  constructor({ words, attached, notes }, { onCodes, onEdit }) {
+    this.article = el("article", { class: "turn user", "aria-label": "You" });
+    if (attached.length) {
+      const views = attached.map(({ kind, url, name }) => mediaFigure(kind, url, name, { onCodes: () => onCodes(url), save: false }));
+      this.article.append(el("div", { class: "given" }, ...views));
+    }
+    this.notes = el("ul", { class: "notes", "aria-label": "What the model was not shown" });
+    this.article.append(this.notes);
+    if (words) this.article.append(el("p", { class: "words" }, words));
+    this.article.append(el("div", { class: "actions" }, action("edit", "Edit", onEdit, "Change this question and ask again")));
+    this.note(notes);
   }
-  if (words) article.append(el("p", { class: "words" }, words));
-  return article;
+
+  note(notes) {
+    this.notes.replaceChildren(...notes.map((note) => el("li", {}, note)));
+  }
 }
 
 /** An answer while it is written and after: words, coarse pictures, finished media, then a line of actions. */
@@ -100,11 +115,23 @@ export class Answer {
       if (!text.trim()) return;
       last = { type: "text", text: "" };
       this.parts.push(last);
-      this.written = el("p", { class: "words" });
+      this.written = el("div", { class: "words" });
       this.body.append(this.written);
     }
     last.text = last.text ? last.text + text : text.trimStart();
-    this.written.textContent = last.text;
+    this.frame ??= requestAnimationFrame(() => this.#settle()); // several pieces come between two frames
+  }
+
+  #render(text) {
+    cancelAnimationFrame(this.frame);
+    this.frame = null;
+    this.written.replaceChildren(...render(text));
+  }
+
+  /** Shows words that wait for the next frame, before something else follows them. */
+  #settle() {
+    const last = this.parts.findLast(({ type }) => type === "text");
+    if (this.frame && last) this.#render(last.text);
   }
 
   #coarse({ index, url }) {
@@ -123,48 +150,49 @@ export class Answer {
   #medium(part, asked) {
     const kind = kindOf(part);
     const url = part[part.type]?.url;
-    if (!CALLED[kind]) return;
+    if (!isKnown(kind) && !typeOf(url)) return;
+    this.#settle();
     this.parts.push(part);
-    const called = asked ? `${CALLED[kind]}: ${asked}` : CALLED[kind];
+    const called = asked ? `${nounOf(kind)}: ${asked}` : nounOf(kind);
     const figure = mediaFigure(kind, url, called, {
       onCodes: () => this.handlers.onCodes(url),
       onAsk: () => this.handlers.onAsk(kind, url),
     });
-    const [index, view] = kind === "image" ? (this.partial.entries().next().value ?? []) : [];
+    const [index, view] = typeOf(url)?.startsWith("image/") ? (this.partial.entries().next().value ?? []) : [];
     if (view) {
       this.partial.delete(index);
       view.figure.replaceWith(figure);
     } else this.body.append(figure);
   }
 
-  /** The end of a whole answer, or of one that the user stopped. */
-  finish(note) {
-    this.#still();
-    if (!this.parts.length && !note.stopped)
-      this.body.append(el("p", { class: "words faint" }, "The model has nothing to say to that. Ask in other words."));
-    const facts = [note.stopped ? "stopped" : "", `seed ${note.seed}`, `${note.seconds.toFixed(1)} s`];
-    this.#end(el("span", { class: "facts" }, facts.filter(Boolean).join(" · ")));
+  /** The end of an answer, as the turn says it ended: done, stopped or failed. */
+  finish({ state, seed, seconds, error }) {
+    this.#settle();
+    this.waiting.remove();
+    for (const { figure } of this.partial.values()) figure.querySelector("figcaption").textContent = "coarse, not finished";
+    this.article.removeAttribute("aria-busy");
+    if (state === "failed") this.#fail(error);
+    else {
+      if (!this.parts.length && state === "done")
+        this.body.append(el("p", { class: "words faint" }, "The model has nothing to say to that. Ask in other words."));
+      const facts = [state === "stopped" ? "stopped" : "", `seed ${seed}`, `${seconds.toFixed(1)} s`];
+      this.#end(el("span", { class: "facts" }, facts.filter(Boolean).join(" · ")));
+    }
   }
 
-  fail(error) {
-    this.#still();
+  #fail(error) {
+    this.article.classList.add("failed");
     const card = el("div", { class: "error", role: "alert" }, icon("warn"), el("p", {}, error.message));
     if (error.status === 401) card.append(el("button", { type: "button", class: "filled", on: { click: this.handlers.onSettings } }, "Open settings"));
     this.body.append(card);
     this.#end();
   }
 
-  #still() {
-    this.waiting.remove();
-    for (const { figure } of this.partial.values()) figure.querySelector("figcaption").textContent = "coarse, not finished";
-    this.article.removeAttribute("aria-busy");
-  }
-
   #end(facts) {
     const line = el("div", { class: "actions" });
     if (this.text) line.append(this.#copy());
     const retry = action("retry", "Retry", this.handlers.onRetry, "Answer again");
-    retry.classList.add("retry"); // shown on the last answer only: later ones build on the others
+    retry.classList.add("retry"); // shown on the last answer and on failed ones: later ones build on the others
     line.append(retry);
     if (facts) line.append(facts);
     this.article.append(line);

@@ -2,12 +2,34 @@
 
 export const SAMPLE_RATE_HZ = 16000;
 let maxBytes = 20 * 2 ** 20;
+// A model's media by name, as the server lists them: {noun, type, suffixes, writes}.
+let known = {};
 // No SVG: a saved one that is opened can hold a script.
 const SAFE_URL = /^data:(image\/(?:png|jpeg|webp|gif)|audio\/[\w.+-]+|video\/[\w.+-]+)(?:;[\w.+=-]+)*;base64,/;
 
 /** A server takes requests of so many bytes, in which files are a third longer. */
 export function setMaxBody(bytes) {
   if (bytes > 0) maxBytes = Math.floor(0.7 * bytes);
+}
+
+export function setMedia(media) {
+  known = media;
+}
+
+export const nounOf = (kind) => known[kind]?.noun ?? kind;
+export const nouns = () => Object.keys(known).map(nounOf);
+export const isKnown = (kind) => kind in known;
+export const suffixes = () => Object.values(known).flatMap(({ suffixes = [] }) => suffixes);
+const SHOWN_KINDS = ["image", "audio", "video"]; // what a browser can show; anything else is a file to save
+
+/** Whether an address may stand in a conversation: data of some type, which only typeOf says is shown. */
+export const isMedium = (url) => typeof url === "string" && /^data:[\w.+-]+\/[\w.+-]+(?:;[\w.+=-]+)*;base64,/.test(url);
+
+/** The suffix to save a file of a further medium with, or null where it is not of the type that the server names. */
+export function suffixOf(kind, url) {
+  const { type, suffixes = [] } = known[kind] ?? {};
+  if (!type || SHOWN_KINDS.includes(kind) || !isMedium(url)) return null;
+  return url.slice(5).split(/[;,]/)[0] === type ? (suffixes[0] ?? "").replace(".", "") : null;
 }
 
 /** The media type of a data URL, or null for any other address. */
@@ -29,35 +51,35 @@ export function dataUrl(blob) {
   });
 }
 
-/** A file as {kind, name, url, part}: `part` is what the server takes. Throws an Error with one sentence. */
+/** A file as {kind, name, url}. Throws an Error with one sentence. */
 export async function readFile(file) {
   if (!file.size) throw new Error(`${file.name} is empty.`);
   if (file.size > maxBytes) throw new Error(`${file.name} is larger than ${(maxBytes / 2 ** 20).toPrecision(2)} MB, the most that is sent.`);
   const kind = await kindOf(file);
   if (kind === "audio") return sound(await toWav(file), file.name);
   const url = await dataUrl(file);
-  if (!typeOf(url)) throw new Error(`${file.name} is of no format that is read here: PNG, JPEG, WebP, GIF, MP4, WebM or a sound.`);
-  return media(kind, url, file.name);
+  if (SHOWN_KINDS.includes(kind) && !typeOf(url)) throw new Error(`${file.name} is of no format that is read here.`);
+  return { kind, name: file.name, url };
 }
 
 /** What a data URL of an answer becomes when it is shown to the model again. */
-export async function fromAnswer(kind, url, name) {
-  return kind === "audio" ? sound(await toWav(blobOf(url)), name) : media(kind, url, name);
-}
+export const fromAnswer = async (kind, url, name) => (kind === "audio" ? sound(await toWav(blobOf(url)), name) : { kind, name, url });
 
-async function sound(wav, name) {
-  const url = await dataUrl(wav);
-  const data = url.slice(url.indexOf(",") + 1);
-  return { kind: "audio", name, url, part: { type: "input_audio", input_audio: { data, format: "wav" } } };
-}
+const sound = async (wav, name) => ({ kind: "audio", name, url: await dataUrl(wav) });
 
-const media = (kind, url, name) => ({ kind, name, url, part: { type: `${kind}_url`, [`${kind}_url`]: { url } } });
+/** An attachment as the part of a message. */
+export function partOf({ kind, url }) {
+  if (kind !== "audio") return { type: `${kind}_url`, [`${kind}_url`]: { url } };
+  return { type: "input_audio", input_audio: { data: url.slice(url.indexOf(",") + 1), format: typeOf(url)?.split("/")[1].replace("x-", "") ?? "wav" } };
+}
 
 async function kindOf(file) {
   const kind = file.type.split("/")[0];
-  if (kind === "image" && (await moves(file))) return "video";
-  if (["image", "audio", "video"].includes(kind)) return kind;
-  throw new Error(`${file.name} is no picture, sound or clip.`);
+  if (kind === "image" && "video" in known && (await moves(file))) return "video";
+  if (kind in known) return kind;
+  const bySuffix = Object.keys(known).find((name) => known[name].suffixes?.some((suffix) => file.name.toLowerCase().endsWith(suffix)));
+  if (bySuffix) return bySuffix;
+  throw new Error(`${file.name} is nothing that this model reads: ${nouns().join(", ")}.`);
 }
 
 /** Whether a GIF or WebP has more than one picture. */
