@@ -2,12 +2,17 @@
 
     python tools/bench_server.py --model model_cards/nano --clients 32 --seconds 60
     python tools/bench_server.py --url http://127.0.0.1:8000 --clients 32 --mix image=2,text=1
+    python tools/bench_server.py --model model_cards/nano --clients 8 --beside image,speech,transcript --most-ratio 3
 
 Without --url the model is served by `unimodal serve` in a process of its own, whose memory is read once a second. First
 one client asks, then `--clients` at once, each its next request as soon as it has the answer; the ratio of the two
 rates is what batching gains. A request counts as lost if it gets no answer at all; every status but 200 is an error.
 What the answers hold is checked: pictures are 64 x 64 or whatever the server says, sounds have samples, text is text.
 Ends with status 1 if there was an error, a lost request, or a ratio below `--least-ratio`.
+
+`--beside` asks another question: how long one more client waits for a text while `--clients` others ask for nothing but
+pictures, nothing but speech, and so on. The kinds take turns, `--rounds` times, so that a busy machine falls on all;
+medians, and their ratio to that of the first kind. Status 1 if one is above `--most-ratio`.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-KINDS = ("image", "speech", "text", "look", "stream")
+KINDS = ("image", "speech", "text", "look", "stream", "transcript")
 WORDS = ("red apple", "green tree", "blue car", "smiling face", "yellow sun", "brown dog", "white house", "black cat")
 
 
@@ -74,6 +79,17 @@ def picture() -> str:
 PICTURE = picture()
 
 
+def tone() -> bytes:
+    """A WAV file of two seconds."""
+    memory = io.BytesIO()
+    times = np.arange(32_000) / 16_000
+    soundfile.write(memory, 0.3 * np.sin(2 * np.pi * (200 + 100 * times) * times), 16_000, format="WAV")
+    return memory.getvalue()
+
+
+TONE = tone()
+
+
 async def ask(client: httpx.AsyncClient, kind: str, draws: random.Random) -> None:
     """One request; raises ValueError for an answer that is not what was asked for."""
     words, seed = draws.choice(WORDS), draws.randrange(2**31)
@@ -90,6 +106,8 @@ async def ask(client: httpx.AsyncClient, kind: str, draws: random.Random) -> Non
         check(answer)
         if not len(soundfile.read(io.BytesIO(answer.content))[0]):
             raise ValueError("the sound is empty")
+    elif kind == "transcript":
+        check(await client.post("/v1/audio/transcriptions", files={"file": ("tone.wav", TONE)}))
     elif kind == "stream":
         body = {"messages": [{"role": "user", "content": f"draw a {words}"}], "modalities": ["image"], "stream": True}
         answer = await client.post("/v1/chat/completions", json=body)
@@ -140,6 +158,66 @@ async def phase(url: str, key: str | None, clients: int, seconds: float, mix: li
     await asyncio.gather(*(one(number) for number in range(clients)))
     tally.elapsed_s = time.monotonic() - started
     return tally
+
+
+async def measure_beside(url: str, key: str | None, clients: int, kind: str, num: int) -> list[float]:
+    """Seconds of each of `num` texts while so many clients ask for this kind without a pause."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(base_url=url, timeout=300, headers=headers) as client:
+
+        async def keep_asking(number: int) -> None:
+            draws = random.Random(number)
+            while True:
+                await ask(client, kind, draws)
+
+        others = [asyncio.create_task(keep_asking(number)) for number in range(clients)]
+        try:
+            await asyncio.sleep(2.0)
+            seconds = []
+            for number in range(num):
+                begun = time.monotonic()
+                await ask(client, "text", random.Random(number))
+                seconds.append(time.monotonic() - begun)
+                await asyncio.sleep(0.3)
+        finally:
+            for other in others:
+                other.cancel()
+            ended = await asyncio.gather(*others, return_exceptions=True)
+        if failed := [error for error in ended if not isinstance(error, asyncio.CancelledError)]:
+            raise SystemExit(f"{kind}: {failed[0]}")
+    await wait_until_idle(url)
+    return seconds
+
+
+async def wait_until_idle(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        while True:
+            state = (await client.get("/health")).json()
+            if not state["running"] and not state["waiting"]:
+                return
+            await asyncio.sleep(0.1)
+
+
+def compare_neighbours(url: str, arguments: argparse.Namespace) -> tuple[dict[str, object], bool]:
+    """The figures of `--beside`, and whether a ratio is too high."""
+    kinds = arguments.beside.split(",")
+    seconds: dict[str, list[float]] = {kind: [] for kind in ("none", *kinds)}
+    for _ in range(arguments.rounds):
+        for kind in seconds:
+            clients = 0 if kind == "none" else arguments.clients
+            seconds[kind] += asyncio.run(measure_beside(url, arguments.key, clients, kind, 5))
+    medians = {kind: float(np.median(found)) for kind, found in seconds.items()}
+    ratios = {kind: medians[kind] / medians[kinds[0]] for kind in kinds}
+    figures = {
+        kind: {
+            "texts": len(found),
+            "median_s": round(medians[kind], 3),
+            "worst_s": round(max(found), 3),
+            **({"ratio": round(ratios[kind], 2)} if kind in ratios else {}),
+        }
+        for kind, found in seconds.items()
+    }
+    return {"clients": arguments.clients, "text_beside": figures}, max(ratios.values()) > arguments.most_ratio
 
 
 def resident_mb(pid: int) -> float:
@@ -203,6 +281,12 @@ def parsed_mix(text: str) -> list[str]:
     return mix
 
 
+def write_figures(figures: dict[str, object], out: Path | None) -> None:
+    print(json.dumps(figures, indent=1))
+    if out is not None:
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a model folder; by default the nano that is here")
@@ -214,6 +298,9 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=32)
     parser.add_argument("--mix", default="image", help=f"kinds of requests with weights, of {', '.join(KINDS)}")
     parser.add_argument("--least-ratio", type=float, default=0.0)
+    parser.add_argument("--beside", help=f"kinds, of {', '.join(KINDS)}, beside which a text is timed")
+    parser.add_argument("--rounds", type=int, default=3, help="of --beside")
+    parser.add_argument("--most-ratio", type=float, default=float("inf"), help="of --beside, to the first kind")
     parser.add_argument("--out", type=Path, help="the figures as JSON")
     arguments = parser.parse_args()
     mix = parsed_mix(arguments.mix)
@@ -222,6 +309,11 @@ def main() -> None:
     try:
         if memory is not None:
             memory.start()
+        if arguments.beside:
+            parsed_mix(arguments.beside)
+            figures, failed = compare_neighbours(url, arguments)
+            write_figures(figures, arguments.out)
+            raise SystemExit(int(failed))
         alone_s = arguments.alone_seconds or arguments.seconds / 3
         asyncio.run(phase(url, arguments.key, min(4, arguments.clients), min(5.0, alone_s), mix))  # warm up
         alone = asyncio.run(phase(url, arguments.key, 1, alone_s, mix))
@@ -233,16 +325,14 @@ def main() -> None:
             process.terminate()
             process.wait(30)
     ratio = many.rate / alone.rate if alone.seconds else float("nan")
-    figures: dict[str, object] = {
+    figures = {
         "mix": arguments.mix,
         "one_client": alone.report(),
         f"{arguments.clients}_clients": many.report(),
         "ratio": round(ratio, 2),
         "memory": None if memory is None else memory.report(started, ended),
     }
-    print(json.dumps(figures, indent=1))
-    if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
+    write_figures(figures, arguments.out)
     failed = bool(alone.errors or many.errors or many.lost) or not ratio >= arguments.least_ratio
     raise SystemExit(int(failed))
 
