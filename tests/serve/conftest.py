@@ -81,7 +81,9 @@ def serving(model=None, **settings):
         assert thread.is_alive()
         time.sleep(0.01)
     try:
-        yield Served(app.app.state.service, sock.getsockname()[1], config.api_key)
+        served = Served(app.app.state.service, sock.getsockname()[1], config.api_key)
+        served.server = server
+        yield served
     finally:
         server.should_exit = True
         thread.join(30)

@@ -12,12 +12,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
 
 from unimodal.media.registry import MEDIA
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.pipeline import Unimodal
 from unimodal.serve.chat import complete_chat
+from unimodal.serve.connections import ConnectionLimits, GuardedConfig, GuardedServer
 from unimodal.serve.gate import Gate
 from unimodal.serve.media_endpoints import detokenize, draw_images, speak, tokenize, transcribe
 from unimodal.serve.media_output import list_formats
@@ -80,7 +80,7 @@ def _add_reports(app: FastAPI, service: Service) -> None:
     """What is answered without the model."""
 
     async def report_health() -> Response:
-        well = service.worker.alive
+        well = service.worker.alive and not service.ending
         state = {"status": "ok" if well else "unavailable", "model": service.name}
         counts = {"running": service.worker.num_running, "waiting": service.worker.num_waiting}
         return JSONResponse(state | counts, 200 if well else 503)
@@ -167,9 +167,9 @@ def describe_settings(service: Service) -> dict[str, object]:
     }  # fmt: skip
 
 
-def make_server(app: ASGIApp) -> uvicorn.Server:
-    settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10, lifespan="on",
-        ws="none",
-    )  # fmt: skip
-    return uvicorn.Server(settings)
+def make_server(app: Gate) -> uvicorn.Server:
+    """What serves the application of `create_app`."""
+    assert isinstance(app.app, FastAPI)
+    service: Service = app.app.state.service
+    limits = ConnectionLimits(service.config)
+    return GuardedServer(GuardedConfig(app, limits, service.config.grace_s), service)

@@ -57,6 +57,8 @@ class Service:
         self.pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="unimodal-media")
         self.media = MediaInput(model, self.worker, config, self.pool)
         self.num_inside = 0
+        self.ending = False  # nobody is let in any more
+        self.ended = asyncio.Event()  # who is still inside is sent away
         model.coder.limits = make_limits(config)
         for modality in model.vocabulary.media:  # loaded now: threads would load them twice
             model.coder.tokenizer(modality)
@@ -65,6 +67,14 @@ class Service:
 
     def start(self) -> None:
         self.worker.start()
+
+    async def end_requests(self) -> None:
+        """Let nobody in, give those inside `grace_s` seconds to end, and send the others away with ShuttingDown."""
+        self.ending = True
+        end = monotonic() + self.config.grace_s
+        while self.num_inside and monotonic() < end:
+            await asyncio.sleep(0.05)
+        self.ended.set()
 
     def stop(self) -> None:
         self.worker.stop()
@@ -81,7 +91,7 @@ class Service:
         most = self.config.max_batch + self.config.queue_limit
         if of > most:  # waiting would not help
             raise ApiError(400, f"n is {of}, and this server makes at most {most} at once", "invalid_value", "n")
-        if not self.worker.alive:
+        if self.ending or not self.worker.alive:
             raise ApiError(
                 503, "the server is shutting down; try again later", "unavailable", None, {"Retry-After": "5"}
             )
@@ -185,19 +195,24 @@ class Exchange:
         self.places = num
 
     async def handle(self, handler: Handler) -> Response:
-        """The handler's response. It is cancelled when the client leaves, or when time is up: then ApiError 504."""
+        """The handler's response. It is cancelled when the client leaves; when time is up, with ApiError 504; and when
+        the server ends, with ShuttingDown."""
         work: asyncio.Task[Response] | None = None
         try:
             async with asyncio.timeout(self.seconds_left):
-                self.body = await self.http.body()
+                self.body = await self._read_body()
                 work = asyncio.ensure_future(handler(self))
                 gone = asyncio.ensure_future(wait_for_disconnect(self.http.receive))
+                ended = asyncio.ensure_future(self.service.ended.wait())
                 try:
-                    await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({work, gone, ended}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     gone.cancel()
+                    ended.cancel()
                 if work.done():
                     return work.result()
+                if ended.done():
+                    raise ShuttingDown
                 return Response(status_code=CLIENT_LEFT)
         except TimeoutError:
             raise ApiError(504, f"no answer within {self.service.config.timeout_s:g} s", "timeout") from None
@@ -205,6 +220,19 @@ class Exchange:
             if work is not None and not work.done():
                 work.cancel()
                 await asyncio.wait({work})
+
+    async def _read_body(self) -> bytes:
+        """The body. Raises ShuttingDown where the server ends before it is here."""
+        body = asyncio.ensure_future(self.http.body())
+        ended = asyncio.ensure_future(self.service.ended.wait())
+        try:
+            await asyncio.wait({body, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if body.done():
+                return body.result()
+            raise ShuttingDown
+        finally:
+            ended.cancel()
+            body.cancel()
 
     def close(self, status: int) -> None:
         """Give the places back, and count the exchange."""
@@ -225,19 +253,24 @@ class EventStream(Response):
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self.exchange, self.events = exchange, events
+        self._is_cut = False  # whether the server's end has cut the events off
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status = CLIENT_LEFT
-        pump = gone = None
+        pump = gone = ended = None
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             pump = asyncio.ensure_future(self._write_events(send))
             gone = asyncio.ensure_future(wait_for_disconnect(receive))
-            await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
+            ended = asyncio.ensure_future(self.exchange.service.ended.wait())
+            await asyncio.wait({pump, gone, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() and not pump.done():
+                self._is_cut = pump.cancel()  # it writes its last words
+                await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if pump.done() and not pump.cancelled():
                 status = pump.result()
         finally:
-            for task in (pump, gone):
+            for task in (pump, gone, ended):
                 if task is not None and not task.done():
                     task.cancel()
                     await asyncio.wait({task})
@@ -255,6 +288,11 @@ class EventStream(Response):
             async with deadline:
                 async for data in self.events:
                     await write(data)
+        except asyncio.CancelledError:
+            if not self._is_cut:
+                raise  # the client has left
+            self._is_cut = False
+            failure = as_api_error(ShuttingDown())
         except Exception as error:
             if isinstance(error, TimeoutError) and not deadline.expired():
                 raise  # of a client that takes nothing

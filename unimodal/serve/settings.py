@@ -28,6 +28,9 @@ class ServeConfig(Config):
     max_parts: pictures, sounds and clips of one request.
     max_pixels, max_seconds, max_frames: of one medium.
     patience_s: seconds for a body to arrive, or for the client to take a piece of the answer; then it is let go.
+    head_timeout_s: seconds for the head of a request to arrive, before anything is known of who sends it.
+    max_connections: connections that may be open; where the system allows fewer, so many less what files need.
+    grace_s: seconds that requests have to end in when the server is told to stop; then they are answered with 503.
     min_bytes_per_s: a large body has one second more for every so many bytes that came, so that one that drips does
         not hold its place for ever.
     """
@@ -48,6 +51,9 @@ class ServeConfig(Config):
     max_seconds: float = Field(default=120.0, gt=0, allow_inf_nan=False)
     max_frames: int = Field(default=7_200, gt=0)
     patience_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    head_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    max_connections: int = Field(default=1000, ge=1)
+    grace_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     min_bytes_per_s: float = Field(default=2**16, gt=0, allow_inf_nan=False)
 
     @field_validator("api_key")
