@@ -100,10 +100,15 @@ $(VENV)/.torch: $(VENV)/.made
 	$(PIP) install --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "torch>=2.10,<2.14"
 	@touch $@
 
+# Then a torchaudio that is built as this torch is, where one is to be had: without it transformers loads no model on its own.
+FIT := $(BIN)/python tools/fit_torchaudio.py $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
 $(VENV)/.core: pyproject.toml $(VENV)/.torch
 	$(PIP) install -e .
+	$(FIT)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(PIP) install -e ".[dev]"
+	$(FIT)
 	@touch $(VENV)/.core $@

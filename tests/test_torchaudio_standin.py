@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tools import fit_torchaudio
+from unimodal._torchaudio import name_fitting
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 LOADS = """
@@ -55,9 +58,10 @@ def fake(tmp_path: Path):
 def test_a_working_extension_is_used_as_it_is(fake):
     code = (
         "import unimodal, torchaudio; import torchaudio.functional as f; "
-        "print(f._IS_TORCHAUDIO_EXT_AVAILABLE, torchaudio._extension._IS_ALIGN_AVAILABLE, f.forced_align(5))"
+        "print(f._IS_TORCHAUDIO_EXT_AVAILABLE, torchaudio._extension._IS_ALIGN_AVAILABLE, f.forced_align(5), "
+        "unimodal._torchaudio.find_problem())"
     )
-    assert run(code, fake(LOADS)).split() == ["True", "True", "5"]
+    assert run(code, fake(LOADS)).split() == ["True", "True", "5", "None"]
 
 
 @pytest.mark.parametrize("error", ["OSError", "ImportError", "RuntimeError"])
@@ -75,8 +79,10 @@ try:
     torchaudio._extension.something_else
 except AttributeError as error:
     print(error)
+print(unimodal._torchaudio.find_problem())
 """
-    flags, why, unknown = run(code, fake(FAILS.format(error=error))).splitlines()
+    flags, why, unknown, problem = run(code, fake(FAILS.format(error=error))).splitlines()
+    assert "libcudart.so.13" in problem
     assert flags == "False False 3"
     assert "forced_align" in why and "libcudart.so.13: cannot open shared object file" in why
     assert "something_else" in unknown
@@ -108,3 +114,28 @@ def test_the_installed_torchaudio_resamples_whatever_its_extension_does():
     assert any(type(finder).__module__ == unimodal._torchaudio.__name__ for finder in sys.meta_path)
     sine = torch.sin(torch.arange(1600) * 0.1)
     assert torchaudio.functional.resample(sine, 16000, 8000).shape == (800,)
+
+
+def test_the_build_that_fits_is_named():
+    assert name_fitting("2.13.0+cpu", "2.11.1") == "torchaudio==2.11.1+cpu"
+    assert name_fitting("2.13.0", "2.11.1+cpu") == "torchaudio==2.11.1"
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "done"), [(None, 0, "loads"), ("no", 0, "installed"), ("no", 1, "after")]
+)
+def test_a_torchaudio_that_fits_is_installed_where_there_is_one(monkeypatch, problem, status, done):
+    commands = []
+
+    def install(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(fit_torchaudio, "find_problem", lambda: problem)
+    monkeypatch.setattr(
+        fit_torchaudio.importlib.metadata, "version", {"torch": "2.13.0+cpu", "torchaudio": "2.11.1"}.get
+    )
+    monkeypatch.setattr(fit_torchaudio.subprocess, "run", install)
+    assert done in fit_torchaudio.fit("file:///index")
+    wanted = ["torchaudio==2.11.1+cpu", "--extra-index-url", "file:///index"]
+    assert [command[-3:] for command in commands] == ([] if problem is None else [wanted])

@@ -5,11 +5,15 @@ fails too. All that this project uses of it (resampling, filter banks, Griffin-L
 finder before Python's own that knows one module only, `torchaudio._extension`. When that module is imported, the real
 one is run; if it cannot load its library, its flags say so (`_IS_…_AVAILABLE = False`) and the import goes on. What
 needs the library then raises a RuntimeError with the reason. Nothing is imported before torchaudio itself is.
+
+Without `import unimodal`, transformers loads no model in such an environment. `find_problem` says whether this is one,
+and `name_fitting` which torchaudio fits; `unimodal doctor` and `tools/fit_torchaudio.py` use them.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
@@ -17,12 +21,30 @@ from types import ModuleType
 from typing import Any
 
 EXTENSION = "torchaudio._extension"
+_problems: list[str] = []  # why the extension did not load, where it did not
 
 
 def prepare() -> None:
     """Install the finder; calling it again does nothing."""
     if not any(isinstance(finder, _ExtensionFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ExtensionFinder())  # type: ignore[arg-type]  # a finder by its one method
+
+
+def find_problem() -> str | None:
+    """Why torchaudio's extension does not load beside this torch; None where it does. Imports both.
+
+    Raises ImportError where there is no torchaudio.
+    """
+    importlib.import_module("torchaudio")
+    return _problems[0] if _problems else None
+
+
+def name_fitting(torch: str, torchaudio: str) -> str:
+    """The requirement of a torchaudio of this version that is built as this torch is: `2.13.0+cpu` and `2.11.1` →
+    `torchaudio==2.11.1+cpu`."""
+    _, _, build = torch.partition("+")
+    version = torchaudio.partition("+")[0]
+    return f"torchaudio=={version}+{build}" if build else f"torchaudio=={version}"
 
 
 class _ExtensionFinder:
@@ -57,7 +79,8 @@ class _ExtensionLoader:
         except (OSError, ImportError, RuntimeError, AttributeError) as error:
             from unimodal.files import describe_error
 
-            _stand_in(module, describe_error(error))
+            _problems.append(describe_error(error))
+            _stand_in(module, _problems[-1])
 
 
 def _stand_in(module: ModuleType, reason: str) -> None:

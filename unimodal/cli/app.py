@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unimodal._version import __version__
 from unimodal.cli.export import export, push
 from unimodal.cli.progress import Reporter
 from unimodal.cli.serve import serve
 from unimodal.cli.shared import (
+    Command,
     Decoder,
     Guidance,
     Model,
@@ -44,7 +46,7 @@ from unimodal.cli.shared import (
 )
 from unimodal.cli.tokenizers import tokenizers
 from unimodal.cli.upgrade import upgrade
-from unimodal.media.registry import MEDIA, load_plugins
+from unimodal.media.registry import MEDIA
 
 if TYPE_CHECKING:
     from unimodal.coder.media_coder import Output
@@ -60,7 +62,22 @@ app = typer.Typer(
 )
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"unimodal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _read_version(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(cls=Command)
 def doctor(model: Model = None) -> None:
     """Say what is installed, on which device models run, and whether the default model is whole."""
     from unimodal.cli.doctor import examine
@@ -73,7 +90,7 @@ def doctor(model: Model = None) -> None:
         print(f"{name.ljust(width)}  {state}")
 
 
-@app.command()
+@app.command(cls=Command)
 def models() -> None:
     """List the models on this machine, what they read and write, and their size."""
     from unimodal.cli.doctor import format_models
@@ -81,7 +98,7 @@ def models() -> None:
     print(format_models())
 
 
-@app.command()
+@app.command(cls=Command)
 def chat(
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="Without it: an interactive session.")
@@ -161,7 +178,7 @@ def chat(
             terminal_chat.answer(prompt)
 
 
-@app.command()
+@app.command(cls=Command)
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw, say, film or write.")],
     to: Annotated[str, typer.Option(metavar="image|audio|video|text", help="What to make.")],
@@ -226,7 +243,7 @@ def generate(
         print(path)
 
 
-@app.command()
+@app.command(cls=Command)
 def tokenize(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A picture, sound or film, or - for stdin.")],
     out: Annotated[Path, typer.Option("--out", metavar="codes.json", help="The file of codes to write.")],
@@ -247,7 +264,7 @@ def tokenize(
     print(f"{out}: {codes.modality}, {len(codes.codes)} codes")
 
 
-@app.command()
+@app.command(cls=Command)
 def detokenize(
     codes: Annotated[Path, typer.Argument(metavar="codes.json", help="What `tokenize` wrote.")],
     out: Out,
@@ -263,7 +280,7 @@ def detokenize(
     print(out)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     suite: Annotated[list[str], typer.Option("--suite", metavar="S", help="A suite or `all`; may be repeated.")],
     out: Annotated[Path, typer.Option("--out", metavar="report.json", help="The report; finished suites are kept.")],
@@ -289,14 +306,13 @@ def evaluate(
 
 
 for command in (export, push, serve, upgrade):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(tokenizers)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs a command and exits with its status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
     try:
-        load_plugins()
         status = app(args=argv, prog_name="unimodal", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = 130

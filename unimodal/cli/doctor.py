@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from unimodal._torchaudio import find_problem, name_fitting
 from unimodal._version import __version__
-from unimodal.model_folder.find import ModelInfo, describe_model, find_model, list_models
+from unimodal.model_folder.find import WAYS, ModelInfo, describe_model, find_model, list_models
 from unimodal.model_folder.layout import VOCABULARY_FILE
 
 PACKAGES = ("torch", "torchaudio", "transformers", "tokenizers", "peft", "xformers", "pillow", "soundfile", "av")
@@ -22,7 +23,7 @@ def examine(model: str | None) -> Iterator[tuple[str, str]]:
     yield "unimodal", f"{__version__} in {Path(__file__).parents[1]}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
-        yield package, _describe_package(package)
+        yield package, _describe_torchaudio() if package == "torchaudio" else _describe_package(package)
     yield "device", _describe_device()
     yield "attention", _describe_attention()
     yield "pictures", _describe_picture_formats()
@@ -39,6 +40,22 @@ def _describe_package(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "missing" if package != "xformers" else "not installed (used on CUDA only)"
+
+
+def _describe_torchaudio() -> str:
+    version = _describe_package("torchaudio")
+    try:
+        problem = find_problem()
+    except ImportError:
+        return version
+    if problem is None:
+        return version
+    fitting = name_fitting(_describe_package("torch"), version)
+    return (
+        f"mismatch: {version} does not load beside this torch ({problem}), so transformers loads models only after "
+        f"`import unimodal`; run: pip install --force-reinstall --no-deps '{fitting}' --index-url URL, with the index "
+        "that this torch came from"
+    )
 
 
 def _describe_device() -> str:
@@ -125,16 +142,17 @@ def format_models() -> str:
     """One line a model that is found on this machine; a sentence if there is none."""
     models = list_models()
     if not models:
-        return "no model here: name one with --model, a folder or a hub id, or train nano (make nano)"
-    rows = [("name", "modalities", "rows", "size", "folder"), *(_list_cells(info) for info in models)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        return f"no model here: {WAYS}; `make nano` in a checkout trains one"
+    rows = [("name", "found in", "modalities", "rows", "size", "folder"), *(_list_cells(info) for info in models)]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]) for row in rows
     )
 
 
-def _list_cells(info: ModelInfo) -> tuple[str, str, str, str, str]:
+def _list_cells(info: ModelInfo) -> tuple[str, str, str, str, str, str]:
     name = info.folder.name
     if info.folder.parent.name == "snapshots":  # the hub's cache: models--owner--name/snapshots/<commit>
         name = info.folder.parents[1].name.removeprefix("models--").replace("--", "/")
-    return name, " ".join(info.modalities), f"{info.num_rows:,}", f"{info.num_bytes / 1e6:.1f} MB", str(info.folder)
+    size = f"{info.num_bytes / 1e6:.1f} MB"
+    return name, info.origin, " ".join(info.modalities), f"{info.num_rows:,}", size, str(info.folder)

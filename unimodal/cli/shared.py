@@ -10,16 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand
 
-from unimodal.media.registry import MEDIA, find_medium
+from unimodal.media.registry import MEDIA, find_medium, load_plugins
 
 if TYPE_CHECKING:
     from unimodal.cli.progress import Reporter
     from unimodal.coder.media_coder import MediaCoder
     from unimodal.pipeline import Unimodal
 
+
+class Command(TyperCommand):
+    """A command that knows what `$UNIMODAL_PLUGINS` registers; `--help`, which is not invoked, does not import it."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's own, under its public name
+        load_plugins()
+        return super().invoke(ctx)
+
+
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="A model folder or hub id; by default the nano that is here.")
+    str | None, typer.Option("--model", metavar="M", help="A model's folder, name or hub id; by default the nano that is here.")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Another seed gives another result.")]
 Guidance = Annotated[

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unimodal.cli.shared import Command
+
 if TYPE_CHECKING:
     from unimodal.tokenizers.interface import MediaModule, MediaTokenizer
 
@@ -22,7 +24,7 @@ tokenizers = typer.Typer(
 )
 
 
-@tokenizers.command("list")
+@tokenizers.command("list", cls=Command)
 def show_families() -> None:
     """List every family: ours, and those of `$UNIMODAL_PLUGINS` and of installed packages."""
     from unimodal.tokenizers import find_family_class, list_families, pretrained
@@ -37,7 +39,7 @@ def show_families() -> None:
         print("  ".join([*cells, row[4]]))
 
 
-@tokenizers.command("show")
+@tokenizers.command("show", cls=Command)
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A family, or the folder of a saved tokenizer.")],
 ) -> None:

@@ -1,14 +1,15 @@
 """Where models lie on disk: names → folders, and the models that are here. Imports no torch.
 
-A model is named by its folder, by a hub id `owner/name`, or not at all: then it is `$UNIMODAL_MODEL`, or the `nano`
-that comes with the checkout.
+A model is named by its folder, by the name of a folder of `$UNIMODAL_MODEL` or of a checkout's `model_cards`, by a hub id
+`owner/name`, or not at all: then it is `$UNIMODAL_MODEL`, or the `nano` that comes with the checkout. `$UNIMODAL_MODEL` is a
+model folder, a folder of model folders, or a hub id. The wheel brings no model.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -22,42 +23,78 @@ from unimodal.released import find_release
 MODEL_VARIABLE = "UNIMODAL_MODEL"
 DEFAULT_NAME = "nano"
 CARDS = "model_cards"
+#: where a model may come from, for messages
+WAYS = (
+    f"give --model a folder or a hub id owner/name, set {MODEL_VARIABLE} to a model folder or to a folder of models, or work "
+    f"in a checkout, whose {CARDS}/ has {DEFAULT_NAME}"
+)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model folder at a glance."""
+    """A model folder at a glance. origin: how it was found, e.g. "checkout"."""
 
     folder: Path
     architecture: str
     modalities: tuple[str, ...]
     num_rows: int
     num_bytes: int
+    origin: str = ""
 
 
 def find_model(name: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a model given by folder, hub id or nothing. Raises ValueError, in one line, if there is none."""
+    """The folder of a model given by folder, name, hub id or nothing. Raises ValueError, in one line, if there is none."""
     if name is None:
-        named = os.environ.get(MODEL_VARIABLE)
-        if named:
-            return _check_folder(Path(named).expanduser(), f"{MODEL_VARIABLE}={named}")
-        for folder in list_default_folders():
-            if folder.is_dir():
-                return _check_folder(folder, str(folder))
-        raise ValueError(f"there is no default model here; name a folder or hub id with --model or in {MODEL_VARIABLE}")
+        return _find_default()
     text = os.fspath(name)
     folder = Path(text).expanduser()
     if folder.exists():
         return _check_folder(folder, text)
+    for found in _list_named():
+        if found.name == text:
+            return _check_folder(found, text)
     for cards in _card_folders():
-        if any((cards / text / file).is_file() for file in (CONFIG_FILE, BASE_FILE)):
+        if _is_model(cards / text):
             return _check_folder(cards / text, text)
     if is_hub_id(text):
-        release = find_release(text)
-        if release is not None:  # before its many gigabytes are downloaded
-            raise ValueError(f"model {text!r}: {release.say_what_to_do(text)}")
-        return _check_folder(download_folder(text, what="model "), text)
-    raise ValueError(f"model {text!r}: no such folder, and not a hub id of the form owner/name")
+        return _fetch(text)
+    raise ValueError(f"model {text!r}: no such folder, and not a hub id of the form owner/name; {WAYS}")
+
+
+def _find_default() -> Path:
+    named = os.environ.get(MODEL_VARIABLE)
+    if named:
+        label, folder, found = f"{MODEL_VARIABLE}={named}", Path(named).expanduser(), _list_named()
+        if not folder.exists() and is_hub_id(named):
+            return _fetch(named)
+        by_name = {one.name: one for one in found}
+        if len(found) > 1 and DEFAULT_NAME not in by_name:
+            raise ValueError(f"{label} holds several models ({', '.join(by_name)}); choose one with --model")
+        return _check_folder(by_name.get(DEFAULT_NAME, found[0]) if found else folder, label)
+    for folder in list_default_folders():
+        if folder.is_dir():
+            return _check_folder(folder, str(folder))
+    raise ValueError(f"there is no default model here; {WAYS}")
+
+
+def _fetch(hub_id: str) -> Path:
+    release = find_release(hub_id)
+    if release is not None:  # before its many gigabytes are downloaded
+        raise ValueError(f"model {hub_id!r}: {release.say_what_to_do(hub_id)}")
+    return _check_folder(download_folder(hub_id, what="model "), hub_id)
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in (CONFIG_FILE, BASE_FILE))
+
+
+def _list_named() -> list[Path]:
+    """The model folders that `$UNIMODAL_MODEL` names: itself, or those in it."""
+    named = os.environ.get(MODEL_VARIABLE)
+    folder = Path(named).expanduser() if named else None
+    if folder is None or not folder.is_dir():
+        return []
+    return [folder] if _is_model(folder) else sorted(filter(_is_model, folder.iterdir()))
 
 
 def find_coder(name: str | os.PathLike[str] | None = None) -> Path:
@@ -102,25 +139,24 @@ def _check_folder(folder: Path, name: str) -> Path:
 def list_models() -> list[ModelInfo]:
     """The whole model folders of the checkout, of `$UNIMODAL_MODEL` and of the hub's cache."""
     found: dict[Path, ModelInfo] = {}
-    for folder in _candidates():
+    for origin, folder in _candidates():
         real = folder.resolve()
         try:
             if real not in found and not find_missing(folder):
-                found[real] = describe_model(folder)
+                found[real] = replace(describe_model(folder), origin=origin)
         except ValueError:
             continue  # some other project's folder
     return list(found.values())
 
 
-def _candidates() -> Iterator[Path]:
-    named = os.environ.get(MODEL_VARIABLE)
-    if named:
-        yield Path(named).expanduser()
+def _candidates() -> Iterator[tuple[str, Path]]:
+    """(how it is found, a folder that may be a model)."""
+    yield from ((MODEL_VARIABLE, folder) for folder in _list_named())
     for cards in _card_folders():
         if cards.is_dir():
-            yield from sorted(path for path in cards.iterdir() if path.is_dir())
+            yield from (("checkout", path) for path in sorted(cards.iterdir()) if path.is_dir())
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"
-    yield from sorted(Path(hub).expanduser().glob("models--*/snapshots/*"))
+    yield from (("hub cache", path) for path in sorted(Path(hub).expanduser().glob("models--*/snapshots/*")))
 
 
 def describe_model(folder: Path) -> ModelInfo:
