@@ -15,6 +15,8 @@ import soundfile
 import torch
 
 from tests.tiny_model import tiny_folder
+from unimodal._torchaudio import find_problem
+from unimodal._version import __version__
 from unimodal.cli import app as cli
 from unimodal.media.audio import load_audio, save_audio
 from unimodal.media.image import load_image, save_image
@@ -167,6 +169,7 @@ def test_doctor_tells_what_is_here_and_what_is_wrong(run, tmp_path, monkeypatch)
     assert lines["sound"] == "WAV, FLAC, OGG, MP3" and "524 rows" in lines["model"]
     for name in ("text", "image", "audio", "video"):
         assert lines[f"{name} tokenizer"].startswith("sha256 ")
+    assert ("mismatch: " in lines["torchaudio"]) == ("pip install" in lines["torchaudio"]) == bool(find_problem())
     shutil.copytree(tiny_folder(), tmp_path / "copy")
     manifest = (tmp_path / "copy" / "vocabulary.json").read_text()
     broken = manifest.replace(lines["audio tokenizer"].removeprefix("sha256 "), "0" * 64)
@@ -183,6 +186,10 @@ def test_models_lists_what_is_found(run):
     assert status == 0
     [line] = [line for line in out.splitlines() if line.endswith(str(tiny_folder()))]
     assert line.startswith("tiny ") and "text image audio video" in line and " MB " in line
+
+
+def test_the_version_is_printed(run):
+    assert run("--version")[:2] == (0, f"unimodal {__version__}\n")
 
 
 def test_python_dash_m_is_the_same_command(monkeypatch, capsys):

@@ -29,7 +29,8 @@ class Command(TyperCommand):
 
 
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="A model's folder, name or hub id; by default the nano that is here.")
+    str | None,
+    typer.Option("--model", metavar="M", help="A model's folder, name or hub id; by default the nano that is here."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Another seed gives another result.")]
 Guidance = Annotated[

@@ -1,8 +1,8 @@
 """Where models lie on disk: names → folders, and the models that are here. Imports no torch.
 
-A model is named by its folder, by the name of a folder of `$UNIMODAL_MODEL` or of a checkout's `model_cards`, by a hub id
-`owner/name`, or not at all: then it is `$UNIMODAL_MODEL`, or the `nano` that comes with the checkout. `$UNIMODAL_MODEL` is a
-model folder, a folder of model folders, or a hub id. The wheel brings no model.
+A model is named by its folder, by the name of a folder of `$UNIMODAL_MODEL` or of a checkout's `model_cards`, by a hub
+id `owner/name`, or not at all: then it is `$UNIMODAL_MODEL`, or the `nano` that comes with the checkout.
+`$UNIMODAL_MODEL` is a model folder, a folder of model folders, or a hub id. The wheel brings no model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ DEFAULT_NAME = "nano"
 CARDS = "model_cards"
 #: where a model may come from, for messages
 WAYS = (
-    f"give --model a folder or a hub id owner/name, set {MODEL_VARIABLE} to a model folder or to a folder of models, or work "
-    f"in a checkout, whose {CARDS}/ has {DEFAULT_NAME}"
+    f"give --model a folder or a hub id owner/name, set {MODEL_VARIABLE} to a model folder or a folder of models, "
+    f"or work in a checkout, whose {CARDS}/ has {DEFAULT_NAME}"
 )
 
 
@@ -43,7 +43,10 @@ class ModelInfo:
 
 
 def find_model(name: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a model given by folder, name, hub id or nothing. Raises ValueError, in one line, if there is none."""
+    """The folder of a model given by folder, name, hub id or nothing.
+
+    Raises ValueError, in one line, if there is none.
+    """
     if name is None:
         return _find_default()
     text = os.fspath(name)
