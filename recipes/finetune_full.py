@@ -30,6 +30,7 @@ from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
 from unimodal.tuning.plan import check_validation, count_steps, describe_plan, try_one_step
+from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rows import collect_block_features, describe_controls, read_donor
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.vocabulary import make_joint_template, open_media
@@ -41,6 +42,7 @@ class FullRecipe(Config):
     corpus: CorpusConfig
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/full")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/full")
+    push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
     initialiser: str = "codebook"
     donor: Annotated[Path | None, MAY_CHANGE] = (
         None  # a trained model of ours with the same tokenizers, for initialiser omp
@@ -57,6 +59,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes)
     check_validation(cfg.loop, cfg.corpus)
+    check_push(cfg.push)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 
@@ -114,6 +117,8 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         whole.load_state_dict(state)
         save_tuned(cfg.out, merge(whole), None, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)
+        if cfg.push is not None:
+            push_tuned(cfg.out, cfg.push)
     parallel.close()
 
 

@@ -34,6 +34,7 @@ from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
 from unimodal.tuning.plan import check_validation, count_steps, describe_plan, try_one_step
+from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rows import (
     collect_block_features,
     collect_shared_features,
@@ -51,6 +52,7 @@ class LoraRecipe(Config):
     corpus: CorpusConfig
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/lora")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/lora")
+    push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
     lora: LoraSettings | None = LoraSettings()  # null trains the new rows alone
     initialiser: str = "codebook"
     #: JSON {block: [words of each code]}: rows of codes that have a name begin as its words
@@ -62,7 +64,8 @@ class LoraRecipe(Config):
         None  # a trained model of ours with the same tokenizers, for initialiser omp
     )
     base_precision: Precision = "float32"
-    eight_bit: bool = False
+    eight_bit: bool = False  # the base's linear layers in 8 bits (bitsandbytes)
+    four_bit: bool = False  # or in 4 (QLoRA)
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig()
     loop: LoopConfig = LoopConfig(
@@ -75,11 +78,12 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes)
     check_validation(cfg.loop, cfg.corpus)
+    check_push(cfg.push)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 
     # the base, and the vocabulary behind its rows
-    base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit)
+    base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit, cfg.four_bit)
     media = open_media(cfg.media, device)
     template = make_joint_template(base, media)
     max_positions = int(base.model.config.max_position_embeddings)
@@ -103,7 +107,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         seed=cfg.loop.seed,
         attention=cfg.attention,
     )
-    if not cfg.eight_bit:
+    if not (cfg.eight_bit or cfg.four_bit):
         model.to(device)
     check_room(cfg.out, model, whole=False)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
@@ -138,6 +142,8 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     if main:
         save_tuned(cfg.out, model, cfg.base, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)
+        if cfg.push is not None:
+            push_tuned(cfg.out, cfg.push)
     parallel.close()
 
 

@@ -32,6 +32,7 @@ from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_run
 from unimodal.tuning.loss import make_packed_loss
 from unimodal.tuning.plan import check_validation, count_steps, describe_plan, try_one_step
+from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.vocabulary import make_template, open_media
 
@@ -44,6 +45,7 @@ class PretrainRecipe(Config):
     corpus: CorpusConfig
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/pretrained")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/pretrained")
+    push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
     decoder: NanoConfig = NanoConfig()
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
@@ -57,6 +59,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes)
     check_validation(cfg.loop, cfg.corpus)
+    check_push(cfg.push)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")
@@ -117,6 +120,8 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         whole.load_state_dict(state)
         save_tuned(cfg.out, whole, None, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)
+        if cfg.push is not None:
+            push_tuned(cfg.out, cfg.push)
     parallel.close()
 
 

@@ -199,3 +199,24 @@ def test_a_document_may_become_several_pieces_or_none():
         tokens += int((batches.next_batch().segment_ids > 0).sum())
     assert tokens == sum(min(len(document), 17) for document in SETS["a"] if len(document) > 5)
     assert batches.num_too_long == sum(len(document) <= 5 for document in SETS["a"])
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3), (3, 2)])
+def test_another_number_of_ranks_leaves_no_document_out(before, after):
+    def make(rank, num_ranks):
+        return Batches(Mixture({"a": SETS["b"]}, None, 3, rank, num_ranks), 24, 48, PAD, batches_per_window=2)
+
+    def take(batches, num):
+        found = [batches.next_batch() for _ in range(num)]
+        return [row for b in found for row in b.ids[(b.position_ids == 0) & (b.segment_ids > 0)].tolist()]
+
+    first = [make(rank, before) for rank in range(before)]
+    seen = [row for batches in first for row in take(batches, 5)]
+    states = [json.loads(json.dumps(batches.state_dict())) for batches in first]
+    then = []
+    for rank in range(after):
+        batches = make(rank, after)
+        batches.load_other_ranks(states)
+        then += take(batches, 20)
+    assert {*seen, *then} >= {2000 + index for index in range(70)}
+    assert len(then) == len(set(then)) or len(then) > 70

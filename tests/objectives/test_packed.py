@@ -8,7 +8,8 @@ from unimodal.model.rows import extend_rows, get_new_rows, share_rows
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.objectives.token_selection import measure_prompt_attention, select_tokens
-from unimodal.training.loop import Trainer, WeightedLoss
+from unimodal.training.batches import WeightedLoss
+from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
 

@@ -1,5 +1,6 @@
 """recipes/finetune_lora.py through its real command line, on a tiny base and twelve pictures."""
 
+import importlib.util
 import json
 import os
 import re
@@ -30,6 +31,14 @@ def recipe(name, *settings, flags=()):
         runpy.run_path(argv[0], run_name="__main__")
     finally:
         sys.argv = before
+
+
+#: a base in 4 bits where bitsandbytes is missing, or one of another kind where it is not
+FEW_BITS = (
+    ("lora.targets=[]", "no linear layer fits")
+    if importlib.util.find_spec("bitsandbytes")
+    else ("four_bit=true", "a base in 4 bits needs bitsandbytes; `pip install unimodal[quantized]`")
+)
 
 
 @pytest.fixture
@@ -90,20 +99,25 @@ def test_a_stopped_run_resumes_to_the_same_losses_and_weights(settings, tmp_path
         assert torch.equal(a, b), name
 
 
-def test_a_base_in_8_bits_trains_and_its_adapter_runs_on_both(settings, tiny_base, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("bits", "option", "stored", "rounding"), [(8, "eight_bit", torch.int8, 0.05), (4, "four_bit", torch.uint8, 0.5)]
+)
+def test_a_base_in_few_bits_trains_and_its_adapter_runs_on_both(
+    settings, tiny_base, tmp_path, capsys, bits, option, stored, rounding
+):
     pytest.importorskip("bitsandbytes")
-    recipe("finetune_lora", *settings, "eight_bit=true", "loop.learning_rate=0.01", "loop.steps=12")
+    recipe("finetune_lora", *settings, f"{option}=true", "loop.learning_rate=0.01", "loop.steps=12")
     assert "MatMul8bitLt" not in capsys.readouterr().err
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["loss"] < records[0]["loss"]
-    eight, vocabulary = load_adapter(tmp_path / "out", load_base(tiny_base, eight_bit=True))
-    assert eight.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
+    eight, vocabulary = load_adapter(tmp_path / "out", load_base(tiny_base, **{option: True}))
+    assert eight.model.layers[0].mlp.up_proj.weight.dtype == stored
     full, _ = load_adapter(tmp_path / "out")
     ids = torch.arange(3, 23)[None]
     with torch.no_grad():
         a, b = eight(ids).logits, full(ids).logits
-    assert 0 < (a - b).abs().max() < 0.05 * b.abs().max()  # the rounding of the base, nothing else
-    with pytest.raises(ValueError, match="in 8 bits cannot be merged"):
+    assert 0 < (a - b).abs().max() < rounding * b.abs().max()  # the rounding of the base, nothing else
+    with pytest.raises(ValueError, match=f"in {bits} bits cannot be merged"):
         merge(eight)
     merged = merge(full)
     torch.testing.assert_close(merged(ids).logits, b, rtol=0, atol=1e-5)
@@ -133,6 +147,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path, 
         ("media=/", "has no vocabulary.json"),
         ("initialiser=omp", "needs a donor"),
         ("lora.targets=[q_prj]", "no linear layer q_prj"),
+        FEW_BITS,
         ("attention=flash", "use auto, varlen, xformers, sdpa or eager"),
         (f"out={__file__}", "is a file; choose another"),
     ],
@@ -316,6 +331,64 @@ def test_epochs_in_place_of_steps(settings, tmp_path, capsys):
     with pytest.raises(SystemExit):
         recipe("finetune_lora", *settings)
     assert "order of the documents epochs → steps" in capsys.readouterr().err
+
+
+def test_media_are_encoded_while_training_and_nothing_is_kept(settings, tmp_path, monkeypatch, capsys):
+    """The losses are those of a run that encoded first."""
+    from unimodal.coder.media_coder import MediaCoder
+
+    def losses():
+        return [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+
+    recipe("finetune_lora", *settings)
+    first = losses()
+    shutil.rmtree(tmp_path / "codes")
+    opened = []
+    read = MediaCoder.read_part
+    monkeypatch.setattr(
+        MediaCoder, "read_part", lambda self, part, *rest: opened.append(part.path) or read(self, part, *rest)
+    )
+    recipe("finetune_lora", *settings, "corpus.streaming=true", flags=["--restart"])
+    assert losses() == first and len(opened) > len(set(opened)) > 1
+    assert not (tmp_path / "codes").exists() and "encoded 0 media" in capsys.readouterr().err
+
+
+def test_the_tuned_model_is_pushed_whole(settings, tmp_path, monkeypatch, capsys):
+    sent = {}
+
+    class Api:
+        def __init__(self, token, **_):
+            sent["token"] = token
+
+        def create_repo(self, repo, private, exist_ok):
+            sent["private"] = private
+            return f"address of {repo}"
+
+        def repo_info(self, repo):
+            return type("Info", (), {"private": True})
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            sent["files"] = {path.name for path in Path(folder_path).iterdir()}
+
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    said = ["push.license=apache-2.0", "push.data=Pictures of one colour."]
+    for token, words, message in (
+        (None, ["push.repo=me/it", *said], "wants a token"),
+        ("hf_x", ["push.repo=it", *said], "not of the form owner/name"),
+        ("hf_x", ["push.repo=me/it", *said[:1]], "say what the model was trained on"),
+    ):
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda token=token: token)
+        with pytest.raises(SystemExit):
+            recipe("finetune_lora", *settings, *words)
+        err = capsys.readouterr().err
+        assert message in err and "step" not in err and not sent
+    recipe("finetune_lora", *settings, "loop.steps=1", "push.repo=me/it", "push.private=true", *said)
+    assert "pushed to address of me/it" in capsys.readouterr().err
+    assert {"model.safetensors", "config.json", "vocabulary.json", "README.md"} <= sent["files"]
+    assert "base.json" not in sent["files"] and sent["private"] is True
+    assert (tmp_path / "out" / "base.json").is_file()
 
 
 def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_path):

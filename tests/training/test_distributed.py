@@ -13,8 +13,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from tests.free_ports import free_ports
+from unimodal.training.batches import WeightedLoss
 from unimodal.training.distributed import leave, start
-from unimodal.training.loop import Interrupted, Trainer, WeightedLoss
+from unimodal.training.loop import Interrupted, Trainer
 from unimodal.training.settings import LoopConfig
 
 
@@ -54,6 +55,13 @@ class Examples:
         self.at = state["at"]
 
 
+class RankedExamples(Examples):
+    """Examples that another number of ranks goes on with."""
+
+    def load_other_ranks(self, states: list[dict[str, Any]]) -> None:
+        self.at = min(state["at"] for state in states) * len(states) // self.num_ranks
+
+
 def train(
     strategy: str,
     folder: Path,
@@ -65,6 +73,7 @@ def train(
     copy_of: Path | None = None,
     damaged: str = "",
     missing: str = "",
+    ranked: bool = False,
 ) -> str:
     parallel = start(strategy)  # type: ignore[arg-type]
     if copy_of is not None and parallel.is_main:  # a checkpoint to be met in a sorry state
@@ -88,7 +97,7 @@ def train(
         steps=steps, warmup_steps=2, learning_rate=1e-2, log_every=1, accumulation=accumulation, ema_decay=0.9,
         plot=False, evaluate_every=3, optimizer=optimizer,
     )  # fmt: skip
-    batches = Examples(parallel.rank, parallel.num_ranks, size)
+    batches = (RankedExamples if ranked else Examples)(parallel.rank, parallel.num_ranks, size)
     validation = [(torch.randn(4, 6, generator=torch.Generator().manual_seed(99)), torch.ones(4))]
     trainer = Trainer(model, batches, loss, cfg, folder, parallel=parallel, validation=validation)
     outcome = "done"
@@ -106,11 +115,11 @@ def train(
     return outcome
 
 
-def worker(rank: int, ports: list[int], jobs: list[dict[str, Any]]) -> None:
+def worker(rank: int, ports: list[int], jobs: list[dict[str, Any]], num_ranks: int = 2) -> None:
     torch.set_num_threads(1)
     for port, job in zip(ports, jobs, strict=True):
         os.environ |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }  # fmt: skip
         train(**job)
@@ -158,7 +167,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dict(sorry, strategy="ddp", folder=folder / "sorry" / "shards"),
         dict(sorry, strategy="fsdp", folder=folder / "sorry" / "file", copy_of=folder / "one"),
     ]
+    for strategy in ("ddp", "fsdp"):  # two ranks stop, one goes on; one stops, two go on
+        jobs.append(dict(strategy=strategy, folder=folder / strategy / "fewer", size=4, stop_at=3, ranked=True))
+    train("ddp", folder / "ddp" / "more", size=4, accumulation=2, stop_at=3, ranked=True)
+    jobs.append(dict(strategy="ddp", folder=folder / "ddp" / "more", size=4, ranked=True))
     spawn(jobs)
+    train("ddp", folder / "ddp" / "fewer", size=4, accumulation=2, ranked=True)
+    mp.spawn(worker, (free_ports(1), [dict(strategy="fsdp", folder=folder / "fsdp" / "fewer", size=4, accumulation=2,
+                                            ranked=True)], 1), nprocs=1, join=True)  # fmt: skip
     return folder
 
 
@@ -202,6 +218,18 @@ def test_the_sharded_checkpoint_is_a_folder_of_shards_and_the_other_one_file(run
     names = {path.name for path in (runs / "fsdp" / "whole" / "last").iterdir()}
     assert {".metadata", "__0_0.distcp", "__1_0.distcp", "rank_00000.pt", "rank_00001.pt"} <= names
     assert not list((runs / "fsdp").rglob("*.part"))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("parts", ["ddp/fewer", "fsdp/fewer", "ddp/more"])
+def test_another_number_of_ranks_goes_on(runs: Path, parts: str) -> None:
+    """With as many batches a step it trains to the same weights."""
+    assert result(runs / parts)["outcome"] == "done"
+    assert [step for step, _ in losses(runs / parts)] == list(range(1, 7))
+    for (_, a), (_, b) in zip(losses(runs / "one"), losses(runs / parts), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    for name, tensor in result(runs / "one")["model"].items():
+        torch.testing.assert_close(result(runs / parts)["model"][name], tensor, rtol=0, atol=1e-5)
 
 
 @pytest.mark.timeout(300)

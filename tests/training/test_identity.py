@@ -94,6 +94,12 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(tmp_path: Path, caps
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+def test_other_accumulation_on_as_many_ranks_is_another_run(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=2, identity={}).run()
+    with pytest.raises(ValueError, match="accumulation 1 → 3"):
+        trainer(tmp_path, steps=3, identity={}, accumulation=3).run()
+
+
 def test_what_is_set_aside_is_never_overwritten(tmp_path: Path) -> None:
     assert set_aside(tmp_path) is None
     for number in (1, 2):

@@ -2,6 +2,9 @@
 
 import builtins
 import json
+import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unimodal.training.loop import Trainer, WeightedLoss
+from unimodal.training.batches import WeightedLoss
+from unimodal.training.loop import Trainer
 from unimodal.training.metrics import MetricsLog
 from unimodal.training.plot import plot_losses, read_losses
 from unimodal.training.progress import Progress
@@ -104,14 +108,76 @@ def test_a_missing_tracker_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name in ("trackio", "torch.utils.tensorboard"):
+        if name in ("trackio", "torch.utils.tensorboard", "wandb", "mlflow"):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    for name in ("trackio", "tensorboard"):
-        with pytest.raises(ValueError, match=rf"trackers: {name} is not installed; `pip install unimodal\[train\]`"):
+    for name, package in {
+        "trackio": r"unimodal\[train\]",
+        "tensorboard": r"unimodal\[train\]",
+        "wandb": "wandb",
+        "mlflow": "mlflow",
+    }.items():
+        with pytest.raises(ValueError, match=rf"trackers: {name} is not installed; `pip install {package}`"):
             trainer(tmp_path, trackers=(name,))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_gets_every_record_and_a_resumed_run_goes_on_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Their packages are stood in for, with the names and arguments of wandb 0.30 and mlflow 3."""
+    said: list[tuple[str, Any]] = []
+
+    def note(what: str) -> Any:
+        return lambda *args, **kwargs: said.append((what, kwargs or args[0] if args or kwargs else None))
+
+    class Info:
+        run_id = "of mlflow"
+
+    class Run:
+        info = Info()
+        log, finish = staticmethod(lambda values, step: said.append(("log", (values, step)))), staticmethod(note("end"))
+
+    def begin(**options: Any) -> Run:
+        said.append(("begin", options))
+        return Run()
+
+    package = types.ModuleType(name)
+    package.init = package.start_run = begin  # type: ignore[attr-defined]
+    package.set_experiment, package.end_run = note("experiment"), note("end")  # type: ignore[attr-defined]
+    package.log_params = note("parameters")  # type: ignore[attr-defined]
+    package.log_metrics = Run.log  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, package)
+    for steps in (4, 6):
+        trainer(tmp_path / "run", trackers=(name,), steps=steps).run()
+    begun = [options for what, options in said if what == "begin"]
+    logged = [value for what, value in said if what == "log"]
+    assert [step for _, step in logged] == [2, 4, 6] and all("validation_loss" in values for values, _ in logged)
+    assert len([what for what, _ in said if what == "end"]) == 2
+    if name == "wandb":
+        assert begun[0]["id"] == begun[1]["id"] and begun[0]["name"] == "run" and begun[0]["resume"] == "allow"
+        assert begun[0]["config"]["loop.learning_rate"] == 0.05
+    else:
+        assert [options["run_id"] for options in begun] == [None, "of mlflow"]
+        [parameters] = [value for what, value in said if what == "parameters"]
+        assert parameters["loop.learning_rate"] == "0.05"
+
+
+def test_numbered_checkpoints_are_kept_up_to_a_limit_and_can_be_gone_back_to(tmp_path: Path) -> None:
+    trainer(tmp_path, steps=12, save_steps=3, save_total_limit=2).run()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-12.pt", "checkpoint-9.pt"]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    shutil.copy(tmp_path / "checkpoint-9.pt", tmp_path / "last.pt")
+    again = trainer(tmp_path, steps=12, save_steps=3)
+    assert again.resume() and again.step == 9
+    again.run()
+    assert [json.loads(a)["loss"] for a in lines[-1:]] == [
+        json.loads(b)["loss"] for b in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1:]
+    ]
+    with pytest.raises(ValueError, match="set save_steps"):
+        LoopConfig(save_total_limit=2)
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

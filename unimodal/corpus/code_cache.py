@@ -54,6 +54,15 @@ class CodeCache:
         assert found is not None
         return found
 
+    def encode_once(self, part: Media) -> Media:
+        """The part with codes, of which nothing is kept. ValueError for a medium that cannot be used."""
+        if part.codes is not None:
+            return part
+        coder = self._need_coder(part)
+        [(codes, grid)] = coder.encode_with_grids(part.modality, [coder.read_part(part)])
+        own_grid = grid is not None and part.modality in self._grids
+        return make_part(part.modality, codes, grid=grid[1:] if own_grid and grid is not None else None)
+
     def encode_all(self, parts: Iterable[tuple[Sequence[Media], Refuse]]) -> int:
         """Encodes in batches what has no codes yet; returns how many media that were.
 

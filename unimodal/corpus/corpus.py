@@ -48,6 +48,8 @@ class CorpusConfig(Config):
     validation_share: float = Field(default=0.0, ge=0, lt=1)
     validation_batches: int = Field(default=8, ge=1)  # at most
     codes: Annotated[Path, MAY_CHANGE] = Path("data/cache/codes")  # the folder of the cache
+    #: encode media each time that they are drawn and keep nothing, for data whose codes are larger than the disk
+    streaming: bool = False
     length: int = Field(default=1024, ge=2)  # tokens of a row: the longest document
     tokens_per_batch: int = Field(default=1024, ge=2)  # of one rank, in one of the batches of a step
     batches_per_window: int = Field(default=16, ge=1)
@@ -96,7 +98,7 @@ class Corpus:
             self.limit = (max_positions, "the model's number of positions")
         self._fit = RowFitter(template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history)
         self._features = features
-        self._records = RecordCache(cfg.codes if keep_codes else None)
+        self._records = RecordCache(cfg.codes if keep_codes and not cfg.streaming else None)
         self._codes = CodeCache(coder, self._records, template.vocabulary)
         self.sets: dict[str, DocumentSet] = {}
         self.weights: dict[str, float] = {}
@@ -149,7 +151,9 @@ class Corpus:
 
     def encode(self, rank: int = 0, num_ranks: int = 1) -> int:
         """Encodes this rank's share of all media; returns how many were new. A medium that cannot be used is met here,
-        not when a step draws it: ValueError, or named and skipped, as its dataset says."""
+        not when a step draws it: ValueError, or named and skipped, as its dataset says. Nothing under `streaming`."""
+        if self.cfg.streaming:
+            return 0
         self._records.refresh()
         num_encoded = encode_documents([*self._training.values(), *self._validation.values()], rank, num_ranks)
         self._records.finish_writing()
@@ -234,7 +238,7 @@ class Corpus:
             print(f"skipped {row}", file=sys.stderr)
         if opened.num_bad > 5:
             print(f"skipped {opened.num_bad} rows of {dataset.path} in all", file=sys.stderr)
-        return EncodedDocuments(opened, self._codes, self.template.vocabulary)
+        return EncodedDocuments(opened, self._codes, self.template.vocabulary, self.cfg.streaming)
 
     def _open_shards(self, dataset: DatasetConfig) -> TokenShards:
         shards = TokenShards(dataset.path, vocabulary_hashes(self.template.vocabulary))

@@ -39,9 +39,13 @@ class EncodedDocuments:
     """The documents of a dataset by number, with codes in place of their media.
 
     Media that a model of this vocabulary reads through features keep their files, except where it is to write them.
+    streaming: encode the media of a document each time that it is asked for, and keep nothing.
     """
 
-    def __init__(self, dataset: ImportedDataset, codes: CodeCache, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, dataset: ImportedDataset, codes: CodeCache, vocabulary: Vocabulary, streaming: bool = False
+    ) -> None:
+        self.streaming = streaming
         self.dataset, self.codes, self.records = dataset, codes, codes.records
         self._features = {layout.modality for layout in vocabulary.layouts if layout.features is not None}
         self._places = np.zeros(len(dataset), _PLACE)  # where each kept document lies
@@ -51,6 +55,8 @@ class EncodedDocuments:
 
     def __getitem__(self, number: int) -> Document:
         """Document `number`. Raises ValueError for one whose medium cannot be used."""
+        if self.streaming:
+            return self._encode_media(self.dataset[number])
         known, *place = self._places[number].tolist()
         record = self.records.read(Place(*place)) if known else None
         return self._make(number) if record is None else _unpack_document(record)
@@ -58,8 +64,11 @@ class EncodedDocuments:
     def hash_document(self, number: int) -> int:
         """A number of 128 bits that changes with all that a document holds: texts, roles, and codes or files of media.
 
-        Raises ValueError for a document whose medium cannot be used.
+        Of a document that is not kept, media are known by their files. Raises ValueError for a document whose medium
+        cannot be used.
         """
+        if self.streaming:
+            return int.from_bytes(make_key(str(number), self._describe(self.dataset[number]).hex()))
         words: list[str] = []
         for turn in self[number].turns:
             words.append(f"turn {turn.role} {'learnt' if turn.learn else 'not learnt'}")
@@ -94,12 +103,15 @@ class EncodedDocuments:
         record = self._find(number, key)
         if record is not None:
             return _unpack_document(record)
-        parts = iter([self._encode(part, is_read) for part, is_read in self._parts(document)])
-        encoded = Document(turn.replace_parts([next(parts) for _ in turn.parts]) for turn in document.turns)
+        encoded = self._encode_media(document)
         if self._describe(document) != key:
             raise ValueError("a medium of it was changed while it was read; leave it alone until it is encoded")
         self._places[number] = (True, *self.records.add(key, _pack_document(encoded)))
         return encoded
+
+    def _encode_media(self, document: Document) -> Document:
+        parts = iter([self._encode(part, is_read) for part, is_read in self._parts(document)])
+        return Document(turn.replace_parts([next(parts) for _ in turn.parts]) for turn in document.turns)
 
     def _find(self, number: int, key: bytes) -> bytes | None:
         found = self.records.get(key)
@@ -135,8 +147,10 @@ class EncodedDocuments:
         if isinstance(part, Text):
             return part
         if not is_read:
-            return self.codes.encode_part(part)
+            return self.codes.encode_once(part) if self.streaming else self.codes.encode_part(part)
         self.codes.check(part)
+        if self.streaming:
+            return part
         if part.data is None:
             assert part.path is not None
             return make_part(part.modality, path=os.path.abspath(part.path))
@@ -205,7 +219,7 @@ class RenderedDocuments:
         """The sum of the hashes of this rank's share of the documents that can be used, below 2^128."""
         total = 0
         for number in map(int, self.chosen[rank::num_ranks]):
-            if self.open(number) is not None:
+            if self.documents.streaming or self.open(number) is not None:
                 total += self.documents.hash_document(number)
         return total % 2**128
 

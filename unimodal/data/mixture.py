@@ -189,6 +189,13 @@ class Batches:
             self._window = self._draw_window()
             self._dealt = int(state["dealt"])
 
+    def load_other_ranks(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Goes on where another number of ranks stood, whose states these are: from the earliest of their windows on,
+        so no document is left out, and some of those windows may come again."""
+        first = min(states, key=lambda state: int(state["mixture"]["step"]))
+        mixture = {**first["mixture"], "num_ranks": self.mixture.num_ranks}
+        self.load_state_dict({**first, "mixture": mixture, "dealt": 0})
+
     def _settings(self) -> list[Any]:
         settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
         return settings if self.longest == self.length else [*settings, self.longest]

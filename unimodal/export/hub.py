@@ -50,8 +50,7 @@ def plan_push(
     eval_dataset: str | None = None,
 ) -> list[Planned]:
     """All that a push would send. Raises ValueError, in one line, for what must not be published."""
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
-        raise ValueError(f"repository {repo!r} is not of the form owner/name")
+    check_repository(repo)
     if (folder / BASE_FILE).is_file():
         raise ValueError(f"{folder} is an adapter on a base; make it whole with `unimodal export {folder} --out DIR`")
     files = dict(_files(folder))
@@ -60,6 +59,26 @@ def plan_push(
     made |= {name: text for name, text in eval_results(folder, eval_dataset or repo).items() if name not in files}
     planned = [Planned(name, path) for name, path in files.items() if name not in made]
     return sorted([*planned, *(Planned(name, None, text) for name, text in made.items())], key=lambda item: item.name)
+
+
+def check_repository(repo: str) -> None:
+    """ValueError for what is no name of a repository."""
+    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
+        raise ValueError(f"repository {repo!r} is not of the form owner/name")
+
+
+def find_token(repo: str, token: str | None = None) -> str:
+    """The token that is given, in `HF_TOKEN`, or of the login. ValueError where there is none, or none that can be
+    one."""
+    from huggingface_hub import get_token
+
+    token = token if token is not None else get_token()
+    if not token:
+        raise ValueError(f"the Hub wants a token to write to {repo}: {_LOGIN}")
+    token = token.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError(f"the token holds spaces or characters that no token has; copy it again, or {_LOGIN}")
+    return token
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -89,14 +108,9 @@ def push(
     Raises ValueError, in one line and without the token, for a token that is missing or refused, a repository that is
     public although `private` is asked for, and a Hub that cannot be reached.
     """
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import HfApi
 
-    token = token if token is not None else get_token()
-    if not token:
-        raise ValueError(f"the Hub wants a token to write to {repo}: {_LOGIN}")
-    token = token.strip()
-    if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise ValueError(f"the token holds spaces or characters that no token has; copy it again, or {_LOGIN}")
+    token = find_token(repo, token)
     with _told(repo, token), _staged(planned) as staged:
         api = HfApi(token=token, library_name="unimodal", library_version=__version__)
         on_step(f"creating {repo}")

@@ -39,9 +39,16 @@ def has_new_rows(model: nn.Module) -> bool:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """LoRA and new rows into the base, in place: a stock Hugging Face model again. ValueError for a base in 8 bits."""
-    if any(p.dtype == torch.int8 for p in model.parameters()):
-        raise ValueError("a base in 8 bits cannot be merged; load the adapter on the base in full precision and merge")
+    """LoRA and new rows into the base, in place: a stock Hugging Face model again.
+
+    Raises ValueError for a base in 8 or 4 bits.
+    """
+    bits = {torch.int8: 8, torch.uint8: 4}
+    found = next((bits[p.dtype] for p in model.parameters() if p.dtype in bits), None)
+    if found is not None:
+        raise ValueError(
+            f"a base in {found} bits cannot be merged; load the adapter on the base in full precision and merge"
+        )
     if find_lora_layers(model):
         merge_lora(model)
     return merge_rows(model) if has_new_rows(model) else model

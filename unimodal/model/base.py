@@ -19,10 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 from unimodal.files import describe_error, is_hub_id, read_json, suggest_path
 from unimodal.model.image_head import attach_image_head
@@ -74,21 +77,29 @@ def quiet_transformers() -> Iterator[None]:
         theirs.set_verbosity(verbosity)
 
 
-def load_base(name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False) -> LoadedBase:
+def load_base(
+    name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False, four_bit: bool = False
+) -> LoadedBase:
     """Loads a base by folder or hub id; frozen nowhere, no cache. Raises ValueError, in one line, if it cannot be had.
 
-    precision: of the weights. eight_bit: linear layers in 8 bits through bitsandbytes (LLM.int8, arXiv 2208.07339), on
-    CUDA and on CPUs; what is trained on such a base also runs, and is merged, on the same base in full precision.
+    precision: of the weights. eight_bit, four_bit: linear layers in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4 with
+    scales quantized again, QLoRA, arXiv 2305.14314) through bitsandbytes, on CUDA and on CPUs; what is trained on such
+    a base also runs, and is merged, on the same base in full precision.
     """
     from safetensors import SafetensorError
 
     text = os.fspath(name)
     source, gguf = _find_source(text)
     options: dict[str, Any] = {"dtype": getattr(torch, precision)}
-    if eight_bit:
+    if eight_bit and four_bit:
+        raise ValueError("a base has 8 bits or 4; set eight_bit or four_bit, not both")
+    if eight_bit or four_bit:
+        bits = 8 if eight_bit else 4
         if gguf is not None:
-            raise ValueError(f"{text} is a GGUF file, which is read in full precision; give a hub id for an 8-bit base")
-        options["quantization_config"] = _make_eight_bit_config()
+            raise ValueError(
+                f"{text} is a GGUF file, which is read in full precision; give a hub id for a base in {bits} bits"
+            )
+        options["quantization_config"] = _make_bits_config(bits, getattr(torch, precision))
     if gguf is not None:
         _need_gguf(text)
         options["gguf_file"] = gguf
@@ -163,15 +174,23 @@ def _need_gguf(name: str) -> None:
         raise ValueError(f"{name} is a GGUF file; to read it, `pip install gguf` (or unimodal[train])") from None
 
 
-def _make_eight_bit_config() -> Any:
+def _make_bits_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+    """transformers' settings for a base in 8 or 4 bits. ValueError where bitsandbytes is not installed."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells every product that it casts to float16
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise ValueError("an 8-bit base needs bitsandbytes; `pip install unimodal[quantized]`") from None
+        raise ValueError(f"a base in {bits} bits needs bitsandbytes; `pip install unimodal[quantized]`") from None
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True)
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
 
 
 def _read_tokenizer(source: str, gguf: str | None) -> dict[str, Any]:

@@ -7,14 +7,19 @@ cut leaves the checkpoint before it untouched.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 LAST = "last.pt"
+_NUMBERED = re.compile(r"checkpoint-(\d+)(\.pt)?")
 #: what a run writes in its folder, its checkpoints first
-OF_A_RUN = ("last*", "best*", "run.json", "metrics.jsonl", "loss.png", "tensorboard")
+OF_A_RUN = (
+    "last*", "best*", "checkpoint-*", "run.json", "metrics.jsonl", "loss.png", "tensorboard", "wandb", "*.id"
+)  # fmt: skip
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], name: str = LAST) -> Path:
@@ -50,6 +55,23 @@ def has_checkpoint(folder: Path) -> bool:
     """Whether a run in this folder has saved anything: one file, or a folder of shards."""
     stem = Path(LAST).stem
     return (folder / LAST).is_file() or (folder / stem).is_dir() or (folder / f"{stem}.old").is_dir()
+
+
+def name_checkpoint(step: int) -> str:
+    """A numbered checkpoint, as transformers calls it."""
+    return f"checkpoint-{step}.pt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The numbered checkpoints, files or folders of shards, the oldest first."""
+    found = {int(m[1]): path for path in folder.glob("checkpoint-*") if (m := _NUMBERED.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]
+
+
+def drop_checkpoints(folder: Path, keep: int) -> None:
+    """Removes all numbered checkpoints but the newest `keep`."""
+    for path in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def set_aside(folder: Path) -> Path | None:

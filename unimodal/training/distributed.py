@@ -28,6 +28,7 @@ from torch import nn
 
 from unimodal.training.checkpoint import LAST, load_checkpoint, save_checkpoint
 
+LOCAL = ("random", "batches")  # what of a checkpoint is each rank's own
 Strategy = Literal["ddp", "fsdp"]
 
 
@@ -75,19 +76,20 @@ class Parallel:
         self.barrier()
 
     def load(self, folder: Path, shared: Callable[[], dict[str, Any]], name: str = LAST) -> dict[str, Any] | None:
-        """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect."""
+        """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect.
+
+        Where another number of ranks wrote it, the parts of them all are a list under ``ranks`` in place of this
+        rank's.
+        """
         state = load_checkpoint(folder, name)
         if state is None:
             if (folder / Path(name).stem).is_dir():
-                raise ValueError(f"the checkpoint in {folder} is in shards; resume it under torchrun, as it was made")
+                raise ValueError(
+                    f"the checkpoint in {folder} is in shards; resume it under torchrun (--nproc-per-node 1 for one)"
+                )
             return None
-        ranks = state.pop("ranks", None)
-        found = 1 if ranks is None else len(ranks)
-        if found != self.num_ranks:
-            raise ValueError(
-                f"the checkpoint in {folder} is of {found} processes; resume it with as many, not {self.num_ranks}"
-            )
-        return state if ranks is None else {**state, **ranks[self.rank]}
+        ranks: list[dict[str, Any]] = state.pop("ranks", None) or [_take_local(state)]
+        return {**state, **(ranks[self.rank] if len(ranks) == self.num_ranks else {"ranks": ranks})}
 
     def optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Any:
         return [optimizer.state_dict() for optimizer in optimizers]
@@ -214,13 +216,13 @@ class Sharded(_Many):
             if (folder / name).is_file():
                 raise ValueError(f"the checkpoint in {folder} is of 1 process; resume it with as many")
             return None
-        own, problem = None, ""
+        parts, problem = None, ""
         try:
-            own = self._own_part(target)
+            parts = self._read_parts(target)
         except ValueError as error:
             problem = str(error)
         problem = next(filter(None, self.gather(problem)), "")  # all ranks stop, and say the same
-        if problem or own is None:
+        if problem or parts is None:
             raise ValueError(problem)
         tensors = _tensors_of(shared())  # makes the optimizer's state, one step old: only where it is overwritten
         try:
@@ -228,7 +230,8 @@ class Sharded(_Many):
         except (Exception, dcp.api.CheckpointException) as error:  # many kinds, and its own is no Exception
             reason = str(error).strip().splitlines()[-1][:160] if str(error).strip() else type(error).__name__
             raise ValueError(f"the checkpoint in {folder} cannot be read or is of another model: {reason}") from None
-        return {**tensors, **own["shared"], **own["local"]}
+        local = parts[0]["local"] if len(parts) == 1 else {"ranks": [part["local"] for part in parts]}
+        return {**tensors, **parts[0]["shared"], **local}
 
     def optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Any:
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
@@ -245,22 +248,33 @@ class Sharded(_Many):
 
         return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
-    def _own_part(self, target: Path) -> dict[str, Any]:
-        """This rank's file. ValueError if it is missing, damaged, or of another number of ranks."""
+    def _read_parts(self, target: Path) -> list[dict[str, Any]]:
+        """This rank's file; or those of all ranks that wrote, where these were of another number. ValueError if one is
+        missing or damaged."""
         own = load_checkpoint(target, self._own)
-        first = own or load_checkpoint(target, "rank_00000.pt")
-        if first is not None and first["num_ranks"] != self.num_ranks:
-            raise ValueError(
-                f"the checkpoint {target} is of {first['num_ranks']} processes; resume it with as many, not "
-                f"{self.num_ranks}"
-            )
-        if own is None:
+        first = own or load_checkpoint(target, _name_part(0))
+        if first is None or (own is None and first["num_ranks"] == self.num_ranks):
             raise ValueError(f"the checkpoint {target} is incomplete, {self._own} is missing; delete it to start over")
-        return own
+        if own is not None and first["num_ranks"] == self.num_ranks:
+            return [own]
+        parts = [(name, load_checkpoint(target, name)) for name in map(_name_part, range(first["num_ranks"]))]
+        missing = [name for name, part in parts if part is None]
+        if missing:
+            raise ValueError(f"the checkpoint {target} is incomplete, {missing[0]} is missing; delete it to start over")
+        return [part for _, part in parts if part is not None]
 
     @property
     def _own(self) -> str:
-        return f"rank_{self.rank:05d}.pt"
+        return _name_part(self.rank)
+
+
+def _name_part(rank: int) -> str:
+    return f"rank_{rank:05d}.pt"
+
+
+def _take_local(state: dict[str, Any]) -> dict[str, Any]:
+    """What of a state is one process's own, taken out of it."""
+    return {name: state.pop(name) for name in LOCAL if name in state}
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

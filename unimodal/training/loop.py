@@ -1,9 +1,8 @@
 """The training loop: warm-up and cosine, clipping, EMA, exact resume, early stop, and a stop that loses nothing.
 
-A batch source is any object with ``next_batch()``, ``state_dict()`` and ``load_state_dict(state)``; a loss function
-takes ``(batch, step)`` and returns a ``WeightedLoss``, or a scalar loss and a dict of numbers to log. Weighted losses
-are divided by the weights of all batches and ranks of a step together: eight batches of one document are one batch of
-eight, however unequal their lengths, and two ranks are one.
+Batches and losses are as `batches.py` says. Weighted losses are divided by the weights of all batches and ranks of a
+step together: eight batches of one document are one batch of eight, however unequal their lengths, and two ranks are
+one.
 
 Interrupting (Ctrl-C or SIGTERM) saves a checkpoint and ends with ``Interrupted``; the same command goes on from there,
 loss by loss the same as a run that was never stopped.
@@ -16,14 +15,23 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unimodal.training.checkpoint import has_checkpoint, random_state, set_aside, set_random_state
+from unimodal.training.activations import checkpoint_activations
+from unimodal.training.batches import BatchSource, LossFunction, RankedSource, WeightedLoss
+from unimodal.training.checkpoint import (
+    LAST,
+    drop_checkpoints,
+    has_checkpoint,
+    name_checkpoint,
+    random_state,
+    set_aside,
+    set_random_state,
+)
 from unimodal.training.distributed import Parallel
 from unimodal.training.identity import check_identity, write_identity
 from unimodal.training.metrics import MetricsLog, Sums, add_sums, means
@@ -31,31 +39,9 @@ from unimodal.training.optimizers import learning_rate_at, make_optimizers
 from unimodal.training.plot import plot_losses
 from unimodal.training.progress import Progress
 from unimodal.training.settings import LoopConfig
-from unimodal.training.trackers import TRACKERS
+from unimodal.training.trackers import TRACKERS, Tracker
 
 BEST = "best.pt"
-
-
-class BatchSource(Protocol):
-    def next_batch(self) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass
-class WeightedLoss:
-    """A loss that is a sum: ``total`` is differentiated and divided by the ``weight`` of the whole step.
-
-    ``sums`` are (sum, count) pairs to log as means, ``num_tokens`` what the batch held.
-    """
-
-    total: Tensor
-    weight: float
-    sums: Sums = field(default_factory=dict)
-    num_tokens: int = 0
-
-
-LossFunction = Callable[[Any, int], WeightedLoss | tuple[Tensor, dict[str, float]]]
 
 
 class Interrupted(Exception):
@@ -110,9 +96,12 @@ class Trainer:
             check_identity(folder, identity)
         self.metrics = MetricsLog(folder)
         self.on_log = list(on_log)
+        self.trackers: list[Tracker] = []
         if self.parallel.is_main:
-            self.on_log += [TRACKERS[name](folder, cfg.model_dump(mode="json")) for name in cfg.trackers]
+            settings = {f"loop.{name}": value for name, value in cfg.model_dump(mode="json").items()}
+            self.trackers = [TRACKERS[name](folder, {**(identity or {}), **settings}) for name in cfg.trackers]
         self.step = 0
+        self.batches_per_step = cfg.accumulation * self.parallel.num_ranks
         self.best: float | None = None
         self.since_best = 0  # validations without a better loss
         self.stopped_early = False
@@ -134,6 +123,7 @@ class Trainer:
             "optimizers": self.parallel.optimizer_state(self.model, self.optimizers),
             "ema": self.ema,
             "early": [self.best, self.since_best, self.stopped_early],
+            "batches_per_step": self.batches_per_step,
         }
 
     def _weights(self) -> dict[str, Tensor]:
@@ -145,23 +135,42 @@ class Trainer:
     def check_disk(self) -> None:
         """ValueError where a checkpoint does not fit: better now than after hours."""
         copies = 3 + (self.ema is not None)  # weights, two moments of the optimizer, the average
+        numbered = self.cfg.steps // self.cfg.save_steps if self.cfg.save_steps else 0
+        copies *= 1 + min(numbered, self.cfg.save_total_limit or numbered)
         need = copies * sum(p.numel() * p.element_size() for p in self.parameters)
         free = shutil.disk_usage(self.folder).free
         if free < need:
+            what = "checkpoints take" if numbered else "a checkpoint takes"
             raise ValueError(
-                f"{self.folder} has {free / 2**20:,.0f} MiB free and a checkpoint takes about {need / 2**20:,.0f}; "
-                "make room, or choose another folder"
+                f"{self.folder} has {free / 2**20:,.0f} MiB free and {what} about {need / 2**20:,.0f}; make room, or "
+                "choose another folder"
             )
 
-    def save(self) -> None:
+    def save(self, name: str = LAST) -> None:
         local = {"random": random_state(), "batches": self.batches.state_dict()}
-        self.parallel.save(self.folder, self._shared(), local)
+        self.parallel.save(self.folder, self._shared(), local, name)
+
+    def _save_numbered(self) -> None:
+        """A checkpoint that later ones do not replace; the oldest goes where there are more than are to be kept."""
+        self.save(name_checkpoint(self.step))
+        if self.cfg.save_total_limit is not None and self.parallel.is_main:
+            drop_checkpoints(self.folder, self.cfg.save_total_limit)
 
     def resume(self) -> bool:
         """Takes up the folder's checkpoint, if there is one; True if it did."""
         state = self.parallel.load(self.folder, self._shared)
         if state is None:
             return False
+        if "ranks" in state and not isinstance(self.batches, RankedSource):
+            raise ValueError(
+                f"the checkpoint in {self.folder} is of {len(state['ranks'])} processes; resume it with as many, not "
+                f"{self.parallel.num_ranks}"
+            )
+        if self.identity is not None and "ranks" not in state and state["batches_per_step"] != self.batches_per_step:
+            old = state["batches_per_step"] // self.parallel.num_ranks
+            raise ValueError(
+                f"{self.folder} holds a run of something else: accumulation {old} → {self.cfg.accumulation}"
+            )
         try:
             self._load_model(state["model"])
             self.parallel.load_optimizer_state(self.model, self.optimizers, state["optimizers"])
@@ -171,14 +180,30 @@ class Trainer:
         if self.ema is not None and state["ema"] is not None:
             for average, saved in zip(self.ema, state["ema"], strict=True):
                 average.copy_(saved)
-        set_random_state(state["random"])
-        self.batches.load_state_dict(state["batches"])
         self.step = state["step"]
+        if "ranks" in state:
+            self._deal_anew(state["ranks"], state["batches_per_step"])
+        else:
+            set_random_state(state["random"])
+            self.batches.load_state_dict(state["batches"])
         self.best, self.since_best, _ = state["early"]
         self.stopped_early = 0 < self.cfg.patience <= self.since_best  # with more patience it goes on
         if self.parallel.is_main:
             self.metrics.cut_after(self.step)
         return True
+
+    def _deal_anew(self, ranks: Sequence[dict[str, Any]], batches_per_step: int) -> None:
+        """Takes up what another number of ranks left: weights and averages as they were, batches from about there."""
+        assert isinstance(self.batches, RankedSource)
+        self.batches.load_other_ranks([rank["batches"] for rank in ranks])
+        torch.manual_seed(self.cfg.seed + 7919 * self.step + self.parallel.rank)
+        if self.parallel.is_main:
+            print(
+                f"{self.folder} was made by {len(ranks)} processes and goes on with {self.parallel.num_ranks}: a step "
+                f"has {self.batches_per_step} batches, before {batches_per_step}; some documents may come again",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _load_model(self, state: dict[str, Tensor]) -> None:
         expected = set(self._weights())
@@ -267,6 +292,8 @@ class Trainer:
         self.check_disk()
         self._begin()
         if self.step >= self.cfg.steps or self.stopped_early:
+            for tracker in self.trackers:
+                tracker.close()
             return
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         progress = Progress(self.cfg.steps, self.step, shown=self.parallel.is_main)
@@ -293,6 +320,8 @@ class Trainer:
                 if stop or due_anywhere:
                     self.save()
                     saved_at = time.monotonic()
+                if self.cfg.save_steps and self.step % self.cfg.save_steps == 0:
+                    self._save_numbered()
                 if stop:
                     raise Interrupted(f"stopped at step {self.step}; run the same command to go on")
             self.save()
@@ -300,6 +329,8 @@ class Trainer:
                 plot_losses(self.folder)
         finally:
             progress.close()
+            for tracker in self.trackers:
+                tracker.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -356,17 +387,7 @@ class Trainer:
         if self.parallel.is_main:
             record = self.metrics.write(parts, **fields)
             progress.record(record)
-            for callback in self.on_log:
+            for callback in (*self.on_log, *(tracker.log for tracker in self.trackers)):
                 callback(record)
 
     _tokens = 0
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Turns activation checkpointing on (arXiv 1604.06174). ValueError for a model that cannot."""
-    for method in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):  # the newer name first
-        target = next((m for m in model.modules() if hasattr(m, method)), None)
-        if target is not None:
-            getattr(target, method)({"use_reentrant": False})
-            return
-    raise ValueError(f"{type(model).__name__} has no activation checkpointing; turn activation_checkpointing off")

@@ -27,7 +27,8 @@ class LoopConfig(Config):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, everything else by AdamW
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products under autocast, weights in fp32
     grad_clip: float = Field(1.0, gt=0)
-    accumulation: int = Field(1, ge=1)
+    #: batches of each rank in a step; a resumed run may have others only where it has another number of ranks
+    accumulation: Annotated[int, MAY_CHANGE] = Field(1, ge=1)
     #: keep only the input of a block and compute the rest again: less memory, 4/3 of the time
     activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
     ema_decay: float = Field(0.0, ge=0, lt=1)  # 0 keeps no average
@@ -35,11 +36,14 @@ class LoopConfig(Config):
     threads: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # 0 leaves torch's own choice
     log_every: Annotated[int, MAY_CHANGE] = Field(50, ge=1)
     checkpoint_every_s: Annotated[float, MAY_CHANGE] = Field(120.0, gt=0)
+    #: steps between numbered checkpoints, `checkpoint-500.pt`, beside the last one; 0: none
+    save_steps: Annotated[int, MAY_CHANGE] = Field(0, ge=0)
+    save_total_limit: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1)  # numbered ones that are kept, the newest
     evaluate_every: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # steps between validations; 0: none
     #: validations without a better loss before the run stops early; 0: never
     patience: Annotated[int, MAY_CHANGE] = Field(0, ge=0)
     min_improvement: Annotated[float, MAY_CHANGE] = Field(0.0, ge=0)
-    trackers: Annotated[tuple[Literal["tensorboard", "trackio"], ...], MAY_CHANGE] = ()
+    trackers: Annotated[tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...], MAY_CHANGE] = ()
     plot: Annotated[bool, MAY_CHANGE] = True  # draw loss.png at the end
 
     @model_validator(mode="before")
@@ -61,7 +65,9 @@ class LoopConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _check_patience(self) -> Self:
+    def _check_what_is_counted(self) -> Self:
+        if self.save_total_limit is not None and not self.save_steps:
+            raise ValueError(f"save_total_limit {self.save_total_limit} is of numbered checkpoints; set save_steps")
         if self.patience and not self.evaluate_every:
             raise ValueError(
                 f"patience {self.patience} counts validations, of which there are none; set evaluate_every"

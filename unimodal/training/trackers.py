@@ -1,46 +1,130 @@
-"""Where metrics go beside ``metrics.jsonl``: TensorBoard and Trackio, both optional (`pip install unimodal[train]`).
+"""Where metrics go beside ``metrics.jsonl``: TensorBoard, Trackio, Weights & Biases and MLflow, all optional.
 
-A tracker is a function from the run's folder and settings to a callback that takes one record of metrics.
+`loop.trackers: [wandb]` in the settings. Each is installed with `pip install unimodal[train]` or by its own name; it is
+configured as its own users do (`WANDB_PROJECT`, `WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, …). A run that is taken up
+again goes on in the same run of its tracker, whose id lies in the run's folder.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-Callback = Callable[[dict[str, Any]], None]
+Record = Mapping[str, float]  # one line of metrics; `step` among them
+PROJECT = "unimodal"
+MOST_PARAMETERS = 100  # that MLflow takes at once
+LONGEST_PARAMETER = 500  # characters
 
 
-def tensorboard(folder: Path, settings: Mapping[str, Any]) -> Callback:
+class Tracker(Protocol):
+    """Takes one record of metrics after the other."""
+
+    def log(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
     """Event files in ``folder/tensorboard``; see them with `tensorboard --logdir FOLDER`."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError("trackers: tensorboard is not installed; `pip install unimodal[train]`") from None
-    writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def log(record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if name != "step":
-                writer.add_scalar(name, value, record["step"])
-        writer.flush()
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError("trackers: tensorboard is not installed; `pip install unimodal[train]`") from None
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    return log
+    def log(self, record: Record) -> None:
+        for name, value in _leave_out_step(record).items():
+            self._writer.add_scalar(name, value, int(record["step"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
-def trackio(folder: Path, settings: Mapping[str, Any]) -> Callback:
+class Trackio:
     """A local Trackio run named after the folder; see it with `trackio show`."""
-    try:
-        import trackio as package
-    except ImportError:
-        raise ValueError("trackers: trackio is not installed; `pip install unimodal[train]`") from None
-    package.init(project="unimodal", name=folder.name, config=dict(settings), resume="allow")  # a resumed run goes on
 
-    def log(record: dict[str, Any]) -> None:
-        package.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        try:
+            import trackio
+        except ImportError:
+            raise ValueError("trackers: trackio is not installed; `pip install unimodal[train]`") from None
+        self._package = trackio
+        trackio.init(project=PROJECT, name=folder.name, config=dict(settings), resume="allow")
 
-    return log
+    def log(self, record: Record) -> None:
+        self._package.log(_leave_out_step(record), step=int(record["step"]))
+
+    def close(self) -> None:
+        self._package.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Callback]] = {"tensorboard": tensorboard, "trackio": trackio}
+class WeightsAndBiases:
+    """A run of Weights & Biases named after the folder; `WANDB_MODE=offline` keeps it in ``folder/wandb``."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ValueError("trackers: wandb is not installed; `pip install wandb`") from None
+        path = folder / "wandb.id"
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(secrets.token_hex(4))
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=folder.name,
+            id=path.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=dict(settings),
+        )
+
+    def log(self, record: Record) -> None:
+        self._run.log(dict(_leave_out_step(record)), step=int(record["step"]))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """A run of MLflow named after the folder, where `MLFLOW_TRACKING_URI` says, or in ``mlruns`` here."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        try:
+            import mlflow
+        except ImportError:
+            raise ValueError("trackers: mlflow is not installed; `pip install mlflow`") from None
+        self._package, path = mlflow, folder / "mlflow.id"
+        known = path.read_text() if path.is_file() else None
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+        run = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
+        if known is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(run.info.run_id)
+            values = [(name, str(value)[:LONGEST_PARAMETER]) for name, value in settings.items()]
+            for first in range(0, len(values), MOST_PARAMETERS):
+                mlflow.log_params(dict(values[first : first + MOST_PARAMETERS]))
+
+    def log(self, record: Record) -> None:
+        self._package.log_metrics(_leave_out_step(record), step=int(record["step"]))
+
+    def close(self) -> None:
+        self._package.end_run()
+
+
+def _leave_out_step(record: Record) -> dict[str, float]:
+    return {name: value for name, value in record.items() if name != "step"}
+
+
+TRACKERS: dict[str, Callable[[Path, Mapping[str, object]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}

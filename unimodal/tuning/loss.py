@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unimodal.sequence.packing import PackedBatch
-from unimodal.training.loop import WeightedLoss
+from unimodal.training.batches import WeightedLoss
 
 
 def to_tensors(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,55 @@
+"""A tuned model on its way to the Hub: exported whole, then pushed, as `unimodal export` and `unimodal push` do it."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from unimodal.config import Config
+from unimodal.export.card import Statement
+from unimodal.export.hub import check_repository, find_token, plan_push, push
+from unimodal.export.stock import export_model
+
+
+class PushSettings(Config):
+    """Where the finished model goes, and what its card has to say of it."""
+
+    repo: str  # owner/name
+    license: str  # such as apache-2.0
+    data: str = ""  # what it was trained on, in words
+    dataset: tuple[str, ...] = ()  # or the datasets of the Hub
+    private: bool = False
+
+
+def check_push(cfg: PushSettings | None) -> None:
+    """ValueError for a name that is none, a missing token, and data that are not named: before the training, not after
+    it."""
+    if cfg is None:
+        return
+    check_repository(cfg.repo)
+    if not cfg.data and not cfg.dataset:
+        raise ValueError("push: say what the model was trained on, in push.data or as push.dataset=[owner/name]")
+    find_token(cfg.repo)
+
+
+def push_tuned(folder: Path, cfg: PushSettings) -> None:
+    """Exports the model in `folder`, an adapter merged with its base, and sends it; its address goes to stderr.
+
+    Raises ValueError, in one line, for what cannot be exported and for a Hub that refuses; `folder` stays as it is.
+    """
+    with tempfile.TemporaryDirectory(prefix="unimodal-push-") as temporary:
+        whole = Path(temporary) / folder.name
+        try:
+            export_model(folder, whole)
+            planned = plan_push(whole, cfg.repo, Statement(cfg.license, cfg.dataset, cfg.data or None))
+            address = push(planned, cfg.repo, cfg.private, on_step=_say)
+        except ValueError as error:
+            raise ValueError(
+                f"the model is in {folder} but not on the Hub: {error}; `unimodal export` and `unimodal push` do it"
+            ) from None
+    _say(f"pushed to {address}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
