@@ -63,15 +63,18 @@ class ForkedCommand:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.launcher.ask_status(self.pid)
+        return self.returncode
+
     def wait(self, timeout: float | None = None) -> int:
         deadline_s = None if timeout is None else time.monotonic() + timeout
-        while self.returncode is None:
-            self.returncode = self.launcher.ask_status(self.pid)
-            if self.returncode is None:
-                if deadline_s is not None and time.monotonic() > deadline_s:
-                    raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
-                time.sleep(0.01)
-        return self.returncode
+        while (status := self.poll()) is None:
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            time.sleep(0.01)
+        return status
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it wrote, once it has ended. Both are files, so that it never waits for a reader."""
@@ -84,6 +87,7 @@ class Launcher:
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid, self.connection = pid, connection
+        self.counted_s = 0.0  # processor time of its commands that is in forked_s
 
     def begin(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
@@ -108,6 +112,7 @@ class Launcher:
         self.connection.send(json.dumps({"wait": pid}).encode())
         status, seconds = json.loads(self.connection.recv(MOST_BYTES))
         forked_s += seconds
+        self.counted_s += seconds
         return status
 
     def run(
@@ -127,9 +132,11 @@ class Launcher:
         return subprocess.CompletedProcess(list(command), begun.returncode, out, err)
 
     def close(self) -> None:
+        global forked_s
         self.connection.close()  # it ends when nobody is left to ask it
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
+            forked_s -= self.counted_s  # the system now counts it among the children of this process
 
 
 class Commands:
@@ -271,7 +278,7 @@ def reset_process(request: dict[str, Any]) -> None:
     warnings.showwarning = write_warning
     for known in list(logging._handlerList):
         handler = known()
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        if type(handler) is logging.StreamHandler:  # made at an import, to write to what was stderr there
             handler.setStream(sys.stderr)
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import os
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -140,9 +139,9 @@ def test_the_command_line_takes_it_and_makes_it(folder, file, tmp_path, monkeypa
     assert run("chat", "What?", "--file", file, "--to", "text", "--tokens", "20")[0] == 0
 
 
-def test_without_its_file_it_is_unknown_in_one_line(folder, tmp_path):
+def test_without_its_file_it_is_unknown_in_one_line(commands, folder):
     environment = {name: value for name, value in os.environ.items() if name != "UNIMODAL_PLUGINS"}
     command = [sys.executable, "-m", "unimodal", "chat", "hello", "--model", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = commands.run(command, env=environment)
     assert done.returncode == 2 and "points" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert "UNIMODAL_PLUGINS" in done.stderr

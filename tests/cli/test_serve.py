@@ -1,23 +1,17 @@
 """`unimodal serve` as a command: what it says, how it ends, and how it refuses."""
 
 import os
+import re
 import signal
 import socket
-import subprocess
 import sys
+import time
 
 import httpx2 as httpx
 import pytest
 
 from tests.tiny_model import tiny_folder
 from unimodal.cli import app as cli
-
-
-def command(*more, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", "unimodal", "serve", "--model", str(tiny_folder()), *more],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
 
 
 def refuse(capsys, *more):
@@ -28,14 +22,21 @@ def refuse(capsys, *more):
 
 
 def address(process):
-    for line in process.stderr:
-        if "served at " in line:
-            return line.split("served at ")[1].split()[0]
-    raise AssertionError(process.wait())
+    """Where the process says that it listens; its stderr is a pipe or a file that grows."""
+    said = ""
+    while process.poll() is None:
+        said += process.stderr.readline()
+        if found := re.search(r"served at (\S+) .*\n", said):
+            return found[1]
+        time.sleep(0.02)
+    raise AssertionError(f"ended with {process.returncode}: {said}{process.stderr.read()}")
 
 
-def test_it_says_where_answers_and_ends_on_ctrl_c():
-    process = command("--port", "0", "--max-batch", "2", UNIMODAL_API_KEY="from-outside")
+def test_it_says_where_answers_and_ends_on_ctrl_c(commands):
+    process = commands.begin(
+        [sys.executable, "-m", "unimodal", "serve", "--model", str(tiny_folder()), "--port", "0", "--max-batch", "2"],
+        env={**os.environ, "UNIMODAL_API_KEY": "from-outside"},
+    )
     try:
         url = address(process)
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
@@ -44,7 +45,7 @@ def test_it_says_where_answers_and_ends_on_ctrl_c():
         answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": "a cat"}, headers=key, timeout=60)
         assert answer.status_code == 200
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130 and out == "" and "Traceback" not in err

@@ -2,14 +2,16 @@
 
 import json
 import os
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.commands import Commands, start_launcher
 from tests.export.hub_server import Hub
+from tests.free_ports import free_ports
 from tests.recipes.conftest import media_folder, tiny_base  # noqa: F401 - the fixtures
 from tests.tiny_model import SENTENCES, tiny_folder
 
@@ -62,18 +64,38 @@ def exported(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def hub_launcher(tmp_path_factory):
+    """Where the Hub of these tests listens, the folder of its cache, and a launcher of commands that know both."""
+    [port] = free_ports(1)
+    home = tmp_path_factory.mktemp("hub") / "home"
+    with start_launcher(hub_environment(f"http://127.0.0.1:{port}", home)) as launcher:
+        yield port, home, launcher
+
+
+def hub_environment(endpoint, home, **more):
+    """What huggingface_hub reads when it is imported."""
+    env = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    return {
+        **env, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_VERBOSITY": "debug", "PYTHONPATH": str(ROOT),
+        **more,
+    }  # fmt: skip
+
+
 @pytest.fixture
-def hub():
-    hub = Hub()
+def hub(hub_launcher):
+    port, home, _ = hub_launcher
+    hub = Hub(port, home)
     yield hub
     hub.close()
+    shutil.rmtree(home, ignore_errors=True)
 
 
 _DRIVER = """
 import contextlib, io, json, sys
 from unimodal.cli.app import main
 results = []
-for command in json.loads(sys.stdin.read()):
+for command in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -86,27 +108,24 @@ print(json.dumps(results))
 
 
 @pytest.fixture
-def at_hub(hub, tmp_path):
+def at_hub(hub, hub_launcher, tmp_path):
     """Runs `unimodal …` commands one after the other in a process whose Hub is `hub`.
 
     → of each (status, stdout, stderr), and all that the process wrote besides, its log with every detail included.
     killed: the process is killed in the middle of the upload.
     """
+    _, home, launcher = hub_launcher
 
     def run(*commands, killed=False, **environment):
-        env = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-        env |= {
-            "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_VERBOSITY": "debug",
-            "PYTHONPATH": str(ROOT), **environment,
-        }  # fmt: skip
-        commands = [[str(word) for word in command] for command in commands]
+        known = environment.keys() <= {"HF_TOKEN"}  # the rest is read when the package is imported
+        words = json.dumps([[str(word) for word in command] for command in commands])
         (tmp_path / "here").mkdir(exist_ok=True)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _DRIVER], env=env, cwd=tmp_path / "here", text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        process = Commands(launcher if known else None).begin(
+            [sys.executable, "-c", _DRIVER, words], cwd=tmp_path / "here",
+            env=hub_environment(hub.endpoint, home, **environment),
         )  # fmt: skip
         hub.victim = process if killed else None
-        out, err = process.communicate(json.dumps(commands), timeout=110)
+        out, err = process.communicate(timeout=110)
         assert process.returncode == (-9 if killed else 0), err[-2000:]
         *others, results = [""] if killed else out.splitlines()
         return json.loads(results or "[]"), "\n".join(others) + err

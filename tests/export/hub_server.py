@@ -38,11 +38,12 @@ def blob_id(data):
 
 
 class Hub:
-    def __init__(self):
+    def __init__(self, port, home):
+        self.home = home  # where those who pull from it keep what they pulled
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []
         self.victim = None  # a process that is killed as soon as a commit arrives, which then is not made
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": self}))
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"hub": self}))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 

@@ -63,7 +63,7 @@ def test_tune_export_push_pull_and_chat_give_the_same_answers(tuned, hub, at_hub
     assert np.array_equal(before, after)
     assert WRITER not in "".join(result[1] + result[2] for result in results) + rest
 
-    pulled = next((tmp_path / "hf").rglob("snapshots/*"))
+    pulled = next(hub.home.rglob("snapshots/*"))
     mine, theirs = load_file(out / "model.safetensors"), load_file(pulled / "model.safetensors")
     assert all((mine[name] == theirs[name]).all() for name in mine) and mine.keys() == theirs.keys()
     assert "Forty emoji" in (pulled / "README.md").read_text()

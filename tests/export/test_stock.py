@@ -3,9 +3,7 @@
 import json
 import os
 import pickle
-import resource
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -246,14 +244,13 @@ def test_what_stops_the_writing_leaves_nothing_behind(error, tmp_path, monkeypat
     assert last == ("interrupted" if status == 130 else "unimodal: [Errno 28] No space left on device")
 
 
-def test_a_disk_that_takes_no_more_leaves_nothing_behind(tmp_path):
+def test_a_disk_that_takes_no_more_leaves_nothing_behind(commands, tmp_path):
     """A real limit of the system on the size of files, hit while the weights are written."""
     size = (tiny_folder() / "model.safetensors").stat().st_size
-    done = subprocess.run(
-        [sys.executable, "-m", "unimodal", "export", str(tiny_folder()), "--out", str(tmp_path / "out")],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
-    )  # fmt: skip
+    program = "import resource, sys; from unimodal.cli.app import main; "
+    program += "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); main(sys.argv[2:])"
+    words = [str(size // 2), "export", str(tiny_folder()), "--out", str(tmp_path / "out")]
+    done = commands.run([sys.executable, "-c", program, *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("unimodal: ") and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
