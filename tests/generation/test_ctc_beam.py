@@ -53,22 +53,24 @@ def heard(vocabulary, ask):
     return ask([start, *codes, end, 5, 9])
 
 
-def joint_score(model, vocabulary, prompt, words, weight):
-    """The score of a whole transcript, by the model's own forward and torch's CTC loss."""
+def score_transcripts(model, vocabulary, prompt, transcripts, weight):
+    """The scores of whole transcripts of one length, by the model's own forward and torch's CTC loss."""
     end, pad = vocabulary.control_id("<|end_of_turn|>"), vocabulary.control_id("<|pad|>")
     audio = vocabulary.block_range("audio")
     rows = [row for row in vocabulary.text_range if row not in vocabulary.text_reserved] + [end]
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *words]])).logits[0].float()
-    told = logits[len(prompt) - 1 :][:, rows].log_softmax(-1)
-    told = sum(float(told[step, rows.index(row)]) for step, row in enumerate([*words, end]))
+        logits = model(torch.tensor([[*prompt, *words] for words in transcripts])).logits.float()  # [S, T, V]
+    told = logits[:, len(prompt) - 1 :][..., rows].log_softmax(-1)
+    targets = torch.tensor([[rows.index(row) for row in [*words, end]] for words in transcripts])
+    told = told.gather(2, targets[..., None]).sum((1, 2))
     places = [place for place, row in enumerate(prompt) if row in audio]
-    log_probs = logits[places][:, [*vocabulary.text_range, pad]].log_softmax(-1)
+    log_probs = logits[:, places][..., [*vocabulary.text_range, pad]].log_softmax(-1).transpose(0, 1)
+    num, length = len(transcripts), len(transcripts[0])
     loss = torch.nn.functional.ctc_loss(
-        log_probs[:, None], torch.tensor([words], dtype=torch.long), torch.tensor([len(places)]),
-        torch.tensor([len(words)]), blank=vocabulary.text_size, reduction="sum",
+        log_probs, torch.tensor(transcripts, dtype=torch.long).view(num, length), torch.full((num,), len(places)),
+        torch.full((num,), length), blank=vocabulary.text_size, reduction="none",
     )  # fmt: skip
-    return (1 - weight) * told - weight * float(loss)
+    return ((1 - weight) * told - weight * loss).tolist()
 
 
 @pytest.mark.parametrize("weight", [0.3, 0.95])
@@ -82,8 +84,9 @@ def test_a_wide_beam_finds_the_best_of_all_transcripts(make_model, vocabulary, h
     )  # fmt: skip
     found = ctc_beam_search(engine, heard, config, audio, pad, weight, beams=30)
     rows = [row for row in vocabulary.text_range if row not in vocabulary.text_reserved]
-    every = [[], *([row] for row in rows), *([a, b] for a in rows for b in rows)]
-    scores = [joint_score(model, vocabulary, heard, words, weight) for words in every]
+    lengths = [[[]], [[row] for row in rows], [[a, b] for a in rows for b in rows]]
+    every = [words for transcripts in lengths for words in transcripts]
+    scores = [s for transcripts in lengths for s in score_transcripts(model, vocabulary, heard, transcripts, weight)]
     assert found == [*every[max(range(len(every)), key=scores.__getitem__)], end]
     assert engine.stats.forwards <= 3
     assert weight < 0.5 or len(found) == 3  # where CTC decides, two words are found and not the empty transcript
