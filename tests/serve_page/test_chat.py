@@ -356,6 +356,10 @@ def test_the_models_name_is_text_too(page):
     assert page.locator("#model *").count() == 0 and page.evaluate("window.hacked") is None
     visible = page.locator("#make label:visible").all_inner_texts()
     assert visible == ["Auto", "Text", EVIL]  # what this model can make
+    settings["modalities"] = ["text", "audio"]
+    settings["media"] = {"audio": {"noun": "sound", "writes": True}}
+    reload(page)  # the server takes "text or audio" for speech, so that there is no Auto
+    assert page.locator("#make label:visible").all_inner_texts() == ["Text", "Sound"]
 
 
 def test_an_inline_script_would_not_run(page, faults):

@@ -61,7 +61,7 @@ def find_model(name: str | os.PathLike[str] | None = None) -> Path:
             return _check_folder(cards / text, text)
     if is_hub_id(text):
         return _fetch(text)
-    raise ValueError(f"model {text!r}: no such folder, and not a hub id of the form owner/name; {WAYS}")
+    raise ValueError(f"model {text!r}: no such folder; {WAYS}")
 
 
 def _find_default() -> Path:

@@ -42,12 +42,13 @@ const making = () => document.querySelector("input[name=make]:checked")?.value ?
 const capital = (word) => word[0].toUpperCase() + word.slice(1);
 
 function offer(writes) {
-  const wanted = settings.get("make") || "auto";
-  const all = ["auto", ...writes];
+  const either = writes.length > 1 && writes.join() !== "text,audio"; // the server takes those two for speech
+  const all = either ? ["auto", ...writes] : writes;
+  const wanted = settings.get("make");
   const label = (name) => (name === "auto" || name === "text" ? capital(name) : capital(nounOf(name)));
   const choices = all.map((name) => {
     const input = el("input", { type: "radio", name: "make", value: name, on: { change: () => settings.write("make", name) } });
-    input.checked = name === (all.includes(wanted) ? wanted : "auto");
+    input.checked = name === (all.includes(wanted) ? wanted : all[0]);
     return el("label", {}, input, el("span", {}, label(name)));
   });
   byId("make").replaceChildren(el("legend", { class: "hidden" }, "What to make"), ...choices);
