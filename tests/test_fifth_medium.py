@@ -107,7 +107,7 @@ def test_the_server_takes_it_and_gives_it(folder, file):
         assert isinstance(said.choices[0].message.content, str)
         wish = {"role": "user", "content": "a star"}
         made = client.chat.completions.create(model=name, messages=[wish], modalities=["points"], seed=1)
-        [part] = [part for part in made.choices[0].message.content if part["type"] == "points_url"]
+        [part] = [part for part in made.choices[0].message.content_parts if part["type"] == "points_url"]
         data = base64.b64decode(part["points_url"]["url"].split(",")[1])
         assert data.startswith(b"points\n")
         broken = {"type": "points_url", "points_url": {"url": "data:text/plain;base64," + "cG9pbnRzCjEK"}}

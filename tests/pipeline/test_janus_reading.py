@@ -338,7 +338,7 @@ def test_an_interactive_chat_keeps_the_picture_when_its_file_goes(capsys, ours, 
 
 def test_more_pictures_than_there_are_positions(ours, photos, monkeypatch):
     monkeypatch.setattr(ours.coder, "look", lambda part: pytest.fail("nothing is to be computed"))
-    with pytest.raises(ValueError, match=r"the prompt is too long: 3 words and its media are 9\d\d tokens"):
+    with pytest.raises(ValueError, match=r"the prompt is too long: it is 9\d\d tokens, 760 of them for 20 media"):
         ours.chat([*(Image(path=str(photos[0])) for _ in range(20)), "What is this?"], to="text")
 
 

@@ -46,8 +46,11 @@ def test_a_pictures_settings(client, server, model):
     ("change", "param"),
     [
         ({"prompt": ""}, "prompt"), ({"prompt": None}, "prompt"), ({"n": 0}, "n"), ({"n": 99}, "n"),
-        ({"size": "1024x1024"}, "size"), ({"stream": True}, "stream"), ({"response_format": "x"}, "response_format"),
-        ({"prompt": "   "}, None), ({"negative": "x", "guidance": 1.0}, None),
+        ({"size": "1024"}, "size"), ({"size": "9000x64"}, "size"), ({"size": "0x64"}, "size"),
+        ({"stream": True}, "stream"), ({"response_format": "x"}, "response_format"),
+        ({"prompt": "   "}, "prompt"), ({"negative": "x", "guidance": 1.0}, "negative"), 
+        ({"output_compression": 3}, "output_compression"),
+        ({"prompt": "a red apple " * 600}, "prompt"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_request_for_pictures(server, change, param):
@@ -82,11 +85,16 @@ def test_speech_as_samples_in_a_voice(client, server, model):
 
 
 @pytest.mark.parametrize(
-    "change", [{"input": ""}, {"input": "?!"}, {"response_format": "aac"}, {"speed": 2}, {"voice": "a\nb"}]
-)
+    "change",
+    [
+        {"input": ""}, {"input": "?!"}, {"response_format": "aac"}, {"speed": 2}, {"voice": "a\nb"},
+        {"voice": "nobody"}, {"stream_format": "sse"}, {"instructions": "whisper"}, {"smell": 1},
+    ],
+)  # fmt: skip
 def test_mistakes_in_a_request_for_speech(server, change):
     answer = server.post("/v1/audio/speech", {"input": "a sunny day", "voice": "alloy", **change})
     assert answer.status_code == 400 and answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] in change
 
 
 def test_transcriptions(client, server, model):
@@ -106,8 +114,15 @@ def test_mistakes_in_a_transcription(client, server):
     with pytest.raises(openai.APIStatusError) as caught:
         client.audio.transcriptions.create(model=server.name, file=("a.wav", b"these are words " * 9))
     assert caught.value.status_code == 415
-    with pytest.raises(openai.BadRequestError, match="json or text"):
-        client.audio.transcriptions.create(model=server.name, file=("a.wav", wav()), response_format="srt")
+    for name, value in (("response_format", "diarized_json"), ("language", "en"), ("temperature", 3)):
+        with pytest.raises(openai.BadRequestError) as wrong:
+            client.audio.transcriptions.create(model=server.name, file=("a.wav", wav()), **{name: value})
+        assert wrong.value.param == name
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.audio.transcriptions.create(
+            model=server.name, file=("a.wav", wav()), response_format="verbose_json", timestamp_granularities=["word"]
+        )
+    assert wrong.value.param == "timestamp_granularities"
     with pytest.raises(openai.NotFoundError):
         client.audio.transcriptions.create(model="whisper-9", file=("a.wav", wav()))
     path = f"{server.url}/v1/audio/transcriptions"

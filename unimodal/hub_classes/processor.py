@@ -5,7 +5,8 @@
     inputs = processor.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=True)
 
 A chat is rendered by `Template` and not as a string, so nothing in a message's text becomes a control or media token.
-Media are files, bytes, PIL pictures or arrays; an address on the network is refused: fetch it first.
+Media are files, bytes, PIL pictures or arrays; an address on the network is refused: fetch it first. What is left out
+of a file (moments of a film, its sound) is a warning.
 
 Shapes: B rows, N tokens, T samples or frames, H and W height and width.
 """
@@ -16,6 +17,7 @@ import base64
 import io
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -160,7 +162,10 @@ class MultimodalProcessor(ProcessorMixin):
     def _encode(self, modality: str, medium: object, sampling_rate: int | None) -> Part:
         """A medium in any form that a user may hand over, as a part with codes."""
         self.coder.vocabulary.layout(modality)
-        return self.coder.encode_part(_make_part(modality, medium, sampling_rate, self.coder))
+        part = self.coder.encode_part(_make_part(modality, medium, sampling_rate, self.coder))
+        for note in part.notes if isinstance(part, Media) else ():
+            warnings.warn(note, stacklevel=4)
+        return part
 
     def _ask_about(self, part: Part) -> Text:
         """The trained question about a medium that comes without words."""

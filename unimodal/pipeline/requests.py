@@ -36,6 +36,28 @@ PLAIN = "plain"  # the decoder that writes token by token
 SearchSettings = Mapping[str, int | Sequence[int]]
 
 
+class UnfitRequestError(ValueError):
+    """A request that does not fit the model; `field` is the setting at fault, or "prompt"."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class PromptTooLongError(UnfitRequestError):
+    """A prompt that leaves the model no room for its answer."""
+
+    def __init__(self, num_tokens: int, num_media_tokens: int, num_media: int, most: int) -> None:
+        """num_tokens: of the whole prompt, those of its media included. most: that the model reads before an answer."""
+        media = f"{num_media} medium" if num_media == 1 else f"{num_media} media"
+        counted = f", {num_media_tokens:,} of them for {media}" if num_media else ""
+        super().__init__(
+            f"the prompt is too long: it is {num_tokens:,} tokens{counted}, and this model reads at most {most:,} "
+            f"before its answer; shorten it",
+            "prompt",
+        )
+
+
 class AnswerChanges(TypedDict, total=False):
     """The fields of `AnswerSettings` as keywords: `model.generate("a red apple", to="image", seed=1)`."""
 
@@ -184,20 +206,18 @@ class Prepared:
 def prepare(model: LoadedModel, document: Document, settings: AnswerSettings) -> Prepared:
     """What the engine is asked for the answer to a document whose media have codes.
 
-    Raises ValueError, in one line, for what does not fit the model: a medium that it does not write, a prompt that is
-    too long, more tokens than there is room for.
+    Raises UnfitRequestError, in one line, for what does not fit the model: a medium that it does not write, a prompt
+    that is too long, more tokens than there is room for.
     """
     for name in list_media(model, settings):
         if name not in model.writable:
-            raise ValueError(f"this model reads {name}s but has no decoder to make one with; ask it for text")
+            message = f"this model reads {name}s but has no decoder to make one with; ask it for text"
+            raise UnfitRequestError(message, "to")
     rendered = render_prompt(model, document, settings.to)
     most = model.max_positions - count_answer_tokens(model, settings.to)
     if len(rendered) > most:
-        words = sum(len(part.text.split()) for part in document.parts if isinstance(part, Text))
-        raise ValueError(
-            f"the prompt is too long: {words:,} words and its media are {len(rendered):,} tokens, and this model "
-            f"reads at most {most:,} before its answer; shorten it"
-        )
+        media = [part for part in document.parts if not isinstance(part, Text)]
+        raise PromptTooLongError(len(rendered), int((rendered.modality > 0).sum()), len(media), most)
     return prepare_prompt(model, document, model.read(rendered), settings)
 
 
@@ -223,7 +243,8 @@ def prepare_prompt(
         other = None if settings.negative is None else document.replace_text(_word_negative(model, settings))
         unconditional = (*model.read(model.template.render_unconditional(document, other, to)), *begun)
     elif settings.negative is not None:
-        raise ValueError("a negative prompt works through guidance, which is 1 here; raise the guidance")
+        message = "a negative prompt works through guidance, which is 1 here; raise the guidance"
+        raise UnfitRequestError(message, "negative")
     interval = settings.guidance_interval
     config = GenerationConfig(
         max_new_tokens=num_new,
@@ -268,9 +289,11 @@ def _count_new_tokens(model: LoadedModel, settings: AnswerSettings, room: int, m
         return min(longest, room)
     tokens = min(tokens, room) if settings.shorten else tokens
     if to not in (None, "text") and tokens < count_answer_tokens(model, to):
-        raise ValueError(f"{tokens} tokens are too few: {to} takes at least {count_answer_tokens(model, to)}; raise it")
+        least = count_answer_tokens(model, to)
+        raise UnfitRequestError(f"{tokens} tokens are too few: {to} takes at least {least}; raise it", "tokens")
     if not 1 <= tokens <= room:
-        raise ValueError(f"{tokens} new tokens do not fit; this prompt leaves room for 1 to {room}")
+        message = f"{tokens} new tokens do not fit; this prompt leaves room for 1 to {room}"
+        raise UnfitRequestError(message, "tokens")
     return tokens
 
 

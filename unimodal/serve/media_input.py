@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unimodal.media.kind import detect_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
-from unimodal.media.registry import ignore_note
+from unimodal.media.registry import MEDIA, ignore_note
 from unimodal.pipeline import Unimodal
 from unimodal.sequence.document import MEDIA_PARTS, Part
 from unimodal.serve.protocol import ApiError
@@ -33,6 +33,9 @@ from unimodal.serve.worker import Worker
 
 Given = TypeVarTuple("Given")
 Result = TypeVar("Result")
+
+#: medium, hash of the file, first second, seconds
+_FileKey = tuple[str, bytes, float, float | None]
 
 REMEMBERED = 512  # files whose codes are kept
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]{0,100}){0,8})(;base64)?,", re.IGNORECASE)
@@ -80,7 +83,7 @@ class MediaInput:
         self.model, self.worker, self.config, self.pool = model, worker, config, pool
         self.limits = make_limits(config)
         self._fetchers = ThreadPoolExecutor(4, thread_name_prefix="unimodal-fetch")
-        self._codes: OrderedDict[tuple[str, bytes], tuple[np.ndarray, tuple[str, ...]]] = OrderedDict()  # and its notes
+        self._codes: OrderedDict[_FileKey, tuple[np.ndarray, tuple[str, ...]]] = OrderedDict()  # and its notes
 
     def close(self) -> None:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
@@ -109,21 +112,24 @@ class MediaInput:
             raise ApiError(400, "the data is missing; give it in base64", "invalid_base64", param)
         return await self._run(self.pool, decode_base64, text, param)
 
-    async def make_part(self, modality: str, data: bytes, param: str) -> Part:
-        """A file's bytes as a part with codes. Raises ApiError 400 or 415 for a file that cannot be used.
+    async def make_part(
+        self, modality: str, data: bytes, param: str, start_s: float = 0.0, seconds: float | None = None
+    ) -> Part:
+        """A file's bytes, or a part of what has a duration, as a part with codes. Raises ApiError 400 or 415 for a file
+        that cannot be used.
 
         A model that reads features keeps the bytes in the part; the worker computes their features now.
         """
         memory = self.model.features
         if memory is not None and self.model.reads_features(modality):
-            await self.read(modality, data, param)
+            await self.read(modality, data, param, start_s=start_s, seconds=seconds)
             seen = MEDIA_PARTS[modality](data=data)
             await asyncio.wrap_future(self.worker.call(lambda: memory.find_features(seen)))
             return seen
-        key = (modality, hashlib.sha256(data).digest())
+        key = (modality, hashlib.sha256(data).digest(), start_s, seconds)
         if key not in self._codes:
             notes: list[str] = []
-            medium = await self.read(modality, data, param, notes.append)
+            medium = await self.read(modality, data, param, notes.append, start_s, seconds)
             self._codes[key] = await asyncio.wrap_future(self.worker.encode(modality, medium)), tuple(notes)
         self._codes.move_to_end(key)
         codes, told = self._codes[key]
@@ -131,15 +137,27 @@ class MediaInput:
             self._codes.popitem(last=False)
         return MEDIA_PARTS[modality](codes=codes, notes=told)
 
-    async def read(self, modality: str, data: bytes, param: str, tell: Callable[[str], None] = ignore_note) -> Tensor:
-        """What the model sees of a file; `tell` is called with a sentence for everything that is left out.
+    async def read(
+        self,
+        modality: str,
+        data: bytes,
+        param: str,
+        tell: Callable[[str], None] = ignore_note,
+        start_s: float = 0.0,
+        seconds: float | None = None,
+    ) -> Tensor:
+        """What the model sees of a file, or of a part of one; `tell` is called with a sentence for everything that is
+        left out.
 
         Raises ApiError 400 or 415 for a file that cannot be used.
         """
         if modality not in self.model.vocabulary.media:
             known = ", ".join(("text", *self.model.vocabulary.media))
             raise ApiError(400, f"this model reads no {modality}; it has {known}", "unsupported_modality", param)
-        return await self._run(self.pool, self._read_now, modality, data, param, tell)
+        if (start_s or seconds is not None) and "t" not in MEDIA[modality].axes:
+            message = f"start and seconds are for what has a duration, and a {MEDIA[modality].noun} has none"
+            raise ApiError(400, message, "invalid_value", param)
+        return await self._run(self.pool, self._read_now, modality, data, param, tell, start_s, seconds)
 
     async def find_modality(self, data: bytes, param: str) -> str:
         """The medium of a file, by its content. Raises ApiError 415 for one that holds none."""
@@ -148,10 +166,18 @@ class MediaInput:
         except ValueError as error:
             raise ApiError(415, _describe(error), "unsupported_media", param) from None
 
-    def _read_now(self, modality: str, data: bytes, param: str, tell: Callable[[str], None]) -> Tensor:
+    def _read_now(
+        self,
+        modality: str,
+        data: bytes,
+        param: str,
+        tell: Callable[[str], None],
+        start_s: float,
+        seconds: float | None,
+    ) -> Tensor:
         coder = self.model.coder
         try:
-            medium = coder.read(data, modality, tell=tell)
+            medium = coder.read(data, modality, start_s, seconds, tell)
             coder.check_length(medium, MEDIA_PARTS[modality](data=data))
             return medium
         except ValueError as error:

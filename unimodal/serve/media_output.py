@@ -8,7 +8,7 @@ import io
 import numpy as np
 import soundfile  # type: ignore[import-untyped]
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from unimodal.media.access import encode_medium
@@ -34,12 +34,29 @@ PCM_RATE_HZ = 24_000  # what OpenAI's clients take raw samples to be
 PCM_TYPE = f"audio/pcm;rate={PCM_RATE_HZ};channels=1"
 
 
-def encode_picture(picture: Tensor, kind: str = "png") -> bytes:
-    """[3, H, W] in [0, 1] → a file's bytes."""
+def encode_picture(picture: Tensor, kind: str = "png", quality: int | None = None) -> bytes:
+    """[3, H, W] in [0, 1] → a file's bytes. quality: 0 to 100, of JPEG and WebP; None is nothing lost that is seen."""
     name, options = PICTURES[kind]
+    if quality is not None and kind != "png":
+        options = {"quality": quality}
     memory = io.BytesIO()
     Image.fromarray(to_bytes(picture).permute(1, 2, 0).contiguous().numpy()).save(memory, name, **options)
     return memory.getvalue()
+
+
+def resize_picture(picture: Tensor, width: int, height: int) -> Tensor:
+    """[3, H, W] in [0, 1] → [3, height, width]: scaled to cover the size, and what stands over is cut off evenly."""
+    pixels = Image.fromarray(to_bytes(picture).permute(1, 2, 0).contiguous().numpy())
+    fitted = ImageOps.fit(pixels, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255
+
+
+def describe_resizing(own: tuple[int, int], wanted: tuple[int, int] | None) -> str:
+    """What was done to a picture of one (width, height) to make it another."""
+    assert wanted is not None
+    said = f"the picture was drawn at {own[0]}x{own[1]} and resized to {wanted[0]}x{wanted[1]}"
+    kept = min(wanted[0] / own[0], wanted[1] / own[1]) / max(wanted[0] / own[0], wanted[1] / own[1])
+    return said if kept > 0.999 else f"{said}; {1 - kept:.0%} of it was cut off at two sides"
 
 
 def encode_sound(sound: Tensor, rate_hz: int, kind: str = "wav") -> tuple[bytes, str]:

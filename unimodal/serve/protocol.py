@@ -1,37 +1,47 @@
-"""The HTTP contract: what a request may say, what an answer looks like, and how a mistake is told.
+"""The HTTP contract: what an answer looks like, and how a mistake is told. The requests are in `bodies.py`.
 
     POST /v1/chat/completions        words and media in, words and media out; SSE with "stream": true
     POST /v1/images/generations      {"prompt", "n", "size", "response_format", "seed", "guidance", "negative"}
     POST /v1/audio/speech            {"input", "voice", "response_format": mp3 | wav | flac | opus | pcm} → a sound
-    POST /v1/audio/transcriptions    multipart: file, model, response_format (json | text), temperature
-    POST /v1/tokenize                {"url": "data:…"} → the codes
+    POST /v1/audio/transcriptions    multipart: file, model, response_format (json | text | verbose_json | srt | vtt)
+    POST /v1/tokenize                {"url": "data:…"}, or multipart: file → the codes
     POST /v1/detokenize              {"modality", "codes", "prefix"} → {"url": "data:…"}
     GET  /v1/models  /v1/models/ID   /v1/settings  /health  /metrics  /  /static/…
 
 **Chat, in.** `messages` as OpenAI's: `content` is a string or a list of parts `{"type": "text", "text"}`,
 `{"type": "image_url", "image_url": {"url"}}`, `{"type": "input_audio", "input_audio": {"data", "format"}}`,
 `{"type": "audio_url", "audio_url": {"url"}}`, `{"type": "video_url", "video_url": {"url"}}`. URLs are data URLs;
-http(s) ones only where the server was started for them. `modalities`: left out, the model puts media where it likes;
-`["text"]` words only; one medium, or `["text", "audio"]`, and the answer holds it; otherwise the answer may hold what
-is listed. `audio`: `{"voice", "format"}`. Also `temperature`, `top_p`, `seed`, `max_tokens` / `max_completion_tokens`,
-`stop`, `n` (1), `stream`, `stream_options.include_usage`, and beyond OpenAI `guidance`, `negative`, `stream_partial`.
-Without `seed`, every request draws another. What would be missed if ignored (tools, several choices, log-probabilities,
-a schema) is refused; other fields are ignored, as OpenAI's servers ignore them.
+http(s) ones only where the server was started for them. Of a sound or film `start` and `seconds`, beside `url` or
+`data`, take a part. The last message may be anybody's: a system's alone is answered like a user's, and behind an
+assistant's another answer is written. An answer is sent back as it came.
 
-**Chat, out.** `message.content` is a string where the answer is words, and a list of parts where it holds pictures or
-clips: `{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}`, `{"type": "video_url", "video_url":
-{"url": "data:video/mp4;base64,…"}}`. Sound is `message.audio = {"id", "data", "transcript", "expires_at"}`; a second
-sound of one answer is a part `{"type": "audio_url", "audio_url": {"url"}}`. Nothing is stored: a sound that was
-answered is sent again as an `input_audio` part, its `id` alone is refused.
+`modalities`: left out, the answer is words; one medium, or `["text", "audio"]`, and the answer holds it; otherwise it
+may hold what is listed. `audio`: `{"voice", "format"}`. Also `temperature`, `top_p`, `seed`, `max_tokens` /
+`max_completion_tokens`, `stop`, `n`, `stream`, `stream_options.include_usage`, and beyond OpenAI `top_k`, `guidance`,
+`negative`, `stream_partial`. Without `seed`, every request draws another.
+
+Any other field of OpenAI's is without effect on an answer (`user`, `metadata`, `store`, …) or refused with 400 and its
+name: `fields.py` has the list. Unknown fields are refused, too.
+
+**Chat, out.** `message.content` is a string, the words of the answer, or null where it is a sound. The first sound is
+`message.audio = {"id", "data", "transcript", "expires_at"}`; its transcript are the words that were to be said, or else
+what the model itself hears in it. Pictures, clips and further sounds stand with the words in their order in
+`message.content_parts`: `{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}`, `{"type":
+"video_url", "video_url": {"url": "data:video/mp4;base64,…"}}`, `{"type": "audio_url", …}`; pictures also in
+`message.images`, where OpenRouter and litellm have them. Nothing is stored: a sound that was answered is sent again
+with its `data`, its `id` alone is refused.
 
 **Chat, streamed.** `data: {chat.completion.chunk}` lines, then `data: [DONE]`. Words are `choices[0].delta.content`.
-A finished medium is `choices[0].delta.content_parts = [part]`, with `image_url` and `video_url` parts as above and
-sound as `{"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,…"}}`. With `"stream_partial": true`, and a
-tokenizer whose codes are ordered, a picture on its way is `choices[0].delta.partial_image = {"index", "url"}`, where
-`index` counts the pictures of the answer. A failure after the first chunk is `data: {"error": {…}}`.
+The first sound is `delta.audio = {"id", "data", "transcript"}`, whole in one chunk in the `format` that is asked for,
+and `delta.audio = {"expires_at"}`. Another finished medium is `delta.content_parts = [part]`, a picture also
+`delta.images`. With `"stream_partial": true`, and a tokenizer whose codes are ordered, a picture on its way is
+`delta.partial_image = {"index", "url"}`, where `index` counts the media of the answer. A failure after the first chunk
+is `data: {"error": {…}}`.
 
-**Left out.** What was left out of the files of a request (moments between the frames of a long film, a film's sound)
-stands as sentences in `notes`: of a `chat.completion`, of every chunk of a streamed one, and of what tokenize answers.
+**Notes.** What was left out of the files of a request (moments between the frames of a long film, a film's sound) and
+what was done to an answer (a picture resized to `size`) stands as sentences in `notes`: of a `chat.completion`, of
+every chunk of a streamed one, and of what the other endpoints answer in JSON. Of transcriptions that are no JSON it
+stands in the header `X-Notes`.
 
 **Tokenize.** `{"modality", "codes": [flat ints, all groups], "segments": [{"name", "start", "count", "grid": [t, h, w]
 or null}], "ordered", "groups"}`; `start` and `count` are in code steps. **Detokenize** takes the same flat codes;
@@ -39,20 +49,18 @@ or null}], "ordered", "groups"}`; `start` and `count` are in code steps. **Detok
 
 **Mistakes.** `{"error": {"message", "type", "param", "code"}}` with 400 (a value), 401 (the key), 403 (a stranger's web
 page, see `access.py`), 404 (a path or a model), 405, 408, 413 (size), 415 (what a file or a body is), 429 (busy, with
-Retry-After), 500, 503 (shutting down) or 504.
+Retry-After), 500, 503 (shutting down) or 504. A prompt that is too long has the code `context_length_exceeded`.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Literal, NotRequired, TypedDict, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, NotRequired, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from unimodal.media.registry import find_medium
-from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.requests import PromptTooLongError, UnfitRequestError
 
 #: of OpenAI's voices: they stand for the model's own, since clients must name one
 COMMON_VOICES = frozenset(
@@ -98,216 +106,30 @@ class ApiError(Exception):
         return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
 
-# ---- requests
-
-
-class ApiRequest(BaseModel):
-    """The body of a request. Fields that it does not know are ignored."""
-
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-    model: str | None = None
-
-
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    include_usage: bool = False
-
-
-class AudioOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-    voice: str | dict[str, object] | None = None
-    format: Literal["wav", "mp3", "flac", "opus", "pcm16"] = "wav"
-
-
-class ChatMessage(BaseModel):
-    """One turn of a conversation; `chat.py` reads its parts."""
-
-    model_config = ConfigDict(extra="ignore")
-    role: str
-    content: str | list[dict[str, object]] | None = None
-    audio: dict[str, object] | None = None  # an earlier answer by its id
-
-    @property
-    def parts(self) -> list[dict[str, object]]:
-        if self.content is None:
-            return []
-        return [{"type": "text", "text": self.content}] if isinstance(self.content, str) else self.content
-
-
-class ChatRequest(ApiRequest):
-    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
-    modalities: list[str] | None = None
-    audio: AudioOptions | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: list[str] = []
-    n: int | None = None
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    stream_partial: bool = False
-    guidance: float | None = Field(default=None, ge=0, le=100)
-    negative: str | None = Field(default=None, max_length=MOST_CHARACTERS)
-    tools: list[object] | None = None
-    functions: list[object] | None = None
-    logprobs: bool | None = None
-    response_format: dict[str, object] | None = None
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _list_stop(cls, stop: object) -> object:
-        return [] if stop is None else [stop] if isinstance(stop, str) else stop
-
-    @field_validator("stop")
-    @classmethod
-    def _check_stop(cls, stop: list[str]) -> list[str]:
-        if len(stop) > 4 or not all(0 < len(text) <= 1000 for text in stop):
-            raise ValueError("give at most 4 texts of 1 to 1000 characters")
-        return stop
-
-    @property
-    def tokens(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
-
-    def check(self) -> None:
-        """Raises ApiError for what this server cannot do."""
-        kind = (self.response_format or {}).get("type", "text")
-        for param, asked, message in (
-            (
-                "n",
-                self.n not in (None, 1),
-                f"n is {self.n}; this endpoint gives one choice: ask again with another seed",
-            ),
-            ("tools", bool(self.tools or self.functions), "this model calls no tools; leave them out"),
-            ("logprobs", bool(self.logprobs), "log-probabilities are not given; leave logprobs out"),
-            ("response_format", kind != "text", f"response_format {kind!r} is not kept by this model; leave it out"),
-        ):
-            if asked:
-                raise ApiError(400, message, "unsupported_value", param)
-
-    def make_settings(self, media: Sequence[str], writable: Sequence[str]) -> AnswerSettings:
-        """The settings of the answer, for a model of these media that can write those.
-
-        Temperature and top_p are of all that the answer may hold, words included. `max_tokens` does not count the end
-        of an answer in words, and what does not fit behind the prompt is taken off. Raises ApiError for modalities
-        that cannot be answered.
-        """
-        to, allow = self._read_modalities(media)
-        words = self.tokens if to in (None, "text") else None
-        return AnswerSettings(
-            to=to,
-            allow=("text", *writable) if to is None and allow is None else allow,
-            seed=draw_seed(self.seed),
-            guidance=self.guidance,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            tokens=self.tokens if words is None else words + 1,
-            text_tokens=words,
-            shorten=True,
-            negative=self.negative,
-        )
-
-    def _read_modalities(self, media: Sequence[str]) -> tuple[str | None, tuple[str, ...] | None]:
-        """(the medium that the answer must hold or "text", what it may hold); both None: what the model likes."""
-        if self.modalities is None:
-            return None, None
-        known = ("text", *media)
-        unknown = [name for name in self.modalities if name not in known]
-        if unknown or not self.modalities:
-            wrong = unknown or self.modalities
-            message = f"modalities {wrong} cannot be answered; this model writes {', '.join(known)}"
-            raise ApiError(400, message, "unsupported_modality", "modalities")
-        names = tuple(name for name in known if name in self.modalities)
-        if len(names) == 1:
-            return names[0], None
-        if names == ("text", "audio"):  # OpenAI's way to ask for speech
-            return "audio", None
-        return None, names
-
-
-class ImageRequest(ApiRequest):
-    prompt: str = Field(min_length=1, max_length=MOST_CHARACTERS)
-    n: int | None = Field(default=1, ge=1, le=10)
-    size: str | None = None
-    response_format: Literal["b64_json", "url"] | None = "b64_json"
-    output_format: Literal["png", "jpeg", "webp"] | None = "png"
-    seed: int | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    guidance: float | None = Field(default=None, ge=0, le=100)
-    negative: str | None = Field(default=None, max_length=MOST_CHARACTERS)
-    stream: bool | None = False
-
-    def make_settings(self) -> AnswerSettings:
-        """The settings of the first picture; each further one has the next seed."""
-        return AnswerSettings(
-            to="image",
-            seed=draw_seed(self.seed),
-            guidance=self.guidance,
-            temperature=self.temperature,
-            negative=self.negative,
-        )
-
-
-class SpeechRequest(ApiRequest):
-    input: str = Field(min_length=1, max_length=4096)
-    voice: str | dict[str, object] | None = None
-    response_format: Literal["mp3", "wav", "flac", "opus", "ogg", "pcm"] = "mp3"
-    speed: float = 1.0
-    seed: int | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    guidance: float | None = Field(default=None, ge=0, le=100)
-
-    def make_settings(self) -> AnswerSettings:
-        return AnswerSettings(
-            to="audio", seed=draw_seed(self.seed), guidance=self.guidance, temperature=self.temperature
-        )
-
-
-class TokenizeRequest(ApiRequest):
-    url: str
-
-
-class DetokenizeRequest(ApiRequest):
-    modality: str
-    codes: list[int] = Field(min_length=1, max_length=1_000_000)
-    prefix: int | None = Field(default=None, ge=1)
-
-    @field_validator("modality")
-    @classmethod
-    def _check_modality(cls, modality: str) -> str:
-        return find_medium(modality).name
-
-
-RequestT = TypeVar("RequestT", bound=BaseModel)
-
-
-def parse(kind: type[RequestT], body: bytes, content_type: str | None) -> RequestT:
-    """A JSON body as a request. Raises ApiError 415 for another content type, which any web page may send without
-    asking, and 400, naming the field, for what is no such request."""
-    given = (content_type or "").partition(";")[0].strip().lower()
-    if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
-        message = f"the body must be sent with Content-Type: application/json; got {given[:60] or 'none'}"
-        if given == "application/x-www-form-urlencoded":
-            message += " (curl: add -H 'Content-Type: application/json')"
-        raise ApiError(415, message, "unsupported_media")
+@contextmanager
+def name_fields(**names: str) -> Iterator[None]:
+    """Tells what does not fit the model as a mistake in a field of the request. names: of the fields that are called
+    otherwise than the settings of an answer; "prompt" is what is asked."""
     try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in first["loc"]).lstrip(".")
-        what = f"{param}: {first['msg']}" if param else first["msg"]
-        raise ApiError(400, f"the request cannot be used: {what}", "invalid_value", param or None) from None
+        yield
+    except UnfitRequestError as error:
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else "invalid_value"
+        raise ApiError(400, str(error), code, names.get(error.field, error.field)) from None
 
 
-def read_voice(voice: str | Mapping[str, object] | None) -> str | None:
-    """The voice that is asked for; None for the model's own. Raises ApiError for what is no name."""
+def read_voice(
+    voice: str | Mapping[str, object] | None, known: tuple[str, ...] = (), param: str = "voice"
+) -> str | None:
+    """The voice that is asked for; None for the model's own. Raises ApiError for what is no name, and for one that is
+    not among the known, where the model knows its voices."""
     name = voice if voice is None or isinstance(voice, str) else voice.get("id")
-    if name is None or (isinstance(name, str) and name.lower() in COMMON_VOICES):
+    if name is None or (isinstance(name, str) and name.lower() in COMMON_VOICES and name not in known):
         return None
     if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable():
-        raise ApiError(400, "voice must be a short name", "invalid_value", "voice")
+        raise ApiError(400, "voice must be a short name", "invalid_value", param)
+    if known and name not in known:
+        message = f"the voice {name[:40]!r} is unknown; this model speaks as {', '.join(known)}"
+        raise ApiError(400, message, "invalid_value", param)
     return name
 
 
@@ -318,8 +140,8 @@ def draw_seed(asked: int | None) -> int:
 
 # ---- answers
 
-#: `{"type": "text", "text": …}` or `{"type": "image_url", "image_url": {"url": …}}`
-ContentPart = dict[str, str | dict[str, str]]
+#: `{"type": "text", "text": …}` or `{"type": "image_url", "image_url": {"url": …}}`; pictures of `images` have `index`
+ContentPart = dict[str, str | int | dict[str, str]]
 
 
 class Usage(TypedDict):
@@ -335,11 +157,20 @@ class SpokenAnswer(TypedDict):
     expires_at: int
 
 
+class SpokenDelta(TypedDict, total=False):
+    id: str
+    data: str
+    transcript: str
+    expires_at: int
+
+
 class AnswerMessage(TypedDict):
     role: Literal["assistant"]
-    content: str | list[ContentPart] | None
+    content: str | None
     refusal: None
     audio: NotRequired[SpokenAnswer]
+    content_parts: NotRequired[list[ContentPart]]
+    images: NotRequired[list[ContentPart]]
 
 
 class PartialImage(TypedDict):
@@ -352,7 +183,9 @@ class Delta(TypedDict, total=False):
 
     role: Literal["assistant"]
     content: str
+    audio: SpokenDelta
     content_parts: list[ContentPart]
+    images: list[ContentPart]
     partial_image: PartialImage
 
 
@@ -367,9 +200,10 @@ def count_usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     }
 
 
-def encode_event(data: Mapping[str, object]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def encode_event(data: Mapping[str, object], event: str = "") -> bytes:
+    """One server-sent event; `event` is its name, where it has one."""
+    line = b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return f"event: {event}\n".encode() + line if event else line
 
 
 DONE = b"data: [DONE]\n\n"

@@ -19,11 +19,12 @@ from unimodal.pipeline import Unimodal
 from unimodal.serve.chat import complete_chat
 from unimodal.serve.connections import ConnectionLimits, GuardedConfig, GuardedServer
 from unimodal.serve.gate import Gate
-from unimodal.serve.media_endpoints import detokenize, draw_images, speak, tokenize, transcribe
+from unimodal.serve.media_endpoints import detokenize, draw_images, speak, tokenize
 from unimodal.serve.media_output import list_formats
 from unimodal.serve.protocol import ApiError
 from unimodal.serve.service import Service, as_api_error, make_error_response
 from unimodal.serve.settings import ServeConfig
+from unimodal.serve.transcription import transcribe
 
 STATIC = Path(__file__).parent / "static"
 POST = {
@@ -135,6 +136,7 @@ def describe_settings(service: Service) -> dict[str, object]:
             "noun": medium.noun,
             "type": medium.sent_as[1],
             "suffixes": list(medium.suffixes),
+            "writes": name in model.writable,
             "writes": name in model.writable,
             "ordered": bool(tokenizer.ordered),
             "segments": [{"name": block, "count": count} for block, count in tokenizer.segments],

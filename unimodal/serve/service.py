@@ -27,7 +27,7 @@ from torch import Tensor
 
 from unimodal.generation.request import GenerationRequest
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.requests import AnswerSettings, UnfitRequestError
 from unimodal.pipeline.rows import make_row
 from unimodal.sequence.document import Document
 from unimodal.serve.answer import AnswerReader
@@ -326,7 +326,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), "unavailable", None, {"Retry-After": "5"})
     if isinstance(error, ClientDisconnect):
         return ApiError(CLIENT_LEFT, "the client has left")
-    if type(error) is ValueError:
+    if type(error) is ValueError or isinstance(error, UnfitRequestError):
         return ApiError(400, str(error).replace("<bytes>", "the file"), "invalid_value")
     log.error("a request failed", exc_info=error)
     return ApiError(500, "the server failed at this request; its log says why", "internal_error")

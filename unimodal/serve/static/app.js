@@ -273,7 +273,7 @@ async function answer(turn) {
       note(turn, delta.notes);
       follow(false);
       turn.parts = view.parts;
-      if (delta.content_parts || performance.now() - saved > SAVE_MS) {
+      if (delta.content_parts || delta.audio || performance.now() - saved > SAVE_MS) {
         saved = performance.now();
         save(conversation, turn);
       }

@@ -98,6 +98,7 @@ export class Answer {
   take(delta, asked) {
     if (typeof delta.content === "string" && delta.content) this.#words(delta.content);
     if (delta.partial_image) this.#coarse(delta.partial_image);
+    if (delta.audio?.data) this.show([{ type: "audio_url", audio_url: { url: `data:audio/wav;base64,${delta.audio.data}` } }], asked);
     this.show(delta.content_parts ?? [], asked);
   }
 
