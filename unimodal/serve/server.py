@@ -137,7 +137,6 @@ def describe_settings(service: Service) -> dict[str, object]:
             "type": medium.sent_as[1],
             "suffixes": list(medium.suffixes),
             "writes": name in model.writable,
-            "writes": name in model.writable,
             "ordered": bool(tokenizer.ordered),
             "segments": [{"name": block, "count": count} for block, count in tokenizer.segments],
             "codes": tokenizer.tokens_per_item,
