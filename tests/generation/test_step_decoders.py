@@ -96,6 +96,35 @@ def test_streams_are_put_in_another_order_and_copied(model, kind):
 
 
 @torch.inference_mode()
+def test_streams_that_remain_take_no_more_room_than_they_need(model, kind):
+    """Room for 12 tokens: when a stream of 9 has gone, one of 2 that was flush with it still gets 10 more."""
+    decoder = KINDS[kind](model)
+    decoder.prefill([[3, 4, 5, 6, 7, 8, 9, 1, 2], [8, 9]], 0, 12)
+    decoder.keep([1])
+    texts = [[8, 9]]
+    for number in range(5):
+        new = draw(1, 2, number)
+        texts = append(texts, new)
+        assert_ends(model, decoder.step(new), texts)
+        if kind not in SLOTS:
+            assert decoder.length == len(texts[0])
+
+
+@torch.inference_mode()
+def test_streams_may_become_longer_than_was_said(model, kind):
+    """The memory that was taken is no limit: it grows."""
+    if kind in SLOTS:
+        pytest.skip("slots take their own memory")
+    decoder, texts = KINDS[kind](model), PROMPTS
+    decoder.prefill(PROMPTS, 0, 6)
+    for number in range(70):  # beyond what is rounded up too
+        new = draw(4, 1, number)
+        texts = append(texts, new)
+        hidden = decoder.step(new)
+    assert_ends(model, hidden, texts)
+
+
+@torch.inference_mode()
 def test_what_was_read_is_not_read_again(model, kind):
     """Prefixes of unequal lengths, one prompt without any; and a stream's own export is the text it has read."""
     earlier, decoder = KINDS[kind](model), KINDS[kind](model)

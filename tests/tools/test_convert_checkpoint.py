@@ -233,6 +233,13 @@ def test_emu3_draws_its_own_size_with_guidance(emu3):
         ours.generate("a red apple", to="image", tokens=20)
 
 
+def test_emu3_draws_with_zipar_in_fewer_passes(emu3):
+    """4 rows of 5: with a window of 4, (4 - 1) * 4 + 5 passes and one for the prompt."""
+    ours = emu3[0]
+    fast = ours.generate("a red apple", to="image", seed=3, decoder="zipar")
+    assert fast.part.grid == (4, 5) and ours.engine.stats.forwards == 1 + 3 * 4 + 5
+
+
 def test_chameleon_draws_the_best_codes_of_its_own_logits(chameleon):
     ours, model, _, _ = chameleon
     prompt = ours.read(render_prompt(ours, Document([Turn("user", "a red apple")]), "image"))

@@ -4,6 +4,7 @@ A step feeds the last token of every stream to the decoder, computes the head on
 the grammars allow next (one slice when the batch is inside one block), draws, and moves the grammars on. Tokens without
 an alternative (span starts, marks and ends) are not computed at all: they wait and join the next step that needs one.
 A row's answer does not depend on its neighbours: padding is masked, positions are explicit, noise belongs to the row.
+So it is up to rounding, with fast decoders too; with int8 weights it may depend on them (`packed_decoder.py`).
 
 The loop itself is in `plain.py`, and in `speculation.py` for decoders that write several tokens a step.
 

@@ -250,6 +250,17 @@ class Grammar:
         segment = self._segments[state.modality][state.segment]
         return None if segment.block is None else (segment.block, segment.count)
 
+    def count_lines(self, state: RowState) -> tuple[int, int | None]:
+        """The rows of a picture from the one on that the next code belongs to, and the mark behind each; (1, None)
+        where codes do not stand in rows."""
+        if state.modality == "text" or self.vocabulary.layout(state.modality).grid is None:
+            return 1, None
+        segments = self._segments[state.modality]
+        own = segments[state.segment]
+        if own.block is None:
+            return 1, None
+        return sum(segment == own for segment in segments[state.segment :]), own.follow[0][0]
+
     def _open(self, state: RowState, name: str) -> None:
         """Takes the start of a span and fixes how long its free segment may become."""
         forced = name == self._forced_medium and not state.forced_done

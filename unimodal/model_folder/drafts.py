@@ -1,6 +1,7 @@
-"""Sequences that a model may well write again, kept beside it for the fast decoders `retrieval`, `sjd`, `coupled-sjd`.
+"""Sequences that a model may well write again, kept beside it for the fast decoders that guess from a memory.
 
-They only speed up: whatever the file holds, the answers stay those of the plain loop.
+They only speed up: whatever the file holds, the answers of `retrieval` stay the plain loop's, and those of `sjd` and
+`coupled-sjd` keep its distribution. With another file these may draw another answer for the same seed.
 
 Shapes: M sequences, T tokens of all of them.
 """

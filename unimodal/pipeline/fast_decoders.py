@@ -20,5 +20,5 @@ def make_fast_decoder(model: LoadedModel, name: str) -> FastDecoder:
     else:
         decoder = make_decoder(name)
     for ids in read_drafts(model.folder) if name in REMEMBERING else ():
-        decoder.learn(ids)  # and it goes on learning from what it writes
+        decoder.learn(ids)
     return decoder

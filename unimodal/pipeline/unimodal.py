@@ -78,7 +78,7 @@ class Unimodal(LoadedModel):
 
     @cached_property
     def _fast_decoders(self) -> dict[str, FastDecoder]:
-        """Those made so far; one that learns goes on learning from what it writes."""
+        """Those made so far. What one learns from an answer changes no later answer, only how fast it is written."""
         return {}
 
     # ---- one request

@@ -66,19 +66,24 @@ class CompiledDecoder(LeanDecoder):
     def step(
         self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
     ) -> Tensor:
-        if ids.shape[1] != 1 or offsets is not None or visible is not None or self._mask is None:
+        full = self.length + ids.shape[1] > self.cache.shape[4]
+        if ids.shape[1] != 1 or offsets is not None or visible is not None or self._mask is None or full:
             hidden = super().step(ids, offsets, visible, every)
             if self._mask is not None:
                 self._mask[..., self.length - ids.shape[1] : self.length] = 0
                 self._slot += ids.shape[1]
             return hidden
-        assert self.length < self.cache.shape[4], (self.length, self.cache.shape)
         hidden = self._step(ids, self._slot, self.pads, self._mask, self.rotary.cos, self.rotary.sin, self.cache)
         self._slot = self._slot + 1
         self.length += 1
         if self.compiled and hidden.is_cuda:
             hidden = hidden.clone()  # the graph's own buffer is written again by the next step
         return hidden[:, None] if every else hidden
+
+    def _grow(self, capacity: int) -> None:
+        super()._grow(-(-capacity // GRAIN) * GRAIN)
+        if self._mask is not None:
+            self._fix_shapes()
 
     def _fix_shapes(self) -> None:
         """Zero what is not written (a masked slot must still be finite) and make the mask and the slot anew."""

@@ -45,6 +45,16 @@ def count_unread(prompts: Sequence[Sequence[int]], prefixes: Sequence[Prefix | N
     return max(1, *(len(prompt) - num for prompt, num in zip(prompts, held, strict=True)))
 
 
+def close_gap(pads: Tensor) -> tuple[Tensor, int]:
+    """The left padding of streams that remain, without what all of them have: pads [S] and the slots to cut off.
+
+    Streams that are gone may have been longer. If their length stayed, a cache that was made for the longest stream
+    would be full before the others are finished.
+    """
+    gap = int(pads.min()) if len(pads) else 0
+    return pads - gap, gap
+
+
 @dataclass(frozen=True)
 class Move:
     """A stream behind `plan_moves`: its left padding, and the slots that it takes, which stand behind that now."""

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.generation.decoders.flush_streams import build_visible_mask, count_unread, pad_left, plan_moves
+from unimodal.generation.decoders.flush_streams import (
+    build_visible_mask,
+    close_gap,
+    count_unread,
+    pad_left,
+    plan_moves,
+)
 from unimodal.generation.decoders.llama_layers import LlamaLayers, RotaryTable
 from unimodal.generation.decoders.step_decoder import Prefix, StreamCache
 
@@ -71,7 +77,8 @@ class LeanDecoder:
     ) -> Tensor:
         num_new = ids.shape[1]
         begin, end = self.length, self.length + num_new
-        assert end <= self.cache.shape[4], (end, self.cache.shape)
+        if end > self.cache.shape[4]:
+            self._grow(end + end // 4)
         positions: slice | Tensor
         if self.bias is None and offsets is None:
             positions = slice(begin, end)
@@ -112,10 +119,11 @@ class LeanDecoder:
 
     def keep(self, streams: Sequence[int]) -> None:
         index = torch.tensor(list(streams), dtype=torch.int64, device=self.pads.device)
-        self.pads = self.pads[index]
+        self.pads, gap = close_gap(self.pads[index])
         kept = self.cache.new_empty((*self.cache.shape[:2], len(index), *self.cache.shape[3:]))
-        kept[..., : self.length, :] = self.cache[..., : self.length, :].index_select(2, index)
+        kept[..., : self.length - gap, :] = self.cache[..., gap : self.length, :].index_select(2, index)
         self.cache = kept
+        self.length -= gap
         self._set_padding()
 
     def export(self, stream: int) -> StreamCache:
@@ -124,6 +132,13 @@ class LeanDecoder:
 
     def count_read(self, stream: int) -> int:
         return self.length - int(self.pads[stream])
+
+    def _grow(self, capacity: int) -> None:
+        """Make room for streams that are longer, with their guesses, than was said; it costs a copy of the cache."""
+        cache = self.layers.make_cache(len(self.pads), capacity)
+        cache[..., : self.length, :] = self.cache[..., : self.length, :]
+        self.cache, self.rotary = cache, self.layers.make_rotary(capacity)
+        self._set_padding()
 
     def _set_padding(self) -> None:
         self.padded = bool(self.pads.any())

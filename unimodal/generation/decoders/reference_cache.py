@@ -58,7 +58,12 @@ def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
     return cache
 
 
+def is_whole(layer: CacheLayerMixin) -> bool:
+    """Whether a layer holds every token, as one with a sliding window does not."""
+    return type(layer) in (DynamicLayer, RoomyLayer)
+
+
 def check_whole(layer: CacheLayerMixin, done: str) -> None:
     """ValueError for a layer that does not hold every token (a sliding window), so that it cannot be ``done``."""
-    if type(layer) not in (DynamicLayer, RoomyLayer):
+    if not is_whole(layer):
         raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be {done}")

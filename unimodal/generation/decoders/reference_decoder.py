@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.generation.decoders.flush_streams import build_visible_mask, count_unread, pad_left, plan_moves
+from unimodal.generation.decoders.flush_streams import (
+    build_visible_mask,
+    close_gap,
+    count_unread,
+    pad_left,
+    plan_moves,
+)
 from unimodal.generation.decoders.step_decoder import Prefix, StreamCache
 
 if TYPE_CHECKING:
@@ -104,9 +110,16 @@ class ReferenceDecoder:
         self.length = length
 
     def keep(self, streams: Sequence[int]) -> None:
+        from unimodal.generation.decoders.reference_cache import is_whole
+
         index = torch.tensor(list(streams), dtype=torch.int64, device=self.pads.device)
         self.pads = self.pads[index]
         self.cache.batch_select_indices(index)
+        if all(is_whole(layer) for layer in self.cache.layers):
+            self.pads, gap = close_gap(self.pads)
+            self.length -= gap
+            for layer in self.cache.layers if gap else ():
+                layer.keys, layer.values = layer.keys[:, :, gap:], layer.values[:, :, gap:]
 
     def export(self, stream: int) -> StreamCache:
         pad = int(self.pads[stream])

@@ -50,8 +50,8 @@ class StepDecoder(Protocol):
         """Forget all streams, read S prompts of unequal lengths and return their last hidden states, [S, E].
 
         pad_id: a row of the vocabulary to fill short prompts with; it is never seen. capacity: the most tokens that a
-        stream will hold, which is what memory is taken for. prefixes: for each prompt what need not be read again, or
-        None; empty for none at all. At least the last token of every prompt is read.
+        stream is likely to hold, which is what memory is taken for; more cost a copy. prefixes: for each prompt what
+        need not be read again, or None; empty for none at all. At least the last token of every prompt is read.
         """
 
     def step(

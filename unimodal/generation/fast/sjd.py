@@ -8,6 +8,8 @@ Greedy, p and q are certain, and a guess is kept if it is the likeliest.
 A window has to begin with something. Where a memory of what was written before knows how the last tokens went on
 (`draft_memory.py`), its guesses take the place of those of the last pass. What is remembered is certain, q = 1, and
 does not depend on the noise of its place, so the rule stays the same and the answer follows p whatever is remembered.
+Which token it is does depend on the guess, so what an answer adds to the memory is for that answer alone: the same
+request with the same seed has the same answer whatever was asked before it, or is asked beside it.
 
 Shapes: n guesses, W places of the pass, K candidates.
 """
@@ -15,7 +17,7 @@ Shapes: n guesses, W places of the pass, K candidates.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ _ACCEPT, _RESIDUAL, _GUESS = 1, 2, 3
 @dataclass
 class SpeculativeJacobi(FastDecoder):
     """window: places that are worked on at a time. memory: of what was written before, which `learn` begins and
-    answers extend; without one (None) guesses come from the passes alone."""
+    each answer extends for itself; without one (None) guesses come from the passes alone."""
 
     window: int = 16
     serves: str = "media"
@@ -50,6 +52,9 @@ class SpeculativeJacobi(FastDecoder):
     def learn(self, ids: Sequence[int]) -> None:
         self.memory = self.memory or DraftMemory()
         self.memory.learn(ids)
+
+    def start_request(self) -> SpeculativeJacobi:
+        return replace(self, memory=None if self.memory is None else self.memory.branch())
 
     def begin(self, row: Row) -> None:
         self.guesses, self.drawn_from, self.passes = [], [], 0

@@ -40,8 +40,10 @@ class Draft:
     """What one row reads next. ``depths[w]``: how many tokens behind the answer the token lies that `wanted[w]`
     predicts.
 
-    offsets and visible are needed only where the tokens read are not one behind the other: positions from the next one
-    on, [P], and bool [P, V] over the last V slots of the cache, the P new ones last.
+    steps are needed only where a written token may be no code (a mark behind a row of a picture): how many codes, and
+    not tokens, behind the answer those that are wanted lie. offsets and visible are needed only where the tokens read
+    are not one behind the other: positions from the next one on, [P], and bool [P, V] over the last V slots of the
+    cache, the P new ones last.
     """
 
     ids: list[int]
@@ -49,6 +51,7 @@ class Draft:
     depths: list[int]
     offsets: list[int] | None = None
     visible: Tensor | None = None
+    steps: list[int] | None = None
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Row:
     ordinary: range  # rows that leave what is allowed as it is: text rows, or those of the block
     waiting: list[int] = field(default_factory=list)
     latest: list[int] = field(default_factory=list)  # the newest of prompt and answer, at most LATEST
+    lines: int = 1  # segments like this one from here on, where a picture is written in rows
+    mark: int | None = None  # what is written behind each of those
 
     def make_noise(self, depths: Sequence[int], salt: int = 0) -> Tensor:
         """Gumbel noise [W, K] of tokens that lie so far behind the answer; with salt 0 the plain loop's own."""
@@ -110,18 +115,25 @@ class Row:
 class FastDecoder:
     """The protocol; a subclass is one method. Its fields are the settings, `begin` makes what it keeps for a row.
 
-    lossless: the answers follow the plain loop's distribution. serves: "media", "text" or "all".
+    lossless: the answers follow the plain loop's distribution. serves: "media", "text" or "all". keeps_order: whether
+    the cache holds tokens in the order of the answer. spans_lines: whether a stretch holds all rows of a picture, and
+    this method writes the marks behind them.
     """
 
     name = "one by one"
     lossless = True
     serves = "all"
-    keeps_order = True  # whether the cache holds tokens in the order of the answer
+    keeps_order = True
+    spans_lines = False
 
     @property
     def max_draft(self) -> int:
-        """Tokens that one proposal may hold."""
+        """Tokens that one proposal is likely to hold at most; what is allowed is asked for so many steps ahead."""
         return 1
+
+    def start_request(self) -> FastDecoder:
+        """What answers one request: what it remembers of its answer is its own where that could change the answer."""
+        return copy.copy(self)
 
     def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
         """ValueError, in one line, where this method cannot decode what may be written."""
@@ -149,14 +161,17 @@ class _Stretch:
     """A row and its decoder while what the row may write stays the same."""
 
     modality: str
-    segment: int  # of the span
+    segments: range  # of the span
     allowed: Ranges
     row: Row
     method: FastDecoder
 
     def covers(self, state: RowState, allowed: Ranges) -> bool:
         """Whether a row in this state still is in it."""
-        return (self.modality, self.segment, self.allowed) == (state.modality, state.segment, allowed)
+        if state.modality != self.modality or state.segment not in self.segments:
+            return False
+        mark = self.row.mark  # None, unless the stretch holds the rows of a picture
+        return allowed == self.allowed or (mark is not None and allowed == ((mark, mark + 1),))
 
 
 class SpeculativeRun(DecodingRun):
@@ -173,7 +188,8 @@ class SpeculativeRun(DecodingRun):
         session: GenerationSession | None = None,
     ) -> None:
         super().__init__(parts, batch, on_token, session)
-        self.method, self.spare, self.keeps_order = method, method.max_draft, method.keeps_order
+        self.methods = [method.start_request() for _ in self.configs]
+        self.spare, self.keeps_order = method.max_draft + LATEST, method.keeps_order
         self.waiting: list[list[int]] = [[] for _ in self.configs]
         self.stretches: list[_Stretch | None] = [None] * len(self.configs)
 
@@ -230,10 +246,13 @@ class SpeculativeRun(DecodingRun):
     def _begin_stretch(self, row: int, allowed: Ranges) -> _Stretch:
         state, view = self.grammar.states[row], self._make_view(row, allowed)
         medium = "text" if state.modality == "text" else "media"
-        served = self.method.serves in ("all", medium) and bool(self.waiting[row])
-        method = copy.copy(self.method) if served else FastDecoder()
+        own = self.methods[row]
+        method = copy.copy(own) if own.serves in ("all", medium) and self.waiting[row] else FastDecoder()
+        if not method.spans_lines or view.segment_written:
+            view.lines, view.mark = 1, None
         method.begin(view)
-        return _Stretch(state.modality, state.segment, allowed, view, method)
+        segments = range(state.segment, state.segment + view.lines)
+        return _Stretch(state.modality, segments, allowed, view, method)
 
     def _list_latest(self, row: int) -> list[int]:
         latest = self.answers[row][-LATEST:]
@@ -246,10 +265,11 @@ class SpeculativeRun(DecodingRun):
         candidates = self.parts.head.select(allowed)
         sampler = Sampler([config.sampling.get(state.modality, PLAIN)], self.parts.device)
         blocks = None if segment is None else vocabulary.group_blocks(segment[0])
+        lines, mark = grammar.count_lines(state)
         return Row(
             row, config.seed, state.modality, segment and segment[0], segment and segment[1], len(self.answers[row]),
             state.codes, 1, candidates, sampler, self.parts.pad_id,
-            vocabulary.text_range if blocks is None else blocks[state.codes % len(blocks)].rows,
+            vocabulary.text_range if blocks is None else blocks[state.codes % len(blocks)].rows, lines=lines, mark=mark,
         )  # fmt: skip
 
     def _first_tokens(self, rows: list[int]) -> None:
@@ -290,15 +310,16 @@ class SpeculativeRun(DecodingRun):
                 seen[stream, :num, earlier - before : earlier + num] = draft.visible
         return seen
 
-    def _compute_logits(self, row: Row, hidden: Tensor, wanted: Sequence[int], depths: Sequence[int]) -> Tensor:
-        """The guided logits [W, K] at the wanted tokens of a row; hidden [S, P, D]."""
+    def _compute_logits(self, row: Row, hidden: Tensor, wanted: Sequence[int], steps: Sequence[int]) -> Tensor:
+        """The guided logits [W, K] at the wanted tokens of a row, which predict so many steps ahead; hidden
+        [S, P, D]."""
         index = torch.tensor(list(wanted), device=hidden.device)
         states = hidden[self.streams.conditional[row.index]].index_select(0, index)  # [W, D]
         twin = self.streams.unconditional.get(row.index)
         if twin is not None:
             grammar, state = self.grammar.grammars[row.index], self.grammar.states[row.index]
             step, config = grammar.count_span_steps(state), self.configs[row.index]
-            scales = [config.scale(row.modality, step + depth) for depth in depths]
+            scales = [config.scale(row.modality, step + ahead) for ahead in steps]
             if any(scale != 1.0 for scale in scales):
                 other = hidden[twin].index_select(0, index)
                 column = torch.tensor(scales, device=hidden.device)[:, None]
@@ -309,7 +330,8 @@ class SpeculativeRun(DecodingRun):
         stretch, state, grammar = self.stretches[row], self.grammar.states[row], self.grammar.grammars[row]
         assert stretch is not None
         view, method = stretch.row, stretch.method
-        verdict = method.verify(view, draft, self._compute_logits(view, hidden, draft.wanted, draft.depths))
+        steps = draft.depths if draft.steps is None else draft.steps
+        verdict = method.verify(view, draft, self._compute_logits(view, hidden, draft.wanted, steps))
         self.waiting[row] = verdict.waiting
         self.stats.accepted += verdict.accepted
         for number, token in enumerate(verdict.tokens):

@@ -1,13 +1,17 @@
 """ZipAR (arXiv:2412.04062): rows of a picture are decoded in parallel, each a window behind the one above.
 
 In raster order the token to the left and those above say more than the far end of the row above. So row r + 1 starts
-once row r has ``window`` tokens, and a pass writes one token of every open row. Where the last token of the row above
-is not known yet, its newest stands in for it, and leaves the cache again. Tokens keep their raster positions and see
-only what comes before them in the raster. Lossy unless the window is the whole row, when it is the plain loop.
+once row r has ``window`` codes, and a pass writes one code of every open row. What its first code is predicted from is
+the end of the row above. Where a mark stands there, as in Emu3 and Lumina-mGPT, it is certain: it is read when the row
+below starts, as in the authors' code, and stays in the cache. Where the last code of the row above stands there and is
+not known yet, the newest of that row stands in for it, and leaves the cache again. Tokens keep their raster positions
+and see only what comes before them in the raster. Lossy unless the window is the whole row, when it is the plain loop.
+
+A picture of H rows of W codes takes (H - 1) * window + W passes in place of H * W.
 
 It is for raster order only: codes that run from coarse to fine have no rows.
 
-Shapes: N codes of the block, P tokens read, V slots of the block in the cache.
+Shapes: P tokens read, V slots of the picture in the cache.
 """
 
 from __future__ import annotations
@@ -24,8 +28,8 @@ from unimodal.vocabulary import Vocabulary
 
 @dataclass
 class ZipAR(FastDecoder):
-    """window: tokens that the row above must have. columns: block name → codes a row, for every block in raster
-    order."""
+    """window: codes that the row above must have. columns: block name → codes a row, for every block in raster order;
+    pictures that are written in rows with marks need none."""
 
     window: int = 4
     columns: Mapping[str, int] = field(default_factory=dict)
@@ -34,13 +38,14 @@ class ZipAR(FastDecoder):
     lossless = False
     serves = "media"
     keeps_order = False
+    spans_lines = True
     max_draft = 64
 
     def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
         if self.window < 1:
             raise ValueError(f"zipar's window is {self.window}; give at least 1")
         for name in modalities:
-            if name == "text":
+            if name == "text" or vocabulary.layout(name).grid is not None:
                 continue
             segments = [s for s in vocabulary.layout(name).segments if s.count is not None]
             for segment in segments:
@@ -56,50 +61,55 @@ class ZipAR(FastDecoder):
                     )
 
     def begin(self, row: Row) -> None:
-        whole = row.block in self.columns and row.count is not None and row.segment_written == 0
-        self.total = row.count if whole and row.count is not None else 0  # 0: one token a step
-        self.width = self.columns.get(row.block or "", 1)
-        self.known: dict[int, int] = {}  # place in the raster → token
-        self.slots: list[int] = []  # places of the block in the cache, in its order
+        self.mark = row.mark
+        self.lines = 0  # 0: one token a step
+        if row.count is not None and row.segment_written == 0:
+            if row.mark is not None:
+                self.width, self.lines = row.count, row.lines
+            elif row.block is not None and row.block in self.columns:
+                self.width = self.columns[row.block]
+                self.lines = row.count // self.width
+        #: places are numbered in raster order, a mark's among them: place = line * pitch + column
+        self.pitch = 0 if not self.lines else self.width + (self.mark is not None)
+        self.known: dict[int, int] = {}  # place → token
+        self.done = [0] * self.lines  # codes of each line
+        self.slots: list[int] = []  # places of the picture in the cache, in its order
         self.unread: list[int] = []  # places whose token is to be read next
-        self.written = 0
+        self.written = 0  # places that are in the answer
 
     def propose(self, row: Row) -> Draft:
-        if not self.total:
+        if not self.lines:
             return super().propose(row)
-        places, ids, real = [], [], []  # places in the raster; waiting tokens of the span before are below 0
+        places, ids, real = [], [], []  # waiting tokens of what stands before the picture have places below 0
         if not self.known:
             places, ids = list(range(-len(row.waiting), 0)), list(row.waiting)
         places += self.unread
         ids += [self.known[place] for place in self.unread]
         real = [True] * len(ids)
         self.targets, wanted = [], []
-        for line in range(self.total // self.width):
-            target = self._next_of(line)
-            if target is None:
+        for line, done in enumerate(self.done):
+            if done == self.width or (line and self.done[line - 1] < min(self.window, self.width)):
                 continue
+            target = line * self.pitch + done
             before = target - 1
-            if before in places and real[places.index(before)]:
-                wanted.append(places.index(before))
-            else:  # the end of the line above is not known: its newest token stands in
-                newest = max(place for place in self.known if place < target and place // self.width == line - 1)
-                wanted.append(len(ids))
+            if before not in places:  # the end of the line above: a mark, or where its newest code stands in
+                newest = self.known[(line - 1) * self.pitch + self.done[line - 1] - 1]
+                ids.append(newest if self.mark is None else self.mark)
+                real.append(self.mark is not None)
                 places.append(before)
-                ids.append(self.known[newest])
-                real.append(False)
+            wanted.append(places.index(before))
             self.targets.append(target)
         self.places, self.real = places, real
         base = len(self.slots) if self.known else -len(row.waiting)  # the cache's next position, as a place
         offsets = [place - base for place in places]
-        return Draft(ids, wanted, [t - self.written for t in self.targets], offsets, self._visible())
+        depths = [target - self.written for target in self.targets]
+        steps = [self._count_codes(target) - self._count_codes(self.written) for target in self.targets]
+        return Draft(ids, wanted, depths, offsets, self._visible(), steps)
 
-    def _next_of(self, line: int) -> int | None:
-        """The place that this line writes next, if it may."""
-        done = sum(1 for column in range(self.width) if line * self.width + column in self.known)
-        above = sum(1 for column in range(self.width) if (line - 1) * self.width + column in self.known)
-        if done == self.width or (line and above < min(self.window, self.width)):
-            return None
-        return line * self.width + done
+    def _count_codes(self, place: int) -> int:
+        """Codes before a place in raster order."""
+        line, column = divmod(place, self.pitch)
+        return line * self.width + column
 
     def _visible(self) -> Tensor:
         """bool [P, V + P]: real tokens at earlier places, and each token itself."""
@@ -112,16 +122,26 @@ class ZipAR(FastDecoder):
         return ((held[None] < places[:, None]) & real) | itself
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
-        if not self.total:
+        if not self.lines:
             return super().verify(row, draft, logits)
         drawn = row.to_ids(row.draw(row.scale(logits), draft.depths))
         self.known.update(zip(self.targets, drawn, strict=True))
+        for target in self.targets:
+            self.done[target // self.pitch] += 1
         kept = [index for index, real in enumerate(self.real) if real]
         self.slots += [self.places[index] for index in kept if self.places[index] >= 0]
         self.unread = list(self.targets)
-        tokens = []
-        while self.written in self.known:
-            tokens.append(self.known[self.written])
+        tokens, codes = [], 0
+        while self.written < self.lines * self.pitch:
+            if self.mark is not None and self.written % self.pitch == self.width:
+                tokens.append(self.mark)
+            elif self.written in self.known:
+                tokens.append(self.known[self.written])
+                codes += 1
+            else:
+                break
             self.written += 1
-        done = self.written == self.total
-        return Verdict(tokens, kept, [self.known[place] for place in self.unread] if done else [], len(tokens))
+        waiting = []
+        if self.written == self.lines * self.pitch:
+            waiting = [self.known[place] for place in self.unread] + ([] if self.mark is None else [self.mark])
+        return Verdict(tokens, kept, waiting, codes)
