@@ -8,7 +8,8 @@
 
 The step is that of `plain.py`, over a decoder whose streams come and go (`decoders/slot_decoders.py`). Rows keep their
 own grammar, sampling, guidance and seed, and noise belongs to the row, so an answer is the one that `Engine.generate`
-gives alone, whenever its row joins and whoever its neighbours are. One thread at a time may use a batch.
+gives alone, whenever its row joins and whoever its neighbours are (int8 weights excepted, see `packed_decoder.py`).
+One thread at a time may use a batch.
 
 Shapes: S streams (rows and their unconditional twins), D width.
 """

@@ -2,7 +2,8 @@
 
 A token is drawn as argmax(logits / temperature + Gumbel noise), which samples the softmax exactly. The noise is a hash
 of (the row's seed, the number of the token in the answer, the vocabulary row), so the same request gives the same
-answer alone, in any batch, on any device, and however many rows of the vocabulary the head computes.
+answer alone, in any batch, on any device, and however many rows of the vocabulary the head computes, as far as the
+logits are the same: those of int8 weights depend on the batch.
 
 Shapes: R rows of the batch, K candidate rows of the vocabulary.
 """

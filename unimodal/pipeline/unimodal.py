@@ -61,7 +61,8 @@ def load(
 
     Media tokenizers are checked by their hash now and loaded when they are first needed. `on_step` is told what is
     being done. `weights` and `compile` are how the engine decodes: "int8" and "bfloat16" are faster on a processor and
-    lose a little. Raises ValueError, in one line, for a model that is missing, incomplete or mixed up.
+    lose a little; with "int8" an answer may depend on what is answered beside it. Raises ValueError, in one line, for a
+    model that is missing, incomplete or mixed up.
     """
     return Unimodal.from_folder(find_model(model), device, on_step, weights, compile)
 
@@ -165,7 +166,9 @@ class Unimodal(LoadedModel):
         on_partial: OnPartial | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> list[list[Output]]:
-        """The answers to documents whose media have codes, in batches; none depends on its neighbours in a batch.
+        """The answers to documents whose media have codes, in batches.
+
+        None depends on its neighbours in a batch, unless the weights are int8.
 
         settings: of all documents, then the first has the seed of the settings, the next one more, and so on; or one
         for each document. seeds: in place of those. Raises ValueError, before anything is computed, for a request that
