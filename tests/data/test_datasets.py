@@ -95,9 +95,9 @@ def test_folders_and_patterns(write, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             open_dataset(DatasetConfig(path=str(tmp_path / path)))
-    (tmp_path / "x.csv").write_text("a,b")
-    with pytest.raises(ValueError, match="x.csv: a dataset is a file of .jsonl"):
-        open_dataset(DatasetConfig(path=str(tmp_path / "x.csv")))
+    (tmp_path / "x.xlsx").write_text("a,b")
+    with pytest.raises(ValueError, match="x.xlsx: a dataset is a file of .jsonl"):
+        open_dataset(DatasetConfig(path=str(tmp_path / "x.xlsx")))
 
 
 def test_a_format_may_begin_with_rows_of_text_alone(write):

@@ -64,7 +64,9 @@ def test_a_broken_line_is_its_own_error(tmp_path, line, message):
         (b'[{"a": 1}, {"a"', "x.json is not JSON: .*line 1"),
         (b'[{"a": 1}\n {"a": 2}]', "x.json is not JSON: Expecting ',' delimiter: line 2"),
         (b'[{"a": 1}', "x.json is not JSON"),
-        (b'{"rows": [1]}', "holds no list of rows"),
+        (b'{"data": [{}], "train": [{}]}', "holds several lists of rows; keep the one"),
+        (b'{"data": [{}], "a": ', "x.json is not JSON"),
+        (b"[3", "x.json is not JSON"),
         (b'"text"', "holds no list of rows"),
         (b"", "holds no list of rows"),
         (b'[{"a": "\xff"}]', "x.json is not UTF-8"),
@@ -89,6 +91,9 @@ def test_json_files_with_a_row_a_line_are_told_apart(tmp_path):
         (' [{"a": 1}]', True),
         ('{"data": [{}]}', True),
         ('{"data": 1}', False),
+        ('{"version": "1", "data": [{}]}', True),
+        ('{\n "a": 1\n}\n{\n "a": 2\n}', True),
+        ('{"a": [{}]}', False),
     ):
         (tmp_path / "x.json").write_text(content)
         assert JsonRows.fits(tmp_path / "x.json") is fits

@@ -13,41 +13,33 @@ A row is never dropped in silence: `on_bad_row="fail"` raises at the first, `"sk
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Literal, overload
 
 from pydantic import Field, field_validator
 
 from unimodal.config import MAY_CHANGE, Config
+from unimodal.data.arrow_rows import ArrowRows
+from unimodal.data.find_rows import find_rows
+from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect, import_row
 from unimodal.data.importers.columns import media_columns, name_files
+from unimodal.data.importers.pairs import LABEL_COLUMN
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
-from unimodal.data.rows import (
-    ArrowRows,
-    JoinedRows,
-    JsonlRows,
-    JsonRows,
-    Row,
-    Rows,
-    arrow_rows,
-    hub_rows,
-    parquet_rows,
-)
-from unimodal.files import is_hub_id, quote_path
+from unimodal.data.rows import JoinedRows, Row, Rows
+from unimodal.files import quote_path
 from unimodal.sequence.document import Document, Text
 
 FORMATS = ("auto", *IMPORTERS, "huggingface", "webdataset")
 DETECT_ROWS = 100
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".tar")
 
 
 class DatasetConfig(Config):
@@ -118,9 +110,9 @@ class ImportedDataset(Sequence[Document]):
 
     @property
     def ignored(self) -> Counter[str]:
-        """Members of tars by extension, of kinds that are not read."""
+        """Members of tars and files of media folders by extension, of kinds that are not read."""
         parts = self.rows.parts if isinstance(self.rows, JoinedRows) else [self.rows]
-        return sum((part.ignored for part in parts if isinstance(part, TarRows)), Counter())
+        return sum((part.ignored for part in parts if isinstance(part, (TarRows, FolderRows))), Counter())
 
     def __len__(self) -> int:
         return len(self._good)
@@ -204,54 +196,7 @@ def open_dataset(cfg: DatasetConfig, rows: Rows | None = None) -> ImportedDatase
     """
     if rows is not None:
         return ImportedDataset(cfg, rows, None)
-    return ImportedDataset(cfg, *open_rows(cfg))
-
-
-def open_rows(cfg: DatasetConfig) -> tuple[Rows, Path | None]:
-    """The raw rows at a path, and the folder that their media lie in unless `media_root` says otherwise."""
-    path = Path(cfg.path).expanduser()
-    if path.is_dir():
-        return _folder_rows(cfg, path)
-    if path.is_file():
-        return _file_rows(path), path.parent
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    if matches:
-        return _joined(matches), matches[0].parent
-    if cfg.format == "huggingface" and is_hub_id(cfg.path):
-        return hub_rows(cfg.path, cfg.split), None
-    raise ValueError(f"{quote_path(cfg.path)}: no such file, folder or pattern of files; check the path")
-
-
-def _folder_rows(cfg: DatasetConfig, folder: Path) -> tuple[Rows, Path]:
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return arrow_rows(folder, cfg.split), folder
-    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _SUFFIXES)
-    kinds = sorted({path.suffix for path in found})
-    if len(kinds) == 1:
-        return _joined(found), folder
-    if cfg.format == "huggingface" and not kinds:
-        return hub_rows(str(folder), cfg.split), folder
-    held = f"files of several kinds ({', '.join(kinds)})" if kinds else f"no file of {', '.join(_SUFFIXES)}"
-    raise ValueError(
-        f"{quote_path(folder)} holds {held}; name the file, or use a pattern such as {quote_path(folder)}/*.jsonl"
-    )
-
-
-def _joined(paths: Sequence[Path]) -> Rows:
-    return _file_rows(paths[0]) if len(paths) == 1 else JoinedRows([_file_rows(path) for path in paths])
-
-
-def _file_rows(path: Path) -> Rows:
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        return JsonRows(path) if JsonRows.fits(path) else JsonlRows(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return JsonlRows(path)
-    if suffix == ".parquet":
-        return parquet_rows(path)
-    if suffix == ".tar":
-        return TarRows(path)
-    raise ValueError(f"{quote_path(path)}: a dataset is a file of {', '.join(_SUFFIXES)}; convert it to one of these")
+    return ImportedDataset(cfg, *find_rows(cfg.path, cfg.split, cfg.format == "huggingface"))
 
 
 def _stamp_media(document: Document) -> int:
@@ -265,11 +210,15 @@ def _stamp_media(document: Document) -> int:
 
 
 def _typed_columns(rows: Rows) -> dict[str, str]:
-    """Names for Image, Audio and Video columns that are called otherwise, where a modality has one such column."""
+    """Our names for columns of type Image, Audio, Video and ClassLabel, where there is one of the type."""
+    if not isinstance(rows, ArrowRows):
+        return {}
     renamed: dict[str, str] = {}
-    typed: Mapping[str, str] = rows.media_columns if isinstance(rows, ArrowRows) else {}
     for modality, (many, one) in media_columns().items():
-        named: list[Any] = [column for column, kind in typed.items() if kind == modality]
+        named = [column for column, kind in rows.media_columns.items() if kind == modality]
         if len(named) == 1 and named[0] not in (many, one):
             renamed[one] = named[0]
+    classes = list(rows.class_columns)
+    if len(classes) == 1 and classes[0] != LABEL_COLUMN:
+        renamed[LABEL_COLUMN] = classes[0]
     return renamed

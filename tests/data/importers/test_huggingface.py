@@ -7,8 +7,8 @@ import pytest
 
 datasets = pytest.importorskip("datasets")
 
+from unimodal.data.arrow_rows import ArrowRows  # noqa: E402
 from unimodal.data.datasets import DatasetConfig, open_dataset  # noqa: E402
-from unimodal.data.rows import ArrowRows  # noqa: E402
 from unimodal.sequence.document import Audio, Image, Text  # noqa: E402
 
 
@@ -35,6 +35,23 @@ def test_image_and_audio_columns_are_found_by_their_type(media):
     talk = datasets.Dataset.from_dict(columns).cast_column("speech", datasets.Audio())
     found = open_dataset(DatasetConfig(path="talk"), ArrowRows(talk, "talk"))
     assert found[0].turns[0].parts[0] == Audio(data=sound) and found[0].turns[1].text == "hello"
+
+
+def test_classes_are_called_by_their_names(media):
+    picture = {"bytes": (media / "a.png").read_bytes(), "path": None}
+    columns = {"img": [picture] * 3, "fine": [1, 0, -1]}
+    features = {"img": datasets.Image(), "fine": datasets.ClassLabel(names=["pear", "apple"])}
+    rows = ArrowRows(made(columns, **features), "pets")
+    found = open_dataset(DatasetConfig(path="pets", on_bad_row="skip"), rows)
+    assert [document.turns[1].text for document in found] == ["apple", "pear"]
+    assert "none of the columns text" in found.bad_rows[0].reason  # -1: not known
+    columns |= {"coarse": [0, 0, 0]}
+    features |= {"coarse": datasets.ClassLabel(names=["fruit"])}
+    rows = ArrowRows(made(columns, **features), "pets")
+    with pytest.raises(ValueError, match="no format is known for the columns coarse, fine, image"):
+        open_dataset(DatasetConfig(path="pets"), rows)
+    found = open_dataset(DatasetConfig(path="pets", columns={"label": "coarse"}), rows)
+    assert found[0].turns[1].text == "fruit"
 
 
 def test_parquet_keeps_conversations_and_lists_of_images(media, tmp_path):

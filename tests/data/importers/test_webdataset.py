@@ -122,11 +122,36 @@ def test_members_that_are_not_read_are_counted(tar):
     assert len(found) == 2 and dict(found.ignored) == {"cls": 2, ".DS_Store": 1}
 
 
-def test_compressed_and_broken_tars_are_refused(tar, tmp_path):
+def test_compressed_tars_are_read_and_broken_ones_refused(tar, tmp_path):
     members = [("a.jpg", b"x" * 5000), ("a.txt", b"t")]
-    with pytest.raises(ValueError, match="not an uncompressed tar"):
-        opened(tar(members, "gz.tar", "w:gz"))
+    for name, mode in (("x.tar.gz", "w:gz"), ("x.tgz", "w:gz"), ("gz.tar", "w:gz"), ("x.tar.bz2", "w:bz2")):
+        found = opened(tar(members, name, mode))
+        assert found[0].turns[0].parts[0] == Image(data=b"x" * 5000) and found.where(0).endswith(f"{name} key a")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "x.tar.gz").read_bytes()[:80])
+    with pytest.raises(ValueError, match="cut.tar.gz cannot be unpacked .*; copy it again"):
+        opened(str(tmp_path / "cut.tar.gz"))
     tar(members)
     (tmp_path / "cut.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:2000])
     with pytest.raises(ValueError, match="cut.tar"):
         opened(str(tmp_path / "cut.tar"))
+
+
+def test_img2dataset_shards_as_they_come(tar, tmp_path, media):
+    """A picture, its caption twice, its address: that is a note, and the statistics are no rows."""
+    note = {
+        "caption": "an apple", "url": "https://a.example/x.jpg", "key": "000000000", "status": "success",
+        "error_message": None, "width": 12, "height": 12, "exif": "{}", "sha256": "ab",
+    }  # fmt: skip
+    picture = (media / "a.png").read_bytes()
+    for shard in range(2):
+        key = f"0000{shard}0000"
+        tar([(f"{key}.jpg", picture), (f"{key}.txt", b"an apple"), (f"{key}.json", packed(note))], f"0000{shard}.tar")
+        (tmp_path / f"0000{shard}.parquet").write_bytes(b"of img2dataset")
+        (tmp_path / f"0000{shard}_stats.json").write_text("{}")
+    found = opened(str(tmp_path))
+    assert len(found) == 2 and found[1] == Document(
+        [Turn("user", [Image(data=picture), Text("What is this?")]), Turn("assistant", "an apple")]
+    )
+    other = [("k.jpg", picture), ("k.txt", b"an apple"), ("k.json", packed(note | {"caption": "a pear"}))]
+    with pytest.raises(ValueError, match="key k: text and caption of the columns"):
+        opened(tar(other, "other.tar"))

@@ -43,10 +43,13 @@ class Member(NamedTuple):
 
 
 class TarRows:
-    """The samples of one uncompressed tar, by their keys. Memory: 16 bytes a sample once it is open."""
+    """The samples of one tar, by their keys. Memory: 16 bytes a sample once it is open.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    name: of the file for messages, where `path` is its unpacked content.
+    """
+
+    def __init__(self, path: Path, name: Path | None = None) -> None:
+        self.path, self.name = path, quote_path(name or path)
         self.ignored: Counter[str] = Counter()  # extension → members of a kind that is not read
         self._spans = array("q")  # of each sample: where its first header begins, where its last member ends
         self._problems: dict[int, str] = {}
@@ -64,8 +67,8 @@ class TarRows:
                         self.ignored[info.name.rpartition("/")[2]] += 1
         except (tarfile.TarError, EOFError) as error:
             raise ValueError(
-                f"{quote_path(path)} is not an uncompressed tar that can be read ({describe_error(error)}); "
-                "unpack it or copy it again"
+                f"{self.name} is not a tar that can be read ({describe_error(error)}); copy it again, or name it "
+                ".tar.gz if it is compressed"
             ) from None
 
     def _add(self, info: tarfile.TarInfo, member: Member, last: str | None, first_rows: dict[str, int]) -> None:
@@ -143,7 +146,7 @@ class TarRows:
 
     def where(self, index: int) -> str:
         key = next(member.key for member, _ in self._members(index))
-        return f"{quote_path(self.path)} key {quote_path(key)}"
+        return f"{self.name} key {quote_path(key)}"
 
     def sha256(self) -> str:
         return hash_files([self.path])

@@ -1,0 +1,123 @@
+"""Where the rows of a dataset lie → their reader: a file, a folder, a pattern, a dataset of the hub.
+
+A folder may hold files of rows of one kind, an imagefolder's `metadata.jsonl` beside its media, the shards that
+img2dataset left with their statistics, media by class or beside their texts, a saved dataset; or a folder for each
+split, or files that are named after splits.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from unimodal.data.arrow_rows import read_hub, read_parquet, read_saved
+from unimodal.data.csv_rows import CsvRows
+from unimodal.data.folder_rows import FolderRows
+from unimodal.data.importers.webdataset import TarRows
+from unimodal.data.rows import JoinedRows, JsonlRows, JsonRows, Rows
+from unimodal.data.unpacked import find_suffix, unpack
+from unimodal.files import is_hub_id, quote_path
+
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
+_SPLITS = ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval", "evaluation")
+
+
+def find_rows(name: str, split: str, from_hub: bool) -> tuple[Rows, Path | None]:
+    """The raw rows at a path, and the folder that their media lie in unless `media_root` says otherwise.
+
+    split: of a dataset that has several. from_hub: the name may be one of the hub's, or a folder that `datasets` reads.
+    Raises ValueError, in one line, where there are none.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _find_in_folder(path, split, from_hub)
+    if path.is_file():
+        return _read_file(path), path.parent
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    if matches:
+        return _join(matches), matches[0].parent
+    if from_hub and is_hub_id(name):
+        return read_hub(name, split), None
+    hint = "; if it is a dataset of the hub set format to huggingface" if is_hub_id(name) and not from_hub else ""
+    raise ValueError(f"{quote_path(name)}: no such file, folder or pattern of files; check the path{hint}")
+
+
+def _find_in_folder(folder: Path, split: str, from_hub: bool, may_have_splits: bool = True) -> tuple[Rows, Path]:
+    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return read_saved(folder, split), folder
+    found = sorted(path for path in folder.iterdir() if path.is_file() and find_suffix(path) in _SUFFIXES)
+    found = _leave_statistics(found)
+    metadata = [path for path in found if path.name.partition(".")[0] == "metadata"]
+    if len(metadata) == 1:  # of an imagefolder or audiofolder
+        return _read_file(metadata[0]), folder
+    kinds = sorted({find_suffix(path) for path in found})
+    if len(kinds) == 1:
+        return _join(_choose_split(found, split, folder)), folder
+    if kinds:
+        raise ValueError(
+            f"{quote_path(folder)} holds files of several kinds ({', '.join(kinds)}); name the file, or use a pattern "
+            f"such as {quote_path(folder)}/*{kinds[0]}"
+        )
+    if from_hub:
+        return read_hub(str(folder), split), folder
+    inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if may_have_splits and inner and set(inner) <= set(_SPLITS):  # else `train` is a class, beside `car` and `bus`
+        if split not in inner:
+            raise ValueError(f"{quote_path(folder)} has no split {split!r}; it has {', '.join(inner)}: set split")
+        return _find_in_folder(folder / split, split, from_hub, may_have_splits=False)
+    data = folder / "data"  # of a repository of the hub
+    if data.is_dir() and any(find_suffix(path) in _SUFFIXES for path in data.iterdir()):
+        return _find_in_folder(data, split, from_hub, may_have_splits=False)
+    rows = FolderRows(folder)
+    if not len(rows):
+        raise ValueError(
+            f"{quote_path(folder)} holds no file of {', '.join(_SUFFIXES)} and no media; name the file, or use a "
+            f"pattern such as {quote_path(folder)}/*.jsonl"
+        )
+    return rows, folder
+
+
+def _leave_statistics(files: Sequence[Path]) -> list[Path]:
+    """Without what img2dataset writes beside its shards: `00000.parquet` and `00000_stats.json` of `00000.tar`."""
+    shards = {path.name.partition(".")[0] for path in files if find_suffix(path) == ".tar"}
+    return [
+        path
+        for path in files
+        if find_suffix(path) == ".tar" or path.name.partition(".")[0].removesuffix("_stats") not in shards
+    ]
+
+
+def _choose_split(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
+    """The files of a split, where they are named after splits: `train.jsonl`, `test-00000-of-00001.parquet`."""
+    named: dict[str, list[Path]] = {}
+    for path in files:
+        word = re.split(r"[-_.]", path.name)[0].lower()
+        named.setdefault(word if word in _SPLITS else "", []).append(path)
+    if len(named) < 2 or "" in named:
+        return list(files)
+    if split not in named:
+        raise ValueError(f"{quote_path(folder)} has no split {split!r}; it has {', '.join(named)}: set split")
+    return named[split]
+
+
+def _join(paths: Sequence[Path]) -> Rows:
+    return _read_file(paths[0]) if len(paths) == 1 else JoinedRows([_read_file(path) for path in paths])
+
+
+def _read_file(path: Path) -> Rows:
+    suffix = find_suffix(path)
+    if suffix not in _SUFFIXES:
+        raise ValueError(
+            f"{quote_path(path)}: a dataset is a file of {', '.join(_SUFFIXES)}, also with .gz, .bz2 or .xz; convert "
+            "it to one of these"
+        )
+    content = unpack(path)
+    if suffix == ".json":
+        return JsonRows(content, path) if JsonRows.fits(content) else JsonlRows(content, path)
+    if suffix in (".csv", ".tsv"):
+        return CsvRows(content, path)
+    if suffix == ".parquet":
+        return read_parquet(content)
+    return TarRows(content, path) if suffix == ".tar" else JsonlRows(content, path)
