@@ -63,10 +63,6 @@ class Engine:
         weights: str = "auto",
         compile: bool | str = False,
     ) -> None:
-        config = model.config
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-            if getattr(config, name, None) not in (None, 1, 1.0):
-                raise ValueError(f"{type(model).__name__} changes its logits ({name}); the engine computes plain ones")
         self.model = model.eval()
         self.vocabulary = vocabulary
         self._reference = ReferenceDecoder(model)
@@ -76,7 +72,7 @@ class Engine:
             raise ValueError(
                 f"the model has {self.head.num_rows} rows, its vocabulary {vocabulary.size}: not of one model"
             )
-        self.max_positions: int = config.max_position_embeddings
+        self.max_positions: int = model.config.max_position_embeddings
         self.pad_id = vocabulary.control_id("<|pad|>")
         self.stats = GenerationStats()
         self._own_parts = EngineParts(own, self.head, vocabulary, self.pad_id, self.max_positions, self.device)

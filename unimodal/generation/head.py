@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from unimodal.generation.guidance import combine
 from unimodal.generation.spans import Ranges
 from unimodal.model.image_head import ImageHead
-from unimodal.model.rows import ExtendedHead, read_head_rows
+from unimodal.model.logits import read_logit_rule
+from unimodal.model.rows import ExtendedHead, read_head_bias, read_head_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,16 +50,18 @@ class SlicedHead:
 
     A plain or an extended matrix is read in slices, an `ImageHead` scores rows itself, and any other head (one that
     wraps a matrix, as LoRA on it does) is run whole. ``packed`` keeps transposed copies of the slices, which a
-    processor reads twice as fast for a few rows; they go stale when the head's weights change.
+    processor reads twice as fast for a few rows; they go stale when the head's weights change. What the model does to
+    its logits, scaling them or capping them, is done here too (`unimodal.model.logits`).
     """
 
     def __init__(self, model: PreTrainedModel, packed: bool = False) -> None:
         self.head: nn.Module = model.get_output_embeddings()
-        self.bias: Tensor | None = self.head.bias if type(self.head) is nn.Linear else None
+        self.rule = read_logit_rule(model)
         extended = isinstance(self.head, ExtendedHead)
         self.num_rows = self.head.num_rows if extended else int(self.head.out_features)
         self.sliceable = type(self.head) is nn.Linear or extended
-        self.packed = packed and self.sliceable and self.bias is None
+        has_bias = self.sliceable and read_head_bias(self.head, range(1)) is not None
+        self.packed = packed and self.sliceable and not has_bias
         self.device = next(model.parameters()).device
         self._made: dict[Ranges, Candidates] = {}
 
@@ -94,10 +97,9 @@ class SlicedHead:
         if candidates.packed:
             logits = _join([torch.mm(hidden.float(), weight) for weight in candidates.packed])
         elif self.sliceable:
-            bias = self.bias
             logits = _join(
                 [
-                    F.linear(hidden, read_head_rows(self.head, s), None if bias is None else bias[s.start : s.stop])
+                    F.linear(hidden, read_head_rows(self.head, s), read_head_bias(self.head, s))
                     for s in candidates.slices
                 ]
             )
@@ -105,6 +107,7 @@ class SlicedHead:
             logits = _join([self.head.compute_logits(hidden, s) for s in candidates.slices])
         else:
             logits = self.head(hidden)[:, candidates.ids]
+        logits = self.rule.apply(logits)
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
 
     def compute_guided_logits(self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates) -> Tensor:
@@ -112,7 +115,7 @@ class SlicedHead:
 
         A linear head is run once, on the combined states.
         """
-        if not isinstance(self.head, ImageHead):
+        if not isinstance(self.head, ImageHead) and self.rule.cap is None:
             return self.compute_logits(combine(hidden, other, scales), candidates)
         own, unconditional = (self.compute_logits(states, candidates) for states in (hidden, other))
         logits = combine(own, unconditional, scales)

@@ -18,11 +18,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from unimodal.model.comparison import find_tolerance, measure_difference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 XFORMERS = "xformers"
 VARLEN = "varlen"
@@ -260,18 +265,57 @@ def find_xformers_problem() -> str | None:
     return None
 
 
-def set_attention(model: nn.Module, name: str = "auto") -> str:
+def set_attention(model: PreTrainedModel, name: str = "auto") -> str:
     """Choose the attention of a Hugging Face model for packed training and return its name.
 
-    ``auto``: ``xformers`` for a model on CUDA where it runs, otherwise ``varlen``, which is sdpa's kernel.
+    ``auto``: ``xformers`` for a model on CUDA where it runs, otherwise ``varlen``, which is sdpa's kernel; for a model
+    whose attention is more than that kernel (Gemma 2's soft cap) or that does not tell it the documents, the one that
+    it came with, "sdpa" or "eager". Raises ValueError for one that does not keep the documents of a row apart.
     """
     register_attention()
     if name not in ("auto", VARLEN, XFORMERS, "sdpa", "eager"):
         raise ValueError(f"attention {name!r} is unknown; use auto, {VARLEN}, {XFORMERS}, sdpa or eager")
+    if name == XFORMERS and (problem := find_xformers_problem()) is not None:
+        raise ValueError(f"attention 'xformers' cannot be used ({problem}); use 'auto', 'varlen' or 'sdpa'")
+    own = model.config._attn_implementation
+    own = own if own in ("sdpa", "eager") else "sdpa"
+    choices = [name]
     if name == "auto":
         on_cuda = next(model.parameters()).is_cuda
-        name = XFORMERS if on_cuda and find_xformers_problem() is None else VARLEN
-    elif name == XFORMERS and (problem := find_xformers_problem()) is not None:
-        raise ValueError(f"attention 'xformers' cannot be used ({problem}); use 'auto', 'varlen' or 'sdpa'")
-    model.set_attn_implementation(name)
-    return name
+        choices = [XFORMERS if on_cuda and find_xformers_problem() is None else VARLEN, own]
+    for chosen in choices:
+        if try_attention(model, chosen):
+            return chosen
+    fix = "" if name == "auto" else "; use 'auto'"
+    raise ValueError(f"{type(model).__name__} does not keep the documents of a row apart with attention {name!r}{fix}")
+
+
+@torch.no_grad()
+def try_attention(model: PreTrainedModel, name: str) -> bool:
+    """Choose an attention if this model can use it, else leave the one it has; says which.
+
+    It can where it gives what the one before gave, and where the documents of a row, told by positions that restart,
+    are read as if each stood alone.
+    """
+    register_attention()
+    ours, before = name in (VARLEN, XFORMERS), model.config._attn_implementation
+    backbone, device = model.get_decoder(), next(model.parameters()).device
+    row = torch.tensor([[0, 1, 2, 0, 1, 3]], device=device)
+    positions = torch.arange(3, device=device).repeat(2)[None]
+    packing = {"packing": Packing.from_position_ids(positions)} if ours else {}
+    was_training, fits = model.training, False
+    model.eval()
+    try:
+        alone = backbone(input_ids=row[:, :3], position_ids=positions[:, :3], use_cache=False).last_hidden_state
+        model.set_attn_implementation("sdpa" if ours else name)  # ours is sdpa's kernel
+        model.set_attn_implementation(name)
+        packed = backbone(input_ids=row, position_ids=positions, use_cache=False, **packing).last_hidden_state
+        expected = torch.cat([alone, alone[:, :2]], 1)
+        fits = measure_difference(packed[:, :5], expected) <= find_tolerance(model)
+    except (ValueError, TypeError, RuntimeError):
+        pass  # transformers refuses models whose attention is more than sdpa's; a forward may take no more arguments
+    finally:
+        model.train(was_training)
+        if not fits:
+            model.set_attn_implementation(before)
+    return fits

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
 
 from unimodal.files import describe_error, is_hub_id, read_json, suggest_path
-from unimodal.model.image_head import attach_image_head
+from unimodal.model.base_check import check_base
+from unimodal.model.image_head import ImageHead, attach_image_head
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 #: hub id → folder below the data folder where tools/fetch_data.py unpacks the package with the same model
@@ -117,6 +118,11 @@ def load_base(
             del model.config.quantization_config
         model.to(getattr(torch, precision))
     attach_image_head(model, source)
+    if type(model).__name__ not in OTHER_DECODERS and not isinstance(model.get_output_embeddings(), ImageHead):
+        try:
+            check_base(model)
+        except ValueError as error:
+            raise ValueError(f"the base model {text!r} ({type(model).__name__}) cannot be used: {error}") from None
     model.config.use_cache = False  # a cache, even in training, makes packed documents leak into each other
     return LoadedBase(text, model, tokenizer)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unimodal.config import Config
 
 ADAPTER = "default"
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "query_key_value", "dense", "c_attn")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj", "query_key_value", "dense", "c_attn")
 
 
 class LoraSettings(Config):
@@ -33,10 +33,22 @@ class LoraSettings(Config):
     dora: bool = False
 
 
+def find_linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The decoder's linear layers by name: `nn.Linear`, and GPT-2's Conv1D, which is one with its weight transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: m for name, m in model.get_decoder().named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+
+
 def list_linear_names(model: nn.Module) -> list[str]:
     """The last names of the decoder's linear layers, such as q_proj and down_proj."""
-    found = (name.rpartition(".")[2] for name, m in model.get_decoder().named_modules() if isinstance(m, nn.Linear))
-    return sorted(set(found))
+    return sorted({_name_target(name) for name in find_linear_layers(model)})
+
+
+def _name_target(name: str) -> str:
+    """The last part of a layer's name; with the one before it where the last is a number, as in a Sequential."""
+    *_, before, last = ("", *name.split("."))
+    return f"{before}.{last}" if last.isdigit() else last
 
 
 def make_peft_config(model: nn.Module, settings: LoraSettings, base_name: str = "") -> Any:
@@ -44,6 +56,8 @@ def make_peft_config(model: nn.Module, settings: LoraSettings, base_name: str = 
     from peft import LoraConfig
 
     names = list_linear_names(model)
+    if not names:
+        raise ValueError(f"lora: {type(model).__name__} has no linear layers; train its new rows alone (lora: null)")
     if settings.targets == "all":
         targets = names
     elif settings.targets == "attention":
@@ -52,7 +66,10 @@ def make_peft_config(model: nn.Module, settings: LoraSettings, base_name: str = 
         targets = sorted(settings.targets)
     unknown = [name for name in targets if name not in names]
     if unknown or not targets:
-        raise ValueError(f"lora.targets: no linear layer {unknown[0] if unknown else 'fits'}; use {', '.join(names)}")
+        missing = f"no linear layer {unknown[0]}" if unknown else "no layer of that kind"
+        raise ValueError(f"lora.targets: {missing}; use {', '.join(names)}")
+    layers = find_linear_layers(model)
+    transposed = [name for name, layer in layers.items() if not isinstance(layer, nn.Linear)]
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
@@ -62,6 +79,7 @@ def make_peft_config(model: nn.Module, settings: LoraSettings, base_name: str = 
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         base_model_name_or_path=base_name or None,
+        fan_in_fan_out=any(_name_target(name) in targets for name in transposed),
     )
 
 

@@ -5,6 +5,9 @@ untouched; the new rows are a parameter of their own on the input side and, unle
 the output side (peft's trainable indices train the input side of an untied model only, and resizing the base copies its
 whole table into the optimizer). ``merge_rows`` concatenates both into a stock model of the same architecture.
 
+A new row is what a row of the base is: a table that scales what it looks up (Gemma's) scales new rows too. A bias of
+the head is 0 for them.
+
 Shapes: B batch, N tokens, D width, V base rows, R new rows.
 """
 
@@ -35,6 +38,22 @@ def draw_initial_rows(base: Tensor, num_rows: int, seed: int = 0) -> Tensor:
     return (used.mean(0) + noise * spread).to(base.dtype)
 
 
+def find_embedding_scale(table: nn.Embedding) -> float:
+    """What a base's embedding table multiplies its rows by: sqrt(D) in Gemma's, 1 in most.
+
+    ValueError for a table that makes something else of its rows.
+    """
+    if type(table) is nn.Embedding:
+        return 1.0
+    found = getattr(table, "embed_scale", 1.0)  # transformers has a class of its own for each family
+    scale = float(found)
+    rows = torch.arange(min(table.num_embeddings, 64), device=table.weight.device)
+    with torch.no_grad():
+        if not torch.allclose(table(rows).float(), table.weight[rows].float() * scale, rtol=2e-2, atol=1e-6):
+            raise ValueError(f"its embedding table is a {type(table).__name__}, which does more than scale its rows")
+    return scale
+
+
 class ExtendedEmbedding(nn.Module):
     """An embedding of V frozen rows and R new ones: ids [B, N] -> [B, N, D], without joining the two tables."""
 
@@ -43,12 +62,15 @@ class ExtendedEmbedding(nn.Module):
         self.base = base
         self.new_rows = new_rows  # [R, D]
         self.num_base = base.num_embeddings
+        self.scale = find_embedding_scale(base)
 
     def forward(self, ids: Tensor) -> Tensor:
         is_new = ids >= self.num_base
         old = self.base(ids.masked_fill(is_new, 0))
-        new = F.embedding((ids - self.num_base).clamp(min=0), self.new_rows)
-        return torch.where(is_new[..., None], new.to(old.dtype), old)
+        new = F.embedding((ids - self.num_base).clamp(min=0), self.new_rows).to(old.dtype)
+        if self.scale != 1.0:  # rounded as the base's own factor is
+            new = new * new.new_tensor(self.scale)
+        return torch.where(is_new[..., None], new, old)
 
 
 class ExtendedHead(nn.Module):
@@ -80,6 +102,13 @@ class ExtendedHead(nn.Module):
             found.append(self.new_rows[max(rows.start - self.num_base, 0) : rows.stop - self.num_base])
         return found
 
+    def select_biases(self, rows: range) -> list[Tensor | None]:
+        """The biases [k] of the same parts: the base's, none of new rows."""
+        if self.base.bias is None:
+            return [None for _ in self.select_parts(rows)]
+        old = [self.base.bias[rows.start : min(rows.stop, self.num_base)]] if rows.start < self.num_base else []
+        return [*old, None] if rows.stop > self.num_base else [*old]
+
 
 class UntiedExtendedHead(ExtendedHead):
     def __init__(self, base: nn.Linear, new_rows: nn.Parameter) -> None:
@@ -107,10 +136,27 @@ def select_head_parts(head: nn.Module, rows: range) -> list[Tensor]:
     return head.select_parts(rows) if isinstance(head, ExtendedHead) else [head.weight[rows.start : rows.stop]]
 
 
+def select_head_biases(head: nn.Module, rows: range) -> list[Tensor | None]:
+    """The biases of the same parts, each [k] or None."""
+    if isinstance(head, ExtendedHead):
+        return head.select_biases(rows)
+    bias = head.bias if isinstance(head, nn.Linear) else None
+    return [None if bias is None else bias[rows.start : rows.stop]]
+
+
 def read_head_rows(head: nn.Module, rows: range) -> Tensor:
     """The same in one tensor [len(rows), D], in the precision of the head's first part."""
     parts = select_head_parts(head, rows)
     return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts])
+
+
+def read_head_bias(head: nn.Module, rows: range) -> Tensor | None:
+    """The biases [len(rows)] in one tensor; None for a head without."""
+    biases = select_head_biases(head, rows)
+    if all(bias is None for bias in biases):
+        return None
+    pairs = zip(biases, select_head_parts(head, rows), strict=True)
+    return torch.cat([part.new_zeros(len(part)) if bias is None else bias.to(part.dtype) for bias, part in pairs])
 
 
 def extend_rows(
@@ -131,8 +177,8 @@ def extend_rows(
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, ExtendedEmbedding):
         raise ValueError("this model already has new rows; merge them first")
-    if not isinstance(head, nn.Linear) or head.bias is not None:
-        raise ValueError(f"the head is {head}; new rows need a Linear without a bias")
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"the head is {head}; new rows need a Linear")
     if embedding.num_embeddings != head.out_features:
         raise ValueError(f"the tables have {embedding.num_embeddings} and {head.out_features} rows; they must agree")
     if num_rows < 1:
@@ -187,16 +233,18 @@ def merge_rows(model: nn.Module) -> nn.Module:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows to merge")
-    tied = isinstance(head, TiedExtendedHead)
-    weight = torch.cat([embedding.base.weight, embedding.new_rows.to(embedding.base.weight.dtype)])
-    merged = nn.Embedding(*weight.shape, padding_idx=embedding.base.padding_idx, _weight=weight)
-    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    if tied:
-        joined.weight = merged.weight
+    table, matrix = embedding.base, head.base  # of their own classes, which may scale what they look up
+    weight = torch.cat([table.weight, embedding.new_rows.to(table.weight.dtype)])
+    if isinstance(head, TiedExtendedHead):
+        table.weight = matrix.weight = nn.Parameter(weight)
     else:
-        joined.weight = nn.Parameter(torch.cat([head.base.weight, head.new_rows.to(head.base.weight.dtype)]))
-    model.set_input_embeddings(merged)
-    model.set_output_embeddings(joined)
+        table.weight = nn.Parameter(weight)
+        matrix.weight = nn.Parameter(torch.cat([matrix.weight, head.new_rows.to(matrix.weight.dtype)]))
+    if matrix.bias is not None:
+        matrix.bias = nn.Parameter(F.pad(matrix.bias, (0, len(weight) - len(matrix.bias))))
+    table.num_embeddings = matrix.out_features = len(weight)
+    model.set_input_embeddings(table)
+    model.set_output_embeddings(matrix)
     model.config.vocab_size = weight.shape[0]
     if hasattr(model, "vocab_size"):
         model.vocab_size = weight.shape[0]

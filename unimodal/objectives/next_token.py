@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.media.registry import find_medium
 from unimodal.model.image_head import ImageHead
-from unimodal.model.rows import select_head_parts
+from unimodal.model.logits import PLAIN, LogitRule, read_logit_rule
+from unimodal.model.rows import select_head_biases, select_head_parts
 from unimodal.objectives.cross_entropy import MAX_LOGITS, chunked_cross_entropy
 from unimodal.vocabulary import Vocabulary
 
@@ -184,6 +185,7 @@ def sliced_cross_entropy(
         z_loss=z_loss,
         modality_weights=modality_weights,
         softmax=softmax,
+        rule=read_logit_rule(model),
     )
 
 
@@ -234,8 +236,12 @@ def compute_token_losses(
     groups: HeadGroups,
     softmax: str = "block",
     max_logits: int = MAX_LOGITS,
+    rule: LogitRule = PLAIN,
 ) -> TokenLosses:
-    """The head and the loss at hidden states [B, N, D] of tokens [B, N], with already shifted targets [B, N]."""
+    """The head and the loss at hidden states [B, N, D] of tokens [B, N], with already shifted targets [B, N].
+
+    rule: what the model does to the head's products (`read_logit_rule`).
+    """
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])  # [B*N, D]
     flat_targets = targets.reshape(-1)
     where = (flat_targets != IGNORE).nonzero().squeeze(1)  # [P]
@@ -256,11 +262,13 @@ def compute_token_losses(
             places = index[chosen]
             rows = [*spec.pieces, *(range(row, row + 1) for row in spec.exits)]
         selected = flat_hidden.index_select(0, where[chosen])  # [P, D]
+        biases: list[Tensor | None] = []
         if isinstance(head, ImageHead):
             selected, parts = head.split_linear(selected, rows)
         else:
             parts = [part for piece in rows for part in select_head_parts(head, piece)]
-        loss, lse = chunked_cross_entropy(selected, places, parts, max_logits)
+            biases = [bias for piece in rows for bias in select_head_biases(head, piece)]
+        loss, lse = chunked_cross_entropy(selected, places, parts, max_logits, biases, rule)
         losses.append(loss)
         lses.append(lse)
         order.append(chosen)
@@ -282,7 +290,8 @@ def cross_entropy_from_hidden(
     modality_weights: Mapping[str, float] | None = None,
     softmax: str = "block",
     max_logits: int = MAX_LOGITS,
+    rule: LogitRule = PLAIN,
 ) -> SlicedLoss:
     """The head and the loss for hidden states [B, N, D] at tokens [B, N] with already shifted targets [B, N]."""
-    losses = compute_token_losses(hidden, ids, targets, head, groups, softmax, max_logits)
+    losses = compute_token_losses(hidden, ids, targets, head, groups, softmax, max_logits, rule)
     return losses.reduce(z_loss, modality_weights)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from unimodal.model.attention import Packing
+from unimodal.model.logits import read_logit_rule
 from unimodal.objectives.next_token import (
     IGNORE,
     HeadGroups,
@@ -33,7 +34,8 @@ class PackedLoss(nn.Module):
         self.model = model
         self.cfg = cfg or LossConfig()
         self.groups, self.modalities = HeadGroups.from_vocabulary(vocabulary), vocabulary.modalities
-        self.watch_layer = max(0, len(model.get_decoder().layers) * 3 // 4 - 1)
+        self.rule = read_logit_rule(model)
+        self.watch_layer = max(0, int(model.config.num_hidden_layers) * 3 // 4 - 1)
         #: the model at the start: a copy of what is trained, beside the same frozen weights
         self.history: nn.Module | None = None
         if self.cfg.keep_share < 1:
@@ -86,7 +88,8 @@ class PackedLoss(nn.Module):
         ).last_hidden_state
         targets = shift_labels(labels, position_ids)
         head = model.get_output_embeddings()
-        return compute_token_losses(hidden, ids, targets, head, self.groups, self.cfg.softmax, self.cfg.max_logits)
+        cfg = self.cfg
+        return compute_token_losses(hidden, ids, targets, head, self.groups, cfg.softmax, cfg.max_logits, self.rule)
 
     @torch.no_grad()
     def _weigh_tokens(self, losses: TokenLosses, earlier: Tensor, labels: Tensor, packing: Packing) -> Tensor:

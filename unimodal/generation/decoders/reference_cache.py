@@ -1,18 +1,21 @@
 """The cache of the reference decoder: a stock DynamicCache whose layers write into room that was made once.
 
 A stock layer joins the old keys and the new ones to a new tensor at every step: for each token the whole cache is
-copied, which late in a long sequence costs more than everything else. Layers that are no plain DynamicLayer (a sliding
-window) stay as they are. Whoever puts other tensors in the place of `keys` and `values`, as cutting and selecting
-streams do, is heeded: the next step makes room for those.
+copied, which late in a long sequence costs more than everything else. Layers with a sliding window hold everything too,
+and the mask keeps the window: so streams of unequal lengths stand side by side, and what was read can be cut, taken
+over by a later prompt and joined by newcomers. Whoever puts other tensors in the place of `keys` and `values`, as
+cutting and selecting streams do, is heeded: the next step makes room for those.
 
 Shapes: S streams, K key/value heads, L slots in use, C capacity, W head width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 
 class RoomyLayer(DynamicLayer):
@@ -52,18 +55,38 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
-    """A DynamicCache for this model whose full-attention layers have room for ``capacity`` slots."""
+    """A DynamicCache for this model whose layers have room for ``capacity`` slots."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    held = (DynamicLayer, DynamicSlidingWindowLayer)
+    cache.layers = [RoomyLayer(capacity) if type(layer) in held else layer for layer in cache.layers]
     return cache
 
 
 def is_whole(layer: CacheLayerMixin) -> bool:
-    """Whether a layer holds every token, as one with a sliding window does not."""
+    """Whether a layer holds keys and values of every token, not a state that they became."""
     return type(layer) in (DynamicLayer, RoomyLayer)
 
 
 def check_whole(layer: CacheLayerMixin, done: str) -> None:
-    """ValueError for a layer that does not hold every token (a sliding window), so that it cannot be ``done``."""
+    """ValueError for a layer that does not hold keys and values of every token, so that it cannot be ``done``."""
     if not is_whole(layer):
         raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be {done}")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Which layers of a model see the latest ``length`` tokens only.
+
+    by_layer: whether its forward takes a mask for each kind of layer (`layer_types`), or one for all.
+    """
+
+    length: int
+    by_layer: bool
+
+
+def find_windows(config: PreTrainedConfig) -> Windows | None:
+    """The sliding window of a model; None where all layers see all."""
+    kinds = [layer for layer in DynamicCache(config=config).layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    if not kinds:
+        return None
+    return Windows(min(layer.sliding_window for layer in kinds), bool(config.to_dict().get("layer_types")))

@@ -7,7 +7,6 @@ Shapes: S streams, P tokens of a step, C slots in all, K key/value heads, W head
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from unimodal.generation.decoders.flush_streams import (
     plan_moves,
 )
 from unimodal.generation.decoders.step_decoder import Prefix, StreamCache
+from unimodal.model.base_check import find_cache_name
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -34,13 +34,16 @@ class ReferenceDecoder:
     cache: DynamicCache
     length: int  # slots in use
     pads: Tensor  # int64 [S], slots of left padding
+    places: Tensor  # int64 [S, slots in use], the position of each slot
     num_computed: int
 
     def __init__(self, model: PreTrainedModel) -> None:
+        from unimodal.generation.decoders.reference_cache import find_windows
+
         self.model = model
         self.backbone: PreTrainedModel = model.get_decoder()
-        names = inspect.signature(type(self.backbone).forward).parameters  # transformers renamed it in 5.24
-        self._cache_name = "cache" if "cache" in names else "past_key_values"
+        self._cache_name = find_cache_name(self.backbone)
+        self._windows = find_windows(self.backbone.config)
 
     @property
     def intercepted(self) -> bool:
@@ -58,11 +61,11 @@ class ReferenceDecoder:
         self.length = 0
         self.num_computed = count_unread(prompts, prefixes)
         first = ids.shape[1] - self.num_computed
+        self.places = (torch.arange(max(first, 0), device=device) - self.pads[:, None]).clamp(min=0)
         if first > 0:
             given = next(prefix for prefix in prefixes if prefix is not None)
-            for number, (key, _) in enumerate(given.cache.layers):
-                shape = (len(prompts), key.shape[0], first, key.shape[2])
-                keys, values = key.new_zeros(shape), key.new_zeros(shape)
+            for number, layer in enumerate(given.cache.layers):
+                keys, values = (held.new_zeros(len(prompts), held.shape[0], first, held.shape[2]) for held in layer)
                 for stream, prefix in enumerate(prefixes):
                     pad = int(self.pads[stream])
                     if prefix is not None and pad < first:
@@ -81,10 +84,12 @@ class ReferenceDecoder:
             offsets = torch.arange(ids.shape[1], device=ids.device)[None]
         positions = (begin - self.pads[:, None] + offsets).clamp(min=0)  # [S, P]
         self.length = end
+        self.places = torch.cat([self.places, positions.expand(len(self.pads), -1)], 1)
+        mask: Tensor | dict[str, Tensor]
         if visible is None:
             mask = (torch.arange(end, device=ids.device)[None, :] >= self.pads[:, None]).long()  # [S, end]
         else:
-            mask = build_visible_mask(visible, self.pads, begin, end)[:, None]  # [S, 1, P, end]
+            mask = self._mask_visible(build_visible_mask(visible, self.pads, begin, end), positions)
         out = self.backbone(
             input_ids=ids,
             attention_mask=mask,
@@ -93,6 +98,22 @@ class ReferenceDecoder:
             **{self._cache_name: self.cache},
         )
         return out.last_hidden_state if every else out.last_hidden_state[:, -1]
+
+    def _mask_visible(self, seen: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
+        """seen bool [S, P, C] of tokens at positions [S, P] → what is added to the scores, [S, 1, P, C], of all layers
+        or of each kind of layer."""
+        kind = self.model.dtype
+        lowest = torch.finfo(kind).min
+
+        def add(mask: Tensor) -> Tensor:  # "eager" takes no bools
+            return torch.zeros(mask.shape, dtype=kind, device=mask.device).masked_fill_(~mask, lowest)[:, None]
+
+        if self._windows is None:
+            return add(seen)
+        near = seen & (positions[:, :, None] - self.places[:, None] < self._windows.length)
+        if not self._windows.by_layer:
+            return add(near)
+        return {"full_attention": add(seen), "sliding_attention": add(near)}
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
         from unimodal.generation.decoders.reference_cache import check_whole
@@ -107,13 +128,14 @@ class ReferenceDecoder:
                 held.gather(2, index[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3]))
                 for held in (layer.keys, layer.values)  # [S, K, C, W]
             )
+        self.places = self.places.gather(1, index)
         self.length = length
 
     def keep(self, streams: Sequence[int]) -> None:
         from unimodal.generation.decoders.reference_cache import is_whole
 
         index = torch.tensor(list(streams), dtype=torch.int64, device=self.pads.device)
-        self.pads = self.pads[index]
+        self.pads, self.places = self.pads[index], self.places[index]
         self.cache.batch_select_indices(index)
         if all(is_whole(layer) for layer in self.cache.layers):
             self.pads, gap = close_gap(self.pads)

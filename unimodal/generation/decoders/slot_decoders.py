@@ -189,7 +189,7 @@ class ReferenceSlots(ReferenceDecoder):
         for layer in fresh.cache.layers:
             check_whole(layer, "joined; answer one by one")
         if not self.length:
-            self.cache, self.pads, self.length = fresh.cache, fresh.pads, fresh.length
+            self.cache, self.pads, self.length, self.places = fresh.cache, fresh.pads, fresh.length, fresh.places
             return hidden
         length = max(self.length, fresh.length)
         ours, theirs = length - self.length, length - fresh.length
@@ -197,6 +197,7 @@ class ReferenceSlots(ReferenceDecoder):
             layer.keys = torch.cat([_pad_slots(layer.keys, ours), _pad_slots(other.keys, theirs)])
             layer.values = torch.cat([_pad_slots(layer.values, ours), _pad_slots(other.values, theirs)])
         self.pads = torch.cat([self.pads + ours, fresh.pads + theirs])
+        self.places = torch.cat([F.pad(self.places, (ours, 0)), F.pad(fresh.places, (theirs, 0))])
         self.length = length
         return hidden
 
@@ -210,7 +211,7 @@ class ReferenceSlots(ReferenceDecoder):
         spare = int(self.pads.min())
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
-        self.pads = self.pads - spare
+        self.pads, self.places = self.pads - spare, self.places[:, spare:]
         self.length -= spare
 
 

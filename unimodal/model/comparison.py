@@ -1,0 +1,26 @@
+"""When two ways of computing hidden states agree: up to the rounding of the model's precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Relative differences that are rounding: of float32, and of half precision and 8 bits.
+EXACT, ROUNDED = 1e-3, 0.25
+
+
+def find_tolerance(model: PreTrainedModel) -> float:
+    """The relative difference of hidden states that a model's precision explains."""
+    return EXACT if all(p.dtype == torch.float32 for p in model.parameters()) else ROUNDED
+
+
+def measure_difference(found: Tensor, expected: Tensor) -> float:
+    """The largest relative difference of the states of a token; both [..., D]."""
+    found, expected = found.float(), expected.float()
+    gap = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-6)
+    return float(gap.max())
