@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.tiny_bases import BASES, MORE_BASES, REFUSED
 from unimodal.cli.app import app
 from unimodal.compression import METHODS, Method
 from unimodal.data.datasets import DatasetConfig
@@ -143,3 +144,15 @@ def test_the_settings_that_a_resumed_run_may_change():
     free |= {f"corpus.datasets.*.{name}" for name in list_free_settings(DatasetConfig)}
     listed = [name.strip(" `") for cell in read_table("training.md", "may change") for name in cell.split(",")]
     assert sorted(listed) == sorted(free)
+
+
+def test_the_page_names_the_bases_that_are_tested_and_those_that_are_refused():
+    refused = read_table("training.md", "type")
+    assert {name: row["refused because"] for name, row in refused.items()} == {
+        name: reason for name, (_, reason) in REFUSED.items()
+    }
+    [named] = re.findall(
+        r"for these types:\n\n(.*?)\.\n", (DOCS / "training.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    first, second = (re.findall("`([a-z0-9_]+)`", part) for part in named.split("and in `make study`"))
+    assert first == list(BASES) and second == list(MORE_BASES)

@@ -17,9 +17,12 @@ from tests.tiny_model import tiny_folder, tiny_model
 from unimodal.cli.app import main
 from unimodal.export import stock
 from unimodal.export.stock import export_model
+from unimodal.generation.request import GenerationConfig
+from unimodal.generation.sampling import GREEDY
 from unimodal.model.adapter import load_adapter
 from unimodal.model_folder.find import find_model
 from unimodal.pipeline import load
+from unimodal.sequence.document import Document
 from unimodal.vocabulary import read_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,10 +64,33 @@ def test_a_merged_adapter_has_the_same_logits_and_greedy_ids_in_stock_classes(ad
         [{"role": "user", "content": "what is this?"}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
     greedy = [
-        model.generate(prompt, do_sample=False, max_new_tokens=24, eos_token_id=None, pad_token_id=0)[0].tolist()
+        model.generate(
+            prompt, do_sample=False, max_new_tokens=24, eos_token_id=None, pad_token_id=0, suppress_tokens=[]
+        )[0].tolist()
         for model in (before.eval(), after)
     ]
     assert greedy[0] == greedy[1] and len(set(greedy[0][prompt.shape[1] :])) > 3
+
+
+def test_a_text_answer_of_a_stock_engine_is_ours(adapters, tmp_path):
+    """No code, control or reserved row, which this random model would write often; and the ids are the engine's."""
+    from transformers import AutoModelForCausalLM
+
+    export_model(adapters[True], tmp_path / "out")
+    stock_model, own = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), load(tmp_path / "out", device="cpu")
+    vocabulary, changed = own.vocabulary, 0
+    for question in ("what is this?", "a blue car", "the old man"):
+        prompt = own.template.render(Document((own.user_turn(question),)), add_generation_prompt=True).ids.tolist()
+        answer = own.engine.generate(
+            [prompt], GenerationConfig(max_new_tokens=16, allow=("text",), sampling={"text": GREEDY})
+        )[0]
+        ids, options = torch.tensor([prompt]), {"do_sample": False, "max_new_tokens": 16}
+        found = stock_model.generate(ids, **options)[0, len(prompt) :].tolist()
+        assert all(vocabulary.is_text(row) or row == vocabulary.control_id("<|end_of_turn|>") for row in found)
+        assert found[: len(answer) - 1] == answer[:-1], "ours writes its end within the limit"
+        free = stock_model.generate(ids, **options, suppress_tokens=[])[0, len(prompt) :].tolist()
+        changed += free != found
+    assert changed, "without the list it would write codes"
 
 
 @pytest.mark.parametrize("tied", [True, False])

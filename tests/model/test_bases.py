@@ -69,7 +69,7 @@ def check_loss(model, vocabulary, documents):
 
 
 @torch.no_grad()
-def check_engine(model, vocabulary):
+def check_engine(model, vocabulary, thorough=True):
     """Greedy ids are the model's own, alone, in a batch, in one that rows join, in a session, and written ahead."""
     engine = Engine(model, vocabulary)
     greedy = dict.fromkeys(("text", "image", "audio"), GREEDY)
@@ -96,6 +96,8 @@ def check_engine(model, vocabulary):
     while len(batch):
         found |= {done.key: done.answer for done in batch.advance_rows()}
     assert [found[key] for key in keys] == together, "rows that join and leave"
+    if not thorough:
+        return
     session = engine.open_session()
     assert engine.generate(prompts[2:], configs[2], session=session) == together[2:], "alone"
     behind, beginning = (
@@ -109,7 +111,7 @@ def check_engine(model, vocabulary):
     assert engine.generate(prompts, configs, method=TokenRecycling()) == together, "a tree of guesses"
 
 
-def check_base_everywhere(kind, tied, vocabulary, folder):
+def check_base_everywhere(kind, tied, vocabulary, folder, thorough=True):
     """Logits of text and media: adapter = reloaded = merged = saved = the stock class; the loss; the engine."""
     from transformers import AutoModelForCausalLM
 
@@ -130,14 +132,15 @@ def check_base_everywhere(kind, tied, vocabulary, folder):
         check_equal(stock(ids).logits, expected)
     assert stock.config.vocab_size == vocabulary.size
     assert (stock.get_output_embeddings().weight is stock.get_input_embeddings().weight) is tied
-    check_engine(stock, vocabulary)
+    check_engine(stock, vocabulary, thorough)
 
 
 @pytest.mark.parametrize("kind", BASES)
 def test_a_base_is_the_same_everywhere(kind, campaign, vocabulary, tmp_path):
+    special = is_study() or "sliding_window" in BASES[kind] or kind in ("gpt2", "granite")
     for number, _ in enumerate(campaign(slice=1, whole=2)):
         tied = bool((list(BASES).index(kind) + number) % 2)
-        check_base_everywhere(kind, tied, vocabulary, tmp_path / str(number))
+        check_base_everywhere(kind, tied, vocabulary, tmp_path / str(number), special)
 
 
 @pytest.mark.study

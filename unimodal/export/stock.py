@@ -122,7 +122,9 @@ def export_model(
         write_decoder(model, new, vocabulary, max_shard_size)
         for name, text in code_files(type(model).__name__).items():
             (new / name).write_text(text, encoding="utf-8")
-        _write_settings(source, new, vocabulary, int(model.config.max_position_embeddings))
+        _write_settings(
+            source, new, vocabulary, int(model.config.max_position_embeddings), int(model.config.vocab_size)
+        )
         write_json(new / EXPORT_FILE, _record(source, adapter, model))
 
 
@@ -216,12 +218,27 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not any(real.is_relative_to(place) for place in places)
 
 
-def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positions: int) -> None:
+def list_suppressed_rows(vocabulary: Vocabulary, num_rows: int) -> list[int]:
+    """The rows that no text answer of ours holds: all but those of plain text and the end of the turn.
+
+    A stock engine knows nothing of our grammar; told these, it writes words where we do, and no codes between them.
+    """
+    written = {row for rows in vocabulary.text_ranges for row in rows} | {vocabulary.control_id("<|end_of_turn|>")}
+    return [row for row in range(num_rows) if row not in written]
+
+
+def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positions: int, num_rows: int) -> None:
     path = source / GENERATION_FILE
     own = read_json(path).get("unimodal", {}) if path.is_file() else {}
     processor = read_processor(source)
     longest = _longest_answer(vocabulary, processor, max_positions)
-    write_json(new / GENERATION_FILE, {**list_special_ids(vocabulary), "max_new_tokens": longest, "unimodal": own})
+    generation = {
+        **list_special_ids(vocabulary),
+        "max_new_tokens": longest,
+        "suppress_tokens": list_suppressed_rows(vocabulary, num_rows),
+        "unimodal": own,
+    }
+    write_json(new / GENERATION_FILE, generation)
     settings = processor.model_dump(mode="json")
     write_json(new / PROCESSOR_FILE, {**settings, "processor_class": PROCESSOR_CLASS, "auto_map": PROCESSOR_MAP})
     for path in (new / "recipe.yaml", new / "recipe.json"):

@@ -79,7 +79,7 @@ def _check_forwards(model: PreTrainedModel) -> None:
 
     weight, limit = model.get_input_embeddings().weight, find_tolerance(model)
     backbone, device = model.get_decoder(), weight.device
-    a, b, c, d = range(4)
+    a, b, c, d = 3, 1, 2, 0  # unlike any positions
     alone = torch.tensor([[a, b, c]], device=device)
     places = torch.arange(3, device=device)[None]
     was_training = model.training
@@ -118,12 +118,22 @@ def _check_forwards(model: PreTrainedModel) -> None:
 
 def _run_whole(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """What goes into the head and what the model makes of it: [B, N, D] and [B, N, V]."""
-    fed: list[Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))
+    table, fed = model.get_input_embeddings(), []  # what goes into the head
+    looked_up: list[Tensor] = []  # in other tables
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        looked_up.extend(inputs[:1])
+
+    handles = [model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))]
+    others = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not table)
+    handles += [other.register_forward_pre_hook(look) for other in others]
     try:
         output = model(input_ids=ids, position_ids=positions, use_cache=False)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+    if any(torch.equal(seen, ids) for seen in looked_up):
+        raise ValueError("it looks its tokens up in a second table, which new rows would lack")
     states = model.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
     if not fed or fed[0].shape != states.shape:
         raise ValueError("its head is not fed what its decoder returns")
