@@ -70,6 +70,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({}, "the documents that are packed in one row see each other"),
     "gpt_oss": ({**HEAD, "num_local_experts": 4}, "the documents that are packed in one row see each other"),
     "bert": ({}, "its logits are not its head's products"),
+    "gemma4_text": (
+        {**HEAD, "vocab_size_per_layer_input": PADDED, "hidden_size_per_layer_input": 8},
+        "it looks its tokens up in a second table",
+    ),
 }
 
 
