@@ -140,6 +140,7 @@ class ReferenceDecoder:
         if all(is_whole(layer) for layer in self.cache.layers):
             self.pads, gap = close_gap(self.pads)
             self.length -= gap
+            self.places = self.places[:, gap:]
             for layer in self.cache.layers if gap else ():
                 layer.keys, layer.values = layer.keys[:, :, gap:], layer.values[:, :, gap:]
 
