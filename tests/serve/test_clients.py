@@ -233,3 +233,54 @@ def test_a_transcription_carries_the_notes_about_its_file(client, server, monkey
         raw = client.audio.transcriptions.with_raw_response.create(**ask, response_format=kind)
         assert raw.headers["x-notes"].startswith("the sound: its pictures")
     assert "NOTE the sound: its pictures" in raw.text
+
+
+# ---- /v1/responses
+
+FILE, PICTURE_FILE = {"type": "input_file", "file_id": "x"}, {"type": "input_image", "file_id": "x"}
+
+
+def test_a_response_is_what_a_chat_completion_says(client, server):
+    chat = client.chat.completions.create(
+        model=server.name,
+        messages=[{"role": "system", "content": "be brief"}, user(image_part(png()), "what?")],
+        seed=3,
+    )
+    parts = [
+        {"type": "input_image", "image_url": data_url(png(), "image/png"), "detail": "auto"},
+        {"type": "input_text", "text": "what?"},
+    ]
+    ask = {"model": server.name, "instructions": "be brief", "input": [{"role": "user", "content": parts}]}
+    whole = client.responses.create(**ask, metadata={"a": "b"}, extra_body={"seed": 3})
+    assert whole.output_text == chat.choices[0].message.content and whole.metadata == {"a": "b"}
+    assert whole.usage.input_tokens == chat.usage.prompt_tokens
+    assert (whole.status == "completed") == (chat.choices[0].finish_reason == "stop")
+    events = list(client.responses.create(**ask, stream=True, extra_body={"seed": 3}))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created" and events[-1].type == f"response.{whole.status}"
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == whole.output_text == events[-1].response.output_text and len(deltas) > 1
+    with client.responses.stream(**ask, extra_body={"seed": 3}) as stream:  # the client's own reading of the events
+        assert [event.type for event in stream if event.type.endswith("text.done")]
+    again = [*ask["input"], *(item.model_dump() for item in whole.output), {"role": "user", "content": "and?"}]
+    longer = client.responses.create(model=server.name, input=again, max_output_tokens=3)
+    assert longer.usage.input_tokens > whole.usage.input_tokens and longer.status == "incomplete"
+    assert longer.incomplete_details.reason == "max_output_tokens" and longer.usage.output_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": []}, "input"), ({"input": ""}, "input"), ({"input": "draw a red apple " * 600}, "input"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "wizard", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": "user", "content": [FILE]}]}, "input[0].content[0].file_id"),
+        ({"input": [{"role": "user", "content": [PICTURE_FILE]}]}, "input[0].content[0].file_id"),
+        ({"input": [{"role": "user", "content": 3}]}, "input[0].content"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"), ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"max_output_tokens": 0}, "max_output_tokens"), ({"model": "gpt-9"}, "model"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_request_for_a_response(server, change, param):
+    answer = server.post("/v1/responses", {"input": "hello", **change})
+    assert answer.status_code == (404 if param == "model" else 400) and answer.json()["error"]["param"] == param

@@ -45,10 +45,21 @@ async def complete_chat(exchange: Exchange) -> Response:
     return EventStream(exchange, answer.stream()) if asked.stream else JSONResponse(await answer.write())
 
 
+#: settings of an answer → the fields of a chat request that they come from
+FIELDS_OF_CHAT = {"prompt": "messages", "tokens": "max_tokens", "to": "modalities", "allow": "modalities"}
+
+
 async def prepare_answer(
-    service: Service, asked: ChatRequest, turns: Sequence[Turn], settings: AnswerSettings
+    service: Service,
+    asked: ChatRequest,
+    turns: Sequence[Turn],
+    settings: AnswerSettings,
+    names: Mapping[str, str] = FIELDS_OF_CHAT,
 ) -> ChatAnswer:
-    """The answer to turns of which the last is worded; nothing is begun yet. Raises ApiError for what does not fit."""
+    """The answer to turns of which the last is worded; nothing is begun yet. names: of fields, for `name_fields`.
+
+    Raises ApiError for what does not fit the model.
+    """
     document = await service.run(fit_history, service.model, turns, settings)
     spoken = service.model.wording.extract_speech(turns[-1].text) if settings.to == "audio" else None
     kind = asked.audio.format if asked.audio is not None else None
@@ -58,7 +69,7 @@ async def prepare_answer(
         own = settings.replace(seed=settings.seed + number)
         return Choice(service, reader, await service.prepare(document, own, reader), kind or "wav", spoken)
 
-    with name_fields(prompt="messages", tokens="max_tokens", to="modalities", allow="modalities"):
+    with name_fields(**names):
         choices = [await make_choice(number) for number in range(asked.n or 1)]
     return ChatAnswer(service, asked, choices, list_notes(document))
 

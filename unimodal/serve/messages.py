@@ -24,16 +24,18 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 WORDS = ("text", "refusal")  # types of parts that are words
 
 
-async def read_turns(messages: Sequence[ChatMessage], media: MediaInput, most_media: int) -> list[Turn]:
-    """The turns of a conversation. Raises ApiError for what cannot be used."""
+async def read_turns(
+    messages: Sequence[ChatMessage], media: MediaInput, most_media: int, field: str = "messages"
+) -> list[Turn]:
+    """The turns of a conversation. field: of the request, where they stand. Raises ApiError for what cannot be used."""
     num_media = sum(part.get("type") not in WORDS for one in messages for part in one.parts)
     num_media += sum(one.audio is not None for one in messages)
     if num_media > most_media:
         message = f"{num_media} media in one request; send at most {most_media}"
-        raise ApiError(400, message, "too_many_parts", "messages")
+        raise ApiError(400, message, "too_many_parts", field)
     turns = []
     for number, one in enumerate(messages):
-        where = f"messages[{number}]"
+        where = f"{field}[{number}]"
         if one.role not in ROLES:
             message = f"role {one.role[:40]!r} is not known; use {', '.join(ROLES)}"
             raise ApiError(400, message, "invalid_value", f"{where}.role")

@@ -1,6 +1,7 @@
 """The HTTP contract: what an answer looks like, and how a mistake is told. The requests are in `bodies.py`.
 
     POST /v1/chat/completions        words and media in, words and media out; SSE with "stream": true
+    POST /v1/responses               the same for words out, in the form of OpenAI's newer endpoint
     POST /v1/images/generations      {"prompt", "n", "size", "response_format", "seed", "guidance", "negative"}
     POST /v1/audio/speech            {"input", "voice", "response_format": mp3 | wav | flac | opus | pcm} → a sound
     POST /v1/audio/transcriptions    multipart: file, model, response_format (json | text | verbose_json | srt | vtt)

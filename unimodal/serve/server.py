@@ -22,6 +22,7 @@ from unimodal.serve.gate import Gate
 from unimodal.serve.media_endpoints import detokenize, draw_images, speak, tokenize
 from unimodal.serve.media_output import list_formats
 from unimodal.serve.protocol import ApiError
+from unimodal.serve.responses import respond
 from unimodal.serve.service import Service, as_api_error, make_error_response
 from unimodal.serve.settings import ServeConfig
 from unimodal.serve.transcription import transcribe
@@ -29,6 +30,7 @@ from unimodal.serve.transcription import transcribe
 STATIC = Path(__file__).parent / "static"
 POST = {
     "/v1/chat/completions": complete_chat,
+    "/v1/responses": respond,
     "/v1/images/generations": draw_images,
     "/v1/audio/speech": speak,
     "/v1/audio/transcriptions": transcribe,
