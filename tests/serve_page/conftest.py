@@ -71,7 +71,8 @@ def served(**settings):
     config = ServeConfig(port=0, **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AnswerReader, "__call__", slowly)
-        running, sock = make_server(strictly(create_app(tiny_model(), config))), listen(config)
+        running, sock = make_server(create_app(tiny_model(), config)), listen(config)
+        running.config.app = strictly(running.config.app)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         while not running.started:
