@@ -111,7 +111,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         trainer.use_ema()
 
     # whole tensors again, in a model that was never split
-    state = parallel.full_state(model)
+    state = parallel.gather_state(model)
     if main:
         whole = build_model(cfg.base, template.vocabulary, freeze_base=False, initialiser="mean")
         whole.load_state_dict(state)

@@ -114,7 +114,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         trainer.use_ema()
 
     # whole tensors again, in a model that was never split
-    state = parallel.full_state(model)
+    state = parallel.gather_state(model)
     if main:
         whole = fresh_model()
         whole.load_state_dict(state)

@@ -32,7 +32,7 @@ def run(cfg, dry_run):
     kept = Aborts()
     atexit.register(cfg.sent.write_text, "last rows of a tracker")
     parallel = start("ddp")
-    print("trained on", parallel.total([1.0]))
+    print("trained on", parallel.sum_over_ranks([1.0]))
     if cfg.raises != "nothing":
         raise {"error": ValueError, "stop": Interrupted}[cfg.raises]("why it ended")
     parallel.close()

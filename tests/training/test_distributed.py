@@ -108,7 +108,7 @@ def train(
         outcome = "stopped"
     except ValueError as error:
         outcome = str(error)
-    state = parallel.full_state(model)
+    state = parallel.gather_state(model)
     if parallel.is_main:
         torch.save({"outcome": outcome, "model": {n: t.clone() for n, t in state.items()}}, folder / "result.pt")
     parallel.close()
@@ -259,4 +259,4 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("RANK", raising=False)
     parallel = start("fsdp")
     assert (parallel.rank, parallel.num_ranks) == (0, 1)
-    assert parallel.gather(3) == [3] and parallel.total([1.0, 2.0]) == [1.0, 2.0]
+    assert parallel.gather(3) == [3] and parallel.sum_over_ranks([1.0, 2.0]) == [1.0, 2.0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unimodal.training import checkpoint
 from unimodal.training.checkpoint import load_checkpoint, save_checkpoint
 from unimodal.training.loop import Interrupted, Trainer
-from unimodal.training.optimizers import learning_rate_at, parameter_groups
+from unimodal.training.optimizers import find_learning_rate, group_parameters
 from unimodal.training.settings import LoopConfig
 
 
@@ -138,7 +138,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 def test_the_schedule_warms_up_and_ends_low() -> None:
     cfg = LoopConfig(steps=100, warmup_steps=10, learning_rate=1.0, final_learning_rate=0.1)
-    rates = [learning_rate_at(step, cfg) for step in range(101)]
+    rates = [find_learning_rate(step, cfg) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and max(rates) == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1) and all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
 
@@ -146,7 +146,7 @@ def test_the_schedule_warms_up_and_ends_low() -> None:
 def test_only_matrices_are_decayed_and_frozen_ones_left_out() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1))
     model[2].requires_grad_(False)
-    decayed, plain = parameter_groups(model.parameters(), 0.1)
+    decayed, plain = group_parameters(model.parameters(), 0.1)
     assert [p.dim() for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
     assert len(plain["params"]) == 3 and plain["weight_decay"] == 0.0
 

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from unimodal.training.checkpoint import State
 from unimodal.training.metrics import Sums
 
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
 
-class BatchSource(Protocol):
-    def next_batch(self) -> Any: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+class BatchSource(Protocol[BatchT_co]):
+    def next_batch(self) -> BatchT_co: ...
+    def state_dict(self) -> State: ...
+    def load_state_dict(self, state: State) -> None: ...
 
 
 @runtime_checkable
-class RankedSource(BatchSource, Protocol):
+class RankedSource(Protocol):
     """A source that also goes on where another number of ranks stood, whose states these are."""
 
-    def load_other_ranks(self, states: Sequence[dict[str, Any]]) -> None: ...
+    def load_other_ranks(self, states: Sequence[State]) -> None: ...
 
 
 @dataclass
@@ -41,4 +45,4 @@ class WeightedLoss:
     num_tokens: int = 0
 
 
-LossFunction = Callable[[Any, int], WeightedLoss | tuple[Tensor, dict[str, float]]]
+LossFunction = Callable[[BatchT, int], WeightedLoss | tuple[Tensor, dict[str, float]]]

@@ -10,9 +10,20 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
+from torch import Tensor
+
+State = dict[str, Any]  # what torch.save takes: tensors, numbers, texts, and lists and dicts of these
+
+
+class RandomState(TypedDict):
+    """The state of torch's global generators."""
+
+    cpu: Tensor
+    cuda: NotRequired[list[Tensor]]
+
 
 LAST = "last.pt"
 _NUMBERED = re.compile(r"checkpoint-(\d+)(\.pt)?")
@@ -22,7 +33,7 @@ OF_A_RUN = (
 )  # fmt: skip
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], name: str = LAST) -> Path:
+def save_checkpoint(folder: Path, state: State, name: str = LAST) -> Path:
     """Saves ``state`` as ``folder/name`` atomically. OSError (a full disk, say) leaves the old file and no part
     behind."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +51,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], name: str = LAST) -> Pa
     return path
 
 
-def load_checkpoint(folder: Path, name: str = LAST) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, name: str = LAST) -> State | None:
     """What ``save_checkpoint`` wrote, or None if there is none. A damaged file is a ValueError."""
     path = folder / name
     if not path.exists():
@@ -92,15 +103,15 @@ def set_aside(folder: Path) -> Path | None:
     return target
 
 
-def random_state() -> dict[str, Any]:
+def get_random_state() -> RandomState:
     """The state of torch's global generators, to be given back to ``set_random_state``."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    state: RandomState = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: RandomState) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

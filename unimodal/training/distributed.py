@@ -20,15 +20,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from unimodal.training.checkpoint import LAST, load_checkpoint, save_checkpoint
+from unimodal.training.checkpoint import LAST, State, load_checkpoint, save_checkpoint
 
 LOCAL = ("random", "batches")  # what of a checkpoint is each rank's own
+T = TypeVar("T")
+Optimizers = Sequence[torch.optim.Optimizer]
 Strategy = Literal["ddp", "fsdp"]
 
 
@@ -51,15 +53,15 @@ class Parallel:
         return module
 
     @contextmanager
-    def accumulating(self, more: bool) -> Iterator[None]:
+    def accumulate(self, more: bool) -> Iterator[None]:
         """Around forward and backward; ``more``: another batch of the same step follows, gradients stay here."""
         yield
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         """The sums over all ranks."""
         return list(values)
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: T) -> list[T]:
         """The values of all ranks, on every rank."""
         return [value]
 
@@ -69,13 +71,13 @@ class Parallel:
 
     # ---- checkpoints: ``shared`` is the same on all ranks, ``local`` is this rank's own
 
-    def save(self, folder: Path, shared: dict[str, Any], local: dict[str, Any], name: str = LAST) -> None:
+    def save(self, folder: Path, shared: State, local: State, name: str = LAST) -> None:
         ranks = self.gather(local)
         if self.is_main:
             save_checkpoint(folder, {**shared, **(local if self.num_ranks == 1 else {"ranks": ranks})}, name)
         self.barrier()
 
-    def load(self, folder: Path, shared: Callable[[], dict[str, Any]], name: str = LAST) -> dict[str, Any] | None:
+    def load(self, folder: Path, shared: Callable[[], State], name: str = LAST) -> State | None:
         """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect.
 
         Where another number of ranks wrote it, the parts of them all are a list under ``ranks`` in place of this
@@ -88,24 +90,25 @@ class Parallel:
                     f"the checkpoint in {folder} is in shards; resume it under torchrun (--nproc-per-node 1 for one)"
                 )
             return None
-        ranks: list[dict[str, Any]] = state.pop("ranks", None) or [_take_local(state)]
+        ranks: list[State] = state.pop("ranks", None) or [_take_local(state)]
         return {**state, **(ranks[self.rank] if len(ranks) == self.num_ranks else {"ranks": ranks})}
 
-    def optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Any:
+    def get_optimizer_state(self, module: nn.Module, optimizers: Optimizers) -> object:
         return [optimizer.state_dict() for optimizer in optimizers]
 
-    def load_optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Any) -> None:
+    def load_optimizer_state(self, module: nn.Module, optimizers: Optimizers, state: object) -> None:
+        assert isinstance(state, list)
         for optimizer, saved in zip(optimizers, state, strict=True):
             optimizer.load_state_dict(saved)
 
-    def full_state(self, module: nn.Module) -> dict[str, Any]:
+    def gather_state(self, module: nn.Module) -> dict[str, Tensor]:
         """The whole state of ``module`` on the CPU, on the main rank at least."""
         return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
 
 
 #: Groups stay referenced until the process ends. If a DDP module held the last reference, freeing it would join gloo's
 #: threads while holding the interpreter's lock, which one of them may be waiting for to free a tensor: a deadlock.
-_GROUPS: list[Any] = []
+_GROUPS: list[dist.ProcessGroup | None] = []
 
 
 def leave(status: int = 0) -> None:
@@ -130,13 +133,13 @@ class _Many(Parallel):
         _GROUPS.append(dist.group.WORLD)
         self.rank, self.num_ranks = dist.get_rank(), dist.get_world_size()
 
-    def total(self, values: Sequence[float]) -> list[float]:
+    def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
         summed = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         dist.all_reduce(summed)
         return summed.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.num_ranks
+    def gather(self, value: T) -> list[T]:
+        values = [value] * self.num_ranks
         dist.all_gather_object(values, value)
         return values
 
@@ -158,7 +161,7 @@ class DataParallel(_Many):
         return self.wrapped
 
     @contextmanager
-    def accumulating(self, more: bool) -> Iterator[None]:
+    def accumulate(self, more: bool) -> Iterator[None]:
         assert isinstance(self.wrapped, nn.parallel.DistributedDataParallel), "wrap the module first"
         with self.wrapped.no_sync() if more else nullcontext():
             yield
@@ -172,19 +175,19 @@ class Sharded(_Many):
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.num_ranks,))
-        for block in blocks_of(module):
+        for block in find_blocks(module):
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         self.wrapped = module
         return module
 
     @contextmanager
-    def accumulating(self, more: bool) -> Iterator[None]:
+    def accumulate(self, more: bool) -> Iterator[None]:
         assert self.wrapped is not None, "wrap the module first"
         self.wrapped.set_requires_gradient_sync(not more)  # type: ignore[operator]
         yield
 
-    def save(self, folder: Path, shared: dict[str, Any], local: dict[str, Any], name: str = LAST) -> None:
+    def save(self, folder: Path, shared: State, local: State, name: str = LAST) -> None:
         """A folder ``last`` of shards, complete or not there: it is written beside and then moved into place."""
         import torch.distributed.checkpoint as dcp
 
@@ -194,8 +197,8 @@ class Sharded(_Many):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         self.barrier()
-        dcp.save(_tensors_of(shared), checkpoint_id=str(part))
-        save_checkpoint(part, {"shared": _rest_of(shared), "local": local, "num_ranks": self.num_ranks}, self._own)
+        dcp.save(_pick_tensors(shared), checkpoint_id=str(part))
+        save_checkpoint(part, {"shared": _pick_rest(shared), "local": local, "num_ranks": self.num_ranks}, self._own)
         self.barrier()
         if self.is_main:
             old = folder / f"{target.name}.old"
@@ -206,7 +209,7 @@ class Sharded(_Many):
             shutil.rmtree(old, ignore_errors=True)
         self.barrier()
 
-    def load(self, folder: Path, shared: Callable[[], dict[str, Any]], name: str = LAST) -> dict[str, Any] | None:
+    def load(self, folder: Path, shared: Callable[[], State], name: str = LAST) -> State | None:
         import torch.distributed.checkpoint as dcp
 
         target = folder / Path(name).stem
@@ -224,7 +227,7 @@ class Sharded(_Many):
         problem = next(filter(None, self.gather(problem)), "")  # all ranks stop, and say the same
         if problem or parts is None:
             raise ValueError(problem)
-        tensors = _tensors_of(shared())  # makes the optimizer's state, one step old: only where it is overwritten
+        tensors = _pick_tensors(shared())  # makes the optimizer's state, one step old: only where it is overwritten
         try:
             dcp.load(tensors, checkpoint_id=str(target))
         except (Exception, dcp.api.CheckpointException) as error:  # many kinds, and its own is no Exception
@@ -233,22 +236,23 @@ class Sharded(_Many):
         local = parts[0]["local"] if len(parts) == 1 else {"ranks": [part["local"] for part in parts]}
         return {**tensors, **parts[0]["shared"], **local}
 
-    def optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Any:
+    def get_optimizer_state(self, module: nn.Module, optimizers: Optimizers) -> object:
         from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
         return get_optimizer_state_dict(module, list(optimizers))
 
-    def load_optimizer_state(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], state: Any) -> None:
+    def load_optimizer_state(self, module: nn.Module, optimizers: Optimizers, state: object) -> None:
         from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
+        assert isinstance(state, dict)
         set_optimizer_state_dict(module, list(optimizers), state)
 
-    def full_state(self, module: nn.Module) -> dict[str, Any]:
+    def gather_state(self, module: nn.Module) -> dict[str, Tensor]:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
-    def _read_parts(self, target: Path) -> list[dict[str, Any]]:
+    def _read_parts(self, target: Path) -> list[State]:
         """This rank's file; or those of all ranks that wrote, where these were of another number. ValueError if one is
         missing or damaged."""
         own = load_checkpoint(target, self._own)
@@ -272,12 +276,12 @@ def _name_part(rank: int) -> str:
     return f"rank_{rank:05d}.pt"
 
 
-def _take_local(state: dict[str, Any]) -> dict[str, Any]:
+def _take_local(state: State) -> State:
     """What of a state is one process's own, taken out of it."""
     return {name: state.pop(name) for name in LOCAL if name in state}
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
+def find_blocks(module: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a decoder: the children of its longest module list, and of those of a copy beside it."""
     lists = [list(m) for m in module.modules() if isinstance(m, nn.ModuleList)]
     longest = max(map(len, lists), default=0)
@@ -298,9 +302,9 @@ def start(strategy: Strategy = "ddp") -> Parallel:
     return (DataParallel if strategy == "ddp" else Sharded)(device)
 
 
-def _tensors_of(state: dict[str, Any]) -> dict[str, Any]:
+def _pick_tensors(state: State) -> State:
     return {name: value for name, value in state.items() if name in ("model", "optimizers", "ema")}
 
 
-def _rest_of(state: dict[str, Any]) -> dict[str, Any]:
+def _pick_rest(state: State) -> State:
     return {name: value for name, value in state.items() if name not in ("model", "optimizers", "ema")}

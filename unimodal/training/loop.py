@@ -16,26 +16,27 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor, nn
 
 from unimodal.training.activations import checkpoint_activations
-from unimodal.training.batches import BatchSource, LossFunction, RankedSource, WeightedLoss
+from unimodal.training.batches import BatchSource, BatchT, LossFunction, RankedSource, WeightedLoss
 from unimodal.training.checkpoint import (
     LAST,
+    State,
     drop_checkpoints,
+    get_random_state,
     has_checkpoint,
     name_checkpoint,
-    random_state,
     set_aside,
     set_random_state,
 )
 from unimodal.training.distributed import Parallel
 from unimodal.training.identity import check_identity, write_identity
-from unimodal.training.metrics import MetricsLog, Sums, add_sums, means
-from unimodal.training.optimizers import learning_rate_at, make_optimizers
+from unimodal.training.metrics import MetricsLog, Sums, add_sums, compute_means
+from unimodal.training.optimizers import find_learning_rate, make_optimizers
 from unimodal.training.plot import plot_losses
 from unimodal.training.progress import Progress
 from unimodal.training.settings import LoopConfig
@@ -48,7 +49,7 @@ class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is saved."""
 
 
-class Trainer:
+class Trainer(Generic[BatchT]):
     """One run in one folder. ``run`` trains to the end of ``cfg.steps``, from the folder's checkpoint if there is
     one.
 
@@ -61,12 +62,12 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        batches: BatchSource,
-        loss: LossFunction,
+        batches: BatchSource[BatchT],
+        loss: LossFunction[BatchT],
         cfg: LoopConfig,
         folder: Path,
-        on_log: Iterable[Callable[[dict[str, Any]], None]] = (),
-        validation: Sequence[Any] | None = None,
+        on_log: Iterable[Callable[[dict[str, float]], None]] = (),
+        validation: Sequence[BatchT] | None = None,
         parallel: Parallel | None = None,
         identity: Mapping[str, str] | None = None,
         restart: bool = False,
@@ -115,18 +116,18 @@ class Trainer:
         self.parallel.barrier()
 
     # -- state ------------------------------------------------------------------------------------------------------
-    def _shared(self) -> dict[str, Any]:
+    def _collect_shared(self) -> State:
         """What is the same on all ranks."""
         return {
             "step": self.step,
-            "model": self._weights(),
-            "optimizers": self.parallel.optimizer_state(self.model, self.optimizers),
+            "model": self._collect_weights(),
+            "optimizers": self.parallel.get_optimizer_state(self.model, self.optimizers),
             "ema": self.ema,
             "early": [self.best, self.since_best, self.stopped_early],
             "batches_per_step": self.batches_per_step,
         }
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _collect_weights(self) -> dict[str, Tensor]:
         """What is trained, and buffers: what is frozen, scales of a base in 8 bits included, is not the run's."""
         trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
         kept = trained | {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
@@ -147,8 +148,8 @@ class Trainer:
             )
 
     def save(self, name: str = LAST) -> None:
-        local = {"random": random_state(), "batches": self.batches.state_dict()}
-        self.parallel.save(self.folder, self._shared(), local, name)
+        local = {"random": get_random_state(), "batches": self.batches.state_dict()}
+        self.parallel.save(self.folder, self._collect_shared(), local, name)
 
     def _save_numbered(self) -> None:
         """A checkpoint that later ones do not replace; the oldest goes where there are more than are to be kept."""
@@ -158,7 +159,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Takes up the folder's checkpoint, if there is one; True if it did."""
-        state = self.parallel.load(self.folder, self._shared)
+        state = self.parallel.load(self.folder, self._collect_shared)
         if state is None:
             return False
         if "ranks" in state and not isinstance(self.batches, RankedSource):
@@ -192,7 +193,7 @@ class Trainer:
             self.metrics.cut_after(self.step)
         return True
 
-    def _deal_anew(self, ranks: Sequence[dict[str, Any]], batches_per_step: int) -> None:
+    def _deal_anew(self, ranks: Sequence[State], batches_per_step: int) -> None:
         """Takes up what another number of ranks left: weights and averages as they were, batches from about there."""
         assert isinstance(self.batches, RankedSource)
         self.batches.load_other_ranks([rank["batches"] for rank in ranks])
@@ -206,7 +207,7 @@ class Trainer:
             )
 
     def _load_model(self, state: dict[str, Tensor]) -> None:
-        expected = set(self._weights())
+        expected = set(self._collect_weights())
         odd = sorted(expected - set(state)) + sorted(set(state) - set(self.model.state_dict()))
         if odd:
             raise ValueError(f"{len(odd)} tensors differ, such as {odd[0]}")
@@ -223,14 +224,14 @@ class Trainer:
         """Copies the weights of the best validation into the model, if there was one; True if it did."""
         if self.best is None:  # a file of that name is of another run
             return False
-        state = self.parallel.load(self.folder, lambda: {"model": self._weights()}, BEST)
+        state = self.parallel.load(self.folder, lambda: {"model": self._collect_weights()}, BEST)
         if state is None:
             return False
         self._load_model(state["model"])
         return True
 
     # -- the loop ---------------------------------------------------------------------------------------------------
-    def _compute(self, batch: Any) -> WeightedLoss:
+    def _compute(self, batch: BatchT) -> WeightedLoss:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.precision == "bfloat16"):
             result = self.loss(batch, self.step)
         if isinstance(result, WeightedLoss):
@@ -240,7 +241,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, float | tuple[float, float]]:
         """One optimizer step over ``accumulation`` batches of every rank; returns the numbers to log."""
-        rate = learning_rate_at(self.step, self.cfg)
+        rate = find_learning_rate(self.step, self.cfg)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -250,13 +251,13 @@ class Trainer:
         weight = 0.0
         for number in range(self.cfg.accumulation):
             batch = self.batches.next_batch()
-            with self.parallel.accumulating(more=number + 1 < self.cfg.accumulation):
+            with self.parallel.accumulate(more=number + 1 < self.cfg.accumulation):
                 result = self._compute(batch)
                 result.total.backward()
             weight += result.weight
             self._tokens += result.num_tokens
             add_sums(sums, {"loss": (float(result.total.detach()), result.weight), **result.sums})
-        scale = self.parallel.num_ranks / max(self.parallel.total([weight])[0], 1e-12)
+        scale = self.parallel.num_ranks / max(self.parallel.sum_over_ranks([weight])[0], 1e-12)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
@@ -285,7 +286,7 @@ class Trainer:
             result = self._compute(batch)
             add_sums(sums, {"loss": (float(result.total), result.weight), **result.sums})
         self.model.train()
-        return {f"validation_{name}": value for name, value in means(sums).items()}
+        return {f"validation_{name}": value for name, value in compute_means(sums).items()}
 
     def run(self) -> None:
         """Trains until the last step; raises ``Interrupted`` if it was asked to stop before."""
@@ -311,12 +312,12 @@ class Trainer:
                 if self.step % self.cfg.log_every == 0 or last or self.stopped_early:
                     now = time.monotonic()
                     seconds = (now - logged_at) / (self.step - logged_step)
-                    tokens = self.parallel.total([self._tokens])[0] / max(now - logged_at, 1e-9)
+                    tokens = self.parallel.sum_over_ranks([self._tokens])[0] / max(now - logged_at, 1e-9)
                     self._report(progress, round(seconds, 4), tokens)
                     logged_at, logged_step, self._tokens = now, self.step, 0
                 # Ranks agree: one that is asked to stop, or whose time to save has come, speaks for them all.
                 due = time.monotonic() - saved_at > self.cfg.checkpoint_every_s
-                stop, due_anywhere = self.parallel.total([float(self._stop), float(due)])
+                stop, due_anywhere = self.parallel.sum_over_ranks([float(self._stop), float(due)])
                 if stop or due_anywhere:
                     self.save()
                     saved_at = time.monotonic()
@@ -367,20 +368,20 @@ class Trainer:
         loss = losses["validation_loss"]
         if self.best is None or loss < self.best - self.cfg.min_improvement:
             self.best, self.since_best = loss, 0
-            self.parallel.save(self.folder, {"model": self._weights()}, {}, BEST)
+            self.parallel.save(self.folder, {"model": self._collect_weights()}, {}, BEST)
         else:
             self.since_best += 1
             self.stopped_early = 0 < self.cfg.patience <= self.since_best
         if self.stopped_early:
             progress.say(f"stopped early at step {self.step}: no better validation loss than {self.best:.4g}")
 
-    def _ask_to_stop(self, *_: Any) -> None:
+    def _ask_to_stop(self, *_: object) -> None:
         if self._stop:  # asked twice: do not wait for the step
             raise KeyboardInterrupt
         self._stop = True
 
     def _report(self, progress: Progress, seconds_per_step: float, tokens_per_second: float) -> None:
-        fields: dict[str, Any] = {"step": self.step, "seconds_per_step": seconds_per_step}
+        fields: dict[str, float] = {"step": self.step, "seconds_per_step": seconds_per_step}
         if tokens_per_second:
             fields["tokens_per_second"] = round(tokens_per_second, 1)
         parts = self.parallel.gather(self.metrics.take())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 Sums = dict[str, tuple[float, float]]  # name → (sum, count)
 
@@ -17,7 +16,7 @@ def add_sums(into: Sums, values: Mapping[str, tuple[float, float]]) -> Sums:
     return into
 
 
-def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+def compute_means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in sums.items() if count}
 
 
@@ -38,17 +37,17 @@ class MetricsLog:
         taken, self._sums = self._sums, {}
         return taken
 
-    def write(self, parts: Iterable[Sums], **fields: Any) -> dict[str, Any]:
+    def write(self, parts: Iterable[Sums], **fields: float) -> dict[str, float]:
         """Writes one line of ``fields`` and the means over all ``parts`` (one for each rank); returns what it wrote."""
         total: Sums = {}
         for part in parts:
             add_sums(total, part)
-        record = {**fields, **{name: round(value, 6) for name, value in means(total).items()}}
+        record = {**fields, **{name: round(value, 6) for name, value in compute_means(total).items()}}
         with open(self.path, "a") as file:
             file.write(json.dumps(record) + "\n")
         return record
 
-    def flush(self, **fields: Any) -> dict[str, Any]:
+    def flush(self, **fields: float) -> dict[str, float]:
         """``write`` of this process's own sums."""
         return self.write([self.take()], **fields)
 

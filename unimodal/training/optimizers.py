@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from unimodal.training.settings import LoopConfig
 
 
-def learning_rate_at(step: int, cfg: LoopConfig) -> float:
+def find_learning_rate(step: int, cfg: LoopConfig) -> float:
     """Linear warm-up, then a cosine from ``learning_rate`` to ``final_learning_rate`` at the last step."""
     if step < cfg.warmup_steps:
         return cfg.learning_rate * (step + 1) / cfg.warmup_steps
@@ -22,7 +21,7 @@ def learning_rate_at(step: int, cfg: LoopConfig) -> float:
     )
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def group_parameters(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
     """Matrices are decayed; biases, norms and other vectors are not; frozen ones are left out."""
     parameters = [p for p in parameters if p.requires_grad]
     decayed = [p for p in parameters if p.dim() >= 2]
@@ -40,7 +39,7 @@ def make_optimizers(model: nn.Module, cfg: LoopConfig) -> list[torch.optim.Optim
         layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
         hidden = [layer.weight for layer in layers if layer.weight.requires_grad]
     chosen = {id(p) for p in hidden}
-    groups = parameter_groups([p for p in trained if id(p) not in chosen], cfg.weight_decay)
+    groups = group_parameters([p for p in trained if id(p) not in chosen], cfg.weight_decay)
     if hidden:  # beside a second optimizer torch's distributed checkpoint takes no empty group
         groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = [
@@ -62,7 +61,7 @@ class ShardedMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         from torch.distributed.tensor import distribute_tensor
 
         assert closure is None, "the loop computes the gradients"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 HIDDEN = ("step", "seconds_per_step", "tokens_per_second")
 
 
 class Progress:
-    """Shows the records of a run of ``steps`` steps. Says nothing unless ``shown`` (one rank of several)."""
+    """Shows the records of a run of ``steps`` steps. shown: False says nothing, for all ranks but one."""
 
     def __init__(self, steps: int, first_step: int = 0, shown: bool = True) -> None:
         self.steps, self.shown = steps, shown
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: Bar | None = None
         if shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -23,21 +25,21 @@ class Progress:
 
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._bar = Bar(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task("", total=steps, completed=first_step)
+            self._bar.add_task("", total=steps, completed=first_step)
             self._bar.start()
 
     def step(self, step: int) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._bar.task_ids[0], completed=step)
 
-    def record(self, record: Mapping[str, Any]) -> None:
+    def record(self, record: Mapping[str, float]) -> None:
         """A line of metrics: on the bar, or printed."""
         if not self.shown:
             return
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name not in HIDDEN)
         speed = f"{record['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in record else ""
         if self._bar is not None:
-            self._bar.update(self._task, description="  ".join(filter(None, (numbers, speed))))
+            self._bar.update(self._bar.task_ids[0], description="  ".join(filter(None, (numbers, speed))))
             return
         seconds = record["seconds_per_step"]
         left_min = (self.steps - record["step"]) * seconds / 60

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from unimodal.files import describe_error
+
 Record = Mapping[str, float]  # one line of metrics; `step` among them
 PROJECT = "unimodal"
 MOST_PARAMETERS = 100  # that MLflow takes at once
@@ -76,14 +78,19 @@ class WeightsAndBiases:
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(secrets.token_hex(4))
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=folder.name,
-            id=path.read_text(),
-            resume="allow",
-            dir=str(folder),
-            config=dict(settings),
-        )
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                name=folder.name,
+                id=path.read_text(),
+                resume="allow",
+                dir=str(folder),
+                config=dict(settings),
+            )
+        except Exception as error:  # of its own class, which stands behind the import
+            raise ValueError(
+                f"trackers: wandb begins no run: {describe_error(error)}; log in, or set WANDB_MODE=offline"
+            ) from None
 
     def log(self, record: Record) -> None:
         self._run.log(dict(_leave_out_step(record)), step=int(record["step"]))
@@ -93,7 +100,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """A run of MLflow named after the folder, where `MLFLOW_TRACKING_URI` says, or in ``mlruns`` here."""
+    """A run of MLflow named after the folder, where `MLFLOW_TRACKING_URI` says or in MLflow's own place."""
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
         try:
@@ -102,8 +109,11 @@ class MLflow:
             raise ValueError("trackers: mlflow is not installed; `pip install mlflow`") from None
         self._package, path = mlflow, folder / "mlflow.id"
         known = path.read_text() if path.is_file() else None
-        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-        run = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
+        try:
+            mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+            run = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
+        except Exception as error:  # of its own class, which stands behind the import
+            raise ValueError(f"trackers: mlflow begins no run: {describe_error(error)}") from None
         if known is None:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text(run.info.run_id)

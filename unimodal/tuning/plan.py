@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -71,7 +72,7 @@ def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: P
     return "\n".join(lines)
 
 
-def spell_ids(ids: Any, template: Template, longest: int = 400) -> str:
+def spell_ids(ids: Sequence[int] | np.ndarray, template: Template, longest: int = 400) -> str:
     """Ids as one can read them: text as text, controls by name, runs of codes counted."""
     vocabulary = template.vocabulary
     pieces: list[str] = []
