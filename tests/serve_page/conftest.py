@@ -96,26 +96,40 @@ def faults():
     return []
 
 
+PERMISSIONS = ["microphone"]
+SIZE = {"width": 1100, "height": 760}
+
+
+def prepare_tab(browser, tell, init=None, **options):
+    """A tab of a browser of its own, that tells its faults; nothing is loaded."""
+    options = {"viewport": SIZE, "permissions": PERMISSIONS, **options}
+    context = browser.new_context(**options)
+    context.grant_permissions(["clipboard-read", "clipboard-write", *options["permissions"]])
+    page = context.new_page()
+    if init is not None:
+        page.add_init_script(init)
+    page.set_default_timeout(20_000)
+    page.on("pageerror", lambda error: tell(str(error)))
+    page.on("dialog", lambda dialog: tell(dialog.message))
+    page.on("console", lambda line: tell(line.text) if is_fault(line) else None)
+    return page
+
+
+def load_chat(page, address):
+    page.goto(address)
+    until(page, READY)
+
+
 @pytest.fixture
 def open_page(browser, server, faults):
-    """Opens the chat; at the end no page may have had a fault."""
+    """Opens the chat in a browser of its own; at the end no page may have had a fault."""
     contexts = []
 
     def open_it(address=server, init=None, **options):
         """init: a script that runs before those of the page."""
-        options = {"viewport": {"width": 1100, "height": 760}, "permissions": ["microphone"], **options}
-        context = browser.new_context(**options)
-        contexts.append(context)
-        context.grant_permissions(["clipboard-read", "clipboard-write", *options["permissions"]])
-        page = context.new_page()
-        if init is not None:
-            page.add_init_script(init)
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("dialog", lambda dialog: faults.append(dialog.message))
-        page.on("console", lambda line: faults.append(line.text) if is_fault(line) else None)
-        page.goto(address)
-        until(page, READY)
+        page = prepare_tab(browser, faults.append, init, **options)
+        contexts.append(page.context)
+        load_chat(page, address)
         return page
 
     yield open_it
@@ -124,10 +138,56 @@ def open_page(browser, server, faults):
     assert faults == []
 
 
+class SharedTab:
+    """One tab for the tests that ask for no other: a new one costs more processor time than most tests in it."""
+
+    def __init__(self, browser, address):
+        self.browser, self.address = browser, address
+        self.faults = []  # of the test that has the tab
+        self.page = None
+
+    def lend(self, faults):
+        self.faults = faults
+        if self.page is None:
+            self.page = prepare_tab(self.browser, lambda fault: self.faults.append(fault))
+        load_chat(self.page, self.address)
+        return self.page
+
+    def take_back(self):
+        """Makes the tab a new one again: nothing stored, nothing rerouted, no other tab, the mouse in the corner."""
+        page, self.page = self.page, None
+        try:
+            page.unroute_all(behavior="ignoreErrors")
+            page.goto("about:blank")
+            for other in page.context.pages:
+                if other is not page:
+                    other.close()
+            session = page.context.new_cdp_session(page)
+            session.send("Storage.clearDataForOrigin", {"origin": self.address.rstrip("/"), "storageTypes": "all"})
+            session.detach()
+            page.emulate_media(color_scheme="null", reduced_motion="null")
+            page.mouse.move(0, 0)
+        except Exception:
+            page.context.close()
+            raise
+        self.page = page
+
+
+@pytest.fixture(scope="session")
+def shared_tab(browser, server):
+    tab = SharedTab(browser, server)
+    yield tab
+    if tab.page is not None:
+        tab.page.context.close()
+
+
 def is_fault(line) -> bool:
     return line.type in ("error", "warning") and "Failed to load resource" not in line.text
 
 
 @pytest.fixture
-def page(open_page):
-    return open_page()
+def page(shared_tab, faults):
+    """The chat in a tab that is as good as new; at the end it may have had no fault."""
+    yield shared_tab.lend(faults)
+    shared_tab.take_back()
+    assert faults == []
