@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -111,7 +110,7 @@ def test_a_damaged_record_is_missing_and_is_replaced_for_good(filled):
     assert found(cache, range(40)) == found(RecordCache(filled), range(40)) == list(range(40))
 
 
-def test_a_killed_writer_leaves_a_prefix(tmp_path):
+def test_a_killed_writer_leaves_a_prefix(commands, tmp_path):
     script = (
         "import sys; sys.path.insert(0, '.')\n"
         "from pathlib import Path\n"
@@ -120,12 +119,12 @@ def test_a_killed_writer_leaves_a_prefix(tmp_path):
         "cache = RecordCache(Path(sys.argv[1]))\n"
         "for number in range(10**9): cache.add(key(number), record(number))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
+    process = commands.begin([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and sum(path.stat().st_size for path in tmp_path.glob("*.index")) < 40 * 300:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate(timeout=60)
     there = found(RecordCache(tmp_path), range(2_000))
     assert there == list(range(len(there))) and len(there) >= 300
 

@@ -10,12 +10,13 @@ import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.commands import Commands
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,7 +58,7 @@ def read_commands(block: Block) -> list[tuple[str, list[str]]]:
     return commands
 
 
-def run_command(command: str) -> tuple[int, str, str]:
+def run_command(command: str, commands: Commands) -> tuple[int, str, str]:
     """Status, stdout and stderr of `unimodal …` (in this process, torch is imported once) or `python …`."""
     words = shlex.split(command, comments=True)
     if words[0] == "unimodal":
@@ -74,7 +75,7 @@ def run_command(command: str) -> tuple[int, str, str]:
             sys.argv = argv
         return status, out.getvalue(), err.getvalue()
     assert words[0] == "python", f"{command!r} cannot be run here; mark its block with <!-- test: needs … -->"
-    run = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+    run = commands.run([sys.executable, *words[1:]])
     return run.returncode, run.stdout, run.stderr
 
 
@@ -91,7 +92,7 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", pages_to_run(), ids=lambda page: page.name)
-def test_the_commands_and_programs_of_a_page_do_what_it_says(page, checkout):
+def test_the_commands_and_programs_of_a_page_do_what_it_says(page, checkout, commands):
     names: dict[str, object] = {"__name__": "__page__"}
     for block in read_blocks(page):
         where = f"{page.name}:{block.line}"
@@ -101,7 +102,7 @@ def test_the_commands_and_programs_of_a_page_do_what_it_says(page, checkout):
             exec(compile(block.body, where, "exec"), names)
             continue
         for command, lines in read_commands(block):
-            status, out, err = run_command(command)
+            status, out, err = run_command(command, commands)
             assert status == 0, f"{where}: {command}\n{err[-2000:]}"
             if lines:
                 assert out.rstrip("\n").splitlines() == lines, f"{where}: {command}"
