@@ -56,6 +56,8 @@ WORDING = Wording(
     },
     add_article=True,
     plain_speech=True,
+    letters="abcdefghijklmnopqrstuvwxyz'",
+    breath=45,
 )
 MODALITIES = ("image", "audio", "video")
 

@@ -31,7 +31,7 @@ def test_nanos_wordings_are_those_of_its_training_data():
         ("a red apple.", "image", None, "Draw a red apple."),
         ("an owl", "video", None, "A clip of an owl."),
         ("draw me an owl", "image", None, "draw me an owl"),
-        ("Well, it's 5 o'clock!", "audio", None, "Say: well it's 5 o'clock"),
+        ("Well, it's two o'clock!", "audio", None, "Say: well it's two o'clock"),
         ("good night", "audio", "joe", "Say in the voice of joe: good night"),
         ("What is two and two?", "text", None, "What is two and two?"),
     ],

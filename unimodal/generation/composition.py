@@ -8,7 +8,7 @@ work. Closing the generator ends it at the point that it has reached.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from unimodal.generation.request import PAUSE, Composition, GenerationRequest, ResultT
@@ -27,9 +27,20 @@ def run_composition(
 ) -> ResultT:
     """What a composition returns, run at once; its rows are written by `Engine.generate` with this method and session.
     Raises ValueError for what the engine refuses."""
+    return exhaust(step_composition(engine, composition, method, session))
+
+
+def step_composition(
+    engine: Engine,
+    composition: Composition[ResultT],
+    method: FastDecoder | None = None,
+    session: GenerationSession | None = None,
+) -> Generator[None, None, ResultT]:
+    """`run_composition` bit by bit, for who wants to see what has come of it so far."""
     try:
         rows = next(composition)
         while True:
+            yield
             ids: Sequence[list[int]] = ()
             if rows:
                 prompts, configs = [row.prompt for row in rows], [row.config for row in rows]
@@ -40,6 +51,16 @@ def run_composition(
         return result
     finally:
         composition.close()
+
+
+def exhaust(steps: Generator[object, None, ResultT]) -> ResultT:
+    """What a generator returns at its end."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: ResultT = end.value
+        return result
 
 
 def run_side_by_side(compositions: Sequence[Composition[ResultT]]) -> Composition[list[ResultT]]:

@@ -102,13 +102,14 @@ class GenerationRequest:
 
     ``on_token`` is told every token, with the request's key as its row; True from it ends the answer there, and an
     exception in it ends this row alone. ``compose``, where it is given, writes the answer of several rows in place of
-    one: a call of (on_token, row) that begins its composition.
+    one: a call of (on_token, row) that begins its composition, in ``num_parts`` that are told one after the other.
     """
 
     prompt: Sequence[int]
     config: GenerationConfig
     on_token: OnToken | None = None
     compose: Callable[[OnToken | None, int], Composition[list[int]]] | None = None
+    num_parts: int = 1
 
 
 ResultT = TypeVar("ResultT")

@@ -7,8 +7,14 @@ A small model answers best to the wordings it has seen: a picture without a ques
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 
 from unimodal.config import Config
+from unimodal.text.sentences import split_sentences
+
+ONE_BREATH = 40  # letters that any model says at a time
+UNSPOKEN_MARKS = "%&@#§"  # marks that stand for words; other punctuation is heard as a pause or not at all
 
 
 class Wording(Config):
@@ -28,6 +34,10 @@ class Wording(Config):
     add_article: bool = False
     #: what is spoken becomes lower-case words without punctuation
     plain_speech: bool = False
+    #: those that it was trained to say, in lower case; empty: not known, and any text is passed on
+    letters: str = ""
+    #: letters and spaces of the longest sentences that it was trained to say; None: as many as its spans have time for
+    breath: int | None = None
 
     def ask(self, modality: str) -> str:
         """What to ask about a medium that comes without words; empty where the model has no question of its own."""
@@ -46,9 +56,11 @@ class Wording(Config):
         if to not in self.wishes or prompt.lower().startswith(self.wish_starts.get(to, ())):
             return prompt
         if to == "audio":
-            spoken = strip_punctuation(prompt) if self.plain_speech else prompt
-            if not spoken:
+            if not strip_punctuation(prompt):
                 raise ValueError(f"there is no word to speak in {prompt!r}; write the sentence in letters")
+            self.check_sayable(prompt)
+            short = len(prompt) <= ONE_BREATH and len(split_sentences(prompt)) == 1
+            spoken = self.spell_utterance(prompt) if short else prompt  # a long one is split at its marks first
             wish = self.in_voice.replace("{voice}", voice) if voice is not None and self.in_voice else self.wishes[to]
             return wish.replace("{text}", spoken)
         thing = prompt.rstrip(".")
@@ -63,14 +75,52 @@ class Wording(Config):
 
         None for a request that is worded otherwise.
         """
+        found = self.find_speech(request)
+        return None if found is None else self.spell_utterance(found[1]) or None
+
+    def find_speech(self, request: str) -> tuple[str, str] | None:
+        """(the wish with `{text}` open, the text as it stands there) of a request in the trained wording for speech;
+        None for a request that is worded otherwise."""
         for wish in (self.in_voice, self.wishes.get("audio", "")):
-            pattern = (
-                re.escape(wish).replace(re.escape("{voice}"), r"[^:]+").replace(re.escape("{text}"), "(?P<text>.+)")
-            )
-            if wish and (found := re.fullmatch(pattern, request.strip(), re.IGNORECASE | re.DOTALL)):
-                words = found["text"] if "text" in found.groupdict() else ""
-                return (strip_punctuation(words) if self.plain_speech else words) or None
+            if "{text}" not in wish:
+                continue
+            pattern = re.escape(wish).replace(re.escape("{voice}"), "(?P<voice>[^:]+)")
+            pattern = pattern.replace(re.escape("{text}"), "(?P<text>.+)")
+            if found := re.fullmatch(pattern, request.strip(), re.IGNORECASE | re.DOTALL):
+                voice = found.groupdict().get("voice")
+                return wish if voice is None else wish.replace("{voice}", voice.strip()), found["text"].strip()
         return None
+
+    def spell_utterance(self, text: str) -> str:
+        """What is to be said at a time, as the model was trained to read it."""
+        if not self.plain_speech:
+            return text
+        words = strip_punctuation(text)
+        return "".join(self._fold(letter) for letter in words) if self.letters else words
+
+    def check_sayable(self, text: str) -> None:
+        """Raises ValueError, with the count, for letters and signs that the model was not trained to say."""
+        if not self.letters:
+            return
+        wrong = Counter(letter for letter in text.lower() if self._is_unsayable(letter))
+        if wrong:
+            shown = " ".join(letter for letter, _ in wrong.most_common(8))
+            raise ValueError(
+                f"{wrong.total():,} of {len(text):,} characters cannot be said by this model ({shown}); "
+                f"it speaks {self.letters}: write numbers and signs as words"
+            )
+
+    def _is_unsayable(self, letter: str) -> bool:
+        if letter in UNSPOKEN_MARKS or unicodedata.category(letter)[0] == "S":
+            return True
+        return letter.isalnum() and not all(one in self.letters for one in self._fold(letter))
+
+    def _fold(self, letter: str) -> str:
+        """A letter without its accent, where the model knows it only so: é → e."""
+        if letter in self.letters or not letter.isalpha():
+            return letter
+        plain = "".join(one for one in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(one))
+        return plain or letter
 
     def word_caption(self, prompt: str, to: str) -> str:
         """What the model would call the answer to a request: `Draw a red apple.` → `red apple`."""

@@ -19,11 +19,13 @@ Begin = Callable[[], Composition[list[int]]]
 @dataclass(frozen=True)
 class ComposedAnswer:
     """An answer of one modality. Its first part is written alone, since somebody waits for it, and the others
-    ``at_once`` side by side; ``on_token`` is told the tokens of a part when that part is whole."""
+    ``at_once`` side by side; ``on_token`` is told the tokens of a part when that part is whole. ``end``: the token that
+    ends a part and stands behind the last one only."""
 
     modality: str
     parts: Sequence[Begin]
     at_once: int = 1
+    end: int | None = None
 
     def compose(self, on_token: OnToken | None = None, row: int = 0) -> Composition[list[int]]:
         """The ids of the answer, or those up to the token at which `on_token` gave True; `row` is what events name."""
@@ -33,6 +35,9 @@ class ComposedAnswer:
             stop = start + (self.at_once if start else 1)
             written = yield from run_side_by_side([part() for part in self.parts[start:stop]])
             last = stop >= len(self.parts)
+            for part in written[: -1 if last else None]:
+                if part and part[-1] == self.end:
+                    part.pop()
             ids = [token for part in written for token in part]
             for number, token in enumerate(ids):
                 answer.append(token)

@@ -25,11 +25,13 @@ from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.generation.search import SEARCHES
 from unimodal.pipeline.parts import LoadedModel
+from unimodal.pipeline.speech import list_utterances
 from unimodal.sequence.document import Document, Text, Turn
 from unimodal.sequence.templates.own import Rendered
 
 MIN_TEXT_TOKENS, MAX_TEXT_TOKENS = 16, 96  # that must be free for an answer in words; that it has at most, unasked
 MAX_NEW_TOKENS = 400  # of an answer that may hold anything
+UTTERANCE_SEED_BITS = 40  # seeds of the utterances of one request lie this far apart; those of its drafts between
 PLAIN = "plain"  # the decoder that writes token by token
 
 #: settings of a search by name: `n`, `beams`, `expand`, `stages`
@@ -115,7 +117,7 @@ class AnswerSettings:
     temperature, top_k, top_p: of the medium in `to`, of all in `allow`, or of all media where neither is given.
         temperature 0 takes the likeliest token; top_k keeps so many candidates (0: all), top_p the likeliest whose
         probabilities reach this share.
-    tokens: at most so many new tokens, the one that ends an answer included.
+    tokens: at most so many new tokens, the one that ends an answer included; of each utterance of speech.
     text_tokens: at most so many tokens of words, the one that ends the answer not counted; None is 96.
     shorten: where so many tokens do not fit behind the prompt, write as many as do; else that is an error.
     negative: words for what media should not look like; needs a guidance other than 1.
@@ -193,12 +195,14 @@ FIELDS = tuple(one.name for one in dataclasses.fields(AnswerSettings))
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that fits the model: what was asked, and what the engine is asked for it."""
+    """A request that fits the model: what was asked, and what the engine is asked for it. `utterances`: of speech that
+    is said in several, all of them; prompt and config are the first one's."""
 
     document: Document
     settings: AnswerSettings
     prompt: list[int]  # [N], up to the mark that opens the answer
     config: GenerationConfig
+    utterances: tuple[Prepared, ...] = ()
 
 
 # ---- settings → what the engine is asked
@@ -214,6 +218,17 @@ def prepare(model: LoadedModel, document: Document, settings: AnswerSettings) ->
         if name not in model.writable:
             message = f"this model reads {name}s but has no decoder to make one with; ask it for text"
             raise UnfitRequestError(message, "to")
+    spoken = list_utterances(model, document, settings.to)
+    if len(spoken) > 1:
+        each = tuple(
+            _prepare_rendered(model, one, settings.replace(seed=settings.seed + (number << UTTERANCE_SEED_BITS)))
+            for number, one in enumerate(spoken)
+        )
+        return dataclasses.replace(each[0], document=document, utterances=each)
+    return _prepare_rendered(model, spoken[0] if spoken else document, settings)
+
+
+def _prepare_rendered(model: LoadedModel, document: Document, settings: AnswerSettings) -> Prepared:
     rendered = render_prompt(model, document, settings.to)
     most = model.max_positions - count_answer_tokens(model, settings.to)
     if len(rendered) > most:

@@ -55,8 +55,9 @@ def make_row(
         composed = make_speech_answer(model, prepared, JUDGED_AT_ONCE)
     else:
         composed = make_search_answer(model, prepared, word_caption(model, prepared), JUDGED_AT_ONCE)
-    compose = None if composed is None else composed.compose
-    return GenerationRequest(prepared.prompt, prepared.config, on_token, compose)
+    if composed is None:
+        return GenerationRequest(prepared.prompt, prepared.config, on_token)
+    return GenerationRequest(prepared.prompt, prepared.config, on_token, composed.compose, len(composed.parts))
 
 
 def describe_codes(model: LoadedModel, modality: str, medium: Tensor) -> CodesOfMedium:

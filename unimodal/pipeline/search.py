@@ -10,6 +10,7 @@ Legend: N code steps, G groups.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -86,8 +87,14 @@ def make_search_answer(
             f"{settings.search} judges partial answers, but the {modality} codes of this model are not ordered; "
             "use best-of-n or lookahead"
         )
-    verifier = CaptionVerifier(model, modality, caption)
-    return ComposedAnswer(modality, [lambda: find_best(model, method, prepared, verifier, judged_at_once)])
+    verifiers = [CaptionVerifier(model, modality, caption)]
+    if prepared.utterances:
+        verifiers = [CaptionVerifier(model, modality, word_caption(model, one)) for one in prepared.utterances]
+    parts = [
+        partial(find_best, model, method, one, verifier, judged_at_once)
+        for one, verifier in zip(prepared.utterances or (prepared,), verifiers, strict=True)
+    ]
+    return ComposedAnswer(modality, parts, end=model.vocabulary.control_id("<|end_of_turn|>"))
 
 
 def find_best(

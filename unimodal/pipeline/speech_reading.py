@@ -7,9 +7,10 @@ one is given that the model itself reads best (`generation/search/ctc_verifier.p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from unimodal.generation.ctc_beam import compose_transcript
-from unimodal.generation.request import Composition
+from unimodal.generation.request import Composition, GenerationRequest
 from unimodal.generation.search.best_of_n import BestOfN
 from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.pipeline.composed import ComposedAnswer
@@ -18,21 +19,35 @@ from unimodal.pipeline.requests import Prepared
 from unimodal.pipeline.search import find_best
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
+ROWS_AT_ONCE = 16  # of the utterances of one answer, once its first is there
+
 
 def make_speech_answer(
     model: LoadedModel, prepared: Prepared, judged_at_once: int | None = None
 ) -> ComposedAnswer | None:
-    """The answer to a request for a transcript or for speech that the second reading chooses, so many utterances in one
-    piece of work, or all; None for a request that is one row."""
-    if prepared.settings.decoder is not None:
-        return None
-    if is_transcription(model, prepared):
+    """The answer to a request for a transcript, for speech that the second reading chooses (it judges so many drafts in
+    one piece of work, or all), or for speech of several utterances; None for a request that is one row."""
+    by_reading = prepared.settings.decoder is None
+    if by_reading and is_transcription(model, prepared):
         return ComposedAnswer("text", [lambda: transcribe(model, prepared)])
-    words = find_words_to_say(model, prepared)
+    each = prepared.utterances or (prepared,)
+    words = [find_words_to_say(model, one) if by_reading else None for one in each]
+    if len(each) == 1 and words[0] is None:
+        return None
+    parts = [partial(say, model, one, said, judged_at_once) for one, said in zip(each, words, strict=True)]
+    sayings = 1 if words[0] is None or model.processor.reading is None else model.processor.reading.sayings
+    at_once = max(1, ROWS_AT_ONCE // sayings)
+    return ComposedAnswer(str(prepared.config.force), parts, at_once, model.vocabulary.control_id("<|end_of_turn|>"))
+
+
+def say(
+    model: LoadedModel, prepared: Prepared, words: str | None, judged_at_once: int | None
+) -> Composition[list[int]]:
+    """The ids of an utterance: the best of several by the words that it should spell, or one."""
     if words is not None:
-        said = words
-        return ComposedAnswer(str(prepared.config.force), [lambda: say_best(model, said, prepared, judged_at_once)])
-    return None
+        return (yield from say_best(model, words, prepared, judged_at_once))
+    [ids] = yield [GenerationRequest(prepared.prompt, prepared.config)]
+    return list(ids)
 
 
 def is_transcription(model: LoadedModel, prepared: Prepared) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Unpack
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from unimodal.coder.outputs import MediaCodes, Output
 from unimodal.coder.partial import PartialPictures
-from unimodal.generation.composition import run_composition
+from unimodal.generation.composition import exhaust, step_composition
 from unimodal.generation.fast.speculation import FastDecoder
 from unimodal.generation.request import OnToken, TokenEvent
 from unimodal.generation.search.base import SESSION_SIZE
@@ -41,6 +41,7 @@ from unimodal.pipeline.fast_decoders import make_fast_decoder
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings, Prepared, prepare
 from unimodal.pipeline.search import make_search_answer, word_caption
+from unimodal.pipeline.speech import join_sounds
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
 
@@ -140,6 +141,30 @@ class Unimodal(LoadedModel):
             return Output(Text(" ".join(output.text for output in outputs if output.text)))
         return next(output for output in outputs if output.modality == settings.to)
 
+    def speak(
+        self, text: str, settings: AnswerSettings = MODELS_OWN, **changes: Unpack[AnswerChanges]
+    ) -> Iterator[Output]:
+        """The sounds of a text, one utterance after the other and each as soon as it is there; `generate(text,
+        "audio")` gives them joined. Raises ValueError, before the first, for what cannot be said, with the count."""
+        settings = settings.replace(**changes).replace(to="audio")
+        words = self.wording.word_request(text, "audio", settings.voice)
+        prepared = prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))
+        composed = self._find_composed(prepared, None)
+        if composed is None:
+            yield from self._answer([prepared], None, None, None, None, None)[0]
+            return
+        told: list[int] = []
+        steps = self._step_composed(prepared, composed, lambda event: told.append(event.id))
+        while next(steps, steps) is None:
+            yield from self._decode_spoken(told)
+        yield from self._decode_spoken(told)
+
+    def _decode_spoken(self, ids: list[int]) -> list[Output]:
+        """The sounds of whole utterances; takes their ids."""
+        [outputs] = self.decode_answers([ids]) if ids else [[]]
+        ids.clear()
+        return [output for output in outputs if output.modality == "audio"]
+
     def user_turn(self, parts: Iterable[Part | str] | str) -> Turn:
         """The user's turn with every file encoded; media without words get the trained question behind them."""
         given = [
@@ -203,7 +228,8 @@ class Unimodal(LoadedModel):
             if answer is None:
                 batches.setdefault(requests[number].settings.decoder, []).append(number)
                 continue
-            [found[number]] = self.decode_answers([self._run_composed(requests[number], answer, on_token, number)])
+            [outputs] = self.decode_answers([exhaust(self._step_composed(requests[number], answer, on_token, number))])
+            found[number] = join_sounds(outputs) if requests[number].utterances else outputs
             if on_progress is not None:
                 on_progress(len(found), len(requests))
         for decoder, numbers in batches.items():
@@ -228,12 +254,12 @@ class Unimodal(LoadedModel):
             return make_speech_answer(self, request)
         return make_search_answer(self, request, word_caption(self, request) if caption is None else caption)
 
-    def _run_composed(
-        self, request: Prepared, answer: ComposedAnswer, on_token: OnToken | None, number: int
-    ) -> list[int]:
+    def _step_composed(
+        self, request: Prepared, answer: ComposedAnswer, on_token: OnToken | None, number: int = 0
+    ) -> Generator[None, None, list[int]]:
         session = None if request.settings.search is None else self.engine.open_session(SESSION_SIZE)
         decoder = self._find_decoder(request.settings.decoder)
-        return run_composition(self.engine, answer.compose(on_token, number), decoder, session)
+        return step_composition(self.engine, answer.compose(on_token, number), decoder, session)
 
     def _find_decoder(self, name: str | None) -> FastDecoder | None:
         """The fast decoder of that name, made when it is first asked for; None for token by token."""

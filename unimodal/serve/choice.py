@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from time import time
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unimodal.generation.request import GenerationRequest
@@ -19,6 +20,7 @@ from unimodal.serve.answer import AnswerReader, MediumPiece, PartialPiece, Piece
 from unimodal.serve.media_output import encode_sound, make_medium_url
 from unimodal.serve.protocol import AnswerMessage, ContentPart, Delta, FinishReason, SpokenAnswer
 from unimodal.serve.service import Service, gather
+from unimodal.serve.sound_stream import SoundStream, add_pause
 
 
 class Choice:
@@ -46,6 +48,9 @@ class Choice:
         self.reader.finish()
         media = self.reader.media
         decoded = await gather(self.service.decode(piece.modality, piece.codes) for piece in media)
+        if self.request.num_parts > 1:  # utterances of one speech
+            rate_hz = self.service.model.coder.rate("audio")
+            media, decoded = media[:1], [torch.cat([decoded[0], *(add_pause(one, rate_hz) for one in decoded[1:])])]
         sound: SpokenAnswer | None = None
         parts: dict[int, ContentPart] = {}  # by the number of the medium
         for piece, medium in zip(media, decoded, strict=True):
@@ -79,12 +84,23 @@ class Choice:
         reader.emit = emit
         answer = asyncio.ensure_future(self.service.answer(self.request))
         answer.add_done_callback(lambda _: pieces.put_nowait(None))
-        has_sound = False
+        has_sound, sound_id = False, ""
+        speech: SoundStream | None = None
+        if self.request.num_parts > 1:
+            kind = "pcm" if self.sound_format == "pcm16" else self.sound_format
+            speech = SoundStream(kind, int(model.coder.rate("audio") or 16_000))
         try:
             yield {"role": "assistant", "content": ""}
             while (piece := await pieces.get()) is not None:
                 if isinstance(piece, WordsPiece):
                     yield {"content": piece.text}
+                elif isinstance(piece, MediumPiece) and speech is not None:
+                    sound_id = sound_id or f"audio-{secrets.token_hex(12)}"
+                    medium = await self.service.decode("audio", piece.codes)
+                    medium = add_pause(medium, speech.given_hz) if has_sound else medium
+                    data = await self.service.run(speech.write, medium)
+                    yield self._write_spoken(sound_id, data, "" if has_sound else self.spoken or "")
+                    has_sound = True
                 elif isinstance(piece, MediumPiece):
                     first_sound = piece.modality == "audio" and not has_sound
                     has_sound = has_sound or first_sound
@@ -98,6 +114,9 @@ class Choice:
                 elif pieces.empty():  # else it is out of date already
                     yield await self._write_partial(piece)
             self.ids = await answer
+            if speech is not None:
+                yield self._write_spoken(sound_id, await self.service.run(speech.finish), "")
+                yield {"audio": {"expires_at": int(time())}}
             num_told = len(reader.pieces)
             reader.finish()
             for rest in reader.pieces[num_told:]:
@@ -116,9 +135,14 @@ class Choice:
             return "stop"
         words = sum(vocabulary.is_text(row) for row in self.ids)
         cut = config.max_text_tokens is not None and words >= config.max_text_tokens
-        return "length" if cut or len(self.ids) >= config.max_new_tokens else "stop"
+        full = self.request.num_parts == 1 and len(self.ids) >= config.max_new_tokens
+        return "length" if cut or full else "stop"
 
     # ---- pieces
+
+    def _write_spoken(self, sound_id: str, data: bytes, words: str) -> Delta:
+        """A further piece of a sound; all pieces together are one file."""
+        return {"audio": {"id": sound_id, "data": base64.b64encode(data).decode("ascii"), "transcript": words}}
 
     async def _write_delta(self, modality: str, medium: Tensor) -> Delta:
         part = await self._write_part(modality, medium)

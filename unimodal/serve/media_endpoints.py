@@ -16,7 +16,7 @@ from torch import Tensor
 from unimodal.pipeline.requests import AnswerSettings
 from unimodal.pipeline.rows import describe_codes
 from unimodal.sequence.document import Document, Part, Text, Turn
-from unimodal.serve.answer import AnswerReader, MediumPiece
+from unimodal.serve.answer import AnswerReader, MediumPiece, Piece
 from unimodal.serve.bodies import (
     DetokenizeRequest,
     ImageRequest,
@@ -36,6 +36,7 @@ from unimodal.serve.media_output import (
 )
 from unimodal.serve.protocol import ApiError, name_fields, read_voice
 from unimodal.serve.service import Exchange, Service, gather
+from unimodal.serve.sound_stream import SoundStream, StreamedSound, encode_sounds, hear_sounds
 
 
 class WholeAnswer(NamedTuple):
@@ -130,11 +131,27 @@ async def speak(exchange: Exchange) -> Response:
     check_medium(service, "audio", "speaks")
     voice = read_voice(asked.voice, tuple(service.model.wording.voices))
     words = word_wish(service, asked.input, "audio", "input", voice)
-    answer = await answer_turn(service, words, asked.make_settings(), prompt="input")
-    sound = await service.decode("audio", answer.find_medium("audio").codes)
+    pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def emit(piece: Piece) -> None:  # from the worker's thread
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    reader = AnswerReader(service.model, emit=emit)
+    with name_fields(prompt="input"):
+        request = await service.prepare(Document([Turn("user", words)]), asked.make_settings(), reader)
     rate_hz = int(service.model.coder.rate("audio") or 16_000)
-    data, media_type = await service.run(encode_sound, sound, rate_hz, asked.response_format or "mp3")
-    return Response(data, media_type=media_type)
+    kind, sounds = asked.response_format or "mp3", hear_sounds(service, request, pieces)
+    try:
+        first = await anext(sounds)
+        if request.num_parts > 1:
+            stream = SoundStream(kind, rate_hz)
+            return StreamedSound(exchange, encode_sounds(service, stream, first, sounds), stream.media_type)
+        data, media_type = await service.run(encode_sound, first, rate_hz, kind)
+        return Response(data, media_type=media_type)
+    except BaseException:
+        await sounds.aclose()
+        raise
 
 
 async def read_form(exchange: Exchange) -> tuple[bytes, dict[str, object]]:

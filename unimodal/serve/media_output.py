@@ -67,17 +67,17 @@ def encode_sound(sound: Tensor, rate_hz: int, kind: str = "wav") -> tuple[bytes,
     if kind in ("pcm", "pcm16"):
         from unimodal.media.audio import resample
 
-        return _round_samples(resample(sound.detach().float().cpu(), rate_hz, PCM_RATE_HZ)).tobytes(), PCM_TYPE
+        return round_samples(resample(sound.detach().float().cpu(), rate_hz, PCM_RATE_HZ)).tobytes(), PCM_TYPE
     name, subtype, media_type = SOUNDS[kind]
     if subtype not in soundfile.available_subtypes(name):
         usable = ", ".join(k for k, (n, s, _) in SOUNDS.items() if s in soundfile.available_subtypes(n))
         raise ApiError(400, f"{kind} cannot be written here; choose {usable} or pcm", "unsupported_format")
     memory = io.BytesIO()
-    soundfile.write(memory, _round_samples(sound), rate_hz, format=name, subtype=subtype)
+    soundfile.write(memory, round_samples(sound), rate_hz, format=name, subtype=subtype)
     return memory.getvalue(), media_type
 
 
-def _round_samples(sound: Tensor) -> np.ndarray:
+def round_samples(sound: Tensor) -> np.ndarray:
     """[T] in [-1, 1] → little-endian int16 [T]."""
     sound = sound.detach().cpu().double().clamp(-1, 1)
     return (sound * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2")

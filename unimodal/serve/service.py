@@ -165,7 +165,7 @@ class Service:
             except BaseException:
                 exchange.close(CLIENT_LEFT)
                 raise
-            if not isinstance(response, EventStream):  # which closes the exchange at its own end
+            if not isinstance(response, OpenResponse):
                 exchange.close(response.status_code)
             return response
 
@@ -244,7 +244,11 @@ class Exchange:
         metrics.seconds.labels(self.name).observe(monotonic() - self.started)
 
 
-class EventStream(Response):
+class OpenResponse(Response):
+    """A response that closes its exchange itself, at its own end."""
+
+
+class EventStream(OpenResponse):
     """Server-sent events. They end when the client leaves; what goes wrong is told as an event of its own."""
 
     media_type = "text/event-stream"

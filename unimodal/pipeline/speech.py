@@ -1,0 +1,71 @@
+"""What is to be spoken, in utterances that the model can say: the one place where a text becomes speech.
+
+A model was trained to say a sentence, within a number of seconds. So a request in its wording for speech is split at
+sentences, and those that are too long at clauses and between words (`text/sentences.py`); each is asked for in the
+trained wording, and their sounds are joined with a pause. What the model has no way to say is refused, with the count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from unimodal.coder.outputs import Output
+from unimodal.pipeline.parts import LoadedModel
+from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
+from unimodal.text.sentences import split_utterances
+
+MOST_CHARACTERS = 4096  # that one request may want spoken; OpenAI's limit, too
+LETTERS_PER_S = 10.0  # of slow speech: so much fits into the seconds that a model speaks at a time
+PAUSE_S = 0.2  # between two utterances
+
+
+def list_utterances(model: LoadedModel, document: Document, to: str | None) -> list[Document]:
+    """For a request in the trained wording for speech, the document of each utterance, in that wording; [] for any
+    other request. Raises ValueError for what cannot be said, with the count."""
+    last = document.turns[-1] if document.turns else None
+    if to != "audio" or last is None or last.role != "user" or not all(isinstance(part, Text) for part in last.parts):
+        return []
+    found = model.wording.find_speech(last.text.strip())
+    if found is None:
+        return []
+    wish, text = found
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(
+            f"{len(text):,} characters are to be spoken, and at most {MOST_CHARACTERS:,} may be; split them"
+        )
+    model.wording.check_sayable(text)
+    said = [model.wording.spell_utterance(piece) for piece in split_utterances(text, find_breath(model))]
+    return [Document([*document.turns[:-1], Turn("user", wish.replace("{text}", words))]) for words in said if words]
+
+
+def find_breath(model: LoadedModel) -> int:
+    """How many letters the model says at a time: what it was trained to, or what the longest span has time for."""
+    if model.wording.breath is not None:
+        return model.wording.breath
+    codes = model.processor.max_codes.get("audio", model.max_positions // 2)
+    per_second = model.coder.tokenizer("audio").tokens_per_second
+    return MOST_CHARACTERS if not per_second else max(20, int(codes / per_second * LETTERS_PER_S))
+
+
+def join_sounds(outputs: Sequence[Output]) -> list[Output]:
+    """The sounds of an answer as one, with a pause between them, and its codes one behind the other."""
+    sounds = [output for output in outputs if output.modality == "audio" and output.media is not None]
+    if len(sounds) < 2:
+        return list(outputs)
+    pieces = [sounds[0].media]
+    for sound in sounds[1:]:
+        assert sound.media is not None
+        pieces += [make_pause(sound.media, sound.rate), sound.media]
+    codes = np.concatenate([sound.part.require_codes() for sound in sounds if not isinstance(sound.part, Text)])
+    joined = Output(
+        MEDIA_PARTS["audio"](codes=codes), torch.cat([piece for piece in pieces if piece is not None]), sounds[0].rate
+    )
+    return [joined, *(output for output in outputs if output not in sounds)]
+
+
+def make_pause(sound: torch.Tensor, rate_hz: float | None) -> torch.Tensor:
+    """The silence before a further utterance, [T] as its sound."""
+    return sound.new_zeros(int(PAUSE_S * (rate_hz or 16_000)))
