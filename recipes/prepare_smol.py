@@ -175,7 +175,8 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     assert media is not None
     template = make_template(TextTokenizer(base.tokenizer), base.num_rows, media)
     listed = media_sources(cfg)
-    words = sources.code_names(coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"]))
+    pictures = coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
+    words = sources.name_codes(pictures, template.vocabulary)
     if dry_run:
         for name, source in listed.items():
             print(f"{name}: {len(source)} items, e.g. {len(template.render(source.document(0)))} tokens")
@@ -185,7 +186,7 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     for name, source in listed.items():
         plan = sources.plan(source, cfg.documents[name], cfg.balance, cfg.seed)
         write(cfg, template, name, [source.document(int(item), int(draw)) for item, draw in plan])
-    for name, documents in text_documents(cfg, base, sorted({*words["semantic"]})).items():
+    for name, documents in text_documents(cfg, base, sources.list_labels(pictures)).items():
         write(cfg, template, name, documents)
 
 

@@ -82,7 +82,10 @@ def describe(writer: ShardWriter, first: int, workers: int, count: int) -> None:
 
 
 def show_plan(writer: ShardWriter, first: int, workers: int, count: int) -> None:
-    """The plan, one line a worker, and of each dataset one document as the decoder will see it; on stdout."""
+    """The plan, one line a worker, and of each dataset one document as the decoder will see it; on stdout.
+
+    A document that cannot be tokenized is named on stderr, or a ValueError, as in the run itself.
+    """
     items = writer.items()
     for number in range(first, first + workers):
         todo = [item for item in items[number::count] if not writer.is_done(item)]
@@ -90,7 +93,12 @@ def show_plan(writer: ShardWriter, first: int, workers: int, count: int) -> None
     vocabulary = writer.tokenizer.vocabulary
     for name in writer.job.datasets:
         dataset = writer.dataset(name)
-        sample = [made for made in writer.tokenizer(dataset[:SAMPLE]) if isinstance(made, Rendered)]
+        sample = []
+        for made in writer.tokenize(name, range(min(SAMPLE, len(dataset)))):
+            if isinstance(made, Rendered):
+                sample.append(made)
+            else:
+                tell(f"  bad row {made.reason}")
         if not sample:
             print(f"{name}: none of the first {SAMPLE} documents can be tokenized")
             continue

@@ -11,6 +11,7 @@ Shapes: B batch, T samples, M mel bands, F frames, N codes, K quantized dimensio
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -19,9 +20,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from unimodal.config import MAY_CHANGE, Config
-from unimodal.files import atomic_write_text
+from unimodal.files import atomic_write_text, read_json_as
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, compute_adversarial_losses
@@ -68,15 +70,52 @@ class AudioTokenizerRecipe(Config):
     cycle_margin_codes: int = 4  # at the ends of a crop, where the encoder misses what stood beside it
 
 
+class Utterance(TypedDict):
+    """An entry of utterances.json: what is said, by whom, and which samples of audio.int16 it is."""
+
+    id: str | int
+    text: str
+    voice: str
+    split: str
+    start: int
+    num_samples: int
+
+
 class Speech:
     """The packed corpus: samples in a memory map, texts, voices and splits in memory."""
 
-    def __init__(self, folder: Path):
-        if not (folder / "utterances.json").is_file():
-            raise ValueError(f"{folder} holds no speech; run `python tools/make_speech.py` first")
-        self.folder = folder
-        self.utterances: list[dict[str, Any]] = json.loads((folder / "utterances.json").read_text())
+    def __init__(self, folder: Path, spelled: bool = True):
+        """spelled: the texts are spelled from the codes. Raises ValueError for a corpus this recipe cannot train on."""
+        for name in ("utterances.json", "audio.int16"):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder / name} is missing; make it with `python tools/make_speech.py`")
+        fix = "an entry is {id, text, voice, split, start, num_samples}"
+        self.folder, self.spelled = folder, spelled
+        self.utterances = read_json_as(list[Utterance], folder / "utterances.json", fix)
         self.samples = np.memmap(folder / "audio.int16", dtype=np.int16, mode="r")
+        for utterance in self.utterances:
+            self._check(utterance, spelled)
+        if not self.rows("train"):
+            raise ValueError(f"{folder / 'utterances.json'} has no utterance whose split is 'train'")
+
+    def _check(self, utterance: Utterance, spelled: bool) -> None:
+        """ValueError for an utterance outside the file of samples, and for a text that cannot be spelled."""
+        name, start, count = utterance["id"], utterance["start"], utterance["num_samples"]
+        if start < 0 or count < 1 or start + count > len(self.samples):
+            raise ValueError(
+                f"{self.folder / 'audio.int16'} has {len(self.samples):,} samples, but utterance {name!r} is samples "
+                f"{start:,} to {start + count:,}; pack the speech again"
+            )
+        unknown = sorted({*utterance["text"]} - {*CHARACTERS})
+        if spelled and utterance["split"] == "train" and unknown:
+            raise ValueError(
+                f"utterance {name!r} holds {unknown[0]!r}, which is not among the characters that are spelled: a to z, "
+                "space and apostrophe; write its text so, or give --set ctc_weight=0, which spells nothing"
+            )
+
+    def spell(self, row: int) -> list[int]:
+        """The ids of an utterance's characters."""
+        return [CHARACTERS.index(character) + 1 for character in self.utterances[row]["text"]]
 
     def rows(self, split: str) -> list[int]:
         return [row for row, utterance in enumerate(self.utterances) if utterance["split"] == split]
@@ -102,6 +141,7 @@ class SpeechBatches:
         self, speech: Speech, rows: list[int], batch_size: int, max_seconds: float, seed: int, augment: bool = True
     ):
         self.speech, self.rows, self.batch_size, self.augment = speech, rows, batch_size, augment
+        self.spelled = speech.spelled
         self.max_samples = int(max_seconds * 16_000)
         voices = [speech.utterances[row]["voice"] for row in rows]
         counts = {voice: voices.count(voice) for voice in set(voices)}
@@ -132,8 +172,7 @@ class SpeechBatches:
                     wave = nn.functional.interpolate(wave[None, None], scale_factor=factor, mode="linear")[0, 0]
                 wave = wave * 10 ** self.uniform(-0.3, 0.04)
                 wave = nn.functional.pad(wave, (int(self.uniform(0, 512)), 0))  # any phase of the code grid
-            text = [CHARACTERS.index(character) + 1 for character in self.speech.utterances[row]["text"]]
-            texts.append(text if len(wave) <= self.max_samples else [])
+            texts.append(self.speech.spell(row) if self.spelled and len(wave) <= self.max_samples else [])
             waves.append(wave[: self.max_samples])
         clean = nn.utils.rnn.pad_sequence(waves, batch_first=True)
         noisy = clean
@@ -327,15 +366,18 @@ def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokeniz
     """Writes the tokenizer folder and a record of what made it; returns the tokenizer as it is on disk, rounded."""
     tokenizer.save(cfg.out, in_8_bits=("head.blocks.",))
     tokenizer = AudioTokenizer.load(cfg.out)
-    manifest = json.loads((cfg.data / "manifest.json").read_text())
-    record = {"config": cfg.model_dump(mode="json"), "data_sha256": manifest, "weights_sha256": tokenizer.sha256}
+    hashes = {}
+    for name in ("utterances.json", "audio.int16"):
+        with (cfg.data / name).open("rb") as stream:
+            hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "weights_sha256": tokenizer.sha256}
     atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr, flush=True)
     return tokenizer
 
 
 def run(cfg: AudioTokenizerRecipe, flags: Flags) -> None:
-    speech = Speech(cfg.data)
+    speech = Speech(cfg.data, spelled=cfg.ctc_weight > 0 and cfg.keep_encoder is None)
     hours = sum(speech.utterances[row]["num_samples"] for row in speech.rows("train")) / 16_000 / 3600
     sizes = {
         name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in Codec(cfg).tokenizer.named_children()

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 
 from unimodal.config import MAY_CHANGE, Config
+from unimodal.data.coded import TRAINING_STYLES, load_concepts
+from unimodal.data.prepared_arrays import check_concepts, check_styles, open_arrays
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer
@@ -32,7 +34,7 @@ from unimodal.training.identity import Identity, describe_settings, hash_files, 
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
-TRAINING_STYLES = ("noto", "fluent3d", "fluentflat")
+MOST_THUMBNAIL_VALUES = 4096  # the eigenvectors of so many take a minute; their time grows as the cube
 
 
 class ImageTokenizerRecipe(Config):
@@ -54,13 +56,24 @@ class ImageTokenizerRecipe(Config):
 class Pictures:
     """The training views in memory, and who may be trained on."""
 
-    def __init__(self, folder: Path):
-        views, images = np.load(folder / "views.npz"), np.load(folder / "images.npz")
-        self.concepts: list[dict[str, Any]] = json.loads((folder / "concepts.json").read_text())
-        self.pixels, self.features = views["pixels"], views["features"]  # [M, V, 64, 64, 3], [M, V, 1280]
+    def __init__(self, folder: Path, size: int):
+        """size: pixels a side. Raises ValueError for arrays that are missing or that this recipe cannot train on."""
+        sizes: dict[str, int] = {}
+        images = open_arrays(
+            folder / "images.npz", "python tools/prepare_images.py",
+            {"concept": ("iu", ("M",)), "style": ("U", ("M",))}, sizes,
+        )  # fmt: skip
+        views = open_arrays(
+            folder / "views.npz", "python tools/prepare_views.py",
+            {"pixels": ("u", ("M", "V", size, size, 3)), "features": ("f", ("M", "V", 1280))}, sizes,
+        )  # fmt: skip
+        self.concepts = load_concepts(folder / "concepts.json")
+        self.pixels, self.features = views["pixels"], views["features"]  # [M, V, S, S, 3], [M, V, 1280]
         self.style, self.concept = images["style"], images["concept"]
-        training = np.array([concept["split"] == "train" for concept in self.concepts])
+        check_styles(folder / "images.npz", self.style)
+        training = np.array([concept.split == "train" for concept in self.concepts])
         known = np.isin(self.style, TRAINING_STYLES)
+        check_concepts(folder / "images.npz", self.concept, self.concepts, known)
         self.train_rows = np.flatnonzero(training[self.concept] & known)
         self.heldout_rows = np.flatnonzero(~training[self.concept] & known)
 
@@ -216,8 +229,19 @@ def psnr(model: ImageTokenizer, pictures: Pictures, codes: FirstCodes, rows: np.
     return float(torch.cat(values).mean())
 
 
+def check_size(cfg: ImageTokenizerConfig) -> None:
+    """ValueError for pictures whose looks cannot be fitted in closed form, and for a size that is no whole grid."""
+    values = 3 * (cfg.grid * cfg.look_patch) ** 2
+    if cfg.image_size % 8 or values > MOST_THUMBNAIL_VALUES:
+        raise ValueError(
+            f"tokenizer.image_size is {cfg.image_size}; this recipe fits the looks of nano's pictures in closed form, "
+            "which needs a multiple of 8 up to 96: train other sizes by recipes/train_tokenizer.py"
+        )
+
+
 def run(cfg: ImageTokenizerRecipe, flags: Flags) -> None:
-    pictures = Pictures(cfg.data)
+    check_size(cfg.tokenizer)
+    pictures = Pictures(cfg.data, cfg.tokenizer.image_size)
     num_prototypes = len(np.unique(pictures.concept[pictures.train_rows]))
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)

@@ -119,7 +119,7 @@ def row_words(
     """The text rows of the name of each prototype and of each look."""
     return {
         vocabulary.block_range(block): [text.encode(f" {words}") for words in names]
-        for block, names in sources.code_names(pictures).items()
+        for block, names in sources.name_codes(pictures, vocabulary).items()
     }
 
 

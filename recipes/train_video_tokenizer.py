@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from unimodal.config import MAY_CHANGE, Config
+from unimodal.data.coded import load_concepts
+from unimodal.data.prepared_arrays import check_concepts, open_arrays
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
@@ -46,15 +48,22 @@ class Clips:
     """Clips in memory in four variants (as they are, mirrored, backwards, both), with the decoded first frame of
     each."""
 
-    def __init__(self, folder: Path, image: ImageTokenizer):
-        data = np.load(folder / "clips.npz")
-        concepts = json.loads((folder / "concepts.json").read_text())
-        training = np.array([concept["split"] == "train" for concept in concepts])[data["concept"]]
+    def __init__(self, folder: Path, num_frames: int, size: int):
+        """num_frames, size: of a clip, and its pixels a side. Raises ValueError for arrays that it cannot train on."""
+        path = folder / "clips.npz"
+        expected = {"frames": ("u", ("C", num_frames, size, size, 3)), "concept": ("iu", ("C",))}
+        data = open_arrays(path, "python tools/prepare_clips.py", expected)
+        concepts = load_concepts(folder / "concepts.json")
+        check_concepts(path, data["concept"], concepts)
+        training = np.array([concept.split == "train" for concept in concepts])[data["concept"]]
         self.train_rows, self.heldout_rows = np.flatnonzero(training), np.flatnonzero(~training)
-        frames = torch.from_numpy(data["frames"])  # uint8 [C, T, 64, 64, 3]
+        frames = torch.from_numpy(data["frames"])  # uint8 [C, T, S, S, 3]
         both = torch.stack([frames, frames.flip(3)], dim=1)
         self.frames = torch.cat([both, both.flip(2)], dim=1)  # [C, 4, T, 64, 64, 3]
-        first = self.frames[:, :, 0].flatten(0, 1)  # [4C, 64, 64, 3]
+
+    def decode_first(self, image: ImageTokenizer) -> None:
+        """The first frame of each clip as the image tokenizer gives it back: what motion begins from."""
+        first = self.frames[:, :, 0].flatten(0, 1)  # [4C, S, S, 3]
         decoded = [image.decode(image.encode(_pictures(part))) for part in first.split(64)]
         self.first = (torch.cat(decoded) * 255).round().byte().unflatten(0, (-1, 4))  # [C, 4, 3, 64, 64]
 
@@ -114,10 +123,11 @@ def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
     torch.manual_seed(cfg.loop.seed)
     model = VideoTokenizer(cfg.tokenizer.model_copy(update={"image_tokenizer_sha256": image.sha256}), image)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", file=sys.stderr)
+    clips = Clips(cfg.data, model.config.num_frames, image.config.image_size)
+    print(f"{len(clips.train_rows)} clips, {len(clips.heldout_rows)} held out", file=sys.stderr)
     if flags.dry_run:
         return
-    clips = Clips(cfg.data, image)
-    print(f"{len(clips.train_rows)} clips, {len(clips.heldout_rows)} held out", file=sys.stderr)
+    clips.decode_first(image)
 
     def loss(batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
         x, first = clips.batch(*batch)

@@ -168,8 +168,8 @@ train the decoder, evaluate, and write this card. The settings and the hashes of
 here and in each tokenizer's folder.
 Decoder: {decoder}.
 
-- **Pictures**: {image_tokens} codes, in this order. {semantic} name the nearest of {prototypes} concept prototypes of a
-  frozen EfficientNet-lite0 after a linear discriminant projection that ignores the drawing style. One names the
+- **Pictures**: {image_tokens} codes, in this order. {num_named} name the nearest of {prototypes} concept prototypes of
+  a frozen EfficientNet-lite0 after a linear discriminant projection that ignores the drawing style. One names the
   nearest of the {looks} training pictures by {components} principal components of a thumbnail. {pixel} are
   finite-scalar-quantized, of 4,096 values, coarse to fine; any prefix decodes. Prototypes and looks are fitted on the
   training pictures: much of "picture → name" on seen concepts is decided in the tokenizer, and **drawing a known thing
@@ -434,7 +434,7 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         "decoder": f"{decoder['num_hidden_layers']} layers of width {decoder['hidden_size']}",
         "stages": "\n".join(f"{n}. {steps:,} steps: {what}." for n, (steps, _, what) in enumerate(stages, 1)),
         "million_tokens": sum(tokens for _, tokens, _ in stages) / 1e6,
-        "semantic": image["num_semantic"],
+        "num_named": image["num_semantic"],
         "looks": image["num_looks"],
         "components": image["look_components"],
         "pixel": (image["image_size"] // 8) ** 2 - image["num_semantic"] - 1,

@@ -161,8 +161,8 @@ def random_model(shape: str) -> tuple[Any, Vocabulary]:
     blocks = [
         Block(name=n, modality=m, size=4096) for n, m in (("image", "image"), ("audio", "audio"), ("video", "video"))
     ]
-    blocks.insert(0, Block(name="semantic", modality="image", size=1536))
-    layout = [SpanLayout("image", [Segment("semantic", 4), Segment("image", 60, mark=False)])]
+    blocks.insert(0, Block(name="concepts", modality="image", size=1536))
+    layout = [SpanLayout("image", [Segment("concepts", 4), Segment("image", 60, mark=False)])]
     vocabulary = Vocabulary.build(text_rows, blocks, layout)
     cfg = NanoConfig(
         hidden_size=width,

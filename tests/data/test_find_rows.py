@@ -173,11 +173,15 @@ def test_splits_by_folder_and_by_name(tmp_path, pictures):
             open_dataset(DatasetConfig(path=str(tmp_path / name), split="dev"))
 
 
-def test_nothing_to_read_says_so(tmp_path):
+def test_nothing_to_read_says_so(tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="holds no file of .* and no media; name the file"):
         open_dataset(DatasetConfig(path=str(tmp_path / "none")))
     with pytest.raises(ValueError, match="no such file.*; if it is a dataset of the hub set format to huggingface"):
         open_dataset(DatasetConfig(path="somebody/pets"))
+    for name in ("none/pets", str(tmp_path / "none" / "pets")):  # a mistyped path is not looked up on the hub
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match="pets: no such file, folder or pattern of files; check the path$"):
+            open_dataset(DatasetConfig(path=name, format="huggingface"))
     with pytest.raises(ValueError, match="no such file, folder or pattern of files; check the path"):
         open_dataset(DatasetConfig(path=str(tmp_path / "gone.jsonl"), format="huggingface"))

@@ -11,6 +11,7 @@ from unimodal.data.mixture import Batches, Mixture
 from unimodal.data.sources import MediaToName, NameToMedia, SpeechToText, TextToSpeech, plan, with_article
 from unimodal.data.token_shards import write_token_shards
 from unimodal.sequence.document import Document, Video
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 STYLES = ("noto", "fluent3d", "twemoji")
 LABELS = ["red apple", "grinning face", "Santa Claus", "dog", "cat", "owl", "elephant", "bus"]
@@ -269,7 +270,7 @@ def test_from_sources_to_batches(prepared, tmp_path):
 def test_codes_are_named_in_their_order():
     """Prototypes by concept, looks by picture: the rows of a vocabulary begin as these words."""
     from unimodal.data.coded import CodedConcepts, Concept
-    from unimodal.data.sources import code_names
+    from unimodal.data.sources import list_labels, name_codes
 
     concepts = [
         Concept(id=n, key=str(n), family=str(n), label=name, tags=(), group="g", split=split)
@@ -277,7 +278,15 @@ def test_codes_are_named_in_their_order():
     ]
     shown, styles = np.array([2, 0, 1, 0]), np.array(["noto", "fluent3d", "noto", "noto"])
     pictures = CodedConcepts(np.zeros((4, 5), dtype=int), shown, concepts, styles)
-    assert code_names(pictures) == {
-        "semantic": ["red apple", "cat"],
-        "look": ["cat noto", "red apple 3d", "red apple noto"],
+    names = ("first", "second", "rest")
+    blocks = [Block(name=name, modality="image", size=8) for name in names]
+    layout = [SpanLayout("image", [Segment("first", 2), Segment("second", 1), Segment("rest", 2)])]
+    vocabulary = Vocabulary.build(100, blocks, layout)
+    assert list_labels(pictures) == ["cat", "red apple"]
+    assert name_codes(pictures, vocabulary) == {
+        "first": ["red apple", "cat"],
+        "second": ["cat noto", "red apple 3d", "red apple noto"],
     }
+    oil = CodedConcepts(np.zeros((1, 5), dtype=int), [0], concepts, np.array(["oil"]), styles=["oil"])
+    with pytest.raises(ValueError, match="style 'oil' is unknown; use noto, fluent3d"):
+        name_codes(oil, vocabulary)

@@ -222,6 +222,22 @@ def test_a_dry_run_shows_the_plan_and_a_document_and_writes_nothing(data, tmp_pa
     assert "pets: 12 documents of format llama_factory, 1 bad rows, 6 shards, 0 done, 2 are mine" in stderr
 
 
+def test_a_dry_run_says_why_a_row_fails_as_the_run_does(data, tmp_path, monkeypatch, capsys):
+    words = settings(data, tmp_path / "out", "max_tokens=5")
+    lines = []
+    for flags in (["--dry-run"], []):
+        code, _, stderr = run_here(monkeypatch, capsys, *words, flags=flags)
+        assert code == 2
+        lines.append(stderr.splitlines()[-1])
+    assert lines[0] == lines[1] and "tokens, over max_tokens 5; mend it, or set on_bad_row to skip" in lines[0]
+    words = settings(
+        data, tmp_path / "out", "max_tokens=5", *(f"datasets.{n}.on_bad_row=skip" for n in ("pets", "talk"))
+    )
+    code, stdout, stderr = run_here(monkeypatch, capsys, *words, flags=["--dry-run"])
+    assert code == 0 and "pets: none of the first 8 documents can be tokenized" in stdout
+    assert stderr.count("tokens, over max_tokens 5") >= 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -183,11 +183,13 @@ class ShardWriter:
         prepare_shards(self.folder(name), manifest)
         written = not self.is_done(item)
         if written:
-            documents = self._tokenize(name, manifest.documents_of(shard))
+            documents = self.tokenize(name, manifest.documents_of(shard))
             write_shard(self.folder(name), manifest, shard, documents, self._media(name, shard))
         return {"dataset": name, "shard": shard, "written": written, "documents": len(manifest.documents_of(shard))}
 
-    def _tokenize(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
+    def tokenize(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
+        """Documents of a dataset by number, with where each stands that cannot be tokenized; ValueError for the first
+        of these under `on_bad_row="fail"`."""
         dataset = self.dataset(name)
         for start in range(numbers.start, numbers.stop, self.job.batch_size):
             batch = range(start, min(start + self.job.batch_size, numbers.stop))

@@ -38,9 +38,10 @@ def find_rows(name: str, split: str, from_hub: bool) -> tuple[Rows, Path | None]
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if matches:
         return _join(matches), matches[0].parent
-    if from_hub and is_hub_id(name):
+    may_be_hub = is_hub_id(name) and not path.parent.is_dir()  # else it is a path that is mistyped
+    if from_hub and may_be_hub:
         return read_hub(name, split), None
-    hint = "; if it is a dataset of the hub set format to huggingface" if is_hub_id(name) and not from_hub else ""
+    hint = "; if it is a dataset of the hub set format to huggingface" if may_be_hub and not from_hub else ""
     raise ValueError(f"{quote_path(name)}: no such file, folder or pattern of files; check the path{hint}")
 
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from unimodal.data.coded import CodedConcepts, CodedSpeech
 from unimodal.data.order import make_generator
-from unimodal.sequence.document import Audio, Document, Text, Turn
+from unimodal.sequence.document import Audio, Document, Part, Text, Turn
+from unimodal.vocabulary import Vocabulary
 
 STYLE_WORDS = {"noto": "noto", "fluent3d": "3d", "fluentflat": "flat", "twemoji": "twemoji"}
 
@@ -93,7 +94,7 @@ class MediaToName:
         else:
             question, answer = pick(draws, ASK[self.media.part.modality]), concept.label
         medium = self.media.part(codes=self.media.view(item, draw))
-        asked: list[Any] = [medium, Text(informal(draws, question))]
+        asked: list[Part] = [medium, Text(informal(draws, question))]
         if draws.random() < 0.3:
             asked.reverse()
         return Document([Turn("user", asked), Turn("assistant", answer)])
@@ -156,7 +157,7 @@ class SpeechToText:
 
     def document(self, item: int, draw: int = 0) -> Document:
         draws = make_generator(self.seed, self.name, item, draw)
-        asked: list[Any] = [Audio(codes=self.speech.codes(item)), Text(informal(draws, pick(draws, ASK["audio"])))]
+        asked: list[Part] = [Audio(codes=self.speech.codes(item)), Text(informal(draws, pick(draws, ASK["audio"])))]
         if draws.random() < 0.3:
             asked.reverse()
         return Document([Turn("user", asked), Turn("assistant", self.speech.text(item))])
@@ -185,17 +186,26 @@ class TextToSpeech:
         return Document([Turn("user", f"{before}{self.speech.text(item)}{after}"), Turn("assistant", [answer])])
 
 
-def code_names(pictures: CodedConcepts) -> dict[str, list[str]]:
+def list_labels(pictures: CodedConcepts) -> list[str]:
+    """What the pictures show, in lower case, in order."""
+    return sorted({pictures.concept(item).label.lower() for item in range(len(pictures))})
+
+
+def name_codes(pictures: CodedConcepts, vocabulary: Vocabulary) -> dict[str, list[str]]:
     """What the codes that stand for something are called, by block, in the order of the codes.
 
-    Prototypes are the training concepts in order, looks the training pictures: a label, and a label with its style.
+    The first block of a picture has a code for each training concept, the second one for each training picture: a
+    label, and a label with its style. Raises ValueError for a style without a word.
     """
+    unknown = {pictures.style(item) for item in range(len(pictures))} - set(STYLE_WORDS)
+    if unknown:
+        raise ValueError(f"style {sorted(unknown)[0]!r} is unknown; use {', '.join(STYLE_WORDS)}")
     concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
     looks = [f"{pictures.concept(item).label} {STYLE_WORDS[pictures.style(item)]}" for item in range(len(pictures))]
-    return {
-        "semantic": [concepts[number].lower() for number in sorted(concepts)],
-        "look": [words.lower() for words in looks],
-    }
+    blocks = list(dict.fromkeys(segment.block for segment in vocabulary.layout("image").segments))
+    assert len(blocks) > 2, "nano's pictures have codes of their own behind those with names"
+    names = [[concepts[number] for number in sorted(concepts)], looks]
+    return {block: [words.lower() for words in named] for block, named in zip(blocks, names, strict=False)}
 
 
 def plan(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0) -> np.ndarray:
