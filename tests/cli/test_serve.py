@@ -56,6 +56,9 @@ def test_it_says_where_answers_and_ends_on_ctrl_c(commands):
     [
         (["--port", "70000"], "--port"),
         (["--max-batch", "0"], "--max-batch"),
+        (["--allow-host", "https://a.org"], "--allow-host"),
+        (["--allow-origin", "a.org"], "--allow-origin"),
+        (["--alias", " "], "--alias"),
         (["--timeout-s", "0"], "--timeout-s"),
         (["--api-key", " x "], "--api-key"),
         (["--timeout-s", "inf"], "--timeout-s"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image as Pictures
 
+from tests.media.test_formats import film
 from tests.tiny_model import tiny_model
 from unimodal.media.audio import load_audio, save_audio
 from unimodal.media.image import save_image
@@ -106,6 +107,15 @@ def test_a_clip_is_generated_and_read(pipe, ours, tmp_path):
 
 
 # ---- the processor
+
+
+def test_what_is_left_out_of_a_file_is_a_warning(pipe, tmp_path):
+    (tmp_path / "long.mp4").write_bytes(film("mp4", "libx264", 60, fps=10))
+    chat = user({"type": "video", "path": str(tmp_path / "long.mp4")}, text("what is this?"))
+    with pytest.warns(UserWarning, match=r"long\.mp4: 9 frames stand for 6\.0 s"):
+        pipe.processor.apply_chat_template(chat, tokenize=True)
+    with pytest.warns(UserWarning, match="9 frames stand for"):
+        pipe.processor(videos=str(tmp_path / "long.mp4"), text="what is this?")
 
 
 def test_chats_become_the_templates_ids(pipe, ours, picture):

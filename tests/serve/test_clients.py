@@ -12,6 +12,7 @@ from tests.media.test_formats import film
 from tests.serve.conftest import data_url, image_part, pixels, png, user, wav
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Text, Turn, Video
+from unimodal.serve.protocol import ApiError, name_fields
 
 
 def words(outputs):
@@ -135,6 +136,14 @@ def test_a_prompt_that_is_too_long_says_how_long_in_true_counts(client, server, 
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(model=server.name, prompt="a red apple " * 600)
     assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
+
+
+def test_what_a_format_cannot_hold_is_a_mistake_in_the_messages():
+    with pytest.raises(ApiError, match="alternate") as caught, name_fields(prompt="messages"):
+        raise ValueError("Chameleon's turns alternate")
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+    with pytest.raises(UnicodeError), name_fields(prompt="messages"):  # no message of ours
+        b"\xff".decode()
 
 
 # ---- parts of files

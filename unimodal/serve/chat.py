@@ -60,7 +60,6 @@ async def prepare_answer(
 
     Raises ApiError for what does not fit the model.
     """
-    document = await service.run(fit_history, service.model, turns, settings)
     spoken = service.model.wording.extract_speech(turns[-1].text) if settings.to == "audio" else None
     kind = asked.audio.format if asked.audio is not None else None
 
@@ -70,6 +69,7 @@ async def prepare_answer(
         return Choice(service, reader, await service.prepare(document, own, reader), kind or "wav", spoken)
 
     with name_fields(**names):
+        document = await service.run(fit_history, service.model, turns, settings)
         choices = [await make_choice(number) for number in range(asked.n or 1)]
     return ChatAnswer(service, asked, choices, list_notes(document))
 

@@ -110,12 +110,16 @@ class ApiError(Exception):
 @contextmanager
 def name_fields(**names: str) -> Iterator[None]:
     """Tells what does not fit the model as a mistake in a field of the request. names: of the fields that are called
-    otherwise than the settings of an answer; "prompt" is what is asked."""
+    otherwise than the settings of an answer; "prompt" is what is asked, and at fault where nothing else is named."""
     try:
         yield
     except UnfitRequestError as error:
         code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else "invalid_value"
         raise ApiError(400, str(error), code, names.get(error.field, error.field)) from None
+    except ValueError as error:
+        if type(error) is not ValueError:  # a defect of ours
+            raise
+        raise ApiError(400, str(error), "invalid_value", names.get("prompt", "prompt")) from None
 
 
 def read_voice(
