@@ -84,7 +84,7 @@ def test_a_mistake_is_one_line_and_the_chat_goes_on(monkeypatch, capsys, chat):
     assert len(out.splitlines()) == 1 and "Traceback" not in err
     for message in (
         "nowhere.png: no such file", "pass it as audio", "/image needs the name of a file", "/sing is no command",
-        "nothing to save yet", "the prompt is empty", "3,000 words",
+        "nothing to save yet", "the prompt is empty", "the prompt is too long",
     ):  # fmt: skip
         assert sum(message in line for line in err.splitlines()) == 1, message
 
