@@ -64,7 +64,11 @@ MORE_BASES: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["full_attention", "full_attention"]},
     "minicpm3": {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
                  "dim_model_base": 16, "scale_emb": 3.0, "num_key_value_heads": 4, "head_dim": 8},
-}  # fmt: skip#: type → what its config says besides, and why it is refused
+    "glm4_moe": {**HEAD, **EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "ernie4_5_moe": {**EXPERTS, "moe_num_experts": 4, "moe_k": 2}, "phimoe": {"num_local_experts": 4},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 24}, "ministral": HEAD,
+}  # fmt: skip
+#: type → what its config says besides, and why it is refused
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mamba": ({}, "it keeps a state that is not keys and values"),
     "bloom": ({}, "the documents that are packed in one row see each other"),

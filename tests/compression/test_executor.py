@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.compression.conftest import STEPS, cache_name
+from tests.tiny_bases import make_base
 from unimodal.compression import METHODS, Compressor, Plan
 from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.snapkv import SnapKV
@@ -268,3 +269,28 @@ def test_sessions_and_fast_decoders_are_refused_inside(model, vocabulary, prompt
             engine.generate(prompts, config, method=make_decoder("token-recycling"))
     assert len(session) == 0
     assert engine.generate(prompts, config, session=session) == engine.generate(prompts, config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [
+        ("gemma", None), ("cohere", None), ("qwen3_moe", None), ("mistral", "full attention in every layer"),
+        ("phi3", "full attention in every layer"), ("granite", "does more than the layers of Llama's"),
+        ("opt", "needs a decoder like Llama's"),
+    ],
+)  # fmt: skip
+def test_another_base_is_run_as_its_own_forward_runs_it_or_refused(vocabulary, kind, refused):
+    """Granite scales its embeddings, and Mistral's config says its window without naming kinds of layers."""
+    base = make_base(kind, None, vocab_size=vocabulary.size)
+    base.config.use_cache = False
+    ids = torch.randint(0, 20, (1, 30), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        expected = base(ids).logits
+        if refused is None:
+            with Stride(1.0)(base, vocabulary):
+                torch.testing.assert_close(base(ids).logits, expected, rtol=0, atol=1e-4)
+            return
+        with pytest.raises(ValueError, match=refused) as error, Stride(1.0)(base, vocabulary):
+            pass
+        assert "\n" not in str(error.value)
+        torch.testing.assert_close(base(ids).logits, expected)

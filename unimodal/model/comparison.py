@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 # Relative differences that are rounding: of float32, and of half precision and 8 bits.
 EXACT, ROUNDED = 1e-3, 0.25
 
 
-def find_tolerance(model: PreTrainedModel) -> float:
+def find_tolerance(model: nn.Module) -> float:
     """The relative difference of hidden states that a model's precision explains."""
     return EXACT if all(p.dtype == torch.float32 for p in model.parameters()) else ROUNDED
 

@@ -34,10 +34,18 @@ class LoraSettings(Config):
 
 
 def find_linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The decoder's linear layers by name: `nn.Linear`, and GPT-2's Conv1D, which is one with its weight transposed."""
+    """The decoder's linear layers by name: `nn.Linear`, and GPT-2's Conv1D, which is one with its weight transposed.
+
+    A router that is a Linear with a forward of its own (Phi-MoE's) is none.
+    """
     from transformers.pytorch_utils import Conv1D
 
-    return {name: m for name, m in model.get_decoder().named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    def is_linear(module: nn.Module) -> bool:
+        if type(module).__module__.startswith("transformers.models."):
+            return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        return isinstance(module, (nn.Linear, Conv1D))
+
+    return {name: module for name, module in model.get_decoder().named_modules() if is_linear(module)}
 
 
 def list_linear_names(model: nn.Module) -> list[str]:
@@ -131,10 +139,13 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> nn.Module:
     """Adds every adapter into its layer's weight and puts the plain layers back, in place."""
-    for name, layer in find_lora_layers(model).items():
+    layers = find_lora_layers(model)
+    for layer in layers.values():
         layer.merge(safe_merge=True)
+    for name, layer in layers.items():
         parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer.get_base_layer())
+        if last != "base_layer":  # the inner one of two adapters on one module, as peft puts on fused experts
+            setattr(model.get_submodule(parent), last, layer.get_base_layer())
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         if attribute in vars(model):
             delattr(model, attribute)

@@ -16,8 +16,8 @@ from types import MethodType
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from unimodal.compression.plan import Plan, Span, count_share
 from unimodal.compression.running.attention_rows import ForwardObserver
@@ -28,7 +28,12 @@ from unimodal.compression.running.rotation import STATIC_ROPE
 from unimodal.compression.running.slots import SlotLayer
 from unimodal.compression.running.spans import LocatedSpan, find_input_spans
 from unimodal.compression.running.stream import LiveSpan, SpanGroup, TokenStream
+from unimodal.model.comparison import find_tolerance, measure_difference
 from unimodal.vocabulary import Vocabulary
+
+#: decoders whose forward is known to be that of Llama's; others are compared with it once
+PROVEN = ("LlamaModel", "Qwen2Model", "Qwen3Model")
+_NEEDS = "compression needs a decoder like Llama's"
 
 
 class PlanExecutor:
@@ -42,13 +47,16 @@ class PlanExecutor:
         config = backbone.config
         missing = [name for name in ("layers", "rotary_emb", "norm") if not hasattr(backbone, name)]
         if missing:
-            raise ValueError(f"{type(backbone).__name__} has no {missing[0]}; compression needs a decoder like Llama's")
+            raise ValueError(f"{type(backbone).__name__} has no {missing[0]}; {_NEEDS}")
         settings = config.to_dict()  # a config has only the settings of its family
         kinds = set(settings.get("layer_types") or ["full_attention"])
+        if kinds == {"full_attention"} and any(
+            type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers
+        ):
+            kinds.add("sliding_attention")  # Mistral and Phi-3 say their window without naming kinds of layers
         if kinds != {"full_attention"}:
-            raise ValueError(
-                f"compression needs full attention in every layer; this model has {', '.join(sorted(kinds))}"
-            )
+            others = ", ".join(sorted(kinds - {"full_attention"}))
+            raise ValueError(f"compression needs full attention in every layer; this model has {others}")
         rope = (settings.get("rope_parameters") or {}).get("rope_type", "default")
         if rope not in STATIC_ROPE:
             raise ValueError(f"rotary positions of type {rope!r} depend on the length; compression needs fixed ones")
@@ -57,7 +65,25 @@ class PlanExecutor:
         self.methods: list[OpenMethod] = []
         names = inspect.signature(type(self.layers[0]).forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
-        self.scaling = self.layers[0].self_attn.scaling
+        attention = dict(self.layers[0].named_children()).get("self_attn")
+        if attention is None or "scaling" not in vars(attention):
+            raise ValueError(f"{type(backbone).__name__} has no self_attn.scaling; {_NEEDS}")
+        self.scaling: float = attention.scaling
+        if type(backbone).__name__ not in PROVEN:
+            self._check_own()
+
+    @torch.no_grad()
+    def _check_own(self) -> None:
+        """ValueError for a decoder that does more than this forward, as Granite does, which scales its embeddings."""
+        ids = torch.tensor([[3, 1, 2]], device=next(self.backbone.parameters()).device)
+        expected = self.backbone(input_ids=ids, use_cache=False).last_hidden_state
+        try:
+            found = self.forward(input_ids=ids, use_cache=False).last_hidden_state
+            fits = measure_difference(found, expected) <= find_tolerance(self.backbone)
+        except (AttributeError, RuntimeError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{type(self.backbone).__name__} does more than the layers of Llama's; {_NEEDS}")
 
     @classmethod
     def find(cls, backbone: nn.Module) -> PlanExecutor | None:
@@ -97,8 +123,8 @@ class PlanExecutor:
         use_cache: bool | None = None,
         past_key_values: Cache | None = None,
         **settings: object,
-    ) -> BaseModelOutputWithPast:
-        """input_ids [B, N] → last_hidden_state [B, N, D], zeros in the places of tokens that went.
+    ) -> MoeModelOutputWithPast:
+        """input_ids [B, N] → last_hidden_state [B, N, D], zeros in the places of tokens that went; no router logits.
 
         Raises ValueError for a call that compression cannot serve: without ids, with a mask of its own, with several
         documents in a row, with a cache of another kind or one that was begun outside, or asking for inner outputs.
@@ -127,8 +153,8 @@ class PlanExecutor:
         for layer in cache_layers:
             layer.seen += num
         states = stream.put_back(self.backbone.norm(stream.hidden), num)
-        name = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
-        return BaseModelOutputWithPast(last_hidden_state=states, **{name: cache})
+        name = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+        return MoeModelOutputWithPast(last_hidden_state=states, **{name: cache})
 
     def _find_evictable(self, ids: Tensor, valid: Tensor, found: list[LocatedSpan]) -> Tensor:
         """What the cache method, if there is one, may drop of the new tokens, bool [B, N]."""
