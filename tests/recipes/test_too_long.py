@@ -143,6 +143,10 @@ def test_long_rows_are_cut_by_choice_and_counted(template, tmp_path, capsys):
     given = corpus(path, template, length=64, long_rows="error")
     with pytest.raises(ValueError, match=r"too long are 2 of 4 documents of rows.jsonl: corpus.length is 64; raise it"):
         given.check()
+    held = DatasetConfig(path=str(rows_of(tmp_path / "held.jsonl", [200])))
+    short = rows_of(tmp_path / "short.jsonl", [3])
+    with pytest.raises(ValueError, match=r"too long are 1 of 1 documents of held.jsonl"):
+        corpus(short, template, length=64, long_rows="error", validation=[held]).check()
 
 
 def test_a_split_row_is_learnt_whole_and_a_truncated_one_up_to_the_row(template, tmp_path):

@@ -204,7 +204,7 @@ class Corpus:
         """ValueError if there is no document to learn from, or one is too long under `long_rows: error`; what is cut
         is counted and said."""
         if self.cfg.long_rows != "drop":
-            for name, one in self._training.items():
+            for name, one in [*self._training.items(), *self._validation.items()]:
                 for _ in one.render_once():
                     pass
                 self._tell_long(name.partition(":")[2], one.num_too_long, len(one.chosen))
