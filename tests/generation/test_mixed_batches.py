@@ -36,6 +36,8 @@ def draw_sampling(rng):
         temperature=rng.choice([0.0, 0.3, 1.0, 1.5]),
         top_k=rng.choice([0, 0, 3, 9]),
         top_p=rng.choice([1.0, 1.0, 0.8]),
+        first_codes=rng.choice([0, 0, 1, 4, 50]),
+        first_temperature=rng.choice([0.0, 0.7]),
     )
 
 

@@ -120,3 +120,28 @@ def test_banned_candidates_are_never_drawn(temperature, top_k, top_p):
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(ValueError):
         SamplingConfig(**bad)
+
+
+def test_the_first_codes_of_a_span_have_a_temperature_of_their_own(model, vocabulary, ask):
+    """They are those of that temperature; the others vary with the seed, in every batch that joins and leaves too."""
+    from unimodal.generation.continuous import ContinuousBatch
+    from unimodal.generation.engine import Engine
+    from unimodal.generation.request import GenerationConfig, GenerationRequest
+
+    engine = Engine(model, vocabulary)
+
+    def draw(seed, **sampling):
+        own = {"video": SamplingConfig(temperature=5.0, **sampling)}
+        return GenerationConfig(max_new_tokens=20, force="video", max_text_tokens=0, seed=seed, sampling=own)
+
+    # start, 4 codes, mark, 3 codes, mark, 3 codes
+    greedy = engine.generate([ask([3])], [draw(0, first_codes=10)])[0]
+    configs = [draw(seed, first_codes=5) for seed in range(8)]
+    answers = engine.generate([ask([3])] * 8, configs)
+    assert {tuple(answer[:7]) for answer in answers} == {tuple(greedy[:7])}
+    assert len({tuple(answer) for answer in answers}) == 8
+    batch, found = ContinuousBatch(engine), {}
+    keys = batch.admit([GenerationRequest(ask([3]), config) for config in configs])
+    while len(batch):
+        found.update((done.key, done.answer) for done in batch.advance_rows())
+    assert [found[key] for key in keys] == answers

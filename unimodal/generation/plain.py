@@ -18,7 +18,7 @@ from unimodal.generation.head import Candidates
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.request import TokenEvent
 from unimodal.generation.run import DecodingRun, PreparedBatch
-from unimodal.generation.sampling import PLAIN, Sampler, make_noise_keys, sample
+from unimodal.generation.sampling import Sampler, make_noise_keys, sample
 from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
 
@@ -81,9 +81,9 @@ class PlainRun(DecodingRun):
             return _Group(candidates, torch.tensor(rows, device=device), None, None, None, [], None, None)
         states = [self.grammar.states[row] for row in rows]
         configs = [self.configs[row] for row in rows]
-        sampler = Sampler([c.sampling.get(s.modality, PLAIN) for c, s in zip(configs, states, strict=True)], device)
         starts = [self.grammar.grammars[row].count_span_steps(state) for row, state in zip(rows, states, strict=True)]
         each = list(zip(configs, states, starts, strict=True))
+        sampler = Sampler([c.sampling_at(s.modality, start) for c, s, start in each], device)
         scales = [[c.scale(s.modality, start + step) for c, s, start in each] for step in range(steps)]
         guided = [any(scale != 1.0 for scale in row) for row in scales]
         conditional, unconditional = self.streams.find_branches(rows)

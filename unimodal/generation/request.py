@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeVar
 from pydantic import Field, field_validator
 
 from unimodal.config import Config
-from unimodal.generation.sampling import SamplingConfig
+from unimodal.generation.sampling import PLAIN, SamplingConfig
 
 
 class GenerationConfig(Config):
@@ -58,6 +58,16 @@ class GenerationConfig(Config):
             if not 0 <= first < last:
                 raise ValueError(f"guidance_interval {first}..{last} of {name} is empty; give first < last, from 0 on")
         return intervals
+
+    def sampling_at(self, modality: str, step: int) -> SamplingConfig:
+        """How code step ``step`` of a span of ``modality`` is drawn; for text, which has no steps, step 0 is given."""
+        own = self.sampling.get(modality, PLAIN)
+        return own if modality == "text" else own.at_step(step)
+
+    def count_alike(self, modality: str, step: int) -> int | None:
+        """For how many steps from code step ``step`` on the sampling stays what it is; None for all that follow."""
+        first = 0 if modality == "text" else self.sampling.get(modality, PLAIN).first_codes
+        return first - step if step < first else None
 
     def scale(self, modality: str, step: int) -> float:
         """The guidance of code step ``step`` of a span of ``modality``; 1 for text and outside the interval."""

@@ -111,6 +111,8 @@ class DecodingRun(ABC):
                 continue
             if config.pause is not None:
                 steps = min(steps, config.pause - len(self.answers[row]))
+            alike = config.count_alike(state.modality, grammar.count_span_steps(state))
+            steps = steps if alike is None else min(steps, alike)
             if state.modality in config.guidance_interval:
                 left = config.guidance_interval[state.modality][1] - grammar.count_span_steps(state)
                 steps = min(steps, left) if left > 0 else steps

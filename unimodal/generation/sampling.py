@@ -23,11 +23,24 @@ _MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 class SamplingConfig(Config):
-    """How one modality is sampled. temperature 0: the likeliest token; top_k 0 and top_p 1: no filter."""
+    """How one modality is sampled. temperature 0: the likeliest token; top_k 0 and top_p 1: no filter.
+
+    The first ``first_codes`` code steps of a span are drawn at ``first_temperature``: where codes run from coarse to
+    fine, what a picture shows stays likely, and how it looks in detail varies.
+    """
 
     temperature: float = Field(default=1.0, ge=0)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    first_codes: int = Field(default=0, ge=0)
+    first_temperature: float = Field(default=0.0, ge=0)
+
+    def at_step(self, step: int) -> SamplingConfig:
+        """What holds for code step ``step`` of a span, the same for all steps up to the next change."""
+        if not self.first_codes:
+            return self
+        temperature = self.first_temperature if step < self.first_codes else self.temperature
+        return SamplingConfig(temperature=temperature, top_k=self.top_k, top_p=self.top_p)
 
 
 GREEDY = SamplingConfig(temperature=0.0)

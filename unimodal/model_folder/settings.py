@@ -64,12 +64,14 @@ class ProcessorConfig(Config):
 
 
 class MediumSettings(BaseModel):
-    """How the tokens of one modality are chosen."""
+    """How the tokens of one modality are chosen: `SamplingConfig`, and guidance."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     temperature: float = Field(default=1.0, ge=0)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    first_codes: int = Field(default=0, ge=0)
+    first_temperature: float = Field(default=0.0, ge=0)
     guidance: float = Field(default=1.0, ge=0)
 
 

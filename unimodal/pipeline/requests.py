@@ -318,9 +318,12 @@ def _choose_sampling(model: LoadedModel, settings: AnswerSettings) -> dict[str, 
     changed = (settings.to,) if settings.to is not None else settings.allow or model.vocabulary.media
     found = {}
     for name, own in model.sampling.items():
-        values = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
+        values = own.model_dump(exclude={"guidance"})
         if name in changed:
-            values |= {key: value for key in values if (value := getattr(settings, key)) is not None}
+            asked = {key: getattr(settings, key) for key in ("temperature", "top_k", "top_p")}
+            values |= {key: value for key, value in asked.items() if value is not None}
+            if settings.temperature is not None:
+                values["first_codes"] = 0  # one temperature, for all codes
         found[name] = SamplingConfig.model_validate(values)
     return found
 

@@ -27,7 +27,7 @@ from unimodal.generation.head import Candidates
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.request import TokenEvent
 from unimodal.generation.run import DecodingRun, PreparedBatch
-from unimodal.generation.sampling import PLAIN, Sampler, make_gumbel_noise, make_noise_keys
+from unimodal.generation.sampling import Sampler, make_gumbel_noise, make_noise_keys
 from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
 from unimodal.vocabulary import Vocabulary
@@ -116,8 +116,8 @@ class FastDecoder:
     """The protocol; a subclass is one method. Its fields are the settings, `begin` makes what it keeps for a row.
 
     lossless: the answers follow the plain loop's distribution. serves: "media", "text" or "all". keeps_order: whether
-    the cache holds tokens in the order of the answer. spans_lines: whether a stretch holds all rows of a picture, and
-    this method writes the marks behind them.
+    the cache holds tokens in the order of the answer. spans_lines: whether a stretch holds all rows of a picture, this
+    method writes the marks behind them, and all codes are drawn as the first.
     """
 
     name = "one by one"
@@ -165,6 +165,7 @@ class _Stretch:
     allowed: Ranges
     row: Row
     method: FastDecoder
+    end_step: int | None  # the code step of the span from which on it is drawn otherwise
 
     def covers(self, state: RowState, allowed: Ranges) -> bool:
         """Whether a row in this state still is in it."""
@@ -231,13 +232,19 @@ class SpeculativeRun(DecodingRun):
     def _propose(self, row: int) -> Draft:
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
         allowed, stretch = grammar.list_allowed(state), self.stretches[row]
-        if stretch is None or not stretch.covers(state, allowed):
+        step = grammar.count_span_steps(state)
+        if (
+            stretch is None
+            or not stretch.covers(state, allowed)
+            or (stretch.end_step is not None and step >= stretch.end_step)
+        ):
             stretch = self.stretches[row] = self._begin_stretch(row, allowed)
         view, method = stretch.row, stretch.method
         view.written, view.waiting, view.latest = len(self.answers[row]), self.waiting[row], self._list_latest(row)
         most = (
             method.max_draft if config.pause is None else min(method.max_draft, config.pause - len(self.answers[row]))
         )
+        most = most if stretch.end_step is None else min(most, stretch.end_step - step)
         view.room = grammar.count_room(state, max(1, most))
         draft = method.propose(view)
         self.stats.drafted += len(draft.ids) - len(self.waiting[row])
@@ -252,7 +259,9 @@ class SpeculativeRun(DecodingRun):
             view.lines, view.mark = 1, None
         method.begin(view)
         segments = range(state.segment, state.segment + view.lines)
-        return _Stretch(state.modality, segments, allowed, view, method)
+        step = self.grammar.grammars[row].count_span_steps(state)
+        alike = None if method.spans_lines else self.configs[row].count_alike(state.modality, step)
+        return _Stretch(state.modality, segments, allowed, view, method, None if alike is None else step + alike)
 
     def _list_latest(self, row: int) -> list[int]:
         latest = self.answers[row][-LATEST:]
@@ -263,7 +272,7 @@ class SpeculativeRun(DecodingRun):
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
         vocabulary, segment = self.parts.vocabulary, grammar.find_segment(state)
         candidates = self.parts.head.select(allowed)
-        sampler = Sampler([config.sampling.get(state.modality, PLAIN)], self.parts.device)
+        sampler = Sampler([config.sampling_at(state.modality, grammar.count_span_steps(state))], self.parts.device)
         blocks = None if segment is None else vocabulary.group_blocks(segment[0])
         lines, mark = grammar.count_lines(state)
         return Row(
