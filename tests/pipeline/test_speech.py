@@ -145,6 +145,8 @@ def test_the_server_streams_what_the_pipeline_says(model):
         assert len({piece["id"] for piece in spoken if piece.get("id")}) == 1 < len(spoken)
         refused = served.post("/v1/audio/speech", body | {"input": "Солнце"})
         assert refused.status_code == 400 and "6 of 6 characters" in refused.json()["error"]["message"]
+        refused = served.post("/v1/audio/speech", body | {"input": "a " * 2500}).json()["error"]
+        assert "5,000 characters are to be spoken" in refused["message"] and refused["param"] == "input"
         with httpx.stream("POST", f"{served.url}/v1/audio/speech", json=body, timeout=60) as answer:
             pieces = answer.iter_raw()
             next(pieces)

@@ -187,3 +187,26 @@ def test_every_request_in_flight_ends_with_its_answer_or_is_told(slow, grace_s):
                     assert answer.json()["error"]["code"] == "unavailable", what
             assert set(statuses) <= {200, 503} and statuses.count(503 if grace_s < 1 else 200) >= len(asked) / 2
         assert read_all(waiting) == b""
+
+
+@pytest.mark.parametrize("what", ["speech", "transcript"])
+@pytest.mark.parametrize("end", ["hang-up", "limit"])
+def test_a_hang_up_and_the_time_limit_free_all_rows(slow, what, end):  # noqa: F811
+    """In the middle of the drafts of a sentence, with more sentences to come, and of the search of a transcript."""
+    with serving(says(sayings=3), timeout_s=30.0 if end == "hang-up" else 1.0) as served:
+        slow(served, 0.2)
+        url, worker = served.url, served.service.worker
+        patience = 1.0 if end == "hang-up" else 30.0
+        with contextlib.ExitStack() as stack:
+            if end == "hang-up":
+                stack.enter_context(pytest.raises(httpx.TimeoutException))
+            if what == "speech":
+                body = {"input": "hi. oh. well.", "voice": "default"}
+                answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=patience)
+            else:
+                answer = httpx.post(
+                    f"{url}/v1/audio/transcriptions", files={"file": ("a.wav", wav())}, timeout=patience
+                )
+            assert end == "limit" and answer.status_code == 504
+        assert served.idle(10)
+        assert not worker.num_rows and not worker._waiting and not worker._composing

@@ -210,7 +210,7 @@ class ImageRequest(ApiRequest):
 class SpeechRequest(ApiRequest):
     refused: ClassVar[fields.Refusals] = fields.SPEECH
     without_effect: ClassVar[frozenset[str]] = fields.SPEECH_WITHOUT_EFFECT
-    input: str = Field(min_length=1, max_length=4096)
+    input: str = Field(min_length=1, max_length=MOST_CHARACTERS)
     voice: str | dict[str, object] | None = None
     response_format: Literal["mp3", "wav", "flac", "opus", "ogg", "pcm"] | None = "mp3"
     seed: int | None = None
