@@ -60,7 +60,7 @@ def find_decoder_class(architecture: str) -> Any | None:
     """The stock class of transformers with that name, where it is a causal LM."""
     import transformers
 
-    usable = architecture.endswith("ForCausalLM") or architecture in OTHER_DECODERS
+    usable = architecture.endswith(("ForCausalLM", "LMHeadModel")) or architecture in OTHER_DECODERS
     return getattr(transformers, architecture, None) if usable else None
 
 
