@@ -8,15 +8,18 @@ Shapes: M pictures or clips, V views of each, U utterances, N codes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from unimodal.files import read_json_as
 from unimodal.sequence.document import Image, Video
+
+T = TypeVar("T")
 
 TRAINING_STYLES = ("noto", "fluent3d", "fluentflat")
 EVALUATION_STYLES = ("twemoji",)  # never trained on, whatever the concept
@@ -42,14 +45,7 @@ class Concept:
 
 def load_concepts(path: str | Path) -> list[Concept]:
     """`concepts.json` of `tools/prepare_images.py`; ids are positions in the list."""
-    entries = _read_json(Path(path), "python tools/prepare_images.py")
-    names = [field.name for field in fields(Concept)]
-    try:
-        concepts = [
-            Concept(**{name: entry[name] for name in names} | {"tags": tuple(entry["tags"])}) for entry in entries
-        ]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} lacks the entry {error} of a concept; prepare the pictures again") from None
+    concepts = _read_entries(list[Concept], Path(path), "python tools/prepare_images.py")
     if [concept.id for concept in concepts] != list(range(len(concepts))):
         raise ValueError(f"{path}: concept ids are not 0, 1, 2, …; prepare the pictures again")
     return concepts
@@ -109,6 +105,14 @@ class CodedConcepts:
         return self._codes[self.items[item], number % self.num_views].astype(np.int64)
 
 
+class Utterance(TypedDict):
+    """What is said, by whom, and whether it is trained on."""
+
+    text: str
+    voice: str
+    split: str
+
+
 class CodedSpeech:
     """Utterances by their codes: flat int [ΣN] with offsets [U + 1], as the audio tokenizer's recipe writes them."""
 
@@ -116,7 +120,7 @@ class CodedSpeech:
         self,
         codes: np.ndarray,
         offsets: np.ndarray,
-        utterances: Sequence[Mapping[str, Any]],
+        utterances: Sequence[Utterance],
         split: str = "train",
         max_codes: int | None = None,
     ) -> None:
@@ -150,11 +154,13 @@ class CodedSpeech:
         return self._flat[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
 
 
-def load_pictures(prepared: Path, codes: np.ndarray, split: str = "train", **options: Any) -> CodedConcepts:
+def load_pictures(
+    prepared: Path, codes: np.ndarray, split: str = "train", styles: Sequence[str] = TRAINING_STYLES
+) -> CodedConcepts:
     """The pictures of `images.npz` by their codes, int [M, N] or [M, V, N] in its order."""
     arrays = _load_arrays(prepared / "images.npz", "python tools/prepare_images.py")
     concepts = load_concepts(prepared / "concepts.json")
-    return CodedConcepts(codes, arrays["concept"], concepts, arrays["style"], split, part=Image, **options)
+    return CodedConcepts(codes, arrays["concept"], concepts, arrays["style"], split, styles, Image)
 
 
 def load_clips(prepared: Path, codes: np.ndarray, split: str = "train") -> CodedConcepts:
@@ -166,15 +172,14 @@ def load_clips(prepared: Path, codes: np.ndarray, split: str = "train") -> Coded
 def load_speech(folder: Path, split: str = "train", max_codes: int | None = None) -> CodedSpeech:
     """`utterances.json` and `codes.npz` of the speech folder."""
     arrays = _load_arrays(folder / "codes.npz", "python recipes/encode_media.py")
-    utterances = _read_json(folder / "utterances.json", "python tools/make_speech.py pack")
+    utterances = _read_entries(list[Utterance], folder / "utterances.json", "python tools/make_speech.py pack")
     return CodedSpeech(arrays["codes"], arrays["offsets"], utterances, split, max_codes)
 
 
-def _read_json(path: Path, command: str) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing; make it with `{command}`") from None
+def _read_entries(kind: type[T], path: Path, command: str) -> T:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; make it with `{command}`")
+    return read_json_as(kind, path, f"make it with `{command}`")
 
 
 def _load_arrays(path: Path, command: str) -> Mapping[str, np.ndarray]:

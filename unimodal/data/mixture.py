@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,25 @@ class DocumentSet(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Rendered: ...
+
+
+class MixtureState(TypedDict):
+    """How far a mixture is, and what it is a mixture of."""
+
+    step: int
+    seed: int
+    num_ranks: int
+    shares: dict[str, float]
+    cursors: dict[str, dict[str, int]]
+
+
+class BatchesState(TypedDict):
+    """How far batches are: the mixture at the beginning of the window, and how many of its batches were dealt."""
+
+    settings: list[int | str]
+    mixture: MixtureState
+    too_long: int
+    dealt: int
 
 
 class Mixture:
@@ -93,7 +112,7 @@ class Mixture:
         """How often each set was gone through so far."""
         return {name: cursor.epoch + cursor.position / cursor.num_documents for name, cursor in self.cursors.items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> MixtureState:
         return {
             "step": self.step,
             "seed": self.seed,
@@ -102,11 +121,16 @@ class Mixture:
             "cursors": {name: cursor.state_dict() for name, cursor in self.cursors.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: MixtureState) -> None:
         """Goes on exactly where the saved mixture was; another seed, set, size or weight is a ValueError."""
-        for name in ("seed", "num_ranks", "shares"):
-            if state[name] != getattr(self, name):
-                raise ValueError(f"the saved mixture has {name} {state[name]} but this one has {getattr(self, name)}")
+        pairs = (
+            ("seed", state["seed"], self.seed),
+            ("num_ranks", state["num_ranks"], self.num_ranks),
+            ("shares", state["shares"], self.shares),
+        )
+        for name, saved, here in pairs:
+            if saved != here:
+                raise ValueError(f"the saved mixture has {name} {saved} but this one has {here}")
         for name, cursor in self.cursors.items():
             cursor.load_state_dict(state["cursors"][name])
         self.step = int(state["step"])
@@ -153,7 +177,7 @@ class Batches:
         self.fit, self.pass_draws = fit or self._leave_out_long, pass_draws
         self.arrangement, self.window_tokens = arrangement, tokens_per_batch * batches_per_window
         self.num_too_long = 0
-        self._start: tuple[dict[str, Any], int] = (mixture.state_dict(), 0)  # at the beginning of the window
+        self._start: tuple[MixtureState, int] = (mixture.state_dict(), 0)  # at the beginning of the window
         self._window: list[PackedBatch] = []
         self._dealt = 0
 
@@ -166,7 +190,7 @@ class Batches:
         self._dealt += 1
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> BatchesState:
         settings = self._settings()
         if self._dealt == len(self._window):  # between windows
             return {
@@ -178,7 +202,7 @@ class Batches:
         mixture, too_long = self._start
         return {"settings": settings, "mixture": mixture, "too_long": too_long, "dealt": self._dealt}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: BatchesState) -> None:
         settings = self._settings()
         if list(state["settings"]) != settings:
             raise ValueError(f"the saved batches have settings {list(state['settings'])} but these have {settings}")
@@ -189,15 +213,15 @@ class Batches:
             self._window = self._draw_window()
             self._dealt = int(state["dealt"])
 
-    def load_other_ranks(self, states: Sequence[Mapping[str, Any]]) -> None:
+    def load_other_ranks(self, states: Sequence[BatchesState]) -> None:
         """Goes on where another number of ranks stood, whose states these are: from the earliest of their windows on,
         so no document is left out, and some of those windows may come again."""
         first = min(states, key=lambda state: int(state["mixture"]["step"]))
-        mixture = {**first["mixture"], "num_ranks": self.mixture.num_ranks}
+        mixture: MixtureState = {**first["mixture"], "num_ranks": self.mixture.num_ranks}
         self.load_state_dict({**first, "mixture": mixture, "dealt": 0})
 
-    def _settings(self) -> list[Any]:
-        settings = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
+    def _settings(self) -> list[int | str]:
+        settings: list[int | str] = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
         return settings if self.longest == self.length else [*settings, self.longest]
 
     def count_pass(self) -> int:
