@@ -39,6 +39,10 @@ def model():
     return lively_model()
 
 
+#: no connection is kept, and what each would load for encryption is loaded once
+HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+
+
 class Served:
     """Where a server listens, its inner service, and clients of it."""
 
@@ -54,10 +58,10 @@ class Served:
 
     def post(self, path, body, **more):
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=60, **more)
+        return HTTP.post(self.url + path, json=body, headers=headers, **more)
 
     def get(self, path):
-        return httpx.get(self.url + path, timeout=60)
+        return HTTP.get(self.url + path)
 
     def idle(self, within_s=20.0):
         """Waits until nothing is inside; whether that came about."""

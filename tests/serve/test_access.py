@@ -6,7 +6,7 @@ import socket
 import httpx2 as httpx
 import pytest
 
-from tests.serve.conftest import lively_model, serving, user
+from tests.serve.conftest import HTTP, lively_model, serving, user
 from unimodal.serve.access import Access
 from unimodal.serve.gate import Gate
 from unimodal.serve.protocol import ApiError
@@ -120,7 +120,7 @@ BODY = json.dumps({"messages": [user("hello")], "modalities": ["text"], "max_tok
 
 def ask(served, **headers):
     headers = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return httpx.post(f"{served.url}/v1/chat/completions", content=BODY, headers=headers, timeout=60)
+    return HTTP.post(f"{served.url}/v1/chat/completions", content=BODY, headers=headers)
 
 
 def test_a_strangers_page_gets_nothing(opened):
@@ -160,7 +160,7 @@ def test_a_body_must_say_that_it_is_json(opened, kind):
     for path in ("chat/completions", "images/generations", "audio/speech", "tokenize", "detokenize"):
         if path == "tokenize" and kind == "multipart/form-data":
             continue  # which takes a file so
-        answer = httpx.post(f"{opened.url}/v1/{path}", content=BODY, headers=headers)
+        answer = HTTP.post(f"{opened.url}/v1/{path}", content=BODY, headers=headers)
         message = answer.json()["error"]["message"]
         assert answer.status_code == 415 and "Content-Type: application/json" in message
         assert ("curl" in message) == (kind == "application/x-www-form-urlencoded")

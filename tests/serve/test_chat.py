@@ -5,13 +5,12 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx2 as httpx
 import openai
 import pytest
 import soundfile
 import torch
 
-from tests.serve.conftest import JSON, data_url, gif, image_part, opened, pixels, png, user, wav
+from tests.serve.conftest import HTTP, JSON, data_url, gif, image_part, opened, pixels, png, user, wav
 from unimodal.media.image import to_bytes
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
@@ -303,7 +302,7 @@ def test_many_at_once_answer_as_each_alone(server):
 def test_a_mistake_is_told_with_its_field(server, change, param):
     body = {"messages": [user("hello")], "model": server.name, **change}
     raw = json.dumps(body).encode()  # a lone surrogate is escaped in it: the server's to find
-    answer = httpx.post(f"{server.url}/v1/chat/completions", content=raw, headers=JSON, timeout=60)
+    answer = HTTP.post(f"{server.url}/v1/chat/completions", content=raw, headers=JSON)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
@@ -321,5 +320,5 @@ def test_errors_are_the_clients_own_classes(client, server):
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"messages": ' + b"[" * 100_000, b"\xff\xfe{}"])
 def test_bodies_that_are_no_request(server, body):
-    answer = httpx.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
+    answer = HTTP.post(f"{server.url}/v1/chat/completions", content=body, headers=JSON)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
