@@ -237,6 +237,21 @@ def test_a_medium_that_is_gone_is_refused_as_its_dataset_says(data, template, co
     assert are_same([documents[3]], [documents[4]])  # the next one stands in for it
 
 
+def test_masks_are_kept_with_a_document_and_are_part_of_what_it_is(tmp_path, template):
+    """The same texts masked otherwise are another document; a kept one comes back with its masks."""
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for name, mask in (("plain", {}), ("masked", {"loss": False})):
+        messages = [talk[0], talk[1] | mask, *talk]
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    for _ in range(2):  # the second time from the cache
+        counts = []
+        for name in ("plain", "masked"):
+            corpus = open_corpus(tmp_path, template, None, f"{name}.jsonl", codes=tmp_path / "codes")
+            corpus.encode()
+            counts.append(int((draw_all(corpus)[0].labels >= 0).sum()))
+        assert counts[0] == 2 * counts[1] > 0
+
+
 def test_memory_does_not_grow_with_the_documents_that_were_drawn(tmp_path, template):
     """Nothing is held of a document but where it lies: some tens of bytes, whatever its length."""
 
