@@ -313,7 +313,7 @@ def test_a_failed_replacement_keeps_the_old_folder(tmp_path, monkeypatch):
     def stop(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(stock, "_record", stop)
+    monkeypatch.setattr(stock, "_describe_descent", stop)
     with pytest.raises(OSError, match="Input/output"):
         export_model(tiny_folder(), tmp_path / "out", dtype="float32", force=True)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before

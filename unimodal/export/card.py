@@ -84,7 +84,7 @@ def make_card(folder: Path, repo: str, statement: Statement = NOTHING) -> str:
     return str(card)
 
 
-def _check(path: Path, known: Mapping[str, Any], text: str, statement: Statement) -> None:
+def _check(path: Path, known: Mapping[str, object], text: str, statement: Statement) -> None:
     if known["license"] and statement.license and known["license"] != statement.license:
         raise ValueError(
             f"{path} says license: {known['license']}, not {statement.license}; change the card or leave it out"
@@ -205,7 +205,7 @@ def _read_reports(folder: Path) -> Iterator[_Report]:
         yield _Report(kept, report.get("seed"), report.get("limit"))
 
 
-def leaves(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def leaves(figures: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
     """(name, number) of every figure, names of nested ones joined by dots."""
     for name, value in figures.items():
         if isinstance(value, Mapping):

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from unimodal._version import __version__
 from unimodal.export.card import CARD, EVAL_RESULTS, NOTHING, Statement, eval_results, make_card
@@ -167,9 +166,9 @@ def _reason(error: Exception, repo: str) -> str:
         return f"the Hub has no {repo}, or this token does not see it (404); check the name and the token"
     said = describe_error(error)
     if status is not None:
-        return f"the Hub refused the upload to {repo} ({status}): {_server_message(error) or said}"
+        return f"the Hub refused the upload to {repo} ({status}): {_read_server_message(error) or said}"
     return f"the upload to {repo} at {constants.ENDPOINT} stopped: {said}; the same command goes on from there"
 
 
-def _server_message(error: Any) -> str:
+def _read_server_message(error: BaseException) -> str:
     return " ".join(str(getattr(error, "server_message", None) or "").split())[:200]

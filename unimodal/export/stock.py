@@ -21,11 +21,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 import yaml
-from torch import nn
 
 from unimodal._version import __version__
 from unimodal.export.new_folder import check_space, check_target, new_folder
@@ -54,6 +53,9 @@ from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 EXPORT_FILE = "export.json"
 #: what is copied besides: words, figures, samples and settings
 COPIED = (
@@ -101,7 +103,7 @@ def export_model(
     if base is not None and not adapter:
         raise ValueError(f"{source} is a whole model, it has no base; leave the base out")
     on_step("merging" if adapter else "reading")
-    model = _merged(source, base) if adapter else load_stock(source, "auto")
+    model = _merge_adapter(source, base) if adapter else load_stock(source, "auto")
     if isinstance(vocabulary, AdoptedVocabulary):
         home = Path(base or read_adapter_record(source).base).expanduser() if adapter else source
         _check_apart(home, out)
@@ -125,19 +127,19 @@ def export_model(
         _write_settings(
             source, new, vocabulary, int(model.config.max_position_embeddings), int(model.config.vocab_size)
         )
-        write_json(new / EXPORT_FILE, _record(source, adapter, model))
+        write_json(new / EXPORT_FILE, _describe_descent(source, adapter, model))
 
 
 # ---- the decoder
 
 
-def _merged(source: Path, base: str | None) -> Any:
+def _merge_adapter(source: Path, base: str | None) -> PreTrainedModel:
     found = load_base(base) if base is not None else None
     model = merge(load_adapter(source, found)[0])
-    return model.float().eval()
+    return cast("PreTrainedModel", model.float().eval())
 
 
-def check_rows(model: nn.Module, tokenizer_file: Path, vocabulary: Vocabulary) -> None:
+def check_rows(model: PreTrainedModel, tokenizer_file: Path, vocabulary: Vocabulary) -> None:
     """Raises ValueError unless tables, `config.vocab_size`, token ids and vocabulary are of one model.
 
     vLLM and llama.cpp want as many rows as `config.vocab_size` and no token beyond; a token with another row than the
@@ -167,7 +169,7 @@ def check_rows(model: nn.Module, tokenizer_file: Path, vocabulary: Vocabulary) -
             raise ValueError(f"{tokenizer_file}: {vocabulary.token_string(row)} is id {found}, not row {row}")
 
 
-def write_decoder(model: Any, folder: Path, vocabulary: Vocabulary, max_shard_size: str) -> None:
+def write_decoder(model: PreTrainedModel, folder: Path, vocabulary: Vocabulary, max_shard_size: str) -> None:
     """config.json and the weights, in shards of at most that size."""
     from safetensors import SafetensorError
     from transformers.utils import logging
@@ -231,7 +233,7 @@ def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positio
     path = source / GENERATION_FILE
     own = read_json(path).get("unimodal", {}) if path.is_file() else {}
     processor = read_processor(source)
-    longest = _longest_answer(vocabulary, processor, max_positions)
+    longest = _count_longest_answer(vocabulary, processor, max_positions)
     generation = {
         **list_special_ids(vocabulary),
         "max_new_tokens": longest,
@@ -243,10 +245,10 @@ def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positio
     write_json(new / PROCESSOR_FILE, {**settings, "processor_class": PROCESSOR_CLASS, "auto_map": PROCESSOR_MAP})
     for path in (new / "recipe.yaml", new / "recipe.json"):
         if path.is_file():
-            _without_places(path)
+            _cut_places(path)
 
 
-def _longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, max_positions: int) -> int:
+def _count_longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, max_positions: int) -> int:
     """Tokens that any answer may need: transformers' own default of 256 would cut a large picture."""
     lengths = [256]
     for layout in vocabulary.layouts:
@@ -257,10 +259,10 @@ def _longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, max_posi
     return max(lengths)
 
 
-def _without_places(path: Path) -> None:
+def _cut_places(path: Path) -> None:
     """Absolute paths in a recorded recipe, cut to their last name: an export may be published."""
 
-    def cut(value: Any) -> Any:
+    def cut(value: object) -> object:
         if isinstance(value, dict):
             return {key: cut(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -269,14 +271,14 @@ def _without_places(path: Path) -> None:
 
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        write_json(path, cut(json.loads(text)))
+        write_json(path, cast("dict[str, object]", cut(json.loads(text))))
     else:
         path.write_text(yaml.safe_dump(cut(yaml.safe_load(text)), sort_keys=False, allow_unicode=True, width=120))
 
 
-def _record(source: Path, adapter: bool, model: Any) -> dict[str, Any]:
+def _describe_descent(source: Path, adapter: bool, model: PreTrainedModel) -> dict[str, object]:
     """What the card says of the model's descent; a base is named only by a hub id, never by a folder of this disk."""
-    record: dict[str, Any] = {"format": 1, "unimodal": __version__, "dtype": str(model.dtype).removeprefix("torch.")}
+    record: dict[str, object] = {"format": 1, "unimodal": __version__, "dtype": str(model.dtype).removeprefix("torch.")}
     if adapter:
         base = read_adapter_record(source)
         if is_hub_id(base.base) and not Path(base.base).exists():
