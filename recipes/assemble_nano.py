@@ -57,6 +57,7 @@ WORDING = Wording(
     add_article=True,
     plain_speech=True,
     letters="abcdefghijklmnopqrstuvwxyz'",
+    numerals="en",
     breath=45,
 )
 MODALITIES = ("image", "audio", "video")

@@ -41,6 +41,12 @@ def test_sentences_and_clauses_are_asked_for_in_the_trained_wording(model):
     assert asked_for(model, TEXT, to="text") == []
     model.wording.check_sayable("Café!")
     assert asked_for(model, "Le café.") == ["Say: le cafe"]
+    assert asked_for(model, "I have 3 apples") == ["Say: i have three apples"]
+    assert asked_for(model, "It is 5. 3 men paid $5.50 & 20%!") == [
+        "Say: it is five",
+        "Say: three men paid five dollars and fifty cents",
+        "Say: and twenty percent",
+    ]
     long = "one two three four five six seven eight nine ten " * 80
     assert " ".join(asked.removeprefix("Say: ") for asked in asked_for(model, long)) == long.strip()
 
@@ -49,7 +55,7 @@ def test_sentences_and_clauses_are_asked_for_in_the_trained_wording(model):
     ("text", "message"),
     [
         ("The sun. Солнце!", "6 of 16 characters cannot be said by this model (с"),
-        ("it costs 5 %", "2 of 12 characters cannot be said by this model (5 %)"),
+        ("it is < 5 ½", "2 of 11 characters cannot be said by this model (< ½)"),
         ("I like it 😊", "1 of 11 characters cannot be said"),
         ("a " * 2049, f"4,097 characters are to be spoken, and at most {MOST_CHARACTERS:,} may be"),
         ("say " + "a" * 50, "a word of 50 letters cannot be said at once"),

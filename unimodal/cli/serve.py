@@ -35,6 +35,9 @@ def serve(
     max_batch: Annotated[int, typer.Option(metavar="N", help="Requests that are answered at once.")] = 32,
     queue_limit: Annotated[int, typer.Option(metavar="N", help="Requests that may wait; more are refused.")] = 64,
     timeout_s: Annotated[float, typer.Option(metavar="S", help="The longest that one request may take.")] = 120.0,
+    head_timeout_s: Annotated[float, typer.Option(metavar="S", help="For the head of a request to arrive.")] = 10.0,
+    grace_s: Annotated[float, typer.Option(metavar="S", help="For requests to end in when told to stop.")] = 10.0,
+    max_connections: Annotated[int, typer.Option(metavar="N", help="Connections that may be open.")] = 1000,
     max_body_mb: Annotated[float, typer.Option(metavar="MB", help="The largest request.")] = 32.0,
     allow_remote_urls: Annotated[
         bool, typer.Option("--allow-remote-urls", help="Fetch media from public http(s) addresses, too.")
@@ -58,6 +61,9 @@ def serve(
             max_batch=max_batch,
             queue_limit=queue_limit,
             timeout_s=timeout_s,
+            head_timeout_s=head_timeout_s,
+            grace_s=grace_s,
+            max_connections=max_connections,
             max_body_mb=max_body_mb,
             allow_remote_urls=allow_remote_urls,
         )

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from typing import Literal
 
 from unimodal.config import Config
+from unimodal.text.numerals import spell_numerals
 from unimodal.text.sentences import split_sentences
 
 ONE_BREATH = 40  # letters that any model says at a time
@@ -36,6 +38,8 @@ class Wording(Config):
     plain_speech: bool = False
     #: those that it was trained to say, in lower case; empty: not known, and any text is passed on
     letters: str = ""
+    #: the language in whose words it says numbers and common signs that its letters lack; empty: it is refused them
+    numerals: Literal["", "en"] = ""
     #: letters and spaces of the longest sentences that it was trained to say; None: as many as its spans have time for
     breath: int | None = None
 
@@ -56,10 +60,10 @@ class Wording(Config):
         if to not in self.wishes or prompt.lower().startswith(self.wish_starts.get(to, ())):
             return prompt
         if to == "audio":
-            if not strip_punctuation(prompt):
+            if not strip_punctuation(self.spell_numerals(prompt)):
                 raise ValueError(f"there is no word to speak in {prompt!r}; write the sentence in letters")
             self.check_sayable(prompt)
-            short = len(prompt) <= ONE_BREATH and len(split_sentences(prompt)) == 1
+            short = len(self.spell_numerals(prompt)) <= ONE_BREATH and len(split_sentences(prompt)) == 1
             spoken = self.spell_utterance(prompt) if short else prompt  # a long one is split at its marks first
             wish = self.in_voice.replace("{voice}", voice) if voice is not None and self.in_voice else self.wishes[to]
             return wish.replace("{text}", spoken)
@@ -91,8 +95,13 @@ class Wording(Config):
                 return wish if voice is None else wish.replace("{voice}", voice.strip()), found["text"].strip()
         return None
 
+    def spell_numerals(self, text: str) -> str:
+        """A text with its numbers and common signs in words, where the model's letters lack digits."""
+        return spell_numerals(text) if self.numerals and not any(map(str.isdigit, self.letters)) else text
+
     def spell_utterance(self, text: str) -> str:
         """What is to be said at a time, as the model was trained to read it."""
+        text = self.spell_numerals(text)
         if not self.plain_speech:
             return text
         words = strip_punctuation(text)
@@ -102,12 +111,12 @@ class Wording(Config):
         """Raises ValueError, with the count, for letters and signs that the model was not trained to say."""
         if not self.letters:
             return
-        wrong = Counter(letter for letter in text.lower() if self._is_unsayable(letter))
+        wrong = Counter(letter for letter in self.spell_numerals(text).lower() if self._is_unsayable(letter))
         if wrong:
             shown = " ".join(letter for letter, _ in wrong.most_common(8))
             raise ValueError(
                 f"{wrong.total():,} of {len(text):,} characters cannot be said by this model ({shown}); "
-                f"it speaks {self.letters}: write numbers and signs as words"
+                f"it speaks {self.letters}: write {'such signs' if self.numerals else 'numbers and signs'} as words"
             )
 
     def _is_unsayable(self, letter: str) -> bool:

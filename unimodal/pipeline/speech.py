@@ -15,7 +15,7 @@ import torch
 from unimodal.coder.outputs import Output
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
-from unimodal.text.sentences import split_utterances
+from unimodal.text.sentences import split_sentences, split_utterances
 
 MOST_CHARACTERS = 4096  # that one request may want spoken; OpenAI's limit, too
 LETTERS_PER_S = 10.0  # of slow speech: so much fits into the seconds that a model speaks at a time
@@ -37,7 +37,9 @@ def list_utterances(model: LoadedModel, document: Document, to: str | None) -> l
             f"{len(text):,} characters are to be spoken, and at most {MOST_CHARACTERS:,} may be; split them"
         )
     model.wording.check_sayable(text)
-    said = [model.wording.spell_utterance(piece) for piece in split_utterances(text, find_breath(model))]
+    breath, sentences = find_breath(model), map(model.wording.spell_numerals, split_sentences(text))
+    pieces = [piece for sentence in sentences for piece in split_utterances(sentence, breath)]
+    said = [model.wording.spell_utterance(piece) for piece in pieces]
     return [Document([*document.turns[:-1], Turn("user", wish.replace("{text}", words))]) for words in said if words]
 
 
