@@ -44,8 +44,8 @@ def test_sentences_and_clauses_are_asked_for_in_the_trained_wording(model):
     assert asked_for(model, "I have 3 apples") == ["Say: i have three apples"]
     assert asked_for(model, "It is 5. 3 men paid $5.50 & 20%!") == [
         "Say: it is five",
-        "Say: three men paid five dollars and fifty cents",
-        "Say: and twenty percent",
+        "Say: three men paid five dollars and",
+        "Say: fifty cents and twenty percent",
     ]
     long = "one two three four five six seven eight nine ten " * 80
     assert " ".join(asked.removeprefix("Say: ") for asked in asked_for(model, long)) == long.strip()
@@ -151,7 +151,7 @@ def test_the_server_streams_what_the_pipeline_says(model):
         assert len({piece["id"] for piece in spoken if piece.get("id")}) == 1 < len(spoken)
         refused = served.post("/v1/audio/speech", body | {"input": "Солнце"})
         assert refused.status_code == 400 and "6 of 6 characters" in refused.json()["error"]["message"]
-        refused = served.post("/v1/audio/speech", body | {"input": "a " * 2500}).json()["error"]
+        refused = served.post("/v1/audio/speech", body | {"input": "aa" + " a" * 2499}).json()["error"]
         assert "5,000 characters are to be spoken" in refused["message"] and refused["param"] == "input"
         with httpx.stream("POST", f"{served.url}/v1/audio/speech", json=body, timeout=60) as answer:
             pieces = answer.iter_raw()
