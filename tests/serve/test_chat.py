@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -14,6 +16,7 @@ from tests.serve.conftest import HTTP, JSON, data_url, gif, image_part, opened, 
 from unimodal.media.image import to_bytes
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
+from unimodal.serve.chat import list_notes
 
 
 def words(outputs):
@@ -131,8 +134,22 @@ def test_a_long_history_loses_its_oldest_exchanges(server):
     long = server.post("/v1/chat/completions", {**ask, "messages": [*old, user("what is this?")]})
     assert long.status_code == 200
     assert long.json()["usage"]["prompt_tokens"] < 512
+    [note] = long.json()["notes"]
+    assert re.fullmatch(r"\d+ earlier messages were not shown to the model: it has no room for more", note)
     alone = server.post("/v1/chat/completions", {**ask, "messages": [user("draw a red apple " * 600)]})
     assert alone.status_code == 400 and "too long" in alone.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "why"),
+    [(0, "it answers every message by itself"), (2, "it sees at most 2 earlier exchanges")],
+)
+def test_messages_that_a_model_is_not_shown_are_counted(limit, why):
+    service = SimpleNamespace(model=SimpleNamespace(processor=SimpleNamespace(history_turns=limit)))
+    turns = [Turn("user", "hi"), Turn("assistant", "a"), Turn("user", "b")]
+    assert list_notes(service, Document(turns[2:]), turns) == [f"2 earlier messages were not shown to the model: {why}"]
+    assert list_notes(service, Document(turns[1:]), turns) == [f"1 earlier message was not shown to the model: {why}"]
+    assert list_notes(service, Document(turns), turns) == []
 
 
 def test_settings_of_the_sampling(client, server):

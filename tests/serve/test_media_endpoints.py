@@ -185,6 +185,7 @@ def test_a_file_may_be_uploaded_to_be_tokenized(server):
 def test_codes_that_are_none(server, body):
     answer = server.post("/v1/detokenize", body)
     assert answer.status_code == 400 and answer.json()["error"]["message"]
+    assert "C long" not in answer.text
 
 
 # ---- about the server

@@ -71,12 +71,20 @@ async def prepare_answer(
     with name_fields(**names):
         document = await service.run(fit_history, service.model, turns, settings)
         choices = [await make_choice(number) for number in range(asked.n or 1)]
-    return ChatAnswer(service, asked, choices, list_notes(document))
+    return ChatAnswer(service, asked, choices, list_notes(service, document, turns))
 
 
-def list_notes(document: Document) -> list[str]:
-    """What was left out of the files of a document."""
-    return [note for part in document.parts if isinstance(part, Media) for note in part.notes]
+def list_notes(service: Service, document: Document, turns: Sequence[Turn]) -> list[str]:
+    """What was left out of the files of a document, and of the turns of a conversation that it was made of."""
+    notes = [note for part in document.parts if isinstance(part, Media) for note in part.notes]
+    if num_left_out := len(turns) - len(document.turns):
+        limit = service.model.processor.history_turns
+        why = "it has no room for more"
+        if limit is not None:
+            why = f"it sees at most {limit} earlier exchanges" if limit else "it answers every message by itself"
+        which = "1 earlier message was" if num_left_out == 1 else f"{num_left_out} earlier messages were"
+        notes.append(f"{which} not shown to the model: {why}")
+    return notes
 
 
 class ChatAnswer:

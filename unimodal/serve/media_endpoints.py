@@ -206,7 +206,9 @@ async def detokenize(exchange: Exchange) -> Response:
         codes = np.array(asked.codes, dtype=np.int64).reshape(-1, groups)
         codes = codes[:, 0] if groups == 1 else codes
         vocabulary.encode_span(asked.modality, codes)  # every code within its block, as many as there must be
-    except (ValueError, OverflowError) as error:
+    except OverflowError:
+        raise ApiError(400, "a code is larger than any of this model's", "invalid_value", "codes") from None
+    except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", "codes") from None
     if asked.prefix is not None:
         if not tokenizer.ordered:

@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from torch import Tensor
 
+from unimodal.media.files import RAISE_LIMIT
 from unimodal.media.kind import detect_kind
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits
 from unimodal.media.registry import MEDIA, ignore_note
@@ -192,4 +193,5 @@ class MediaInput:
 
 
 def _describe(error: ValueError) -> str:
-    return str(error).replace("<bytes>", "the file")
+    """A mistake in a file for who sent it, who has no limits to raise."""
+    return str(error).replace("<bytes>", "the file").replace(RAISE_LIMIT, "")

@@ -39,10 +39,10 @@ and `delta.audio = {"expires_at"}`. Another finished medium is `delta.content_pa
 `delta.partial_image = {"index", "url"}`, where `index` counts the media of the answer. A failure after the first chunk
 is `data: {"error": {…}}`.
 
-**Notes.** What was left out of the files of a request (moments between the frames of a long film, a film's sound) and
-what was done to an answer (a picture resized to `size`) stands as sentences in `notes`: of a `chat.completion`, of
-every chunk of a streamed one, and of what the other endpoints answer in JSON. Of transcriptions that are no JSON it
-stands in the header `X-Notes`.
+**Notes.** What was left out of the files of a request (moments between the frames of a long film, a film's sound), how
+many earlier messages the model was not shown, and what was done to an answer (a picture resized to `size`) stands as
+sentences in `notes`: of a `chat.completion`, of every chunk of a streamed one, and of what the other endpoints answer
+in JSON. Of transcriptions that are no JSON it stands in the header `X-Notes`.
 
 **Tokenize.** `{"modality", "codes": [flat ints, all groups], "segments": [{"name", "start", "count", "grid": [t, h, w]
 or null}], "ordered", "groups"}`; `start` and `count` are in code steps. **Detokenize** takes the same flat codes;
