@@ -174,8 +174,11 @@ def test_every_request_in_flight_ends_with_its_answer_or_is_told(slow, grace_s):
         waiting = connect(served, HALF)
         with ThreadPoolExecutor(len(asked)) as pool:
             answers = [pool.submit(ask, served, *one) for one in asked]
-            while served.service.num_inside < len(asked) and not any(one.done() for one in answers):
-                time.sleep(0.01)
+            places = [REQUESTS[what][1].get("n", 1) if REQUESTS[what][1] else 1 for what, _ in asked]
+            while served.service.num_inside < sum(
+                num for num, one in zip(places, answers, strict=True) if not one.done()
+            ):
+                time.sleep(0.01)  # until every one is inside or answered: none is still on its way
             served.server.should_exit = True
             statuses = []
             for (what, stream), answer in zip(asked, [one.result() for one in answers], strict=True):

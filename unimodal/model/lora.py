@@ -36,16 +36,26 @@ class LoraSettings(Config):
 def find_linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The decoder's linear layers by name: `nn.Linear`, and GPT-2's Conv1D, which is one with its weight transposed.
 
-    A router that is a Linear with a forward of its own (Phi-MoE's) is none.
+    Falcon's own Linear is one too; a router that is a Linear with another result (Phi-MoE's) is none.
     """
     from transformers.pytorch_utils import Conv1D
 
     def is_linear(module: nn.Module) -> bool:
-        if type(module).__module__.startswith("transformers.models."):
-            return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        if isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models."):
+            return type(module).forward is nn.Linear.forward or _maps_linearly(module)
         return isinstance(module, (nn.Linear, Conv1D))
 
     return {name: module for name, module in model.get_decoder().named_modules() if is_linear(module)}
+
+
+@torch.no_grad()
+def _maps_linearly(layer: nn.Linear) -> bool:
+    """Whether a forward of its own gives the product with the weights all the same."""
+    probe = torch.ones(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
+    mapped = layer(probe)
+    return isinstance(mapped, torch.Tensor) and torch.equal(
+        mapped, nn.functional.linear(probe, layer.weight, layer.bias)
+    )
 
 
 def list_linear_names(model: nn.Module) -> list[str]:
