@@ -57,7 +57,7 @@ class FullRecipe(Config):
 def run(cfg: FullRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_folders(cfg.out, cfg.run, cfg.corpus.codes)
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
     check_validation(cfg.loop, cfg.corpus)
     check_push(cfg.push)
     parallel = start("fsdp")

@@ -76,7 +76,7 @@ class LoraRecipe(Config):
 def run(cfg: LoraRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_folders(cfg.out, cfg.run, cfg.corpus.codes)
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media, "donor": cfg.donor})
     check_validation(cfg.loop, cfg.corpus)
     check_push(cfg.push)
     parallel = start("ddp")

@@ -57,7 +57,7 @@ class PretrainRecipe(Config):
 def run(cfg: PretrainRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    check_folders(cfg.out, cfg.run, cfg.corpus.codes)
+    check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
     check_validation(cfg.loop, cfg.corpus)
     check_push(cfg.push)
     if cfg.loss.keep_share < 1:

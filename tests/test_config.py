@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tests.campaigns import examples
 from unimodal.config import Config, load_config, save_config
@@ -214,3 +214,36 @@ def test_of_settings_that_exclude_each_other_one_takes_the_place_of_the_others_d
     assert load_config(Recipe).loop.steps == 500
     assert load_config(Recipe, None, ["loop.epochs=2"]).loop == Loop(epochs=2)
     assert load_config(Recipe, None, ["loop.steps=3"]).loop.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loop.max_steps=3", "--set: unknown key 'loop.max_steps'; it is loop.steps here"),
+        ("loop.steps=-2", "--set: loop: steps and all that: -2"),
+        ("loop.names=red", "--set: loop.names='red': give a list: [red]"),
+        (
+            "loops=[{steps: a}]",
+            "--set: loops.0.steps='a': Input should be a valid integer, unable to parse string as an integer",
+        ),
+    ],
+)
+def test_messages_say_what_is_wrong_and_no_more(override, message):
+    class Loop(Config):
+        called_elsewhere = {"max_steps": "loop.steps"}
+        steps: int = 1
+        names: tuple[str, ...] = ()
+
+        @model_validator(mode="after")
+        def _check(self):
+            if self.steps < 0:
+                raise ValueError(f"steps and all that: {self.steps}")
+            return self
+
+    class Recipe(Config):
+        loop: Loop = Loop()
+        loops: tuple[Loop, ...] = Field(default=(Loop(),), min_length=1)
+
+    with pytest.raises(ValueError) as caught:
+        load_config(Recipe, None, [override])
+    assert str(caught.value) == message

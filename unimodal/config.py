@@ -33,6 +33,8 @@ class Config(BaseModel):
     )
     #: settings of which one may be given: it takes the place of the others' defaults
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    #: what other projects call a setting → where it is here, for the message about an unknown key
+    called_elsewhere: ClassVar[Mapping[str, str]] = {}
 
 
 class MayChange:
@@ -122,6 +124,9 @@ def _owner(cls: type[BaseModel], location: Sequence[str | int]) -> type[BaseMode
 
 
 def _hint(cls: type[BaseModel], key: str) -> str:
+    elsewhere = cls.called_elsewhere.get(key) if issubclass(cls, Config) else None
+    if elsewhere is not None:
+        return f"it is {elsewhere} here"
     near = difflib.get_close_matches(key, cls.model_fields, n=1)
     if not near:  # the right name in the wrong place: `lr` for `optimizer.lr`
         lasts = {path.rpartition(".")[2]: path for path in reversed(list(_paths(cls)))}
@@ -131,17 +136,22 @@ def _hint(cls: type[BaseModel], key: str) -> str:
 
 def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
     parts = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
         *location, last = item["loc"] or ("",)
-        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "too_short" and any(other["loc"][:-1][: len(item["loc"])] == item["loc"] for other in items):
+            continue  # its own items are what is wrong
+        where = ".".join(str(part) for part in item["loc"] if "[" not in str(part))  # without the choices of a union
         if item["type"] == "extra_forbidden":
             parts.append(f"unknown key {where!r}; {_hint(_owner(cls, location), str(last))}")
         elif item["type"] == "missing":
             parts.append(f"{where} is not set and has no default")
-        elif where:
-            parts.append(f"{where}={item['input']!r}: {item['msg']}")
         else:
-            parts.append(str(item["msg"]))
+            value = "" if isinstance(item["input"], (Mapping, BaseModel)) else f"={item['input']!r}"  # not a section
+            message = str(item["msg"]).removeprefix("Value error, ")
+            if item["type"] in ("tuple_type", "list_type") and isinstance(item["input"], str):
+                message = f"give a list: [{item['input']}]"
+            parts.append(f"{where}{value}: {message}" if where else message)
     return "; ".join(" ".join(part.split()) for part in parts)
 
 

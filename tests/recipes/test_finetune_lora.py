@@ -160,6 +160,28 @@ def test_mistakes_are_one_line_and_status_2(settings, capsys, change, message):
     assert last.startswith("error: ") and message in last
 
 
+@pytest.mark.parametrize("name", ["base", "media", "run"])
+def test_nothing_else_is_written_over(settings, capsys, name):
+    [folder] = [setting.partition("=")[2] for setting in settings if setting.startswith(f"{name}=")]
+    before = sorted(Path(folder).rglob("*"))
+    with pytest.raises(SystemExit):
+        recipe("finetune_lora", *settings, f"out={folder}/.")
+    assert f"is also {name}, which would be written over; choose another" in capsys.readouterr().err
+    assert sorted(Path(folder).rglob("*")) == before
+
+
+def test_a_share_beside_documents_for_validation_and_columns_that_are_not_used_are_told(
+    settings, pictures, tmp_path, capsys
+):
+    lines = [json.loads(line) | {"id": 1} for line in pictures.read_text().splitlines()[:4]]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    few = f"{{path: {tmp_path}/few.jsonl, media_root: {pictures.parent}}}"
+    recipe("finetune_lora", *settings, f"corpus.validation=[{few}]", flags=["--dry-run"])
+    err = capsys.readouterr().err
+    assert "corpus.validation is given, so corpus.validation_share holds nothing out" in err
+    assert err.count(f"not used of {tmp_path}/few.jsonl: id") == 1
+
+
 def test_a_row_with_a_missing_picture_or_an_unknown_role_names_its_line(settings, pictures, tmp_path, capsys):
     bad = tmp_path / "bad"
     shutil.copytree(pictures.parent, bad)
@@ -377,6 +399,7 @@ def test_the_tuned_model_is_pushed_whole(settings, tmp_path, monkeypatch, capsys
     for token, words, message in (
         (None, ["push.repo=me/it", *said], "wants a token"),
         ("hf_x", ["push.repo=it", *said], "not of the form owner/name"),
+        ("hf_x", ["push.repo=me/it", "push.license=other", said[1]], "push.license is 'other', which says nothing"),
         ("hf_x", ["push.repo=me/it", *said[:1]], "say what the model was trained on"),
     ):
         monkeypatch.setattr(huggingface_hub, "get_token", lambda token=token: token)

@@ -96,7 +96,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(tmp_path: Path, caps
 
 def test_other_accumulation_on_as_many_ranks_is_another_run(tmp_path: Path) -> None:
     trainer(tmp_path, steps=2, identity={}).run()
-    with pytest.raises(ValueError, match="accumulation 1 → 3"):
+    with pytest.raises(ValueError, match=r"loop\.accumulation 1 → 3\. .* --restart"):
         trainer(tmp_path, steps=3, identity={}, accumulation=3).run()
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -41,6 +42,18 @@ DONE_WITH_LONG: dict[LongRows, str] = {
 
 class CorpusConfig(Config):
     """What to learn from and how it is arranged."""
+
+    called_elsewhere: ClassVar[Mapping[str, str]] = {
+        "max_length": "corpus.length",
+        "max_seq_length": "corpus.length",
+        "cutoff_len": "corpus.length",
+        "truncation_mode": "corpus.long_rows",
+        "truncation_strategy": "corpus.long_rows",
+        "val_size": "corpus.validation_share",
+        "split_dataset_ratio": "corpus.validation_share",
+        "group_by_length": "corpus.packing=false",
+        "last_round": "corpus.mask_history",
+    }
 
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     validation: tuple[DatasetConfig, ...] = ()
@@ -108,6 +121,8 @@ class Corpus:
         self._shards: dict[str, TokenShards] = {}
         self._validation_shards: dict[str, ChosenShards] = {}
         self._chosen: dict[str, np.ndarray] = {}  # the documents of each set to learn from
+        if cfg.validation and cfg.validation_share:
+            print("corpus.validation is given, so corpus.validation_share holds nothing out", file=sys.stderr)
         for number, dataset in enumerate(cfg.datasets):
             name = f"{number}:{Path(dataset.path).name}"
             self.weights[name] = dataset.weight
@@ -238,6 +253,8 @@ class Corpus:
             print(f"skipped {row}", file=sys.stderr)
         if opened.num_bad > 5:
             print(f"skipped {opened.num_bad} rows of {dataset.path} in all", file=sys.stderr)
+        if opened.unread:
+            print(f"not used of {dataset.path}: {', '.join(sorted(opened.unread))}", file=sys.stderr)
         return EncodedDocuments(opened, self._codes, self.template.vocabulary, self.cfg.streaming)
 
     def _open_shards(self, dataset: DatasetConfig) -> TokenShards:

@@ -86,13 +86,14 @@ class ImportedDataset(Sequence[Document]):
         self._renamed = _typed_columns(rows) | cfg.columns
         self.format = self._find_format(self._first_rows())
         self.bad_rows: list[BadRow] = []
+        self.unread: set[str] = set()  # columns of usable rows that hold something and are not used
         self._good = array("q")  # rows that can be used
         self._stamps = array("Q")  # of the media files that each of them names
         for index in range(len(rows)):
             if len(self._good) == cfg.limit:
                 break
             try:
-                stamp = _stamp_media(self._import(index))
+                stamp = _stamp_media(self._import(index, self.unread))
                 self._good.append(index)
                 self._stamps.append(stamp)
             except ValueError as error:
@@ -147,8 +148,8 @@ class ImportedDataset(Sequence[Document]):
         stamps = self._stamps[numbers.start : numbers.stop]
         return hashlib.sha256(stamps.tobytes()).hexdigest() if any(stamps) else ""
 
-    def _import(self, row: int) -> Document:
-        return import_row(self.format, self._columns(row), self.folder, self.cfg.pairs).to_document()
+    def _import(self, row: int, unread: set[str] | None = None) -> Document:
+        return import_row(self.format, self._columns(row), self.folder, self.cfg.pairs, unread).to_document()
 
     def _columns(self, row: int) -> Row:
         columns = dict(self.rows[row])

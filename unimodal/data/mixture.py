@@ -249,7 +249,10 @@ class Batches:
             if not pieces:
                 refused += 1
                 if refused > 1000 and not documents:
-                    raise ValueError(f"1000 documents in a row have more than {self.longest} tokens ({self.limit})")
+                    raise ValueError(
+                        f"1000 documents in a row have more than {self.longest} tokens ({self.limit}), so there is "
+                        "nothing to learn from; give shorter ones, or more tokens a row"
+                    )
                 continue
             documents += pieces
             tokens += sum(map(len, pieces))

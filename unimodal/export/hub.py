@@ -26,7 +26,7 @@ from unimodal.model.weight_files import PICKLED, check_weight_files
 STALE = ["*.safetensors", "model.safetensors.index.json"]
 _HIDDEN_TOO = (".gitattributes", EVAL_RESULTS)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_LOGIN = "log in with `hf auth login`, set HF_TOKEN or give --token"
+_LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,8 @@ class Trainer(Generic[BatchT]):
         if self.identity is not None and "ranks" not in state and state["batches_per_step"] != self.batches_per_step:
             old = state["batches_per_step"] // self.parallel.num_ranks
             raise ValueError(
-                f"{self.folder} holds a run of something else: accumulation {old} → {self.cfg.accumulation}"
+                f"{self.folder} holds a run of something else: loop.accumulation {old} → {self.cfg.accumulation}. "
+                "Put that back, begin anew with --restart (the old run is moved aside), or choose another run"
             )
         try:
             self._load_model(state["model"])

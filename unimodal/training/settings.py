@@ -15,6 +15,18 @@ class LoopConfig(Config):
     run to the next."""
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"),)
+    called_elsewhere: ClassVar[Mapping[str, str]] = {
+        "max_steps": "loop.steps",
+        "num_train_epochs": "loop.epochs",
+        "report_to": "loop.trackers",
+        "gradient_accumulation_steps": "loop.accumulation",
+        "eval_steps": "loop.evaluate_every",
+        "logging_steps": "loop.log_every",
+        "max_grad_norm": "loop.grad_clip",
+        "per_device_train_batch_size": "corpus.tokens_per_batch",
+        "gradient_checkpointing": "loop.activation_checkpointing",
+        "bf16": "loop.precision=bfloat16",
+    }
 
     steps: Annotated[int, MAY_CHANGE] = Field(1000, ge=0)  # 0 only beside epochs
     #: times that every document is learnt from, in place of steps; parts of a time count too

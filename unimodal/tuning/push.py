@@ -23,11 +23,13 @@ class PushSettings(Config):
 
 
 def check_push(cfg: PushSettings | None) -> None:
-    """ValueError for a name that is none, a missing token, and data that are not named: before the training, not after
-    it."""
+    """ValueError for a name or a licence that is none, a missing token, and data that are not named: before the
+    training, not after it."""
     if cfg is None:
         return
     check_repository(cfg.repo)
+    if cfg.license.strip().lower() in ("", "unknown", "other"):
+        raise ValueError(f"push.license is {cfg.license!r}, which says nothing; give one such as apache-2.0")
     if not cfg.data and not cfg.dataset:
         raise ValueError("push: say what the model was trained on, in push.data or as push.dataset=[owner/name]")
     find_token(cfg.repo)

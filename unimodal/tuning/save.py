@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -30,8 +31,12 @@ from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 PROBE_BYTES = 2**16  # what is written to see whether anything can be
 
 
-def check_folders(out: Path, run: Path, codes: Path) -> None:
-    """ValueError for a place that cannot be written to or is full, before anything is computed for it."""
+def check_folders(out: Path, run: Path, codes: Path, sources: Mapping[str, str | Path | None]) -> None:
+    """ValueError for a place that cannot be written to or is full, before anything is computed for it; and for an `out`
+    that is a folder of something else: the run's, or one of the `sources` by their settings."""
+    for name, source in {"run": run, **sources}.items():
+        if source is not None and out.resolve() == Path(source).resolve():
+            raise ValueError(f"out: {out} is also {name}, which would be written over; choose another")
     for name, folder in (("out", out), ("run", run), ("corpus.codes", codes)):
         check_place(name, folder)
 

@@ -11,7 +11,8 @@ WRONG = {"role": "assistant", "content": "a pear"}
 RIGHT = {"role": "assistant", "content": "an apple"}
 AGAIN = {"role": "user", "content": "look again"}
 
-MASKS = [{"loss": False}, {"loss": 0}, {"weight": 0}, {"weight": 0.0}, {"train": False}, {"learn": False}]
+MASKS = [{"loss": False}, {"loss": 0}, {"weight": 0}, {"weight": 0.0}, {"train": False}, {"learn": False},
+         {"training": False}, {"loss_scale": 0.0}]  # fmt: skip
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=str)
@@ -42,6 +43,11 @@ ASK = {"prompt": "which fruit?", "completion": "an apple"}
         ({"messages": [ASKED, RIGHT | {"weight": 0.5}]}, "'weight' of a message is 0.5; an answer is learnt .1, true."),
         ({"messages": [ASKED, RIGHT | {"loss": "no"}]}, "'loss' of a message is 'no'"),
         ({"messages": [ASKED | {"loss": True}, RIGHT]}, "'loss' of a message of the user is True; only the assistant"),
+        ({"messages": [ASKED | {"training": True}, RIGHT]}, "'training' of a message of the user is True"),
+        ({"messages": [ASKED, RIGHT | {"loss_scale": 2.0}]}, "'loss_scale' of a message is 2.0"),
+        ({"messages": [ASKED, RIGHT | {"train_detail": [{"begin_offset": 0}]}]}, "'train_detail' .* masks pieces"),
+        ({"messages": [ASKED | {"content": "<image>what?"}, RIGHT]}, "a text holds <image> and no column holds images"),
+        (ASK | {"prompt": "<image>what?"}, "a text holds <image> and no column holds images; .* choose format trl"),
         ({"messages": [ASKED, RIGHT | {"tool_calls": [{"id": "1"}]}]}, "'tool_calls' of a message of the assistant is"),
         ({"messages": [ASKED, RIGHT | {"function_call": {"name": "f"}}]}, "'function_call' of a message"),
         ({"messages": [ASKED, RIGHT | {"reasoning_content": "hm"}]}, "'reasoning_content' .* write it into its text"),
@@ -133,3 +139,29 @@ def test_a_note_about_a_medium_that_is_used_is_no_medium(documents, notes):
 
 def test_code_and_its_path_are_a_text(documents):
     assert documents([{"text": "let x = 1", "path": "src/main.ts", "size": 9}])[0].turns[0].text == "let x = 1"
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": [ASKED, RIGHT]}, ASK, {"query": "which fruit?", "response": "an apple"}], ids="-".join
+)
+def test_a_system_text_goes_before_the_messages(documents, row):
+    found = documents([row | {"system": "be brief"}])[0]
+    assert [(turn.role, turn.text) for turn in found.turns][0] == ("system", "be brief") and len(found.turns) == 3
+
+
+def test_two_system_texts_are_refused_unless_they_are_one(documents):
+    row = {"system": "be brief", "messages": [{"role": "system", "content": "be brief"}, ASKED, RIGHT]}
+    assert len(documents([row])[0].turns) == 3
+    with pytest.raises(ValueError, match="a column 'system' and a first message of the system"):
+        documents([row | {"system": "be long"}])
+
+
+def test_columns_that_are_not_used_are_told(documents):
+    notes = {"id": 7, "hint": "round", "empty": "", "none": None}
+    assert documents([ASK, ASK | notes]).unread == {"id", "hint"}
+    assert documents([ASK | notes], ignore=["id"]).unread == {"hint"}
+
+
+def test_an_image_mark_is_a_text_where_the_format_says_so(documents):
+    row = ASK | {"prompt": "what does <image> do?"}
+    assert documents([row], format="trl")[0].turns[0].text == "what does <image> do?"

@@ -6,7 +6,7 @@ format, write its file and a line in `IMPORTERS`, and say in `detect` what its c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -44,8 +44,12 @@ def detect(rows: Sequence[Row], folder: MediaFolder) -> str:
             return "trl"
         if any(isinstance(content, str) and find_placeholders(content) for content in contents) and media:
             return "llama_factory"
+        if not media:
+            _check_unmarked(contents)
         return "ms_swift" if media & {"videos", "audios"} and _are_all_texts(contents) else "trl"
     if {"prompt", "completion"} <= columns:
+        if not media:
+            _check_unmarked(row.get("prompt") for row in rows)
         return "trl"
     if {"instruction", "output"} <= columns:
         return "llama_factory"
@@ -62,14 +66,20 @@ def detect(rows: Sequence[Row], folder: MediaFolder) -> str:
         check_wanted(row)
     found = next((found for row in rows if (found := find_media_column(row, folder)) is not None), None)
     advice = f": columns={{{found[1]}: {found[0]}}} for the {found[1]}" if found else ""
+    if found and found[0] in media:
+        advice = f": columns={{text: …}} for what is said of the {found[1]}"
     raise ValueError(
         f"no format is known for the columns {', '.join(sorted(columns)) or 'none'}; "
         f"rename them with columns{advice}, or choose format {', '.join(IMPORTERS)}"
     )
 
 
-def import_row(name: str, columns: Row, folder: MediaFolder, pairs: PairsConfig) -> Conversation:
+def import_row(
+    name: str, columns: Row, folder: MediaFolder, pairs: PairsConfig, unread: set[str] | None = None
+) -> Conversation:
     """One row by the format of this name; `webdataset` looks at each row by itself.
+
+    unread: takes the names of the columns that hold something and that nobody asked for.
 
     Raises ValueError for a bad row, and for one with a column that would be lost.
     """
@@ -81,6 +91,8 @@ def import_row(name: str, columns: Row, folder: MediaFolder, pairs: PairsConfig)
     except ValidationError as error:
         raise ValueError(describe_message_error(error)) from None
     check_unused(row, made, folder)
+    if unread is not None:
+        unread |= {column for column, value in row.unread.items() if value not in (None, "", [], {})}
     return made
 
 
@@ -91,6 +103,15 @@ def _list_objects(value: object) -> list[Mapping[str, object]]:
     except ValueError:
         return []  # reported when the row is read
     return [item for item in found if isinstance(item, Mapping)] if isinstance(found, (list, tuple)) else []
+
+
+def _check_unmarked(contents: Iterable[object]) -> None:
+    """ValueError for a text that marks a picture in a dataset that brings none."""
+    if any(isinstance(content, str) and "image" in find_placeholders(content) for content in contents):
+        raise ValueError(
+            "a text holds <image> and no column holds images; give them in the column images, or choose format trl, "
+            "where <image> is a text like any other"
+        )
 
 
 def _are_all_texts(contents: Sequence[object]) -> bool:

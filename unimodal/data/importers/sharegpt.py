@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from unimodal.data.importers.columns import fill_placeholders, read_media, read_objects, read_text, refuse
-from unimodal.data.importers.turns import TurnRow, read_turn
+from unimodal.data.importers.turns import add_system, read_turn
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, parse_conversation
 from unimodal.data.rows import Row
@@ -27,9 +27,7 @@ def import_turns(
     """
     refuse(row, ("tools",), "describes tools, which documents do not have")
     refuse(row, ("objects",), "marks boxes, which documents do not have")
-    read = [read_turn(turn) for turn in read_objects(turns, column)]
-    if row.get("system"):
-        read.insert(0, TurnRow("system", row["system"]))
+    read = add_system(row, [read_turn(turn) for turn in read_objects(turns, column)])
     texts = [read_text(turn.content, "system" if turn.role == "system" else "a turn") for turn in read]
     roles = [turn.role for turn in read]
     front = roles.index("user") if insert_missing and "user" in roles else None

@@ -8,7 +8,8 @@
 Typed `{"type": "image"}` parts take the pictures in order, or the one that their `index` names; where all contents are
 plain strings, the pictures go before the first message of the user, as TRL does it. A part that has its own `path`,
 `data` or `codes` takes none: this is also our own way to write a dataset down. A plain `text` is learnt whole. Every
-turn of the assistant is learnt, those in a conversational `prompt` too, but those with `"weight": 0`.
+turn of the assistant is learnt, those in a conversational `prompt` too, but those with `"weight": 0`. A `system`
+text goes before the messages.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from unimodal.data.importers.columns import (
     read_typed_parts,
     refuse,
 )
-from unimodal.data.importers.turns import TurnRow, read_turn
+from unimodal.data.importers.turns import TurnRow, add_system, read_turn
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, TextPart, parse_conversation
 from unimodal.data.rows import Row
@@ -67,7 +68,7 @@ def _read_messages(row: Row) -> list[TurnRow]:
         given = [{"role": "assistant", "content": read_text(row["text"], "text")}]
     else:
         raise ValueError(f"there is no messages, prompt + completion or text among {', '.join(row) or 'no columns'}")
-    turns = [read_turn(message) for message in given]
+    turns = add_system(row, [read_turn(message) for message in given])
     for turn in turns:
         if not isinstance(turn.content, (str, list, tuple)):
             raise ValueError(f"a message's content must be a text or a list, this one is {type(turn.content).__name__}")

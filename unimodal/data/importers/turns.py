@@ -7,8 +7,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+from unimodal.data.importers.columns import read_text
+from unimodal.data.rows import Row
 
 ROLES = {
     "system": "system",
@@ -23,14 +26,18 @@ ROLES = {
     "model": "assistant",
 }
 
-#: keys of a message that say whether it is learnt: of ms-swift, OpenAI, Axolotl, and ours
-_LEARN_KEYS = ("loss", "weight", "train", "learn")
+#: keys of a message that say whether it is learnt: of ms-swift, OpenAI, Axolotl, and ours; and those that a question
+#: may not have
+_LEARN_KEYS = ("loss", "loss_scale", "weight", "train", "training", "learn")
 _TOOLS = "is about tools, which documents do not have; write it into its text, or leave the row out"
+_ONLY_ANSWERS = ("loss", "loss_scale", "train", "training")
+_PIECES = "masks pieces of the answer, and an answer is learnt whole or not at all; write the message as several"
 _APART = "is a text apart from the answer; write it into its text"
 #: keys of a message that hold what would be lost, and what to do with it
 _LOST_KEYS = dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), _TOOLS) | dict.fromkeys(
     ("reasoning_content", "reasoning", "thinking", "refusal"), _APART
 )
+_LOST_KEYS |= dict.fromkeys(("train_detail", "training_detail"), _PIECES)
 
 
 class TurnRow(NamedTuple):
@@ -64,6 +71,16 @@ def read_turn(message: Mapping[str, object]) -> TurnRow:
     return TurnRow(role, content, _is_learnt(message, role))
 
 
+def add_system(row: Row, turns: Sequence[TurnRow]) -> list[TurnRow]:
+    """The turns behind the one that the column `system` writes, if it does. ValueError if they begin with another."""
+    system = row.get("system")
+    if not system or (turns and turns[0][:2] == ("system", system)):
+        return list(turns)
+    if turns and turns[0].role == "system":
+        raise ValueError("there are a column 'system' and a first message of the system; keep one of them")
+    return [TurnRow("system", read_text(system, "system")), *turns]
+
+
 def _is_learnt(message: Mapping[str, object], role: str) -> bool:
     learn = True
     for key in _LEARN_KEYS:
@@ -73,7 +90,7 @@ def _is_learnt(message: Mapping[str, object], role: str) -> bool:
         if value not in (0, 1):
             raise ValueError(f"{key!r} of a message is {value!r}; an answer is learnt (1, true) or not (0, false)")
         if value and role != "assistant":
-            if key in ("loss", "train"):
+            if key in _ONLY_ANSWERS:
                 raise ValueError(f"{key!r} of a message of the {role} is {value!r}; only the assistant's are learnt")
             continue
         learn = learn and bool(value)
