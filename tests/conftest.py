@@ -1,5 +1,6 @@
 """What every test shares: no hub, one thread, fixed seeds, and property tests that draw the same examples each run."""
 
+import gc
 import os
 
 # Before torch or huggingface_hub is imported by a test module.
@@ -64,6 +65,8 @@ LAUNCHER = pytest.StashKey[Launcher | None]()
 
 def pytest_collection_finish(session):
     """Everything that tests import is there and nothing has run: the process that commands are forks of begins now."""
+    gc.collect()
+    gc.freeze()  # what the tests' modules and libraries hold stays: a collection need not walk it again
     if any("commands" in getattr(item, "fixturenames", ()) for item in session.items):
         session.config.stash[LAUNCHER] = fork_launcher()
 

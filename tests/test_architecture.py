@@ -18,7 +18,6 @@ from tools.draw_architecture import (
     imports_in,
     module_name,
     package_of,
-    parsed,
     read_sources,
     replace_drawing,
 )
@@ -222,7 +221,7 @@ def test_every_module_says_what_it_is_for():
         str(path.relative_to(ROOT))
         for folder in ("unimodal", "recipes", "tools")
         for path in python_files(folder)
-        if path.read_text().strip() and not ast.get_docstring(parsed(path.read_text()))
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert found == [], "a module begins with its idea and, for a published method, its source"
 

@@ -50,8 +50,6 @@ SAYS = {
     "files": "JSON, atomic writes, downloads",
 }  # single modules, drawn as rooms too
 
-parsed = cache(ast.parse)
-
 
 def module_name(path: Path) -> str:
     """Dotted name of a file; a package's `__init__.py` goes by the package's name."""
@@ -65,12 +63,17 @@ def package_of(module: str) -> str:
     return "cli" if name == "__main__" else "" if name.startswith("_") else name
 
 
-def imports_in(source: str, module: str, is_package: bool = False) -> Iterator[tuple[int, str]]:
+@cache  # of what was found: the trees themselves would keep millions of objects alive
+def imports_in(source: str, module: str, is_package: bool = False) -> tuple[tuple[int, str], ...]:
     """(line, absolute dotted name) of every import, at any depth: a lazy import couples as much as an early one.
 
     `from a import b` gives `a.b`, so that `from unimodal import tokenizers` counts as `unimodal.tokenizers`.
     """
-    for node in ast.walk(parsed(source)):
+    return tuple(_walk_imports(source, module, is_package))
+
+
+def _walk_imports(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
