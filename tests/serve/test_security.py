@@ -360,8 +360,8 @@ def test_spelled_control_tokens_are_plain_text(server, model):
     answer = server.post("/v1/chat/completions", body)
     assert answer.status_code == 200 and answer.json()["usage"]["prompt_tokens"] == len(prompt)
     assert server.post("/v1/images/generations", {"prompt": spelled}).status_code == 200
-    spoken = server.post("/v1/audio/speech", {"input": spelled})  # as letters and signs, of which there is no sound
-    assert "36 of 94 characters cannot be said" in refused(spoken, 400, "input")
+    spoken = server.post("/v1/audio/speech", {"input": spelled})  # as letters, numbers and signs, which have no sound
+    assert "28 of 94 characters cannot be said by this model (| < >)" in refused(spoken, 400, "input")
 
 
 # ---- remote URLs

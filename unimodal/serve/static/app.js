@@ -293,13 +293,13 @@ async function answer(turn) {
   }
   turn.seconds = (performance.now() - begun) / 1000;
   turn.parts = view.parts;
+  await save(conversation, turn); // an answer that is shown as ended is found after a reload
   view.finish(turn);
   if (state.running === controller) {
     state.running = null;
     busy(false);
   }
   follow(false);
-  await save(conversation, turn);
 }
 
 /** The turns that the model is shown before this one: those whose answers are whole, or were stopped by the user. */
