@@ -72,7 +72,8 @@ def test_a_link_is_followed_not_replaced(tmp_path):
 def test_a_key_that_is_given_twice_is_an_error(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
-    with pytest.raises(ValueError, match=r"a.json cannot be read as JSON \(the key 'b' is given twice\); "):
+    told = r"a.json cannot be read as JSON \(the key 'b' is given 2 times in one object; keep one of them\); "
+    with pytest.raises(ValueError, match=told):
         read_json(path)
 
 

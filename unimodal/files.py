@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,18 +80,26 @@ def read_json_as(kind: type[T], path: str | os.PathLike[str], fix: str = TAKE_AG
 
 def _parse_json(path: str | os.PathLike[str], fix: str) -> object:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_refuse_doubled_keys)
+        return parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise ValueError(f"{quote_path(path)} cannot be read as JSON ({describe_error(error)}); {fix}") from None
 
 
-def _refuse_doubled_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def parse_json(text: str | bytes) -> object:
+    """The value of a JSON text. Raises ValueError for a key given twice, JSONDecodeError for what is no JSON."""
+    return _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8"))
+
+
+def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """JSON's own rule keeps the last of two equal keys in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
-    return found
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        [(twice, count)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} is given {count} times in one object; keep one of them")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object)  # one for all: it keeps nothing of a text
 
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, object] | Sequence[object], indent: int = 2) -> None:

@@ -16,8 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from unimodal.data.json_text import parse_json
-from unimodal.files import quote_path
+from unimodal.files import parse_json, quote_path
 
 Row = Mapping[str, object]
 #: keys that hold the rows of a file whose JSON is one object

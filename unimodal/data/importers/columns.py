@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from unimodal.data.json_text import parse_json
 from unimodal.data.media_folder import MediaFolder, is_picture_list
 from unimodal.data.messages import MediaPart, TextPart
 from unimodal.data.rows import Row
+from unimodal.files import parse_json
 from unimodal.media.registry import MEDIA, find_by_suffix, find_by_type, join_names
 
 AnyPart = TextPart | MediaPart

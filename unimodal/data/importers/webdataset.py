@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unimodal.data.importers.columns import media_columns
-from unimodal.data.json_text import parse_json
 from unimodal.data.rows import Row, check_row, hash_files
-from unimodal.files import describe_error, quote_path
+from unimodal.files import describe_error, parse_json, quote_path
 from unimodal.media.registry import MEDIA, find_by_suffix
 
 TEXT_KINDS = {"txt": "text", "text": "text", "caption": "text", "json": "json"}
