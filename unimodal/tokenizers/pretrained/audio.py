@@ -17,11 +17,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions
@@ -36,6 +36,11 @@ from unimodal.tokenizers.pretrained.base import (
     to_plain_config,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
+
+if TYPE_CHECKING:
+    from transformers import EncodecConfig
+
+NetworkT = TypeVar("NetworkT", bound=NetworkTokenizer)
 
 
 class NetworkAudioConfig(NetworkConfig):
@@ -113,7 +118,7 @@ class EncodecTokenizer(NetworkAudioTokenizer):
         from transformers import EncodecModel
 
         check_kind(folder, ("encodec",), "EnCodec")
-        model: Any = load_reference(EncodecModel, folder)
+        model = load_reference(EncodecModel, folder)
         _check_encodec(model.config)
         offered = model.config.target_bandwidths
         chosen = min(offered, key=lambda value: abs(value - 6.0)) if bandwidth is None else bandwidth
@@ -137,7 +142,7 @@ class EncodecTokenizer(NetworkAudioTokenizer):
         return self.network.decode(ids.transpose(1, 2)[None], [None]).audio_values
 
 
-def _check_encodec(config: Any) -> None:
+def _check_encodec(config: EncodecConfig) -> None:
     if config.normalize or config.chunk_length_s is not None:
         raise ValueError(
             "this EnCodec stores a loudness for every chunk beside its codes, which codes alone cannot give back; use "
@@ -174,7 +179,7 @@ class DacTokenizer(NetworkAudioTokenizer):
         from transformers import DacModel
 
         check_kind(folder, ("dac",), "DAC")
-        model: Any = load_reference(DacModel, folder)
+        model = load_reference(DacModel, folder)
         config = DacTokenizerConfig(
             network=to_plain_config(model.config),
             sample_rate_hz=model.config.sampling_rate,
@@ -218,7 +223,7 @@ class MimiTokenizer(NetworkAudioTokenizer):
         from transformers import MimiModel
 
         check_kind(folder, ("mimi",), "Mimi")
-        model: Any = load_reference(MimiModel, folder)
+        model = load_reference(MimiModel, folder)
         if model.encoder is None or model.decoder is None:
             raise ValueError(f"{folder} holds half of a Mimi; a tokenizer needs its encoder and its decoder")
         most = model.config.num_quantizers
@@ -257,7 +262,7 @@ def _choose_codebooks(asked: int | None, default: int, most: int) -> int:
     return default if asked is None else asked
 
 
-def _wrap(tokenizer: Any, model: Any) -> Any:
+def _wrap(tokenizer: NetworkT, model: nn.Module) -> NetworkT:
     """The tokenizer with the weights of a model that is read already."""
     tokenizer.network.load_state_dict(model.state_dict())
     return tokenizer.eval()

@@ -15,7 +15,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
 import torch
 from pydantic import JsonValue
@@ -50,7 +50,7 @@ class NetworkTokenizer(MediaTokenizer):
 
     stored_dtype: ClassVar[torch.dtype] = torch.float32
     config: NetworkConfig
-    network: Any  # a model of transformers: its methods are typed to return a tuple or one of many output classes
+    network: PreTrainedModel
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode: the network is frozen, and its normalisation must not follow a batch."""

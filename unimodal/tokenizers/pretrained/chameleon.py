@@ -10,7 +10,7 @@ Shapes: B batch, N codes, H and W height and width, K latent channels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,9 @@ from unimodal.tokenizers.pretrained.image import (
     resize_picture,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
+
+if TYPE_CHECKING:
+    from transformers import ChameleonVQVAEConfig
 
 RESCALE_FACTOR = 0.0078  # of an 8-bit pixel, in transformers' image processor: a little less than 2 / 255
 
@@ -120,10 +123,27 @@ class ChameleonTokenizer(NetworkImageTokenizer):
         return ((pixels + 1) / 2).clamp(0, 1)  # it was trained on pixels in [-1, 1]
 
 
+class _DecoderLevel(nn.Module):
+    """The residual blocks of one size [B, K, h, w], an attention behind each or none, and the way to twice the size."""
+
+    def __init__(self, blocks: nn.ModuleList, attentions: nn.ModuleList, upsample: nn.Module | None):
+        super().__init__()
+        self.block, self.attn, self.doubles = blocks, attentions, upsample is not None
+        if upsample is not None:
+            self.upsample = nn.ModuleDict({"conv": upsample})
+
+    def forward(self, h: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            h = block(h)
+            if len(self.attn):
+                h = self.attn[index](h)
+        return self.upsample["conv"](F.interpolate(h, scale_factor=2.0, mode="nearest")) if self.doubles else h
+
+
 class ChameleonDecoder(nn.Module):
     """The decoder of taming-transformers' VQGAN: latent [B, K, h, w] → pixels [B, 3, H, W] in about [-1, 1]."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: ChameleonVQVAEConfig):
         super().__init__()
         from transformers.models.chameleon.modeling_chameleon import (
             ChameleonVQVAEEncoderAttnBlock as Attention,
@@ -136,40 +156,31 @@ class ChameleonDecoder(nn.Module):
         multipliers = list(config.channel_multiplier)
         width = config.base_channels * multipliers[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
-        self.mid = nn.Module()
-        self.mid.block_1 = Residual(config, width, width)
-        self.mid.attn_1 = Attention(width) if attends else nn.Identity()
-        self.mid.block_2 = Residual(config, width, width)
-        self.up = nn.ModuleList()  # finest first, as the checkpoint numbers them
+        self.mid = nn.ModuleDict()  # in this order: block_1, attn_1, block_2
+        self.mid["block_1"] = Residual(config, width, width)
+        self.mid["attn_1"] = Attention(width) if attends else nn.Identity()
+        self.mid["block_2"] = Residual(config, width, width)
+        levels: list[_DecoderLevel] = []  # coarsest first
         resolution = config.resolution // 2 ** (len(multipliers) - 1)
         for level in reversed(range(len(multipliers))):
-            up: Any = nn.Module()
-            up.block, up.attn = nn.ModuleList(), nn.ModuleList()
+            blocks, attentions = nn.ModuleList(), nn.ModuleList()
             for _ in range(config.num_res_blocks + 1):
                 wider = config.base_channels * multipliers[level]
-                up.block.append(Residual(config, width, wider))
+                blocks.append(Residual(config, width, wider))
                 width = wider
                 if attends and config.attn_resolutions is not None and resolution in config.attn_resolutions:
-                    up.attn.append(Attention(width))
-            if level:
-                up.upsample = nn.Module()
-                up.upsample.conv = nn.Conv2d(width, width, 3, padding=1)
-                resolution *= 2
-            self.up.insert(0, up)
+                    attentions.append(Attention(width))
+            upsample = nn.Conv2d(width, width, 3, padding=1) if level else None
+            resolution *= 2
+            levels.append(_DecoderLevel(blocks, attentions, upsample))
+        self.up = nn.ModuleList(reversed(levels))  # finest first, as the checkpoint numbers them
         self.norm_out = nn.GroupNorm(32, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
-        mid: Any = self.mid
-        h = mid.block_2(mid.attn_1(mid.block_1(self.conv_in(latent))))
-        levels: list[Any] = list(self.up)
-        for level, up in reversed(list(enumerate(levels))):
-            for index, block in enumerate(up.block):
-                h = block(h)
-                if len(up.attn):
-                    h = up.attn[index](h)
-            if level:
-                h = up.upsample.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        h = self.conv_in(latent)
+        for module in (*self.mid.values(), *reversed(self.up)):
+            h = module(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
@@ -181,12 +192,12 @@ def read_decoder(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: Any = load_file(path)
+            loaded: object = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle's errors are of many kinds
         raise ValueError(f"{path} cannot be read as weights ({describe_error(error)}); download it again") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     found = {
         name.removeprefix("decoder."): tensor.float()
         for name, tensor in state.items()

@@ -10,7 +10,7 @@ Shapes: B batch, N codes or features, D width of the decoder.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -37,6 +37,9 @@ from unimodal.tokenizers.pretrained.image import (
     resize_picture,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
+
+if TYPE_CHECKING:
+    from transformers import JanusModel
 
 MIN_SIZE = 14
 
@@ -120,14 +123,14 @@ class JanusReader(PixelScale, MediaReader):
         settings = build_config(JanusVisionConfig, config.network)
         if settings.image_size != config.image_size:
             raise ValueError(f"the reader sees {settings.image_size} pixels, its image_size is {config.image_size}")
-        self.vision: Any = JanusVisionModel(settings)
-        self.aligner: Any = JanusVisionAlignerMLP(settings)
+        self.vision = JanusVisionModel(settings)
+        self.aligner = JanusVisionAlignerMLP(settings)
         self.num_features = (config.image_size // settings.patch_size) ** 2
         self.width = settings.projection_dim
         self.eval()
 
     @classmethod
-    def from_model(cls, model: Any, folder: Path) -> Self:
+    def from_model(cls, model: JanusModel, folder: Path) -> Self:
         """The reading side of a `JanusModel` that was loaded from a checkpoint's folder."""
         network = to_plain_config(model.config.vision_config)
         size = model.config.vision_config.image_size

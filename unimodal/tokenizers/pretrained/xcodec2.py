@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
@@ -44,7 +44,7 @@ class Xcodec2Tokenizer(NetworkAudioTokenizer):
         from transformers import Xcodec2Model
 
         check_kind(folder, ("xcodec2",), "X-Codec 2")
-        model: Any = load_reference(Xcodec2Model, folder)
+        model = load_reference(Xcodec2Model, folder)
         tokenizer = cls(
             Xcodec2TokenizerConfig(
                 network=to_plain_config(model.config), sample_rate_hz=model.config.sampling_rate, num_codebooks=1
