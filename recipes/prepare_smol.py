@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from unimodal.config import Config
-from unimodal.data import coded, plain_text, sources
+from unimodal.data import encoded_media, plain_text, sources
 from unimodal.data.order import make_generator
 from unimodal.data.token_shards import write_token_shards
-from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.data.tokenized import collect_hashes
 from unimodal.files import atomic_write_text
 from unimodal.model.base import SMOLLM2, LoadedBase, load_base
 from unimodal.sequence.document import Document, Turn
@@ -72,12 +72,14 @@ class SmolData(Config):
 
 def media_sources(cfg: SmolData) -> dict[str, sources.Source]:
     """The same tasks as nano's, in the same words."""
-    pictures = coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
+    pictures = encoded_media.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
     codes = np.load(cfg.data / "image_codes.npz")["codes"]
-    plain = coded.load_pictures(cfg.data, codes, styles=("noto",))
-    styled = coded.load_pictures(cfg.data, codes, styles=tuple(sorted({*coded.TRAINING_STYLES} - {"noto"})))
-    clips = coded.load_clips(cfg.data, np.load(cfg.data / "clip_codes.npz")["codes"])
-    speech = coded.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
+    plain = encoded_media.load_pictures(cfg.data, codes, styles=("noto",))
+    styled = encoded_media.load_pictures(
+        cfg.data, codes, styles=tuple(sorted({*encoded_media.TRAINING_STYLES} - {"noto"}))
+    )
+    clips = encoded_media.load_clips(cfg.data, np.load(cfg.data / "clip_codes.npz")["codes"])
+    speech = encoded_media.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
     listed: list[sources.Source] = [
         sources.MediaToName(pictures),
         sources.NameToMedia(plain, style_share=0.2),
@@ -96,7 +98,7 @@ def questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
     for label in sorted(labels, key=lambda _: draws.random()):
         if len(asked) >= cfg.answers:
             break
-        asked.append(sources.pick(draws, ABOUT).format(a=sources.with_article(label), name=label))
+        asked.append(sources.pick(draws, ABOUT).format(a=sources.add_article(label), name=label))
     return asked[: cfg.answers]
 
 
@@ -139,13 +141,13 @@ def text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) -> di
     answers = json.loads(kept.read_text())
     chat = [Document([Turn("user", q), Turn("assistant", a)]) for q, a in answers.items() if a]
     draws = make_generator(cfg.seed, "text")
-    meanings = plain_text.definitions(cfg.raw)
+    meanings = plain_text.read_definitions(cfg.raw)
     told = [
         Document([Turn("user", f'What does "{word}" mean?'), Turn("assistant", meaning)])
         for word, meaning in (sources.pick(draws, meanings) for _ in range(cfg.documents["definitions"]))
     ]
     novels = []
-    pages = plain_text.paragraphs(cfg.raw)
+    pages = plain_text.read_paragraphs(cfg.raw)
     for _ in range(cfg.documents["novels"]):
         words = sources.pick(draws, pages).split()[:110]
         cut = 4 + int(draws.random() * 12)
@@ -160,7 +162,7 @@ def write(cfg: SmolData, template: Template, name: str, documents: list[Document
         return template.render(documents[number])
 
     record = {"seed": cfg.seed, "balance": cfg.balance, "source": name}
-    hashes = vocabulary_hashes(template.vocabulary)
+    hashes = collect_hashes(template.vocabulary)
     shards = write_token_shards(cfg.out / name, make, len(documents), template.vocabulary.size, hashes, record)
     assert shards is not None
     tokens = sum(len(shards[i]) for i in range(0, len(shards), 50)) * 50 / 1e3
@@ -175,17 +177,17 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     assert media is not None
     template = make_template(TextTokenizer(base.tokenizer), base.num_rows, media)
     listed = media_sources(cfg)
-    pictures = coded.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
+    pictures = encoded_media.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
     words = sources.name_codes(pictures, template.vocabulary)
     if dry_run:
         for name, source in listed.items():
-            print(f"{name}: {len(source)} items, e.g. {len(template.render(source.document(0)))} tokens")
+            print(f"{name}: {len(source)} items, e.g. {len(template.render(source.make_document(0)))} tokens")
         return
     cfg.out.mkdir(parents=True, exist_ok=True)
     atomic_write_text(cfg.out / "row_words.json", json.dumps(words, ensure_ascii=False) + "\n")
     for name, source in listed.items():
-        plan = sources.plan(source, cfg.documents[name], cfg.balance, cfg.seed)
-        write(cfg, template, name, [source.document(int(item), int(draw)) for item, draw in plan])
+        plan = sources.plan_draws(source, cfg.documents[name], cfg.balance, cfg.seed)
+        write(cfg, template, name, [source.make_document(int(item), int(draw)) for item, draw in plan])
     for name, documents in text_documents(cfg, base, sources.list_labels(pictures)).items():
         write(cfg, template, name, documents)
 

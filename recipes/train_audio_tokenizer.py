@@ -120,7 +120,7 @@ class Speech:
     def rows(self, split: str) -> list[int]:
         return [row for row, utterance in enumerate(self.utterances) if utterance["split"] == split]
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """A short hash of the samples, texts, voices and splits."""
         return hash_files([self.folder / "utterances.json", self.folder / "audio.int16"])
 
@@ -273,7 +273,7 @@ def train_codec(cfg: AudioTokenizerRecipe, speech: Speech, restart: bool) -> Aud
         codec.reader.requires_grad_(False)
         codec.ctc_weight = 0.0
     batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.codec.seed)
-    identity = describe_settings(cfg, leave_out=HEAD_SETTINGS) | {"speech": speech.fingerprint()}
+    identity = describe_settings(cfg, leave_out=HEAD_SETTINGS) | {"speech": speech.compute_fingerprint()}
     if cfg.keep_encoder:
         identity["keep_encoder"] = hash_weights(finished)
     folder = cfg.run / "codec"
@@ -351,7 +351,7 @@ def train_head(cfg: AudioTokenizerRecipe, speech: Speech, codec: AudioTokenizer,
     stage = HeadTraining(cfg, codec)
     batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.head.seed + 1)
     identity = describe_settings(cfg, leave_out=["codec"])
-    identity |= {"speech": speech.fingerprint(), "codec weights": hash_weights(codec)}
+    identity |= {"speech": speech.compute_fingerprint(), "codec weights": hash_weights(codec)}
     trainer = Trainer(stage, batches, stage.loss, cfg.head, cfg.run / "head", identity=identity, restart=restart)
     trainer.run()
     trainer.use_ema()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from unimodal.config import MAY_CHANGE, Config
-from unimodal.data.coded import TRAINING_STYLES, load_concepts
+from unimodal.data.encoded_media import TRAINING_STYLES, load_concepts
 from unimodal.data.prepared_arrays import check_concepts, check_styles, open_arrays
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.efficientnet import load_pretrained

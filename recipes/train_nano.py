@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from unimodal.config import MAY_CHANGE, Config
-from unimodal.data import coded, sources
+from unimodal.data import encoded_media, sources
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.data.order import make_generator
 from unimodal.files import atomic_write_bytes, atomic_write_text
@@ -92,7 +92,7 @@ class Documents:
 
     def __init__(self, source: sources.Source, count: int, template: Template, cfg: NanoRecipe, drops_text: bool):
         self.source, self.template = source, template
-        self.plan = sources.plan(source, count, cfg.balance, cfg.loop.seed)
+        self.plan = sources.plan_draws(source, count, cfg.balance, cfg.loop.seed)
         self.text_dropout = cfg.text_dropout if drops_text else 0.0
         self.seed = cfg.loop.seed
 
@@ -101,7 +101,7 @@ class Documents:
 
     def __getitem__(self, index: int) -> Rendered:
         item, draw = (int(number) for number in self.plan[index])
-        document = self.source.document(item, draw)
+        document = self.source.make_document(item, draw)
         if make_generator(self.seed, "drop", self.source.name, item, draw).random() < self.text_dropout:
             document = document.drop_text()
         return self.template.render(document)
@@ -114,7 +114,7 @@ def row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaTokenizer
 
 
 def row_words(
-    vocabulary: Vocabulary, pictures: coded.CodedConcepts, text: TextTokenizer
+    vocabulary: Vocabulary, pictures: encoded_media.EncodedConcepts, text: TextTokenizer
 ) -> dict[range, list[list[int]]]:
     """The text rows of the name of each prototype and of each look."""
     return {
@@ -128,7 +128,7 @@ def training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
     for source in all_sources:
         for item in range(len(source)):
             for draw in range(2):
-                yield from (turn.text for turn in source.document(item, draw).turns if turn.text)
+                yield from (turn.text for turn in source.make_document(item, draw).turns if turn.text)
 
 
 def load_sources(
@@ -144,12 +144,12 @@ def load_sources(
             raise ValueError(f"{path} is missing; make it with `python recipes/encode_media.py`")
         codes[name] = np.load(path)["codes"]
         assert codes[name].shape[-1] == tokenizer.tokens_per_item
-    pictures = coded.load_pictures(cfg.data, codes["image_codes"])
-    plain = coded.load_pictures(cfg.data, codes["image_codes"], styles=(cfg.default_style,))
-    styled = coded.load_pictures(
-        cfg.data, codes["image_codes"], styles=tuple(sorted({*coded.TRAINING_STYLES} - {cfg.default_style}))
+    pictures = encoded_media.load_pictures(cfg.data, codes["image_codes"])
+    plain = encoded_media.load_pictures(cfg.data, codes["image_codes"], styles=(cfg.default_style,))
+    styled = encoded_media.load_pictures(
+        cfg.data, codes["image_codes"], styles=tuple(sorted({*encoded_media.TRAINING_STYLES} - {cfg.default_style}))
     )
-    speech = coded.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
+    speech = encoded_media.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
     listed: list[sources.Source] = [
         sources.MediaToName(pictures),
         sources.NameToMedia(plain, style_share=0.2),
@@ -158,18 +158,20 @@ def load_sources(
         sources.TextToSpeech(speech),
     ]
     if "clip_codes" in codes:
-        clips = coded.load_clips(cfg.data, codes["clip_codes"])
+        clips = encoded_media.load_clips(cfg.data, codes["clip_codes"])
         listed += [sources.MediaToName(clips), sources.NameToMedia(clips)]
     return {source.name: source for source in listed if cfg.weights[source.name]}
 
 
-def words_by_codes(speech: coded.CodedSpeech, audio: range, text: TextTokenizer) -> Callable[[Tensor], Tensor | None]:
+def words_by_codes(
+    speech: encoded_media.EncodedSpeech, audio: range, text: TextTokenizer
+) -> Callable[[Tensor], Tensor | None]:
     """From the audio rows of an utterance to the ids of its words, None for rows that are no utterance."""
-    known = {speech.codes(item).astype(np.int64).tobytes(): item for item in range(len(speech))}
+    known = {speech.get_codes(item).astype(np.int64).tobytes(): item for item in range(len(speech))}
 
     def words(rows: Tensor) -> Tensor | None:
         item = known.get((rows - audio.start).numpy().tobytes())
-        return None if item is None else torch.tensor(text.encode(f" {speech.text(item)}"))
+        return None if item is None else torch.tensor(text.encode(f" {speech.get_text(item)}"))
 
     return words
 
@@ -332,7 +334,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     earlier = cfg.initial / "recipe.json" if cfg.initial else None
     record = {
         "config": cfg.model_dump(mode="json"), "initial_steps": initial_steps, "data_sha256": hashes,
-        "epochs": mixture.epochs(),
+        "epochs": mixture.count_epochs(),
         "initial_recipe": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
     }  # fmt: skip
     for folder in (cfg.run, cfg.out):  # a later stage that begins from either tells of this one

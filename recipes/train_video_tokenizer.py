@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unimodal.config import MAY_CHANGE, Config
-from unimodal.data.coded import load_concepts
+from unimodal.data.encoded_media import load_concepts
 from unimodal.data.prepared_arrays import check_concepts, open_arrays
 from unimodal.files import atomic_write_text
 from unimodal.tokenizers.nano.image import ImageTokenizer

@@ -39,8 +39,8 @@ def ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
     """Real text of very different lengths: dictionary glosses and paragraphs of novels."""
     from unimodal.data import plain_text
 
-    glosses = [meaning for _, meaning in plain_text.definitions(data / "raw")]
-    paragraphs = plain_text.paragraphs(data / "raw", shortest=350)
+    glosses = [meaning for _, meaning in plain_text.read_definitions(data / "raw")]
+    paragraphs = plain_text.read_paragraphs(data / "raw", shortest=350)
     chance = random.Random(seed)
     return [chance.choice(paragraphs if chance.random() < 0.3 else glosses) for _ in range(count)]
 

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from unimodal.corpus.corpus import Corpus, CorpusConfig
-from unimodal.data.coded import load_concepts
 from unimodal.data.datasets import DatasetConfig
-from unimodal.data.sources import with_article
+from unimodal.data.encoded_media import load_concepts
+from unimodal.data.sources import add_article
 from unimodal.model.base import SMOLLM2, LoadedBase, load_base
 from unimodal.model.build import build_model
 from unimodal.model.initialisers import INITIALISERS
@@ -71,7 +71,7 @@ def picture_rows(prepared: Path, folder: Path, count: int) -> dict[str, DatasetC
         lines = []
         for concept in (ours[number] for number in order):
             Image.fromarray(shown[concept.id]).save(folder / f"{concept.id}.png")
-            picture, what = {"type": "image", "path": f"{concept.id}.png"}, with_article(concept.label)
+            picture, what = {"type": "image", "path": f"{concept.id}.png"}, add_article(concept.label)
             asked = [picture, {"type": "text", "text": "What is this?"}]
             for user, assistant in ((asked, f"This is {what}."), (f"Draw {what}.", [picture])):
                 messages = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]

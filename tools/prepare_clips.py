@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unimodal.data.coded import code_point_key
+from unimodal.data.encoded_media import make_code_point_key
 from unimodal.files import atomic_write_bytes
 
 SIZE = 64
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not folder.is_dir():
             print(f"{folder} is missing: run `python tools/fetch_data.py --set video` first", file=sys.stderr)
             raise SystemExit(2)
-        paths.update({code_point_key(path.stem): path for path in sorted(folder.glob("*.webp"))})
+        paths.update({make_code_point_key(path.stem): path for path in sorted(folder.glob("*.webp"))})
 
     wanted = sorted((concept_of_key[key], path) for key, path in paths.items() if key in concept_of_key)
     clips: list[np.ndarray] = []

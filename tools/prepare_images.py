@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unimodal.data.coded import code_point_key
+from unimodal.data.encoded_media import make_code_point_key
 from unimodal.files import atomic_write_bytes
 
 SIZE = 64  # side of a packed picture, pixels
@@ -92,7 +92,7 @@ def read_concepts(raw: Path) -> list[dict]:
     concepts: list[dict] = []
     for entry in sorted(entries, key=lambda e: (e.get("order", 1 << 30), e["hexcode"])):
         group = groups.get(str(entry.get("group")), "component")  # regional indicators have no group
-        key = code_point_key(entry["hexcode"])
+        key = make_code_point_key(entry["hexcode"])
         if group in LEFT_OUT_GROUPS or SKIN_TONES & set(key.split("-")):
             continue
         family = family_of(key, entry["label"])
@@ -125,7 +125,7 @@ def render_svg(markup: str) -> Image.Image:
 
 def files_by_key(folder: Path, suffix: str) -> dict[str, Path]:
     """Files named by code points, keyed without `fe0f`. Sorted, so a double is settled the same way everywhere."""
-    return {code_point_key(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
+    return {make_code_point_key(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
 
 
 def bitmap_style(folder: Path, suffix: str) -> Callable[[dict], np.ndarray | None]:
@@ -155,7 +155,7 @@ def iconify_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
     """An Iconify set: `chars.json` maps code points to icon names; the few it lacks are found by their label."""
     icon_set = json.loads((folder / "icons.json").read_text("utf-8"))
     chars: dict[str, str] = json.loads((folder / "chars.json").read_text("utf-8"))
-    names = {code_point_key(code): name for code, name in sorted(chars.items())}
+    names = {make_code_point_key(code): name for code, name in sorted(chars.items())}
     aliases: dict[str, dict] = icon_set.get("aliases", {})
 
     def draw(concept: dict) -> np.ndarray | None:

@@ -47,7 +47,7 @@ def test_every_row_is_a_document_or_a_named_bad_row(tmp_path_factory, bad, limit
         return
     found = open_dataset(cfg)
     assert [answer(document) for document in found] == [f"number {line}" for line in wanted]
-    assert [found.where(index) for index in range(len(found))] == [f"{path} line {line}" for line in wanted]
+    assert [found.describe_place(index) for index in range(len(found))] == [f"{path} line {line}" for line in wanted]
     last = wanted[-1] if len(wanted) == limit else len(bad)
     named = [int(row.where.rpartition(" ")[2]) for row in found.bad_rows]
     assert named == [line for line, wrong in enumerate(bad, 1) if wrong and line <= last] and found.num_bad == len(
@@ -115,7 +115,7 @@ def test_the_fingerprint_changes_with_what_decides_the_documents(write, tmp_path
 
     def fingerprint(rows=rows, name="x.jsonl", **settings):
         settings = {"on_bad_row": "skip", **settings}
-        return open_dataset(DatasetConfig(path=write(rows, name), **settings)).fingerprint()
+        return open_dataset(DatasetConfig(path=write(rows, name), **settings)).compute_fingerprint()
 
     same = fingerprint()
     assert fingerprint() == fingerprint(weight=3.0) == fingerprint(name="moved.jsonl") == same

@@ -49,21 +49,21 @@ def test_a_file_of_rows_is_read_however_it_is_laid_out(tmp_path, name, compressi
     path.write_bytes(PACK[compression](FILES[name].encode()))
     found = open_dataset(DatasetConfig(path=str(path)))
     assert [document.turns[-1].text for document in found] == ANSWERS
-    assert str(path) in found.where(2).strip("'")
+    assert str(path) in found.describe_place(2).strip("'")
 
 
 def test_one_pretty_object_is_one_row(tmp_path):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "data": "x"}
     (tmp_path / "one.json").write_text(json.dumps(row, indent=2))
     assert read_answers(tmp_path / "one.json") == ["b"]
-    assert JsonRows(tmp_path / "one.json").where(0).endswith("row 1 (line 1)")
+    assert JsonRows(tmp_path / "one.json").describe_place(0).endswith("row 1 (line 1)")
 
 
 def test_a_table_names_the_line_of_a_bad_record(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text('prompt,completion\n"two\nlines",a\nb\n,c\n\nd,"e\n')
     found = CsvRows(path)
-    assert [found.where(index).rpartition(" ")[2] for index in range(len(found))] == ["2", "4", "5", "7"]
+    assert [found.describe_place(index).rpartition(" ")[2] for index in range(len(found))] == ["2", "4", "5", "7"]
     assert found[0] == {"prompt": "two\nlines", "completion": "a"} and found[2] == {"prompt": None, "completion": "c"}
     with pytest.raises(ValueError, match="the row has 1 values for 2 columns; put values with ',' in quotes"):
         found[1]
@@ -128,7 +128,7 @@ def media_files(tmp_path_factory):
 def test_folders_of_classes(pictures):
     assert read_answers(pictures) == ["cat", "dog", "dog"]
     found = open_dataset(DatasetConfig(path=str(pictures)))
-    assert found.format == "pairs" and found.where(1).endswith("dog/2.png")
+    assert found.format == "pairs" and found.describe_place(1).endswith("dog/2.png")
     (pictures / "cat" / "notes.md").write_text("x")
     assert dict(open_dataset(DatasetConfig(path=str(pictures))).ignored) == {"md": 1}
     shutil.copy(pictures / "cat/1.png", pictures / "0.png")

@@ -40,7 +40,7 @@ def test_shares_and_epochs():
     for name, weight in WEIGHTS.items():
         share = weight / 4.5
         assert abs(names.count(name) - 9000 * share) < 4 * np.sqrt(9000 * share * (1 - share))
-        assert mixture.epochs()[name] == pytest.approx(names.count(name) / len(SETS[name]))
+        assert mixture.count_epochs()[name] == pytest.approx(names.count(name) / len(SETS[name]))
 
 
 def test_every_document_of_a_set_once_an_epoch():

@@ -18,13 +18,13 @@ ROWS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), max_si
 def test_json_rows_come_back_with_their_lines(rows, indent, wrapped, tmp_path_factory):
     path = tmp_path_factory.mktemp("json") / "x.json"
     path.write_text(json.dumps({"data": rows} if wrapped else rows, indent=indent, ensure_ascii=False), "utf-8")
-    assert JsonRows.fits(path)
+    assert JsonRows.can_read(path)
     found = JsonRows(path)
     assert [found[index] for index in range(len(found))] == rows
     lines = path.read_text("utf-8").split("\n")
     for index in range(len(rows)):
-        line = int(found.where(index).rpartition("line ")[2].rstrip(")"))
-        assert "{" in lines[line - 1] and f"row {index + 1} " in found.where(index)
+        line = int(found.describe_place(index).rpartition("line ")[2].rstrip(")"))
+        assert "{" in lines[line - 1] and f"row {index + 1} " in found.describe_place(index)
 
 
 @given(rows=ROWS, blanks=st.lists(st.integers(0, 2), min_size=6, max_size=6), end=st.sampled_from(["\n", "\r\n"]))
@@ -38,7 +38,7 @@ def test_jsonl_rows_come_back_with_their_lines(rows, blanks, end, tmp_path_facto
     path.write_bytes(text.encode())
     found = JsonlRows(path)
     assert [found[index] for index in range(len(found))] == rows
-    assert [int(found.where(index).rpartition(" ")[2]) for index in range(len(found))] == lines
+    assert [int(found.describe_place(index).rpartition(" ")[2]) for index in range(len(found))] == lines
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_json_files_with_a_row_a_line_are_told_apart(tmp_path):
         ('{"a": [{}]}', False),
     ):
         (tmp_path / "x.json").write_text(content)
-        assert JsonRows.fits(tmp_path / "x.json") is fits
+        assert JsonRows.can_read(tmp_path / "x.json") is fits
 
 
 def test_joined_rows_know_their_files(tmp_path):
@@ -105,7 +105,7 @@ def test_joined_rows_know_their_files(tmp_path):
     parts = [JsonlRows(tmp_path / f"{name}.jsonl") for name in "abc"]
     joined = JoinedRows(parts)
     assert [joined[index] for index in range(len(joined))] == [{"a": 0}, {"a": 1}, {"c": 0}, {"c": 1}, {"c": 2}]
-    assert joined.where(2).endswith("c.jsonl line 1") and joined.where(1).endswith("a.jsonl line 2")
-    assert joined.sha256() != JoinedRows(parts[:2]).sha256()
+    assert joined.describe_place(2).endswith("c.jsonl line 1") and joined.describe_place(1).endswith("a.jsonl line 2")
+    assert joined.compute_sha256() != JoinedRows(parts[:2]).compute_sha256()
     (tmp_path / "a.jsonl").write_text('{"a": 0}\n{"a": 9}\n')
-    assert JoinedRows([JsonlRows(tmp_path / "a.jsonl"), *parts[1:]]).sha256() != joined.sha256()
+    assert JoinedRows([JsonlRows(tmp_path / "a.jsonl"), *parts[1:]]).compute_sha256() != joined.compute_sha256()

@@ -71,7 +71,7 @@ def test_shards_written_in_any_order_are_the_same_bytes(tmp_path):
     for shard in (1, 2, 0):
         with pytest.raises(ValueError, match="missing or unfinished"):
             TokenShards(folder)
-        write_shard(folder, manifest, shard, map(make, manifest.documents_of(shard)))
+        write_shard(folder, manifest, shard, map(make, manifest.list_documents(shard)))
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file()]
     assert len(files) == 1 + 3 * 4
     for name in files:
@@ -80,7 +80,7 @@ def test_shards_written_in_any_order_are_the_same_bytes(tmp_path):
 
 def test_a_shard_of_other_media_files_is_not_done(tmp_path):
     manifest = write(tmp_path).manifest
-    write_shard(tmp_path, manifest, 1, map(make, manifest.documents_of(1)), media="aa")
+    write_shard(tmp_path, manifest, 1, map(make, manifest.list_documents(1)), media="aa")
     assert [is_done(tmp_path, manifest, shard) for shard in range(3)] == [True, False, True]
     assert is_done(tmp_path, manifest, 1, "aa") and not is_done(tmp_path, manifest, 1, "bb")
     assert same(TokenShards(tmp_path)[10], make(10))  # whoever trains does not ask for them

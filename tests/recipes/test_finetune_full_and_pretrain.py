@@ -114,7 +114,7 @@ def test_token_shards_of_the_same_tokenizers_are_a_dataset(media_folder, picture
     from unimodal.corpus.corpus import Corpus, CorpusConfig
     from unimodal.data.datasets import DatasetConfig, open_dataset
     from unimodal.data.token_shards import write_token_shards
-    from unimodal.data.tokenized import vocabulary_hashes
+    from unimodal.data.tokenized import collect_hashes
     from unimodal.text.tokenizer import TextTokenizer
     from unimodal.tuning.vocabulary import make_template, open_media
 
@@ -127,7 +127,7 @@ def test_token_shards_of_the_same_tokenizers_are_a_dataset(media_folder, picture
     num = len(open_dataset(DatasetConfig(path=str(pictures))))
     write_token_shards(
         tmp_path / "shards", documents.__getitem__, num, template.vocabulary.size,
-        vocabulary_hashes(template.vocabulary), documents_per_shard=10,
+        collect_hashes(template.vocabulary), documents_per_shard=10,
     )  # fmt: skip
     shards = Corpus(CorpusConfig(datasets=[DatasetConfig(path=str(tmp_path / "shards"))]), template, None)
     [stored] = shards.sets.values()

@@ -9,7 +9,7 @@ from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.corpus.documents import MOST_TOLD
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.token_shards import write_token_shards
-from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.data.tokenized import collect_hashes
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tuning.vocabulary import make_template, open_media
 
@@ -126,7 +126,7 @@ def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(media_folder, tm
 def test_shards_say_how_many_are_too_long(template, tmp_path, capsys):
     direct = corpus(rows_of(tmp_path / "rows.jsonl", [3, 60, 70, 4]), template)
     [documents] = direct.sets.values()
-    hashes = vocabulary_hashes(template.vocabulary)
+    hashes = collect_hashes(template.vocabulary)
     write_token_shards(tmp_path / "shards", documents.__getitem__, 4, template.vocabulary.size, hashes)
     given = corpus(tmp_path / "shards", template, max_positions=40, length=128)
     assert "left out 2 of 4 documents of" in capsys.readouterr().err

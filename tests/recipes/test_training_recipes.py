@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unimodal.data import coded, sources
+from unimodal.data import encoded_media, sources
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import read_vocabulary
@@ -134,13 +134,13 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
 def test_speech_to_be_written_is_read_as_the_transcript_of_the_same_codes(work: Path) -> None:
     """Whatever the request around the words: the ids at the codes are those of the trained answer."""
     train_nano = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")
-    model, speech = work / "models" / "nano", coded.load_speech(work / "prepared" / "speech", max_codes=160)
+    model, speech = work / "models" / "nano", encoded_media.load_speech(work / "prepared" / "speech", max_codes=160)
     text, vocabulary = TextTokenizer.load(model), read_vocabulary(model / "vocabulary.json")
     audio, template = vocabulary.block_range("audio"), Template(vocabulary, text)
     words_of = train_nano["words_by_codes"](speech, audio, text)
     for item in range(len(speech)):
-        answer = template.render(sources.SpeechToText(speech).document(item))
-        request = template.render(sources.TextToSpeech(speech).document(item))
+        answer = template.render(sources.SpeechToText(speech).make_document(item))
+        request = template.render(sources.TextToSpeech(speech).make_document(item))
         told = [label for label in answer.labels.tolist() if 0 <= label < text.size]
         rows = torch.tensor([label for label in request.labels.tolist() if label in audio])
         assert words_of(rows).tolist() == told

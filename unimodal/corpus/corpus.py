@@ -26,7 +26,7 @@ from unimodal.data.datasets import DatasetConfig, open_dataset
 from unimodal.data.mixture import Batches, DocumentSet, Mixture
 from unimodal.data.order import shuffle_numbers
 from unimodal.data.token_shards import MANIFEST, TokenShards
-from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.data.tokenized import collect_hashes
 from unimodal.sequence.cutting import LongRows, RowFitter
 from unimodal.sequence.packing import PackedBatch, pack, stack
 from unimodal.sequence.templates.own import Rendered, Template
@@ -177,7 +177,7 @@ class Corpus:
     def hash_share(self, rank: int = 0, num_ranks: int = 1) -> dict[str, int]:
         """What this rank's share of each set of documents holds, by name; the sums over all ranks tell one corpus from
         another. Call it after `encode`."""
-        found = {f"data {name}": shards.fingerprint() for name, shards in self._shards.items()}
+        found = {f"data {name}": shards.compute_fingerprint() for name, shards in self._shards.items()}
         numbers = {name: int(text[:16], 16) if rank == 0 else 0 for name, text in found.items()}
         numbers |= {f"data {name}": one.hash_documents(rank, num_ranks) for name, one in self._training.items()}
         return numbers | {f"validation {n}": one.hash_documents(rank, num_ranks) for n, one in self._validation.items()}
@@ -258,7 +258,7 @@ class Corpus:
         return EncodedDocuments(opened, self._codes, self.template.vocabulary, self.cfg.streaming)
 
     def _open_shards(self, dataset: DatasetConfig) -> TokenShards:
-        shards = TokenShards(dataset.path, vocabulary_hashes(self.template.vocabulary))
+        shards = TokenShards(dataset.path, collect_hashes(self.template.vocabulary))
         too_long = int((shards.lengths > self.limit[0]).sum())
         self._tell_long(dataset.path, too_long, len(shards))
         return shards

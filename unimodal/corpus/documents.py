@@ -235,7 +235,7 @@ class RenderedDocuments:
 
     def refuse(self, number: int, error: ValueError) -> None:
         """A document that cannot be used: named on stderr, or a ValueError, as its dataset says."""
-        self.bad[number] = f"{self.dataset.where(number)}: {error}"
+        self.bad[number] = f"{self.dataset.describe_place(number)}: {error}"
         if self.dataset.cfg.on_bad_row == "fail":
             raise ValueError(f"{self.bad[number]}; mend it, or set on_bad_row to skip") from None
         print(f"skipped {self.bad[number]}", file=sys.stderr, flush=True)
@@ -265,7 +265,7 @@ class RenderedDocuments:
         count = self.num_too_long
         if count <= MOST_TOLD:
             more = "; further ones of this file are not named" if count == MOST_TOLD else ""
-            where, (most, limit) = self.dataset.where(number), self.limit
+            where, (most, limit) = self.dataset.describe_place(number), self.limit
             print(
                 f"{self.done_with_long} {where}: {num_tokens} tokens, but {limit} is {most}{more}",
                 file=sys.stderr,

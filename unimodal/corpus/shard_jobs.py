@@ -140,7 +140,7 @@ class ShardWriter:
             "dataset": name,
             "file": Path(dataset.cfg.path).name,
             "format": dataset.format,
-            "rows_sha256": dataset.fingerprint(),
+            "rows_sha256": dataset.compute_fingerprint(),
             "bad_rows": dataset.num_bad,
             "image_fit": coder.processor.image_fit,
             "max_audio_s": coder.processor.find_limits("audio").seconds,
@@ -171,7 +171,7 @@ class ShardWriter:
         return is_done(self.folder(name), self.manifest(name), shard, self._media(name, shard))
 
     def _media(self, name: str, shard: int) -> str:
-        return self.dataset(name).media_fingerprint(self.manifest(name).documents_of(shard))
+        return self.dataset(name).fingerprint_media(self.manifest(name).list_documents(shard))
 
     def __call__(self, item: ShardItem) -> ShardResult:
         """Writes the shard unless it is there. Returns the item with `written` and the numbers of documents.
@@ -183,9 +183,9 @@ class ShardWriter:
         prepare_shards(self.folder(name), manifest)
         written = not self.is_done(item)
         if written:
-            documents = self.tokenize(name, manifest.documents_of(shard))
+            documents = self.tokenize(name, manifest.list_documents(shard))
             write_shard(self.folder(name), manifest, shard, documents, self._media(name, shard))
-        return {"dataset": name, "shard": shard, "written": written, "documents": len(manifest.documents_of(shard))}
+        return {"dataset": name, "shard": shard, "written": written, "documents": len(manifest.list_documents(shard))}
 
     def tokenize(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
         """Documents of a dataset by number, with where each stands that cannot be tokenized; ValueError for the first
@@ -195,7 +195,7 @@ class ShardWriter:
             batch = range(start, min(start + self.job.batch_size, numbers.stop))
             for number, made in zip(batch, self.tokenizer([dataset[n] for n in batch]), strict=True):
                 if isinstance(made, Skipped):
-                    reason = f"{dataset.where(number)}: {made.reason}"
+                    reason = f"{dataset.describe_place(number)}: {made.reason}"
                     if dataset.cfg.on_bad_row == "fail":
                         raise ValueError(f"dataset {name}: {reason}; mend it, or set on_bad_row to skip")
                     made = Skipped(reason)

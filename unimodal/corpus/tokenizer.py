@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.data.token_shards import Skipped
-from unimodal.data.tokenized import vocabulary_hashes
+from unimodal.data.tokenized import collect_hashes
 from unimodal.model_folder.find import find_model
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.model_folder.settings import read_processor
@@ -36,7 +36,7 @@ class CorpusTokenizer:
         processor = read_processor(self.folder)
         self.template = open_template(processor.template, self.vocabulary, self.folder)
         self.coder = MediaCoder(self.folder, self.vocabulary, processor, device)
-        self.hashes = vocabulary_hashes(self.vocabulary)
+        self.hashes = collect_hashes(self.vocabulary)
         self.max_tokens = max_tokens
 
     def __call__(self, documents: Sequence[Document]) -> list[Rendered | Skipped]:

@@ -30,7 +30,7 @@ class ArrowRows:
         self.dataset, self.name = dataset, name
         found = {column: _find_modality(feature) for column, feature in dataset.features.items()}
         #: column → modality, of columns whose type says what they hold
-        self.media_columns: dict[str, str] = {column: kind for column, kind in found.items() if kind is not None}
+        self.list_media_columns: dict[str, str] = {column: kind for column, kind in found.items() if kind is not None}
         #: columns whose type is a class
         self.class_columns: dict[str, ClassLabel] = {
             column: feature for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)
@@ -48,10 +48,10 @@ class ArrowRows:
                 row[column] = classes.int2str(number) if number >= 0 else None
         return row
 
-    def where(self, index: int) -> str:
+    def describe_place(self, index: int) -> str:
         return f"{self.name} row {index + 1}"
 
-    def sha256(self) -> str:
+    def compute_sha256(self) -> str:
         return self._sha256()
 
 

@@ -68,10 +68,10 @@ class CsvRows:
             )
         return {column: value or None for column, value in zip(self.columns, values, strict=True)}
 
-    def where(self, index: int) -> str:
+    def describe_place(self, index: int) -> str:
         return f"{self.name} line {self._spans[3 * index + 2]}"
 
-    def sha256(self) -> str:
+    def compute_sha256(self) -> str:
         return self._sha256
 
 

@@ -30,7 +30,7 @@ from unimodal.data.arrow_rows import ArrowRows
 from unimodal.data.find_rows import find_rows
 from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect, import_row
-from unimodal.data.importers.columns import media_columns, name_files
+from unimodal.data.importers.columns import list_media_columns, name_files
 from unimodal.data.importers.pairs import LABEL_COLUMN
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
@@ -60,7 +60,7 @@ class DatasetConfig(Config):
 
     @field_validator("format")
     @classmethod
-    def _known(cls, value: str) -> str:
+    def _check_format(cls, value: str) -> str:
         if value not in FORMATS:
             raise ValueError(f"format {value!r} is unknown; use {', '.join(FORMATS)}")
         return value
@@ -83,8 +83,8 @@ class ImportedDataset(Sequence[Document]):
     def __init__(self, cfg: DatasetConfig, rows: Rows, media_root: Path | None) -> None:
         self.cfg, self.rows = cfg, rows
         self.folder = MediaFolder(cfg.media_root or media_root)
-        self._renamed = _typed_columns(rows) | cfg.columns
-        self.format = self._find_format(self._first_rows())
+        self._renamed = _name_typed_columns(rows) | cfg.columns
+        self.format = self._find_format(self._read_first_rows())
         self.bad_rows: list[BadRow] = []
         self.unread: set[str] = set()  # columns of usable rows that hold something and are not used
         self._good = array("q")  # rows that can be used
@@ -97,7 +97,7 @@ class ImportedDataset(Sequence[Document]):
                 self._good.append(index)
                 self._stamps.append(stamp)
             except ValueError as error:
-                bad = BadRow(rows.where(index), str(error))
+                bad = BadRow(rows.describe_place(index), str(error))
                 if cfg.on_bad_row == "fail":
                     raise ValueError(f"{bad}; mend it, or set on_bad_row to skip") from None
                 self.bad_rows.append(bad)
@@ -132,40 +132,40 @@ class ImportedDataset(Sequence[Document]):
     def __iter__(self) -> Iterator[Document]:
         return (self._import(row) for row in self._good)
 
-    def where(self, index: int) -> str:
+    def describe_place(self, index: int) -> str:
         """Where document `index` stands: file and line, row or key."""
-        return self.rows.where(self._good[index])
+        return self.rows.describe_place(self._good[index])
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """Changes with the rows' files and with every setting that decides the documents, media files aside."""
         settings = self.cfg.model_dump(mode="json", exclude={"path", "weight"})
-        record = [self.rows.sha256(), self.format, settings, list(self._good[-1:]), self.num_bad]
+        record = [self.rows.compute_sha256(), self.format, settings, list(self._good[-1:]), self.num_bad]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
-    def media_fingerprint(self, numbers: range) -> str:
+    def fingerprint_media(self, numbers: range) -> str:
         """Changes with the files that these documents name: their sizes and the times of their last change, as they
         were when the dataset was opened. "" where they name none."""
         stamps = self._stamps[numbers.start : numbers.stop]
         return hashlib.sha256(stamps.tobytes()).hexdigest() if any(stamps) else ""
 
     def _import(self, row: int, unread: set[str] | None = None) -> Document:
-        return import_row(self.format, self._columns(row), self.folder, self.cfg.pairs, unread).to_document()
+        return import_row(self.format, self._import_columns(row), self.folder, self.cfg.pairs, unread).to_document()
 
-    def _columns(self, row: int) -> Row:
+    def _import_columns(self, row: int) -> Row:
         columns = dict(self.rows[row])
         for name in self.cfg.ignore:
             columns.pop(name, None)
         renamed = {ours: columns.pop(theirs) for ours, theirs in self._renamed.items() if theirs in columns}
         return name_files(columns | renamed)
 
-    def _first_rows(self) -> list[Row]:
+    def _read_first_rows(self) -> list[Row]:
         """The readable ones of the first rows. Raises ValueError if `columns` names one that none of them has."""
         first: list[Row] = []
         seen: dict[str, None] = {}
         for index in range(min(len(self.rows), DETECT_ROWS)):
             try:
                 seen |= dict.fromkeys(self.rows[index])
-                first.append(self._columns(index))
+                first.append(self._import_columns(index))
             except ValueError:
                 continue  # reported when the rows are read
         wanted = {theirs: f"call {ours}" for ours, theirs in self.cfg.columns.items()}
@@ -210,13 +210,13 @@ def _stamp_media(document: Document) -> int:
     return int.from_bytes(digest[:8], "little") | 1
 
 
-def _typed_columns(rows: Rows) -> dict[str, str]:
+def _name_typed_columns(rows: Rows) -> dict[str, str]:
     """Our names for columns of type Image, Audio, Video and ClassLabel, where there is one of the type."""
     if not isinstance(rows, ArrowRows):
         return {}
     renamed: dict[str, str] = {}
-    for modality, (many, one) in media_columns().items():
-        named = [column for column, kind in rows.media_columns.items() if kind == modality]
+    for modality, (many, one) in list_media_columns().items():
+        named = [column for column, kind in rows.list_media_columns.items() if kind == modality]
         if len(named) == 1 and named[0] not in (many, one):
             renamed[one] = named[0]
     classes = list(rows.class_columns)

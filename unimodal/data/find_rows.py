@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unimodal.data.arrow_rows import read_hub, read_parquet, read_saved
+from unimodal.data.compressed_files import find_suffix, unpack
 from unimodal.data.csv_rows import CsvRows
 from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.rows import JoinedRows, JsonlRows, JsonRows, Rows
-from unimodal.data.unpacked import find_suffix, unpack
 from unimodal.files import is_hub_id, quote_path
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
@@ -116,7 +116,7 @@ def _read_file(path: Path) -> Rows:
         )
     content = unpack(path)
     if suffix == ".json":
-        return JsonRows(content, path) if JsonRows.fits(content) else JsonlRows(content, path)
+        return JsonRows(content, path) if JsonRows.can_read(content) else JsonlRows(content, path)
     if suffix in (".csv", ".tsv"):
         return CsvRows(content, path)
     if suffix == ".parquet":

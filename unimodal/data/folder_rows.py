@@ -55,10 +55,10 @@ class FolderRows:
             raise ValueError(f"there is no {quote_path(text)} with its text, and it lies in no folder of a class")
         return {medium: name, "label": label}
 
-    def where(self, index: int) -> str:
+    def describe_place(self, index: int) -> str:
         return quote_path(self.folder / self._names[index])
 
-    def sha256(self) -> str:
+    def compute_sha256(self) -> str:
         digest = hashlib.sha256("\0".join(self._names).encode("utf-8", "surrogateescape"))
         for name in sorted(self._texts):
             digest.update((self.folder / name).read_bytes())

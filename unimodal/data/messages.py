@@ -61,7 +61,7 @@ class MediaPart(_Model):
             raise ValueError("the data is not base64") from None
 
     @model_validator(mode="after")
-    def _one_source(self) -> MediaPart:
+    def _check_one_source(self) -> MediaPart:
         given = [name for name in ("path", "data", "codes") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give one of path, data and codes; this part has {' and '.join(given) or 'none'}")

@@ -89,13 +89,13 @@ class Mixture:
         self._key = mix64(seed * 0x9E3779B97F4A7C15 + 1)
         # a cursor's seed depends on the set's name, so that adding a set leaves the others' orders alone
         sizes = sizes or {name: len(documents) for name, documents in self.sets.items()}
-        self.cursors = {name: Cursor(sizes[name], _seed_of(seed, name)) for name in self.names}
+        self.cursors = {name: Cursor(sizes[name], _derive_seed(seed, name)) for name in self.names}
         self.step = 0  # draws made, all ranks together
 
     def next(self) -> tuple[str, Rendered]:
         """(name of the set, its next document) for this rank."""
         while True:
-            name = self._choice(self.step)
+            name = self._choose_set(self.step)
             cursor = self.cursors[name]
             index = (cursor.epoch * cursor.num_documents + cursor.next()) % len(self.sets[name])
             mine = self.step % self.num_ranks == self.rank
@@ -108,7 +108,7 @@ class Mixture:
         """Which of all ranks' draws is this rank's next."""
         return self.step + (self.rank - self.step) % self.num_ranks
 
-    def epochs(self) -> dict[str, float]:
+    def count_epochs(self) -> dict[str, float]:
         """How often each set was gone through so far."""
         return {name: cursor.epoch + cursor.position / cursor.num_documents for name, cursor in self.cursors.items()}
 
@@ -135,7 +135,7 @@ class Mixture:
             cursor.load_state_dict(state["cursors"][name])
         self.step = int(state["step"])
 
-    def _choice(self, step: int) -> str:
+    def _choose_set(self, step: int) -> str:
         uniform = (mix64(self._key ^ mix64(step)) >> 11) / (1 << 53)
         for name, bound in zip(self.names, self._bounds, strict=True):
             if uniform < bound:
@@ -191,7 +191,7 @@ class Batches:
         return batch
 
     def state_dict(self) -> BatchesState:
-        settings = self._settings()
+        settings = self._list_settings()
         if self._dealt == len(self._window):  # between windows
             return {
                 "settings": settings,
@@ -203,7 +203,7 @@ class Batches:
         return {"settings": settings, "mixture": mixture, "too_long": too_long, "dealt": self._dealt}
 
     def load_state_dict(self, state: BatchesState) -> None:
-        settings = self._settings()
+        settings = self._list_settings()
         if list(state["settings"]) != settings:
             raise ValueError(f"the saved batches have settings {list(state['settings'])} but these have {settings}")
         self.mixture.load_state_dict(state["mixture"])
@@ -220,7 +220,7 @@ class Batches:
         mixture: MixtureState = {**first["mixture"], "num_ranks": self.mixture.num_ranks}
         self.load_state_dict({**first, "mixture": mixture, "dealt": 0})
 
-    def _settings(self) -> list[int | str]:
+    def _list_settings(self) -> list[int | str]:
         settings: list[int | str] = [self.length, self.tokens_per_batch, self.arrangement, self.window_tokens]
         return settings if self.longest == self.length else [*settings, self.longest]
 
@@ -228,11 +228,11 @@ class Batches:
         """The batches from here to the end of the pass, which is gone to. For a count before the training."""
         assert self.pass_draws is not None and self._dealt == len(self._window)
         first, num = self.mixture.next_draw, 0
-        while not self._ends_a_pass(first):
+        while not self._is_end_of_pass(first):
             num += len(self._draw_window())
         return num
 
-    def _ends_a_pass(self, first: int) -> bool:
+    def _is_end_of_pass(self, first: int) -> bool:
         """Whether this rank's next draw is of a later pass than draw `first`."""
         return self.pass_draws is not None and self.mixture.next_draw // self.pass_draws > first // self.pass_draws
 
@@ -243,7 +243,7 @@ class Batches:
         step, first = self.mixture.step, self.mixture.next_draw
         documents: list[Rendered] = []
         tokens = refused = 0
-        while tokens < self.window_tokens and not (documents and self._ends_a_pass(first)):
+        while tokens < self.window_tokens and not (documents and self._is_end_of_pass(first)):
             _, document = self.mixture.next()
             pieces = self.fit(document)
             if not pieces:
@@ -271,7 +271,7 @@ class Batches:
         return [pad(groups[index], self.pad_id) for index in shuffle_numbers(len(groups), key)]
 
 
-def _seed_of(seed: int, name: str) -> int:
+def _derive_seed(seed: int, name: str) -> int:
     value = seed & ((1 << 64) - 1)
     for byte in name.encode("utf-8"):
         value = mix64(value * 0x100000001B3 ^ byte)

@@ -19,27 +19,27 @@ HELD_OUT_NOVEL = "persuasion"
 HELD_OUT_SHARE = 0.05  # of the definitions
 
 
-def definitions(raw: Path, split: str = "train") -> list[tuple[str, str]]:
+def read_definitions(raw: Path, split: str = "train") -> list[tuple[str, str]]:
     """(word, meaning) of every sense in WordNet, in file order; the meanings of a word are in one split."""
     found = []
     for part in ("noun", "verb", "adj", "adv"):
-        text = _one(raw / "wordnet-base", f"data.{part}").read_text(encoding="latin-1")
+        text = _find_file(raw / "wordnet-base", f"data.{part}").read_text(encoding="latin-1")
         for line in text.splitlines():
             if line.startswith("  ") or "|" not in line:
                 continue
             fields, meaning = line.split("|", 1)
             word = fields.split()[4].split("(")[0].replace("_", " ")
             meaning = meaning.split('; "')[0].strip()
-            if meaning and ("test" if _held_out(word) else "train") == split:
+            if meaning and ("test" if _is_held_out(word) else "train") == split:
                 found.append((word, meaning))
     return found
 
 
-def paragraphs(raw: Path, split: str = "train", shortest: int = 200) -> list[str]:
+def read_paragraphs(raw: Path, split: str = "train", shortest: int = 200) -> list[str]:
     """Paragraphs of at least so many characters: of one novel for `test`, of the five others for `train`."""
     folder = raw / "r-cran-janeaustenr"
     found = []
-    for novel, lines in _r_data(_one(folder, "Rdata.rdx")).items():
+    for novel, lines in _read_r_data(_find_file(folder, "Rdata.rdx")).items():
         if (novel == HELD_OUT_NOVEL) != (split == "test"):
             continue
         for filled, group in groupby(lines, key=bool):
@@ -49,18 +49,18 @@ def paragraphs(raw: Path, split: str = "train", shortest: int = 200) -> list[str
     return found
 
 
-def _held_out(word: str) -> bool:
+def _is_held_out(word: str) -> bool:
     return int.from_bytes(sha256(word.lower().encode()).digest()[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
-def _one(folder: Path, name: str) -> Path:
+def _find_file(folder: Path, name: str) -> Path:
     path = next(iter(sorted(folder.rglob(name))), None)
     if path is None:
         raise ValueError(f"{folder}/**/{name}: no such file; make it with `python tools/fetch_data.py --set all`")
     return path
 
 
-def _r_data(index: Path) -> dict[str, list[str]]:
+def _read_r_data(index: Path) -> dict[str, list[str]]:
     """The character vectors of an R package's lazily loaded data."""
     try:
         import rdata

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimodal.data.coded import EVALUATION_STYLES, TRAINING_STYLES, Concept
+from unimodal.data.encoded_media import EVALUATION_STYLES, TRAINING_STYLES, Concept
 from unimodal.files import describe_error, quote_path
 
 Shape = tuple[int | str, ...]  # a letter stands for any number, the same wherever the letter stands

@@ -1,8 +1,9 @@
 """Files → numbered raw rows, each with a name for messages: what every reader promises, and those of JSON and JSONL.
 
-A reader finds where its rows begin once and parses a row when it is asked for, so that a dataset costs little memory
-and a bad row is one row's error: `rows[i]` raises ValueError, `rows.where(i)` says where it stands. Others are in
-`csv_rows.py`, `arrow_rows.py` (Parquet and Hugging Face), `folder_rows.py` and `importers/webdataset.py` (tars).
+A reader finds once where its rows begin, and parses a row each time it is asked for, so that a dataset costs little
+memory. A bad row spoils no other: `rows[i]` raises ValueError, `rows.describe_place(i)` names its file and line. Other
+readers are in `csv_rows.py`, `arrow_rows.py` (Parquet and Hugging Face), `folder_rows.py` and `importers/webdataset.py`
+(tars).
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class Rows(Protocol):
 
     def __getitem__(self, index: int, /) -> Row: ...  # ValueError for a row that cannot be read
 
-    def where(self, index: int) -> str: ...  # `data.jsonl line 7`
+    def describe_place(self, index: int) -> str: ...  # `data.jsonl line 7`
 
-    def sha256(self) -> str: ...  # of what decides the rows
+    def compute_sha256(self) -> str: ...  # of what decides the rows
 
 
 class JsonlRows:
@@ -71,10 +72,10 @@ class JsonlRows:
         except RecursionError:
             raise ValueError("the line is nested too deeply") from None
 
-    def where(self, index: int) -> str:
+    def describe_place(self, index: int) -> str:
         return f"{self.name} line {self._lines[index]}"
 
-    def sha256(self) -> str:
+    def compute_sha256(self) -> str:
         return self._sha256
 
 
@@ -87,7 +88,7 @@ class JsonRows:
     _HEAD = 1 << 16
 
     @classmethod
-    def fits(cls, path: Path) -> bool:
+    def can_read(cls, path: Path) -> bool:
         """False for a `.json` file that really has a row a line, as many do."""
         with path.open("rb") as stream:
             start = stream.read(cls._HEAD).decode("utf-8-sig", errors="replace").lstrip()
@@ -186,10 +187,10 @@ class JsonRows:
             stream.seek(begin)
             return check_row(parse_json(stream.read(end - begin)))
 
-    def where(self, index: int) -> str:
+    def describe_place(self, index: int) -> str:
         return f"{self.name} row {index + 1} (line {self._spans[3 * index + 2]})"
 
-    def sha256(self) -> str:
+    def compute_sha256(self) -> str:
         return self._sha256
 
 
@@ -218,12 +219,12 @@ class JoinedRows:
         part, row = self._locate(index)
         return part[row]
 
-    def where(self, index: int) -> str:
+    def describe_place(self, index: int) -> str:
         part, row = self._locate(index)
-        return part.where(row)
+        return part.describe_place(row)
 
-    def sha256(self) -> str:
-        return hashlib.sha256("".join(part.sha256() for part in self.parts).encode()).hexdigest()
+    def compute_sha256(self) -> str:
+        return hashlib.sha256("".join(part.compute_sha256() for part in self.parts).encode()).hexdigest()
 
 
 def check_row(value: object) -> Row:

@@ -4,10 +4,10 @@
     clip → name       text → clip
     speech → text     text → speech
 
-A source is a numbered set of items. `document(item, draw)` makes the `draw`-th document of an item: the wording of the
-question, the style or voice that is asked for and the augmented view all come from a generator seeded with (seed,
-source, item, draw), so a document depends on nothing else and any worker can make any of them. `plan` says how often
-each item is drawn, with rare groups of concepts drawn more often than their share.
+A source is a numbered set of items. `make_document(item, draw)` makes document `draw` of an item. Its wording, the
+style or voice it asks for and the augmented view come from a generator seeded with (seed, source, item, draw), so that
+any worker can make any document. `plan_draws` chooses how often each item is drawn; items of rare groups are drawn more
+often than their share.
 
 """
 
@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from unimodal.data.coded import CodedConcepts, CodedSpeech
+from unimodal.data.encoded_media import EncodedConcepts, EncodedSpeech
 from unimodal.data.order import make_generator
 from unimodal.sequence.document import Audio, Document, Part, Text, Turn
 from unimodal.vocabulary import Vocabulary
@@ -56,7 +56,7 @@ IN_STYLE = (" In {style} style.", " Style: {style}.", " Make it {style}.")
 SAY = ("Say: {text}", "Read aloud: {text}", "Speak: {text}", "Say this: {text}", "Read this: {text}")
 SAY_IN_VOICE = ("Say in the voice of {voice}: {text}", "Voice {voice}: {text}", "Read aloud as {voice}: {text}")
 
-Choice = TypeVar("Choice")
+ChoiceT = TypeVar("ChoiceT")
 
 
 class Source(Protocol):
@@ -66,35 +66,35 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def group(self, item: int) -> Hashable:
-        """What `plan` balances."""
+    def get_group(self, item: int) -> Hashable:
+        """What `plan_draws` balances."""
         ...
 
-    def document(self, item: int, draw: int = 0) -> Document: ...
+    def make_document(self, item: int, draw: int = 0) -> Document: ...
 
 
 class MediaToName:
     """A picture or clip and a question; the answer is its label, or now and then its tags."""
 
-    def __init__(self, media: CodedConcepts, seed: int = 0, tag_share: float = 0.2) -> None:
+    def __init__(self, media: EncodedConcepts, seed: int = 0, tag_share: float = 0.2) -> None:
         self.name = f"{media.part.modality}_to_name"
         self.media, self.seed, self.tag_share = media, seed, tag_share
 
     def __len__(self) -> int:
         return len(self.media)
 
-    def group(self, item: int) -> str:
-        return self.media.concept(item).group
+    def get_group(self, item: int) -> str:
+        return self.media.get_concept(item).group
 
-    def document(self, item: int, draw: int = 0) -> Document:
+    def make_document(self, item: int, draw: int = 0) -> Document:
         draws = make_generator(self.seed, self.name, item, draw)
-        concept = self.media.concept(item)
+        concept = self.media.get_concept(item)
         if concept.tags and draws.random() < self.tag_share:
-            question, answer = pick(draws, ASK_TAGS), ", ".join(some_of(draws, concept.tags, 5))
+            question, answer = pick(draws, ASK_TAGS), ", ".join(draw_some(draws, concept.tags, 5))
         else:
             question, answer = pick(draws, ASK[self.media.part.modality]), concept.label
-        medium = self.media.part(codes=self.media.view(item, draw))
-        asked: list[Part] = [medium, Text(informal(draws, question))]
+        medium = self.media.part(codes=self.media.get_view(item, draw))
+        asked: list[Part] = [medium, Text(make_informal(draws, question))]
         if draws.random() < 0.3:
             asked.reverse()
         return Document([Turn("user", asked), Turn("assistant", answer)])
@@ -108,7 +108,7 @@ class NameToMedia:
 
     def __init__(
         self,
-        media: CodedConcepts,
+        media: EncodedConcepts,
         seed: int = 0,
         tag_share: float = 0.2,
         style_share: float = 0.5,
@@ -124,91 +124,96 @@ class NameToMedia:
     def __len__(self) -> int:
         return len(self.media)
 
-    def group(self, item: int) -> str:
-        return self.media.concept(item).group
+    def get_group(self, item: int) -> str:
+        return self.media.get_concept(item).group
 
-    def document(self, item: int, draw: int = 0) -> Document:
+    def make_document(self, item: int, draw: int = 0) -> Document:
         draws = make_generator(self.seed, self.name, item, draw)
-        concept = self.media.concept(item)
+        concept = self.media.get_concept(item)
         if concept.tags and draws.random() < self.tag_share:
-            name = thing = ", ".join(some_of(draws, concept.tags, 5))
+            name = thing = ", ".join(draw_some(draws, concept.tags, 5))
         else:
-            name, thing = concept.label, with_article(concept.label)
+            name, thing = concept.label, add_article(concept.label)
         wish = pick(draws, WISH[self.media.part.modality]).format(name=name, thing=thing)
-        style = STYLE_WORDS.get(self.media.style(item))
+        style = STYLE_WORDS.get(self.media.get_style(item))
         if style is not None and draws.random() < self.style_share:
             wish = wish.rstrip(".") + "." + pick(draws, IN_STYLE).format(style=style)
-        answer = self.media.part(codes=self.media.view(item, draw % self.target_views))
-        return Document([Turn("user", informal(draws, wish)), Turn("assistant", [answer])])
+        answer = self.media.part(codes=self.media.get_view(item, draw % self.target_views))
+        return Document([Turn("user", make_informal(draws, wish)), Turn("assistant", [answer])])
 
 
 class SpeechToText:
     """An utterance and the request to write it down."""
 
-    def __init__(self, speech: CodedSpeech, seed: int = 0) -> None:
+    def __init__(self, speech: EncodedSpeech, seed: int = 0) -> None:
         self.name = "audio_to_text"
         self.speech, self.seed = speech, seed
 
     def __len__(self) -> int:
         return len(self.speech)
 
-    def group(self, item: int) -> str:
-        return self.speech.voice(item)
+    def get_group(self, item: int) -> str:
+        return self.speech.get_voice(item)
 
-    def document(self, item: int, draw: int = 0) -> Document:
+    def make_document(self, item: int, draw: int = 0) -> Document:
         draws = make_generator(self.seed, self.name, item, draw)
-        asked: list[Part] = [Audio(codes=self.speech.codes(item)), Text(informal(draws, pick(draws, ASK["audio"])))]
+        asked: list[Part] = [
+            Audio(codes=self.speech.get_codes(item)),
+            Text(make_informal(draws, pick(draws, ASK["audio"]))),
+        ]
         if draws.random() < 0.3:
             asked.reverse()
-        return Document([Turn("user", asked), Turn("assistant", self.speech.text(item))])
+        return Document([Turn("user", asked), Turn("assistant", self.speech.get_text(item))])
 
 
 class TextToSpeech:
     """A sentence to speak, sometimes with the voice that shall speak it."""
 
-    def __init__(self, speech: CodedSpeech, seed: int = 0, voice_share: float = 0.5) -> None:
+    def __init__(self, speech: EncodedSpeech, seed: int = 0, voice_share: float = 0.5) -> None:
         self.name = "text_to_audio"
         self.speech, self.seed, self.voice_share = speech, seed, voice_share
 
     def __len__(self) -> int:
         return len(self.speech)
 
-    def group(self, item: int) -> str:
-        return self.speech.voice(item)
+    def get_group(self, item: int) -> str:
+        return self.speech.get_voice(item)
 
-    def document(self, item: int, draw: int = 0) -> Document:
+    def make_document(self, item: int, draw: int = 0) -> Document:
         draws = make_generator(self.seed, self.name, item, draw)
         wordings = SAY_IN_VOICE if draws.random() < self.voice_share else SAY
         # the sentence itself is kept as it is: only the wording around it is made informal
         before, _, after = pick(draws, wordings).partition("{text}")
-        before = informal(draws, before).replace("{voice}", self.speech.voice(item))
-        answer = Audio(codes=self.speech.codes(item))
-        return Document([Turn("user", f"{before}{self.speech.text(item)}{after}"), Turn("assistant", [answer])])
+        before = make_informal(draws, before).replace("{voice}", self.speech.get_voice(item))
+        answer = Audio(codes=self.speech.get_codes(item))
+        return Document([Turn("user", f"{before}{self.speech.get_text(item)}{after}"), Turn("assistant", [answer])])
 
 
-def list_labels(pictures: CodedConcepts) -> list[str]:
+def list_labels(pictures: EncodedConcepts) -> list[str]:
     """What the pictures show, in lower case, in order."""
-    return sorted({pictures.concept(item).label.lower() for item in range(len(pictures))})
+    return sorted({pictures.get_concept(item).label.lower() for item in range(len(pictures))})
 
 
-def name_codes(pictures: CodedConcepts, vocabulary: Vocabulary) -> dict[str, list[str]]:
+def name_codes(pictures: EncodedConcepts, vocabulary: Vocabulary) -> dict[str, list[str]]:
     """What the codes that stand for something are called, by block, in the order of the codes.
 
     The first block of a picture has a code for each training concept, the second one for each training picture: a
     label, and a label with its style. Raises ValueError for a style without a word.
     """
-    unknown = {pictures.style(item) for item in range(len(pictures))} - set(STYLE_WORDS)
+    unknown = {pictures.get_style(item) for item in range(len(pictures))} - set(STYLE_WORDS)
     if unknown:
         raise ValueError(f"style {sorted(unknown)[0]!r} is unknown; use {', '.join(STYLE_WORDS)}")
-    concepts = {pictures.concept(item).id: pictures.concept(item).label for item in range(len(pictures))}
-    looks = [f"{pictures.concept(item).label} {STYLE_WORDS[pictures.style(item)]}" for item in range(len(pictures))]
+    concepts = {pictures.get_concept(item).id: pictures.get_concept(item).label for item in range(len(pictures))}
+    looks = [
+        f"{pictures.get_concept(item).label} {STYLE_WORDS[pictures.get_style(item)]}" for item in range(len(pictures))
+    ]
     blocks = list(dict.fromkeys(segment.block for segment in vocabulary.layout("image").segments))
     assert len(blocks) > 2, "nano's pictures have codes of their own behind those with names"
     names = [[concepts[number] for number in sorted(concepts)], looks]
     return {block: [words.lower() for words in named] for block, named in zip(blocks, names, strict=False)}
 
 
-def plan(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0) -> np.ndarray:
+def plan_draws(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0) -> np.ndarray:
     """Which documents to make: int64 [num_documents, 2] of (item, draw), each item drawn 0, 1, 2, … times.
 
     A group of n items gets a share ∝ n^(1 - balance): 0 draws every item equally often, 1 every group. Shares are
@@ -218,7 +223,7 @@ def plan(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0
         raise ValueError(f"balance is {balance}; give 0 (every item alike) to 1 (every group alike)")
     if len(source) == 0:
         raise ValueError(f"source {source.name} has no items in this split")
-    groups = [source.group(item) for item in range(len(source))]
+    groups = [source.get_group(item) for item in range(len(source))]
     sizes = Counter(groups)
     weights = np.array([sizes[group] ** -balance for group in groups])
     quotas = num_documents * weights / weights.sum()
@@ -232,17 +237,17 @@ def plan(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0
     return np.stack([items, np.arange(num_documents) - first], axis=1)
 
 
-def pick(draws: random.Random, choices: Sequence[Choice]) -> Choice:
+def pick(draws: random.Random, choices: Sequence[ChoiceT]) -> ChoiceT:
     return choices[int(draws.random() * len(choices))]
 
 
-def some_of(draws: random.Random, choices: Sequence[Choice], most: int) -> list[Choice]:
+def draw_some(draws: random.Random, choices: Sequence[ChoiceT], most: int) -> list[ChoiceT]:
     """1 to `most` of the choices, in random order."""
     count = 1 + int(draws.random() * min(most, len(choices)))
     return sorted(choices, key=lambda _: draws.random())[:count]
 
 
-def informal(draws: random.Random, text: str) -> str:
+def make_informal(draws: random.Random, text: str) -> str:
     """As people type: half of the time without a capital, and then mostly without the full stop."""
     if draws.random() < 0.5:
         return text
@@ -250,7 +255,7 @@ def informal(draws: random.Random, text: str) -> str:
     return text.removesuffix(".") if draws.random() < 0.7 else text
 
 
-def with_article(label: str) -> str:
+def add_article(label: str) -> str:
     """`red apple` → `a red apple`; plurals, names and signs are left as they are."""
     noun = label.partition(" with ")[0].partition(" of ")[0].partition(" in ")[0].partition(":")[0]
     if not noun[:1].islower() or (noun.endswith("s") and not noun.endswith(("ss", "us"))):

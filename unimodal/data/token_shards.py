@@ -66,7 +66,7 @@ class Manifest:
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         return np.dtype("<u2" if self.vocabulary_size <= 1 << 16 else "<u4")
 
-    def documents_of(self, shard: int) -> range:
+    def list_documents(self, shard: int) -> range:
         first = shard * self.documents_per_shard
         return range(first, min(first + self.documents_per_shard, self.num_documents))
 
@@ -108,7 +108,7 @@ def write_token_shards(
     prepare_shards(folder, manifest)
     for shard in range(manifest.num_shards):
         if not is_done(folder, manifest, shard):
-            write_shard(folder, manifest, shard, map(make, manifest.documents_of(shard)))
+            write_shard(folder, manifest, shard, map(make, manifest.list_documents(shard)))
     return TokenShards(folder)
 
 
@@ -118,7 +118,7 @@ def prepare_shards(folder: Path, manifest: Manifest) -> None:
         found = read_manifest(folder)
         if found != manifest:
             raise ValueError(
-                f"{folder} holds other shards: {_difference(found, manifest)}; delete it or choose another"
+                f"{folder} holds other shards: {_describe_difference(found, manifest)}; delete it or choose another"
             )
     else:
         atomic_write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
@@ -156,13 +156,13 @@ class TokenShards:
     @property
     def skipped(self) -> list[str]:
         """Why each planned document that is missing here could not be made."""
-        return [reason for shard in range(self.manifest.num_shards) for reason in self._marker(shard).skipped]
+        return [reason for shard in range(self.manifest.num_shards) for reason in self._get_marker(shard).skipped]
 
     def count_tokens(self, modalities: Sequence[str]) -> dict[str, int]:
         """Tokens by modality, those of turn marks under text; `modalities` are those of the vocabulary, in order."""
         counts = np.zeros(len(modalities), np.int64)
         for shard in range(self.manifest.num_shards):
-            flags = np.fromfile(_place(self.folder, shard) / "flags.bin", np.uint8)
+            flags = np.fromfile(_name_shard(self.folder, shard) / "flags.bin", np.uint8)
             counts += np.bincount(flags & MODALITY_BITS, minlength=len(modalities))
         return dict(zip(modalities, counts.tolist(), strict=True))
 
@@ -182,29 +182,29 @@ class TokenShards:
         labels = np.where(flags & LEARNT, ids, IGNORE)
         return Rendered(ids, labels, flags & MODALITY_BITS)
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """Changes with the tokens of any document; read from the markers, not from the tokens."""
-        hashes = [sorted(self._marker(shard).sha256.items()) for shard in range(self.manifest.num_shards)]
+        hashes = [sorted(self._get_marker(shard).sha256.items()) for shard in range(self.manifest.num_shards)]
         return sha256(json.dumps(hashes).encode()).hexdigest()
 
     def verify(self) -> None:
         """Reads every byte; ValueError for a shard whose sha256 is not the one in its marker."""
         for shard in range(self.manifest.num_shards):
-            place = _place(self.folder, shard)
-            for name, wanted in self._marker(shard).sha256.items():
+            place = _name_shard(self.folder, shard)
+            for name, wanted in self._get_marker(shard).sha256.items():
                 if sha256((place / name).read_bytes()).hexdigest() != wanted:
                     raise ValueError(f"{place / name} is damaged; delete {place} and write the shards again")
 
-    def _marker(self, shard: int) -> DoneMarker:
+    def _get_marker(self, shard: int) -> DoneMarker:
         marker = _read_marker(self.folder, shard)
         if marker is None or marker.fingerprint != self.manifest.fingerprint:
-            place = _place(self.folder, shard)
+            place = _name_shard(self.folder, shard)
             raise ValueError(f"{place} is missing or unfinished; write the shards again (finished ones are kept)")
         return marker
 
     def _open(self, shard: int) -> np.ndarray:
         """Where the documents of a shard begin and the last ends, int64 [D + 1]. ValueError for a damaged one."""
-        place, marker = _place(self.folder, shard), self._marker(shard)
+        place, marker = _name_shard(self.folder, shard), self._get_marker(shard)
         offsets = np.fromfile(place / "offsets.bin", "<i8")
         sizes = [(place / name).stat().st_size // width for name, width in (("ids.bin", self.manifest.dtype.itemsize),
                                                                            ("flags.bin", 1))]  # fmt: skip
@@ -214,21 +214,21 @@ class TokenShards:
 
     def _read(self, shard: int, name: str, dtype: np.dtype[np.unsignedinteger], begin: int, end: int) -> np.ndarray:
         """Elements begin … end - 1 of a file of a shard."""
-        path, width = _place(self.folder, shard) / name, dtype.itemsize
+        path, width = _name_shard(self.folder, shard) / name, dtype.itemsize
         content = self._files.read(path, begin * width, (end - begin) * width)
         if content is None:
             raise ValueError(f"{path} was cut short or taken away; write the shards again")
         return np.frombuffer(content, dtype)
 
 
-def _place(folder: Path, shard: int) -> Path:
+def _name_shard(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}"
 
 
 def _read_marker(folder: Path, shard: int) -> DoneMarker | None:
     """The marker of a shard; None where there is none, or none that can be read."""
     try:
-        return read_json_as(DoneMarker, _place(folder, shard) / DONE)
+        return read_json_as(DoneMarker, _name_shard(folder, shard) / DONE)
     except ValueError:
         return None
 
@@ -242,10 +242,10 @@ def is_done(folder: Path, manifest: Manifest, shard: int, media: str = "") -> bo
 def write_shard(
     folder: Path, manifest: Manifest, shard: int, documents: Iterable[Rendered | Skipped], media: str = ""
 ) -> None:
-    """Writes one shard of `manifest.documents_of(shard)`, whole or not at all. media: their files' fingerprint."""
+    """Writes one shard of `manifest.list_documents(shard)`, whole or not at all. media: their files' fingerprint."""
     parts: list[Rendered] = []
     skipped: list[str] = []
-    for index, part in zip(manifest.documents_of(shard), documents, strict=True):
+    for index, part in zip(manifest.list_documents(shard), documents, strict=True):
         if isinstance(part, Skipped):
             skipped.append(part.reason)
             continue
@@ -272,8 +272,8 @@ def write_shard(
         for name, data in contents.items():
             _write(partial / name, data)
         _write(partial / DONE, json.dumps(asdict(marker), indent=1).encode() + b"\n")
-        shutil.rmtree(_place(folder, shard), ignore_errors=True)  # unfinished or damaged
-        os.replace(partial, _place(folder, shard))
+        shutil.rmtree(_name_shard(folder, shard), ignore_errors=True)  # unfinished or damaged
+        os.replace(partial, _name_shard(folder, shard))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -296,6 +296,6 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _difference(found: Manifest, wanted: Manifest) -> str:
+def _describe_difference(found: Manifest, wanted: Manifest) -> str:
     name = next(name for name in asdict(found) if getattr(found, name) != getattr(wanted, name))
     return f"{name} is {str(getattr(found, name))[:80]}, not {str(getattr(wanted, name))[:80]}"

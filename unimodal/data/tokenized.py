@@ -60,7 +60,7 @@ class OnTheFly:
             [made] = self.tokenize([self.dataset[chosen]])
             if isinstance(made, Rendered):
                 return made
-            bad = BadRow(self.dataset.where(chosen), made.reason)
+            bad = BadRow(self.dataset.describe_place(chosen), made.reason)
             if self.dataset.cfg.on_bad_row == "fail":
                 raise ValueError(f"{bad}; mend it, or set on_bad_row to skip")
             self._bad[chosen] = bad
@@ -91,7 +91,7 @@ def open_mixture(
     return Mixture(sets, {name: cfg.weight for name, cfg in used.items()}, seed, rank, num_ranks)
 
 
-def vocabulary_hashes(vocabulary: Vocabulary) -> dict[str, str]:
+def collect_hashes(vocabulary: Vocabulary) -> dict[str, str]:
     """What a manifest records: the sha256 of every block's tokenizer, of the text tokenizer and of the vocabulary."""
     hashes = {block.name: block.sha256 for block in vocabulary.blocks}
     layout = json.dumps(vocabulary.to_dict(), sort_keys=True).encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from unimodal.data.coded import Concept
+from unimodal.data.encoded_media import Concept
 
 #: words that say nothing of a picture
 STOP_WORDS = frozenset("a an and at by for from in is it of off on or over the to up with no not".split())  # noqa: SIM905

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unimodal.data.coded import EVALUATION_STYLES, TRAINING_STYLES, Concept, load_concepts
+from unimodal.data.encoded_media import EVALUATION_STYLES, TRAINING_STYLES, Concept, load_concepts
 from unimodal.files import read_json_as
 
 __all__ = ["EVALUATION_STYLES", "TRAINING_STYLES", "Clips", "Pictures", "Speech", "Utterance", "sample"]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unimodal.data.plain_text import definitions, paragraphs
+from unimodal.data.plain_text import read_definitions, read_paragraphs
 from unimodal.evaluation.asking import join_texts
 from unimodal.evaluation.prepared import sample
 from unimodal.evaluation.suite import ReportProgress, Suite
@@ -38,8 +38,8 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     limit = limit or DEFAULT_LIMIT
     texts = {}
     for name, listed in (
-        ("wordnet", [f"{word}: {meaning}" for word, meaning in definitions(raw, "test")]),
-        ("austen", paragraphs(raw, "test")),
+        ("wordnet", [f"{word}: {meaning}" for word, meaning in read_definitions(raw, "test")]),
+        ("austen", read_paragraphs(raw, "test")),
     ):
         chosen = sample(np.arange(len(listed)), limit, seed)
         texts[name] = [model.template.text.encode(listed[row])[:MAX_TOKENS] for row in chosen]

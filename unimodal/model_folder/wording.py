@@ -69,9 +69,9 @@ class Wording(Config):
             return wish.replace("{text}", spoken)
         thing = prompt.rstrip(".")
         if self.add_article and not re.match(r"(a|an|the|some|my|two|three|\d+) ", thing.lower()):
-            from unimodal.data.sources import with_article
+            from unimodal.data.sources import add_article
 
-            thing = with_article(thing)
+            thing = add_article(thing)
         return self.wishes[to].replace("{thing}", thing)
 
     def extract_speech(self, request: str) -> str | None:

@@ -30,7 +30,7 @@ def test_image_and_audio_columns_are_found_by_their_type(media):
         DatasetConfig(path="pets", format="huggingface"), ArrowRows(made(columns, foto=datasets.Image()), "pets")
     )
     assert found.format == "pairs" and found[1].turns[0].parts == (Image(data=picture), Text("What is this?"))
-    assert found.where(1) == "pets row 2"
+    assert found.describe_place(1) == "pets row 2"
     columns = {"speech": [{"bytes": sound, "path": "x.wav"}], "transcription": ["hello"]}
     talk = datasets.Dataset.from_dict(columns).cast_column("speech", datasets.Audio())
     found = open_dataset(DatasetConfig(path="talk"), ArrowRows(talk, "talk"))
@@ -77,7 +77,7 @@ def test_parquet_keeps_conversations_and_lists_of_images(media, tmp_path):
     found = open_dataset(DatasetConfig(path=str(tmp_path / "x.parquet")))
     assert found.format == "trl" and len(found) == 3
     assert found[2].turns[0].parts == (Image(data=picture), Text("what?"))
-    assert found.where(2).endswith("x.parquet row 3")
+    assert found.describe_place(2).endswith("x.parquet row 3")
 
 
 def test_saved_datasets_and_their_splits(media, tmp_path):

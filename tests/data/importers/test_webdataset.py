@@ -54,7 +54,7 @@ def test_pairs_by_key(tar, media):
     )
     assert found[1].turns[0].parts[0] == Audio(data=sound) and found[1].turns[1].text == "grün"
     assert found[2].turns[0].parts[0] == Video(data=b"film")
-    assert found.where(1).endswith("x.tar key shard/0002")
+    assert found.describe_place(1).endswith("x.tar key shard/0002")
 
 
 def test_conversations_with_and_without_names(tar, media):
@@ -78,7 +78,7 @@ def test_many_tars_are_one_dataset(tar):
         tar([(f"{number}{k}.{kind}", b"x") for k in range(2) for kind in ("jpg", "txt")], f"part-{number}.tar")
     path = tar([], "other.bin")
     found = opened(path.replace("other.bin", "part-*.tar"))
-    assert len(found) == 6 and [found.where(i).rpartition("/")[2] for i in (0, 5)] == [
+    assert len(found) == 6 and [found.describe_place(i).rpartition("/")[2] for i in (0, 5)] == [
         "part-0.tar key 00",
         "part-2.tar key 21",
     ]
@@ -126,7 +126,9 @@ def test_compressed_tars_are_read_and_broken_ones_refused(tar, tmp_path):
     members = [("a.jpg", b"x" * 5000), ("a.txt", b"t")]
     for name, mode in (("x.tar.gz", "w:gz"), ("x.tgz", "w:gz"), ("gz.tar", "w:gz"), ("x.tar.bz2", "w:bz2")):
         found = opened(tar(members, name, mode))
-        assert found[0].turns[0].parts[0] == Image(data=b"x" * 5000) and found.where(0).endswith(f"{name} key a")
+        assert found[0].turns[0].parts[0] == Image(data=b"x" * 5000) and found.describe_place(0).endswith(
+            f"{name} key a"
+        )
     (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "x.tar.gz").read_bytes()[:80])
     with pytest.raises(ValueError, match="cut.tar.gz cannot be unpacked .*; copy it again"):
         opened(str(tmp_path / "cut.tar.gz"))

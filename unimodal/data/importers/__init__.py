@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pydantic import ValidationError
 
 from unimodal.data.importers.cauldron import import_cauldron
-from unimodal.data.importers.columns import find_placeholders, has_own_media, media_columns, read_json_list
+from unimodal.data.importers.columns import find_placeholders, has_own_media, list_media_columns, read_json_list
 from unimodal.data.importers.interleaved import import_interleaved
 from unimodal.data.importers.llama_factory import import_llama_factory
 from unimodal.data.importers.llava import import_llava
@@ -35,7 +35,7 @@ def detect(rows: Sequence[Row], folder: MediaFolder) -> str:
     Raises ValueError, naming the columns, where they fit none.
     """
     columns = {column for row in rows for column, value in row.items() if value is not None}
-    media = {column for names in media_columns().values() for column in names} & columns
+    media = {column for names in list_media_columns().values() for column in names} & columns
     if "conversations" in columns:
         return "llava" if media & {"image", "video"} else "sharegpt"
     if "messages" in columns:

@@ -35,7 +35,7 @@ _UNSURE = (".ts",)  # suffixes that other files have more often: TypeScript
 _STARTS, _LENGTHS, _ENDS = ("start_s", "video_start"), ("seconds",), ("video_end",)
 
 
-def media_columns() -> dict[str, tuple[str, str]]:
+def list_media_columns() -> dict[str, tuple[str, str]]:
     """Medium → the columns that may hold several of it, or one."""
     return {name: medium.columns for name, medium in MEDIA.items()}
 
@@ -57,7 +57,7 @@ def name_files(row: Row) -> Row:
     `image_file_name` and the like name a medium themselves; a row that has a medium of the kind keeps its own.
     """
     made = dict(row)
-    for modality, (many, one) in media_columns().items():
+    for modality, (many, one) in list_media_columns().items():
         for column in (f"{modality}_file_name", f"{modality}_file_names", "file_name", "file_names"):
             value = made.get(column)
             first = value[0] if isinstance(value, (list, tuple)) and value else value
@@ -118,7 +118,7 @@ def read_media(row: Row, folder: MediaFolder) -> MediaLists:
     A list of pictures in the column `video` is one film by its frames, and so is each list in `videos`.
     """
     found: MediaLists = {}
-    for modality, columns in media_columns().items():
+    for modality, columns in list_media_columns().items():
         filled = [column for column in columns if row.get(column) not in (None, [], "")]
         if len(filled) > 1:
             raise ValueError(f"both {filled[0]!r} and {filled[1]!r} are given; use one of them")

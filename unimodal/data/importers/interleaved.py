@@ -7,7 +7,7 @@ The page is learnt whole, its words and its pictures. Other media have columns o
 
 from __future__ import annotations
 
-from unimodal.data.importers.columns import AnyPart, media_columns, read_json_list, read_text
+from unimodal.data.importers.columns import AnyPart, list_media_columns, read_json_list, read_text
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, TextPart, parse_conversation
 from unimodal.data.rows import Row
@@ -16,7 +16,7 @@ from unimodal.data.rows import Row
 def import_interleaved(row: Row, folder: MediaFolder) -> Conversation:
     """Raises ValueError for lists of different length, and for a place with two parts or none."""
     texts = _read_list(row, "texts")
-    media = {modality: _read_list(row, many) for modality, (many, _) in media_columns().items() if row.get(many)}
+    media = {modality: _read_list(row, many) for modality, (many, _) in list_media_columns().items() if row.get(many)}
     for modality, values in media.items():
         if len(values) != len(texts):
             raise ValueError(f"there are {len(texts)} texts but {len(values)} places of {modality}; give as many")

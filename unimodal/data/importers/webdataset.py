@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from unimodal.data.importers.columns import media_columns
+from unimodal.data.importers.columns import list_media_columns
 from unimodal.data.rows import Row, check_row, hash_files
 from unimodal.files import describe_error, parse_json, quote_path
 from unimodal.media.registry import MEDIA, find_by_suffix
@@ -95,7 +95,7 @@ class TarRows:
             raise ValueError(self._problems[index])
         contents: dict[str, bytes] = {}
         names: dict[str, str] = {}
-        for member, content in self._members(index):
+        for member, content in self._read_members(index):
             if _find_kind(member.extension) is None:
                 continue
             if member.extension in contents:
@@ -103,7 +103,7 @@ class TarRows:
             contents[member.extension], names[member.extension] = content, member.name
         return self._make_row(contents, names)
 
-    def _members(self, index: int) -> Iterator[tuple[Member, bytes]]:
+    def _read_members(self, index: int) -> Iterator[tuple[Member, bytes]]:
         """The members of a sample and what they hold. ValueError for a tar that was changed since it was opened."""
         begin, end = self._spans[2 * index : 2 * index + 2]
         try:
@@ -131,7 +131,7 @@ class TarRows:
                 row["text"] = _decode_text(content, names[extension])
             else:
                 row |= _parse_object(content, names[extension], row)
-        for modality, (many, one) in media_columns().items():
+        for modality, (many, one) in list_media_columns().items():
             column = many if row.get(many) else one
             given = row.get(column)
             if given:
@@ -143,11 +143,11 @@ class TarRows:
             raise ValueError("there is no picture, sound, film, text or json among its members")
         return row
 
-    def where(self, index: int) -> str:
-        key = next(member.key for member, _ in self._members(index))
+    def describe_place(self, index: int) -> str:
+        key = next(member.key for member, _ in self._read_members(index))
         return f"{self.name} key {quote_path(key)}"
 
-    def sha256(self) -> str:
+    def compute_sha256(self) -> str:
         return hash_files([self.path])
 
 

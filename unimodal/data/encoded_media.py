@@ -25,7 +25,7 @@ TRAINING_STYLES = ("noto", "fluent3d", "fluentflat")
 EVALUATION_STYLES = ("twemoji",)  # never trained on, whatever the concept
 
 
-def code_point_key(name: str) -> str:
+def make_code_point_key(name: str) -> str:
     """The key of an emoji by its code points: `A9-FE0F` → `00a9`, lower case, 4 digits, no presentation selector."""
     return "-".join(part.zfill(4) for part in name.lower().split("-") if part != "fe0f")
 
@@ -51,7 +51,7 @@ def load_concepts(path: str | Path) -> list[Concept]:
     return concepts
 
 
-class CodedConcepts:
+class EncodedConcepts:
     """Pictures or clips by their codes, with the concepts they show, restricted to one split and some styles.
 
     codes: int [M, N] or [M, V, N] (view 0 is the item itself), concept: int [M], style: str [M] or None.
@@ -94,13 +94,13 @@ class CodedConcepts:
     def num_views(self) -> int:
         return self._codes.shape[1]
 
-    def concept(self, item: int) -> Concept:
+    def get_concept(self, item: int) -> Concept:
         return self._concepts[self._concept[self.items[item]]]
 
-    def style(self, item: int) -> str:
+    def get_style(self, item: int) -> str:
         return "" if self._style is None else str(self._style[self.items[item]])
 
-    def view(self, item: int, number: int = 0) -> np.ndarray:
+    def get_view(self, item: int, number: int = 0) -> np.ndarray:
         """Codes int64 [N] of one view; numbers beyond the last view start again."""
         return self._codes[self.items[item], number % self.num_views].astype(np.int64)
 
@@ -113,7 +113,7 @@ class Utterance(TypedDict):
     split: str
 
 
-class CodedSpeech:
+class EncodedSpeech:
     """Utterances by their codes: flat int [ΣN] with offsets [U + 1], as the audio tokenizer's recipe writes them."""
 
     def __init__(
@@ -142,13 +142,13 @@ class CodedSpeech:
     def __len__(self) -> int:
         return len(self.items)
 
-    def text(self, item: int) -> str:
+    def get_text(self, item: int) -> str:
         return str(self._utterances[self.items[item]]["text"])
 
-    def voice(self, item: int) -> str:
+    def get_voice(self, item: int) -> str:
         return str(self._utterances[self.items[item]]["voice"])
 
-    def codes(self, item: int) -> np.ndarray:
+    def get_codes(self, item: int) -> np.ndarray:
         """int64 [N]"""
         row = self.items[item]
         return self._flat[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
@@ -156,24 +156,24 @@ class CodedSpeech:
 
 def load_pictures(
     prepared: Path, codes: np.ndarray, split: str = "train", styles: Sequence[str] = TRAINING_STYLES
-) -> CodedConcepts:
+) -> EncodedConcepts:
     """The pictures of `images.npz` by their codes, int [M, N] or [M, V, N] in its order."""
     arrays = _load_arrays(prepared / "images.npz", "python tools/prepare_images.py")
     concepts = load_concepts(prepared / "concepts.json")
-    return CodedConcepts(codes, arrays["concept"], concepts, arrays["style"], split, styles, Image)
+    return EncodedConcepts(codes, arrays["concept"], concepts, arrays["style"], split, styles, Image)
 
 
-def load_clips(prepared: Path, codes: np.ndarray, split: str = "train") -> CodedConcepts:
+def load_clips(prepared: Path, codes: np.ndarray, split: str = "train") -> EncodedConcepts:
     """The clips of `clips.npz` by their codes, int [C, N] or [C, V, N] in its order."""
     arrays = _load_arrays(prepared / "clips.npz", "python tools/prepare_clips.py")
-    return CodedConcepts(codes, arrays["concept"], load_concepts(prepared / "concepts.json"), split=split, part=Video)
+    return EncodedConcepts(codes, arrays["concept"], load_concepts(prepared / "concepts.json"), split=split, part=Video)
 
 
-def load_speech(folder: Path, split: str = "train", max_codes: int | None = None) -> CodedSpeech:
+def load_speech(folder: Path, split: str = "train", max_codes: int | None = None) -> EncodedSpeech:
     """`utterances.json` and `codes.npz` of the speech folder."""
     arrays = _load_arrays(folder / "codes.npz", "python recipes/encode_media.py")
     utterances = _read_entries(list[Utterance], folder / "utterances.json", "python tools/make_speech.py pack")
-    return CodedSpeech(arrays["codes"], arrays["offsets"], utterances, split, max_codes)
+    return EncodedSpeech(arrays["codes"], arrays["offsets"], utterances, split, max_codes)
 
 
 def _read_entries(kind: type[T], path: Path, command: str) -> T:
