@@ -17,6 +17,7 @@ from hypothesis import settings
 from tests.campaigns import TIMES, Study, campaign, count_examples, is_study
 from tests.commands import Commands, Launcher, fork_launcher
 from tests.timing import ProcessorTime
+from tests.tokenizers.references import VARIABLE, Reference, References, find_reference_folder, read_reference
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun by a shell in the background; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -83,7 +84,22 @@ def commands(request):
     return Commands(request.config.stash.get(LAUNCHER, None))
 
 
+@pytest.fixture
+def open_reference(record_property):
+    """Opens a reference file of the authors' code, such as "visual/titok"; skips the test where there are none."""
+
+    def read(name: str) -> Reference:
+        folder = find_reference_folder()
+        if folder is None:
+            pytest.skip(f"reference files of the authors' code are not here: ${VARIABLE} is not set")
+        record_property("reference", name)
+        return read_reference(folder, name)
+
+    return read
+
+
 def pytest_configure(config):
+    config.pluginmanager.register(References())
     config.pluginmanager.register(ProcessorTime())
     config.pluginmanager.register(Study())
 

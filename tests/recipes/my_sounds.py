@@ -48,7 +48,7 @@ class SoundTokenizer(MediaTokenizer):
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         frames, real = self.make_frames(x, lengths)
-        _, ids = self.quantizer(self.encoder(frames))
+        _, ids = self.quantizer.quantize(self.encoder(frames))
         return Codes(torch.where(real, ids, 0)[..., None], real, order="time")
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
@@ -57,7 +57,7 @@ class SoundTokenizer(MediaTokenizer):
 
     def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
         frames, real = self.make_frames(x, lengths)
-        values, ids = self.quantizer(self.encoder(frames))
+        values, ids = self.quantizer.quantize(self.encoder(frames))
         loss = (self.decoder(values) - frames)[real].square().mean()
         return loss, {"used": float(len(ids[real].unique()))}
 

@@ -164,7 +164,7 @@ class AudioTokenizer(MediaTokenizer):
 
     def quantize(self, log_mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """→ (values [B, N, K] with straight-through gradient, ids int64 [B, N])."""
-        return self.quantizer(self.encoder(log_mel, mask))
+        return self.quantizer.quantize(self.encoder(log_mel, mask))
 
     # -- the contract -----------------------------------------------------------------------------------------------
     def code_features(self, block: str, group: int = 0) -> Tensor | None:

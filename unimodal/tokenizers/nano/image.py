@@ -81,7 +81,7 @@ class ImageTokenizer(MediaTokenizer):
 
     def encode_pixels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: [B, 3, 64, 64] in [0, 1] → (values [B, M, K] with straight-through gradient, ids int64 [B, M])."""
-        return self.quantizer(self.encoder(x))
+        return self.quantizer.quantize(self.encoder(x))
 
     def encode_ids(self, x: Tensor, features: Tensor) -> Tensor:
         """x: [B, 3, 64, 64] in [0, 1] and its trunk features [B, 1280] → ids int64 [B, N]."""

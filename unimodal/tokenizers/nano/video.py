@@ -109,7 +109,7 @@ class VideoTokenizer(MediaTokenizer):
         h = self.frames_in(_patches(frames - past.unsqueeze(2))) + self.past_in(
             _patches(past.unsqueeze(2))
         )  # [B, P, D]
-        return self.quantizer(self.encoder_out(self.encoder_blocks(h + self.encoder_positions)))
+        return self.quantizer.quantize(self.encoder_out(self.encoder_blocks(h + self.encoder_positions)))
 
     def decode_chunk(self, past: Tensor, values: Tensor) -> Tensor:
         """past: [B, 3, 64, 64], values: [B, P, K] → frames [B, 3, F, 64, 64], unclamped."""

@@ -21,6 +21,7 @@ from unimodal.files import download_folder, is_hub_id
 from unimodal.released import find_release
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.pretrained.base import NetworkTokenizer, read_checkpoint_config
+from unimodal.tokenizers.pretrained.published import PUBLISHED, load_published
 from unimodal.tokenizers.registry import find_family_class, load_tokenizer
 
 # family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
@@ -43,8 +44,10 @@ def load(name: str, source: str | os.PathLike[str] | None = None, **settings: ob
     A folder that one of our tokenizers was saved to is read as it is, without settings. `settings` are those of the
     family's config, e.g. `num_codebooks`, `bandwidth`, `image_size`. Raises ValueError, in one line.
     """
+    if name in PUBLISHED:
+        return _load_published(name, source, **settings)
     if name not in SOURCES:
-        raise ValueError(f"there is no pretrained tokenizer {name!r}; there are {', '.join(SOURCES)}")
+        raise ValueError(f"there is no pretrained tokenizer {name!r}; there are {', '.join([*SOURCES, *PUBLISHED])}")
     folder = find(SOURCES[name] if source is None else source)
     family = read_checkpoint_config(folder).get("family")
     if family is not None:
@@ -61,6 +64,20 @@ def load(name: str, source: str | os.PathLike[str] | None = None, **settings: ob
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     return read(folder, **settings).eval()
+
+
+def _load_published(name: str, source: str | os.PathLike[str] | None, **settings: object) -> MediaTokenizer:
+    """The weights that authors released; `settings` are those of `load_published`."""
+    known = [
+        parameter for parameter in inspect.signature(load_published).parameters if parameter not in ("name", "source")
+    ]
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
+    read: Callable[..., MediaTokenizer] = load_published
+    place = PUBLISHED[name].hub_id if source is None else source
+    path = Path(place).expanduser()
+    return read(name, path if path.exists() else find(place), **settings)
 
 
 def find(source: str | os.PathLike[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Quantizers: vectors ⇄ integers. What vector-quantize-pytorch has is used from there.
+"""Finite scalar quantization: each dimension is bounded and rounded to one of a few levels (arXiv 2309.15505).
 
 Shapes: B batch, N tokens, D quantized dimensions.
 """
@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vector_quantize_pytorch import FSQ
+
+from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
 
 
 def list_levels(levels: Sequence[int]) -> Tensor:
@@ -20,7 +22,7 @@ def list_levels(levels: Sequence[int]) -> Tensor:
     return (ids.unsqueeze(-1) // basis) % torch.tensor(tuple(levels))
 
 
-class FiniteScalarQuantizer(nn.Module):
+class FiniteScalarQuantizer(Quantizer):
     """Finite scalar quantization (Mentzer et al., arXiv 2309.15505) over the library's ``FSQ``.
 
     The library's module bounds and rounds; this wrapper pins the arithmetic of ids to float32 and int64 (in bfloat16
@@ -29,18 +31,22 @@ class FiniteScalarQuantizer(nn.Module):
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
-        self.levels = tuple(levels)
+        self.levels: tuple[int, ...] = tuple(levels)
+        self.num_dims, self.codebook_sizes = len(self.levels), (prod(self.levels),)
         self.fsq = FSQ(list(levels))
 
     @property
-    def num_dims(self) -> int:
-        return len(self.levels)
-
-    @property
     def codebook_size(self) -> int:
-        return prod(self.levels)
+        return self.codebook_sizes[0]
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize_batch(self, z: Tensor, mask: Tensor | None) -> Quantized:
+        values, ids = self.quantize(z)
+        return Quantized(values, ids.unsqueeze(-1), z.new_zeros(()))
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        return self.to_values(ids[..., 0])
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z: [B, N, D] → (quantized float32 [B, N, D] in [-1, 1] with straight-through gradient, ids int64 [B, N])."""
         with torch.autocast(z.device.type, enabled=False):
             quantized = self.fsq.quantize(z.float())
@@ -54,7 +60,7 @@ class FiniteScalarQuantizer(nn.Module):
         """int64 [...] → quantized values float32 [..., D]; the exact inverse of ``to_ids``."""
         return self.fsq.indices_to_codes(ids.long().reshape(1, -1)).reshape(*ids.shape, self.num_dims).float()
 
-    def make_table(self) -> Tensor:
+    def make_table(self, group: int = 0) -> Tensor:
         """The values of every code, float32 [size, D] on the CPU."""
         device = self.fsq.implicit_codebook.device
         return self.to_values(torch.arange(self.codebook_size, device=device)).cpu()

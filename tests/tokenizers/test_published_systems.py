@@ -1,0 +1,64 @@
+"""Every published system that comes as a config: its published size is built and counted, its small form codes and
+trains."""
+
+import pytest
+import torch
+
+from unimodal.tokenizers.configs.registry import build_tokenizer, count_parameters, list_systems, read_system
+from unimodal.tokenizers.interface import LatentTokenizer, MediaTokenizer
+
+SYSTEMS = [read_system(name) for name in list_systems()]
+COUNTED = [(system, count) for system in SYSTEMS for count in system.parameters]
+
+
+@pytest.mark.parametrize(("system", "count"), COUNTED, ids=lambda value: getattr(value, "name", None))
+def test_a_published_size_has_its_published_count(system, count):
+    found = count_parameters(system.choose_settings(), count)
+    if count.digits is None:
+        assert found == count.count
+    else:
+        unit = 10 ** (len(str(count.count)) - count.digits)
+        assert round(found / unit) == round(count.count / unit)
+
+
+@pytest.mark.parametrize("system", [s for s in SYSTEMS if s.tokenizer is not None], ids=lambda system: system.name)
+def test_a_published_size_is_built_without_storage_and_says_its_codes(system):
+    with torch.device("meta"):
+        tokenizer = build_tokenizer(system.choose_settings())
+    assert all(p.is_meta for p in tokenizer.parameters())
+    if isinstance(tokenizer, MediaTokenizer):
+        assert tokenizer.codebook_sizes and tokenizer.segments
+        assert max(tokenizer.codebook_sizes) <= 2**16 or system.tokenizer.get("split") is None
+
+
+@pytest.mark.parametrize("system", [s for s in SYSTEMS if s.small], ids=lambda system: system.name)
+def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(system, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(system.choose_settings(small=True)).train()
+    if not isinstance(tokenizer, MediaTokenizer | LatentTokenizer):
+        pytest.skip("reads only")
+    x = make_media(tokenizer)
+    loss, numbers = tokenizer.training_loss(x)
+    loss.backward()
+    trained = [p for p in tokenizer.parameters() if p.requires_grad]
+    assert torch.isfinite(loss) and numbers and any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    tokenizer.round_to_half().eval()
+    tokenizer.save(tmp_path)
+    again = type(tokenizer).load(tmp_path)
+    assert again.sha256 == tokenizer.sha256
+    if isinstance(tokenizer, MediaTokenizer):
+        codes = tokenizer.encode(x)
+        assert torch.equal(again.encode(x).ids, codes.ids)
+        alone = tokenizer.encode(x[1:2])
+        assert torch.equal(alone.row(0), codes.row(1))
+
+
+def make_media(tokenizer) -> torch.Tensor:
+    """Two random media of the tokenizer's own size."""
+    generator = torch.Generator().manual_seed(1)
+    size = tokenizer.picture_size or (32, 32)
+    if tokenizer.modality == "audio":
+        return torch.rand(2, 1, 4000, generator=generator) * 2 - 1
+    if tokenizer.modality == "video":
+        return torch.rand(2, 3, tokenizer.num_frames or 5, *size, generator=generator)
+    return torch.rand(2, 3, *size, generator=generator)

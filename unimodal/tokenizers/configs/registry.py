@@ -1,0 +1,118 @@
+"""The published systems that come with the package, by name.
+
+A file `NAME.yaml` here holds the settings of one published size, where they were read, what proves that our network is
+the authors', and a small form that trains on a processor:
+
+    system: TiTok
+    title: An Image is Worth 32 Tokens for Reconstruction and Generation
+    abstract: 5                       # its number among the systems of this project
+    source: bytedance/1d-tokenizer configs/infer/TiTok/titok_s128.yaml
+    tokenizer: {family: titok, width: 512, …}
+    small: {width: 64, …}             # over `tokenizer`
+    parameters:
+      - {of: [encoder], count: 25818636, mark: D}
+    reference: visual/titok-legacy
+    property: a prefix of the codes decodes, and a longer one is nearer
+    figures: {rFID: 1.71}
+    licence: Apache-2.0
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from unimodal.files import describe_error
+from unimodal.tokenizers.interface import MediaModule
+from unimodal.tokenizers.registry import find_family_class
+
+
+class ParameterCount(BaseModel):
+    """A published number of parameters: of the submodules `of` (all, where it is empty) without those in `without`.
+
+    mark: P published (`digits` significant ones), C counted on the authors' class, D derived from published facts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    of: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    count: int
+    mark: Literal["P", "C", "D"]
+    digits: int | None = None
+
+
+class PublishedSystem(BaseModel):
+    """One file of this folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    system: str
+    title: str
+    abstract: int | None = None
+    source: str
+    #: settings of the published size; None where no source gives one
+    tokenizer: dict[str, JsonValue] | None = None
+    #: settings that train on a processor, over `tokenizer`
+    small: dict[str, JsonValue] = {}
+    parameters: tuple[ParameterCount, ...] = ()
+    #: reference files of the authors' code that the family passes
+    reference: tuple[str, ...] = ()
+    #: the property that defines the system, as a test shows it
+    property: str = ""
+    figures: dict[str, float | str] = {}
+    licence: str | None = None
+    note: str = ""
+
+    def choose_settings(self, small: bool = False) -> dict[str, JsonValue]:
+        """The settings of the published size, or of the small form. ValueError where there is no published size."""
+        if small:
+            return {**(self.tokenizer or {}), **self.small}
+        if self.tokenizer is None:
+            raise ValueError(f"no source gives the sizes of {self.name}; there is only its small form")
+        return self.tokenizer
+
+
+def list_systems() -> list[str]:
+    """The names of all published systems, sorted."""
+    return sorted(
+        path.name.removesuffix(".yaml")
+        for path in resources.files(__package__).iterdir()
+        if path.name.endswith(".yaml")
+    )
+
+
+def read_system(name: str) -> PublishedSystem:
+    """One published system. Raises ValueError for a name that is not there."""
+    if name not in list_systems():
+        raise ValueError(f"there is no published system {name!r}; `unimodal tokenizers list` names them")
+    fields = yaml.safe_load(resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    try:
+        return PublishedSystem.model_validate({"name": name, **fields})
+    except ValidationError as error:
+        raise ValueError(f"{name}.yaml: {describe_error(error)}") from None
+
+
+def build_tokenizer(settings: dict[str, JsonValue]) -> MediaModule:
+    """A new tokenizer of `settings`, which name its family. Raises ValueError, in one line, for what does not fit."""
+    kind = find_family_class(str(settings.get("family")))
+    try:
+        config = kind.config_class.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(f"tokenizer: {describe_error(error)}") from None
+    return kind(config)
+
+
+def count_parameters(settings: dict[str, JsonValue], count: ParameterCount) -> int:
+    """How many parameters the network of `settings` has where `count` counts; it is built without storage."""
+    with torch.device("meta"):
+        module = build_tokenizer(settings)
+    return sum(
+        parameter.numel()
+        for name, parameter in module.named_parameters()
+        if (not count.of or name.startswith(tuple(f"{part}." for part in count.of)))
+        and not name.startswith(tuple(f"{part}." for part in count.without))
+    )

@@ -1,0 +1,86 @@
+"""Weights that authors released of published systems: which family reads them, and under which licence they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from unimodal.files import describe_error, read_json
+from unimodal.tokenizers.configs.registry import read_system
+from unimodal.tokenizers.pretrained.authors import ROOTS, read_authors_weights
+from unimodal.tokenizers.registry import find_family_class
+from unimodal.tokenizers.systems.base import SystemConfig, SystemTokenizer
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Released weights of one system.
+
+    family: of our class. hub_id: a public checkpoint. licence: of the weights, as their authors name it; None where no
+    source says. commercial: False where the licence forbids commercial use. roots and prefix: where the weights lie in
+    what was saved. companion: what else is needed to decode, and where it is; "" for nothing.
+    """
+
+    family: str
+    hub_id: str
+    licence: str | None
+    commercial: bool = True
+    roots: tuple[str, ...] = ROOTS
+    prefix: str = ""
+    companion: str = ""
+
+
+def load_published(
+    name: str,
+    source: Path,
+    config: str | os.PathLike[str] | None = None,
+    pickle: bool = False,
+    torchscript: bool = False,
+) -> SystemTokenizer:
+    """The tokenizer of system `name` with its authors' weights.
+
+    source: a file of weights, or a folder with one. config: a name of `unimodal.tokenizers.configs`, or the authors'
+    own YAML or JSON; by default the config.json or config.yaml in the folder. pickle, torchscript: allow such files.
+    Raises ValueError, in one line, for what is missing, left over, of another size or not allowed.
+    """
+    entry = PUBLISHED[name]
+    kind = find_family_class(entry.family)
+    assert issubclass(kind, SystemTokenizer)
+    settings = _read_config(kind, source, config)
+    settings = settings.model_copy(update={"licence": entry.licence, "origin": str(source)})
+    weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
+    return kind.from_authors(weights, settings, str(source))
+
+
+def _read_config(kind: type[SystemTokenizer], source: Path, config: str | os.PathLike[str] | None) -> SystemConfig:
+    if config is None:
+        folder = source if source.is_dir() else source.parent
+        there = [folder / name for name in ("config.json", "config.yaml", "config.yml") if (folder / name).is_file()]
+        if not there:
+            raise ValueError(f"{folder} has no config.json; name a config of `unimodal tokenizers list`, or a file")
+        config = there[0]
+    path = Path(config)
+    if not path.suffix:
+        settings = read_system(str(config)).choose_settings()
+        return kind.config_class.model_validate(settings)  # type: ignore[return-value]
+    return kind.read_authors_config(_read_fields(path))
+
+
+def _read_fields(path: Path) -> Mapping[str, object]:
+    if path.suffix == ".json":
+        return read_json(path)
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {describe_error(error)}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} holds no settings")
+    return fields
+
+
+#: system → its released weights
+PUBLISHED: dict[str, PublishedWeights] = {}

@@ -1,0 +1,84 @@
+"""What published systems have in common: a reconstruction to train by, and the authors' names of their weights.
+
+Shapes: B batch, C channels, N positions, G groups, D width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from unimodal.tokenizers.interface import Condition, MediaTokenizer
+from unimodal.tokenizers.stored import TokenizerConfig
+from unimodal.tokenizers.systems.key_map import KeyMap, fill_strictly, rename_to_authors
+
+
+class SystemConfig(TokenizerConfig):
+    """licence and origin are those of loaded weights; None where the weights were trained here."""
+
+    licence: str | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One pass through encoder, quantizer and decoder, with gradient.
+
+    decoded: float [B, C, …] in the range of what came in, not clamped. loss: scalar, what the quantizer and the system
+    add of their own. ids: int64 [B, N, G], or None of continuous tokenizers. numbers: to log. features: by name, what
+    losses of alignment compare, float [B, N, D].
+    """
+
+    decoded: Tensor
+    loss: Tensor
+    ids: Tensor | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class SystemTokenizer(MediaTokenizer):
+    """A published system. Weights are stored in float32: codes stay those of the authors' code."""
+
+    stored_dtype: ClassVar[torch.dtype] = torch.float32
+    #: our names of weights → the authors'
+    key_map: ClassVar[KeyMap] = KeyMap()
+    config: SystemConfig
+
+    @abstractmethod
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        """x: float [B, C, …] as ``encode`` takes it → its reconstruction. generator: of what is drawn in training
+        (prefix lengths, noise); the default generator where it is None."""
+
+    def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error and the system's own losses; `unimodal.tokenizers.losses` has the others."""
+        made = self.reconstruct(x, lengths)
+        error = (made.decoded - x).square().mean()
+        return error + made.loss, {"mean_squared_error": float(error.detach()), **made.numbers}
+
+    @classmethod
+    def read_authors_config(cls, fields: Mapping[str, object]) -> SystemConfig:
+        """Our settings from the authors' config, as their file has it. ValueError where the family cannot."""
+        raise ValueError(f"{cls.__name__} reads no config of its authors; name one of `unimodal tokenizers list`")
+
+    @classmethod
+    def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
+        """A tokenizer with weights under the authors' names. Raises ValueError that names a missing, a surplus or a
+        misshapen tensor; source: what the weights are called in that message."""
+        tokenizer = cls(config)
+        fill_strictly(tokenizer, weights, cls.key_map, source)
+        return tokenizer.eval()
+
+    def collect_authors_state(self) -> dict[str, Tensor]:
+        """The weights under the authors' names: what their code loads."""
+        return {rename_to_authors(name, self.key_map): tensor for name, tensor in self.state_dict().items()}

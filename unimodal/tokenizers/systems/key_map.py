@@ -1,0 +1,60 @@
+"""Our names of weights ⇄ the authors' names, in both directions and strictly.
+
+A rule rewrites one of our names to the authors' name, so that a saved tokenizer is written back as its authors'
+checkpoint by the same rules that read it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """rules: (pattern over our whole name, replacement), of which the first that matches holds; a name without a rule
+    is the authors' own. ignored: patterns over the authors' whole names, of tensors that are no part of the tokenizer
+    (discriminators, usage counters)."""
+
+    rules: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def rename_to_authors(name: str, key_map: KeyMap) -> str:
+    """The authors' name of one of our weights."""
+    for pattern, replacement in key_map.rules:
+        found = re.fullmatch(pattern, name)
+        if found is not None:
+            return found.expand(replacement)
+    return name
+
+
+def fill_strictly(module: nn.Module, weights: Mapping[str, Tensor], key_map: KeyMap, source: str) -> None:
+    """Loads every weight and buffer of a module from the authors' tensors.
+
+    Raises ValueError, in one line, naming what is missing, left over or of another shape; source begins that line.
+    """
+    names = {name: rename_to_authors(name, key_map) for name in module.state_dict()}
+    missing = sorted(set(names.values()) - set(weights))
+    surplus = sorted(
+        name
+        for name in set(weights) - set(names.values())
+        if not any(re.fullmatch(pattern, name) for pattern in key_map.ignored)
+    )
+    for what, odd in (("lacks", missing), ("has beside what this system has", surplus)):
+        if odd:
+            more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+            raise ValueError(f"{source} {what} {', '.join(odd[:3])}{more}; is it of another system or size?")
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            found = weights[names[name]]
+            if found.shape != tensor.shape:
+                raise ValueError(
+                    f"{source} has {names[name]} of shape {tuple(found.shape)} where this config has "
+                    f"{tuple(tensor.shape)}; is it of another size?"
+                )
+            tensor.copy_(found)
