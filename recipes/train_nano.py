@@ -31,7 +31,7 @@ from unimodal.data.order import make_generator
 from unimodal.files import atomic_write_bytes, atomic_write_text
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
-from unimodal.model.structured_rows import begin_from, finish, structure
+from unimodal.model.structured_rows import add_structure, load_rows, remove_structure
 from unimodal.objectives.ctc import ctc_from_hidden, find_spoken_answers, find_spoken_requests
 from unimodal.objectives.next_token import HeadGroups, cross_entropy_from_hidden, shift_labels
 from unimodal.sequence.packing import PackedBatch
@@ -194,7 +194,7 @@ def begin(backbone: Any, folder: Path) -> int:
     from safetensors.torch import load_file
 
     state = {name.removeprefix("model."): t.float() for name, t in load_file(folder / "model.safetensors").items()}
-    begin_from(backbone.get_input_embeddings(), state.pop("embed_tokens.weight"))
+    load_rows(backbone.get_input_embeddings(), state.pop("embed_tokens.weight"))
     found = backbone.load_state_dict(state, strict=False)
     if found.unexpected_keys or any("embed_tokens" not in name for name in found.missing_keys):
         raise ValueError(f"the model in {folder} has other layers than these settings; give its own sizes")
@@ -277,7 +277,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     naming = all_sources["image_to_name"]
     assert isinstance(naming, sources.MediaToName)
     words = row_words(vocabulary, naming.media, text)
-    structure(embedding, row_features(vocabulary, {"image": image, "audio": audio, "video": video}), words=words)
+    add_structure(embedding, row_features(vocabulary, {"image": image, "audio": audio, "video": video}), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
     audio_rows, text_rows = vocabulary.block_range("audio"), range(text.size)
@@ -325,7 +325,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run, identity=identity, restart=flags.restart)
     trainer.run()
     trainer.use_ema()
-    finish(embedding)
+    remove_structure(embedding)
     model.lm_head.weight = embedding.weight
     save_decoder(model, cfg.out, cfg.weight_levels)
     save_hub_tokenizer(cfg.out, vocabulary, text, model_max_length=cfg.decoder.max_positions)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tools import fit_torchaudio
-from unimodal._torchaudio import name_fitting
+from unimodal._torchaudio import name_fitting_version
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -117,8 +117,8 @@ def test_the_installed_torchaudio_resamples_whatever_its_extension_does():
 
 
 def test_the_build_that_fits_is_named():
-    assert name_fitting("2.13.0+cpu", "2.11.1") == "torchaudio==2.11.1+cpu"
-    assert name_fitting("2.13.0", "2.11.1+cpu") == "torchaudio==2.11.1"
+    assert name_fitting_version("2.13.0+cpu", "2.11.1") == "torchaudio==2.11.1+cpu"
+    assert name_fitting_version("2.13.0", "2.11.1+cpu") == "torchaudio==2.11.1"
 
 
 @pytest.mark.parametrize(

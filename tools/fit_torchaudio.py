@@ -14,7 +14,7 @@ import importlib.metadata
 import subprocess
 import sys
 
-from unimodal._torchaudio import find_problem, name_fitting
+from unimodal._torchaudio import find_problem, name_fitting_version
 
 
 def fit(index: str | None) -> str:
@@ -23,7 +23,7 @@ def fit(index: str | None) -> str:
     problem = find_problem()
     if problem is None:
         return f"torchaudio {torchaudio} loads beside torch {torch}"
-    fitting = name_fitting(torch, torchaudio)
+    fitting = name_fitting_version(torch, torchaudio)
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--force-reinstall", "--no-deps", fitting]
     done = subprocess.run(
         [*install, *(["--extra-index-url", index] if index else [])], capture_output=True, check=False

@@ -7,7 +7,7 @@ one is run; if it cannot load its library, its flags say so (`_IS_…_AVAILABLE 
 needs the library then raises a RuntimeError with the reason. Nothing is imported before torchaudio itself is.
 
 Without `import unimodal`, transformers loads no model in such an environment. `find_problem` says whether this is one,
-and `name_fitting` which torchaudio fits; `unimodal doctor` and `tools/fit_torchaudio.py` use them.
+and `name_fitting_version` which torchaudio fits; `unimodal doctor` and `tools/fit_torchaudio.py` use them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import importlib
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
-from typing import Any
+from typing import NoReturn, ParamSpec, TypeVar
 
 EXTENSION = "torchaudio._extension"
+P = ParamSpec("P")
+T = TypeVar("T")
 _problems: list[str] = []  # why the extension did not load, where it did not
 
 
 def prepare() -> None:
     """Install the finder; calling it again does nothing."""
     if not any(isinstance(finder, _ExtensionFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _ExtensionFinder())  # type: ignore[arg-type]  # a finder by its one method
+        sys.meta_path.insert(0, _ExtensionFinder())
 
 
 def find_problem() -> str | None:
@@ -39,15 +42,17 @@ def find_problem() -> str | None:
     return _problems[0] if _problems else None
 
 
-def name_fitting(torch: str, torchaudio: str) -> str:
-    """The requirement of a torchaudio of this version that is built as this torch is: `2.13.0+cpu` and `2.11.1` →
-    `torchaudio==2.11.1+cpu`."""
+def name_fitting_version(torch: str, torchaudio: str) -> str:
+    """The pip requirement of this torchaudio version in the build of this torch.
+
+    `2.13.0+cpu` and `2.11.1` → `torchaudio==2.11.1+cpu`.
+    """
     _, _, build = torch.partition("+")
     version = torchaudio.partition("+")[0]
     return f"torchaudio=={version}+{build}" if build else f"torchaudio=={version}"
 
 
-class _ExtensionFinder:
+class _ExtensionFinder(MetaPathFinder):
     """Finds `torchaudio._extension` where Python does, and wraps its loader."""
 
     def find_spec(
@@ -57,17 +62,17 @@ class _ExtensionFinder:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ExtensionLoader(spec.loader)  # type: ignore[assignment]  # a loader by its methods
+            spec.loader = _ExtensionLoader(spec.loader)
         return spec
 
 
-class _ExtensionLoader:
+class _ExtensionLoader(Loader):
     """Runs the real module; on failure leaves a module whose flags are False."""
 
-    def __init__(self, real: Any) -> None:
+    def __init__(self, real: Loader) -> None:
         self._real = real
 
-    def __getattr__(self, name: str) -> Any:  # get_source, get_filename, …: whatever tools ask of a loader
+    def __getattr__(self, name: str) -> object:  # get_source, get_filename, …: whatever tools ask of a loader
         return getattr(self._real, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
@@ -80,23 +85,23 @@ class _ExtensionLoader:
             from unimodal.files import describe_error
 
             _problems.append(describe_error(error))
-            _stand_in(module, _problems[-1])
+            _replace_content(module, _problems[-1])
 
 
-def _stand_in(module: ModuleType, reason: str) -> None:
-    """Answer every `_IS_…` flag of `module` with False and every `fail_if_no_…` decorator with one that raises."""
+def _replace_content(module: ModuleType, reason: str) -> None:
+    """Make every `_IS_…` flag of `module` False and every `fail_if_no_…` decorator one that raises RuntimeError."""
 
-    def fail(function: Callable[..., Any]) -> Callable[..., Any]:
+    def fail(function: Callable[P, T]) -> Callable[P, NoReturn]:
         @functools.wraps(function)
-        def unavailable(*args: Any, **kwargs: Any) -> Any:
+        def raise_reason(*args: P.args, **kwargs: P.kwargs) -> NoReturn:
             raise RuntimeError(
                 f"torchaudio's {function.__name__} needs its compiled extension, which did not load ({reason}); "
                 "install the torchaudio build that matches this torch"
             )
 
-        return unavailable
+        return raise_reason
 
-    def missing(name: str) -> Any:
+    def find_attribute(name: str) -> object:
         if name.startswith("_IS_"):
             return False
         if name.startswith("fail_if_no_"):
@@ -105,4 +110,4 @@ def _stand_in(module: ModuleType, reason: str) -> None:
 
     for name in [n for n in vars(module) if n.startswith(("_IS_", "fail_if_no_"))]:
         delattr(module, name)  # what the real module had set before it failed
-    vars(module)["__getattr__"] = missing
+    vars(module)["__getattr__"] = find_attribute

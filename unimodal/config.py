@@ -17,7 +17,7 @@ unknown key is an error that suggests the nearest known one.
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -58,12 +58,12 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
     """
     values = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
-        _set(values, override)
+        _apply_override(values, override)
     try:
-        return cls.model_validate(_over_defaults(cls, None, values))
+        return cls.model_validate(_fill_from_defaults(cls, None, values))
     except ValidationError as error:
         sources = [str(path)] * (path is not None) + ["--set"] * bool(overrides)
-        raise ValueError(f"{' with '.join(sources) or cls.__name__}: {_one_line(cls, error)}") from None
+        raise ValueError(f"{' with '.join(sources) or cls.__name__}: {_describe_problems(cls, error)}") from None
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -72,15 +72,17 @@ def save_config(config: Config, path: str | Path) -> None:
     atomic_write_text(path, text)
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def _find_section(annotation: object) -> type[BaseModel] | None:
     """The settings class of a field that is a section: `C`, or `C | None`."""
     choices = [choice for choice in get_args(annotation) if choice is not type(None)] or [annotation]
     only = choices[0] if len(choices) == 1 else None
     return only if isinstance(only, type) and issubclass(only, BaseModel) else None
 
 
-def _over_defaults(cls: type[BaseModel], default: BaseModel | None, values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` over the fields of `default`, and each of its sections over that section's default."""
+def _fill_from_defaults(
+    cls: type[BaseModel], default: BaseModel | None, values: Mapping[str, object]
+) -> dict[str, object]:
+    """`values`, and the fields of `default` that they leave out; the same within each section."""
     filled = {} if default is None else {name: getattr(default, name) for name in type(default).model_fields}
     for group in cls.exclusive if issubclass(cls, Config) else ():
         if any(values.get(name) is not None for name in group):
@@ -88,53 +90,55 @@ def _over_defaults(cls: type[BaseModel], default: BaseModel | None, values: Mapp
                 filled.pop(name, None)
     for key, value in values.items():
         field = cls.model_fields.get(key)
-        section = _section(field.annotation) if field is not None else None
+        section = _find_section(field.annotation) if field is not None else None
         if field is not None and section is not None:
             if value is None and field.annotation is section:
                 value = {}  # `optimizer:` with everything under it commented out
             if isinstance(value, Mapping):
                 old = filled.get(key, field.get_default(call_default_factory=True))
-                value = _over_defaults(section, old if isinstance(old, section) else None, value)
+                value = _fill_from_defaults(section, old if isinstance(old, section) else None, value)
         filled[key] = value
     return filled
 
 
-def _paths(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _list_paths(cls: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of every field, sections included."""
     for name, field in cls.model_fields.items():
         yield prefix + name
-        section = _section(field.annotation)
+        section = _find_section(field.annotation)
         if section is not None and section is not cls:
-            yield from _paths(section, f"{prefix}{name}.")
+            yield from _list_paths(section, f"{prefix}{name}.")
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _find_models(annotation: object) -> list[type[BaseModel]]:
     """Settings classes anywhere in an annotation, e.g. in `list[Source]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return [model for argument in get_args(annotation) for model in _find_models(argument)]
 
 
-def _owner(cls: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
+def _find_owner(cls: type[BaseModel], location: Sequence[str | int]) -> type[BaseModel]:
     """The settings class that a pydantic error location such as ("sources", 0) lies in."""
     for part in location:
         field = cls.model_fields.get(part) if isinstance(part, str) else None
-        cls = next(iter(_models_in(field.annotation)), cls) if field is not None else cls
+        cls = next(iter(_find_models(field.annotation)), cls) if field is not None else cls
     return cls
 
 
-def _hint(cls: type[BaseModel], key: str) -> str:
+def _suggest_key(cls: type[BaseModel], key: str) -> str:
+    """What an unknown key may have meant: "did you mean 'lr'?", or else the keys that there are."""
     elsewhere = cls.called_elsewhere.get(key) if issubclass(cls, Config) else None
     if elsewhere is not None:
         return f"it is {elsewhere} here"
     near = difflib.get_close_matches(key, cls.model_fields, n=1)
     if not near:  # the right name in the wrong place: `lr` for `optimizer.lr`
-        lasts = {path.rpartition(".")[2]: path for path in reversed(list(_paths(cls)))}
+        lasts = {path.rpartition(".")[2]: path for path in reversed(list(_list_paths(cls)))}
         near = [lasts[name] for name in difflib.get_close_matches(key, lasts, n=1)]
     return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields) or 'none'}"
 
 
-def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
+def _describe_problems(cls: type[BaseModel], error: ValidationError) -> str:
+    """All that pydantic found wrong, in one line, with the dotted name of each setting."""
     parts = []
     items = error.errors(include_url=False)
     for item in items:
@@ -143,7 +147,7 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
             continue  # its own items are what is wrong
         where = ".".join(str(part) for part in item["loc"] if "[" not in str(part))  # without the choices of a union
         if item["type"] == "extra_forbidden":
-            parts.append(f"unknown key {where!r}; {_hint(_owner(cls, location), str(last))}")
+            parts.append(f"unknown key {where!r}; {_suggest_key(_find_owner(cls, location), str(last))}")
         elif item["type"] == "missing":
             parts.append(f"{where} is not set and has no default")
         else:
@@ -158,7 +162,7 @@ def _one_line(cls: type[BaseModel], error: ValidationError) -> str:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML keeps the last of two equal keys in silence; a settings file with two is a mistake."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
@@ -167,20 +171,20 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _parse(text: str, source: str) -> Any:
+def _parse_yaml(text: str, source: str) -> object:
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not valid YAML: {describe_error(error)}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, object]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"the settings file {path} cannot be read: {reason}") from None
-    values = _parse(text, str(path))
+    values = _parse_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -188,27 +192,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, object], override: str) -> None:
     """Put one `a.b=c` into the nested `values`; a number addresses an item of a list (`sources.0.weight=2`)."""
     key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    *parents, last = key.strip().split(".")
+    if not equals or not last or not all(parents):
         raise ValueError(f"--set {override!r} is not of the form KEY=VALUE, for example optimizer.lr=1e-4")
-    section: Any = values
-    for depth, part in enumerate(parts):
-        where = ".".join(parts[:depth])
-        index: str | int = part
+    section: object = values
+    for depth, part in enumerate([*parents, last]):
+        where, at_end = ".".join(parents[:depth]), depth == len(parents)
         if isinstance(section, list):
             if not part.isdigit() or int(part) >= len(section):
                 raise ValueError(f"--set {override}: {where} is a list of {len(section)}; {part!r} is not in it")
-            index = int(part)
-        elif not isinstance(section, dict):
-            raise ValueError(f"--set {override}: {where} is {section!r}, not a section with keys")
-        if depth == len(parts) - 1:
-            section[index] = _parse(text, f"the value of --set {override}")
-        elif isinstance(section, list):
-            section = section[int(index)]
+            if at_end:
+                section[int(part)] = _parse_yaml(text, f"the value of --set {override}")
+            section = section[int(part)]
+        elif isinstance(section, dict):
+            if at_end:
+                section[part] = _parse_yaml(text, f"the value of --set {override}")
+            elif section.get(part) is None:
+                section[part] = {}
+            section = section[part]
         else:
-            if section.get(index) is None:
-                section[index] = {}
-            section = section[index]
+            raise ValueError(f"--set {override}: {where} is {section!r}, not a section with keys")

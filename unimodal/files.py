@@ -60,7 +60,7 @@ def quote_path(path: str | os.PathLike[str]) -> str:
 
 def read_json(path: str | os.PathLike[str], fix: str = TAKE_AGAIN) -> dict[str, object]:
     """The JSON object in a file. Raises ValueError, in one line that ends with `fix`, for anything else."""
-    data = _parse_json(path, fix)
+    data = _parse_file(path, fix)
     if not isinstance(data, dict):
         raise ValueError(f"{quote_path(path)} holds a {type(data).__name__}, not an object; {fix}")
     return data
@@ -71,14 +71,14 @@ def read_json_as(kind: type[T], path: str | os.PathLike[str], fix: str = TAKE_AG
 
     Raises ValueError, in one line that names the first wrong place and ends with `fix`.
     """
-    data = _parse_json(path, fix)
+    data = _parse_file(path, fix)
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         raise ValueError(f"{quote_path(path)}: {describe_error(error)}; {fix}") from None
 
 
-def _parse_json(path: str | os.PathLike[str], fix: str) -> object:
+def _parse_file(path: str | os.PathLike[str], fix: str) -> object:
     try:
         return parse_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -91,7 +91,7 @@ def parse_json(text: str | bytes) -> object:
 
 
 def _make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """JSON's own rule keeps the last of two equal keys in silence."""
+    """The object of these pairs. ValueError for a key given twice: json's own rule keeps the last in silence."""
     made = dict(pairs)
     if len(made) != len(pairs):
         [(twice, count)] = Counter(name for name, _ in pairs).most_common(1)
@@ -145,7 +145,7 @@ def atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Itera
             temporary.unlink()
             return
         _sync(temporary)
-        temporary.chmod(_mode(target))
+        temporary.chmod(_choose_mode(target))
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
@@ -172,6 +172,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -179,7 +180,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _mode(target: Path) -> int:
+def _choose_mode(target: Path) -> int:
     """Permissions of the file that is replaced, or those of a new file (mkstemp's are for the owner alone)."""
     if target.exists():
         return target.stat().st_mode & 0o777
@@ -197,7 +198,7 @@ def read_umask() -> int:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name, and is no path: none into a folder here that holds models."""
+    """Whether a name has the form owner/name and is no path: a folder `owner` here that holds models makes it one."""
     if HUB_ID.fullmatch(name) is None:
         return False
     place = Path(name).parent
@@ -212,6 +213,7 @@ def suggest_path(name: str) -> str:
 
 
 def _list_folders(place: Path) -> list[str]:
+    """The names of the folders in a folder; none where it is missing or may not be read."""
     try:
         return [child.name for child in place.iterdir() if child.is_dir()] if place.is_dir() else []
     except OSError:

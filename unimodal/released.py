@@ -1,6 +1,6 @@
 """Released models that are not (yet) a model folder: what a checkpoint is, and what to do with it. Imports no torch.
 
-A checkpoint is told by its config.json, by its files, or by its hub id before anything is downloaded.
+A checkpoint is recognised by its config.json or its files, or by its hub id before anything is downloaded.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ Config = dict[str, object]
 class Release:
     """One released model, in the format of its authors or of transformers.
 
-    kind: the kind of tools/convert_checkpoint.py that takes it or its copy, or None. copy: a hub id of the same model
-    in transformers' format. reason: why no copy would do, where there is no kind. hub_ids: patterns of its hub ids.
+    kind: the command of tools/convert_checkpoint.py that converts it or its copy; None where none does. copy: hub id
+    of the same model in transformers' format. reason: why no copy would do, where `kind` is None. hub_ids: patterns of
+    its hub ids. is_held_by: whether a folder with this config.json holds it.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Release:
     hub_ids: tuple[str, ...]
     is_held_by: Callable[[Config, Path], bool]
 
-    def say_what_to_do(self, source: str) -> str:
+    def describe_next_step(self, source: str) -> str:
         """One line for someone who named `source`, a folder or hub id, as a model."""
         if self.kind is None:
             return f"{source} is {self.name}, which cannot be converted: {self.reason}"
@@ -48,7 +49,7 @@ class Release:
 
 
 def find_release(source: str | os.PathLike[str]) -> Release | None:
-    """The release that a folder holds or a hub id names, or None where it is none that is known."""
+    """The release that a folder holds or a hub id names; None for an unknown one."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         path = folder / "config.json"
@@ -59,7 +60,7 @@ def find_release(source: str | os.PathLike[str]) -> Release | None:
 
 
 def is_unconverted(config: Config, kind: str) -> bool:
-    """Whether it is a checkpoint of transformers of that `model_type`."""
+    """Whether a config.json belongs to a checkpoint of this `model_type` in transformers' format."""
     return config.get("model_type") == kind and not _is_of_class(config, "XLLMX")
 
 

@@ -13,12 +13,12 @@ from tests.campaigns import examples
 from unimodal.model import attention
 from unimodal.model.attention import (
     Packing,
+    attend_by_torch,
+    attend_by_xformers,
+    attend_packed,
     find_xformers_problem,
-    packed_attention,
     register_attention,
     set_attention,
-    torch_varlen_attention,
-    xformers_varlen_attention,
 )
 
 
@@ -43,7 +43,7 @@ def test_varlen_equals_dense_for_any_packing_and_grouping(data):
     positions = positions_of(lengths)[None]
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     query, key, value = (torch.randn(1, n, positions.shape[1], 8, generator=generator) for n in (heads, groups, groups))
-    out = packed_attention(query, key, value, Packing.from_position_ids(positions))
+    out = attend_packed(query, key, value, Packing.from_position_ids(positions))
     torch.testing.assert_close(out, dense_attention(query, key, value, positions), rtol=1e-5, atol=1e-5)
 
 
@@ -51,9 +51,7 @@ def test_gradients_equal_dense():
     positions = torch.stack([positions_of([5, 1, 9, 30]), positions_of([45])])
     inputs = [torch.randn(2, n, 45, 8, dtype=torch.float64, requires_grad=True) for n in (4, 2, 2)]
     weights = torch.randn(2, 45, 4, 8, dtype=torch.float64)
-    packed = torch.autograd.grad(
-        (packed_attention(*inputs, Packing.from_position_ids(positions)) * weights).sum(), inputs
-    )
+    packed = torch.autograd.grad((attend_packed(*inputs, Packing.from_position_ids(positions)) * weights).sum(), inputs)
     dense = torch.autograd.grad((dense_attention(*inputs, positions) * weights).sum(), inputs)
     for a, b in zip(packed, dense, strict=True):
         torch.testing.assert_close(a, b)
@@ -73,7 +71,7 @@ def test_half_precision_is_near_to_exact_by_products_and_by_the_kernel(monkeypat
     inputs = [torch.randn(2, n, 128, 32, generator=generator).mul_(2).bfloat16() for n in (4, 2, 2)]
     weights = torch.randn(2, 128, 4, 32, generator=generator)
     found = []
-    for dtype, way in ((torch.bfloat16, packed_attention), (torch.float64, None)):
+    for dtype, way in ((torch.bfloat16, attend_packed), (torch.float64, None)):
         given = [x.to(dtype).requires_grad_() for x in inputs]
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast and way is not None):
             out = (
@@ -108,12 +106,12 @@ def test_buckets_hold_every_token_once_with_little_padding(lengths):
 def test_a_packing_of_another_batch_is_refused():
     x = torch.zeros(1, 1, 4, 2)
     with pytest.raises(ValueError, match="covers 5 tokens but the batch has 1 x 4"):
-        packed_attention(x, x, x, Packing((5,)))
+        attend_packed(x, x, x, Packing((5,)))
 
 
 def test_both_kernels_have_one_signature():
     """The varlen path that runs here is the one that xformers runs in on CUDA: same arguments, same shapes."""
-    assert inspect.signature(torch_varlen_attention) == inspect.signature(xformers_varlen_attention)
+    assert inspect.signature(attend_by_torch) == inspect.signature(attend_by_xformers)
 
 
 def test_xformers_mask_holds_the_documents():
@@ -232,7 +230,7 @@ def test_xformers_equals_varlen_on_cuda(lengths, heads):
     packing = Packing(tuple(lengths), torch.device("cuda"))
     total = sum(lengths)
     inputs = [torch.randn(1, n, total, 32, device="cuda", requires_grad=True) for n in (heads[0], heads[1], heads[1])]
-    outs = [packed_attention(*inputs, packing, kernel=k) for k in (xformers_varlen_attention, torch_varlen_attention)]
+    outs = [attend_packed(*inputs, packing, kernel=k) for k in (attend_by_xformers, attend_by_torch)]
     torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
     gradients = [torch.autograd.grad(out.square().sum(), inputs) for out in outs]
     for a, b in zip(*gradients, strict=True):

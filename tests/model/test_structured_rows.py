@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from unimodal.model.structured_rows import begin_from, encode_levels, finish, structure
+from unimodal.model.structured_rows import add_structure, encode_levels, load_rows, remove_structure
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 
 
@@ -14,7 +14,7 @@ def make() -> tuple[nn.Embedding, FiniteScalarQuantizer]:
     quantizer = FiniteScalarQuantizer((4, 4))
     embedding = nn.Embedding(30, 6)
     features = encode_levels(quantizer.to_levels(torch.arange(16)), quantizer.levels)
-    structure(embedding, {range(10, 26): features}, std=0.5)
+    add_structure(embedding, {range(10, 26): features}, std=0.5)
     return embedding, quantizer
 
 
@@ -43,7 +43,7 @@ def test_a_gradient_for_one_code_moves_its_neighbours_and_no_other_row() -> None
 def test_finish_leaves_a_stock_embedding_with_the_same_values() -> None:
     embedding, _ = make()
     before = embedding.weight.detach().clone()
-    finish(embedding)
+    remove_structure(embedding)
     assert type(embedding) is nn.Embedding and isinstance(embedding.weight, nn.Parameter)
     assert torch.equal(embedding.weight, before)
     assert list(dict(embedding.named_parameters())) == ["weight"]
@@ -52,7 +52,7 @@ def test_finish_leaves_a_stock_embedding_with_the_same_values() -> None:
 def test_features_must_fit_their_rows() -> None:
     embedding = nn.Embedding(10, 4)
     try:
-        structure(embedding, {range(5, 12): torch.eye(7)})
+        add_structure(embedding, {range(5, 12): torch.eye(7)})
     except ValueError as error:
         assert "do not fit rows 5…11 of 10" in str(error)
     else:
@@ -62,7 +62,7 @@ def test_features_must_fit_their_rows() -> None:
 def test_rows_share_the_rows_of_their_words_while_they_are_trained() -> None:
     torch.manual_seed(0)
     embedding = nn.Embedding(12, 4)
-    structure(embedding, {range(8, 12): torch.eye(4)}, std=0.0, words={range(8, 12): [[0], [1, 2], [], [3, 3]]})
+    add_structure(embedding, {range(8, 12): torch.eye(4)}, std=0.0, words={range(8, 12): [[0], [1, 2], [], [3, 3]]})
     free = embedding.parametrizations.weight.original
     torch.testing.assert_close(embedding.weight[8], free[0])
     torch.testing.assert_close(embedding.weight[9], (free[1] + free[2]) / 2**0.5)
@@ -75,18 +75,18 @@ def test_rows_share_the_rows_of_their_words_while_they_are_trained() -> None:
 def test_a_finished_table_can_be_structured_and_trained_again() -> None:
     embedding, quantizer = make()
     rows = torch.randn(30, 6)
-    begin_from(embedding, rows)
+    load_rows(embedding, rows)
     torch.testing.assert_close(embedding.weight, rows, atol=1e-5, rtol=0)
     words = {range(10, 26): [[1, 2], *[[3]] * 15]}
     other = nn.Embedding(30, 6)
     features = encode_levels(quantizer.to_levels(torch.arange(16)), quantizer.levels)
-    shape = structure(other, {range(10, 26): features}, words=words)
-    begin_from(other, rows)
+    shape = add_structure(other, {range(10, 26): features}, words=words)
+    load_rows(other, rows)
     torch.testing.assert_close(other.weight, rows, atol=1e-5, rtol=0)
     explained = (features - features.mean(0)) @ torch.randn(features.shape[1], 6)
-    begin_from(embedding, torch.cat([rows[:10], explained, rows[26:]]))  # what the structure explains is not left free
+    load_rows(embedding, torch.cat([rows[:10], explained, rows[26:]]))  # what the structure explains is not left free
     free = embedding.parametrizations.weight.original[10:26]
     assert free.square().sum() < 0.05 * explained.square().sum()
     assert shape.tables[0].abs().sum() > 0
     with pytest.raises(ValueError, match="does not fit"):
-        begin_from(other, rows[:20])
+        load_rows(other, rows[:20])

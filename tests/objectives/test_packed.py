@@ -156,7 +156,7 @@ def test_what_is_frozen_is_not_copied_and_shared_rows_are_those_of_the_start(mak
 
     def begin():
         model = make_model(vocab_size=block.start)
-        extend_rows(model, block.size, begin=lambda table, seed: torch.full((block.size, table.shape[1]), 0.02))
+        extend_rows(model, block.size, draw_rows=lambda table, seed: torch.full((block.size, table.shape[1]), 0.02))
         for rows in get_new_rows(model).values():
             rows.requires_grad_(True)
         share_rows(model, {block.rows: torch.eye(block.size)})

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from unimodal._torchaudio import find_problem, name_fitting
+from unimodal._torchaudio import find_problem, name_fitting_version
 from unimodal._version import __version__
 from unimodal.model_folder.find import WAYS, ModelInfo, describe_model, find_model, list_models
 from unimodal.model_folder.layout import VOCABULARY_FILE
@@ -50,7 +50,7 @@ def _describe_torchaudio() -> str:
         return version
     if problem is None:
         return version
-    fitting = name_fitting(_describe_package("torch"), version)
+    fitting = name_fitting_version(_describe_package("torch"), version)
     return (
         f"mismatch: {version} does not load beside this torch ({problem}), so transformers loads models only after "
         f"`import unimodal`; run: pip install --force-reinstall --no-deps '{fitting}' --index-url URL, with the index "

@@ -193,7 +193,7 @@ class Engine:
         table = self.model.get_input_embeddings()
         if not isinstance(table, FeatureRows) or not 0 <= ids[-1] < size:
             return False
-        return all(0 <= row < size or row >= table.num_rows for row in ids) and table.knows(ids)
+        return all(0 <= row < size or row >= table.num_rows for row in ids) and table.has_ids(ids)
 
     def _find_guided(
         self, configs: Sequence[GenerationConfig], prompts: Sequence[Sequence[int]], grammar: GrammarBatch

@@ -7,17 +7,17 @@
                                 where asked for
     vocabulary.json
 
-The base is not copied: loading reads it from its folder or from the hub, and refuses another. `merge` gives a stock
-model of the base's class instead, which any server of that class loads.
+The base is not copied: loading reads it from its folder or from the hub, and refuses another base. `merge` makes a
+stock model of the base's class instead, which any server of that class loads.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from unimodal.files import atomic_write_bytes, describe_error
 from unimodal.model.adapter_files import (
@@ -30,16 +30,22 @@ from unimodal.model.adapter_files import (
 )
 from unimodal.model.base import LoadedBase, Precision, hash_base, load_base
 from unimodal.model.lora import ADAPTER, add_lora, extract_lora_state, find_lora_layers, load_lora_state, merge_lora
-from unimodal.model.rows import ExtendedEmbedding, extend_rows, get_new_rows, merge_rows
+from unimodal.model.rows import ExtendedEmbedding, extend_rows, find_base_table, get_new_rows, merge_rows
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def has_new_rows(model: nn.Module) -> bool:
+_AGAIN = "copy or download the folder again"
+
+
+def has_new_rows(model: PreTrainedModel) -> bool:
+    """Whether `extend_rows` has put new rows on this model."""
     return isinstance(model.get_input_embeddings(), ExtendedEmbedding)
 
 
-def merge(model: nn.Module) -> nn.Module:
-    """LoRA and new rows into the base, in place: a stock Hugging Face model again.
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Merge LoRA and new rows into the base, in place, and return it: a stock Hugging Face model again.
 
     Raises ValueError for a base in 8 or 4 bits.
     """
@@ -56,16 +62,17 @@ def merge(model: nn.Module) -> nn.Module:
 
 def save_adapter(
     folder: str | Path,
-    model: nn.Module,
+    model: PreTrainedModel,
     base: str,
     vocabulary: Vocabulary,
     dtype: torch.dtype = torch.float32,
     rows_in_8_bits: bool = False,
 ) -> None:
-    """Writes what `load_adapter` reads; every file appears whole or not at all. `base` is the name to load it by.
+    """Write the folder that `load_adapter` reads; every file appears whole or not at all.
 
-    rows_in_8_bits: new rows as int8 times a scale of each row (its largest value / 127), a quarter of float32: media
-    codes are many rows, and a row's error is then at most half a percent of its largest value.
+    base: the name that the base is loaded by. dtype: of the stored weights. rows_in_8_bits: store each new row as int8
+    times one scale (its largest value / 127), which takes a quarter of float32 and is off by at most half a percent of
+    the row's largest value.
     """
     from safetensors.torch import save
 
@@ -80,17 +87,16 @@ def save_adapter(
         config.save_pretrained(folder)
         config.inference_mode = False
     if has_new_rows(model):
-        rows: dict[str, torch.Tensor] = {}
+        rows: dict[str, Tensor] = {}
         for side, table in get_new_rows(model).items():
             table = table.detach().float().cpu()
             rows |= _round_to_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
         atomic_write_bytes(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
     vocabulary.save(folder / "vocabulary.json")
-    table = model.get_input_embeddings()
     record = AdapterRecord(
         format=FORMAT,
         base=base,
-        base_rows=int(getattr(table, "base", table).weight.shape[0]),
+        base_rows=find_base_table(model).num_embeddings,
         base_sha256=hash_base(model),
         max_positions=int(model.config.max_position_embeddings),
         architecture=type(model).__name__,
@@ -102,12 +108,12 @@ def save_adapter(
 
 def load_adapter(
     folder: str | Path, base: LoadedBase | None = None, precision: Precision = "float32", check_base: bool = True
-) -> tuple[nn.Module, Vocabulary]:
-    """The base with the folder's adapter and rows on it, ready to run or to be trained on, and the vocabulary.
+) -> tuple[PreTrainedModel, Vocabulary]:
+    """The base with the folder's adapter and new rows on it, ready to run or to be trained further; and the vocabulary.
 
-    base: a base at hand, changed in place; otherwise it is loaded by its name. check_base=False takes a base whose
-    embedding table is not the one it was trained on (a rounded copy, say). Raises ValueError, in one line, for a folder
-    that is incomplete and for a base or vocabulary that does not belong to it.
+    base: a loaded base, changed in place; without it the base is loaded by the name in the folder. check_base=False
+    accepts another embedding table than the one of training, such as a rounded copy. Raises ValueError, in one line,
+    for an incomplete folder and for a base or vocabulary that does not belong to it.
     """
     folder = Path(folder)
     record = read_adapter_record(folder)
@@ -128,7 +134,7 @@ def load_adapter(
         expected = vocabulary.size - base.num_rows
         if len(rows["input"]) != expected:
             raise ValueError(f"{folder}: {len(rows['input'])} new rows but vocabulary.json has {expected}; {_AGAIN}")
-        extend_rows(model, expected, begin=lambda table, _: table.new_zeros(expected, table.shape[1]))
+        extend_rows(model, expected, draw_rows=lambda table, _: table.new_zeros(expected, table.shape[1]))
         for side, parameter in get_new_rows(model).items():
             if side not in rows or rows[side].shape != parameter.shape:
                 raise ValueError(f"{folder}/{ROWS_FILE} has no {side} rows {list(parameter.shape)}; {_AGAIN}")
@@ -146,13 +152,14 @@ def load_adapter(
     return model.eval(), vocabulary
 
 
-def _round_to_8_bits(side: str, table: torch.Tensor) -> dict[str, torch.Tensor]:
+def _round_to_8_bits(side: str, table: Tensor) -> dict[str, Tensor]:
     """table [R, D] → int8 [R, D] and scale [R, 1]."""
     scale = table.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
     return {side: (table / scale).round().to(torch.int8).contiguous(), f"{side}_scale": scale.contiguous()}
 
 
-def _restore_from_8_bits(rows: dict[str, Any]) -> dict[str, Any]:
+def _restore_from_8_bits(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows [R, D] of each side, whether they are stored as int8 with a scale or as floats."""
     sides = {name: rows[name] for name in rows if not name.endswith("_scale")}
     return {
         side: table.float() * rows[f"{side}_scale"] if f"{side}_scale" in rows else table
@@ -160,10 +167,7 @@ def _restore_from_8_bits(rows: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_AGAIN = "copy or download the folder again"
-
-
-def _read_tensors(path: Path) -> dict[str, Any]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -15,8 +15,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """`base.json`: the base that an adapter belongs on, by name and by the hash of its embedding table, and what of it
-    was trained."""
+    """`base.json`: which base an adapter belongs on, and what was trained.
+
+    base: folder or hub id. base_rows: rows of its embedding table, padded ones included. base_sha256: `hash_base` of
+    that table. lora, new_rows: whether the folder holds LoRA, and new rows.
+    """
 
     format: int
     base: str
@@ -34,7 +37,7 @@ def is_adapter(folder: str | Path) -> bool:
 
 
 def read_adapter_record(folder: str | Path) -> AdapterRecord:
-    """Raises ValueError, in one line, for a folder without the file and for a file of another format."""
+    """Read `base.json`. Raises ValueError, in one line, for a folder without it and for a file of another format."""
     path = Path(folder) / BASE_FILE
     if not path.exists():
         raise ValueError(f"{folder} is not an adapter folder: {BASE_FILE} is missing")

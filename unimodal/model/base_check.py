@@ -1,13 +1,13 @@
-"""What a base must do to be built on, found out by asking it: a few tokens in a few short forwards.
+"""Check what a base must do to be built on, by running a few tokens through it.
 
-A causal LM of transformers may do anything in its forward, and several do: positions from the mask alone, a state in
-place of keys and values, keyword arguments that are dropped, logits that are scaled. What training and decoding rely on
-is therefore checked on the model itself when it is loaded, and a base that does otherwise is refused in one line:
+Causal LMs of transformers differ in their forward: some take positions from the mask alone, keep a state in place of
+keys and values, drop keyword arguments or scale their logits. What training and decoding rely on is therefore checked
+on the model itself when it is loaded, and a base that does otherwise is refused in one line:
 
-    rows         one embedding table and one Linear head of as many rows; at most a factor on what is looked up
+    rows         one embedding table, which at most scales its rows, and one Linear head of as many rows
     logits       the head's products, scaled or capped as `unimodal.model.logits` reads it from the config
-    documents    two that are packed in one row are read as each alone, by position ids that restart
-    cache        what is read in two steps behind left padding is what is read at once, from keys and values alone
+    documents    two documents packed in one row, with position ids that restart, are read as each is alone
+    cache        tokens read in two steps behind left padding give the states of one step, from keys and values alone
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def check_base(model: PreTrainedModel) -> None:
-    """Raises ValueError, which says why in a few words, for a causal LM that cannot be built on."""
+    """Raises ValueError, with the reason in a few words, for a causal LM that cannot be built on."""
     _check_tables(model)
     _check_settings(model)
     with torch.inference_mode():
@@ -74,7 +74,7 @@ def _check_settings(model: PreTrainedModel) -> None:
 
 
 def _check_forwards(model: PreTrainedModel) -> None:
-    """Documents a b c and a b d: alone, packed, and in two steps behind padding."""
+    """Read the documents a b c and a b d alone, packed in one row, and in two steps behind padding."""
     from transformers.cache_utils import DynamicCache
 
     weight, limit = model.get_input_embeddings().weight, find_tolerance(model)
@@ -117,16 +117,16 @@ def _check_forwards(model: PreTrainedModel) -> None:
 
 
 def _run_whole(model: PreTrainedModel, ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """What goes into the head and what the model makes of it: [B, N, D] and [B, N, V]."""
-    table, fed = model.get_input_embeddings(), []  # what goes into the head
-    looked_up: list[Tensor] = []  # in other tables
+    """The states that the head is given, [B, N, D], and the model's logits, [B, N, V], for ids and positions [B, N]."""
+    table, fed = model.get_input_embeddings(), []  # fed: the inputs of the head
+    looked_up: list[Tensor] = []  # the inputs of other embedding tables
 
-    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def record_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         looked_up.extend(inputs[:1])
 
     handles = [model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0]))]
     others = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not table)
-    handles += [other.register_forward_pre_hook(look) for other in others]
+    handles += [other.register_forward_pre_hook(record_input) for other in others]
     try:
         output = model(input_ids=ids, position_ids=positions, use_cache=False)
     finally:

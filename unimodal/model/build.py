@@ -26,7 +26,7 @@ from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 
 class NanoConfig(Config):
@@ -104,8 +104,8 @@ def build_nano(
 
 
 def count_parameters(model: torch.nn.Module) -> int:
-    """Parameters, tied tables counted once."""
-    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    """The number of a model's weights; tied tables count once."""
+    return sum(p.numel() for p in model.parameters())
 
 
 def build_model(
@@ -123,15 +123,16 @@ def build_model(
     attention: str = "auto",
     precision: Precision = "float32",
     eight_bit: bool = False,
-) -> torch.nn.Module:
-    """A pretrained causal LM that reads and writes ``vocabulary``: its table, new rows behind it, and LoRA.
+) -> PreTrainedModel:
+    """A pretrained causal LM that reads and writes ``vocabulary``: the base's table, new rows behind it, and LoRA.
 
-    base: hub id, folder or a loaded base, which is changed in place. lora: None trains the new rows alone, or with
-    ``freeze_base=False`` everything. The new rows are always trained, on both sides, in float32; ``initialiser`` is a
-    name of ``INITIALISERS``, which ``features``, ``words`` and ``donor`` (one for both sides, or by side) go to.
-    ``shared`` are features [R, F] of blocks whose rows learn together (`rows.share_rows`).
-    A base that has all rows of the vocabulary already (a model of ours) gets no new ones. Raises ValueError when the
-    vocabulary was not laid out behind this base's rows.
+    base: hub id, folder, or a loaded base, which is changed in place. lora: without it the new rows alone are trained,
+    or everything with ``freeze_base=False``. initialiser: a name of ``INITIALISERS``, which is given ``features``,
+    ``words`` and ``donor`` (one for both sides, or one for each). shared: features [R, F] of blocks whose rows learn
+    together (`rows.share_rows`).
+    New rows are always trained, on both sides, in float32; a base that has all rows of the vocabulary already (a model
+    of ours) gets none. Raises ValueError for a vocabulary that was not laid out behind this base's rows, and for
+    settings that contradict each other or would train nothing.
     """
     base = base if isinstance(base, LoadedBase) else load_base(base, precision, eight_bit)
     model, num_base = base.model, base.num_rows
@@ -151,11 +152,11 @@ def build_model(
     if num_new:
         sides = iter(("input", "output"))
 
-        def begin(table: Tensor, side_seed: int) -> Tensor:
+        def draw_rows(table: Tensor, side_seed: int) -> Tensor:
             given = donor.get(next(sides)) if isinstance(donor, Mapping) else donor
             return initialise(initialiser, RowRequest(table, num_new, features or {}, words or {}, given, side_seed))
 
-        extend_rows(model, num_new, seed, freeze_base, begin)
+        extend_rows(model, num_new, seed, freeze_base, draw_rows)
     if lora is not None:
         add_lora(model, make_peft_config(model, lora, base.name), seed)
     for parameter in get_new_rows(model).values() if num_new else ():

@@ -1,11 +1,11 @@
-"""Ids beyond the embedding table, whose rows are features of a medium that is read: continuous inputs of a decoder.
+"""Ids beyond the embedding table that stand for features of a picture or sound: continuous inputs of a decoder.
 
-Some models read pictures through features and not through codes (Janus, arXiv 2410.13848). A decoder that is fed
-integers can take them all the same: what is read gets ids of its own, never given twice, and this module, in the place
-of the embedding table, knows their rows. So batches, padding, caches and what a session remembers need to know nothing
-of features: two pictures have different ids, and a picture that is shown again has those that it had.
+Some models read pictures as features and not as codes (Janus, arXiv 2410.13848). A decoder that is fed integers can
+take them all the same: each medium that is read gets ids that nothing else ever gets, and this module, in the place of
+the embedding table, looks up their rows. So batches, padding, caches and sessions need no code for features: two
+pictures have different ids, and a picture that is shown again keeps its ids.
 
-Ids of features are never written, only read. They last as long as somebody keeps their `Features`.
+A model reads ids of features and never writes them. They are valid as long as somebody keeps their `Features`.
 
 Shapes: S streams, P tokens, N rows of a medium, V rows of the table, D width.
 """
@@ -15,16 +15,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STRIDE = 2**16  # ids that one medium may take
 
 
 class Features:
-    """What was read of a medium, [N, D], or what reads it when it is needed; and the ids that stand for it."""
+    """The features [N, D] of one medium, or a function that computes them; and the N ids that stand for them."""
 
     def __init__(self, rows: Tensor | Callable[[], Tensor], ids: range) -> None:
         self._rows, self.ids = rows, ids
@@ -46,19 +49,22 @@ class FeatureRows(nn.Module):
         self._lock = threading.Lock()
 
     @property
-    def weight(self) -> Any:
+    def weight(self) -> Tensor:
         return self.base.weight
 
     def add(self, rows: Tensor) -> Features:
-        """Features [N, D] with ids of their own. Keep what is returned as long as the ids are in use."""
+        """Give features [N, D] new ids. Keep what is returned as long as the ids are in use.
+
+        Raises ValueError for features of another width, and for none or more than `STRIDE`.
+        """
         weight = self.base.weight
         if rows.dim() != 2 or rows.shape[1] != weight.shape[1] or not 1 <= len(rows) <= STRIDE:
             raise ValueError(f"features {list(rows.shape)} do not fit an embedding table of width {weight.shape[1]}")
         return self._add(rows.to(weight.device, weight.dtype), len(rows))
 
-    def add_later(self, look: Callable[[], Tensor], count: int) -> Features:
-        """The same for `count` features that `look` gives whenever the decoder is fed them: more than fit in memory."""
-        return self._add(look, count)
+    def add_later(self, compute_rows: Callable[[], Tensor], count: int) -> Features:
+        """The same for `count` features that `compute_rows` returns, called at every read: none stay in memory."""
+        return self._add(compute_rows, count)
 
     def _add(self, rows: Tensor | Callable[[], Tensor], count: int) -> Features:
         with self._lock:
@@ -67,7 +73,7 @@ class FeatureRows(nn.Module):
             self._kept[number] = kept = Features(rows, range(start, start + count))
         return kept
 
-    def knows(self, ids: Iterable[int]) -> bool:
+    def has_ids(self, ids: Iterable[int]) -> bool:
         """Whether every id beyond the table stands for features that are still kept."""
         kept: dict[int, Features | None] = {}
         for row in ids:
@@ -79,7 +85,7 @@ class FeatureRows(nn.Module):
         return True
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids [S, P] → [S, P, D]. A step of one token has no features: prompts do not end within a medium."""
+        """ids [S, P] → [S, P, D]. P = 1 is a step of decoding, which reads no features."""
         if ids.shape[-1] == 1:
             return self.base(ids)
         beyond = ids >= self.num_rows
@@ -94,8 +100,8 @@ class FeatureRows(nn.Module):
         return x
 
 
-def attach_feature_rows(model: Any) -> FeatureRows:
-    """Put `FeatureRows` in the place of the model's embedding table; without features the model is what it was."""
+def attach_feature_rows(model: PreTrainedModel) -> FeatureRows:
+    """Put `FeatureRows` in the place of the model's embedding table; ids within the table give the same as before."""
     rows = FeatureRows(model.get_input_embeddings())
     model.set_input_embeddings(rows)
     return rows

@@ -1,8 +1,8 @@
-"""A head whose rows for one block are scored by a small network of their own, as Janus (arXiv 2410.13848) does it.
+"""A head that scores the codes of pictures by a small network, as Janus (arXiv 2410.13848) does.
 
-Text rows are a matrix; picture rows are two layers with an activation between, which no matrix can stand for. The
-decoder stays a stock causal LM: this head takes the place of its last matrix when a folder with
-`image_head.safetensors` is loaded. The rows of the block in the stock matrix are not used.
+Text rows are scored by a matrix; picture rows by two layers with an activation between, which no matrix can replace.
+The decoder stays a stock causal LM: this head takes the place of its last matrix when a folder with
+`image_head.safetensors` is loaded. The stock matrix's own rows for pictures are not used.
 
 Shapes: D width, V rows of the vocabulary.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,17 @@ from torch import Tensor, nn
 
 from unimodal.files import atomic_write_bytes, describe_error
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 HEAD_FILE = "image_head.safetensors"
 
 
 class ImageHead(nn.Module):
-    """Rows before `start` from the base's matrix, those from it on from `inner`, the activation and `outer`."""
+    """Rows before `start` are scored by the base's matrix, rows from `start` on by `inner`, the activation and `outer`.
+
+    Raises ValueError for a network whose rows do not end where the model's do.
+    """
 
     def __init__(self, base: nn.Linear, start: int, inner: nn.Linear, activation: str, outer: nn.Linear) -> None:
         super().__init__()
@@ -54,9 +60,9 @@ class ImageHead(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def split_linear(self, hidden: Tensor, rows: Sequence[range]) -> tuple[Tensor, list[Tensor]]:
-        """States [P, E] and matrices [k, E] whose products are the logits of these rows, all of text or all of codes.
+        """hidden [P, D] → states [P, E] and matrices [k, E] whose products are the logits of these rows.
 
-        hidden: [P, D]. A bias is one more column. Raises ValueError for rows of both: no one matrix scores them.
+        A bias is one more column. Raises ValueError if some rows are text and others codes: no one matrix scores both.
         """
         codes = [piece.start >= self.start for piece in rows]
         if any(codes) != all(codes) or any(piece.start < self.start < piece.stop for piece in rows):
@@ -71,6 +77,7 @@ class ImageHead(nn.Module):
         return inner, [weight[piece] for piece in chosen]
 
     def save(self, folder: str | Path) -> None:
+        """Write `image_head.safetensors`, whole or not at all."""
         from safetensors.torch import save
 
         state = {
@@ -82,8 +89,11 @@ class ImageHead(nn.Module):
         atomic_write_bytes(Path(folder) / HEAD_FILE, save(state, metadata=metadata))
 
 
-def attach_image_head(model: Any, folder: str | Path) -> Any:
-    """The model with the head of its folder, where it has one, in the precision of its last matrix."""
+def attach_image_head(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """Put the folder's image head, if it has one, on the model, in the precision of its last matrix.
+
+    Raises ValueError for a damaged file and for a head of another model.
+    """
     path = Path(folder) / HEAD_FILE
     if not path.is_file():
         return model

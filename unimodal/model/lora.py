@@ -2,21 +2,25 @@
 
 LoRA (arXiv 2106.09685), rank-stabilised scaling alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732) and the split of a weight
 into magnitude and direction (DoRA, arXiv 2402.09353). The layers are injected into the model, which keeps its class:
-whatever runs the stock model runs the adapted one. The head and the embeddings are never targets: new rows are trained
-as rows (`rows.py`), because an adapter over them that misses the new ones is the commonest defect of tuned unified
-models.
+whatever runs the stock model runs the adapted one. The head and the embeddings are never targets: new rows are
+trained as rows (`rows.py`). An adapter over the tables that misses the new rows is the commonest defect of tuned models
+of several media.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from unimodal.config import Config
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
 
 ADAPTER = "default"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj", "query_key_value", "dense", "c_attn")
@@ -33,10 +37,10 @@ class LoraSettings(Config):
     dora: bool = False
 
 
-def find_linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The decoder's linear layers by name: `nn.Linear`, and GPT-2's Conv1D, which is one with its weight transposed.
+def find_linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The decoder's linear layers by name: `nn.Linear`, and GPT-2's Conv1D, a linear layer with its weight transposed.
 
-    Falcon's own Linear is one too; a router that is a Linear with another result (Phi-MoE's) is none.
+    A subclass of `nn.Linear` counts if its forward is a linear map (Falcon's is; a router of Phi-MoE is not).
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -50,7 +54,7 @@ def find_linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def _maps_linearly(layer: nn.Linear) -> bool:
-    """Whether a forward of its own gives the product with the weights all the same."""
+    """Whether a layer with a forward of its own still returns x @ weight.T + bias."""
     probe = torch.ones(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
     mapped = layer(probe)
     return isinstance(mapped, torch.Tensor) and torch.equal(
@@ -58,19 +62,19 @@ def _maps_linearly(layer: nn.Linear) -> bool:
     )
 
 
-def list_linear_names(model: nn.Module) -> list[str]:
+def list_linear_names(model: PreTrainedModel) -> list[str]:
     """The last names of the decoder's linear layers, such as q_proj and down_proj."""
     return sorted({_name_target(name) for name in find_linear_layers(model)})
 
 
 def _name_target(name: str) -> str:
-    """The last part of a layer's name; with the one before it where the last is a number, as in a Sequential."""
+    """The last part of a layer's name, or the last two where the last is a number, as in a Sequential."""
     *_, before, last = ("", *name.split("."))
     return f"{before}.{last}" if last.isdigit() else last
 
 
-def make_peft_config(model: nn.Module, settings: LoraSettings, base_name: str = "") -> Any:
-    """peft's own configuration. ValueError for a target that the model does not have."""
+def make_peft_config(model: PreTrainedModel, settings: LoraSettings, base_name: str = "") -> LoraConfig:
+    """peft's own configuration. Raises ValueError for a target that the model does not have."""
     from peft import LoraConfig
 
     names = list_linear_names(model)
@@ -101,8 +105,8 @@ def make_peft_config(model: nn.Module, settings: LoraSettings, base_name: str = 
     )
 
 
-def add_lora(model: nn.Module, config: Any, seed: int = 0) -> nn.Module:
-    """Injects trainable adapters in place, in float32; the rest of the model is frozen by peft, new rows included."""
+def add_lora(model: nn.Module, config: LoraConfig, seed: int = 0) -> nn.Module:
+    """Inject trainable adapters in place, in float32. peft freezes the rest of the model, new rows included."""
     from peft import inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]):
@@ -130,8 +134,7 @@ def extract_lora_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """The inverse of `extract_lora_state`. ValueError when the tensors are not exactly those of this model's
-    adapters."""
+    """Load what `extract_lora_state` returned. Raises ValueError for other tensors than this model's adapters have."""
     own = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}
     stored = {f"base_model.model.{name.replace(f'.{ADAPTER}', '')}": name for name in own}
     if set(stored) != set(state):
@@ -148,7 +151,7 @@ def load_lora_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Adds every adapter into its layer's weight and puts the plain layers back, in place."""
+    """Add every adapter to its layer's weight and put the plain layers back, in place; return the model."""
     layers = find_lora_layers(model)
     for layer in layers.values():
         layer.merge(safe_merge=True)

@@ -2,11 +2,11 @@
 
 Media codes and controls become rows behind the base table, padded base rows included. The base table stays frozen and
 untouched; the new rows are a parameter of their own on the input side and, unless the base ties its tables, another on
-the output side (peft's trainable indices train the input side of an untied model only, and resizing the base copies its
-whole table into the optimizer). ``merge_rows`` concatenates both into a stock model of the same architecture.
+the output side. (peft's trainable indices train the input side of an untied model only, and resizing the base puts its
+whole table into the optimizer.) ``merge_rows`` concatenates both into a stock model of the same architecture.
 
-A new row is what a row of the base is: a table that scales what it looks up (Gemma's) scales new rows too. A bias of
-the head is 0 for them.
+New rows are treated as base rows are: a table that scales what it looks up (Gemma's) scales them too. Where the head
+has a bias, it is 0 for new rows.
 
 Shapes: B batch, N tokens, D width, V base rows, R new rows.
 """
@@ -14,19 +14,25 @@ Shapes: B batch, N tokens, D width, V base rows, R new rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from unimodal.model.feature_rows import FeatureRows
 from unimodal.model.structured_rows import StructuredRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def draw_initial_rows(base: Tensor, num_rows: int, seed: int = 0) -> Tensor:
-    """New rows [R, D] like the base's [V, D]: its mean plus noise with its spread in each of the D directions.
+    """New rows [R, D] like the base's [V, D]: their mean, plus noise with their spread in each of the D directions.
 
-    Rows that all equal the mean cannot be told apart by the head; rows far larger than the base's drown its logits.
+    The head cannot tell rows apart that all equal the mean, and rows far larger than the base's drown its logits.
+    Raises ValueError for a base of zeros.
     """
     table = base.detach().float()
     used = table[table.abs().sum(1) > 0]  # padded rows are often zero
@@ -39,9 +45,9 @@ def draw_initial_rows(base: Tensor, num_rows: int, seed: int = 0) -> Tensor:
 
 
 def find_embedding_scale(table: nn.Embedding) -> float:
-    """What a base's embedding table multiplies its rows by: sqrt(D) in Gemma's, 1 in most.
+    """The factor by which a base's embedding table multiplies its rows: sqrt(D) in Gemma's, 1 in most.
 
-    ValueError for a table that makes something else of its rows.
+    Raises ValueError for a table that does more than multiply.
     """
     if type(table) is nn.Embedding:
         return 1.0
@@ -55,7 +61,7 @@ def find_embedding_scale(table: nn.Embedding) -> float:
 
 
 class ExtendedEmbedding(nn.Module):
-    """An embedding of V frozen rows and R new ones: ids [B, N] -> [B, N, D], without joining the two tables."""
+    """An embedding of V base rows and R new ones: ids [B, N] -> [B, N, D], without joining the two tables."""
 
     def __init__(self, base: nn.Embedding, new_rows: nn.Parameter) -> None:
         super().__init__()
@@ -74,7 +80,7 @@ class ExtendedEmbedding(nn.Module):
 
 
 class ExtendedHead(nn.Module):
-    """A head of V frozen rows and R new ones: hidden [..., D] -> logits [..., V + R].
+    """A head of V base rows and R new ones: hidden [..., D] -> logits [..., V + R].
 
     `UntiedExtendedHead` has new rows of its own, `TiedExtendedHead` those of the embedding.
     """
@@ -94,7 +100,7 @@ class ExtendedHead(nn.Module):
         return torch.cat([self.base(hidden), F.linear(hidden, self.new_rows.to(hidden.dtype))], dim=-1)
 
     def select_parts(self, rows: range) -> list[Tensor]:
-        """The weights of these rows, frozen ones apart from new ones: each [k, D], attached to their parameters."""
+        """The weights of these rows, base rows and new rows apart: each [k, D], attached to its parameter."""
         found = []
         if rows.start < self.num_base:
             found.append(self.base.weight[rows.start : min(rows.stop, self.num_base)])
@@ -103,7 +109,7 @@ class ExtendedHead(nn.Module):
         return found
 
     def select_biases(self, rows: range) -> list[Tensor | None]:
-        """The biases [k] of the same parts: the base's, none of new rows."""
+        """The biases [k] of the same parts; None for new rows, and for a base without a bias."""
         if self.base.bias is None:
             return [None for _ in self.select_parts(rows)]
         old = [self.base.bias[rows.start : min(rows.stop, self.num_base)]] if rows.start < self.num_base else []
@@ -111,13 +117,15 @@ class ExtendedHead(nn.Module):
 
 
 class UntiedExtendedHead(ExtendedHead):
+    """The head of a base whose two tables are separate: its new rows are a parameter of its own."""
+
     def __init__(self, base: nn.Linear, new_rows: nn.Parameter) -> None:
         super().__init__(base)
         self.new_rows = new_rows
 
 
 class TiedExtendedHead(ExtendedHead):
-    """The head of a base that ties its tables: its new rows are those of the embedding, whatever these are made of."""
+    """The head of a base that ties its tables: its new rows are the embedding's, parametrized or not."""
 
     def __init__(self, base: nn.Linear, embedding: ExtendedEmbedding) -> None:
         super().__init__(base)
@@ -128,16 +136,24 @@ class TiedExtendedHead(ExtendedHead):
         return self._embedding[0].new_rows
 
 
-def select_head_parts(head: nn.Module, rows: range) -> list[Tensor]:
-    """The head's weight for these rows as a list of parts [k, D], attached to its parameters.
+def find_base_table(model: PreTrainedModel) -> nn.Embedding:
+    """The base's own embedding table, below `FeatureRows` and `ExtendedEmbedding` where they are in its place."""
+    table = model.get_input_embeddings()
+    while isinstance(table, (FeatureRows, ExtendedEmbedding)):
+        table = table.base
+    return table
 
-    ``head`` is anything with a ``weight`` [V, D] (a Linear, a tied Embedding) or an ExtendedHead.
+
+def select_head_parts(head: nn.Module, rows: range) -> list[Tensor]:
+    """The weights of these rows of a head as parts [k, D], attached to its parameters.
+
+    head: an ExtendedHead, or any module with a ``weight`` [V, D] (a Linear, a tied Embedding).
     """
     return head.select_parts(rows) if isinstance(head, ExtendedHead) else [head.weight[rows.start : rows.stop]]
 
 
 def select_head_biases(head: nn.Module, rows: range) -> list[Tensor | None]:
-    """The biases of the same parts, each [k] or None."""
+    """The biases of the parts of `select_head_parts`, each [k] or None."""
     if isinstance(head, ExtendedHead):
         return head.select_biases(rows)
     bias = head.bias if isinstance(head, nn.Linear) else None
@@ -145,13 +161,13 @@ def select_head_biases(head: nn.Module, rows: range) -> list[Tensor | None]:
 
 
 def read_head_rows(head: nn.Module, rows: range) -> Tensor:
-    """The same in one tensor [len(rows), D], in the precision of the head's first part."""
+    """The weights of these rows in one tensor [len(rows), D], in the precision of the first part."""
     parts = select_head_parts(head, rows)
     return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[0].dtype) for part in parts])
 
 
 def read_head_bias(head: nn.Module, rows: range) -> Tensor | None:
-    """The biases [len(rows)] in one tensor; None for a head without."""
+    """The biases of these rows in one tensor [len(rows)]; None for a head without."""
     biases = select_head_biases(head, rows)
     if all(bias is None for bias in biases):
         return None
@@ -160,19 +176,20 @@ def read_head_bias(head: nn.Module, rows: range) -> Tensor | None:
 
 
 def extend_rows(
-    model: nn.Module,
+    model: PreTrainedModel,
     num_rows: int,
     seed: int = 0,
     freeze_base: bool = True,
-    begin: Callable[[Tensor, int], Tensor] | None = None,
-) -> nn.Module:
-    """Put ``num_rows`` trainable rows behind the real embedding rows of a Hugging Face causal LM, in place.
+    draw_rows: Callable[[Tensor, int], Tensor] | None = None,
+) -> PreTrainedModel:
+    """Put ``num_rows`` trainable rows behind the embedding rows of a Hugging Face causal LM, in place; return it.
 
-    ``begin(table [V, D], seed)`` gives the first values [R, D] of a side; without it, ``draw_initial_rows``.
+    draw_rows: (table [V, D], seed) → the first values [R, D] of one side; ``draw_initial_rows`` by default.
 
-    The first new id is the length of the base's real table, which may be longer than its tokenizer. Everything else is
-    frozen unless ``freeze_base`` is False. LoRA goes on top; peft freezes everything else once more, so call
-    ``requires_grad_(True)`` on the ``new_rows`` after it.
+    The first new id is the length of the base's table, which may be longer than its tokenizer. Everything else is
+    frozen unless ``freeze_base`` is False. LoRA is added afterwards; peft freezes the new rows then, so call
+    ``requires_grad_(True)`` on them again.
+    Raises ValueError for a model that has new rows already, and for one whose tables do not fit.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(embedding, ExtendedEmbedding):
@@ -186,28 +203,28 @@ def extend_rows(
     tied = head.weight is embedding.weight
     if freeze_base:
         model.requires_grad_(False)
-    begin = begin or (lambda table, side_seed: draw_initial_rows(table, num_rows, side_seed))
-    input_rows = nn.Parameter(begin(embedding.weight, seed))
+    draw_rows = draw_rows or (lambda table, side_seed: draw_initial_rows(table, num_rows, side_seed))
+    input_rows = nn.Parameter(draw_rows(embedding.weight, seed))
     extended = ExtendedEmbedding(embedding, input_rows)
     if tied:
         new_head: ExtendedHead = TiedExtendedHead(head, extended)
     else:
-        new_head = UntiedExtendedHead(head, nn.Parameter(begin(head.weight, seed + 1)))
+        new_head = UntiedExtendedHead(head, nn.Parameter(draw_rows(head.weight, seed + 1)))
     model.set_input_embeddings(extended)
     model.set_output_embeddings(new_head)
     return model
 
 
-def share_rows(model: nn.Module, features: Mapping[range, Tensor]) -> None:
-    """Lets the new rows of a block share what they learn: row + features(code) @ table, on each side a table [F, D].
+def share_rows(model: PreTrainedModel, features: Mapping[range, Tensor]) -> None:
+    """Train the new rows of a block together: row + features(code) @ table, with one table [F, D] for each side.
 
-    features maps rows of the vocabulary to [R, F]. The rows keep the values they have; a gradient for one code then
-    moves the codes that are like it too (`structured_rows.py`). Compute inside ``parametrize.cached()``. What is saved
-    and merged are plain rows.
+    features: rows of the vocabulary → [R, F]. The rows keep their values; a gradient for one code then also moves the
+    codes with similar features (`structured_rows.py`). Compute inside ``parametrize.cached()``. Saving and merging give
+    plain rows. Raises ValueError for a model without new rows, and for features that do not fit them.
 
-    What it is worth, by `tools/compare_initialisers.py --only codebook --sharing both --layers 8 --precision bfloat16
-    --pictures 100 --steps 100` (one seed; the first 8 layers of SmolLM2; 100 emoji asked about and asked for, 82 other
-    concepts held out): the documents of training are fitted sooner, held-out concepts are not known better.
+    By `tools/compare_initialisers.py --only codebook --sharing both --layers 8 --precision bfloat16 --pictures 100
+    --steps 100` (one seed; the first 8 layers of SmolLM2; 100 emoji asked about and asked for, 82 other concepts held
+    out), training documents are fitted sooner and held-out concepts are not known better; losses in nats a token:
 
         loss after 100 steps      trained on: text  pictures    held out: text  pictures
         rows of their own                    2.290     4.984             2.803    10.157
@@ -228,8 +245,11 @@ def share_rows(model: nn.Module, features: Mapping[range, Tensor]) -> None:
 
 
 @torch.no_grad()
-def merge_rows(model: nn.Module) -> nn.Module:
-    """Join base and new rows into plain tables, in place: a stock model again, with ``vocab_size`` grown to match."""
+def merge_rows(model: PreTrainedModel) -> PreTrainedModel:
+    """Join base and new rows into plain tables, in place: a stock model again, with ``vocab_size`` grown to match.
+
+    Raises ValueError for a model without new rows.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows to merge")
@@ -254,8 +274,11 @@ def merge_rows(model: nn.Module) -> nn.Module:
     return model
 
 
-def get_new_rows(model: nn.Module) -> dict[str, Tensor]:
-    """The trained rows by side, ``input`` and, on an untied model, ``output``: what an adapter has to save."""
+def get_new_rows(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The new rows [R, D] of each side: ``input`` and, on an untied model, ``output``.
+
+    Raises ValueError for a model without new rows.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, ExtendedEmbedding) or not isinstance(head, ExtendedHead):
         raise ValueError("this model has no new rows")

@@ -2,11 +2,10 @@
 
 A media code is not an arbitrary symbol: the 4,096 values of a finite scalar quantizer are four levels of eight, and a
 prototype is a vector. Each row of a block is trained as ``free row + features(code) @ table``, so that a gradient for
-one code moves its neighbours too and rare codes are learned from common ones (the notes call for rows that are
-projected from codebook vectors or summed over levels; compare the factorised codebooks of "Elucidating the design
-space of language models for image generation", arXiv 2410.16257). A row that has words of its own (a concept's
-prototype) may also share the rows of these words, as initialisation from a description does, but throughout training:
-naming a picture and drawing a name become nearly a copy. ``finish`` leaves a stock table.
+one code moves its neighbours too and rare codes are learned from common ones. Compare the factorised codebooks of
+"Elucidating the design space of language models for image generation" (arXiv 2410.16257). A row that has words of its
+own (a concept's prototype) may also share the rows of these words throughout training: naming a picture and drawing a
+name then become nearly a copy. ``remove_structure`` leaves a stock table.
 
 Shapes: V rows, D width, R rows of a block, F features of a code.
 ``words`` maps a block to a list of text rows for each of its rows.
@@ -22,7 +21,10 @@ from torch.nn.utils import parametrize
 
 
 class StructuredRows(nn.Module):
-    """The parametrization of a [V, D] table: adds ``features @ table`` to the rows of every block given."""
+    """The parametrization of a table [V, D]: adds ``features @ table`` to the rows of each block.
+
+    Raises ValueError for features of another number of rows than their block has.
+    """
 
     def __init__(
         self,
@@ -50,11 +52,11 @@ class StructuredRows(nn.Module):
         self.words = {rows: _build_bags(listed, vocab_size) for rows, listed in (words or {}).items()}
 
     def forward(self, free: Tensor) -> Tensor:
-        """free: [V, D] → [V, D], in its own precision."""
+        """Free rows [V, D] → the rows in use [V, D], in the precision of the free ones."""
         with torch.autocast(free.device.type, enabled=False):
-            return self._forward(free)
+            return self._add_shared(free)
 
-    def _forward(self, free: Tensor) -> Tensor:
+    def _add_shared(self, free: Tensor) -> Tensor:
         parts, at = [], 0
         for index, rows in enumerate(self.ranges):
             if rows.start > at:
@@ -75,7 +77,7 @@ def encode_levels(level_indices: Tensor, num_levels: tuple[int, ...]) -> Tensor:
 
 
 def _build_bags(listed: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
-    """Lists of word rows → sparse [R, V] with 1/√n at the n words of each row: their sum, at the size of one row."""
+    """Lists of word rows → sparse [R, V] with 1/√n at the n words of a row: their sum, at about the size of one row."""
     places = [(row, word) for row, ids in enumerate(listed) for word in ids]
     weights = [len(listed[row]) ** -0.5 for row, _ in places]
     indices = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
@@ -83,14 +85,17 @@ def _build_bags(listed: Sequence[Sequence[int]], vocab_size: int) -> Tensor:
     return torch.sparse_coo_tensor(indices, torch.tensor(weights), size, check_invariants=True).coalesce()
 
 
-def structure(
+def add_structure(
     embedding: nn.Embedding,
     features: Mapping[range, Tensor],
     std: float = 0.02,
     words: Mapping[range, Sequence[Sequence[int]]] | None = None,
 ) -> StructuredRows:
-    """Puts the structure on ``embedding.weight``; train inside ``parametrize.cached()`` so that it is computed once a
-    step."""
+    """Put the structure on ``embedding.weight``; its shared rows start at zero.
+
+    Train inside ``parametrize.cached()``, so that the table is computed once a step. Raises ValueError for a frozen
+    table.
+    """
     if not embedding.weight.requires_grad:
         raise ValueError("the table is frozen; structured rows are for tables that are trained")
     rows = StructuredRows(features, embedding.num_embeddings, embedding.embedding_dim, std, words)
@@ -102,10 +107,11 @@ def structure(
 
 
 @torch.no_grad()
-def begin_from(embedding: nn.Embedding, rows: Tensor) -> None:
-    """Gives a structured table the values ``rows`` [V, D] of a finished one, to train it further.
+def load_rows(embedding: nn.Embedding, rows: Tensor) -> None:
+    """Give a structured table the values ``rows`` [V, D] of a plain one, to train it further.
 
-    What the features explain of a block (least squares) goes to its shared table, the rest to its free rows.
+    The part of a block that its features explain (least squares) goes to its shared table, the rest to its free rows.
+    Raises ValueError for a table of another shape.
     """
     structured = embedding.parametrizations.weight  # type: ignore[union-attr]
     shape: StructuredRows = structured[0]
@@ -123,6 +129,6 @@ def begin_from(embedding: nn.Embedding, rows: Tensor) -> None:
         structured.original[span.start : span.stop] = left - features @ shape.tables[index]
 
 
-def finish(embedding: nn.Embedding) -> None:
-    """Replaces the structured table by its values: a stock embedding again."""
+def remove_structure(embedding: nn.Embedding) -> None:
+    """Replace the structured table by its values: a stock embedding again."""
     parametrize.remove_parametrizations(embedding, "weight", leave_parametrized=True)

@@ -1,9 +1,9 @@
-"""Token-Shuffle (arXiv:2504.17789): s×s neighbouring codes of a raster are one token of the decoder.
+"""Token-Shuffle (arXiv:2504.17789): a window of s×s neighbouring codes of a raster is one token of the decoder.
 
 The embedding of a code needs far fewer dimensions than the decoder is wide. So the codes of a window are narrowed, laid
-side by side along the channels and refined: one token of full width. Behind the decoder each token is split again and
-widened, and the head is read once for every code. A picture of N codes takes N / s² steps, in each of which the
-window's codes are drawn independently of each other; which is what is lost, and why the model must be trained for it.
+side by side along the channels and refined: one token of full width. Behind the decoder each token is split and widened
+again, and the head is read once for every code. A picture of N codes takes N / s² steps. The codes of a window are
+drawn independently of each other: this is the loss, and the reason why a model must be trained for it.
 
 Shapes: B batch, T tokens of the prompt, N codes in raster order, G = N / s² windows, W = s² codes of a window, D width,
 K rows of the block.
@@ -11,13 +11,16 @@ K rows of the block.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.model.rows import read_head_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def split_windows(codes: Tensor, columns: int, side: int) -> Tensor:
@@ -38,8 +41,8 @@ def join_windows(tiles: Tensor, columns: int, side: int) -> Tensor:
     return grid.transpose(2, 3).reshape(batch, groups * per_window, *tiles.shape[3:])
 
 
-class _Refine(nn.Module):
-    """A residual MLP block."""
+class _ResidualBlock(nn.Module):
+    """A residual MLP block, [..., D] -> [..., D]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ class _Refine(nn.Module):
 
 
 class TokenShuffle(nn.Module):
-    """`fuse` before the decoder, `unfuse` behind it."""
+    """The two networks: `fuse` before the decoder, `unfuse` behind it. Windows are side × side codes."""
 
     def __init__(self, width: int, side: int = 2, num_blocks: int = 2) -> None:
         super().__init__()
@@ -58,8 +61,8 @@ class TokenShuffle(nn.Module):
             raise ValueError(f"width {width} is not a multiple of {side}² channels; choose another window")
         self.side, narrow = side, width // side**2
         self.narrow, self.widen = nn.Linear(width, narrow), nn.Linear(narrow, width)
-        self.before = nn.Sequential(*(_Refine(width) for _ in range(num_blocks)))
-        self.behind = nn.Sequential(*(_Refine(width) for _ in range(num_blocks)))
+        self.before = nn.Sequential(*(_ResidualBlock(width) for _ in range(num_blocks)))
+        self.behind = nn.Sequential(*(_ResidualBlock(width) for _ in range(num_blocks)))
 
     def fuse(self, embedded: Tensor) -> Tensor:
         """[B, G, W, D] -> [B, G, D]"""
@@ -71,9 +74,12 @@ class TokenShuffle(nn.Module):
 
 
 class TokenShuffleLM(nn.Module):
-    """A stock causal LM whose pictures run through a TokenShuffle; ``rows`` is the block of the picture's codes."""
+    """A stock causal LM whose pictures run through a TokenShuffle.
 
-    def __init__(self, model: nn.Module, rows: range, columns: int, side: int = 2, num_blocks: int = 2) -> None:
+    rows: the rows of the picture's codes. columns: codes in a row of the raster.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: range, columns: int, side: int = 2, num_blocks: int = 2) -> None:
         super().__init__()
         self.model, self.rows, self.columns = model, rows, columns
         self.shuffle = TokenShuffle(model.config.hidden_size, side, num_blocks)
@@ -91,7 +97,7 @@ class TokenShuffleLM(nn.Module):
         return join_windows(self._compute_logits(hidden[:, prompt.shape[1] - 1 :]), self.columns, self.shuffle.side)
 
     def compute_loss(self, prompt: Tensor, codes: Tensor) -> Tensor:
-        """The mean negative log-likelihood of the codes [B, N], a code."""
+        """The mean negative log-likelihood of the codes [B, N], in nats a code."""
         return F.cross_entropy(self(prompt, codes).flatten(0, 1), codes.flatten())
 
     def _compute_logits(self, hidden: Tensor) -> Tensor:
@@ -108,19 +114,21 @@ class TokenShuffleLM(nn.Module):
         unconditional: Tensor | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Codes [B, N] for prompts [B, T]; ``unconditional`` [B, T] is read beside them where guidance is not 1."""
+        """Draw codes [B, N] for prompts [B, T]. temperature 0: always the likeliest code.
+
+        guidance: scale of classifier-free guidance; 1 turns it off, any other needs ``unconditional`` prompts [B, T].
+        Raises ValueError without them, and for a number of codes that does not fill its windows.
+        """
         from transformers import DynamicCache
 
         if guidance != 1.0 and unconditional is None:
             raise ValueError(f"guidance {guidance} needs the unconditional prompts")
         embed, decoder = self.model.get_input_embeddings(), self.model.get_decoder()
         per_window = self.shuffle.side**2
-        split_windows(
-            torch.zeros(1, num_codes, dtype=torch.int64), self.columns, self.shuffle.side
-        )  # is the number whole?
+        split_windows(torch.zeros(1, num_codes, dtype=torch.int64), self.columns, self.shuffle.side)  # or ValueError
         twin = guidance != 1.0 and unconditional is not None
         inputs = embed(torch.cat([prompt, unconditional]) if twin else prompt)  # [B or 2B, T, D]
-        cache: Any = DynamicCache(config=decoder.config)
+        cache = DynamicCache(config=decoder.config)
         generator = torch.Generator(device=prompt.device).manual_seed(seed)
         found = []
         for _ in range(num_codes // per_window):

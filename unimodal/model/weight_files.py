@@ -1,8 +1,8 @@
-"""What may be opened as weights: safetensors and nothing else. Imports no torch.
+"""Weights are opened from safetensors and nothing else. Imports no torch.
 
-A pickle runs whatever its author wrote as soon as it is opened, under any suffix. So a folder that holds one is refused
-by name before anything is loaded from it, and a `.safetensors` file must begin as the format does: eight bytes with the
-length of a JSON header, then the header (huggingface/safetensors, README).
+A pickle runs its author's code as soon as it is opened, whatever its suffix. So a folder that holds one is refused
+before anything is loaded from it. A `.safetensors` file must begin as the format does: eight bytes with the length of a
+JSON header, then the header (huggingface/safetensors, README).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-ORIGINAL = "original"  # in a converted folder: what of its checkpoint has no other place
+ORIGINAL = "original"  # folder in a converted folder: the files of its checkpoint that have no other place
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
@@ -25,7 +25,7 @@ def list_weight_files(folder: Path) -> Iterable[Path]:
 
 
 def check_weight_files(paths: Iterable[Path]) -> None:
-    """ValueError, in one line, for a pickle among these files, whatever it is called, and for broken safetensors."""
+    """Raises ValueError, in one line, for a pickle among these files, whatever its suffix, and for a damaged file."""
     for path in paths:
         if path.suffix.lower() == ".safetensors":
             _check_safetensors(path)
@@ -39,6 +39,7 @@ _PICKLE = (
 
 
 def _check_safetensors(path: Path) -> None:
+    """ValueError for a file that does not begin with a safetensors header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -10,7 +10,7 @@ import torch
 from unimodal.files import describe_error, read_json
 from unimodal.model.adapter import load_adapter
 from unimodal.model.adapter_files import is_adapter, read_adapter_record
-from unimodal.model.base import find_decoder_class, load_base, quiet_transformers
+from unimodal.model.base import find_decoder_class, load_base, silence_transformers
 from unimodal.model.image_head import HEAD_FILE, ImageHead, attach_image_head
 from unimodal.model_folder.layout import CONFIG_FILE
 from unimodal.vocabulary import Vocabulary
@@ -50,7 +50,7 @@ def load_stock(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrained
     if stock is None:
         raise ValueError(f"{folder}/{CONFIG_FILE} names the architecture {architecture}; it must be a causal LM")
     try:
-        with quiet_transformers():
+        with silence_transformers():
             decoder, found = stock.from_pretrained(
                 folder,
                 dtype=dtype,

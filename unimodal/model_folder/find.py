@@ -83,7 +83,7 @@ def _find_default() -> Path:
 def _fetch(hub_id: str) -> Path:
     release = find_release(hub_id)
     if release is not None:  # before its many gigabytes are downloaded
-        raise ValueError(f"model {hub_id!r}: {release.say_what_to_do(hub_id)}")
+        raise ValueError(f"model {hub_id!r}: {release.describe_next_step(hub_id)}")
     return _check_folder(download_folder(hub_id, what="model "), hub_id)
 
 
@@ -132,7 +132,7 @@ def _check_folder(folder: Path, name: str) -> Path:
         fix = "copy or download it again"
         release = find_release(folder) if VOCABULARY_FILE in missing else None
         if release is not None:
-            raise ValueError(f"model {name!r}: {release.say_what_to_do(name)}")
+            raise ValueError(f"model {name!r}: {release.describe_next_step(name)}")
         check_weight_files(list_weight_files(folder))
         raise ValueError(f"model {name!r} is incomplete: {', '.join(missing)} missing; {fix}")
     check_weight_files(list_weight_files(folder))

@@ -1,8 +1,8 @@
-"""New rows projected from the codebook vectors of their codes; rows without one begin by `description`.
+"""New rows projected from the codebook vectors of their codes; rows without one begin as `description` says.
 
 Codes whose vectors are near each other in the codebook get rows near each other: a random projection keeps distances
-(Johnson and Lindenstrauss 1984), and the projector over a frozen codebook is how VQGAN-LC (arXiv 2406.11837) and
-language models over media codes start. The projected rows are given the base's mean and covariance.
+(Johnson and Lindenstrauss 1984), and VQGAN-LC (arXiv 2406.11837) starts from a projector over a frozen codebook. The
+projected rows are given the base's mean and covariance.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimodal.model.initialisers.description import description
+from unimodal.model.initialisers.description import average_words
 from unimodal.model.initialisers.request import RowRequest
 
 OWN = 0.3  # share of a row's variance that is its own: codes with equal vectors must not share a row
 
 
-def codebook(request: RowRequest) -> Tensor:
-    """→ [R, D]. Every block of `request.features` is centred, whitened, projected and coloured like the base."""
-    rows = description(request)
+def project_codebook(request: RowRequest) -> Tensor:
+    """New rows [R, D]: the features of each block, centred, scaled, projected and given the base's covariance.
+
+    Raises ValueError for features that do not fit the new rows.
+    """
+    rows = average_words(request)
     num_base, width = request.table.shape
     used = request.list_used()
     centred = used - used.mean(0)

@@ -13,8 +13,8 @@ from torch import Tensor
 from unimodal.model.initialisers.request import RowRequest
 
 
-def covariance(request: RowRequest) -> Tensor:
-    """→ [R, D]."""
+def draw_by_covariance(request: RowRequest) -> Tensor:
+    """New rows [R, D] with the base's mean and covariance."""
     used = request.list_used()
     centred = used - used.mean(0)
     # rows of noise [R, min(V, D)] times the root of the covariance: U S Vᵀ / sqrt(V) without forming [R, V]

@@ -1,4 +1,4 @@
-"""New rows at the mean of the rows of the words that describe them; rows without words are drawn by covariance.
+"""New rows at the mean of the base rows of their words; rows without words are drawn by covariance.
 
 Averaging the old pieces of a new token is fast vocabulary transfer (FVT, arXiv 2402.09977); initialising a token from
 its name or description is the start of "Re-Initialization Token Learning" (arXiv 2506.14248). Here `<|user|>` begins
@@ -11,14 +11,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimodal.model.initialisers.covariance import covariance
+from unimodal.model.initialisers.covariance import draw_by_covariance
 from unimodal.model.initialisers.mean import NOISE
 from unimodal.model.initialisers.request import RowRequest
 
 
-def description(request: RowRequest) -> Tensor:
-    """→ [R, D]. ValueError for a description of a row that is not new, or by words outside the base."""
-    rows = covariance(request)
+def average_words(request: RowRequest) -> Tensor:
+    """New rows [R, D], each the mean of its words' rows with noise.
+
+    Raises ValueError for words of a row that is not new, and for words outside the base.
+    """
+    rows = draw_by_covariance(request)
     num_base = len(request.table)
     table = request.table.detach().float()
     noise = NOISE * request.list_used().std(0, correction=0) * request.draw_noise(*rows.shape)

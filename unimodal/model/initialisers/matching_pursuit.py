@@ -3,9 +3,9 @@
 "Training-Free Tokenizer Transplantation via Orthogonal Matching Pursuit" (arXiv 2506.06607): a new token's row in the
 donor is written as a sparse combination of the donor's rows of shared tokens (anchors), and the same combination of
 the base's rows of these tokens becomes the new row. A small model trained on the same codes is a donor: what it
-learned of a code's place among words carries over. Both tables are centred first, which the paper does not do: a mean
-that all rows share is in every combination once, not as often as its weights add up to. Rows that the donor does not
-have begin by `description`.
+learned of a code's place among words carries over. Both tables are centred first, which the paper does not do: so the
+mean that all rows share enters a new row once, whatever the weights add up to. Rows that the donor does not have begin
+as `description` says.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimodal.model.initialisers.description import description
+from unimodal.model.initialisers.description import average_words
 from unimodal.model.initialisers.request import RowRequest
 
 NUM_ANCHORS = 16  # the paper's k lies between 8 and 256; it matters little beyond 16 for a donor of small width
 CHUNK = 1024
 
 
-def matching_pursuit(request: RowRequest) -> Tensor:
-    """→ [R, D]. ValueError without a donor, or with one of another shape."""
+def transplant_rows(request: RowRequest) -> Tensor:
+    """New rows [R, D] from `request.donor`. Raises ValueError without a donor, or for one of another shape."""
     donor = request.donor
     if donor is None:
         raise ValueError("initialiser 'omp' needs a donor model that has the same media tokens; name one with `donor`")
@@ -30,7 +30,7 @@ def matching_pursuit(request: RowRequest) -> Tensor:
             f"the donor has {len(donor.rows)} rows and {len(donor.anchors)} anchors for {request.num_rows} new rows; "
             "it must have one row each and at least one anchor"
         )
-    rows = description(request)
+    rows = average_words(request)
     base = request.table.detach().float()[donor.anchor_rows]  # [A, D]
     anchors = donor.anchors.detach().float().to(base.device)
     base_mean, donor_mean = base.mean(0), anchors.mean(0)
@@ -39,8 +39,8 @@ def matching_pursuit(request: RowRequest) -> Tensor:
         targets = donor.rows[part].detach().float().to(base.device) - donor_mean
         chosen, weights = fit_sparse_combination(targets, anchors - donor_mean, min(NUM_ANCHORS, len(anchors)))
         rows[part] = torch.einsum("nk,nkd->nd", weights, (base - base_mean)[chosen])
-    # A donor of small width fits with large weights of both signs, and the sum is then far longer than any row of the
-    # base: no row lies farther from the mean than the base's rows do on average.
+    # A donor of small width fits with large weights of both signs, whose sum may be far longer than any base row. So no
+    # new row may lie farther from the mean than base rows do on average.
     usual = (request.list_used() - base_mean).norm(dim=1).mean()
     offsets = rows[known]
     offsets = offsets * (usual / offsets.norm(dim=1, keepdim=True).clamp_min(1e-6)).clamp_max(1)
@@ -49,7 +49,10 @@ def matching_pursuit(request: RowRequest) -> Tensor:
 
 
 def fit_sparse_combination(targets: Tensor, anchors: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
-    """targets [n, E] as sums of anchors [A, E] → (which int64 [n, k], weights [n, k]), refitted at each pick."""
+    """Targets [n, E] as weighted sums of k of the anchors [A, E], by orthogonal matching pursuit.
+
+    → indices of the anchors int64 [n, k], and their weights [n, k], fitted anew after each pick.
+    """
     directions = torch.nn.functional.normalize(anchors, dim=1)
     residual = targets
     chosen = torch.zeros(len(targets), 0, dtype=torch.int64, device=targets.device)

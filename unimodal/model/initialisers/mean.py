@@ -1,7 +1,7 @@
-"""New rows at the mean of the base's rows, with a little noise so that they can part.
+"""New rows at the mean of the base's rows, with a little noise so that training can tell them apart.
 
-Hewitt (2021), as in `covariance.py`: from the mean, the new rows change the base's predictions least. Noise of a tenth
-of the base's spread in each direction keeps the rows from being one and the same row, which a head cannot tell apart.
+Hewitt (2021), as in `covariance.py`: from the mean, the new rows change the base's predictions least. Noise
+of a tenth of the base's spread in each direction makes the rows differ; a head cannot tell equal rows apart.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from unimodal.model.initialisers.request import RowRequest
 NOISE = 0.1
 
 
-def mean(request: RowRequest) -> Tensor:
-    """→ [R, D]."""
+def repeat_mean(request: RowRequest) -> Tensor:
+    """New rows [R, D]: the base's mean plus noise."""
     used = request.list_used()
     noise = request.draw_noise(request.num_rows, used.shape[1])
     return used.mean(0) + NOISE * used.std(0, correction=0) * noise

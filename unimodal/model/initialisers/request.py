@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Donor:
-    """The table of another model that knows the new rows: theirs, and those of tokens that both models have."""
+    """The table of another model that has the new rows: these, and the rows of tokens that both models have."""
 
     rows: Tensor  # [R, E], one for each new row; NaN where the donor has none
     anchors: Tensor  # [A, E]
@@ -23,7 +23,7 @@ class Donor:
 
 @dataclass(frozen=True, eq=False)
 class RowRequest:
-    """One side (input or output) of the vocabulary: its base table and what is known of the rows to come."""
+    """One side (input or output) of the vocabulary: its base table, and what is known of the new rows."""
 
     table: Tensor  # [V, D]
     num_rows: int  # R; new row r is row V + r of the vocabulary
@@ -35,7 +35,7 @@ class RowRequest:
     seed: int = 0
 
     def list_used(self) -> Tensor:
-        """The base rows that are not padding, float32 [≤ V, D]."""
+        """The base rows that are not padding, float32 [≤ V, D]. ValueError for a table of zeros."""
         table = self.table.detach().float()
         used = table[table.abs().sum(1) > 0]
         if not len(used):

@@ -126,7 +126,7 @@ def check_kind(folder: Path, wanted: tuple[str, ...], what: str) -> str:
     found = str(read_checkpoint_config(folder).get("model_type"))
     if found not in wanted:
         release = find_release(folder)
-        hint = f". {release.say_what_to_do(str(folder))}" if release is not None else ""
+        hint = f". {release.describe_next_step(str(folder))}" if release is not None else ""
         raise ValueError(f"{folder} holds a {found!r} checkpoint; {what} needs one of type {' or '.join(wanted)}{hint}")
     return found
 

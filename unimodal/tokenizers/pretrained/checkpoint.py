@@ -90,5 +90,5 @@ def find(source: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{text!r} is no folder, and not a hub id of the form owner/name")
     release = find_release(text)
     if release is not None:  # before its many gigabytes are downloaded
-        raise ValueError(release.say_what_to_do(text))
+        raise ValueError(release.describe_next_step(text))
     return download_folder(text, _FILES)
