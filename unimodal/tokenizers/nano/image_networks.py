@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
-from unimodal.tokenizers.parts.trunks import ResidualConv, TransformerBlock
+from unimodal.tokenizers.parts.trunks.blocks import ResidualConv, TransformerBlock
 
 
 def make_cosine_basis(grid: int) -> Tensor:

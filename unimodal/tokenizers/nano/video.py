@@ -21,7 +21,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, MediaTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
-from unimodal.tokenizers.parts.trunks import ResidualConv, TransformerBlock
+from unimodal.tokenizers.parts.trunks.blocks import ResidualConv, TransformerBlock
 from unimodal.tokenizers.stored import TokenizerConfig, read_config
 
 PATCH = 8

@@ -1,4 +1,4 @@
-"""Trunks shared by the visual tokenizers: residual convolutions and pre-norm transformer blocks.
+"""Small blocks that tokenizers share: residual convolutions and pre-norm transformer blocks.
 
 Shapes: B batch, N tokens, D width, C channels, H/W height and width.
 """
