@@ -13,7 +13,7 @@ from unimodal.files import describe_error, read_json
 from unimodal.tokenizers.configs.registry import read_system
 from unimodal.tokenizers.pretrained.authors import ROOTS, read_authors_weights
 from unimodal.tokenizers.registry import find_family_class
-from unimodal.tokenizers.systems.base import SystemConfig, SystemTokenizer
+from unimodal.tokenizers.systems.base import SystemConfig, SystemModule
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def load_published(
     config: str | os.PathLike[str] | None = None,
     pickle: bool = False,
     torchscript: bool = False,
-) -> SystemTokenizer:
+) -> SystemModule:
     """The tokenizer of system `name` with its authors' weights.
 
     source: a file of weights, or a folder with one. config: a name of `unimodal.tokenizers.configs`, or the authors'
@@ -49,14 +49,14 @@ def load_published(
     """
     entry = PUBLISHED[name]
     kind = find_family_class(entry.family)
-    assert issubclass(kind, SystemTokenizer)
+    assert issubclass(kind, SystemModule)
     settings = _read_config(kind, source, config)
     settings = settings.model_copy(update={"licence": entry.licence, "origin": str(source)})
     weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
     return kind.from_authors(weights, settings, str(source))
 
 
-def _read_config(kind: type[SystemTokenizer], source: Path, config: str | os.PathLike[str] | None) -> SystemConfig:
+def _read_config(kind: type[SystemModule], source: Path, config: str | os.PathLike[str] | None) -> SystemConfig:
     if config is None:
         folder = source if source.is_dir() else source.parent
         there = [folder / name for name in ("config.json", "config.yaml", "config.yml") if (folder / name).is_file()]

@@ -13,8 +13,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from unimodal.tokenizers.interface import Condition, MediaTokenizer
-from unimodal.tokenizers.stored import TokenizerConfig
+from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
+from unimodal.tokenizers.stored import StoredModule, TokenizerConfig
 from unimodal.tokenizers.systems.key_map import KeyMap, fill_strictly, rename_to_authors
 
 
@@ -41,8 +41,8 @@ class Reconstruction:
     features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class SystemTokenizer(MediaTokenizer):
-    """A published system. Weights are stored in float32: codes stay those of the authors' code."""
+class SystemModule(StoredModule):
+    """A published system, of codes or of latents, stored in float32: its codes stay those of the authors' code."""
 
     stored_dtype: ClassVar[torch.dtype] = torch.float32
     #: our names of weights → the authors'
@@ -82,3 +82,11 @@ class SystemTokenizer(MediaTokenizer):
     def collect_authors_state(self) -> dict[str, Tensor]:
         """The weights under the authors' names: what their code loads."""
         return {rename_to_authors(name, self.key_map): tensor for name, tensor in self.state_dict().items()}
+
+
+class SystemTokenizer(SystemModule, MediaTokenizer):
+    """A published system of codes."""
+
+
+class SystemLatents(SystemModule, LatentTokenizer):
+    """A published system of continuous latents."""
