@@ -13,7 +13,7 @@ from unimodal.corpus.tokenizer import CorpusTokenizer
 from unimodal.data.datasets import DatasetConfig, open_dataset
 from unimodal.data.mixture import Batches
 from unimodal.data.token_shards import Skipped, TokenShards, write_token_shards
-from unimodal.data.tokenized import OnTheFly, open_mixture, open_rendered
+from unimodal.data.tokenized import TokenizedDataset, open_mixture, open_rendered
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
@@ -165,7 +165,7 @@ def shards_of(dataset, tokenize, folder):
 
 def test_shards_hold_what_the_fly_gives(tokenize, rows, tmp_path, capsys):
     dataset = open_dataset(rows)
-    fly, shards = OnTheFly(dataset, tokenize), shards_of(dataset, tokenize, tmp_path / "shards")
+    fly, shards = TokenizedDataset(dataset, tokenize), shards_of(dataset, tokenize, tmp_path / "shards")
     assert len(fly) == 6 and len(shards) == 5  # one has no document in the shards, and a stand-in on the fly
     usable = [0, 1, 3, 4, 5]
     assert all(same(fly[index], shards[place]) for place, index in enumerate(usable))
@@ -179,7 +179,7 @@ def test_shards_hold_what_the_fly_gives(tokenize, rows, tmp_path, capsys):
 
 
 def test_on_the_fly_a_bad_row_may_be_fatal(tokenize, rows):
-    fly = OnTheFly(open_dataset(rows.model_copy(update={"on_bad_row": "fail"})), tokenize)
+    fly = TokenizedDataset(open_dataset(rows.model_copy(update={"on_bad_row": "fail"})), tokenize)
     assert len(fly[1]) and len(fly[3])
     with pytest.raises(ValueError, match=r"rows.jsonl line 3: .*broken.png .*; mend it, or set on_bad_row to skip"):
         fly[2]
@@ -192,7 +192,7 @@ def test_one_call_opens_both_and_mixes_by_weight(tokenize, rows, tmp_path):
         "shards": DatasetConfig(path=str(tmp_path / "shards"), weight=3.0),
         "unused": DatasetConfig(path="not/there.jsonl", weight=0.0),
     }
-    assert isinstance(open_rendered(configs["fly"], tokenize, tokenize.hashes), OnTheFly)
+    assert isinstance(open_rendered(configs["fly"], tokenize, tokenize.hashes), TokenizedDataset)
     assert isinstance(open_rendered(configs["shards"], tokenize, tokenize.hashes), TokenShards)
     mixture = open_mixture(configs, tokenize, tokenize.hashes, seed=1)
     assert mixture.shares == {"fly": 0.25, "shards": 0.75}

@@ -78,6 +78,14 @@ def test_columns_are_renamed(write):
         open_dataset(DatasetConfig(path=path, columns={"messages": "dialogue"}))
 
 
+def test_a_renamed_column_does_not_replace_another_in_silence(write):
+    path = write([{"text": "one", "b": "two"}, {"text": None, "b": "three"}])
+    with pytest.raises(ValueError, match="line 1: columns calls 'b' 'text', but there is a column 'text' too.*ignore"):
+        open_dataset(DatasetConfig(path=path, columns={"text": "b"}))
+    found = open_dataset(DatasetConfig(path=path, columns={"text": "b"}, ignore=("text",)))
+    assert [document.turns[0].text for document in found] == ["two", "three"]
+
+
 def test_folders_and_patterns(write, tmp_path):
     for name in ("many/b.jsonl", "many/a.jsonl"):
         write([good(name)], name)

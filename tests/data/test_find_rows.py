@@ -185,3 +185,15 @@ def test_nothing_to_read_says_so(tmp_path, monkeypatch):
             open_dataset(DatasetConfig(path=name, format="huggingface"))
     with pytest.raises(ValueError, match="no such file, folder or pattern of files; check the path"):
         open_dataset(DatasetConfig(path=str(tmp_path / "gone.jsonl"), format="huggingface"))
+
+
+def test_a_split_that_nothing_has_is_an_error(tmp_path, pictures):
+    (tmp_path / "rows").mkdir()
+    for name in ("rows/a.jsonl", "rows/b.jsonl", "rows/test.csv", "train.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"text": "x"}) if name.endswith("l") else "text\nx\n")
+    (tmp_path / "rows" / "test.csv").rename(tmp_path / "test.csv")
+    for path in ("train.jsonl", "rows", "rows/*.jsonl", "rows/a.jsonl", pictures):
+        assert len(open_dataset(DatasetConfig(path=str(tmp_path / path))))
+        with pytest.raises(ValueError, match="has no splits, so split 'test' would choose nothing; leave split out"):
+            open_dataset(DatasetConfig(path=str(tmp_path / path), split="test"))
+    assert len(open_dataset(DatasetConfig(path=str(tmp_path / "test.csv"), split="test"))) == 1

@@ -17,8 +17,7 @@ NEEDS_DATASETS = "needs the package datasets; install it with pip install 'unimo
 
 
 class ArrowRows:
-    """A Hugging Face dataset. Image, Audio and Video columns stay undecoded: dicts of bytes and path; a class is its
-    name."""
+    """A Hugging Face dataset. Media stay undecoded (dicts of bytes and path); a ClassLabel is given by its name."""
 
     def __init__(self, dataset: Dataset, name: str, sha256: Callable[[], str] | None = None) -> None:
         from datasets import ClassLabel
@@ -30,7 +29,7 @@ class ArrowRows:
         self.dataset, self.name = dataset, name
         found = {column: _find_modality(feature) for column, feature in dataset.features.items()}
         #: column → modality, of columns whose type says what they hold
-        self.list_media_columns: dict[str, str] = {column: kind for column, kind in found.items() if kind is not None}
+        self.media_columns: dict[str, str] = {column: kind for column, kind in found.items() if kind is not None}
         #: columns whose type is a class
         self.class_columns: dict[str, ClassLabel] = {
             column: feature for column, feature in dataset.features.items() if isinstance(feature, ClassLabel)
@@ -56,7 +55,9 @@ class ArrowRows:
 
 
 def read_parquet(path: Path) -> ArrowRows:
-    """Through `datasets`, which keeps a memory-mapped copy in its cache. ValueError without that package."""
+    """Reads a Parquet file through `datasets`, which keeps a memory-mapped copy in its cache. ValueError without that
+    package.
+    """
     need_datasets(f"reading {quote_path(path)}")
     from datasets import Dataset
 
@@ -69,7 +70,9 @@ def read_parquet(path: Path) -> ArrowRows:
 
 
 def read_saved(path: Path, split: str) -> ArrowRows:
-    """A folder that `save_to_disk` wrote, one dataset or a dict of splits. ValueError for anything else."""
+    """Reads a folder that `save_to_disk` wrote: one dataset, or a dict of splits. Raises ValueError for anything
+    else.
+    """
     need_datasets(f"reading {quote_path(path)}")
     from datasets import Dataset, load_from_disk
 
@@ -86,7 +89,7 @@ def read_saved(path: Path, split: str) -> ArrowRows:
 
 
 def read_hub(name: str, split: str) -> ArrowRows:
-    """A dataset of the hub, or a folder that `datasets` has a loader for (`imagefolder`, `audiofolder`)."""
+    """Loads a dataset of the hub, or a folder that `datasets` has a loader for (`imagefolder`, `audiofolder`)."""
     need_datasets(f"reading {name}")
     from datasets import Dataset, load_dataset
 
@@ -101,7 +104,7 @@ def read_hub(name: str, split: str) -> ArrowRows:
 
 
 def need_datasets(what: str) -> None:
-    """ValueError, that says how to install it, where the package is missing."""
+    """Raises ValueError, saying how to install it, if the package `datasets` is missing."""
     try:
         import datasets
     except ImportError:
@@ -110,7 +113,7 @@ def need_datasets(what: str) -> None:
 
 
 def _leave_undecoded(feature: object) -> object:
-    """The type of a column with its media as bytes and paths; the same object where there are none."""
+    """The type of a column, with its media left as bytes and paths; the same object if it holds no media."""
     from datasets import Audio, Image, LargeList, List, Video
 
     for kind in (Image, Audio, Video):
@@ -126,7 +129,7 @@ def _leave_undecoded(feature: object) -> object:
 
 
 def _find_modality(feature: object) -> str | None:
-    """The medium that a column's type says it holds, or a list of it."""
+    """The medium that the type of a column holds, alone or in a list; None for another type."""
     from datasets import Audio, Image, LargeList, List, Video
 
     inner = feature.feature if isinstance(feature, (List, LargeList)) else feature

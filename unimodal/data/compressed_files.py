@@ -21,12 +21,13 @@ from unimodal.files import describe_error, quote_path
 
 #: what compressed files begin with → how they are compressed
 _STARTS = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
+#: short suffixes → what they compress
 _WHOLE = {".tgz": ".tar", ".tbz2": ".tar", ".txz": ".tar"}
 _unpacked: dict[tuple[str, int, int], Path] = {}  # (file, size, time of its last change) → its content
 
 
 def find_suffix(path: Path) -> str:
-    """The suffix of what a file holds, compressed or not, by its name: `x.jsonl.gz` → `.jsonl`."""
+    """The suffix of what a file holds, compressed or not, by the file's name: `x.jsonl.gz` → `.jsonl`."""
     suffix = path.suffix.lower()
     if suffix in _WHOLE:
         return _WHOLE[suffix]
@@ -34,9 +35,10 @@ def find_suffix(path: Path) -> str:
 
 
 def unpack(path: Path) -> Path:
-    """A file with the content of a compressed one; the file itself where it is not compressed.
+    """Unpacks a compressed file, once a process, and returns the file with its content; another file is returned
+    itself.
 
-    Raises ValueError for one that is damaged, and where the temporary folder has no room.
+    Raises ValueError for a damaged file, and if the temporary folder has no room.
     """
     with path.open("rb") as stream:
         head = stream.read(6)

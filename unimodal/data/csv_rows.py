@@ -21,7 +21,8 @@ _LONGEST_VALUE = 1 << 30  # characters; the module's own limit is too small for 
 class CsvRows:
     """One record a row; a record may have several lines between quotes. Memory: 24 bytes a row.
 
-    name: of the file for messages, where `path` is its unpacked content. Raises ValueError for a header that is none.
+    name: what messages call the file, if `path` is only its unpacked content. Raises ValueError for a first line that
+    does not name the columns, each once.
     """
 
     def __init__(self, path: Path, name: Path | None = None) -> None:
@@ -76,7 +77,7 @@ class CsvRows:
 
 
 class _Lines:
-    """The lines of a file as texts, and where the last one ends."""
+    """The lines of a file as texts; `end` is the byte behind the last one that was read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -99,7 +100,7 @@ class _Lines:
 
 @contextmanager
 def _allow_long_values() -> Iterator[None]:
-    """The module's limit of a value is its own and of all the process."""
+    """Lifts the csv module's limit on the length of a value, which holds for the whole process, and sets it back."""
     before = csv.field_size_limit(_LONGEST_VALUE)
     try:
         yield

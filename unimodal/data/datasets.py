@@ -1,12 +1,12 @@
-"""A dataset file of any known format → a sequence of `Document`s, with every bad row named; and mixtures of these.
+"""A dataset file of any known format → a sequence of `Document`s, with every bad row named.
 
     documents = open_dataset(DatasetConfig(path="data/pets.jsonl", on_bad_row="skip"))
     documents[0]                  # Document, media by path or bytes
     documents.bad_rows            # [BadRow(where="data/pets.jsonl line 7", reason="2 <image> placeholders but …")]
 
-Opening reads every row once, so that the length is known and a bad row is found before the training and not in its
-third hour: its columns, roles and placeholders, and that its media are there (they are decoded only by whoever encodes
-them). Rows are parsed again when they are asked for; nothing but their places is held.
+Opening reads every row once, so that the length is known and bad rows are found before the training starts, not in its
+third hour. It checks a row's columns, roles and placeholders, and that its media files exist; media are decoded only by
+whoever encodes them. A row is parsed again each time it is asked for; only its place is kept.
 
 A row is never dropped in silence: `on_bad_row="fail"` raises at the first, `"skip"` counts and lists them.
 """
@@ -27,9 +27,9 @@ from pydantic import Field, field_validator
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.data.arrow_rows import ArrowRows
-from unimodal.data.find_rows import find_rows
+from unimodal.data.find_rows import DEFAULT_SPLIT, find_rows
 from unimodal.data.folder_rows import FolderRows
-from unimodal.data.importers import IMPORTERS, PairsConfig, detect, import_row
+from unimodal.data.importers import IMPORTERS, PairsConfig, detect_format, import_row
 from unimodal.data.importers.columns import list_media_columns, name_files
 from unimodal.data.importers.pairs import LABEL_COLUMN
 from unimodal.data.importers.webdataset import TarRows
@@ -45,9 +45,8 @@ DETECT_ROWS = 100
 class DatasetConfig(Config):
     """One dataset of a mixture."""
 
-    path: Annotated[
-        str, MAY_CHANGE
-    ]  # a file, a folder of files of one kind, a pattern such as data/part-*.tar; of huggingface a hub id
+    #: a file, a folder of files of one kind, a pattern such as data/part-*.tar; with format huggingface a hub id
+    path: Annotated[str, MAY_CHANGE]
     format: str = "auto"
     weight: float = Field(default=1.0, ge=0)
     on_bad_row: Annotated[Literal["skip", "fail"], MAY_CHANGE] = "fail"
@@ -55,8 +54,8 @@ class DatasetConfig(Config):
     limit: int | None = Field(default=None, ge=1)  # documents at most
     columns: dict[str, str] = {}  # our name of a column → the dataset's, e.g. {messages: dialog}
     ignore: tuple[str, ...] = ()  # columns of the dataset that are left out on purpose
-    pairs: PairsConfig = PairsConfig()  # of a medium and a text: which asks for which
-    split: str = "train"  # of a Hugging Face dataset that has several
+    pairs: PairsConfig = PairsConfig()  # how a medium and its text become a question and an answer
+    split: str = DEFAULT_SPLIT  # of data that has several: on the hub, saved, or in files or folders named after them
 
     @field_validator("format")
     @classmethod
@@ -111,7 +110,7 @@ class ImportedDataset(Sequence[Document]):
 
     @property
     def ignored(self) -> Counter[str]:
-        """Members of tars and files of media folders by extension, of kinds that are not read."""
+        """Files of kinds that are not read, counted by extension: members of tars and files of media folders."""
         parts = self.rows.parts if isinstance(self.rows, JoinedRows) else [self.rows]
         return sum((part.ignored for part in parts if isinstance(part, (TarRows, FolderRows))), Counter())
 
@@ -133,18 +132,19 @@ class ImportedDataset(Sequence[Document]):
         return (self._import(row) for row in self._good)
 
     def describe_place(self, index: int) -> str:
-        """Where document `index` stands: file and line, row or key."""
+        """The place of document `index`: its file, with the line, row or key."""
         return self.rows.describe_place(self._good[index])
 
     def compute_fingerprint(self) -> str:
-        """Changes with the rows' files and with every setting that decides the documents, media files aside."""
+        """A hash of the rows' files and of each setting that decides the documents; media files do not count."""
         settings = self.cfg.model_dump(mode="json", exclude={"path", "weight"})
         record = [self.rows.compute_sha256(), self.format, settings, list(self._good[-1:]), self.num_bad]
         return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
     def fingerprint_media(self, numbers: range) -> str:
-        """Changes with the files that these documents name: their sizes and the times of their last change, as they
-        were when the dataset was opened. "" where they name none."""
+        """A hash of the media files that these documents name: their sizes and times of last change when the dataset
+        was opened. "" if they name none.
+        """
         stamps = self._stamps[numbers.start : numbers.stop]
         return hashlib.sha256(stamps.tobytes()).hexdigest() if any(stamps) else ""
 
@@ -156,10 +156,18 @@ class ImportedDataset(Sequence[Document]):
         for name in self.cfg.ignore:
             columns.pop(name, None)
         renamed = {ours: columns.pop(theirs) for ours, theirs in self._renamed.items() if theirs in columns}
+        for ours in renamed.keys() & columns.keys() & self.cfg.columns.keys():
+            if columns[ours] not in (None, "", []):
+                raise ValueError(
+                    f"columns calls {self.cfg.columns[ours]!r} {ours!r}, but there is a column {ours!r} too, which "
+                    "would be lost; name it in ignore"
+                )
         return name_files(columns | renamed)
 
     def _read_first_rows(self) -> list[Row]:
-        """The readable ones of the first rows. Raises ValueError if `columns` names one that none of them has."""
+        """Those of the first rows that can be read. Raises ValueError for a name in `columns` or `ignore` that none
+        has.
+        """
         first: list[Row] = []
         seen: dict[str, None] = {}
         for index in range(min(len(self.rows), DETECT_ROWS)):
@@ -184,16 +192,16 @@ class ImportedDataset(Sequence[Document]):
         if all(isinstance(part, TarRows) for part in parts):
             return "webdataset"
         try:
-            return detect(first, self.folder) if first else "trl"
+            return detect_format(first, self.folder) if first else "trl"
         except ValueError as error:
             raise ValueError(f"{quote_path(self.cfg.path)}: {error}") from None
 
 
 def open_dataset(cfg: DatasetConfig, rows: Rows | None = None) -> ImportedDataset:
-    """The documents of a dataset. `rows` gives the raw rows directly, e.g. `ArrowRows` of a dataset in memory.
+    """Opens the documents of a dataset. `rows` gives the raw rows directly, e.g. `ArrowRows` of a dataset in memory.
 
-    Raises ValueError, in one line, for a path that is not there, a format that is not known, the first bad row under
-    `on_bad_row="fail"`, and a dataset without any usable row.
+    Raises ValueError, in one line, for a missing path, an unknown format, the first bad row under `on_bad_row="fail"`,
+    and a dataset without any usable row.
     """
     if rows is not None:
         return ImportedDataset(cfg, rows, None)
@@ -201,7 +209,9 @@ def open_dataset(cfg: DatasetConfig, rows: Rows | None = None) -> ImportedDatase
 
 
 def _stamp_media(document: Document) -> int:
-    """A number of 64 bits that changes with the media files of a document; 0 where it names none."""
+    """A 64-bit number that changes with the media files of a document (sizes, times of last change); 0 if it names
+    none.
+    """
     paths = [part.path for part in document.parts if not isinstance(part, Text) and part.path is not None]
     if not paths:
         return 0
@@ -211,12 +221,14 @@ def _stamp_media(document: Document) -> int:
 
 
 def _name_typed_columns(rows: Rows) -> dict[str, str]:
-    """Our names for columns of type Image, Audio, Video and ClassLabel, where there is one of the type."""
+    """Our name → the dataset's, for each of the types Image, Audio, Video and ClassLabel that exactly one column
+    has.
+    """
     if not isinstance(rows, ArrowRows):
         return {}
     renamed: dict[str, str] = {}
     for modality, (many, one) in list_media_columns().items():
-        named = [column for column, kind in rows.list_media_columns.items() if kind == modality]
+        named = [column for column, kind in rows.media_columns.items() if kind == modality]
         if len(named) == 1 and named[0] not in (many, one):
             renamed[one] = named[0]
     classes = list(rows.class_columns)

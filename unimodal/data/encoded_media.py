@@ -98,15 +98,16 @@ class EncodedConcepts:
         return self._concepts[self._concept[self.items[item]]]
 
     def get_style(self, item: int) -> str:
+        """The style of an item; "" for clips, which have none."""
         return "" if self._style is None else str(self._style[self.items[item]])
 
     def get_view(self, item: int, number: int = 0) -> np.ndarray:
-        """Codes int64 [N] of one view; numbers beyond the last view start again."""
+        """Codes int64 [N] of one view; numbers past the last view start again at 0."""
         return self._codes[self.items[item], number % self.num_views].astype(np.int64)
 
 
 class Utterance(TypedDict):
-    """What is said, by whom, and whether it is trained on."""
+    """One utterance: its words, its voice, and its split (`train` or another)."""
 
     text: str
     voice: str
@@ -114,7 +115,7 @@ class Utterance(TypedDict):
 
 
 class EncodedSpeech:
-    """Utterances by their codes: flat int [ΣN] with offsets [U + 1], as the audio tokenizer's recipe writes them."""
+    """Utterances by their codes, as `recipes/encode_media.py` writes them: int [ΣN], with offsets [U + 1] into it."""
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class EncodedSpeech:
         return str(self._utterances[self.items[item]]["voice"])
 
     def get_codes(self, item: int) -> np.ndarray:
-        """int64 [N]"""
+        """Codes int64 [N] of an utterance."""
         row = self.items[item]
         return self._flat[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
 

@@ -21,22 +21,25 @@ from unimodal.data.rows import JoinedRows, JsonlRows, JsonRows, Rows
 from unimodal.files import is_hub_id, quote_path
 
 _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
+DEFAULT_SPLIT = "train"
 _SPLITS = ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval", "evaluation")
 
 
 def find_rows(name: str, split: str, from_hub: bool) -> tuple[Rows, Path | None]:
-    """The raw rows at a path, and the folder that their media lie in unless `media_root` says otherwise.
+    """The raw rows at a path, and the folder that their media lie in unless `media_root` names another.
 
-    split: of a dataset that has several. from_hub: the name may be one of the hub's, or a folder that `datasets` reads.
-    Raises ValueError, in one line, where there are none.
+    split: which one to read, of data that has splits. from_hub: `name` may be a hub id, or a folder that `datasets`
+    reads. Raises ValueError, in one line, if there are no rows, and for a split other than `train` if data has none.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return _find_in_folder(path, split, from_hub)
     if path.is_file():
+        _check_split([path], split, path)
         return _read_file(path), path.parent
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
     if matches:
+        _check_split(matches, split, path)
         return _join(matches), matches[0].parent
     may_be_hub = is_hub_id(name) and not path.parent.is_dir()  # else it is a path that is mistyped
     if from_hub and may_be_hub:
@@ -45,17 +48,20 @@ def find_rows(name: str, split: str, from_hub: bool) -> tuple[Rows, Path | None]
     raise ValueError(f"{quote_path(name)}: no such file, folder or pattern of files; check the path{hint}")
 
 
-def _find_in_folder(folder: Path, split: str, from_hub: bool, may_have_splits: bool = True) -> tuple[Rows, Path]:
+def _find_in_folder(folder: Path, split: str, from_hub: bool, in_split: bool = False) -> tuple[Rows, Path]:
+    """The rows of a folder, and the folder that their media lie in. in_split: `folder` is the split's own."""
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        _check_split([folder] if (folder / "state.json").is_file() else [], split, folder)
         return read_saved(folder, split), folder
     found = sorted(path for path in folder.iterdir() if path.is_file() and find_suffix(path) in _SUFFIXES)
     found = _leave_statistics(found)
     metadata = [path for path in found if path.name.partition(".")[0] == "metadata"]
     if len(metadata) == 1:  # of an imagefolder or audiofolder
+        _check_split([] if in_split else metadata, split, folder)
         return _read_file(metadata[0]), folder
     kinds = sorted({find_suffix(path) for path in found})
     if len(kinds) == 1:
-        return _join(_choose_split(found, split, folder)), folder
+        return _join(_choose_split(found, split, folder, in_split)), folder
     if kinds:
         raise ValueError(
             f"{quote_path(folder)} holds files of several kinds ({', '.join(kinds)}); name the file, or use a pattern "
@@ -64,13 +70,14 @@ def _find_in_folder(folder: Path, split: str, from_hub: bool, may_have_splits: b
     if from_hub:
         return read_hub(str(folder), split), folder
     inner = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    if may_have_splits and inner and set(inner) <= set(_SPLITS):  # else `train` is a class, beside `car` and `bus`
+    if not in_split and inner and set(inner) <= set(_SPLITS):  # else `train` is a class, beside `car` and `bus`
         if split not in inner:
             raise ValueError(f"{quote_path(folder)} has no split {split!r}; it has {', '.join(inner)}: set split")
-        return _find_in_folder(folder / split, split, from_hub, may_have_splits=False)
+        return _find_in_folder(folder / split, split, from_hub, in_split=True)
     data = folder / "data"  # of a repository of the hub
     if data.is_dir() and any(find_suffix(path) in _SUFFIXES for path in data.iterdir()):
-        return _find_in_folder(data, split, from_hub, may_have_splits=False)
+        return _find_in_folder(data, split, from_hub, in_split)
+    _check_split([] if in_split else [folder], split, folder)
     rows = FolderRows(folder)
     if not len(rows):
         raise ValueError(
@@ -81,7 +88,7 @@ def _find_in_folder(folder: Path, split: str, from_hub: bool, may_have_splits: b
 
 
 def _leave_statistics(files: Sequence[Path]) -> list[Path]:
-    """Without what img2dataset writes beside its shards: `00000.parquet` and `00000_stats.json` of `00000.tar`."""
+    """Leaves out what img2dataset writes beside its shards: `00000.parquet` and `00000_stats.json` of `00000.tar`."""
     shards = {path.name.partition(".")[0] for path in files if find_suffix(path) == ".tar"}
     return [
         path
@@ -90,17 +97,32 @@ def _leave_statistics(files: Sequence[Path]) -> list[Path]:
     ]
 
 
-def _choose_split(files: Sequence[Path], split: str, folder: Path) -> list[Path]:
-    """The files of a split, where they are named after splits: `train.jsonl`, `test-00000-of-00001.parquet`."""
+def _choose_split(files: Sequence[Path], split: str, folder: Path, in_split: bool) -> list[Path]:
+    """The files of a split, if files are named after splits: `train.jsonl`, `test-00000-of-00001.parquet`; else all."""
     named: dict[str, list[Path]] = {}
     for path in files:
-        word = re.split(r"[-_.]", path.name)[0].lower()
-        named.setdefault(word if word in _SPLITS else "", []).append(path)
+        named.setdefault(_find_split(path), []).append(path)
     if len(named) < 2 or "" in named:
+        _check_split([] if in_split else files, split, folder)
         return list(files)
     if split not in named:
         raise ValueError(f"{quote_path(folder)} has no split {split!r}; it has {', '.join(named)}: set split")
     return named[split]
+
+
+def _find_split(path: Path) -> str:
+    """The split that a file is named after; "" if it is named after none."""
+    word = re.split(r"[-_.]", path.name)[0].lower()
+    return word if word in _SPLITS else ""
+
+
+def _check_split(files: Sequence[Path], split: str, place: Path) -> None:
+    """Raises ValueError for a split other than the default, unless all files are named after it."""
+    if split != DEFAULT_SPLIT and any(_find_split(path) != split for path in files):
+        raise ValueError(
+            f"{quote_path(place)} has no splits, so split {split!r} would choose nothing; leave split out, or name the "
+            "file of that split"
+        )
 
 
 def _join(paths: Sequence[Path]) -> Rows:

@@ -17,7 +17,7 @@ from unimodal.files import quote_path
 
 
 class FolderRows:
-    """The media files below a folder, by name. Files of other kinds are counted in `ignored`, by suffix."""
+    """The media files below a folder, sorted by name. `ignored` counts files of other kinds by suffix."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

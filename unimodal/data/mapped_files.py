@@ -25,7 +25,7 @@ class MappedFiles:
         self._touched = 0
 
     def read(self, path: Path, offset: int, size: int) -> bytes | None:
-        """`size` bytes from `offset` on; None where the file is missing or ends before."""
+        """`size` bytes from `offset` on; None if the file is missing or ends before that."""
         end = offset + size
         mapped = self._maps.get(path)
         if mapped is None or len(mapped) < end:
@@ -40,13 +40,13 @@ class MappedFiles:
         return data
 
     def drop_pages(self) -> None:
-        """Unmaps what was read; the next read maps it again."""
+        """Gives back the pages that were read; the next read maps them again."""
         self._touched = 0
         for mapped in self._maps.values():
             drop_pages(mapped)
 
     def _open(self, path: Path) -> mmap.mmap | None:
-        """The file as long as it is now. None for one that is missing or empty, which cannot be mapped."""
+        """Maps a file at its present length. None for a missing file, and for an empty one, which cannot be mapped."""
         self._maps.pop(path, None)
         try:
             with path.open("rb") as stream:
@@ -60,6 +60,6 @@ class MappedFiles:
 
 
 def drop_pages(mapped: mmap.mmap) -> None:
-    """Gives the pages of a map back to the system, where it has a way to."""
+    """Gives the pages of a map back to the system, if it has a way to do so."""
     if hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

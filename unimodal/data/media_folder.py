@@ -39,16 +39,18 @@ _MOST_CHANNELS = 8
 
 
 class MediaFolder:
-    """The folder that a dataset's media lie in; None where a dataset brings its media along and names no files."""
+    """The folder that holds the media of a dataset; None if its rows bring their media along and name no files."""
 
     def __init__(self, root: str | os.PathLike[str] | None) -> None:
         self.root = None if root is None else Path(root)
         self._real = None if root is None else os.path.realpath(root)
 
     def make_part(self, value: object, modality: str, start_s: float = 0.0, seconds: float | None = None) -> MediaPart:
-        """The part for one value of a media column or of a typed part. start_s, seconds: which part of the file.
+        """Makes the part for a value of a media column or of a typed part. start_s, seconds: the part of the file to
+        read.
 
-        Raises ValueError for a file that is not there or lies outside, a URL, and a value that is no medium.
+        Raises ValueError for a file that is missing or lies outside the folder, for a URL, and for a value that is no
+        medium.
         """
         source = self._find_source(value, modality)
         if isinstance(source, bytes):
@@ -85,7 +87,7 @@ class MediaFolder:
         return find_base64(name) or self.resolve(name)
 
     def _join_frames(self, frames: Sequence[object]) -> bytes:
-        """A film of the pictures of a list, in its order."""
+        """A film whose frames are the listed pictures, in order."""
         contents: list[bytes] = []
         for number, frame in enumerate(frames, start=1):
             try:
@@ -127,7 +129,7 @@ class MediaFolder:
 
 
 def is_picture_list(value: object) -> bool:
-    """Whether a value is a list of pictures by their names or bytes: the frames of one film."""
+    """Whether a value is a list of pictures, by name or as bytes: the frames of one film."""
     return isinstance(value, (list, tuple)) and bool(value) and all(map(_is_picture, value))
 
 
@@ -150,7 +152,7 @@ def _is_picture(value: object) -> bool:
 
 
 def find_base64(text: str) -> bytes | None:
-    """The bytes that a text holds in base64, where they are those of a known medium; None for another text."""
+    """The bytes that a text holds in base64, if they are a known medium; None for any other text."""
     if len(text) < 64 or _BASE64.fullmatch(text) is None:
         return None
     try:

@@ -5,9 +5,9 @@
         {"role": "assistant", "content": "an apple"},
     ])
 
-A plain string is one text part. A media part has exactly one of `path`, `data` (bytes; base64 in JSON) and `codes`.
-That of a sound's or a film's file may have `start_s` and `seconds`, which choose the part of it that is read.
-Nothing in a text is interpreted here: what spells a placeholder, a control or a media token stays the text that it is.
+A plain string is one text part. A media part has exactly one of `path`, `data` (bytes; base64 in JSON) and `codes`; for
+a file of sound or film, `start_s` and `seconds` choose what is read of it. Texts are not interpreted: one that spells a
+placeholder, a control or a media token stays a text.
 """
 
 from __future__ import annotations
@@ -100,12 +100,12 @@ class Message(_Model):
 
 
 class Conversation(_Model):
-    """A whole row of a dataset: what `parse_conversation` makes and `Document` holds."""
+    """A whole row of a dataset: `parse_conversation` checks it, and it becomes a `Document`."""
 
     messages: tuple[Message, ...]
 
     def to_document(self) -> Document:
-        """Raises ValueError for what no document can hold, such as a lone surrogate in a text."""
+        """Raises ValueError for content that no document can hold, such as a lone surrogate in a text."""
         return Document(
             Turn(message.role, [_to_part(part) for part in message.content], message.learn) for message in self.messages
         )
@@ -125,7 +125,7 @@ class Conversation(_Model):
 
 
 def parse_conversation(messages: object) -> Conversation:
-    """Validates messages given as plain dicts or as the classes above, and that there is an answer to learn.
+    """Validates messages, given as plain dicts or as the classes above, and checks that there is an answer to learn.
 
     Raises ValueError, in one line that names the entry and its value.
     """

@@ -54,8 +54,8 @@ class BatchesState(TypedDict):
 class Mixture:
     """An endless sequence of documents from weighted sets. Weights need not sum to one; 0 leaves a set out.
 
-    sizes: how many different documents a set has, where each stands in it several times (`size`, 2 · `size`, … numbers
-    apart). Every pass then takes each of them once; the next pass takes it at its next place.
+    sizes: how many different documents a set has, if it holds several versions of each: those of document i stand at i,
+    i + size, i + 2 · size, … Every pass takes one version of each document; the next pass takes the next version.
     """
 
     def __init__(
@@ -105,11 +105,11 @@ class Mixture:
 
     @property
     def next_draw(self) -> int:
-        """Which of all ranks' draws is this rank's next."""
+        """The number of this rank's next draw, among the draws of all ranks."""
         return self.step + (self.rank - self.step) % self.num_ranks
 
     def count_epochs(self) -> dict[str, float]:
-        """How often each set was gone through so far."""
+        """How many passes were made over each set so far, as a fraction."""
         return {name: cursor.epoch + cursor.position / cursor.num_documents for name, cursor in self.cursors.items()}
 
     def state_dict(self) -> MixtureState:
@@ -122,7 +122,7 @@ class Mixture:
         }
 
     def load_state_dict(self, state: MixtureState) -> None:
-        """Goes on exactly where the saved mixture was; another seed, set, size or weight is a ValueError."""
+        """Continues exactly where the saved mixture was. Raises ValueError for another seed, set, size or weight."""
         pairs = (
             ("seed", state["seed"], self.seed),
             ("num_ranks", state["num_ranks"], self.num_ranks),
@@ -147,10 +147,11 @@ class Batches:
     """Batches of a mixture, with `state_dict` and `load_state_dict` as the training loop wants them.
 
     arrangement: "pack" puts several documents into each row of `length` tokens; "pad" puts one document into a row and
-    rows of similar length into a batch, as long as its longest. Either way a batch has at most `tokens_per_batch`
-    tokens, padding included, and a document longer than `longest` (None: `length`) is left out and counted in
-    `num_too_long`; `limit` is what sets it, in words. fit: makes of a document the pieces to learn from, in place of
-    leaving it out. pass_draws: draws of all ranks after which a window ends, so that a pass over the data ends there.
+    rows of similar length into a batch, each as long as the batch's longest. Either way a batch has at most
+    `tokens_per_batch` tokens, padding included. A document longer than `longest` (None: `length`) is left out and
+    counted in `num_too_long`, unless `fit` is given, which turns each document into the pieces to learn from. limit:
+    what messages call the limit behind `longest`. pass_draws: draws of all ranks in one pass over the data; a window
+    ends there.
     """
 
     def __init__(
@@ -214,8 +215,10 @@ class Batches:
             self._dealt = int(state["dealt"])
 
     def load_other_ranks(self, states: Sequence[BatchesState]) -> None:
-        """Goes on where another number of ranks stood, whose states these are: from the earliest of their windows on,
-        so no document is left out, and some of those windows may come again."""
+        """Continues a run that had another number of ranks, from the states of all of them.
+
+        It starts at the earliest of their windows: no document is left out, and some windows may come again.
+        """
         first = min(states, key=lambda state: int(state["mixture"]["step"]))
         mixture: MixtureState = {**first["mixture"], "num_ranks": self.mixture.num_ranks}
         self.load_state_dict({**first, "mixture": mixture, "dealt": 0})
@@ -225,7 +228,7 @@ class Batches:
         return settings if self.longest == self.length else [*settings, self.longest]
 
     def count_pass(self) -> int:
-        """The batches from here to the end of the pass, which is gone to. For a count before the training."""
+        """Counts the batches up to the end of the pass by drawing them; they are used up, so count before training."""
         assert self.pass_draws is not None and self._dealt == len(self._window)
         first, num = self.mixture.next_draw, 0
         while not self._is_end_of_pass(first):
@@ -233,7 +236,7 @@ class Batches:
         return num
 
     def _is_end_of_pass(self, first: int) -> bool:
-        """Whether this rank's next draw is of a later pass than draw `first`."""
+        """Whether this rank's next draw belongs to a later pass than draw `first`."""
         return self.pass_draws is not None and self.mixture.next_draw // self.pass_draws > first // self.pass_draws
 
     def _leave_out_long(self, document: Rendered) -> Sequence[Rendered]:

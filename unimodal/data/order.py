@@ -1,6 +1,6 @@
-"""Orders and choices that depend on a seed alone: the same on every machine, for every number of workers, after a stop.
+"""Orders and choices that depend on a seed alone: the same on every machine, for any number of workers, after a resume.
 
-Nothing random is stored: a number is mixed with a key (`mix64`), and a resume needs only to know how far a run was.
+Nothing random is stored: numbers are mixed with a key (`mix64`), so a resume needs only to know how far a run was.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _MASK = (1 << 64) - 1
 
 
 class Cursor:
-    """An endless, seeded, resumable order over n documents: each epoch is another permutation of all of them.
+    """An endless, seeded, resumable order over n documents: each epoch is another permutation of them.
 
-    The permutation is a four-round Feistel network over the next power of four, walked until it falls below n: no
-    table, so a resume needs two integers whatever n is.
+    The permutation is a four-round Feistel network over the next power of four, applied until the result is below n. It
+    needs no table: a resume takes two integers, whatever n is.
     """
 
     def __init__(self, num_documents: int, seed: int = 0) -> None:
@@ -30,7 +30,7 @@ class Cursor:
         self._keys = self._make_keys(0)
 
     def next(self) -> int:
-        """The next document's number; past the last one of an epoch the next epoch begins."""
+        """The next document's number; after the last one of an epoch the next epoch begins."""
         index = self._permute(self.position)
         self.position += 1
         if self.position == self.num_documents:
@@ -42,7 +42,7 @@ class Cursor:
         return {"epoch": self.epoch, "position": self.position, "num_documents": self.num_documents, "seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on where the saved cursor was. ValueError if that one went over other data or had another seed."""
+        """Continues where the saved cursor was. Raises ValueError if it had other data or another seed."""
         for name, here in (("num_documents", self.num_documents), ("seed", self.seed)):
             if state[name] != here:
                 raise ValueError(f"the saved cursor has {name} {state[name]} but this data has {here}")

@@ -20,7 +20,7 @@ HELD_OUT_SHARE = 0.05  # of the definitions
 
 
 def read_definitions(raw: Path, split: str = "train") -> list[tuple[str, str]]:
-    """(word, meaning) of every sense in WordNet, in file order; the meanings of a word are in one split."""
+    """(word, meaning) of every sense in WordNet, in file order. All meanings of a word are in the same split."""
     found = []
     for part in ("noun", "verb", "adj", "adv"):
         text = _find_file(raw / "wordnet-base", f"data.{part}").read_text(encoding="latin-1")
@@ -36,7 +36,7 @@ def read_definitions(raw: Path, split: str = "train") -> list[tuple[str, str]]:
 
 
 def read_paragraphs(raw: Path, split: str = "train", shortest: int = 200) -> list[str]:
-    """Paragraphs of at least so many characters: of one novel for `test`, of the five others for `train`."""
+    """Paragraphs of at least `shortest` characters: of one novel for `test`, of the five others for `train`."""
     folder = raw / "r-cran-janeaustenr"
     found = []
     for novel, lines in _read_r_data(_find_file(folder, "Rdata.rdx")).items():

@@ -23,10 +23,11 @@ Shape = tuple[int | str, ...]  # a letter stands for any number, the same wherev
 def open_arrays(
     path: Path, command: str, expected: Mapping[str, tuple[str, Shape]], sizes: dict[str, int] | None = None
 ) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file by name → (kinds of its numbers as numpy's letters, shape).
+    """Opens the arrays of an `.npz` file. expected: name → (letters of numpy for the kinds of numbers, shape).
 
-    sizes: what letters stand for already; those of this file are added. Raises ValueError, in one line, for a file that
-    is missing or damaged, and for an array that is missing, of another kind or of another shape.
+    sizes: letters of shapes that are known already → their sizes; those of this file are added. Raises ValueError, in
+    one line, for a file that is missing or damaged, and for an array that is missing, of another kind or of another
+    shape.
     """
     known = {} if sizes is None else sizes
     try:
@@ -62,7 +63,7 @@ def _check_array(path: Path, name: str, array: np.ndarray, kinds: str, shape: Sh
 def check_concepts(
     path: Path, numbers: np.ndarray, concepts: Sequence[Concept], used: np.ndarray | None = None
 ) -> None:
-    """ValueError for numbers of concepts that there are not, and for a split that has none to train on or to hold out.
+    """Raises ValueError for concept numbers out of range, and if there is no concept to train on or none to hold out.
 
     numbers: int [M]. used: bool [M], which of them may be trained on; None: all.
     """
@@ -75,7 +76,7 @@ def check_concepts(
 
 
 def check_styles(path: Path, styles: np.ndarray) -> None:
-    """ValueError for a style that the recipes do not know."""
+    """Raises ValueError for a style that the recipes do not know."""
     unknown = sorted({str(style) for style in styles} - {*TRAINING_STYLES, *EVALUATION_STYLES})
     if unknown:
         raise ValueError(

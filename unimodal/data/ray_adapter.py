@@ -1,8 +1,8 @@
-"""Ray Data as one more way to run a list of independent jobs: an actor pool over the items, each by the same mapper.
+"""Ray Data as one more way to run a list of independent jobs: a pool of actors takes the items.
 
-The mapper is a class: its constructor loads what is heavy once per actor, and calling it does one item, a dict, and
-returns a dict. Plain processes run the very same class, so what a cluster does is what the tests test. On small
-machines processes are faster (Ray takes seconds to start); Ray is for many machines that share a file system.
+A mapper is a class: its constructor loads what is heavy, once per actor; calling it turns one item, a dict, into its
+result, a dict. Plain processes run the same class, so the tests test what a cluster does. On small machines processes
+are faster (Ray takes seconds to start); Ray is for many machines that share a file system.
 """
 
 from __future__ import annotations

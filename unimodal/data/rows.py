@@ -39,7 +39,7 @@ class Rows(Protocol):
 class JsonlRows:
     """One JSON object a line; blank lines count as lines and are no rows. Memory: 16 bytes a row.
 
-    name: of the file for messages, where `path` is its unpacked content.
+    name: what messages call the file, if `path` is only its unpacked content.
     """
 
     def __init__(self, path: Path, name: Path | None = None) -> None:
@@ -80,16 +80,17 @@ class JsonlRows:
 
 
 class JsonRows:
-    """The objects of a JSON file, however they are laid out: a list of them, one after the other, or a list under one
-    of the keys `data`, `rows`, `train`, … of an object. Memory: 24 bytes a row once it is open; opening takes the whole
-    text."""
+    """The objects of a JSON file: a list of them, one after another, or a list under a key such as `data` or `rows`.
+
+    Memory: 24 bytes a row once it is open; opening takes the whole text.
+    """
 
     _BLANK = re.compile(r"[ \t\r\n]*")
     _HEAD = 1 << 16
 
     @classmethod
     def can_read(cls, path: Path) -> bool:
-        """False for a `.json` file that really has a row a line, as many do."""
+        """False for a `.json` file that holds one row a line, as many do."""
         with path.open("rb") as stream:
             start = stream.read(cls._HEAD).decode("utf-8-sig", errors="replace").lstrip()
         first, end, others = start.partition("\n")
@@ -161,7 +162,7 @@ class JsonRows:
             at = self._skip(text, at + 1)
 
     def _find_members(self, text: str, at: int) -> Iterator[tuple[str, int, object]]:
-        """The keys of the object that begins at `at`, where their values begin, and these."""
+        """(key, where its value begins, the value) for each member of the object that begins at `at`."""
         decode = json.JSONDecoder().raw_decode
         at = self._skip(text, at + 1)
         while text[at : at + 1] not in ("}", ""):
@@ -173,7 +174,7 @@ class JsonRows:
             at = self._skip(text, at + 1) if text[at : at + 1] == "," else at
 
     def _skip(self, text: str, at: int) -> int:
-        """Where the next character stands that is not blank."""
+        """The place of the next character that is not blank."""
         found = self._BLANK.match(text, at)
         assert found is not None
         return found.end()

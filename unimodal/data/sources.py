@@ -67,14 +67,14 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def get_group(self, item: int) -> Hashable:
-        """What `plan_draws` balances."""
+        """The item's group; `plan_draws` balances groups."""
         ...
 
     def make_document(self, item: int, draw: int = 0) -> Document: ...
 
 
 class MediaToName:
-    """A picture or clip and a question; the answer is its label, or now and then its tags."""
+    """Asks what a picture or clip shows; the answer is its label, sometimes its tags."""
 
     def __init__(self, media: EncodedConcepts, seed: int = 0, tag_share: float = 0.2) -> None:
         self.name = f"{media.part.modality}_to_name"
@@ -101,9 +101,9 @@ class MediaToName:
 
 
 class NameToMedia:
-    """A wish in words, sometimes with a style, sometimes in tags only; the answer is the picture or clip.
+    """Asks for a picture or clip, by name, sometimes with a style, sometimes by tags alone; it is the answer.
 
-    `target_views` is how many of the first views may be the answer: 1 asks for the picture as it was drawn.
+    target_views: how many of the first views may be the answer; 1 takes the picture as it was drawn.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class NameToMedia:
 
 
 class SpeechToText:
-    """An utterance and the request to write it down."""
+    """Asks to write down an utterance; the answer is its text."""
 
     def __init__(self, speech: EncodedSpeech, seed: int = 0) -> None:
         self.name = "audio_to_text"
@@ -167,7 +167,7 @@ class SpeechToText:
 
 
 class TextToSpeech:
-    """A sentence to speak, sometimes with the voice that shall speak it."""
+    """Asks to speak a sentence, sometimes in a named voice; the answer is the utterance."""
 
     def __init__(self, speech: EncodedSpeech, seed: int = 0, voice_share: float = 0.5) -> None:
         self.name = "text_to_audio"
@@ -190,15 +190,15 @@ class TextToSpeech:
 
 
 def list_labels(pictures: EncodedConcepts) -> list[str]:
-    """What the pictures show, in lower case, in order."""
+    """The labels of the pictures in lower case, sorted, each once."""
     return sorted({pictures.get_concept(item).label.lower() for item in range(len(pictures))})
 
 
 def name_codes(pictures: EncodedConcepts, vocabulary: Vocabulary) -> dict[str, list[str]]:
-    """What the codes that stand for something are called, by block, in the order of the codes.
+    """Names of the codes that stand for one thing: block → a name for each of its codes, in order.
 
-    The first block of a picture has a code for each training concept, the second one for each training picture: a
-    label, and a label with its style. Raises ValueError for a style without a word.
+    The first block of a picture has a code for each training concept, named by its label; the second has one for each
+    training picture, named by its label and style. Raises ValueError for a style without a word.
     """
     unknown = {pictures.get_style(item) for item in range(len(pictures))} - set(STYLE_WORDS)
     if unknown:
@@ -214,10 +214,10 @@ def name_codes(pictures: EncodedConcepts, vocabulary: Vocabulary) -> dict[str, l
 
 
 def plan_draws(source: Source, num_documents: int, balance: float = 0.5, seed: int = 0) -> np.ndarray:
-    """Which documents to make: int64 [num_documents, 2] of (item, draw), each item drawn 0, 1, 2, … times.
+    """Plans which documents to make: int64 [num_documents, 2] of (item, draw), each item drawn 0, 1, 2, … times.
 
-    A group of n items gets a share ∝ n^(1 - balance): 0 draws every item equally often, 1 every group. Shares are
-    rounded so that no item is drawn more than once more or less than its share.
+    A group of n items gets a share ∝ n^(1 - balance): 0 draws every item equally often, 1 every group. Each item is
+    drawn at most once more or once less than its share.
     """
     if not 0 <= balance <= 1:
         raise ValueError(f"balance is {balance}; give 0 (every item alike) to 1 (every group alike)")
@@ -238,17 +238,18 @@ def plan_draws(source: Source, num_documents: int, balance: float = 0.5, seed: i
 
 
 def pick(draws: random.Random, choices: Sequence[ChoiceT]) -> ChoiceT:
+    """One of the choices, at random."""
     return choices[int(draws.random() * len(choices))]
 
 
 def draw_some(draws: random.Random, choices: Sequence[ChoiceT], most: int) -> list[ChoiceT]:
-    """1 to `most` of the choices, in random order."""
+    """1 to `most` of the choices, at random and in random order."""
     count = 1 + int(draws.random() * min(most, len(choices)))
     return sorted(choices, key=lambda _: draws.random())[:count]
 
 
 def make_informal(draws: random.Random, text: str) -> str:
-    """As people type: half of the time without a capital, and then mostly without the full stop."""
+    """Writes a text as people type: half of the time without a capital, and then mostly without the full stop."""
     if draws.random() < 0.5:
         return text
     text = text[:1].lower() + text[1:]

@@ -49,7 +49,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What every shard of a folder agrees on."""
+    """What all shards of a folder have in common."""
 
     num_documents: int  # planned; skipped ones included
     documents_per_shard: int
@@ -67,6 +67,7 @@ class Manifest:
         return np.dtype("<u2" if self.vocabulary_size <= 1 << 16 else "<u4")
 
     def list_documents(self, shard: int) -> range:
+        """The numbers of the planned documents of a shard."""
         first = shard * self.documents_per_shard
         return range(first, min(first + self.documents_per_shard, self.num_documents))
 
@@ -96,7 +97,7 @@ def write_token_shards(
     record: Mapping[str, object] | None = None,
     documents_per_shard: int = 4096,
 ) -> TokenShards:
-    """Writes the shards that are not there yet, and opens all; `make(i)` renders document i and depends on i alone.
+    """Writes the shards that are missing and opens all. `make(i)` renders document i and may depend on i alone.
 
     Raises ValueError for a folder that holds shards of other documents or tokenizers: nothing is mixed.
     """
@@ -133,7 +134,7 @@ def remove_partial_shards(folder: Path) -> None:
 class TokenShards:
     """The documents of a folder, mapped into memory; `shards[i]` is document i.
 
-    `tokenizer_hashes` maps block names (and `text`) to the sha256 at hand; another one in the manifest is a ValueError.
+    tokenizer_hashes: block name (or `text`) → sha256 of the tokenizer at hand; ValueError if the manifest has another.
     """
 
     def __init__(self, folder: str | Path, tokenizer_hashes: Mapping[str, str] | None = None) -> None:
@@ -155,11 +156,11 @@ class TokenShards:
 
     @property
     def skipped(self) -> list[str]:
-        """Why each planned document that is missing here could not be made."""
+        """Why each planned document that is missing could not be made."""
         return [reason for shard in range(self.manifest.num_shards) for reason in self._get_marker(shard).skipped]
 
     def count_tokens(self, modalities: Sequence[str]) -> dict[str, int]:
-        """Tokens by modality, those of turn marks under text; `modalities` are those of the vocabulary, in order."""
+        """Counts tokens by modality; marks of turns count as text. modalities: the vocabulary's, in order."""
         counts = np.zeros(len(modalities), np.int64)
         for shard in range(self.manifest.num_shards):
             flags = np.fromfile(_name_shard(self.folder, shard) / "flags.bin", np.uint8)
@@ -183,7 +184,9 @@ class TokenShards:
         return Rendered(ids, labels, flags & MODALITY_BITS)
 
     def compute_fingerprint(self) -> str:
-        """Changes with the tokens of any document; read from the markers, not from the tokens."""
+        """A hash that changes with the tokens of any document; it takes the hashes in the markers and reads no
+        tokens.
+        """
         hashes = [sorted(self._get_marker(shard).sha256.items()) for shard in range(self.manifest.num_shards)]
         return sha256(json.dumps(hashes).encode()).hexdigest()
 
@@ -203,7 +206,9 @@ class TokenShards:
         return marker
 
     def _open(self, shard: int) -> np.ndarray:
-        """Where the documents of a shard begin and the last ends, int64 [D + 1]. ValueError for a damaged one."""
+        """Where each document of a shard begins and the last one ends, int64 [D + 1]. ValueError for a damaged
+        shard.
+        """
         place, marker = _name_shard(self.folder, shard), self._get_marker(shard)
         offsets = np.fromfile(place / "offsets.bin", "<i8")
         sizes = [(place / name).stat().st_size // width for name, width in (("ids.bin", self.manifest.dtype.itemsize),
@@ -226,7 +231,7 @@ def _name_shard(folder: Path, shard: int) -> Path:
 
 
 def _read_marker(folder: Path, shard: int) -> DoneMarker | None:
-    """The marker of a shard; None where there is none, or none that can be read."""
+    """The marker of a shard; None if it is missing or cannot be read."""
     try:
         return read_json_as(DoneMarker, _name_shard(folder, shard) / DONE)
     except ValueError:
@@ -234,7 +239,7 @@ def _read_marker(folder: Path, shard: int) -> DoneMarker | None:
 
 
 def is_done(folder: Path, manifest: Manifest, shard: int, media: str = "") -> bool:
-    """True for a shard that is whole, of this manifest, and made of media files with this fingerprint."""
+    """Whether a shard is whole, of this manifest, and made of media files with this fingerprint."""
     marker = _read_marker(folder, shard)
     return marker is not None and (marker.fingerprint, marker.media) == (manifest.fingerprint, media)
 
@@ -242,7 +247,11 @@ def is_done(folder: Path, manifest: Manifest, shard: int, media: str = "") -> bo
 def write_shard(
     folder: Path, manifest: Manifest, shard: int, documents: Iterable[Rendered | Skipped], media: str = ""
 ) -> None:
-    """Writes one shard of `manifest.list_documents(shard)`, whole or not at all. media: their files' fingerprint."""
+    """Writes one shard of the documents `manifest.list_documents(shard)`, whole or not at all.
+
+    media: fingerprint of the media files that they are made of. Raises ValueError for an empty document and for ids
+    outside the vocabulary.
+    """
     parts: list[Rendered] = []
     skipped: list[str] = []
     for index, part in zip(manifest.list_documents(shard), documents, strict=True):
@@ -286,7 +295,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """ValueError for a folder that holds no token shards."""
+    """Raises ValueError for a folder without token shards, and for a manifest of another format."""
     path = folder / MANIFEST
     if not path.is_file():
         raise ValueError(f"{path} is missing; {folder} holds no token shards")

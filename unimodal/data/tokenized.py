@@ -27,11 +27,12 @@ from unimodal.vocabulary import Vocabulary
 Tokenize = Callable[[Sequence[Document]], list[Rendered | Skipped]]
 
 
-class OnTheFly:
-    """A dataset tokenized when it is read; `documents[i]` is `Rendered`.
+class TokenizedDataset:
+    """A dataset whose documents are tokenized when they are read; `documents[i]` is `Rendered`.
 
     A document that cannot be tokenized (a damaged picture, too many tokens) raises ValueError under
-    `on_bad_row="fail"`; under `"skip"` the next one stands in for it, and it is counted, listed and told on stderr.
+    `on_bad_row="fail"`. Under `"skip"` the next document takes its place, and the bad row is counted, listed and
+    reported on stderr.
     """
 
     def __init__(self, dataset: ImportedDataset, tokenize: Tokenize) -> None:
@@ -40,7 +41,7 @@ class OnTheFly:
 
     @property
     def bad_rows(self) -> list[BadRow]:
-        """Those that opening found and those that reading has found so far."""
+        """The bad rows found at opening, and those met while reading so far."""
         return [*self.dataset.bad_rows, *self._bad.values()]
 
     @property
@@ -69,10 +70,10 @@ class OnTheFly:
 
 
 def open_rendered(cfg: DatasetConfig, tokenize: Tokenize, hashes: Mapping[str, str]) -> DocumentSet:
-    """Token shards or a dataset, whichever lies at the path. Raises ValueError for shards of other tokenizers."""
+    """Opens token shards or a dataset, whichever lies at the path. Raises ValueError for shards of other tokenizers."""
     if (Path(cfg.path) / MANIFEST).is_file():
         return TokenShards(cfg.path, hashes)
-    return OnTheFly(open_dataset(cfg), tokenize)
+    return TokenizedDataset(open_dataset(cfg), tokenize)
 
 
 def open_mixture(
@@ -83,7 +84,7 @@ def open_mixture(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Mixture:
-    """The datasets by their weights; those of weight 0 are not opened."""
+    """Mixes the datasets by their weights; those of weight 0 are not opened. ValueError if no weight is above 0."""
     used = {name: cfg for name, cfg in datasets.items() if cfg.weight > 0}
     if not used:
         raise ValueError(f"none of the datasets {', '.join(datasets) or '(none given)'} has a weight above 0")

@@ -91,6 +91,8 @@ def test_saved_datasets_and_their_splits(media, tmp_path):
         assert part.data == (media / "a.png").read_bytes() or part.path == str(media / "a.png")
     with pytest.raises(ValueError, match="has no split 'dev'; it has train, test: set split"):
         open_dataset(DatasetConfig(path=str(tmp_path / "two"), split="dev"))
+    with pytest.raises(ValueError, match="one has no splits, so split 'dev' would choose nothing"):
+        open_dataset(DatasetConfig(path=str(tmp_path / "one"), split="dev"))
 
 
 def test_a_row_without_its_picture_is_named(media, tmp_path):

@@ -1,7 +1,7 @@
-"""Importers: rows of other projects' dataset formats → conversations, one file a format, and which format a row is.
+"""Importers: rows of other projects' dataset formats → conversations. `detect_format` names a dataset's format.
 
 An importer is a function `(row, folder) → Conversation` that raises ValueError for a row it cannot use. To add a
-format, write its file and a line in `IMPORTERS`, and say in `detect` what its columns look like.
+format, write its file and a line in `IMPORTERS`, and say in `detect_format` what its columns look like.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, describe_message_error
 from unimodal.data.rows import Row
 
-__all__ = ["IMPORTERS", "Importer", "PairsConfig", "detect", "import_row"]
+__all__ = ["IMPORTERS", "Importer", "PairsConfig", "detect_format", "import_row"]
 
 Importer = Callable[[Row, MediaFolder], Conversation]
 
 
-def detect(rows: Sequence[Row], folder: MediaFolder) -> str:
-    """The name of the format that some first rows of a dataset have, by their columns.
+def detect_format(rows: Sequence[Row], folder: MediaFolder) -> str:
+    """Detects the format of a dataset by the columns of its first rows.
 
-    Raises ValueError, naming the columns, where they fit none.
+    Raises ValueError, naming the columns, if they fit no format.
     """
     columns = {column for row in rows for column, value in row.items() if value is not None}
     media = {column for names in list_media_columns().values() for column in names} & columns
@@ -77,14 +77,14 @@ def detect(rows: Sequence[Row], folder: MediaFolder) -> str:
 def import_row(
     name: str, columns: Row, folder: MediaFolder, pairs: PairsConfig, unread: set[str] | None = None
 ) -> Conversation:
-    """One row by the format of this name; `webdataset` looks at each row by itself.
+    """Imports one row of the named format; with `webdataset` the format of each row is detected by itself.
 
-    unread: takes the names of the columns that hold something and that nobody asked for.
+    unread: gets the names of columns that hold something and that the importer did not ask for.
 
     Raises ValueError for a bad row, and for one with a column that would be lost.
     """
     check_wanted(columns)
-    name = detect([columns], folder) if name == "webdataset" else name
+    name = detect_format([columns], folder) if name == "webdataset" else name
     row = ReadRow(columns)
     try:
         made = import_pairs(row, folder, pairs) if name == "pairs" else IMPORTERS[name](row, folder)
@@ -97,7 +97,7 @@ def import_row(
 
 
 def _list_objects(value: object) -> list[Mapping[str, object]]:
-    """The objects of a list, which may be written as JSON; none where it is no list."""
+    """The objects of a list, which may be written as JSON; [] if the value is no list."""
     try:
         found = read_json_list(value, "")
     except ValueError:
@@ -106,7 +106,7 @@ def _list_objects(value: object) -> list[Mapping[str, object]]:
 
 
 def _check_unmarked(contents: Iterable[object]) -> None:
-    """ValueError for a text that marks a picture in a dataset that brings none."""
+    """Raises ValueError for a text with the placeholder <image> in a dataset that has no pictures."""
     if any(isinstance(content, str) and "image" in find_placeholders(content) for content in contents):
         raise ValueError(
             "a text holds <image> and no column holds images; give them in the column images, or choose format trl, "

@@ -8,7 +8,7 @@ The pictures stand before the first question.
 
 from __future__ import annotations
 
-from unimodal.data.importers.columns import AnyPart, read_media, read_objects, read_text
+from unimodal.data.importers.columns import MessagePart, read_media, read_objects, read_text
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, TextPart, parse_conversation
 from unimodal.data.rows import Row
@@ -17,7 +17,7 @@ from unimodal.data.rows import Row
 def import_cauldron(row: Row, folder: MediaFolder) -> Conversation:
     """Raises ValueError for a row whose texts are no exchanges."""
     messages: list[dict[str, object]] = []
-    leading: list[AnyPart] = [part for parts in read_media(row, folder).values() for part in parts]
+    leading: list[MessagePart] = [part for parts in read_media(row, folder).values() for part in parts]
     for exchange in read_objects(row.get("texts"), "texts"):
         asked = [*leading, TextPart(text=read_text(exchange.get("user"), "user of texts"))]
         leading = []

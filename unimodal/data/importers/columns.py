@@ -21,27 +21,27 @@ from unimodal.data.rows import Row
 from unimodal.files import parse_json
 from unimodal.media.registry import MEDIA, find_by_suffix, find_by_type, join_names
 
-AnyPart = TextPart | MediaPart
+MessagePart = TextPart | MediaPart
 MediaLists = dict[str, list[MediaPart]]  # modality → media in order
 
-#: keys of a typed part that advise a processor how to read its file, and lose nothing when they are left out
+#: keys of a typed part that only advise a processor how to read its file: nothing is lost without them
 _HINTS = {
     *("detail", "format", "media_type", "mime_type", "filename", "cache_control", "id"),
     *("fps", "sample_fps", "nframes", "min_frames", "max_frames"),
     *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"),
 }
-_UNSURE = (".ts",)  # suffixes that other files have more often: TypeScript
-#: keys that choose the part of a file → whether they count from its beginning; ours, and Qwen's for films
+_UNSURE = (".ts",)  # suffixes that more often mean another kind of file: TypeScript
+#: keys for the start, the length and the end of the part of a file that is read; ours, then Qwen's for films
 _STARTS, _LENGTHS, _ENDS = ("start_s", "video_start"), ("seconds",), ("video_end",)
 
 
 def list_media_columns() -> dict[str, tuple[str, str]]:
-    """Medium → the columns that may hold several of it, or one."""
+    """Medium → its two columns: the one for several media, and the one for a single medium."""
     return {name: medium.columns for name, medium in MEDIA.items()}
 
 
 def find_modality(name: str) -> str | None:
-    """The medium of a file or URL by its suffix; None for another kind of file."""
+    """The medium that the suffix of a file or URL stands for; None for another kind of file."""
     if "\n" in name:
         return None
     with suppress(ValueError):
@@ -52,9 +52,10 @@ def find_modality(name: str) -> str | None:
 
 
 def name_files(row: Row) -> Row:
-    """The row with the files that `file_name` names, as an imagefolder's metadata does, as columns of their media.
+    """Moves the files that a row names under `file_name`, as an imagefolder's metadata does, into the columns of their
+    media.
 
-    `image_file_name` and the like name a medium themselves; a row that has a medium of the kind keeps its own.
+    `image_file_name` and the like name the medium too. A row that fills a medium's column already keeps it.
     """
     made = dict(row)
     for modality, (many, one) in list_media_columns().items():
@@ -69,7 +70,7 @@ def name_files(row: Row) -> Row:
 
 
 def find_placeholders(text: str) -> list[str]:
-    """The media whose placeholders `<image>` … a text holds, in order."""
+    """The media of the placeholders (`<image>`, …) in a text, in order."""
     return _split_at_placeholders(text)[1::2]
 
 
@@ -79,14 +80,14 @@ def _split_at_placeholders(text: str) -> list[str]:
 
 
 def read_text(value: object, what: str) -> str:
-    """A text, or ValueError that says what should have been one."""
+    """Returns a value that is a text. Raises ValueError, naming `what`, for any other."""
     if not isinstance(value, str):
         raise ValueError(f"{what} must be a text, this one is {type(value).__name__}")
     return value
 
 
 def read_objects(value: object, what: str) -> list[Mapping[str, object]]:
-    """A list of objects, which may be written as JSON; or ValueError that says what should have been one."""
+    """A list of objects, which may be written as JSON. Raises ValueError, naming `what`, for anything else."""
     value = read_json_list(value, what)
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) for item in value):
         raise ValueError(f"{what} must be a list of objects, this one is {type(value).__name__}")
@@ -94,7 +95,7 @@ def read_objects(value: object, what: str) -> list[Mapping[str, object]]:
 
 
 def read_json_list(value: object, what: str) -> object:
-    """A value, or the list that a text beginning with `[` holds as JSON. ValueError for one that is broken."""
+    """The list that a text beginning with `[` holds as JSON; any other value as it is. ValueError for broken JSON."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -104,7 +105,7 @@ def read_json_list(value: object, what: str) -> object:
 
 
 def refuse(row: Row, columns: Iterable[str], reason: str) -> None:
-    """ValueError if one of these columns holds anything: it would be dropped in silence."""
+    """Raises ValueError if one of these columns holds anything, which would be dropped in silence."""
     for column in columns:
         if row.get(column):
             raise ValueError(
@@ -136,17 +137,17 @@ def read_media(row: Row, folder: MediaFolder) -> MediaLists:
     return found
 
 
-def fill_placeholders(texts: Sequence[str], media: MediaLists, front: int | None = None) -> list[list[AnyPart]]:
-    """The parts of each text, with a medium in place of each placeholder.
+def fill_placeholders(texts: Sequence[str], media: MediaLists, front: int | None = None) -> list[list[MessagePart]]:
+    """Replaces each placeholder by the next medium of its kind, and returns the parts of each text.
 
-    With `front`, media of a modality that no text has a placeholder for go before text number `front`. Raises
-    ValueError where the numbers of placeholders and media differ.
+    front: number of the text before which media go if no text has a placeholder of their modality. Raises ValueError if
+    placeholders and media differ in number.
     """
     counts = dict.fromkeys(MEDIA, 0)
     for text in texts:
         for name in find_placeholders(text):
             counts[name] += 1
-    leading: list[AnyPart] = []
+    leading: list[MessagePart] = []
     for modality, parts in media.items():
         if front is not None and parts and not counts[modality]:
             leading += parts
@@ -163,7 +164,7 @@ def fill_placeholders(texts: Sequence[str], media: MediaLists, front: int | None
     return filled
 
 
-def _fill_text(text: str, queues: Mapping[str, Iterator[MediaPart]]) -> Iterator[AnyPart]:
+def _fill_text(text: str, queues: Mapping[str, Iterator[MediaPart]]) -> Iterator[MessagePart]:
     pieces = _split_at_placeholders(text)
     for index, piece in enumerate(pieces):
         if index % 2:
@@ -173,7 +174,7 @@ def _fill_text(text: str, queues: Mapping[str, Iterator[MediaPart]]) -> Iterator
 
 
 class MediaQueues:
-    """The media of a row as typed parts take them: the next one, or the one that a part's `index` names."""
+    """Hands out the media of a row to typed parts: the next one, or the one that a part's `index` names."""
 
     def __init__(self, media: MediaLists) -> None:
         self.media = media
@@ -181,7 +182,9 @@ class MediaQueues:
         self._indexed: dict[str, set[int]] = {modality: set() for modality in media}
 
     def take(self, modality: str, index: object = None) -> MediaPart | None:
-        """The next medium, None past the last one; or number `index`. ValueError for a number that there is not."""
+        """Medium number `index`; without one the next, None past the last. Raises ValueError for an index out of
+        range.
+        """
         parts = self.media[modality]
         if index is None:
             number = self.num_bare[modality]
@@ -193,7 +196,7 @@ class MediaQueues:
         return parts[index]
 
     def check(self) -> None:
-        """ValueError for numbers of parts and media that differ."""
+        """Raises ValueError if parts and media differ in number."""
         for modality, parts in self.media.items():
             indexed, bare = self._indexed[modality], self.num_bare[modality]
             if indexed and bare:
@@ -210,12 +213,13 @@ class MediaQueues:
                 )
 
 
-def read_typed_parts(content: object, queues: MediaQueues, folder: MediaFolder) -> list[AnyPart]:
-    """The parts of a `content` list; an `{"type": "image"}` without a file of its own takes one of its queue.
+def read_typed_parts(content: object, queues: MediaQueues, folder: MediaFolder) -> list[MessagePart]:
+    """Reads the parts of a `content` list; an `{"type": "image"}` without a file takes the next medium of its queue.
 
-    Parts that find none are left to `queues.check`. Raises ValueError for a type or a key that is not known.
+    A part whose queue is empty is left out, and `queues.check` reports it. Raises ValueError for an unknown type or
+    key.
     """
-    parts: list[AnyPart] = []
+    parts: list[MessagePart] = []
     for item in read_objects(content, "a message's content"):
         given = {key: value for key, value in item.items() if value is not None}  # Arrow fills absent keys with None
         kind = given.pop("type", None)
@@ -234,7 +238,7 @@ def read_typed_parts(content: object, queues: MediaQueues, folder: MediaFolder) 
 def _read_media_part(
     kind: str, modality: str, given: dict[str, object], queues: MediaQueues, folder: MediaFolder
 ) -> MediaPart | None:
-    """A part of a medium by what it holds beside its type; None where its queue has run out."""
+    """Reads a medium by the keys of its part, `type` aside; None if its queue is empty."""
     if given.get("text") == "":
         del given["text"]
     if "codes" in given:
@@ -254,7 +258,7 @@ def _read_media_part(
 
 
 def _read_time(given: dict[str, object]) -> tuple[float, float | None]:
-    """Takes what chooses a part of a file out of a part's keys: (start, seconds or None)."""
+    """Removes the keys that choose a part of a file, and returns (start, seconds or None)."""
 
     def take(keys: tuple[str, ...]) -> float | None:
         found = [given.pop(key) for key in keys if key in given]
@@ -269,7 +273,7 @@ def _read_time(given: dict[str, object]) -> tuple[float, float | None]:
 
 
 def has_own_media(content: object) -> bool:
-    """True if a typed part of this content brings its file or codes itself."""
+    """Whether any typed part of this content brings its own file or codes."""
     return isinstance(content, (list, tuple)) and any(
         isinstance(item, Mapping)
         and find_by_type(item.get("type")) is not None

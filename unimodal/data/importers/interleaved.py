@@ -7,20 +7,20 @@ The page is learnt whole, its words and its pictures. Other media have columns o
 
 from __future__ import annotations
 
-from unimodal.data.importers.columns import AnyPart, list_media_columns, read_json_list, read_text
+from unimodal.data.importers.columns import MessagePart, list_media_columns, read_json_list, read_text
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, TextPart, parse_conversation
 from unimodal.data.rows import Row
 
 
 def import_interleaved(row: Row, folder: MediaFolder) -> Conversation:
-    """Raises ValueError for lists of different length, and for a place with two parts or none."""
+    """Raises ValueError for lists of different lengths, and for a place with no part or with several."""
     texts = _read_list(row, "texts")
     media = {modality: _read_list(row, many) for modality, (many, _) in list_media_columns().items() if row.get(many)}
     for modality, values in media.items():
         if len(values) != len(texts):
             raise ValueError(f"there are {len(texts)} texts but {len(values)} places of {modality}; give as many")
-    parts: list[AnyPart] = []
+    parts: list[MessagePart] = []
     for place, text in enumerate(texts):
         here = [(modality, values[place]) for modality, values in media.items() if values[place] is not None]
         if len(here) + (text is not None) != 1:

@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from unimodal.config import Config
-from unimodal.data.importers.columns import AnyPart, read_json_list, read_media, read_text
+from unimodal.data.importers.columns import MessagePart, read_json_list, read_media, read_text
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation, TextPart, parse_conversation
 from unimodal.data.rows import Row
@@ -117,5 +117,5 @@ def _list_answers(value: object) -> list[str]:
     return [read_text(one.get("answer") if isinstance(one, Mapping) else one, "an answer") for one in value]
 
 
-def _make_conversation(asked: Sequence[AnyPart], answer: Sequence[AnyPart]) -> Conversation:
+def _make_conversation(asked: Sequence[MessagePart], answer: Sequence[MessagePart]) -> Conversation:
     return parse_conversation([{"role": "user", "content": asked}, {"role": "assistant", "content": answer}])

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from unimodal.data.importers.columns import (
-    AnyPart,
     MediaLists,
     MediaQueues,
+    MessagePart,
     find_placeholders,
     read_media,
     read_objects,
@@ -81,9 +81,9 @@ def _read_side(row: Row, column: str, role: str) -> Sequence[Mapping[str, object
     return [{"role": role, "content": value}] if isinstance(value, str) else read_objects(value, column)
 
 
-def _put_in_front(turns: Sequence[TurnRow], media: MediaLists) -> list[list[AnyPart]]:
+def _put_in_front(turns: Sequence[TurnRow], media: MediaLists) -> list[list[MessagePart]]:
     """The parts of turns that are plain texts, with all media before the first text of the user's."""
-    contents: list[list[AnyPart]] = [[TextPart(text=str(turn.content))] for turn in turns]
+    contents: list[list[MessagePart]] = [[TextPart(text=str(turn.content))] for turn in turns]
     leading = [part for parts in media.values() for part in parts]
     if not leading:
         return contents

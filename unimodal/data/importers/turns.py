@@ -26,14 +26,13 @@ ROLES = {
     "model": "assistant",
 }
 
-#: keys of a message that say whether it is learnt: of ms-swift, OpenAI, Axolotl, and ours; and those that a question
-#: may not have
+#: keys that say whether a message is learnt: of ms-swift, OpenAI, Axolotl, and ours; `_ONLY_ANSWERS` stand at answers
 _LEARN_KEYS = ("loss", "loss_scale", "weight", "train", "training", "learn")
 _TOOLS = "is about tools, which documents do not have; write it into its text, or leave the row out"
 _ONLY_ANSWERS = ("loss", "loss_scale", "train", "training")
 _PIECES = "masks pieces of the answer, and an answer is learnt whole or not at all; write the message as several"
 _APART = "is a text apart from the answer; write it into its text"
-#: keys of a message that hold what would be lost, and what to do with it
+#: keys of a message whose content would be lost → why, and what to do
 _LOST_KEYS = dict.fromkeys(("tool_calls", "function_call", "tool_call_id"), _TOOLS) | dict.fromkeys(
     ("reasoning_content", "reasoning", "thinking", "refusal"), _APART
 )
@@ -41,7 +40,7 @@ _LOST_KEYS |= dict.fromkeys(("train_detail", "training_detail"), _PIECES)
 
 
 class TurnRow(NamedTuple):
-    """A message as its row has it: who says it, what, and whether that is learnt."""
+    """A message of a row: its role, its content, and whether it is learnt."""
 
     role: str
     content: object
@@ -57,10 +56,10 @@ def find_role(name: object) -> str:
 
 
 def read_turn(message: Mapping[str, object]) -> TurnRow:
-    """A message of `role` and `content`, or of `from` and `value`.
+    """Reads a message of `role` and `content`, or of `from` and `value`.
 
-    Raises ValueError for an unknown role, for what the message holds beside its content and a document cannot, and for
-    a mask that cannot be kept: a share of the loss, or an answer's mark on a message that is no answer.
+    Raises ValueError for an unknown role, for keys whose content no document can hold, and for a mask that cannot be
+    kept: a fraction of the loss, or a mask on a message that is no answer.
     """
     first = message.get("from") if message.get("from") is not None else message.get("role")
     role = find_role(first)
@@ -72,7 +71,9 @@ def read_turn(message: Mapping[str, object]) -> TurnRow:
 
 
 def add_system(row: Row, turns: Sequence[TurnRow]) -> list[TurnRow]:
-    """The turns behind the one that the column `system` writes, if it does. ValueError if they begin with another."""
+    """Puts the text of the column `system`, if there is one, before the turns. ValueError if they begin with
+    another.
+    """
     system = row.get("system")
     if not system or (turns and turns[0][:2] == ("system", system)):
         return list(turns)

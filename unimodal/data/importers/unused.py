@@ -1,4 +1,4 @@
-"""What an importer would lose: columns that look like media and were not read, answers that nobody wanted.
+"""What an importer would lose: unread columns that look like media, and answers that are marked as unwanted.
 
 {"image_path": "apple.png", "text": "an apple"}     an error that says columns={image: image_path}
 {"image": "apple.png", "url": "https://a.example/apple.jpg", "text": "an apple"}     the url is only a note
@@ -35,7 +35,7 @@ _PREFERENCE = (
 
 
 class ReadRow(Mapping[str, object]):
-    """A row that notes which of its columns are asked for."""
+    """A row that records which of its columns are read."""
 
     def __init__(self, columns: Row) -> None:
         self._columns = columns
@@ -58,7 +58,7 @@ class ReadRow(Mapping[str, object]):
 
 
 def check_wanted(row: Row) -> None:
-    """ValueError for a row that tells wanted answers from others: of DPO, a reward model, KTO with label false."""
+    """Raises ValueError for a row that marks unwanted answers: of DPO, of a reward model, of KTO with label false."""
     for column, value in row.items():
         if column.startswith(("chosen", "rejected")) and value not in (None, "", []):
             raise ValueError(f"the column {column!r} {_PREFERENCE}")
@@ -76,9 +76,9 @@ def check_wanted(row: Row) -> None:
 
 
 def check_unused(row: ReadRow, conversation: Conversation, folder: MediaFolder) -> None:
-    """ValueError for a column, or a key of a message, that looks like a medium and was not read.
+    """Raises ValueError for an unread column, or an unread key of a message, that looks like a medium.
 
-    A name of a file or a URL beside a medium of its kind is only a note, unless the dataset's folder has that file.
+    The name of a file or URL beside a medium of its kind is only a note, unless the dataset's folder has that file.
     """
     parts = [part for message in conversation.messages for part in message.content if isinstance(part, MediaPart)]
     used = _Used(frozenset(part.type for part in parts), frozenset(os.path.realpath(p.path) for p in parts if p.path))
@@ -102,7 +102,7 @@ def check_unused(row: ReadRow, conversation: Conversation, folder: MediaFolder) 
 
 
 def find_media_column(row: Row, folder: MediaFolder) -> tuple[str, str] | None:
-    """(the first column that looks like a medium, which medium)."""
+    """(the first column that looks like a medium, that medium); None if no column does."""
     for column, value in row.items():
         modality = _find_medium(column, value, _Used(), folder)
         if modality is not None:
@@ -112,14 +112,14 @@ def find_media_column(row: Row, folder: MediaFolder) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class _Used:
-    """The media of a row that were read: which, and their files."""
+    """The media of a row that were read: their modalities and their files."""
 
     modalities: frozenset[str] = frozenset()
     paths: frozenset[str] = frozenset()
 
 
 def _find_medium(column: str, value: object, used: _Used, folder: MediaFolder) -> str | None:
-    """The medium that a value looks like; None for what is none, and for a mere note about one."""
+    """The medium that a value looks like; None for any other value, and for a note about a medium."""
     named = _find_by_name(column)
     if isinstance(value, (list, tuple)):
         found = (_find_medium(column, item, used, folder) for item in value[:3])

@@ -27,7 +27,7 @@ TEXT_KINDS = {"txt": "text", "text": "text", "caption": "text", "json": "json"}
 
 
 def _find_kind(extension: str) -> str | None:
-    """`text`, `json` or a medium, by what stands behind the last dot; None for a kind that is not read."""
+    """`text`, `json` or a medium, by the last part of an extension; None for a kind that is not read."""
     last = extension.rpartition(".")[2]
     medium = find_by_suffix(f".{last}")
     return TEXT_KINDS.get(last, None if medium is None else medium.name)
@@ -44,7 +44,7 @@ class Member(NamedTuple):
 class TarRows:
     """The samples of one tar, by their keys. Memory: 16 bytes a sample once it is open.
 
-    name: of the file for messages, where `path` is its unpacked content.
+    name: what messages call the file, if `path` is only its unpacked content.
     """
 
     def __init__(self, path: Path, name: Path | None = None) -> None:
@@ -71,7 +71,7 @@ class TarRows:
             ) from None
 
     def _add(self, info: tarfile.TarInfo, member: Member, last: str | None, first_rows: dict[str, int]) -> None:
-        """Takes note of one member; `last` is the key of the one before."""
+        """Records one member; `last` is the key of the member before it."""
         end = info.offset_data + info.size
         if member.key == last:
             self._spans[-1] = end
@@ -104,7 +104,7 @@ class TarRows:
         return self._make_row(contents, names)
 
     def _read_members(self, index: int) -> Iterator[tuple[Member, bytes]]:
-        """The members of a sample and what they hold. ValueError for a tar that was changed since it was opened."""
+        """The members of a sample and their content. Raises ValueError if the tar was changed after it was opened."""
         begin, end = self._spans[2 * index : 2 * index + 2]
         try:
             with self.path.open("rb") as stream:
@@ -152,7 +152,7 @@ class TarRows:
 
 
 def _read_member(info: tarfile.TarInfo) -> Member | None:
-    """The member that a header names; None for a folder, and for a file without a stem, which belongs to no sample."""
+    """The member of a header; None for a folder, and for a file without a stem, which belongs to no sample."""
     folder, slash, base = info.name.rpartition("/")
     stem, _, extension = base.partition(".")
     return None if info.isdir() or not stem else Member(folder + slash + stem, extension.lower(), info.name)
@@ -177,7 +177,7 @@ def _parse_object(content: bytes, name: str, row: dict[str, object]) -> Row:
 
 
 def _find_member(name: object, media: Mapping[str, bytes], names: Mapping[str, str]) -> dict[str, bytes]:
-    """The medium that the JSON calls by its member's name, the last part of it, or its extension."""
+    """The medium that the JSON names, by the path, file name or extension of its member."""
     for extension, content in media.items():
         full = names[extension]
         if name in (extension, full, full.rpartition("/")[2]):
