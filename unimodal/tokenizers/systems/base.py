@@ -45,7 +45,7 @@ class SystemModule(StoredModule):
     """A published system, of codes or of latents, stored in float32: its codes stay those of the authors' code."""
 
     stored_dtype: ClassVar[torch.dtype] = torch.float32
-    #: our names of weights → the authors'
+    #: our names of weights → the authors', where they do not depend on the settings
     key_map: ClassVar[KeyMap] = KeyMap()
     config: SystemConfig
 
@@ -72,16 +72,22 @@ class SystemModule(StoredModule):
         raise ValueError(f"{cls.__name__} reads no config of its authors; name one of `unimodal tokenizers list`")
 
     @classmethod
+    def find_key_map(cls, config: SystemConfig) -> KeyMap:
+        """The key map of weights of these settings; overridden where names depend on them."""
+        return cls.key_map
+
+    @classmethod
     def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
         """A tokenizer with weights under the authors' names. Raises ValueError that names a missing, a surplus or a
         misshapen tensor; source: what the weights are called in that message."""
         tokenizer = cls(config)
-        fill_strictly(tokenizer, weights, cls.key_map, source)
+        fill_strictly(tokenizer, weights, cls.find_key_map(config), source)
         return tokenizer.eval()
 
     def collect_authors_state(self) -> dict[str, Tensor]:
         """The weights under the authors' names: what their code loads."""
-        return {rename_to_authors(name, self.key_map): tensor for name, tensor in self.state_dict().items()}
+        key_map = self.find_key_map(self.config)
+        return {rename_to_authors(name, key_map): tensor for name, tensor in self.state_dict().items()}
 
 
 class SystemTokenizer(SystemModule, MediaTokenizer):

@@ -7,7 +7,7 @@ checkpoint by the same rules that read it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,13 @@ from torch import Tensor, nn
 class KeyMap:
     """rules: (pattern over our whole name, replacement), of which the first that matches holds; a name without a rule
     is the authors' own. ignored: patterns over the authors' whole names, of tensors that are no part of the tokenizer
-    (discriminators, usage counters)."""
+    (discriminators, usage counters). averages: how the name of a moving average begins; behind it stands the name of
+    the weight without its dots. Where a checkpoint has averages, they are the weights, as in the authors' evaluation.
+    """
 
     rules: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    averages: str = ""
 
 
 def rename_to_authors(name: str, key_map: KeyMap) -> str:
@@ -39,6 +42,8 @@ def fill_strictly(module: nn.Module, weights: Mapping[str, Tensor], key_map: Key
     Raises ValueError, in one line, naming what is missing, left over or of another shape; source begins that line.
     """
     names = {name: rename_to_authors(name, key_map) for name in module.state_dict()}
+    if key_map.averages:
+        weights = _take_averages(weights, names.values(), key_map.averages)
     missing = sorted(set(names.values()) - set(weights))
     surplus = sorted(
         name
@@ -58,3 +63,12 @@ def fill_strictly(module: nn.Module, weights: Mapping[str, Tensor], key_map: Key
                     f"{tuple(tensor.shape)}; is it of another size?"
                 )
             tensor.copy_(found)
+
+
+def _take_averages(weights: Mapping[str, Tensor], names: Iterable[str], start: str) -> Mapping[str, Tensor]:
+    """The weights with their moving averages under the weights' own names; as they are where there are none."""
+    averages = {start + name.replace(".", ""): name for name in names}
+    if not any(name in weights for name in averages):
+        return weights
+    plain = set(averages.values())
+    return {averages.get(name, name): tensor for name, tensor in weights.items() if name not in plain}
