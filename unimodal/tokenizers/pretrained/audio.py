@@ -30,11 +30,10 @@ from unimodal.tokenizers.pretrained.base import (
     NetworkTokenizer,
     build_config,
     check_kind,
-    decode_rows,
-    group_by_size,
     load_reference,
     to_plain_config,
 )
+from unimodal.tokenizers.rows import decode_rows, group_by_size
 from unimodal.tokenizers.stored import TokenizerConfig
 
 if TYPE_CHECKING:

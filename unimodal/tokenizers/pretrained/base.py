@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self, TypeVar
 
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 
 from unimodal.files import describe_error, read_json
 from unimodal.released import find_release
-from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.stored import TokenizerConfig
 
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 
     ForeignConfig = TypeVar("ForeignConfig", bound=PreTrainedConfig)
     ForeignModel = TypeVar("ForeignModel", bound=PreTrainedModel)
-
-SizeT = TypeVar("SizeT", bound=Hashable)
 
 PICKLES = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt")
 DOWNLOAD_AGAIN = "download it again"
@@ -81,33 +77,6 @@ def to_plain_config(config: PreTrainedConfig) -> dict[str, JsonValue]:
     for name in ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures"):
         fields.pop(name, None)
     return fields
-
-
-# ---- batches of different sizes
-
-
-def group_by_size(sizes: Iterable[SizeT]) -> dict[SizeT, list[int]]:
-    """The numbers of a batch's items by their size, in order."""
-    groups: dict[SizeT, list[int]] = {}
-    for index, size in enumerate(sizes):
-        groups.setdefault(size, []).append(index)
-    return groups
-
-
-def decode_rows(codes: Codes, decode: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Every item's real codes decoded, those of one length together. decode: int64 [B, N, G] → [B, …]."""
-    lengths = codes.counts
-    found: dict[int, Tensor] = {}
-    for items in group_by_size(lengths).values():
-        decoded = decode(torch.stack([codes.row(item) for item in items]))
-        found.update(zip(items, decoded, strict=True))
-    return [found[item] for item in range(len(lengths))]
-
-
-def check_counts(codes: Codes, wanted: int) -> None:
-    """ValueError unless every item of a batch has so many codes."""
-    if any(count != wanted for count in codes.counts):
-        raise ValueError(f"a picture is {wanted} codes; got {codes.counts}")
 
 
 # ---- checkpoints

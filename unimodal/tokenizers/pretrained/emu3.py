@@ -24,9 +24,7 @@ from unimodal.tokenizers.codes import Codes, Grid
 from unimodal.tokenizers.interface import CodingOptions, FitMode
 from unimodal.tokenizers.pretrained.base import (
     build_config,
-    decode_rows,
     fill_weights,
-    group_by_size,
     to_plain_config,
 )
 from unimodal.tokenizers.pretrained.image import (
@@ -38,6 +36,7 @@ from unimodal.tokenizers.pretrained.image import (
     read_vq_checkpoint,
     resize_picture,
 )
+from unimodal.tokenizers.rows import decode_rows, group_by_size
 from unimodal.tokenizers.stored import TokenizerConfig
 
 MIN_PIXELS, MAX_PIXELS = 512 * 512, 1024 * 1024  # of a picture, where its processor names no others

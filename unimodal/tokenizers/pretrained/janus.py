@@ -20,8 +20,6 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, FitMode, MediaReader
 from unimodal.tokenizers.pretrained.base import (
     build_config,
-    check_counts,
-    decode_rows,
     fill_weights,
     to_plain_config,
 )
@@ -36,6 +34,7 @@ from unimodal.tokenizers.pretrained.image import (
     read_vq_checkpoint,
     resize_picture,
 )
+from unimodal.tokenizers.rows import check_counts, decode_rows
 from unimodal.tokenizers.stored import TokenizerConfig
 
 if TYPE_CHECKING:
