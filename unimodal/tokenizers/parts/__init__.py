@@ -1,1 +1,1 @@
-"""What tokenizers are made of: quantizers, trunks."""
+"""What tokenizers are made of: quantizers, trunks, resamplers, heads."""
