@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
-from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantized, QuantizeOptions, Quantizer
 
 
 def list_levels(levels: Sequence[int]) -> Tensor:
@@ -39,11 +39,11 @@ class FiniteScalarQuantizer(Quantizer):
     def codebook_size(self) -> int:
         return self.codebook_sizes[0]
 
-    def quantize_batch(self, z: Tensor, mask: Tensor | None) -> Quantized:
+    def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         values, ids = self.quantize(z)
-        return Quantized(values, ids.unsqueeze(-1), z.new_zeros(()))
+        return Quantized(values, ids.unsqueeze(-1), z.new_zeros(()), values.detach())
 
-    def look_up(self, ids: Tensor) -> Tensor:
+    def look_up_batch(self, ids: Tensor) -> Tensor:
         return self.to_values(ids[..., 0])
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer, average_real, pass_straight_through
+from unimodal.tokenizers.parts.quantizers.interface import (
+    Quantized,
+    QuantizeOptions,
+    Quantizer,
+    average_real,
+    pass_straight_through,
+)
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -29,11 +35,11 @@ class LookupFreeQuantizer(Quantizer):
         self.group_bits, self.commitment = tuple(group_bits), commitment
         self.num_dims, self.codebook_sizes = sum(group_bits), tuple(2**bits for bits in group_bits)
 
-    def quantize_batch(self, z: Tensor, mask: Tensor | None) -> Quantized:
+    def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         bits = z > 0
         values = bits.float() * 2 - 1
         loss = self.commitment * average_real((z - values).square(), mask)
-        return Quantized(pass_straight_through(z, values), self.to_ids(bits), loss)
+        return Quantized(pass_straight_through(z, values), self.to_ids(bits), loss, values)
 
     def to_ids(self, bits: Tensor) -> Tensor:
         """bits: bool [..., D] → int64 [..., G]."""
@@ -46,7 +52,7 @@ class LookupFreeQuantizer(Quantizer):
         parts = [(ids[..., group, None] >> place) & 1 for group, place in enumerate(places)]
         return torch.cat(parts, dim=-1).bool()
 
-    def look_up(self, ids: Tensor) -> Tensor:
+    def look_up_batch(self, ids: Tensor) -> Tensor:
         return self.to_bits(ids).float() * 2 - 1
 
     def make_table(self, group: int = 0) -> Tensor | None:

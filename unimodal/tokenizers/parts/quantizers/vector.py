@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer, average_real, pass_straight_through
+from unimodal.tokenizers.parts.quantizers.interface import (
+    Quantized,
+    QuantizeOptions,
+    Quantizer,
+    average_real,
+    pass_straight_through,
+)
 
 Search = Literal["euclidean", "cosine", "dot"]
 
@@ -58,15 +64,15 @@ class VectorQuantizer(Quantizer):
         distance = z.square().sum(-1, keepdim=True) + rows.square().sum(-1) - 2 * z @ rows.T
         return distance.argmin(-1)
 
-    def quantize_batch(self, z: Tensor, mask: Tensor | None) -> Quantized:
+    def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         z = normalize(z, dim=-1) if self.normalize_latents else z
         ids = self.find_nearest(z.detach())
         values = self.rows[ids]
         loss = average_real((values - z.detach()).square(), mask)
         loss = loss + self.commitment * average_real((z - values.detach()).square(), mask)
-        return Quantized(pass_straight_through(z, values), ids.unsqueeze(-1), loss)
+        return Quantized(pass_straight_through(z, values), ids.unsqueeze(-1), loss, values)
 
-    def look_up(self, ids: Tensor) -> Tensor:
+    def look_up_batch(self, ids: Tensor) -> Tensor:
         return self.rows[ids[..., 0]]
 
     def make_table(self, group: int = 0) -> Tensor | None:
