@@ -115,7 +115,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     # the data in that vocabulary
     features = make_feature_memory(model, template, media)
     corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features)
-    batches = corpus.batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
+    batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()
         if main:
@@ -126,7 +126,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
     corpus.check()  # and what follows up to the trainer: before anything is written
-    validation = corpus.validation_batches()
+    validation = corpus.make_validation_batches()
     loss = make_packed_loss(parallel.wrap(module), device)
     loop = count_steps(cfg.loop, corpus, parallel)
     trainer = Trainer(

@@ -88,7 +88,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     set_attention(model, cfg.attention)
     check_room(cfg.out, model, whole=True)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
-    batches = corpus.batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
+    batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()
         if main:
@@ -99,7 +99,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.barrier()
     corpus.check()  # and what follows up to the trainer: before anything is written
-    validation = corpus.validation_batches()
+    validation = corpus.make_validation_batches()
     loss = make_packed_loss(parallel.wrap(module), device)
     loop = count_steps(cfg.loop, corpus, parallel)
     trainer = Trainer(

@@ -62,10 +62,10 @@ def tell(line: str) -> None:
 def describe(writer: ShardWriter, first: int, workers: int, count: int) -> None:
     """What there is, what is done, and what these workers will do; bad rows are named by the first worker."""
     tell(f"tokenizers and vocabulary of {writer.tokenizer.folder}, {writer.tokenizer.vocabulary.size:,} rows")
-    items = writer.items()
+    items = writer.list_items()
     mine = [item for number in range(first, first + workers) for item in items[number::count]]
     for name in writer.job.datasets:
-        dataset, manifest = writer.dataset(name), writer.manifest(name)
+        dataset, manifest = writer.get_dataset(name), writer.get_manifest(name)
         shards = [item for item in items if item["dataset"] == name]
         done = sum(map(writer.is_done, shards))
         tell(
@@ -86,13 +86,13 @@ def show_plan(writer: ShardWriter, first: int, workers: int, count: int) -> None
 
     A document that cannot be tokenized is named on stderr, or a ValueError, as in the run itself.
     """
-    items = writer.items()
+    items = writer.list_items()
     for number in range(first, first + workers):
         todo = [item for item in items[number::count] if not writer.is_done(item)]
         print(f"worker {number} of {count}: {len(todo)} shards", *(f"{i['dataset']}/{i['shard']}" for i in todo[:12]))
     vocabulary = writer.tokenizer.vocabulary
     for name in writer.job.datasets:
-        dataset = writer.dataset(name)
+        dataset = writer.get_dataset(name)
         sample = []
         for made in writer.tokenize(name, range(min(SAMPLE, len(dataset)))):
             if isinstance(made, Rendered):
@@ -122,7 +122,7 @@ def summarize(writer: ShardWriter) -> None:
             continue
         parts = ", ".join(f"{tokens:,} {kind}" for kind, tokens in report.tokens_by_modality.items() if tokens)
         print(
-            f"{writer.folder(name)}: {report.documents:,} documents, {report.tokens:,} tokens ({parts}) in "
+            f"{writer.get_folder(name)}: {report.documents:,} documents, {report.tokens:,} tokens ({parts}) in "
             f"{report.shards:,} shards; {len(report.bad_rows):,} bad rows",
             flush=True,
         )
@@ -147,7 +147,7 @@ def run(cfg: TokenizeRecipe, dry_run: bool) -> None:
         if cfg.engine == "ray":
             from unimodal.data.ray_adapter import map_with_ray
 
-            todo = [item for item in writer.items() if not writer.is_done(item)]
+            todo = [item for item in writer.list_items() if not writer.is_done(item)]
             map_with_ray(todo, ShardWriter, (job,), cfg.workers, gpus_per_actor=int(cfg.device == "cuda"))
         elif cfg.workers == 1:
             run_worker(job, first, count, writer)

@@ -223,7 +223,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
     for medium, things in THINGS.items():
         if medium not in vocabulary.media:
             continue
-        asked = [words.encode(wording.word_request(thing, medium)) for thing in things]
+        asked = [words.encode(wording.phrase_request(thing, medium)) for thing in things]
         prompts = [[*bench.bare[:at], *ids, *bench.bare[at:]] for ids in asked]
         room = engine.max_positions - max(map(len, prompts))
         most = min(room, vocabulary.span_length(medium, 256 if medium == "audio" else None) + 1)

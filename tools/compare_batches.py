@@ -27,7 +27,7 @@ def draw_requests(model: Unimodal, num: int) -> tuple[list[Document], list[Answe
     for seed in range(num):
         to = (*model.writable, "text")[seed % (len(model.writable) + 1)]
         thing = rng.choice(THINGS)
-        words = f"what is a {thing}?" if to == "text" else model.wording.word_request(thing, to)
+        words = f"what is a {thing}?" if to == "text" else model.wording.phrase_request(thing, to)
         documents.append(Document([Turn("user", words)]))
         settings.append(AnswerSettings(to=to, seed=seed, temperature=1.0, decoder="plain"))
     return documents, settings
@@ -40,9 +40,9 @@ def count_changed(model: Unimodal, num: int, decoder: str) -> int:
     changed = 0
     for start in range(0, num, BATCH):
         rows = slice(start, start + BATCH)
-        together = model.answers(documents[rows], settings[rows])
+        together = model.answer_all(documents[rows], settings[rows])
         for document, own, answer in zip(documents[rows], settings[rows], together, strict=True):
-            [alone] = model.answers([document], [own])
+            [alone] = model.answer_all([document], [own])
             changed += [output.part for output in alone] != [output.part for output in answer]
     return changed
 

@@ -126,9 +126,9 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         validation_batches=64,
     )  # fmt: skip
     corpus = Corpus(cfg, template, media, keep_codes=False)
-    stream = corpus.batches()
+    stream = corpus.make_batches()
     batches = [stream.next_batch() for _ in range(args.steps)]
-    held_out = corpus.validation_batches()
+    held_out = corpus.make_validation_batches()
     features, words = collect_block_features(template.vocabulary, media), describe_controls(template)
     donor = read_donor(args.donor, template) if args.donor else None
     table = [f"{'initialiser':<12} {'rows':>8} {'':>6} {'step 0':>8} {'after':>8} {'held out':>9}"]

@@ -41,7 +41,7 @@ def measure(model: Unimodal, pictures: Pictures, gallery: np.ndarray, features: 
     found: list[int] = []
     hits: list[bool] = []
     for concept in asked:
-        words = model.wording.word_request(pictures.concepts[concept].label, "image")
+        words = model.wording.phrase_request(pictures.concepts[concept].label, "image")
         drawn = torch.stack(
             answer_media(model, [Document([Turn("user", words)])] * SEEDS, "image", 0, lambda *_: None, "drawing")
         )  # [10, 3, H, W]

@@ -31,7 +31,7 @@ def test_mapping_the_items_in_any_order_gives_the_bytes_of_a_worker(job, tmp_pat
     run_worker(job, 0, 1)
     other = job.model_copy(update={"out": tmp_path / "other"})
     actors = [ShardWriter(other), ShardWriter(other)]
-    items = ShardWriter(other).items()
+    items = ShardWriter(other).list_items()
     results = [actors[number % 2](item) for number, item in enumerate(reversed(items))]
     assert contents(tmp_path / "other") == contents(tmp_path / "out")
     assert [result["documents"] for result in results] == [2, 3, 3, 3] and all(result["written"] for result in results)
@@ -53,5 +53,5 @@ def test_without_ray_one_line_says_what_to_install():
 def test_ray_gives_the_bytes_of_a_worker(job, tmp_path):
     run_worker(job, 0, 1)
     other = job.model_copy(update={"out": tmp_path / "other"})
-    results = map_with_ray(ShardWriter(other).items(), ShardWriter, (other,), num_actors=2)
+    results = map_with_ray(ShardWriter(other).list_items(), ShardWriter, (other,), num_actors=2)
     assert len(results) == 4 and contents(tmp_path / "other") == contents(tmp_path / "out")

@@ -58,11 +58,11 @@ def model(request, tmp_path_factory):
 
 
 def ask_about(model: Unimodal, path: Path) -> Document:
-    return Document([model.user_turn([Audio(path=str(path)), "What is said?"])])
+    return Document([model.make_user_turn([Audio(path=str(path)), "What is said?"])])
 
 
 def write_sound(model: Unimodal, seconds: float, path: Path) -> Path:
-    rate = model.coder.tokenizer("audio").sample_rate_hz
+    rate = model.coder.get_tokenizer("audio").sample_rate_hz
     noise = torch.Generator().manual_seed(0)
     save_audio(torch.rand(round(seconds * rate), generator=noise) - 0.5, path, rate)
     return path
@@ -71,27 +71,29 @@ def write_sound(model: Unimodal, seconds: float, path: Path) -> Path:
 def test_a_sound_is_heard_as_far_as_there_are_positions(model, tmp_path):
     document = ask_about(model, write_sound(model, LONG_S, tmp_path / "long.wav"))
     [sound] = [part for part in document.parts if isinstance(part, Audio)]
-    assert len(sound.codes) == pytest.approx(LONG_S * model.coder.tokenizer("audio").tokens_per_second, abs=2)
+    assert len(sound.codes) == pytest.approx(LONG_S * model.coder.get_tokenizer("audio").tokens_per_second, abs=2)
     assert len(prepare(model, document, AnswerSettings(to="text")).prompt) <= model.max_positions
 
     most = model.coder.find_max_seconds("audio")
-    assert LONG_S < most < LONG_S + WORDS / model.coder.tokenizer("audio").tokens_per_second
+    assert LONG_S < most < LONG_S + WORDS / model.coder.get_tokenizer("audio").tokens_per_second
     with pytest.raises(ValueError, match=rf"lasts {most + 0.2:.1f} s; this model hears at most {most:.4g} s: cut it"):
         ask_about(model, write_sound(model, most + 0.2, tmp_path / "longer.wav"))
 
 
 def test_a_sound_is_written_as_far_as_its_tokens_go(model):
     groups = len(model.vocabulary.group_blocks("audio"))
-    [sound] = model.answers([Document([Turn("user", "a dog")])], to="audio", tokens=12 * groups + 5, temperature=0.0)[0]
+    [sound] = model.answer_all(
+        [Document([Turn("user", "a dog")])], to="audio", tokens=12 * groups + 5, temperature=0.0
+    )[0]
     assert sound.num_codes == 12 + 2 // groups  # its start and end and the end of the turn are three tokens
-    assert len(sound.media) == pytest.approx(sound.num_codes * model.coder.tokenizer("audio").samples_per_code)
+    assert len(sound.media) == pytest.approx(sound.num_codes * model.coder.get_tokenizer("audio").samples_per_code)
 
 
 def test_a_sound_is_written_as_far_as_there_are_positions(tmp_path):
     model = make_model("encodec", tmp_path, lambda tokenizer: 2 * OLD_CODES + WORDS)
     document = Document([Turn("user", "a dog")])
     prompt = prepare(model, document, AnswerSettings(to="audio")).prompt
-    [sound] = model.answers([document], to="audio", temperature=0.0)[0]
+    [sound] = model.answer_all([document], to="audio", temperature=0.0)[0]
     assert sound.num_codes == (model.max_positions - len(prompt) - 3) // 2 > OLD_CODES
 
 
@@ -100,5 +102,5 @@ def test_a_folder_may_say_less_than_its_positions(tmp_path):
     model = make_model("encodec", tmp_path, lambda tokenizer: 400, ProcessorConfig(limits=limits))
     with pytest.raises(ValueError, match="this model hears at most 0.5 s"):
         ask_about(model, write_sound(model, 0.6, tmp_path / "long.wav"))
-    [sound] = model.answers([Document([Turn("user", "a dog")])], to="audio", temperature=0.0)[0]
+    [sound] = model.answer_all([Document([Turn("user", "a dog")])], to="audio", temperature=0.0)[0]
     assert sound.num_codes == 20

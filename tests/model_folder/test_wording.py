@@ -18,10 +18,10 @@ def test_nanos_wordings_are_those_of_its_training_data():
         for wish in sources.WISH[modality]:
             if not wish.startswith("{"):
                 asked = wish.format(thing="a cat", name="cat")
-                assert wording.word_request(asked, modality) == asked
+                assert wording.phrase_request(asked, modality) == asked
     for wish in (*sources.SAY, *sources.SAY_IN_VOICE):
         asked = wish.format(text="hello", voice="joe")
-        assert wording.word_request(asked, "audio") == asked
+        assert wording.phrase_request(asked, "audio") == asked
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_nanos_wordings_are_those_of_its_training_data():
     ],
 )
 def test_a_bare_prompt_becomes_a_request(prompt, to, voice, request_text):
-    assert NANO_WORDING.word_request(prompt, to, voice) == request_text
+    assert NANO_WORDING.phrase_request(prompt, to, voice) == request_text
 
 
 def test_nothing_to_say_is_refused():
     with pytest.raises(ValueError, match="no word to speak"):
-        NANO_WORDING.word_request("…!", "audio")
+        NANO_WORDING.phrase_request("…!", "audio")
     assert strip_punctuation("Ça va? Don’t!") == "ça va don't"
 
 
@@ -60,13 +60,13 @@ def test_nothing_to_say_is_refused():
 def test_what_a_request_wants_spoken(request_words, said):
     assert NANO_WORDING.extract_speech(request_words) == said
     if said is not None:
-        assert NANO_WORDING.extract_speech(NANO_WORDING.word_request(said, "audio", "slt")) == said
+        assert NANO_WORDING.extract_speech(NANO_WORDING.phrase_request(said, "audio", "slt")) == said
 
 
 def test_without_words_of_its_own_a_model_is_asked_as_one_asks():
     neutral = Wording()
-    assert neutral.ask("image") == "" and neutral.word_request("Well, a red apple.", "image") == "Well, a red apple."
-    assert neutral.word_request("Hello!", "audio", "joe") == "Hello!" and neutral.extract_speech("Say: hello") is None
-    assert neutral.word_caption("The red apple.", "image") == "The red apple"
+    assert neutral.ask("image") == "" and neutral.phrase_request("Well, a red apple.", "image") == "Well, a red apple."
+    assert neutral.phrase_request("Hello!", "audio", "joe") == "Hello!" and neutral.extract_speech("Say: hello") is None
+    assert neutral.phrase_caption("The red apple.", "image") == "The red apple"
     spoken = Wording(wishes={"audio": "Say: {text}"})
-    assert spoken.word_request("Hello!", "audio", "joe") == "Say: Hello!"  # no words for a voice
+    assert spoken.phrase_request("Hello!", "audio", "joe") == "Say: Hello!"  # no words for a voice

@@ -61,7 +61,7 @@ def test_zipar_refuses_ordered_codes_in_one_line(model):
 
 
 def test_gsd_is_given_the_vectors_behind_the_codes(model):
-    vectors = model.coder.code_vectors()
+    vectors = model.coder.get_code_vectors()
     assert {name: tuple(table.shape) for name, table in vectors.items()} == {
         "image": (16, 2),
         "audio": (16, 2),
@@ -74,12 +74,12 @@ def test_a_negative_prompt_takes_the_place_of_the_missing_words(model, monkeypat
     monkeypatch.setattr(model.engine, "generate", lambda prompts, configs, *_: asked.extend(configs) or [])
     monkeypatch.setattr(model, "decode_answers", lambda rows: [[]])
     document = Document([Turn("user", "draw this"), Turn("assistant", "yes"), Turn("user", "Draw a red apple.")])
-    model.answers([document], to="image", negative="blue car", guidance_interval=(2, 9))
+    model.answer_all([document], to="image", negative="blue car", guidance_interval=(2, 9))
     other = Document([Turn("user", ()), Turn("assistant", "yes"), Turn("user", "Draw a blue car.")])
     assert list(asked[0].unconditional) == model.template.render(other, add_generation_prompt=True).ids.tolist()
     assert asked[0].guidance_interval == {"image": (2, 9)}
     with pytest.raises(ValueError, match="a negative prompt works through guidance, which is 1 here"):
-        model.answers([document], to="image", negative="blue car", guidance=1.0)
+        model.answer_all([document], to="image", negative="blue car", guidance=1.0)
 
 
 def test_a_negative_prompt_changes_the_picture(model):
@@ -95,7 +95,7 @@ def test_coarse_pictures_come_while_the_picture_is_written(model):
     documents = [Document([Turn("user", f"Draw {name}.")]) for name in ("a car", "a green tree and a red apple")]
     for decoder in (None, "jacobi"):
         seen.clear()
-        outputs = model.answers(
+        outputs = model.answer_all(
             documents, to="image", seeds=[1, 2], decoder=decoder, on_partial=lambda *found: seen.append(found)
         )
         for number, [output] in enumerate(outputs):
@@ -107,7 +107,7 @@ def test_coarse_pictures_come_while_the_picture_is_written(model):
 
 
 def test_coarse_pictures_need_ordered_codes(model, monkeypatch):
-    monkeypatch.setattr(model.coder.tokenizer("image"), "ordered", False)
+    monkeypatch.setattr(model.coder.get_tokenizer("image"), "ordered", False)
     with pytest.raises(ValueError, match="codes run from coarse to fine"):
         model.generate("a car", "image", on_partial=lambda *_: None)
     with pytest.raises(ValueError, match="image codes of this model are not ordered; use best-of-n or lookahead"):
@@ -126,7 +126,7 @@ def test_search_gives_a_picture_that_the_model_names_no_worse(model, name, setti
     found = model.generate("a red apple", "image", seed=3, search=name, search_settings=settings)
     again = model.generate("a red apple", "image", seed=3, search=name, search_settings=settings)
     assert np.array_equal(found.part.codes, again.part.codes)
-    verifier = CaptionVerifier(model, "image", model.wording.word_caption("a red apple", "image"))
+    verifier = CaptionVerifier(model, "image", model.wording.phrase_caption("a red apple", "image"))
     rows = model.vocabulary.encode_span("image", found.part.codes)
     if name == "best-of-n":
         plain = model.generate("a red apple", "image", seed=3)
@@ -170,17 +170,17 @@ def test_search_goes_with_media_only(model):
     ],
 )
 def test_the_caption_is_what_the_request_is_about(model, request_, to, caption):
-    assert model.wording.word_caption(request_, to) == caption
+    assert model.wording.phrase_caption(request_, to) == caption
 
 
 def test_a_session_reads_a_conversation_once(model):
     session = model.engine.open_session()
     first = Document([Turn("user", "what is this?")])
-    [[answer]] = model.answers([first], to="text", tokens=8, session=session)
+    [[answer]] = model.answer_all([first], to="text", tokens=8, session=session)
     later = Document([*first.turns, Turn("assistant", [answer.part]), Turn("user", "and a green tree?")])
-    together = model.answers([later], to="image", seeds=[4], session=session)
+    together = model.answer_all([later], to="image", seeds=[4], session=session)
     assert model.engine.stats.cached_tokens > 0
-    alone = model.answers([later], to="image", seeds=[4])
+    alone = model.answer_all([later], to="image", seeds=[4])
     assert np.array_equal(together[0][0].part.codes, alone[0][0].part.codes)
 
 

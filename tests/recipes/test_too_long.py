@@ -47,7 +47,7 @@ def drawn(batches, template, num=30):
 
 def test_a_document_longer_than_a_row_is_told_once_with_its_line(template, tmp_path, capsys):
     given = corpus(rows_of(tmp_path / "rows.jsonl", [3, 200, 4]), template, length=64)
-    drawn(given.batches(), template)
+    drawn(given.make_batches(), template)
     said = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(said) == 1 and "rows.jsonl" in said[0] and "2" in said[0].partition("rows.jsonl")[2].partition(":")[0]
     assert "corpus.length is 64" in said[0]
@@ -55,10 +55,10 @@ def test_a_document_longer_than_a_row_is_told_once_with_its_line(template, tmp_p
 
 def test_a_row_may_be_longer_than_the_model_a_document_may_not(template, tmp_path, capsys):
     path = rows_of(tmp_path / "rows.jsonl", [3, 60, 4])
-    lengths = drawn(corpus(path, template, max_positions=256, length=128).batches(), template)
+    lengths = drawn(corpus(path, template, max_positions=256, length=128).make_batches(), template)
     assert max(lengths) > 40 and len(set(lengths)) == 3
     assert not capsys.readouterr().err
-    batches = corpus(path, template, max_positions=40, length=128).batches()
+    batches = corpus(path, template, max_positions=40, length=128).make_batches()
     kept = drawn(batches, template)
     assert max(kept) <= 40 and len(set(kept)) == 2 and batches.next_batch().ids.shape[1] == 128
     assert "the model's number of positions is 40" in capsys.readouterr().err
@@ -81,13 +81,13 @@ def test_nothing_but_too_long_documents_is_one_line(template, tmp_path):
     short = corpus(rows_of(tmp_path / "short.jsonl", [3]), template, length=64, validation=[held])
     short.check()
     with pytest.raises(ValueError, match="no document for validation can be used"):
-        short.validation_batches()
+        short.make_validation_batches()
 
 
 def test_held_out_documents_that_are_too_long_are_told_and_no_other_stands_in_for_them(template, tmp_path, capsys):
     held = DatasetConfig(path=str(rows_of(tmp_path / "held.jsonl", [3, 200, 5])))
     given = corpus(rows_of(tmp_path / "rows.jsonl", [3]), template, length=64, validation=[held])
-    [batch] = given.validation_batches()
+    [batch] = given.make_validation_batches()
     assert int((batch.ids == template.vocabulary.control_id("<|bos|>")).sum()) == 2
     assert "held.jsonl" in capsys.readouterr().err
 
@@ -111,14 +111,14 @@ def test_what_is_drawn_does_not_depend_on_what_was_drawn_before(media_folder, tm
         condition_dropout=0.5,
         batches_per_window=2,
     )
-    whole = Corpus(cfg, template, media, False).batches()
+    whole = Corpus(cfg, template, media, False).make_batches()
     states, ids = [], []
     for _ in range(30):
         states.append(whole.state_dict())
         ids.append(whole.next_batch().ids)
     assert whole.num_too_long > 0
     for at in (7, 16, 25):
-        resumed = Corpus(cfg, template, media, False).batches()
+        resumed = Corpus(cfg, template, media, False).make_batches()
         resumed.load_state_dict(states[at])
         assert all((resumed.next_batch().ids == ids[i]).all() for i in range(at, 30))
 
@@ -130,7 +130,7 @@ def test_shards_say_how_many_are_too_long(template, tmp_path, capsys):
     write_token_shards(tmp_path / "shards", documents.__getitem__, 4, template.vocabulary.size, hashes)
     given = corpus(tmp_path / "shards", template, max_positions=40, length=128)
     assert "left out 2 of 4 documents of" in capsys.readouterr().err
-    batches = given.batches()
+    batches = given.make_batches()
     assert len(set(drawn(batches, template))) == 2 and batches.num_too_long > 0
 
 
@@ -156,18 +156,18 @@ def test_a_split_row_is_learnt_whole_and_a_truncated_one_up_to_the_row(template,
     [rendered] = [whole.sets[name][0] for name in whole.sets]
     given = corpus(path, template, length=64, long_rows="split")
     num = int(given.count_batches(1))
-    batches = given.batches(whole_passes=True)
+    batches = given.make_batches(whole_passes=True)
     split = sum(int((batches.next_batch().segment_ids > 0).sum()) for _ in range(num))
     given = corpus(path, template, length=64, long_rows="truncate")
-    cut = int((given.batches(whole_passes=True).next_batch().segment_ids > 0).sum())
+    cut = int((given.make_batches(whole_passes=True).next_batch().segment_ids > 0).sum())
     assert split == len(rendered) and cut == 64
 
 
 def test_rows_of_similar_length_and_the_last_answer_are_settings(template, tmp_path):
     rows = [{"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": "cat"}] * 2}] * 3
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    both = corpus(tmp_path / "rows.jsonl", template, length=64).batches(whole_passes=True).next_batch()
+    both = corpus(tmp_path / "rows.jsonl", template, length=64).make_batches(whole_passes=True).next_batch()
     last = corpus(tmp_path / "rows.jsonl", template, length=64, packing=False, mask_history=True)
-    batch = last.batches(whole_passes=True).next_batch()
+    batch = last.make_batches(whole_passes=True).next_batch()
     assert batch.ids.shape[0] == 3 and batch.ids.shape[1] < 64 and (batch.segment_ids <= 1).all()
     assert 2 * (batch.labels >= 0).sum() == (both.labels >= 0).sum()

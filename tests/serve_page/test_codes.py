@@ -48,7 +48,7 @@ def shows(page, expected):
 def test_every_code_is_shown_in_its_segment(view):
     page, codes = view
     assert [int(text) for text in page.locator(".cell").all_inner_texts()] == codes.tolist()
-    segments = tiny_model().coder.tokenizer("image").segments
+    segments = tiny_model().coder.get_tokenizer("image").segments
     counts = page.locator(".cells").evaluate_all("blocks => blocks.map((block) => block.childElementCount)")
     assert counts == [count for _, count in segments]
     names = page.locator(".segment strong").all_inner_texts()

@@ -88,7 +88,7 @@ def test_emu3_reads_what_its_processor_writes(emu3, tmp_path):
         with torch.inference_mode():
             expected = model(**inputs).logits[0]
             codes = model.model.get_image_tokens(inputs["pixel_values"], inputs["image_sizes"])
-        turn = ours.user_turn([Image(path=str(path)), "Please describe the image."])
+        turn = ours.make_user_turn([Image(path=str(path)), "Please describe the image."])
         document = Document([Turn("system", SYSTEM), turn])
         found = ours.template.render(document, add_generation_prompt=True).ids
         wanted = inputs["input_ids"][0].clone()
@@ -111,7 +111,7 @@ def test_chameleon_reads_what_its_processor_writes(chameleon, tmp_path):
         with torch.inference_mode():
             expected = model(**inputs).logits[0]
             codes = model.get_image_tokens(inputs["pixel_values"])
-        turn = ours.user_turn([part if isinstance(part, str) else Image(path=str(part)) for part in parts])
+        turn = ours.make_user_turn([part if isinstance(part, str) else Image(path=str(part)) for part in parts])
         found = ours.template.render(Document([turn]), add_generation_prompt=True).ids
         wanted = inputs["input_ids"][0].clone()
         wanted[wanted == processor.image_token_id] = codes.flatten().long()
@@ -134,7 +134,7 @@ def test_chameleons_codebook_is_in_the_order_of_its_rows(chameleon):
     order = [code_of[row] for row in block]
     assert sorted(order) == list(range(64)) and order != sorted(order)
     theirs = model.model.vqmodel.quantize.embedding.weight
-    assert torch.equal(ours.coder.tokenizer("image").network.quantize.embedding.weight, theirs[order])
+    assert torch.equal(ours.coder.get_tokenizer("image").network.quantize.embedding.weight, theirs[order])
 
 
 def test_janus_chats_in_words(janus):
@@ -264,7 +264,7 @@ def test_chameleon_without_its_decoder_draws_nothing_that_cannot_be_shown(chamel
     assert [output.modality for output in ours.chat("a red apple", temperature=9.0)] == ["text"]
     from unimodal.tokenizers.pretrained.chameleon import ChameleonDecoder
 
-    weights = ChameleonDecoder(ours.coder.tokenizer("image").network.config).state_dict()
+    weights = ChameleonDecoder(ours.coder.get_tokenizer("image").network.config).state_dict()
     torch.save({"state_dict": {f"decoder.{name}": value for name, value in weights.items()}}, tmp_path / "vqgan.ckpt")
     arguments = ["chameleon", folder / "source", tmp_path / "out", "--decoder", tmp_path / "vqgan.ckpt"]
     convert_checkpoint.main([str(argument) for argument in arguments])
@@ -293,7 +293,7 @@ def test_janus_draws_what_transformers_draws(janus, words):
     codes = [row - block.start for row in found[1:-2]]
     assert codes == expected.tolist() and len(set(codes)) > 4
     assert found == [start, *found[1:-2], ours.vocabulary.end_id("image"), end]
-    [output] = ours.answers([document], to="image", temperature=0.0)[0]  # guidance 5 is the folder's own
+    [output] = ours.answer_all([document], to="image", temperature=0.0)[0]  # guidance 5 is the folder's own
     assert output.part.codes.tolist() == codes
     assert (output.media - (pixels * 0.5 + 0.5).clamp(0, 1)).abs().max() < 1e-4
 
@@ -304,7 +304,7 @@ def test_fast_decoders_draw_the_same_with_guidance(kind, decoder, tmp_path_facto
     ours, *_ = made(kind, tmp_path_factory)
     document = Document([Turn("user", "a house")])
     plain, fast = (
-        ours.answers([document], to="image", temperature=0.0, decoder=name)[0][0] for name in (None, decoder)
+        ours.answer_all([document], to="image", temperature=0.0, decoder=name)[0][0] for name in (None, decoder)
     )
     assert fast.part == plain.part
 

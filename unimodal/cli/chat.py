@@ -115,7 +115,7 @@ class TerminalChat:
             self.attach(MEDIA_PARTS[command.removeprefix("/")](path=_read_path(command, rest)))
             _notify("attached; ask about it, or press return.")
         elif (asked := next((name for name, medium in MEDIA.items() if command == f"/{medium.ask}"), None)) is not None:
-            self.answer(self.model.wording.word_request(rest, asked), asked)
+            self.answer(self.model.wording.phrase_request(rest, asked), asked)
         elif command == "/save":
             self.save(_read_path(command, rest))
         else:
@@ -147,11 +147,11 @@ class TerminalChat:
         model, settings = self.model, self._choose_settings(to)
         to = settings.to
         if to in model.vocabulary.media and words and not self.pending:
-            words = model.wording.word_request(words, to)
-        turn = model.user_turn([*self.pending, *([words] if words else [])])
+            words = model.wording.phrase_request(words, to)
+        turn = model.make_user_turn([*self.pending, *([words] if words else [])])
         document = fit_history(model, [*self.history, turn], settings)
         writer = _Writer(model, self.report)
-        outputs = model.answers([document], settings, session=self.memory, on_token=writer)[0]
+        outputs = model.answer_all([document], settings, session=self.memory, on_token=writer)[0]
         self.settings = self.settings.replace(seed=self.settings.seed + 1)
         self.report.clear()
         writer.finish()

@@ -52,7 +52,7 @@ def stack_media(medium: Medium, items: Sequence[Tensor]) -> tuple[Tensor, Tensor
     moved = [item.movedim(medium.axes.index("c"), 0) if "c" in medium.axes else item[None] for item in items]
     if not medium.padded:
         return torch.stack(moved).contiguous(), None
-    axis = _padded_axis(medium)
+    axis = _find_padded_axis(medium)
     lengths = [item.shape[axis] for item in moved]
     shape = list(moved[0].shape)
     shape[axis] = max(lengths)
@@ -66,7 +66,7 @@ def split_batch(medium: Medium, decoded: Tensor, counts: Sequence[int]) -> list[
     """The inverse of `stack_media`, of what [B, C, …] codes decode to; counts: how many positions each item has."""
     items = list(decoded)
     if medium.padded:
-        axis = _padded_axis(medium)
+        axis = _find_padded_axis(medium)
         per_code = decoded.shape[1 + axis] // max(counts)
         items = [item.narrow(axis, 0, count * per_code) for item, count in zip(items, counts, strict=True)]
     return [item.movedim(0, medium.axes.index("c")) if "c" in medium.axes else item[0] for item in items]
@@ -77,6 +77,6 @@ def count_frames(medium: Medium, item: Tensor) -> int:
     return item.shape[medium.axes.index("t")]
 
 
-def _padded_axis(medium: Medium) -> int:
+def _find_padded_axis(medium: Medium) -> int:
     """The place of the time axis in [C, …]."""
     return 1 + medium.axes.replace("c", "").index("t")

@@ -71,7 +71,7 @@ class FeatureMemory:
         elif self.later and part.path is not None:
             kind, content = "path", part.path.encode()
         else:
-            kind, content = "data", self.coder.content(part)
+            kind, content = "data", self.coder.read_content(part)
             part = MEDIA_PARTS[part.modality](data=content)
         key = hashlib.sha256(f"{part.modality} {kind} ".encode() + content).digest()
         with self._lock:

@@ -80,13 +80,13 @@ class MediaCoder:
         self.positions = read_positions(folder) if tokenizers is None else None
         self._readers: dict[str, MediaReader] = {}
 
-    def tokenizer(self, modality: str) -> MediaTokenizer:
+    def get_tokenizer(self, modality: str) -> MediaTokenizer:
         """Loaded at first use. Raises ValueError for a medium that the model does not have."""
         if modality not in self._loaded:
             self.vocabulary.layout(modality)
             folder = locate_tokenizer(self.folder, modality)
             begun = find_continued_medium(folder)
-            continued = self.tokenizer(begun) if begun in self.vocabulary.media else None
+            continued = self.get_tokenizer(begun) if begun in self.vocabulary.media else None
             self.on_step(f"loading the {modality} tokenizer")
             self._loaded[modality] = load_tokenizer(folder, continued).to(self.device)
         return self._loaded[modality]
@@ -97,16 +97,16 @@ class MediaCoder:
             return self._loaded[modality].can_decode
         return read_tokenizer_config(locate_tokenizer(self.folder, modality)).can_decode
 
-    def rate(self, modality: str) -> float | None:
+    def get_rate(self, modality: str) -> float | None:
         """Samples or frames a second; None for media without time."""
-        return self.tokenizer(modality).rate
+        return self.get_tokenizer(modality).rate
 
-    def code_vectors(self) -> dict[str, Tensor]:
+    def get_code_vectors(self) -> dict[str, Tensor]:
         """What codes become in their tokenizer, float [size, K] by block: of each medium's main block, which has its
         name, where that is one codebook."""
         found = {}
         for modality in self.vocabulary.media:
-            tokenizer = self.tokenizer(modality)
+            tokenizer = self.get_tokenizer(modality)
             vectors = tokenizer.code_features(modality) if len(tokenizer.codebook_sizes) == 1 else None
             if vectors is not None:
                 found[modality] = vectors
@@ -129,7 +129,7 @@ class MediaCoder:
         """
         self.vocabulary.layout(modality)
         name = quote_path(path) if not isinstance(path, bytes) else f"the {MEDIA[modality].noun}"
-        tokenizer, fit = self.tokenizer(modality), self.processor.image_fit
+        tokenizer, fit = self.get_tokenizer(modality), self.processor.image_fit
         return read_medium(path, tokenizer, self.limits, fit, start_s, seconds, lambda note: tell(f"{name}: {note}"))
 
     def encode(self, modality: str, media: Sequence[Tensor]) -> list[np.ndarray]:
@@ -149,7 +149,7 @@ class MediaCoder:
     def encode_batch(self, modality: str, media: Sequence[Tensor]) -> Codes:
         """Media of one modality and of one group (`group_by_size`) → their codes in one batch."""
         batch, lengths = stack_media(MEDIA[modality], media)
-        return self.tokenizer(modality).encode(
+        return self.get_tokenizer(modality).encode(
             batch.to(self.device), None if lengths is None else lengths.to(self.device)
         )
 
@@ -160,7 +160,7 @@ class MediaCoder:
             return part
         if self.vocabulary.layout(part.modality).features is not None:
             load_image(part.source, self.limits)
-            return MEDIA_PARTS[part.modality](data=self.content(part))
+            return MEDIA_PARTS[part.modality](data=self.read_content(part))
         notes: list[str] = []
         [encoded] = self.encode_parts(part.modality, [self.read_part(part, notes.append)])
         return MEDIA_PARTS[part.modality](encoded.codes, grid=encoded.grid, notes=notes)
@@ -168,11 +168,11 @@ class MediaCoder:
     def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Media]:
         """Media of one modality as parts with codes, and with their grids for a model that writes those."""
         return [
-            MEDIA_PARTS[modality](codes=codes, grid=self._own_grid(modality, grid))
+            MEDIA_PARTS[modality](codes=codes, grid=self._find_own_grid(modality, grid))
             for codes, grid in self.encode_with_grids(modality, media)
         ]
 
-    def _own_grid(self, modality: str, grid: Grid3 | None) -> tuple[int, int] | None:
+    def _find_own_grid(self, modality: str, grid: Grid3 | None) -> tuple[int, int] | None:
         """Rows and columns for a model that writes them beside the codes; None for others."""
         return grid[1:] if grid is not None and self.vocabulary.layout(modality).grid is not None else None
 
@@ -184,7 +184,7 @@ class MediaCoder:
 
     def check_length(self, medium: Tensor, part: Media) -> None:
         """Raises ValueError, in one line, for a medium that is longer than the model can take."""
-        most, rate = self.find_max_seconds(part.modality), self.rate(part.modality)
+        most, rate = self.find_max_seconds(part.modality), self.get_rate(part.modality)
         if most is None or rate is None:
             return
         duration_s = count_frames(MEDIA[part.modality], medium) / rate
@@ -202,7 +202,7 @@ class MediaCoder:
         if limit is not None:
             return limit
         layout, positions = self.vocabulary.layout(modality), self.positions
-        steps_per_second = self.tokenizer(modality).tokens_per_second
+        steps_per_second = self.get_tokenizer(modality).tokens_per_second
         if layout.open_segment is None or positions is None or steps_per_second is None:
             return None
         around = self.vocabulary.span_length(modality, 0)
@@ -211,7 +211,7 @@ class MediaCoder:
 
     # ---- files → features
 
-    def reader(self, modality: str) -> MediaReader:
+    def get_reader(self, modality: str) -> MediaReader:
         """What a model that reads a medium through features reads it with. Loaded at first use."""
         if modality not in self._readers:
             self.on_step(f"loading the {modality} reader")
@@ -225,7 +225,7 @@ class MediaCoder:
         return self._readers[modality]
 
     @staticmethod
-    def content(part: Media) -> bytes:
+    def read_content(part: Media) -> bytes:
         """The bytes of a part's file, which may change or go later."""
         if isinstance(part.source, bytes):
             return part.source
@@ -240,7 +240,7 @@ class MediaCoder:
             picture = load_image(part.source, self.limits)
         else:
             picture = to_bytes(self.decode(part.modality, [part.codes], [part.grid])[0])
-        reader = self.reader(part.modality)
+        reader = self.get_reader(part.modality)
         return reader.read(reader.fit(picture)[None].to(self.device))[0]
 
     # ---- codes → tensors
@@ -255,18 +255,18 @@ class MediaCoder:
         if grids is not None and any(grids):
             return [self._decode_in_grid(modality, row, grid) for row, grid in zip(codes, grids, strict=True)]
         rows = Codes.from_rows([torch.from_numpy(np.array(row)) for row in codes])
-        decoded = self.tokenizer(modality).decode(rows.to(self.device)).float().cpu()
+        decoded = self.get_tokenizer(modality).decode(rows.to(self.device)).float().cpu()
         return split_batch(MEDIA[modality], decoded, [len(row) for row in codes])
 
     def _decode_in_grid(self, modality: str, row: np.ndarray, grid: tuple[int, int] | None) -> Tensor:
         codes = Codes.from_rows([torch.from_numpy(np.array(row))], grid=None if grid is None else (1, *grid))
-        return self.tokenizer(modality).decode(codes.to(self.device))[0].float().cpu()
+        return self.get_tokenizer(modality).decode(codes.to(self.device))[0].float().cpu()
 
     def decode_part(self, part: Part) -> Output:
         if isinstance(part, Text):
             return Output(part)
         return Output(
-            part, self.decode(part.modality, [part.require_codes()], [part.grid])[0], self.rate(part.modality)
+            part, self.decode(part.modality, [part.require_codes()], [part.grid])[0], self.get_rate(part.modality)
         )
 
     # ---- files ⇄ codes, without the decoder
@@ -286,7 +286,7 @@ class MediaCoder:
         medium = self.read(path, modality, start_s, seconds, tell)
         codes = self.encode_batch(modality, [medium])
         ids = codes.row(0).cpu().numpy()
-        rate = self.rate(modality)
+        rate = self.get_rate(modality)
         return MediaCodes(
             modality,
             self.sha256[modality],
@@ -302,7 +302,7 @@ class MediaCoder:
                 f"the codes were made by the {codes.modality} tokenizer {codes.tokenizer_sha256} but this model has "
                 f"{self.sha256.get(codes.modality)}; use the model that made them"
             )
-        grid = self._own_grid(codes.modality, codes.grid)
+        grid = self._find_own_grid(codes.modality, codes.grid)
         output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes, grid=grid))
         if MEDIA[codes.modality].padded and codes.seconds is not None and output.rate is not None:
             assert output.media is not None

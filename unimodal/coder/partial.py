@@ -30,7 +30,7 @@ class PartialPictures:
         on_partial: Callable[[int, Output], None],
         steps: Sequence[int] = SHOWN_AFTER,
     ) -> None:
-        if not coder.tokenizer("image").ordered:
+        if not coder.get_tokenizer("image").ordered:
             raise ValueError("partial pictures need an image tokenizer whose codes run from coarse to fine")
         self.coder, self.on_partial, self.steps = coder, on_partial, frozenset(steps)
         self.codes: dict[int, list[int]] = {}

@@ -187,7 +187,7 @@ class Corpus:
         kind, _, of = name.partition(" ")
         return self.counts[of] if kind == "data" else len(self._validation[of].chosen)
 
-    def batches(
+    def make_batches(
         self, rank: int = 0, num_ranks: int = 1, per_window: int | None = None, whole_passes: bool = False
     ) -> Batches:
         """The endless training batches of a rank.
@@ -210,7 +210,7 @@ class Corpus:
 
     def count_batches(self, passes: float, rank: int = 0, num_ranks: int = 1) -> float:
         """The batches of a rank in so many whole passes: every document is drawn and arranged, and none learnt from."""
-        batches, total = self.batches(rank, num_ranks, whole_passes=True), 0.0
+        batches, total = self.make_batches(rank, num_ranks, whole_passes=True), 0.0
         for number in range(math.ceil(passes)):
             total += batches.count_pass() * min(1.0, passes - number)
         return total
@@ -223,7 +223,7 @@ class Corpus:
                 for _ in one.render_once():
                     pass
                 self._tell_long(name.partition(":")[2], one.num_too_long, len(one.chosen))
-        self.batches(per_window=1).next_batch()
+        self.make_batches(per_window=1).next_batch()
 
     def _tell_long(self, name: str, num: int, count: int) -> None:
         """Says what becomes of the documents of a file that are too long. ValueError under `long_rows: error`."""
@@ -233,7 +233,7 @@ class Corpus:
                 raise ValueError(f"too long are {limit}; raise it, or set corpus.long_rows to drop, truncate or split")
             print(f"{DONE_WITH_LONG[self.cfg.long_rows]} {limit}", file=sys.stderr, flush=True)
 
-    def validation_batches(self) -> list[PackedBatch]:
+    def make_validation_batches(self) -> list[PackedBatch]:
         """The held-out documents in packed batches, the same for every rank. ValueError if there are some, and none
         can be used."""
         held_out = [document for one in self._validation.values() for document in one.render_once()]

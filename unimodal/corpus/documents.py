@@ -92,7 +92,7 @@ class EncodedDocuments:
             return None
         return [
             part
-            for part, is_read in self._parts(document)
+            for part, is_read in self._list_parts(document)
             if not isinstance(part, Text) and part.codes is None and not is_read
         ]
 
@@ -110,7 +110,7 @@ class EncodedDocuments:
         return encoded
 
     def _encode_media(self, document: Document) -> Document:
-        parts = iter([self._encode(part, is_read) for part, is_read in self._parts(document)])
+        parts = iter([self._encode(part, is_read) for part, is_read in self._list_parts(document)])
         return Document(turn.replace_parts([next(parts) for _ in turn.parts]) for turn in document.turns)
 
     def _find(self, number: int, key: bytes) -> bytes | None:
@@ -123,7 +123,7 @@ class EncodedDocuments:
     def _describe(self, document: Document) -> bytes:
         """The key of a document: two have the same if they are to become the same document with codes."""
         words = ["document", FORMAT]
-        parts = self._parts(document)
+        parts = self._list_parts(document)
         for turn in document.turns:
             words.append(f"turn {turn.role} {'learnt' if turn.learn else 'not learnt'}")
             for part, is_read in (next(parts) for _ in turn.parts):
@@ -135,7 +135,7 @@ class EncodedDocuments:
                     words.append(f"codes {part.modality} {part.grid} {part.codes.shape} {part.codes.tobytes().hex()}")
         return make_key(*words)
 
-    def _parts(self, document: Document) -> Iterator[tuple[Part, bool]]:
+    def _list_parts(self, document: Document) -> Iterator[tuple[Part, bool]]:
         """Every part, and whether the model reads it through features: not what it learns to write."""
         for number, turn in enumerate(document.turns):
             is_answer = turn.role == "assistant" and number == len(document.turns) - 1

@@ -89,7 +89,7 @@ class RecordCache:
         except OSError:
             self._writer = None  # what was cut off is left behind
             raise
-        place = Place(self._number(self._writer.data_path), offset, len(record), crc)
+        place = Place(self._number_file(self._writer.data_path), offset, len(record), crc)
         self._recent[key] = place
         if len(self._recent) >= MOST_RECENT:
             self.refresh()
@@ -109,7 +109,7 @@ class RecordCache:
         if sizes == self._seen:
             return
         self._seen = sizes
-        parts = [(_read_entries(path), self._number(path.with_suffix(".data"))) for path in sizes]
+        parts = [(_read_entries(path), self._number_file(path.with_suffix(".data"))) for path in sizes]
         entries = np.concatenate([np.zeros(0, _ENTRY), *(part for part, _ in parts)])
         files = np.repeat(np.array([number for _, number in parts], np.uint32), [len(part) for part, _ in parts])  # [E]
         self._sorted = _SortedEntries(entries, files)
@@ -123,7 +123,7 @@ class RecordCache:
                 return place, record
         return None
 
-    def _number(self, path: Path) -> int:
+    def _number_file(self, path: Path) -> int:
         if path not in self._numbers:
             self._numbers[path] = len(self._files)
             self._files.append(path)

@@ -84,7 +84,7 @@ class CorpusJob(Config):
 
     @field_validator("datasets")
     @classmethod
-    def _folder_names(cls, value: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
+    def _check_names(cls, value: dict[str, DatasetConfig]) -> dict[str, DatasetConfig]:
         for name in value:
             if (
                 not name
@@ -110,16 +110,16 @@ class ShardWriter:
     def tokenizer(self) -> CorpusTokenizer:
         if self.job.threads:
             torch.set_num_threads(self.job.threads)
-        return CorpusTokenizer(self.job.model, self._device(), self.job.max_tokens)
+        return CorpusTokenizer(self.job.model, self._choose_device(), self.job.max_tokens)
 
-    def _device(self) -> str:
+    def _choose_device(self) -> str:
         if self.job.device != "cuda":
             return self.job.device
         if not torch.cuda.is_available():
             raise ValueError("device is cuda but torch sees no GPU here; set device to cpu")
         return f"cuda:{self.index % torch.cuda.device_count()}"
 
-    def dataset(self, name: str) -> ImportedDataset:
+    def get_dataset(self, name: str) -> ImportedDataset:
         """Opened at first use, which reads all its rows."""
         if name not in self._datasets:
             try:
@@ -128,14 +128,14 @@ class ShardWriter:
                 raise ValueError(f"dataset {name}: {error}") from None
         return self._datasets[name]
 
-    def folder(self, name: str) -> Path:
+    def get_folder(self, name: str) -> Path:
         return self.job.out / name
 
-    def manifest(self, name: str) -> Manifest:
+    def get_manifest(self, name: str) -> Manifest:
         """What the shards of a dataset agree on: its size, the hashes, and every setting that decides their bytes."""
         if name in self._manifests:
             return self._manifests[name]
-        dataset, coder = self.dataset(name), self.tokenizer.coder
+        dataset, coder = self.get_dataset(name), self.tokenizer.coder
         record = {
             "dataset": name,
             "file": Path(dataset.cfg.path).name,
@@ -152,26 +152,26 @@ class ShardWriter:
         self._manifests[name] = Manifest(len(dataset), self.job.documents_per_shard, size, hashes, record)
         return self._manifests[name]
 
-    def items(self) -> list[ShardItem]:
+    def list_items(self) -> list[ShardItem]:
         """The whole plan, what is finished included."""
         return [
             {"dataset": name, "shard": shard}
             for name in self.job.datasets
-            for shard in range(self.manifest(name).num_shards)
+            for shard in range(self.get_manifest(name).num_shards)
         ]
 
     def prepare(self) -> None:
         """Writes the manifests. Raises ValueError where a folder holds shards of other data, settings or tokenizers."""
         for name in self.job.datasets:
-            prepare_shards(self.folder(name), self.manifest(name))
+            prepare_shards(self.get_folder(name), self.get_manifest(name))
 
     def is_done(self, item: ShardItem) -> bool:
         """Whether the shard is there, and of these rows, settings, tokenizers and media files."""
         name, shard = item["dataset"], item["shard"]
-        return is_done(self.folder(name), self.manifest(name), shard, self._media(name, shard))
+        return is_done(self.get_folder(name), self.get_manifest(name), shard, self._fingerprint_media(name, shard))
 
-    def _media(self, name: str, shard: int) -> str:
-        return self.dataset(name).fingerprint_media(self.manifest(name).list_documents(shard))
+    def _fingerprint_media(self, name: str, shard: int) -> str:
+        return self.get_dataset(name).fingerprint_media(self.get_manifest(name).list_documents(shard))
 
     def __call__(self, item: ShardItem) -> ShardResult:
         """Writes the shard unless it is there. Returns the item with `written` and the numbers of documents.
@@ -179,18 +179,18 @@ class ShardWriter:
         Raises ValueError for the first document that cannot be tokenized under `on_bad_row="fail"`.
         """
         name, shard = item["dataset"], item["shard"]
-        manifest = self.manifest(name)
-        prepare_shards(self.folder(name), manifest)
+        manifest = self.get_manifest(name)
+        prepare_shards(self.get_folder(name), manifest)
         written = not self.is_done(item)
         if written:
             documents = self.tokenize(name, manifest.list_documents(shard))
-            write_shard(self.folder(name), manifest, shard, documents, self._media(name, shard))
+            write_shard(self.get_folder(name), manifest, shard, documents, self._fingerprint_media(name, shard))
         return {"dataset": name, "shard": shard, "written": written, "documents": len(manifest.list_documents(shard))}
 
     def tokenize(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
         """Documents of a dataset by number, with where each stands that cannot be tokenized; ValueError for the first
         of these under `on_bad_row="fail"`."""
-        dataset = self.dataset(name)
+        dataset = self.get_dataset(name)
         for start in range(numbers.start, numbers.stop, self.job.batch_size):
             batch = range(start, min(start + self.job.batch_size, numbers.stop))
             for number, made in zip(batch, self.tokenizer([dataset[n] for n in batch]), strict=True):
@@ -203,11 +203,11 @@ class ShardWriter:
 
     def finish(self, name: str) -> ShardReport | None:
         """Writes `report.json` once all shards of a dataset are there and returns it; None before."""
-        folder = self.folder(name)
-        if not all(self.is_done(item) for item in self.items() if item["dataset"] == name):
+        folder = self.get_folder(name)
+        if not all(self.is_done(item) for item in self.list_items() if item["dataset"] == name):
             return None
         shards = TokenShards(folder, self.tokenizer.hashes)
-        dataset = self.dataset(name)
+        dataset = self.get_dataset(name)
         report = ShardReport(
             documents=len(shards),
             shards=shards.manifest.num_shards,
@@ -226,7 +226,7 @@ class ShardWriter:
 def run_worker(job: CorpusJob, index: int, count: int, writer: ShardWriter | None = None) -> None:
     """Does the share of worker `index` of `count`, and tells on stderr how far it is."""
     writer = writer or ShardWriter(job, index)
-    mine = writer.items()[index::count]
+    mine = writer.list_items()[index::count]
     parent = multiprocessing.parent_process()
     for number, item in enumerate(mine, start=1):
         if parent is not None and not parent.is_alive():

@@ -31,7 +31,7 @@ class CorpusTokenizer:
     def __init__(
         self, model: str | os.PathLike[str] | None = None, device: str = "cpu", max_tokens: int | None = None
     ) -> None:
-        self.folder = tokenizer_source(model)
+        self.folder = find_tokenizer_folder(model)
         self.vocabulary = read_vocabulary(self.folder / VOCABULARY_FILE)
         processor = read_processor(self.folder)
         self.template = open_template(processor.template, self.vocabulary, self.folder)
@@ -44,31 +44,31 @@ class CorpusTokenizer:
 
         Raises ValueError for a tokenizer that cannot be loaded: that is no document's fault.
         """
-        lacking = {part.modality for document in documents for part in document.parts if _lacks_codes(part)}
+        lacking = {part.modality for document in documents for part in document.parts if _has_no_codes(part)}
         for modality in sorted(lacking & set(self.vocabulary.media)):
-            self.coder.tokenizer(modality)
+            self.coder.get_tokenizer(modality)
         problems: dict[int, str] = {}
         media: dict[str, dict[tuple[int, int], Tensor]] = {}  # modality → (document, number of its medium) → tensor
         for number, document in enumerate(documents):
             try:
-                for place, part in enumerate(filter(_lacks_codes, document.parts)):
+                for place, part in enumerate(filter(_has_no_codes, document.parts)):
                     media.setdefault(part.modality, {})[number, place] = self.coder.read_part(part)
             except ValueError as error:
                 problems[number] = str(error)
-        coded: dict[tuple[int, int], Part] = {}
+        encoded: dict[tuple[int, int], Part] = {}
         for modality, found in media.items():
             usable = {place: medium for place, medium in found.items() if place[0] not in problems}
             if usable:
-                coded.update(zip(usable, self.coder.encode_parts(modality, list(usable.values())), strict=True))
+                encoded.update(zip(usable, self.coder.encode_parts(modality, list(usable.values())), strict=True))
         return [
-            Skipped(problems[number]) if number in problems else self._render(document, number, coded)
+            Skipped(problems[number]) if number in problems else self._render(document, number, encoded)
             for number, document in enumerate(documents)
         ]
 
-    def _render(self, document: Document, number: int, coded: dict[tuple[int, int], Part]) -> Rendered | Skipped:
-        own = iter([coded[place] for place in sorted(place for place in coded if place[0] == number)])
+    def _render(self, document: Document, number: int, encoded: dict[tuple[int, int], Part]) -> Rendered | Skipped:
+        own = iter([encoded[place] for place in sorted(place for place in encoded if place[0] == number)])
         try:
-            whole = self.template.begin_chat(_with_codes(document, own), self.coder.processor.system)
+            whole = self.template.begin_chat(_fill_codes(document, own), self.coder.processor.system)
             rendered = self.template.render(whole)
         except ValueError as error:  # codes that came with the row and do not fit the vocabulary
             return Skipped(str(error))
@@ -79,7 +79,7 @@ class CorpusTokenizer:
         return rendered
 
 
-def tokenizer_source(model: str | os.PathLike[str] | None) -> Path:
+def find_tokenizer_folder(model: str | os.PathLike[str] | None) -> Path:
     """The folder whose tokenizers and vocabulary are used; it may lack the decoder's weights."""
     folder = Path(model).expanduser() if model is not None else None
     if folder is not None and (folder / VOCABULARY_FILE).is_file():
@@ -87,13 +87,13 @@ def tokenizer_source(model: str | os.PathLike[str] | None) -> Path:
     return find_model(model)
 
 
-def _lacks_codes(part: Part) -> TypeGuard[Media]:
+def _has_no_codes(part: Part) -> TypeGuard[Media]:
     return not isinstance(part, Text) and part.codes is None
 
 
-def _with_codes(document: Document, coded: Iterator[Part]) -> Document:
-    """The document with the next of `coded` in place of each medium without codes."""
+def _fill_codes(document: Document, encoded: Iterator[Part]) -> Document:
+    """The document with the next of `encoded` in place of each medium without codes."""
     return Document(
-        turn.replace_parts([next(coded) if _lacks_codes(part) else part for part in turn.parts])
+        turn.replace_parts([next(encoded) if _has_no_codes(part) else part for part in turn.parts])
         for turn in document.turns
     )

@@ -29,7 +29,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     gallery_concepts = clips.concept[gallery]
     asked = sample(np.unique(gallery_concepts), limit or DEFAULT_LIMIT, seed)
     documents = [
-        Document([Turn("user", model.wording.word_request(clips.concepts[concept].label, "video"))])
+        Document([Turn("user", model.wording.phrase_request(clips.concepts[concept].label, "video"))])
         for concept in asked
     ]
     filmed = torch.stack(answer_media(model, documents, "video", seed, report, "filming"))  # [B, T, 3, H, W]

@@ -329,7 +329,7 @@ class PerturbedPictures:
         """The places of the tokens of every picture that went furthest, or None where no tokens are chosen."""
         found = []
         for document in replace(questions, parts=parts).documents:
-            self.model.answers([document], to="text", tokens=2, decoder="plain")
+            self.model.answer_all([document], to="text", tokens=2, decoder="plain")
             if not session.kept:
                 return None
             found.append(set(session.kept[0]))

@@ -51,7 +51,7 @@ def compute_picture_features(model: Unimodal, pictures: Tensor, report: ReportPr
     for start in range(0, len(pictures), FEATURE_BATCH):
         if report is not None:
             report("looking at pictures", start, len(pictures))
-        parts.append(model.picture_features(pictures[start : start + FEATURE_BATCH]))
+        parts.append(model.extract_picture_features(pictures[start : start + FEATURE_BATCH]))
     return F.normalize(torch.cat(parts).float(), dim=-1)
 
 

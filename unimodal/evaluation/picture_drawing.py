@@ -32,7 +32,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     gallery_concepts = pictures.concept[gallery]
     asked = sample(np.unique(gallery_concepts), limit or DEFAULT_LIMIT, seed)
     documents = [
-        Document([Turn("user", model.wording.word_request(pictures.concepts[concept].label, "image"))])
+        Document([Turn("user", model.wording.phrase_request(pictures.concepts[concept].label, "image"))])
         for concept in asked
     ]
     drawn = torch.stack(answer_media(model, documents, "image", seed, report, "drawing"))  # [B, 3, H, W]

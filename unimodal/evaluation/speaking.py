@@ -38,14 +38,14 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     texts = [item.text for item in items]
     asked = [voices[index % len(voices)] for index in range(len(texts))]
     documents = [
-        Document([Turn("user", model.wording.word_request(text, "audio", voice))])
+        Document([Turn("user", model.wording.phrase_request(text, "audio", voice))])
         for text, voice in zip(texts, asked, strict=True)
     ]
     spoken = answer_media(model, documents, "audio", seed, report, "speaking")
     chooses = model.processor.reading is not None and model.processor.reading.sayings > 1
     plain = answer_media(model, documents, "audio", seed, report, "speaking", "plain") if chooses else spoken
     heard, heard_rebuilt, scores, seconds = [], [], [], 0.0
-    rate_hz = model.coder.rate("audio") or 16_000
+    rate_hz = model.coder.get_rate("audio") or 16_000
     for index, (sound, item) in enumerate(zip(spoken, items, strict=True)):
         report("Whisper listens", index, len(texts))
         seconds += len(sound) / rate_hz

@@ -226,7 +226,7 @@ class MultimodalProcessor(ProcessorMixin):
     @property
     def sampling_rate(self) -> int:
         """Samples a second of generated sounds."""
-        return int(self.coder.rate("audio") or 0)
+        return int(self.coder.get_rate("audio") or 0)
 
 
 # ---- what transformers' users hand over, and what they get
@@ -283,7 +283,7 @@ def _make_part(modality: str, medium: object, sampling_rate: int | None, coder: 
     if modality == "image" and array.ndim == 3 and 3 in (array.shape[0], array.shape[-1]):
         return part(data=_write_png(_make_picture(array)))
     if modality == "audio" and array.ndim == 1 and array.dtype.kind == "f":
-        rate_hz = int(sampling_rate or coder.rate("audio") or 16_000)
+        rate_hz = int(sampling_rate or coder.get_rate("audio") or 16_000)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "sound.wav"
             save_audio(torch.from_numpy(array.astype(np.float32)), path, rate_hz)

@@ -47,7 +47,7 @@ class Wording(Config):
         """What to ask about a medium that comes without words; empty where the model has no question of its own."""
         return self.questions.get(modality, "")
 
-    def word_request(self, prompt: str, to: str, voice: str | None = None) -> str:
+    def phrase_request(self, prompt: str, to: str, voice: str | None = None) -> str:
         """The request for an answer of modality `to`. Raises ValueError for an empty prompt and for a voice that is
         unknown or out of place."""
         prompt = prompt.strip()
@@ -75,7 +75,7 @@ class Wording(Config):
         return self.wishes[to].replace("{thing}", thing)
 
     def extract_speech(self, request: str) -> str | None:
-        """The words that a request in the trained wording wants spoken: the inverse of `word_request` to audio.
+        """The words that a request in the trained wording wants spoken: the inverse of `phrase_request` to audio.
 
         None for a request that is worded otherwise.
         """
@@ -131,7 +131,7 @@ class Wording(Config):
         plain = "".join(one for one in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(one))
         return plain or letter
 
-    def word_caption(self, prompt: str, to: str) -> str:
+    def phrase_caption(self, prompt: str, to: str) -> str:
         """What the model would call the answer to a request: `Draw a red apple.` → `red apple`."""
         found = prompt.strip()
         start = next((s for s in self.wish_starts.get(to, ()) if found.lower().startswith(s)), "")

@@ -13,10 +13,10 @@ REMEMBERING = ("retrieval", "sjd", "coupled-sjd", "gsd")  # decoders that guess 
 def make_fast_decoder(model: LoadedModel, name: str) -> FastDecoder:
     """A fast decoder of that name. Raises ValueError for a name that is none and for a broken file of drafts."""
     if name == "zipar":  # rows and columns are the tokenizers' to say
-        columns = [model.coder.tokenizer(medium).columns for medium in model.vocabulary.media]
+        columns = [model.coder.get_tokenizer(medium).columns for medium in model.vocabulary.media]
         decoder = make_decoder(name, columns={block: count for part in columns for block, count in part.items()})
     elif name == "gsd":
-        decoder = make_decoder(name, code_vectors=model.coder.code_vectors())
+        decoder = make_decoder(name, code_vectors=model.coder.get_code_vectors())
     else:
         decoder = make_decoder(name)
     for ids in read_drafts(model.folder) if name in REMEMBERING else ():

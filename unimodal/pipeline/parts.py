@@ -52,7 +52,7 @@ class LoadedModel:
         self.vocabulary, self.processor = template.vocabulary, coder.processor
         own = {name: MediumSettings() for name in self.vocabulary.media} | dict(sampling or {})
         self.sampling = {"text": MediumSettings(temperature=0.0)} | own
-        reads = any(self.reads_features(modality) for modality in self.vocabulary.media)
+        reads = any(self.is_read_by_features(modality) for modality in self.vocabulary.media)
         self.features = FeatureMemory(decoder, coder) if reads else None
         self.engine = Engine(decoder, self.vocabulary, weights=weights, compile=compile)
         #: the media that it can write: those whose tokenizer came with its decoder
@@ -78,7 +78,7 @@ class LoadedModel:
         decoder, sampling = load_decoder(folder, vocabulary).to(device), read_sampling(folder)
         return cls(folder, decoder, template, coder, sampling, weights, compile)
 
-    def reads_features(self, modality: str) -> bool:
+    def is_read_by_features(self, modality: str) -> bool:
         """Whether this medium is read through continuous features and not through its codes."""
         return modality in self.vocabulary.media and self.vocabulary.layout(modality).features is not None
 
@@ -110,7 +110,7 @@ class LoadedModel:
             if not parts:
                 continue
             media = self.coder.decode(modality, [part.require_codes() for part in parts], [part.grid for part in parts])
-            rate = self.coder.rate(modality)
+            rate = self.coder.get_rate(modality)
             for (number, place), part, medium in zip(places, parts, media, strict=True):
                 outputs[number][place] = Output(part, medium, rate)
         return outputs

@@ -256,7 +256,7 @@ def prepare_prompt(
     guided = tuple(name for name in guided if name in model.vocabulary.media)
     unconditional: tuple[int, ...] | None = None
     if any(guidance.get(name, 1.0) != 1.0 for name in guided):
-        other = None if settings.negative is None else document.replace_text(_word_negative(model, settings))
+        other = None if settings.negative is None else document.replace_text(_phrase_negative(model, settings))
         unconditional = (*model.read(model.template.render_unconditional(document, other, to)), *begun)
     elif settings.negative is not None:
         message = "a negative prompt works through guidance, which is 1 here; raise the guidance"
@@ -338,11 +338,11 @@ def _choose_guidance(model: LoadedModel, settings: AnswerSettings) -> dict[str, 
     }
 
 
-def _word_negative(model: LoadedModel, settings: AnswerSettings) -> str:
+def _phrase_negative(model: LoadedModel, settings: AnswerSettings) -> str:
     """A negative prompt in the words that a request is put in."""
     assert settings.negative is not None
     if settings.to in model.vocabulary.media:
-        return model.wording.word_request(settings.negative, str(settings.to))
+        return model.wording.phrase_request(settings.negative, str(settings.to))
     return settings.negative
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from unimodal.generation.request import GenerationRequest, OnToken
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import AnswerSettings, prepare
-from unimodal.pipeline.search import make_search_answer, word_caption
+from unimodal.pipeline.search import make_search_answer, phrase_caption
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document
 
@@ -46,7 +46,7 @@ class CodesOfMedium(TypedDict):
 def make_row(
     model: LoadedModel, document: Document, settings: AnswerSettings, on_token: OnToken | None = None
 ) -> GenerationRequest:
-    """The row that `Unimodal.answers` would run for a document. Raises ValueError for what does not fit the model, and
+    """The row that `Unimodal.answer_all` would run for a document. Raises ValueError for what does not fit the model, and
     for a fast decoder, which rows of a batch cannot have."""
     if settings.decoder is not None:
         raise ValueError("decoder is not for a request that shares its batch; leave it out")
@@ -54,7 +54,7 @@ def make_row(
     if settings.search is None:
         composed = make_speech_answer(model, prepared, JUDGED_AT_ONCE)
     else:
-        composed = make_search_answer(model, prepared, word_caption(model, prepared), JUDGED_AT_ONCE)
+        composed = make_search_answer(model, prepared, phrase_caption(model, prepared), JUDGED_AT_ONCE)
     if composed is None:
         return GenerationRequest(prepared.prompt, prepared.config, on_token)
     return GenerationRequest(prepared.prompt, prepared.config, on_token, composed.compose, len(composed.parts))
@@ -62,7 +62,7 @@ def make_row(
 
 def describe_codes(model: LoadedModel, modality: str, medium: Tensor) -> CodesOfMedium:
     """A medium as `MediaCoder.read` gives it → its codes and how they lie."""
-    tokenizer = model.coder.tokenizer(modality)
+    tokenizer = model.coder.get_tokenizer(modality)
     codes = model.coder.encode_batch(modality, [medium])
     row = codes.row(0)  # [N, G]
     grid = None if codes.grid is None else [int(side) for side in codes.grid]

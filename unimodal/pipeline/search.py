@@ -23,10 +23,10 @@ from unimodal.pipeline.requests import Prepared
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 
 
-def word_caption(model: LoadedModel, prepared: Prepared) -> str:
+def phrase_caption(model: LoadedModel, prepared: Prepared) -> str:
     """What the model should call the answer to a request: the words of its last turn."""
     words = prepared.document.turns[-1].text
-    return model.wording.extract_speech(words) or model.wording.word_caption(words, str(prepared.settings.to))
+    return model.wording.extract_speech(words) or model.wording.phrase_caption(words, str(prepared.settings.to))
 
 
 class CaptionVerifier:
@@ -82,14 +82,14 @@ def make_search_answer(
         method = make_search(settings.search, **(settings.search_settings or {}))
     except TypeError as error:
         raise ValueError(f"{settings.search}: {str(error).split('__init__() ')[-1]}") from None
-    if method.partial and not model.coder.tokenizer(modality).ordered:
+    if method.partial and not model.coder.get_tokenizer(modality).ordered:
         raise ValueError(
             f"{settings.search} judges partial answers, but the {modality} codes of this model are not ordered; "
             "use best-of-n or lookahead"
         )
     verifiers = [CaptionVerifier(model, modality, caption)]
     if prepared.utterances:
-        verifiers = [CaptionVerifier(model, modality, word_caption(model, one)) for one in prepared.utterances]
+        verifiers = [CaptionVerifier(model, modality, phrase_caption(model, one)) for one in prepared.utterances]
     parts = [
         partial(find_best, model, method, one, verifier, judged_at_once)
         for one, verifier in zip(prepared.utterances or (prepared,), verifiers, strict=True)

@@ -48,7 +48,7 @@ def find_breath(model: LoadedModel) -> int:
     if model.wording.breath is not None:
         return model.wording.breath
     codes = model.processor.max_codes.get("audio", model.max_positions // 2)
-    per_second = model.coder.tokenizer("audio").tokens_per_second
+    per_second = model.coder.get_tokenizer("audio").tokens_per_second
     return MOST_CHARACTERS if not per_second else max(20, int(codes / per_second * LETTERS_PER_S))
 
 

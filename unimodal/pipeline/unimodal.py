@@ -40,7 +40,7 @@ from unimodal.pipeline.composed import ComposedAnswer
 from unimodal.pipeline.fast_decoders import make_fast_decoder
 from unimodal.pipeline.parts import LoadedModel
 from unimodal.pipeline.requests import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings, Prepared, prepare
-from unimodal.pipeline.search import make_search_answer, word_caption
+from unimodal.pipeline.search import make_search_answer, phrase_caption
 from unimodal.pipeline.speech import join_sounds
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
@@ -71,7 +71,7 @@ def load(
 class Unimodal(LoadedModel):
     """A loaded model that answers. `load` makes one.
 
-    `chat`, `generate` and `answers` take the `AnswerSettings` of a request, and keywords that change single ones:
+    `chat`, `generate` and `answer_all` take the `AnswerSettings` of a request, and keywords that change single ones:
     `model.chat("Hello", temperature=0.7)`. These callbacks go with all three: ``on_progress`` is told (requests done,
     of how many), ``on_token`` every new token, whose `row` is the number of the document, and ``on_partial`` (number
     of the document, coarse picture) while a picture is written. A ``session`` of `engine.open_session()` remembers what
@@ -103,7 +103,7 @@ class Unimodal(LoadedModel):
         `requests.py` keeps those that the model is meant to see. What is left out of a file (moments of a film, its
         sound) is a warning. Raises ValueError for files that cannot be used and for requests that do not fit the model.
         """
-        turn = self.user_turn(parts)
+        turn = self.make_user_turn(parts)
         for note in (note for part in turn.parts if isinstance(part, Media) for note in part.notes):
             warnings.warn(note, stacklevel=2)
         document = Document([*history, turn])
@@ -133,9 +133,9 @@ class Unimodal(LoadedModel):
         settings = settings if to is None else settings.replace(to=to)
         if settings.to is None:
             raise ValueError("say what to make of the prompt: to='text' or one of the model's media")
-        words = self.wording.word_request(prompt, settings.to, settings.voice)
+        words = self.wording.phrase_request(prompt, settings.to, settings.voice)
         prepared = [prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))]
-        caption = self.wording.word_caption(prompt, settings.to)
+        caption = self.wording.phrase_caption(prompt, settings.to)
         [outputs] = self._answer(prepared, caption, session, on_progress, on_token, on_partial)
         if settings.to == "text":
             return Output(Text(" ".join(output.text for output in outputs if output.text)))
@@ -147,7 +147,7 @@ class Unimodal(LoadedModel):
         """The sounds of a text, one utterance after the other and each as soon as it is there; `generate(text,
         "audio")` gives them joined. Raises ValueError, before the first, for what cannot be said, with the count."""
         settings = settings.replace(**changes).replace(to="audio")
-        words = self.wording.word_request(text, "audio", settings.voice)
+        words = self.wording.phrase_request(text, "audio", settings.voice)
         prepared = prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))
         composed = self._find_composed(prepared, None)
         if composed is None:
@@ -165,7 +165,7 @@ class Unimodal(LoadedModel):
         ids.clear()
         return [output for output in outputs if output.modality == "audio"]
 
-    def user_turn(self, parts: Iterable[Part | str] | str) -> Turn:
+    def make_user_turn(self, parts: Iterable[Part | str] | str) -> Turn:
         """The user's turn with every file encoded; media without words get the trained question behind them."""
         given = [
             Text(part) if isinstance(part, str) else part for part in ([parts] if isinstance(parts, str) else parts)
@@ -179,7 +179,7 @@ class Unimodal(LoadedModel):
 
     # ---- many requests
 
-    def answers(
+    def answer_all(
         self,
         documents: Sequence[Document],
         settings: AnswerSettings | Sequence[AnswerSettings] = MODELS_OWN,
@@ -252,7 +252,7 @@ class Unimodal(LoadedModel):
         by; None for an answer that is one row."""
         if request.settings.search is None:
             return make_speech_answer(self, request)
-        return make_search_answer(self, request, word_caption(self, request) if caption is None else caption)
+        return make_search_answer(self, request, phrase_caption(self, request) if caption is None else caption)
 
     def _step_composed(
         self, request: Prepared, answer: ComposedAnswer, on_token: OnToken | None, number: int = 0
@@ -282,9 +282,9 @@ class Unimodal(LoadedModel):
         """The inverse of `tokenize`, up to the loss of quantization."""
         return self.coder.detokenize(codes)
 
-    def picture_features(self, pictures: Tensor) -> Tensor:
+    def extract_picture_features(self, pictures: Tensor) -> Tensor:
         """Features [B, 1280] of pictures [B, 3, H, W] by the frozen trunk inside the image tokenizer."""
-        tokenizer = self.coder.tokenizer("image")
+        tokenizer = self.coder.get_tokenizer("image")
         with torch.inference_mode():
             features = tokenizer.extract_features(pictures.to(self.coder.device))
         if features is None:

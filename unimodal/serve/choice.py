@@ -49,7 +49,7 @@ class Choice:
         media = self.reader.media
         decoded = await gather(self.service.decode(piece.modality, piece.codes) for piece in media)
         if self.request.num_parts > 1:  # utterances of one speech
-            rate_hz = self.service.model.coder.rate("audio")
+            rate_hz = self.service.model.coder.get_rate("audio")
             media, decoded = media[:1], [torch.cat([decoded[0], *(add_pause(one, rate_hz) for one in decoded[1:])])]
         sound: SpokenAnswer | None = None
         parts: dict[int, ContentPart] = {}  # by the number of the medium
@@ -80,7 +80,7 @@ class Choice:
 
         model, reader = self.service.model, self.reader
         if partial and "image" in model.vocabulary.media:
-            reader.partial = bool(model.coder.tokenizer("image").ordered)
+            reader.partial = bool(model.coder.get_tokenizer("image").ordered)
         reader.emit = emit
         answer = asyncio.ensure_future(self.service.answer(self.request))
         answer.add_done_callback(lambda _: pieces.put_nowait(None))
@@ -88,7 +88,7 @@ class Choice:
         speech: SoundStream | None = None
         if self.request.num_parts > 1:
             kind = "pcm" if self.sound_format == "pcm16" else self.sound_format
-            speech = SoundStream(kind, int(model.coder.rate("audio") or 16_000))
+            speech = SoundStream(kind, int(model.coder.get_rate("audio") or 16_000))
         try:
             yield {"role": "assistant", "content": ""}
             while (piece := await pieces.get()) is not None:
@@ -156,7 +156,7 @@ class Choice:
         return {"partial_image": {"index": piece.index, "url": url}}
 
     async def _write_sound(self, piece: MediumPiece, sound: Tensor) -> SpokenAnswer:
-        rate_hz = int(self.service.model.coder.rate("audio") or 16_000)
+        rate_hz = int(self.service.model.coder.get_rate("audio") or 16_000)
         data, _ = await self.service.run(encode_sound, sound, rate_hz, self.sound_format)
         transcript = await hear(self.service, piece.codes) if self.spoken is None else self.spoken
         return {
@@ -167,7 +167,7 @@ class Choice:
         }
 
     async def _write_part(self, modality: str, medium: Tensor) -> ContentPart:
-        rate = self.service.model.coder.rate(modality)
+        rate = self.service.model.coder.get_rate(modality)
         url = await self.service.run(make_medium_url, modality, medium, rate)
         kind = MEDIA[modality].url_type
         return {"type": kind, kind: {"url": url}}

@@ -66,10 +66,10 @@ async def answer_turn(service: Service, parts: list[Part], settings: AnswerSetti
     return WholeAnswer(reader, len(request.prompt), ids)
 
 
-def word_wish(service: Service, prompt: str, to: str, param: str, voice: str | None = None) -> list[Part]:
+def phrase_wish(service: Service, prompt: str, to: str, param: str, voice: str | None = None) -> list[Part]:
     """A prompt as the model was trained to be asked for a medium. Raises ApiError for one that asks for nothing."""
     try:
-        return [Text(service.model.wording.word_request(prompt, to, voice))]
+        return [Text(service.model.wording.phrase_request(prompt, to, voice))]
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", param) from None
 
@@ -86,12 +86,12 @@ async def draw_images(exchange: Exchange) -> Response:
     asked = parse(ImageRequest, exchange.body, exchange.content_type)
     service.check_model(asked.model)
     check_medium(service, "image", "draws")
-    own, wanted = service.model.coder.tokenizer("image").picture_size, asked.width_and_height
+    own, wanted = service.model.coder.get_tokenizer("image").picture_size, asked.width_and_height
     num, kind = asked.n or 1, asked.output_format or "png"
     if asked.output_compression not in (None, 100) and kind == "png":
         message = "output_compression is for jpeg and webp; set output_format, or leave it out"
         raise ApiError(400, message, "unsupported_value", "output_compression")
-    words = word_wish(service, asked.prompt, "image", "prompt")
+    words = phrase_wish(service, asked.prompt, "image", "prompt")
     exchange.take_places(num)
     settings = asked.make_settings()
 
@@ -130,7 +130,7 @@ async def speak(exchange: Exchange) -> Response:
     service.check_model(asked.model)
     check_medium(service, "audio", "speaks")
     voice = read_voice(asked.voice, tuple(service.model.wording.voices))
-    words = word_wish(service, asked.input, "audio", "input", voice)
+    words = phrase_wish(service, asked.input, "audio", "input", voice)
     pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -140,7 +140,7 @@ async def speak(exchange: Exchange) -> Response:
     reader = AnswerReader(service.model, emit=emit)
     with name_fields(prompt="input"):
         request = await service.prepare(Document([Turn("user", words)]), asked.make_settings(), reader)
-    rate_hz = int(service.model.coder.rate("audio") or 16_000)
+    rate_hz = int(service.model.coder.get_rate("audio") or 16_000)
     kind, sounds = asked.response_format or "mp3", hear_sounds(service, request, pieces)
     try:
         first = await anext(sounds)
@@ -194,7 +194,7 @@ async def detokenize(exchange: Exchange) -> Response:
     service = exchange.service
     asked = await service.run(parse, DetokenizeRequest, exchange.body, exchange.content_type)
     check_medium(service, asked.modality, "makes")
-    vocabulary, tokenizer = service.model.vocabulary, service.model.coder.tokenizer(asked.modality)
+    vocabulary, tokenizer = service.model.vocabulary, service.model.coder.get_tokenizer(asked.modality)
     groups = len(vocabulary.group_blocks(vocabulary.layout(asked.modality).segments[0].block))
     if len(asked.codes) % groups:
         raise ApiError(400, f"codes come in groups of {groups}", "invalid_value", "codes")
@@ -216,5 +216,5 @@ async def detokenize(exchange: Exchange) -> Response:
             raise ApiError(400, message, "unsupported_value", "prefix")
         codes = codes[: asked.prefix]
     medium = await service.decode(asked.modality, codes)
-    rate = service.model.coder.rate(asked.modality)
+    rate = service.model.coder.get_rate(asked.modality)
     return JSONResponse({"url": await service.run(make_medium_url, asked.modality, medium, rate)})

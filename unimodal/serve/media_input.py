@@ -122,7 +122,7 @@ class MediaInput:
         A model that reads features keeps the bytes in the part; the worker computes their features now.
         """
         memory = self.model.features
-        if memory is not None and self.model.reads_features(modality):
+        if memory is not None and self.model.is_read_by_features(modality):
             await self.read(modality, data, param, start_s=start_s, seconds=seconds)
             seen = MEDIA_PARTS[modality](data=data)
             await asyncio.wrap_future(self.worker.call(lambda: memory.find_features(seen)))

@@ -128,7 +128,7 @@ def complete_turns(
     if last.role == "assistant":
         return list(turns)
     try:
-        parts = [model.wording.word_request(words, str(to), voice)] if worded else last.parts
-        return [*before, model.user_turn(parts)]
+        parts = [model.wording.phrase_request(words, str(to), voice)] if worded else last.parts
+        return [*before, model.make_user_turn(parts)]
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", where) from None

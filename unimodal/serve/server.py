@@ -132,7 +132,7 @@ def describe_settings(service: Service) -> dict[str, object]:
     coder, media = model.coder, model.vocabulary.media
     about: dict[str, dict[str, object]] = {}
     for name in media:
-        tokenizer = coder.tokenizer(name)
+        tokenizer = coder.get_tokenizer(name)
         medium = MEDIA[name]
         about[name] = {
             "noun": medium.noun,

@@ -61,9 +61,9 @@ class Service:
         self.ended = asyncio.Event()  # who is still inside is sent away
         model.coder.limits = make_limits(config)
         for modality in model.vocabulary.media:  # loaded now: threads would load them twice
-            model.coder.tokenizer(modality)
-            if model.reads_features(modality):
-                model.coder.reader(modality)
+            model.coder.get_tokenizer(modality)
+            if model.is_read_by_features(modality):
+                model.coder.get_reader(modality)
 
     def start(self) -> None:
         self.worker.start()

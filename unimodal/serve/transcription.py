@@ -59,7 +59,7 @@ async def transcribe(exchange: Exchange) -> Response:
 async def _measure(service: Service, data: bytes, asked: TranscriptionRequest) -> float:
     """How many seconds were heard."""
     sound = await service.media.read("audio", data, "file", start_s=asked.start or 0.0, seconds=asked.seconds)
-    return count_frames(MEDIA["audio"], sound) / float(service.model.coder.rate("audio") or 1)
+    return count_frames(MEDIA["audio"], sound) / float(service.model.coder.get_rate("audio") or 1)
 
 
 def _count_tokens(answer: WholeAnswer) -> dict[str, object]:

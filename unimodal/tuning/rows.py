@@ -68,7 +68,7 @@ def collect_block_features(
     features: dict[range, Tensor] = {}
     for modality in vocabulary.media if media else ():
         assert media is not None
-        tokenizer = media.tokenizer(modality)
+        tokenizer = media.get_tokenizer(modality)
         for block in vocabulary.blocks:
             if block.modality != modality or block.start in named or block.name in tokenizer.exemplar_blocks:
                 continue
@@ -91,8 +91,8 @@ def collect_shared_features(vocabulary: Vocabulary, media: MediaCoder | None) ->
     """What the codes of a block have in common with each other: levels, prototypes, thumbnails. range → [R, F]."""
     features = collect_block_features(vocabulary, media)
     for block in vocabulary.blocks:
-        if media is not None and block.name in media.tokenizer(block.modality).exemplar_blocks:
-            described = describe_codes(media.tokenizer(block.modality), block)
+        if media is not None and block.name in media.get_tokenizer(block.modality).exemplar_blocks:
+            described = describe_codes(media.get_tokenizer(block.modality), block)
             if described is not None:
                 features[block.rows] = described
     return features
