@@ -30,7 +30,9 @@ class Listener:
 def sees_colours(model, monkeypatch):
     """The trunk of the tiny tokenizer is random: pictures are compared by their colours in its place."""
     monkeypatch.setattr(
-        model, "picture_features", lambda pictures: torch.nn.functional.avg_pool2d(pictures - 0.5, 16).flatten(1)
+        model,
+        "extract_picture_features",
+        lambda pictures: torch.nn.functional.avg_pool2d(pictures - 0.5, 16).flatten(1),
     )
 
 

@@ -46,8 +46,11 @@ class CodesOfMedium(TypedDict):
 def make_row(
     model: LoadedModel, document: Document, settings: AnswerSettings, on_token: OnToken | None = None
 ) -> GenerationRequest:
-    """The row that `Unimodal.answer_all` would run for a document. Raises ValueError for what does not fit the model, and
-    for a fast decoder, which rows of a batch cannot have."""
+    """Makes the row that `Unimodal.answer_all` would run for a document.
+
+    Raises ValueError for a request that does not fit the model, and for a fast decoder, which rows of a batch cannot
+    have.
+    """
     if settings.decoder is not None:
         raise ValueError("decoder is not for a request that shares its batch; leave it out")
     prepared = prepare(model, document, settings)
