@@ -142,5 +142,6 @@ FAMILIES: dict[str, str] = {
     "dac": "unimodal.tokenizers.pretrained.audio:DacTokenizer",
     "mimi": "unimodal.tokenizers.pretrained.audio:MimiTokenizer",
     "xcodec2": "unimodal.tokenizers.pretrained.xcodec2:Xcodec2Tokenizer",
+    "vqgan": "unimodal.tokenizers.systems.vqgan:VqganTokenizer",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}

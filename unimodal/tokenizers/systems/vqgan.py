@@ -1,0 +1,305 @@
+"""Convolutional grid tokenizers: a convolutional encoder, a quantizer at every position of its map, and a decoder.
+
+LlamaGen's VQ (arXiv 2406.06525), IBQ (2412.02692), Open-MAGVIT2 (2409.04410) and WeTok (2508.05599) are settings of it:
+
+- LlamaGen: both the vectors and the rows of the codebook are brought to length 1.
+- IBQ: the code is the row with the greatest plain dot product, so that a long row wins more often.
+- Open-MAGVIT2: the signs of 18 channels are the code, in groups of 6 and 12 bits; no codebook is learned.
+- WeTok: signs in groups of 8 bits; its generative decoder takes noise beside the code.
+
+Pictures of any height and width are taken that the factor divides; `picture_size` is what files are fitted to.
+
+Shapes: B batch, N positions in raster order, G groups, D quantized dimensions, Z channels of the map, h and w its sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log2, prod
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.parts.quantizers import LookupFreeQuantizer, VectorQuantizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantizer
+from unimodal.tokenizers.parts.quantizers.vector import Search
+from unimodal.tokenizers.parts.split_ids import join_ids, split_ids
+from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, ConvSettings
+from unimodal.tokenizers.stored import TokenizerConfig
+from unimodal.tokenizers.systems.authors_fields import AuthorsFields
+from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
+from unimodal.tokenizers.systems.conv_names import ConvNames, list_conv_rules
+from unimodal.tokenizers.systems.key_map import KeyMap
+
+#: the most values of one group: a language model has a row for each
+LARGEST_GROUP = 2**16
+
+
+class VqganConfig(SystemConfig, ConvSettings):
+    """image_size: of the squares that files are fitted to. group_bits: of lookup-free codes, the bits of each group;
+    together they are `latent_width`. Of codes by a codebook, where there are no group_bits: codebook_size,
+    code_width (D), how the nearest row is found, and what is brought to length 1; split: the sizes of the groups that
+    one id is given as, of which the product is codebook_size; none for the authors' flat id. names: what the authors
+    call the weights.
+
+    A group of more than 65,536 values must be asked for by `flat_ids`.
+    """
+
+    family: Literal["vqgan"] = "vqgan"
+    image_size: int = Field(default=256, ge=1)
+    names: ConvNames = "llamagen"
+    group_bits: tuple[int, ...] = ()
+    codebook_size: int = Field(default=16384, ge=2)
+    code_width: int = Field(default=8, ge=1)
+    search: Search = "euclidean"
+    normalize_latents: bool = False
+    normalize_codes: bool = False
+    split: tuple[int, ...] = ()
+    commitment: float = Field(default=0.25, ge=0)
+    flat_ids: bool = False
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Values of each of the G codes at a position."""
+        return tuple(2**bits for bits in self.group_bits) or self.split or (self.codebook_size,)
+
+    @model_validator(mode="after")
+    def check_codes(self) -> Self:
+        """ValueError for parts that do not fit: each message names both."""
+        if self.group_bits and sum(self.group_bits) != self.latent_width:
+            raise ValueError(
+                f"group_bits {self.group_bits} are {sum(self.group_bits)} bits and latent_width is "
+                f"{self.latent_width}: each channel is one bit"
+            )
+        if not self.group_bits and self.split and prod(self.split) != self.codebook_size:
+            raise ValueError(f"split {self.split} is {prod(self.split)} values and codebook_size {self.codebook_size}")
+        if max(self.group_sizes) > LARGEST_GROUP and not self.flat_ids:
+            raise ValueError(
+                f"a group has {max(self.group_sizes):,} values, more than {LARGEST_GROUP:,}: give group_bits or split "
+                "with smaller groups, or flat_ids: true for the authors' one id"
+            )
+        if self.image_size % self.factor:
+            raise ValueError(f"image_size {self.image_size} is no multiple of {self.factor}, what the levels halve to")
+        return self
+
+
+class VqganTokenizer(SystemTokenizer):
+    """Pictures float [B, 3, H, W] in [0, 1] ⇄ codes [B, h · w, G]."""
+
+    modality: ClassVar[str] = "image"
+    config_class: ClassVar[type[TokenizerConfig]] = VqganConfig
+    config: VqganConfig
+
+    def __init__(self, config: VqganConfig):
+        super().__init__(config)
+        self.encoder, self.decoder = ConvEncoder(config), ConvDecoder(config)
+        self.quantizer: Quantizer
+        self.quant_conv: nn.Module = nn.Identity()
+        self.post_quant_conv: nn.Module = nn.Identity()
+        if config.group_bits:
+            self.quantizer = LookupFreeQuantizer(config.group_bits, commitment=config.commitment)
+        else:
+            self.quantizer = VectorQuantizer(
+                config.codebook_size,
+                config.code_width,
+                config.search,
+                normalize_latents=config.normalize_latents,
+                normalize_codes=config.normalize_codes,
+                commitment=config.commitment,
+            )
+            self.quant_conv = nn.Conv2d(config.latent_width, config.code_width, 1)
+            self.post_quant_conv = nn.Conv2d(config.code_width, config.latent_width, 1)
+        side = config.image_size // config.factor
+        self.picture_size = (config.image_size, config.image_size)
+        self.tokens_per_item = side**2
+        self.codebook_sizes = config.group_sizes
+        self.segments = (("image", self.tokens_per_item),)
+        self.columns = {"image": side}
+        self.decode_settings = frozenset({"noise"} if config.noise else ())
+
+    @classmethod
+    def find_key_map(cls, config: SystemConfig) -> KeyMap:
+        assert isinstance(config, VqganConfig)
+        rules = (*list_conv_rules(config, config.names), (r"quantizer\.codebook", "quantize.embedding.weight"))
+        if config.names == "llamagen":
+            return KeyMap(rules, ignored=(r"quantize\.codebook_used",))
+        ignored = (r"loss\..*", r"model_ema\.(decay|num_updates)")
+        return KeyMap(rules, ignored, averages="model_ema.")
+
+    # ---- pictures to maps, maps to pictures
+
+    def embed(self, x: Tensor) -> Tensor:
+        """x: float [B, 3, H, W] in [0, 1] → vectors before the quantizer [B, N, D].
+
+        Raises ValueError for pictures whose sides the factor does not divide, or that have a single position where the
+        decoder's norms need the deviation over several.
+        """
+        factor = self.config.factor
+        if x.dim() != 4 or x.shape[1] != 3 or not len(x) or x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(f"pictures are [B, 3, H, W] with sides that {factor} divides; got {tuple(x.shape)}")
+        if x.shape[2] * x.shape[3] < factor**2 * (1 + self.config.adaptive_norm):
+            raise ValueError(f"a picture of {x.shape[2]}×{x.shape[3]} pixels is too small; its positions are {factor}²")
+        return self.quant_conv(self.encoder(x * 2 - 1)).flatten(2).transpose(1, 2)
+
+    def paint(self, vectors: Tensor, grid: tuple[int, int], noise: Tensor | None = None) -> Tensor:
+        """Quantized vectors [B, N, D] on a grid of h rows and w columns → float [B, 3, H, W] about [0, 1].
+
+        noise: [B, N, Z], of the generative decoder.
+        """
+        maps = [None if part is None else part.transpose(1, 2).unflatten(2, grid) for part in (vectors, noise)]
+        assert maps[0] is not None
+        return (self.decoder(self.post_quant_conv(maps[0]), maps[1]) + 1) / 2
+
+    def find_grid(self, x: Tensor) -> tuple[int, int]:
+        """Rows and columns of codes of pictures [B, 3, H, W]."""
+        return x.shape[2] // self.config.factor, x.shape[3] // self.config.factor
+
+    # ---- the contract
+
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
+        ids = self.quantizer(self.embed(x)).ids
+        if self.config.split and not self.config.group_bits:
+            ids = split_ids(ids[..., 0], self.config.split)
+        return Codes.whole(ids, (1, *self.find_grid(x)))
+
+    def decode_batch(self, coded: Codes, options: CodingOptions) -> Tensor:
+        side = self.config.image_size // self.config.factor
+        grid = (side, side) if coded.grid is None else coded.grid[1:]
+        if any(count != prod(grid) for count in coded.counts) or coded.ids.shape[2] != len(self.codebook_sizes):
+            raise ValueError(
+                f"a picture is {grid[0]}×{grid[1]} codes in {len(self.codebook_sizes)} groups; got {coded.counts} "
+                f"codes in {coded.ids.shape[2]}"
+            )
+        ids = coded.ids[:, : prod(grid)]
+        if self.config.split and not self.config.group_bits:
+            ids = join_ids(ids, self.config.split).unsqueeze(-1)
+        return self.paint(self.quantizer.look_up(ids), grid, options.noise).clamp(0, 1)
+
+    def check_codes(self, codes: Codes) -> None:
+        """ValueError for codes outside of their groups, at every position of a picture of any size."""
+        if codes.ids.shape[2] == len(self.codebook_sizes) and len(codes):
+            for ids, size in zip(codes.ids[codes.mask].T, self.codebook_sizes, strict=True):
+                if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+                    raise ValueError(f"image codes must lie in [0, {size}); got {int(ids.min())}…{int(ids.max())}")
+        else:
+            super().check_codes(codes)
+
+    def noise_shape(self, num_positions: int) -> tuple[int, ...]:
+        return (num_positions, self.config.latent_width) if self.config.noise else super().noise_shape(num_positions)
+
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        """The codebook's rows, or the signs of a group's codes; None where one id is split in several."""
+        split = bool(self.config.split) and not self.config.group_bits
+        return self.quantizer.make_table(group) if block == "image" and not split else None
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        z = self.embed(x)
+        quantized = self.quantizer(z)
+        noise = None
+        if self.config.noise:
+            noise = torch.randn(z.shape, generator=generator, device=None if generator is None else generator.device)
+            noise = noise.to(z)
+        decoded = self.paint(quantized.values, self.find_grid(x), noise)
+        return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers)
+
+    # ---- what its authors write
+
+    @classmethod
+    def read_authors_config(cls, fields: Mapping[str, object]) -> VqganConfig:
+        """LlamaGen's arguments of `VQModel`, or a YAML of SEED-Voken (IBQ, Open-MAGVIT2) or WeTok."""
+        found = AuthorsFields(fields).open("model", "init_args")
+        if found.has("ddconfig"):
+            return _read_voken(found)
+        if not found.has("codebook_embed_dim"):
+            raise ValueError("the config is neither LlamaGen's, nor IBQ's, nor Open-MAGVIT2's, nor WeTok's")
+        multipliers = found.take_integers("encoder_ch_mult", (1, 1, 2, 2, 4))
+        if found.take_integers("decoder_ch_mult", multipliers) != multipliers:
+            raise ValueError("encoder_ch_mult and decoder_ch_mult differ; this network has one list for both")
+        unit = found.take_flag("codebook_l2_norm", True)
+        return VqganConfig(
+            width=found.take_integer("ch", 128),
+            multipliers=multipliers,
+            num_blocks=found.take_integer("num_res_blocks", 2),
+            attention_levels=(len(multipliers) - 1,),
+            latent_width=found.take_integer("z_channels", 256),
+            num_norm_groups=found.take_integer("group_norm_groups", 32),
+            codebook_size=found.take_integer("codebook_size", 16384),
+            code_width=found.take_integer("codebook_embed_dim", 8),
+            normalize_latents=unit,
+            normalize_codes=unit,
+            commitment=found.take_number("commit_loss_beta", 0.25),
+            image_size=found.take_integer("image_size", 256),
+        )
+
+
+def _read_voken(found: AuthorsFields) -> VqganConfig:
+    """A config with `ddconfig`: IBQ's where it names attention_resolutions, else Open-MAGVIT2's or WeTok's."""
+    network = found.open("ddconfig")
+    multipliers = network.take_integers("ch_mult", (1, 2, 4, 8))
+    width, size = network.take_integer("ch", 128), found.take_integer("n_embed", 0)
+    num_blocks, latent_width = network.take_integer("num_res_blocks", 2), network.take_integer("z_channels", 256)
+    groups, resolution = found.take_integer("group_norm_groups", 32), network.take_integer("resolution", 256)
+    if network.has("attn_resolutions"):
+        attended = network.take_integers("attn_resolutions", ())
+        return VqganConfig(
+            names="taming",
+            width=width,
+            multipliers=multipliers,
+            num_blocks=num_blocks,
+            attention_levels=tuple(level for level in range(len(multipliers)) if resolution >> level in attended),
+            latent_width=latent_width,
+            num_norm_groups=groups,
+            codebook_size=size,
+            code_width=found.take_integer("embed_dim", 256),
+            search="dot",
+            split=_split_evenly(size),
+            commitment=found.take_number("beta", 0.25),
+            image_size=resolution,
+        )
+    bits = round(log2(size))
+    if 2**bits != size:
+        raise ValueError(f"n_embed {size} is no power of 2; lookup-free codes are bits")
+    group_bits: tuple[int, ...] = (bits,) * found.take_integer("num_codebooks", 1)
+    if found.take_flag("token_factorization", False):
+        group_bits = found.take_integers("factorized_bits", (9, 9))
+    elif 2**bits > LARGEST_GROUP:
+        group_bits = (bits // 3, bits - bits // 3)  # (6, 12) of 18, as Open-MAGVIT2's generator reads them
+    return VqganConfig(
+        names="magvit2",
+        width=width,
+        multipliers=multipliers,
+        num_blocks=num_blocks,
+        extra_blocks=0,
+        middle_blocks=num_blocks,
+        middle_attention=False,
+        latent_width=latent_width,
+        num_norm_groups=groups,
+        downsampling="around",
+        upsampling="shuffle",
+        adaptive_norm=True,
+        block_biases=False,
+        last_kernel=1,
+        noise=found.take_flag("gan_decoder", False),
+        group_bits=group_bits,
+        image_size=found.take_integer("image_size", resolution),
+    )
+
+
+def _split_evenly(size: int) -> tuple[int, ...]:
+    """The sizes of two groups that a large codebook's id is split in: powers of 2, near one another; none if small."""
+    if size <= LARGEST_GROUP:
+        return ()
+    first = 2 ** round(log2(size) / 2)
+    if size % first:
+        raise ValueError(f"a codebook of {size} values does not split into groups of {first}")
+    return first, size // first
