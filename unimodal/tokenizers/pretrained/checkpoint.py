@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unimodal.files import download_folder, is_hub_id
@@ -75,13 +75,25 @@ def _load_published(name: str, source: str | os.PathLike[str] | None, **settings
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
     read: Callable[..., MediaTokenizer] = load_published
-    place = PUBLISHED[name].hub_id if source is None else source
+    entry = PUBLISHED[name]
+    if source is None:  # the repository that the table names, of which it knows the file
+        settings = {
+            **{key: value for key, value in (("file", entry.file), ("config", entry.config)) if value},
+            **settings,
+        }
+    place = entry.hub_id if source is None else source
     path = Path(place).expanduser()
-    return read(name, path if path.exists() else find(place), **settings)
+    if path.exists():
+        return read(name, path, **settings)
+    file = str(settings.get("file") or "")
+    if file and not file.endswith(".safetensors") and not (settings.get("pickle") or settings.get("torchscript")):
+        raise ValueError(f"{place}/{file} is a pickle; allow its bare tensors with pickle=True (no code of it is run)")
+    return read(name, find(place, [*_FILES, "*.yaml", file] if file else _FILES), **settings)
 
 
-def find(source: str | os.PathLike[str]) -> Path:
-    """The folder of a checkpoint that is named by folder or hub id; downloads its JSON and safetensors files."""
+def find(source: str | os.PathLike[str], patterns: Sequence[str] = _FILES) -> Path:
+    """The folder of a checkpoint that is named by folder or hub id; downloads its files of these patterns, by default
+    JSON and safetensors."""
     text = os.fspath(source)
     folder = Path(text).expanduser()
     if folder.is_dir():
@@ -91,4 +103,4 @@ def find(source: str | os.PathLike[str]) -> Path:
     release = find_release(text)
     if release is not None:  # before its many gigabytes are downloaded
         raise ValueError(release.describe_next_step(text))
-    return download_folder(text, _FILES)
+    return download_folder(text, patterns)

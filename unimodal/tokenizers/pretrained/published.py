@@ -22,7 +22,9 @@ class PublishedWeights:
 
     family: of our class. hub_id: a public checkpoint. licence: of the weights, as their authors name it; None where no
     source says. commercial: False where the licence forbids commercial use. roots and prefix: where the weights lie in
-    what was saved. companion: what else is needed to decode, and where it is; "" for nothing.
+    what was saved. file and config: which file of `hub_id` is downloaded and which of `unimodal tokenizers list` it is,
+    where the repository does not say; "" for its safetensors and its own config. companion: what else is
+    needed to decode, and where it is; "" for nothing.
     """
 
     family: str
@@ -31,6 +33,8 @@ class PublishedWeights:
     commercial: bool = True
     roots: tuple[str, ...] = ROOTS
     prefix: str = ""
+    file: str = ""
+    config: str = ""
     companion: str = ""
 
 
@@ -40,16 +44,19 @@ def load_published(
     config: str | os.PathLike[str] | None = None,
     pickle: bool = False,
     torchscript: bool = False,
+    file: str = "",
 ) -> SystemModule:
     """The tokenizer of system `name` with its authors' weights.
 
     source: a file of weights, or a folder with one. config: a name of `unimodal.tokenizers.configs`, or the authors'
     own YAML or JSON; by default the config.json or config.yaml in the folder. pickle, torchscript: allow such files.
+    file: which file of the folder holds the weights, where there are several.
     Raises ValueError, in one line, for what is missing, left over, of another size or not allowed.
     """
     entry = PUBLISHED[name]
     kind = find_family_class(entry.family)
     assert issubclass(kind, SystemModule)
+    source = source / file
     settings = _read_config(kind, source, config)
     settings = settings.model_copy(update={"licence": entry.licence, "origin": str(source)})
     weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
@@ -83,4 +90,19 @@ def _read_fields(path: Path) -> Mapping[str, object]:
 
 
 #: system → its released weights
-PUBLISHED: dict[str, PublishedWeights] = {}
+PUBLISHED: dict[str, PublishedWeights] = {
+    "llamagen_vq": PublishedWeights(
+        "vqgan", "FoundationVision/LlamaGen", "MIT", file="vq_ds16_c2i.pt", config="llamagen-vq16"
+    ),
+    "ibq": PublishedWeights(
+        "vqgan", "TencentARC/IBQ-Tokenizer-16384", "Apache-2.0", file="imagenet256_16384.ckpt", config="ibq-16384"
+    ),
+    "open_magvit2": PublishedWeights(
+        "vqgan",
+        "TencentARC/Open-MAGVIT2-Tokenizer-256-resolution",
+        "Apache-2.0",
+        file="imagenet_256_L.ckpt",
+        config="open-magvit2-256",
+    ),
+    "wetok": PublishedWeights("vqgan", "GrayShine/WeTok", "Apache-2.0"),
+}

@@ -9,7 +9,8 @@ LlamaGen's VQ (arXiv 2406.06525), IBQ (2412.02692), Open-MAGVIT2 (2409.04410) an
 
 Pictures of any height and width are taken that the factor divides; `picture_size` is what files are fitted to.
 
-Shapes: B batch, N positions in raster order, G groups, D quantized dimensions, Z channels of the map, h and w its sides.
+Shapes: B batch, N positions in raster order, G groups, D quantized dimensions, Z channels of the map, h and w its
+sides.
 """
 
 from __future__ import annotations
