@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from unimodal.config import Config
-from unimodal.files import atomic_write_bytes, read_json, write_json
+from unimodal.files import read_json, write_bytes_atomically, write_json
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
@@ -39,7 +39,7 @@ from unimodal.model_folder.wording import Wording
 from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 from unimodal.vocabulary import parse_vocabulary, read_vocabulary
 
 DECODER_FILES = (CONFIG_FILE, GENERATION_FILE, WEIGHTS, *TEXT_FILES, "recipe.json")
@@ -124,9 +124,9 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
     for modality in MODALITIES:
         for file in sorted(locate_tokenizer(cfg.models, modality).glob("*.*")):
             if file.suffix in (".json", ".safetensors"):
-                atomic_write_bytes(locate_tokenizer(cfg.out, modality) / file.name, file.read_bytes())
+                write_bytes_atomically(locate_tokenizer(cfg.out, modality) / file.name, file.read_bytes())
     for name in DECODER_FILES:
-        atomic_write_bytes(cfg.out / name, (cfg.models / "nano" / name).read_bytes())
+        write_bytes_atomically(cfg.out / name, (cfg.models / "nano" / name).read_bytes())
     # the picture decoder may have been trained on since: clips continue the pictures of the released one
     video_folder = locate_tokenizer(cfg.out, "video")
     settings = {**read_json(video_folder / CONFIG_FILE), "image_tokenizer_sha256": image.sha256}
@@ -152,4 +152,4 @@ def run(cfg: AssembleRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(AssembleRecipe, run)
+    run_recipe(AssembleRecipe, run)

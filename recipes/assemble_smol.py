@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from unimodal.config import Config
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.model.adapter import load_adapter, save_adapter
 from unimodal.model.adapter_files import read_adapter_record
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 
 COPIED = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "recipe.yaml",
@@ -56,7 +56,7 @@ def run(cfg: AssembleSmol, dry_run: bool) -> None:
         else:
             shutil.copyfile(source, target)
     generation = json.loads((cfg.model / "generation_config.json").read_text()) | {"unimodal": cfg.sampling}
-    atomic_write_text(cfg.out / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    write_text_atomically(cfg.out / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     hashes = {
         f"{path.parent.parent.name}/{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(cfg.corpus.glob("*/*/ids.bin"))
@@ -69,7 +69,7 @@ def run(cfg: AssembleSmol, dry_run: bool) -> None:
         "last": trained[-1],
         "corpus_sha256": hashes,
     }
-    atomic_write_text(cfg.out / "training.json", json.dumps(record, indent=2) + "\n")
+    write_text_atomically(cfg.out / "training.json", json.dumps(record, indent=2) + "\n")
     save_adapter(cfg.out, model, base, vocabulary, torch.float16, rows_in_8_bits=True)
     size = sum(path.stat().st_size for path in cfg.out.rglob("*") if path.is_file()) / MIB
     if size > cfg.most_mib:
@@ -87,4 +87,4 @@ def _steps(records: list[dict]) -> list[tuple[dict, int]]:
 
 
 if __name__ == "__main__":
-    recipe_main(AssembleSmol, run)
+    run_recipe(AssembleSmol, run)

@@ -62,12 +62,12 @@ class Gallery:
         self.sections.append(f'<div class="row">\n{body}\n</div>')
 
     def write(self, model: str) -> Path:
-        from unimodal.files import atomic_write_text
+        from unimodal.files import write_text_atomically
 
         title = f"What {model} does"
         page = f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n'
         page += f"<h1>{html.escape(title)}</h1>\n" + "\n".join(self.sections) + "\n"
-        atomic_write_text(self.folder / "index.html", page)
+        write_text_atomically(self.folder / "index.html", page)
         return self.folder / "index.html"
 
 

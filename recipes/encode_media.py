@@ -24,7 +24,7 @@ from unimodal.evaluation.prepared import Speech
 from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 
 
 class EncodeRecipe(Config):
@@ -106,4 +106,4 @@ def run(cfg: EncodeRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(EncodeRecipe, run)
+    run_recipe(EncodeRecipe, run)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from unimodal.config import Config
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 
 
 class EvaluateRecipe(Config):
@@ -43,4 +43,4 @@ def run(cfg: EvaluateRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(EvaluateRecipe, run)
+    run_recipe(EvaluateRecipe, run)

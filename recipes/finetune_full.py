@@ -23,7 +23,7 @@ from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
-from unimodal.training.command import Flags, training_main
+from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
@@ -94,7 +94,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         return parallel.close()
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
-    parallel.barrier()
+    parallel.wait_for_all()
     corpus.check()  # and what follows up to the trainer: before anything is written
     validation = corpus.make_validation_batches()
     loss = make_packed_loss(parallel.wrap(module), device)
@@ -123,4 +123,4 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    training_main(FullRecipe, run)
+    run_training(FullRecipe, run)

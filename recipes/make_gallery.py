@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from unimodal.config import Config
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.media.image import save_image
 from unimodal.media.preview import draw_contact_sheet
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 
 COLUMNS = 8
 
@@ -56,9 +56,9 @@ def run(cfg: GalleryRecipe, dry_run: bool) -> None:
     save_image(large, cfg.model / "gallery.png")
     labels = [concepts[images["concept"][row]]["label"] for row in rows]
     text = {"held-out pictures, then after 64 codes": labels, "asked for": list(cfg.wishes), "clip": cfg.clip}
-    atomic_write_text(cfg.model / "gallery.json", json.dumps(text, indent=2) + "\n")
+    write_text_atomically(cfg.model / "gallery.json", json.dumps(text, indent=2) + "\n")
     print(f"wrote {cfg.model / 'gallery.png'}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    recipe_main(GalleryRecipe, run)
+    run_recipe(GalleryRecipe, run)

@@ -24,12 +24,12 @@ from unimodal.data import encoded_media, plain_text, sources
 from unimodal.data.order import make_generator
 from unimodal.data.token_shards import write_token_shards
 from unimodal.data.tokenized import collect_hashes
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.model.base import SMOLLM2, LoadedBase, load_base
 from unimodal.sequence.document import Document, Turn
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 from unimodal.tuning.vocabulary import make_template, open_media
 
 ABOUT = ("What is {a}?", "Tell me about {a}.", 'Write a sentence with the words "{name}".', "What is {a} good for?")
@@ -137,7 +137,7 @@ def text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) -> di
     asked = questions(cfg, labels)
     if not kept.is_file() or list(json.loads(kept.read_text())) != asked:
         pairs = dict(zip(asked, answers_of_base(base, asked, cfg), strict=True))
-        atomic_write_text(kept, json.dumps(pairs, indent=1, ensure_ascii=False) + "\n")
+        write_text_atomically(kept, json.dumps(pairs, indent=1, ensure_ascii=False) + "\n")
     answers = json.loads(kept.read_text())
     chat = [Document([Turn("user", q), Turn("assistant", a)]) for q, a in answers.items() if a]
     draws = make_generator(cfg.seed, "text")
@@ -184,7 +184,7 @@ def run(cfg: SmolData, dry_run: bool) -> None:
             print(f"{name}: {len(source)} items, e.g. {len(template.render(source.make_document(0)))} tokens")
         return
     cfg.out.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(cfg.out / "row_words.json", json.dumps(words, ensure_ascii=False) + "\n")
+    write_text_atomically(cfg.out / "row_words.json", json.dumps(words, ensure_ascii=False) + "\n")
     for name, source in listed.items():
         plan = sources.plan_draws(source, cfg.documents[name], cfg.balance, cfg.seed)
         write(cfg, template, name, [source.make_document(int(item), int(draw)) for item, draw in plan])
@@ -193,4 +193,4 @@ def run(cfg: SmolData, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(SmolData, run)
+    run_recipe(SmolData, run)

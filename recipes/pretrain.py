@@ -25,7 +25,7 @@ from unimodal.model.build import NanoConfig, build_nano
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.training.command import Flags, training_main
+from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
@@ -72,7 +72,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     inputs = describe_inputs(template, media)
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=cfg.decoder.max_positions)
 
-    control = template.vocabulary.control_id
+    control = template.vocabulary.get_control_id
 
     def fresh_model() -> torch.nn.Module:
         return build_nano(
@@ -97,7 +97,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         return parallel.close()
 
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
-    parallel.barrier()
+    parallel.wait_for_all()
     corpus.check()  # and what follows up to the trainer: before anything is written
     validation = corpus.make_validation_batches()
     loss = make_packed_loss(parallel.wrap(module), device)
@@ -126,4 +126,4 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    training_main(PretrainRecipe, run)
+    run_training(PretrainRecipe, run)

@@ -26,7 +26,7 @@ from unimodal.config import Config, save_config
 from unimodal.corpus.shard_jobs import CorpusJob, ShardWriter, run_processes, run_worker
 from unimodal.sequence.document import Text
 from unimodal.sequence.templates.own import Rendered
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 from unimodal.training.loop import Interrupted
 
 SHOWN_BAD_ROWS = 10
@@ -159,4 +159,4 @@ def run(cfg: TokenizeRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(TokenizeRecipe, run)
+    run_recipe(TokenizeRecipe, run)

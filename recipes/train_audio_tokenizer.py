@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from unimodal.config import MAY_CHANGE, Config
-from unimodal.files import atomic_write_text, read_json_as
+from unimodal.files import read_json_as, write_text_atomically
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, compute_adversarial_losses
-from unimodal.training.command import Flags, training_main
+from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
@@ -371,7 +371,7 @@ def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokeniz
         with (cfg.data / name).open("rb") as stream:
             hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "weights_sha256": tokenizer.sha256}
-    atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
+    write_text_atomically(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr, flush=True)
     return tokenizer
 
@@ -392,4 +392,4 @@ def run(cfg: AudioTokenizerRecipe, flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    training_main(AudioTokenizerRecipe, run)
+    run_training(AudioTokenizerRecipe, run)

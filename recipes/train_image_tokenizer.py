@@ -25,11 +25,11 @@ from torch import Tensor
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.data.encoded_media import TRAINING_STYLES, load_concepts
 from unimodal.data.prepared_arrays import check_concepts, check_styles, open_arrays
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
-from unimodal.training.command import Flags, training_main
+from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import Identity, describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
@@ -268,9 +268,9 @@ def run(cfg: ImageTokenizerRecipe, flags: Flags) -> None:
         name: hashlib.sha256((cfg.data / name).read_bytes()).hexdigest() for name in ("images.npz", "concepts.json")
     }
     record = {"config": cfg.model_dump(mode="json"), "data_sha256": hashes, "weights_sha256": model.sha256}
-    atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
+    write_text_atomically(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    training_main(ImageTokenizerRecipe, run)
+    run_training(ImageTokenizerRecipe, run)

@@ -28,12 +28,12 @@ from unimodal.config import MAY_CHANGE, Config
 from unimodal.data import encoded_media, sources
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.data.order import make_generator
-from unimodal.files import atomic_write_bytes, atomic_write_text
+from unimodal.files import write_bytes_atomically, write_text_atomically
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
 from unimodal.model.structured_rows import add_structure, load_rows, remove_structure
-from unimodal.objectives.ctc import ctc_from_hidden, find_spoken_answers, find_spoken_requests
-from unimodal.objectives.next_token import HeadGroups, cross_entropy_from_hidden, shift_labels
+from unimodal.objectives.ctc import compute_ctc_loss, find_spoken_answers, find_spoken_requests
+from unimodal.objectives.next_token import HeadGroups, compute_cross_entropy, shift_labels
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
@@ -43,12 +43,12 @@ from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.checkpoint import load_checkpoint
-from unimodal.training.command import Flags, training_main
+from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import describe_settings, hash_files, hash_json, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.rows import describe_codes
-from unimodal.vocabulary import Vocabulary, media_vocabulary
+from unimodal.vocabulary import Vocabulary, make_media_vocabulary
 
 MEDIA_FOLDERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
 
@@ -118,7 +118,7 @@ def row_words(
 ) -> dict[range, list[list[int]]]:
     """The text rows of the name of each prototype and of each look."""
     return {
-        vocabulary.block_range(block): [text.encode(f" {words}") for words in names]
+        vocabulary.get_block_range(block): [text.encode(f" {words}") for words in names]
         for block, names in sources.name_codes(pictures, vocabulary).items()
     }
 
@@ -221,7 +221,7 @@ def save_decoder(model: Any, folder: Path, levels: int = 0) -> None:
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    write_bytes_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     model.config.architectures = ["LlamaForCausalLM"]
     model.config.dtype = torch.float16
     model.config.use_cache = True
@@ -242,10 +242,10 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     known = cfg.run if (cfg.run / "tokenizer.json").exists() and not flags.restart else cfg.initial
     if known is not None:
         text = TextTokenizer.load(known)
-        atomic_write_text(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
+        write_text_atomically(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
     else:
         text = train_text_tokenizer(training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
-    vocabulary = media_vocabulary([image, audio, video], text.size, text_reserved=(), text_sha256=text.sha256)
+    vocabulary = make_media_vocabulary([image, audio, video], text.size, text_reserved=(), text_sha256=text.sha256)
     template = Template(vocabulary, text)
     shares = {name: cfg.weights[name] for name in all_sources}
     sets = {
@@ -258,10 +258,10 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
         )
         for name, source in all_sources.items()
     }
-    pad = vocabulary.control_id("<|pad|>")
+    pad = vocabulary.get_control_id("<|pad|>")
     mixture = Mixture(sets, shares, seed=cfg.loop.seed)
     batches = Batches(mixture, cfg.tokens_per_step, cfg.tokens_per_step, pad, "pack", batches_per_window=8)
-    bos, end = vocabulary.control_id("<|bos|>"), vocabulary.control_id("<|end_of_turn|>")
+    bos, end = vocabulary.get_control_id("<|bos|>"), vocabulary.get_control_id("<|end_of_turn|>")
     model = build_nano(vocabulary.size, cfg.decoder, pad_id=pad, bos_id=bos, eos_id=end, seed=cfg.loop.seed)
     print(f"{count_parameters(model) / 1e6:.1f} M parameters, {vocabulary.size} rows", file=sys.stderr)
     for name, documents in sets.items():
@@ -280,7 +280,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     add_structure(embedding, row_features(vocabulary, {"image": image, "audio": audio, "video": video}), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
-    audio_rows, text_rows = vocabulary.block_range("audio"), range(text.size)
+    audio_rows, text_rows = vocabulary.get_block_range("audio"), range(text.size)
     classes = torch.tensor([*text_rows, pad])  # the padding row is the blank
     speaking = all_sources.get("text_to_audio")
     assert isinstance(speaking, sources.TextToSpeech | None)
@@ -292,7 +292,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
             hidden = backbone(
                 input_ids=ids, position_ids=positions, use_cache=False, packing=Packing.from_position_ids(positions)
             )
-            result = cross_entropy_from_hidden(
+            result = compute_cross_entropy(
                 hidden.last_hidden_state, ids, shift_labels(labels, positions), embedding, groups,
                 modality_weights={"text": cfg.text_weight},
             )  # fmt: skip
@@ -305,7 +305,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
                 utterances["ctc_speaking"] = (cfg.speaking_ctc_weight, said)
             numbers = {f"loss_{name}": part / count for name, (part, count) in result.per_block.items() if count}
             for name, (weight, read) in utterances.items():
-                reading = ctc_from_hidden(hidden.last_hidden_state, embedding.weight[classes], read)
+                reading = compute_ctc_loss(hidden.last_hidden_state, embedding.weight[classes], read)
                 if reading is not None:
                     total = total + weight * reading
                     numbers[name] = float(reading.detach())
@@ -338,9 +338,9 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
         "initial_recipe": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
     }  # fmt: skip
     for folder in (cfg.run, cfg.out):  # a later stage that begins from either tells of this one
-        atomic_write_text(folder / "recipe.json", json.dumps(record, indent=2) + "\n")
+        write_text_atomically(folder / "recipe.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {cfg.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    training_main(NanoRecipe, run)
+    run_training(NanoRecipe, run)

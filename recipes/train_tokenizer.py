@@ -33,7 +33,7 @@ from unimodal.config import MAY_CHANGE, Config
 from unimodal.files import describe_error, write_json
 from unimodal.media.registry import find_medium
 from unimodal.tokenizers import Codes, MediaTokenizer, find_family_class
-from unimodal.training.command import Flags, training_main
+from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import describe_settings
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
@@ -222,4 +222,4 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    training_main(TokenizerRecipe, run)
+    run_training(TokenizerRecipe, run)

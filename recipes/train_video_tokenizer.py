@@ -23,10 +23,10 @@ from torch import Tensor
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.data.encoded_media import load_concepts
 from unimodal.data.prepared_arrays import check_concepts, open_arrays
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
-from unimodal.training.command import Flags, training_main
+from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import describe_settings, hash_files
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
@@ -158,8 +158,8 @@ def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
         "data_sha256": {"clips.npz": digest},
         "weights_sha256": model.sha256,
     }
-    atomic_write_text(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
+    write_text_atomically(cfg.out / "recipe.json", json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    training_main(VideoTokenizerRecipe, run)
+    run_training(VideoTokenizerRecipe, run)

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from unimodal.config import Config
-from unimodal.files import atomic_write_text
-from unimodal.training.command import recipe_main
+from unimodal.files import write_text_atomically
+from unimodal.training.command import run_recipe
 
 METADATA = """---
 license: apache-2.0
@@ -453,7 +453,7 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         for task, held, target, measured, reached in rows
     )
     gallery = "\n![what nano draws, clips and rebuilds](gallery.png)\n" if (cfg.model / "gallery.png").exists() else ""
-    atomic_write_text(
+    write_text_atomically(
         cfg.model / "README.md",
         METADATA + INTRODUCTION.format(**words) + table + gallery + speed(cfg) + LIMITS.format(**words),
     )
@@ -463,4 +463,4 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
 
 
 if __name__ == "__main__":
-    recipe_main(CardRecipe, run)
+    run_recipe(CardRecipe, run)

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from unimodal.config import Config
-from unimodal.files import atomic_write_text
-from unimodal.training.command import recipe_main
+from unimodal.files import write_text_atomically
+from unimodal.training.command import run_recipe
 
 CARD = """---
 license: apache-2.0
@@ -200,9 +200,9 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
         answers=answers, suites=named(report), folder=folder, limit=report["limit"],
         speech_suites=named(speech), speech_limit=speech["limit"],
     )  # fmt: skip
-    atomic_write_text(folder / "README.md", text)
+    write_text_atomically(folder / "README.md", text)
     print(f"wrote {folder / 'README.md'}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    recipe_main(SmolCard, run)
+    run_recipe(SmolCard, run)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.media.files import open_source
 from unimodal.media.registry import Medium, register
 from unimodal.tokenizers import Codes, CodingOptions, MediaTokenizer, TokenizerConfig
@@ -33,7 +33,7 @@ def load_points(source, target, limits) -> Tensor:
 
 
 def save_points(points: Tensor, path, rate: float | None) -> None:
-    atomic_write_text(path, "points\n" + "".join(f"{int(x)} {int(y)}\n" for x, y in points.round().tolist()))
+    write_text_atomically(path, "points\n" + "".join(f"{int(x)} {int(y)}\n" for x, y in points.round().tolist()))
 
 
 class PointConfig(TokenizerConfig):

@@ -21,7 +21,7 @@ from unimodal.pipeline import load
 from unimodal.sequence.document import MEDIA_PARTS, Document, Turn
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import FAMILIES
-from unimodal.vocabulary import media_vocabulary
+from unimodal.vocabulary import make_media_vocabulary
 
 POINTS = [(1, 2), (3, 4), (15, 0), (0, 15), (7, 7)]
 
@@ -45,11 +45,11 @@ def make_folder(root: Path) -> Path:
     torch.manual_seed(0)
     text = TextTokenizer.load(tiny_folder())
     tokenizers = {**tiny_tokenizers(), "points": PointTokenizer(PointConfig()).eval()}
-    vocabulary = media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
+    vocabulary = make_media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
     sizes = NanoConfig(
         hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, intermediate_size=48, max_positions=512
     )
-    control = vocabulary.control_id
+    control = vocabulary.get_control_id
     decoder = build_nano(
         vocabulary.size, sizes, pad_id=control("<|pad|>"), bos_id=control("<|bos|>"), eos_id=control("<|end_of_turn|>")
     )

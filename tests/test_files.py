@@ -6,25 +6,32 @@ import stat
 
 import pytest
 
-from unimodal.files import atomic_path, atomic_write_bytes, atomic_write_text, is_hub_id, read_json, suggest_path
+from unimodal.files import (
+    is_hub_id,
+    open_atomic_path,
+    read_json,
+    suggest_path,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 
 
 def test_atomic_write_replaces_and_makes_folders(tmp_path):
     path = tmp_path / "a" / "b.txt"
-    atomic_write_text(path, "é")
-    atomic_write_text(path, "ü")
+    write_text_atomically(path, "é")
+    write_text_atomically(path, "ü")
     assert path.read_bytes() == "ü".encode()
     assert os.listdir(path.parent) == ["b.txt"]
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "weights.bin"
-    atomic_write_bytes(path, b"old")
+    write_bytes_atomically(path, b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the kernel refuses the rest, as on a full disk
     try:
         with pytest.raises(ValueError, match=r"weights.bin cannot be written \(File too large\); free space"):
-            atomic_write_bytes(path, b"x" * 10_000)
+            write_bytes_atomically(path, b"x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old"
@@ -34,7 +41,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path):
 def test_ctrl_c_inside_the_block_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "picture.png"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), open_atomic_path(path) as temporary:
         assert temporary.parent == path.parent and temporary.suffix == ".png"
         temporary.write_bytes(b"half")
         raise KeyboardInterrupt
@@ -47,17 +54,17 @@ def test_data_reach_the_disk_before_the_name_does(tmp_path, monkeypatch):
     real_fsync, real_replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append("fsync"), real_fsync(handle))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("replace"), real_replace(a, b))[1])
-    atomic_write_bytes(tmp_path / "file", b"data")
+    write_bytes_atomically(tmp_path / "file", b"data")
     assert events == ["fsync", "replace", "fsync"]
 
 
 def test_permissions_are_those_of_a_plain_write_or_of_the_old_file(tmp_path):
     plain, atomic = tmp_path / "plain", tmp_path / "atomic"
     plain.write_bytes(b"")
-    atomic_write_bytes(atomic, b"")
+    write_bytes_atomically(atomic, b"")
     assert stat.S_IMODE(atomic.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
     atomic.chmod(0o640)
-    atomic_write_bytes(atomic, b"again")
+    write_bytes_atomically(atomic, b"again")
     assert stat.S_IMODE(atomic.stat().st_mode) == 0o640
 
 
@@ -65,7 +72,7 @@ def test_a_link_is_followed_not_replaced(tmp_path):
     target, link = tmp_path / "real.txt", tmp_path / "link.txt"
     target.write_text("old")
     link.symlink_to(target)
-    atomic_write_text(link, "new")
+    write_text_atomically(link, "new")
     assert link.is_symlink() and target.read_text() == "new"
 
 

@@ -18,7 +18,7 @@ from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
-from unimodal.vocabulary import Vocabulary, media_vocabulary
+from unimodal.vocabulary import Vocabulary, make_media_vocabulary
 
 NANO_WORDING = read_processor(Path(__file__).parents[1] / "model_cards" / "nano").wording
 NUM_PROTOTYPES = 12
@@ -64,7 +64,7 @@ def tiny_tokenizers() -> dict[str, MediaTokenizer]:
 
 
 def tiny_vocabulary(text: TextTokenizer, tokenizers: dict[str, MediaTokenizer]) -> Vocabulary:
-    return media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
+    return make_media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
 
 
 @cache
@@ -78,7 +78,7 @@ def tiny_folder() -> Path:
     sizes = NanoConfig(
         hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, intermediate_size=48, max_positions=MAX_POSITIONS
     )
-    control = vocabulary.control_id
+    control = vocabulary.get_control_id
     decoder = build_nano(
         vocabulary.size, sizes, pad_id=control("<|pad|>"), bos_id=control("<|bos|>"), eos_id=control("<|end_of_turn|>")
     )

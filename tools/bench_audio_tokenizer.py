@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.audio_head import GriffinLimHead
 
@@ -94,9 +94,9 @@ def main() -> int:
         }
         print(voice, report[voice], file=sys.stderr, flush=True)
         if args.cache:
-            atomic_write_text(args.cache, json.dumps(known))
+            write_text_atomically(args.cache, json.dumps(known))
     if args.out:
-        atomic_write_text(args.out, json.dumps(report, indent=2) + "\n")
+        write_text_atomically(args.out, json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
     return 0
 

@@ -78,11 +78,11 @@ class Bench:
     drafts: list[list[int]]
 
     def __post_init__(self) -> None:
-        self.layout = self.vocabulary.layout("image")
+        self.layout = self.vocabulary.get_layout("image")
         self.num_codes = self.layout.fixed_steps
         self.places: list[range] = []  # the rows that each code of a picture may be
         for segment in self.layout.segments:
-            self.places += [self.vocabulary.block_range(segment.block)] * (segment.count or 0)
+            self.places += [self.vocabulary.get_block_range(segment.block)] * (segment.count or 0)
 
     def config(self, sampling: SamplingConfig, seed: int = 0, **changes: Any) -> GenerationConfig:
         return GenerationConfig(
@@ -98,7 +98,7 @@ class Bench:
     def peer(self, sampling: SamplingConfig, seed: int = 0) -> list[list[int]]:
         """`generate()` for the codes behind `<|image_start|>`."""
         torch.manual_seed(seed)
-        start = self.vocabulary.start_id("image")
+        start = self.vocabulary.get_start_id("image")
         prompt = torch.tensor([[*self.prompt, start]] * self.pictures)
         places, begin = self.places, prompt.shape[1]
 
@@ -122,7 +122,7 @@ class Bench:
             negative_prompt_ids=torch.tensor([[*self.bare, start]] * self.pictures) if guided else None,
             logits_processor=transformers.LogitsProcessorList([Slice()]),
             use_cache=True,
-            pad_token_id=self.vocabulary.control_id("<|pad|>"),
+            pad_token_id=self.vocabulary.get_control_id("<|pad|>"),
             eos_token_id=None,
             **choice,
         )
@@ -135,10 +135,10 @@ class Bench:
         answers = engine.generate([self.prompt] * self.pictures, configs, method=fast)
         return [answer[1 : 1 + self.num_codes] for answer in answers]
 
-    def log_likelihood(self, engine: Engine, codes: list[int]) -> float:
+    def compute_log_likelihood(self, engine: Engine, codes: list[int]) -> float:
         """Of a picture's codes behind its prompt, a code, unguided, over the whole vocabulary."""
-        prompt = [*self.prompt, self.vocabulary.start_id("image")]
-        return engine.log_likelihood([prompt], [codes])[0] / len(codes)
+        prompt = [*self.prompt, self.vocabulary.get_start_id("image")]
+        return engine.compute_log_likelihood([prompt], [codes])[0] / len(codes)
 
 
 def taught(name: str | None, drafts: list[list[int]]) -> FastDecoder | None:
@@ -183,7 +183,7 @@ def trained_model(folder: Path) -> tuple[Any, Vocabulary]:
 
 def request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int], list[int]]:
     names = ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
-    bos, user, end, assistant = (vocabulary.control_id(name) for name in names)
+    bos, user, end, assistant = (vocabulary.get_control_id(name) for name in names)
     words = list(range(10, 18))
     if folder is not None:
         from unimodal.text.tokenizer import TextTokenizer
@@ -226,7 +226,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
         asked = [words.encode(wording.phrase_request(thing, medium)) for thing in things]
         prompts = [[*bench.bare[:at], *ids, *bench.bare[at:]] for ids in asked]
         room = engine.max_positions - max(map(len, prompts))
-        most = min(room, vocabulary.span_length(medium, 256 if medium == "audio" else None) + 1)
+        most = min(room, vocabulary.count_span_rows(medium, 256 if medium == "audio" else None) + 1)
         for setting, sampling in SETTINGS.items():
             if sampling is None:
                 own = released[medium]
@@ -380,7 +380,7 @@ def main() -> None:
                 forwards[name].append(engines[name][0].stats.forwards if name in engines else bench.num_codes)
         print(f"turn {turn} of {args.repeats}", file=sys.stderr)
     greedy = bench.peer(GREEDY)
-    likelihood = bench.log_likelihood(packed, greedy[0])
+    likelihood = bench.compute_log_likelihood(packed, greedy[0])
     base, base_worked = statistics.median(times["peer"]), statistics.median(processor["peer"])
     print(f"{'':23s} s/batch  pictures/min   x peer  processor s  x peer", end="")
     print("  passes  weights GB/s  greedy ids       log-probability a code")
@@ -393,7 +393,7 @@ def main() -> None:
             engine, method, size = engines[name]
             found = bench.ours(engine, GREEDY, taught(method, drafts))
             same = sum(a == b for x, y in zip(found, greedy, strict=True) for a, b in zip(x, y, strict=True))
-            change = bench.log_likelihood(engine, greedy[0]) - likelihood
+            change = bench.compute_log_likelihood(engine, greedy[0]) - likelihood
             passes = statistics.median(forwards[name]) / bench.num_codes
             line += f" {float(bandwidth(bench, median, size)) * passes:13.1f}"
             line += f"  {'identical' if found == greedy else f'{same} of {bench.num_codes * args.pictures}':12s}"

@@ -63,7 +63,7 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = PackedLoss(model.to(device), template.vocabulary).train()
     rendered = [template.render(Document([Turn("assistant", text)])) for text in texts]
-    rows = pack(rendered, args.length, template.vocabulary.control_id("<|pad|>"), too_long="truncate")
+    rows = pack(rendered, args.length, template.vocabulary.get_control_id("<|pad|>"), too_long="truncate")
     random.Random(0).shuffle(rows)  # they come sorted by their longest document
     if len(rows) < (args.steps + 1) * args.rows:
         raise SystemExit(f"{len(rows)} rows are too few for {args.steps + 1} steps of {args.rows}")

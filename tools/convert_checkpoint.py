@@ -61,7 +61,7 @@ from unimodal.tokenizers import (
 )
 from unimodal.tokenizers.pretrained.base import check_kind, list_checkpoint_weights, load_reference
 from unimodal.tokenizers.pretrained.janus import JanusReader
-from unimodal.vocabulary import Block, Control, Segment, SpanLayout, media_vocabulary, read_vocabulary
+from unimodal.vocabulary import Block, Control, Segment, SpanLayout, make_media_vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary.grid import GridMarks
 from unimodal.vocabulary.layout import FeatureSpan
@@ -238,7 +238,7 @@ def convert_emu3(folder: Path, new: Path, grid: tuple[int, int] | None = None) -
         "pad": source.special("pad_token", "<|endoftext|>"),
     }
     room = config.max_position_embeddings
-    if marks.length(grid) + 2 > room:
+    if marks.count_rows(grid) + 2 > room:
         raise ValueError(f"a picture of {grid[0]}x{grid[1]} codes does not fit Emu3's {room} positions; lower --grid")
     state = model.state_dict()
     weights = {**parts_of(state, "model.text_model."), "lm_head.weight": state["lm_head.weight"]}
@@ -375,12 +375,12 @@ def make_tokenizers(opened: Mapping[str, tuple[MediaTokenizer, Path | None]], ne
         else:
             shutil.copytree(folder, locate_tokenizer(new, modality))
     if text is None:
-        media_vocabulary(tokenizers).save(new / "vocabulary.json")
+        make_media_vocabulary(tokenizers).save(new / "vocabulary.json")
     else:
         from unimodal.text.hub_tokenizer import save_hub_tokenizer
 
         words = TextTokenizer.load(pretrained.find(text))
-        vocabulary = media_vocabulary(tokenizers, words.size, words.reserved_ids, words.sha256)
+        vocabulary = make_media_vocabulary(tokenizers, words.size, words.reserved_ids, words.sha256)
         vocabulary.save(new / "vocabulary.json")
         save_hub_tokenizer(new, vocabulary, words)
     write_json(new / PROCESSOR_FILE, ProcessorConfig().model_dump(mode="json"))

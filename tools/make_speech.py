@@ -34,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimodal.files import atomic_write_bytes
+from unimodal.files import write_bytes_atomically
 
 SAMPLE_RATE_HZ = 16_000
 HELD_OUT_VOICE = "awb"
@@ -402,7 +402,7 @@ def save_clip(path: Path, samples: np.ndarray) -> None:
 
     buffer = io.BytesIO()
     np.save(buffer, samples)
-    atomic_write_bytes(path, buffer.getvalue())
+    write_bytes_atomically(path, buffer.getvalue())
 
 
 def speak(voice: str, args: argparse.Namespace) -> None:
@@ -445,14 +445,14 @@ def pack(args: argparse.Namespace) -> None:
         add(f"{HUMAN_VOICE}-{identity}", text, HUMAN_VOICE, "human", samples)
     audio = np.concatenate(clips).tobytes()
     index = json.dumps(utterances, indent=0).encode()
-    atomic_write_bytes(args.out / "audio.int16", audio)
-    atomic_write_bytes(args.out / "utterances.json", index)
+    write_bytes_atomically(args.out / "audio.int16", audio)
+    write_bytes_atomically(args.out / "utterances.json", index)
     hashes = {
         "audio.int16": sha256(audio).hexdigest(),
         "utterances.json": sha256(index).hexdigest(),
         "sentences.json": sha256((args.out / "sentences.json").read_bytes()).hexdigest(),
     }
-    atomic_write_bytes(args.out / "manifest.json", json.dumps(hashes, indent=1).encode())
+    write_bytes_atomically(args.out / "manifest.json", json.dumps(hashes, indent=1).encode())
     counts = Counter((entry["voice"], entry["split"]) for entry in utterances)
     for (voice, split), count in sorted(counts.items()):
         print(f"{voice:9} {split:13} {count}", file=sys.stderr)
@@ -472,7 +472,7 @@ def main() -> int:
     try:
         if args.command == "sentences":
             sentences = build_sentences(args.raw)
-            atomic_write_bytes(
+            write_bytes_atomically(
                 args.out / "sentences.json", json.dumps([asdict(s) for s in sentences], indent=0).encode()
             )
             print(f"{len(sentences)} sentences, {dict(Counter((s.kind, s.split) for s in sentences))}")

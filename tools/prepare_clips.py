@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from unimodal.data.encoded_media import make_code_point_key
-from unimodal.files import atomic_write_bytes
+from unimodal.files import write_bytes_atomically
 
 SIZE = 64
 NUM_FRAMES = 9
@@ -131,11 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     archive = io.BytesIO()  # np.savez dates every member 1980, so equal arrays give equal bytes
     np.savez(archive, frames=np.stack(clips), concept=np.array(concept_ids, np.int32))
-    atomic_write_bytes(options.out / "clips.npz", archive.getvalue())
+    write_bytes_atomically(options.out / "clips.npz", archive.getvalue())
     manifest = options.out / "manifest.json"
     known = json.loads(manifest.read_text("utf-8")) if manifest.exists() else {}
     known["clips.npz"] = hashlib.sha256(archive.getvalue()).hexdigest()
-    atomic_write_bytes(manifest, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes_atomically(manifest, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
     print(f"{len(clips)} clips kept, {dropped} still ones dropped", file=sys.stderr)
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from unimodal.data.encoded_media import make_code_point_key
-from unimodal.files import atomic_write_bytes
+from unimodal.files import write_bytes_atomically
 
 SIZE = 64  # side of a packed picture, pixels
 RENDER_SIZE = 256  # side at which vector pictures are drawn before they are reduced
@@ -176,11 +176,11 @@ def iconify_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
 def write_files(folder: Path, written: dict[str, bytes]) -> None:
     """Write the files, then their sha256 into `manifest.json` beside what it holds of other files."""
     for name, data in written.items():
-        atomic_write_bytes(folder / name, data)
+        write_bytes_atomically(folder / name, data)
     path = folder / "manifest.json"
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     known.update({name: hashlib.sha256(data).hexdigest() for name, data in written.items()})
-    atomic_write_bytes(path, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
+    write_bytes_atomically(path, (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

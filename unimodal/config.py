@@ -22,7 +22,7 @@ from typing import ClassVar, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unimodal.files import atomic_write_text, describe_error
+from unimodal.files import describe_error, write_text_atomically
 
 
 class Config(BaseModel):
@@ -69,7 +69,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
 def save_config(config: Config, path: str | Path) -> None:
     """Write every resolved setting as YAML; `load_config(type(config), path)` gives an equal object back."""
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-    atomic_write_text(path, text)
+    write_text_atomically(path, text)
 
 
 def _find_section(annotation: object) -> type[BaseModel] | None:

@@ -104,14 +104,14 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_make_object)  # one for all: it k
 
 def write_json(path: str | os.PathLike[str], data: Mapping[str, object] | Sequence[object], indent: int = 2) -> None:
     """Write `data` as readable JSON, whole or not at all."""
-    atomic_write_text(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
+    write_text_atomically(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
 
 
 # ---- whole or not at all
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Iterator[Path]:
+def open_atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix) that replaces `path` only if the block succeeds.
 
     What is written there is flushed to the disk first, so a full disk, an exception or Ctrl-C leaves the old file
@@ -155,10 +155,10 @@ def atomic_path(path: str | os.PathLike[str], make_folder: bool = True) -> Itera
         _sync(target.parent)  # the new name itself
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, make_folder: bool = True) -> None:
-    """Write `data` to `path` whole or not at all; see `atomic_path`."""
+def write_bytes_atomically(path: str | os.PathLike[str], data: bytes, make_folder: bool = True) -> None:
+    """Write `data` to `path` whole or not at all; see `open_atomic_path`."""
     try:
-        with atomic_path(path, make_folder) as temporary:
+        with open_atomic_path(path, make_folder) as temporary:
             temporary.write_bytes(data)
     except OSError as error:  # a full disk, a limit on file sizes, a pipe that nobody reads any more
         raise ValueError(
@@ -166,9 +166,9 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, make_folder: b
         ) from None
 
 
-def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` as UTF-8 to `path` whole or not at all."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def _sync(path: Path) -> None:

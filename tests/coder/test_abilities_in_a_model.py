@@ -14,7 +14,7 @@ from unimodal.pipeline import load
 from unimodal.sequence.document import Audio
 from unimodal.text.tokenizer import train_text_tokenizer
 from unimodal.tokenizers import FAMILIES
-from unimodal.vocabulary import media_vocabulary
+from unimodal.vocabulary import make_media_vocabulary
 
 KINDS = {"test_multi_rate": "MultiRateTokenizer", "test_scales": "ScalesTokenizer", "test_labels": "LabelsTokenizer"}
 
@@ -31,8 +31,8 @@ def save(folder, tokenizers):
     """A random model of these tokenizers."""
     torch.manual_seed(0)
     text = train_text_tokenizer(SENTENCES, 420, folder.parent / "text")
-    vocabulary = media_vocabulary(tokenizers, text.size, text.reserved_ids, text.sha256)
-    control = vocabulary.control_id
+    vocabulary = make_media_vocabulary(tokenizers, text.size, text.reserved_ids, text.sha256)
+    control = vocabulary.get_control_id
     decoder = build_nano(
         vocabulary.size,
         NanoConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, intermediate_size=48, max_positions=512),
@@ -56,7 +56,7 @@ def test_a_sound_of_three_rates_goes_through_the_whole_model(model, tmp_path):
     assert back.shape == wave.shape and (back - wave).abs().mean() < 0.02
     span = model.vocabulary.encode_span("audio", codes.codes)
     assert len(span) == 2 + 25 * 7
-    assert [model.vocabulary.block_of(row).label for row in span[1:8]] == [
+    assert [model.vocabulary.find_block(row).label for row in span[1:8]] == [
         "audio", *(f"audio.{group}" for group in range(1, 7)),
     ]  # fmt: skip
     spoken = model.generate("hello", to="audio", tokens=60)

@@ -38,7 +38,7 @@ def cache_name(model):
 
 
 def list_special_ids(vocabulary):
-    return {f"{name}_id": vocabulary.control_id(f"<|{name}|>") for name in ("pad", "bos", "eos")}
+    return {f"{name}_id": vocabulary.get_control_id(f"<|{name}|>") for name in ("pad", "bos", "eos")}
 
 
 @pytest.fixture(scope="session")
@@ -87,7 +87,7 @@ def prompt(vocabulary):
 
     def make(*parts):
         bos, user, end, assistant = (
-            vocabulary.control_id(name) for name in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
+            vocabulary.get_control_id(name) for name in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
         )
         return [bos, user, *(token for part in parts for token in part), end, assistant]
 
@@ -108,7 +108,7 @@ def prompts(prompt, span):
 @pytest.fixture(scope="session")
 def read(vocabulary):
     """Logits after the prompts and after each of STEPS, with a cache: [B, 1 + steps, V]; padded on the left."""
-    pad = vocabulary.control_id("<|pad|>")
+    pad = vocabulary.get_control_id("<|pad|>")
 
     @torch.inference_mode()
     def run(model, rows, steps=STEPS):

@@ -60,7 +60,7 @@ def test_rows_of_a_padded_batch_are_what_they_are_alone(name, positions, model, 
 
 @pytest.mark.parametrize("name", TOKEN_METHODS)
 def test_padding_behind_is_as_good_as_padding_in_front(name, model, vocabulary, prompts):
-    pad, longest = vocabulary.control_id("<|pad|>"), max(map(len, prompts))
+    pad, longest = vocabulary.get_control_id("<|pad|>"), max(map(len, prompts))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in prompts])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in prompts])
     with METHODS[name](0.4)(model, vocabulary), torch.inference_mode():
@@ -98,7 +98,7 @@ def test_merged_tokens_count_for_their_size(name, make_model, vocabulary, prompt
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, prompt, span, read):
     """A picture in the model's own turn, and one that it is still writing."""
-    user, end = (vocabulary.control_id(x) for x in ("<|user|>", "<|end_of_turn|>"))
+    user, end = (vocabulary.get_control_id(x) for x in ("<|user|>", "<|end_of_turn|>"))
     rows = [
         prompt([3]) + span("image", 1) + [end, user, 4, end],
         prompt([3]) + span("image", 1)[:9],

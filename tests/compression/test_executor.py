@@ -155,12 +155,12 @@ def test_drawing_after_a_compressed_picture_is_not_disturbed(model, vocabulary, 
     )
     with DivPrune(0.5)(engine):
         answer = engine.generate([row], config)[0]
-        start = answer.index(vocabulary.start_id("image"))
+        start = answer.index(vocabulary.get_start_id("image"))
         for step in (1, 7, 16):
             with torch.inference_mode():
                 pair = [model(torch.tensor([p + answer[: start + step]])).logits[0, -1] for p in (row, list(bare))]
             logits = pair[1] + 2.0 * (pair[0] - pair[1])
-            codes = list(vocabulary.block_range("image"))
+            codes = list(vocabulary.get_block_range("image"))
             assert codes[int(logits[codes].argmax())] == answer[start + step]
 
 
@@ -184,7 +184,7 @@ def test_a_second_turn_on_the_same_cache(model, vocabulary, prompt, span):
     from transformers import DynamicCache
 
     first, second = prompt([3], span("image", 1)), [5, 6, *prompt(span("audio", 2), [7])[1:]]
-    second = [5, 6, vocabulary.control_id("<|end_of_turn|>"), *second[2:]]
+    second = [5, 6, vocabulary.get_control_id("<|end_of_turn|>"), *second[2:]]
     with torch.inference_mode(), Pooling(0.4)(model, vocabulary) as session:
         cache = DynamicCache(config=model.config)
         out = model(torch.tensor([first]), **{cache_name(model): cache}, use_cache=True)

@@ -59,7 +59,7 @@ def states(num_rows=2, num=16, width=8):
 
 
 def planned(method, hidden, count, **fields):
-    return method.plan(hidden, Span.of(hidden, count, **fields))
+    return method.plan(hidden, Span.from_states(hidden, count, **fields))
 
 
 @pytest.mark.parametrize("name", EMBEDDING_ONLY)
@@ -86,7 +86,7 @@ def test_random_depends_on_seed_and_codes_only():
     ids = torch.tensor([range(16), range(1, 17), range(16)])
 
     def draw(seed):
-        span = Span.of(hidden, 5)
+        span = Span.from_states(hidden, 5)
         span.ids = ids
         return RandomTokens(seed=seed).plan(hidden, span).index
 
@@ -190,7 +190,7 @@ def test_m3_scales_are_nested():
 @pytest.mark.parametrize(("keep", "count"), [(1.0, 64), (0.5, 32), (0.3, 16), (0.25, 16), (0.13, 8)])
 def test_m3_takes_the_finest_scale_that_fits(keep, count):
     hidden = states(1, 64)
-    span = Span.of(hidden, 64, segments=(8, 56))
+    span = Span.from_states(hidden, 64, segments=(8, 56))
     assert M3(keep).count_kept([span], 4) == [count]
     if count < 64:
         plan = planned(M3(keep), hidden, count, segments=(8, 56))
@@ -273,7 +273,7 @@ def test_todre_takes_the_largest_summed_distance_and_drops_all_late():
         and ToDRE(1.0).find_sites(8) == (0,)
         and ToDRE(0.5, relevance=0).find_sites(8) == (0,)
     )
-    late = Span.of(hidden, 10, layer=6)
+    late = Span.from_states(hidden, 10, layer=6)
     assert ToDRE(0.5).count_kept([late], 8) == [0] and planned(ToDRE(), hidden, 0).index.shape == (1, 0)
     for mass, count in ((0.04, 10), (0.01, 0)):  # attention to ten tokens
         late.observer = Given({("last", 5): torch.full((1, 10), mass)})
@@ -304,7 +304,7 @@ def test_documents_give_repeated_parts_few_tokens():
     half = torch.cat([blank[:, :8], dense[:, :8]], 1)
     assert measure_density(blank, 0.8, 0.25) == 1 / 16 and measure_density(dense, 0.8, 0.25) == 1.0
     assert measure_density(half, 0.8, 0.25) == 0.5
-    spans = [Span.of(h, 16) for h in (blank, dense, half)]
+    spans = [Span.from_states(h, 16) for h in (blank, dense, half)]
     counts = DocumentCorrelation(0.5).count_kept(spans, 4)
     assert counts[0] < counts[2] < counts[1] and abs(sum(counts) - 24) <= 1
     assert DocumentCorrelation(0.5).count_kept(spans[:1], 4) == [8]  # alone it has the whole budget
@@ -359,7 +359,9 @@ def test_transprune_joins_transitions_and_attention_in_stages():
     plan = planned(TransPrune(attention_weight=1e6), states(1), 5, layer=2, observer=source)
     assert torch.equal(plan.index, attention.topk(5).indices.sort(-1).values)
     assert TransPrune().find_sites(32) == (8, 10, 13) and TransPrune().find_changing_layers(32) == tuple(range(7, 13))
-    counts = [TransPrune(0.125).count_kept([Span.of(states(1, 64), 64, layer=layer)], 32)[0] for layer in (8, 10, 13)]
+    counts = [
+        TransPrune(0.125).count_kept([Span.from_states(states(1, 64), 64, layer=layer)], 32)[0] for layer in (8, 10, 13)
+    ]
     assert counts == [32, 16, 8]
 
 
@@ -386,7 +388,7 @@ def test_globalcom_gives_crops_budgets_by_the_thumbnail():
     scores = torch.zeros(16)
     scores[[0, 1, 4, 5]] = 10.0  # the first of 2×2 crops
     thumbnail, *crops = (
-        Span.of(states(1), 16, layer=1, observer=Given({("summary", 0): row[None]}))
+        Span.from_states(states(1), 16, layer=1, observer=Given({("summary", 0): row[None]}))
         for row in (scores, *torch.rand(4, 16))
     )
     spans = [thumbnail, *crops]

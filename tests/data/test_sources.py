@@ -267,7 +267,7 @@ def test_from_sources_to_batches(prepared, tmp_path):
             {"text": text.sha256},
             documents_per_shard=16,
         )
-    batches = Batches(Mixture(sets, seed=0), 128, 512, template.vocabulary.control_id("<|pad|>"))
+    batches = Batches(Mixture(sets, seed=0), 128, 512, template.vocabulary.get_control_id("<|pad|>"))
     wanted = {source.make_document(*row.tolist()).canonicalize() for source in sources for row in plans[source.name]}
     num_seen = 0
     for _ in range(3):

@@ -60,5 +60,5 @@ def test_an_export_has_the_logits_and_answers_of_its_base_with_the_adapter(kind,
         [answer] = one.engine.generate([prompt], config)
         assert two.engine.generate([prompt], config) == [answer]
     stock = after.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=7)[0, len(prompt) :].tolist()
-    end = vocabulary.control_id("<|end_of_turn|>")
+    end = vocabulary.get_control_id("<|end_of_turn|>")
     assert end in stock or stock == answer[:7], "a stock engine says what ours says"

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from tests.tiny_model import tiny_model
-from unimodal.export.card import Statement, eval_results, leaves, make_card, num_stored, reports
+from unimodal.export.card import Statement, collect_figures, count_stored, flatten_figures, make_card, make_eval_results
 from unimodal.export.hub import plan_push
 
 REPORT = {
@@ -48,7 +48,7 @@ def test_a_written_card_says_what_the_files_say(folder):
     assert "Drawn pictures only." in card.text and "(https://huggingface.co/datasets/owner/emoji)" in card.text
     assert f"vocabulary of {tiny_model().vocabulary.size:,} rows" in card.text
     millions = sum(p.numel() for p in tiny_model().decoder.parameters()) / 1e6
-    assert num_stored(folder) == round(millions * 1e6) and f"{millions:,.1f} M parameters" in card.text
+    assert count_stored(folder) == round(millions * 1e6) and f"{millions:,.1f} M parameters" in card.text
     assert "{{" not in card.text and "{%" not in card.text and "\n\n\n" not in card.text
 
 
@@ -119,7 +119,7 @@ def test_nothing_is_published_without_licence_and_data(folder, text, said, messa
 
 
 def test_evaluation_results_are_the_reports_figures_in_the_hubs_form(folder):
-    files = eval_results(folder, "owner/evaluation")
+    files = make_eval_results(folder, "owner/evaluation")
     assert set(files) == {".eval_results/picture_naming.yaml", ".eval_results/speaking.yaml"}
     entries = [entry for text in files.values() for entry in parse_eval_result_entries(yaml.safe_load(text))]
     assert {entry.task_id: entry.value for entry in entries} == {
@@ -133,8 +133,8 @@ def test_the_released_models_reports_are_all_published():
     from unimodal.model_folder.find import list_default_folders
 
     folder = list_default_folders()[0]
-    found = reports(folder)
-    assert len(found) >= 5 and len(eval_results(folder, "a/b")) == len(found)
-    assert all(list(leaves(figures)) for figures in found.values())
+    found = collect_figures(folder)
+    assert len(found) >= 5 and len(make_eval_results(folder, "a/b")) == len(found)
+    assert all(list(flatten_figures(figures)) for figures in found.values())
     card = ModelCard(make_card(folder, "me/nano"))  # it states licence and data itself
     assert card.data.license == "apache-2.0"

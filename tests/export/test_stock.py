@@ -86,7 +86,7 @@ def test_a_text_answer_of_a_stock_engine_is_ours(adapters, tmp_path):
         )[0]
         ids, options = torch.tensor([prompt]), {"do_sample": False, "max_new_tokens": 16}
         found = stock_model.generate(ids, **options)[0, len(prompt) :].tolist()
-        assert all(vocabulary.is_text(row) or row == vocabulary.control_id("<|end_of_turn|>") for row in found)
+        assert all(vocabulary.is_text(row) or row == vocabulary.get_control_id("<|end_of_turn|>") for row in found)
         assert found[: len(answer) - 1] == answer[:-1], "ours writes its end within the limit"
         free = stock_model.generate(ids, **options, suppress_tokens=[])[0, len(prompt) :].tolist()
         changed += free != found
@@ -169,8 +169,8 @@ def test_rows_equal_vocab_size_and_no_token_lies_beyond(adapters, tied, tmp_path
     assert config["architectures"] == ["LlamaForCausalLM"] and config["model_type"] == "llama"
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert max(tokenizer.get_vocab().values()) < config["vocab_size"]
-    assert tokenizer.convert_tokens_to_ids("<|image_0003|>") == vocabulary.block_range("image")[3]
-    assert config["eos_token_id"] == tokenizer.eos_token_id == vocabulary.control_id("<|end_of_turn|>")
+    assert tokenizer.convert_tokens_to_ids("<|image_0003|>") == vocabulary.get_block_range("image")[3]
+    assert config["eos_token_id"] == tokenizer.eos_token_id == vocabulary.get_control_id("<|end_of_turn|>")
 
 
 def test_text_has_the_bases_ids(adapters, tmp_path):

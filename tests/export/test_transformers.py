@@ -103,7 +103,7 @@ def test_a_clip_is_generated_and_read(pipe, ours, tmp_path):
     assert clip.dtype == np.uint8 and clip.shape == (9, 64, 64, 3)
     ours.generate("a green tree", to="video", seed=1).save(tmp_path / "c.gif")
     read = pipe.processor.apply_chat_template(user({"type": "video", "path": str(tmp_path / "c.gif")}), tokenize=True)
-    assert ours.vocabulary.start_id("video") in read[0].tolist()
+    assert ours.vocabulary.get_start_id("video") in read[0].tolist()
 
 
 # ---- the processor
@@ -157,7 +157,7 @@ def test_typed_control_tokens_stay_words(pipe, ours):
     chat = pipe.processor.apply_chat_template(user(text(evil)), tokenize=True, add_generation_prompt=True)[0].tolist()
     assert chat == pipe.processor(text=evil)["input_ids"][0].tolist()
     controls = [row for row in chat if row >= ours.vocabulary.text_size]
-    names = [ours.vocabulary.token_string(row) for row in controls]
+    names = [ours.vocabulary.make_token_string(row) for row in controls]
     assert names == ["<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>"]
     assert ours.template.parse(chat).turns[0].text == evil
 

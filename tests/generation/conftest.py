@@ -31,7 +31,7 @@ def vocabulary():
 @pytest.fixture(scope="session")
 def make_model(vocabulary):
     def make(seed=0, **changes):
-        control = vocabulary.control_id
+        control = vocabulary.get_control_id
         ids = {"pad_id": control("<|pad|>"), "bos_id": control("<|bos|>"), "eos_id": control("<|eos|>")}
         return build_nano(vocabulary.size, TINY.model_copy(update=changes), seed=seed, **ids).eval()
 
@@ -49,7 +49,7 @@ def ask(vocabulary):
 
     def make(words=(), answer=()):
         bos, user, end, assistant = (
-            vocabulary.control_id(name) for name in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
+            vocabulary.get_control_id(name) for name in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
         )
         return [bos, user, *words, end, assistant, *answer]
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from unimodal.generation.ctc_beam import CtcPrefixScorer, ctc_beam_search, find_last_run
+from unimodal.generation.composition import run_composition
+from unimodal.generation.ctc_beam import CtcPrefixScorer, compose_transcript, find_last_run
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
 
@@ -47,16 +48,16 @@ def test_prefix_and_whole_probabilities_are_those_of_all_alignments(seed):
 @pytest.fixture
 def heard(vocabulary, ask):
     """A prompt whose user turn holds a sound of 5 codes."""
-    audio = vocabulary.block_range("audio")
-    start, end = (vocabulary.control_id(name) for name in ("<|audio_start|>", "<|audio_end|>"))
+    audio = vocabulary.get_block_range("audio")
+    start, end = (vocabulary.get_control_id(name) for name in ("<|audio_start|>", "<|audio_end|>"))
     codes = [audio.start + code for code in (3, 3, 7, 1, 10)]
     return ask([start, *codes, end, 5, 9])
 
 
 def score_transcripts(model, vocabulary, prompt, transcripts, weight):
     """The scores of whole transcripts of one length, by the model's own forward and torch's CTC loss."""
-    end, pad = vocabulary.control_id("<|end_of_turn|>"), vocabulary.control_id("<|pad|>")
-    audio = vocabulary.block_range("audio")
+    end, pad = vocabulary.get_control_id("<|end_of_turn|>"), vocabulary.get_control_id("<|pad|>")
+    audio = vocabulary.get_block_range("audio")
     rows = [row for row in vocabulary.text_range if row not in vocabulary.text_reserved] + [end]
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *words] for words in transcripts])).logits.float()  # [S, T, V]
@@ -79,10 +80,9 @@ def test_a_wide_beam_finds_the_best_of_all_transcripts(make_model, vocabulary, h
     model = make_model(seed)
     engine = Engine(model, vocabulary)
     config = GenerationConfig(**GREEDY, max_new_tokens=8, max_text_tokens=2)
-    audio, pad, end = (
-        vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>"), vocabulary.control_id("<|end_of_turn|>")
-    )  # fmt: skip
-    found = ctc_beam_search(engine, heard, config, audio, pad, weight, beams=30)
+    audio, pad = vocabulary.get_block_range("audio"), vocabulary.get_control_id("<|pad|>")
+    end = vocabulary.get_control_id("<|end_of_turn|>")
+    found = run_composition(engine, compose_transcript(engine, heard, config, audio, pad, weight, beams=30))
     rows = [row for row in vocabulary.text_range if row not in vocabulary.text_reserved]
     lengths = [[[]], [[row] for row in rows], [[a, b] for a in rows for b in rows]]
     every = [words for transcripts in lengths for words in transcripts]
@@ -93,27 +93,25 @@ def test_a_wide_beam_finds_the_best_of_all_transcripts(make_model, vocabulary, h
 
 
 def test_all_decoders_find_the_same(make_model, vocabulary, heard):
-    audio, pad = vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>")
+    audio, pad = vocabulary.get_block_range("audio"), vocabulary.get_control_id("<|pad|>")
     config = GenerationConfig(**GREEDY, max_new_tokens=12, max_text_tokens=11)
     lengths = []
     for seed in range(6):
         model = make_model(seed)
-        found = [
-            ctc_beam_search(Engine(model, vocabulary, decoder=name), heard, config, audio, pad, 0.95, 3)
-            for name in ("reference", "lean", "auto")
-        ]
-        assert found[0] == found[1] == found[2] and found[0][-1] == vocabulary.control_id("<|end_of_turn|>")
+        engines = [Engine(model, vocabulary, decoder=name) for name in ("reference", "lean", "auto")]
+        found = [run_composition(e, compose_transcript(e, heard, config, audio, pad, 0.95, 3)) for e in engines]
+        assert found[0] == found[1] == found[2] and found[0][-1] == vocabulary.get_control_id("<|end_of_turn|>")
         lengths.append(len(found[0]))
     assert max(lengths) > 2, "no transcript of two words was compared"
 
 
 def test_the_last_sound_is_the_one_that_is_written_down(make_model, vocabulary, ask, heard):
-    audio, pad = vocabulary.block_range("audio"), vocabulary.control_id("<|pad|>")
+    audio, pad = vocabulary.get_block_range("audio"), vocabulary.get_control_id("<|pad|>")
     assert find_last_run([1, 50, 51, 2, 52, 53, 3], range(50, 60)) == range(4, 6)
     assert find_last_run([50], range(50, 60)) == range(1) and not find_last_run([1, 2], range(50, 60))
     engine = Engine(make_model(), vocabulary)
     config = GenerationConfig(**GREEDY, max_new_tokens=8)
     with pytest.raises(ValueError, match="no sound in the prompt"):
-        ctc_beam_search(engine, ask([4, 5]), config, audio, pad)
+        run_composition(engine, compose_transcript(engine, ask([4, 5]), config, audio, pad))
     with pytest.raises(ValueError, match="positions"):
-        ctc_beam_search(engine, heard * 12, config, audio, pad)
+        run_composition(engine, compose_transcript(engine, heard * 12, config, audio, pad))

@@ -142,7 +142,7 @@ def test_seeds_reproduce_and_differ(engine, ask):
 def test_no_answer_breaks_its_grammar(model, vocabulary, data):
     """Whatever is asked: spans read back, the forced medium is there, the turn ends inside the budget."""
     bos, user, end, assistant = (
-        vocabulary.control_id(name) for name in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
+        vocabulary.get_control_id(name) for name in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
     )
     prompts, configs = [], []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -172,7 +172,7 @@ def test_no_answer_breaks_its_grammar(model, vocabulary, data):
                 found.add("text")
                 at += 1
             else:
-                stop = answer.index(vocabulary.end_id(medium), at) + 1
+                stop = answer.index(vocabulary.get_end_id(medium), at) + 1
                 assert vocabulary.decode_span(answer[at:stop])[0] == medium
                 found.add(medium)
                 at = stop

@@ -101,8 +101,8 @@ def small_model(small):
 @torch.inference_mode()
 def distribution(model, vocabulary, prompt, bare, scale, temperature):
     """The probability of each of the 125 pictures, guided, from full forwards."""
-    rows = vocabulary.block_range("image")
-    start = vocabulary.start_id("image")
+    rows = vocabulary.get_block_range("image")
+    start = vocabulary.get_start_id("image")
     chances = torch.ones(1, dtype=torch.float64)
     for length in range(3):
         spans = (
@@ -125,7 +125,7 @@ def test_sampled_pictures_follow_the_exact_distribution(small, small_model, name
     """Chi-square over 500 guided pictures, 2,400 in a study, against the probabilities of all 125, rare ones pooled."""
     num, scale, temperature = 2400 if is_study() else 500, 1.7, 0.9
     bos, user, end, assistant = (
-        small.control_id(n) for n in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
+        small.get_control_id(n) for n in ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
     )
     prompt, bare = [bos, user, 3, 4, end, assistant], [bos, user, end, assistant]
     engine = Engine(small_model, small)
@@ -142,11 +142,11 @@ def test_sampled_pictures_follow_the_exact_distribution(small, small_model, name
     ]
     method = None if name == "plain" else make_decoder(name.removesuffix(", remembering"), window=3)
     if name.endswith("remembering"):  # some guesses for every context: what is likely must not become likelier
-        rows, known = small.block_range("image"), torch.Generator().manual_seed(1)
+        rows, known = small.get_block_range("image"), torch.Generator().manual_seed(1)
         for picture in torch.randint(0, 5, (12, 3), generator=known):
-            method.learn([end, assistant, small.start_id("image"), *(picture + rows.start).tolist()])
+            method.learn([end, assistant, small.get_start_id("image"), *(picture + rows.start).tolist()])
     answers = engine.generate([prompt] * num, configs, method=method)
-    codes = torch.tensor([answer[1:4] for answer in answers]) - small.block_range("image").start
+    codes = torch.tensor([answer[1:4] for answer in answers]) - small.get_block_range("image").start
     counts = torch.bincount(codes @ torch.tensor([25, 5, 1]), minlength=125).double()
     expected = distribution(small_model, small, prompt, bare, scale, temperature) * num
     common = expected >= 5
@@ -164,11 +164,11 @@ def test_no_decoder_breaks_the_grammar(model, vocabulary, ask, name, temperature
     settings = {"columns": {"image": 2, "video": 3}, "window": 1} if name == "zipar" else {}
     prompts, configs = mixed(ask, sampling=sampling(temperature))
     answers = Engine(model, vocabulary).generate(prompts, configs, method=make_decoder(name, **settings))
-    end = vocabulary.control_id("<|end_of_turn|>")
+    end = vocabulary.get_control_id("<|end_of_turn|>")
     for config, answer in zip(configs, answers, strict=True):
         assert answer[-1] == end and len(answer) <= config.max_new_tokens
         if config.force is not None:
-            last = answer.index(vocabulary.end_id(config.force)) + 1
+            last = answer.index(vocabulary.get_end_id(config.force)) + 1
             assert vocabulary.decode_span(answer[:last])[0] == config.force
 
 

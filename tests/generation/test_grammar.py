@@ -78,14 +78,14 @@ def sample(grammar: Grammar, rng: np.random.Generator, lean: float = 0.5) -> lis
 def read(vocabulary: Vocabulary, rows: list[int]) -> tuple[list[tuple[str, np.ndarray]], int]:
     """The spans of an answer and its number of text tokens; asserts that nothing else is in it."""
     spans, texts, at = [], 0, 0
-    assert rows[-1] == vocabulary.control_id("end_of_turn")
+    assert rows[-1] == vocabulary.get_control_id("end_of_turn")
     while at < len(rows) - 1:
         modality = vocabulary.find_opened_medium(rows[at])
         if modality is None:
             assert vocabulary.is_text(rows[at]) and rows[at] not in vocabulary.text_reserved
             texts, at = texts + 1, at + 1
         else:
-            end = rows.index(vocabulary.end_id(modality), at)
+            end = rows.index(vocabulary.get_end_id(modality), at)
             spans.append(vocabulary.decode_span(rows[at : end + 1]))
             at = end + 1
     return spans, texts
@@ -157,7 +157,7 @@ LANGUAGE = {
 def test_the_language_is_exactly_the_documented_one(name, budget):
     """Every string of the pattern that fits is accepted and no other one, by listing them all."""
     settings_, pattern = LANGUAGE[name]
-    c = TINY.control_id
+    c = TINY.get_control_id
     letters = {
         0: "t",
         c("image_start"): "i",
@@ -165,8 +165,8 @@ def test_the_language_is_exactly_the_documented_one(name, budget):
         c("audio_start"): "a",
         c("audio_end"): "b",
         c("end_of_turn"): "e",
-        TINY.block_range("image")[0]: "I",
-        TINY.block_range("audio")[0]: "A",
+        TINY.get_block_range("image")[0]: "I",
+        TINY.get_block_range("audio")[0]: "A",
     }
     grammar = make_grammar(TINY, budget, **settings_)
     accepted, open_ = set(), [("", grammar.start())]
@@ -213,7 +213,7 @@ def test_every_rendered_answer_is_accepted():
         *STANDARD.encode_span("audio", rng.integers(0, 4096, 70)),
         *[4, 4],
         *STANDARD.encode_span("video", rng.integers(0, 4096, 192)),
-        STANDARD.control_id("end_of_turn"),
+        STANDARD.get_control_id("end_of_turn"),
     ]
     grammar = make_grammar(STANDARD, len(rows))
     state = grammar.start()
@@ -223,34 +223,34 @@ def test_every_rendered_answer_is_accepted():
 
 
 def test_media_steps_are_one_range_of_their_block():
-    image = STANDARD.block_range("image")
+    image = STANDARD.get_block_range("image")
     grammar = make_grammar(STANDARD, 100, force="image")
     state = grammar.start()
-    assert grammar.list_allowed(state) == ((STANDARD.start_id("image"), STANDARD.start_id("image") + 1),)
-    grammar.advance(state, STANDARD.start_id("image"))
+    assert grammar.list_allowed(state) == ((STANDARD.get_start_id("image"), STANDARD.get_start_id("image") + 1),)
+    grammar.advance(state, STANDARD.get_start_id("image"))
     for step in range(64):
         assert state.modality == "image"
         assert grammar.list_allowed(state) == ((image.start, image.stop),)
         assert grammar.count_steady(state) == 64 - step
         grammar.advance(state, image[step])
-    assert grammar.list_allowed(state) == ((STANDARD.end_id("image"), STANDARD.end_id("image") + 1),)
+    assert grammar.list_allowed(state) == ((STANDARD.get_end_id("image"), STANDARD.get_end_id("image") + 1),)
 
 
 def test_text_steps_leave_reserved_rows_out():
     grammar = make_grammar(STANDARD, 10, allow=("text",))
-    end = STANDARD.control_id("end_of_turn")
+    end = STANDARD.get_control_id("end_of_turn")
     assert grammar.list_allowed(grammar.start()) == ((1, 7), (8, 50), (end, end + 1))
 
 
 def test_the_last_tokens_of_a_budget_close_the_answer():
-    end_of_turn, audio = STANDARD.control_id("end_of_turn"), STANDARD.block_range("audio")
+    end_of_turn, audio = STANDARD.get_control_id("end_of_turn"), STANDARD.get_block_range("audio")
     grammar = make_grammar(STANDARD, 9, force="audio")
     state = grammar.start()
-    grammar.advance(state, STANDARD.start_id("audio"))
+    grammar.advance(state, STANDARD.get_start_id("audio"))
     for _ in range(6):
         grammar.advance(state, audio[0])
-    assert grammar.list_allowed(state) == ((STANDARD.end_id("audio"), STANDARD.end_id("audio") + 1),)
-    grammar.advance(state, STANDARD.end_id("audio"))
+    assert grammar.list_allowed(state) == ((STANDARD.get_end_id("audio"), STANDARD.get_end_id("audio") + 1),)
+    grammar.advance(state, STANDARD.get_end_id("audio"))
     assert grammar.list_allowed(state) == ((end_of_turn, end_of_turn + 1),)
 
 
@@ -301,9 +301,9 @@ def test_a_span_left_open_by_the_prompt_is_continued():
 def test_an_open_span_of_the_forced_medium_counts_as_it():
     prefix = STANDARD.encode_span("audio", [1, 2, 3])[:-1]
     answer = sample(make_grammar(STANDARD, 20, prefix, force="audio"), np.random.default_rng(0))
-    assert answer.count(STANDARD.end_id("audio")) == 1 and STANDARD.start_id("audio") not in answer
+    assert answer.count(STANDARD.get_end_id("audio")) == 1 and STANDARD.get_start_id("audio") not in answer
     answer = sample(make_grammar(STANDARD, 120, prefix, force="image"), np.random.default_rng(0))
-    assert answer.index(STANDARD.end_id("audio")) < answer.index(STANDARD.start_id("image"))
+    assert answer.index(STANDARD.get_end_id("audio")) < answer.index(STANDARD.get_start_id("image"))
 
 
 def test_rows_of_a_batch_are_independent():
@@ -341,7 +341,7 @@ def test_equal_states_share_one_tuple_of_ranges():
     first, second = grammar.start(), grammar.start()
     assert grammar.list_allowed(first) is grammar.list_allowed(second)
     for state in (first, second):
-        grammar.advance(state, STANDARD.start_id("image"))
+        grammar.advance(state, STANDARD.get_start_id("image"))
     assert grammar.list_allowed(first) is grammar.list_allowed(second)
 
 
@@ -351,5 +351,5 @@ def test_a_text_only_vocabulary_needs_no_media():
     state = grammar.start()
     for row in (0, 4, 2):
         grammar.advance(state, row)
-    end = vocabulary.control_id("end_of_turn")
+    end = vocabulary.get_control_id("end_of_turn")
     assert grammar.list_allowed(state) == ((end, end + 1),)

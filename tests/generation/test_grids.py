@@ -40,7 +40,7 @@ def written(grammar, state, seed):
 
 @given(st.sampled_from([None, (1, 1), (3, 2), (12, 10)]), st.integers(0, 100))
 def test_any_sample_is_a_whole_picture(grid, seed):
-    length = VOCABULARY.span_length("image", grid=grid) + 1
+    length = VOCABULARY.count_span_rows("image", grid=grid) + 1
     grammar = make_grammar(length, grid=grid)
     rows = written(grammar, grammar.start(), seed)
     assert len(rows) == length and rows[-1] == 53

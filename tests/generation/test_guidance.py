@@ -14,7 +14,7 @@ SAMPLING = {"image": GREEDY, "video": GREEDY}
 @torch.inference_mode()
 def naive(model, vocabulary, prompt, other, scales):
     """A picture from full forwards of both prompts, code step by code step."""
-    rows, answer = vocabulary.block_range("image"), [vocabulary.start_id("image")]
+    rows, answer = vocabulary.get_block_range("image"), [vocabulary.get_start_id("image")]
     for scale in scales:
         c, u = (model(torch.tensor([[*p, *answer]])).logits[0, -1, rows.start : rows.stop] for p in (prompt, other))
         answer.append(rows.start + int((u + scale * (c - u)).argmax()))

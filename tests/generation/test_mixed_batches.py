@@ -90,9 +90,9 @@ def test_any_batch_is_answered_as_its_rows_are_alone(campaign, engines, vocabula
         prompts, configs = [prompt for prompt, _ in rows], [config for _, config in rows]
         answers = engine.generate(prompts, configs, method=decoder)
         for config, answer in zip(configs, answers, strict=True):
-            assert answer[-1] == vocabulary.control_id("<|end_of_turn|>") and len(answer) <= config.max_new_tokens
+            assert answer[-1] == vocabulary.get_control_id("<|end_of_turn|>") and len(answer) <= config.max_new_tokens
             if config.force is not None:
-                last = answer.index(vocabulary.end_id(config.force)) + 1
+                last = answer.index(vocabulary.get_end_id(config.force)) + 1
                 assert vocabulary.decode_span(answer[:last])[0] == config.force
         if kind not in ("lean", "reference"):
             continue

@@ -28,7 +28,7 @@ def rank(answers, verifier, at_once=None):
 
 def likes(vocabulary):
     """Counts the codes in the lower half of the block: a score that a partial answer has too."""
-    rows = vocabulary.block_range("image")
+    rows = vocabulary.get_block_range("image")
 
     def verifier(answers):
         return [sum(row in rows and row - rows.start < len(rows) // 2 for row in answer) for answer in answers]

@@ -25,7 +25,7 @@ def engine(request, model, vocabulary):
 
 def conversation(engine, vocabulary, ask, sampling, session):
     """Three turns, text → picture → clip, each behind the whole of what was said before; all answers."""
-    user, end, assistant = (vocabulary.control_id(n) for n in ("<|user|>", "<|end_of_turn|>", "<|assistant|>"))
+    user, end, assistant = (vocabulary.get_control_id(n) for n in ("<|user|>", "<|end_of_turn|>", "<|assistant|>"))
     history, answers = ask([3, 4]), []
     for turn, (force, guidance) in enumerate([("text", 1.0), ("image", 2.0), ("video", 1.0)]):
         config = GenerationConfig(
@@ -107,10 +107,10 @@ def test_likelihoods_are_those_of_the_stock_forward(engine, model, ask):
     for prompt, answer in zip(prompts, answers, strict=True):
         logits = model(torch.tensor([[*prompt, *answer]])).logits[0].log_softmax(-1)
         expected.append(sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(answer)))
-    assert engine.log_likelihood(prompts, answers) == pytest.approx(expected, abs=1e-4)
-    assert engine.log_likelihood([], []) == []
+    assert engine.compute_log_likelihood(prompts, answers) == pytest.approx(expected, abs=1e-4)
+    assert engine.compute_log_likelihood([], []) == []
     with pytest.raises(ValueError, match="nothing to score"):
-        engine.log_likelihood([[3]], [[]])
+        engine.compute_log_likelihood([[3]], [[]])
 
 
 def test_what_the_prompt_holds_of_a_span_needs_no_room(model, vocabulary, ask):

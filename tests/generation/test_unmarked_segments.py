@@ -25,12 +25,12 @@ def vocabulary() -> Vocabulary:
 def test_spans_round_trip(vocabulary: Vocabulary, modality: str, steps: int, marks: int) -> None:
     codes = np.arange(steps) % 20
     rows = vocabulary.encode_span(modality, codes)
-    assert len(rows) == vocabulary.span_length(modality) == steps + marks + 2
-    assert rows.count(vocabulary.control_id("<|frame|>")) == marks
-    assert rows[4] == vocabulary.block_range("image").start + codes[3]
+    assert len(rows) == vocabulary.count_span_rows(modality) == steps + marks + 2
+    assert rows.count(vocabulary.get_control_id("<|frame|>")) == marks
+    assert rows[4] == vocabulary.get_block_range("image").start + codes[3]
     found, decoded = vocabulary.decode_span(rows)
     assert found == modality and decoded.tolist() == codes.tolist()
-    assert parse_vocabulary(vocabulary.to_dict()).layout(modality) == vocabulary.layout(modality)
+    assert parse_vocabulary(vocabulary.to_dict()).get_layout(modality) == vocabulary.get_layout(modality)
 
 
 @pytest.mark.parametrize("modality", ["image", "video"])
@@ -49,8 +49,8 @@ def test_the_grammar_samples_only_well_formed_spans(vocabulary: Vocabulary, moda
             assert steady >= 1
             if steady > 1:
                 assert grammar.list_allowed(state) == ranges
-        begin = rows.index(vocabulary.start_id(modality))
-        end = rows.index(vocabulary.end_id(modality)) + 1
+        begin = rows.index(vocabulary.get_start_id(modality))
+        end = rows.index(vocabulary.get_end_id(modality)) + 1
         assert vocabulary.decode_span(rows[begin:end])[0] == modality
 
 

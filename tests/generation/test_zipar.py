@@ -9,7 +9,7 @@ from unimodal.generation.request import GenerationConfig
 from unimodal.generation.sampling import SamplingConfig
 from unimodal.model.build import NanoConfig, build_nano
 
-BOS, END_OF_TURN = VOCABULARY.control_id("<|bos|>"), VOCABULARY.control_id("<|end_of_turn|>")
+BOS, END_OF_TURN = VOCABULARY.get_control_id("<|bos|>"), VOCABULARY.get_control_id("<|end_of_turn|>")
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +17,14 @@ def model():
     shape = NanoConfig(
         hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=48, max_positions=256, init_std=0.2
     )
-    pad = VOCABULARY.control_id("<|pad|>")
+    pad = VOCABULARY.get_control_id("<|pad|>")
     return build_nano(VOCABULARY.size, shape, pad_id=pad, bos_id=BOS, eos_id=END_OF_TURN, seed=2).eval()
 
 
 def draw(seed, grid, temperature=0.9, **changes):
     """A guided picture of so many rows and columns; guidance ends within it."""
     return GenerationConfig(
-        max_new_tokens=VOCABULARY.span_length("image", grid=grid) + 1, force="image", grid=grid, seed=seed,
+        max_new_tokens=VOCABULARY.count_span_rows("image", grid=grid) + 1, force="image", grid=grid, seed=seed,
         guidance={"image": 2.0}, guidance_interval={"image": (0, grid[0] * grid[1] // 2)}, unconditional=(BOS,),
         sampling={"image": SamplingConfig(temperature=temperature)}, **changes,
     )  # fmt: skip

@@ -28,7 +28,7 @@ def vocabulary():
 @pytest.fixture
 def make_model(vocabulary):
     def make(seed=0, vocab_size=None, **changes):
-        control = vocabulary.control_id
+        control = vocabulary.get_control_id
         cfg = SMALL.model_copy(update={"init_std": 0.2, **changes})
         return build_nano(
             vocab_size or vocabulary.size,

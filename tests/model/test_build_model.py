@@ -17,7 +17,7 @@ from unimodal.model.base import hash_base, load_base
 from unimodal.model.build import build_model
 from unimodal.model.lora import LoraSettings, find_lora_layers
 from unimodal.model.rows import get_new_rows
-from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
+from unimodal.objectives.next_token import HeadGroups, compute_sliced_cross_entropy
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 ROWS, PADDED = 45, 48  # real tokens of the base, and the rows of its table
@@ -84,7 +84,9 @@ def train(model, vocabulary, steps=3, lr=0.1):
     for step in range(steps):
         ids = one_batch(vocabulary, step)
         optimizer.zero_grad()
-        sliced_cross_entropy(model, ids, ids, groups, position_ids=torch.arange(ids.shape[1])[None]).mean.backward()
+        compute_sliced_cross_entropy(
+            model, ids, ids, groups, position_ids=torch.arange(ids.shape[1])[None]
+        ).mean.backward()
         optimizer.step()
     return model.eval()
 
@@ -150,7 +152,7 @@ def test_every_new_row_gets_a_gradient_on_both_sides_and_the_base_none(base_fold
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     ids = torch.cat([torch.arange(PADDED, vocabulary.size), torch.tensor([0])])[None]  # every new row, read and scored
     groups = HeadGroups.from_vocabulary(vocabulary)
-    sliced_cross_entropy(model, ids, ids, groups).mean.backward()
+    compute_sliced_cross_entropy(model, ids, ids, groups).mean.backward()
     sides = get_new_rows(model)
     assert set(sides) == ({"input"} if tied else {"input", "output"})
     for side, rows in sides.items():

@@ -5,7 +5,7 @@ import torch
 from torch.optim import SGD
 
 from unimodal.model.rows import draw_initial_rows, extend_rows, get_new_rows, merge_rows, read_head_rows
-from unimodal.objectives.next_token import HeadGroup, HeadGroups, sliced_cross_entropy
+from unimodal.objectives.next_token import HeadGroup, HeadGroups, compute_sliced_cross_entropy
 
 BASE, NEW = 40, 12
 
@@ -33,7 +33,7 @@ def train(model, steps=2):
     ids = torch.cat([torch.randperm(BASE + NEW), torch.zeros(1, dtype=torch.int64)])[None]  # every row, and read
     for _ in range(steps):
         optimizer.zero_grad()
-        sliced_cross_entropy(model, ids, ids, groups).mean.backward()
+        compute_sliced_cross_entropy(model, ids, ids, groups).mean.backward()
         optimizer.step()
 
 

@@ -44,7 +44,7 @@ def make_model(family: str, folder: Path, positions_for, processor: ProcessorCon
     )  # fmt: skip
     decoder = build_nano(vocabulary.size, sizes, pad_id=0, bos_id=0, eos_id=0)
     with torch.no_grad():  # the likeliest of many random codes scores above 0
-        decoder.get_output_embeddings().weight[vocabulary.end_id("audio")] = 0
+        decoder.get_output_embeddings().weight[vocabulary.get_end_id("audio")] = 0
     save_model(folder / "model", decoder, vocabulary, text, {"audio": tokenizer}, processor)
     return load(folder / "model", device="cpu")
 

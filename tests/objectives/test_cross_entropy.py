@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimodal.objectives.cross_entropy import chunked_cross_entropy
+from unimodal.objectives.cross_entropy import compute_chunked_cross_entropy
 
 
 def problem(dtype=torch.float32, num=50, width=16, sizes=(40, 7, 1)):
@@ -33,7 +33,7 @@ def test_value_and_gradient_equal_the_plain_ones(max_logits, frozen):
         if not chunked:
             loss, lse = plain(hidden, parts, index)
         else:
-            loss, lse = chunked_cross_entropy(hidden, index, parts, max_logits)
+            loss, lse = compute_chunked_cross_entropy(hidden, index, parts, max_logits)
         weights = torch.linspace(0, 2, len(loss))
         ((loss + 0.01 * lse.square()) * weights).sum().backward()
         results.append((loss.detach(), lse.detach(), hidden.grad, *(p.grad for p in parts)))
@@ -45,14 +45,16 @@ def test_value_and_gradient_equal_the_plain_ones(max_logits, frozen):
 
 def test_gradcheck_in_double():
     hidden, parts, index = problem(torch.float64, num=5, width=3, sizes=(4, 2))
-    assert torch.autograd.gradcheck(lambda h, *p: chunked_cross_entropy(h, index[:5] % 6, p, 12), (hidden, *parts))
+    assert torch.autograd.gradcheck(
+        lambda h, *p: compute_chunked_cross_entropy(h, index[:5] % 6, p, 12), (hidden, *parts)
+    )
 
 
 @pytest.mark.parametrize("num", [0, 1, 50])
 @pytest.mark.parametrize("sizes", [(40, 0), (0, 40), (40, 0, 7)])
 def test_parts_without_rows_and_batches_without_positions(num, sizes):
     hidden, parts, index = problem(num=num, sizes=sizes)
-    loss, _ = chunked_cross_entropy(hidden, index, parts, 200)
+    loss, _ = compute_chunked_cross_entropy(hidden, index, parts, 200)
     loss.sum().backward()
     assert hidden.grad.shape == hidden.shape and [p.grad.shape for p in parts] == [p.shape for p in parts]
 
@@ -60,7 +62,7 @@ def test_parts_without_rows_and_batches_without_positions(num, sizes):
 @pytest.mark.parametrize("max_logits", [48 * 7, 1 << 20])
 def test_backward_may_be_called_again_and_is_differentiated_once(max_logits):
     hidden, parts, index = problem()
-    loss, _ = chunked_cross_entropy(hidden, index, parts, max_logits)
+    loss, _ = compute_chunked_cross_entropy(hidden, index, parts, max_logits)
     first = torch.autograd.grad(loss.sum(), (hidden, *parts), retain_graph=True)
     second = torch.autograd.grad(loss.sum(), (hidden, *parts), retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -72,8 +74,8 @@ def test_backward_may_be_called_again_and_is_differentiated_once(max_logits):
 def test_nothing_is_kept_for_a_backward_that_does_not_come():
     hidden, parts, index = problem()
     with torch.no_grad():
-        assert chunked_cross_entropy(hidden, index, parts)[0].grad_fn is None
-    loss, _ = chunked_cross_entropy(hidden, index, parts)
+        assert compute_chunked_cross_entropy(hidden, index, parts)[0].grad_fn is None
+    loss, _ = compute_chunked_cross_entropy(hidden, index, parts)
     node = loss.grad_fn
     assert {tuple(t.shape) for t in node.saved_tensors if t is not None} >= {(50, 40), (50, 16)}
     loss.sum().backward()
@@ -97,16 +99,16 @@ def test_the_logits_of_all_positions_never_exist():
 
     hidden, parts, index = problem(num=400, width=4, sizes=(900, 100))
     with Watch():
-        loss, _ = chunked_cross_entropy(hidden, index % 1000, parts, max_logits=20_000)
+        loss, _ = compute_chunked_cross_entropy(hidden, index % 1000, parts, max_logits=20_000)
         loss.sum().backward()
     assert largest <= 20_000 < 400 * 1000
 
 
 def test_under_autocast_the_products_run_in_half_precision():
     hidden, parts, index = problem()
-    exact, _ = chunked_cross_entropy(hidden, index, parts)
+    exact, _ = compute_chunked_cross_entropy(hidden, index, parts)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = chunked_cross_entropy(hidden, index, parts, max_logits=100)
+        loss, _ = compute_chunked_cross_entropy(hidden, index, parts, max_logits=100)
     loss.sum().backward()
     assert loss.dtype == torch.float32 and hidden.grad.dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=0, atol=0.1)

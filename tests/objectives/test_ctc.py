@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from unimodal.objectives.ctc import ctc_from_hidden, find_spoken_answers, find_spoken_requests
+from unimodal.objectives.ctc import compute_ctc_loss, find_spoken_answers, find_spoken_requests
 
 TEXT, AUDIO = range(0, 10), range(20, 30)
 
@@ -34,7 +34,7 @@ def test_takes_written_speech_and_the_words_that_are_known_of_it():
 def test_leaves_out_a_transcript_longer_than_its_speech():
     ids = torch.tensor([[21, 3, 4]])
     assert find_spoken_answers(ids, torch.tensor([[-100, 3, 4]]), torch.arange(3)[None], AUDIO, TEXT) == []
-    assert ctc_from_hidden(torch.zeros(1, 3, 4), torch.zeros(3, 4), []) is None
+    assert compute_ctc_loss(torch.zeros(1, 3, 4), torch.zeros(3, 4), []) is None
 
 
 def test_is_minus_the_log_of_the_summed_alignments():
@@ -47,7 +47,7 @@ def test_is_minus_the_log_of_the_summed_alignments():
         merged = [c for i, c in enumerate(path) if c != 3 and (i == 0 or path[i - 1] != c)]
         if merged == [1, 1]:
             total += math.exp(sum(float(scores[t, c]) for t, c in enumerate(path)))
-    loss = ctc_from_hidden(hidden, rows, [(torch.arange(4), words)])
+    loss = compute_ctc_loss(hidden, rows, [(torch.arange(4), words)])
     assert loss is not None
     torch.testing.assert_close(float(loss), -math.log(total) / 2, rtol=1e-5, atol=1e-6)
 
@@ -56,5 +56,5 @@ def test_an_utterance_beside_a_longer_one_costs_the_same():
     torch.manual_seed(0)
     hidden, rows = torch.randn(2, 5, 6), torch.randn(4, 6)
     one, two = (torch.arange(3), torch.tensor([0, 2])), (torch.arange(5, 10), torch.tensor([1, 2]))
-    alone = [float(ctc_from_hidden(hidden, rows, [u])) for u in (one, two)]
-    torch.testing.assert_close(float(ctc_from_hidden(hidden, rows, [one, two])), sum(alone) / 2, rtol=1e-5, atol=1e-6)
+    alone = [float(compute_ctc_loss(hidden, rows, [u])) for u in (one, two)]
+    torch.testing.assert_close(float(compute_ctc_loss(hidden, rows, [one, two])), sum(alone) / 2, rtol=1e-5, atol=1e-6)

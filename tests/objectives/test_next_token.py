@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unimodal.objectives.next_token import IGNORE, HeadGroup, HeadGroups, shift_labels, sliced_cross_entropy
+from unimodal.objectives.next_token import IGNORE, HeadGroup, HeadGroups, compute_sliced_cross_entropy, shift_labels
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 
@@ -16,7 +16,7 @@ def batch(vocabulary):
     second = [8, *span("audio", [1, 2, 11]), 9]
     third = [1, *span("video", [3, 2, 1, 0, 7, 6, 5, 0, 1, 2]), 2]
     length = max(len(first) + len(second), len(third))
-    pad = vocabulary.control_id("<|pad|>")
+    pad = vocabulary.get_control_id("<|pad|>")
 
     def row(*documents):
         ids = [token for document in documents for token in document]
@@ -34,18 +34,18 @@ def reference(model, vocabulary, ids, positions, labels, z_loss=0.0, weights=Non
     """Full logits, a loop over positions, and the rule in words."""
     logits = model(ids, position_ids=positions).logits
     text = list(range(vocabulary.control_range.stop))
-    end = vocabulary.end_id("audio")
+    end = vocabulary.get_end_id("audio")
     total, weight = 0.0, 0.0
     for b in range(ids.shape[0]):
         for n in range(ids.shape[1] - 1):
             label = int(labels[b, n + 1])
             if label == IGNORE or positions[b, n + 1] == 0:
                 continue
-            block, before = vocabulary.block_of(label), vocabulary.block_of(int(ids[b, n]))
+            block, before = vocabulary.find_block(label), vocabulary.find_block(int(ids[b, n]))
             name = block.name if block else "text"
             if label == end and before is not None and before.name == "audio":
                 name = "audio"
-            rows = text if name == "text" else list(vocabulary.block_range(name))
+            rows = text if name == "text" else list(vocabulary.get_block_range(name))
             rows = rows + ([end] if name == "audio" else [])
             allowed = logits[b, n, rows]
             factor = 1.0 if weights is None else weights.get(name, 1.0)
@@ -62,7 +62,7 @@ def test_equals_the_full_computation_in_value_and_gradient(make_model, vocabular
     ids, positions, labels = batch
     model, twin = (make_model(tie_embeddings=tied).double() for _ in range(2))
     groups = HeadGroups.from_vocabulary(vocabulary)
-    loss = sliced_cross_entropy(
+    loss = compute_sliced_cross_entropy(
         model, ids, labels, groups, position_ids=positions, z_loss=z_loss, modality_weights=weights
     )
     total, weight = reference(twin, vocabulary, ids, positions, labels, z_loss, weights)
@@ -76,7 +76,7 @@ def test_equals_the_full_computation_in_value_and_gradient(make_model, vocabular
 
 def test_counts_and_sums_per_block(make_model, vocabulary, batch):
     ids, positions, labels = batch
-    loss = sliced_cross_entropy(
+    loss = compute_sliced_cross_entropy(
         make_model(), ids, labels, HeadGroups.from_vocabulary(vocabulary), position_ids=positions
     )
     counts = {name: count for name, (_, count) in loss.per_block.items()}
@@ -93,15 +93,17 @@ def test_rows_outside_the_softmax_get_no_gradient_from_the_head(make_model, voca
     ids = torch.tensor([[3, *vocabulary.encode_span("image", [0, 1, 2, 3])]])
     labels = ids.clone()
     labels[0, -1] = labels[0, 1] = IGNORE
-    sliced_cross_entropy(model, ids, labels, HeadGroups.from_vocabulary(vocabulary)).mean.backward()
+    compute_sliced_cross_entropy(model, ids, labels, HeadGroups.from_vocabulary(vocabulary)).mean.backward()
     touched = model.lm_head.weight.grad.abs().sum(1) > 0
-    assert touched.nonzero().flatten().tolist() == list(vocabulary.block_range("image"))
+    assert touched.nonzero().flatten().tolist() == list(vocabulary.get_block_range("image"))
 
 
 def test_a_batch_without_labels_gives_zero_gradients(make_model, vocabulary):
     model = make_model()
     ids = torch.arange(6)[None]
-    loss = sliced_cross_entropy(model, ids, torch.full_like(ids, IGNORE), HeadGroups.from_vocabulary(vocabulary))
+    loss = compute_sliced_cross_entropy(
+        model, ids, torch.full_like(ids, IGNORE), HeadGroups.from_vocabulary(vocabulary)
+    )
     loss.mean.backward()
     assert loss.count == 0 and float(loss.total.detach()) == 0.0
     assert float(model.model.layers[0].mlp.up_proj.weight.grad.abs().max()) == 0.0
@@ -122,10 +124,10 @@ def test_free_segments_with_groups_leave_only_after_their_last_group():
         [SpanLayout("audio", [Segment("audio"), Segment("tail", 1)])],
     )
     groups = HeadGroups.from_vocabulary(vocabulary)
-    first, second = (vocabulary.block_range("audio", g) for g in range(2))
-    frame, end = vocabulary.control_id("<|frame|>"), vocabulary.end_id("audio")
+    first, second = (vocabulary.get_block_range("audio", g) for g in range(2))
+    frame, end = vocabulary.get_control_id("<|frame|>"), vocabulary.get_end_id("audio")
     targets = torch.tensor([first[1], second[2], frame, frame, end])
-    before = torch.tensor([3, first[1], second[2], first[0], vocabulary.block_range("tail", 1)[0]])
+    before = torch.tensor([3, first[1], second[2], first[0], vocabulary.get_block_range("tail", 1)[0]])
     group, index = groups.assign(targets, before)
     assert [groups.groups[g].name for g in group] == ["audio", "audio.1", "audio", "text", "text"]
     assert index.tolist() == [1, 2, 3, frame, end]
@@ -137,7 +139,7 @@ def test_labels_outside_the_vocabulary_are_refused(make_model, vocabulary):
     labels = ids.clone()
     labels[0, 2] = vocabulary.size
     with pytest.raises(ValueError, match="outside the vocabulary"):
-        sliced_cross_entropy(make_model(), ids, labels, groups)
+        compute_sliced_cross_entropy(make_model(), ids, labels, groups)
     gap = HeadGroups([HeadGroup("text", "text", range(0, 2))], vocabulary.size)
     with pytest.raises(ValueError, match="belongs to no block"):
-        sliced_cross_entropy(make_model(), ids, ids, gap)
+        compute_sliced_cross_entropy(make_model(), ids, ids, gap)

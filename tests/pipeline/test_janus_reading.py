@@ -140,7 +140,7 @@ def expected_answers(ours, reference, photos):
     """Of every conversation alone, by transformers' own loop."""
     model, processor = reference
     text = [row for rows in ours.vocabulary.text_ranges for row in rows]
-    end = ours.vocabulary.control_id("end_of_turn")
+    end = ours.vocabulary.get_control_id("end_of_turn")
     answers = []
     for turns in conversations(photos):
         inputs = theirs(processor, *turns)
@@ -202,7 +202,7 @@ def test_a_session_remembers_pictures_and_confuses_none(ours, photos, kind):
     expected = engine.generate([other], GREEDY)[0], engine.generate([again], GREEDY)[0]
     assert engine.generate([other], GREEDY, session=session) == [expected[0]]
     before = engine.stats.cached_tokens  # the same placeholders, another picture: only what stands before it
-    assert 0 < before < COUNT + other.index(ours.vocabulary.start_id("image")) + 1
+    assert 0 < before < COUNT + other.index(ours.vocabulary.get_start_id("image")) + 1
     assert engine.generate([again], GREEDY, session=session) == [expected[1]]
     assert engine.stats.cached_tokens > before + COUNT
     assert engine.stats.prompt_tokens < len(again) - COUNT

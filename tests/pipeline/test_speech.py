@@ -94,7 +94,7 @@ def test_all_sentences_are_said_and_joined(model, how):
     pause = torch.zeros(int(PAUSE_S * whole.rate))
     sounds = [piece for answer in alone for piece in (pause, answer[0].media)][1:]
     torch.testing.assert_close(whole.media, torch.cat(sounds), atol=1e-4, rtol=0)
-    starts = [event for event in events if event.id == model.vocabulary.start_id("audio")]
+    starts = [event for event in events if event.id == model.vocabulary.get_start_id("audio")]
     assert len(starts) == 4 and [event.index for event in events] == list(range(len(events)))
     assert [event.finished for event in events] == [False] * (len(events) - 1) + [True]
     [[answered]] = model.answer_all([Document([Turn("user", f"Say: {TEXT}")])], settings)

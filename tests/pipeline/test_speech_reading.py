@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from tests.serve.conftest import lively_model, serving, wav
-from unimodal.generation.ctc_beam import compose_transcript, ctc_beam_search
+from unimodal.generation.composition import run_composition
+from unimodal.generation.ctc_beam import compose_transcript
 from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.model_folder.settings import CtcReading
 from unimodal.pipeline.compression import compress
@@ -62,9 +63,9 @@ def test_a_transcription_is_searched_for_and_events_tell_it(model, searches):
         assert words_of(model.answer_all([document], to="text", on_token=events.append)) == [answer]
     told = [event.id for event in events if event.index == 0]
     assert len(told) == 2 and sum(event.finished for event in events) == 2
-    codes, pad = model.vocabulary.block_range("audio"), model.vocabulary.control_id("<|pad|>")
+    codes, pad = model.vocabulary.get_block_range("audio"), model.vocabulary.get_control_id("<|pad|>")
     config = prepare(model, documents[0], AnswerSettings(to="text")).config
-    ids = ctc_beam_search(model.engine, searches[-2], config, codes, pad)
+    ids = run_composition(model.engine, compose_transcript(model.engine, searches[-2], config, codes, pad))
     assert [event.id for event in events[: len(ids)]] == ids
 
 
@@ -125,7 +126,7 @@ def ctc_score(model, codes, words):
     asked = Document([Turn("user", [Audio(codes=codes), Text(ASKED)])])
     prompt = model.template.render(asked, add_generation_prompt=True).ids
     hidden = model.decoder.get_decoder()(torch.tensor(prompt)[None].long(), use_cache=False).last_hidden_state[0]
-    block, pad = model.vocabulary.block_range("audio"), model.vocabulary.control_id("<|pad|>")
+    block, pad = model.vocabulary.get_block_range("audio"), model.vocabulary.get_control_id("<|pad|>")
     at = [place for place, row in enumerate(prompt.tolist()) if row in block]
     rows = [*range(model.vocabulary.text_size), pad]
     log_probs = (hidden[at] @ model.decoder.get_output_embeddings().weight[rows].T).float().log_softmax(-1)
@@ -149,7 +150,7 @@ def test_of_several_sayings_the_one_is_given_whose_codes_spell_the_words_best():
         scores = [ctc_score(model, codes, "hi") for codes in tried]
     assert len({tuple(codes) for codes in tried}) > 1 and len(set(scores)) > 1
     assert codes_of(answer) == tried[max(range(4), key=scores.__getitem__)]
-    block = model.vocabulary.block_range("audio")
+    block = model.vocabulary.get_block_range("audio")
     assert [event.id - block.start for event in events if event.id in block] == codes_of(answer)
     assert [event.finished for event in events] == [False] * (len(events) - 1) + [True]
     assert {event.modality for event in events} == {"audio"}
@@ -157,7 +158,7 @@ def test_of_several_sayings_the_one_is_given_whose_codes_spell_the_words_best():
 
 def test_the_verifier_scores_a_batch_as_each_alone_and_knows_what_cannot_be_said():
     model = says()
-    block = model.vocabulary.block_range("audio")
+    block = model.vocabulary.get_block_range("audio")
     start = next(row for row in range(model.vocabulary.size) if row not in block)
 
     def shown(answer):
@@ -168,7 +169,7 @@ def test_the_verifier_scores_a_batch_as_each_alone_and_knows_what_cannot_be_said
 
     told = model.template.render(Document([Turn("user", "x"), Turn("assistant", "hi ho")])).labels.tolist()
     words = [label for label in told if 0 <= label < model.vocabulary.text_size]
-    verifier = CtcVerifier(model.engine, shown, words, block, model.vocabulary.control_id("<|pad|>"))
+    verifier = CtcVerifier(model.engine, shown, words, block, model.vocabulary.get_control_id("<|pad|>"))
     answers = [[start, *(block.start + code for code in codes)] for codes in ([1, 5, 5, 9, 2, 7, 3], [4] * 12, [6])]
     together = verifier([*answers, [start]])
     assert together[2:] == [float("-inf")] * 2  # too few codes, and none

@@ -34,15 +34,15 @@ def media_folder(tmp_path_factory):
     from unimodal.model_folder.settings import MediumLimits, ProcessorConfig
     from unimodal.model_folder.write import save_model
     from unimodal.text.tokenizer import train_text_tokenizer
-    from unimodal.vocabulary import media_vocabulary
+    from unimodal.vocabulary import make_media_vocabulary
 
     folder = tmp_path_factory.mktemp("media")
     torch.manual_seed(0)
     text = train_text_tokenizer(SENTENCES, 420, folder / "text")
     tokenizers = tiny_tokenizers()
-    vocabulary = media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
+    vocabulary = make_media_vocabulary(tokenizers.values(), text.size, text.reserved_ids, text.sha256)
     sizes = NanoConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, intermediate_size=48)
-    control = vocabulary.control_id
+    control = vocabulary.get_control_id
     decoder = build_nano(
         vocabulary.size, sizes, pad_id=control("<|pad|>"), bos_id=control("<|bos|>"), eos_id=control("<|end_of_turn|>")
     )

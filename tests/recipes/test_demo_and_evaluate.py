@@ -13,7 +13,7 @@ from tests.tiny_model import tiny_folder
 from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.video import load_video, save_video
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_the_evaluation_recipe_writes_one_report(tmp_path, monkeypatch, capsys):
     settings.append("suites=[video_reconstruction]")
     argv = ["evaluate.py", *(word for setting in settings for word in ("--set", setting))]
     monkeypatch.setattr(sys, "argv", [*argv, "--dry-run"])
-    recipe_main(evaluate.EvaluateRecipe, evaluate.run)
+    run_recipe(evaluate.EvaluateRecipe, evaluate.run)
     assert not (tmp_path / "report.json").exists()
     monkeypatch.setattr(sys, "argv", argv)
-    recipe_main(evaluate.EvaluateRecipe, evaluate.run)
+    run_recipe(evaluate.EvaluateRecipe, evaluate.run)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["suites"]["video_reconstruction"]["clips"] == 1
     assert capsys.readouterr().out.startswith("video_reconstruction\n")

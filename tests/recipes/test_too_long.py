@@ -40,7 +40,7 @@ def drawn(batches, template, num=30):
         batch = batches.next_batch()
         for ids, positions in zip(batch.ids, batch.position_ids, strict=True):
             starts = [*(positions == 0).nonzero()[0], len(ids)]
-            begun = ids[starts[:-1]] == template.vocabulary.control_id("<|bos|>")
+            begun = ids[starts[:-1]] == template.vocabulary.get_control_id("<|bos|>")
             lengths += [int(b - a) for a, b, real in zip(starts, starts[1:], begun, strict=False) if real]
     return lengths
 
@@ -88,7 +88,7 @@ def test_held_out_documents_that_are_too_long_are_told_and_no_other_stands_in_fo
     held = DatasetConfig(path=str(rows_of(tmp_path / "held.jsonl", [3, 200, 5])))
     given = corpus(rows_of(tmp_path / "rows.jsonl", [3]), template, length=64, validation=[held])
     [batch] = given.make_validation_batches()
-    assert int((batch.ids == template.vocabulary.control_id("<|bos|>")).sum()) == 2
+    assert int((batch.ids == template.vocabulary.get_control_id("<|bos|>")).sum()) == 2
     assert "held.jsonl" in capsys.readouterr().err
 
 

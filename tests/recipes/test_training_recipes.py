@@ -136,7 +136,7 @@ def test_speech_to_be_written_is_read_as_the_transcript_of_the_same_codes(work: 
     train_nano = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")
     model, speech = work / "models" / "nano", encoded_media.load_speech(work / "prepared" / "speech", max_codes=160)
     text, vocabulary = TextTokenizer.load(model), read_vocabulary(model / "vocabulary.json")
-    audio, template = vocabulary.block_range("audio"), Template(vocabulary, text)
+    audio, template = vocabulary.get_block_range("audio"), Template(vocabulary, text)
     words_of = train_nano["words_by_codes"](speech, audio, text)
     for item in range(len(speech)):
         answer = template.render(sources.SpeechToText(speech).make_document(item))

@@ -17,7 +17,7 @@ from unimodal.model.base import load_base
 from unimodal.model.build import build_model
 from unimodal.model.image_head import ImageHead
 from unimodal.model.lora import LoraSettings
-from unimodal.objectives.next_token import HeadGroups, sliced_cross_entropy
+from unimodal.objectives.next_token import HeadGroups, compute_sliced_cross_entropy
 from unimodal.pipeline import load
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Document, Image, Turn
@@ -125,7 +125,7 @@ def test_it_trains_and_is_read_answered_from_and_exported(converted, data, tmp_p
     prompt = prompt_of(tuned, Document([Turn("user", "What is a cat?")]), "text")
     with torch.inference_mode():
         expected = stock(input_ids=torch.tensor([prompt])).logits[0]
-    ours, block = logits_of(tuned.decoder, prompt), tuned.vocabulary.block_range("image")
+    ours, block = logits_of(tuned.decoder, prompt), tuned.vocabulary.get_block_range("image")
     outside = [row for row in range(expected.shape[1]) if row not in block]
     assert (ours[:, outside] - expected[:, outside]).abs().max() < 1e-5
 
@@ -147,8 +147,8 @@ def test_the_loss_is_that_of_the_whole_head(kind, tmp_path_factory):
     template = make_joint_template(base, open_media(folder))
     vocabulary = template.vocabulary
     model = build_model(base, vocabulary, LoraSettings(rank=2), attention="sdpa")
-    block = vocabulary.block_range("image")
-    count = vocabulary.layout("image").fixed_steps
+    block = vocabulary.get_block_range("image")
+    count = vocabulary.get_layout("image").fixed_steps
     drawn = Image(codes=[3 * code % 64 for code in range(count)], grid=(4, 4) if kind == "emu3" else None)
     documents = [
         Document([Turn("user", "a house"), Turn("assistant", [drawn])]),
@@ -156,7 +156,7 @@ def test_the_loss_is_that_of_the_whole_head(kind, tmp_path_factory):
     ]
     for one in map(template.render, documents):
         ids, labels = torch.from_numpy(one.ids)[None], torch.from_numpy(one.labels)[None]
-        found = sliced_cross_entropy(model, ids, labels, HeadGroups.from_vocabulary(vocabulary))
+        found = compute_sliced_cross_entropy(model, ids, labels, HeadGroups.from_vocabulary(vocabulary))
         with torch.no_grad():
             hidden = model.get_decoder()(input_ids=ids).last_hidden_state
             logits = model.get_output_embeddings()(hidden)[0, :-1]

@@ -84,7 +84,7 @@ def test_what_is_written_is_read_back(formats, name, data):
     template, document = formats[name], data.draw(documents(name))
     rendered = template.render(document)
     assert template.parse(rendered.ids) == document.canonicalize()
-    padded = np.concatenate([rendered.ids, np.full(3, template.vocabulary.control_id("pad"))])
+    padded = np.concatenate([rendered.ids, np.full(3, template.vocabulary.get_control_id("pad"))])
     assert template.parse(padded) == document.canonicalize()
 
 
@@ -150,13 +150,13 @@ def test_what_a_format_cannot_say_is_one_line(formats, name, document, message):
 def test_ids_that_are_not_the_format(formats, name):
     template = formats[name]
     vocabulary = template.vocabulary
-    code, bos = vocabulary.block_range("image")[0], vocabulary.control_id("bos")
+    code, bos = vocabulary.get_block_range("image")[0], vocabulary.get_control_id("bos")
     with pytest.raises(ValueError, match=rf"row {code}, which this model's format does not use"):
         template.parse([bos, code])
     with pytest.raises(ValueError, match="image span that begins at token 1 has no end"):
-        template.parse([bos, vocabulary.start_id("image"), code])
+        template.parse([bos, vocabulary.get_start_id("image"), code])
     with pytest.raises(ValueError):
-        template.parse([bos, vocabulary.control_id("end_of_turn"), bos])
+        template.parse([bos, vocabulary.get_control_id("end_of_turn"), bos])
 
 
 def test_the_official_prompts(formats):
@@ -169,25 +169,25 @@ def test_the_official_prompts(formats):
         .ids.tolist()
     )
     span = formats["emu3"].vocabulary.encode_span("image", picture.codes)
-    bos = formats["emu3"].vocabulary.control_id("bos")
+    bos = formats["emu3"].vocabulary.get_control_id("bos")
     before, after = "You are a helpful assistant. USER: ", "Describe it. ASSISTANT:"
     assert chat_ids == [bos, *text.encode(before), *span, *text.encode(after)]
     drawing = formats["emu3"].render(chat(("user", "a red apple")), True, "image").ids.tolist()
     assert drawing == [bos, *text.encode("a red apple")]
     assert formats["emu3"].render(chat(("user", "")), True, "image").ids.tolist() == [bos]
-    user, assistant = (formats["janus"].vocabulary.control_id(role) for role in ("user", "assistant"))
+    user, assistant = (formats["janus"].vocabulary.get_control_id(role) for role in ("user", "assistant"))
     janus = formats["janus"].render(chat(("system", "Be kind."), ("user", "Why?")), True).ids.tolist()
     assert janus == [
         bos, *text.encode("Be kind.\n\n"), user, *text.encode(": Why?\n\n"), assistant, *text.encode(":"),
     ]  # fmt: skip
     other = formats["janus"].render_unconditional(chat(("user", "Why?")), None, "image").ids
-    assert set(other[1:]) == {formats["janus"].vocabulary.control_id("pad")} and other[0] == bos
+    assert set(other[1:]) == {formats["janus"].vocabulary.get_control_id("pad")} and other[0] == bos
 
 
 def test_what_chameleon_is_guided_away_from(formats):
     """The release's own: all but words and marks."""
     template = formats["chameleon"]
-    bos, picture = template.vocabulary.control_id("bos"), Image(codes=[3] * 6)
+    bos, picture = template.vocabulary.get_control_id("bos"), Image(codes=[3] * 6)
     assert template.render_unconditional(chat(("user", "a red apple")), None, "image").ids.tolist() == [bos]
     document = chat(("user", [Text("like this"), picture]), ("assistant", "a cat"), ("user", "in blue"))
     span = template.vocabulary.encode_span("image", picture.codes)
@@ -210,13 +210,15 @@ def test_rows_lie_where_the_checkpoint_has_them(formats):
     text = {row for rows in vocabulary.text_ranges for row in rows}
     kinds = [vocabulary.is_text(row) + 2 * vocabulary.is_control(row) for row in range(vocabulary.size)]
     assert {row for row, kind in enumerate(kinds) if kind == 1} == text
-    assert not text & set(vocabulary.block_range("image")) and not text & set(vocabulary.layout("image").grid.marks)
+    assert not text & set(vocabulary.get_block_range("image")) and not text & set(
+        vocabulary.get_layout("image").grid.marks
+    )
     assert sum(kind == 2 for kind in kinds) == 8
-    assert vocabulary.block_of(vocabulary.block_range("image")[5]).name == "image"
+    assert vocabulary.find_block(vocabulary.get_block_range("image")[5]).name == "image"
     with pytest.raises(ValueError, match="lie in its own order"):
         _ = vocabulary.control_range
     with pytest.raises(ValueError, match="token strings of its own"):
-        vocabulary.token_strings()
+        vocabulary.list_token_strings()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_rows_that_cannot_be(change, message):
 @given(st.integers(1, 130), st.integers(1, 130))
 def test_the_size_of_a_grid_is_read_back(height, width):
     marks = GridMarks(digits=tuple(range(10)), times=10, open=11, end_of_row=12, end_of_grid=13, grid=(2, 2))
-    header = marks.header((height, width))
+    header = marks.make_header((height, width))
     assert marks.read_header([*header, 50]) == ((height, width), len(header))
     assert all(marks.read_header(header[:cut]) is None for cut in range(len(header)))
 

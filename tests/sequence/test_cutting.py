@@ -12,8 +12,8 @@ from unimodal.sequence.templates.own import IGNORE, Rendered
 
 def make_document(rng, template, num_turns):
     """Turns of words and pictures; every second one is an answer."""
-    size = template.vocabulary.block_range("image")
-    per_picture = sum(s.count for s in template.vocabulary.layout("image").segments)
+    size = template.vocabulary.get_block_range("image")
+    per_picture = sum(s.count for s in template.vocabulary.get_layout("image").segments)
     turns = []
     for number in range(num_turns):
         parts = []
@@ -27,7 +27,7 @@ def make_document(rng, template, num_turns):
 
 
 def count_pictures(ids, template):
-    start, end = template.vocabulary.start_id("image"), template.vocabulary.end_id("image")
+    start, end = template.vocabulary.get_start_id("image"), template.vocabulary.get_end_id("image")
     assert list(ids).count(start) == list(ids).count(end)
     inside = False
     for row in ids:  # start and end alternate: no span was cut
@@ -39,7 +39,7 @@ def count_pictures(ids, template):
 def test_pieces_give_the_document_again_and_no_picture_is_cut(campaign, template):
     for rng in campaign(slice=25, whole=1000):
         document = make_document(rng, template, rng.randint(2, 9))
-        longest = template.vocabulary.span_length("image") + rng.randint(1, 120)
+        longest = template.vocabulary.count_span_rows("image") + rng.randint(1, 120)
         fit = RowFitter(template.vocabulary, longest, "split")
         pieces = fit(document)
         assert all(0 < len(piece) <= longest for piece in pieces)
@@ -60,7 +60,7 @@ def test_pieces_give_the_document_again_and_no_picture_is_cut(campaign, template
 def test_a_picture_that_is_longer_than_a_row_is_left_out_and_the_rest_kept(template):
     words = Document([Turn("user", [Text("red " * 4)]), Turn("assistant", [Text("apple " * 4)])])
     text = template.render(words)
-    per_picture = sum(s.count for s in template.vocabulary.layout("image").segments)
+    per_picture = sum(s.count for s in template.vocabulary.get_layout("image").segments)
     assert len(text) < per_picture
     picture = Image(codes=np.zeros((per_picture, 1), np.int64))
     both = template.render(Document([*words.turns[:1], Turn("assistant", [picture, Text("apple " * 4)])]))

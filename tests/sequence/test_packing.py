@@ -48,7 +48,7 @@ def test_every_document_comes_back_whole(lengths):
 
 def test_no_query_sees_another_document_or_the_future():
     batch = stack(pack([document(5), document(9), document(3), document(12)], 16, PAD))
-    mask = batch.attention_mask()  # [B, 1, N, N]
+    mask = batch.make_attention_mask()  # [B, 1, N, N]
     assert mask.any(axis=-1).all(), "a query without a key makes NaN"
     for row, query, key in np.argwhere(mask[:, 0]):
         assert key <= query and batch.segment_ids[row, key] == batch.segment_ids[row, query]

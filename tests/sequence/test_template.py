@@ -48,7 +48,7 @@ def test_parse_inverts_render(template, document):
 def test_labels_are_the_assistants_turns_and_nothing_else(template, document):
     """Cut the ids at the role marks: exactly the assistant's pieces, end of turn included, are labelled."""
     rendered = template.render(document)
-    c = template.vocabulary.control_id
+    c = template.vocabulary.get_control_id
     assistant, roles = c("assistant"), {c("system"), c("user"), c("assistant")}
     speaking = None
     for row, label in zip(rendered.ids.tolist(), rendered.labels.tolist(), strict=True):
@@ -76,7 +76,7 @@ def test_modality_marks_whole_spans(template, document):
     expected = dict.fromkeys(template.vocabulary.modalities, 0)
     for part in document.parts:
         if not isinstance(part, Text):
-            expected[part.modality] += template.vocabulary.span_length(part.modality, len(part.codes))
+            expected[part.modality] += template.vocabulary.count_span_rows(part.modality, len(part.codes))
     for name in ("image", "audio", "video"):
         assert int((rendered.modality == template.vocabulary.modality_index[name]).sum()) == expected[name]
     blocks = rendered.ids >= template.vocabulary.text_size + len(template.vocabulary.controls)
@@ -92,7 +92,7 @@ def test_a_prompt_is_a_prefix_of_the_training_document(template):
     rest = whole.ids[len(prompt) :].tolist()
     vocabulary = template.vocabulary
     words, sound = template.text.encode(" an apple"), vocabulary.encode_span("audio", [1, 2])
-    assert rest == [*words, *sound, vocabulary.control_id("end_of_turn")]
+    assert rest == [*words, *sound, vocabulary.get_control_id("end_of_turn")]
     assert (whole.labels[len(prompt) :] == rest).all() and (whole.labels[: len(prompt)] == IGNORE).all()
     assert template.parse_answer(rest) == tuple(answer)
     assert template.parse(prompt.ids).turns == (question, Turn("assistant", []))
@@ -102,14 +102,14 @@ def test_typed_tokens_stay_text(template):
     """The ids of a prompt that spells tokens hold one image row fewer than the same prompt with a picture."""
     for string in ("<|image_0003|>", "<|user|>", "<|image_start|><|image_0003|><|image_end|>"):
         rendered = template.render(Document([Turn("user", string)]))
-        c = template.vocabulary.control_id
+        c = template.vocabulary.get_control_id
         behind_text = rendered.ids[rendered.ids >= template.vocabulary.text_size].tolist()
         assert behind_text == [c("bos"), c("user"), c("end_of_turn")]
         assert (rendered.modality == 0).all()
 
 
 def test_padding_eos_and_an_open_turn_are_read(template):
-    c = template.vocabulary.control_id
+    c = template.vocabulary.get_control_id
     ids = template.render(Document([Turn("user", "hello"), Turn("assistant", "hi")])).ids.tolist()
     whole = template.parse(ids)
     assert template.parse([*ids, c("eos"), c("pad"), c("pad")]) == whole
@@ -119,7 +119,7 @@ def test_padding_eos_and_an_open_turn_are_read(template):
 
 
 def test_malformed_ids_are_refused(template):
-    c = template.vocabulary.control_id
+    c = template.vocabulary.get_control_id
     ids = template.render(Document([Turn("user", [Image(codes=range(64))])])).ids.tolist()
     bad = [[5], ids[:20], [*ids[:2], c("image_end"), ids[-1]], [*ids[:2], c("user")], [*ids[:10], *ids[11:]]]
     for rows in bad:

@@ -354,7 +354,7 @@ def test_spelled_control_tokens_are_plain_text(server, model):
     vocabulary = model.vocabulary
     controls = [row for row in prompt if not vocabulary.is_text(row)]
     names = ["<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>"]
-    assert controls == [vocabulary.control_id(name) for name in names]
+    assert controls == [vocabulary.get_control_id(name) for name in names]
     assert model.template.parse(prompt).turns[0].text == spelled
     body = {"messages": [user(spelled)], "modalities": ["text"], "seed": 0}
     answer = server.post("/v1/chat/completions", body)

@@ -65,7 +65,7 @@ def example() -> Document:
 def test_every_token_string_is_one_id(exported, small, text):
     assert len(exported) == small.size
     for row in range(small.text_size, small.size):
-        assert exported.encode(small.token_string(row)) == [row]
+        assert exported.encode(small.make_token_string(row)) == [row]
     for row in range(text.size, small.text_size):
         assert exported.convert_ids_to_tokens(row) == f"<|unused_{row:05d}|>"
 
@@ -145,8 +145,8 @@ def test_special_tokens_are_skipped_on_request(exported, small, text):
     ids = Template(small, text).render(example()).ids
     shown = exported.decode(ids.tolist(), skip_special_tokens=True)
     assert "<|" not in shown and "a clip" in shown
-    assert exported.pad_token_id == small.control_id("pad") and exported.bos_token_id == small.control_id("bos")
-    assert exported.eos_token_id == small.control_id("end_of_turn")
+    assert exported.pad_token_id == small.get_control_id("pad") and exported.bos_token_id == small.get_control_id("bos")
+    assert exported.eos_token_id == small.get_control_id("end_of_turn")
     assert exported.padding_side == "left" and exported.model_max_length == 1024
 
 

@@ -45,7 +45,7 @@ def test_no_string_becomes_a_control_or_media_row(text, vocabulary, tmp_path):
     save_hub_tokenizer(tmp_path, vocabulary, text)
     exported = TextTokenizer.load(tmp_path)
     assert exported.size == text.size and exported.sha256 == text.sha256
-    strings = vocabulary.token_strings()
+    strings = vocabulary.list_token_strings()
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(strings[0]).ids == [text.size]
     for string in random.Random(0).sample(strings, 200) + strings[:20]:
         for tokenizer in (text, exported):

@@ -117,7 +117,7 @@ def test_chameleon_reads_what_its_processor_writes(chameleon, tmp_path):
         wanted[wanted == processor.image_token_id] = codes.flatten().long()
         assert found.tolist() == wanted.tolist()
         assert len(np.unique(found)) > 20
-        block = ours.vocabulary.block_range("image")
+        block = ours.vocabulary.get_block_range("image")
         logits = logits_of(ours.decoder, found.tolist())
         outside = [row for row in range(ours.vocabulary.size) if row not in block]
         assert (logits[:, outside] - expected[:, outside]).abs().max() < 1e-5
@@ -128,7 +128,7 @@ def test_chameleon_reads_what_its_processor_writes(chameleon, tmp_path):
 def test_chameleons_codebook_is_in_the_order_of_its_rows(chameleon):
     ours, model, _, folder = chameleon
     names = model.config.vocabulary_map
-    block = ours.vocabulary.block_range("image")
+    block = ours.vocabulary.get_block_range("image")
     code_of = {row: int("".join(str(ord(c) - ord("A")) for c in name[6:-1])) for name, row in names.items() if
                name.startswith("IMGIMG")}  # fmt: skip
     order = [code_of[row] for row in block]
@@ -157,7 +157,7 @@ def test_text_answers_are_transformers_own(converted):
     document = Document([Turn("user", "What is in the picture?")])
     prompt = prompt_of(ours, document, "text")
     text = [row for rows in ours.vocabulary.text_ranges for row in rows]
-    end = ours.vocabulary.control_id("end_of_turn")
+    end = ours.vocabulary.get_control_id("end_of_turn")
     with torch.inference_mode():
         expected = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
@@ -243,13 +243,13 @@ def test_emu3_draws_with_zipar_in_fewer_passes(emu3):
 def test_chameleon_draws_the_best_codes_of_its_own_logits(chameleon):
     ours, model, _, _ = chameleon
     prompt = ours.read(render_prompt(ours, Document([Turn("user", "a red apple")]), "image"))
-    block = ours.vocabulary.block_range("image")
-    ids = [*prompt, ours.vocabulary.start_id("image")]
+    block = ours.vocabulary.get_block_range("image")
+    ids = [*prompt, ours.vocabulary.get_start_id("image")]
     with torch.inference_mode():
         for _ in range(64):  # transformers' own forward hides these rows: the head is asked itself
             hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
             ids.append(block.start + int(model.lm_head(hidden)[block.start : block.stop].argmax()))
-    ids += [ours.vocabulary.end_id("image"), ours.vocabulary.control_id("end_of_turn")]
+    ids += [ours.vocabulary.get_end_id("image"), ours.vocabulary.get_control_id("end_of_turn")]
     found = greedy(ours, prompt, max_new_tokens=67)
     assert prompt + found == ids
     assert len(set(found)) > 6
@@ -283,16 +283,16 @@ def test_janus_draws_what_transformers_draws(janus, words):
         pixels = model.decode_image_tokens(expected[None])[0].permute(2, 0, 1)
     document = Document([Turn("user", words)])
     prompt = prompt_of(ours, document, "image")
-    start, end = ours.vocabulary.start_id("image"), ours.vocabulary.control_id("end_of_turn")
+    start, end = ours.vocabulary.get_start_id("image"), ours.vocabulary.get_control_id("end_of_turn")
     assert [*prompt, start] == inputs["input_ids"][0].tolist()
     found = greedy(
         ours, prompt, max_new_tokens=40, guidance={"image": 5.0},
         unconditional=tuple(ours.template.render_unconditional(document, None, "image").ids),
     )  # fmt: skip
-    block = ours.vocabulary.block_range("image")
+    block = ours.vocabulary.get_block_range("image")
     codes = [row - block.start for row in found[1:-2]]
     assert codes == expected.tolist() and len(set(codes)) > 4
-    assert found == [start, *found[1:-2], ours.vocabulary.end_id("image"), end]
+    assert found == [start, *found[1:-2], ours.vocabulary.get_end_id("image"), end]
     [output] = ours.answer_all([document], to="image", temperature=0.0)[0]  # guidance 5 is the folder's own
     assert output.part.codes.tolist() == codes
     assert (output.media - (pixels * 0.5 + 0.5).clamp(0, 1)).abs().max() < 1e-4
@@ -311,7 +311,7 @@ def test_fast_decoders_draw_the_same_with_guidance(kind, decoder, tmp_path_facto
 
 def test_janus_embeddings_of_drawn_codes_are_the_aligned_ones(janus):
     ours, model, _, _ = janus
-    block = ours.vocabulary.block_range("image")
+    block = ours.vocabulary.get_block_range("image")
     with torch.inference_mode():
         expected = model.prepare_embeddings_for_image_generation(torch.arange(64))
     assert (ours.decoder.get_input_embeddings().weight[block.start : block.stop] - expected).abs().max() < 1e-6
@@ -338,7 +338,7 @@ def test_a_converted_folder_stands_alone(converted, tmp_path):
     document = Document([Turn("user", "What is a cat?")])
     assert prompt_of(again, document) == prompt_of(ours, document)
     assert again.vocabulary == ours.vocabulary and again.vocabulary.to_dict()["adopted"] is True
-    assert ours.vocabulary.token_string(ours.vocabulary.block_range("image")[7]) == "<|image_0007|>"
+    assert ours.vocabulary.make_token_string(ours.vocabulary.get_block_range("image")[7]) == "<|image_0007|>"
     weights = copy / "image_tokenizer" / "model.safetensors"
     other = load_tokenizer(copy / "image_tokenizer")
     with torch.no_grad():

@@ -15,7 +15,7 @@ RECIPE = '''
 import atexit, os
 from pathlib import Path
 from unimodal.config import Config
-from unimodal.training.command import recipe_main
+from unimodal.training.command import run_recipe
 from unimodal.training.distributed import start
 from unimodal.training.loop import Interrupted
 
@@ -37,7 +37,7 @@ def run(cfg, dry_run):
         raise {"error": ValueError, "stop": Interrupted}[cfg.raises]("why it ended")
     parallel.close()
 
-recipe_main(Settings, run)
+run_recipe(Settings, run)
 '''
 
 

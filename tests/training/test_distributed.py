@@ -82,7 +82,7 @@ def train(
             os.truncate(folder / damaged, os.path.getsize(folder / damaged) // 3)
         if missing:
             (folder / missing).unlink()
-    parallel.barrier()
+    parallel.wait_for_all()
     torch.manual_seed(0)
     model = Model()
     wrapped = parallel.wrap(model)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unimodal.vocabulary import lay_out_media, media_vocabulary, read_vocabulary
+from unimodal.vocabulary import lay_out_media, make_media_vocabulary, read_vocabulary
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 
@@ -41,7 +41,7 @@ def test_the_released_vocabulary_follows_from_its_tokenizers():
         clip = load_tokenizer(folder / "video_tokenizer", image)
         released = read_vocabulary(folder / "vocabulary.json")
         text = json.loads((folder / "vocabulary.json").read_text())["text"]
-        found = media_vocabulary([image, sound, clip], text["size"], text["reserved"], text["sha256"])
+        found = make_media_vocabulary([image, sound, clip], text["size"], text["reserved"], text["sha256"])
         assert found == released
 
 
@@ -61,7 +61,7 @@ def test_groups_are_blocks_and_marks_stand_where_they_are_declared():
 
 
 def test_every_span_comes_back():
-    vocabulary = media_vocabulary([PICTURE, SOUND])
+    vocabulary = make_media_vocabulary([PICTURE, SOUND])
     assert vocabulary.text_reserved == (0,)
     codes = [[1, 2], [31, 63], [0, 0]]
     assert vocabulary.decode_span(vocabulary.encode_span("audio", codes))[1].tolist() == codes

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.campaigns import examples
-from unimodal.vocabulary import CONTROLS, Block, Segment, SpanLayout, Vocabulary, read_vocabulary, standard_layouts
+from unimodal.vocabulary import CONTROLS, Block, Segment, SpanLayout, Vocabulary, make_standard_layouts, read_vocabulary
 
 IMAGE_HASH, AUDIO_HASH, VIDEO_HASH = "1" * 64, "2" * 64, "3" * 64
 
@@ -49,30 +49,30 @@ def test_every_row_belongs_to_exactly_one_thing(vocabulary):
     strings = set()
     next_row = text + len(CONTROLS)
     for block in vocabulary.blocks:
-        assert vocabulary.block_range(block.name, block.group) == range(next_row, next_row + block.size)
+        assert vocabulary.get_block_range(block.name, block.group) == range(next_row, next_row + block.size)
         for code, row in enumerate(block.rows):
-            assert vocabulary.block_of(row) is block and row - block.start == code
-            strings.add(vocabulary.token_string(row))
+            assert vocabulary.find_block(row) is block and row - block.start == code
+            strings.add(vocabulary.make_token_string(row))
         next_row = block.rows.stop
     assert next_row == vocabulary.size
     for control in vocabulary.controls:
-        assert vocabulary.block_of(control.id) is None
-        assert vocabulary.token_string(control.id) == control.name
-        assert vocabulary.control_id(control.name) == vocabulary.control_id(control.name[2:-2]) == control.id
+        assert vocabulary.find_block(control.id) is None
+        assert vocabulary.make_token_string(control.id) == control.name
+        assert vocabulary.get_control_id(control.name) == vocabulary.get_control_id(control.name[2:-2]) == control.id
         strings.add(control.name)
-    assert all(vocabulary.block_of(row) is None and vocabulary.is_text(row) for row in range(text))
+    assert all(vocabulary.find_block(row) is None and vocabulary.is_text(row) for row in range(text))
     assert len(strings) == vocabulary.size - text
-    assert set(vocabulary.token_strings()) == strings
+    assert set(vocabulary.list_token_strings()) == strings
 
 
 def test_media_strings_have_one_width_per_block():
     vocabulary = build()
-    assert vocabulary.token_string(vocabulary.block_range("image")[3]) == "<|image_0003|>"
+    assert vocabulary.make_token_string(vocabulary.get_block_range("image")[3]) == "<|image_0003|>"
     for block in vocabulary.blocks:
-        assert {len(block.token_string(code)) for code in range(block.size)} == {len(f"<|{block.label}_0000|>")}
+        assert {len(block.make_token_string(code)) for code in range(block.size)} == {len(f"<|{block.label}_0000|>")}
     wide = Vocabulary.build(5, [Block(name="image", modality="image", size=65_536)])
-    first, last = wide.block_range("image")[0], wide.block_range("image")[-1]
-    assert (wide.token_string(first), wide.token_string(last)) == ("<|image_00000|>", "<|image_65535|>")
+    first, last = wide.get_block_range("image")[0], wide.get_block_range("image")[-1]
+    assert (wide.make_token_string(first), wide.make_token_string(last)) == ("<|image_00000|>", "<|image_65535|>")
 
 
 def test_every_code_of_every_block_round_trips_through_a_span():
@@ -90,14 +90,14 @@ def test_every_code_of_every_block_round_trips_through_a_span():
 
 def test_spans_are_laid_out_as_documented():
     vocabulary = build()
-    c = vocabulary.control_id
-    image, video = vocabulary.block_range("image"), vocabulary.block_range("video")
+    c = vocabulary.get_control_id
+    image, video = vocabulary.get_block_range("image"), vocabulary.get_block_range("video")
     rows = vocabulary.encode_span("video", [7] * 64 + [8] * 64 + [9] * 64)
     expected = [c("video_start"), *[image[7]] * 64, c("frame"), *[video[8]] * 64]
     expected += [c("frame"), *[video[9]] * 64, c("video_end")]
-    assert rows == expected and len(rows) == vocabulary.span_length("video") == 196
+    assert rows == expected and len(rows) == vocabulary.count_span_rows("video") == 196
     assert vocabulary.encode_span("image", torch.full((64,), 7))[1:-1] == [image[7]] * 64
-    assert vocabulary.span_length("audio") == 3 and vocabulary.span_length("audio", 50) == 52
+    assert vocabulary.count_span_rows("audio") == 3 and vocabulary.count_span_rows("audio", 50) == 52
 
 
 @examples(50)
@@ -106,15 +106,15 @@ def test_groups_and_free_segments_round_trip(steps, seed):
     vocabulary, rng = grouped(), np.random.default_rng(seed)
     codes = np.stack([rng.integers(0, 8, steps), rng.integers(0, 5, steps)], axis=1)  # [N, 2]
     rows = vocabulary.encode_span("audio", codes)
-    assert [vocabulary.block_of(row).group for row in rows[1:-1]] == [0, 1] * steps
-    assert len(rows) == vocabulary.span_length("audio", steps)
+    assert [vocabulary.find_block(row).group for row in rows[1:-1]] == [0, 1] * steps
+    assert len(rows) == vocabulary.count_span_rows("audio", steps)
     modality, back = vocabulary.decode_span(rows)
     assert modality == "audio" and (back == codes).all()
     parts = [(4, 1), (16, 3), (4, steps), (16, 2)]
     film = np.concatenate([rng.integers(0, size, count) for size, count in parts])
     rows = vocabulary.encode_span("video", film)
-    marks = [index for index, row in enumerate(rows) if row == vocabulary.control_id("frame")]
-    assert marks == [5, 6 + steps] and len(rows) == vocabulary.span_length("video", len(film))
+    marks = [index for index, row in enumerate(rows) if row == vocabulary.get_control_id("frame")]
+    assert marks == [5, 6 + steps] and len(rows) == vocabulary.count_span_rows("video", len(film))
     modality, back = vocabulary.decode_span(rows)
     assert modality == "video" and (back == film).all()
 
@@ -141,7 +141,7 @@ def test_only_whole_spans_are_decoded():
     vocabulary = build()
     good = vocabulary.encode_span("video", [1] * 192)
     swapped = good.copy()
-    swapped[3] = vocabulary.block_range("video")[1]
+    swapped[3] = vocabulary.get_block_range("video")[1]
     unmarked = good.copy()
     unmarked[65] = unmarked[64]
     for rows in ([], good[1:], good[:-1], good[:5] + good[6:], [*good, good[-1]], swapped, unmarked, [5, 6]):
@@ -237,7 +237,7 @@ def test_media_without_a_block_have_no_span():
     blocks = [Block(name="image", modality="image", size=8), Block(name="audio", modality="audio", size=8)]
     assert Vocabulary.build(5, blocks).media == ("image", "audio")
     assert Vocabulary.build(5, []).media == ()
-    assert [layout.modality for layout in standard_layouts()] == ["image", "audio", "video"]
+    assert [layout.modality for layout in make_standard_layouts()] == ["image", "audio", "video"]
 
 
 def test_importing_the_vocabulary_stays_light():

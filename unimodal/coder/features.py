@@ -64,7 +64,7 @@ class FeatureMemory:
     def find_features(self, part: Media) -> Features:
         """What the model sees of a medium: a file is read, codes that the model wrote are decoded first. Raises
         ValueError for a file that cannot be used."""
-        span = self.coder.vocabulary.layout(part.modality).features
+        span = self.coder.vocabulary.get_layout(part.modality).features
         assert span is not None
         if part.codes is not None:
             kind, content = "codes", part.codes.tobytes()

@@ -34,7 +34,7 @@ from unimodal.tokenizers import (
     load_tokenizer,
     read_tokenizer_config,
 )
-from unimodal.vocabulary import Vocabulary, media_vocabulary, read_vocabulary
+from unimodal.vocabulary import Vocabulary, make_media_vocabulary, read_vocabulary
 
 
 def load_coder(
@@ -52,7 +52,7 @@ def _load_alone(folder: Path, device: torch.device | str, on_step: Callable[[str
     begun = find_continued_medium(folder)
     continued = None if begun is None else load_tokenizer(locate_tokenizer(folder.parent, begun))
     tokenizers = [load_tokenizer(folder, continued), *([] if continued is None else [continued])]
-    return MediaCoder(folder, media_vocabulary(tokenizers), ProcessorConfig(), device, on_step, tokenizers)
+    return MediaCoder(folder, make_media_vocabulary(tokenizers), ProcessorConfig(), device, on_step, tokenizers)
 
 
 class MediaCoder:
@@ -83,7 +83,7 @@ class MediaCoder:
     def get_tokenizer(self, modality: str) -> MediaTokenizer:
         """Loaded at first use. Raises ValueError for a medium that the model does not have."""
         if modality not in self._loaded:
-            self.vocabulary.layout(modality)
+            self.vocabulary.get_layout(modality)
             folder = locate_tokenizer(self.folder, modality)
             begun = find_continued_medium(folder)
             continued = self.get_tokenizer(begun) if begun in self.vocabulary.media else None
@@ -127,7 +127,7 @@ class MediaCoder:
         start_s, seconds: the part of a sound or film to take. tell: called with a sentence, which names the file, for
         everything that is left out. Raises ValueError if it is not usable.
         """
-        self.vocabulary.layout(modality)
+        self.vocabulary.get_layout(modality)
         name = quote_path(path) if not isinstance(path, bytes) else f"the {MEDIA[modality].noun}"
         tokenizer, fit = self.get_tokenizer(modality), self.processor.image_fit
         return read_medium(path, tokenizer, self.limits, fit, start_s, seconds, lambda note: tell(f"{name}: {note}"))
@@ -158,7 +158,7 @@ class MediaCoder:
         the model reads it through features. Raises ValueError for a file that cannot be used."""
         if isinstance(part, Text) or part.codes is not None:
             return part
-        if self.vocabulary.layout(part.modality).features is not None:
+        if self.vocabulary.get_layout(part.modality).features is not None:
             load_image(part.source, self.limits)
             return MEDIA_PARTS[part.modality](data=self.read_content(part))
         notes: list[str] = []
@@ -174,7 +174,7 @@ class MediaCoder:
 
     def _find_own_grid(self, modality: str, grid: Grid3 | None) -> tuple[int, int] | None:
         """Rows and columns for a model that writes them beside the codes; None for others."""
-        return grid[1:] if grid is not None and self.vocabulary.layout(modality).grid is not None else None
+        return grid[1:] if grid is not None and self.vocabulary.get_layout(modality).grid is not None else None
 
     def read_part(self, part: Media, tell: Callable[[str], None] = ignore_note) -> Tensor:
         """The medium of a part without codes, as `read` gives it, and not longer than the model hears."""
@@ -201,12 +201,12 @@ class MediaCoder:
         limit = self.processor.find_limits(modality).seconds
         if limit is not None:
             return limit
-        layout, positions = self.vocabulary.layout(modality), self.positions
+        layout, positions = self.vocabulary.get_layout(modality), self.positions
         steps_per_second = self.get_tokenizer(modality).tokens_per_second
         if layout.open_segment is None or positions is None or steps_per_second is None:
             return None
-        around = self.vocabulary.span_length(modality, 0)
-        groups = self.vocabulary.span_length(modality, 1) - around
+        around = self.vocabulary.count_span_rows(modality, 0)
+        groups = self.vocabulary.count_span_rows(modality, 1) - around
         return max(0, positions - around) // groups / steps_per_second
 
     # ---- files → features
@@ -217,7 +217,7 @@ class MediaCoder:
             self.on_step(f"loading the {modality} reader")
             folder = locate_reader(self.folder, modality)
             reader = load_reader(folder)
-            span = self.vocabulary.layout(modality).features
+            span = self.vocabulary.get_layout(modality).features
             if span is None or reader.num_features != span.count:
                 wanted = 0 if span is None else span.count
                 raise ValueError(f"{folder} gives {reader.num_features} features, vocabulary.json has {wanted}")

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from torch import Tensor
 
-from unimodal.files import atomic_write_text, describe_error, quote_path
+from unimodal.files import describe_error, quote_path, write_text_atomically
 from unimodal.media.access import save_medium
 from unimodal.sequence.document import MEDIA_PARTS, Part, Text
 
@@ -52,7 +52,7 @@ class Output:
     def save(self, path: str | Path) -> None:
         """Writes the file whole or not at all, in the format of its suffix; ValueError for one that does not fit."""
         if self.media is None:
-            atomic_write_text(path, self.text + "\n")
+            write_text_atomically(path, self.text + "\n")
         else:
             save_medium(self.modality, self.media, path, self.rate)
 
@@ -76,7 +76,7 @@ class MediaCodes:
             "seconds": self.seconds,
             "codes": self.codes.tolist(),
         }
-        atomic_write_text(path, json.dumps(fields) + "\n")
+        write_text_atomically(path, json.dumps(fields) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> MediaCodes:

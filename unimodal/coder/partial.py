@@ -39,7 +39,7 @@ class PartialPictures:
         vocabulary = self.coder.vocabulary
         if event.modality != "image":
             return
-        block = vocabulary.block_of(event.id)
+        block = vocabulary.find_block(event.id)
         if block is None:  # the start or the end of a span
             self.codes[event.row] = []
             return

@@ -83,7 +83,7 @@ class Span:
     place: SpanPlace | None = field(default=None, repr=False)  # for the observer
 
     @classmethod
-    def of(
+    def from_states(
         cls,
         hidden: Tensor,
         count: int,

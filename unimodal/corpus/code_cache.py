@@ -94,7 +94,7 @@ class CodeCache:
     def _need_coder(self, part: Media) -> MediaCoder:
         if self.coder is None:
             raise ValueError(f"the data hold {part.name} ({part.modality}) but no tokenizers are given; set `media`")
-        self.coder.vocabulary.layout(part.modality)
+        self.coder.vocabulary.get_layout(part.modality)
         return self.coder
 
     def _describe_tokenizer(self, modality: str, coder: MediaCoder) -> str:

@@ -198,7 +198,7 @@ class Corpus:
         cfg = self.cfg
         sizes = self.counts if whole_passes else None
         mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks, sizes)
-        pad = self.template.vocabulary.control_id("<|pad|>")
+        pad = self.template.vocabulary.get_control_id("<|pad|>")
         tokens = max(cfg.tokens_per_batch, cfg.length)
         arrangement: Literal["pack", "pad"] = "pack" if cfg.packing else "pad"
         window, draws = per_window or cfg.batches_per_window, self.count_pass() if whole_passes else None
@@ -241,7 +241,7 @@ class Corpus:
         rendered = [piece for document in held_out for piece in self._fit(document)]
         if not rendered and (self._validation or self._validation_shards):
             raise ValueError("no document for validation can be used; give others, or none")
-        rows = pack(rendered, self.cfg.length, self.template.vocabulary.control_id("<|pad|>"))
+        rows = pack(rendered, self.cfg.length, self.template.vocabulary.get_control_id("<|pad|>"))
         rows = [rows[index] for index in shuffle_numbers(len(rows), self.cfg.seed)]  # they come sorted by length
         num = max(1, self.cfg.tokens_per_batch // self.cfg.length)
         batches = [stack(rows[first : first + num]) for first in range(0, len(rows), num)]

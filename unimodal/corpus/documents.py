@@ -23,7 +23,7 @@ from unimodal.corpus.code_cache import CodeCache, Refuse, hash_content, make_key
 from unimodal.corpus.record_cache import Place
 from unimodal.data.datasets import ImportedDataset
 from unimodal.data.order import make_generator
-from unimodal.files import atomic_write_bytes
+from unimodal.files import write_bytes_atomically
 from unimodal.sequence.document import Document, Media, Part, Text, Turn, make_part
 from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.vocabulary import Vocabulary
@@ -156,7 +156,7 @@ class EncodedDocuments:
             return make_part(part.modality, path=os.path.abspath(part.path))
         path = self.records.folder / "media" / hash_content(part).split()[-1]
         if not path.is_file():
-            atomic_write_bytes(path, part.data)
+            write_bytes_atomically(path, part.data)
         return make_part(part.modality, path=os.path.abspath(path))
 
 

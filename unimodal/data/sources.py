@@ -207,7 +207,7 @@ def name_codes(pictures: EncodedConcepts, vocabulary: Vocabulary) -> dict[str, l
     looks = [
         f"{pictures.get_concept(item).label} {STYLE_WORDS[pictures.get_style(item)]}" for item in range(len(pictures))
     ]
-    blocks = list(dict.fromkeys(segment.block for segment in vocabulary.layout("image").segments))
+    blocks = list(dict.fromkeys(segment.block for segment in vocabulary.get_layout("image").segments))
     assert len(blocks) > 2, "nano's pictures have codes of their own behind those with names"
     names = [[concepts[number] for number in sorted(concepts)], looks]
     return {block: [words.lower() for words in named] for block, named in zip(blocks, names, strict=False)}

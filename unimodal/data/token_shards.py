@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from unimodal.data.mapped_files import MappedFiles
-from unimodal.files import atomic_write_text, read_json_as
+from unimodal.files import read_json_as, write_text_atomically
 from unimodal.sequence.templates.own import IGNORE, Rendered
 
 FORMAT_VERSION = 1
@@ -122,7 +122,7 @@ def prepare_shards(folder: Path, manifest: Manifest) -> None:
                 f"{folder} holds other shards: {_describe_difference(found, manifest)}; delete it or choose another"
             )
     else:
-        atomic_write_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
+        write_text_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + "\n")
 
 
 def remove_partial_shards(folder: Path) -> None:

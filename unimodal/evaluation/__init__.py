@@ -73,7 +73,7 @@ def run_suites(
     no report.
     """
     from unimodal.evaluation.report import EvaluationReport, continue_report, save_report
-    from unimodal.files import atomic_write_text
+    from unimodal.files import write_text_atomically
 
     names = choose_suites(names)
     hashes = {**model.coder.sha256, **{name: _hash_file(path) for name, path in _list_weights(model.folder).items()}}
@@ -84,7 +84,7 @@ def run_suites(
         save_report(document, out)
         suite = open_suite(name)
         for end, text in suite.files(figures).items():
-            atomic_write_text(out.with_name(out.stem + end), text)
+            write_text_atomically(out.with_name(out.stem + end), text)
         yield suite.table(name, figures)
 
 

@@ -71,7 +71,7 @@ def find_features(model: Unimodal, pictures: Pictures, rows: np.ndarray, report:
 def count_span_bytes(model: Unimodal, modality: str) -> int:
     """Bytes of the codes of one picture or clip: every code takes the bits that tell its block's values apart."""
     bits = 0.0
-    for segment in model.vocabulary.layout(modality).segments:
+    for segment in model.vocabulary.get_layout(modality).segments:
         assert segment.count is not None
         bits += segment.count * sum(math.log2(block.size) for block in model.vocabulary.group_blocks(segment.block))
     return math.ceil(bits / 8)

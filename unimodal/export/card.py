@@ -73,9 +73,9 @@ def make_card(folder: Path, repo: str, statement: Statement = NOTHING) -> str:
     known = {name: getattr(data, name, None) for name in ("license", "license_name", "datasets")}
     known = {name: value.strip() if isinstance(value, str) else value for name, value in known.items()}
     _check(path, known, card.text if card is not None else "", statement)
-    metadata = _metadata(folder, statement)
+    metadata = _collect_metadata(folder, statement)
     if card is None:
-        return _from_template(folder, repo, metadata, statement)
+        return _fill_template(folder, repo, metadata, statement)
     for name, value in metadata.items():
         if not getattr(card.data, name, None):
             setattr(card.data, name, value)
@@ -104,7 +104,7 @@ def _check(path: Path, known: Mapping[str, object], text: str, statement: Statem
         raise ValueError(f"nothing is published without {' and '.join(missing)}")
 
 
-def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
+def _collect_metadata(folder: Path, statement: Statement) -> dict[str, Any]:
     """The YAML block's entries, in order; empty ones are left out."""
     record = _read_if_there(folder / EXPORT_FILE)
     media = read_vocabulary(folder / VOCABULARY_FILE).media
@@ -121,10 +121,11 @@ def _metadata(folder: Path, statement: Statement) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _from_template(folder: Path, repo: str, metadata: dict[str, Any], statement: Statement) -> str:
+def _fill_template(folder: Path, repo: str, metadata: dict[str, Any], statement: Statement) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     config, vocabulary = read_json(folder / CONFIG_FILE), read_vocabulary(folder / VOCABULARY_FILE)
+    codecs = [_describe_codec(folder, name) for name in vocabulary.media]
     data = [statement.data or ""]
     data += [f"- [{name}](https://huggingface.co/datasets/{name})" for name in statement.datasets]
     card = ModelCard.from_template(
@@ -133,23 +134,25 @@ def _from_template(folder: Path, repo: str, metadata: dict[str, Any], statement:
         repo=repo,
         title=repo.rpartition("/")[2],
         architecture=describe_model(folder).architecture,
-        millions=f"{num_stored(folder) / 1e6:,.1f}",
+        millions=f"{count_stored(folder) / 1e6:,.1f}",
         rows=f"{config.get('vocab_size', vocabulary.size):,}",
-        media=_listed(vocabulary.media),
+        media=_join_names(vocabulary.media),
         media_names=vocabulary.media,
-        modalities=_listed(("text", *vocabulary.media)),
+        modalities=_join_names(("text", *vocabulary.media)),
         base=metadata.get("base_model"),
-        samples=list(_samples(folder)),
+        samples=list(_list_samples(folder)),
         figures=[
-            (suite, name, f"{value:g}") for suite, values in reports(folder).items() for name, value in leaves(values)
+            (suite, name, f"{value:g}")
+            for suite, values in collect_figures(folder).items()
+            for name, value in flatten_figures(values)
         ],
         data="\n".join(line for line in data if line),
-        codecs="; ".join(_codec(folder, name) for name in vocabulary.media) or "there are none, it is text only",
+        codecs="; ".join(codecs) or "there are none, it is text only",
     )
     return str(card).rstrip() + "\n"
 
 
-def num_stored(folder: Path) -> int:
+def count_stored(folder: Path) -> int:
     """Values in the decoder's weight files, from their headers."""
     count = 0
     for path in folder.glob("*.safetensors"):
@@ -164,7 +167,7 @@ def num_stored(folder: Path) -> int:
     return count
 
 
-def _codec(folder: Path, modality: str) -> str:
+def _describe_codec(folder: Path, modality: str) -> str:
     config = _read_if_there(locate_tokenizer(folder, modality) / CONFIG_FILE)
     named = {"image_size": "{0}×{0} pixels", "num_frames": "{0} frames", "fps": "{0} a second"}
     named["sample_rate_hz"] = "{0:,} samples a second"
@@ -172,7 +175,7 @@ def _codec(folder: Path, modality: str) -> str:
     return f"{modality} by `{config.get('family', '?')}`" + (f", {', '.join(facts)}" if facts else "")
 
 
-def _samples(folder: Path) -> Iterator[tuple[str, bool]]:
+def _list_samples(folder: Path) -> Iterator[tuple[str, bool]]:
     """(file, whether it is a picture) of the gallery and of `samples/`."""
     for path in [*sorted(folder.glob("gallery.*")), *sorted((folder / "samples").glob("*"))]:
         if path.suffix.lower() in (*_PICTURES, *_SAMPLES):
@@ -182,7 +185,7 @@ def _samples(folder: Path) -> Iterator[tuple[str, bool]]:
 # ---- figures
 
 
-def reports(folder: Path) -> dict[str, dict[str, object]]:
+def collect_figures(folder: Path) -> dict[str, dict[str, object]]:
     """Suite → its figures, of all report files of `unimodal evaluate` in the folder."""
     return {name: values for report in _read_reports(folder) for name, values in report.suites.items()}
 
@@ -205,16 +208,16 @@ def _read_reports(folder: Path) -> Iterator[_Report]:
         yield _Report(kept, report.get("seed"), report.get("limit"))
 
 
-def leaves(figures: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
+def flatten_figures(figures: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
     """(name, number) of every figure, names of nested ones joined by dots."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
+            yield from flatten_figures(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{prefix}{name}", value
 
 
-def eval_results(folder: Path, dataset: str) -> dict[str, str]:
+def make_eval_results(folder: Path, dataset: str) -> dict[str, str]:
     """File name → YAML for `.eval_results/`: a file for each suite, a task for each of its figures.
 
     dataset: the hub id where the evaluation data, or their description, are.
@@ -226,10 +229,10 @@ def eval_results(folder: Path, dataset: str) -> dict[str, str]:
         for suite in report.suites:
             settings[suite] = f"unimodal evaluate, seed {report.seed}, limit {report.limit}"
     files = {}
-    for suite, values in reports(folder).items():
+    for suite, values in collect_figures(folder).items():
         entries = [
             EvalResultEntry(dataset_id=dataset, task_id=f"{suite}.{name}", value=value, notes=settings[suite])
-            for name, value in leaves(values)
+            for name, value in flatten_figures(values)
         ]
         if entries:
             text = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
@@ -237,7 +240,7 @@ def eval_results(folder: Path, dataset: str) -> dict[str, str]:
     return files
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     """`pictures, sound and video`"""
     words = [WORDS.get(name) or f"{MEDIA[name].noun}s" for name in names]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""

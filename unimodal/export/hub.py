@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unimodal._version import __version__
-from unimodal.export.card import CARD, EVAL_RESULTS, NOTHING, Statement, eval_results, make_card
+from unimodal.export.card import CARD, EVAL_RESULTS, NOTHING, Statement, make_card, make_eval_results
 from unimodal.export.stock import leads_out
 from unimodal.files import describe_error
 from unimodal.model.adapter_files import BASE_FILE
@@ -52,10 +52,10 @@ def plan_push(
     check_repository(repo)
     if (folder / BASE_FILE).is_file():
         raise ValueError(f"{folder} is an adapter on a base; make it whole with `unimodal export {folder} --out DIR`")
-    files = dict(_files(folder))
+    files = dict(_list_files(folder))
     check_weight_files(path for name, path in files.items() if path.suffix.lower() in (*PICKLED, ".safetensors"))
     made = {CARD: make_card(folder, repo, statement)}
-    made |= {name: text for name, text in eval_results(folder, eval_dataset or repo).items() if name not in files}
+    made |= {name: text for name, text in make_eval_results(folder, eval_dataset or repo).items() if name not in files}
     planned = [Planned(name, path) for name, path in files.items() if name not in made]
     return sorted([*planned, *(Planned(name, None, text) for name, text in made.items())], key=lambda item: item.name)
 
@@ -80,7 +80,7 @@ def find_token(repo: str, token: str | None = None) -> str:
     return token
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+def _list_files(folder: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         parts = name.split("/")
@@ -110,7 +110,7 @@ def push(
     from huggingface_hub import HfApi
 
     token = find_token(repo, token)
-    with _told(repo, token), _staged(planned) as staged:
+    with _explain_errors(repo, token), _stage_files(planned) as staged:
         api = HfApi(token=token, library_name="unimodal", library_version=__version__)
         on_step(f"creating {repo}")
         url = str(api.create_repo(repo, private=private or None, exist_ok=True))
@@ -130,7 +130,7 @@ def push(
 
 
 @contextmanager
-def _staged(planned: Sequence[Planned]) -> Iterator[Path]:
+def _stage_files(planned: Sequence[Planned]) -> Iterator[Path]:
     """A folder of links to the planned files, with the made ones in it."""
     with tempfile.TemporaryDirectory(prefix="unimodal-push-") as name:
         folder = Path(name)
@@ -145,16 +145,16 @@ def _staged(planned: Sequence[Planned]) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(repo: str, token: str) -> Iterator[None]:
+def _explain_errors(repo: str, token: str) -> Iterator[None]:
     """Turns what the Hub or the network says into one line for the user, without the token."""
     try:
         yield
     except Exception as error:  # the hub's errors have many bases: its own, the network's, the disk's
-        message = error.args[0] if type(error) is ValueError and error.args else _reason(error, repo)
+        message = error.args[0] if type(error) is ValueError and error.args else _find_reason(error, repo)
         raise ValueError(str(message).replace(token, "(token)")) from None
 
 
-def _reason(error: Exception, repo: str) -> str:
+def _find_reason(error: Exception, repo: str) -> str:
     from huggingface_hub import constants
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -32,7 +32,7 @@ def check_target(target: Path, replace: bool) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+def create_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     """An empty folder beside `target` that takes its place if the block succeeds, and otherwise leaves no trace.
 
     All files are flushed to the disk before the rename, so neither a full disk nor a crash leaves half of them.
@@ -41,8 +41,8 @@ def new_folder(target: Path, replace: bool = False) -> Iterator[Path]:
     new = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         yield new
-        _settle(new)
-        _put(new, target)
+        _flush_folder(new)
+        _put_in_place(new, target)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -58,7 +58,7 @@ def check_space(place: Path, num_bytes: int) -> None:
         )
 
 
-def _put(new: Path, target: Path) -> None:
+def _put_in_place(new: Path, target: Path) -> None:
     if not (target.is_dir() and any(target.iterdir())):
         os.replace(new, target)  # an empty folder gives way
         return
@@ -72,7 +72,7 @@ def _put(new: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _settle(folder: Path) -> None:
+def _flush_folder(folder: Path) -> None:
     """Usual permissions, and everything on the disk."""
     mask = read_umask()
     for path in [folder, *folder.rglob("*")]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unimodal.export.new_folder import check_space, new_folder
+from unimodal.export.new_folder import check_space, create_folder
 from unimodal.files import describe_error
 from unimodal.model.image_head import HEAD_FILE, ImageHead
 from unimodal.model.weight_files import ORIGINAL, check_weight_files
@@ -76,7 +76,7 @@ def write_original(
 
     Raises ValueError, in one line, for a folder that does not hold all of its checkpoint.
     """
-    model = original(decoder, home, vocabulary)
+    model = rebuild_original(decoder, home, vocabulary)
     if dtype is not None:
         model.to(getattr(torch, dtype))
     files = [path for path in sorted((home / ORIGINAL).iterdir()) if path.suffix in (".json", ".jinja", ".txt")]
@@ -84,13 +84,13 @@ def write_original(
     files += [home / name for name in TEXT_FILES if (home / name).is_file()]
     check_space(out.parent, sum(t.numel() * t.element_size() for t in model.state_dict().values()))
     on_step("writing")
-    with new_folder(out, force) as new:
+    with create_folder(out, force) as new:
         model.save_pretrained(new, max_shard_size=max_shard_size)
         for path in files:
             shutil.copyfile(path, new / path.name)
 
 
-def original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
+def rebuild_original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
     """The model of transformers that a converted folder was made of, with this decoder in it."""
     import transformers
 
@@ -106,9 +106,9 @@ def original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
     with torch.device("meta"):
         model = getattr(transformers, kind.architecture)(config)
     wanted = model.state_dict()
-    state = dict(_decoder_state(decoder, kind, wanted, vocabulary))
+    state = dict(_read_decoder(decoder, kind, wanted, vocabulary))
     precision = next(tensor.dtype for tensor in state.values())
-    for name, tensor in _parts(home, kind):
+    for name, tensor in _read_parts(home, kind):
         exact = torch.equal(tensor.to(precision).to(tensor.dtype), tensor)  # it was widened when it was converted
         state[name] = tensor.to(precision) if exact else tensor
     odd = sorted(set(wanted) ^ set(state))
@@ -119,21 +119,21 @@ def original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
     return model.eval()
 
 
-def _decoder_state(
+def _read_decoder(
     decoder: Any, kind: Kind, wanted: Mapping[str, Tensor], vocabulary: Vocabulary
 ) -> Iterator[tuple[str, Tensor]]:
     head = decoder.get_output_embeddings()
     if isinstance(head, ImageHead):
         decoder.set_output_embeddings(head.base)
     for name, tensor in decoder.state_dict().items():
-        there = _renamed(name, kind.decoder)
+        there = _rename(name, kind.decoder)
         rows = len(wanted[there]) if there in wanted else 0
         # codes that are drawn have rows behind the checkpoint's own, where those had other embeddings
         behind = tensor.dim() == 2 and len(tensor) == vocabulary.size > rows > 0
         yield there, tensor[:rows].clone() if behind else tensor
 
 
-def _parts(home: Path, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+def _read_parts(home: Path, kind: Kind) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -147,10 +147,10 @@ def _parts(home: Path, kind: Kind) -> Iterator[tuple[str, Tensor]]:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged ({describe_error(error)}); convert the checkpoint again") from None
         for name, tensor in state.items():
-            yield _renamed(name, prefixes), tensor
+            yield _rename(name, prefixes), tensor
 
 
-def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+def _rename(name: str, prefixes: Mapping[str, str]) -> str:
     for old, new in prefixes.items():
         if name.startswith(old):
             return new + name.removeprefix(old)

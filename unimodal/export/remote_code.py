@@ -44,7 +44,7 @@ class {processor_class}(MultimodalProcessor):
 '''
 
 
-def code_files(architecture: str) -> dict[str, str]:
+def make_code_files(architecture: str) -> dict[str, str]:
     """File name → source, for a decoder of the transformers class `architecture`."""
     assert architecture.isidentifier(), architecture
     model = _IMPORT.format(

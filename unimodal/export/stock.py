@@ -27,9 +27,9 @@ import torch
 import yaml
 
 from unimodal._version import __version__
-from unimodal.export.new_folder import check_space, check_target, new_folder
+from unimodal.export.new_folder import check_space, check_target, create_folder
 from unimodal.export.original import write_original
-from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, code_files
+from unimodal.export.remote_code import MODEL_MAP, PROCESSOR_CLASS, PROCESSOR_MAP, make_code_files
 from unimodal.files import describe_error, is_hub_id, read_json, write_json
 from unimodal.model.adapter import load_adapter, merge
 from unimodal.model.adapter_files import BASE_FILE, is_adapter, read_adapter_record
@@ -113,16 +113,16 @@ def export_model(
     if dtype is not None:
         model.to(getattr(torch, dtype))
     check_rows(model, source / TEXT_FILES[0], vocabulary)
-    files = dict(copied_files(source, vocabulary))
+    files = dict(list_copied_files(source, vocabulary))
     sizes = {id(t): t.numel() * t.element_size() for t in model.parameters()}
     check_space(out.parent, sum(sizes.values()) + sum(path.stat().st_size for path in files.values()))
     on_step("writing")
-    with new_folder(out, force) as new:
+    with create_folder(out, force) as new:
         for name, path in files.items():
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / name)
         write_decoder(model, new, vocabulary, max_shard_size)
-        for name, text in code_files(type(model).__name__).items():
+        for name, text in make_code_files(type(model).__name__).items():
             (new / name).write_text(text, encoding="utf-8")
         _write_settings(
             source, new, vocabulary, int(model.config.max_position_embeddings), int(model.config.vocab_size)
@@ -164,9 +164,9 @@ def check_rows(model: PreTrainedModel, tokenizer_file: Path, vocabulary: Vocabul
     if largest >= rows:
         raise ValueError(f"{tokenizer_file} has a token with id {largest}, but the decoder only {rows} rows")
     for row in range(vocabulary.text_size, vocabulary.size):
-        found = tokenizer.token_to_id(vocabulary.token_string(row))
+        found = tokenizer.token_to_id(vocabulary.make_token_string(row))
         if found not in (None, row):
-            raise ValueError(f"{tokenizer_file}: {vocabulary.token_string(row)} is id {found}, not row {row}")
+            raise ValueError(f"{tokenizer_file}: {vocabulary.make_token_string(row)} is id {found}, not row {row}")
 
 
 def write_decoder(model: PreTrainedModel, folder: Path, vocabulary: Vocabulary, max_shard_size: str) -> None:
@@ -190,13 +190,14 @@ def write_decoder(model: PreTrainedModel, folder: Path, vocabulary: Vocabulary, 
 # ---- the other files
 
 
-def copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Path]]:
+def list_copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Path]]:
     """(name in the folder, file) of all that an export takes over as it is."""
     for name in (*TEXT_FILES, VOCABULARY_FILE):
         if not (source / name).is_file():
             raise ValueError(f"{source} is incomplete: {name} is missing; copy or download it again")
         yield name, source / name
     media = [locate_tokenizer(source, modality).name for modality in vocabulary.media]
+    foreign = _find_foreign_folders(source, media)
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source).as_posix()
         top = name.split("/")[0]
@@ -204,11 +205,11 @@ def copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Pa
             continue
         weights = top in media and path.suffix == ".safetensors"
         wanted = weights or path.suffix.lower() in COPIED or path.name.upper() in ("LICENSE", "LICENCE", "NOTICE")
-        if wanted and name not in NOT_COPIED and (top not in _foreign(source, media)) and not leads_out(path, source):
+        if wanted and name not in NOT_COPIED and top not in foreign and not leads_out(path, source):
             yield name, path
 
 
-def _foreign(source: Path, media: list[str]) -> set[str]:
+def _find_foreign_folders(source: Path, media: list[str]) -> set[str]:
     """Folders of tokenizers that are not this vocabulary's."""
     return {path.name for path in source.glob("*_tokenizer")} - set(media)
 
@@ -225,7 +226,7 @@ def list_suppressed_rows(vocabulary: Vocabulary, num_rows: int) -> list[int]:
 
     A stock engine knows nothing of our grammar; told these, it writes words where we do, and no codes between them.
     """
-    written = {row for rows in vocabulary.text_ranges for row in rows} | {vocabulary.control_id("<|end_of_turn|>")}
+    written = {row for rows in vocabulary.text_ranges for row in rows} | {vocabulary.get_control_id("<|end_of_turn|>")}
     return [row for row in range(num_rows) if row not in written]
 
 
@@ -255,7 +256,7 @@ def _count_longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, ma
         steps = processor.max_codes.get(layout.modality)
         if layout.open_segment is not None and steps is None:
             return max_positions
-        lengths.append(vocabulary.span_length(layout.modality, steps) + 1)
+        lengths.append(vocabulary.count_span_rows(layout.modality, steps) + 1)
     return max(lengths)
 
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.generation.composition import run_composition
 from unimodal.generation.decoders.slot_decoders import make_twin
 from unimodal.generation.request import PAUSE, Composition, GenerationConfig, GenerationStats
 
@@ -68,24 +67,6 @@ class CtcPrefixScorer:
         return torch.cat([grown[0, 0][:, None], first_time], 1).logsumexp(1), grown
 
 
-def ctc_beam_search(
-    engine: Engine,
-    prompt: Sequence[int],
-    config: GenerationConfig,
-    codes: range,
-    blank: int,
-    weight: float = 0.3,
-    beams: int = 8,
-) -> list[int]:
-    """The ids of the transcript of the last run of ``codes`` rows in a prompt, up to and with its
-    ``<|end_of_turn|>``.
-
-    blank: the row that stood for CTC's blank in training. Sampling and seed of the config are not used. Raises
-    ValueError for a prompt without such codes and for what the engine refuses.
-    """
-    return run_composition(engine, compose_transcript(engine, prompt, config, codes, blank, weight, beams))
-
-
 @torch.inference_mode()
 def compose_transcript(
     engine: Engine,
@@ -96,11 +77,18 @@ def compose_transcript(
     weight: float = 0.3,
     beams: int = 8,
 ) -> Composition[list[int]]:
-    """`ctc_beam_search` with a pause between its steps. Its hypotheses are streams of a decoder of its own, since they
-    split and die at every step."""
+    """Transcribe the last run of ``codes`` rows in a prompt: its ids, up to and with ``<|end_of_turn|>``.
+
+    A composition (`composition.py`) that pauses between its steps; `run_composition` runs it at once. Hypotheses split
+    and die at every step, so they are streams of a decoder of their own.
+
+    blank: the row that stood for CTC's blank in training. weight: of the CTC score, in [0, 1]. beams: hypotheses that
+    are kept at each step. The config's sampling and seed are not used. Raises ValueError for a prompt without such
+    codes and for what the engine refuses.
+    """
     engine.prepare([prompt], [config])
     vocabulary, decoder = engine.vocabulary, make_twin(engine.decoder)
-    end, num_text = vocabulary.control_id("<|end_of_turn|>"), vocabulary.text_size
+    end, num_text = vocabulary.get_control_id("<|end_of_turn|>"), vocabulary.text_size
     places = find_last_run(prompt, codes)
     if not places:
         raise ValueError("there is no sound in the prompt to transcribe")
@@ -115,7 +103,7 @@ def compose_transcript(
     rest = torch.tensor([list(prompt[1:])], device=engine.device)
     states = torch.cat([hidden, decoder.step(rest, every=True)], 1)[0]  # [N, D]
     heard = engine.head.compute_logits(states[places.start : places.stop], ctc_rows).float()
-    blanks = heard[:, ctc_rows.index_of(blank)]
+    blanks = heard[:, ctc_rows.find_index(blank)]
     scorer = CtcPrefixScorer(torch.cat([heard[:, :num_text], blanks[:, None]], 1).log_softmax(-1))
 
     hidden = states[-1:]
@@ -130,7 +118,7 @@ def compose_transcript(
         logits = engine.head.compute_logits(hidden, answer_rows).float()
         logits[:, list(vocabulary.text_reserved)] = -torch.inf
         log_probs = logits.log_softmax(-1)
-        ended = answer_scores + log_probs[:, answer_rows.index_of(end)]
+        ended = answer_scores + log_probs[:, answer_rows.find_index(end)]
         whole = (1 - weight) * ended + weight * scorer.score_whole(prefixes)
         score, winner = whole.max(0)
         if float(score) > best_score or not best:

@@ -73,7 +73,7 @@ class Engine:
                 f"the model has {self.head.num_rows} rows, its vocabulary {vocabulary.size}: not of one model"
             )
         self.max_positions: int = model.config.max_position_embeddings
-        self.pad_id = vocabulary.control_id("<|pad|>")
+        self.pad_id = vocabulary.get_control_id("<|pad|>")
         self.stats = GenerationStats()
         self._own_parts = EngineParts(own, self.head, vocabulary, self.pad_id, self.max_positions, self.device)
         self._reference_parts = replace(self._own_parts, decoder=self._reference)
@@ -146,7 +146,7 @@ class Engine:
         return run.answers
 
     @torch.inference_mode()
-    def log_likelihood(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+    def compute_log_likelihood(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
         """The log-probability of each answer's ids behind its prompt, over the whole vocabulary, in nats."""
         streams = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         if not streams:

@@ -79,8 +79,8 @@ class Grammar:
         self._begun = find_open_span(vocabulary, prompt)
         grid = read_open_grid(vocabulary, self._begun) or config.grid
         self._media = [name for name in vocabulary.modalities if name in self.allow and name in vocabulary.media]
-        self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
-        self._starts = {vocabulary.start_id(name): name for name in vocabulary.media}
+        self._end_of_turn = vocabulary.get_control_id("<|end_of_turn|>")
+        self._starts = {vocabulary.get_start_id(name): name for name in vocabulary.media}
         self._segments = {name: compile_span(vocabulary, name, grid) for name in vocabulary.media}
         self._groups = {name: len(segments[0].rows) for name, segments in self._segments.items()}
         self._min_open: dict[str, int] = {}
@@ -88,7 +88,7 @@ class Grammar:
         for layout in vocabulary.layouts:
             self._set_open_limits(layout, config.min_codes, config.max_codes)
         self._cost = {
-            layout.modality: vocabulary.span_length(
+            layout.modality: vocabulary.count_span_rows(
                 layout.modality, layout.fixed_steps + self._min_open[layout.modality], grid
             )
             for layout in vocabulary.layouts
@@ -253,7 +253,7 @@ class Grammar:
     def count_lines(self, state: RowState) -> tuple[int, int | None]:
         """The rows of a picture from the one on that the next code belongs to, and the mark behind each; (1, None)
         where codes do not stand in rows."""
-        if state.modality == "text" or self.vocabulary.layout(state.modality).grid is None:
+        if state.modality == "text" or self.vocabulary.get_layout(state.modality).grid is None:
             return 1, None
         segments = self._segments[state.modality]
         own = segments[state.segment]
@@ -303,7 +303,7 @@ class Grammar:
 
     def _make_outside(self, text: bool, end: bool, starts: tuple[str, ...]) -> Ranges:
         ranges = [(rows.start, rows.stop) for rows in self.vocabulary.text_ranges] if text else []
-        rows = [self.vocabulary.start_id(name) for name in starts] + ([self._end_of_turn] if end else [])
+        rows = [self.vocabulary.get_start_id(name) for name in starts] + ([self._end_of_turn] if end else [])
         return merge_ranges([*ranges, *((row, row + 1) for row in rows)])
 
 

@@ -35,7 +35,7 @@ class Candidates:
     only: int | None  # the id, where there is no choice
     packed: list[Tensor] = field(default_factory=list)  # [D, K] of each slice, where a copy is kept
 
-    def index_of(self, row: int) -> int:
+    def find_index(self, row: int) -> int:
         """Where a row of the vocabulary stands among the candidates; ValueError if it is not one."""
         offset = 0
         for piece in self.slices:

@@ -83,8 +83,8 @@ class PlainRun(DecodingRun):
         configs = [self.configs[row] for row in rows]
         starts = [self.grammar.grammars[row].count_span_steps(state) for row, state in zip(rows, states, strict=True)]
         each = list(zip(configs, states, starts, strict=True))
-        sampler = Sampler([c.sampling_at(s.modality, start) for c, s, start in each], device)
-        scales = [[c.scale(s.modality, start + step) for c, s, start in each] for step in range(steps)]
+        sampler = Sampler([c.find_sampling(s.modality, start) for c, s, start in each], device)
+        scales = [[c.find_guidance(s.modality, start + step) for c, s, start in each] for step in range(steps)]
         guided = [any(scale != 1.0 for scale in row) for row in scales]
         conditional, unconditional = self.streams.find_branches(rows)
         keys = None

@@ -43,7 +43,7 @@ class GenerationConfig(Config):
 
     @field_validator("guidance")
     @classmethod
-    def _media_only(cls, guidance: dict[str, float]) -> dict[str, float]:
+    def _check_guidance(cls, guidance: dict[str, float]) -> dict[str, float]:
         for name, scale in guidance.items():
             if name == "text" and scale != 1.0:
                 raise ValueError("guidance applies to media tokens; leave text out")
@@ -53,23 +53,23 @@ class GenerationConfig(Config):
 
     @field_validator("guidance_interval")
     @classmethod
-    def _ordered(cls, intervals: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    def _check_intervals(cls, intervals: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         for name, (first, last) in intervals.items():
             if not 0 <= first < last:
                 raise ValueError(f"guidance_interval {first}..{last} of {name} is empty; give first < last, from 0 on")
         return intervals
 
-    def sampling_at(self, modality: str, step: int) -> SamplingConfig:
+    def find_sampling(self, modality: str, step: int) -> SamplingConfig:
         """How code step ``step`` of a span of ``modality`` is drawn; for text, which has no steps, step 0 is given."""
         own = self.sampling.get(modality, PLAIN)
-        return own if modality == "text" else own.at_step(step)
+        return own if modality == "text" else own.choose_for_step(step)
 
     def count_alike(self, modality: str, step: int) -> int | None:
         """For how many steps from code step ``step`` on the sampling stays what it is; None for all that follow."""
         first = 0 if modality == "text" else self.sampling.get(modality, PLAIN).first_codes
         return first - step if step < first else None
 
-    def scale(self, modality: str, step: int) -> float:
+    def find_guidance(self, modality: str, step: int) -> float:
         """The guidance of code step ``step`` of a span of ``modality``; 1 for text and outside the interval."""
         scale = 1.0 if modality == "text" else float(self.guidance.get(modality, 1.0))
         if scale != 1.0 and modality in self.guidance_interval:

@@ -96,7 +96,7 @@ class DecodingRun(ABC):
         """Leave unconditional streams behind once no later token of their row can be guided."""
         finished = self.grammar.finished
         if any(config.guidance_interval for config in self.configs):
-            over = [row for row in self.streams.unconditional if not finished[row] and self._guidance_is_over(row)]
+            over = [row for row in self.streams.unconditional if not finished[row] and self._is_guidance_over(row)]
             if over:
                 self.store_caches([self.streams.unconditional[row] for row in over])
                 self.keep_streams(self.streams.drop_twins(over))
@@ -146,7 +146,7 @@ class DecodingRun(ABC):
             modality = state.modality if before == "text" else before
             self.on_token(TokenEvent(row, len(answer) - 1, token, modality, state.finished))
 
-    def _guidance_is_over(self, row: int) -> bool:
+    def _is_guidance_over(self, row: int) -> bool:
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
         interval = config.guidance_interval.get(state.modality)
         return interval is not None and grammar.is_last_span(state) and grammar.count_span_steps(state) >= interval[1]

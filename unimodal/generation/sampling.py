@@ -35,7 +35,7 @@ class SamplingConfig(Config):
     first_codes: int = Field(default=0, ge=0)
     first_temperature: float = Field(default=0.0, ge=0)
 
-    def at_step(self, step: int) -> SamplingConfig:
+    def choose_for_step(self, step: int) -> SamplingConfig:
         """What holds for code step ``step`` of a span, the same for all steps up to the next change."""
         if not self.first_codes:
             return self
@@ -47,7 +47,7 @@ GREEDY = SamplingConfig(temperature=0.0)
 PLAIN = SamplingConfig()  # what the model says: temperature 1, no filter
 
 
-def _splitmix64(value: int) -> int:
+def _mix_64_bits(value: int) -> int:
     """One step of the splitmix64 generator's output function, on Python integers."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
@@ -58,11 +58,11 @@ def _splitmix64(value: int) -> int:
 def make_noise_keys(seeds: Sequence[int], step: int | Sequence[int]) -> Tensor:
     """64 bits for each row from its seed and the number of its next token: int64 [R, 2], each half below 2**32."""
     steps = [step] * len(seeds) if isinstance(step, int) else step
-    keys = [_splitmix64(_splitmix64(seed & _MASK64) ^ number) for seed, number in zip(seeds, steps, strict=True)]
+    keys = [_mix_64_bits(_mix_64_bits(seed & _MASK64) ^ number) for seed, number in zip(seeds, steps, strict=True)]
     return torch.tensor([[key & _MASK, key >> 32] for key in keys], dtype=torch.int64)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix_32_bits(x: Tensor) -> Tensor:
     """A 32-bit finaliser (Wellons, "prospecting for hash functions") in int64, whose low 32 bits are what counts."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
@@ -71,7 +71,7 @@ def _mix(x: Tensor) -> Tensor:
 
 def make_gumbel_noise(keys: Tensor, ids: Tensor) -> Tensor:
     """Standard Gumbel noise [R, K] for keys [R, 2] and vocabulary rows [K], fp32."""
-    bits = _mix(_mix(ids[None, :] ^ keys[:, :1]) ^ keys[:, 1:])  # [R, K], uniform 32 bits
+    bits = _mix_32_bits(_mix_32_bits(ids[None, :] ^ keys[:, :1]) ^ keys[:, 1:])  # [R, K], uniform 32 bits
     # The largest noise comes from the smallest v, where fp32 is precise; v = 1 would be -inf.
     v = ((bits.to(torch.float32) + 0.5) * 2.0**-32).clamp_(max=1 - 2.0**-24)
     return v.neg_().log1p_().neg_().log_().neg_()

@@ -32,7 +32,7 @@ class SpanSegment:
 
 def find_open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
     """The end of ``prefix`` from the start of the span that it leaves open; empty if it leaves none open."""
-    frame = vocabulary.control_id("<|frame|>") if vocabulary.has_control("<|frame|>") else None
+    frame = vocabulary.get_control_id("<|frame|>") if vocabulary.has_control("<|frame|>") else None
     for index in range(len(prefix) - 1, -1, -1):
         if vocabulary.is_control(prefix[index]) and prefix[index] != frame:
             return prefix[index:] if vocabulary.find_opened_medium(prefix[index]) else ()
@@ -42,13 +42,13 @@ def find_open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[in
 def read_open_grid(vocabulary: Vocabulary, span: Sequence[int]) -> Grid | None:
     """The grid that an open span names, where it is written in rows and its size is whole."""
     modality = vocabulary.find_opened_medium(span[0]) if len(span) else None
-    marks = None if modality is None else vocabulary.layout(modality).grid
+    marks = None if modality is None else vocabulary.get_layout(modality).grid
     found = None if marks is None else marks.read_header(span[1:])
     return None if found is None else found[0]
 
 
 def compile_span(vocabulary: Vocabulary, modality: str, grid: Grid | None = None) -> tuple[SpanSegment, ...]:
-    layout = vocabulary.layout(modality)
+    layout = vocabulary.get_layout(modality)
     segments: list[SpanSegment] = []
     if layout.grid is not None:
         marks, (height, width) = layout.grid, grid or layout.grid.grid
@@ -57,16 +57,17 @@ def compile_span(vocabulary: Vocabulary, modality: str, grid: Grid | None = None
         rows = ((block.start, block.start + block.size),)
         nothing: Ranges = ((-1, -1),)  # these run on: no mark follows
         segments = [
-            SpanSegment(None, 1, (((row, row + 1),),), nothing, nothing, True) for row in marks.header((height, width))
+            SpanSegment(None, 1, (((row, row + 1),),), nothing, nothing, True)
+            for row in marks.make_header((height, width))
         ]
         line = ((marks.end_of_row, marks.end_of_row + 1),)
         segments += [SpanSegment(name, width, (rows,), line, merge_ranges([*rows, *line]), False)] * height
-        last, end = ((marks.end_of_grid, marks.end_of_grid + 1),), vocabulary.end_id(modality)
+        last, end = ((marks.end_of_grid, marks.end_of_grid + 1),), vocabulary.get_end_id(modality)
         segments.append(SpanSegment(None, 1, (last,), ((end, end + 1),), last, False))
         return tuple(segments)
     for index, segment in enumerate(layout.segments):
         final = index == len(layout.segments) - 1
-        mark = vocabulary.end_id(modality) if final else vocabulary.control_id("<|frame|>")
+        mark = vocabulary.get_end_id(modality) if final else vocabulary.get_control_id("<|frame|>")
         groups = tuple(((b.start, b.start + b.size),) for b in vocabulary.group_blocks(segment.block))
         follow = ((mark, mark + 1),)
         runs_on = not final and not layout.segments[index + 1].mark

@@ -144,14 +144,14 @@ class MultimodalGeneration:
             own = settings.replace(seed=settings.seed + index)
             configs.append(prepare_prompt(model, document, prompt, own, begun).config)
         answers = model.engine.generate(prompts, configs)
-        pad, longest = model.vocabulary.control_id("<|pad|>"), max(map(len, answers))
+        pad, longest = model.vocabulary.get_control_id("<|pad|>"), max(map(len, answers))
         padded = torch.tensor([answer + [pad] * (longest - len(answer)) for answer in answers])
         return torch.cat([input_ids, padded.to(input_ids)], 1)
 
     def _split_prompt(self, prompt: Sequence[int]) -> tuple[Document, list[int]]:
         """A prompt without the turn that is to be answered, and what that turn already holds as rows."""
         document = self.unimodal.template.parse(prompt)
-        mark = self.unimodal.vocabulary.control_id("<|assistant|>")
+        mark = self.unimodal.vocabulary.get_control_id("<|assistant|>")
         if not document.turns or document.turns[-1].role != "assistant" or mark not in prompt:
             raise ValueError(
                 "the prompt does not end in an assistant's turn; render it with add_generation_prompt=True"

@@ -161,7 +161,7 @@ class MultimodalProcessor(ProcessorMixin):
 
     def _encode(self, modality: str, medium: object, sampling_rate: int | None) -> Part:
         """A medium in any form that a user may hand over, as a part with codes."""
-        self.coder.vocabulary.layout(modality)
+        self.coder.vocabulary.get_layout(modality)
         part = self.coder.encode_part(_make_part(modality, medium, sampling_rate, self.coder))
         for note in part.notes if isinstance(part, Media) else ():
             warnings.warn(note, stacklevel=4)
@@ -182,7 +182,7 @@ class MultimodalProcessor(ProcessorMixin):
 
     def _pad(self, rows: Sequence[list[int]], return_tensors: str | None) -> BatchFeature:
         """Padded on the left, where no answer will stand."""
-        longest, pad = max(map(len, rows)), self.coder.vocabulary.control_id("<|pad|>")
+        longest, pad = max(map(len, rows)), self.coder.vocabulary.get_control_id("<|pad|>")
         ids = [[pad] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         return BatchFeature({"input_ids": ids, "attention_mask": mask}, tensor_type=return_tensors)
@@ -219,7 +219,7 @@ class MultimodalProcessor(ProcessorMixin):
 
     def _cut_answer(self, row: Sequence[int]) -> Sequence[int]:
         """What stands behind the last assistant's mark; all of a row without one."""
-        mark, pad = (self.coder.vocabulary.control_id(name) for name in ("<|assistant|>", "<|pad|>"))
+        mark, pad = (self.coder.vocabulary.get_control_id(name) for name in ("<|assistant|>", "<|pad|>"))
         places = [index for index, token in enumerate(row) if token == mark]
         return [token for token in row[places[-1] + 1 if places else 0 :] if token != pad]
 

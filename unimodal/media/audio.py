@@ -21,7 +21,7 @@ import soundfile  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from unimodal.files import atomic_write_bytes, quote_path
+from unimodal.files import quote_path, write_bytes_atomically
 from unimodal.media.containers import FILM_DEMUXERS, read_sound
 from unimodal.media.files import MediaSource, Opened, open_source
 from unimodal.media.headers import Content, is_mp3_frame, read_content
@@ -279,4 +279,4 @@ def save_audio(samples: Tensor, path: str | os.PathLike[str], sample_rate_hz: in
             f"{quote_path(path)}: {format_name} cannot hold {sample_rate_hz:,} samples a second "
             f"({error.error_string}); use .wav"
         ) from None
-    atomic_write_bytes(path, memory.getvalue(), make_folder=False)
+    write_bytes_atomically(path, memory.getvalue(), make_folder=False)

@@ -28,7 +28,7 @@ from PIL import (
 )
 from torch import Tensor
 
-from unimodal.files import atomic_write_bytes, quote_path
+from unimodal.files import quote_path, write_bytes_atomically
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
 from unimodal.media.headers import Content, read_content
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error, make_mismatch_error
@@ -276,7 +276,7 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{quote_path(path)}: {suffix} cannot hold {picture.width}×{picture.height} pixels ({error}); use .png"
         ) from None
-    atomic_write_bytes(path, memory.getvalue(), make_folder=False)
+    write_bytes_atomically(path, memory.getvalue(), make_folder=False)
 
 
 def to_bytes(image: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from av.video.reformatter import Colorspace
 from PIL import Image
 from torch import Tensor
 
-from unimodal.files import atomic_write_bytes, quote_path
+from unimodal.files import quote_path, write_bytes_atomically
 from unimodal.media.containers import FILM_DEMUXERS, find_video_stream, open_container
 from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
 from unimodal.media.frame_archive import FrameArchive
@@ -336,7 +336,7 @@ def save_video(clip: Tensor, path: str | os.PathLike[str], fps: float) -> None:
         raise ValueError(f"expected a film [T, 3, H, W], got shape {list(clip.shape)}")
     frames = [to_bytes(frame).permute(1, 2, 0).contiguous().numpy() for frame in clip]  # each [H, W, 3]
     encoded = _encode_pillow(frames, suffix, fps) if suffix in (".gif", ".webp") else _encode_av(frames, suffix, fps)
-    atomic_write_bytes(path, encoded, make_folder=False)
+    write_bytes_atomically(path, encoded, make_folder=False)
 
 
 def _encode_pillow(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:

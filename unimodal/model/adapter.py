@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unimodal.files import atomic_write_bytes, describe_error
+from unimodal.files import describe_error, write_bytes_atomically
 from unimodal.model.adapter_files import (
     FORMAT,
     LORA_FILE,
@@ -80,7 +80,7 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     if find_lora_layers(model):
         state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in extract_lora_state(model).items()}
-        atomic_write_bytes(folder / LORA_FILE, save(state, metadata={"format": "pt"}))
+        write_bytes_atomically(folder / LORA_FILE, save(state, metadata={"format": "pt"}))
         config = model.peft_config[ADAPTER]
         config.base_model_name_or_path = base
         config.inference_mode = True
@@ -91,7 +91,7 @@ def save_adapter(
         for side, table in get_new_rows(model).items():
             table = table.detach().float().cpu()
             rows |= _round_to_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
-        atomic_write_bytes(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
+        write_bytes_atomically(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
     vocabulary.save(folder / "vocabulary.json")
     record = AdapterRecord(
         format=FORMAT,

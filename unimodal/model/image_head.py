@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.files import atomic_write_bytes, describe_error
+from unimodal.files import describe_error, write_bytes_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +86,7 @@ class ImageHead(nn.Module):
             for name, tensor in layer.state_dict().items()
         }
         metadata = {"format": "pt", "start": str(self.start), "activation": self.activation_name}
-        atomic_write_bytes(Path(folder) / HEAD_FILE, save(state, metadata=metadata))
+        write_bytes_atomically(Path(folder) / HEAD_FILE, save(state, metadata=metadata))
 
 
 def attach_image_head(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from unimodal.files import atomic_write_bytes, describe_error
+from unimodal.files import describe_error, write_bytes_atomically
 
 DRAFTS = "drafts.npz"  # no safetensors: servers take every such file of a folder for weights
 
@@ -44,5 +44,5 @@ def write_drafts(folder: Path, sequences: Sequence[Sequence[int]]) -> Path:
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, ids=ids, lengths=lengths)
-    atomic_write_bytes(folder / DRAFTS, buffer.getvalue())
+    write_bytes_atomically(folder / DRAFTS, buffer.getvalue())
     return folder / DRAFTS

@@ -63,9 +63,9 @@ def list_shards(folder: Path) -> list[str]:
 def list_special_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """The ids that transformers' configs name: where a text begins, where an answer ends, and what fills a batch."""
     return {
-        "bos_token_id": vocabulary.control_id("<|bos|>"),
-        "eos_token_id": vocabulary.control_id("<|end_of_turn|>"),
-        "pad_token_id": vocabulary.control_id("<|pad|>"),
+        "bos_token_id": vocabulary.get_control_id("<|bos|>"),
+        "eos_token_id": vocabulary.get_control_id("<|end_of_turn|>"),
+        "pad_token_id": vocabulary.get_control_id("<|pad|>"),
     }
 
 

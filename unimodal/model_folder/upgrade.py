@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from unimodal.files import atomic_path, atomic_write_bytes, describe_error, read_json
+from unimodal.files import describe_error, open_atomic_path, read_json, write_bytes_atomically
 from unimodal.model_folder.formats import FORMAT, read_format, upgrade_settings
 from unimodal.model_folder.layout import PROCESSOR_FILE, VOCABULARY_FILE
 from unimodal.model_folder.settings import ProcessorConfig
@@ -56,13 +56,13 @@ def apply_upgrade(changes: list[Change]) -> None:
     try:
         with ExitStack() as stack:  # every file is whole beside its place before the first takes it
             for change in changes:
-                stack.enter_context(atomic_path(change.path)).write_text(change.text, encoding="utf-8")
+                stack.enter_context(open_atomic_path(change.path)).write_text(change.text, encoding="utf-8")
     except BaseException:
         for path, content in before.items():
             if content is None:
                 path.unlink(missing_ok=True)
             elif path.read_bytes() != content:
-                atomic_write_bytes(path, content)
+                write_bytes_atomically(path, content)
         raise
 
 

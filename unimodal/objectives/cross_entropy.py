@@ -31,7 +31,7 @@ from unimodal.model.logits import PLAIN, LogitRule
 MAX_LOGITS = 1 << 24  # elements of a chunk's logits: 64 MB in float32
 
 
-def chunked_cross_entropy(
+def compute_chunked_cross_entropy(
     hidden: Tensor,
     index: Tensor,
     parts: Sequence[Tensor],

@@ -62,7 +62,7 @@ def find_spoken_requests(
     return found
 
 
-def ctc_from_hidden(hidden: Tensor, rows: Tensor, utterances: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+def compute_ctc_loss(hidden: Tensor, rows: Tensor, utterances: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """The mean CTC loss in nats a transcript token; None without utterances.
 
     hidden [B, N, D]; rows [C, D] are the text rows and, last, the blank; transcripts hold indices into the text rows.

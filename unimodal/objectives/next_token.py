@@ -27,7 +27,7 @@ from unimodal.media.registry import find_medium
 from unimodal.model.image_head import ImageHead
 from unimodal.model.logits import PLAIN, LogitRule, read_logit_rule
 from unimodal.model.rows import select_head_biases, select_head_parts
-from unimodal.objectives.cross_entropy import MAX_LOGITS, chunked_cross_entropy
+from unimodal.objectives.cross_entropy import MAX_LOGITS, compute_chunked_cross_entropy
 from unimodal.vocabulary import Vocabulary
 
 IGNORE = -100
@@ -98,7 +98,7 @@ class HeadGroups:
             for i, segment in enumerate(layout.segments):
                 if segment.count is None:
                     last = i == len(layout.segments) - 1
-                    mark = vocabulary.end_id(layout.modality) if last else vocabulary.control_id("<|frame|>")
+                    mark = vocabulary.get_end_id(layout.modality) if last else vocabulary.get_control_id("<|frame|>")
                     exits.setdefault(segment.block, []).append(mark)
         rest, at = [], 0
         for block in sorted(vocabulary.blocks, key=lambda block: block.start):
@@ -156,7 +156,7 @@ def shift_labels(labels: Tensor, position_ids: Tensor | None) -> Tensor:
     return targets
 
 
-def sliced_cross_entropy(
+def compute_sliced_cross_entropy(
     model: nn.Module,
     ids: Tensor,
     labels: Tensor,
@@ -176,7 +176,7 @@ def sliced_cross_entropy(
     """
     backbone = model.get_decoder()
     hidden = backbone(input_ids=ids, position_ids=position_ids, use_cache=False, **backbone_kwargs).last_hidden_state
-    return cross_entropy_from_hidden(
+    return compute_cross_entropy(
         hidden,
         ids,
         shift_labels(labels, position_ids),
@@ -268,7 +268,7 @@ def compute_token_losses(
         else:
             parts = [part for piece in rows for part in select_head_parts(head, piece)]
             biases = [bias for piece in rows for bias in select_head_biases(head, piece)]
-        loss, lse = chunked_cross_entropy(selected, places, parts, max_logits, biases, rule)
+        loss, lse = compute_chunked_cross_entropy(selected, places, parts, max_logits, biases, rule)
         losses.append(loss)
         lses.append(lse)
         order.append(chosen)
@@ -279,7 +279,7 @@ def compute_token_losses(
     return TokenLosses(torch.cat(losses)[back], torch.cat(lses)[back], where, group, groups)
 
 
-def cross_entropy_from_hidden(
+def compute_cross_entropy(
     hidden: Tensor,
     ids: Tensor,
     targets: Tensor,

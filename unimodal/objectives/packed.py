@@ -52,16 +52,16 @@ class PackedLoss(nn.Module):
         if self.history is not None and self.training:
             # before and not below: torch caches the rows of a copied model under the key of the model itself
             with torch.no_grad(), parametrize.cached():
-                earlier = self._losses(self.history.eval(), ids, labels, position_ids, packing).loss
+                earlier = self._compute_losses(self.history.eval(), ids, labels, position_ids, packing).loss
         with parametrize.cached():  # rows that share what they learn are computed once
-            return self._forward(ids, labels, position_ids, packing, earlier)
+            return self._compute_total(ids, labels, position_ids, packing, earlier)
 
-    def _forward(
+    def _compute_total(
         self, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing, earlier: Tensor | None
     ) -> tuple[Tensor, dict[str, Any]]:
         """earlier: the losses [P] of the model of the start, to select tokens by."""
         packing.watch_layer = None if earlier is None else self.watch_layer
-        losses = self._losses(self.model, ids, labels, position_ids, packing)
+        losses = self._compute_losses(self.model, ids, labels, position_ids, packing)
         token_weights = None
         if earlier is not None:
             token_weights = self._weigh_tokens(losses, earlier, labels, packing)
@@ -80,7 +80,7 @@ class PackedLoss(nn.Module):
         found = {name: pair for name, pair in modalities.items() if pair[1]}
         return total, {"weight": result.weight, "modalities": found, "blocks": result.per_block}
 
-    def _losses(
+    def _compute_losses(
         self, model: nn.Module, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing
     ) -> TokenLosses:
         hidden = model.get_decoder()(

@@ -80,7 +80,7 @@ class LoadedModel:
 
     def is_read_by_features(self, modality: str) -> bool:
         """Whether this medium is read through continuous features and not through its codes."""
-        return modality in self.vocabulary.media and self.vocabulary.layout(modality).features is not None
+        return modality in self.vocabulary.media and self.vocabulary.get_layout(modality).features is not None
 
     @property
     def wording(self) -> Wording:

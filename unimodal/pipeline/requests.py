@@ -281,7 +281,7 @@ def list_media(model: LoadedModel, settings: AnswerSettings) -> list[str]:
     """The media that a request names. ValueError for one that the model does not have."""
     named = [name for name in settings.allow or (settings.to,) if name not in (None, "text")]
     for name in named:
-        model.vocabulary.layout(name)
+        model.vocabulary.get_layout(name)
     return named
 
 
@@ -297,10 +297,10 @@ def _count_new_tokens(model: LoadedModel, settings: AnswerSettings, room: int, m
     if to in (None, "text"):
         longest = MAX_TEXT_TOKENS if words is None else words + 1
         longest = max(longest, MAX_NEW_TOKENS) if to is None else longest
-    elif model.vocabulary.layout(to).open_segment is not None and to not in max_codes:
+    elif model.vocabulary.get_layout(to).open_segment is not None and to not in max_codes:
         longest = room  # nothing else ends it
     else:
-        longest = model.vocabulary.span_length(to, max_codes.get(to)) + 1
+        longest = model.vocabulary.count_span_rows(to, max_codes.get(to)) + 1
     if tokens is None:
         return min(longest, room)
     tokens = min(tokens, room) if settings.shorten else tokens
@@ -381,4 +381,4 @@ def count_room(model: LoadedModel, document: Document, to: str | None = None) ->
 
 def count_answer_tokens(model: LoadedModel, to: str | None) -> int:
     """Tokens that must be free for an answer: a whole span of the medium asked for, or some words."""
-    return MIN_TEXT_TOKENS if to in (None, "text") else model.vocabulary.span_length(to) + 1
+    return MIN_TEXT_TOKENS if to in (None, "text") else model.vocabulary.count_span_rows(to) + 1

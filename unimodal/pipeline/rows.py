@@ -86,7 +86,7 @@ def list_runs(
     """The runs of a span of `num_steps` code steps, whose grid is (t, h, w)."""
     runs: list[CodeRun] = []
     start = 0
-    layout = model.vocabulary.layout(modality)
+    layout = model.vocabulary.get_layout(modality)
     for segment in layout.segments:
         count = num_steps - layout.fixed_steps if segment.count is None else segment.count
         own = model.vocabulary.group_blocks(segment.block)[0].modality == modality

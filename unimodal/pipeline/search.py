@@ -44,12 +44,12 @@ class CaptionVerifier:
             named = Document([*shown.turns, Turn("assistant", self.caption)])
             prompts.append(prompt)
             captions.append(model.template.render(named).ids.tolist()[len(prompt) :])
-        scores = model.engine.log_likelihood(prompts, captions)
+        scores = model.engine.compute_log_likelihood(prompts, captions)
         return [score / len(caption) for score, caption in zip(scores, captions, strict=True)]
 
     def read_codes(self, answer: Sequence[int]) -> np.ndarray:
         """The codes of a whole or partial span, int64 [N], or [N, G] of whole steps where there are several groups."""
-        blocks = [self.model.vocabulary.block_of(row) for row in answer]
+        blocks = [self.model.vocabulary.find_block(row) for row in answer]
         codes = [row - block.start for row, block in zip(answer, blocks, strict=True) if block is not None]
         groups = len({block.group for block in blocks if block is not None}) or 1
         flat = np.array(codes[: len(codes) // groups * groups], dtype=np.int64)
@@ -57,7 +57,7 @@ class CaptionVerifier:
 
     def _complete(self, codes: np.ndarray) -> np.ndarray:
         """All codes of what the first ones show; whole spans are left as they are."""
-        layout = self.model.vocabulary.layout(self.modality)
+        layout = self.model.vocabulary.get_layout(self.modality)
         if layout.open_segment is not None or len(codes) == layout.fixed_steps:
             return codes
         coder = self.model.coder
@@ -94,7 +94,7 @@ def make_search_answer(
         partial(find_best, model, method, one, verifier, judged_at_once)
         for one, verifier in zip(prepared.utterances or (prepared,), verifiers, strict=True)
     ]
-    return ComposedAnswer(modality, parts, end=model.vocabulary.control_id("<|end_of_turn|>"))
+    return ComposedAnswer(modality, parts, end=model.vocabulary.get_control_id("<|end_of_turn|>"))
 
 
 def find_best(

@@ -37,7 +37,9 @@ def make_speech_answer(
     parts = [partial(say, model, one, said, judged_at_once) for one, said in zip(each, words, strict=True)]
     sayings = 1 if words[0] is None or model.processor.reading is None else model.processor.reading.sayings
     at_once = max(1, ROWS_AT_ONCE // sayings)
-    return ComposedAnswer(str(prepared.config.force), parts, at_once, model.vocabulary.control_id("<|end_of_turn|>"))
+    return ComposedAnswer(
+        str(prepared.config.force), parts, at_once, model.vocabulary.get_control_id("<|end_of_turn|>")
+    )
 
 
 def say(
@@ -116,5 +118,5 @@ def _find_rows(model: LoadedModel) -> tuple[range, int]:
     """The rows of the codes that are read, and the one that is the blank."""
     reading, vocabulary = model.processor.reading, model.vocabulary
     assert reading is not None
-    block = vocabulary.layout(reading.modality).segments[0].block
-    return vocabulary.block_range(block), vocabulary.control_id(reading.blank)
+    block = vocabulary.get_layout(reading.modality).segments[0].block
+    return vocabulary.get_block_range(block), vocabulary.get_control_id(reading.blank)

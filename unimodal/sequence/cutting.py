@@ -29,8 +29,8 @@ class RowFitter:
         self, vocabulary: Vocabulary, longest: int, long_rows: LongRows = "drop", mask_history: bool = False
     ) -> None:
         self.longest, self.long_rows, self.mask_history = longest, long_rows, mask_history
-        self._starts = [vocabulary.start_id(medium) for medium in vocabulary.media]
-        self._ends = [vocabulary.end_id(medium) for medium in vocabulary.media]
+        self._starts = [vocabulary.get_start_id(medium) for medium in vocabulary.media]
+        self._ends = [vocabulary.get_end_id(medium) for medium in vocabulary.media]
 
     def __call__(self, document: Rendered) -> list[Rendered]:
         if self.mask_history:

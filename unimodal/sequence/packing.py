@@ -44,7 +44,7 @@ class PackedBatch:
     position_ids: np.ndarray
     segment_ids: np.ndarray
 
-    def attention_mask(self) -> np.ndarray:
+    def make_attention_mask(self) -> np.ndarray:
         """bool [B, 1, N, N], True where a query (third axis) may see a key: the past of its own document.
 
         Padding sees the padding before it, so that no query is left without a key.
@@ -95,7 +95,7 @@ def pack(
             room, row = free.pop(at)
             bins[row].append((index, item))
             bisect.insort(free, (room - len(item.ids), row))
-    return [_row(contents, length, pad_id) for contents in bins]
+    return [_make_row(contents, length, pad_id) for contents in bins]
 
 
 def pad(rendered: Sequence[Rendered], pad_id: int, length: int | None = None) -> PackedBatch:
@@ -104,7 +104,7 @@ def pad(rendered: Sequence[Rendered], pad_id: int, length: int | None = None) ->
     if length is not None and longest > length:
         raise ValueError(f"a document has {longest} tokens but a row holds {length}; raise the length or pack")
     length = longest if length is None else length
-    return stack([_row([(index, item)], length, pad_id) for index, item in enumerate(rendered)])
+    return stack([_make_row([(index, item)], length, pad_id) for index, item in enumerate(rendered)])
 
 
 def stack(rows: Sequence[PackedRow]) -> PackedBatch:
@@ -114,7 +114,7 @@ def stack(rows: Sequence[PackedRow]) -> PackedBatch:
     return PackedBatch(*(np.stack([getattr(row, field.name) for row in rows]) for field in fields(PackedBatch)))
 
 
-def _row(contents: Sequence[tuple[int, Rendered]], length: int, pad_id: int) -> PackedRow:
+def _make_row(contents: Sequence[tuple[int, Rendered]], length: int, pad_id: int) -> PackedRow:
     ids = np.full(length, pad_id, dtype=np.int64)
     labels = np.full(length, IGNORE, dtype=np.int64)
     modality = np.zeros(length, dtype=np.uint8)

@@ -103,12 +103,12 @@ class AnswerReader:
     def _add_code(self, event: TokenEvent) -> None:
         self._span.append(event.id)
         vocabulary = self.model.vocabulary
-        if event.id == vocabulary.end_id(event.modality):
+        if event.id == vocabulary.get_end_id(event.modality):
             modality, codes = vocabulary.decode_span(self._span)
             self._give(MediumPiece(modality, codes, self._num_media))
             self._num_media += 1
         elif self.partial and event.modality == "image" and len(self._span) - 1 in SHOWN_AFTER:
-            blocks = [vocabulary.block_of(row) for row in self._span[1:]]
+            blocks = [vocabulary.find_block(row) for row in self._span[1:]]
             codes = np.array([row - block.start for row, block in zip(self._span[1:], blocks, strict=True) if block])
             self.emit(PartialPiece(codes, self._num_media))
 

@@ -130,7 +130,7 @@ class Choice:
     def find_reason(self) -> FinishReason:
         """ "length" where a limit ended the answer. A forced medium of a fixed length is whole when it is as long."""
         config, vocabulary = self.request.config, self.service.model.vocabulary
-        whole = config.force in vocabulary.media and vocabulary.layout(str(config.force)).open_segment is None
+        whole = config.force in vocabulary.media and vocabulary.get_layout(str(config.force)).open_segment is None
         if self.reader.stopped or whole:
             return "stop"
         words = sum(vocabulary.is_text(row) for row in self.ids)

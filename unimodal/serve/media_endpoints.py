@@ -195,7 +195,7 @@ async def detokenize(exchange: Exchange) -> Response:
     asked = await service.run(parse, DetokenizeRequest, exchange.body, exchange.content_type)
     check_medium(service, asked.modality, "makes")
     vocabulary, tokenizer = service.model.vocabulary, service.model.coder.get_tokenizer(asked.modality)
-    groups = len(vocabulary.group_blocks(vocabulary.layout(asked.modality).segments[0].block))
+    groups = len(vocabulary.group_blocks(vocabulary.get_layout(asked.modality).segments[0].block))
     if len(asked.codes) % groups:
         raise ApiError(400, f"codes come in groups of {groups}", "invalid_value", "codes")
     if len(asked.codes) > groups * service.model.max_positions:

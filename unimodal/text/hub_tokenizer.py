@@ -23,7 +23,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TextTokenizer
 from unimodal.vocabulary import ROLES, SpanLayout, Vocabulary
 
@@ -43,7 +43,9 @@ def save_hub_tokenizer(
         raise ValueError(f"the text tokenizer has {text.size} rows but the vocabulary only {vocabulary.text_size}")
     data = text.data
     taken = {token["content"] for token in data["added_tokens"]} | set(Tokenizer.from_str(json.dumps(data)).get_vocab())
-    strings = [f"<|unused_{row:05d}|>" for row in range(text.size, vocabulary.text_size)] + vocabulary.token_strings()
+    strings = [
+        f"<|unused_{row:05d}|>" for row in range(text.size, vocabulary.text_size)
+    ] + vocabulary.list_token_strings()
     clash = next((string for string in strings if string in taken), None)
     if clash is not None:
         raise ValueError(f"the base tokenizer already has a token {clash}; rename it there or choose another base")
@@ -64,9 +66,9 @@ def save_hub_tokenizer(
     }
     if model_max_length is not None:
         config["model_max_length"] = model_max_length
-    atomic_write_text(folder / TOKENIZER_FILE, serial + "\n")
-    atomic_write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
-    atomic_write_text(folder / TEMPLATE_FILE, chat_template(vocabulary))
+    write_text_atomically(folder / TOKENIZER_FILE, serial + "\n")
+    write_text_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    write_text_atomically(folder / TEMPLATE_FILE, chat_template(vocabulary))
 
 
 def chat_template(vocabulary: Vocabulary) -> str:

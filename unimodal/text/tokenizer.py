@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.vocabulary import CONTROLS
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -202,9 +202,9 @@ def train_text_tokenizer(
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     data = _as_fast_tokenizer(processor)
     folder = Path(folder)
-    atomic_write_text(folder / TOKENIZER_FILE, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    write_text_atomically(folder / TOKENIZER_FILE, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    atomic_write_text(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
+    write_text_atomically(folder / CONFIG_FILE, json.dumps(config, indent=1) + "\n")
     return TextTokenizer(data)
 
 

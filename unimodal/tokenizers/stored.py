@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from unimodal.files import atomic_write_bytes, describe_error, read_json, write_json
+from unimodal.files import describe_error, read_json, write_bytes_atomically, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: the version of config.json; files without one are the released form, 0
@@ -93,7 +93,7 @@ class StoredModule(nn.Module):
             scale = (state[name].float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-6).half()  # [R, 1]
             state[f"{name}{SCALE}"] = scale
             state[name] = (state[name].float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
-        atomic_write_bytes(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
+        write_bytes_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
         _write_fields(folder, self.config.model_dump(mode="json"))
 
     @classmethod

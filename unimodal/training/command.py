@@ -27,7 +27,7 @@ class Flags:
     restart: bool = False  # begin anew where a run lies already
 
 
-def recipe_main(
+def run_recipe(
     config_class: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str | None = None
 ) -> None:
     """Imports what `$UNIMODAL_PLUGINS` names, reads the settings, calls ``run(config, dry_run)``, and turns users'
@@ -37,10 +37,10 @@ def recipe_main(
     _run(args, config_class, lambda cfg: run(cfg, args.dry_run))
 
 
-def training_main(
+def run_training(
     config_class: type[ConfigT], run: Callable[[ConfigT, Flags], None], description: str | None = None
 ) -> None:
-    """`recipe_main` of a recipe that trains: it also has `--restart`, and calls ``run(config, flags)``."""
+    """`run_recipe` of a recipe that trains: it also has `--restart`, and calls ``run(config, flags)``."""
     parser = _make_parser(description)
     parser.add_argument(
         "--restart", action="store_true", help="begin anew; what an earlier run left is moved into its earlier-N"

@@ -65,7 +65,7 @@ class Parallel:
         """The values of all ranks, on every rank."""
         return [value]
 
-    def barrier(self) -> None: ...
+    def wait_for_all(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -75,7 +75,7 @@ class Parallel:
         ranks = self.gather(local)
         if self.is_main:
             save_checkpoint(folder, {**shared, **(local if self.num_ranks == 1 else {"ranks": ranks})}, name)
-        self.barrier()
+        self.wait_for_all()
 
     def load(self, folder: Path, shared: Callable[[], State], name: str = LAST) -> State | None:
         """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect.
@@ -143,7 +143,7 @@ class _Many(Parallel):
         dist.all_gather_object(values, value)
         return values
 
-    def barrier(self) -> None:
+    def wait_for_all(self) -> None:
         dist.barrier()
 
     def close(self) -> None:
@@ -196,10 +196,10 @@ class Sharded(_Many):
         if self.is_main:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-        self.barrier()
+        self.wait_for_all()
         dcp.save(_pick_tensors(shared), checkpoint_id=str(part))
         save_checkpoint(part, {"shared": _pick_rest(shared), "local": local, "num_ranks": self.num_ranks}, self._own)
-        self.barrier()
+        self.wait_for_all()
         if self.is_main:
             old = folder / f"{target.name}.old"
             shutil.rmtree(old, ignore_errors=True)
@@ -207,7 +207,7 @@ class Sharded(_Many):
                 os.replace(target, old)
             os.replace(part, target)
             shutil.rmtree(old, ignore_errors=True)
-        self.barrier()
+        self.wait_for_all()
 
     def load(self, folder: Path, shared: Callable[[], State], name: str = LAST) -> State | None:
         import torch.distributed.checkpoint as dcp

@@ -28,7 +28,7 @@ Identity = dict[str, str]
 def describe_settings(cfg: Config, leave_out: Collection[str] = ()) -> Identity:
     """Every setting by its dotted name as JSON, without those that may change and those that `leave_out` names."""
     found = _walk_fields(cfg, "")
-    return {name: value for name, value in found if not any(_lies_in(name, part) for part in leave_out)}
+    return {name: value for name, value in found if not any(_is_within(name, part) for part in leave_out)}
 
 
 def list_free_settings(cls: type[BaseModel], prefix: str = "") -> list[str]:
@@ -122,7 +122,7 @@ def _walk_value(value: object, name: str) -> Iterator[tuple[str, str]]:
         yield name, json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def _lies_in(name: str, part: str) -> bool:
+def _is_within(name: str, part: str) -> bool:
     return name == part or name.startswith(f"{part}.")
 
 

@@ -113,7 +113,7 @@ class Trainer(Generic[BatchT]):
             earlier = set_aside(self.folder)
             if earlier is not None:
                 print(f"moved the earlier run to {earlier}", file=sys.stderr, flush=True)
-        self.parallel.barrier()
+        self.parallel.wait_for_all()
 
     # -- state ------------------------------------------------------------------------------------------------------
     def _collect_shared(self) -> State:
@@ -184,7 +184,7 @@ class Trainer(Generic[BatchT]):
                 average.copy_(saved)
         self.step = state["step"]
         if "ranks" in state:
-            self._deal_anew(state["ranks"], state["batches_per_step"])
+            self._resume_other_ranks(state["ranks"], state["batches_per_step"])
         else:
             set_random_state(state["random"])
             self.batches.load_state_dict(state["batches"])
@@ -194,7 +194,7 @@ class Trainer(Generic[BatchT]):
             self.metrics.cut_after(self.step)
         return True
 
-    def _deal_anew(self, ranks: Sequence[State], batches_per_step: int) -> None:
+    def _resume_other_ranks(self, ranks: Sequence[State], batches_per_step: int) -> None:
         """Takes up what another number of ranks left: weights and averages as they were, batches from about there."""
         assert isinstance(self.batches, RankedSource)
         self.batches.load_other_ranks([rank["batches"] for rank in ranks])

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from unimodal.files import atomic_write_bytes
+from unimodal.files import write_bytes_atomically
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 540, 70, 180, 20, 40
 COLOURS = ("#222222", "#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#17becf")
@@ -55,16 +55,16 @@ def plot_losses(folder: Path, name: str = "loss.png") -> Path | None:
     draw.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6), "step", fill="#444444", anchor="mb")
     for index, (label, points) in enumerate(series.items()):
         colour = COLOURS[index % len(COLOURS)]
-        _line(draw, [place(point) for point in points], colour)
+        _draw_line(draw, [place(point) for point in points], colour)
         draw.line([(WIDTH - RIGHT + 12, TOP + 18 * index + 6), (WIDTH - RIGHT + 32, TOP + 18 * index + 6)], fill=colour)
         draw.text((WIDTH - RIGHT + 38, TOP + 18 * index), f"{label} {points[-1][1]:.3g}", fill=colour)
     data = io.BytesIO()
     image.save(data, format="PNG")
-    atomic_write_bytes(folder / name, data.getvalue())
+    write_bytes_atomically(folder / name, data.getvalue())
     return folder / name
 
 
-def _line(draw: object, points: Sequence[tuple[float, float]], colour: str) -> None:
+def _draw_line(draw: object, points: Sequence[tuple[float, float]], colour: str) -> None:
     if len(points) == 1:
         x, y = points[0]
         draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=colour)  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         if self.shown:
-            (self._bar.console.print if self._bar is not None else _to_stderr)(text)
+            (self._bar.console.print if self._bar is not None else _print_to_stderr)(text)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -56,5 +56,5 @@ class Progress:
             self._bar = None
 
 
-def _to_stderr(text: str) -> None:
+def _print_to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -77,7 +77,7 @@ class LoopConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _check_what_is_counted(self) -> Self:
+    def _check_counts(self) -> Self:
         if self.save_total_limit is not None and not self.save_steps:
             raise ValueError(f"save_total_limit {self.save_total_limit} is of numbered checkpoints; set save_steps")
         if self.patience and not self.evaluate_every:

@@ -89,7 +89,7 @@ def spell_ids(ids: Sequence[int] | np.ndarray, template: Template, longest: int 
 
     for row in map(int, ids):
         seen = row >= vocabulary.size  # a feature
-        block = None if seen else vocabulary.block_of(row)
+        block = None if seen else vocabulary.find_block(row)
         label = "feature" if seen else block.label if block is not None else None
         if label is not None:
             if runs and runs[0][0] == label:
@@ -103,7 +103,7 @@ def spell_ids(ids: Sequence[int] | np.ndarray, template: Template, longest: int 
             text.append(row)
         else:
             finish()
-            pieces.append(vocabulary.token_string(row) if vocabulary.is_control(row) else f"<{row}>")
+            pieces.append(vocabulary.make_token_string(row) if vocabulary.is_control(row) else f"<{row}>")
         if sum(map(len, pieces)) > longest:
             return "".join(pieces)[:longest] + " …"
     finish()

@@ -112,7 +112,7 @@ def read_donor(folder: Path, template: Template) -> dict[str, Donor]:
     source = torch.full((vocabulary.size - vocabulary.text_size,), -1)
     for control in vocabulary.controls:
         if theirs.has_control(control.name):
-            source[control.id - vocabulary.text_size] = theirs.control_id(control.name)
+            source[control.id - vocabulary.text_size] = theirs.get_control_id(control.name)
     blocks = {block.label: block for block in theirs.blocks}
     for block in vocabulary.blocks:
         same = blocks.get(block.label)

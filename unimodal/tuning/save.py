@@ -13,7 +13,7 @@ from torch import nn
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config, save_config
-from unimodal.files import atomic_write_bytes, atomic_write_text, describe_error, read_json, write_json
+from unimodal.files import describe_error, read_json, write_bytes_atomically, write_json, write_text_atomically
 from unimodal.model.adapter import save_adapter
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
@@ -86,7 +86,7 @@ def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, 
         assert media is not None
         for name in TEXT_FILES:
             if (media.folder / name).is_file():
-                atomic_write_bytes(folder / name, (media.folder / name).read_bytes())
+                write_bytes_atomically(folder / name, (media.folder / name).read_bytes())
     else:
         save_hub_tokenizer(folder, template.vocabulary, template.text, max_positions)
     processor = own = ProcessorConfig()
@@ -120,5 +120,5 @@ def save_tuned(
     else:
         model.config.use_cache = True
         model.half().save_pretrained(folder)
-    atomic_write_text(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
+    write_text_atomically(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
     save_config(cfg, folder / "recipe.yaml")

@@ -7,9 +7,9 @@ from unimodal.vocabulary.layout import (
     Control,
     Segment,
     SpanLayout,
-    standard_layouts,
+    make_standard_layouts,
 )
-from unimodal.vocabulary.media_blocks import MediaCoding, lay_out_media, media_vocabulary
+from unimodal.vocabulary.media_blocks import MediaCoding, lay_out_media, make_media_vocabulary
 from unimodal.vocabulary.read import parse_vocabulary, read_vocabulary
 from unimodal.vocabulary.vocabulary import Vocabulary
 
@@ -23,8 +23,8 @@ __all__ = [
     "SpanLayout",
     "Vocabulary",
     "lay_out_media",
-    "media_vocabulary",
+    "make_media_vocabulary",
     "parse_vocabulary",
     "read_vocabulary",
-    "standard_layouts",
+    "make_standard_layouts",
 ]

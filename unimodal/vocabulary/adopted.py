@@ -44,7 +44,7 @@ class AdoptedVocabulary(Vocabulary):
             if layout.features is not None and layout.features.row not in self.text_reserved:
                 raise ValueError(f"row {layout.features.row} stands for features, so it must be a reserved row")
 
-    def _place(self) -> None:
+    def _index_rows(self) -> None:
         self.size = self.text_size
         self._row_block = np.full(self.size, -1, dtype=np.int16)
         self._row_block[list(self.text_reserved)] = RESERVED
@@ -89,17 +89,17 @@ class AdoptedVocabulary(Vocabulary):
     def text_ranges(self) -> tuple[range, ...]:
         return self._text_ranges
 
-    def token_string(self, row: int) -> str:
-        block = self.block_of(row)
+    def make_token_string(self, row: int) -> str:
+        block = self.find_block(row)
         if block is not None:
-            return block.token_string(row - block.start)
+            return block.make_token_string(row - block.start)
         name = next((control.name for control in self.controls if control.id == row), None)
         if name is None:
             kind = "text" if self.is_text(row) else "reserved"
             raise ValueError(f"row {row} is a {kind} row; decode it with the text tokenizer")
         return name
 
-    def token_strings(self) -> list[str]:
+    def list_token_strings(self) -> list[str]:
         raise ValueError("a converted checkpoint has token strings of its own; use the tokenizer files of its folder")
 
     def to_dict(self) -> dict[str, object]:

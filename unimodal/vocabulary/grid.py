@@ -49,15 +49,15 @@ class GridMarks:
             raise ValueError(f"{list(grid)} is no grid; give rows and columns from 1 to {LONGEST_SIDE}")
         return int(grid[0]), int(grid[1])
 
-    def header(self, grid: Grid) -> list[int]:
+    def make_header(self, grid: Grid) -> list[int]:
         """The rows between the start of the span and its first code."""
         height, width = self.check(grid)
         spelled = [[self.digits[int(digit)] for digit in str(side)] for side in (height, width)]
         return [*spelled[0], self.times, *spelled[1], self.open]
 
-    def length(self, grid: Grid) -> int:
+    def count_rows(self, grid: Grid) -> int:
         """Rows of the whole span, its start and end included."""
-        return 2 + len(self.header(grid)) + grid[0] * (grid[1] + 1) + 1
+        return 2 + len(self.make_header(grid)) + grid[0] * (grid[1] + 1) + 1
 
     def read_header(self, rows: Sequence[int]) -> tuple[Grid, int] | None:
         """The grid that `rows`, from behind the start of a span, begin with, and how many rows that takes.
@@ -72,7 +72,7 @@ class GridMarks:
                 sides.append("")
             elif row == self.open and len(sides) == 2 and all(sides):
                 grid = self.check([int(side) for side in sides])
-                if list(rows[: index + 1]) != self.header(grid):
+                if list(rows[: index + 1]) != self.make_header(grid):
                     break
                 return grid, index + 1
             else:
@@ -93,7 +93,7 @@ class GridMarks:
             raise ValueError(f"the codes of a picture must lie in 0..{len(block) - 1}")
         lines = np.full((height, width + 1), self.end_of_row, dtype=np.int64)
         lines[:, :width] = codes.reshape(height, width) + block.start
-        return [*self.header((height, width)), *lines.reshape(-1).tolist(), self.end_of_grid]
+        return [*self.make_header((height, width)), *lines.reshape(-1).tolist(), self.end_of_grid]
 
     def decode(self, rows: np.ndarray, block: range) -> tuple[np.ndarray, Grid]:
         """The inverse of `encode`: codes [N], and their grid. ValueError where a mark or a code is not right."""

@@ -56,7 +56,7 @@ class Block:
         """`image` for the first group, `image.1` for the second, …: the stem of the token strings."""
         return self.name if self.group == 0 else f"{self.name}.{self.group}"
 
-    def token_string(self, code: int) -> str:
+    def make_token_string(self, code: int) -> str:
         """`<|image_0003|>`: as many digits for every code of the block, at least four."""
         return f"<|{self.label}_{code:0{self.digits}d}|>"
 
@@ -156,7 +156,7 @@ class SpanLayout:
         return self.fixed_steps + (self.open_segment is not None)
 
 
-def standard_layouts(
+def make_standard_layouts(
     names: Iterable[str] = FIRST_MEDIA, image_codes: int = 64, motion_codes: int = 64, chunks: int = 2
 ) -> list[SpanLayout]:
     """The layouts of the blocks in `names`: those drawn at the top of `vocabulary.py`, and for any further medium one

@@ -51,7 +51,7 @@ def lay_out_media(tokenizers: Sequence[MediaCoding]) -> tuple[list[Block], list[
     blocks: dict[str, list[Block]] = {}
     layouts = []
     for tokenizer in tokenizers:
-        first, own = _segments(tokenizer, by_medium)
+        first, own = _list_segments(tokenizer, by_medium)
         for name in dict.fromkeys(segment.block for segment in own):
             if name in blocks:
                 raise ValueError(f"two tokenizers have a block {name!r}; each block belongs to one")
@@ -63,7 +63,7 @@ def lay_out_media(tokenizers: Sequence[MediaCoding]) -> tuple[list[Block], list[
     return [block for group in blocks.values() for block in group], layouts
 
 
-def media_vocabulary(
+def make_media_vocabulary(
     tokenizers: Iterable[MediaCoding],
     text_size: int = 1,
     text_reserved: Iterable[int] = (0,),
@@ -77,7 +77,7 @@ def media_vocabulary(
     return Vocabulary.build(text_size, blocks, layouts, text_reserved, text_sha256)
 
 
-def _segments(tokenizer: MediaCoding, by_medium: dict[str, MediaCoding]) -> tuple[list[Segment], list[Segment]]:
+def _list_segments(tokenizer: MediaCoding, by_medium: dict[str, MediaCoding]) -> tuple[list[Segment], list[Segment]]:
     """The segments of the tokenizer that this one continues, and its own."""
     first: list[Segment] = []
     count = 0
@@ -91,6 +91,6 @@ def _segments(tokenizer: MediaCoding, by_medium: dict[str, MediaCoding]) -> tupl
         count = len(begun.segments)
         if tokenizer.segments[:count] != begun.segments:
             raise ValueError(f"the segments of {tokenizer.modality} do not begin with those of {tokenizer.continues}")
-        first = [segment for part in _segments(begun, by_medium) for segment in part]
+        first = [segment for part in _list_segments(begun, by_medium) for segment in part]
     marked = tokenizer.frame_marks or len(tokenizer.segments) == 1  # no mark stands before a span's first segment
     return first, [Segment(name, number, mark=marked) for name, number in tokenizer.segments[count:]]

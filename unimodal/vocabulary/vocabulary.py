@@ -30,7 +30,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from unimodal.files import atomic_write_text
+from unimodal.files import write_text_atomically
 from unimodal.vocabulary.grid import Grid
 from unimodal.vocabulary.layout import (
     FIRST_MEDIA,
@@ -40,8 +40,8 @@ from unimodal.vocabulary.layout import (
     check_blocks,
     check_layouts,
     find_further_media,
+    make_standard_layouts,
     name_controls,
-    standard_layouts,
 )
 from unimodal.vocabulary.stored import FORMAT_VERSION, StoredVocabulary
 
@@ -70,10 +70,10 @@ class Vocabulary:
         #: text and all media that could have a span here; the position is the number used in `Rendered.modality`
         self.modalities = ("text", *FIRST_MEDIA, *find_further_media(self.blocks, self.layouts))
         self.modality_index = {name: index for index, name in enumerate(self.modalities)}
-        self._place()
-        self._start_modality = {self.start_id(name): name for name in self._layouts}
+        self._index_rows()
+        self._start_modality = {self.get_start_id(name): name for name in self._layouts}
 
-    def _place(self) -> None:
+    def _index_rows(self) -> None:
         """`size`, and [V] what every row is: the index of its block, -1 for text, -2 for controls."""
         self.size = self.text_size + len(self.controls) + sum(block.size for block in self.blocks)
         self._row_block = np.full(self.size, -1, dtype=np.int16)
@@ -101,7 +101,7 @@ class Vocabulary:
         if layouts is None:
             names = {block.name for block in blocks}
             media = (*FIRST_MEDIA, *find_further_media(blocks, ()))
-            layouts = standard_layouts([m for m in media if m in names and (m != "video" or "image" in names)])
+            layouts = make_standard_layouts([m for m in media if m in names and (m != "video" or "image" in names)])
         layouts = list(layouts)
         controls = [Control(name, text_size + i) for i, name in enumerate(name_controls(blocks, layouts))]
         placed: list[Block] = []
@@ -112,7 +112,7 @@ class Vocabulary:
         return cls(text_size, controls, placed, layouts, text_reserved, text_sha256)
 
     def save(self, path: str | Path) -> None:
-        atomic_write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        write_text_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def check_hashes(self, tokenizer_hashes: Mapping[str, str], source: str = "vocabulary") -> None:
         """ValueError when a tokenizer at hand is not the one this vocabulary was built with."""
@@ -174,7 +174,7 @@ class Vocabulary:
 
     # ---- rows
 
-    def control_id(self, name: str) -> int:
+    def get_control_id(self, name: str) -> int:
         """The row of a control; the name may be given with or without its `<|` and `|>`."""
         row = self._control_ids.get(name, self._control_ids.get(f"<|{name}|>"))
         if row is None:
@@ -189,11 +189,11 @@ class Vocabulary:
     def has_control(self, name: str) -> bool:
         return name in self._control_ids
 
-    def start_id(self, modality: str) -> int:
-        return self.control_id(f"<|{modality}_start|>")
+    def get_start_id(self, modality: str) -> int:
+        return self.get_control_id(f"<|{modality}_start|>")
 
-    def end_id(self, modality: str) -> int:
-        return self.control_id(f"<|{modality}_end|>")
+    def get_end_id(self, modality: str) -> int:
+        return self.get_control_id(f"<|{modality}_end|>")
 
     def find_opened_medium(self, row: int) -> str | None:
         """The modality whose span this row opens, or None."""
@@ -205,7 +205,7 @@ class Vocabulary:
     def is_control(self, row: int) -> bool:
         return self.text_size <= row < self.text_size + len(self.controls)
 
-    def block_of(self, row: int) -> Block | None:
+    def find_block(self, row: int) -> Block | None:
         """The block a row belongs to; None for text and control rows."""
         self._check_row(row)
         index = self._row_block[row]
@@ -217,7 +217,7 @@ class Vocabulary:
             raise ValueError(f"no block named {name!r}; there are {', '.join(self._groups) or 'none'}")
         return self._groups[name]
 
-    def block_range(self, name: str, group: int = 0) -> range:
+    def get_block_range(self, name: str, group: int = 0) -> range:
         return self.group_blocks(name)[group].rows
 
     @property
@@ -238,32 +238,32 @@ class Vocabulary:
             start = row + 1
         return tuple(ranges)
 
-    def token_string(self, row: int) -> str:
+    def make_token_string(self, row: int) -> str:
         """`<|image_0003|>`, `<|user|>`; a text row has no string of ours (ask the text tokenizer)."""
-        block = self.block_of(row)
+        block = self.find_block(row)
         if block is not None:
-            return block.token_string(row - block.start)
+            return block.make_token_string(row - block.start)
         if self.is_text(row):
             raise ValueError(f"row {row} is a text row; decode it with the text tokenizer")
         return self.controls[row - self.text_size].name
 
-    def token_strings(self) -> list[str]:
+    def list_token_strings(self) -> list[str]:
         """The strings of all rows behind the text rows, in order."""
-        return [self.token_string(row) for row in range(self.text_size, self.size)]
+        return [self.make_token_string(row) for row in range(self.text_size, self.size)]
 
     # ---- spans
 
-    def span_length(self, modality: str, steps: int | None = None, grid: Grid | None = None) -> int:
+    def count_span_rows(self, modality: str, steps: int | None = None, grid: Grid | None = None) -> int:
         """Rows of a span of `steps` code steps (None: the shortest), or of that grid, its start and end included."""
-        layout = self.layout(modality)
+        layout = self.get_layout(modality)
         if layout.grid is not None:
-            return layout.grid.length(grid or layout.grid.grid)
+            return layout.grid.count_rows(grid or layout.grid.grid)
         if steps is None:
             steps = layout.min_steps
         groups = len(self._groups[layout.segments[0].block])
         return 2 + layout.num_marks + steps * groups
 
-    def layout(self, modality: str) -> SpanLayout:
+    def get_layout(self, modality: str) -> SpanLayout:
         if modality not in self._layouts:
             raise ValueError(f"this model has no {modality!r} span; it has {', '.join(self._layouts) or 'text only'}")
         return self._layouts[modality]
@@ -278,19 +278,19 @@ class Vocabulary:
             raise ValueError(f"{modality} codes must be integers, got {codes.dtype}")
         if codes.ndim == 1:
             codes = codes[:, None]
-        layout = self.layout(modality)
+        layout = self.get_layout(modality)
         groups = len(self._groups[layout.segments[0].block])
         if codes.ndim != 2 or codes.shape[1] != groups:
             raise ValueError(f"{modality} codes have shape {list(np.shape(ids))}; expected [N, {groups}]")
-        rows = [self.start_id(modality)]
+        rows = [self.get_start_id(modality)]
         if layout.grid is not None:
             [block] = self._groups[layout.segments[0].block]
-            return [*rows, *layout.grid.encode(codes[:, 0], block.rows, grid), self.end_id(modality)]
-        counts = self._segment_counts(layout, len(codes))
+            return [*rows, *layout.grid.encode(codes[:, 0], block.rows, grid), self.get_end_id(modality)]
+        counts = self._count_segments(layout, len(codes))
         offset = 0
         for index, (segment, count) in enumerate(zip(layout.segments, counts, strict=True)):
             if index and segment.mark:
-                rows.append(self.control_id("<|frame|>"))
+                rows.append(self.get_control_id("<|frame|>"))
             blocks = self._groups[segment.block]
             part = codes[offset : offset + count].astype(np.int64)  # [count, G]
             sizes = np.array([block.size for block in blocks])
@@ -299,7 +299,7 @@ class Vocabulary:
                 raise ValueError(f"{modality} code {bad} is outside 0..{sizes.min() - 1} of block {segment.block!r}")
             rows += (part + np.array([block.start for block in blocks])).reshape(-1).tolist()
             offset += count
-        rows.append(self.end_id(modality))
+        rows.append(self.get_end_id(modality))
         return rows
 
     def decode_span(self, rows: Sequence[int]) -> tuple[str, np.ndarray]:
@@ -317,19 +317,19 @@ class Vocabulary:
             raise ValueError("a span must begin with the start token of a medium of this model")
         layout = self._layouts[modality]
         groups = len(self._groups[layout.segments[0].block])
-        if layout.grid is not None and ids[-1] == self.end_id(modality):
+        if layout.grid is not None and ids[-1] == self.get_end_id(modality):
             [block] = self._groups[layout.segments[0].block]
             return modality, *layout.grid.decode(ids[1:-1], block.rows)
         marks = layout.num_marks
         steps, left_over = divmod(len(ids) - 2 - marks, groups)
-        if left_over or ids[-1] != self.end_id(modality):
+        if left_over or ids[-1] != self.get_end_id(modality):
             raise ValueError(f"the {modality} span of {len(ids)} tokens is cut off or badly formed")
         parts, at = [], 1
         for index, (segment, count) in enumerate(
-            zip(layout.segments, self._segment_counts(layout, steps), strict=True)
+            zip(layout.segments, self._count_segments(layout, steps), strict=True)
         ):
             if index and segment.mark:
-                if ids[at] != self.control_id("<|frame|>"):
+                if ids[at] != self.get_control_id("<|frame|>"):
                     raise ValueError(f"token {at} of the {modality} span should be <|frame|>")
                 at += 1
             blocks = self._groups[segment.block]
@@ -341,7 +341,7 @@ class Vocabulary:
         codes = np.concatenate(parts)  # [N, G]
         return modality, codes[:, 0] if groups == 1 else codes, None
 
-    def _segment_counts(self, layout: SpanLayout, steps: int) -> list[int]:
+    def _count_segments(self, layout: SpanLayout, steps: int) -> list[int]:
         free = steps - layout.fixed_steps
         if layout.open_segment is None and free != 0:
             raise ValueError(f"{layout.modality} has {steps} codes; this model uses exactly {layout.fixed_steps}")

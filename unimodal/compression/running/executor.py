@@ -237,7 +237,7 @@ class PlanExecutor:
         shorter = [(span, count) for span, count in zip(spans, counts, strict=True) if count < len(span)]
         plans: list[tuple[SpanGroup, Plan]] = []
         for group in stream.group_spans(shorter):
-            span = _view(stream, group, site, observer)
+            span = _make_span(stream, group, site, observer)
             if hints:
                 span.hint = torch.cat([hints[member] for member in group.spans])
             plans.append((group, method.plan(span.hidden, span)))
@@ -263,7 +263,7 @@ class PlanExecutor:
         hints: dict[LiveSpan, Tensor] = {}
         for members in by_row.values():
             groups = [SpanGroup([live], len(live), stream.find_places([live])) for live in members]
-            together = [_view(stream, group, site, observer) for group in groups]
+            together = [_make_span(stream, group, site, observer) for group in groups]
             counts.update(zip(members, method.count_kept(together, len(self.layers)), strict=True))
             hints.update(zip(members, method.give_hints(together) or [], strict=False))
         return [counts[live] for live in spans], hints
@@ -274,7 +274,7 @@ class PlanExecutor:
         return time.perf_counter()
 
 
-def _view(stream: TokenStream, group: SpanGroup, site: int, observer: ForwardObserver) -> Span:
+def _make_span(stream: TokenStream, group: SpanGroup, site: int, observer: ForwardObserver) -> Span:
     """A group of spans as a method sees it."""
     located, lines, columns = group.spans[0].located, group.place.rows[:, None], group.place.columns
     sizes = torch.ones_like(columns, dtype=torch.float32)

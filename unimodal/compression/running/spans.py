@@ -36,8 +36,8 @@ def find_input_spans(
     the first turn mark belong to a turn that is not known, and are left alone.
     """
     names = [name for name in ("system", "user", "assistant") if vocabulary.has_control(f"<|{name}|>")]
-    is_read = {vocabulary.control_id(f"<|{name}|>"): name != "assistant" for name in names}
-    starts = {vocabulary.start_id(name): name for name in vocabulary.media}
+    is_read = {vocabulary.get_control_id(f"<|{name}|>"): name != "assistant" for name in names}
+    starts = {vocabulary.get_start_id(name): name for name in vocabulary.media}
     found = []
     for row, (tokens, real) in enumerate(zip(ids.tolist(), valid.tolist(), strict=True)):
         reads, column = is_first, 0
@@ -52,7 +52,7 @@ def find_input_spans(
                 column += 1
                 continue
             try:
-                end = tokens.index(vocabulary.end_id(name), column)
+                end = tokens.index(vocabulary.get_end_id(name), column)
             except ValueError:  # still being written
                 break
             has_features = tokens[column + 1] >= vocabulary.size  # a medium that is not read through codes stays whole
@@ -65,7 +65,7 @@ def find_input_spans(
 def _locate(row: int, name: str, tokens: list[int], start: int, end: int, vocabulary: Vocabulary) -> LocatedSpan:
     columns, segments, block = [], [], None
     for column in range(start + 1, end):
-        here = vocabulary.block_of(tokens[column])
+        here = vocabulary.find_block(tokens[column])
         if here is None:  # a frame mark
             block = None
             continue

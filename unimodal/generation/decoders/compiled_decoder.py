@@ -43,9 +43,9 @@ class CompiledDecoder(LeanDecoder):
         if mode is None and backend == "inductor" and self.layers.device.type == "cuda":
             mode = "reduce-overhead"
         self.compiled = backend is not None
-        self._step: Callable[..., Tensor] = self._one
+        self._step: Callable[..., Tensor] = self._step_once
         if backend is not None:
-            self._step = torch.compile(self._one, fullgraph=True, dynamic=False, backend=backend, mode=mode)
+            self._step = torch.compile(self._step_once, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None] = ()
@@ -96,7 +96,7 @@ class CompiledDecoder(LeanDecoder):
         self._mask = mask.masked_fill_(hidden, -torch.inf)[:, None, None]  # [S, 1, 1, C]
         self._slot = torch.tensor([self.length], device=self.cache.device)
 
-    def _one(
+    def _step_once(
         self, ids: Tensor, slot: Tensor, pads: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, cache: Tensor
     ) -> Tensor:
         """ids [S, 1] at slot [1] -> hidden [S, E]; writes cache [L, 2, S, K, C, D] and mask [S, 1, 1, C]."""

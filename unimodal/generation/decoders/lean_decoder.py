@@ -98,7 +98,7 @@ class LeanDecoder:
         x = self.layers.embed(ids)
         x = self.layers.run(x, self.rotary, positions, write, self._make_bias(begin, end, visible))  # [S, P, E]
         self.length = end
-        return self.layers.norm(x if every else x[:, -1])
+        return self.layers.apply_norm(x if every else x[:, -1])
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
         # A stream that keeps fewer tokens than another moves in the cache; keys carry their own rotation.

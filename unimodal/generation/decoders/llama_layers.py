@@ -114,13 +114,13 @@ class LlamaLayers:
         for number, layer in enumerate(self.layers):
             x = self._attend(number, layer, x, cos, sin, write, bias)
             mlp = layer.mlp
-            h = rms_norm(layer.post_attention_layernorm, x)
+            h = apply_rms_norm(layer.post_attention_layernorm, x)
             x = x + mlp.down_proj(mlp.act_fn(mlp.gate_proj(h)) * mlp.up_proj(h))
         return x
 
-    def norm(self, x: Tensor) -> Tensor:
+    def apply_norm(self, x: Tensor) -> Tensor:
         """The norm behind the last layer."""
-        return rms_norm(self.backbone.norm, x)
+        return apply_rms_norm(self.backbone.norm, x)
 
     def _attend(
         self,
@@ -135,7 +135,7 @@ class LlamaLayers:
         """x [S, P, E] plus its attention."""
         num_streams, num_new, _ = x.shape
         attention = layer.self_attn
-        h = rms_norm(layer.input_layernorm, x)
+        h = apply_rms_norm(layer.input_layernorm, x)
         queries_keys = torch.cat([attention.q_proj(h), attention.k_proj(h)], -1)
         queries_keys = queries_keys.view(num_streams, num_new, -1, self.width).transpose(1, 2)  # [S, H + K, P, D]
         rotated = torch.addcmul(queries_keys * cos, queries_keys.roll(self.width // 2, -1), sin)
@@ -158,8 +158,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -
     return out.reshape(num_streams, num_heads, num_new, width).transpose(1, 2).reshape(num_streams, num_new, -1)
 
 
-def rms_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """LlamaRMSNorm without its casts; on a processor F.rms_norm takes three times as long for a few tokens."""
+def apply_rms_norm(module: nn.Module, x: Tensor) -> Tensor:
+    """LlamaRMSNorm without its casts; on a processor F.apply_rms_norm takes three times as long for a few tokens."""
     if x.dtype != torch.float32:
         return module(x)
     scale = x.square().mean(-1, keepdim=True).add_(module.variance_epsilon).rsqrt_()

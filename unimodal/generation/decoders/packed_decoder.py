@@ -178,7 +178,7 @@ class PackedLayers(LlamaLayers):
         dtype = self.dtype
         flat = x.reshape(-1, width).float()  # [M, E]
         for number, layer in enumerate(self.packed):
-            qkv = layer.qkv(_norm(flat, layer.eps[0])).view(num_streams, num_new, -1, self.width)
+            qkv = layer.qkv(_normalise(flat, layer.eps[0])).view(num_streams, num_new, -1, self.width)
             turned = torch.view_as_complex(qkv[:, :, : heads + kv_heads].unflatten(3, (-1, 2)))
             turned.mul_(turns)
             qkv = qkv.transpose(1, 2)  # [S, H + 2K, P, D]
@@ -186,7 +186,7 @@ class PackedLayers(LlamaLayers):
             keys, values = write(number, k.to(dtype), v.to(dtype))
             out = attend(qkv[:, :heads].to(dtype), keys, values, bias, layer.scaling)
             flat = layer.out.add_to(flat, out.reshape(len(flat), -1).float())
-            gate, up = layer.gate_up(_norm(flat, layer.eps[1])).chunk(2, 1)
+            gate, up = layer.gate_up(_normalise(flat, layer.eps[1])).chunk(2, 1)
             flat = layer.down.add_to(flat, F.silu(gate).mul_(up))
         return flat.to(x.dtype).view(num_streams, num_new, width)
 
@@ -199,6 +199,6 @@ class PackedDecoder(LeanDecoder):
         self.weights = weights
 
 
-def _norm(x: Tensor, eps: float) -> Tensor:
+def _normalise(x: Tensor, eps: float) -> Tensor:
     """RMSNorm [M, E] without its weight and without the root of E, both of which are in the next product."""
     return x * torch.linalg.vecdot(x, x).add_(eps).rsqrt_()[:, None]

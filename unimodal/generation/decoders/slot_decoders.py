@@ -106,7 +106,7 @@ class LlamaSlots:
 
         x = self.layers.run(self.layers.embed(ids), self.rotary, positions, write, bias[:, None])  # [S, P, E]
         self.lengths = [length + num_new for length in self.lengths]
-        x = self.layers.norm(x if every else x[:, -1])
+        x = self.layers.apply_norm(x if every else x[:, -1])
         return x[slot_of] if moved else x
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:

@@ -17,5 +17,5 @@ from unimodal.generation.fast.sjd import SpeculativeJacobi
 class CoupledSpeculativeJacobi(SpeculativeJacobi):
     name = "coupled-sjd"
 
-    def _salt(self) -> int:
+    def _choose_salt(self) -> int:
         return 0

@@ -33,7 +33,7 @@ class GroupedSpeculative(CoupledSpeculativeJacobi):
     name = "gsd"
     lossless = False
 
-    def _ratio(self, row: Row, p: Tensor, q: Tensor, index: Tensor) -> Tensor:
+    def _compute_ratio(self, row: Row, p: Tensor, q: Tensor, index: Tensor) -> Tensor:
         order = p.sort(dim=1, descending=True, stable=True).indices  # [n, K] candidates by rank
         rank = (order == index).long().argmax(1, keepdim=True)  # [n, 1]
         near = rank + torch.arange(-self.neighbours, self.neighbours + 1, device=p.device)  # [n, 2R + 1]

@@ -71,10 +71,10 @@ class SpeculativeJacobi(FastDecoder):
         tokens = self._judge(row, p, num)
         accepted = len(tokens)
         if accepted < num:  # refused: what p has more than q, with noise of its own
-            tokens.append(row.to_ids(self._residual(row, p[accepted], self.drawn_from[accepted], accepted))[0])
+            tokens.append(row.to_ids(self._draw_residual(row, p[accepted], self.drawn_from[accepted], accepted))[0])
         elif num < num_places:  # the place behind the last guess
             tokens.append(row.to_ids(row.draw(scores[num : num + 1], [num]))[0])
-        self._guess_on(row, scores, p, len(tokens))
+        self._guess_next(row, scores, p, len(tokens))
         self._recall(row, tokens)
         read = min(len(tokens) - 1, num_places - 1)  # written tokens that were among those read
         return Verdict(tokens, list(range(num_waiting + read)), tokens[-1:], accepted)
@@ -84,22 +84,24 @@ class SpeculativeJacobi(FastDecoder):
         if not num:
             return []
         q = torch.stack(self.drawn_from[:num])  # [n, K]
-        index = torch.tensor([row.candidates.index_of(guess) for guess in self.guesses[:num]], device=p.device)[:, None]
-        ratio = self._ratio(row, p[:num], q, index)  # [n]
+        index = torch.tensor([row.candidates.find_index(guess) for guess in self.guesses[:num]], device=p.device)[
+            :, None
+        ]
+        ratio = self._compute_ratio(row, p[:num], q, index)  # [n]
         kept = row.draw_uniform(range(num), _ACCEPT).to(p.device) <= ratio
         return self.guesses[: int(kept.long().cumprod(0).sum())]
 
-    def _ratio(self, row: Row, p: Tensor, q: Tensor, index: Tensor) -> Tensor:
+    def _compute_ratio(self, row: Row, p: Tensor, q: Tensor, index: Tensor) -> Tensor:
         """With which probability (if below 1) each guess is kept: p and q [n, K], index [n, 1] -> [n]."""
         return (p.gather(1, index) / q.gather(1, index).clamp_min(1e-30))[:, 0]
 
-    def _residual(self, row: Row, p: Tensor, q: Tensor, place: int) -> Tensor:
+    def _draw_residual(self, row: Row, p: Tensor, q: Tensor, place: int) -> Tensor:
         """A candidate index [1] from the positive part of p - q, both [K]."""
         left = (p - q).clamp_min(0)
         left = torch.where(left.sum() > 0, left, p)
         return (left.log() + row.make_noise([place], _RESIDUAL)[0]).argmax()[None]
 
-    def _guess_on(self, row: Row, scores: Tensor, p: Tensor, written: int) -> None:
+    def _guess_next(self, row: Row, scores: Tensor, p: Tensor, written: int) -> None:
         """New guesses for the places behind the written ones: from this pass where it predicted them, and from its last
         prediction for places that are new."""
         places = min(self.window, row.room - written)
@@ -108,7 +110,7 @@ class SpeculativeJacobi(FastDecoder):
             return
         depths = range(written, written + places)
         source = torch.tensor([min(depth, len(scores) - 1) for depth in depths], device=scores.device)
-        self.guesses = row.to_ids(row.draw(scores[source], depths, self._salt()))
+        self.guesses = row.to_ids(row.draw(scores[source], depths, self._choose_salt()))
         self.drawn_from = list(p[source])
 
     def _recall(self, row: Row, tokens: list[int]) -> None:
@@ -119,12 +121,12 @@ class SpeculativeJacobi(FastDecoder):
         for place, guess in enumerate(known):
             self.guesses[place] = guess
             self.drawn_from[place] = torch.zeros_like(self.drawn_from[place])
-            self.drawn_from[place][row.candidates.index_of(guess)] = 1.0
+            self.drawn_from[place][row.candidates.find_index(guess)] = 1.0
 
     def commit(self, row: Row, verdict: Verdict) -> None:
         if self.memory is not None:
             self.memory.learn([*row.latest[-self.memory.context :], *verdict.tokens])
 
-    def _salt(self) -> int:
+    def _choose_salt(self) -> int:
         """Guesses of every pass have their own noise."""
         return _GUESS + self.passes

@@ -196,7 +196,7 @@ class SpeculativeRun(DecodingRun):
 
     def advance(self) -> None:
         """One forward over the proposals of all rows. The first token comes from the prompt's own hidden state."""
-        self._write_the_certain()
+        self._write_certain_tokens()
         self.drop_finished()
         if self.grammar.finished.all():
             return
@@ -206,7 +206,7 @@ class SpeculativeRun(DecodingRun):
                 drafts[row] = self._propose(row)
         unread = [row for row in drafts if not self.waiting[row] and not self.answers[row]]
         if unread:  # their prompts end where a choice begins
-            self._first_tokens(unread)
+            self._draw_first_tokens(unread)
             return
         longest = max(len(draft.ids) for draft in drafts.values())
         hidden = self._read(drafts, longest)  # [S, P, D]
@@ -218,7 +218,7 @@ class SpeculativeRun(DecodingRun):
         if any(numbers != list(range(longest)) for numbers in by_stream):
             self.decoder.commit(by_stream, longest)
 
-    def _write_the_certain(self) -> None:
+    def _write_certain_tokens(self) -> None:
         """Tokens without an alternative are written at once, and wait to be read."""
         for row, (grammar, state) in enumerate(zip(self.grammar.grammars, self.grammar.states, strict=True)):
             while not state.finished:
@@ -272,7 +272,7 @@ class SpeculativeRun(DecodingRun):
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]
         vocabulary, segment = self.parts.vocabulary, grammar.find_segment(state)
         candidates = self.parts.head.select(allowed)
-        sampler = Sampler([config.sampling_at(state.modality, grammar.count_span_steps(state))], self.parts.device)
+        sampler = Sampler([config.find_sampling(state.modality, grammar.count_span_steps(state))], self.parts.device)
         blocks = None if segment is None else vocabulary.group_blocks(segment[0])
         lines, mark = grammar.count_lines(state)
         return Row(
@@ -281,7 +281,7 @@ class SpeculativeRun(DecodingRun):
             vocabulary.text_range if blocks is None else blocks[state.codes % len(blocks)].rows, lines=lines, mark=mark,
         )  # fmt: skip
 
-    def _first_tokens(self, rows: list[int]) -> None:
+    def _draw_first_tokens(self, rows: list[int]) -> None:
         """Draw the first token of these rows from what the prompts end in; ``hidden`` is still theirs."""
         for row in rows:
             stretch = self.stretches[row]
@@ -328,7 +328,7 @@ class SpeculativeRun(DecodingRun):
         if twin is not None:
             grammar, state = self.grammar.grammars[row.index], self.grammar.states[row.index]
             step, config = grammar.count_span_steps(state), self.configs[row.index]
-            scales = [config.scale(row.modality, step + ahead) for ahead in steps]
+            scales = [config.find_guidance(row.modality, step + ahead) for ahead in steps]
             if any(scale != 1.0 for scale in scales):
                 other = hidden[twin].index_select(0, index)
                 column = torch.tensor(scales, device=hidden.device)[:, None]

@@ -45,9 +45,9 @@ class ZipAR(FastDecoder):
         if self.window < 1:
             raise ValueError(f"zipar's window is {self.window}; give at least 1")
         for name in modalities:
-            if name == "text" or vocabulary.layout(name).grid is not None:
+            if name == "text" or vocabulary.get_layout(name).grid is not None:
                 continue
-            segments = [s for s in vocabulary.layout(name).segments if s.count is not None]
+            segments = [s for s in vocabulary.get_layout(name).segments if s.count is not None]
             for segment in segments:
                 columns = self.columns.get(segment.block)
                 if columns is None:
@@ -104,14 +104,14 @@ class ZipAR(FastDecoder):
         offsets = [place - base for place in places]
         depths = [target - self.written for target in self.targets]
         steps = [self._count_codes(target) - self._count_codes(self.written) for target in self.targets]
-        return Draft(ids, wanted, depths, offsets, self._visible(), steps)
+        return Draft(ids, wanted, depths, offsets, self._make_visible(), steps)
 
     def _count_codes(self, place: int) -> int:
         """Codes before a place in raster order."""
         line, column = divmod(place, self.pitch)
         return line * self.width + column
 
-    def _visible(self) -> Tensor:
+    def _make_visible(self) -> Tensor:
         """bool [P, V + P]: real tokens at earlier places, and each token itself."""
         places = torch.tensor(self.places)
         held = torch.tensor([*self.slots, *self.places])

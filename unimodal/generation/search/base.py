@@ -128,7 +128,7 @@ def check_stages(stages: Sequence[int], codes: int) -> None:
 def count_codes(writer: Writer) -> int:
     """The codes of the forced medium; ValueError where their number is free."""
     assert writer.config.force is not None
-    layout = writer.engine.vocabulary.layout(writer.config.force)
+    layout = writer.engine.vocabulary.get_layout(writer.config.force)
     if layout.open_segment is not None or layout.num_marks:
         raise ValueError(f"a {writer.config.force} has no fixed run of codes to search in stages; use best-of-n")
     return layout.fixed_steps

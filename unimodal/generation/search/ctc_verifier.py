@@ -57,7 +57,7 @@ class CtcVerifier:
         read = []
         for row, places in zip(hidden, is_code, strict=True):
             logits = engine.head.compute_logits(row[places.to(row.device)], classes).float()
-            blank = logits[:, classes.index_of(self.blank)]
+            blank = logits[:, classes.find_index(self.blank)]
             read.append(torch.cat([logits[:, :num_text], blank[:, None]], 1).log_softmax(-1))
         lost = functional.ctc_loss(
             pad_sequence(read),  # [T, B, V + 1]

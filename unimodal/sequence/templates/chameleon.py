@@ -22,7 +22,7 @@ class ChameleonTemplate(RunTemplate):
 
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
         super().__init__(vocabulary, text)
-        self._answer = vocabulary.control_id("<|assistant|>")
+        self._answer = vocabulary.get_control_id("<|assistant|>")
 
     def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
         for number, turn in enumerate(document.turns):

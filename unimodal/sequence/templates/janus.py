@@ -31,7 +31,7 @@ class JanusTemplate(RunTemplate):
 
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
         super().__init__(vocabulary, text)
-        self._marks = {role: vocabulary.control_id(f"<|{role}|>") for role in ("user", "assistant")}
+        self._marks = {role: vocabulary.get_control_id(f"<|{role}|>") for role in ("user", "assistant")}
         self._roles = {row: role for role, row in self._marks.items()}
 
     def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
@@ -74,7 +74,7 @@ class JanusTemplate(RunTemplate):
                 yield Run("\n", answer, learn=turn.learn)
 
     def _check_readable(self, to: str | None) -> None:
-        if self.vocabulary.layout("image").features is None:
+        if self.vocabulary.get_layout("image").features is None:
             raise ValueError(
                 "Janus understands pictures through continuous features, and this model was converted without their "
                 "reader: convert the checkpoint again, or leave the picture out"

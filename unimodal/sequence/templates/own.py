@@ -60,11 +60,11 @@ class Template:
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
         check_text_tokenizer(vocabulary, text)
         self.vocabulary, self.text = vocabulary, text
-        self._bos = vocabulary.control_id("<|bos|>")
-        self._eos = vocabulary.control_id("<|eos|>")
-        self._pad = vocabulary.control_id("<|pad|>")
-        self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
-        self._role_ids = {role: vocabulary.control_id(f"<|{role}|>") for role in ROLES}
+        self._bos = vocabulary.get_control_id("<|bos|>")
+        self._eos = vocabulary.get_control_id("<|eos|>")
+        self._pad = vocabulary.get_control_id("<|pad|>")
+        self._end_of_turn = vocabulary.get_control_id("<|end_of_turn|>")
+        self._role_ids = {role: vocabulary.get_control_id(f"<|{role}|>") for role in ROLES}
         self._roles = {row: role for role, row in self._role_ids.items()}
 
     # ---- document → ids
@@ -133,7 +133,7 @@ class Template:
             if at < len(rows) and rows[at] == self._end_of_turn:
                 at += 1
             elif at < len(rows) and rows[at] not in (self._eos, self._pad):
-                raise ValueError(f"token {at} is {self.vocabulary.token_string(int(rows[at]))} inside a turn")
+                raise ValueError(f"token {at} is {self.vocabulary.make_token_string(int(rows[at]))} inside a turn")
             turns.append(Turn(role, parts))
         return Document(turns)
 
@@ -148,7 +148,7 @@ class Template:
             row = int(rows[at])
             modality = self.vocabulary.find_opened_medium(row)
             if modality is not None:
-                ends = np.flatnonzero(rows[at:] == self.vocabulary.end_id(modality))
+                ends = np.flatnonzero(rows[at:] == self.vocabulary.get_end_id(modality))
                 if not len(ends):
                     raise ValueError(f"the {modality} span that begins at token {at} has no end")
                 end = at + int(ends[0]) + 1

@@ -48,9 +48,9 @@ class RunTemplate(Template):
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
         check_text_tokenizer(vocabulary, text)
         self.vocabulary, self.text = vocabulary, text
-        self._bos = vocabulary.control_id("<|bos|>")
-        self._pad = vocabulary.control_id("<|pad|>")
-        self._end_of_turn = vocabulary.control_id("<|end_of_turn|>")
+        self._bos = vocabulary.get_control_id("<|bos|>")
+        self._pad = vocabulary.get_control_id("<|pad|>")
+        self._end_of_turn = vocabulary.get_control_id("<|end_of_turn|>")
 
     @abstractmethod
     def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
@@ -116,11 +116,11 @@ class RunTemplate(Template):
             modality = vocabulary.find_opened_medium(row)
             end = at + 1
             if modality is not None:
-                ends = np.flatnonzero(rows[at:] == vocabulary.end_id(modality))
+                ends = np.flatnonzero(rows[at:] == vocabulary.get_end_id(modality))
                 if not len(ends):
                     raise ValueError(f"the {modality} span that begins at token {at} has no end")
                 end = at + int(ends[0]) + 1
-                features = vocabulary.layout(modality).features
+                features = vocabulary.get_layout(modality).features
                 if features is not None and features.row in rows[at:end]:
                     raise ValueError(f"the {modality} at token {at} was read through features, which ids do not hold")
                 _, codes, grid = vocabulary.read_span(rows[at:end].tolist())
@@ -143,9 +143,12 @@ class RunTemplate(Template):
 
     def make_features_run(self, part: Media) -> Run:
         """The placeholders of a medium that is read through features."""
-        features = self.vocabulary.layout(part.modality).features
+        features = self.vocabulary.get_layout(part.modality).features
         assert features is not None
-        rows = [self.vocabulary.start_id(part.modality), *[features.row] * features.count]
+        rows = [self.vocabulary.get_start_id(part.modality), *[features.row] * features.count]
         return Run(
-            [*rows, self.vocabulary.end_id(part.modality)], False, self.vocabulary.modality_index[part.modality], part
+            [*rows, self.vocabulary.get_end_id(part.modality)],
+            False,
+            self.vocabulary.modality_index[part.modality],
+            part,
         )
