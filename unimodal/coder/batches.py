@@ -1,7 +1,8 @@
 """Media as their files give them ⇄ the batches that tokenizers take, by the `axes` of the medium's record.
 
-Shapes: B batch, C channels, T the padded axis, N positions of the codes; "…" are the axes of the medium without its
-channels, in their order: a picture is [C, H, W] in both, a sound [T] becomes [C, T], a clip [T, C, H, W] [C, T, H, W].
+Shapes: B batch, C channels, T the padded axis, N positions of the codes; "…" stands for the axes of the medium without
+its channels, in order. A picture is [C, H, W] in both forms, a sound [T] becomes [C, T], a clip [T, C, H, W] becomes
+[C, T, H, W].
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ def read_medium(
     seconds: float | None = None,
     tell: Callable[[str], None] = ignore_note,
 ) -> Tensor:
-    """A file, or its bytes, as the medium that the tokenizer sees, fitted by `mode` where the family leaves that open.
+    """Reads a file, or its bytes, as the medium that the tokenizer sees.
 
-    start_s, seconds: the part of a sound or film to take. tell: called with a sentence for everything that is left out.
-    Raises ValueError if it is not usable.
+    mode: how it is fitted, if the family of the tokenizer leaves that open. start_s, seconds: the part of a sound or
+    film to take. tell: called with a sentence for everything that is left out. Raises ValueError for an unusable file.
     """
     target = replace(tokenizer.file_target, start_s=start_s, seconds=seconds, tell=tell)
     return tokenizer.fit(load_medium(tokenizer.modality, source, target, limits), mode)
 
 
 def group_by_size(medium: Medium, items: Sequence[Tensor]) -> list[list[int]]:
-    """The numbers of the items that can share a batch: those of one size, the padded axis left out."""
+    """The numbers of the items that can share a batch: those of one size, not counting the padded axis."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, item in enumerate(items):
         sizes = zip(medium.axes, item.shape, strict=True)
@@ -48,7 +49,9 @@ def group_by_size(medium: Medium, items: Sequence[Tensor]) -> list[list[int]]:
 
 
 def stack_media(medium: Medium, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Items of one group → [B, C, …], and int64 [B] how much of the padded axis is real; None where none is padded."""
+    """Stacks items of one group: [B, C, …], and int64 [B] the real lengths of the padded axis; None if there is
+    none.
+    """
     moved = [item.movedim(medium.axes.index("c"), 0) if "c" in medium.axes else item[None] for item in items]
     if not medium.padded:
         return torch.stack(moved).contiguous(), None
@@ -63,7 +66,7 @@ def stack_media(medium: Medium, items: Sequence[Tensor]) -> tuple[Tensor, Tensor
 
 
 def split_batch(medium: Medium, decoded: Tensor, counts: Sequence[int]) -> list[Tensor]:
-    """The inverse of `stack_media`, of what [B, C, …] codes decode to; counts: how many positions each item has."""
+    """Splits what codes decode to, [B, C, …]: the inverse of `stack_media`. counts: positions of each item."""
     items = list(decoded)
     if medium.padded:
         axis = _find_padded_axis(medium)
@@ -73,7 +76,7 @@ def split_batch(medium: Medium, decoded: Tensor, counts: Sequence[int]) -> list[
 
 
 def count_frames(medium: Medium, item: Tensor) -> int:
-    """How long an item is along its time axis, in samples or frames. The medium has one."""
+    """The length of an item along its time axis, in samples or frames. Its medium must have one."""
     return item.shape[medium.axes.index("t")]
 
 

@@ -1,8 +1,8 @@
 """Media that a model reads through continuous features: rendered prompts → ids that stand for what was seen.
 
-A template writes a reserved row as often as a medium has features (`FeatureSpan` of the vocabulary). Before a prompt is
-read, the reader of the model's folder (`image_reader/`) looks at the medium, and the ids of its features
-(`model/feature_rows.py`) take the places of that row. A model without such media never comes here.
+A template writes a reserved row as often as a medium has features (`FeatureSpan` of the vocabulary). Before the prompt
+is read, the reader of the model's folder (`image_reader/`) looks at the medium, and the ids of its features
+(`model/feature_rows.py`) replace that row. Models without such media do not use this file.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ from unimodal.sequence.templates.own import Rendered
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-REMEMBERED = 32  # media; those of a prompt are kept beyond that, as long as the prompt is
+REMEMBERED = 32  # media; those of a prompt live on as long as the prompt does
 
 
 class FeaturePrompt(list[int]):
-    """The ids of a prompt, some of which stand for features, and these features, which live as long as it does."""
+    """The ids of a prompt, some of which stand for features; it keeps these features alive."""
 
     features: tuple[Features, ...] = ()
 
 
 class FeatureMemory:
-    """The features of the media that were read last, found again by what the media hold: in a chat all of them come
-    again with every turn.
+    """The features of the media that were read last, by content: in a chat, all media come again with every turn.
 
-    later: look at a medium when the decoder is fed its features, each time anew, and forget none; for training on a
-    corpus whose features would not fit in memory.
+    later: look at a medium only when the decoder is fed its features, each time anew, and forget none; for training on
+    a corpus whose features would not fit in memory.
     """
 
     def __init__(self, decoder: PreTrainedModel, coder: MediaCoder, later: bool = False) -> None:
@@ -62,8 +61,10 @@ class FeatureMemory:
         return Rendered(np.array(self.fill_prompt(rendered), dtype=np.int64), rendered.labels, rendered.modality)
 
     def find_features(self, part: Media) -> Features:
-        """What the model sees of a medium: a file is read, codes that the model wrote are decoded first. Raises
-        ValueError for a file that cannot be used."""
+        """The features of a medium: a file is read; codes that the model wrote are decoded first.
+
+        Raises ValueError for a file that cannot be used.
+        """
         span = self.coder.vocabulary.get_layout(part.modality).features
         assert span is not None
         if part.codes is not None:

@@ -1,4 +1,4 @@
-"""Files ⇄ tensors ⇄ codes of one model: the two ends of the pipeline. Each tokenizer is loaded when it is first needed.
+"""Files ⇄ tensors ⇄ codes of one model: the two ends of the pipeline. A tokenizer is loaded when it is first needed.
 
 Shapes: B batch, T samples or frames, H and W height and width, N codes, G groups. Media without a batch are a picture
 [3, H, W] in [0, 1], a sound [T] in [-1, 1] and a clip [T, 3, H, W] in [0, 1].
@@ -40,14 +40,14 @@ from unimodal.vocabulary import Vocabulary, make_media_vocabulary, read_vocabula
 def load_coder(
     folder: Path, device: torch.device | str = "cpu", on_step: Callable[[str], None] = lambda step: None
 ) -> MediaCoder:
-    """The media side of a model folder alone, without its decoder; or that of one tokenizer in a folder of its own."""
+    """Loads the media side of a model folder, without its decoder; or one tokenizer from a folder of its own."""
     if is_tokenizer(folder):
         return _load_alone(folder, device, on_step)
     return MediaCoder(folder, read_vocabulary(folder / VOCABULARY_FILE), read_processor(folder), device, on_step)
 
 
 def _load_alone(folder: Path, device: torch.device | str, on_step: Callable[[str], None]) -> MediaCoder:
-    """The coder of one tokenizer, and of the one that it continues, which lies beside it."""
+    """The coder of one tokenizer; the tokenizer that it continues, if any, must lie beside it."""
     on_step("loading the tokenizer")
     begun = find_continued_medium(folder)
     continued = None if begun is None else load_tokenizer(locate_tokenizer(folder.parent, begun))
@@ -56,7 +56,7 @@ def _load_alone(folder: Path, device: torch.device | str, on_step: Callable[[str
 
 
 class MediaCoder:
-    """The tokenizers of one model folder and how files are fitted to them."""
+    """The tokenizers of one model folder, and the way files are fitted to them."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class MediaCoder:
         on_step: Callable[[str], None] = lambda step: None,
         tokenizers: Sequence[MediaTokenizer] | None = None,
     ) -> None:
-        """tokenizers: those of the vocabulary's media, where they do not lie in the model folder."""
+        """tokenizers: those of the vocabulary's media, if they do not lie in the model folder."""
         self.folder, self.vocabulary, self.processor, self.on_step = folder, vocabulary, processor, on_step
         self.device = torch.device(device)
         self.limits: MediaLimits = DEFAULT_LIMITS
@@ -81,7 +81,9 @@ class MediaCoder:
         self._readers: dict[str, MediaReader] = {}
 
     def get_tokenizer(self, modality: str) -> MediaTokenizer:
-        """Loaded at first use. Raises ValueError for a medium that the model does not have."""
+        """The tokenizer of a medium, loaded at first use. Raises ValueError for a medium that the model does not
+        have.
+        """
         if modality not in self._loaded:
             self.vocabulary.get_layout(modality)
             folder = locate_tokenizer(self.folder, modality)
@@ -92,7 +94,7 @@ class MediaCoder:
         return self._loaded[modality]
 
     def can_decode(self, modality: str) -> bool:
-        """Whether codes become a medium again: False for a tokenizer that only encodes. No weights are read."""
+        """Whether codes can become a medium again: False for a tokenizer that only encodes. Reads no weights."""
         if modality in self._loaded:
             return self._loaded[modality].can_decode
         return read_tokenizer_config(locate_tokenizer(self.folder, modality)).can_decode
@@ -102,8 +104,10 @@ class MediaCoder:
         return self.get_tokenizer(modality).rate
 
     def get_code_vectors(self) -> dict[str, Tensor]:
-        """What codes become in their tokenizer, float [size, K] by block: of each medium's main block, which has its
-        name, where that is one codebook."""
+        """The vectors that codes become in their tokenizer: name of the block → float [size, K].
+
+        Only for media whose main block, which has the name of the medium, is a single codebook.
+        """
         found = {}
         for modality in self.vocabulary.media:
             tokenizer = self.get_tokenizer(modality)
@@ -122,10 +126,10 @@ class MediaCoder:
         seconds: float | None = None,
         tell: Callable[[str], None] = ignore_note,
     ) -> Tensor:
-        """A file, or its bytes, as the medium that the model sees: [3, S, S], [T] or [T, 3, S, S].
+        """Reads a file, or its bytes, as the medium that the model sees: [3, S, S], [T] or [T, 3, S, S].
 
         start_s, seconds: the part of a sound or film to take. tell: called with a sentence, which names the file, for
-        everything that is left out. Raises ValueError if it is not usable.
+        everything that is left out. Raises ValueError for a file that cannot be used.
         """
         self.vocabulary.get_layout(modality)
         name = quote_path(path) if not isinstance(path, bytes) else f"the {MEDIA[modality].noun}"
@@ -137,7 +141,7 @@ class MediaCoder:
         return [codes for codes, _ in self.encode_with_grids(modality, media)]
 
     def encode_with_grids(self, modality: str, media: Sequence[Tensor]) -> list[tuple[np.ndarray, Grid3 | None]]:
-        """`encode`, each with the grid (t, h, w) of its codes where they form one."""
+        """`encode`, each with the grid (t, h, w) of its codes; None if they form no grid."""
         found: dict[int, tuple[np.ndarray, Grid3 | None]] = {}
         for items in group_by_size(MEDIA[modality], media):
             codes = self.encode_batch(modality, [media[item] for item in items])
@@ -147,15 +151,18 @@ class MediaCoder:
         return [found[index] for index in range(len(media))]
 
     def encode_batch(self, modality: str, media: Sequence[Tensor]) -> Codes:
-        """Media of one modality and of one group (`group_by_size`) → their codes in one batch."""
+        """Media of one modality and one group (`group_by_size`) → their codes, in one batch."""
         batch, lengths = stack_media(MEDIA[modality], media)
         return self.get_tokenizer(modality).encode(
             batch.to(self.device), None if lengths is None else lengths.to(self.device)
         )
 
     def encode_part(self, part: Part) -> Part:
-        """The part as the model is asked about it: with codes in place of its file, or with what the file holds where
-        the model reads it through features. Raises ValueError for a file that cannot be used."""
+        """The part as the model reads it: with codes or, for a model that reads through features, with the bytes of its
+        file.
+
+        Raises ValueError for a file that cannot be used.
+        """
         if isinstance(part, Text) or part.codes is not None:
             return part
         if self.vocabulary.get_layout(part.modality).features is not None:
@@ -166,18 +173,20 @@ class MediaCoder:
         return MEDIA_PARTS[part.modality](encoded.codes, grid=encoded.grid, notes=notes)
 
     def encode_parts(self, modality: str, media: Sequence[Tensor]) -> list[Media]:
-        """Media of one modality as parts with codes, and with their grids for a model that writes those."""
+        """Media of one modality as parts with codes, and with their grids for a model that writes grids."""
         return [
             MEDIA_PARTS[modality](codes=codes, grid=self._find_own_grid(modality, grid))
             for codes, grid in self.encode_with_grids(modality, media)
         ]
 
     def _find_own_grid(self, modality: str, grid: Grid3 | None) -> tuple[int, int] | None:
-        """Rows and columns for a model that writes them beside the codes; None for others."""
+        """Rows and columns, for a model that writes them beside the codes; None for others."""
         return grid[1:] if grid is not None and self.vocabulary.get_layout(modality).grid is not None else None
 
     def read_part(self, part: Media, tell: Callable[[str], None] = ignore_note) -> Tensor:
-        """The medium of a part without codes, as `read` gives it, and not longer than the model hears."""
+        """The medium of a part without codes, as `read` gives it. Raises ValueError if it is longer than the model
+        takes.
+        """
         medium = self.read(part.source, part.modality, part.start_s, part.seconds, tell)
         self.check_length(medium, part)
         return medium
@@ -195,8 +204,10 @@ class MediaCoder:
             )
 
     def find_max_seconds(self, modality: str) -> float | None:
-        """The longest file of a medium, in seconds, that the model takes: what its folder says, or else what its
-        decoder has positions for. None where nothing limits it: a folder of tokenizers alone, a span of fixed length.
+        """The longest medium that the model takes, in seconds: the limit in its folder, or what its decoder has
+        positions for.
+
+        None if nothing limits it: in a folder of tokenizers alone, and for a span of fixed length.
         """
         limit = self.processor.find_limits(modality).seconds
         if limit is not None:
@@ -212,7 +223,9 @@ class MediaCoder:
     # ---- files → features
 
     def get_reader(self, modality: str) -> MediaReader:
-        """What a model that reads a medium through features reads it with. Loaded at first use."""
+        """The reader of a medium that the model reads through features, loaded at first use. ValueError if it does not
+        fit.
+        """
         if modality not in self._readers:
             self.on_step(f"loading the {modality} reader")
             folder = locate_reader(self.folder, modality)
@@ -226,7 +239,7 @@ class MediaCoder:
 
     @staticmethod
     def read_content(part: Media) -> bytes:
-        """The bytes of a part's file, which may change or go later."""
+        """The bytes of a part's file. Raises ValueError for a file that cannot be read."""
         if isinstance(part.source, bytes):
             return part.source
         try:
@@ -235,7 +248,7 @@ class MediaCoder:
             raise ValueError(f"{quote_path(part.source)} cannot be read: {error.strerror or error}") from None
 
     def look(self, part: Media) -> Tensor:
-        """The features [N, D] of a picture: of a file, or of codes that the model drew."""
+        """The features [N, D] of a picture in a file, or of one whose codes the model wrote."""
         if part.codes is None:
             picture = load_image(part.source, self.limits)
         else:
@@ -250,7 +263,7 @@ class MediaCoder:
     ) -> list[Tensor]:
         """The inverse of `encode`, on the CPU: pictures, sounds of their true lengths, or clips.
 
-        grids: rows and columns of pictures of any shape.
+        grids: rows and columns of each picture, for models that write them.
         """
         if grids is not None and any(grids):
             return [self._decode_in_grid(modality, row, grid) for row, grid in zip(codes, grids, strict=True)]
@@ -278,7 +291,7 @@ class MediaCoder:
         seconds: float | None = None,
         tell: Callable[[str], None] = ignore_note,
     ) -> MediaCodes:
-        """The codes of a file, or of its bytes; what it holds is decided by its content. For the rest see `read`.
+        """The codes of a file, or of its bytes. Its content decides which medium it is; for the arguments see `read`.
 
         Raises ValueError for a file that cannot be used.
         """
@@ -296,7 +309,7 @@ class MediaCoder:
         )
 
     def detokenize(self, codes: MediaCodes) -> Output:
-        """The medium of some codes. Raises ValueError if another tokenizer made them."""
+        """The medium that codes stand for. Raises ValueError if another tokenizer made them."""
         if codes.tokenizer_sha256 != self.sha256.get(codes.modality):
             raise ValueError(
                 f"the codes were made by the {codes.modality} tokenizer {codes.tokenizer_sha256} but this model has "

@@ -1,4 +1,4 @@
-"""What comes out of a coder: a part of an answer with its medium, and the codes of one file as JSON."""
+"""Results of a coder: a part of an answer with its medium, and the codes of one file as JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Output:
 
     @property
     def num_codes(self) -> int:
-        """Code steps of a medium, 0 of a text."""
+        """The number of code steps of a medium; 0 for a text."""
         return 0 if isinstance(self.part, Text) else len(self.part.require_codes())
 
     def __repr__(self) -> str:
@@ -50,7 +50,9 @@ class Output:
         return f"Output({self.modality}, {len(self.part.require_codes())} codes{shape})"
 
     def save(self, path: str | Path) -> None:
-        """Writes the file whole or not at all, in the format of its suffix; ValueError for one that does not fit."""
+        """Writes the file, whole or not at all, in the format of its suffix. Raises ValueError for a suffix that does
+        not fit.
+        """
         if self.media is None:
             write_text_atomically(path, self.text + "\n")
         else:
@@ -59,7 +61,7 @@ class Output:
 
 @dataclass(frozen=True)
 class MediaCodes:
-    """What `unimodal tokenize` writes: the codes of one file and the tokenizer that made them."""
+    """The codes of one file and the hash of the tokenizer that made them, as `unimodal tokenize` writes them."""
 
     modality: str
     tokenizer_sha256: str

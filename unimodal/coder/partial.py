@@ -1,4 +1,4 @@
-"""Coarse pictures while the codes are still being written: for image tokenizers whose codes are ordered.
+"""Coarse pictures while their codes are still being written, for image tokenizers with ordered codes.
 
 Shapes: H and W height and width.
 """
@@ -14,13 +14,14 @@ from unimodal.coder.outputs import Output
 from unimodal.generation.request import TokenEvent
 from unimodal.sequence.document import Image
 
-SHOWN_AFTER = (4, 8, 16, 32)  # codes: then a coarse picture is worth a look
+SHOWN_AFTER = (4, 8, 16, 32)  # numbers of codes after which a coarse picture is worth a look
 
 
 class PartialPictures:
-    """Takes the tokens of answers and calls ``on_partial(row, output)`` when a picture of a row has ``steps`` codes.
+    """Takes the tokens of answers, and calls ``on_partial(row, output)`` each time a row's picture has one of ``steps``
+    codes.
 
-    The output's part holds the codes so far, its media is what they decode to, [3, H, W]. Raises ValueError for a
+    The output's part holds the codes so far, its media what they decode to, [3, H, W]. Raises ValueError for a
     tokenizer whose codes are not ordered.
     """
 
@@ -50,6 +51,6 @@ class PartialPictures:
 
 
 def decode_prefix(coder: MediaCoder, codes: Sequence[int]) -> Output:
-    """What the first codes of a picture show."""
+    """The picture that the first codes decode to."""
     part = Image(codes=np.array(codes, dtype=np.int64))
     return Output(part, coder.decode("image", [part.require_codes()])[0])

@@ -1,8 +1,8 @@
-"""Media → the same with codes, each medium encoded once: by one run for the next, by one recipe for another.
+"""Media → the same with codes, each medium encoded once: codes of one run serve the next, and another recipe too.
 
-A file is known by its path, its size and the time of its last change, bytes by their hash. Only a file that is not
-known is opened: its content is hashed, and encoded unless a copy of it has been. The key of the codes has the hash of
-the tokenizer as well, and how pictures are fitted to it.
+A file is known by its path, its size and the time of its last change, bytes by their hash. Only an unknown file is
+opened: its content is hashed, and encoded unless a copy of it was encoded before. The key of the codes also holds the
+hash of the tokenizer and the way in which pictures are fitted to it.
 
 Shapes: N codes, G groups.
 """
@@ -30,9 +30,9 @@ Refuse = Callable[[ValueError], None]
 
 
 class CodeCache:
-    """The codes of media in `records`, made by the tokenizers of `coder`; None: there are none, text only.
+    """The codes of media in `records`, made by the tokenizers of `coder`; a coder of None means text only.
 
-    vocabulary: that of the model. It says which media keep their grid beside their codes.
+    vocabulary: the model's, which says of which media the grid is kept beside the codes.
     """
 
     def __init__(self, coder: MediaCoder | None, records: RecordCache, vocabulary: Vocabulary) -> None:
@@ -40,7 +40,7 @@ class CodeCache:
         self._grids = {layout.modality for layout in vocabulary.layouts if layout.grid is not None}
 
     def encode_part(self, part: Media) -> Media:
-        """The part with codes. ValueError for a medium that cannot be used."""
+        """The part with codes, from the cache or made now. Raises ValueError for a medium that cannot be used."""
         if part.codes is not None:
             return part
         found = self._find(part)
@@ -55,7 +55,7 @@ class CodeCache:
         return found
 
     def encode_once(self, part: Media) -> Media:
-        """The part with codes, of which nothing is kept. ValueError for a medium that cannot be used."""
+        """The part with codes, made now and not kept. Raises ValueError for a medium that cannot be used."""
         if part.codes is not None:
             return part
         coder = self._need_coder(part)
@@ -64,9 +64,9 @@ class CodeCache:
         return make_part(part.modality, codes, grid=grid[1:] if own_grid and grid is not None else None)
 
     def encode_all(self, parts: Iterable[tuple[Sequence[Media], Refuse]]) -> int:
-        """Encodes in batches what has no codes yet; returns how many media that were.
+        """Encodes, in batches, the media that have no codes yet; returns how many these were.
 
-        Media come by the document, with what to call for one of them that cannot be used.
+        parts: the media of each document, and a function that is called with the error if one of them cannot be used.
         """
         waiting: dict[str, _Waiting] = {}
         done = 0
@@ -83,12 +83,12 @@ class CodeCache:
         return done + sum(self._encode(modality, batch) for modality, batch in waiting.items() if batch.media)
 
     def describe(self, part: Media) -> str:
-        """What decides the codes of a part without any: which medium it is, and all that turns it into codes."""
+        """All that decides the codes of a part without any: which medium it is, and what turns it into codes."""
         tokenizer = self._describe_tokenizer(part.modality, self._need_coder(part))
         return f"{identify(part)}{_describe_time(part)} {tokenizer}"
 
     def check(self, part: Media) -> None:
-        """ValueError for a medium that the model reads through features and that cannot be used."""
+        """Raises ValueError for a medium that the model reads through features and that cannot be used."""
         self._need_coder(part).encode_part(part)
 
     def _need_coder(self, part: Media) -> MediaCoder:
@@ -109,7 +109,7 @@ class CodeCache:
         return make_part(part.modality, codes, grid=(int(grid[0][0]), int(grid[0][1])) if grid else None)
 
     def _take(self, part: Media, waiting: dict[str, _Waiting]) -> None:
-        """Puts a medium among those to be encoded, unless a copy of it is encoded or waits already."""
+        """Puts a medium into its batch, unless a copy of it is encoded already or waits in the batch."""
         coder = self._need_coder(part)
         known_as = self.describe(part)
         batch = waiting.setdefault(part.modality, _Waiting())
@@ -139,7 +139,9 @@ class CodeCache:
 
 @dataclass
 class _Waiting:
-    """Media of one modality that are encoded together, and what each is known as: by its content, and by its files."""
+    """Media of one modality that are encoded together: content → tensor, and content → all names that it is known
+    by.
+    """
 
     media: dict[str, Tensor] = field(default_factory=dict)
     names: dict[str, dict[str, None]] = field(default_factory=dict)
@@ -151,7 +153,7 @@ def _describe_time(part: Media) -> str:
 
 
 def identify(part: Media) -> str:
-    """What a medium without codes is known by. No file is opened. ValueError for one that is not there."""
+    """What a medium without codes is known by. Opens no file. Raises ValueError for a file that is not there."""
     if part.data is not None:
         return hash_content(part)
     assert part.path is not None
@@ -163,7 +165,7 @@ def identify(part: Media) -> str:
 
 
 def hash_content(part: Media) -> str:
-    """The hash of what a file or a part's bytes hold. ValueError for a file that cannot be read."""
+    """The hash of a file's content or of a part's bytes. Raises ValueError for a file that cannot be read."""
     if part.data is not None:
         return f"content {hashlib.sha256(part.data).hexdigest()}"
     assert part.path is not None
@@ -175,12 +177,12 @@ def hash_content(part: Media) -> str:
 
 
 def make_key(*words: str) -> bytes:
-    """The key of a record that these words describe."""
+    """The key of the record that these words describe."""
     return hashlib.sha256("\0".join(words).encode("utf-8", "surrogateescape")).digest()[:KEY_BYTES]
 
 
 def pack_arrays(header: object, arrays: Sequence[np.ndarray]) -> bytes:
-    """JSON and arrays of integers → bytes, which `unpack_arrays` takes apart. int32 where all values fit."""
+    """Packs JSON and arrays of integers into bytes, as int32 if all values fit; `unpack_arrays` is the inverse."""
     stored = [
         array.astype("<i4" if array.size == 0 or -(2**31) <= array.min() <= array.max() < 2**31 else "<i8")
         for array in arrays
@@ -191,7 +193,7 @@ def pack_arrays(header: object, arrays: Sequence[np.ndarray]) -> bytes:
 
 
 def unpack_arrays(record: bytes) -> tuple[object, list[np.ndarray]]:
-    """The header and the arrays of `pack_arrays`, as int32 or int64."""
+    """The header and the arrays that `pack_arrays` packed, as int32 or int64."""
     end = 4 + int.from_bytes(record[:4], "little")
     header, described = json.loads(record[4:end].decode("utf-8", "surrogatepass"))
     arrays = []

@@ -1,4 +1,4 @@
-"""Datasets → batches for tuning: documents opened, their media encoded once, rendered, packed, dealt to the ranks.
+"""Datasets → batches for tuning: documents opened, their media encoded once, rendered, packed and dealt to the ranks.
 
 A dataset is a file or folder of any format that `unimodal.data.datasets` reads, or a folder of token shards. Documents
 are kept with their codes in the folder `codes`, one cache for all datasets of a corpus: a second run, or another recipe
@@ -31,7 +31,7 @@ from unimodal.sequence.cutting import LongRows, RowFitter
 from unimodal.sequence.packing import PackedBatch, pack, stack
 from unimodal.sequence.templates.own import Rendered, Template
 
-#: what is said of the documents that are too long
+#: what messages say was done with documents that are too long
 DONE_WITH_LONG: dict[LongRows, str] = {
     "drop": "left out",
     "error": "too long:",
@@ -41,7 +41,7 @@ DONE_WITH_LONG: dict[LongRows, str] = {
 
 
 class CorpusConfig(Config):
-    """What to learn from and how it is arranged."""
+    """What to learn from, and how it is arranged in batches."""
 
     called_elsewhere: ClassVar[Mapping[str, str]] = {
         "max_length": "corpus.length",
@@ -57,11 +57,11 @@ class CorpusConfig(Config):
 
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
     validation: tuple[DatasetConfig, ...] = ()
-    #: of the documents of each of `datasets`, where `validation` is empty
+    #: share of each dataset's documents that is held out, if `validation` is empty
     validation_share: float = Field(default=0.0, ge=0, lt=1)
     validation_batches: int = Field(default=8, ge=1)  # at most
     codes: Annotated[Path, MAY_CHANGE] = Path("data/cache/codes")  # the folder of the cache
-    #: encode media each time that they are drawn and keep nothing, for data whose codes are larger than the disk
+    #: encode media each time that they are drawn, and keep nothing: for codes that would not fit on the disk
     streaming: bool = False
     length: int = Field(default=1024, ge=2)  # tokens of a row: the longest document
     tokens_per_batch: int = Field(default=1024, ge=2)  # of one rank, in one of the batches of a step
@@ -71,13 +71,13 @@ class CorpusConfig(Config):
     #: what becomes of a document that is longer than a row or than the model's positions (`sequence/cutting.py`)
     long_rows: LongRows = "drop"
     mask_history: bool = False  # only the last answer of a document is learnt
-    #: share of the documents that answer with media whose words are left out, for guidance (arXiv 2207.12598)
+    #: share of the documents with media as answers that lose their words, for guidance (arXiv 2207.12598)
     condition_dropout: float = Field(default=0.1, ge=0, lt=1)
     seed: int = 0
 
 
 class ChosenShards:
-    """Some documents of token shards. chosen: their numbers, int64 [M]."""
+    """Some of the documents of token shards. chosen: their numbers, int64 [M]."""
 
     def __init__(self, shards: TokenShards, chosen: np.ndarray) -> None:
         self.shards, self.chosen = shards, chosen
@@ -90,10 +90,10 @@ class ChosenShards:
 
 
 class Corpus:
-    """The training and validation documents of a configuration. Opening names every row that is left out.
+    """The training and validation documents of a configuration. Opening it names every row that is left out.
 
-    max_positions: of the model that is to learn; a row may be longer, a document in it may not. features: what sees
-    media for a model that reads them so. keep_codes: False keeps codes for as long as the process runs.
+    max_positions: the model's; a row may be longer, a document may not. features: sees media for a model that reads
+    them through features. keep_codes: False keeps codes only until the process ends.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Corpus:
             self._validation_shards[name] = ChosenShards(shards, held_out)
 
     def _split(self, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers of the documents that are held out, and of those to learn from."""
+        """(numbers of the documents that are held out, numbers of those to learn from)."""
         order = shuffle_numbers(count, self.cfg.seed)
         share = 0.0 if self.cfg.validation else self.cfg.validation_share
         num = round(share * count)
@@ -165,8 +165,11 @@ class Corpus:
         return np.sort(order[:num]), np.sort(order[num:])
 
     def encode(self, rank: int = 0, num_ranks: int = 1) -> int:
-        """Encodes this rank's share of all media; returns how many were new. A medium that cannot be used is met here,
-        not when a step draws it: ValueError, or named and skipped, as its dataset says. Nothing under `streaming`."""
+        """Encodes this rank's share of all media, and returns how many were new; does nothing under `streaming`.
+
+        A medium that cannot be used is met here, not when a step draws it: it raises ValueError, or is named and
+        skipped, whichever its dataset asks for.
+        """
         if self.cfg.streaming:
             return 0
         self._records.refresh()
@@ -175,15 +178,17 @@ class Corpus:
         return num_encoded
 
     def hash_share(self, rank: int = 0, num_ranks: int = 1) -> dict[str, int]:
-        """What this rank's share of each set of documents holds, by name; the sums over all ranks tell one corpus from
-        another. Call it after `encode`."""
+        """Hashes this rank's share of each set of documents, by name. Call it after `encode`.
+
+        The sums over all ranks tell one corpus from another.
+        """
         found = {f"data {name}": shards.compute_fingerprint() for name, shards in self._shards.items()}
         numbers = {name: int(text[:16], 16) if rank == 0 else 0 for name, text in found.items()}
         numbers |= {f"data {name}": one.hash_documents(rank, num_ranks) for name, one in self._training.items()}
         return numbers | {f"validation {n}": one.hash_documents(rank, num_ranks) for n, one in self._validation.items()}
 
     def count_documents(self, name: str) -> int:
-        """The documents of a set that `hash_share` names."""
+        """The number of documents in a set that `hash_share` names."""
         kind, _, of = name.partition(" ")
         return self.counts[of] if kind == "data" else len(self._validation[of].chosen)
 
@@ -192,8 +197,8 @@ class Corpus:
     ) -> Batches:
         """The endless training batches of a rank.
 
-        per_window: batches drawn at a time, in place of the setting. whole_passes: every pass takes each document of a
-        set once, and ends with a batch; a pass is as many documents as all sets have.
+        per_window: batches that are drawn at a time, in place of the setting. whole_passes: each pass takes every
+        document once and ends with a batch; a pass has as many documents as all sets together.
         """
         cfg = self.cfg
         sizes = self.counts if whole_passes else None
@@ -205,19 +210,22 @@ class Corpus:
         return Batches(mixture, cfg.length, tokens, pad, arrangement, window, *self.limit, self._fit, draws)
 
     def count_pass(self) -> int:
-        """The documents of one pass over all sets that have a weight."""
+        """The number of documents in one pass over all sets that have a weight."""
         return sum(count for name, count in self.counts.items() if self.weights[name] > 0)
 
     def count_batches(self, passes: float, rank: int = 0, num_ranks: int = 1) -> float:
-        """The batches of a rank in so many whole passes: every document is drawn and arranged, and none learnt from."""
+        """Counts the batches of a rank in so many passes, by drawing and arranging every document."""
         batches, total = self.make_batches(rank, num_ranks, whole_passes=True), 0.0
         for number in range(math.ceil(passes)):
             total += batches.count_pass() * min(1.0, passes - number)
         return total
 
     def check(self) -> None:
-        """ValueError if there is no document to learn from, or one is too long under `long_rows: error`; what is cut
-        is counted and said."""
+        """Counts and reports the documents that are too long, and draws one batch.
+
+        Raises ValueError if there is no document to learn from, and for a document that is too long under `long_rows:
+        error`.
+        """
         if self.cfg.long_rows != "drop":
             for name, one in [*self._training.items(), *self._validation.items()]:
                 for _ in one.render_once():
@@ -226,7 +234,7 @@ class Corpus:
         self.make_batches(per_window=1).next_batch()
 
     def _tell_long(self, name: str, num: int, count: int) -> None:
-        """Says what becomes of the documents of a file that are too long. ValueError under `long_rows: error`."""
+        """Reports what becomes of documents that are too long. Raises ValueError under `long_rows: error`."""
         if num:
             limit = f"{num:,} of {count:,} documents of {name}: {self.limit[1]} is {self.limit[0]}"
             if self.cfg.long_rows == "error":
@@ -234,8 +242,10 @@ class Corpus:
             print(f"{DONE_WITH_LONG[self.cfg.long_rows]} {limit}", file=sys.stderr, flush=True)
 
     def make_validation_batches(self) -> list[PackedBatch]:
-        """The held-out documents in packed batches, the same for every rank. ValueError if there are some, and none
-        can be used."""
+        """The held-out documents in packed batches, the same for every rank.
+
+        Raises ValueError if documents are held out and none of them can be used.
+        """
         held_out = [document for one in self._validation.values() for document in one.render_once()]
         held_out += [one[number] for one in self._validation_shards.values() for number in range(len(one))]
         rendered = [piece for document in held_out for piece in self._fit(document)]

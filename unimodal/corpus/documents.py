@@ -3,8 +3,8 @@
     row → document → the same with codes, kept in the corpus's cache        once (`EncodedDocuments`)
     kept document → its words dropped or not → tokens                       at every draw (`RenderedDocuments`)
 
-A document is kept under a key of all that decides it: its texts and roles, and of each medium what it is known by
-(`code_cache.py`). So a row or a file that was changed in place is another document to the next run, and gets its own
+The key of a kept document holds all that decides it: its texts and roles, and what each of its media is known by
+(`code_cache.py`). So a row or a file that was changed in place is a new document to the next run, and gets its own
 codes. A draw of a kept document opens neither its row nor its media.
 """
 
@@ -29,8 +29,8 @@ from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.vocabulary import Vocabulary
 
 FORMAT = "2"  # of a kept document
-MOST_TOLD = 5  # documents of a file that are said to be too long
-#: times that a document is numbered, so that dropping its text is decided anew from one to the next
+MOST_TOLD = 5  # of a file's documents that are named as too long
+#: numbers of each document: whether its words are dropped is decided anew for each
 DRAWS = 8
 _PLACE = np.dtype([("known", "?"), ("file", "<u4"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4")])
 
@@ -38,7 +38,7 @@ _PLACE = np.dtype([("known", "?"), ("file", "<u4"), ("offset", "<u8"), ("size", 
 class EncodedDocuments:
     """The documents of a dataset by number, with codes in place of their media.
 
-    Media that a model of this vocabulary reads through features keep their files, except where it is to write them.
+    Media that the model reads through features keep their files, except in answers, which the model is to write.
     streaming: encode the media of a document each time that it is asked for, and keep nothing.
     """
 
@@ -54,7 +54,7 @@ class EncodedDocuments:
         return len(self.dataset)
 
     def __getitem__(self, number: int) -> Document:
-        """Document `number`. Raises ValueError for one whose medium cannot be used."""
+        """Document `number`. Raises ValueError if one of its media cannot be used."""
         if self.streaming:
             return self._encode_media(self.dataset[number])
         known, *place = self._places[number].tolist()
@@ -62,10 +62,9 @@ class EncodedDocuments:
         return self._make(number) if record is None else _unpack_document(record)
 
     def hash_document(self, number: int) -> int:
-        """A number of 128 bits that changes with all that a document holds: texts, roles, and codes or files of media.
+        """A 128-bit number that changes with all that a document holds: its texts, roles, and codes or files of media.
 
-        Of a document that is not kept, media are known by their files. Raises ValueError for a document whose medium
-        cannot be used.
+        Under `streaming`, media are known by their files. Raises ValueError if one of its media cannot be used.
         """
         if self.streaming:
             return int.from_bytes(make_key(str(number), self._describe(self.dataset[number]).hex()))
@@ -83,7 +82,7 @@ class EncodedDocuments:
         return int.from_bytes(make_key(str(number), *words))
 
     def find_missing(self, number: int) -> list[Media] | None:
-        """The media of a document that need codes; None where the document is kept already.
+        """The media of a document that need codes; None if the document is kept already.
 
         Raises ValueError for a medium that is not there.
         """
@@ -97,7 +96,7 @@ class EncodedDocuments:
         ]
 
     def _make(self, number: int) -> Document:
-        """A document from its row: found in the cache, or encoded and put there."""
+        """Document `number` from its row: found in the cache, or encoded and put there."""
         document = self.dataset[number]
         key = self._describe(document)
         record = self._find(number, key)
@@ -121,7 +120,7 @@ class EncodedDocuments:
         return found[1]
 
     def _describe(self, document: Document) -> bytes:
-        """The key of a document: two have the same if they are to become the same document with codes."""
+        """The key of a document; documents that become the same document with codes have the same key."""
         words = ["document", FORMAT]
         parts = self._list_parts(document)
         for turn in document.turns:
@@ -136,14 +135,14 @@ class EncodedDocuments:
         return make_key(*words)
 
     def _list_parts(self, document: Document) -> Iterator[tuple[Part, bool]]:
-        """Every part, and whether the model reads it through features: not what it learns to write."""
+        """Each part, and whether the model reads it through features (media in the last answer are written instead)."""
         for number, turn in enumerate(document.turns):
             is_answer = turn.role == "assistant" and number == len(document.turns) - 1
             for part in turn.parts:
                 yield part, not isinstance(part, Text) and part.modality in self._features and not is_answer
 
     def _encode(self, part: Part, is_read: bool) -> Part:
-        """The part with codes; or with a file that can be looked at again and again, so that no bytes are held."""
+        """The part with codes; a part that is read through features gets a file that can be looked at again."""
         if isinstance(part, Text):
             return part
         if not is_read:
@@ -161,13 +160,13 @@ class EncodedDocuments:
 
 
 class RenderedDocuments:
-    """Documents by number, rendered when they are asked for; each stands here `DRAWS` times.
+    """Documents by number, rendered when they are asked for; each is numbered `DRAWS` times.
 
     A document whose medium cannot be used raises ValueError under `on_bad_row="fail"`; under `"skip"` the next one
-    stands in for it, and it is named once on stderr. So is one of more than `limit` tokens (a number and what sets it)
-    with what is done with it: by the batches, since what is drawn must not depend on what was drawn before.
+    takes its place, and it is named once on stderr. A document longer than `limit` (tokens, and what sets them) is
+    named too, and given whole: the batches shorten it or leave it out, so that a draw does not depend on earlier draws.
 
-    chosen: which documents, int64 [M]. features: sees media for a model that reads them so.
+    chosen: which documents, int64 [M]. features: sees media for a model that reads them through features.
     """
 
     def __init__(
@@ -194,7 +193,7 @@ class RenderedDocuments:
 
     @property
     def num_too_long(self) -> int:
-        """Of the documents rendered so far."""
+        """The number of documents that were too long, of those rendered so far."""
         return int(self._too_long.sum())
 
     def __getitem__(self, index: int) -> Rendered:
@@ -208,7 +207,7 @@ class RenderedDocuments:
         raise ValueError(f"no document of {self.dataset.cfg.path} can be used; the last one: {last}")
 
     def render_once(self) -> Iterator[Rendered]:
-        """Every document that can be used, in its order; too long ones among them."""
+        """Renders each document that can be used, once and in order, those that are too long included."""
         for item, number in enumerate(map(int, self.chosen)):
             document = self.open(number)
             if document is None:
@@ -216,7 +215,7 @@ class RenderedDocuments:
             yield self._render(document, number, item, draw=0)
 
     def hash_documents(self, rank: int = 0, num_ranks: int = 1) -> int:
-        """The sum of the hashes of this rank's share of the documents that can be used, below 2^128."""
+        """The sum, modulo 2^128, of the hashes of those of this rank's documents that can be used."""
         total = 0
         for number in map(int, self.chosen[rank::num_ranks]):
             if self.documents.streaming or self.open(number) is not None:
@@ -224,7 +223,7 @@ class RenderedDocuments:
         return total % 2**128
 
     def open(self, number: int) -> Document | None:
-        """The document with codes, or None for one that is skipped."""
+        """The document with codes; None if it is skipped."""
         if number in self.bad:
             return None
         try:
@@ -234,14 +233,14 @@ class RenderedDocuments:
             return None
 
     def refuse(self, number: int, error: ValueError) -> None:
-        """A document that cannot be used: named on stderr, or a ValueError, as its dataset says."""
+        """Names a document that cannot be used on stderr, or raises ValueError, whichever its dataset asks for."""
         self.bad[number] = f"{self.dataset.describe_place(number)}: {error}"
         if self.dataset.cfg.on_bad_row == "fail":
             raise ValueError(f"{self.bad[number]}; mend it, or set on_bad_row to skip") from None
         print(f"skipped {self.bad[number]}", file=sys.stderr, flush=True)
 
     def _render(self, document: Document, number: int, item: int, draw: int) -> Rendered:
-        """A document in tokens, its words dropped or not as its place says."""
+        """A document in tokens; `item` and `draw` decide whether its words are dropped."""
         makes_media = any(
             not isinstance(part, Text) for turn in document.turns if turn.role == "assistant" for part in turn.parts
         )
@@ -258,7 +257,7 @@ class RenderedDocuments:
         return self.features.fill_rendered(rendered)
 
     def _tell_too_long(self, number: int, num_tokens: int) -> None:
-        """Names a document that is too long: once, and only the first few of its file."""
+        """Names a document that is too long, once, and only the first few of its file."""
         if self._too_long[number]:
             return
         self._too_long[number] = True
@@ -274,9 +273,9 @@ class RenderedDocuments:
 
 
 def encode_documents(sets: Sequence[RenderedDocuments], rank: int, num_ranks: int) -> int:
-    """Puts this rank's share of the documents in the cache; returns how many media were encoded.
+    """Puts this rank's share of the documents into the cache, and returns how many media were encoded.
 
-    Media are encoded in batches over documents and sets. A document that cannot be used is refused by its set.
+    Media are encoded in batches across documents and sets. A document that cannot be used is refused by its set.
     """
     if not sets:
         return 0
@@ -306,7 +305,7 @@ def encode_documents(sets: Sequence[RenderedDocuments], rank: int, num_ranks: in
 
 
 def _pack_document(document: Document) -> bytes:
-    """A document whose media have codes, or paths where they are read through features."""
+    """A document as bytes: media by their codes, or by their paths if they are read through features."""
     arrays: list[np.ndarray] = []
 
     def describe(part: Part) -> object:

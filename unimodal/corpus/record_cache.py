@@ -2,14 +2,14 @@
 
     folder/
       5f0c2a….data     records, one after the other
-      5f0c2a….index    for each an entry of 40 bytes: key, where the record begins, its size, two checksums
+      5f0c2a….index    an entry of 40 bytes for each record: its key, where it begins, its size, two checksums
 
 Every process appends to a pair of files of its own, so there is no lock, and a network file system will do. A record is
-written before its entry; an entry carries a checksum of itself and one of its record. What a kill, a full disk or a
-power cut has cut off is therefore simply not there at the next opening, and is made again; nothing else is lost.
+written before its entry; an entry carries a checksum of itself and one of its record. A record that a kill, a full disk
+or a power cut has cut off is not found at the next opening and is made again; nothing else is lost.
 
-Memory: the entries of all files, sorted by key, lie in a temporary file that is mapped, and so are the records
-(`data/mapped_files.py`): neither grows with what the folder holds.
+Memory: the sorted entries of all files lie in a temporary file that is mapped, and so are the records
+(`data/mapped_files.py`), so memory does not grow with the folder.
 
 Legend: E entries.
 """
@@ -32,7 +32,7 @@ from unimodal.data.mapped_files import MappedFiles, drop_pages
 from unimodal.data.order import mix64, mix64_array
 
 KEY_BYTES = 16
-MOST_RECENT = 2**14  # records of this process's own that are held in a dict before they are sorted in
+MOST_RECENT = 2**14  # of this process's records that wait in a dict before they are sorted in
 LOOKUPS_BETWEEN_DROPS = 512
 _ENTRY = np.dtype(
     [("high", "<u8"), ("low", "<u8"), ("offset", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("check", "<u8")]
@@ -43,7 +43,7 @@ _SORTED = np.dtype([("low", "<u8"), ("offset", "<u8"), ("size", "<u4"), ("crc", 
 
 
 class Place(NamedTuple):
-    """Where a record lies: in which data file (a number that holds in this process), and its checksum."""
+    """The place of a record: its data file (a number that holds in this process), its bytes there, and its checksum."""
 
     file: int
     offset: int
@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
 
 class RecordCache:
-    """The records of a folder. `folder=None` takes a temporary one, which goes with the process."""
+    """The records of a folder. folder None: a temporary one, which is removed when the process ends."""
 
     def __init__(self, folder: Path | None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="unimodal-") if folder is None else None
@@ -68,7 +68,7 @@ class RecordCache:
         self.refresh()
 
     def get(self, key: bytes) -> tuple[Place, bytes] | None:
-        """The record of a key and where it lies; None if there is none, or none that is whole."""
+        """The place and the content of the record of a key; None if there is none, or none that is whole."""
         found = self._get(key)
         if found is None and self._others_wrote:
             self.refresh()
@@ -76,12 +76,12 @@ class RecordCache:
         return found
 
     def read(self, place: Place) -> bytes | None:
-        """The record that lies there; None if it is damaged."""
+        """The record at a place; None if it is damaged."""
         record = self._records.read(self._files[place.file], place.offset, place.size)
         return record if record is not None and zlib.crc32(record) == place.crc else None
 
     def add(self, key: bytes, record: bytes) -> Place:
-        """Appends a record to this process's files. OSError for a disk that is full or may not be written."""
+        """Appends a record to this process's files. Raises OSError for a disk that is full or may not be written."""
         if self._writer is None or self._writer.pid != os.getpid():  # a fork must not share the place in a file
             self._writer = _Writer(self.folder)
         try:
@@ -96,14 +96,14 @@ class RecordCache:
         return place
 
     def finish_writing(self) -> None:
-        """Closes this process's files, so that others see all of it, and takes note that others may have written."""
+        """Closes this process's files, so that others see all of them; the next `get` looks for what others wrote."""
         if self._writer is not None:
             self._writer.close()
         self.refresh()
         self._others_wrote = True
 
     def refresh(self) -> None:
-        """Reads the entries of all files anew, if any file has grown."""
+        """Reads the entries of all files again, if any file has grown."""
         self._others_wrote = False
         sizes = {path: path.stat().st_size for path in sorted(self.folder.glob("*.index"))}
         if sizes == self._seen:
@@ -142,7 +142,7 @@ class _Writer:
         self._end = 0
 
     def append(self, key: bytes, record: bytes) -> tuple[int, int]:
-        """→ (where the record begins, its checksum)"""
+        """Appends a record, and returns (where it begins, its checksum)."""
         assert len(key) == KEY_BYTES and 0 < len(record) < 2**32
         if self._files is None:
             self._files = self.data_path.open("ab"), self.index_path.open("ab")
@@ -157,7 +157,7 @@ class _Writer:
         return offset, crc
 
     def close(self) -> None:
-        """Flushes to the disk; the next record opens the files again."""
+        """Flushes both files to the disk and closes them; the next record opens them again."""
         for file in self._files or ():
             os.fsync(file.fileno())
             file.close()
@@ -165,7 +165,7 @@ class _Writer:
 
 
 class _SortedEntries:
-    """Entries in the order of their keys, in a file without a name that is mapped."""
+    """Entries sorted by key, in a mapped file without a name."""
 
     def __init__(self, entries: np.ndarray, files: np.ndarray) -> None:
         order = np.argsort(entries["high"], kind="stable")
@@ -186,7 +186,7 @@ class _SortedEntries:
             self._rest = np.frombuffer(self._map, _SORTED, len(entries), offset=8 * len(entries))
 
     def find(self, key: bytes) -> Iterator[Place]:
-        """The places of a key; several where its record was found damaged and written again."""
+        """The places of the records of a key: several, if one was found damaged and written again."""
         high, low = _split_key(key)
         at = int(np.searchsorted(self._high, np.uint64(high)))
         while at < len(self._high) and self._high[at] == high:
@@ -205,7 +205,7 @@ def _split_key(key: bytes) -> tuple[int, int]:
 
 
 def _check(fields: tuple[int, int, int, int, int]) -> int:
-    """A checksum of an entry; never that of zeros."""
+    """A checksum of the fields of an entry; an entry of zeros does not pass it."""
     check = _CHECK_START
     for field in fields:
         check = mix64(check ^ field)
@@ -213,7 +213,7 @@ def _check(fields: tuple[int, int, int, int, int]) -> int:
 
 
 def _read_entries(path: Path) -> np.ndarray:
-    """The whole entries of an index file, [E]; what was cut off or damaged is left out."""
+    """The whole entries of an index file, [E], without those that were cut off or damaged."""
     content = path.read_bytes()
     entries = np.frombuffer(content, _ENTRY, len(content) // _ENTRY.itemsize)
     check = np.full(len(entries), _CHECK_START, np.uint64)

@@ -1,9 +1,9 @@
-"""A corpus → token shards: the plan, the job that writes one shard, and the processes that do the jobs of a plan.
+"""A corpus → token shards: the plan, the job that writes one shard, and the processes that work off a plan.
 
 A plan is a list of items {dataset, shard}, the same for every worker; worker i of n does items i, i + n, i + 2n, … .
-Shard k of a dataset holds its documents k·S … (k+1)·S - 1, batches never cross a shard, and so the bytes of a shard
-depend on the data and the settings alone. `ShardWriter` does an item and is all that a worker is, whether a process,
-a rank of torchrun, a task of an array job or a Ray actor. What is finished is never done again.
+Shard k of a dataset holds its documents k·S … (k+1)·S - 1, and no batch crosses a shard, so the bytes of a shard depend
+on the data and the settings alone. A worker is a `ShardWriter`, whether it is a process, a rank of torchrun, a task of
+an array job or a Ray actor. Finished shards are never made again.
 
 Legend: S documents per shard.
 """
@@ -52,26 +52,26 @@ class ShardItem(TypedDict):
 
 
 class ShardResult(ShardItem):
-    """What became of it."""
+    """What became of an item of the plan."""
 
-    written: bool  # False: it was there
+    written: bool  # False: it was there already
     documents: int
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What `report.json` says of a dataset whose shards are all there."""
+    """The content of `report.json`, written once all shards of a dataset are there."""
 
     documents: int
     shards: int
     tokens: int
     tokens_by_modality: dict[str, int]
-    bad_rows: list[str]  # every row that could not be used: where it stands and why
+    bad_rows: list[str]  # place and reason of every row that could not be used
     ignored_members: dict[str, int]  # members of tars by extension, of kinds that are not read
 
 
 class CorpusJob(Config):
-    """Everything that a worker must know; the same for all workers of a run."""
+    """All that a worker must know; the same for all workers of a run."""
 
     model: str | None = None  # a folder or hub id with the tokenizers and the vocabulary; None: nano
     datasets: dict[str, DatasetConfig] = {}
@@ -96,10 +96,10 @@ class CorpusJob(Config):
 
 
 class ShardWriter:
-    """Writes shards of a job; `writer({"dataset": name, "shard": k})` says what became of shard k."""
+    """Writes shards of a job; `writer({"dataset": name, "shard": k})` returns what became of shard k."""
 
     def __init__(self, job: CorpusJob, index: int = 0) -> None:
-        """`index` is the worker's number, which picks its GPU. Raises ValueError for a job that cannot be done."""
+        """index: the worker's number, which picks its GPU. Raises ValueError for a job without datasets."""
         if not job.datasets:
             raise ValueError("there are no datasets; give one with --set datasets.NAME.path=FILE")
         self.job, self.index = job, index
@@ -120,7 +120,7 @@ class ShardWriter:
         return f"cuda:{self.index % torch.cuda.device_count()}"
 
     def get_dataset(self, name: str) -> ImportedDataset:
-        """Opened at first use, which reads all its rows."""
+        """The dataset of that name; its first use opens it, which reads all its rows."""
         if name not in self._datasets:
             try:
                 self._datasets[name] = open_dataset(self.job.datasets[name])
@@ -129,10 +129,11 @@ class ShardWriter:
         return self._datasets[name]
 
     def get_folder(self, name: str) -> Path:
+        """The folder of a dataset's shards."""
         return self.job.out / name
 
     def get_manifest(self, name: str) -> Manifest:
-        """What the shards of a dataset agree on: its size, the hashes, and every setting that decides their bytes."""
+        """What a dataset's shards have in common: its size, the hashes, and every setting that decides their bytes."""
         if name in self._manifests:
             return self._manifests[name]
         dataset, coder = self.get_dataset(name), self.tokenizer.coder
@@ -153,7 +154,7 @@ class ShardWriter:
         return self._manifests[name]
 
     def list_items(self) -> list[ShardItem]:
-        """The whole plan, what is finished included."""
+        """The whole plan, finished items included."""
         return [
             {"dataset": name, "shard": shard}
             for name in self.job.datasets
@@ -161,12 +162,12 @@ class ShardWriter:
         ]
 
     def prepare(self) -> None:
-        """Writes the manifests. Raises ValueError where a folder holds shards of other data, settings or tokenizers."""
+        """Writes the manifests. Raises ValueError if a folder holds shards of other data, settings or tokenizers."""
         for name in self.job.datasets:
             prepare_shards(self.get_folder(name), self.get_manifest(name))
 
     def is_done(self, item: ShardItem) -> bool:
-        """Whether the shard is there, and of these rows, settings, tokenizers and media files."""
+        """Whether the shard is there, and made of these rows, settings, tokenizers and media files."""
         name, shard = item["dataset"], item["shard"]
         return is_done(self.get_folder(name), self.get_manifest(name), shard, self._fingerprint_media(name, shard))
 
@@ -188,8 +189,11 @@ class ShardWriter:
         return {"dataset": name, "shard": shard, "written": written, "documents": len(manifest.list_documents(shard))}
 
     def tokenize(self, name: str, numbers: range) -> Iterator[Rendered | Skipped]:
-        """Documents of a dataset by number, with where each stands that cannot be tokenized; ValueError for the first
-        of these under `on_bad_row="fail"`."""
+        """Tokenizes documents of a dataset by number; one that cannot be tokenized is `Skipped`, with its place and the
+        reason.
+
+        Raises ValueError for the first of these under `on_bad_row="fail"`.
+        """
         dataset = self.get_dataset(name)
         for start in range(numbers.start, numbers.stop, self.job.batch_size):
             batch = range(start, min(start + self.job.batch_size, numbers.stop))
@@ -202,7 +206,10 @@ class ShardWriter:
                 yield made
 
     def finish(self, name: str) -> ShardReport | None:
-        """Writes `report.json` once all shards of a dataset are there and returns it; None before."""
+        """Writes `report.json` once all shards of a dataset are there, and returns it; None before.
+
+        Raises ValueError if none of its rows could be tokenized.
+        """
         folder = self.get_folder(name)
         if not all(self.is_done(item) for item in self.list_items() if item["dataset"] == name):
             return None
@@ -224,7 +231,7 @@ class ShardWriter:
 
 
 def run_worker(job: CorpusJob, index: int, count: int, writer: ShardWriter | None = None) -> None:
-    """Does the share of worker `index` of `count`, and tells on stderr how far it is."""
+    """Does the share of worker `index` of `count`, and reports its progress on stderr."""
     writer = writer or ShardWriter(job, index)
     mine = writer.list_items()[index::count]
     parent = multiprocessing.parent_process()
@@ -243,9 +250,10 @@ def run_worker(job: CorpusJob, index: int, count: int, writer: ShardWriter | Non
 
 
 def run_processes(job: CorpusJob, first: int, workers: int, count: int) -> None:
-    """Workers first … first + workers - 1 of `count` as processes. The first error stops the others and is raised.
+    """Runs workers first … first + workers - 1 of `count` as processes. The first error stops all of them and is
+    raised.
 
-    Where the system has it, they are forks of one process that imports torch once for all of them.
+    Where the system allows it, they are forks of one process that imports torch once for all of them.
     """
     context: SpawnContext | ForkServerContext = multiprocessing.get_context("spawn")
     if "forkserver" in multiprocessing.get_all_start_methods():

@@ -1,4 +1,4 @@
-"""Documents → rendered documents with the tokenizers of a model folder, the media of a batch encoded together."""
+"""Documents → rendered documents, with the tokenizers of a model folder. The media of a batch are encoded together."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from unimodal.vocabulary import read_vocabulary
 
 
 class CorpusTokenizer:
-    """Documents → `Rendered`, or `Skipped` with the reason: a medium that cannot be used, too many tokens.
+    """Documents → `Rendered`, or `Skipped` with the reason: a medium that cannot be used, or too many tokens.
 
     The folder needs `vocabulary.json`, `tokenizer.json` and the media tokenizers; the decoder's weights are not read.
-    `hashes` are those of the tokenizers and of the vocabulary, as token shards record them.
+    `hashes` holds the sha256 of each tokenizer and of the vocabulary, as token shards record them.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class CorpusTokenizer:
         self.max_tokens = max_tokens
 
     def __call__(self, documents: Sequence[Document]) -> list[Rendered | Skipped]:
-        """One result for each document, in order; a bad one does not touch the others.
+        """Renders documents, one result for each, in order; a bad document does not touch the others.
 
-        Raises ValueError for a tokenizer that cannot be loaded: that is no document's fault.
+        Raises ValueError for a tokenizer that cannot be loaded, which is no document's fault.
         """
         lacking = {part.modality for document in documents for part in document.parts if _has_no_codes(part)}
         for modality in sorted(lacking & set(self.vocabulary.media)):
@@ -80,7 +80,7 @@ class CorpusTokenizer:
 
 
 def find_tokenizer_folder(model: str | os.PathLike[str] | None) -> Path:
-    """The folder whose tokenizers and vocabulary are used; it may lack the decoder's weights."""
+    """The folder whose tokenizers and vocabulary are used; the decoder's weights may be missing there."""
     folder = Path(model).expanduser() if model is not None else None
     if folder is not None and (folder / VOCABULARY_FILE).is_file():
         return folder
@@ -92,7 +92,7 @@ def _has_no_codes(part: Part) -> TypeGuard[Media]:
 
 
 def _fill_codes(document: Document, encoded: Iterator[Part]) -> Document:
-    """The document with the next of `encoded` in place of each medium without codes."""
+    """The document with the next part of `encoded` in place of each medium without codes."""
     return Document(
         turn.replace_parts([next(encoded) if _has_no_codes(part) else part for part in turn.parts])
         for turn in document.turns

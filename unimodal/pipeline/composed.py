@@ -1,7 +1,7 @@
-"""An answer that is written of several rows: what a search, a transcript and speech have in common.
+"""An answer that is written in several rows: what a search, a transcript and speech have in common.
 
-`ComposedAnswer` is its parts, one behind the other, each a composition (`generation/composition.py`). `search.py` and
-`speech_reading.py` make such answers, `Unimodal` runs them at once, and a server gives them to its worker.
+A `ComposedAnswer` consists of parts, one behind the other, each a composition (`generation/composition.py`).
+`search.py` and `speech_reading.py` make such answers; `Unimodal` runs them at once, a server hands them to its worker.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from unimodal.generation.composition import run_side_by_side
 from unimodal.generation.request import Composition, OnToken, TokenEvent
 
-#: begins the composition of one part of an answer, which returns its ids
+#: begins the composition of one part of an answer; the composition returns its ids
 Begin = Callable[[], Composition[list[int]]]
 
 
 @dataclass(frozen=True)
 class ComposedAnswer:
-    """An answer of one modality. Its first part is written alone, since somebody waits for it, and the others
-    ``at_once`` side by side; ``on_token`` is told the tokens of a part when that part is whole. ``end``: the token that
-    ends a part and stands behind the last one only."""
+    """An answer of one modality, in parts.
+
+    The first part is written alone, since somebody waits for it; the others ``at_once`` side by side. end: the token
+    that ends a part; it is kept behind the last part only.
+    """
 
     modality: str
     parts: Sequence[Begin]
@@ -28,7 +30,10 @@ class ComposedAnswer:
     end: int | None = None
 
     def compose(self, on_token: OnToken | None = None, row: int = 0) -> Composition[list[int]]:
-        """The ids of the answer, or those up to the token at which `on_token` gave True; `row` is what events name."""
+        """The ids of the answer, up to the token at which `on_token` returned True.
+
+        on_token: told the tokens of a part when that part is whole. row: what events name.
+        """
         answer: list[int] = []
         start = 0
         while start < len(self.parts):

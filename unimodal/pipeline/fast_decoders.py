@@ -1,4 +1,4 @@
-"""Fast decoders of a loaded model: by name, with what each must know of the model's tokenizers and drafts."""
+"""Fast decoders of a loaded model: by name, with what each needs of the model's tokenizers and drafts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ REMEMBERING = ("retrieval", "sjd", "coupled-sjd", "gsd")  # decoders that guess 
 
 
 def make_fast_decoder(model: LoadedModel, name: str) -> FastDecoder:
-    """A fast decoder of that name. Raises ValueError for a name that is none and for a broken file of drafts."""
-    if name == "zipar":  # rows and columns are the tokenizers' to say
+    """Makes the fast decoder of that name. Raises ValueError for an unknown name and for a broken file of drafts."""
+    if name == "zipar":  # the tokenizers know the columns
         columns = [model.coder.get_tokenizer(medium).columns for medium in model.vocabulary.media]
         decoder = make_decoder(name, columns={block: count for part in columns for block, count in part.items()})
     elif name == "gsd":

@@ -1,7 +1,7 @@
-"""A model folder in memory: what all that is asked of a model needs, without any way of asking.
+"""A model folder in memory: all that answering needs, without any way of asking.
 
-`requests.py` says what the engine is asked, `search.py` and `speech_reading.py` answer some requests by themselves, and
-`Unimodal` is a loaded model with all of this behind three methods.
+`requests.py` says what the engine is asked; `search.py` and `speech_reading.py` answer some requests by searches.
+`Unimodal` is a loaded model with all of this behind a few methods.
 
 Legend: N tokens.
 """
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 class LoadedModel:
     """A decoder with its template, its media tokenizers and the engine that runs it.
 
-    sampling: how the tokens of each modality are chosen unless a request says otherwise; a medium that is left out gets
-    the defaults of `MediumSettings`, and text is greedy. weights, compile: see `Engine`.
+    sampling: how the tokens of each modality are chosen, unless a request says otherwise; a medium that is left out
+    gets the defaults of `MediumSettings`, and text is greedy. weights, compile: see `Engine`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LoadedModel:
         weights: str = "auto",
         compile: bool = False,
     ) -> Self:
-        """The model in a folder that `find_model` has found. Raises ValueError, in one line, for a broken one."""
+        """The model in a folder that `find_model` has found. Raises ValueError, in one line, for a broken folder."""
         on_step("loading the model")
         vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
         processor = read_processor(folder)
@@ -79,25 +79,26 @@ class LoadedModel:
         return cls(folder, decoder, template, coder, sampling, weights, compile)
 
     def is_read_by_features(self, modality: str) -> bool:
-        """Whether this medium is read through continuous features and not through its codes."""
+        """Whether this medium is read through continuous features instead of codes."""
         return modality in self.vocabulary.media and self.vocabulary.get_layout(modality).features is not None
 
     @property
     def wording(self) -> Wording:
-        """The words that the model was trained to be asked in."""
+        """The words in which the model was trained to be asked."""
         return self.processor.wording
 
     def add_system_turn(self, document: Document, to: str | None = None) -> Document:
-        """The document behind the model's own system turn, where it has one, the document has none and no medium is
-        asked for."""
+        """Puts the model's own system turn, if it has one, before a document without one, unless a medium is asked
+        for.
+        """
         return document if to in self.vocabulary.media else document.add_system(self.processor.system)
 
     def read(self, rendered: Rendered) -> list[int]:
-        """The ids [N] of a rendered prompt; where media are read through features, those of the features."""
+        """The ids [N] of a rendered prompt; media that are read through features have the ids of their features."""
         return rendered.ids.tolist() if self.features is None else self.features.fill_prompt(rendered)
 
     def decode_answers(self, rows: Sequence[Sequence[int]]) -> list[list[Output]]:
-        """Answers as ids → their parts in order, each medium decoded; all media of one modality at once."""
+        """Answers as ids → their parts in order, with media decoded, all of one modality at once."""
         answers = [self.template.parse_answer(row) for row in rows]
         outputs = [[Output(part) for part in answer] for answer in answers]
         for modality in self.vocabulary.media:

@@ -29,9 +29,10 @@ from unimodal.pipeline.speech import list_utterances
 from unimodal.sequence.document import Document, Text, Turn
 from unimodal.sequence.templates.own import Rendered
 
-MIN_TEXT_TOKENS, MAX_TEXT_TOKENS = 16, 96  # that must be free for an answer in words; that it has at most, unasked
+MIN_TEXT_TOKENS = 16  # must be free for an answer in words
+MAX_TEXT_TOKENS = 96  # of an answer in words, unless a request says otherwise
 MAX_NEW_TOKENS = 400  # of an answer that may hold anything
-UTTERANCE_SEED_BITS = 40  # seeds of the utterances of one request lie this far apart; those of its drafts between
+UTTERANCE_SEED_BITS = 40  # between the seeds of two utterances of a request, which leaves room for those of drafts
 PLAIN = "plain"  # the decoder that writes token by token
 
 #: settings of a search by name: `n`, `beams`, `expand`, `stages`
@@ -50,7 +51,7 @@ class PromptTooLongError(UnfitRequestError):
     """A prompt that leaves the model no room for its answer."""
 
     def __init__(self, num_tokens: int, num_media_tokens: int, num_media: int, most: int) -> None:
-        """num_tokens: of the whole prompt, those of its media included. most: that the model reads before an answer."""
+        """num_tokens: of the prompt, media included. most: tokens that the model can read before an answer."""
         media = f"{num_media} medium" if num_media == 1 else f"{num_media} media"
         counted = f", {num_media_tokens:,} of them for {media}" if num_media else ""
         super().__init__(
@@ -81,7 +82,7 @@ class AnswerChanges(TypedDict, total=False):
     search_settings: SearchSettings | None
 
 
-#: what numbers a setting may be: kind, least, most, and what to do about another
+#: setting → kind of number, least, most, and what to do about any other number
 NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "seed": (Integral, -math.inf, math.inf, "give a whole number"),
     "guidance": (Real, 0, math.inf, "give a number from 0 on"),
@@ -106,27 +107,27 @@ def _check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
-    """How an answer is to be written. None is the model's own way. Raises ValueError, in one line, for what no model
-    could follow; what one model cannot follow is refused by `prepare`.
+    """How an answer is to be written; None leaves a setting to the model. Raises ValueError, in one line, for what no
+    model could follow. What one model cannot follow is refused by `prepare`.
 
     to: the medium that the answer must hold, "text" for words only, None for what the model chooses.
     allow: without `to`, what the answer may hold, of "text" and the media; None for all that the model writes.
     seed: of the random choices; the same request with the same seed has the same answer, alone or beside any others
         (with int8 weights only beside the same ones).
-    guidance: how far media move away from `negative` or from no prompt at all; 1 turns it off.
-    temperature, top_k, top_p: of the medium in `to`, of all in `allow`, or of all media where neither is given.
-        temperature 0 takes the likeliest token; top_k keeps so many candidates (0: all), top_p the likeliest whose
-        probabilities reach this share.
-    tokens: at most so many new tokens, the one that ends an answer included; of each utterance of speech.
-    text_tokens: at most so many tokens of words, the one that ends the answer not counted; None is 96.
-    shorten: where so many tokens do not fit behind the prompt, write as many as do; else that is an error.
+    guidance: how far media move away from `negative`, or from an empty prompt; 1 turns it off.
+    temperature, top_k, top_p: of the medium in `to`, of all in `allow`, or of all media if neither is given.
+        Temperature 0 takes the likeliest token; top_k keeps that many candidates (0: all), top_p the likeliest ones
+        whose probabilities reach this share.
+    tokens: the most new tokens, the one that ends the answer included; for speech, of each utterance.
+    text_tokens: the most tokens of words, the one that ends the answer not counted; None is 96.
+    shorten: if `tokens` do not fit behind the prompt, write as many as do; without it, that is an error.
     negative: words for what media should not look like; needs a guidance other than 1.
-    guidance_interval: guide the code steps [first, last) of a span only.
-    decoder: a fast decoder by name (`unimodal.generation.DECODERS`). "plain" is token by token, transcripts and speech
-        too, which else are chosen by the model's second reading of speech where it has one (`speech_reading.py`).
-    voice: who speaks; it is put into the words of a request, so `generate` takes it and a document does not.
-    search: "best-of-n", "beam" or "lookahead" writes several media and gives the one that the model itself would call
-        by the request's words. search_settings: those of the search (`n`, `beams`, `expand`, `stages`).
+    guidance_interval: guide only the code steps [first, last) of a span.
+    decoder: a fast decoder by name (`unimodal.generation.DECODERS`). "plain" writes token by token, also transcripts
+        and speech, which a model with a second reading of speech otherwise chooses by it (`speech_reading.py`).
+    voice: who speaks. It is put into the words of a request, so `generate` takes it and a document does not.
+    search: "best-of-n", "beam" or "lookahead" writes several media and gives the one that the model itself would most
+        likely call by the words of the request. search_settings: the search's own (`n`, `beams`, `expand`, `stages`).
     """
 
     to: str | None = None
@@ -163,7 +164,7 @@ class AnswerSettings:
             raise ValueError("search chooses between media; leave it out for text")
 
     def replace(self, **changes: Unpack[AnswerChanges]) -> AnswerSettings:
-        """These settings with some changed. Raises ValueError for a name that is none, with the nearest that is one."""
+        """These settings with some changed. Raises ValueError for an unknown name, with the nearest known one."""
         for name in changes:
             if name not in FIELDS:
                 near = difflib.get_close_matches(name, FIELDS, n=1)
@@ -195,8 +196,10 @@ FIELDS = tuple(one.name for one in dataclasses.fields(AnswerSettings))
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that fits the model: what was asked, and what the engine is asked for it. `utterances`: of speech that
-    is said in several, all of them; prompt and config are the first one's."""
+    """A request that fits the model: what was asked, and what the engine is asked for it.
+
+    utterances: all of them, of speech that is said in several; `prompt` and `config` are then those of the first.
+    """
 
     document: Document
     settings: AnswerSettings
@@ -209,7 +212,7 @@ class Prepared:
 
 
 def prepare(model: LoadedModel, document: Document, settings: AnswerSettings) -> Prepared:
-    """What the engine is asked for the answer to a document whose media have codes.
+    """Translates a request into what the engine is asked, for a document whose media have codes.
 
     Raises UnfitRequestError, in one line, for what does not fit the model: a medium that it does not write, a prompt
     that is too long, more tokens than there is room for.
@@ -240,8 +243,10 @@ def _prepare_rendered(model: LoadedModel, document: Document, settings: AnswerSe
 def prepare_prompt(
     model: LoadedModel, document: Document, prompt: list[int], settings: AnswerSettings, begun: Sequence[int] = ()
 ) -> Prepared:
-    """`prepare` for a document that is rendered already, as the ids [N] of a prompt; the last of them may be the
-    `begun` of an answer that the document does not hold."""
+    """`prepare` for a document that is rendered already, as the ids [N] of a prompt.
+
+    begun: the last ids of the prompt, if they begin an answer that the document does not hold.
+    """
     list_media(model, settings)
     if settings.voice is not None:
         raise ValueError(
@@ -278,7 +283,7 @@ def prepare_prompt(
 
 
 def list_media(model: LoadedModel, settings: AnswerSettings) -> list[str]:
-    """The media that a request names. ValueError for one that the model does not have."""
+    """The media that a request names. Raises ValueError for one that the model does not have."""
     named = [name for name in settings.allow or (settings.to,) if name not in (None, "text")]
     for name in named:
         model.vocabulary.get_layout(name)
@@ -286,13 +291,13 @@ def list_media(model: LoadedModel, settings: AnswerSettings) -> list[str]:
 
 
 def render_prompt(model: LoadedModel, document: Document, to: str | None = None) -> Rendered:
-    """A document and the mark that opens the answer, of length N."""
+    """A document followed by the mark that opens the answer, of length N."""
     whole = model.add_system_turn(document, to)
     return model.template.render(whole, add_generation_prompt=True, to=to)
 
 
 def _count_new_tokens(model: LoadedModel, settings: AnswerSettings, room: int, max_codes: Mapping[str, int]) -> int:
-    """How many tokens the answer may have. ValueError for a number that does not fit."""
+    """The most tokens that the answer may have. Raises ValueError for a number that does not fit."""
     to, tokens, words = settings.to, settings.tokens, settings.text_tokens
     if to in (None, "text"):
         longest = MAX_TEXT_TOKENS if words is None else words + 1
@@ -314,7 +319,7 @@ def _count_new_tokens(model: LoadedModel, settings: AnswerSettings, room: int, m
 
 
 def _choose_sampling(model: LoadedModel, settings: AnswerSettings) -> dict[str, SamplingConfig]:
-    """Sampling by modality: the model's own, changed for what is asked for."""
+    """Sampling by modality: the model's own, with the request's changes."""
     changed = (settings.to,) if settings.to is not None else settings.allow or model.vocabulary.media
     found = {}
     for name, own in model.sampling.items():
@@ -329,7 +334,7 @@ def _choose_sampling(model: LoadedModel, settings: AnswerSettings) -> dict[str, 
 
 
 def _choose_guidance(model: LoadedModel, settings: AnswerSettings) -> dict[str, float]:
-    """Guidance by medium: the model's own, changed for what is asked for."""
+    """Guidance by medium: the model's own, with the request's changes."""
     changed = (settings.to,) if settings.to is not None else settings.allow or model.vocabulary.media
     return {
         name: own.guidance if settings.guidance is None or name not in changed else settings.guidance
@@ -339,7 +344,7 @@ def _choose_guidance(model: LoadedModel, settings: AnswerSettings) -> dict[str, 
 
 
 def _phrase_negative(model: LoadedModel, settings: AnswerSettings) -> str:
-    """A negative prompt in the words that a request is put in."""
+    """A negative prompt in the words in which requests are put."""
     assert settings.negative is not None
     if settings.to in model.vocabulary.media:
         return model.wording.phrase_request(settings.negative, str(settings.to))
@@ -350,12 +355,12 @@ def _phrase_negative(model: LoadedModel, settings: AnswerSettings) -> str:
 
 
 def fit_history(model: LoadedModel, turns: Sequence[Turn], settings: AnswerSettings = MODELS_OWN) -> Document:
-    """Of a conversation what the model is shown: the system's words, the last exchange, which is to be answered, and
-    as many of those before it as the model was trained to see (`history_turns`) and has room for.
+    """Keeps, of a conversation, what the model is shown.
 
-    An exchange begins where the user speaks after someone else. The oldest go first, whole. Room is kept for the
-    shortest answer, and for `tokens` where these are asked for and may not be shortened. What is left may still be too
-    long; `prepare` says so.
+    These are the words of the system, the last exchange, which is to be answered, and as many exchanges before it as
+    the model was trained to see (`history_turns`) and has room for. An exchange begins where the user speaks after
+    someone else; the oldest are dropped first, as a whole. Room is kept for the shortest answer, or for `tokens` if
+    they are given and may not be shortened. The result may still be too long; `prepare` then says so.
     """
     first = next((number for number, turn in enumerate(turns) if turn.role != "system"), len(turns))
     head, rest = turns[:first], turns[first:]
@@ -375,10 +380,10 @@ def fit_history(model: LoadedModel, turns: Sequence[Turn], settings: AnswerSetti
 
 
 def count_room(model: LoadedModel, document: Document, to: str | None = None) -> int:
-    """New tokens that fit behind a document."""
+    """The number of new tokens that fit behind a document."""
     return model.max_positions - len(render_prompt(model, document, to))
 
 
 def count_answer_tokens(model: LoadedModel, to: str | None) -> int:
-    """Tokens that must be free for an answer: a whole span of the medium asked for, or some words."""
+    """Tokens that must be free for an answer: a whole span of the medium asked for, or a few words."""
     return MIN_TEXT_TOKENS if to in (None, "text") else model.vocabulary.count_span_rows(to) + 1

@@ -1,6 +1,6 @@
 """Many requests at once: what a server asks of a model, row by row, in a batch that never ends.
 
-`make_row` makes a row for `ContinuousBatch` of a document; `describe_codes` says how a medium's codes lie.
+`make_row` turns a document into a row for `ContinuousBatch`; `describe_codes` says how a medium's codes are laid out.
 
 Legend: N code steps, G groups.
 """
@@ -32,7 +32,7 @@ class CodeRun(TypedDict):
 
 
 class CodesOfMedium(TypedDict):
-    """A medium's codes, flat, and how they lie."""
+    """The codes of a medium, flat, with how they are laid out."""
 
     modality: str
     codes: list[int]  # N * G
@@ -64,7 +64,7 @@ def make_row(
 
 
 def describe_codes(model: LoadedModel, modality: str, medium: Tensor) -> CodesOfMedium:
-    """A medium as `MediaCoder.read` gives it → its codes and how they lie."""
+    """A medium as `MediaCoder.read` gives it → its codes, and how they are laid out."""
     tokenizer = model.coder.get_tokenizer(modality)
     codes = model.coder.encode_batch(modality, [medium])
     row = codes.row(0)  # [N, G]

@@ -1,8 +1,8 @@
 """Search for the picture that its own model names best: `model.generate(prompt, to="image", search="beam")`.
 
-The verifier shows a candidate to the model, asks the trained question, and scores the prompt's own words as the answer:
-the picture in which the model is surest to see what was asked for. A partial answer is decoded to its coarse picture
-and encoded again, so that it is read as any picture is.
+The verifier shows a candidate to the model, asks the trained question, and scores the prompt's own words as the answer.
+It prefers the picture in which the model most surely sees what was asked for. A partial answer is decoded to its coarse
+picture and encoded again, so that it is read as any picture is.
 
 Legend: N code steps, G groups.
 """
@@ -30,7 +30,7 @@ def phrase_caption(model: LoadedModel, prepared: Prepared) -> str:
 
 
 class CaptionVerifier:
-    """Scores answers by the model's log-likelihood of ``caption`` as the answer to the trained question, a token."""
+    """Scores answers by the model's log-likelihood, per token, of ``caption`` as the answer to the trained question."""
 
     def __init__(self, model: LoadedModel, modality: str, caption: str) -> None:
         self.model, self.modality, self.caption = model, modality, caption
@@ -48,7 +48,7 @@ class CaptionVerifier:
         return [score / len(caption) for score, caption in zip(scores, captions, strict=True)]
 
     def read_codes(self, answer: Sequence[int]) -> np.ndarray:
-        """The codes of a whole or partial span, int64 [N], or [N, G] of whole steps where there are several groups."""
+        """The codes of a whole or partial span, int64 [N], or [N, G] of whole steps if there are several groups."""
         blocks = [self.model.vocabulary.find_block(row) for row in answer]
         codes = [row - block.start for row, block in zip(answer, blocks, strict=True) if block is not None]
         groups = len({block.group for block in blocks if block is not None}) or 1
@@ -56,7 +56,7 @@ class CaptionVerifier:
         return flat if groups == 1 else flat.reshape(-1, groups)
 
     def _complete(self, codes: np.ndarray) -> np.ndarray:
-        """All codes of what the first ones show; whole spans are left as they are."""
+        """All codes of the picture that the first ones show; a whole span is returned as it is."""
         layout = self.model.vocabulary.get_layout(self.modality)
         if layout.open_segment is not None or len(codes) == layout.fixed_steps:
             return codes
@@ -67,10 +67,10 @@ class CaptionVerifier:
 def make_search_answer(
     model: LoadedModel, prepared: Prepared, caption: str, judged_at_once: int | None = None
 ) -> ComposedAnswer:
-    """The best answer that the search of a request's settings finds; `caption` is what the model should call it, and so
-    many answers are scored in one piece of work, or all.
+    """The best answer that the search of a request's settings finds.
 
-    Raises ValueError for settings that the search does not have, and where the codes do not suit it.
+    caption: what the model should call it. judged_at_once: answers that are scored in one piece of work; None: all.
+    Raises ValueError for settings that the search does not have, and for codes that do not suit it.
     """
     settings, modality = prepared.settings, prepared.settings.to
     assert settings.search is not None

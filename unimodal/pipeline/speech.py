@@ -1,8 +1,8 @@
-"""What is to be spoken, in utterances that the model can say: the one place where a text becomes speech.
+"""Text to be spoken → utterances that the model can say: the one place where a text becomes speech.
 
-A model was trained to say a sentence, within a number of seconds. So a request in its wording for speech is split at
-sentences, and those that are too long at clauses and between words (`text/sentences.py`); each is asked for in the
-trained wording, and their sounds are joined with a pause. What the model has no way to say is refused, with the count.
+A model was trained to say one sentence, within a number of seconds. So a request in its wording for speech is split at
+sentences, and long sentences at clauses and between words (`text/sentences.py`). Each piece is asked for in the trained
+wording, and the sounds are joined with a pause. A text that the model has no way to say is refused, with the count.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from unimodal.pipeline.parts import LoadedModel
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 from unimodal.text.sentences import split_sentences, split_utterances
 
-MOST_CHARACTERS = 4096  # that one request may want spoken; OpenAI's limit, too
-LETTERS_PER_S = 10.0  # of slow speech: so much fits into the seconds that a model speaks at a time
+MOST_CHARACTERS = 4096  # of one request for speech; OpenAI's limit, too
+LETTERS_PER_S = 10.0  # of slow speech, to find what fits into the seconds that a model speaks at a time
 PAUSE_S = 0.2  # between two utterances
 
 
 def list_utterances(model: LoadedModel, document: Document, to: str | None) -> list[Document]:
-    """For a request in the trained wording for speech, the document of each utterance, in that wording; [] for any
-    other request. Raises ValueError for what cannot be said, with the count."""
+    """The document of each utterance of a request in the trained wording for speech; [] for any other request.
+
+    Raises ValueError, with the count, for what cannot be said.
+    """
     last = document.turns[-1] if document.turns else None
     if to != "audio" or last is None or last.role != "user" or not all(isinstance(part, Text) for part in last.parts):
         return []
@@ -44,7 +46,7 @@ def list_utterances(model: LoadedModel, document: Document, to: str | None) -> l
 
 
 def find_breath(model: LoadedModel) -> int:
-    """How many letters the model says at a time: what it was trained to, or what the longest span has time for."""
+    """How many letters the model says at a time: as many as it was trained to, or as the longest span has time for."""
     if model.wording.breath is not None:
         return model.wording.breath
     codes = model.processor.max_codes.get("audio", model.max_positions // 2)
@@ -53,7 +55,7 @@ def find_breath(model: LoadedModel) -> int:
 
 
 def join_sounds(outputs: Sequence[Output]) -> list[Output]:
-    """The sounds of an answer as one, with a pause between them, and its codes one behind the other."""
+    """Joins the sounds of an answer, with a pause between them, and their codes without one."""
     sounds = [output for output in outputs if output.modality == "audio" and output.media is not None]
     if len(sounds) < 2:
         return list(outputs)
@@ -69,5 +71,5 @@ def join_sounds(outputs: Sequence[Output]) -> list[Output]:
 
 
 def make_pause(sound: torch.Tensor, rate_hz: float | None) -> torch.Tensor:
-    """The silence before a further utterance, [T] as its sound."""
+    """The silence between two utterances, [T], like `sound`."""
     return sound.new_zeros(int(PAUSE_S * (rate_hz or 16_000)))

@@ -1,7 +1,7 @@
-"""Requests that a model with a second reading of speech answers by searches of its own.
+"""Requests that a model with a second reading of speech answers by a search.
 
-A transcript is searched for with both readings (`generation/ctc_beam.py`). Of several utterances of the same words the
-one is given that the model itself reads best (`generation/search/ctc_verifier.py`).
+A transcript is searched for with both readings (`generation/ctc_beam.py`). For speech, several utterances of the same
+words are written, and the one that the model itself reads best is given (`generation/search/ctc_verifier.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ ROWS_AT_ONCE = 16  # of the utterances of one answer, once its first is there
 def make_speech_answer(
     model: LoadedModel, prepared: Prepared, judged_at_once: int | None = None
 ) -> ComposedAnswer | None:
-    """The answer to a request for a transcript, for speech that the second reading chooses (it judges so many drafts in
-    one piece of work, or all), or for speech of several utterances; None for a request that is one row."""
+    """The answer to a request for a transcript, for speech that the second reading chooses, or for several utterances.
+
+    None for a request that is one row. judged_at_once: drafts that the reading judges in one piece of work; None: all.
+    """
     by_reading = prepared.settings.decoder is None
     if by_reading and is_transcription(model, prepared):
         return ComposedAnswer("text", [lambda: transcribe(model, prepared)])
@@ -45,7 +47,7 @@ def make_speech_answer(
 def say(
     model: LoadedModel, prepared: Prepared, words: str | None, judged_at_once: int | None
 ) -> Composition[list[int]]:
-    """The ids of an utterance: the best of several by the words that it should spell, or one."""
+    """The ids of an utterance: the best of several, by the words that they should spell, or one."""
     if words is not None:
         return (yield from say_best(model, words, prepared, judged_at_once))
     [ids] = yield [GenerationRequest(prepared.prompt, prepared.config)]
@@ -53,8 +55,11 @@ def say(
 
 
 def is_transcription(model: LoadedModel, prepared: Prepared) -> bool:
-    """Whether a request asks for the words of its last sound in the trained question, of a model that was trained to
-    read them at the codes too (`reading` of its `processor_config.json`), without sampling and with its whole cache."""
+    """Whether a request asks for the words of its last sound in the trained question.
+
+    False for a model without a second reading (`reading` of its `processor_config.json`), with sampling, and with a
+    cache that is compressed.
+    """
     config = prepared.config
     reading, text = model.processor.reading, config.sampling.get("text")
     if reading is None or config.force not in (None, "text") or text is None or text.temperature > 0:
@@ -72,8 +77,10 @@ def is_transcription(model: LoadedModel, prepared: Prepared) -> bool:
 
 
 def find_words_to_say(model: LoadedModel, prepared: Prepared) -> str | None:
-    """The words that a request in the trained wording wants spoken, of a model that chooses between several utterances
-    (`sayings` of its `reading`); None for all other requests, and where sampling cannot give different ones."""
+    """The words that a request in the trained wording wants spoken, if the model chooses between several utterances.
+
+    None for other requests, for a model without `sayings` of its `reading`, and if sampling cannot give different ones.
+    """
     reading, config = model.processor.reading, prepared.config
     if reading is None or reading.sayings < 2 or config.force != reading.modality or model.engine.intercepted:
         return None
@@ -96,7 +103,7 @@ def transcribe(model: LoadedModel, prepared: Prepared) -> Composition[list[int]]
 def say_best(
     model: LoadedModel, words: str, prepared: Prepared, judged_at_once: int | None = None
 ) -> Composition[list[int]]:
-    """The ids of the utterance, of several with seeds of their own, whose codes spell the words best."""
+    """The ids of one of several utterances, with seeds of their own: the one whose codes spell the words best."""
     reading = model.processor.reading
     assert reading is not None
     codes, blank = _find_rows(model)
@@ -115,7 +122,7 @@ def say_best(
 
 
 def _find_rows(model: LoadedModel) -> tuple[range, int]:
-    """The rows of the codes that are read, and the one that is the blank."""
+    """The rows of the codes that are read, and the row of the blank."""
     reading, vocabulary = model.processor.reading, model.vocabulary
     assert reading is not None
     block = vocabulary.get_layout(reading.modality).segments[0].block

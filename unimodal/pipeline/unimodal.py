@@ -58,12 +58,12 @@ def load(
     weights: str = "auto",
     compile: bool = False,
 ) -> Unimodal:
-    """The model in a folder or under a hub id; without a name `$UNIMODAL_MODEL` or the nano of this checkout.
+    """Loads the model in a folder or under a hub id; without a name, `$UNIMODAL_MODEL` or the nano of this checkout.
 
-    Media tokenizers are checked by their hash now and loaded when they are first needed. `on_step` is told what is
-    being done. `weights` and `compile` are how the engine decodes: "int8" and "bfloat16" are faster on a processor and
-    lose a little; with "int8" an answer may depend on what is answered beside it. Raises ValueError, in one line, for a
-    model that is missing, incomplete or mixed up.
+    Media tokenizers are checked by their hash now, and loaded when they are first needed. on_step: told what is being
+    done. weights, compile: how the engine decodes. "int8" and "bfloat16" are faster on a processor and lose a little;
+    with "int8", an answer may depend on what is answered beside it. Raises ValueError, in one line, for a model that is
+    missing, incomplete or mixed up.
     """
     return Unimodal.from_folder(find_model(model), device, on_step, weights, compile)
 
@@ -72,15 +72,15 @@ class Unimodal(LoadedModel):
     """A loaded model that answers. `load` makes one.
 
     `chat`, `generate` and `answer_all` take the `AnswerSettings` of a request, and keywords that change single ones:
-    `model.chat("Hello", temperature=0.7)`. These callbacks go with all three: ``on_progress`` is told (requests done,
-    of how many), ``on_token`` every new token, whose `row` is the number of the document, and ``on_partial`` (number
-    of the document, coarse picture) while a picture is written. A ``session`` of `engine.open_session()` remembers what
-    was read, so that a conversation is read once.
+    `model.chat("Hello", temperature=0.7)`. All three take these callbacks: ``on_progress(requests done, of how many)``;
+    ``on_token(event)`` for every new token, whose `row` is the number of the document; and ``on_partial(number of the
+    document, coarse picture)`` while a picture is written. A ``session`` of `engine.open_session()` remembers what was
+    read, so that a conversation is read once.
     """
 
     @cached_property
     def _fast_decoders(self) -> dict[str, FastDecoder]:
-        """Those made so far. What one learns from an answer changes no later answer, only how fast it is written."""
+        """The decoders made so far. What they learn from an answer changes only how fast later answers are written."""
         return {}
 
     # ---- one request
@@ -97,9 +97,10 @@ class Unimodal(LoadedModel):
         on_partial: OnPartial | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> list[Output]:
-        """The answer to a user's turn of words and media: text, and media where the model puts them or `to` asks.
+        """The answer to a user's turn of words and media: text, and media where the model puts them or `to` asks for
+        them.
 
-        Media without words are asked the trained question. `history` are earlier turns, with codes; `fit_history` of
+        Media without words are asked the trained question. history: earlier turns, with codes; `fit_history` of
         `requests.py` keeps those that the model is meant to see. What is left out of a file (moments of a film, its
         sound) is a warning. Raises ValueError for files that cannot be used and for requests that do not fit the model.
         """
@@ -123,11 +124,12 @@ class Unimodal(LoadedModel):
         on_partial: OnPartial | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> Output:
-        """One picture, sound, clip or text for a prompt, which is put into the words that the model was trained on:
-        `generate("a red apple", to="image")`, `generate("good day", "audio", voice="slt")`.
+        """One picture, sound, clip or text for a prompt, which is put into the words that the model was trained on.
 
-        With `search` several are written and the one is given whose picture the model itself would call by the prompt.
-        Raises ValueError for a request that does not fit the model.
+            generate("a red apple", to="image")        generate("good day", "audio", voice="slt")
+
+        With `search`, several pictures are written, and the one is given that the model itself would most likely call
+        by the prompt. Raises ValueError for a request that does not fit the model.
         """
         settings = settings.replace(**changes)
         settings = settings if to is None else settings.replace(to=to)
@@ -144,8 +146,11 @@ class Unimodal(LoadedModel):
     def speak(
         self, text: str, settings: AnswerSettings = MODELS_OWN, **changes: Unpack[AnswerChanges]
     ) -> Iterator[Output]:
-        """The sounds of a text, one utterance after the other and each as soon as it is there; `generate(text,
-        "audio")` gives them joined. Raises ValueError, before the first, for what cannot be said, with the count."""
+        """The sounds of a text, one utterance after the other, each as soon as it is ready.
+
+        `generate(text, "audio")` gives them joined. Raises ValueError, before the first sound and with the count, for
+        what cannot be said.
+        """
         settings = settings.replace(**changes).replace(to="audio")
         words = self.wording.phrase_request(text, "audio", settings.voice)
         prepared = prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))
@@ -160,13 +165,13 @@ class Unimodal(LoadedModel):
         yield from self._decode_spoken(told)
 
     def _decode_spoken(self, ids: list[int]) -> list[Output]:
-        """The sounds of whole utterances; takes their ids."""
+        """Decodes the sounds of whole utterances, and empties `ids`."""
         [outputs] = self.decode_answers([ids]) if ids else [[]]
         ids.clear()
         return [output for output in outputs if output.modality == "audio"]
 
     def make_user_turn(self, parts: Iterable[Part | str] | str) -> Turn:
-        """The user's turn with every file encoded; media without words get the trained question behind them."""
+        """The user's turn with every file encoded; media without words are followed by the trained question."""
         given = [
             Text(part) if isinstance(part, str) else part for part in ([parts] if isinstance(parts, str) else parts)
         ]
@@ -191,13 +196,12 @@ class Unimodal(LoadedModel):
         on_partial: OnPartial | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> list[list[Output]]:
-        """The answers to documents whose media have codes, in batches.
+        """The answers to documents whose media have codes, in batches; none depends on its neighbours, unless weights
+        are int8.
 
-        None depends on its neighbours in a batch, unless the weights are int8.
-
-        settings: of all documents, then the first has the seed of the settings, the next one more, and so on; or one
-        for each document. seeds: in place of those. Raises ValueError, before anything is computed, for a request that
-        does not fit the model.
+        settings: one for all documents, whose seed is the first document's, with 1 more for each further one; or one
+        for each document. seeds: replace those. Raises ValueError, before anything is computed, for a request that does
+        not fit the model.
         """
         each = _spread(settings, len(documents), seeds, changes)
         prepared = [prepare(self, document, own) for document, own in zip(documents, each, strict=True)]
@@ -212,7 +216,10 @@ class Unimodal(LoadedModel):
         on_token: OnToken | None,
         on_partial: OnPartial | None,
     ) -> list[list[Output]]:
-        """The answers to prepared requests; a search looks for `caption`, by default the words of its own request."""
+        """The answers to prepared requests.
+
+        caption: what a search wants its picture called; None: the words of each request.
+        """
         if any(request.settings.search is not None for request in requests):
             for name, given in (("session", session), ("on_partial", on_partial)):
                 if given is not None:
@@ -248,8 +255,10 @@ class Unimodal(LoadedModel):
         return [found[number] for number in range(len(requests))]
 
     def _find_composed(self, request: Prepared, caption: str | None) -> ComposedAnswer | None:
-        """The answer by the search that a request asks for, or that a model with a second reading of speech answers it
-        by; None for an answer that is one row."""
+        """The answer by a search: the one that a request asks for, or that of a model with a second reading of speech.
+
+        None for an answer that is one row.
+        """
         if request.settings.search is None:
             return make_speech_answer(self, request)
         return make_search_answer(self, request, phrase_caption(self, request) if caption is None else caption)
@@ -262,7 +271,7 @@ class Unimodal(LoadedModel):
         return step_composition(self.engine, answer.compose(on_token, number), decoder, session)
 
     def _find_decoder(self, name: str | None) -> FastDecoder | None:
-        """The fast decoder of that name, made when it is first asked for; None for token by token."""
+        """The fast decoder of that name, made at first use; None for writing token by token."""
         if name is None or name == PLAIN:
             return None
         if name not in self._fast_decoders:
@@ -272,7 +281,7 @@ class Unimodal(LoadedModel):
     # ---- media without the decoder
 
     def tokenize(self, path: str | os.PathLike[str], start_s: float = 0.0, seconds: float | None = None) -> MediaCodes:
-        """The codes of a picture, sound or film, or its part; its content decides which it is.
+        """The codes of a picture, sound or film, or of a part of it. The content decides which of them a file is.
 
         What is left out of the file is a warning.
         """
@@ -283,7 +292,10 @@ class Unimodal(LoadedModel):
         return self.coder.detokenize(codes)
 
     def extract_picture_features(self, pictures: Tensor) -> Tensor:
-        """Features [B, 1280] of pictures [B, 3, H, W] by the frozen trunk inside the image tokenizer."""
+        """Features [B, 1280] of pictures [B, 3, H, W] by the frozen trunk inside the image tokenizer.
+
+        Raises ValueError for a tokenizer without a trunk.
+        """
         tokenizer = self.coder.get_tokenizer("image")
         with torch.inference_mode():
             features = tokenizer.extract_features(pictures.to(self.coder.device))
@@ -298,7 +310,7 @@ def _spread(
     seeds: Sequence[int] | None,
     changes: AnswerChanges,
 ) -> list[AnswerSettings]:
-    """The settings of each of `num` documents."""
+    """The settings of each of `num` documents. Raises ValueError for another number of settings or seeds."""
     if isinstance(settings, AnswerSettings):
         shared = settings.replace(**changes)
         each = [shared.replace(seed=shared.seed + number) for number in range(num)]
@@ -311,7 +323,7 @@ def _spread(
 
 
 def _listen(listeners: Sequence[OnToken], batch: Sequence[int]) -> Callable[[TokenEvent], None]:
-    """Tells every listener the tokens of a batch, with the number of the document in place of the row."""
+    """Tells every listener the tokens of a batch, with the number of the document as the row."""
 
     def on_token(event: TokenEvent) -> None:
         told = dataclasses.replace(event, row=batch[event.row])
