@@ -23,55 +23,60 @@ def count_levels(patch: int) -> int:
     return patch.bit_length() - 1
 
 
-def split_bands(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """One level: [B, C, …] → [B, C · 2^axes, …] with every axis halved; the axes must be even."""
-    parts = [x]
+def split_bands(x: Tensor, axes: tuple[int, ...], gain: float = 1.0) -> Tensor:
+    """One level: [B, C, …] → [B, C · 2^axes, …] with every axis halved; the axes must be even. gain: a factor."""
+    parts = [x if gain == 1.0 else x * gain]
     for axis in axes:
         pairs = [part.unflatten(axis, (-1, 2)).unbind(axis) for part in parts]
         parts = [band for first, second in pairs for band in ((first + second) / 2, (first - second) / 2)]
     return torch.cat(parts, dim=1)
 
 
-def join_bands(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """The inverse of `split_bands`."""
+def join_bands(x: Tensor, axes: tuple[int, ...], gain: float = 1.0) -> Tensor:
+    """The inverse of `split_bands` where the gain of both is 1."""
     parts = list(x.chunk(2 ** len(axes), dim=1))
     for axis in reversed(axes):
         pairs = zip(parts[::2], parts[1::2], strict=True)
         parts = [torch.stack([low + high, low - high], dim=axis).flatten(axis - 1, axis) for low, high in pairs]
-    return parts[0]
+    return parts[0] if gain == 1.0 else parts[0] * gain
+
+
+#: the coefficient of both filters, and what half precision (bfloat16 and float16 alike) makes of it
+COEFFICIENT, HALF_COEFFICIENT = 0.5**0.5, 0.70703125
 
 
 class HaarPatcher:
-    """Pictures [B, C, H, W] ⇄ [B, C·p², H/p, W/p]."""
+    """Pictures [B, C, H, W] ⇄ [B, C·p², H/p, W/p].
 
-    def __init__(self, patch: int):
+    coefficient: that of the filters; weights that were run in half precision were used with it rounded, which makes
+    pictures a little flatter.
+    """
+
+    axes: tuple[int, ...] = PICTURE_AXES
+
+    def __init__(self, patch: int, coefficient: float = COEFFICIENT):
         self.patch, self.levels = patch, count_levels(patch)
+        self.gain = 1.0 if coefficient == COEFFICIENT else (coefficient / COEFFICIENT) ** len(self.axes)
 
     def split(self, x: Tensor) -> Tensor:
         for _ in range(self.levels):
-            x = split_bands(x, PICTURE_AXES)
+            x = split_bands(x, self.axes, self.gain)
         return x
 
     def join(self, x: Tensor) -> Tensor:
         for _ in range(self.levels):
-            x = join_bands(x, PICTURE_AXES)
+            x = join_bands(x, self.axes, self.gain)
         return x
 
 
-class CausalHaarPatcher:
+class CausalHaarPatcher(HaarPatcher):
     """Clips [B, C, T, H, W] ⇄ [B, C·p³, (T - 1)/p + 1, H/p, W/p]: the first frame is repeated p times before, so that
     it has a position of its own; p - 1 copies are dropped after."""
 
-    def __init__(self, patch: int):
-        self.patch, self.levels = patch, count_levels(patch)
+    axes = CLIP_AXES
 
     def split(self, x: Tensor) -> Tensor:
-        x = torch.cat([x[:, :, :1].repeat_interleave(self.patch, dim=2), x[:, :, 1:]], dim=2)
-        for _ in range(self.levels):
-            x = split_bands(x, CLIP_AXES)
-        return x
+        return super().split(torch.cat([x[:, :, :1].repeat_interleave(self.patch, dim=2), x[:, :, 1:]], dim=2))
 
     def join(self, x: Tensor) -> Tensor:
-        for _ in range(self.levels):
-            x = join_bands(x, CLIP_AXES)
-        return x[:, :, self.patch - 1 :]
+        return super().join(x)[:, :, self.patch - 1 :]
