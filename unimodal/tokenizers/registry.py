@@ -143,5 +143,9 @@ FAMILIES: dict[str, str] = {
     "mimi": "unimodal.tokenizers.pretrained.audio:MimiTokenizer",
     "xcodec2": "unimodal.tokenizers.pretrained.xcodec2:Xcodec2Tokenizer",
     "vqgan": "unimodal.tokenizers.systems.vqgan:VqganTokenizer",
+    "cosmos_image": "unimodal.tokenizers.systems.cosmos:CosmosImageTokenizer",
+    "cosmos_image_latents": "unimodal.tokenizers.systems.cosmos:CosmosImageLatents",
+    "cosmos_video": "unimodal.tokenizers.systems.cosmos:CosmosVideoTokenizer",
+    "cosmos_video_latents": "unimodal.tokenizers.systems.cosmos:CosmosVideoLatents",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}

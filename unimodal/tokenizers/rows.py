@@ -5,13 +5,14 @@ Shapes: B batch, N codes, G groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.codes import Codes, Grid, Latents
 
 SizeT = TypeVar("SizeT", bound=Hashable)
 
@@ -24,7 +25,7 @@ def group_by_size(sizes: Iterable[SizeT]) -> dict[SizeT, list[int]]:
     return groups
 
 
-def decode_rows(codes: Codes, decode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def decode_rows(codes: Codes | Latents, decode: Callable[[Tensor], Tensor]) -> list[Tensor]:
     """Every item's real codes decoded, those of one length together. decode: int64 [B, N, G] → [B, …]."""
     lengths = codes.counts
     found: dict[int, Tensor] = {}
@@ -38,3 +39,22 @@ def check_counts(codes: Codes, wanted: int) -> None:
     """ValueError unless every item of a batch has so many codes."""
     if any(count != wanted for count in codes.counts):
         raise ValueError(f"a picture is {wanted} codes; got {codes.counts}")
+
+
+def find_picture_grid(count: int, grid: Grid | None) -> tuple[int, int]:
+    """Rows and columns of so many positions: the grid's where it fits, otherwise a square. ValueError for neither."""
+    if grid is not None and grid[0] == 1 and grid[1] * grid[2] == count:
+        return grid[1], grid[2]
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ValueError(f"{count} codes are no square picture; give their grid of rows and columns")
+    return side, side
+
+
+def pad_media(media: list[Tensor]) -> Tensor:
+    """Media [C, …] of different sizes → one batch, 0 past the end of the smaller ones."""
+    longest = [max(sides) for sides in zip(*(medium.shape for medium in media), strict=True)]
+    batch = media[0].new_zeros(len(media), *longest)
+    for into, medium in zip(batch, media, strict=True):
+        into[tuple(slice(side) for side in medium.shape)] = medium
+    return batch

@@ -89,6 +89,7 @@ def _read_fields(path: Path) -> Mapping[str, object]:
     return fields
 
 
+NVIDIA = "NVIDIA Open Model License"
 #: system → its released weights
 PUBLISHED: dict[str, PublishedWeights] = {
     "llamagen_vq": PublishedWeights(
@@ -105,4 +106,8 @@ PUBLISHED: dict[str, PublishedWeights] = {
         config="open-magvit2-256",
     ),
     "wetok": PublishedWeights("vqgan", "GrayShine/WeTok", "Apache-2.0"),
+    "cosmos_image": PublishedWeights("cosmos_image", "nvidia/Cosmos-0.1-Tokenizer-DI8x8", NVIDIA),
+    "cosmos_image_latents": PublishedWeights("cosmos_image_latents", "nvidia/Cosmos-0.1-Tokenizer-CI8x8", NVIDIA),
+    "cosmos_video": PublishedWeights("cosmos_video", "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8", NVIDIA),
+    "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
 }

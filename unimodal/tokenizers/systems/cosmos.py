@@ -11,8 +11,7 @@ Shapes: B batch, T frames, H/W height and width, D code dimensions, N positions.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -23,7 +22,7 @@ from unimodal.tokenizers.codes import Codes, Grid, Latents
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 from unimodal.tokenizers.parts.trunks.haar import COEFFICIENT, CausalHaarPatcher, HaarPatcher
-from unimodal.tokenizers.rows import group_by_size
+from unimodal.tokenizers.rows import decode_rows, find_picture_grid, group_by_size, pad_media
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
 from unimodal.tokenizers.systems.cosmos_networks import (
@@ -36,8 +35,8 @@ from unimodal.tokenizers.systems.cosmos_networks import (
 )
 from unimodal.tokenizers.systems.key_map import KeyMap
 
-#: constants of the wavelets, which some of the released archives carry
-WAVELETS = r"(encoder|decoder)\.(un)?patcher(3d)?\..*"
+#: constants of the wavelets and of the quantizer, which some of the released archives carry
+CONSTANTS = (r"(encoder|decoder)\.(un)?patcher(3d)?\..*", r"(quantizer|inv_quant)\..*")
 
 
 class CosmosConfig(SystemConfig):
@@ -100,7 +99,7 @@ class CosmosVideoLatentsConfig(CosmosConfig):
 class CosmosNetwork(SystemModule):
     """What the four kinds share: patches, encoder, decoder, and the way to D dimensions and back."""
 
-    key_map: ClassVar[KeyMap] = KeyMap(ignored=(WAVELETS,))
+    key_map: ClassVar[KeyMap] = KeyMap(ignored=CONSTANTS)
     config: CosmosConfig
     patcher: HaarPatcher
 
@@ -110,13 +109,31 @@ class CosmosNetwork(SystemModule):
         if config.image_size % config.spatial_compression:
             raise ValueError(f"image_size {config.image_size} is no multiple of {config.spatial_compression}")
         clips = isinstance(patcher, CausalHaarPatcher)
+        self._check_levels(layers)
         channels = 3 * config.patch ** (3 if clips else 2)
         self.patcher = patcher
         self.encoder = CosmosEncoder(layers, sizes, channels)
         self.decoder = CosmosDecoder(layers, sizes, channels)
         self.quant_conv = layers.make_point_conv(sizes.latent_channels, width)
         self.post_quant_conv = layers.make_point_conv(width, sizes.latent_channels)
-        self.picture_size = (config.image_size, config.image_size)
+
+    def _check_levels(self, layers: Layers) -> None:
+        """ValueError unless the decoder doubles as often as the encoder halves."""
+        config, sizes = self.config, self.config.sizes
+        scale = {"down": [1, 1], "up": [1, 1]}
+        for level in range(sizes.num_levels):
+            for way, change in (("down", layers.find_down(sizes, level)), ("up", layers.find_up(sizes, level))):
+                for axis in range(2):
+                    scale[way][axis] *= 2 if change[axis] else 1
+        wanted = [config.spatial_compression // config.patch, sizes.temporal_compression // config.patch]
+        if not layers.has_time:
+            wanted[1] = 1
+        for way, found in scale.items():
+            if found != wanted:
+                raise ValueError(
+                    f"{sizes.num_levels} multipliers scale {way} by {found[0]} in space and {found[1]} in time, where "
+                    f"compression and patch want {wanted[0]} and {wanted[1]}; give another number of multipliers"
+                )
 
     def encode_latents(self, x: Tensor) -> Tensor:
         """x: [B, 3, …] in [0, 1] → [B, D, …], before quantization."""
@@ -153,34 +170,6 @@ class CosmosNetwork(SystemModule):
         return settings
 
 
-def find_picture_grid(count: int, grid: Grid | None) -> tuple[int, int]:
-    """Rows and columns of so many positions: the grid's where it fits, otherwise a square. ValueError for neither."""
-    if grid is not None and grid[0] == 1 and grid[1] * grid[2] == count:
-        return grid[1], grid[2]
-    side = math.isqrt(count)
-    if side * side != count:
-        raise ValueError(f"{count} codes are no square picture; give their grid of rows and columns")
-    return side, side
-
-
-def pad_together(media: list[Tensor]) -> Tensor:
-    """Media [C, …] of different sizes → one batch, 0 past the end of the smaller ones."""
-    longest = [max(sides) for sides in zip(*(medium.shape for medium in media), strict=True)]
-    batch = media[0].new_zeros(len(media), *longest)
-    for into, medium in zip(batch, media, strict=True):
-        into[tuple(slice(side) for side in medium.shape)] = medium
-    return batch
-
-
-def decode_by_length(coded: Codes | Latents, decode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Every item's real positions decoded, those of one length together. decode: [b, n, …] → media [b, C, …]."""
-    found: dict[int, Tensor] = {}
-    for items in group_by_size(coded.counts).values():
-        rows = torch.stack([coded.row(item) for item in items])
-        found.update(zip(items, decode(rows), strict=True))
-    return pad_together([found[item] for item in range(len(coded))])
-
-
 # ---- pictures
 
 
@@ -198,6 +187,7 @@ class CosmosImageTokenizer(CosmosNetwork, SystemTokenizer):
         super().__init__(config)
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.build(PictureLayers(config.num_groups), HaarPatcher(config.patch, config.wavelet), self.quantizer.num_dims)
+        self.picture_size = (config.image_size, config.image_size)
         side = config.image_size // config.spatial_compression
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.segments, self.tokens_per_item = (("image", side * side),), side * side
@@ -216,7 +206,7 @@ class CosmosImageTokenizer(CosmosNetwork, SystemTokenizer):
             grid = find_picture_grid(ids.shape[1], codes.grid)
             return self.decode_latents(self.quantizer.look_up(ids).transpose(1, 2).unflatten(2, grid))
 
-        return decode_by_length(codes, decode).clamp(0, 1)
+        return pad_media(decode_rows(codes, decode)).clamp(0, 1)
 
     def reconstruct(
         self,
@@ -242,6 +232,7 @@ class CosmosImageLatents(CosmosNetwork, SystemLatents):
         super().__init__(config)
         self.width = config.width
         self.build(PictureLayers(config.num_groups), HaarPatcher(config.patch, config.wavelet), config.width)
+        self.picture_size = (config.image_size, config.image_size)
         self.tokens_per_item = (config.image_size // config.spatial_compression) ** 2
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Latents:
@@ -255,7 +246,7 @@ class CosmosImageLatents(CosmosNetwork, SystemLatents):
             grid = find_picture_grid(values.shape[1], coded.grid)
             return self.decode_latents(values.transpose(1, 2).unflatten(2, grid))
 
-        return decode_by_length(coded, decode).clamp(0, 1)
+        return pad_media(decode_rows(coded, decode)).clamp(0, 1)
 
     def reconstruct(
         self,
@@ -315,6 +306,7 @@ class CosmosVideoTokenizer(CosmosClips, SystemTokenizer):
         super().__init__(config)
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.build(ClipLayers(), CausalHaarPatcher(config.patch, config.wavelet), self.quantizer.num_dims)
+        self.picture_size = (config.image_size, config.image_size)
         self.frames_per_second, self.num_frames = config.fps, config.num_frames
         side = config.image_size // config.spatial_compression
         steps = self.count_steps(config.num_frames)
@@ -335,7 +327,7 @@ class CosmosVideoTokenizer(CosmosClips, SystemTokenizer):
         def decode(ids: Tensor) -> Tensor:
             return self.decode_latents(self.unflatten_time(self.quantizer.look_up(ids), codes.grid))
 
-        return decode_by_length(codes, decode).clamp(0, 1)
+        return pad_media(decode_rows(codes, decode)).clamp(0, 1)
 
     def reconstruct(
         self,
@@ -361,13 +353,14 @@ class CosmosVideoLatents(CosmosClips, SystemLatents):
         super().__init__(config)
         self.width = config.width
         self.build(ClipLayers(), CausalHaarPatcher(config.patch, config.wavelet), config.width)
+        self.picture_size = (config.image_size, config.image_size)
         self.frames_per_second, self.num_frames = config.fps, config.num_frames
         side = config.image_size // config.spatial_compression
         self.tokens_per_item = side * side * self.count_steps(config.num_frames)
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Latents:
         rows, grid = self.encode_rows(x, lengths)
-        values = pad_together([row.flatten(1).T for row in rows])
+        values = pad_media([row.flatten(1).T for row in rows])
         counts = torch.tensor([row[0].numel() for row in rows], device=x.device)
         return Latents(values, torch.arange(values.shape[1], device=x.device) < counts[:, None], grid, "time+raster")
 
@@ -375,7 +368,7 @@ class CosmosVideoLatents(CosmosClips, SystemLatents):
         def decode(values: Tensor) -> Tensor:
             return self.decode_latents(self.unflatten_time(values, coded.grid))
 
-        return decode_by_length(coded, decode).clamp(0, 1)
+        return pad_media(decode_rows(coded, decode)).clamp(0, 1)
 
     def reconstruct(
         self,

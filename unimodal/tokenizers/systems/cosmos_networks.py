@@ -61,6 +61,15 @@ class Layers(Protocol):
 
     def make_attention(self, channels: int) -> nn.Module: ...
 
+    @property
+    def has_time(self) -> bool: ...
+
+    def find_down(self, sizes: CosmosSizes, level: int) -> tuple[bool, bool]:
+        """Whether the encoder halves space and time after a level."""
+
+    def find_up(self, sizes: CosmosSizes, level: int) -> tuple[bool, bool]:
+        """Whether the decoder doubles space and time after a level; 0 is that of the highest resolution."""
+
     def make_down(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None: ...
 
     def make_up(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None: ...
@@ -111,6 +120,7 @@ class PictureLayers:
     """Layers over [B, C, H, W]. num_groups: of the group norm."""
 
     num_groups: int = 32
+    has_time = False
 
     def make_conv(self, inputs: int, outputs: int) -> nn.Module:
         return nn.Conv2d(inputs, outputs, 3, padding=1)
@@ -124,11 +134,17 @@ class PictureLayers:
     def make_attention(self, channels: int) -> nn.Module:
         return PictureAttention(self, channels)
 
+    def find_down(self, sizes: CosmosSizes, level: int) -> tuple[bool, bool]:
+        return level < sizes.num_spatial, False
+
+    def find_up(self, sizes: CosmosSizes, level: int) -> tuple[bool, bool]:
+        return level >= sizes.num_levels - sizes.num_spatial, False
+
     def make_down(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None:
-        return PictureDown(channels) if level < sizes.num_spatial else None
+        return PictureDown(channels) if self.find_down(sizes, level)[0] else None
 
     def make_up(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None:
-        return PictureUp(channels) if level >= sizes.num_levels - sizes.num_spatial else None
+        return PictureUp(channels) if self.find_up(sizes, level)[0] else None
 
 
 # ---- clips
@@ -228,6 +244,8 @@ class ClipUp(nn.Module):
 class ClipLayers:
     """Layers over [B, C, T, H, W]."""
 
+    has_time = True
+
     def make_conv(self, inputs: int, outputs: int) -> nn.Module:
         return nn.Sequential(CausalConv3d(inputs, outputs, (1, 3, 3)), CausalConv3d(outputs, outputs, (3, 1, 1)))
 
@@ -240,20 +258,24 @@ class ClipLayers:
     def make_attention(self, channels: int) -> nn.Module:
         return nn.Sequential(ClipAttention(self, channels, in_time=False), ClipAttention(self, channels, in_time=True))
 
-    def make_down(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None:
-        if level == sizes.num_levels - 1:
-            return None
-        return ClipDown(channels, level < sizes.num_spatial, level < sizes.num_temporal)
+    def find_down(self, sizes: CosmosSizes, level: int) -> tuple[bool, bool]:
+        last = level == sizes.num_levels - 1
+        return not last and level < sizes.num_spatial, not last and level < sizes.num_temporal
 
-    def make_up(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None:
-        """The order is not the mirror of `make_down`: counted from the lowest level, the first never doubles the
+    def find_up(self, sizes: CosmosSizes, level: int) -> tuple[bool, bool]:
+        """The order is not the mirror of `find_down`: counted from the lowest level, the first never doubles the
         frames, and it doubles the sides only where these are halved more often than the frames."""
         if level == 0:
-            return None
+            return False, False
         from_lowest = sizes.num_levels - level - 1
         temporal = 0 < from_lowest < sizes.num_temporal + 1
-        spatial = temporal or (from_lowest < sizes.num_spatial and sizes.num_spatial > sizes.num_temporal)
-        return ClipUp(channels, spatial, temporal)
+        return temporal or (from_lowest < sizes.num_spatial and sizes.num_spatial > sizes.num_temporal), temporal
+
+    def make_down(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None:
+        return None if level == sizes.num_levels - 1 else ClipDown(channels, *self.find_down(sizes, level))
+
+    def make_up(self, sizes: CosmosSizes, channels: int, level: int) -> nn.Module | None:
+        return None if level == 0 else ClipUp(channels, *self.find_up(sizes, level))
 
 
 # ---- the plan
@@ -305,9 +327,7 @@ class Middle(nn.Module):
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-def make_level(
-    layers: Layers, sizes: CosmosSizes, inputs: int, outputs: int, count: int, resolution: int
-) -> Level:
+def make_level(layers: Layers, sizes: CosmosSizes, inputs: int, outputs: int, count: int, resolution: int) -> Level:
     blocks: list[nn.Module] = [ResidualBlock(layers, inputs if n == 0 else outputs, outputs) for n in range(count)]
     attention = [layers.make_attention(outputs) for _ in blocks if resolution in sizes.attention_resolutions]
     return Level(blocks, attention)

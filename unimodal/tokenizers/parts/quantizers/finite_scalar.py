@@ -33,7 +33,8 @@ class FiniteScalarQuantizer(Quantizer):
         super().__init__()
         self.levels: tuple[int, ...] = tuple(levels)
         self.num_dims, self.codebook_sizes = len(self.levels), (prod(self.levels),)
-        self.fsq = FSQ(list(levels))
+        with torch.device("cpu"):  # it computes with its constants, also where the rest is built without storage
+            self.fsq = FSQ(list(levels))
 
     @property
     def codebook_size(self) -> int:
