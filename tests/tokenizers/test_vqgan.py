@@ -50,7 +50,8 @@ def test_the_same_bits_in_other_groups_are_the_authors_factors(open_reference, n
     if bits is None:
         first = int(reference[outputs[0]].max()).bit_length()
         bits = (first, config.latent_width - first)
-    tokenizer = VqganTokenizer.from_authors(reference.weights, config.model_copy(update={"group_bits": bits}))
+    quantizer = {"kind": "lookup_free", "group_bits": list(bits)}
+    tokenizer = VqganTokenizer.from_authors(reference.weights, config.model_copy(update={"quantizer": quantizer}))
     codes = tokenizer.encode((reference["input"] + 1) / 2)
     ids = codes.ids.unflatten(1, codes.grid[1:])
     if len(outputs) == 1:
@@ -156,7 +157,7 @@ def test_the_factors_of_open_magvit2_are_the_low_and_the_high_bits_of_its_id():
 )
 def test_the_compression_ratio_of_wetok_is_that_of_its_name(name, ratio):
     config = VqganConfig.model_validate(read_system(name).choose_settings())
-    assert 24 * config.factor**2 / sum(config.group_bits) == ratio
+    assert 24 * config.factor**2 / sum(config.quantizer["group_bits"]) == ratio
 
 
 def test_the_generative_decoder_draws_a_picture_for_each_seed():
@@ -177,21 +178,26 @@ def test_a_code_is_the_row_of_the_greatest_product_in_ibq_and_the_nearest_direct
         assert int(quantizer(z[None]).ids) == int(long_wins)
 
 
+SIGNS = {"kind": "lookup_free", "group_bits": [3, 4]}
+BOOK = {"kind": "vector", "codebook_size": 64, "num_dims": 4}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"width": 18}, "width 18 times multiplier 1 does not divide into num_norm_groups"),
         ({"image_size": 33}, "image_size 33 is no multiple of"),
-        ({"group_bits": (3, 4)}, "are 7 bits and latent_width is"),
+        ({"quantizer": SIGNS, "project": False}, "the quantizer takes 7 dimensions and latent_width is 12"),
         ({"attention_levels": (9,)}, "attention_levels"),
-        ({"codebook_size": 2**17}, "a group has 131,072 values"),
-        ({"codebook_size": 64, "split": (8, 9)}, "is 72 values and codebook_size 64"),
+        ({"quantizer": {**BOOK, "codebook_size": 2**17}}, "a group has 131,072 values"),
+        ({"quantizer": BOOK, "split": (8, 9)}, r"split \(8, 9\) is 72 values and the codebook has 64"),
+        ({"quantizer": SIGNS, "split": (8, 16)}, "gives 2 codes at a position; leave split"),
+        ({"quantizer": {"kind": "multi_scale", "scales": [1, 2, 8], "book": BOOK}}, "gives 69 codes for a map of 64"),
     ],
 )
 def test_parts_that_do_not_fit_are_both_named(changes, message):
-    settings = read_system("llamagen-vq16").choose_settings(small=True)
-    with pytest.raises(ValueError, match=message):
-        VqganConfig.model_validate({**settings, **changes})
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        build_tokenizer({**read_system("llamagen-vq16").choose_settings(small=True), **changes})
 
 
 def test_the_configs_of_the_authors_are_the_published_settings():

@@ -20,14 +20,12 @@ from math import log2, prod
 from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
-from unimodal.tokenizers.parts.quantizers import LookupFreeQuantizer, VectorQuantizer
-from unimodal.tokenizers.parts.quantizers.interface import Quantizer
-from unimodal.tokenizers.parts.quantizers.vector import Search
+from unimodal.tokenizers.parts.quantizers import make_quantizer
 from unimodal.tokenizers.parts.split_ids import join_ids, split_ids
 from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, ConvSettings
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -41,48 +39,24 @@ LARGEST_GROUP = 2**16
 
 
 class VqganConfig(SystemConfig, ConvSettings):
-    """image_size: of the squares that files are fitted to. group_bits: of lookup-free codes, the bits of each group;
-    together they are `latent_width`. Of codes by a codebook, where there are no group_bits: codebook_size,
-    code_width (D), how the nearest row is found, and what is brought to length 1; split: the sizes of the groups that
-    one id is given as, of which the product is codebook_size; none for the authors' flat id. names: what the authors
-    call the weights.
-
-    A group of more than 65,536 values must be asked for by `flat_ids`.
+    """image_size: of the squares that files are fitted to. quantizer: its kind and settings, as `make_quantizer` reads
+    them. project: 1×1 convolutions between the map's Z channels and the quantizer's D; without them the two are equal.
+    split: the sizes of the groups that one id is given as, of which the product is the codebook's size; none for the
+    id as it is. A group of more than 65,536 values must be asked for by `flat_ids`. names: what the authors call the
+    weights.
     """
 
     family: Literal["vqgan"] = "vqgan"
     image_size: int = Field(default=256, ge=1)
     names: ConvNames = "llamagen"
-    group_bits: tuple[int, ...] = ()
-    codebook_size: int = Field(default=16384, ge=2)
-    code_width: int = Field(default=8, ge=1)
-    search: Search = "euclidean"
-    normalize_latents: bool = False
-    normalize_codes: bool = False
+    quantizer: dict[str, JsonValue]
+    project: bool = True
     split: tuple[int, ...] = ()
-    commitment: float = Field(default=0.25, ge=0)
     flat_ids: bool = False
 
-    @property
-    def group_sizes(self) -> tuple[int, ...]:
-        """Values of each of the G codes at a position."""
-        return tuple(2**bits for bits in self.group_bits) or self.split or (self.codebook_size,)
-
     @model_validator(mode="after")
-    def check_codes(self) -> Self:
-        """ValueError for parts that do not fit: each message names both."""
-        if self.group_bits and sum(self.group_bits) != self.latent_width:
-            raise ValueError(
-                f"group_bits {self.group_bits} are {sum(self.group_bits)} bits and latent_width is "
-                f"{self.latent_width}: each channel is one bit"
-            )
-        if not self.group_bits and self.split and prod(self.split) != self.codebook_size:
-            raise ValueError(f"split {self.split} is {prod(self.split)} values and codebook_size {self.codebook_size}")
-        if max(self.group_sizes) > LARGEST_GROUP and not self.flat_ids:
-            raise ValueError(
-                f"a group has {max(self.group_sizes):,} values, more than {LARGEST_GROUP:,}: give group_bits or split "
-                "with smaller groups, or flat_ids: true for the authors' one id"
-            )
+    def check_size(self) -> Self:
+        """ValueError for pictures that are no whole number of positions."""
         if self.image_size % self.factor:
             raise ValueError(f"image_size {self.image_size} is no multiple of {self.factor}, what the levels halve to")
         return self
@@ -98,26 +72,28 @@ class VqganTokenizer(SystemTokenizer):
     def __init__(self, config: VqganConfig):
         super().__init__(config)
         self.encoder, self.decoder = ConvEncoder(config), ConvDecoder(config)
-        self.quantizer: Quantizer
+        self.quantizer = make_quantizer(config.quantizer)
         self.quant_conv: nn.Module = nn.Identity()
         self.post_quant_conv: nn.Module = nn.Identity()
-        if config.group_bits:
-            self.quantizer = LookupFreeQuantizer(config.group_bits, commitment=config.commitment)
-        else:
-            self.quantizer = VectorQuantizer(
-                config.codebook_size,
-                config.code_width,
-                config.search,
-                normalize_latents=config.normalize_latents,
-                normalize_codes=config.normalize_codes,
-                commitment=config.commitment,
+        width = self.quantizer.num_dims
+        if config.project:
+            self.quant_conv = nn.Conv2d(config.latent_width, width, 1)
+            self.post_quant_conv = nn.Conv2d(width, config.latent_width, 1)
+        elif width != config.latent_width:
+            raise ValueError(
+                f"the quantizer takes {width} dimensions and latent_width is {config.latent_width}: make them equal, "
+                "or set project: true"
             )
-            self.quant_conv = nn.Conv2d(config.latent_width, config.code_width, 1)
-            self.post_quant_conv = nn.Conv2d(config.code_width, config.latent_width, 1)
+        self.codebook_sizes = check_group_sizes(self.quantizer.codebook_sizes, config.split, config.flat_ids)
         side = config.image_size // config.factor
         self.picture_size = (config.image_size, config.image_size)
         self.tokens_per_item = side**2
-        self.codebook_sizes = config.group_sizes
+        count = self.quantizer.count_codes(side**2)
+        if count != side**2:
+            raise ValueError(
+                f"a quantizer of kind {config.quantizer['kind']} gives {count} codes for a map of {side**2} positions; "
+                "this family has codes at each position"
+            )
         self.segments = (("image", self.tokens_per_item),)
         self.columns = {"image": side}
         self.decode_settings = frozenset({"noise"} if config.noise else ())
@@ -163,7 +139,7 @@ class VqganTokenizer(SystemTokenizer):
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         ids = self.quantizer(self.embed(x)).ids
-        if self.config.split and not self.config.group_bits:
+        if self.config.split:
             ids = split_ids(ids[..., 0], self.config.split)
         return Codes.whole(ids, (1, *self.find_grid(x)))
 
@@ -176,7 +152,7 @@ class VqganTokenizer(SystemTokenizer):
                 f"codes in {coded.ids.shape[2]}"
             )
         ids = coded.ids[:, : prod(grid)]
-        if self.config.split and not self.config.group_bits:
+        if self.config.split:
             ids = join_ids(ids, self.config.split).unsqueeze(-1)
         return self.paint(self.quantizer.look_up(ids), grid, options.noise).clamp(0, 1)
 
@@ -194,8 +170,7 @@ class VqganTokenizer(SystemTokenizer):
 
     def code_features(self, block: str, group: int = 0) -> Tensor | None:
         """The codebook's rows, or the signs of a group's codes; None where one id is split in several."""
-        split = bool(self.config.split) and not self.config.group_bits
-        return self.quantizer.make_table(group) if block == "image" and not split else None
+        return self.quantizer.make_table(group) if block == "image" and not self.config.split else None
 
     def reconstruct(
         self,
@@ -234,13 +209,32 @@ class VqganTokenizer(SystemTokenizer):
             attention_levels=(len(multipliers) - 1,),
             latent_width=found.take_integer("z_channels", 256),
             num_norm_groups=found.take_integer("group_norm_groups", 32),
-            codebook_size=found.take_integer("codebook_size", 16384),
-            code_width=found.take_integer("codebook_embed_dim", 8),
-            normalize_latents=unit,
-            normalize_codes=unit,
-            commitment=found.take_number("commit_loss_beta", 0.25),
+            quantizer={
+                "kind": "vector",
+                "codebook_size": found.take_integer("codebook_size", 16384),
+                "num_dims": found.take_integer("codebook_embed_dim", 8),
+                "normalize_latents": unit,
+                "normalize_codes": unit,
+                "commitment": found.take_number("commit_loss_beta", 0.25),
+            },
             image_size=found.take_integer("image_size", 256),
         )
+
+
+def check_group_sizes(sizes: tuple[int, ...], split: tuple[int, ...], flat_ids: bool) -> tuple[int, ...]:
+    """The sizes of a quantizer's groups, or those of `split`. Raises ValueError for a split of another size, and for a
+    group of more than 65,536 values that is not asked for."""
+    if split and prod(split) != prod(sizes):
+        raise ValueError(f"split {split} is {prod(split)} values and the codebook has {prod(sizes)}")
+    if split and len(sizes) > 1:
+        raise ValueError(f"the quantizer gives {len(sizes)} codes at a position; leave split {split} out")
+    found = split or sizes
+    if max(found) > LARGEST_GROUP and not flat_ids:
+        raise ValueError(
+            f"a group has {max(found):,} values, more than {LARGEST_GROUP:,}: give it in smaller groups (split, or "
+            "group_bits of a lookup-free quantizer), or set flat_ids: true for the authors' one id"
+        )
+    return found
 
 
 def _read_voken(found: AuthorsFields) -> VqganConfig:
@@ -260,11 +254,14 @@ def _read_voken(found: AuthorsFields) -> VqganConfig:
             attention_levels=tuple(level for level in range(len(multipliers)) if resolution >> level in attended),
             latent_width=latent_width,
             num_norm_groups=groups,
-            codebook_size=size,
-            code_width=found.take_integer("embed_dim", 256),
-            search="dot",
+            quantizer={
+                "kind": "vector",
+                "codebook_size": size,
+                "num_dims": found.take_integer("embed_dim", 256),
+                "search": "dot",
+                "commitment": found.take_number("beta", 0.25),
+            },
             split=_split_evenly(size),
-            commitment=found.take_number("beta", 0.25),
             image_size=resolution,
         )
     bits = round(log2(size))
@@ -291,7 +288,8 @@ def _read_voken(found: AuthorsFields) -> VqganConfig:
         block_biases=False,
         last_kernel=1,
         noise=found.take_flag("gan_decoder", False),
-        group_bits=group_bits,
+        project=False,
+        quantizer={"kind": "lookup_free", "group_bits": list(group_bits)},
         image_size=found.take_integer("image_size", resolution),
     )
 
