@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.campaigns import examples
-from unimodal.media.audio import _sinc_resample, load_audio, resample, save_audio
+from unimodal.media.audio import _resample_by_sinc, load_audio, resample, save_audio
 
 SAMPLES_16 = hnp.arrays(np.int16, st.integers(1, 300))
 quick = examples(15)
@@ -128,7 +128,7 @@ def test_resampled_length(length, from_hz, to_hz):
 @pytest.mark.parametrize("from_hz,to_hz", [(44100, 16000), (16000, 44100), (8000, 16000), (48000, 16000)])
 def test_the_filter_for_unrelated_rates_is_torchaudios(from_hz, to_hz):
     samples = torch.randn(3000, generator=torch.Generator().manual_seed(0))
-    assert (_sinc_resample(samples, from_hz, to_hz) - resample(samples, from_hz, to_hz)).abs().max() < 1e-4
+    assert (_resample_by_sinc(samples, from_hz, to_hz) - resample(samples, from_hz, to_hz)).abs().max() < 1e-4
 
 
 def test_silence_is_valid(tmp_path):

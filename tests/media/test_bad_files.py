@@ -18,7 +18,7 @@ from PIL import Image
 
 from unimodal.media import image as image_module
 from unimodal.media.audio import load_audio, save_audio
-from unimodal.media.files import quiet_stderr
+from unimodal.media.files import silence_stderr
 from unimodal.media.image import load_image, save_image
 from unimodal.media.kind import detect_kind
 from unimodal.media.limits import MediaLimits
@@ -323,9 +323,9 @@ def test_warning_filters_and_stderr_are_restored(good, capfd):
     load_image(good[".png"])
     load_audio(good[".mp3"])
     assert warnings.filters == before
-    with quiet_stderr():
+    with silence_stderr():
         os.write(2, b"hidden\n")
-        with quiet_stderr():
+        with silence_stderr():
             os.write(2, b"hidden\n")
         os.write(2, b"hidden\n")
     os.write(2, b"seen\n")

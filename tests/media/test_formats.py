@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageCms
 
 from unimodal.media.audio import load_audio
-from unimodal.media.hdr import HLG, PQ, read_hlg, read_pq, tone_map
+from unimodal.media.hdr import HLG, PQ, map_tones, read_hlg, read_pq
 from unimodal.media.image import load_image
 from unimodal.media.kind import detect_kind
 from unimodal.media.limits import MediaLimits
@@ -366,7 +366,7 @@ def test_transfer_functions_meet_the_published_points():
 @pytest.mark.parametrize("transfer,white", [(PQ, 0.5807), (HLG, 0.75)])
 def test_a_bright_film_looks_as_an_ordinary_one(transfer, white):
     def show(signal) -> np.ndarray:
-        return tone_map((np.array(signal)[None, None] * 65535).astype(np.uint16), transfer)[0, 0].astype(int)
+        return map_tones((np.array(signal)[None, None] * 65535).astype(np.uint16), transfer)[0, 0].astype(int)
 
     assert (show([white] * 3) > 225).all() and np.ptp(show([white] * 3)) <= 1
     ramp = [show([v] * 3)[0] for v in np.linspace(0, 1, 40)]

@@ -13,7 +13,7 @@ def nothing_here(tmp_path, monkeypatch):
     """A machine with the wheel alone: no checkout, no variable, an empty cache."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(find, "_card_folders", lambda: [tmp_path / "here" / "model_cards"])
+    monkeypatch.setattr(find, "_list_card_folders", lambda: [tmp_path / "here" / "model_cards"])
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv(MODEL_VARIABLE, raising=False)
 

@@ -77,8 +77,8 @@ def _read_version(
     pass
 
 
-@app.command(cls=Command)
-def doctor(model: Model = None) -> None:
+@app.command("doctor", cls=Command)
+def show_installation(model: Model = None) -> None:
     """Say what is installed, on which device models run, and whether the default model is whole."""
     from unimodal.cli.doctor import examine
 
@@ -90,8 +90,8 @@ def doctor(model: Model = None) -> None:
         print(f"{name.ljust(width)}  {state}")
 
 
-@app.command(cls=Command)
-def models() -> None:
+@app.command("models", cls=Command)
+def show_models() -> None:
     """List the models on this machine, what they read and write, and their size."""
     from unimodal.cli.doctor import format_models
 

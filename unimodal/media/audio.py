@@ -221,19 +221,19 @@ def _check_rate(sample_rate_hz: int) -> None:
 def resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """float32 [T] → [⌈T · to / from⌉], by torchaudio, whose filter bank has a row for each term of the reduced ratio.
 
-    Rates that share no large divisor (44,101 → 16,000 would need gigabytes of filters) go through `_sinc_resample`.
+    Rates that share no large divisor (44,101 → 16,000 would need gigabytes of filters) go through `_resample_by_sinc`.
     """
     if from_hz == to_hz:
         return samples
     divisor = math.gcd(from_hz, to_hz)
     if max(from_hz, to_hz) // divisor > _MAX_RATIO_TERM:
-        return _sinc_resample(samples, from_hz, to_hz)
+        return _resample_by_sinc(samples, from_hz, to_hz)
     import torchaudio.functional  # type: ignore[import-untyped]
 
     return torchaudio.functional.resample(samples[None], from_hz, to_hz)[0]
 
 
-def _sinc_resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
+def _resample_by_sinc(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """torchaudio's default filter (Hann-windowed sinc, 6 zero crossings, roll-off 0.99) at each output's own time."""
     num_samples, length = samples.shape[0], -(-samples.shape[0] * to_hz // from_hz)
     cutoff_hz = 0.99 * min(from_hz, to_hz)

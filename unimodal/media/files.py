@@ -82,7 +82,7 @@ _saved_filters = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
+def silence_pillow() -> Iterator[None]:
     """Drop Pillow's warnings (damaged EXIF, decompression bombs, which our own limits cover). Threads may overlap."""
     global _num_quiet
     with _lock:
@@ -104,7 +104,7 @@ _stderr_copy = -1
 
 
 @contextlib.contextmanager
-def quiet_stderr() -> Iterator[None]:
+def silence_stderr() -> Iterator[None]:
     """Send file descriptor 2 to nowhere: libmpg123 prints its notes there and offers no switch. Threads may overlap."""
     global _num_redirected, _stderr_copy
     with _lock:

@@ -36,7 +36,7 @@ def read_hlg(signal: np.ndarray) -> np.ndarray:
     return HLG_PEAK_NITS * luma ** (HLG_GAMMA - 1) * scene
 
 
-def tone_map(frame: np.ndarray, transfer: int) -> np.ndarray:
+def map_tones(frame: np.ndarray, transfer: int) -> np.ndarray:
     """uint16 [H, W, 3] of BT.2020 primaries, with the PQ or HLG transfer function → uint8 [H, W, 3] in sRGB."""
     signal = frame.astype(np.float32) / 65535
     light = (read_pq(signal) if transfer == PQ else read_hlg(signal)) / WHITE_NITS

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -29,17 +30,18 @@ from PIL import (
 from torch import Tensor
 
 from unimodal.files import quote_path, write_bytes_atomically
-from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
+from unimodal.media.files import MediaSource, Opened, open_source, silence_pillow
 from unimodal.media.headers import Content, read_content
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error, make_mismatch_error
 from unimodal.media.registry import FileTarget
 
-_JPEG: dict[str, Any] = {"format": "JPEG", "quality": 95, "subsampling": 0}
-_ENCODINGS: dict[str, dict[str, Any]] = {
-    ".png": {"format": "PNG"},
+_Encoding = tuple[str, dict[str, int]]  # Pillow's format and its options
+_JPEG: _Encoding = ("JPEG", {"quality": 95, "subsampling": 0})
+_ENCODINGS: dict[str, _Encoding] = {
+    ".png": ("PNG", {}),
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
-    ".webp": {"format": "WEBP", "lossless": True},
+    ".webp": ("WEBP", {"lossless": True}),
 }
 
 
@@ -54,7 +56,8 @@ class _AnimatedWebp(WebPImagePlugin.WebPImageFile):
 
 
 # Opened by class, not by Image.open: only these decoders ever see a file.
-_PLUGINS: dict[str, Any] = {
+_Plugin = Callable[[IO[bytes]], Image.Image]
+_PLUGINS: dict[str, _Plugin] = {
     "PNG picture": PngImagePlugin.PngImageFile,
     "JPEG picture": JpegImagePlugin.jpeg_factory,
     "GIF picture": GifImagePlugin.GifImageFile,
@@ -91,7 +94,7 @@ def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ten
         if content.name not in (*_PLUGINS, _HEIC):
             raise make_mismatch_error(opened.name, content, "image")
         check_picture_header(opened, content, limits)
-        with quiet_pillow():
+        with silence_pillow():
             image = open_picture(opened, content, limits)
             try:
                 image.load()
@@ -126,14 +129,14 @@ def open_picture(opened: Opened, content: Content, limits: MediaLimits) -> Image
     """Pillow's image for a recognised file, its size checked; nothing is decoded yet."""
     plugin = _PLUGINS.get(content.name) or _find_heif_plugin(opened.name)
     try:
-        image: Image.Image = plugin(opened.rewind())
+        image = plugin(opened.rewind())
     except Exception as error:
         raise make_damage_error(opened.name, content, error) from None
     limits.check_pixels(opened.name, *image.size)
     return image
 
 
-def _find_heif_plugin(name: str) -> Any:
+def _find_heif_plugin(name: str) -> _Plugin:
     try:
         from pillow_heif import HeifImageFile  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
@@ -270,8 +273,9 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{quote_path(path)}: cannot save a picture as {wrong}; use .png, .jpg or .webp")
     picture = Image.fromarray(to_bytes(image).permute(1, 2, 0).contiguous().numpy())
     memory = io.BytesIO()  # encoded first: an encoder's error is the caller's mistake, a full disk is not
+    format_name, options = _ENCODINGS[suffix]
     try:
-        picture.save(memory, **_ENCODINGS[suffix])
+        picture.save(memory, format_name, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{quote_path(path)}: {suffix} cannot hold {picture.width}×{picture.height} pixels ({error}); use .png"

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -28,9 +27,9 @@ from torch import Tensor
 
 from unimodal.files import quote_path, write_bytes_atomically
 from unimodal.media.containers import FILM_DEMUXERS, find_video_stream, open_container
-from unimodal.media.files import MediaSource, Opened, open_source, quiet_pillow
+from unimodal.media.files import MediaSource, Opened, open_source, silence_pillow
 from unimodal.media.frame_archive import FrameArchive
-from unimodal.media.hdr import HLG, PQ, tone_map
+from unimodal.media.hdr import HLG, PQ, map_tones
 from unimodal.media.headers import Content, choose_frame_ms, read_content
 from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes, to_srgb
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error, make_mismatch_error
@@ -91,7 +90,7 @@ def load_video(
         if content.name in _PILLOW_CONTENT:
             check_animation(opened, content, limits)
             choice = _choose(opened.name, content.duration_s, fps, num_frames, start_s, seconds, tell)
-            with quiet_pillow():
+            with silence_pillow():
                 return _sample(_read_pillow_frames(opened, content, limits), opened.name, choice, size, limits)
         if content.name == "list of frames":
             archive = FrameArchive(opened, limits)
@@ -314,7 +313,7 @@ def _to_tensor(frame: av.VideoFrame) -> Tensor:
     """uint8 [3, H, W], turned upright as the file's display matrix says (telephones store films sideways)."""
     if frame.color_trc in (PQ, HLG):
         wide = frame.to_ndarray(format="rgb48le", src_colorspace=Colorspace.BT2020)  # uint16 [H, W, 3]
-        pixels = tone_map(wide, int(frame.color_trc))
+        pixels = map_tones(wide, int(frame.color_trc))
     else:
         pixels = frame.to_ndarray(format="rgb24")  # [H, W, 3]
     quarter_turns = round(frame.rotation / 90) % 4
@@ -347,14 +346,14 @@ def _encode_pillow(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:
     if min(durations_ms) < 1 or (suffix == ".gif" and min(durations_ms) < 20):
         raise ValueError(f"fps={fps:g} is too fast for {suffix}; use .mp4, or at most 50 frames a second")
     images = [Image.fromarray(frame) for frame in frames]
-    options: dict[str, Any]
     if suffix == ".gif":
         images = [image.quantize(256, dither=Image.Dither.NONE) for image in images]
-        options = {"format": "GIF", "optimize": False, "disposal": 1}
-    else:
-        options = {"format": "WEBP", "lossless": True}
+    options = {"optimize": False, "disposal": 1} if suffix == ".gif" else {"lossless": True}
+    format_name = "GIF" if suffix == ".gif" else "WEBP"
     memory = io.BytesIO()
-    images[0].save(memory, save_all=True, append_images=images[1:], duration=durations_ms, loop=0, **options)
+    images[0].save(
+        memory, format_name, save_all=True, append_images=images[1:], duration=durations_ms, loop=0, **options
+    )
     encoded = memory.getvalue()
     if suffix == ".webp" and len(frames) > 1 and encoded[12:16] == b"VP8L":  # all frames are equal
         return _encode_still_webp(encoded[12:], frames[0].shape[1], frames[0].shape[0], ends_ms[-1])

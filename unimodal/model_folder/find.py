@@ -56,7 +56,7 @@ def find_model(name: str | os.PathLike[str] | None = None) -> Path:
     for found in _list_named():
         if found.name == text:
             return _check_folder(found, text)
-    for cards in _card_folders():
+    for cards in _list_card_folders():
         if _is_model(cards / text):
             return _check_folder(cards / text, text)
     if is_hub_id(text):
@@ -115,10 +115,10 @@ def find_coder(name: str | os.PathLike[str] | None = None) -> Path:
 
 def list_default_folders() -> list[Path]:
     """Where the default model lies, if it is there."""
-    return [cards / DEFAULT_NAME for cards in _card_folders()]
+    return [cards / DEFAULT_NAME for cards in _list_card_folders()]
 
 
-def _card_folders() -> list[Path]:
+def _list_card_folders() -> list[Path]:
     """`model_cards` of the checkout that this file is part of, and of the folder one stands in."""
     here = [Path(__file__).resolve().parents[2] / CARDS, Path.cwd() / CARDS]
     return list(dict.fromkeys(here))
@@ -142,7 +142,7 @@ def _check_folder(folder: Path, name: str) -> Path:
 def list_models() -> list[ModelInfo]:
     """The whole model folders of the checkout, of `$UNIMODAL_MODEL` and of the hub's cache."""
     found: dict[Path, ModelInfo] = {}
-    for origin, folder in _candidates():
+    for origin, folder in _list_candidates():
         real = folder.resolve()
         try:
             if real not in found and not find_missing(folder):
@@ -152,10 +152,10 @@ def list_models() -> list[ModelInfo]:
     return list(found.values())
 
 
-def _candidates() -> Iterator[tuple[str, Path]]:
+def _list_candidates() -> Iterator[tuple[str, Path]]:
     """(how it is found, a folder that may be a model)."""
     yield from ((MODEL_VARIABLE, folder) for folder in _list_named())
-    for cards in _card_folders():
+    for cards in _list_card_folders():
         if cards.is_dir():
             yield from (("checkout", path) for path in sorted(cards.iterdir()) if path.is_dir())
     hub = os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", "~/.cache/huggingface")) / "hub"

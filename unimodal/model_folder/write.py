@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unimodal.model_folder.hashes import check_hash
 from unimodal.model_folder.layout import (
@@ -24,10 +24,13 @@ from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import MediaTokenizer, hash_stored
 from unimodal.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def save_model(
     folder: str | Path,
-    decoder: Any,
+    decoder: PreTrainedModel,
     vocabulary: Vocabulary,
     text: TextTokenizer,
     tokenizers: Mapping[str, MediaTokenizer],
@@ -73,5 +76,5 @@ def save_model(
                 os.replace(path, target)
 
 
-def _write(path: Path, data: Mapping[str, Any]) -> None:
+def _write(path: Path, data: Mapping[str, object]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -44,7 +44,7 @@ class Access:
         if self.open:
             return
         host = headers.get(b"host", b"").decode("latin-1")
-        if host and ANY not in self.hosts and not self._knows_host(host):
+        if host and ANY not in self.hosts and not self._is_known_host(host):
             message = (
                 f"the host {host[:100]!r} is not this server's; start it with --allow-host {read_name(host)[:100]}"
             )
@@ -58,11 +58,11 @@ class Access:
                 )
             return
         shown = origin.decode("latin-1")
-        if site != "same-origin" and not self.allows_origin(shown) and not _is_same(shown, host):
+        if site != "same-origin" and not self.is_allowed_origin(shown) and not _is_same(shown, host):
             message = f"pages of {shown[:100]!r} may not use this server; start it with --allow-origin {shown[:100]}"
             raise ApiError(403, message, "origin_not_allowed")
 
-    def allows_origin(self, origin: str) -> bool:
+    def is_allowed_origin(self, origin: str) -> bool:
         """Whether `--allow-origin` names it."""
         return ANY in self.origins or origin.lower() in self.origins
 
@@ -71,7 +71,7 @@ class Access:
         origin = headers.get(b"origin")
         if not self.origins:
             return []
-        if origin is None or not self.allows_origin(origin.decode("latin-1")):
+        if origin is None or not self.is_allowed_origin(origin.decode("latin-1")):
             return [(b"vary", b"Origin")]
         return [(b"access-control-allow-origin", origin), (b"vary", b"Origin")]
 
@@ -83,7 +83,7 @@ class Access:
         if method != "OPTIONS" or b"access-control-request-method" not in headers or b"origin" not in headers:
             return None
         origin = headers[b"origin"].decode("latin-1")
-        if not self.allows_origin(origin):
+        if not self.is_allowed_origin(origin):
             message = f"pages of {origin[:100]!r} may not use this server; start it with --allow-origin {origin[:100]}"
             raise ApiError(403, message, "origin_not_allowed")
         wanted = headers.get(b"access-control-request-headers", b"authorization, content-type")
@@ -96,7 +96,7 @@ class Access:
             answer.append((b"access-control-allow-private-network", b"true"))
         return answer
 
-    def _knows_host(self, host: str) -> bool:
+    def _is_known_host(self, host: str) -> bool:
         name = read_name(host)
         if name in self.hosts or (name and "." not in name and ":" not in name):
             return True

@@ -57,12 +57,12 @@ class CodingQueue:
         self._decodings.append(job)
         return job.future
 
-    def code_next(self, at_once: int) -> None:
+    def run_next(self, at_once: int) -> None:
         """Encode or decode the oldest, and at most so many of its medium with it."""
         if self._encodings:
-            _code_together(_take_alike(self._encodings, at_once), self.coder.encode)
+            _run_together(_take_alike(self._encodings, at_once), self.coder.encode)
         elif self._decodings:
-            _code_together(_take_alike(self._decodings, at_once), self.coder.decode)
+            _run_together(_take_alike(self._decodings, at_once), self.coder.decode)
 
     def fail(self, error: Exception) -> None:
         for encoding in self._encodings:
@@ -88,7 +88,7 @@ def _take_alike(queue: deque[_Coding[Given, Result]], most: int) -> list[_Coding
     return taken
 
 
-def _code_together(
+def _run_together(
     jobs: Sequence[_Coding[Given, Result]], work: Callable[[str, Sequence[Given]], Sequence[Result]]
 ) -> None:
     """Code media of one kind. Where that fails, each is tried by itself, so that one takes no other with it."""
@@ -99,12 +99,12 @@ def _code_together(
         results = work(modality, [job.item for job in jobs])
     except Exception:
         for job in jobs:
-            settle_with(job.future, partial(_code_one, work, modality, job.item))
+            settle_with(job.future, partial(_run_one, work, modality, job.item))
     else:
         for job, result in zip(jobs, results, strict=True):
             settle(job.future, result)
 
 
-def _code_one(work: Callable[[str, Sequence[Given]], Sequence[Result]], modality: str, item: Given) -> Result:
+def _run_one(work: Callable[[str, Sequence[Given]], Sequence[Result]], modality: str, item: Given) -> Result:
     [result] = work(modality, [item])
     return result

@@ -144,7 +144,7 @@ class GuardedProtocol(H11Protocol):
             return
         if self._has_sent and self.conn.our_state is h11.IDLE:
             error = ApiError(408, "the head of the request did not arrive in time", "timeout")
-            body = json.dumps(error.body()).encode()
+            body = json.dumps(error.make_body()).encode()
             head = f"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             self.transport.write(head.encode() + b"Connection: close\r\n\r\n" + body)
         self.transport.close()
@@ -158,7 +158,7 @@ def tell_that_it_is_crowded(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send)
             return
         error = ApiError(503, "the server has as many connections as it takes; try again in a moment", "unavailable")
-        body = json.dumps(error.body()).encode()
+        body = json.dumps(error.make_body()).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

@@ -115,7 +115,7 @@ class Gate:
 
 async def refuse(error: ApiError, send: Send) -> None:
     """Answers with an error and closes the connection, since the body may not have been read."""
-    body = json.dumps(error.body()).encode()
+    body = json.dumps(error.make_body()).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
     encoded = [(name.lower().encode(), value.encode()) for name, value in (headers | error.headers).items()]
     await send({"type": "http.response.start", "status": error.status, "headers": encoded})

@@ -100,7 +100,7 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = dict(headers or {})
 
-    def body(self) -> ErrorBody:
+    def make_body(self) -> ErrorBody:
         kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 504: "timeout_error"}
         kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         message = " ".join(self.message.split())

@@ -23,7 +23,7 @@ from unimodal.serve.media_endpoints import detokenize, draw_images, speak, token
 from unimodal.serve.media_output import list_formats
 from unimodal.serve.protocol import ApiError
 from unimodal.serve.responses import respond
-from unimodal.serve.service import Service, as_api_error, make_error_response
+from unimodal.serve.service import Service, make_error_response, to_api_error
 from unimodal.serve.settings import ServeConfig
 from unimodal.serve.transcription import transcribe
 
@@ -76,7 +76,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return make_error_response(as_api_error(error))
+    return make_error_response(to_api_error(error))
 
 
 def _add_reports(app: FastAPI, service: Service) -> None:

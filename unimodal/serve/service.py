@@ -161,7 +161,7 @@ class Service:
                 exchange.take_places(1)
                 response = await exchange.handle(handler)
             except Exception as error:
-                response = make_error_response(as_api_error(error))
+                response = make_error_response(to_api_error(error))
             except BaseException:
                 exchange.close(CLIENT_LEFT)
                 raise
@@ -296,18 +296,18 @@ class EventStream(OpenResponse):
             if not self._is_cut:
                 raise  # the client has left
             self._is_cut = False
-            failure = as_api_error(ShuttingDown())
+            failure = to_api_error(ShuttingDown())
         except Exception as error:
             if isinstance(error, TimeoutError) and not deadline.expired():
                 raise  # of a client that takes nothing
             if deadline.expired():
                 error = ApiError(504, f"no end within {self.exchange.service.config.timeout_s:g} s", "timeout")
-            failure = as_api_error(error)
+            failure = to_api_error(error)
         finally:
             await self.events.aclose()
         if failure is not None:
             status = failure.status
-            await write(encode_event(failure.body()) + DONE)
+            await write(encode_event(failure.make_body()) + DONE)
         await write(b"", more=False)
         return status
 
@@ -320,7 +320,7 @@ async def wait_for_disconnect(receive: Receive) -> None:
             return
 
 
-def as_api_error(error: Exception) -> ApiError:
+def to_api_error(error: Exception) -> ApiError:
     """A user's mistake as 400; a defect of ours as 500, told in the log and not to the client."""
     if isinstance(error, ApiError):
         return error
@@ -340,7 +340,7 @@ def make_error_response(error: ApiError) -> Response:
     headers = dict(error.headers)
     if error.status in (408, 413):
         headers["Connection"] = "close"  # there is more of the body, and nobody reads it
-    return JSONResponse(error.body(), error.status, headers)
+    return JSONResponse(error.make_body(), error.status, headers)
 
 
 async def gather(work: Iterable[Coroutine[object, object, Result]]) -> list[Result]:

@@ -22,7 +22,7 @@ from unimodal.media.audio import resample
 from unimodal.pipeline.speech import make_pause
 from unimodal.serve.answer import MediumPiece, Piece
 from unimodal.serve.media_output import PCM_RATE_HZ, PCM_TYPE, SOUNDS, round_samples
-from unimodal.serve.service import CLIENT_LEFT, Exchange, OpenResponse, Service, as_api_error, wait_for_disconnect
+from unimodal.serve.service import CLIENT_LEFT, Exchange, OpenResponse, Service, to_api_error, wait_for_disconnect
 
 #: name → PyAV's container and codec
 STREAMED = {"mp3": ("mp3", "libmp3lame"), "flac": ("flac", "flac"), "opus": ("ogg", "libopus")}
@@ -157,7 +157,7 @@ class StreamedSound(OpenResponse):
             if pump.done():
                 error = pump.exception()
                 assert error is None or isinstance(error, Exception)
-                status = 200 if error is None else as_api_error(error).status
+                status = 200 if error is None else to_api_error(error).status
             elif not gone.done():
                 status = 503 if ended.done() else 504
         finally:

@@ -209,7 +209,7 @@ class Worker:
         allowed_s = self._step_seconds if beside else WORK_SECONDS
         at_once = CODED_BESIDE_ROWS if beside else CODED_AT_ONCE
         pieces = (
-            (lambda: bool(self._coding), lambda: self._coding.code_next(at_once)),
+            (lambda: bool(self._coding), lambda: self._coding.run_next(at_once)),
             (lambda: bool(self._calls), self._run_call),
             (self._can_compose, lambda: self._compose(batch)),
         )

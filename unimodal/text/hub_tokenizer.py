@@ -19,12 +19,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from unimodal.files import write_text_atomically
-from unimodal.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, TextTokenizer
+from unimodal.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, AddedToken, TextTokenizer
 from unimodal.vocabulary import ROLES, SpanLayout, Vocabulary
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -49,14 +48,18 @@ def save_hub_tokenizer(
     clash = next((string for string in strings if string in taken), None)
     if clash is not None:
         raise ValueError(f"the base tokenizer already has a token {clash}; rename it there or choose another base")
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    data["added_tokens"] += [{"id": text.size + i, "content": string, **flags} for i, string in enumerate(strings)]
+    data["added_tokens"] += [
+        AddedToken(
+            id=row, content=string, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True
+        )
+        for row, string in enumerate(strings, start=text.size)
+    ]
     serial = json.dumps(data, ensure_ascii=False)
     loaded = Tokenizer.from_str(serial)
     for row, string in enumerate(strings, start=text.size):
         if loaded.token_to_id(string) != row:
             raise ValueError(f"{string} would get row {loaded.token_to_id(string)} instead of {row}: the base has gaps")
-    config: dict[str, Any] = {
+    config: dict[str, str | bool | int] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
@@ -68,13 +71,13 @@ def save_hub_tokenizer(
         config["model_max_length"] = model_max_length
     write_text_atomically(folder / TOKENIZER_FILE, serial + "\n")
     write_text_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
-    write_text_atomically(folder / TEMPLATE_FILE, chat_template(vocabulary))
+    write_text_atomically(folder / TEMPLATE_FILE, write_chat_template(vocabulary))
 
 
-def chat_template(vocabulary: Vocabulary) -> str:
+def write_chat_template(vocabulary: Vocabulary) -> str:
     """The Jinja text. Every tag strips the white space around it, so the line breaks below are never written."""
     media = "".join(
-        f"    {{%- elif part['type'] == '{layout.modality}' -%}}\n{_span(vocabulary, layout)}"
+        f"    {{%- elif part['type'] == '{layout.modality}' -%}}\n{_spell_span(vocabulary, layout)}"
         for layout in vocabulary.layouts
     )
     roles = "".join(
@@ -118,7 +121,7 @@ def chat_template(vocabulary: Vocabulary) -> str:
 """
 
 
-def _span(vocabulary: Vocabulary, layout: SpanLayout) -> str:
+def _spell_span(vocabulary: Vocabulary, layout: SpanLayout) -> str:
     """The lines that spell one span from `part['codes']`, [N] or [N, G] integers."""
     modality = layout.modality
     lines = [f"{{{{- '<|{modality}_start|>' -}}}}", "{%- if part['codes'] -%}"]

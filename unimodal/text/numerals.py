@@ -125,10 +125,10 @@ def _make_plural(words: str) -> str:
 def _set_apart(found: re.Match[str], words: str) -> str:
     """Words with a space where a letter, digit or sign stands beside what they replace."""
     text = found.string
-    before = found.start() > 0 and _belongs(text[found.start() - 1])
-    after = found.end() < len(text) and _belongs(text[found.end()])
+    before = found.start() > 0 and _is_spoken(text[found.start() - 1])
+    after = found.end() < len(text) and _is_spoken(text[found.end()])
     return f"{' ' if before else ''}{words.strip()}{' ' if after else ''}"
 
 
-def _belongs(letter: str) -> bool:
+def _is_spoken(letter: str) -> bool:
     return letter.isalnum() or letter in SIGNS

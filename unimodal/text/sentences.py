@@ -40,14 +40,14 @@ def split_sentences(text: str) -> list[str]:
     """The sentences of a text, without the spaces around them; [] where it has no letter and no digit."""
     pieces, start = [], 0
     for stop in _STOP.finditer(text):
-        if stop[0][0] in ".!?…" and not _ends_sentence(text[start : stop.start()], stop[0], text[stop.end() :]):
+        if stop[0][0] in ".!?…" and not _is_sentence_end(text[start : stop.start()], stop[0], text[stop.end() :]):
             continue
         pieces.append(text[start : stop.end()])
         start = stop.end()
     return _join_wordless([*pieces, text[start:]])
 
 
-def _ends_sentence(before: str, mark: str, after: str) -> bool:
+def _is_sentence_end(before: str, mark: str, after: str) -> bool:
     """Whether a mark that a space follows ends a sentence; `before` begins where the last one ended."""
     following = after.lstrip()
     first = next((letter for letter in following if letter.isalnum()), "")

@@ -14,24 +14,68 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from tokenizers import Tokenizer
 
 from unimodal.files import write_text_atomically
 from unimodal.vocabulary import CONTROLS
 
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 _SPACE = "\u2581"  # SentencePiece's stand-in for a space
 
 
+class AddedToken(TypedDict):
+    """A token of `tokenizer.json` beside its model's pieces."""
+
+    id: int
+    content: str
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+    special: bool
+
+
+class TokenizerModel(TypedDict, total=False):
+    """The model of `tokenizer.json`; here only what is read of it or written."""
+
+    type: str
+    dropout: float | None
+    unk_token: str | None
+    continuing_subword_prefix: str | None
+    end_of_word_suffix: str | None
+    fuse_unk: bool
+    byte_fallback: bool
+    ignore_merges: bool
+    vocab: dict[str, int] | list[tuple[str, float]]  # a list of (piece, score) for Unigram
+    merges: list[list[str]]
+
+
+class TokenizerData(TypedDict, total=False):
+    """The content of a `tokenizer.json`. Steps other than the model are only passed on."""
+
+    version: str
+    truncation: object
+    padding: object
+    added_tokens: list[AddedToken]
+    normalizer: object
+    pre_tokenizer: object
+    post_processor: object
+    decoder: object
+    model: TokenizerModel
+
+
 class TextTokenizer:
     """Plain text to text rows and back. `size` rows; of these `reserved_ids` are never used by plain text."""
 
-    def __init__(self, data: dict[str, Any], never: Iterable[int] = ()) -> None:
+    def __init__(self, data: TokenizerData, never: Iterable[int] = ()) -> None:
         """`data` is the content of a `tokenizer.json`; `never` are rows of its model that are no text: codes, say."""
         added = data.get("added_tokens", [])
         ours = [token["id"] for token in added if token["content"] == CONTROLS[0]]
@@ -40,9 +84,11 @@ class TextTokenizer:
         plain = [token for token in base if not token["special"] and token["content"].isspace()]
         dropped = {token["id"]: token["content"] for token in base if token not in plain}
         if never:
-            pieces = {row: piece for piece, row in data["model"]["vocab"].items()}
+            vocab = data["model"]["vocab"]
+            rows = vocab.items() if isinstance(vocab, dict) else ((piece, row) for row, (piece, _) in enumerate(vocab))
+            pieces = {row: piece for piece, row in rows}
             dropped |= {row: pieces[row] for row in never if row in pieces and row not in dropped}
-        self._data = {
+        self._data: TokenizerData = {
             **data,
             "added_tokens": plain,
             "post_processor": None,
@@ -56,9 +102,10 @@ class TextTokenizer:
         self.size = ours[0] if ours else max(model_ids) + 1
         used = set(self._tokenizer.get_vocab().values())
         unknown = data["model"].get("unk_token")
+        unknown_row = None if unknown is None else self._tokenizer.token_to_id(unknown)
         reserved = {row for row in range(self.size) if row not in used} | set(dropped)
-        if data["model"].get("byte_fallback") and unknown is not None:
-            reserved.add(self._tokenizer.token_to_id(unknown))  # every byte has a piece: never reached
+        if data["model"].get("byte_fallback") and unknown_row is not None:
+            reserved.add(unknown_row)  # every byte has a piece: never reached
         self.reserved_ids = tuple(sorted(reserved))
         self._dropped = dropped
         self._forbidden = frozenset(dropped)
@@ -78,11 +125,12 @@ class TextTokenizer:
     def sha256(self) -> str:
         """The hash of all that decides an encoding; the same from a text tokenizer's folder and a model's."""
         keys = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
-        text = json.dumps({key: self._data.get(key) for key in keys}, sort_keys=True, ensure_ascii=True)
+        data: Mapping[str, object] = self._data
+        text = json.dumps({key: data.get(key) for key in keys}, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> TokenizerData:
         """The `tokenizer.json` of the text rows alone, the base's own special tokens included."""
         return {**self._data, "added_tokens": list(self.base_added_tokens)}
 
@@ -166,7 +214,7 @@ def train_text_tokenizer(
     """
     import sentencepiece
 
-    def lines() -> Iterator[str]:
+    def read_lines() -> Iterator[str]:
         for text in texts:
             for line in (text.lower() if lowercase else text).splitlines():
                 if line.strip():
@@ -175,7 +223,7 @@ def train_text_tokenizer(
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(),
+            sentence_iterator=read_lines(),
             model_writer=model,
             model_type="bpe",
             vocab_size=size + 1,  # one more: SentencePiece insists on <unk>, which byte fallback makes useless
@@ -200,7 +248,7 @@ def train_text_tokenizer(
             f"cannot train {size} pieces on this text: {reason}; give more text or a smaller size"
         ) from None
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    data = _as_fast_tokenizer(processor)
+    data = _build_fast_tokenizer(processor)
     folder = Path(folder)
     write_text_atomically(folder / TOKENIZER_FILE, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -208,7 +256,7 @@ def train_text_tokenizer(
     return TextTokenizer(data)
 
 
-def _as_fast_tokenizer(processor: Any) -> dict[str, Any]:
+def _build_fast_tokenizer(processor: SentencePieceProcessor) -> TokenizerData:
     """The `tokenizer.json` of a SentencePiece BPE model, its pieces in the same order without `<unk>`."""
     vocabulary: dict[str, int] = {}
     rank: dict[str, float] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from unimodal.model.base import LoadedBase
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.sequence.templates.open import open_template
 from unimodal.sequence.templates.own import Template
-from unimodal.text.tokenizer import TextTokenizer
+from unimodal.text.tokenizer import TextTokenizer, TokenizerData
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
@@ -35,7 +36,7 @@ def make_joint_template(base: LoadedBase, media: MediaCoder | None) -> Template:
 
     A base that is a model of ours keeps its own vocabulary, and a converted checkpoint its own format as well.
     """
-    text = TextTokenizer(base.tokenizer)
+    text = TextTokenizer(cast(TokenizerData, base.tokenizer))  # transformers has read it
     own = Path(base.name) / VOCABULARY_FILE
     if own.is_file() and not is_adapter(base.name):
         vocabulary = read_vocabulary(own)
