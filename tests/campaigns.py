@@ -4,6 +4,9 @@
         for rng in campaign(slice=8, whole=400):      # a random.Random for each case
             ...
 
+A test over a product of parameters (bases × decoders × media …) that is marked `@pytest.mark.sliced` runs as many of
+its cases in `make test` as show every value of every parameter, chosen by the seed; `make study` runs all.
+
 Property tests of hypothesis are campaigns too: `examples(50)` draws 50 in `make test` and twenty times as many in `make
 study`. Trainings that are short in `make test` ask `is_study()` how long they may be, and are marked `study`. That
 target runs what is so marked (campaigns and property tests are by themselves) and writes docs/study.md: cases,
@@ -56,6 +59,51 @@ def campaign(request: pytest.FixtureRequest) -> Campaign:
 CASE = pytest.StashKey[str]()
 
 
+def number_values(cases: list[dict[str, object]]) -> list[dict[str, int]]:
+    """Of each case, parameter → the number of its value among those of all cases."""
+    known: dict[str, list[object]] = defaultdict(list)
+    numbered = []
+    for case in cases:
+        numbers = {}
+        for name, value in case.items():
+            found = [number for number, seen in enumerate(known[name]) if seen is value]
+            if not found:
+                known[name].append(value)
+            numbers[name] = found[0] if found else len(known[name]) - 1
+        numbered.append(numbers)
+    return numbered
+
+
+def cover_values(cases: list[dict[str, int]], rng: random.Random) -> set[int]:
+    """The numbers of a few cases, at random, in which every value of every parameter occurs.
+
+    cases: parameter → the number of its value.
+    """
+    order = rng.sample(range(len(cases)), len(cases))
+    missing = {pair for case in cases for pair in case.items()}
+    chosen: set[int] = set()
+    while missing:
+        best = max(order, key=lambda number: len(missing & cases[number].items()))  # the first of the best
+        chosen.add(best)
+        missing -= cases[best].items()
+    return chosen
+
+
+def slice_products(items: list[pytest.Item]) -> list[pytest.Item]:
+    """The cases of tests marked `sliced` that `make test` leaves to `make study`; a skipped case is no choice."""
+    products: dict[str, list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        sliced = isinstance(item, pytest.Function) and hasattr(item, "callspec") and item.get_closest_marker("sliced")
+        if sliced and not any(item.iter_markers("skip")):
+            products[item.nodeid.partition("[")[0]].append(item)
+    left = []
+    for name, product in products.items():
+        cases = number_values([item.callspec.params for item in product])
+        chosen = cover_values(cases, random.Random(f"{SEED} {name}"))
+        left += [item for number, item in enumerate(product) if number not in chosen]
+    return left
+
+
 class Study:
     """Marks what a study runs, names the case that failed, and writes the table of a study."""
 
@@ -67,12 +115,18 @@ class Study:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"campaigns: {'whole' if is_study() else 'a slice'}, UNIMODAL_SEED={SEED}")
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+        """Marks what a study runs; behind the choice by -k and -m, leaves the rest of a product to a study."""
         for item in items:
             test = getattr(item, "obj", None)
-            if getattr(test, "is_hypothesis_test", False) or "campaign" in getattr(item, "fixturenames", ()):
+            drawn = getattr(test, "is_hypothesis_test", False) or "campaign" in getattr(item, "fixturenames", ())
+            if drawn or item.get_closest_marker("sliced"):
                 item.add_marker("study")
+        yield
+        if not is_study() and (left := set(slice_products(items))):
+            config.hook.pytest_deselected(items=list(left))
+            items[:] = [item for item in items if item not in left]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: "pytest.CallInfo[None]") -> Iterator[None]:

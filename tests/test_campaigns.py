@@ -1,6 +1,7 @@
 """A campaign draws a slice or the whole, the same cases for the same seed, and names the case that fails."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 CASES = '''
-"""Two campaigns and a property."""
+"""Two campaigns, a property and a product."""
+import pytest
 from hypothesis import given, strategies
 from tests.campaigns import examples
 def test_draws(campaign, capsys):
@@ -22,6 +24,12 @@ def test_fails(campaign):
 @given(strategies.integers())
 def test_property(value):
     pass
+@pytest.mark.sliced
+@pytest.mark.parametrize("base", ["a", "b", "c"])
+@pytest.mark.parametrize("medium", [1, 2])
+def test_product(base, medium, capsys):
+    with capsys.disabled():
+        print("product of", base, medium)
 def test_plain():
     pass
 '''
@@ -42,7 +50,9 @@ def run(folder: Path, *arguments: str, **variables: str) -> str:
 def test_a_slice_prints_its_seed_and_names_the_case_that_fails(tmp_path):
     out = run(tmp_path, UNIMODAL_SEED="5")
     assert "campaigns: a slice, UNIMODAL_SEED=5" in out
-    assert "drawn 3 " in out and "case 2 of 3, UNIMODAL_SEED=5" in out and "3 passed" in out
+    assert "drawn 3 " in out and "case 2 of 3, UNIMODAL_SEED=5" in out and "6 passed, 3 deselected" in out
+    product = re.findall(r"product of (\w) (\d)", out)
+    assert len(product) == 3 and {word for pair in product for word in pair} == {"a", "b", "c", "1", "2"}
     line = next(line for line in out.splitlines() if "drawn" in line)
     assert line.split("drawn")[1] in run(tmp_path, UNIMODAL_SEED="5")
     assert line.split("drawn")[1] not in run(tmp_path, UNIMODAL_SEED="6")
@@ -51,7 +61,7 @@ def test_a_slice_prints_its_seed_and_names_the_case_that_fails(tmp_path):
 
 def test_a_study_runs_the_whole_of_what_has_one_and_writes_its_table(tmp_path):
     out = run(tmp_path, "-m", "study", UNIMODAL_STUDY="1", UNIMODAL_SEED="5")
-    assert "drawn 40 " in out and "1 deselected" in out
+    assert "drawn 40 " in out and "1 deselected" in out and out.count("product of") == 6
     table = (tmp_path / "study.md").read_text()
     assert "| `test_cases.py::test_draws` | 40 | passed |" in table
     assert "| `test_cases.py::test_fails` | 40 | failed |" in table

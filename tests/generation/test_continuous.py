@@ -38,6 +38,7 @@ def drive(batch, arrivals):
     return [answers[key] for key in order]
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("sampling", [ALL_GREEDY, MIXED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("schedule", ["together", "one a step", "late", "in twos"])
 def test_answers_are_those_given_alone_whenever_a_row_joins(engine, ask, sampling, schedule):

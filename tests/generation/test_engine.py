@@ -70,6 +70,7 @@ def varied(ask, sampling):
     return [p for p, _ in rows], [GenerationConfig(sampling=sampling, **{"max_new_tokens": 40, **c}) for _, c in rows]
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("sampling", [ALL_GREEDY, MIXED], ids=["greedy", "sampled"])
 def test_batched_padded_cached_and_sliced_equals_the_naive_loop(engine, model, vocabulary, ask, sampling):
     prompts, configs = varied(ask, sampling)

@@ -54,6 +54,7 @@ def engine(request, model, vocabulary):
     return Engine(model, vocabulary, request.param, weights="model" if request.param == "lean" else "auto")
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_greedy_answers_are_the_plain_loops(engine, ask, name):
     prompts, configs = mixed(ask, sampling=sampling(0))
@@ -63,6 +64,7 @@ def test_greedy_answers_are_the_plain_loops(engine, ask, name):
     assert [engine.generate([p], c, method=method)[0] for p, c in zip(prompts, configs, strict=True)] == plain
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", IDENTICAL)
 @pytest.mark.parametrize("more", [{}, {"top_k": 9, "top_p": 0.9}], ids=["plain", "filtered"])
 def test_with_the_noise_of_each_place_sampled_answers_are_the_plain_loops(engine, ask, name, more):
@@ -70,6 +72,7 @@ def test_with_the_noise_of_each_place_sampled_answers_are_the_plain_loops(engine
     assert engine.generate(prompts, configs, method=make_decoder(name)) == engine.generate(prompts, configs)
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_a_session_changes_nothing(engine, ask, name):
     prompts, configs = mixed(ask, sampling=sampling(0.0))
@@ -158,6 +161,7 @@ def test_sampled_pictures_follow_the_exact_distribution(small, small_model, name
     assert method is None or engine.stats.accepted > num // 10  # guesses were judged, not only drawn anew
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", sorted(DECODERS))
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_no_decoder_breaks_the_grammar(model, vocabulary, ask, name, temperature):

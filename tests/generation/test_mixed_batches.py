@@ -102,8 +102,10 @@ def test_any_batch_is_answered_as_its_rows_are_alone(campaign, engines, vocabula
             assert engine.generate(prompts, configs) == answers, name
 
 
+@pytest.mark.sliced
+@pytest.mark.parametrize("memory", ["none", "another answer", "parts of it"])
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_same_request_has_the_same_answer_whatever_was_asked_before(engines, ask, name):
+def test_the_same_request_has_the_same_answer_whatever_was_asked_before(engines, ask, name, memory):
     """Twice in a row, behind other requests and among them, with a memory of what may come and without."""
     config = GenerationConfig(
         max_new_tokens=60, force="audio", seed=5, max_codes={"audio": 40}, min_codes={"audio": 30},
@@ -112,26 +114,24 @@ def test_the_same_request_has_the_same_answer_whatever_was_asked_before(engines,
     asked = ask([3, 4])
     others = [config.model_copy(update={"seed": seed, "allow": ("text",) if seed == 9 else None,
                                         "force": None if seed == 9 else "audio"}) for seed in (7, 8, 9)]  # fmt: skip
-    known = engines["lean"].generate([asked], [others[0]])[0]
-    for told in ([], known, known[3:30] + known[:20]):
-        decoder = make_decoder(name)
-        decoder.learn(told)
-        engine = engines["lean"]
-        if name == "zipar":  # audio has no rows; pictures do
-            decoder = make_decoder(name, columns={"image": 2, "video": 3}, window=1)
-            config = config.model_copy(update={"force": "image", "max_codes": {}, "min_codes": {}})
-            others = [
-                other.model_copy(update={"force": "image", "max_codes": {}, "min_codes": {}}) for other in others[:2]
-            ]
-        [first] = engine.generate([asked], [config], method=decoder)
-        assert engine.generate([asked], [config], method=decoder) == [first]
-        engine.generate([ask([6])] * len(others), others, method=decoder)
-        engine.generate([asked], others[:1], method=decoder)
-        assert engine.generate([asked], [config], method=decoder) == [first]
-        batch = engine.generate(
-            [ask([1] * 30), asked, ask([2]), asked], [others[0], config, others[1], config], method=decoder
-        )
-        assert batch[1] == batch[3] == first
+    engine = engines["lean"]
+    decoder = make_decoder(name)
+    if name == "zipar":  # audio has no rows; pictures do
+        decoder = make_decoder(name, columns={"image": 2, "video": 3}, window=1)
+        config = config.model_copy(update={"force": "image", "max_codes": {}, "min_codes": {}})
+        others = [other.model_copy(update={"force": "image", "max_codes": {}, "min_codes": {}}) for other in others[:2]]
+    if memory != "none":
+        [known] = engine.generate([asked], others[:1])
+        decoder.learn(known if memory == "another answer" else known[3:30] + known[:20])
+    [first] = engine.generate([asked], [config], method=decoder)
+    assert engine.generate([asked], [config], method=decoder) == [first]
+    engine.generate([ask([6])] * len(others), others, method=decoder)
+    engine.generate([asked], others[:1], method=decoder)
+    assert engine.generate([asked], [config], method=decoder) == [first]
+    batch = engine.generate(
+        [ask([1] * 30), asked, ask([2]), asked], [others[0], config, others[1], config], method=decoder
+    )
+    assert batch[1] == batch[3] == first
 
 
 @pytest.fixture(scope="module")

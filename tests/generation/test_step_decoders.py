@@ -49,6 +49,7 @@ def append(texts, new):
     return [[*text, *row] for text, row in zip(texts, new.tolist(), strict=True)]
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize(
     "changes",
     [{}, {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"tie_embeddings": False, "rope_theta": 500.0}],

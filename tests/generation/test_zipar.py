@@ -30,6 +30,7 @@ def draw(seed, grid, temperature=0.9, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("kind", ["lean", "reference"])
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
 def test_rows_with_marks_are_written_in_parallel(model, kind, window):
