@@ -147,5 +147,7 @@ FAMILIES: dict[str, str] = {
     "cosmos_image_latents": "unimodal.tokenizers.systems.cosmos:CosmosImageLatents",
     "cosmos_video": "unimodal.tokenizers.systems.cosmos:CosmosVideoTokenizer",
     "cosmos_video_latents": "unimodal.tokenizers.systems.cosmos:CosmosVideoLatents",
+    "omnitokenizer": "unimodal.tokenizers.systems.omnitokenizer:OmniImageTokenizer",
+    "omnitokenizer_video": "unimodal.tokenizers.systems.omnitokenizer:OmniVideoTokenizer",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}

@@ -109,5 +109,15 @@ PUBLISHED: dict[str, PublishedWeights] = {
     "cosmos_image": PublishedWeights("cosmos_image", "nvidia/Cosmos-0.1-Tokenizer-DI8x8", NVIDIA),
     "cosmos_image_latents": PublishedWeights("cosmos_image_latents", "nvidia/Cosmos-0.1-Tokenizer-CI8x8", NVIDIA),
     "cosmos_video": PublishedWeights("cosmos_video", "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8", NVIDIA),
+    "omnitokenizer": PublishedWeights(
+        "omnitokenizer", "Daniel0724/OmniTokenizer", "MIT", file="imagenet_k600.ckpt", config="omnitokenizer"
+    ),
+    "omnitokenizer_video": PublishedWeights(
+        "omnitokenizer_video",
+        "Daniel0724/OmniTokenizer",
+        "MIT",
+        file="imagenet_k600.ckpt",
+        config="omnitokenizer-video",
+    ),  # fmt: skip
     "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
 }
