@@ -7,26 +7,67 @@ import pytest
 import torch
 
 from unimodal.tokenizers.parts.quantizers import QUANTIZERS, FiniteScalarQuantizer, Quantizer, make_quantizer
+from unimodal.tokenizers.parts.quantizers.signs import pack_bits
 
 TABLE = {"kind": "vector", "codebook_size": 64, "num_dims": 6}
+UNIT = {**TABLE, "normalize_latents": True, "normalize_codes": True}
+AVERAGES = {"learned_by": "averages"}
+RESIDUAL = {"kind": "residual", "books": [{**TABLE, "copies": 3}]}
 SIGNS = {"kind": "lookup_free", "group_bits": [6]}
 SHARED = {"kind": "shared_index", "codebook_size": 64, "part_dims": [4, 2]}
 SCALES = {"kind": "multi_scale", "scales": [1, 2, [2, 4]], "num_phis": 2}
 
 #: name → settings; every kind has at least one
 CASES: dict[str, Mapping[str, object]] = {
+    "bernoulli": {"kind": "bernoulli", "group_bits": [6, 4]},
+    "bernoulli-embedded": {"kind": "bernoulli", "group_bits": [6, 4], "num_dims": 5},
+    "binary_spherical": {"kind": "binary_spherical", "group_bits": [7, 7]},
+    "factored": {"kind": "factored", "book": {**TABLE, "codebook_size": 60}, "sizes": [4, 15]},
     "finite_scalar": {"kind": "finite_scalar", "levels": [8, 8, 8, 5, 5, 5]},
     "finite_scalar-even": {"kind": "finite_scalar", "levels": [4, 4, 4, 4]},
+    "index_backpropagation": {"kind": "index_backpropagation", "codebook_size": 40, "num_dims": 64},
     "lookup_free": {"kind": "lookup_free", "group_bits": [6, 12]},
+    "lookup_free-wetok": {"kind": "lookup_free", "group_bits": [4, 4, 4], "pool_groups": True},
+    "lookup_free-wide": {"kind": "lookup_free", "group_bits": [18], "entropy_bits": [9, 9]},
     "multi_scale-cosine": {**SCALES, "book": {**TABLE, "search": "cosine"}},
     "multi_scale-signs": {**SCALES, "book": SIGNS, "gains": [1, 0.7, 0.5], "normalize_latents": True},
-    "multi_scale-tokenflow": {**SCALES, "book": SHARED, "num_phis": 0, "loss_of": "scales"},
+    "multi_scale-tokenflow": {**SCALES, "book": SHARED, "num_phis": 0, "loss_of": "scales", "skip": 0.2},
+    "multi_scale-averages": {**SCALES, "book": {**TABLE, **AVERAGES}, "dropout": 0.5},
+    "product": {"kind": "product", "parts": [{**TABLE, "copies": 2}, SIGNS]},
+    "product-dualtoken": {"kind": "product", "parts": [{**RESIDUAL, "copies": 2}]},
+    "product-imagefolder": {"kind": "product", "parts": [{**SCALES, "book": TABLE, "dropout": 0.5, "copies": 2}]},
+    "residual": RESIDUAL,
+    "residual-shared": {"kind": "residual", "books": [{**TABLE, **AVERAGES}], "num_levels": 3},
+    "residual-dropped": {**RESIDUAL, "dropout": 0.7},
+    "residual-mixed": {"kind": "residual", "books": [TABLE, SIGNS]},
+    "scalar_bins-tokenbridge": {"kind": "scalar_bins", "num_dims": 16},
+    "scalar_bins-cubid": {"kind": "scalar_bins", "num_dims": 16, "num_levels": 8, "low": -9, "high": 9},
     "shared_index": SHARED,
     "shared_index-raw": {**SHARED, "normalize": False, "weights": [1.0, 0.5], "entropy_weight": 0.1},
+    "sim_vector": {**TABLE, "kind": "sim_vector"},
+    "sim_vector-rotation": {**TABLE, "kind": "sim_vector", "gradient": "rotation", "frozen_dims": 9},
+    "split-mimi": {"kind": "split", "semantic": TABLE, "rest": RESIDUAL, "num_dims": 7},
+    "split": {"kind": "split", "semantic": TABLE, "rest": RESIDUAL},
     "vector": TABLE,
+    "vector-averages": {**TABLE, **AVERAGES, "dead_share": 0.1},
     "vector-cosine": {**TABLE, "search": "cosine"},
-    "vector-unit": {**TABLE, "normalize_latents": True, "normalize_codes": True},
+    "vector-entropy": {**TABLE, "entropy_weight": 0.1},
+    "vector-kmeans": {**TABLE, "start": "kmeans", "dead_share": 0.5},
+    "vector-pulled": {**UNIT, "pull_unused": True},
+    "vector-rotation": {**TABLE, "gradient": "rotation"},
+    "vector-unit": UNIT,
+    "vector-unit-averages": {**UNIT, **AVERAGES, "start": "kmeans", "dead_share": 0.5},
 }
+#: quantizers whose `look_up` gives what `forward` would read differently: bounded scalars, logits of bits, sums
+NO_FIXED_POINT = (
+    "finite_scalar",
+    "bernoulli-embedded",
+    "split",
+    "residual",
+    "multi_scale",
+    "product-",
+    "vector-cosine",
+)
 every_quantizer = pytest.mark.parametrize("name", CASES)
 
 
@@ -51,27 +92,42 @@ def test_every_kind_has_a_case():
 
 @every_quantizer
 def test_every_id_comes_back(name):
-    """All ids where there are at most 65,536, else 20,000 random ones; codes of several levels by their values."""
+    """All ids of each group where there are at most 65,536, else 20,000 random ones."""
     quantizer = make(name)
-    if quantizer.num_levels > 1:
-        found = quantizer(draw_vectors(quantizer))
-        assert found.ids.shape[1] == quantizer.count_codes(8)
-        assert torch.allclose(quantizer.look_up(found.ids), found.values, atol=1e-5)
-        return
-    columns = [
-        torch.arange(size) if size <= 65_536 else torch.randint(size, (20_000,)) for size in quantizer.codebook_sizes
-    ]
-    longest = max(map(len, columns))
-    ids = torch.stack([column.repeat(-(-longest // len(column)))[:longest] for column in columns], dim=-1)[None]
+    if name.startswith(NO_FIXED_POINT):
+        ids = quantizer(draw_vectors(quantizer, 50)).ids
+        assert ids.shape[1] == quantizer.count_codes(8)
+    else:
+        ids = list_ids(quantizer)
+        values = quantizer.look_up(ids)
+        assert values.dtype == torch.float32
+        found = quantizer(values)
+        assert found.ids.dtype == torch.int64 and torch.equal(found.ids, ids)
+        assert torch.allclose(found.values, values, atol=1e-5)
     values = quantizer.look_up(ids)
-    found = quantizer(values)
-    if isinstance(quantizer, FiniteScalarQuantizer):  # it bounds what comes in; `to_ids` is the inverse
-        assert torch.equal(quantizer.to_ids(values)[..., None], ids)
-        return
-    assert values.dtype == torch.float32 and found.ids.dtype == torch.int64
-    if name != "vector-cosine":  # its rows are searched by direction alone: another row may be as near
-        assert torch.equal(found.ids, ids)
-    assert torch.allclose(quantizer.look_up(found.ids), found.values, atol=1e-5)
+    assert torch.equal(quantizer.look_up(ids), values)
+    assert len(ids.flatten(0, 1).unique(dim=0)) <= len(values.flatten(0, 1).unique(dim=0)) or quantizer.num_levels > 1
+
+
+def list_ids(quantizer: Quantizer) -> torch.Tensor:
+    """[1, N, G]: every id of each group, or 20,000 random ones; shorter groups begin again."""
+    sizes = quantizer.codebook_sizes
+    columns = [torch.arange(size) if size <= 65_536 else torch.randint(size, (20_000,)) for size in sizes]
+    longest = max(map(len, columns))
+    return torch.stack([column.repeat(-(-longest // len(column)))[:longest] for column in columns], dim=-1)[None]
+
+
+@pytest.mark.parametrize("levels", [(8, 8, 8, 8), (4, 4, 4, 4, 4, 4), (7, 5, 5, 5, 5), (3, 4), (8, 8, 8, 5, 5, 5)])
+def test_every_id_of_bounded_scalars_comes_back_by_their_inverse(levels):
+    quantizer = FiniteScalarQuantizer(levels)
+    ids = torch.arange(quantizer.codebook_size)
+    assert torch.equal(quantizer.to_ids(quantizer.to_values(ids)), ids)
+
+
+def test_every_id_of_embedded_bits_comes_back_by_their_bits():
+    quantizer = make("bernoulli-embedded")
+    ids = list_ids(quantizer)
+    assert torch.equal(pack_bits(quantizer.to_bits(ids), (6, 4), "least"), ids)
 
 
 @every_quantizer

@@ -2,25 +2,46 @@
 
 from collections.abc import Mapping
 
+from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
+from unimodal.tokenizers.parts.quantizers.binary_spherical import BinarySphericalQuantizer
+from unimodal.tokenizers.parts.quantizers.factored import FactoredQuantizer, choose_factors, join_code, split_code
 from unimodal.tokenizers.parts.quantizers.finite_scalar import FiniteScalarQuantizer, list_levels
+from unimodal.tokenizers.parts.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
 from unimodal.tokenizers.parts.quantizers.lookup_free import LookupFreeQuantizer
 from unimodal.tokenizers.parts.quantizers.multi_scale import MultiScaleQuantizer
+from unimodal.tokenizers.parts.quantizers.product import ProductQuantizer
+from unimodal.tokenizers.parts.quantizers.residual import ResidualQuantizer
+from unimodal.tokenizers.parts.quantizers.scalar_bins import ScalarBinQuantizer
 from unimodal.tokenizers.parts.quantizers.shared_index import SharedIndexQuantizer
+from unimodal.tokenizers.parts.quantizers.sim_vector import SimVectorQuantizer
 from unimodal.tokenizers.parts.quantizers.specification import build_quantizer
+from unimodal.tokenizers.parts.quantizers.split import SplitQuantizer
 from unimodal.tokenizers.parts.quantizers.vector import VectorQuantizer
 
 __all__ = [
     "QUANTIZERS",
+    "BernoulliQuantizer",
+    "BinarySphericalQuantizer",
+    "FactoredQuantizer",
     "FiniteScalarQuantizer",
+    "IndexBackpropagationQuantizer",
     "LookupFreeQuantizer",
     "MultiScaleQuantizer",
+    "ProductQuantizer",
     "Quantized",
     "Quantizer",
+    "ResidualQuantizer",
+    "ScalarBinQuantizer",
     "SharedIndexQuantizer",
+    "SimVectorQuantizer",
+    "SplitQuantizer",
     "VectorQuantizer",
+    "choose_factors",
+    "join_code",
     "list_levels",
     "make_quantizer",
+    "split_code",
 ]
 
 
@@ -34,9 +55,18 @@ def make_quantizer(spec: Mapping[str, object]) -> Quantizer:
 
 
 QUANTIZERS: dict[str, type[Quantizer]] = {
+    "bernoulli": BernoulliQuantizer,
+    "binary_spherical": BinarySphericalQuantizer,
+    "factored": FactoredQuantizer,
     "finite_scalar": FiniteScalarQuantizer,
+    "index_backpropagation": IndexBackpropagationQuantizer,
     "lookup_free": LookupFreeQuantizer,
     "multi_scale": MultiScaleQuantizer,
+    "product": ProductQuantizer,
+    "residual": ResidualQuantizer,
+    "scalar_bins": ScalarBinQuantizer,
     "shared_index": SharedIndexQuantizer,
+    "sim_vector": SimVectorQuantizer,
+    "split": SplitQuantizer,
     "vector": VectorQuantizer,
 }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax, softmax
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,20 @@ class Entropy:
         return each_weight * self.of_each - all_weight * self.of_all
 
 
-def measure_entropy(logits: Tensor, mask: Tensor | None) -> Entropy:
-    """logits: [B, N, C], divided by their temperature; mask: bool [B, N], None where all are real."""
-    flat = logits.flatten(0, -2) if mask is None else logits[mask]
+def measure_entropy(logits: Tensor, mask: Tensor | None = None) -> Entropy:
+    """logits: [B, N, …, C], divided by their temperature; mask: bool [B, N], None where all are real. E is the mean
+    over all dimensions but the last."""
+    flat = logits.flatten(0, -2) if mask is None else logits[mask].flatten(0, -2)
     if not len(flat):
         nothing = logits.sum() * 0
         return Entropy(nothing, nothing)
-    average = softmax(flat, dim=-1).mean(0)
-    of_each = -(softmax(flat, dim=-1) * log_softmax(flat, dim=-1)).sum(-1).mean()
+    probabilities = softmax(flat, dim=-1)
+    average = probabilities.mean(0)
+    of_each = -(probabilities * log_softmax(flat, dim=-1)).sum(-1).mean()
     return Entropy(of_each, -(average * (average + 1e-5).log()).sum())
+
+
+def measure_bit_entropy(logits: Tensor) -> Tensor:
+    """The entropy of one bit for each logit, the same shape: that of a code of independent bits is their sum,
+    exactly."""
+    return binary_cross_entropy_with_logits(logits, torch.sigmoid(logits), reduction="none")

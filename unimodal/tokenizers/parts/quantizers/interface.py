@@ -7,6 +7,7 @@ Shapes: B batch, N positions, D quantized dimensions, M positions of codes (N bu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,10 +33,12 @@ class Quantized:
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """What ``forward`` was given beside vectors and mask; see there."""
+    """What ``forward`` was given beside vectors and mask; see there. learn: False where the caller calls `learn_from`
+    itself, once for several uses of one codebook."""
 
     generator: torch.Generator | None = None
     kept: Tensor | None = None
+    learn: bool = True
 
 
 class Quantizer(nn.Module, ABC):
@@ -97,6 +100,10 @@ class Quantizer(nn.Module, ABC):
         with gradient."""
         return z.new_zeros(())
 
+    def learn_from(self, z: Tensor, ids: Tensor, generator: torch.Generator | None) -> None:
+        """What is learned without a gradient: a codebook of running averages, rows that no vector uses. z: float32
+        [M, D], the vectors of the real positions; ids: int64 [M, G], theirs."""
+
     def draw_kept(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
         """How many levels of each item count in a step of training, int64 [B]; None for all of them."""
         return None
@@ -124,6 +131,17 @@ def pass_straight_through(z: Tensor, quantized: Tensor) -> Tensor:
     return z + (quantized - z).detach()
 
 
+def select_real(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values [B, N, …] of the real positions, [M, …]."""
+    return values.flatten(0, 1) if mask is None else values[mask]
+
+
+def draw_uniform(shape: Sequence[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers in [0, 1), the same on every device for a generator on the CPU."""
+    where = device if generator is None else generator.device
+    return torch.rand(*shape, generator=generator, device=where).to(device)
+
+
 def draw_kept_levels(
     batch: int, num_levels: int, share: float, fewest: int, generator: torch.Generator | None
 ) -> Tensor | None:
@@ -131,6 +149,6 @@ def draw_kept_levels(
     levels from `fewest` to all, int64 [B]; all levels for the others. None where nothing is ever dropped."""
     if share <= 0 or num_levels == 1:
         return None
-    drawn = torch.randint(fewest, num_levels + 1, (batch,), generator=generator)
-    dropped = torch.rand(batch, generator=generator) < share
-    return torch.where(dropped, drawn, num_levels)
+    drawn = torch.rand(batch, 2, generator=generator)  # an item's own, whatever stands beside it
+    levels = fewest + (drawn[:, 0] * (num_levels + 1 - fewest)).long()
+    return torch.where(drawn[:, 1] < share, levels, num_levels)

@@ -23,6 +23,7 @@ from unimodal.tokenizers.parts.quantizers.interface import (
     Quantizer,
     draw_kept_levels,
     pass_straight_through,
+    select_real,
 )
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
@@ -124,13 +125,16 @@ class MultiScaleQuantizer(Quantizer):
         left = wanted if self.loss_of == "scales" else wanted.detach()
         values, total = torch.zeros_like(wanted), torch.zeros_like(wanted)
         skipped = self._draw_skipped(len(z), options.generator).to(z.device)
-        ids, losses = [], []
+        own = QuantizeOptions(options.generator, learn=False)
+        ids, losses, lessons = [], [], []
         for level, scale in enumerate(self.scales):
             used = whole & (level != skipped)
             counted = used if options.kept is None else used & (level < options.kept)
             small = to_rows(left if scale == self.grid else interpolate(left, scale, mode="area"))
-            found = self.book(self._divide(small, level), counted[:, None].expand(small.shape[:2]), options.generator)
+            mask_here, vectors = counted[:, None].expand(small.shape[:2]), self._divide(small, level)
+            found = self.book.quantize_batch(vectors, mask_here, own)
             ids.append(found.ids)
+            lessons.append((select_real(vectors.detach(), mask_here), select_real(found.ids, mask_here)))
             rows = self._enlarge(self._multiply(found.rows, level), level)
             if self.loss_of == "scales":
                 values = values + self._enlarge(self._multiply(found.values, level), level) * spread(counted)
@@ -145,6 +149,9 @@ class MultiScaleQuantizer(Quantizer):
                 commitment = average_rows((total.detach() - wanted).square(), counted)
                 losses.append((error + self.commitment * commitment + entropy, counted))
             left = left - rows.detach() * spread(used)
+        if options.learn:  # once, from all scales
+            vectors, chosen = (torch.cat(part) for part in zip(*lessons, strict=True))
+            self.book.learn_from(vectors, chosen, options.generator)
         total = to_rows(total)
         values = pass_straight_through(z, total) if self.loss_of == "sum" else to_rows(values)
         return Quantized(values, torch.cat(ids, dim=1), self._average_scales(losses), total)
@@ -199,8 +206,9 @@ class MultiScaleQuantizer(Quantizer):
         """Which scale each item leaves out, int64 [B]; -1 for none."""
         if not self.training or self.skip <= 0 or self.num_levels == 1:
             return torch.full((batch,), -1)
-        drawn = torch.randint(1, self.num_levels, (batch,), generator=generator)
-        return torch.where(torch.rand(batch, generator=generator) < self.skip, drawn, -1)
+        drawn = torch.rand(batch, 2, generator=generator)
+        levels = 1 + (drawn[:, 0] * (self.num_levels - 1)).long()
+        return torch.where(drawn[:, 1] < self.skip, levels, -1)
 
     def _average_scales(self, losses: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The mean of the scales' losses; a scale that only some items used counts by their share ("scales")."""

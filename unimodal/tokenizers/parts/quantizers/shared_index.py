@@ -26,8 +26,8 @@ class SharedIndexQuantizer(Quantizer):
     the weighted sum of the parts' squared distances is least.
 
     normalize: parts and rows are scaled to length 1, each part by itself, and what comes out has rows of length 1.
-    Loss: ‖sg(z) − e‖² + commitment · ‖z − sg(e)‖² on the scaled parts, the mean over real positions, and
-    entropy_weight · entropy of the softmax of negative distances.
+    Loss: ‖sg(z) − e‖² + commitment · ‖z − sg(e)‖² on the scaled parts, the mean over real positions, and in
+    training entropy_weight · entropy of the softmax of negative distances.
     """
 
     def __init__(
@@ -77,12 +77,11 @@ class SharedIndexQuantizer(Quantizer):
         rows = self.rows[ids]
         loss = average_real((rows - z.detach()).square(), mask)
         loss = loss + self.commitment * average_real((z - rows.detach()).square(), mask)
-        if self.entropy_weight:
-            loss = loss + self.regularize(z, mask)
+        loss = loss + self.regularize(z, mask)
         return Quantized(pass_straight_through(z, rows), ids.unsqueeze(-1), loss, rows)
 
     def regularize(self, z: Tensor, mask: Tensor | None) -> Tensor:
-        if not self.entropy_weight:
+        if not self.entropy_weight or not self.training:
             return z.new_zeros(())
         logits = -self.measure_distances(self.scale_parts(z)) / self.temperature
         return self.entropy_weight * measure_entropy(logits, mask).make_loss()

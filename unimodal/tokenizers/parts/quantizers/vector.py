@@ -1,6 +1,6 @@
 """Vector quantization: the nearest row of a learned table (van den Oord et al., arXiv 1711.00937).
 
-Shapes: B batch, N positions, D dimensions, C codes.
+Shapes: B batch, N positions, M real positions, D dimensions, C codes.
 """
 
 from __future__ import annotations
@@ -11,25 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from unimodal.tokenizers.parts.quantizers.interface import (
-    Quantized,
-    QuantizeOptions,
-    Quantizer,
-    average_real,
-    pass_straight_through,
-)
-
-Search = Literal["euclidean", "cosine", "dot"]
+from unimodal.tokenizers.parts.quantizers.interface import Quantized, QuantizeOptions, select_real
+from unimodal.tokenizers.parts.quantizers.table import Gradient, Search, TableQuantizer
+from unimodal.tokenizers.parts.quantizers.upkeep import CodebookUpkeep
 
 
-class VectorQuantizer(Quantizer):
-    """One table [C, D]; a vector becomes its nearest row.
+class VectorQuantizer(TableQuantizer):
+    """A learned table; see `TableQuantizer` for search, loss and gradient.
 
-    search: by what "nearest" is meant. Systems differ in what they do around it, and released weights need their own:
-    normalize_latents: vectors are scaled to length 1 before all else. normalize_codes: rows are scaled to length 1
-    wherever they are used, so that what comes out has length 1 (LlamaGen, TiTok's first weights); without it a cosine
-    search still gives rows as they are stored (ImageFolder).
-    Loss: ‖sg(z) - e‖² + commitment · ‖z - sg(e)‖², the mean over real positions.
+    learned_by: "gradient" of the loss; "averages", the running averages of the vectors that chose a row (with `decay`),
+    where the loss holds the commitment alone. start: "uniform" rows in ±1/C; "kmeans", the cluster means of the first
+    real vectors of training. dead_share, pull_unused: how unused rows come back; see `CodebookUpkeep`.
     """
 
     def __init__(
@@ -40,40 +32,65 @@ class VectorQuantizer(Quantizer):
         normalize_latents: bool = False,
         normalize_codes: bool = False,
         commitment: float = 0.25,
+        gradient: Gradient = "straight",
+        entropy_weight: float = 0.0,
+        temperature: float = 0.01,
+        learned_by: Literal["gradient", "averages"] = "gradient",
+        decay: float = 0.99,
+        start: Literal["uniform", "kmeans"] = "uniform",
+        dead_share: float = 0.0,
+        pull_unused: bool = False,
     ):
-        super().__init__()
-        self.num_dims, self.codebook_sizes = num_dims, (codebook_size,)
-        self.search, self.commitment = search, commitment
-        self.normalize_latents, self.normalize_codes = normalize_latents, normalize_codes
-        self.codebook = nn.Parameter(
-            torch.empty(codebook_size, num_dims).uniform_(-1 / codebook_size, 1 / codebook_size)
+        super().__init__(
+            codebook_size,
+            num_dims,
+            search,
+            normalize_latents,
+            normalize_codes,
+            commitment,
+            gradient,
+            entropy_weight,
+            temperature,
         )
+        self.learned_by_gradient = learned_by == "gradient"
+        averaged, bound = learned_by == "averages", 1 / codebook_size
+        self.codebook = nn.Parameter(
+            torch.empty(codebook_size, num_dims).uniform_(-bound, bound), requires_grad=not averaged
+        )
+        self.upkeep: CodebookUpkeep | None = None
+        if averaged or start == "kmeans" or dead_share or pull_unused:
+            self.upkeep = CodebookUpkeep(
+                codebook_size,
+                num_dims,
+                averaged,
+                decay,
+                start == "kmeans",
+                dead_share=dead_share,
+                pull_unused=pull_unused,
+                unit=normalize_codes,
+            )
+            self.upkeep.begin(self.codebook.data)
 
     @property
     def rows(self) -> Tensor:
-        """The rows [C, D] as they come out, with gradient."""
-        return normalize(self.codebook.float(), dim=-1) if self.normalize_codes else self.codebook.float()
-
-    def find_nearest(self, z: Tensor) -> Tensor:
-        """z: float32 [..., D] → ids int64 [...]."""
-        rows = self.rows
-        if self.search == "dot":
-            return (z @ rows.T).argmax(-1)
-        if self.search == "cosine":
-            return (normalize(z, dim=-1) @ normalize(rows, dim=-1).T).argmax(-1)
-        distance = z.square().sum(-1, keepdim=True) + rows.square().sum(-1) - 2 * z @ rows.T
-        return distance.argmin(-1)
+        rows = self.codebook.float()
+        if self.upkeep is not None and self.training:
+            rows = rows.clone()  # upkeep changes the codebook before the gradient is taken
+        return normalize(rows, dim=-1) if self.normalize_codes else rows
 
     def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
-        z = normalize(z, dim=-1) if self.normalize_latents else z
-        ids = self.find_nearest(z.detach())
-        values = self.rows[ids]
-        loss = average_real((values - z.detach()).square(), mask)
-        loss = loss + self.commitment * average_real((z - values.detach()).square(), mask)
-        return Quantized(pass_straight_through(z, values), ids.unsqueeze(-1), loss, values)
+        if self.upkeep is not None and self.training:
+            vectors = select_real(self.prepare(z.detach()), mask)
+            self.upkeep.start(self.codebook.data, self._keep_length(vectors), options.generator)
+        found = super().quantize_batch(z, mask, options)
+        if options.learn:
+            self.learn_from(select_real(z.detach(), mask), select_real(found.ids, mask), options.generator)
+        return found
 
-    def look_up_batch(self, ids: Tensor) -> Tensor:
-        return self.rows[ids[..., 0]]
+    def learn_from(self, z: Tensor, ids: Tensor, generator: torch.Generator | None) -> None:
+        if self.upkeep is not None and self.training:
+            vectors = z if self.upkeep.pull_unused else self._keep_length(self.prepare(z))
+            self.upkeep.learn(self.codebook.data, vectors, ids[:, 0], generator)
 
-    def make_table(self, group: int = 0) -> Tensor | None:
-        return self.rows.detach().cpu()
+    def _keep_length(self, vectors: Tensor) -> Tensor:
+        return normalize(vectors, dim=-1) if self.normalize_codes else vectors
