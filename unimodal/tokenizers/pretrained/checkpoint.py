@@ -81,6 +81,8 @@ def _load_published(name: str, source: str | os.PathLike[str] | None, **settings
             **{key: value for key, value in (("file", entry.file), ("config", entry.config)) if value},
             **settings,
         }
+    if source is None and not entry.hub_id:
+        raise ValueError(f"the weights of {name} are on no hub ({entry.where}); download them and name the file")
     place = entry.hub_id if source is None else source
     path = Path(place).expanduser()
     if path.exists():

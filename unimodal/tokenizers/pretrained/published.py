@@ -20,11 +20,11 @@ from unimodal.tokenizers.systems.base import SystemConfig, SystemModule
 class PublishedWeights:
     """Released weights of one system.
 
-    family: of our class. hub_id: a public checkpoint. licence: of the weights, as their authors name it; None where no
-    source says. commercial: False where the licence forbids commercial use. roots and prefix: where the weights lie in
-    what was saved. file and config: which file of `hub_id` is downloaded and which of `unimodal tokenizers list` it is,
-    where the repository does not say; "" for its safetensors and its own config. companion: what else is
-    needed to decode, and where it is; "" for nothing.
+    family: of our class. hub_id: a public checkpoint; "" where there is none, and `where` says where else it is.
+    licence: of the weights, as their authors name it; None where no source says. commercial: False where the licence
+    forbids commercial use. roots and prefix: where the weights lie in what was saved. file and config: which file of
+    `hub_id` is downloaded and which of `unimodal tokenizers list` it is, where the repository does not say; "" for its
+    safetensors and its own config. companion: what else is needed to decode, and where it is; "" for nothing.
     """
 
     family: str
@@ -35,6 +35,7 @@ class PublishedWeights:
     prefix: str = ""
     file: str = ""
     config: str = ""
+    where: str = ""
     companion: str = ""
 
 
@@ -106,6 +107,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
         config="open-magvit2-256",
     ),
     "wetok": PublishedWeights("vqgan", "GrayShine/WeTok", "Apache-2.0"),
+    "gigatok": PublishedWeights("gigatok", "", "MIT", where="Google Drive: the README of SilentView/GigaTok has links"),
     "cosmos_image": PublishedWeights("cosmos_image", "nvidia/Cosmos-0.1-Tokenizer-DI8x8", NVIDIA),
     "cosmos_image_latents": PublishedWeights("cosmos_image_latents", "nvidia/Cosmos-0.1-Tokenizer-CI8x8", NVIDIA),
     "cosmos_video": PublishedWeights("cosmos_video", "nvidia/Cosmos-0.1-Tokenizer-DV4x8x8", NVIDIA),

@@ -61,18 +61,29 @@ class Attention(nn.Module):
         nn.init.trunc_normal_(self.in_proj_weight, std=0.02)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, rotation: Rotation | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        positions: Tensor | None = None,
+        context_positions: Tensor | None = None,
     ) -> Tensor:
         """x: [B, N, D], context: [B, M, D] or None for x itself → [B, N, D].
 
         mask: bool, broadcast to [B, heads, N, M], True where a token attends. rotation: of attention among themselves.
+        positions: [N, D] of x and context_positions: [M, D], added to queries and keys and never to values (DETR, arXiv
+        2005.12872).
         """
         batch, _, width = x.shape
-        context = x if context is None else context
+        if context is None:
+            context, context_positions = x, positions
+        queries = x if positions is None else x + positions
+        keys = context if context_positions is None else context + context_positions
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
             linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for tokens, weight, bias in zip((x, context, context), weights, biases, strict=True)
+            for tokens, weight, bias in zip((queries, keys, context), weights, biases, strict=True)
         )  # each [B, heads, N or M, D/heads]
         if rotation is not None:
             q, k = rotation.turn(q), rotation.turn(k)
@@ -100,11 +111,14 @@ class VitBlock(nn.Module):
         rotation: Rotation | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        context_positions: Tensor | None = None,
     ) -> Tensor:
-        """x: [B, N, D] → [B, N, D]; mask and context_mask as `Attention` takes them."""
-        x = x + self.attention(self.norm_attention(x), mask=mask, rotation=rotation)
+        """x: [B, N, D] → [B, N, D]; masks and positions as `Attention` takes them."""
+        x = x + self.attention(self.norm_attention(x), mask=mask, rotation=rotation, positions=positions)
         if self.cross is not None and self.norm_cross is not None:
-            x = x + self.cross(self.norm_cross(x), context, context_mask)
+            normed = self.norm_cross(x)
+            x = x + self.cross(normed, context, context_mask, None, positions, context_positions)
         return x + self.down(gelu(self.up(self.norm_mlp(x))))
 
 
