@@ -150,5 +150,9 @@ FAMILIES: dict[str, str] = {
     "cosmos_video_latents": "unimodal.tokenizers.systems.cosmos:CosmosVideoLatents",
     "omnitokenizer": "unimodal.tokenizers.systems.omnitokenizer:OmniImageTokenizer",
     "omnitokenizer_video": "unimodal.tokenizers.systems.omnitokenizer:OmniVideoTokenizer",
+    "titok": "unimodal.tokenizers.systems.titok:TiTokTokenizer",
+    "titok_latents": "unimodal.tokenizers.systems.titok:TiTokLatents",
+    "tatitok": "unimodal.tokenizers.systems.titok:TATiTokTokenizer",
+    "tatitok_latents": "unimodal.tokenizers.systems.titok:TATiTokLatents",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}

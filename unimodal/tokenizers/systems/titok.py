@@ -1,0 +1,328 @@
+"""TiTok and what follows from it: a picture as a short row of tokens that queries read from it.
+
+TiTok (arXiv 2406.07550), with codes (`TiTokTokenizer`) or continuous tokens (`TiTokLatents`); TA-TiTok (2501.07730),
+whose decoder reads the caption; One-D-Piece (2501.10064), any prefix of whose codes decodes.
+
+Shapes: B batch, N tokens, T width of a token, D width, h/w rows and columns of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from unimodal.tokenizers.codes import Codes, Latents
+from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.parts.codebook_clustering import pull_unused_codes
+from unimodal.tokenizers.parts.heads.pixels import CodeLogitHead, MaskgitDecoder, PatchHead
+from unimodal.tokenizers.parts.quantizers import VectorQuantizer
+from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder, TextSettings, TransformerSize
+from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
+from unimodal.tokenizers.systems.key_map import KeyMap
+from unimodal.tokenizers.systems.titok_names import KEY_MAP, read_settings
+
+
+class ProxySettings(BaseModel):
+    """The MaskGIT-VQGAN whose codes the first TiTok predicts, and whose decoder makes the pixels of them.
+
+    num_codes and depth: of its codebook. channels, multipliers, num_blocks, num_groups: see `MaskgitDecoder`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    num_codes: int = 1024
+    depth: int = 256
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_blocks: int = 2
+    num_groups: int = 32
+
+
+class QueryTokenConfig(SystemConfig):
+    """What TiTok's kin with codes and with latents share.
+
+    token_width: T. mixed: see `QueryEncoder`. text: what the decoder reads, None where it reads none; text_in_encoder:
+    the encoder reads it too (TexTok).
+    """
+
+    image_size: int = Field(default=256, ge=1)
+    patch_size: int = Field(default=16, ge=1)
+    num_tokens: int = Field(ge=1)
+    token_width: int = Field(ge=1)
+    encoder: TransformerSize
+    decoder: TransformerSize
+    mixed: bool = False
+    text: TextSettings | None = None
+    text_in_encoder: bool = False
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size // self.patch_size, self.image_size // self.patch_size
+
+    @model_validator(mode="after")
+    def check_sizes(self) -> Self:
+        """ValueError for a picture that patches do not fill, heads that do not divide, an encoder without its text."""
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not whole patches of patch_size {self.patch_size}")
+        for name, size in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if size.width % size.num_heads:
+                raise ValueError(f"{name}: {size.num_heads} heads do not divide a width of {size.width}")
+        if self.text_in_encoder and self.text is None:
+            raise ValueError("text_in_encoder needs the settings of text")
+        return self
+
+
+class TiTokConfig(QueryTokenConfig):
+    """normalize: vectors and codes have length 1. clustering: in training unused codes are pulled to the data. proxy:
+    the decoder predicts codes of a MaskGIT-VQGAN; None where it makes pixels itself.
+    prefixes: in training the tail of the tokens is dropped, "uniform" to a length for each picture, "batch" to one for
+    all (as One-D-Piece's authors do); a prefix of the codes then decodes.
+    """
+
+    family: str = "titok"
+    codebook_size: int = Field(default=4096, ge=2)
+    normalize: bool = False
+    commitment: float = 0.25
+    clustering: bool = False
+    proxy: ProxySettings | None = None
+    prefixes: Literal["none", "uniform", "batch"] = "none"
+
+    @model_validator(mode="after")
+    def check_proxy(self) -> Self:
+        """ValueError where the proxy's decoder makes pictures of another size."""
+        if self.proxy is not None and 2 ** (len(self.proxy.multipliers) - 1) != self.patch_size:
+            raise ValueError(
+                f"proxy: {len(self.proxy.multipliers)} multipliers make pixels of patches of "
+                f"{2 ** (len(self.proxy.multipliers) - 1)}; patch_size is {self.patch_size}"
+            )
+        return self
+
+
+class TiTokLatentsConfig(QueryTokenConfig):
+    """kl_weight: of the divergence from a standard normal, in training."""
+
+    family: str = "titok_latents"
+    kl_weight: float = 1e-6
+
+
+class QueryTokenNetworks(SystemModule):
+    """The networks, and what decoding in codes and in latents shares."""
+
+    modality: ClassVar[str] = "image"
+    key_map: ClassVar[KeyMap] = KEY_MAP
+    #: whether the authors' checkpoints of the family have a decoder that reads text; their configs do not say
+    reads_text: ClassVar[bool] = False
+    config: QueryTokenConfig
+    head: PatchHead | CodeLogitHead
+
+    def build_networks(self, encoder_out: int) -> None:
+        """encoder_out: what the encoder gives a token."""
+        config = self.config
+        self.encoder = QueryEncoder(
+            config.encoder, config.patch_size, config.grid, config.num_tokens, encoder_out, config.mixed,
+            config.text if config.text_in_encoder else None,
+        )  # fmt: skip
+        self.decoder = QueryDecoder(config.decoder, config.grid, config.num_tokens, config.token_width, config.text)
+        self.picture_size = (config.image_size, config.image_size)
+        self.tokens_per_item = config.num_tokens
+
+    def encode_tokens(
+        self, x: Tensor, condition: Condition | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """x: float [B, 3, H, W] in [0, 1] → float [B, N, T], before quantization. ValueError for another size."""
+        size = self.config.image_size
+        if x.dim() != 4 or tuple(x.shape[1:]) != (3, size, size):
+            raise ValueError(f"{self.config.family} takes [B, 3, {size}, {size}] in [0, 1]; got {tuple(x.shape)}")
+        return self.encoder(x, condition, generator)
+
+    def decode_tokens(self, tokens: Tensor, kept: Tensor | None = None, condition: Condition | None = None) -> Tensor:
+        """tokens: float [B, n ≤ N, T], kept: bool [B, n] → pictures [B, 3, H, W], not clamped."""
+        return self.head(self.decoder(tokens, kept, condition), self.config.grid)
+
+    def drop_text(self, condition: Condition | None, batch: int, generator: torch.Generator | None) -> Condition | None:
+        """In training the text of a share of the items is masked away."""
+        text, features = self.config.text, None if condition is None else condition.features
+        if text is None or features is None or condition is None or not text.dropout or not self.training:
+            return condition
+        mask = condition.features_mask
+        mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device) if mask is None else mask
+        keep = torch.rand(batch, 1, generator=generator).to(mask.device) >= text.dropout
+        return Condition(features=features, features_mask=mask & keep)
+
+
+class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
+    """Pictures ⇄ N codes. ``encode``: float [B, 3, H, W] in [0, 1] → Codes [B, N, 1]."""
+
+    config_class: ClassVar[type[TiTokConfig]] = TiTokConfig
+    config: TiTokConfig
+
+    def __init__(self, config: TiTokConfig):
+        super().__init__(config)
+        self.build_networks(config.token_width)
+        normalize = config.normalize
+        self.quantizer = VectorQuantizer(
+            config.codebook_size, config.token_width, "euclidean", normalize, normalize, config.commitment
+        )
+        if config.clustering:
+            self.code_usage: Tensor
+            self.register_buffer("code_usage", torch.zeros(config.codebook_size))
+        proxy = config.proxy
+        if proxy is None:
+            self.head = PatchHead(config.decoder.width, config.patch_size)
+        else:
+            self.head = CodeLogitHead(config.decoder.width, proxy.num_codes)
+            self.proxy_codes = nn.Parameter(torch.empty(proxy.num_codes, proxy.depth).uniform_(-1, 1))
+            self.proxy_decoder = MaskgitDecoder(
+                proxy.depth, proxy.channels, proxy.multipliers, proxy.num_blocks, proxy.num_groups
+            )
+        self.codebook_sizes = (config.codebook_size,)
+        self.segments = ((self.modality, config.num_tokens),)
+        self.ordered = config.prefixes != "none"
+        self.decode_conditions = frozenset() if config.text is None else frozenset({"features"})
+        self.encode_conditions = self.decode_conditions if config.text_in_encoder else frozenset()
+
+    @classmethod
+    def read_authors_config(cls, fields: Mapping[str, object]) -> TiTokConfig:
+        """From the YAML or config.json of TiTok, One-D-Piece or, where the family reads text, TA-TiTok. ValueError for
+        what is not there, and for a checkpoint of the first stage, whose decoder makes no pixels."""
+        return cls.config_class.model_validate(read_settings(fields, latents=False, text=cls.reads_text))
+
+    def decode_tokens(self, tokens: Tensor, kept: Tensor | None = None, condition: Condition | None = None) -> Tensor:
+        made = super().decode_tokens(tokens, kept, condition)
+        if self.config.proxy is None:
+            return made
+        soft = torch.einsum("bkhw,kd->bdhw", made.softmax(1), self.proxy_codes)
+        return self.proxy_decoder(soft)
+
+    def predict_proxy(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The decoder's logits over the codes of the proxy, [B, K, h, w]: what TiTok's first stage trains by."""
+        return super().decode_tokens(tokens, kept)
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        condition = self.drop_text(condition, len(x), generator)
+        z = self.encode_tokens(x, condition, generator)
+        quantized = self.quantizer(z)
+        if self.config.clustering and self.training:
+            vectors = z.detach().flatten(0, 1).float()
+            pull_unused_codes(self.quantizer.codebook.data, self.code_usage, vectors, quantized.ids.flatten())
+        kept = self.draw_prefixes(len(x), generator) if self.training else None
+        decoded = self.decode_tokens(quantized.values, kept, condition)
+        return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers, {"tokens": quantized.values})
+
+    def draw_prefixes(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """Which tokens are kept, bool [B, N], from 1 to all; None where none is dropped."""
+        if self.config.prefixes == "none":
+            return None
+        num, draws = self.config.num_tokens, batch if self.config.prefixes == "uniform" else 1
+        lengths = torch.randint(1, num + 1, (draws, 1), generator=generator).expand(batch, 1)
+        return (torch.arange(num) < lengths).to(self.quantizer.codebook.device)
+
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        return self.quantizer.make_table(group) if block == self.modality else None
+
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
+        return Codes.whole(self.quantizer(self.encode_tokens(x, options.condition)).ids, order="queries")
+
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
+        num, fewest = self.config.num_tokens, 1 if self.ordered else self.config.num_tokens
+        if not all(fewest <= count <= num for count in codes.counts):
+            taken = f"1 to {num}" if self.ordered else f"{num}"
+            raise ValueError(f"a picture of {self.config.family} is {taken} codes; got {codes.counts}")
+        kept = None if bool(codes.mask.all()) else codes.mask
+        return self.decode_tokens(self.quantizer.look_up(codes.ids), kept, options.condition).clamp(0, 1)
+
+
+class TiTokLatents(QueryTokenNetworks, SystemLatents):
+    """Pictures ⇄ N continuous tokens of width T. ``encode`` gives the mean of each, training draws around it."""
+
+    config_class: ClassVar[type[TiTokLatentsConfig]] = TiTokLatentsConfig
+    config: TiTokLatentsConfig
+
+    def __init__(self, config: TiTokLatentsConfig):
+        super().__init__(config)
+        self.build_networks(2 * config.token_width)
+        self.head = PatchHead(config.decoder.width, config.patch_size)
+        self.width = config.token_width
+        self.decode_conditions = frozenset() if config.text is None else frozenset({"features"})
+        self.encode_conditions = self.decode_conditions if config.text_in_encoder else frozenset()
+
+    @classmethod
+    def read_authors_config(cls, fields: Mapping[str, object]) -> TiTokLatentsConfig:
+        """From a YAML or config.json with quantize_mode: vae. ValueError for another."""
+        return cls.config_class.model_validate(read_settings(fields, latents=True, text=cls.reads_text))
+
+    def encode_distribution(
+        self, x: Tensor, condition: Condition | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x: float [B, 3, H, W] → mean and log-variance (in [-30, 20]) of each token, float [B, N, T] each."""
+        mean, log_variance = self.encode_tokens(x, condition, generator).float().chunk(2, dim=-1)
+        return mean, log_variance.clamp(-30, 20)
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        condition = self.drop_text(condition, len(x), generator)
+        mean, log_variance = self.encode_distribution(x, condition, generator)
+        tokens = mean
+        if self.training:
+            noise = torch.randn(mean.shape, generator=generator).to(mean)
+            tokens = mean + (0.5 * log_variance).exp() * noise
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2)).mean()
+        decoded = self.decode_tokens(tokens, None, condition)
+        numbers = {"divergence": float(divergence.detach())}
+        return Reconstruction(decoded, self.config.kl_weight * divergence, None, numbers, {"tokens": tokens})
+
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Latents:
+        mean = self.encode_distribution(x, options.condition)[0]
+        return Latents(mean, torch.ones(mean.shape[:2], dtype=torch.bool, device=mean.device), order="queries")
+
+    def decode_batch(self, coded: Latents, options: CodingOptions) -> Tensor:
+        if any(count != self.config.num_tokens for count in coded.counts) or coded.values.shape[2] != self.width:
+            raise ValueError(
+                f"a picture of {self.config.family} is {self.config.num_tokens} tokens of width {self.width}; got "
+                f"{coded.counts} of width {coded.values.shape[2]}"
+            )
+        return self.decode_tokens(coded.values, None, options.condition).clamp(0, 1)
+
+
+class TATiTokConfig(TiTokConfig):
+    """TA-TiTok's: the decoder reads the caption by default as CLIP ViT-L/14-336 gives it, 77 vectors of width 768 after
+    its last norm."""
+
+    family: str = "tatitok"
+    text: TextSettings | None = TextSettings()
+
+
+class TATiTokLatentsConfig(TiTokLatentsConfig):
+    """The same with continuous tokens."""
+
+    family: str = "tatitok_latents"
+    text: TextSettings | None = TextSettings()
+
+
+class TATiTokTokenizer(TiTokTokenizer):
+    """TA-TiTok (arXiv 2501.07730) with codes."""
+
+    config_class: ClassVar[type[TiTokConfig]] = TATiTokConfig
+    reads_text: ClassVar[bool] = True
+
+
+class TATiTokLatents(TiTokLatents):
+    """TA-TiTok with continuous tokens."""
+
+    config_class: ClassVar[type[TiTokLatentsConfig]] = TATiTokLatentsConfig
+    reads_text: ClassVar[bool] = True
