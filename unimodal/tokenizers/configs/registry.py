@@ -113,6 +113,10 @@ def count_parameters(settings: dict[str, JsonValue], count: ParameterCount) -> i
     return sum(
         parameter.numel()
         for name, parameter in module.named_parameters()
-        if (not count.of or name.startswith(tuple(f"{part}." for part in count.of)))
-        and not name.startswith(tuple(f"{part}." for part in count.without))
+        if (not count.of or _lies_in(name, count.of)) and not _lies_in(name, count.without)
     )
+
+
+def _lies_in(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a parameter is one of the parts or lies in one."""
+    return any(name == part or name.startswith(f"{part}.") for part in parts)

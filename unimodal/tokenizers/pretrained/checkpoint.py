@@ -19,10 +19,11 @@ from pathlib import Path
 
 from unimodal.files import download_folder, is_hub_id
 from unimodal.released import find_release
-from unimodal.tokenizers.interface import MediaTokenizer
+from unimodal.tokenizers.interface import LatentTokenizer, MediaModule, MediaTokenizer
 from unimodal.tokenizers.pretrained.base import NetworkTokenizer, read_checkpoint_config
 from unimodal.tokenizers.pretrained.published import PUBLISHED, load_published
 from unimodal.tokenizers.registry import find_family_class, load_tokenizer
+from unimodal.tokenizers.systems.base import SystemModule
 
 # family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
 SOURCES = {
@@ -45,7 +46,9 @@ def load(name: str, source: str | os.PathLike[str] | None = None, **settings: ob
     family's config, e.g. `num_codebooks`, `bandwidth`, `image_size`. Raises ValueError, in one line.
     """
     if name in PUBLISHED:
-        return _load_published(name, source, **settings)
+        found = _load_published(name, source, MediaTokenizer, **settings)
+        assert isinstance(found, MediaTokenizer)
+        return found
     if name not in SOURCES:
         raise ValueError(f"there is no pretrained tokenizer {name!r}; there are {', '.join([*SOURCES, *PUBLISHED])}")
     folder = find(SOURCES[name] if source is None else source)
@@ -66,15 +69,29 @@ def load(name: str, source: str | os.PathLike[str] | None = None, **settings: ob
     return read(folder, **settings).eval()
 
 
-def _load_published(name: str, source: str | os.PathLike[str] | None, **settings: object) -> MediaTokenizer:
+def load_latents(name: str, source: str | os.PathLike[str] | None = None, **settings: object) -> LatentTokenizer:
+    """The same of a system whose tokens are continuous. Raises ValueError, in one line, for one with codes."""
+    if name not in PUBLISHED:
+        raise ValueError(f"there is no pretrained tokenizer of latents {name!r}; there are {', '.join(PUBLISHED)}")
+    found = _load_published(name, source, LatentTokenizer, **settings)
+    assert isinstance(found, LatentTokenizer)
+    return found
+
+
+def _load_published(
+    name: str, source: str | os.PathLike[str] | None, wanted: type[MediaModule], **settings: object
+) -> SystemModule:
     """The weights that authors released; `settings` are those of `load_published`."""
+    if not issubclass(find_family_class(PUBLISHED[name].family), wanted):
+        way = "load" if wanted is LatentTokenizer else "load_latents"
+        raise ValueError(f"{name} gives {'codes' if way == 'load' else 'continuous latents'}; use {way} for it")
     known = [
         parameter for parameter in inspect.signature(load_published).parameters if parameter not in ("name", "source")
     ]
     unknown = sorted(set(settings) - set(known))
     if unknown:
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
-    read: Callable[..., MediaTokenizer] = load_published
+    read: Callable[..., SystemModule] = load_published
     entry = PUBLISHED[name]
     if source is None:  # the repository that the table names, of which it knows the file
         settings = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from unimodal.files import describe_error, read_json
 from unimodal.tokenizers.configs.registry import read_system
@@ -58,13 +59,15 @@ def load_published(
     kind = find_family_class(entry.family)
     assert issubclass(kind, SystemModule)
     source = source / file
-    settings = _read_config(kind, source, config)
+    settings = _read_config(name, kind, source, config)
     settings = settings.model_copy(update={"licence": entry.licence, "origin": str(source)})
     weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
     return kind.from_authors(weights, settings, str(source))
 
 
-def _read_config(kind: type[SystemModule], source: Path, config: str | os.PathLike[str] | None) -> SystemConfig:
+def _read_config(
+    name: str, kind: type[SystemModule], source: Path, config: str | os.PathLike[str] | None
+) -> SystemConfig:
     if config is None:
         folder = source if source.is_dir() else source.parent
         there = [folder / name for name in ("config.json", "config.yaml", "config.yml") if (folder / name).is_file()]
@@ -75,7 +78,10 @@ def _read_config(kind: type[SystemModule], source: Path, config: str | os.PathLi
     if not path.suffix:
         settings = read_system(str(config)).choose_settings()
         return kind.config_class.model_validate(settings)  # type: ignore[return-value]
-    return kind.read_authors_config(_read_fields(path))
+    try:
+        return kind.read_authors_config(_read_fields(path))
+    except ValidationError as error:
+        raise ValueError(f"{path} does not describe a {name}: {describe_error(error)}") from None
 
 
 def _read_fields(path: Path) -> Mapping[str, object]:
@@ -91,6 +97,11 @@ def _read_fields(path: Path) -> Mapping[str, object]:
 
 
 NVIDIA = "NVIDIA Open Model License"
+_CAPTION_READER = (
+    "the caption as all 77 vectors of CLIP's text tower after its last norm (openai/clip-vit-large-patch14-336), "
+    "given as Condition(features=…)"
+)
+
 #: system → its released weights
 PUBLISHED: dict[str, PublishedWeights] = {
     "llamagen_vq": PublishedWeights(
@@ -122,4 +133,23 @@ PUBLISHED: dict[str, PublishedWeights] = {
         config="omnitokenizer-video",
     ),  # fmt: skip
     "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
+    "titok": PublishedWeights("titok", "yucornetto/tokenizer_titok_l32_imagenet", "Apache-2.0"),
+    "titok_latents": PublishedWeights(
+        "titok_latents", "yucornetto/tokenizer_titok_bl64_vae_c16_imagenet", "Apache-2.0"
+    ),
+    "one_d_piece": PublishedWeights("titok", "turing-motors/One-D-Piece-L-256", "Apache-2.0"),
+    "tatitok": PublishedWeights(
+        "tatitok",
+        "turkeyju/tokenizer_tatitok_bl32_vq",
+        "Apache-2.0 (the authors add: for research purposes only)",
+        commercial=False,
+        companion=_CAPTION_READER,
+    ),
+    "tatitok_latents": PublishedWeights(
+        "tatitok_latents",
+        "turkeyju/tokenizer_tatitok_bl32_vae",
+        "Apache-2.0 (the authors add: for research purposes only)",
+        commercial=False,
+        companion=_CAPTION_READER,
+    ),
 }

@@ -118,6 +118,8 @@ class QueryTokenNetworks(SystemModule):
     reads_text: ClassVar[bool] = False
     config: QueryTokenConfig
     head: PatchHead | CodeLogitHead
+    picture_size: tuple[int, int] | None
+    tokens_per_item: int | None
 
     def build_networks(self, encoder_out: int) -> None:
         """encoder_out: what the encoder gives a token."""

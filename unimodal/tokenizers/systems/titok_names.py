@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.key_map import KeyMap
 
 _BLOCK = r"(encoder|decoder)(?:\.resampler)?\.blocks\.(\d+)\."
@@ -46,58 +47,61 @@ def read_settings(fields: Mapping[str, object], latents: bool, text: bool) -> di
     """Our settings from the authors' YAML or config.json. latents: of the variant with continuous tokens; text: of
     TA-TiTok, whose YAML need not say that it is. ValueError for a field that is missing or of another kind, naming it.
     """
-    model = _take_section(_take_section(fields, "model"), "vq_model", "model.")
-    kind = model.get("quantize_mode", "vq")
+    model = AuthorsFields(fields).open("model", "vq_model")
+    if not model.has("num_latent_tokens"):
+        raise ValueError("the config has no model.vq_model.num_latent_tokens; it is not one of TiTok's")
+    kind = model.take_text("quantize_mode", "vq")
     if kind != ("vae" if latents else "vq"):
-        what = "codes" if latents else "continuous tokens; load it with load_latents"
+        what = "codes; load it with load" if latents else "continuous tokens; load it with load_latents"
         raise ValueError(f"model.vq_model.quantize_mode is {kind!r}: this checkpoint has {what}")
-    legacy, proxy = bool(model.get("is_legacy", True)), bool(model.get("finetune_decoder", True))
+    legacy, proxy = model.take_flag("is_legacy", True), model.take_flag("finetune_decoder", True)
     if legacy and not proxy:
         raise ValueError(
             "finetune_decoder: False of a legacy TiTok is its first stage, whose decoder makes no pixels; "
             "name a checkpoint of its second stage"
         )
-    if not legacy and proxy:
-        raise ValueError("finetune_decoder: True goes with is_legacy: True; this config has neither a proxy nor pixels")
-    patch = _take_number(model, "vit_enc_patch_size")
-    if patch != _take_number(model, "vit_dec_patch_size"):
-        raise ValueError("vit_enc_patch_size and vit_dec_patch_size differ; TiTok's two sides have the same patches")
-    sizes = {}
-    for side, name in (("encoder", "vit_enc_model_size"), ("decoder", "vit_dec_model_size")):
-        if model.get(name) not in SIZES:
-            raise ValueError(f"{name} is {model.get(name)!r}; TiTok's sizes are {', '.join(SIZES)}")
-        sizes[side] = dict(zip(("width", "num_layers", "num_heads"), SIZES[str(model[name])], strict=True))
-    image = _take_number(_take_section(_take_section(fields, "dataset"), "preprocessing", "dataset."), "crop_size")
+    if proxy and not legacy:
+        raise ValueError("finetune_decoder: True goes with is_legacy: True; the decoder of this config makes pixels")
+    patch = take_required(model, "vit_enc_patch_size")
+    if patch != take_required(model, "vit_dec_patch_size"):
+        raise ValueError("vit_enc_patch_size and vit_dec_patch_size differ; both sides have the same patches here")
     settings: dict[str, object] = {
-        "image_size": image, "patch_size": patch, "num_tokens": _take_number(model, "num_latent_tokens"),
-        "token_width": _take_number(model, "token_size"), "mixed": legacy, **sizes,
-    }  # fmt: skip
+        "image_size": take_required(AuthorsFields(fields).open("dataset", "preprocessing"), "crop_size"),
+        "patch_size": patch,
+        "num_tokens": take_required(model, "num_latent_tokens"),
+        "token_width": take_required(model, "token_size"),
+        "encoder": _read_size(model, "vit_enc_model_size"),
+        "decoder": _read_size(model, "vit_dec_model_size"),
+        "mixed": legacy,
+    }
     if text:
-        settings["text"] = {"length": model.get("text_context_length", 77), "width": model.get("text_embed_dim", 768)}
+        length, width = model.take_integer("text_context_length", 77), model.take_integer("text_embed_dim", 768)
+        settings["text"] = {"length": length, "width": width}
     if latents:
         return settings
     if proxy:
         settings["proxy"] = {}
-    if "strict_length_assertion" in model:
-        settings["prefixes"] = "none" if model["strict_length_assertion"] else "uniform"
+    if not model.take_flag("strict_length_assertion", True):
+        settings["prefixes"] = "uniform"
     return {
         **settings,
-        "codebook_size": _take_number(model, "codebook_size"),
-        "normalize": bool(model.get("use_l2_norm", False)),
-        "commitment": model.get("commitment_cost", 0.25),
-        "clustering": bool(model.get("clustering_vq", False)),
+        "codebook_size": take_required(model, "codebook_size"),
+        "normalize": model.take_flag("use_l2_norm", False),
+        "commitment": model.take_number("commitment_cost", 0.25),
+        "clustering": model.take_flag("clustering_vq", False),
     }
 
 
-def _take_section(fields: Mapping[str, object], name: str, within: str = "") -> Mapping[str, object]:
-    section = fields.get(name)
-    if not isinstance(section, Mapping):
-        raise ValueError(f"the config has no section {within}{name}; it is not one of TiTok's")
-    return section
-
-
-def _take_number(fields: Mapping[str, object], name: str) -> int:
-    number = fields.get(name)
-    if not isinstance(number, int):
-        raise ValueError(f"the config's {name} is {number!r}; a whole number is needed")
+def take_required(fields: AuthorsFields, name: str) -> int:
+    """A whole number from 1 on that has to be there. ValueError, naming it, otherwise."""
+    number = fields.take_integer(name, 0)
+    if number < 1:
+        raise ValueError(f"the authors' config has no {fields.place}{name} where a whole number belongs")
     return number
+
+
+def _read_size(model: AuthorsFields, name: str) -> dict[str, int]:
+    size = model.take_text(name, "")
+    if size not in SIZES:
+        raise ValueError(f"the authors' config has {name} {size!r}; TiTok's sizes are {', '.join(SIZES)}")
+    return dict(zip(("width", "num_layers", "num_heads"), SIZES[size], strict=True))
