@@ -47,12 +47,14 @@ def load_published(
     pickle: bool = False,
     torchscript: bool = False,
     file: str = "",
+    companion: str | os.PathLike[str] | None = None,
 ) -> SystemModule:
     """The tokenizer of system `name` with its authors' weights.
 
     source: a file of weights, or a folder with one. config: a name of `unimodal.tokenizers.configs`, or the authors'
     own YAML or JSON; by default the config.json or config.yaml in the folder. pickle, torchscript: allow such files.
-    file: which file of the folder holds the weights, where there are several.
+    file: which file of the folder holds the weights, where there are several. companion: a file or folder of what the
+    released weights leave out, for a system that says so (`PUBLISHED`).
     Raises ValueError, in one line, for what is missing, left over, of another size or not allowed.
     """
     entry = PUBLISHED[name]
@@ -62,6 +64,10 @@ def load_published(
     settings = _read_config(name, kind, source, config)
     settings = settings.model_copy(update={"licence": entry.licence, "origin": str(source)})
     weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
+    if companion is not None:
+        weights = kind.add_companion(weights, read_authors_weights(Path(companion).expanduser(), pickle))
+    elif kind.lacks_companion(weights):
+        raise ValueError(f"{source} leaves out {entry.companion}; name its folder with companion=")
     return kind.from_authors(weights, settings, str(source))
 
 
@@ -131,7 +137,15 @@ PUBLISHED: dict[str, PublishedWeights] = {
         "MIT",
         file="imagenet_k600.ckpt",
         config="omnitokenizer-video",
-    ),  # fmt: skip
+    ),
+    "moto": PublishedWeights(
+        "moto",
+        "TencentARC/Moto",
+        None,
+        file="latent_motion_tokenizer_trained_on_oxe/pytorch_model.bin",
+        config="moto",
+        companion="its picture encoder, facebook/vit-mae-large",
+    ),
     "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
     "titok": PublishedWeights("titok", "yucornetto/tokenizer_titok_l32_imagenet", "Apache-2.0"),
     "titok_latents": PublishedWeights(

@@ -77,6 +77,16 @@ class SystemModule(StoredModule):
         return cls.key_map
 
     @classmethod
+    def lacks_companion(cls, weights: Mapping[str, Tensor]) -> bool:
+        """Whether released weights leave out a part that comes from elsewhere."""
+        return False
+
+    @classmethod
+    def add_companion(cls, weights: Mapping[str, Tensor], companion: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Released weights together with the part that they leave out. ValueError for a system that is whole."""
+        raise ValueError(f"the weights of {cls.__name__} are whole; leave companion out")
+
+    @classmethod
     def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
         """A tokenizer with weights under the authors' names. Raises ValueError that names a missing, a surplus or a
         misshapen tensor; source: what the weights are called in that message."""
