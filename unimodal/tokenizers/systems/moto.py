@@ -86,7 +86,7 @@ class MaskedAutoencoderTrunk(HubVit):
         """x: [B, 3, H, W], scaled → [B, 1 + P, D], the class token first."""
         patches = self.embeddings.patch_embeddings(x)
         tokens = torch.cat([self.embeddings.cls_token.expand(len(x), -1, -1), patches], dim=1)
-        return super().forward(tokens + self.embeddings.position_embeddings)
+        return self.run_layers(tokens + self.embeddings.position_embeddings)
 
 
 class MotionFormer(HubVit):
@@ -119,7 +119,7 @@ class MotionFormer(HubVit):
         kinds = own.token_type_embeddings[0].expand(tokens.shape[1], -1)
         if self.typed:
             kinds = torch.cat([kinds[: -later.shape[1]], own.token_type_embeddings[1].expand(later.shape[1], -1)])
-        return super().forward(tokens + own.position_embeddings + kinds)[:, : self.num_queries]
+        return self.run_layers(tokens + own.position_embeddings + kinds)[:, : self.num_queries]
 
 
 class MotionDecoderTrunk(HubVit):
@@ -136,7 +136,7 @@ class MotionDecoderTrunk(HubVit):
         """x: [B, 3, H, W], scaled, and motion: [B, Q, width] → [B, P, width]."""
         own = self.embeddings
         pooled = own.query_pooling_layer(motion.flatten(1)).unsqueeze(1)
-        return super().forward(own.patch_embeddings(x) + pooled + own.position_embeddings)
+        return self.run_layers(own.patch_embeddings(x) + pooled + own.position_embeddings)
 
 
 class MotionDecoder(nn.Module):

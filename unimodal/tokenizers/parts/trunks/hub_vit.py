@@ -67,14 +67,15 @@ class HubVitLayer(nn.Module):
 
 
 class HubVit(nn.Module):
-    """Layers and the norm behind them: [B, N, D] → [B, N, D]."""
+    """Layers and the norm behind them; what goes in is the business of the class that extends it."""
 
     def __init__(self, sizes: HubVitSizes):
         super().__init__()
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(HubVitLayer(sizes) for _ in range(sizes.num_layers))})
         self.layernorm = nn.LayerNorm(sizes.width, sizes.eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def run_layers(self, x: Tensor) -> Tensor:
+        """[B, N, D] → [B, N, D]."""
         for layer in self.encoder["layer"]:
             x = layer(x)
         return self.layernorm(x)
