@@ -406,3 +406,49 @@ def test_limits_hold_for_every_way_in():
     data = film("avi", "mpeg4", 20, fps=10)
     with pytest.raises(ValueError, match="max_pixels=100"):
         load_video(data, 8, limits=MediaLimits(max_pixels=100))
+
+
+SMALL = MediaLimits(max_seconds=3, max_frames=40, max_samples=4 * RATE_HZ)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3", "mp4", "wide"])
+def test_a_part_of_a_sound_that_is_over_the_limits_is_read_when_the_part_fits(suffix):
+    samples = (np.random.default_rng(0).normal(size=8 * RATE_HZ) * 0.1).astype(np.float32)
+    memory = io.BytesIO()
+    if suffix in ("mp3", "mp4"):
+        memory.write(encode_sound(samples, suffix, {"mp3": "libmp3lame", "mp4": "aac"}[suffix]))
+    elif suffix == "wide":  # three channels, which go through libav
+        soundfile.write(memory, np.stack([samples] * 3, 1), RATE_HZ, format="WAV")
+    else:
+        soundfile.write(memory, samples, RATE_HZ, format=suffix.upper())
+    data = memory.getvalue()
+    with pytest.raises(ValueError, match="max_seconds=3"):
+        load_audio(data, 8000, SMALL)
+    whole = load_audio(data, 8000)
+    for start_s, seconds in ((0.0, 2.0), (4.3, 2.0), (6.5, 3.0), (5.25, None)):
+        if suffix == "wide":  # 4 s of samples, over three channels
+            seconds = min(seconds or 9.0, 1.2)
+        part = load_audio(data, 8000, SMALL, start_s, seconds)
+        begin = round(start_s * 8000)
+        wanted = whole[begin : None if seconds is None else begin + round(seconds * 8000)]
+        assert part.shape == wanted.shape and torch.allclose(part, wanted, atol=1e-5)
+    for start_s, seconds, reason in ((1.0, None, "max_seconds=3"), (2.0, 4.0, "max_seconds=3"), (9.0, 1.0, "lasts 8")):
+        with pytest.raises(ValueError, match=reason):
+            load_audio(data, 8000, SMALL, start_s, seconds)
+    if suffix in ("mp3", "mp4", "wide"):  # decoded from the beginning
+        with pytest.raises(ValueError, match="max_skipped_seconds=1"):
+            load_audio(data, 8000, MediaLimits(max_skipped_seconds=1), 5.0, 1.0)
+
+
+@pytest.mark.parametrize("container, codec", [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4")])
+def test_a_part_of_a_film_that_is_over_the_limits_is_read_when_the_part_fits(container, codec):
+    data, limits = film(container, codec, 100, 10), MediaLimits(max_seconds=3, max_frames=80)
+    with pytest.raises(ValueError, match="max_seconds=3|max_frames=80"):
+        load_video(data, 5, limits=limits)
+    whole = load_video(data, 5)
+    for start_s in (0.0, 2.2, 4.6):
+        part = load_video(data, 5, limits=limits, start_s=start_s, seconds=2)
+        begin = round(start_s * 5)
+        assert part.shape[0] == 10 and torch.equal(part, whole[begin : begin + 10])
+    with pytest.raises(ValueError, match="max_seconds=3"):
+        load_video(data, 5, limits=limits, start_s=1, seconds=5)

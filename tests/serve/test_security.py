@@ -193,6 +193,8 @@ def test_a_sound_of_hours_and_a_film_of_thousands_of_frames_are_refused(server):
     sound = bytearray(wav(121, 1))  # two minutes are the server's limit for a file, two seconds the model's
     part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(sound).decode(), "format": "wav"}}
     assert "max_seconds" in refused(server.post("/v1/chat/completions", {"messages": [user(part, "?")]}), 400)
+    part["input_audio"] |= {"start": 118, "seconds": 1}
+    assert server.post("/v1/chat/completions", {"messages": [user(part, "?")], "max_tokens": 1}).status_code == 200
 
 
 def test_too_many_media_in_one_request(server):

@@ -13,6 +13,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -37,6 +38,7 @@ _FORMATS = {  # suffix → soundfile's format and subtype
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
 _SOUNDFILE = {"WAV sound", "FLAC sound", "Ogg sound", "AIFF sound", "AU sound", "CAF sound"}
+_SOUGHT = _SOUNDFILE - {"Ogg sound"}  # files in which a jump to a sample is exact
 _SIDE = 0.5**0.5
 #: shares of channels in the mean of the two-channel down-mix of ITU-R BS.775: the centre is in both, the rear in one
 _SHARES = {"FL": 0.5, "FR": 0.5, "FC": _SIDE, "LFE": 0.0, "BC": 0.5}
@@ -56,16 +58,81 @@ _BLOCK_SAMPLES = 1 << 18
 _MAX_RATIO_TERM = 1000
 
 
+@dataclass
+class _Part:
+    """Collects the samples of a part of a sound, with up to two seconds around it, which resampling looks at.
+
+    first_s: the whole second at which the collected samples begin.
+    """
+
+    name: str
+    limits: MediaLimits
+    start_s: float
+    seconds: float | None
+    blocks: list[np.ndarray] = field(default_factory=list)  # mono float32 [T] each
+    num_read: int = 0  # samples of a channel, those before the part included
+    rate_hz: int = 0
+
+    @property
+    def first_s(self) -> int:
+        return max(0, math.floor(self.start_s) - 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the part is the whole sound."""
+        return self.start_s == 0 and self.seconds is None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all of a part with an end has been read."""
+        return self.seconds is not None and self.num_read >= (self.start_s + self.seconds + 1) * self.rate_hz
+
+    def check(self, num_channels: int, num_samples: int) -> None:
+        """Raises ValueError if so many samples a channel, from the sound's beginning on, hold too much of the part."""
+        length_s = num_samples / self.rate_hz
+        if self.seconds is not None:
+            length_s = min(length_s, self.start_s + self.seconds)
+        taken = num_samples if self.is_whole else round(max(0.0, length_s - self.start_s) * self.rate_hz)
+        self.limits.check_sound(self.name, self.rate_hz, num_channels, taken)
+
+    def add(self, block: np.ndarray, num_channels: int) -> None:
+        """Takes the next mono samples [T] of the sound. Raises ValueError for those over a limit."""
+        before, self.num_read = self.num_read, self.num_read + len(block)
+        self.check(num_channels, self.num_read)
+        kept = block[max(0, self.first_s * self.rate_hz - before) :]
+        if len(kept):
+            self.blocks.append(kept)
+        else:
+            self.limits.check_skipped(self.name, self.num_read / self.rate_hz)
+
+    def join(self) -> np.ndarray:
+        """The collected samples [T], from `first_s` on. Raises ValueError for a sound without any, or with fewer."""
+        if self.num_read == 0:
+            raise ValueError(f"{self.name} holds no samples; record or export it again")
+        if self.start_s > 0 and round(self.start_s * self.rate_hz) >= self.num_read:
+            raise ValueError(
+                f"the sound lasts {self.num_read / self.rate_hz:,.1f} s, so nothing starts at {self.start_s:g} s; "
+                "start earlier"
+            )
+        return np.concatenate(self.blocks)
+
+
 def load_audio(
-    source: MediaSource, sample_rate_hz: int = SAMPLE_RATE_HZ, limits: MediaLimits = DEFAULT_LIMITS
+    source: MediaSource,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    limits: MediaLimits = DEFAULT_LIMITS,
+    start_s: float = 0.0,
+    seconds: float | None = None,
 ) -> Tensor:
     """A sound as float32 [T] in [-1, 1], mixed down to one channel and resampled to `sample_rate_hz`.
+
+    start_s, seconds: the part to take; what lies outside it is not held, and no limit of length is about it.
 
     A film container's first sound is read too. Two channels give their mean, more the mean of their standard
     two-channel down-mix (ITU-R BS.775), turned down where that would go beyond 1.
 
-    Raises ValueError for a file that is missing, empty, without sound, truncated, damaged or over a limit, and for
-    samples that are not numbers.
+    Raises ValueError for a file that is missing, empty, without sound, truncated, damaged or over a limit, for samples
+    that are not numbers, and for a part that begins behind the end.
     """
     _check_rate(sample_rate_hz)
     with open_source(source, limits.max_bytes) as opened:
@@ -74,20 +141,16 @@ def load_audio(
             raise make_mismatch_error(opened.name, content, "audio")
         if content.truncated:
             raise make_damage_error(opened.name, content)
-        samples, file_rate_hz = _decode(opened, content, limits)
-    return resample(torch.from_numpy(samples), file_rate_hz, sample_rate_hz).clamp_(-1, 1)
+        part = _decode(opened, content, _Part(opened.name, limits, start_s, seconds))
+    samples = resample(torch.from_numpy(part.join()), part.rate_hz, sample_rate_hz).clamp_(-1, 1)
+    start = round(start_s * sample_rate_hz) - part.first_s * sample_rate_hz
+    return samples[start : None if seconds is None else start + round(seconds * sample_rate_hz)]
 
 
 def load_audio_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
     """`load_audio` at the rate that a tokenizer takes, of the part that is asked for."""
     rate_hz = target.sample_rate_hz or SAMPLE_RATE_HZ
-    samples = load_audio(source, rate_hz, limits)
-    start, count = round(target.start_s * rate_hz), None if target.seconds is None else round(target.seconds * rate_hz)
-    part = samples[start : None if count is None else start + count]
-    if len(part) == 0:
-        length_s = len(samples) / rate_hz
-        raise ValueError(f"the sound lasts {length_s:,.1f} s, so nothing starts at {target.start_s:g} s; start earlier")
-    return part
+    return load_audio(source, rate_hz, limits, target.start_s, target.seconds)
 
 
 def save_audio_at(samples: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:
@@ -95,74 +158,68 @@ def save_audio_at(samples: Tensor, path: str | os.PathLike[str], rate: float | N
     save_audio(samples, path, int(rate or SAMPLE_RATE_HZ))
 
 
-def _decode(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int]:
-    """(mono float32 [T], sample rate), block by block so that only the mono sound is held."""
+def _decode(opened: Opened, content: Content, part: _Part) -> _Part:
+    """Reads the part, block by block so that only its mono samples are held; returns it, or another of its kind."""
     if content.name in _SOUNDFILE and not content.streamed:
         try:
-            decoded = _decode_by_soundfile(opened, content, limits)
+            done = _decode_by_soundfile(opened, content, part)
         except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
             if content.name != "Ogg sound":  # which may hold FLAC or Speex: libav's to read
                 raise make_damage_error(opened.name, content, getattr(error, "error_string", str(error))) from None
-            decoded = None
-        if decoded is not None:
-            return decoded
+            done = False
+        if done:
+            return part
+    part = _Part(part.name, part.limits, part.start_s, part.seconds)  # soundfile may have begun with it
     try:
-        return _decode_by_libav(opened, content, limits)
+        _decode_by_libav(opened, content, part)
     except (av.error.FFmpegError, OSError, EOFError) as error:
         raise make_damage_error(opened.name, content, error) from None
+    return part
 
 
-def _decode_by_soundfile(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int] | None:
-    """One or two channels; None for more, since libsndfile does not say which is the centre."""
-    name = opened.name
+def _decode_by_soundfile(opened: Opened, content: Content, part: _Part) -> bool:
+    """Reads one or two channels; False for more, since libsndfile does not say which is the centre."""
     with soundfile.SoundFile(opened.rewind()) as file:
-        rate_hz, num_channels, declared = file.samplerate, file.channels, file.frames
+        part.rate_hz, declared = file.samplerate, file.frames
         known = 0 <= declared < 2**62
-        limits.check_sound(name, rate_hz, num_channels, declared if known else 0)
-        if num_channels > 2:
-            return None
-        blocks: list[np.ndarray] = []
-        num_samples = 0
-        while len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):  # [T, C]
-            num_samples += len(block)
-            limits.check_sound(name, rate_hz, num_channels, num_samples)
-            _check_samples(name, block)
-            blocks.append(block.mean(axis=1, dtype=np.float32))
-    if known and num_samples < declared:
-        raise _cut_short(name, content, num_samples, declared)
-    return _join(name, blocks), rate_hz
+        part.check(file.channels, declared if known else 0)
+        if file.channels > 2:
+            return False
+        if known and content.name in _SOUGHT:
+            part.num_read = min(file.seek(min(part.first_s * part.rate_hz, declared)), declared)
+        while not part.is_read and len(block := file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):  # [T, C]
+            part.add(block.mean(axis=1, dtype=np.float32), file.channels)
+            _check_samples(opened.name, block)
+    if known and part.num_read < declared and not part.is_read:
+        raise _make_short_error(opened.name, content, part.num_read, declared)
+    return True
 
 
-def _decode_by_libav(opened: Opened, content: Content, limits: MediaLimits) -> tuple[np.ndarray, int]:
-    name = opened.name
-    blocks: list[np.ndarray] = []
-    num_samples = rate_hz = 0
+def _decode_by_libav(opened: Opened, content: Content, part: _Part) -> None:
+    name, num_channels = opened.name, 0
     declared = count_mp3_samples(opened) if content.name == "MP3 sound" else None
-    for block, block_rate_hz, channels in read_sound(opened, content, limits):  # [C, T]
-        if rate_hz not in (0, block_rate_hz):
-            raise ValueError(f"{name} changes from {rate_hz:,} to {block_rate_hz:,} samples a second; export it again")
-        rate_hz, num_samples = block_rate_hz, num_samples + block.shape[1]
-        limits.check_sound(name, rate_hz, len(block), max(num_samples, declared or 0))
+    for block, rate_hz, channels in read_sound(opened, content, part.limits):  # [C, T]
+        if part.rate_hz not in (0, rate_hz):
+            raise ValueError(f"{name} changes from {part.rate_hz:,} to {rate_hz:,} samples a second; export it again")
+        part.rate_hz, num_channels = rate_hz, max(num_channels, len(block))
+        if part.is_whole:
+            part.check(len(block), declared or 0)
         _check_samples(name, block)
-        blocks.append(mix_down(block, channels))
-    if declared is not None and num_samples < declared - 1152:
-        raise _cut_short(name, content, num_samples, declared)
-    mono = _join(name, blocks)
-    peak = np.abs(mono).max()
-    return (mono / peak if len(channels) > 2 and peak > 1 else mono), rate_hz
+        part.add(mix_down(block, channels), len(block))
+        if part.is_read:
+            break
+    if declared is not None and part.num_read < declared - 1152 and not part.is_read:
+        raise _make_short_error(name, content, part.num_read, declared)
+    peak = max((np.abs(block).max() for block in part.blocks if len(block)), default=0.0)
+    if num_channels > 2 and peak > 1:
+        part.blocks = [block / peak for block in part.blocks]
 
 
-def _cut_short(name: str, content: Content, num_samples: int, declared: int) -> ValueError:
+def _make_short_error(name: str, content: Content, num_samples: int, declared: int) -> ValueError:
     return ValueError(
         f"{name} is {content.described} cut short: it gives {num_samples:,} of {declared:,} samples; "
         "copy or download it again"
     )
-
-
-def _join(name: str, blocks: list[np.ndarray]) -> np.ndarray:
-    if not any(len(block) for block in blocks):
-        raise ValueError(f"{name} holds no samples; record or export it again")
-    return np.concatenate(blocks)
 
 
 def mix_down(block: np.ndarray, channels: Sequence[str]) -> np.ndarray:

@@ -18,15 +18,17 @@ class MediaLimits:
     """Each limit is a setting; a file over one is refused with a line that names it.
 
     max_bytes: size of the file. max_pixels: width × height of a picture or of one frame. max_seconds: duration of a
-    sound or film. max_frames: frames in a film's file. max_clip_pixels: frames × height × width of the clip that
-    `load_video` returns (4 channels' worth of float32 memory each: 128 Mi pixels are 1.6 GB). max_sample_rate_hz and
-    max_channels: of a sound. max_samples: of a sound, over all its channels; ten minutes of 5.1 sound at 48 kHz are 173
-    million.
+    sound or film, or of the part of it that is asked for. max_skipped_seconds: of a sound, decoded and dropped before
+    that part. max_frames: frames in a film's file, or those that are read for a part of it. max_clip_pixels: frames ×
+    height × width of the clip that `load_video` returns (4 channels' worth of float32 memory each: 128 Mi pixels are
+    1.6 GB). max_sample_rate_hz and max_channels: of a sound. max_samples: of a sound or of the part of it, over all its
+    channels; ten minutes of 5.1 sound at 48 kHz are 173 million.
     """
 
     max_bytes: int = 512 * 2**20
     max_pixels: int = 64 * 2**20
     max_seconds: float = 600.0
+    max_skipped_seconds: float = 6 * 3600.0
     max_frames: int = 36_000
     max_clip_pixels: int = 128 * 2**20
     max_sample_rate_hz: int = 192_000
@@ -53,6 +55,14 @@ class MediaLimits:
             raise ValueError(
                 f"{name} lasts {duration_s:,.1f} s, over the limit max_seconds={self.max_seconds:g}; "
                 f"cut it{RAISE_LIMIT}"
+            )
+
+    def check_skipped(self, name: str, skipped_s: float) -> None:
+        """Raises ValueError if too much would be decoded before the part of a sound that is asked for."""
+        if skipped_s > self.max_skipped_seconds:
+            raise ValueError(
+                f"the part of {name} begins behind {skipped_s:,.1f} s, over the limit "
+                f"max_skipped_seconds={self.max_skipped_seconds:g}; cut it{RAISE_LIMIT}"
             )
 
     def check_sound(self, name: str, sample_rate_hz: int, num_channels: int, num_samples: int = 0) -> None:

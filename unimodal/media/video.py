@@ -9,12 +9,10 @@ Shapes: T frames, H height, W width.
 from __future__ import annotations
 
 import functools
-import io
 import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,7 +20,6 @@ import numpy as np
 import torch
 from av.container import InputContainer
 from av.video.reformatter import Colorspace
-from PIL import Image
 from torch import Tensor
 
 from unimodal.files import quote_path, write_bytes_atomically
@@ -34,15 +31,12 @@ from unimodal.media.headers import Content, choose_frame_ms, read_content
 from unimodal.media.image import check_picture_header, fit_image, flatten, open_picture, resize, to_bytes, to_srgb
 from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error, make_mismatch_error
 from unimodal.media.registry import MEDIA, FileTarget
+from unimodal.media.video_encoding import encode_video
 
 FRAMES_PER_SECOND = 8.0  # where nobody names a rate
 _PILLOW_CONTENT = ("animated GIF", "animated WebP", "animated PNG", "GIF picture", "WebP picture")
 _SEEKABLE = ("MP4 or MOV file", "WebM or Matroska file")  # they have an index
 _SEEK_STEP_S = 1.0  # from frames so far apart on, it is quicker to jump than to decode what lies between
-_ENCODERS = {  # suffix → container, encoder and its options: visually lossless at small sizes
-    ".mp4": ("mp4", "libx264", {"crf": "16", "preset": "medium"}),
-    ".webm": ("webm", "libvpx-vp9", {"crf": "16", "b": "0", "deadline": "good", "cpu-used": "2"}),
-}
 _TIME_TOLERANCE_S = 1e-6
 
 # One decoded frame: its time, how long it lasts (0 if unknown) and a function that gives uint8 [3, H, W].
@@ -57,6 +51,11 @@ class _Choice:
     begin_s: float
     end_s: float | None
     num_frames: int | None
+    is_part: bool  # not the whole film: limits are about the part
+
+    def measure(self, time_s: float) -> float:
+        """How many seconds of what is shown lie before a moment of the film."""
+        return (time_s if self.end_s is None else min(time_s, self.end_s)) - self.begin_s
 
 
 def load_video(
@@ -85,10 +84,11 @@ def load_video(
     _check_request(fps, num_frames, size)
     if not (math.isfinite(start_s) and start_s >= 0) or (seconds is not None and not seconds > 0):
         raise ValueError(f"start {start_s:g} s and seconds {seconds} are no part of a film; give 0 or more, above 0")
+    is_part = start_s > 0 or seconds is not None
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)
         if content.name in _PILLOW_CONTENT:
-            check_animation(opened, content, limits)
+            check_animation(opened, content, limits, is_part)
             choice = _choose(opened.name, content.duration_s, fps, num_frames, start_s, seconds, tell)
             with silence_pillow():
                 return _sample(_read_pillow_frames(opened, content, limits), opened.name, choice, size, limits)
@@ -102,7 +102,7 @@ def load_video(
                 raise make_damage_error(opened.name, content)
             try:
                 with open_container(opened, content) as container:
-                    duration_s = _check_film(container, opened.name, limits)
+                    duration_s = _check_film(container, opened.name, limits, is_part)
                     if container.streams.audio:
                         tell("its sound is left out; give the file as audio too to have it heard")
                     choice = _choose(opened.name, duration_s, fps, num_frames, start_s, seconds, tell)
@@ -128,13 +128,14 @@ def _choose(
     end_s = None if seconds is None else start_s + seconds
     if duration_s is not None:
         end_s = duration_s if end_s is None else min(end_s, duration_s)
+    is_part = start_s > 0 or seconds is not None
     if num_frames is None or end_s is None or (end_s - start_s) * fps <= num_frames + 0.5:
-        return _Choice(fps, start_s, end_s if seconds is not None else None, num_frames)
+        return _Choice(fps, start_s, end_s if seconds is not None else None, num_frames, is_part)
     tell(
         f"{num_frames} frames stand for {end_s - start_s:,.1f} s, one every {(end_s - start_s) / num_frames:,.2f} s; "
         "choose a part by start and seconds to have it seen more closely"
     )
-    return _Choice(num_frames / (end_s - start_s), start_s, end_s, num_frames)
+    return _Choice(num_frames / (end_s - start_s), start_s, end_s, num_frames, is_part)
 
 
 def load_video_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
@@ -186,7 +187,7 @@ def _sample(frames: Iterator[_Frame], name: str, choice: _Choice, size: int | No
         if num_read == 1:
             start_s = next_time_s
         next_time_s = max(next_time_s - start_s, time_s)
-        limits.check_seconds(name, next_time_s)
+        limits.check_seconds(name, choice.measure(next_time_s))
         if num_read > 1:
             gap_s = next_time_s - time_s
             early_s = min(gap_s / 2, 1 / (2 * fps))
@@ -204,7 +205,7 @@ def _sample(frames: Iterator[_Frame], name: str, choice: _Choice, size: int | No
     if num_read == 0:
         raise ValueError(f"{name} holds no frames; export it again")
     end_s = time_s + last_duration_s
-    limits.check_seconds(name, end_s)
+    limits.check_seconds(name, choice.measure(end_s))
     if choice.begin_s > 0 and choice.begin_s >= end_s and not picked:
         raise ValueError(f"{name} lasts {end_s:,.1f} s, so nothing starts at {choice.begin_s:g} s; start earlier")
     end_s = min(end_s, choice.end_s or end_s)
@@ -222,9 +223,11 @@ def _to_shape(raw: Tensor, shape: tuple[int, int]) -> Tensor:
     return raw if raw.shape[1:] == shape else (resize(raw, *shape) * 255).round().to(torch.uint8)
 
 
-def check_animation(opened: Opened, content: Content, limits: MediaLimits) -> None:
-    """Check an animated picture by its header alone: size, number of frames, time."""
+def check_animation(opened: Opened, content: Content, limits: MediaLimits, is_part: bool) -> None:
+    """Checks an animated picture by its header alone: its size and, unless a part is asked for, its frames and time."""
     check_picture_header(opened, content, limits)
+    if is_part:
+        return
     if content.num_frames is not None:
         limits.check_frames(opened.name, content.num_frames)
     if content.duration_s is not None:
@@ -253,19 +256,23 @@ def _keep(picture: Tensor) -> Tensor:
     return picture
 
 
-def _check_film(container: InputContainer, name: str, limits: MediaLimits) -> float | None:
-    """Check size, frames and duration by the header; the duration in seconds, None where the header does not tell."""
+def _check_film(container: InputContainer, name: str, limits: MediaLimits, is_part: bool) -> float | None:
+    """Checks the size, and unless a part is asked for the frames and the duration, by the header.
+
+    Returns the duration in seconds; None if the header does not tell.
+    """
     stream = find_video_stream(container, name)
     codec = stream.codec_context
     limits.check_pixels(name, codec.width, codec.height)
-    limits.check_frames(name, stream.frames)
+    if not is_part:
+        limits.check_frames(name, stream.frames)
     codec.options = {"max_pixels": str(limits.max_pixels)}  # of a frame larger than the header says
     duration_s = None
     if stream.duration is not None and stream.time_base:
         duration_s = float(stream.duration * stream.time_base)
     elif container.duration is not None:
         duration_s = container.duration / av.time_base
-    if duration_s is not None:
+    if duration_s is not None and not is_part:
         limits.check_seconds(name, duration_s)
     return duration_s
 
@@ -273,7 +280,10 @@ def _check_film(container: InputContainer, name: str, limits: MediaLimits) -> fl
 def _read_av_frames(
     container: InputContainer, name: str, limits: MediaLimits, choice: _Choice, can_seek: bool
 ) -> Iterator[_Frame]:
-    """Frames of a film in their order: all of them, or those around moments that lie far apart."""
+    """Frames of a film in order: all of them up to the end of a part, or those around moments that lie far apart.
+
+    The first frame of the film always comes first, since times count from it.
+    """
     stream = find_video_stream(container, name)
     interval_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
 
@@ -283,7 +293,8 @@ def _read_av_frames(
         duration_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else interval_s
         return time_s, duration_s, functools.partial(_to_tensor, frame)
 
-    if not can_seek or choice.num_frames is None or 1 / choice.fps < _SEEK_STEP_S:
+    spread = choice.num_frames is not None and 1 / choice.fps >= _SEEK_STEP_S
+    if not can_seek or (not spread and choice.begin_s < _SEEK_STEP_S):
         for index, frame in enumerate(container.decode(stream)):
             yield show(frame, index)
         return
@@ -292,6 +303,14 @@ def _read_av_frames(
         return
     yield show(first, 0)
     first_s = last_s = first.time or 0.0
+    if not spread:
+        container.seek(int((first_s + choice.begin_s) * av.time_base), backward=True)
+        for frame in container.decode(stream):
+            if (frame.time or 0.0) > last_s:
+                last_s = frame.time or 0.0
+                yield show(frame, 0)
+        return
+    assert choice.num_frames is not None
     for number in range(choice.num_frames):
         moment_s = first_s + choice.begin_s + number / choice.fps
         container.seek(int(moment_s * av.time_base), backward=True)
@@ -334,64 +353,4 @@ def save_video(clip: Tensor, path: str | os.PathLike[str], fps: float) -> None:
     if clip.ndim != 4 or clip.shape[0] == 0:
         raise ValueError(f"expected a film [T, 3, H, W], got shape {list(clip.shape)}")
     frames = [to_bytes(frame).permute(1, 2, 0).contiguous().numpy() for frame in clip]  # each [H, W, 3]
-    encoded = _encode_pillow(frames, suffix, fps) if suffix in (".gif", ".webp") else _encode_av(frames, suffix, fps)
-    write_bytes_atomically(path, encoded, make_folder=False)
-
-
-def _encode_pillow(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:
-    """GIF counts in 10 ms, WebP in 1 ms: each frame ends at the nearest count, so that errors do not add up."""
-    unit_ms = 10 if suffix == ".gif" else 1
-    ends_ms = [round(index * 1000 / fps / unit_ms) * unit_ms for index in range(len(frames) + 1)]
-    durations_ms = [end - start for start, end in zip(ends_ms, ends_ms[1:], strict=False)]
-    if min(durations_ms) < 1 or (suffix == ".gif" and min(durations_ms) < 20):
-        raise ValueError(f"fps={fps:g} is too fast for {suffix}; use .mp4, or at most 50 frames a second")
-    images = [Image.fromarray(frame) for frame in frames]
-    if suffix == ".gif":
-        images = [image.quantize(256, dither=Image.Dither.NONE) for image in images]
-    options = {"optimize": False, "disposal": 1} if suffix == ".gif" else {"lossless": True}
-    format_name = "GIF" if suffix == ".gif" else "WEBP"
-    memory = io.BytesIO()
-    images[0].save(
-        memory, format_name, save_all=True, append_images=images[1:], duration=durations_ms, loop=0, **options
-    )
-    encoded = memory.getvalue()
-    if suffix == ".webp" and len(frames) > 1 and encoded[12:16] == b"VP8L":  # all frames are equal
-        return _encode_still_webp(encoded[12:], frames[0].shape[1], frames[0].shape[0], ends_ms[-1])
-    return encoded
-
-
-def _encode_still_webp(picture: bytes, width: int, height: int, duration_ms: int) -> bytes:
-    """One still, as an animation of one frame: libwebp drops the duration of a film that never changes."""
-
-    def make_chunk(name: bytes, body: bytes) -> bytes:
-        return name + len(body).to_bytes(4, "little") + body + b"\0" * (len(body) % 2)
-
-    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    chunks = make_chunk(b"VP8X", b"\2\0\0\0" + size) + make_chunk(b"ANIM", b"\xff\xff\xff\xff\0\0")
-    chunks += make_chunk(b"ANMF", bytes(6) + size + duration_ms.to_bytes(3, "little") + b"\2" + picture)
-    return make_chunk(b"RIFF", b"WEBP" + chunks)
-
-
-def _encode_av(frames: list[np.ndarray], suffix: str, fps: float) -> bytes:
-    container_format, encoder, options = _ENCODERS[suffix]
-    rate = Fraction(fps).limit_denominator(1001)
-    height, width = frames[0].shape[:2]
-    memory = io.BytesIO()
-    try:
-        # bitexact: no random identity and no version in the file
-        with av.open(memory, "w", format=container_format, options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream(encoder, rate=rate, options=dict(options))
-            assert isinstance(stream, av.VideoStream)
-            stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-            stream.thread_count = 1  # the same bytes on every machine
-            for index, pixels in enumerate(frames):
-                even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                frame = av.VideoFrame.from_ndarray(even, format="rgb24")
-                frame.pts, frame.time_base = index, 1 / rate
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise ValueError(
-            f"a film of {width}×{height} at {fps:g} frames a second cannot be encoded as {suffix} ({error}); use .gif"
-        ) from None
-    return memory.getvalue()
+    write_bytes_atomically(path, encode_video(frames, suffix, fps), make_folder=False)
