@@ -29,11 +29,9 @@ from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
-from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
-from unimodal.tuning.identity import describe_inputs, describe_run
-from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import check_validation, count_steps, describe_plan, try_one_step
+from unimodal.tuning.identity import describe_inputs
+from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rows import (
     collect_block_features,
@@ -43,6 +41,7 @@ from unimodal.tuning.rows import (
     read_row_words,
 )
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
+from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_feature_memory, make_joint_template, open_media
 
 
@@ -123,19 +122,9 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
             print(try_one_step(module, first, device))
         return parallel.close()
 
-    encoded = corpus.encode(parallel.rank, parallel.num_ranks)
-    parallel.wait_for_all()
-    corpus.check()  # and what follows up to the trainer: before anything is written
-    validation = corpus.make_validation_batches()
-    loss = make_packed_loss(parallel.wrap(module), device)
-    loop = count_steps(cfg.loop, corpus, parallel)
-    trainer = Trainer(
-        module, batches, loss, loop, cfg.run, validation=validation, parallel=parallel,
-        identity=describe_run(cfg, inputs, corpus, cfg.loop, parallel), restart=flags.restart,
-    )  # fmt: skip
+    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart)
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
-        print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()

@@ -27,13 +27,12 @@ from unimodal.objectives.packed import PackedLoss
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
-from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
-from unimodal.tuning.identity import describe_inputs, describe_run
-from unimodal.tuning.loss import make_packed_loss
-from unimodal.tuning.plan import check_validation, count_steps, describe_plan, try_one_step
+from unimodal.tuning.identity import describe_inputs
+from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
+from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_template, open_media
 
 
@@ -74,7 +73,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
 
     control = template.vocabulary.get_control_id
 
-    def fresh_model() -> torch.nn.Module:
+    def make_model() -> torch.nn.Module:
         return build_nano(
             template.vocabulary.size,
             cfg.decoder,
@@ -84,7 +83,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
             seed=cfg.loop.seed,
         )
 
-    model = fresh_model().to(device)
+    model = make_model().to(device)
     set_attention(model, cfg.attention)
     check_room(cfg.out, model, whole=True)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
@@ -96,19 +95,9 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
             print(try_one_step(module, first, device))
         return parallel.close()
 
-    encoded = corpus.encode(parallel.rank, parallel.num_ranks)
-    parallel.wait_for_all()
-    corpus.check()  # and what follows up to the trainer: before anything is written
-    validation = corpus.make_validation_batches()
-    loss = make_packed_loss(parallel.wrap(module), device)
-    loop = count_steps(cfg.loop, corpus, parallel)
-    trainer = Trainer(
-        module, batches, loss, loop, cfg.run, validation=validation, parallel=parallel,
-        identity=describe_run(cfg, inputs, corpus, cfg.loop, parallel), restart=flags.restart,
-    )  # fmt: skip
+    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart)
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions)
-        print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()
@@ -116,7 +105,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     # whole tensors again, in a model that was never split
     state = parallel.gather_state(model)
     if main:
-        whole = fresh_model()
+        whole = make_model()
         whole.load_state_dict(state)
         save_tuned(cfg.out, whole, None, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)

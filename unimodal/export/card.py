@@ -1,8 +1,8 @@
-"""The model card: what the folder's own files say, and what only its maker can say, the licence and the data.
+"""The model card: what the folder's files say, and the licence and the data, which only its maker can say.
 
-A card that is there keeps its words and its metadata; what is missing is added. Without one it is written from
-`card.md.jinja`. Figures come from the reports of `unimodal evaluate` beside it and go to `.eval_results/` as well, the
-form that the Hub reads (https://huggingface.co/docs/hub/eval-results).
+An existing card keeps its words and its metadata; missing metadata are added. Without one the card is written from
+`card.md.jinja`. Figures come from the reports of `unimodal evaluate` in the folder. They also go to `.eval_results/`,
+in the form that the Hub reads (https://huggingface.co/docs/hub/eval-results).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
@@ -37,7 +37,7 @@ _PICTURES, _SAMPLES = (".png", ".jpg", ".jpeg", ".webp", ".gif"), (".wav", ".fla
 
 @dataclass(frozen=True)
 class Statement:
-    """What no file says: the licence (the Hub's identifier), training datasets (hub ids), and the data in words."""
+    """What the maker says: the licence (the Hub's identifier), training datasets (hub ids), and the data in words."""
 
     license: str | None = None
     datasets: Sequence[str] = ()
@@ -52,11 +52,23 @@ class Statement:
 NOTHING = Statement()
 
 
+class CardMetadata(TypedDict, total=False):
+    """The entries of a card's YAML block that are written here; their names are the Hub's."""
+
+    license: str
+    library_name: str
+    pipeline_tag: str
+    base_model: str
+    base_model_relation: str
+    datasets: list[str]
+    tags: list[str]
+
+
 def make_card(folder: Path, repo: str, statement: Statement = NOTHING) -> str:
     """The text of README.md for this folder as the repository `repo`.
 
-    Raises ValueError, in one line that says what to add, without a licence or a statement of the data, for a licence
-    that contradicts the card's, and for a card that cannot be read.
+    Raises ValueError, in one line that says what to add, if the licence or the data are not stated; and for a licence
+    other than the card's, and a card that cannot be read.
     """
     from huggingface_hub import ModelCard
 
@@ -104,24 +116,25 @@ def _check(path: Path, known: Mapping[str, object], text: str, statement: Statem
         raise ValueError(f"nothing is published without {' and '.join(missing)}")
 
 
-def _collect_metadata(folder: Path, statement: Statement) -> dict[str, Any]:
-    """The YAML block's entries, in order; empty ones are left out."""
+def _collect_metadata(folder: Path, statement: Statement) -> CardMetadata:
+    """The entries of the card's YAML block, in order, without empty ones."""
     record = _read_if_there(folder / EXPORT_FILE)
     media = read_vocabulary(folder / VOCABULARY_FILE).media
     base = record.get("base_model")
-    found = {
-        "license": statement.license,
-        "library_name": "transformers",
-        "pipeline_tag": "any-to-any",
-        "base_model": base,
-        "base_model_relation": record.get("base_model_relation") if base else None,
-        "datasets": list(statement.datasets),
-        "tags": ["unimodal", *(task for name in media for task in TASKS.get(name, ()))],
-    }
-    return {name: value for name, value in found.items() if value}
+    found: CardMetadata = {"library_name": "transformers", "pipeline_tag": "any-to-any"}
+    if statement.license:
+        found = {"license": statement.license, **found}
+    if base:
+        found["base_model"] = str(base)
+        if relation := record.get("base_model_relation"):
+            found["base_model_relation"] = str(relation)
+    if statement.datasets:
+        found["datasets"] = list(statement.datasets)
+    found["tags"] = ["unimodal", *(task for name in media for task in TASKS.get(name, ()))]
+    return found
 
 
-def _fill_template(folder: Path, repo: str, metadata: dict[str, Any], statement: Statement) -> str:
+def _fill_template(folder: Path, repo: str, metadata: CardMetadata, statement: Statement) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     config, vocabulary = read_json(folder / CONFIG_FILE), read_vocabulary(folder / VOCABULARY_FILE)
@@ -153,7 +166,7 @@ def _fill_template(folder: Path, repo: str, metadata: dict[str, Any], statement:
 
 
 def count_stored(folder: Path) -> int:
-    """Values in the decoder's weight files, from their headers."""
+    """The number of values in the decoder's weight files, read from their headers."""
     count = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -168,6 +181,7 @@ def count_stored(folder: Path) -> int:
 
 
 def _describe_codec(folder: Path, modality: str) -> str:
+    """A medium's tokenizer in words: "image by `vq`, 64×64 pixels"."""
     config = _read_if_there(locate_tokenizer(folder, modality) / CONFIG_FILE)
     named = {"image_size": "{0}×{0} pixels", "num_frames": "{0} frames", "fps": "{0} a second"}
     named["sample_rate_hz"] = "{0:,} samples a second"
@@ -186,13 +200,13 @@ def _list_samples(folder: Path) -> Iterator[tuple[str, bool]]:
 
 
 def collect_figures(folder: Path) -> dict[str, dict[str, object]]:
-    """Suite → its figures, of all report files of `unimodal evaluate` in the folder."""
+    """Suite → its figures, from all reports of `unimodal evaluate` in the folder."""
     return {name: values for report in _read_reports(folder) for name, values in report.suites.items()}
 
 
 @dataclass(frozen=True)
 class _Report:
-    """What is read of a report of `unimodal evaluate`."""
+    """The part of a report of `unimodal evaluate` that a card needs."""
 
     suites: dict[str, dict[str, object]]
     seed: object
@@ -209,7 +223,7 @@ def _read_reports(folder: Path) -> Iterator[_Report]:
 
 
 def flatten_figures(figures: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(name, number) of every figure, names of nested ones joined by dots."""
+    """(name, number) of every figure; the names of nested ones are joined by dots."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
             yield from flatten_figures(value, f"{prefix}{name}.")
@@ -218,9 +232,9 @@ def flatten_figures(figures: Mapping[str, object], prefix: str = "") -> Iterator
 
 
 def make_eval_results(folder: Path, dataset: str) -> dict[str, str]:
-    """File name → YAML for `.eval_results/`: a file for each suite, a task for each of its figures.
+    """File name → YAML for `.eval_results/`: a file for each suite, with a task for each of its figures.
 
-    dataset: the hub id where the evaluation data, or their description, are.
+    dataset: hub id of the evaluation data or of their description.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -241,11 +255,11 @@ def make_eval_results(folder: Path, dataset: str) -> dict[str, str]:
 
 
 def _join_names(names: Sequence[str]) -> str:
-    """`pictures, sound and video`"""
+    """The media in one phrase: `pictures, sound and video`."""
     words = [WORDS.get(name) or f"{MEDIA[name].noun}s" for name in names]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
 
 
 def _read_if_there(path: Path) -> dict[str, object]:
-    """A JSON object; {} where there is no such file."""
+    """The JSON object in a file; {} if there is none."""
     return read_json(path) if path.is_file() else {}

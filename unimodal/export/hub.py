@@ -1,8 +1,8 @@
 """A model folder as a repository of the Hugging Face Hub, through huggingface_hub.
 
-`upload_folder` sends only what is not there yet, so the same command goes on after an interruption. The card and the
-evaluation results are made beside the folder, which itself is not changed. The token is read from the option, from
-`HF_TOKEN` or from the login; it goes into the request and nowhere else, and every message is searched for it.
+`upload_folder` sends only files that the Hub lacks, so the same command goes on after an interruption. The card and the
+evaluation results are made outside the folder, which is not changed. The token is read from the option, from `HF_TOKEN`
+or from the login; it goes into the request and nowhere else, and every message is searched for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unimodal.files import describe_error
 from unimodal.model.adapter_files import BASE_FILE
 from unimodal.model.weight_files import PICKLED, check_weight_files
 
-#: remote weight files that this push does not bring are of an earlier one, and would be loaded beside or before it
+#: weight files on the Hub that this push does not send are of an earlier one, and might be loaded in its place
 STALE = ["*.safetensors", "model.safetensors.index.json"]
 _HIDDEN_TOO = (".gitattributes", EVAL_RESULTS)
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -31,7 +31,7 @@ _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 @dataclass(frozen=True)
 class Planned:
-    """One file of the repository: the path there, the file it comes from or the text it is made of."""
+    """One file of the repository: its path there, and the local file or the text that it is made of."""
 
     name: str
     source: Path | None
@@ -48,7 +48,10 @@ def plan_push(
     statement: Statement = NOTHING,
     eval_dataset: str | None = None,
 ) -> list[Planned]:
-    """All that a push would send. Raises ValueError, in one line, for what must not be published."""
+    """All files that a push would send. Raises ValueError, in one line, for what must not be published.
+
+    eval_dataset: hub id for the evaluation results; by default the repository itself.
+    """
     check_repository(repo)
     if (folder / BASE_FILE).is_file():
         raise ValueError(f"{folder} is an adapter on a base; make it whole with `unimodal export {folder} --out DIR`")
@@ -61,14 +64,13 @@ def plan_push(
 
 
 def check_repository(repo: str) -> None:
-    """ValueError for what is no name of a repository."""
+    """Raises ValueError for a name that no repository can have."""
     if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith(".git"):
         raise ValueError(f"repository {repo!r} is not of the form owner/name")
 
 
 def find_token(repo: str, token: str | None = None) -> str:
-    """The token that is given, in `HF_TOKEN`, or of the login. ValueError where there is none, or none that can be
-    one."""
+    """The given token, that of `HF_TOKEN`, or that of the login. Raises ValueError for none and for a malformed one."""
     from huggingface_hub import get_token
 
     token = token if token is not None else get_token()
@@ -102,10 +104,10 @@ def push(
     token: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> str:
-    """Creates the repository and the branch if need be and sends what is planned. → the address of the repository.
+    """Create the repository and the branch if they are missing, send the files, and return the repository's address.
 
-    Raises ValueError, in one line and without the token, for a token that is missing or refused, a repository that is
-    public although `private` is asked for, and a Hub that cannot be reached.
+    revision: the branch, by default main. Raises ValueError, in one line and without the token, for a token that is
+    missing or refused, for a public repository if `private` is asked for, and for a Hub that cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -131,7 +133,7 @@ def push(
 
 @contextmanager
 def _stage_files(planned: Sequence[Planned]) -> Iterator[Path]:
-    """A folder of links to the planned files, with the made ones in it."""
+    """A temporary folder with links to the planned files, and with those that are made of a text."""
     with tempfile.TemporaryDirectory(prefix="unimodal-push-") as name:
         folder = Path(name)
         for item in planned:
@@ -146,7 +148,7 @@ def _stage_files(planned: Sequence[Planned]) -> Iterator[Path]:
 
 @contextmanager
 def _explain_errors(repo: str, token: str) -> Iterator[None]:
-    """Turns what the Hub or the network says into one line for the user, without the token."""
+    """Turn an error of the Hub or of the network into a ValueError of one line, without the token."""
     try:
         yield
     except Exception as error:  # the hub's errors have many bases: its own, the network's, the disk's

@@ -17,7 +17,10 @@ OURS = (CONFIG_FILE, VOCABULARY_FILE)
 
 
 def check_target(target: Path, replace: bool) -> None:
-    """Raises ValueError, in one line, if a new folder cannot come to stand at `target`."""
+    """Raises ValueError, in one line, if no new folder can be put at `target`.
+
+    replace: whether a model folder of ours there may be replaced.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ValueError(f"{target} is not a folder; name another place")
     if not target.parent.is_dir():
@@ -33,9 +36,10 @@ def check_target(target: Path, replace: bool) -> None:
 
 @contextmanager
 def create_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """An empty folder beside `target` that takes its place if the block succeeds, and otherwise leaves no trace.
+    """A context with an empty folder beside `target`, which is renamed to `target` if the block succeeds.
 
-    All files are flushed to the disk before the rename, so neither a full disk nor a crash leaves half of them.
+    If the block fails, the folder is removed. All files are flushed to the disk before the rename, so neither a full
+    disk nor a crash leaves half of them. Raises ValueError as `check_target` does.
     """
     check_target(target, replace)
     new = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
@@ -49,7 +53,7 @@ def create_folder(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def check_space(place: Path, num_bytes: int) -> None:
-    """Raises ValueError if the disk of `place` has less room than what is to be written."""
+    """Raises ValueError if the disk of `place` has less room than `num_bytes`."""
     free = shutil.disk_usage(place).free
     if free < num_bytes:
         raise ValueError(
@@ -59,6 +63,7 @@ def check_space(place: Path, num_bytes: int) -> None:
 
 
 def _put_in_place(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; a folder that stands there is moved aside first and removed after."""
     if not (target.is_dir() and any(target.iterdir())):
         os.replace(new, target)  # an empty folder gives way
         return
@@ -73,7 +78,7 @@ def _put_in_place(new: Path, target: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Usual permissions, and everything on the disk."""
+    """Give a folder and its files the usual permissions, and flush them to the disk."""
     mask = read_umask()
     for path in [folder, *folder.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -1,11 +1,11 @@
-"""A converted Chameleon, Emu3 or Janus as the checkpoint that it was: the inverse of tools/convert_checkpoint.py.
+"""Write a converted Chameleon, Emu3 or Janus as a checkpoint of its own class: undo tools/convert_checkpoint.py.
 
     config.json generation_config.json model.safetensors   of the class that transformers has for it
     tokenizer.json … preprocessor_config.json …            its tokenizer and processor files, as they were
 
-So what is tuned here runs wherever the original runs, with its own processor, and is converted once more to come back.
-A converted folder holds all of it: the decoder, the media networks in their folders, and under `original/` the files
-that have no other place.
+So a model tuned here runs wherever the original runs, with its own processor; it can be converted again. A converted
+folder holds all parts of its checkpoint: the decoder, the media networks in their folders, and under `original/` the
+files that have no other place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,12 +27,18 @@ from unimodal.model_folder.layout import CONFIG_FILE
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 REST_FILE = "rest.safetensors"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The class of a checkpoint, and where its weights lie in a converted folder: file → {prefix in it: prefix}."""
+    """The class of a checkpoint, and where a converted folder holds its weights.
+
+    decoder: prefix of the decoder's weights → prefix in the checkpoint. parts: file → the same for its weights.
+    """
 
     architecture: str
     decoder: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +69,7 @@ KINDS = {
 
 
 def write_original(
-    decoder: Any,
+    decoder: PreTrainedModel,
     home: Path,
     out: Path,
     vocabulary: Vocabulary,
@@ -72,8 +78,10 @@ def write_original(
     force: bool,
     on_step: Callable[[str], None],
 ) -> None:
-    """Writes `out` whole or not at all. home: the converted folder; decoder: its own, or a tuned one.
+    """Write the folder `out`, whole or not at all.
 
+    decoder: the converted folder's own, or a tuned one. home: the converted folder. dtype: of the weights, by default
+    that of the decoder. force: replace a model folder at `out`.
     Raises ValueError, in one line, for a folder that does not hold all of its checkpoint.
     """
     model = rebuild_original(decoder, home, vocabulary)
@@ -90,8 +98,11 @@ def write_original(
             shutil.copyfile(path, new / path.name)
 
 
-def rebuild_original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
-    """The model of transformers that a converted folder was made of, with this decoder in it."""
+def rebuild_original(decoder: PreTrainedModel, home: Path, vocabulary: Vocabulary) -> PreTrainedModel:
+    """The model of transformers that a converted folder was made from, with this decoder in it.
+
+    Raises ValueError for a folder that does not hold all of its checkpoint.
+    """
     import transformers
 
     folder = home / ORIGINAL
@@ -109,7 +120,7 @@ def rebuild_original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
     state = dict(_read_decoder(decoder, kind, wanted, vocabulary))
     precision = next(tensor.dtype for tensor in state.values())
     for name, tensor in _read_parts(home, kind):
-        exact = torch.equal(tensor.to(precision).to(tensor.dtype), tensor)  # it was widened when it was converted
+        exact = torch.equal(tensor.to(precision).to(tensor.dtype), tensor)  # stored wider than it was
         state[name] = tensor.to(precision) if exact else tensor
     odd = sorted(set(wanted) ^ set(state))
     odd += [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
@@ -120,7 +131,7 @@ def rebuild_original(decoder: Any, home: Path, vocabulary: Vocabulary) -> Any:
 
 
 def _read_decoder(
-    decoder: Any, kind: Kind, wanted: Mapping[str, Tensor], vocabulary: Vocabulary
+    decoder: PreTrainedModel, kind: Kind, wanted: Mapping[str, Tensor], vocabulary: Vocabulary
 ) -> Iterator[tuple[str, Tensor]]:
     head = decoder.get_output_embeddings()
     if isinstance(head, ImageHead):
@@ -128,7 +139,7 @@ def _read_decoder(
     for name, tensor in decoder.state_dict().items():
         there = _rename(name, kind.decoder)
         rows = len(wanted[there]) if there in wanted else 0
-        # codes that are drawn have rows behind the checkpoint's own, where those had other embeddings
+        # a checkpoint that embeds drawn codes apart has no rows for them in its table: ours stand behind its own
         behind = tensor.dim() == 2 and len(tensor) == vocabulary.size > rows > 0
         yield there, tensor[:rows].clone() if behind else tensor
 
@@ -151,6 +162,7 @@ def _read_parts(home: Path, kind: Kind) -> Iterator[tuple[str, Tensor]]:
 
 
 def _rename(name: str, prefixes: Mapping[str, str]) -> str:
+    """The name with the first prefix that fits replaced."""
     for old, new in prefixes.items():
         if name.startswith(old):
             return new + name.removeprefix(old)

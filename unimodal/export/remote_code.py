@@ -1,9 +1,8 @@
 """The two files of code in an exported folder, for `trust_remote_code=True`: thin classes that call this package.
 
 Without them, and without trust, the folder is a stock causal LM and tokenizer. transformers copies both files into its
-module cache and imports them; the work is done by `unimodal.hub_classes.generation` and
-`unimodal.hub_classes.processor`. The import stands in a `try` because
-transformers otherwise offers to `pip install` whatever a file names.
+module cache and imports them; the work is done by `unimodal.hub_classes.generation` and `.processor`. The import stands
+in a `try`, or transformers would offer to `pip install` a package called unimodal.
 """
 
 from __future__ import annotations

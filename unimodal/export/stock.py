@@ -10,8 +10,8 @@
 A converted Chameleon, Emu3 or Janus becomes the checkpoint of its own class again (`original.py`).
 
 `AutoModelForCausalLM` and `AutoTokenizer` load it without any code of ours, and so does every server of that class: the
-embedding table has exactly `config.vocab_size` rows and no token has a larger id. Nothing else of the source is copied:
-no code, no pickle, no link that leads out of it.
+embedding table has exactly `config.vocab_size` rows and no token has a larger id. Nothing else is copied from the
+source: no code, no pickle, no link that leads out of it.
 """
 
 from __future__ import annotations
@@ -79,11 +79,12 @@ def export_model(
     base: str | None = None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> None:
-    """Writes `out` whole or not at all; an existing model folder there is replaced with `force` only.
+    """Write the folder `out`, whole or not at all.
 
-    dtype: of the weights, by default the stored one; an adapter is stored in float32, so a merged one is too. base:
-    where an adapter's base lies now, if not where the adapter says. Raises ValueError, in one line, before anything is
-    written, for a folder that is not whole or not of one piece and for an `out` that cannot be.
+    dtype: of the weights, by default the stored one (float32 for a merged adapter). force: replace a model folder at
+    `out`. base: where an adapter's base lies now, if it has moved.
+    Raises ValueError, in one line and before anything is written, for a source that is incomplete or whose files do not
+    belong together, and for an `out` that cannot be written.
     """
     if dtype is not None and dtype not in PRECISIONS:
         raise ValueError(f"precision {dtype!r} is unknown; choose {', '.join(PRECISIONS)}")
@@ -114,8 +115,8 @@ def export_model(
         model.to(getattr(torch, dtype))
     check_rows(model, source / TEXT_FILES[0], vocabulary)
     files = dict(list_copied_files(source, vocabulary))
-    sizes = {id(t): t.numel() * t.element_size() for t in model.parameters()}
-    check_space(out.parent, sum(sizes.values()) + sum(path.stat().st_size for path in files.values()))
+    num_bytes = sum(t.numel() * t.element_size() for t in model.parameters())  # tied tables count once
+    check_space(out.parent, num_bytes + sum(path.stat().st_size for path in files.values()))
     on_step("writing")
     with create_folder(out, force) as new:
         for name, path in files.items():
@@ -140,10 +141,10 @@ def _merge_adapter(source: Path, base: str | None) -> PreTrainedModel:
 
 
 def check_rows(model: PreTrainedModel, tokenizer_file: Path, vocabulary: Vocabulary) -> None:
-    """Raises ValueError unless tables, `config.vocab_size`, token ids and vocabulary are of one model.
+    """Raises ValueError unless tables, `config.vocab_size`, token ids and vocabulary agree.
 
-    vLLM and llama.cpp want as many rows as `config.vocab_size` and no token beyond; a token with another row than the
-    vocabulary's would be another code.
+    vLLM and llama.cpp need exactly `config.vocab_size` rows and no token beyond them. A token whose id is not its row
+    in the vocabulary would be read as another code.
     """
     from tokenizers import Tokenizer
 
@@ -170,7 +171,7 @@ def check_rows(model: PreTrainedModel, tokenizer_file: Path, vocabulary: Vocabul
 
 
 def write_decoder(model: PreTrainedModel, folder: Path, vocabulary: Vocabulary, max_shard_size: str) -> None:
-    """config.json and the weights, in shards of at most that size."""
+    """Write config.json and the weights, in shards of at most `max_shard_size` ("5GB")."""
     from safetensors import SafetensorError
     from transformers.utils import logging
 
@@ -191,7 +192,7 @@ def write_decoder(model: PreTrainedModel, folder: Path, vocabulary: Vocabulary, 
 
 
 def list_copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[str, Path]]:
-    """(name in the folder, file) of all that an export takes over as it is."""
+    """(name in the export, file) of all files that are copied as they are. Raises ValueError for a missing one."""
     for name in (*TEXT_FILES, VOCABULARY_FILE):
         if not (source / name).is_file():
             raise ValueError(f"{source} is incomplete: {name} is missing; copy or download it again")
@@ -210,21 +211,21 @@ def list_copied_files(source: Path, vocabulary: Vocabulary) -> Iterator[tuple[st
 
 
 def _find_foreign_folders(source: Path, media: list[str]) -> set[str]:
-    """Folders of tokenizers that are not this vocabulary's."""
+    """The names of tokenizer folders that the vocabulary does not use."""
     return {path.name for path in source.glob("*_tokenizer")} - set(media)
 
 
 def leads_out(path: Path, folder: Path) -> bool:
-    """Whether a link points beyond its folder; the links of the hub's cache, into its own blobs, do not count."""
+    """Whether a link points out of its folder. Links of the Hub's cache into its own blobs do not count."""
     real = path.resolve()
     places = [folder.resolve(), folder.absolute().parent.parent / "blobs"]
     return not any(real.is_relative_to(place) for place in places)
 
 
 def list_suppressed_rows(vocabulary: Vocabulary, num_rows: int) -> list[int]:
-    """The rows that no text answer of ours holds: all but those of plain text and the end of the turn.
+    """The rows that no text answer of ours contains: all but plain text and the end of the turn.
 
-    A stock engine knows nothing of our grammar; told these, it writes words where we do, and no codes between them.
+    A stock engine does not know our grammar. With these rows suppressed it writes text only, no codes between words.
     """
     written = {row for rows in vocabulary.text_ranges for row in rows} | {vocabulary.get_control_id("<|end_of_turn|>")}
     return [row for row in range(num_rows) if row not in written]
@@ -250,7 +251,7 @@ def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positio
 
 
 def _count_longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, max_positions: int) -> int:
-    """Tokens that any answer may need: transformers' own default of 256 would cut a large picture."""
+    """The most tokens that an answer may need: transformers' default of 256 would cut a large picture."""
     lengths = [256]
     for layout in vocabulary.layouts:
         steps = processor.max_codes.get(layout.modality)
@@ -261,7 +262,7 @@ def _count_longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, ma
 
 
 def _cut_places(path: Path) -> None:
-    """Absolute paths in a recorded recipe, cut to their last name: an export may be published."""
+    """Cut absolute paths in a recorded recipe to their last name, since an export may be published."""
 
     def cut(value: object) -> object:
         if isinstance(value, dict):
@@ -278,7 +279,7 @@ def _cut_places(path: Path) -> None:
 
 
 def _describe_descent(source: Path, adapter: bool, model: PreTrainedModel) -> dict[str, object]:
-    """What the card says of the model's descent; a base is named only by a hub id, never by a folder of this disk."""
+    """The content of export.json: format, precision, and the base, which is named by a hub id and never by a path."""
     record: dict[str, object] = {"format": 1, "unimodal": __version__, "dtype": str(model.dtype).removeprefix("torch.")}
     if adapter:
         base = read_adapter_record(source)

@@ -7,10 +7,10 @@ a time, as in "Cut Your Losses in Large-Vocabulary Language Models" (arXiv 2411.
 Values and gradients equal the plain computation's, with the factor and the soft cap of a base that has them
 (`unimodal.model.logits`).
 
-The gradient of the hidden states is found beside the loss, while a chunk's probabilities are at hand: the weight of a
-position, known in the backward pass only, is a factor of it. So a frozen part is multiplied twice and never a third
-time. Trained parts need their probabilities again: these are kept if they are no larger than a chunk's logits, as those
-of a media block or of a few new rows are, and otherwise computed again.
+The gradient of the hidden states is computed with the loss, while a chunk's probabilities are at hand; the backward
+pass multiplies it by the weight of each position. So a frozen part takes two matrix products in all. Trained parts need
+their probabilities in the backward pass: these are kept if they are no larger than a chunk's logits, as for a media
+block or a few new rows, and computed again otherwise.
 
 Shapes: P positions, D width, K rows of the softmax (the parts' rows one behind the other), c positions of a chunk.
 """
@@ -20,11 +20,10 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from unimodal.model.logits import PLAIN, LogitRule
 
@@ -39,11 +38,12 @@ def compute_chunked_cross_entropy(
     biases: Sequence[Tensor | None] = (),
     rule: LogitRule = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """hidden [P, D], index [P] into the rows of ``parts`` (each [k, D]) → (loss [P], log-sum-exp [P]).
+    """hidden [P, D], labels ``index`` int64 [P] into the K rows → (loss [P] in nats, log-sum-exp [P]).
 
-    biases: of each part, [k] or None; none at all where there are no biases. rule: from products to logits.
-    Both results are float32 (float64 for double inputs) and can be differentiated. Under autocast the products run in
-    its type, otherwise in that of ``hidden``.
+    parts: the weights, each [k, D]. max_logits: elements of a chunk's logits. biases: of each part, [k] or None; empty
+    for a head without. rule: from products to logits.
+    Both results are float32 (float64 for double inputs) and can be differentiated. Under autocast products run in its
+    type, otherwise in that of ``hidden``.
     """
     num_rows = sum(len(part) for part in parts)
     chunk = max(1, max_logits // max(num_rows, 1))
@@ -56,7 +56,7 @@ def compute_chunked_cross_entropy(
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionCtx,
         hidden: Tensor,
         index: Tensor,
         chunk: int,
@@ -127,7 +127,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, grad_loss: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         hidden, index, lse, slope, steep_at_label, *rest = ctx.saved_tensors
         num, rule = len(rest) // 3, ctx.rule
         parts, biases, kept = rest[:num], rest[num : 2 * num], rest[2 * num :]

@@ -1,10 +1,10 @@
-"""Reading aloud in one's head: a CTC loss at the audio codes of an utterance, over the model's own text rows.
+"""A CTC loss at the audio codes of an utterance, over the model's own text rows.
 
 A decoder that learns to transcribe from its answers alone must first find out which sound goes with which word. Scoring
 the transcript at the audio positions as well (connectionist temporal classification, Graves et al. 2006; beside
 attention as in arXiv 1609.06773) gives it that alignment from the first steps. Nothing is added to the model: the
-classes are the text rows of its head, and a control row that no text uses is the blank. Positions of speech that is
-only listened to carry no other loss.
+classes are the text rows of its head, and a control row that no text uses is the blank. In a question, audio positions
+carry no other loss.
 
 Shapes: B rows, N tokens, D width, U utterances, T audio codes of the longest, C classes, L tokens of the transcripts.
 """
@@ -25,8 +25,8 @@ def find_spoken_answers(
 ) -> list[tuple[Tensor, Tensor]]:
     """The utterances whose transcript is the answer: (places of the audio codes, ids of the transcript), each int64.
 
-    ids, labels (-100: given) and position_ids [B, N] hold packed documents, which begin at position 0. Places count
-    the B*N flattened tokens. An utterance has given audio codes, and behind them labelled text ids.
+    ids, labels (-100: given, not learnt) and position_ids [B, N] hold packed documents, each from position 0 on. Places
+    are those of the B*N flattened tokens. An utterance is a run of given audio codes with labelled text ids behind it.
     """
     flat, wanted = ids.reshape(-1), labels.reshape(-1)
     starts = (position_ids.reshape(-1) == 0).nonzero().flatten().tolist() + [flat.numel()]
@@ -46,9 +46,9 @@ def find_spoken_requests(
 ) -> list[tuple[Tensor, Tensor]]:
     """The utterances that are the answer: (places of the audio codes, ids of the words), each int64.
 
-    Arguments as for ``find_spoken_answers``. ``words_of`` gives the words of the audio rows [T] of a whole utterance,
-    or None where they are unknown: a request may put other words around those that are to be spoken. Scored like a
-    transcript, they teach a decoder to know at every code how far it has come in the sentence.
+    Arguments as for ``find_spoken_answers``. words_of: audio rows [T] of a whole utterance → ids of its words, or None
+    where they are unknown (the request itself may hold other words too). Scored like a transcript, the words teach a
+    decoder to know at every code how far it has come in the sentence.
     """
     flat, wanted = ids.reshape(-1), labels.reshape(-1)
     starts = (position_ids.reshape(-1) == 0).nonzero().flatten().tolist() + [flat.numel()]
@@ -65,7 +65,8 @@ def find_spoken_requests(
 def compute_ctc_loss(hidden: Tensor, rows: Tensor, utterances: list[tuple[Tensor, Tensor]]) -> Tensor | None:
     """The mean CTC loss in nats a transcript token; None without utterances.
 
-    hidden [B, N, D]; rows [C, D] are the text rows and, last, the blank; transcripts hold indices into the text rows.
+    hidden: [B, N, D]. rows: [C, D], the text rows and, last, the blank. utterances: (places of the audio codes, indices
+    of the transcript into the text rows).
     """
     if not utterances:
         return None
@@ -80,6 +81,6 @@ def compute_ctc_loss(hidden: Tensor, rows: Tensor, utterances: list[tuple[Tensor
         torch.tensor([len(transcript) for _, transcript in utterances]),
         blank=len(rows) - 1,
         reduction="sum",
-        zero_infinity=True,  # more repeated tokens than codes to tell them apart
+        zero_infinity=True,  # an utterance with too few codes for its transcript counts nothing
     )
     return total / len(targets)

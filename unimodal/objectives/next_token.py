@@ -1,10 +1,10 @@
-"""Next-token loss whose head is computed only where it is needed, over the rows that the grammar would allow there.
+"""Next-token loss whose head is computed at labelled positions only, over the rows that the grammar allows there.
 
 A media code can only be followed by what its span permits, so the softmax at a labelled media position runs over that
-block's rows, not over the whole vocabulary; positions without a label never meet the head at all. With 20,000 rows and
-blocks of 4,096 this leaves a fifth of the head's work, and training and decoding see the same distribution.
+block's rows, not over the whole vocabulary; the head skips positions without a label. With 20,000 rows and blocks of
+4,096 this leaves a fifth of the head's work, and training and decoding see the same distribution.
 
-The logits are never held at once (`cross_entropy.py`). ``softmax="joint"`` scores every label among all rows instead.
+The logits never exist all at once (`cross_entropy.py`). ``softmax="joint"`` scores every label among all rows instead.
 
 A span of free length (audio) decides at every code whether to stop: its end marker belongs to the block's softmax,
 both as an alternative to every code and as a label.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -30,11 +30,14 @@ from unimodal.model.rows import select_head_biases, select_head_parts
 from unimodal.objectives.cross_entropy import MAX_LOGITS, compute_chunked_cross_entropy
 from unimodal.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 IGNORE = -100
 
 
 class LossConfig(Config):
-    """What a labelled position counts, and among which rows it is scored."""
+    """How much a labelled position counts, and among which rows it is scored."""
 
     z_loss: float = Field(default=0.0, ge=0)  # times the squared log-sum-exp (PaLM, arXiv 2204.02311)
     modality_weights: dict[str, float] = {}  # by medium or "text"; 1 where not given
@@ -43,7 +46,8 @@ class LossConfig(Config):
     max_logits: Annotated[int, MAY_CHANGE] = Field(default=MAX_LOGITS, gt=0)
     #: share of the labelled tokens to learn from (token_selection.py); below 1 a copy of all that is trained is kept
     keep_share: float = Field(default=1.0, gt=0, le=1)
-    loss_share: float = Field(default=0.5, ge=0, le=1)  # of their score: excess loss, the rest attention to the prompt
+    #: weight of the fall in loss within a token's score; the rest is the weight of its attention to the prompt
+    loss_share: float = Field(default=0.5, ge=0, le=1)
 
     @field_validator("modality_weights")
     @classmethod
@@ -58,7 +62,7 @@ class LossConfig(Config):
 class HeadGroup:
     """Rows that share one softmax: ``rows``, ``more`` and, in a span of free length, the ``exits`` that end it.
 
-    An exit is scored here when the token before it lies in ``exit_after``, elsewhere among the text and control rows.
+    An exit is scored in this group if the token before it lies in ``exit_after``, else among text and control rows.
     """
 
     name: str
@@ -92,7 +96,7 @@ class HeadGroups:
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Vocabulary) -> HeadGroups:
-        """All rows that are in no block (text and controls) form one group and every block one more."""
+        """A group for each block, and one for all other rows (text and controls)."""
         exits: dict[str, list[int]] = {}
         for layout in vocabulary.layouts:
             for i, segment in enumerate(layout.segments):
@@ -129,9 +133,10 @@ class HeadGroups:
 
 @dataclass
 class SlicedLoss:
-    """``total`` is what to differentiate, divided by ``weight`` (both sums over labelled positions).
+    """A loss summed over the labelled positions. Differentiate ``total / weight``, the mean.
 
-    ``per_block`` maps a group's name to (summed cross-entropy without weights or z-loss, count), detached.
+    weight: the summed weights of the positions; count: their number. per_block: name of a group → (summed cross-entropy
+    in nats without weights or z-loss, number of positions), detached.
     """
 
     total: Tensor
@@ -157,7 +162,7 @@ def shift_labels(labels: Tensor, position_ids: Tensor | None) -> Tensor:
 
 
 def compute_sliced_cross_entropy(
-    model: nn.Module,
+    model: PreTrainedModel,
     ids: Tensor,
     labels: Tensor,
     groups: HeadGroups,
@@ -166,13 +171,13 @@ def compute_sliced_cross_entropy(
     z_loss: float = 0.0,
     modality_weights: Mapping[str, float] | None = None,
     softmax: str = "block",
-    **backbone_kwargs: Any,
+    **backbone_kwargs: object,
 ) -> SlicedLoss:
-    """Run the backbone once on ``ids`` [B, N] and the head only on labelled positions and their group's rows.
+    """Run the backbone once on ``ids`` [B, N], and the head only at labelled positions over their group's rows.
 
-    labels [B, N] are aligned with ids (-100: not scored). ``backbone_kwargs`` go to the backbone (the attention mask or
-    the packing of attention.py). ``z_loss`` adds z_loss * logsumexp^2 per position; ``modality_weights`` scales a
-    modality's positions in both sums (default 1).
+    labels [B, N] are aligned with ids (-100: not scored). z_loss: adds z_loss * logsumexp^2 at each position.
+    modality_weights: factor of a modality's positions in both sums, by default 1. backbone_kwargs go to the backbone:
+    the attention mask, or the packing of `attention.py`.
     """
     backbone = model.get_decoder()
     hidden = backbone(input_ids=ids, position_ids=position_ids, use_cache=False, **backbone_kwargs).last_hidden_state
@@ -193,8 +198,8 @@ def compute_sliced_cross_entropy(
 class TokenLosses:
     """The losses of the P labelled positions, before they are weighted and summed.
 
-    loss and lse [P] can be differentiated; ``where`` are their places among the B*N flattened tokens and ``group``
-    the index of the label's group, which also names its modality.
+    loss, lse [P]: cross-entropy and log-sum-exp, differentiable. where: int64 [P], places among the B*N flattened
+    tokens. group: int64 [P], index of the label's group, which also names its modality.
     """
 
     loss: Tensor
@@ -209,7 +214,7 @@ class TokenLosses:
         modality_weights: Mapping[str, float] | None = None,
         token_weights: Tensor | None = None,
     ) -> SlicedLoss:
-        """Sums over the positions. ``token_weights`` [P] scale single positions in both sums."""
+        """Sum over the positions. modality_weights, token_weights [P]: factors of a position in both sums."""
         given = modality_weights or {}
         factors = [float(given.get(group.modality, 1.0)) for group in self.groups.groups]
         weight = torch.tensor(factors, dtype=self.loss.dtype, device=self.loss.device)[self.group]
@@ -238,9 +243,10 @@ def compute_token_losses(
     max_logits: int = MAX_LOGITS,
     rule: LogitRule = PLAIN,
 ) -> TokenLosses:
-    """The head and the loss at hidden states [B, N, D] of tokens [B, N], with already shifted targets [B, N].
+    """Losses at hidden states [B, N, D] of tokens ``ids`` [B, N], for targets [B, N] of `shift_labels`.
 
-    rule: what the model does to the head's products (`read_logit_rule`).
+    max_logits: elements of the head's output at a time. rule: what the model does to the head's products
+    (`read_logit_rule`). Raises ValueError for an unknown softmax and for a label that is in no group.
     """
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])  # [B*N, D]
     flat_targets = targets.reshape(-1)
@@ -292,6 +298,6 @@ def compute_cross_entropy(
     max_logits: int = MAX_LOGITS,
     rule: LogitRule = PLAIN,
 ) -> SlicedLoss:
-    """The head and the loss for hidden states [B, N, D] at tokens [B, N] with already shifted targets [B, N]."""
+    """`compute_token_losses` and their sum, `TokenLosses.reduce`, in one call."""
     losses = compute_token_losses(hidden, ids, targets, head, groups, softmax, max_logits, rule)
     return losses.reduce(z_loss, modality_weights)

@@ -6,7 +6,7 @@ Shapes: B rows, N tokens.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,29 @@ from unimodal.objectives.next_token import (
 from unimodal.objectives.token_selection import measure_prompt_attention, select_tokens
 from unimodal.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LossParts(TypedDict):
+    """What a summed loss consists of.
+
+    weight: what to divide it by. modalities, blocks: by name, (summed cross-entropy in nats, number of tokens).
+    """
+
+    weight: float
+    modalities: dict[str, tuple[float, int]]
+    blocks: dict[str, tuple[float, int]]
+
 
 class PackedLoss(nn.Module):
-    """Runs packed documents through a causal LM and returns a summed loss with what there is to know about it."""
+    """Runs packed documents through a causal LM and returns a summed loss with its parts.
 
-    def __init__(self, model: nn.Module, vocabulary: Vocabulary, cfg: LossConfig | None = None) -> None:
+    With `cfg.keep_share` below 1 it keeps a copy of what is trained, as it was at the start, to select tokens by
+    (`token_selection.py`).
+    """
+
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, cfg: LossConfig | None = None) -> None:
         super().__init__()
         self.model = model
         self.cfg = cfg or LossConfig()
@@ -37,20 +55,21 @@ class PackedLoss(nn.Module):
         self.rule = read_logit_rule(model)
         self.watch_layer = max(0, int(model.config.num_hidden_layers) * 3 // 4 - 1)
         #: the model at the start: a copy of what is trained, beside the same frozen weights
-        self.history: nn.Module | None = None
+        self.history: PreTrainedModel | None = None
         if self.cfg.keep_share < 1:
-            frozen: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
+            # deepcopy's memo of what is not to be copied goes by id()
+            frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
             self.history = copy.deepcopy(model, frozen).requires_grad_(False)
 
-    def forward(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """ids, labels (aligned, -100: not scored) and position_ids, each int64 [B, N] → the summed loss, and
+    def forward(self, ids: Tensor, labels: Tensor, position_ids: Tensor) -> tuple[Tensor, LossParts]:
+        """ids, labels (aligned, -100: not scored) and position_ids, each int64 [B, N] → the summed loss and its parts.
 
-        ``weight`` (what to divide by), ``modalities`` and ``blocks`` (name → summed cross-entropy, count).
+        Raises ValueError if tokens are to be selected and the model's attention cannot be watched.
         """
         packing = Packing.from_position_ids(position_ids)
         earlier = None
         if self.history is not None and self.training:
-            # before and not below: torch caches the rows of a copied model under the key of the model itself
+            # in a cache of its own: torch would take the copied model's rows for those of the model itself
             with torch.no_grad(), parametrize.cached():
                 earlier = self._compute_losses(self.history.eval(), ids, labels, position_ids, packing).loss
         with parametrize.cached():  # rows that share what they learn are computed once
@@ -58,8 +77,8 @@ class PackedLoss(nn.Module):
 
     def _compute_total(
         self, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing, earlier: Tensor | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """earlier: the losses [P] of the model of the start, to select tokens by."""
+    ) -> tuple[Tensor, LossParts]:
+        """earlier: the losses [P] of the model at the start; None learns from all tokens."""
         packing.watch_layer = None if earlier is None else self.watch_layer
         losses = self._compute_losses(self.model, ids, labels, position_ids, packing)
         token_weights = None
@@ -69,7 +88,7 @@ class PackedLoss(nn.Module):
         result = losses.reduce(self.cfg.z_loss, factors, token_weights)
         total = result.total
         tables = (self.model.get_input_embeddings(), self.model.get_output_embeddings())
-        for parameter in {id(p): p for table in tables for p in table.parameters()}.values():
+        for parameter in dict.fromkeys(p for table in tables for p in table.parameters()):
             if parameter.requires_grad:  # rows that this batch does not score still take part: DDP waits for them
                 total = total + 0.0 * parameter.sum()
         modality_of = {group.name: group.modality for group in self.groups.groups}
@@ -78,10 +97,10 @@ class PackedLoss(nn.Module):
             old = modalities[modality_of[name]]
             modalities[modality_of[name]] = (old[0] + summed, old[1] + count)
         found = {name: pair for name, pair in modalities.items() if pair[1]}
-        return total, {"weight": result.weight, "modalities": found, "blocks": result.per_block}
+        return total, LossParts(weight=result.weight, modalities=found, blocks=result.per_block)
 
     def _compute_losses(
-        self, model: nn.Module, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing
+        self, model: PreTrainedModel, ids: Tensor, labels: Tensor, position_ids: Tensor, packing: Packing
     ) -> TokenLosses:
         hidden = model.get_decoder()(
             input_ids=ids, position_ids=position_ids, use_cache=False, packing=packing
@@ -93,6 +112,7 @@ class PackedLoss(nn.Module):
 
     @torch.no_grad()
     def _weigh_tokens(self, losses: TokenLosses, earlier: Tensor, labels: Tensor, packing: Packing) -> Tensor:
+        """The weight [P] of each labelled token: 1 where it is learnt from, else 0."""
         if packing.watched is None:
             raise ValueError("keep_share below 1 needs attention 'varlen' or 'xformers'; choose one of them or 'auto'")
         to_prompt = measure_prompt_attention(*packing.watched, packing, labels == IGNORE).reshape(-1)[losses.where]

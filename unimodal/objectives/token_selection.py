@@ -1,9 +1,10 @@
 """Which answer tokens are worth learning from: ssToken, "Self-modulated and Semantic-aware Token Selection"
 (arXiv 2510.18250).
 
-A token's score mixes two signals, each scaled to [0, 1] over the batch: by how much its loss fell since the history
-model, here the weights at the start of the run (tokens that stay hard are noise or out of reach), and how much of its
-attention goes to the prompt in a deep layer (tokens that answer what was asked). Only the best share is learnt.
+A token's score mixes two signals, each scaled to [0, 1] over the batch: how far its loss has fallen below that of the
+history model, here the model at the start of the run (tokens that stay hard are noise or out of reach); and the share
+of its attention that goes to the prompt in a deep layer (tokens that answer what was asked). Only the tokens with the
+best scores are learnt from.
 
 Shapes: B rows, N tokens, T = B * N, H and K query and key/value heads, D head width, S documents, L longest,
 P labelled.
@@ -19,8 +20,10 @@ from unimodal.model.attention import Packing
 
 @torch.no_grad()
 def measure_prompt_attention(query: Tensor, key: Tensor, packing: Packing, is_prompt: Tensor) -> Tensor:
-    """query [B, H, N, D], key [B, K, N, D], is_prompt bool [B, N] → the share of each token's attention that goes to
-    prompt tokens of its own document, mean over heads, float32 [B, N]."""
+    """The share of each token's attention that goes to prompt tokens of its own document, float32 [B, N].
+
+    query: [B, H, N, D]. key: [B, K, N, D]. is_prompt: bool [B, N]. The mean over heads.
+    """
     batch, num_heads, length, width = query.shape
     key = key.repeat_interleave(num_heads // key.shape[1], 1)
     flat_query, flat_key = (x.float().transpose(1, 2).reshape(batch * length, num_heads, width) for x in (query, key))
@@ -37,7 +40,11 @@ def measure_prompt_attention(query: Tensor, key: Tensor, packing: Packing, is_pr
 
 
 def select_tokens(fallen: Tensor, to_prompt: Tensor, keep_share: float, loss_share: float) -> Tensor:
-    """History loss minus loss [P] and attention to the prompt [P] → [P], 1 for the best ``keep_share``, else 0."""
+    """1 for the tokens with the best scores, a share ``keep_share`` of all, else 0: [P].
+
+    fallen: the history model's loss minus the loss, [P]. to_prompt: attention to the prompt, [P]. loss_share: weight of
+    the first in the score.
+    """
     score = loss_share * _scale(fallen) + (1 - loss_share) * _scale(to_prompt)
     kept = torch.zeros_like(score)
     if len(score):
@@ -46,7 +53,7 @@ def select_tokens(fallen: Tensor, to_prompt: Tensor, keep_share: float, loss_sha
 
 
 def _scale(values: Tensor) -> Tensor:
-    """To [0, 1] by the least and the largest."""
+    """Scale values linearly so that the least becomes 0 and the largest 1."""
     if not len(values):
         return values
     low, high = values.min(), values.max()

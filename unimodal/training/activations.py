@@ -1,4 +1,4 @@
-"""Less memory for more time: keep the input of a block only, and compute the rest again (arXiv 1604.06174)."""
+"""Activation checkpointing: keep only each block's input and compute the rest again (arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Turns activation checkpointing on. ValueError for a model that cannot."""
+    """Turn activation checkpointing on. Raises ValueError for a model that does not support it."""
     for method in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):  # the newer name first
         target = next((m for m in model.modules() if hasattr(m, method)), None)
         if target is not None:

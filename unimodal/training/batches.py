@@ -1,4 +1,4 @@
-"""What a trainer takes: batches that resume, and a loss of them.
+"""What a trainer takes: a source of batches that can resume, and a loss function.
 
 A batch source is any object with ``next_batch()``, ``state_dict()`` and ``load_state_dict(state)``; a loss function
 takes ``(batch, step)`` and returns a ``WeightedLoss``, or a scalar loss and a dict of numbers to log.
@@ -27,16 +27,16 @@ class BatchSource(Protocol[BatchT_co]):
 
 @runtime_checkable
 class RankedSource(Protocol):
-    """A source that also goes on where another number of ranks stood, whose states these are."""
+    """A source that can also resume from the states of a run with another number of ranks."""
 
     def load_other_ranks(self, states: Sequence[State]) -> None: ...
 
 
 @dataclass
 class WeightedLoss:
-    """A loss that is a sum: ``total`` is differentiated and divided by the ``weight`` of the whole step.
+    """A summed loss: ``total`` is differentiated, and divided by the summed ``weight`` of all batches of a step.
 
-    ``sums`` are (sum, count) pairs to log as means, ``num_tokens`` what the batch held.
+    sums: (sum, count) pairs to log as means. num_tokens: tokens of the batch.
     """
 
     total: Tensor

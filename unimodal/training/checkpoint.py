@@ -1,7 +1,7 @@
-"""Checkpoints that appear whole or not at all, and that resume exactly: weights, EMA, optimizer, RNG and data cursor.
+"""Checkpoints that are written whole or not at all and resume exactly: weights, EMA, optimizer, RNG and data cursor.
 
 A save writes ``last.pt.part``, flushes it to the disk and renames it over ``last.pt``: a full disk, a kill or a power
-cut leaves the checkpoint before it untouched.
+cut leaves the previous checkpoint untouched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
-State = dict[str, Any]  # what torch.save takes: tensors, numbers, texts, and lists and dicts of these
+#: what torch.save takes and torch.load returns; Any, since torch's and each batch source's states have their own shapes
+State = dict[str, Any]
 
 
 class RandomState(TypedDict):
@@ -34,8 +35,7 @@ OF_A_RUN = (
 
 
 def save_checkpoint(folder: Path, state: State, name: str = LAST) -> Path:
-    """Saves ``state`` as ``folder/name`` atomically. OSError (a full disk, say) leaves the old file and no part
-    behind."""
+    """Save ``state`` as ``folder/name``, whole or not at all. Raises OSError, for example for a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / name, folder / f"{name}.part"
     try:
@@ -52,7 +52,7 @@ def save_checkpoint(folder: Path, state: State, name: str = LAST) -> Path:
 
 
 def load_checkpoint(folder: Path, name: str = LAST) -> State | None:
-    """What ``save_checkpoint`` wrote, or None if there is none. A damaged file is a ValueError."""
+    """What ``save_checkpoint`` wrote, or None if there is no file. Raises ValueError for a damaged one."""
     path = folder / name
     if not path.exists():
         return None
@@ -69,7 +69,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def name_checkpoint(step: int) -> str:
-    """A numbered checkpoint, as transformers calls it."""
+    """The file name of a numbered checkpoint, in transformers' form."""
     return f"checkpoint-{step}.pt"
 
 
@@ -80,15 +80,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def drop_checkpoints(folder: Path, keep: int) -> None:
-    """Removes all numbered checkpoints but the newest `keep`."""
+    """Remove all numbered checkpoints but the newest `keep`."""
     for path in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def set_aside(folder: Path) -> Path | None:
-    """Moves what a run has written in `folder` into a new folder `earlier-N` in it; → that, or None without a run.
+    """Move what a run has written in `folder` to a new folder `earlier-N` in it; return that, or None without a run.
 
-    The checkpoint goes first: whatever stops this, the rest is never taken for a run that can go on.
+    The checkpoint is moved first: if this is interrupted, the remaining files never look like a run that can resume.
     """
     found = [path for pattern in OF_A_RUN for path in sorted(folder.glob(pattern))]
     if not found:
@@ -104,7 +104,7 @@ def set_aside(folder: Path) -> Path | None:
 
 
 def get_random_state() -> RandomState:
-    """The state of torch's global generators, to be given back to ``set_random_state``."""
+    """The state of torch's global generators, for ``set_random_state``."""
     state: RandomState = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -112,6 +112,7 @@ def get_random_state() -> RandomState:
 
 
 def set_random_state(state: RandomState) -> None:
+    """Set torch's global generators to what ``get_random_state`` returned."""
     torch.set_rng_state(state["cpu"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -21,7 +21,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 @dataclass(frozen=True)
 class Flags:
-    """What a training was asked for beside its settings."""
+    """The command-line flags of a recipe that trains."""
 
     dry_run: bool = False  # say what would be done, and stop
     restart: bool = False  # begin anew where a run lies already
@@ -30,8 +30,10 @@ class Flags:
 def run_recipe(
     config_class: type[ConfigT], run: Callable[[ConfigT, bool], None], description: str | None = None
 ) -> None:
-    """Imports what `$UNIMODAL_PLUGINS` names, reads the settings, calls ``run(config, dry_run)``, and turns users'
-    errors into one line."""
+    """Import the plugins of `$UNIMODAL_PLUGINS`, read the settings and call ``run(config, dry_run)``.
+
+    A ValueError becomes one line on stderr and exit status 2.
+    """
     parser = _make_parser(description)
     args = parser.parse_args()
     _run(args, config_class, lambda cfg: run(cfg, args.dry_run))
@@ -40,7 +42,7 @@ def run_recipe(
 def run_training(
     config_class: type[ConfigT], run: Callable[[ConfigT, Flags], None], description: str | None = None
 ) -> None:
-    """`run_recipe` of a recipe that trains: it also has `--restart`, and calls ``run(config, flags)``."""
+    """`run_recipe` for a recipe that trains: with `--restart`, and ``run(config, flags)``."""
     parser = _make_parser(description)
     parser.add_argument(
         "--restart", action="store_true", help="begin anew; what an earlier run left is moved into its earlier-N"

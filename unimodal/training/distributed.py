@@ -28,16 +28,17 @@ from torch import Tensor, nn
 
 from unimodal.training.checkpoint import LAST, State, load_checkpoint, save_checkpoint
 
-LOCAL = ("random", "batches")  # what of a checkpoint is each rank's own
+LOCAL = ("random", "batches")  # the parts of a checkpoint that each rank has of its own
 T = TypeVar("T")
 Optimizers = Sequence[torch.optim.Optimizer]
 Strategy = Literal["ddp", "fsdp"]
 
 
 class Parallel:
-    """One process: the base of the others, and what a trainer uses when it is given none."""
+    """A single process: the default of a trainer, and the base class of the others."""
 
     rank, num_ranks = 0, 1
+    splits_weights = False  # whether the weights of a wrapped module are split over ranks
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
@@ -48,26 +49,32 @@ class Parallel:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """What to call in place of ``module``; do it before optimizers are made."""
+        """The module to call in place of ``module``. Wrap before optimizers are made."""
         self.wrapped = module
         return module
 
     @contextmanager
     def accumulate(self, more: bool) -> Iterator[None]:
-        """Around forward and backward; ``more``: another batch of the same step follows, gradients stay here."""
+        """A context for one forward and backward pass; ``more``: another batch of the same step follows."""
         yield
 
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        """Scale gradients down to a norm of at most ``limit``; the norm that they had, over all ranks."""
+        return nn.utils.clip_grad_norm_(parameters, limit)
+
     def sum_over_ranks(self, values: Sequence[float]) -> list[float]:
-        """The sums over all ranks."""
+        """The sum of each value over all ranks."""
         return list(values)
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, on every rank."""
         return [value]
 
-    def wait_for_all(self) -> None: ...
+    def wait_for_all(self) -> None:
+        """Return once every rank has called this."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Leave the group of ranks; nothing may be exchanged afterwards."""
 
     # ---- checkpoints: ``shared`` is the same on all ranks, ``local`` is this rank's own
 
@@ -78,10 +85,10 @@ class Parallel:
         self.wait_for_all()
 
     def load(self, folder: Path, shared: Callable[[], State], name: str = LAST) -> State | None:
-        """What ``save`` wrote, this rank's part among it; ``shared()`` has the shape of what to expect.
+        """What ``save`` wrote: the shared state and this rank's own; None if there is none.
 
-        Where another number of ranks wrote it, the parts of them all are a list under ``ranks`` in place of this
-        rank's.
+        shared: returns a state of the same shape. If another number of ranks wrote it, the states of all those ranks
+        are listed under ``ranks`` in place of this rank's own. Raises ValueError for a damaged checkpoint.
         """
         state = load_checkpoint(folder, name)
         if state is None:
@@ -102,7 +109,7 @@ class Parallel:
             optimizer.load_state_dict(saved)
 
     def gather_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """The whole state of ``module`` on the CPU, on the main rank at least."""
+        """The whole state of ``module`` on the CPU, at least on the main rank."""
         return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
 
 
@@ -112,11 +119,11 @@ _GROUPS: list[dist.ProcessGroup | None] = []
 
 
 def leave(status: int = 0) -> None:
-    """Ends this process with ``status`` if it ever was one of many; call it last, and where all is written.
+    """End this process with ``status`` if it was ever one of many. Call it last, when everything is written.
 
-    An interpreter that is torn down kills every thread that waits for its lock, and a thread of gloo that is about to
-    free a tensor may be waiting: the whole process would abort (SIGABRT) after its work is done. So what is registered
-    for the end is done, the streams are flushed, and nothing is torn down.
+    When the interpreter shuts down, it kills threads that wait for its lock. A thread of gloo that is about to free a
+    tensor may be one of them, and the whole process would abort (SIGABRT) after its work is done. So exit functions are
+    run and streams flushed, but the interpreter is not shut down.
     """
     if _GROUPS:
         atexit._run_exitfuncs()  # trackers send their last rows there
@@ -126,7 +133,7 @@ def leave(status: int = 0) -> None:
 
 
 class _Many(Parallel):
-    """What DDP and FSDP2 share."""
+    """One of many processes: what DDP and FSDP2 have in common."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -168,7 +175,17 @@ class DataParallel(_Many):
 
 
 class Sharded(_Many):
-    """Every rank has a part of every tensor; blocks are gathered when they are computed."""
+    """Every rank has a part of every tensor; a block is gathered while it is computed."""
+
+    @property
+    def splits_weights(self) -> bool:  # type: ignore[override]
+        return self.wrapped is not None
+
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        from torch.distributed.tensor import DTensor
+
+        norm = super().clip_gradients(parameters, limit)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def wrap(self, module: nn.Module) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
@@ -188,7 +205,7 @@ class Sharded(_Many):
         yield
 
     def save(self, folder: Path, shared: State, local: State, name: str = LAST) -> None:
-        """A folder ``last`` of shards, complete or not there: it is written beside and then moved into place."""
+        """Write a folder ``last`` of shards: under another name first, then moved to its place."""
         import torch.distributed.checkpoint as dcp
 
         target = folder / Path(name).stem
@@ -253,8 +270,10 @@ class Sharded(_Many):
         return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
     def _read_parts(self, target: Path) -> list[State]:
-        """This rank's file; or those of all ranks that wrote, where these were of another number. ValueError if one is
-        missing or damaged."""
+        """The own states in a checkpoint: this rank's, or those of all ranks if another number of ranks wrote it.
+
+        Raises ValueError if one is missing or damaged.
+        """
         own = load_checkpoint(target, self._own)
         first = own or load_checkpoint(target, _name_part(0))
         if first is None or (own is None and first["num_ranks"] == self.num_ranks):
@@ -277,19 +296,19 @@ def _name_part(rank: int) -> str:
 
 
 def _take_local(state: State) -> State:
-    """What of a state is one process's own, taken out of it."""
+    """Take the entries `LOCAL` out of a state and return them."""
     return {name: state.pop(name) for name in LOCAL if name in state}
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a decoder: the children of its longest module list, and of those of a copy beside it."""
+    """The repeated blocks of a decoder: the children of its longest module lists (two if a copy stands beside it)."""
     lists = [list(m) for m in module.modules() if isinstance(m, nn.ModuleList)]
     longest = max(map(len, lists), default=0)
     return [block for blocks in lists if len(blocks) == longest for block in blocks]
 
 
 def start(strategy: Strategy = "ddp") -> Parallel:
-    """The parallelism of this process: torchrun's if it was started by it, else one process on the best device."""
+    """The parallelism of this process: that of torchrun if torchrun started it, else one process on the best device."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Parallel(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if torch.cuda.is_available():

@@ -1,8 +1,8 @@
-"""What a run is made of: every setting and input that decides what it learns, compared before it is taken up again.
+"""A run's identity: every setting and input that decides what it learns, compared before the run is resumed.
 
-An identity is a dict of names and short texts, such as `lora.alpha → 16.0` and `base weights → 9f86d081884c7d65`. It
-lies in the run's folder as `run.json`. Settings that are marked `MAY_CHANGE` are left out: they decide how long, where
-and how often, not what is learnt. Files are known by their content, so their paths may change too.
+An identity maps names to short texts, such as `lora.alpha → 16.0` and `base weights → 9f86d081884c7d65`. It lies in the
+run's folder as `run.json`. Settings marked `MAY_CHANGE` are left out: they decide how long, where and how often a run
+trains, not what it learns. Files count by their content, so their paths may change too.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from unimodal.config import Config, MayChange
 from unimodal.files import read_json_as, write_json
 
 IDENTITY_FILE = "run.json"
-MOST_NAMED = 5  # differences in a message
+MOST_NAMED = 5  # a message names at most so many differences
 
 Identity = dict[str, str]
 
 
 def describe_settings(cfg: Config, leave_out: Collection[str] = ()) -> Identity:
-    """Every setting by its dotted name as JSON, without those that may change and those that `leave_out` names."""
+    """Dotted name → JSON of every setting, without those marked `MAY_CHANGE` and those below a name in `leave_out`."""
     found = _walk_fields(cfg, "")
     return {name: value for name, value in found if not any(_is_within(name, part) for part in leave_out)}
 
 
 def list_free_settings(cls: type[BaseModel], prefix: str = "") -> list[str]:
-    """The dotted names of the settings of a class that may change between the parts of a run."""
+    """The dotted names of a class's settings that may change when a run is resumed."""
     names: list[str] = []
     for name, field in cls.model_fields.items():
         if any(isinstance(mark, MayChange) for mark in field.metadata):
@@ -53,7 +53,7 @@ def hash_weights(module: nn.Module) -> str:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """A short hash of the content of files, in their order; one that is not there counts as such."""
+    """A short hash of the content of files, in their order; a missing file has a mark of its own."""
     digest = hashlib.sha256()
     for path in paths:
         if not path.is_file():
@@ -65,23 +65,23 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def hash_json(value: object) -> str:
-    """A short hash of what JSON can say."""
+    """A short hash of a value that JSON can hold."""
     return _shorten(hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest())
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """What the run in a folder is made of; None where that was not written down."""
+    """The identity of the run in a folder; None if it has no `run.json`."""
     path = folder / IDENTITY_FILE
     return read_json_as(dict[str, str], path, "restore it, or begin anew with --restart") if path.is_file() else None
 
 
 def write_identity(folder: Path, identity: Mapping[str, str]) -> None:
+    """Write `run.json`, whole or not at all."""
     write_json(folder / IDENTITY_FILE, dict(identity))
 
 
 def check_identity(folder: Path, identity: Mapping[str, str]) -> None:
-    """ValueError, in one line that says what differs, if the run in `folder` is made of other things than `identity`
-    says."""
+    """Raises ValueError, in one line that names the differences, if the run in `folder` has another identity."""
     saved = read_identity(folder)
     if saved is None:
         raise ValueError(

@@ -1,11 +1,11 @@
 """The training loop: warm-up and cosine, clipping, EMA, exact resume, early stop, and a stop that loses nothing.
 
-Batches and losses are as `batches.py` says. Weighted losses are divided by the weights of all batches and ranks of a
-step together: eight batches of one document are one batch of eight, however unequal their lengths, and two ranks are
-one.
+`batches.py` says what batches and losses are. Weighted losses are divided by the summed weights of a step's batches on
+all ranks: eight batches of one document give the step of one batch of eight, however unequal their lengths, and two
+ranks give the step of one.
 
-Interrupting (Ctrl-C or SIGTERM) saves a checkpoint and ends with ``Interrupted``; the same command goes on from there,
-loss by loss the same as a run that was never stopped.
+An interruption (Ctrl-C or SIGTERM) saves a checkpoint and raises ``Interrupted``. The same command goes on from there,
+with the losses of a run that was never stopped.
 """
 
 from __future__ import annotations
@@ -50,13 +50,15 @@ class Interrupted(Exception):
 
 
 class Trainer(Generic[BatchT]):
-    """One run in one folder. ``run`` trains to the end of ``cfg.steps``, from the folder's checkpoint if there is
-    one.
+    """One run in one folder. ``run`` trains for ``cfg.steps`` steps, from the folder's checkpoint if there is one.
 
-    validation: batches to validate on every ``evaluate_every`` steps; the weights with the best loss are kept as
-    ``best.pt``. parallel: of this process (`distributed.py`); wrap the module that ``loss`` calls before. identity:
-    what the run is made of (`identity.py`); a checkpoint of other things is then refused. restart: move what an earlier
-    run left in the folder aside and begin anew.
+    loss: (batch, step) → `WeightedLoss`, or a scalar loss and numbers to log. on_log: called with each record of
+    metrics. validation: batches to validate on every ``evaluate_every`` steps; the weights with the best loss are kept
+    as ``best.pt``. parallel: that of this process (`distributed.py`); the module that ``loss`` calls must be wrapped
+    already. identity: what the run is made of (`identity.py`); a checkpoint of another identity is refused. restart:
+    move an earlier run's files aside and begin anew.
+    Raises ValueError, in one line, for a run that cannot be continued, a disk that is too full, and a gradient that is
+    not finite.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Trainer(Generic[BatchT]):
         self.validation = validation or ()
         if cfg.activation_checkpointing:
             checkpoint_activations(model)
-        self.optimizers = make_optimizers(model, cfg)
+        self.optimizers = make_optimizers(model, cfg, self.parallel.splits_weights)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ValueError("nothing of the model is trained; unfreeze something or add an adapter")
@@ -117,7 +119,7 @@ class Trainer(Generic[BatchT]):
 
     # -- state ------------------------------------------------------------------------------------------------------
     def _collect_shared(self) -> State:
-        """What is the same on all ranks."""
+        """The part of a checkpoint that is the same on all ranks."""
         return {
             "step": self.step,
             "model": self._collect_weights(),
@@ -128,13 +130,13 @@ class Trainer(Generic[BatchT]):
         }
 
     def _collect_weights(self) -> dict[str, Tensor]:
-        """What is trained, and buffers: what is frozen, scales of a base in 8 bits included, is not the run's."""
+        """The trained weights and the buffers; nothing that is frozen, such as the scales of a base in 8 bits."""
         trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
         kept = trained | {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
         return {name: tensor for name, tensor in self.model.state_dict().items() if name in kept}
 
     def check_disk(self) -> None:
-        """ValueError where a checkpoint does not fit: better now than after hours."""
+        """Raises ValueError if a checkpoint does not fit on the disk: better now than after hours."""
         copies = 3 + (self.ema is not None)  # weights, two moments of the optimizer, the average
         numbered = self.cfg.steps // self.cfg.save_steps if self.cfg.save_steps else 0
         copies *= 1 + min(numbered, self.cfg.save_total_limit or numbered)
@@ -152,13 +154,13 @@ class Trainer(Generic[BatchT]):
         self.parallel.save(self.folder, self._collect_shared(), local, name)
 
     def _save_numbered(self) -> None:
-        """A checkpoint that later ones do not replace; the oldest goes where there are more than are to be kept."""
+        """Save a numbered checkpoint, which later ones do not replace; remove the oldest beyond `save_total_limit`."""
         self.save(name_checkpoint(self.step))
         if self.cfg.save_total_limit is not None and self.parallel.is_main:
             drop_checkpoints(self.folder, self.cfg.save_total_limit)
 
     def resume(self) -> bool:
-        """Takes up the folder's checkpoint, if there is one; True if it did."""
+        """Load the folder's checkpoint, if there is one; return whether there was."""
         state = self.parallel.load(self.folder, self._collect_shared)
         if state is None:
             return False
@@ -195,7 +197,7 @@ class Trainer(Generic[BatchT]):
         return True
 
     def _resume_other_ranks(self, ranks: Sequence[State], batches_per_step: int) -> None:
-        """Takes up what another number of ranks left: weights and averages as they were, batches from about there."""
+        """Go on from a run with another number of ranks: its weights and averages, and about its place in the data."""
         assert isinstance(self.batches, RankedSource)
         self.batches.load_other_ranks([rank["batches"] for rank in ranks])
         torch.manual_seed(self.cfg.seed + 7919 * self.step + self.parallel.rank)
@@ -215,15 +217,15 @@ class Trainer(Generic[BatchT]):
         self.model.load_state_dict(state, strict=False)
 
     def use_ema(self) -> None:
-        """Copies the averaged weights into the model (for evaluation and export, at the end)."""
+        """Copy the averaged weights into the model, for evaluation and export at the end."""
         if self.ema is not None:
             with torch.no_grad():
                 for parameter, average in zip(self.parameters, self.ema, strict=True):
                     parameter.copy_(average)
 
     def use_best(self) -> bool:
-        """Copies the weights of the best validation into the model, if there was one; True if it did."""
-        if self.best is None:  # a file of that name is of another run
+        """Copy the weights of the best validation into the model, if there was one; return whether there was."""
+        if self.best is None:  # a file of that name is an earlier run's
             return False
         state = self.parallel.load(self.folder, lambda: {"model": self._collect_weights()}, BEST)
         if state is None:
@@ -262,8 +264,7 @@ class Trainer(Generic[BatchT]):
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.grad_clip)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = self.parallel.clip_gradients(self.parameters, self.cfg.grad_clip)
         if not torch.isfinite(norm):
             raise ValueError(
                 f"the gradient is not finite at step {self.step}; lower learning_rate ({self.cfg.learning_rate})"
@@ -290,7 +291,7 @@ class Trainer(Generic[BatchT]):
         return {f"validation_{name}": value for name, value in compute_means(sums).items()}
 
     def run(self) -> None:
-        """Trains until the last step; raises ``Interrupted`` if it was asked to stop before."""
+        """Train until the last step. Raises ``Interrupted`` if asked to stop before."""
         self.check_disk()
         self._begin()
         if self.step >= self.cfg.steps or self.stopped_early:
@@ -316,7 +317,7 @@ class Trainer(Generic[BatchT]):
                     tokens = self.parallel.sum_over_ranks([self._tokens])[0] / max(now - logged_at, 1e-9)
                     self._report(progress, round(seconds, 4), tokens)
                     logged_at, logged_step, self._tokens = now, self.step, 0
-                # Ranks agree: one that is asked to stop, or whose time to save has come, speaks for them all.
+                # Ranks agree: if one is asked to stop, or to save, all do.
                 due = time.monotonic() - saved_at > self.cfg.checkpoint_every_s
                 stop, due_anywhere = self.parallel.sum_over_ranks([float(self._stop), float(due)])
                 if stop or due_anywhere:
@@ -337,7 +338,7 @@ class Trainer(Generic[BatchT]):
                 signal.signal(number, handler)
 
     def _begin(self) -> None:
-        """Takes up the run in the folder, or begins a new one, and says which on stderr."""
+        """Resume the run in the folder, or begin a new one, and say which on stderr."""
         resumed = self.resume()
         said = ""
         if resumed and self.step >= self.cfg.steps:
@@ -363,7 +364,7 @@ class Trainer(Generic[BatchT]):
                 print(said, file=sys.stderr, flush=True)
 
     def _validate(self, progress: Progress) -> None:
-        """Adds the validation losses to the metrics, keeps the best weights, and decides whether to stop early."""
+        """Log the validation losses, keep the best weights, and decide whether to stop early."""
         losses = self.evaluate()
         self.metrics.add(losses)
         loss = losses["validation_loss"]

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object a line, always; each a mean since the last line."""
+"""Metrics of a run: JSON objects, one a line, each with the means since the line before."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class MetricsLog:
         self._sums: Sums = {}
 
     def add(self, values: Mapping[str, float | tuple[float, float]]) -> None:
-        """Numbers of a step; a pair is a sum with its count (per token, say), a number counts once."""
+        """Add a step's numbers: a pair is a sum and its count (of tokens, say), a plain number counts once."""
         add_sums(self._sums, {n: v if isinstance(v, tuple) else (v, 1.0) for n, v in values.items()})
 
     def take(self) -> Sums:
-        """What was collected since the last call."""
+        """Return what was added since the last call, and begin anew."""
         taken, self._sums = self._sums, {}
         return taken
 
     def write(self, parts: Iterable[Sums], **fields: float) -> dict[str, float]:
-        """Writes one line of ``fields`` and the means over all ``parts`` (one for each rank); returns what it wrote."""
+        """Write one line of ``fields`` and the means over all ``parts`` (one a rank); return its content."""
         total: Sums = {}
         for part in parts:
             add_sums(total, part)
@@ -52,7 +52,7 @@ class MetricsLog:
         return self.write([self.take()], **fields)
 
     def cut_after(self, step: int) -> None:
-        """Drops lines past ``step``: a resumed run does not leave lines of steps that are done again."""
+        """Remove lines past ``step``: a resumed run writes them again."""
         if not self.path.exists():
             return
         lines = [line for line in self.path.read_text().splitlines() if json.loads(line).get("step", 0) <= step]

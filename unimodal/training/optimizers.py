@@ -22,31 +22,34 @@ def find_learning_rate(step: int, cfg: LoopConfig) -> float:
 
 
 def group_parameters(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices are decayed; biases, norms and other vectors are not; frozen ones are left out."""
+    """Two groups: matrices, which decay, and vectors (biases, norms), which do not. Frozen parameters are left out."""
     parameters = [p for p in parameters if p.requires_grad]
     decayed = [p for p in parameters if p.dim() >= 2]
     plain = [p for p in parameters if p.dim() < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def make_optimizers(model: nn.Module, cfg: LoopConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for every trained parameter, or Muon (Jordan et al. 2024; scaled as in arXiv 2502.16982, so that one
-    learning rate serves both) for the weights of linear layers and AdamW for embeddings, convolutions and the rest."""
+def make_optimizers(model: nn.Module, cfg: LoopConfig, splits_weights: bool = False) -> list[torch.optim.Optimizer]:
+    """AdamW for every trained parameter; or with `optimizer: muon`, Muon for linear layers and AdamW for the rest.
+
+    Muon (Jordan et al. 2024) is scaled as in arXiv 2502.16982, so that one learning rate serves both. The head counts
+    as an embedding. splits_weights: whether FSDP2 splits the weights over ranks.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     hidden: list[nn.Parameter] = []
     if cfg.optimizer == "muon":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
         hidden = [layer.weight for layer in layers if layer.weight.requires_grad]
-    chosen = {id(p) for p in hidden}
-    groups = group_parameters([p for p in trained if id(p) not in chosen], cfg.weight_decay)
+    chosen = set(hidden)
+    groups = group_parameters([p for p in trained if p not in chosen], cfg.weight_decay)
     if hidden:  # beside a second optimizer torch's distributed checkpoint takes no empty group
         groups = [group for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
     ]
     if hidden:
-        kind = ShardedMuon if any(hasattr(weight, "placements") for weight in hidden) else torch.optim.Muon
+        kind = ShardedMuon if splits_weights else torch.optim.Muon
         muon = kind(hidden, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)
     return optimizers
@@ -55,9 +58,9 @@ def make_optimizers(model: nn.Module, cfg: LoopConfig) -> list[torch.optim.Optim
 class ShardedMuon(torch.optim.Muon):
     """Muon for weights that FSDP2 splits over ranks.
 
-    Gradients and momentum stay split. Only what is to be made orthogonal is gathered, a matrix at a time: every rank
-    iterates on the whole matrix and keeps its own rows (one gather a matrix in place of several products of split
-    matrices in each of the five iterations; torch's own Muon cannot write their result back into a split weight).
+    Gradients and momentum stay split. One matrix at a time is gathered to be made orthogonal: every rank iterates on
+    the whole matrix and keeps its own rows. That is one gather a matrix, where products of split matrices would
+    communicate in each of the five iterations. torch's own Muon cannot write the result back into a split weight.
     """
 
     @torch.no_grad()

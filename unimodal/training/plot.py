@@ -1,4 +1,4 @@
-"""The losses of a run as a picture: one line for the loss and one for each modality or block, from metrics.jsonl."""
+"""A plot of a run's losses from metrics.jsonl: a line for the loss, and one for each modality or block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Points = list[tuple[float, float]]
 
 
 def read_losses(metrics: Path) -> dict[str, Points]:
-    """name → (step, loss) of every loss in a metrics file, ``loss`` first, validation behind training."""
+    """Name → [(step, loss)] of every loss in a metrics file: ``loss`` first, validation losses last."""
     series: dict[str, Points] = {}
     for line in metrics.read_text().splitlines():
         record = json.loads(line)
@@ -26,7 +26,7 @@ def read_losses(metrics: Path) -> dict[str, Points]:
 
 
 def plot_losses(folder: Path, name: str = "loss.png") -> Path | None:
-    """Draws ``folder/metrics.jsonl`` as ``folder/loss.png``; None where there is nothing to draw."""
+    """Draw ``folder/metrics.jsonl`` as ``folder/name``; return its path, or None if there is nothing to draw."""
     metrics = folder / "metrics.jsonl"
     series = read_losses(metrics) if metrics.exists() else {}
     if not series:

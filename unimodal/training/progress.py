@@ -13,7 +13,7 @@ HIDDEN = ("step", "seconds_per_step", "tokens_per_second")
 
 
 class Progress:
-    """Shows the records of a run of ``steps`` steps. shown: False says nothing, for all ranks but one."""
+    """Shows the progress of a run of ``steps`` steps. shown: False shows nothing, for all ranks but the main one."""
 
     def __init__(self, steps: int, first_step: int = 0, shown: bool = True) -> None:
         self.steps, self.shown = steps, shown
@@ -33,7 +33,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
     def record(self, record: Mapping[str, float]) -> None:
-        """A line of metrics: on the bar, or printed."""
+        """Show a line of metrics: on the bar, or printed."""
         if not self.shown:
             return
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name not in HIDDEN)

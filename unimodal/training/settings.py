@@ -11,8 +11,7 @@ from unimodal.config import MAY_CHANGE, Config
 
 
 class LoopConfig(Config):
-    """How long, how fast and with what a model is trained. What is marked `MAY_CHANGE` may differ from one part of a
-    run to the next."""
+    """How a model is trained. Settings marked `MAY_CHANGE` may be changed when a run is resumed."""
 
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"),)
     called_elsewhere: ClassVar[Mapping[str, str]] = {
@@ -29,7 +28,7 @@ class LoopConfig(Config):
     }
 
     steps: Annotated[int, MAY_CHANGE] = Field(1000, ge=0)  # 0 only beside epochs
-    #: times that every document is learnt from, in place of steps; parts of a time count too
+    #: times that every document is learnt from, in place of steps; fractions are allowed
     epochs: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(1e-5, ge=0)
@@ -39,7 +38,7 @@ class LoopConfig(Config):
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, everything else by AdamW
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: matrix products under autocast, weights in fp32
     grad_clip: float = Field(1.0, gt=0)
-    #: batches of each rank in a step; a resumed run may have others only where it has another number of ranks
+    #: batches of each rank in a step; may change on resume only together with the number of ranks
     accumulation: Annotated[int, MAY_CHANGE] = Field(1, ge=1)
     #: keep only the input of a block and compute the rest again: less memory, 4/3 of the time
     activation_checkpointing: Annotated[bool, MAY_CHANGE] = False
@@ -50,7 +49,7 @@ class LoopConfig(Config):
     checkpoint_every_s: Annotated[float, MAY_CHANGE] = Field(120.0, gt=0)
     #: steps between numbered checkpoints, `checkpoint-500.pt`, beside the last one; 0: none
     save_steps: Annotated[int, MAY_CHANGE] = Field(0, ge=0)
-    save_total_limit: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1)  # numbered ones that are kept, the newest
+    save_total_limit: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1)  # the newest so many numbered ones are kept
     evaluate_every: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # steps between validations; 0: none
     #: validations without a better loss before the run stops early; 0: never
     patience: Annotated[int, MAY_CHANGE] = Field(0, ge=0)
@@ -61,7 +60,7 @@ class LoopConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_steps(cls, values: object) -> object:
-        """No steps where epochs are given alone."""
+        """Set steps to 0 if only epochs are given."""
         if isinstance(values, Mapping) and values.get("epochs") is not None and "steps" not in values:
             return {**values, "steps": 0}
         return values

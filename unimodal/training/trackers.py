@@ -1,8 +1,8 @@
-"""Where metrics go beside ``metrics.jsonl``: TensorBoard, Trackio, Weights & Biases and MLflow, all optional.
+"""Further places for metrics beside ``metrics.jsonl``: TensorBoard, Trackio, Weights & Biases and MLflow, all optional.
 
-`loop.trackers: [wandb]` in the settings. Each is installed with `pip install unimodal[train]` or by its own name; it is
-configured as its own users do (`WANDB_PROJECT`, `WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, …). A run that is taken up
-again goes on in the same run of its tracker, whose id lies in the run's folder.
+Choose them by `loop.trackers: [wandb]` in the settings. Each is installed with `pip install unimodal[train]` or by its
+own name, and configured by its own variables (`WANDB_PROJECT`, `WANDB_MODE=offline`, `MLFLOW_TRACKING_URI`, …). A
+resumed run goes on in the same run of its tracker, whose id is kept in the run's folder.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from unimodal.files import describe_error
 
 Record = Mapping[str, float]  # one line of metrics; `step` among them
 PROJECT = "unimodal"
-MOST_PARAMETERS = 100  # that MLflow takes at once
+MOST_PARAMETERS = 100  # MLflow takes so many at once
 LONGEST_PARAMETER = 500  # characters
 
 
 class Tracker(Protocol):
-    """Takes one record of metrics after the other."""
+    """Takes the records of metrics, one after the other."""
 
     def log(self, record: Record) -> None: ...
 
@@ -87,7 +87,7 @@ class WeightsAndBiases:
                 dir=str(folder),
                 config=dict(settings),
             )
-        except Exception as error:  # of its own class, which stands behind the import
+        except Exception as error:  # an error class of its own, which cannot be named before the import
             raise ValueError(
                 f"trackers: wandb begins no run: {describe_error(error)}; log in, or set WANDB_MODE=offline"
             ) from None
@@ -112,7 +112,7 @@ class MLflow:
         try:
             mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
             run = mlflow.start_run(run_id=known, run_name=None if known else folder.name)
-        except Exception as error:  # of its own class, which stands behind the import
+        except Exception as error:  # an error class of its own, which cannot be named before the import
             raise ValueError(f"trackers: mlflow begins no run: {describe_error(error)}") from None
         if known is None:
             folder.mkdir(parents=True, exist_ok=True)

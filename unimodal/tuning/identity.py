@@ -1,4 +1,4 @@
-"""What a tuning run is made of: its settings, and the content of all that they name by a path."""
+"""The identity of a tuning run: its settings, and the content of every file and folder that they name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from unimodal.training.settings import LoopConfig
 def describe_inputs(
     template: Template, media: MediaCoder | None, base: nn.Module | None = None, files: Mapping[str, Path | None] = {}
 ) -> Identity:
-    """The base's weights as they were loaded, the tokenizers, the vocabulary, and further files by name. Call it before
-    the base is built upon."""
+    """Hashes of the base's weights, the tokenizers, the vocabulary, and further files by name.
+
+    Call it before the base is changed.
+    """
     vocabulary = template.vocabulary
     inputs = {} if base is None else {"base weights": hash_weights(base)}
     inputs["text tokenizer"] = template.text.sha256[:16]
@@ -33,8 +35,10 @@ def describe_inputs(
 
 
 def describe_run(cfg: Config, inputs: Identity, corpus: Corpus, loop: LoopConfig, parallel: Parallel) -> Identity:
-    """The identity of a run: the settings of its recipe, `inputs`, and the documents of its corpus, which all ranks
-    look at together. Steps and epochs go through the documents in different orders."""
+    """The identity of a run: the settings of its recipe, `inputs`, and a hash of its documents, shared out over ranks.
+
+    Whether steps or epochs were given counts too, since they go through the documents in different orders.
+    """
     shares = parallel.gather(corpus.hash_share(parallel.rank, parallel.num_ranks))
     found: Identity = {}
     for name in shares[0]:

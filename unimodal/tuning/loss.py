@@ -16,7 +16,7 @@ from unimodal.training.batches import WeightedLoss
 
 
 def to_tensors(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """→ ids, labels, position ids, each int64 [B, N]."""
+    """A packed batch as ids, labels and position ids, each int64 [B, N]."""
 
     def move(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).long().to(device)
@@ -27,12 +27,15 @@ def to_tensors(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[
 def make_packed_loss(
     module: nn.Module, device: torch.device, by_block: bool = False
 ) -> Callable[[PackedBatch, int], WeightedLoss]:
-    """The loss that the trainer calls: `module` is a `PackedLoss`, or what wraps it."""
+    """The loss function of a trainer. module: a `PackedLoss`, or its DDP wrapper.
 
-    def loss(batch: PackedBatch, step: int) -> WeightedLoss:
+    by_block: log losses by block of the vocabulary in place of by modality.
+    """
+
+    def compute_loss(batch: PackedBatch, step: int) -> WeightedLoss:
         total, found = module(*to_tensors(batch, device))
         named: Mapping[str, tuple[float, int]] = found["blocks" if by_block else "modalities"]
         sums = {f"loss_{name}": (summed, float(count)) for name, (summed, count) in named.items()}
         return WeightedLoss(total, found["weight"], sums, int((batch.segment_ids > 0).sum()))
 
-    return loss
+    return compute_loss

@@ -23,7 +23,7 @@ from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 
 def check_validation(loop: LoopConfig, corpus: CorpusConfig) -> None:
-    """ValueError for validations that are asked for and have no documents."""
+    """Raises ValueError if validation is asked for without documents to validate on."""
     if loop.evaluate_every and not corpus.validation and not corpus.validation_share:
         raise ValueError(
             f"loop.evaluate_every is {loop.evaluate_every} and there is nothing to validate on; set "
@@ -32,7 +32,7 @@ def check_validation(loop: LoopConfig, corpus: CorpusConfig) -> None:
 
 
 def count_steps(loop: LoopConfig, corpus: Corpus, parallel: Parallel) -> LoopConfig:
-    """The settings with steps in place of epochs, said on stderr; the same settings where there are no epochs."""
+    """The settings with epochs turned into steps, which are printed on stderr; unchanged if no epochs are given."""
     if loop.epochs is None:
         return loop
     batches = max(parallel.gather(corpus.count_batches(loop.epochs, parallel.rank, parallel.num_ranks)))
@@ -43,9 +43,9 @@ def count_steps(loop: LoopConfig, corpus: Corpus, parallel: Parallel) -> LoopCon
 
 
 def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: PackedBatch) -> str:
-    """What a run would do, for `--dry-run`: rows, parameters, memory, data, and the beginning of one packed row."""
+    """The text of `--dry-run`: vocabulary, parameters, memory, data, and the beginning of one packed row."""
     vocabulary = template.vocabulary
-    trained = [p for p in {id(p): p for p in model.parameters()}.values() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
     num_trained, num_all = sum(p.numel() for p in trained), count_parameters(model)
     frozen_bytes = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     config = model.config
@@ -73,7 +73,7 @@ def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: P
 
 
 def spell_ids(ids: Sequence[int] | np.ndarray, template: Template, longest: int = 400) -> str:
-    """Ids as one can read them: text as text, controls by name, runs of codes counted."""
+    """Ids in readable form: text as text, controls by name, runs of codes as counts; cut after `longest` characters."""
     vocabulary = template.vocabulary
     pieces: list[str] = []
     text: list[int] = []
@@ -111,7 +111,7 @@ def spell_ids(ids: Sequence[int] | np.ndarray, template: Template, longest: int 
 
 
 def try_one_step(module: PackedLoss, batch: PackedBatch, device: torch.device) -> str:
-    """Forward and backward of one batch: that it works, its loss, and how fast it was."""
+    """Run one batch forward and backward; a line with its losses and its tokens a second."""
     module.train()
     began = time.monotonic()
     total, found = module(*to_tensors(batch, device))

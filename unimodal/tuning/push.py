@@ -1,4 +1,4 @@
-"""A tuned model on its way to the Hub: exported whole, then pushed, as `unimodal export` and `unimodal push` do it."""
+"""Send a tuned model to the Hub: exported whole and then pushed, as `unimodal export` and `unimodal push` do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unimodal.export.stock import export_model
 
 
 class PushSettings(Config):
-    """Where the finished model goes, and what its card has to say of it."""
+    """The repository of the finished model, and what its card must say."""
 
     repo: str  # owner/name
     license: str  # such as apache-2.0
@@ -23,8 +23,7 @@ class PushSettings(Config):
 
 
 def check_push(cfg: PushSettings | None) -> None:
-    """ValueError for a name or a licence that is none, a missing token, and data that are not named: before the
-    training, not after it."""
+    """Raises ValueError, before the training, for a wrong name or licence, unnamed data or a missing token."""
     if cfg is None:
         return
     check_repository(cfg.repo)
@@ -36,9 +35,9 @@ def check_push(cfg: PushSettings | None) -> None:
 
 
 def push_tuned(folder: Path, cfg: PushSettings) -> None:
-    """Exports the model in `folder`, an adapter merged with its base, and sends it; its address goes to stderr.
+    """Export the model in `folder`, with an adapter merged into its base, push it, and print its address on stderr.
 
-    Raises ValueError, in one line, for what cannot be exported and for a Hub that refuses; `folder` stays as it is.
+    `folder` is not changed. Raises ValueError, in one line, if it cannot be exported or the Hub refuses it.
     """
     with tempfile.TemporaryDirectory(prefix="unimodal-push-") as temporary:
         whole = Path(temporary) / folder.name

@@ -1,4 +1,4 @@
-"""What is known of the new rows before training: words, codebook vectors, and the rows of a model trained before.
+"""What new rows begin from: words, codebook vectors, and the rows of a model that was trained before.
 
 Shapes: V rows, R new rows, F features of a row, D width.
 """
@@ -23,7 +23,7 @@ from unimodal.tokenizers import MediaTokenizer
 from unimodal.tokenizers.parts.quantizers import list_levels
 from unimodal.vocabulary import Block, Vocabulary, read_vocabulary
 
-#: what the controls mean, in words that any base knows: where their rows begin
+#: what each control means, in words that any base knows; its row begins at their mean
 CONTROL_WORDS = {
     "<|image_start|>": " image:", "<|image_end|>": " end of image", "<|audio_start|>": " sound:",
     "<|audio_end|>": " end of sound", "<|video_start|>": " video:", "<|video_end|>": " end of video",
@@ -33,7 +33,7 @@ CONTROL_WORDS = {
 
 
 def describe_controls(template: Template) -> dict[int, list[int]]:
-    """The words that each control begins as: its row → text rows."""
+    """The words that each control begins from: row of the control → text rows."""
     words = dict(CONTROL_WORDS)
     for medium in MEDIA.values():
         words.setdefault(f"<|{medium.name}_start|>", f" {medium.noun}:")
@@ -42,7 +42,7 @@ def describe_controls(template: Template) -> dict[int, list[int]]:
 
 
 def read_row_words(path: Path, template: Template) -> dict[int, list[int]]:
-    """The words that codes begin as, from a JSON file {block: [words of code 0, of code 1, …]}: row → text rows.
+    """The words that codes begin from, in a JSON file {block: [words of code 0, of code 1, …]}: row → text rows.
 
     Raises ValueError, in one line, for a file of another shape and for a block that does not fit the vocabulary.
     """
@@ -61,9 +61,9 @@ def read_row_words(path: Path, template: Template) -> dict[int, list[int]]:
 def collect_block_features(
     vocabulary: Vocabulary, media: MediaCoder | None, named: Collection[int] = ()
 ) -> dict[range, Tensor]:
-    """The codebook vectors of the blocks whose tokenizers have them: prototypes, or levels one-hot. range → [R, F].
+    """Features of the codes of each block whose tokenizer has them: rows of the block → [R, F]; see `describe_codes`.
 
-    Blocks whose rows are `named` begin as their words instead.
+    Blocks of exemplars are left out. named: rows that begin from words; their blocks are left out too.
     """
     features: dict[range, Tensor] = {}
     for modality in vocabulary.media if media else ():
@@ -79,8 +79,10 @@ def collect_block_features(
 
 
 def describe_codes(tokenizer: MediaTokenizer, block: Block) -> Tensor | None:
-    """What is known of each code of a block, float [size, F]: its levels one-hot where it is a tuple of scalars, else
-    its vector in the codebook; None where there is neither."""
+    """Features of each code of a block, float [size, F], or None if its tokenizer has none.
+
+    The one-hot levels of a scalar quantizer's codes, or else their vectors in the codebook.
+    """
     levels = tokenizer.code_levels.get(block.name)
     if levels is not None and block.group == 0:
         return encode_levels(list_levels(levels), levels)
@@ -88,7 +90,7 @@ def describe_codes(tokenizer: MediaTokenizer, block: Block) -> Tensor | None:
 
 
 def collect_shared_features(vocabulary: Vocabulary, media: MediaCoder | None) -> dict[range, Tensor]:
-    """What the codes of a block have in common with each other: levels, prototypes, thumbnails. range → [R, F]."""
+    """`collect_block_features`, and the features of blocks of exemplars: rows of the block → [R, F]."""
     features = collect_block_features(vocabulary, media)
     for block in vocabulary.blocks:
         if media is not None and block.name in media.get_tokenizer(block.modality).exemplar_blocks:
@@ -99,9 +101,9 @@ def collect_shared_features(vocabulary: Vocabulary, media: MediaCoder | None) ->
 
 
 def read_donor(folder: Path, template: Template) -> dict[str, Donor]:
-    """A trained model of ours as the donor of the rows of the same blocks and controls: side → Donor.
+    """A trained model of ours as donor of the rows of the same blocks and controls: side ("input", "output") → Donor.
 
-    Anchors are the pieces of text that both text tokenizers have.
+    Its anchors are the text pieces that both text tokenizers have.
     """
     from safetensors.torch import load_file
 

@@ -28,12 +28,15 @@ from unimodal.sequence.templates.own import Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 
-PROBE_BYTES = 2**16  # what is written to see whether anything can be
+PROBE_BYTES = 2**16  # written to see whether a folder takes files
 
 
 def check_folders(out: Path, run: Path, codes: Path, sources: Mapping[str, str | Path | None]) -> None:
-    """ValueError for a place that cannot be written to or is full, before anything is computed for it; and for an `out`
-    that is a folder of something else: the run's, or one of the `sources` by their settings."""
+    """Check the folders of a run before anything is computed.
+
+    sources: setting → folder that is only read. Raises ValueError for a folder that cannot be written or is full, and
+    for an `out` that is the run's folder or one of the sources.
+    """
     for name, source in {"run": run, **sources}.items():
         if source is not None and out.resolve() == Path(source).resolve():
             raise ValueError(f"out: {out} is also {name}, which would be written over; choose another")
@@ -42,7 +45,7 @@ def check_folders(out: Path, run: Path, codes: Path, sources: Mapping[str, str |
 
 
 def check_place(name: str, folder: Path) -> None:
-    """ValueError unless a file can be written in `folder`, or where it is to be made; `name` is its setting."""
+    """Raises ValueError unless `folder`, the value of the setting `name`, can be made and written to."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir():
         raise ValueError(f"{name}: {place} is a file; choose another")
@@ -58,9 +61,9 @@ def check_place(name: str, folder: Path) -> None:
 
 
 def check_room(out: Path, model: nn.Module, whole: bool) -> None:
-    """ValueError where the model does not fit on the disk of `out`: better now than after hours of training.
+    """Raises ValueError if the model does not fit on the disk of `out`: better now than after hours of training.
 
-    whole: all of it in half precision; else what is trained, in full precision.
+    whole: count all weights in half precision; else the trained ones in full precision.
     """
     kept = [p for p in model.parameters() if whole or p.requires_grad]
     need = sum(2 * p.numel() if whole else p.numel() * p.element_size() for p in kept)
@@ -74,7 +77,7 @@ def check_room(out: Path, model: nn.Module, whole: bool) -> None:
 
 
 def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, max_positions: int) -> None:
-    """All of a model folder but its decoder: what recipes/tokenize_dataset.py needs to make shards for this run."""
+    """Write a model folder without a decoder: what recipes/tokenize_dataset.py needs to make shards for this run."""
     folder.mkdir(parents=True, exist_ok=True)
     for layout in template.vocabulary.layouts if media is not None else ():
         assert media is not None
@@ -92,7 +95,7 @@ def save_tokenizers(folder: Path, template: Template, media: MediaCoder | None, 
     processor = own = ProcessorConfig()
     if media is not None:
         processor = media.processor
-        if type(template) is Template:  # of other models' tokenizers only: their words and format stay behind
+        if type(template) is Template:  # our own format: only the tokenizers are taken from the other model
             processor = processor if processor.template == own.template else own
     write_json(folder / PROCESSOR_FILE, processor.model_dump(mode="json"))
     template.vocabulary.save(folder / VOCABULARY_FILE)
@@ -106,9 +109,9 @@ def save_tuned(
     media: MediaCoder | None,
     cfg: Config,
 ) -> None:
-    """Writes a folder that `unimodal.pipeline.load` reads: an adapter on the `base` of that name, or a whole model.
+    """Write a folder that `unimodal.pipeline.load` reads: an adapter on the base of the name `base`, or a whole model.
 
-    base=None: `model` is merged and stock, and its weights are written in half precision.
+    base=None: `model` is a stock model, merged already; its weights are written in half precision.
     """
     save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
     vocabulary = template.vocabulary

@@ -1,4 +1,4 @@
-"""The vocabulary of a model to train: the rows of a base, behind them the controls and the codes of the media."""
+"""The vocabulary of a model to train: a base's rows, and behind them the controls and the codes of the media."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 
 def open_media(folder: Path | None, device: torch.device | str = "cpu") -> MediaCoder | None:
-    """The media tokenizers of a model folder; None without one: text only."""
+    """The media tokenizers of a model folder; None without a folder, for text only."""
     if folder is None:
         return None
     if not (folder / VOCABULARY_FILE).is_file():
@@ -32,9 +32,9 @@ def open_media(folder: Path | None, device: torch.device | str = "cpu") -> Media
 
 
 def make_joint_template(base: LoadedBase, media: MediaCoder | None) -> Template:
-    """The template over the base's text rows, the controls, and the blocks of the media tokenizers behind them.
+    """The template over the base's rows and, behind them, the controls and the blocks of the media tokenizers.
 
-    A base that is a model of ours keeps its own vocabulary, and a converted checkpoint its own format as well.
+    A base that is a model of ours keeps its own vocabulary; a converted checkpoint keeps its own format too.
     """
     text = TextTokenizer(cast(TokenizerData, base.tokenizer))  # transformers has read it
     own = Path(base.name) / VOCABULARY_FILE
@@ -49,7 +49,7 @@ def make_joint_template(base: LoadedBase, media: MediaCoder | None) -> Template:
 
 
 def make_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) -> Template:
-    """The template over `num_rows` text rows, those beyond the tokenizer's being padding, and the media's blocks."""
+    """The template over `num_rows` text rows (those past the tokenizer's are padding) and the blocks of the media."""
     blocks, layouts = (media.vocabulary.blocks, media.vocabulary.layouts) if media else ((), ())
     if media and any(layout.grid is not None for layout in layouts):
         raise ValueError(
@@ -62,9 +62,9 @@ def make_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) 
 
 
 def make_feature_memory(model: nn.Module, template: Template, media: MediaCoder | None) -> FeatureMemory | None:
-    """What sees media for a model that reads them through features, each time anew; None for a model of codes alone.
+    """The reader of media as features, for a model that reads them so; None for a model that reads codes alone.
 
-    The model's embedding table learns to take the ids of features: once, after the last change of its rows.
+    Puts `FeatureRows` in the place of the model's embedding table: call it once, after the last change of its rows.
     """
     if media is None or all(layout.features is None for layout in template.vocabulary.layouts):
         return None

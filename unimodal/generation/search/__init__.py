@@ -1,13 +1,13 @@
-"""Search at test time over what the engine may write, by name; each module has one method.
+"""Searches for the answer that a verifier scores best, by name; each module has one method.
 
-A verifier scores answers; search spends more tokens to find one that it likes better. Where codes are ordered from
-coarse to fine, a few of them already show what the whole will be, so that beams are chosen early (arXiv:2604.15453).
+A verifier scores answers; a search writes more answers to find a better one. Where codes are ordered from coarse to
+fine, the first few already show what the whole will be, so beams can be chosen early (arXiv:2604.15453).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from unimodal.generation.search.base import Search
@@ -20,8 +20,8 @@ SEARCHES = {
 }
 
 
-def make_search(name: str, **settings: Any) -> Search:
-    """A search by its name; ValueError, with the names that there are, for another."""
+def make_search(name: str, **settings: object) -> Search:
+    """A search by its name, with the fields of its class as settings. Raises ValueError for an unknown name."""
     if name not in SEARCHES:
         raise ValueError(f"search {name!r} is unknown; choose {', '.join(SEARCHES)}, or none")
     module, kind = SEARCHES[name]

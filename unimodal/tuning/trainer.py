@@ -1,0 +1,49 @@
+"""The trainer of a tuning recipe: its corpus made to codes, its batches, its loss and its identity put together."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from unimodal.config import Config
+from unimodal.corpus.corpus import Corpus
+from unimodal.objectives.packed import PackedLoss
+from unimodal.sequence.packing import PackedBatch
+from unimodal.training.batches import BatchSource
+from unimodal.training.distributed import Parallel
+from unimodal.training.identity import Identity
+from unimodal.training.loop import Trainer
+from unimodal.training.settings import LoopConfig
+from unimodal.tuning.identity import describe_run
+from unimodal.tuning.loss import make_packed_loss
+from unimodal.tuning.plan import count_steps
+
+
+def make_trainer(
+    cfg: Config,
+    loop: LoopConfig,
+    folder: Path,
+    module: PackedLoss,
+    batches: BatchSource[PackedBatch],
+    corpus: Corpus,
+    inputs: Identity,
+    parallel: Parallel,
+    restart: bool = False,
+) -> Trainer[PackedBatch]:
+    """Encode the corpus, check it, and make the trainer of `module`. All ranks call this; nothing is trained yet.
+
+    cfg: all settings of the recipe. loop: those of its loop, with steps or epochs. folder: that of the run. inputs: the
+    result of `describe_inputs`. Raises ValueError for documents that cannot be used, and as `Trainer` does.
+    """
+    encoded = corpus.encode(parallel.rank, parallel.num_ranks)
+    parallel.wait_for_all()
+    corpus.check()  # before the trainer writes anything
+    validation = corpus.make_validation_batches()
+    loss = make_packed_loss(parallel.wrap(module), parallel.device)
+    trainer = Trainer(
+        module, batches, loss, count_steps(loop, corpus, parallel), folder, validation=validation, parallel=parallel,
+        identity=describe_run(cfg, inputs, corpus, loop, parallel), restart=restart,
+    )  # fmt: skip
+    if parallel.is_main:
+        print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
+    return trainer
