@@ -1,9 +1,9 @@
-"""Answers of several rows: drafts that are written side by side, judged, and one of them given.
+"""Answers made of several rows: drafts are written side by side and judged, and the best is returned.
 
-A composition is a generator (`Composition` of `request.py`). It yields the rows that it needs and is sent their ids; it
-yields `PAUSE` between two short pieces of work; it returns the answer. Who runs it decides where its rows are written:
-`run_composition` by calls of an engine, a server as rows of its one batch, between whose steps it does the pieces of
-work. Closing the generator ends it at the point that it has reached.
+A composition is a generator (`Composition` of `request.py`). It yields requests for rows and is sent their ids; it
+yields `PAUSE` between two short pieces of work; it returns the answer. Its caller decides where the rows are written:
+`run_composition` calls an engine; a server adds them to its one batch and does the work between the batch's steps.
+Closing the generator ends it where it stands.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def run_composition(
     method: FastDecoder | None = None,
     session: GenerationSession | None = None,
 ) -> ResultT:
-    """What a composition returns, run at once; its rows are written by `Engine.generate` with this method and session.
-    Raises ValueError for what the engine refuses."""
+    """Run a composition to its end and return its result; `Engine.generate` writes its rows.
+
+    method, session: see `Engine.generate`. Raises ValueError for what the engine refuses.
+    """
     return exhaust(step_composition(engine, composition, method, session))
 
 
@@ -36,7 +38,7 @@ def step_composition(
     method: FastDecoder | None = None,
     session: GenerationSession | None = None,
 ) -> Generator[None, None, ResultT]:
-    """`run_composition` bit by bit, for who wants to see what has come of it so far."""
+    """`run_composition` as a generator, which yields after each piece of work."""
     try:
         rows = next(composition)
         while True:
@@ -54,7 +56,7 @@ def step_composition(
 
 
 def exhaust(steps: Generator[object, None, ResultT]) -> ResultT:
-    """What a generator returns at its end."""
+    """Run a generator to its end and return its result."""
     try:
         while True:
             next(steps)
@@ -64,7 +66,10 @@ def exhaust(steps: Generator[object, None, ResultT]) -> ResultT:
 
 
 def run_side_by_side(compositions: Sequence[Composition[ResultT]]) -> Composition[list[ResultT]]:
-    """What several compositions return, whose rows are written together. Of those that pause, one works at a time."""
+    """One composition of several: their rows are written together, and it returns their results.
+
+    Of those that pause, one works at a time.
+    """
     results: dict[int, ResultT] = {}
     asked: dict[int, Sequence[GenerationRequest]] = {}
 

@@ -1,4 +1,4 @@
-"""A batch that requests join and leave between steps, so that none waits for the longest of another's neighbours.
+"""A batch that requests join and leave between steps, so that no request waits for another to end.
 
     batch = ContinuousBatch(engine)
     [key] = batch.admit([GenerationRequest(prompt, config)])
@@ -6,10 +6,10 @@
         for done in batch.advance_rows():
             ...  # done.key, done.answer
 
-The step is that of `plain.py`, over a decoder whose streams come and go (`decoders/slot_decoders.py`). Rows keep their
-own grammar, sampling, guidance and seed, and noise belongs to the row, so an answer is the one that `Engine.generate`
-gives alone, whenever its row joins and whoever its neighbours are (int8 weights excepted, see `packed_decoder.py`).
-One thread at a time may use a batch.
+The step is that of `plain.py`, over a decoder whose streams come and go (`decoders/slot_decoders.py`). Each row has its
+own grammar, sampling, guidance, seed and noise. So an answer equals that of `Engine.generate` for the request alone,
+whenever its row joins and whatever its neighbours are (except with int8 weights, see `packed_decoder.py`). Only one
+thread at a time may use a batch.
 
 Shapes: S streams (rows and their unconditional twins), D width.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class JoinableRun(PlainRun):
     """A run that starts without rows; rows join and leave between its steps.
 
-    run_on: for how many steps the rows go on before others may join, where no grammar needs to be asked.
+    run_on: the most steps between two chances to join, while the grammars allow the same.
     """
 
     def __init__(self, parts: EngineParts, on_token: Callable[[TokenEvent], None], run_on: int) -> None:
@@ -48,7 +48,7 @@ class JoinableRun(PlainRun):
         self.run_on, self.watched = run_on, False
 
     def join(self, batch: PreparedBatch) -> None:
-        """Read the prompts of further rows, which stand behind the others from then on."""
+        """Read the prompts of further rows and append these to the others."""
         self.read_waiting()
         row_of = [*range(len(batch.configs)), *batch.guided]
         capacities = [
@@ -75,7 +75,7 @@ class JoinableRun(PlainRun):
         self.grammar.grammars = [self.grammar.grammars[row] for row in kept]
         self.grammar.states = [self.grammar.states[row] for row in kept]
 
-    # ---- what differs from a run whose rows all start together
+    # ---- different from a run whose rows all start together
 
     def drop_finished(self) -> None:
         self.drop_unguided()  # finished rows leave
@@ -88,13 +88,13 @@ class JoinableRun(PlainRun):
         self.hidden = self.hidden[kept]
 
     def count_forward(self, num_new: int) -> None:
-        self.stats.forwards += 1  # it lives as long as its server: totals, no list of steps
+        self.stats.forwards += 1  # totals only: a list of steps would grow as long as the server runs
         self.stats.step_tokens += num_new * len(self.streams)
 
 
 @dataclass
 class _Seat:
-    """A row's request, under its key; and what its ``on_token`` raised."""
+    """A row's request and its key; error: the exception of its ``on_token``."""
 
     key: int
     request: GenerationRequest
@@ -119,17 +119,19 @@ class ContinuousBatch:
 
     @property
     def stats(self) -> GenerationStats:
-        """What the rows have computed since the batch was made or cleared."""
+        """What was computed since the batch was made or cleared."""
         return self.run.stats
 
     def check(self, request: GenerationRequest) -> None:
-        """Raises ValueError for a request that `admit` would refuse; may be called from another thread."""
+        """Raises ValueError for a request that `admit` would refuse. Another thread may call this."""
         self.engine.prepare([request.prompt], [request.config])
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[GenerationRequest]) -> list[int]:
-        """Read the prompts and let them join; their keys. Raises ValueError, with no row changed, where
-        `Engine.generate` would."""
+        """Read the prompts, add their rows, and return a key for each.
+
+        Raises ValueError where `Engine.generate` would; no row is changed then.
+        """
         if not requests:
             return []
         batch = self.engine.prepare([r.prompt for r in requests], [r.config for r in requests])
@@ -143,13 +145,15 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def flush(self) -> None:
-        """Read the tokens that wait for the next step, so that rows can join. After an exception: `clear`."""
+        """Read the tokens that wait for the next step, so that rows can join. After an exception call `clear`."""
         self.run.read_waiting()
 
     @torch.inference_mode()
     def advance_rows(self) -> list[FinishedRequest]:
-        """Write at least one token of every row; the rows that are done leave and are returned. After an exception the
-        rows cannot go on: `clear`."""
+        """Write at least one token of every row; remove and return the finished rows.
+
+        After an exception the rows cannot go on: call `clear`.
+        """
         if not len(self):
             return []
         self.run.advance()
@@ -160,11 +164,11 @@ class ContinuousBatch:
 
     @torch.inference_mode()
     def cancel(self, keys: Sequence[int]) -> None:
-        """Drop rows at once; keys that are not here any more are ignored."""
+        """Drop rows at once; keys of rows that have left are ignored."""
         self._leave([row for row, seat in enumerate(self._seats) if seat.key in keys])
 
     def clear(self) -> list[int]:
-        """Drop all rows and what the decoder holds; the keys of the rows. A key never names two requests."""
+        """Drop all rows and the decoder's cache; return the rows' keys. No later request gets one of these."""
         keys = [seat.key for seat in self._seats]
         self.run = JoinableRun(self.engine.parts, self._tell, self.run.run_on)
         self._seats = []

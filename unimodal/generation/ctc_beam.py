@@ -1,14 +1,14 @@
-"""Transcribing with both of a decoder's readings: beam search over joint CTC and next-token scores.
+"""Transcription by beam search over joint CTC and next-token scores.
 
-A model trained with `objectives/ctc.py` reads a transcript twice: at the codes of the sound, in their order and all at
-once, and as its answer, token after token. The second makes sentences and skips or invents words; the first is bound to
-the sound and spells badly. One-pass hybrid CTC/attention decoding (Watanabe et al. 2017, "Hybrid CTC/Attention
-Architecture for End-to-End Speech Recognition"; arXiv 1706.02737) searches for the transcript y with the highest
+A model trained with `objectives/ctc.py` predicts a transcript twice: by CTC at the codes of the sound, and token by
+token as its answer. The answer forms sentences but skips or invents words; CTC follows the sound but spells badly.
+One-pass hybrid CTC/attention decoding (Watanabe et al. 2017, "Hybrid CTC/Attention Architecture for End-to-End Speech
+Recognition"; arXiv 1706.02737) searches for the transcript y with the highest
 
     (1 - weight) log p(y | prompt) + weight log p_CTC(y | codes)
 
-where an unfinished y scores by its CTC prefix probability, that of all transcripts which begin with it. Both only fall
-as a transcript grows, so the search ends when nothing that is unfinished can win.
+where an unfinished y is scored by its CTC prefix probability, the sum over all transcripts that begin with it. Both
+scores only fall as a transcript grows, so the search ends when no unfinished one can win.
 
 Shapes: N tokens of a prompt, T audio codes, V text rows, H hypotheses, D width.
 """
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 
 class CtcPrefixScorer:
-    """Prefix probabilities of one utterance. log_probs [T, V + 1] of each label, and of the blank last.
+    """CTC prefix probabilities of one utterance.
 
-    A state [T, 2] holds, for each time, the log-probability that the codes up to it spell exactly the hypothesis, the
-    last of them its last label or a blank.
+    log_probs: [T, V + 1], of each label at each time, the blank last. The state of a hypothesis, [T, 2], holds for each
+    time the log-probability that the codes so far spell exactly the hypothesis, ending in its last label [:, 0] or in a
+    blank [:, 1].
     """
 
     def __init__(self, log_probs: Tensor) -> None:
@@ -44,16 +45,18 @@ class CtcPrefixScorer:
         return torch.stack([torch.full_like(ends_in_blank, -torch.inf), ends_in_blank], -1)[None]
 
     def score_whole(self, states: Tensor) -> Tensor:
-        """States [H, T, 2] → log-probability that the hypothesis is the whole transcript, [H]."""
+        """States [H, T, 2] → log-probability that each hypothesis is the whole transcript, [H]."""
         return states[:, -1].logsumexp(-1)
 
     def extend(self, states: Tensor, last: Sequence[int | None]) -> tuple[Tensor, Tensor]:
-        """States [H, T, 2] of hypotheses and the last label of each → prefix scores of every longer one [H, V], and
-        their states [T, 2, H, V]."""
+        """Extend hypotheses by every label: prefix scores [H, V] of the longer ones, and their states [T, 2, H, V].
+
+        states: [H, T, 2]. last: the last label of each hypothesis, None for the empty one.
+        """
         num_steps, num_labels = self.labels.shape
         ready = states.logsumexp(-1)[..., None].expand(-1, -1, num_labels).clone()  # [H, T, V]
         for hypothesis, label in enumerate(last):
-            if label is not None:  # the same label again needs a blank between
+            if label is not None:  # a blank must stand between equal labels
                 ready[hypothesis, :, label] = states[hypothesis, :, 1]
         grown = states.new_full((num_steps, 2, len(states), num_labels), -torch.inf)
         for hypothesis, label in enumerate(last):
@@ -143,7 +146,7 @@ def compose_transcript(
 
 
 def find_last_run(prompt: Sequence[int], codes: range) -> range:
-    """Where the last unbroken run of these rows stands in a prompt; empty if there is none."""
+    """The places of the last unbroken run of these rows in a prompt; empty if there is none."""
     stop = next((place + 1 for place in reversed(range(len(prompt))) if prompt[place] in codes), 0)
     start = stop
     while start and prompt[start - 1] in codes:

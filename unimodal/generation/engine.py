@@ -1,12 +1,12 @@
-"""Decoding of whole answers: every row of the batch by its own grammar, seed, sampling and guidance.
+"""Decode whole answers: every row of the batch has its own grammar, seed, sampling and guidance.
 
 A step feeds the last token of every stream to the decoder, computes the head only for the rows of the vocabulary that
-the grammars allow next (one slice when the batch is inside one block), draws, and moves the grammars on. Tokens without
-an alternative (span starts, marks and ends) are not computed at all: they wait and join the next step that needs one.
-A row's answer does not depend on its neighbours: padding is masked, positions are explicit, noise belongs to the row.
-So it is up to rounding, with fast decoders too; with int8 weights it may depend on them (`packed_decoder.py`).
+the grammars allow next (one slice when the batch is inside one block), draws, and advances the grammars. Tokens without
+an alternative (span starts, marks and ends) take no step of their own: they are read together with the next token that
+is drawn. A row's answer does not depend on its neighbours, up to rounding and with fast decoders too: padding is
+masked, positions are explicit, noise belongs to the row. Only with int8 weights it may (`packed_decoder.py`).
 
-The loop itself is in `plain.py`, and in `speculation.py` for decoders that write several tokens a step.
+The loop itself is in `plain.py`; in `speculation.py` for decoders that write several tokens a step.
 
 Shapes: B rows, S streams (rows and their unconditional twins), K candidate rows of the vocabulary, D width.
 """
@@ -41,18 +41,18 @@ from unimodal.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Layers larger than this are not packed unasked: the copy would take as much memory again.
+# "auto" does not pack layers larger than this, since the copy takes as much memory again.
 _MOST_PACKED_UNASKED = 500_000_000
 
 
 class Engine:
     """Generates with a Hugging Face causal LM and its vocabulary.
 
-    decoder: "auto" takes the lean step where it fits (stock Llama) and the model's own forward elsewhere; "lean" and
-    "reference" name one; or a decoder that is made already. weights: what the lean step reads. "model" the modules as
-    they are; "float32", "bfloat16" and "int8" a rearranged copy (see `packed_decoder.py`; the last two lose a little);
-    "auto" the float32 copy on a processor where it fits. compile: the lean step of one token through `torch.compile`,
-    as a CUDA graph on a GPU; True or a backend's name. Raises ValueError for what does not fit the model.
+    decoder: "lean" for stock Llama; "reference" for the model's own forward; "auto" for the lean one if it fits; or a
+    decoder object. weights: what the lean step reads: "model" for the modules as they are; "float32", "bfloat16" or
+    "int8" for a rearranged copy (`packed_decoder.py`; the last two lose a little); "auto" for the float32 copy on a
+    processor if it fits. compile: run the lean step of one token through `torch.compile`, as a CUDA graph on a GPU;
+    True or a backend's name. Raises ValueError for a choice that does not fit the model.
     """
 
     def __init__(
@@ -81,8 +81,11 @@ class Engine:
 
     @property
     def parts(self) -> EngineParts:
-        """What runs, sessions and batches work with. The lean step reads the weights itself, so while something stands
-        in for the model's forward (compression does), the decoder is the one that calls that."""
+        """The decoder, head and sizes that runs, sessions and batches use.
+
+        While the model's forward is replaced, as by compression, this is the reference decoder, which calls it: the
+        lean step would read the weights itself.
+        """
         return self._reference_parts if self.intercepted else self._own_parts
 
     @property
@@ -91,7 +94,7 @@ class Engine:
 
     @property
     def intercepted(self) -> bool:
-        """Whether something stands in for the model's forward."""
+        """Whether the model's forward is replaced, as compression does."""
         return self._reference.intercepted
 
     @property
@@ -99,7 +102,7 @@ class Engine:
         return next(self.model.parameters()).device
 
     def open_session(self, size: int = 8) -> GenerationSession:
-        """A memory from which later calls of `generate` take what they share with earlier ones; see `session.py`."""
+        """A session: later calls of `generate` reuse what they share with earlier prompts (`session.py`)."""
         return GenerationSession(self._own_parts.decoder, size)
 
     @torch.inference_mode()
@@ -113,11 +116,11 @@ class Engine:
     ) -> list[list[int]]:
         """Answer every prompt and return the new ids of each, up to and with its ``<|end_of_turn|>``.
 
-        A span that a prompt leaves open is continued. ``on_token`` is called for every token in order; an exception in
-        it ends the call. ``method`` writes several tokens a step (`unimodal.generation.DECODERS`). ``session`` keeps
-        what is read for later calls. Raises ValueError, before anything is computed, for what cannot be kept: a forced
-        medium that does not fit max_new_tokens, more tokens than the model has positions, guidance without
-        `unconditional`.
+        A span that a prompt leaves open is continued. on_token: called for every token in order; an exception in it
+        ends the call. method: a decoder that writes several tokens a step (`unimodal.generation.DECODERS`). session:
+        keeps the caches for later calls. Raises ValueError, before anything is computed, for a request that cannot be
+        met: a forced medium that does not fit max_new_tokens, more tokens than the model has positions, or guidance
+        without `unconditional`.
         """
         num = len(prompts)
         if not num:
@@ -147,7 +150,10 @@ class Engine:
 
     @torch.inference_mode()
     def compute_log_likelihood(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
-        """The log-probability of each answer's ids behind its prompt, over the whole vocabulary, in nats."""
+        """The log-probability of each answer's ids behind its prompt, over the whole vocabulary, in nats.
+
+        Raises ValueError for an empty prompt or answer.
+        """
         streams = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         if not streams:
             return []
@@ -169,8 +175,7 @@ class Engine:
         return scores
 
     def prepare(self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]) -> PreparedBatch:
-        """Requests with their grammars and the prompts of all their streams. Raises ValueError for what cannot be
-        kept."""
+        """Requests with their grammars and the prompts of all their streams. Raises ValueError as `generate` does."""
         grammars = [Grammar(self.vocabulary, c, p) for c, p in zip(configs, prompts, strict=True)]
         grammar = GrammarBatch(grammars)
         guided = self._find_guided(configs, prompts, grammar)
@@ -186,7 +191,7 @@ class Engine:
                 self._head_state = now
 
     def _can_read(self, ids: Sequence[int]) -> bool:
-        """Whether all ids are rows of the vocabulary, or of features that are read; the last one is no feature."""
+        """Whether all ids are rows of the vocabulary or of kept features, and the last one is no feature."""
         size = self.vocabulary.size
         if min(ids) >= 0 and max(ids) < size:
             return True
@@ -198,7 +203,7 @@ class Engine:
     def _find_guided(
         self, configs: Sequence[GenerationConfig], prompts: Sequence[Sequence[int]], grammar: GrammarBatch
     ) -> list[int]:
-        """The rows that need a second stream; checks lengths and ids of all prompts."""
+        """The rows that need an unconditional stream. Raises ValueError for a prompt of a wrong length or wrong ids."""
         guided = []
         for row, (config, prompt) in enumerate(zip(configs, prompts, strict=True)):
             for name in (*config.sampling, *config.guidance, *config.guidance_interval):
@@ -234,7 +239,7 @@ def _is_on_cuda(model: PreTrainedModel) -> bool:
 def _make_decoder(
     model: PreTrainedModel, decoder: str | StepDecoder, weights: str, compile: bool | str
 ) -> StepDecoder | None:
-    """The decoder of that name; None for the reference."""
+    """The decoder of that name; None for the reference decoder. Raises ValueError as `Engine` does."""
     if not isinstance(decoder, str):
         if weights != "auto" or compile:
             raise ValueError(f"weights and compile are settled by the {type(decoder).__name__} given; leave them out")

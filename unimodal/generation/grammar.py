@@ -4,9 +4,9 @@
     inside a span    exactly the rows of the next code; where a segment may have any length, also what follows it
     behind the last  the frame mark or the end of the span, nothing else
 
-No malformed span can be sampled, and none can be cut off: a span is opened only if all of it, and whatever the answer
-still owes (its forced medium, its end of turn), fits in what is left of `max_new_tokens`. So every answer ends with
-`<|end_of_turn|>` inside its budget.
+No malformed span can be sampled, and none can be cut off: a span is opened only if the whole of it, and whatever the
+answer must still have (its forced medium, its end of turn), fits in the rest of `max_new_tokens`. So every answer ends
+with `<|end_of_turn|>` inside its budget.
 
 `list_allowed` gives contiguous `(start, end)` ranges of rows, so that the head can be computed for these rows only.
 Equal states give equal ranges: rows of a batch are grouped by comparing them.
@@ -36,25 +36,24 @@ class RowState:
     forced_done: bool = False
     finished: bool = False
     modality: str = "text"  # what the next token belongs to: "text" outside spans
-    segment: int = 0  # inside a span: which segment,
-    codes: int = 0  # how many codes of it are written (steps × G),
-    open_limit: int = 0  # and at most how many steps its segment of free length may have
+    segment: int = 0  # inside a span: the index of the segment
+    codes: int = 0  # codes of the segment that are written (steps × G)
+    open_limit: int = 0  # the most steps of the span's segment of free length
 
     def copy(self) -> RowState:
         return replace(self)
 
 
 class Grammar:
-    """The rules of one answer, from what its request allows and limits.
+    """The rules of one answer, from its request.
 
-    By default all media may appear, or only the forced one; a forced medium must appear before the turn can end, and
-    "text" forces at least one text token; spans are one with a forced medium, otherwise as many as fit; the limits of
-    codes count code steps of a span whose layout leaves its length free.
+    By default all media may appear; with a forced medium only that one, once. A forced medium must appear before the
+    turn can end; "text" forces at least one text token. Limits of codes count code steps of spans of free length.
 
-    prompt: the ids before the answer. A span that they leave open is continued, whatever the request allows; what they
-    hold of it counts against no limit.
+    prompt: the ids before the answer. A span that they leave open is continued, whatever the request allows; its codes
+    in the prompt count against no limit.
 
-    Raises ValueError for a request that cannot be kept, with the number of tokens that it needs.
+    Raises ValueError, with the number of tokens that are needed, for a request that cannot be met.
     """
 
     def __init__(self, vocabulary: Vocabulary, config: GenerationConfig, prompt: Sequence[int] = ()) -> None:
@@ -112,7 +111,7 @@ class Grammar:
             )
 
     def _check_feasible(self) -> None:
-        """Refuse up front what cannot be kept, naming the count that is needed."""
+        """Raises ValueError, with the number of tokens that are needed, for a request that cannot be met."""
         if "text" not in self.allow and not self._media:
             raise ValueError("allow is empty; allow text or a medium")
         if self.min_text_tokens and ("text" not in self.allow or self.max_text_tokens < self.min_text_tokens):
@@ -129,8 +128,10 @@ class Grammar:
     # ---- one row
 
     def start(self) -> RowState:
-        """The state before the first token of an answer. Raises ValueError if the span that the prompt leaves open is
-        malformed or its rest does not fit."""
+        """The state before the first token of an answer.
+
+        Raises ValueError if the span that the prompt leaves open is malformed, or its rest does not fit.
+        """
         state = RowState(self.max_new_tokens)
         if not self._begun:
             return state
@@ -170,7 +171,7 @@ class Grammar:
         return segment.both if step < state.open_limit else segment.follow
 
     def advance(self, state: RowState, row: int) -> RowState:
-        """Takes `row` as the next token; changes and returns `state`. ValueError if the row is not allowed."""
+        """Take `row` as the next token; change `state` and return it. Raises ValueError if the row is not allowed."""
         row = int(row)
         allowed = self.list_allowed(state)
         if not any(start <= row < end for start, end in allowed):
@@ -200,8 +201,7 @@ class Grammar:
         return state
 
     def count_steady(self, state: RowState) -> int:
-        """For how many steps `list_allowed` stays what it is now, whichever rows are drawn: at least 1 until the
-        end."""
+        """For how many steps `list_allowed` stays the same, whichever rows are drawn; 0 only after the end."""
         if state.finished:
             return 0
         if state.modality == "text":
@@ -213,7 +213,7 @@ class Grammar:
         return max(1, sure - state.codes)
 
     def count_span_steps(self, state: RowState) -> int:
-        """Code steps of the open span that are written; 0 outside spans."""
+        """The number of written code steps of the open span; 0 outside spans."""
         if state.modality == "text":
             return 0
         segments = self._segments[state.modality]
@@ -227,8 +227,10 @@ class Grammar:
         return state.modality != "text" and state.spans >= self.max_spans
 
     def count_room(self, state: RowState, most: int) -> int:
-        """For how many steps, at most ``most``, `list_allowed` stays what it is now while ordinary rows are written
-        (text rows outside spans, codes inside). 0 if what comes next is certain or the answer is over."""
+        """For how many steps, at most ``most``, `list_allowed` stays the same while ordinary rows are written.
+
+        Ordinary rows are text outside spans and codes inside. 0 if the next row is certain or the answer is over.
+        """
         ranges = self.list_allowed(state)
         if not ranges or (len(ranges) == 1 and ranges[0][1] - ranges[0][0] == 1):
             return 0
@@ -244,15 +246,17 @@ class Grammar:
         return steps
 
     def find_segment(self, state: RowState) -> tuple[str, int | None] | None:
-        """The block name and the length of the segment that the next code belongs to; None where no code is next."""
+        """The block name and the length of the next code's segment; None if no code comes next."""
         if state.modality == "text":
             return None
         segment = self._segments[state.modality][state.segment]
         return None if segment.block is None else (segment.block, segment.count)
 
     def count_lines(self, state: RowState) -> tuple[int, int | None]:
-        """The rows of a picture from the one on that the next code belongs to, and the mark behind each; (1, None)
-        where codes do not stand in rows."""
+        """How many rows of a picture are left, from the next code's on, and the mark behind each.
+
+        (1, None) for codes that are not written in rows.
+        """
         if state.modality == "text" or self.vocabulary.get_layout(state.modality).grid is None:
             return 1, None
         segments = self._segments[state.modality]
@@ -262,7 +266,7 @@ class Grammar:
         return sum(segment == own for segment in segments[state.segment :]), own.follow[0][0]
 
     def _open(self, state: RowState, name: str) -> None:
-        """Takes the start of a span and fixes how long its free segment may become."""
+        """Open a span and set the limit of its segment of free length."""
         forced = name == self._forced_medium and not state.forced_done
         owed = self._count_owed(state) - (self._cost[name] if forced else 0)
         spare = (state.remaining - owed - self._cost[name]) // self._groups[name]
@@ -272,7 +276,7 @@ class Grammar:
         state.modality, state.segment, state.codes = name, 0, 0
 
     def _count_owed(self, state: RowState) -> int:
-        """Tokens the answer must still have at least: text, the forced medium, the end of turn."""
+        """The least number of tokens that the answer must still have: text, the forced medium, the end of turn."""
         owed = 1 + max(0, self.min_text_tokens - state.text_tokens)
         if self._forced_medium and not state.forced_done:
             owed += self._cost[self._forced_medium]
@@ -319,11 +323,11 @@ class GrammarBatch:
 
     @property
     def finished(self) -> np.ndarray:
-        """bool [B]"""
+        """Which rows are finished, bool [B]."""
         return np.array([state.finished for state in self.states], dtype=bool)
 
     def group_rows(self) -> list[tuple[Ranges, np.ndarray]]:
-        """The unfinished rows, gathered by what they may write next: `(ranges, int64 [rows])`."""
+        """The unfinished rows in groups that may write the same next: (ranges, row numbers int64)."""
         found: dict[Ranges, list[int]] = {}
         for index, (grammar, state) in enumerate(zip(self.grammars, self.states, strict=True)):
             if not state.finished:
@@ -331,6 +335,6 @@ class GrammarBatch:
         return [(ranges, np.array(rows, dtype=np.int64)) for ranges, rows in found.items()]
 
     def count_steady(self) -> int:
-        """For how many steps every unfinished row keeps its ranges; 0 when all are finished."""
+        """For how many steps every unfinished row is allowed the same; 0 if all are finished."""
         each = zip(self.grammars, self.states, strict=True)
         return min((grammar.count_steady(state) for grammar, state in each if not state.finished), default=0)

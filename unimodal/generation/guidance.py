@@ -1,9 +1,10 @@
-"""Classifier-free guidance: move away from what the model would write without the words (arXiv:2207.12598).
+"""Classifier-free guidance: away from the logits of an unconditional prompt (arXiv:2207.12598).
 
-A guided row runs as two streams of one batch, with its prompt and with the prompt without its text; both are fed the
-same new tokens. Guided logits are u + scale * (c - u). The head is linear, so this is done on the last hidden states,
-and the head runs once per row instead of once per stream. Guidance may be limited to an interval of a span's steps
-(arXiv:2404.07724); once no later token can need it, the second stream is dropped.
+A guided row runs as two streams of one batch: one with its prompt, one with the prompt without its text. Both are fed
+the same new tokens. With conditional logits c and unconditional ones u, guided logits are u + scale * (c - u). The head
+is linear, so this is computed on the last hidden states, and the head runs once per row instead of once per stream.
+Guidance may be limited to an interval of a span's steps (arXiv:2404.07724); once no later token needs it, the second
+stream is dropped.
 
 Shapes: R rows, S streams, D width.
 """
@@ -27,7 +28,7 @@ def combine(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor
 
 
 class Streams:
-    """Which stream of the batch carries which branch of which row: conditional streams first, then the others."""
+    """The streams of a batch's rows: a conditional one for each row, then an unconditional one for each guided row."""
 
     def __init__(self, num_rows: int, guided_rows: Sequence[int]) -> None:
         self.row_of = [*range(num_rows), *guided_rows]  # [S]
@@ -43,26 +44,26 @@ class Streams:
         return len(self.row_of)
 
     def add_rows(self, num_rows: int, guided: Sequence[int]) -> None:
-        """Further rows behind the others, with streams behind theirs; ``guided`` counts among the new rows."""
+        """Append rows and their streams. guided: numbers of the guided ones, counted among the new rows."""
         first = max(self.row_of, default=-1) + 1
         self.row_of += [*range(first, first + num_rows), *(first + row for row in guided)]
         self._index()
 
     def renumber_rows(self) -> None:
-        """Close the gaps that dropped rows have left in the numbers."""
+        """Number rows without the gaps that dropped ones have left."""
         number = {row: index for index, row in enumerate(sorted(set(self.row_of)))}
         self.row_of = [number[row] for row in self.row_of]
         self._index()
 
     def drop_rows(self, finished: Sequence[bool]) -> list[int]:
-        """Forget the streams of finished rows and return the indices of those that stay, in order."""
+        """Drop the streams of finished rows; return the old indices of those that stay, in order."""
         kept = [stream for stream, row in enumerate(self.row_of) if not finished[row]]
         self.row_of = [self.row_of[stream] for stream in kept]
         self._index()
         return kept
 
     def drop_twins(self, rows: Sequence[int]) -> list[int]:
-        """Forget the unconditional streams of these rows and return the indices of the streams that stay, in order."""
+        """Drop the unconditional streams of these rows; return the old indices of those that stay, in order."""
         gone = {self.unconditional[row] for row in rows if row in self.unconditional}
         kept = [stream for stream in range(len(self)) if stream not in gone]
         self.row_of = [self.row_of[stream] for stream in kept]
@@ -70,6 +71,6 @@ class Streams:
         return kept
 
     def find_branches(self, rows: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The conditional and unconditional stream of each row (the same stream where a row has no second one)."""
+        """The conditional and the unconditional stream of each row; the same stream if it has only one."""
         conditional = [self.conditional[row] for row in rows]
         return conditional, [self.unconditional.get(row, self.conditional[row]) for row in rows]

@@ -1,4 +1,4 @@
-"""The output head, computed for the rows that may come next and for no others.
+"""The output head, computed only for the rows that may come next.
 
 Shapes: R rows of hidden states, K candidate rows of the vocabulary, D width.
 """
@@ -21,22 +21,22 @@ from unimodal.model.rows import ExtendedHead, read_head_bias, read_head_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Allowed rows this close to each other are computed in one slice, and those between them masked.
+# Allowed rows this close to each other are computed in one slice; rows between them are masked.
 _GAP = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The head for one set of allowed rows: slices to compute, their ids [K], and which of them are not allowed."""
+    """The head for one set of allowed rows: slices to compute, their ids int64 [K], and which are banned, bool [K]."""
 
     slices: tuple[range, ...]
     ids: Tensor
     banned: Tensor | None
-    only: int | None  # the id, where there is no choice
-    packed: list[Tensor] = field(default_factory=list)  # [D, K] of each slice, where a copy is kept
+    only: int | None  # the id, if only one row is allowed
+    packed: list[Tensor] = field(default_factory=list)  # copies of the slices, each [D, k]; empty if none are kept
 
     def find_index(self, row: int) -> int:
-        """Where a row of the vocabulary stands among the candidates; ValueError if it is not one."""
+        """The index of a row of the vocabulary among the candidates. Raises ValueError if it is not one."""
         offset = 0
         for piece in self.slices:
             if row in piece:
@@ -48,10 +48,10 @@ class Candidates:
 class SlicedHead:
     """The head of a causal LM, computed for some of its rows.
 
-    A plain or an extended matrix is read in slices, an `ImageHead` scores rows itself, and any other head (one that
-    wraps a matrix, as LoRA on it does) is run whole. ``packed`` keeps transposed copies of the slices, which a
-    processor reads twice as fast for a few rows; they go stale when the head's weights change. What the model does to
-    its logits, scaling them or capping them, is done here too (`unimodal.model.logits`).
+    A plain or extended matrix is read in slices, an `ImageHead` scores rows itself, and any other head (one wrapped by
+    LoRA, say) is run whole. packed: keep transposed copies of the slices, which a processor reads twice as fast for a
+    few rows; call `forget` when the head's weights change. Logits are scaled and capped as the model does it
+    (`unimodal.model.logits`).
     """
 
     def __init__(self, model: PreTrainedModel, packed: bool = False) -> None:
@@ -93,7 +93,7 @@ class SlicedHead:
         return found
 
     def compute_logits(self, hidden: Tensor, candidates: Candidates) -> Tensor:
-        """hidden [R, D] -> logits [R, K] over the candidates only; -inf for those that are banned."""
+        """hidden [R, D] -> logits [R, K] over the candidates only, -inf for banned ones."""
         if candidates.packed:
             logits = _join([torch.mm(hidden.float(), weight) for weight in candidates.packed])
         elif self.sliceable:
@@ -111,9 +111,9 @@ class SlicedHead:
         return logits if candidates.banned is None else logits.masked_fill(candidates.banned, -torch.inf)
 
     def compute_guided_logits(self, hidden: Tensor, other: Tensor, scales: Tensor, candidates: Candidates) -> Tensor:
-        """Logits [R, K] guided away from those of the unconditional states ``other`` [R, D]; scales [R, 1].
+        """Guided logits [R, K] from conditional states hidden and unconditional ones other, both [R, D].
 
-        A linear head is run once, on the combined states.
+        scales: [R, 1]. A linear head is run once, on the combined states.
         """
         if not isinstance(self.head, ImageHead) and self.rule.cap is None:
             return self.compute_logits(combine(hidden, other, scales), candidates)

@@ -1,4 +1,4 @@
-"""What the engine hands to everything that decodes for it: to runs, to sessions and to batches that never end."""
+"""The parts of an engine that runs, sessions and continuous batches use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unimodal.vocabulary import Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class EngineParts:
-    """decoder: one step of the model; head: its output head by rows; pad_id: the row that fills short prompts."""
+    """The parts of an engine. pad_id: the row that fills up short prompts. max_positions: most tokens of a stream."""
 
     decoder: StepDecoder
     head: SlicedHead

@@ -1,9 +1,9 @@
 """The plain loop: one token a step for every row.
 
-Where no drawn token can change what is allowed next (inside a block of codes) the steps run on without asking the
-device anything: what they need is sent once, and the ids come back together at the end.
+While no drawn token can change what is allowed next (inside a block of codes), several steps run without waiting for
+the device: their inputs are sent once, and the ids come back together at the end.
 
-Shapes: B rows, R rows of a group that may write the same, S streams, T steps that run on, P waiting tokens, D width.
+Shapes: B rows, R rows of a group that may write the same, S streams, T steps in one go, P waiting tokens, D width.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from unimodal.generation.spans import Ranges
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows that draw from the same candidates in the coming steps, with everything that these steps need."""
+    """Rows that draw from the same candidates in the next T steps, and the inputs of these steps."""
 
     candidates: Candidates
     rows: Tensor  # int64 [R]
-    conditional: Tensor | None  # int64 [R], streams; None: all of them, in order
-    unconditional: Tensor | None  # int64 [R]; None: no row of the group is guided
+    conditional: Tensor | None  # int64 [R], streams; None stands for all of them, in order
+    unconditional: Tensor | None  # int64 [R]; None if no row of the group is guided
     scales: Tensor | None  # [T, R, 1]
-    guided: list[bool]  # [T], whether any scale of the step is not 1
+    guided: list[bool]  # [T], whether a scale of the step is not 1
     sampler: Sampler | None
     keys: Tensor | None  # [T, R, 2]
 
 
 class PlainRun(DecodingRun):
-    """waiting: ids [B] of each step whose tokens are written and not yet read."""
+    """The plain loop. waiting: for each step whose tokens are written but not yet read, its ids [B]."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class PlainRun(DecodingRun):
         self.waiting: list[Tensor] = []
 
     def advance(self) -> None:
-        """Write the next token of every unfinished row; several, where the grammars stay put whatever is drawn."""
+        """Write the next token of every unfinished row; several if the grammars allow the same whatever is drawn."""
         self.drop_finished()
         steps = self.count_certain_steps()
         groups = [self._make_group(ranges, rows.tolist(), steps) for ranges, rows in self.grammar.group_rows()]

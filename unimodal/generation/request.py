@@ -1,4 +1,4 @@
-"""What is asked of the engine, what it tells while it works, and what the work was."""
+"""Requests to the engine, the events that it reports while it works, and the statistics of a call."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from unimodal.generation.sampling import PLAIN, SamplingConfig
 
 
 class GenerationConfig(Config):
-    """One row's request. ``sampling`` and ``guidance`` are by modality (text, image, audio, video).
+    """One row's request.
 
-    ``unconditional`` is what guidance moves away from, as ids: the prompt with its text dropped, or with a negative
-    prompt in its place; it is needed where a guidance is not 1. ``guidance_interval`` limits guidance to the code steps
-    ``[first, last)`` of a span. ``force``, ``allow`` and the limits go to the grammar. ``stop`` are sequences of text
-    ids that end the answer early; ``pause`` leaves the answer, unfinished, after so many tokens. ``grid`` are the rows
-    and columns of pictures, for a model that writes them in rows.
-    A row whose guidance may come into play runs two streams from its first token on, text included: name the media that
-    it may write in ``allow`` or leave their guidance out.
+    sampling, guidance: by modality ("text", "image", …); a guidance of 1 turns it off. guidance_interval: limits
+    guidance to the code steps [first, last) of a span. unconditional: ids of the prompt that guidance moves away from,
+    the prompt without its text or a negative prompt; needed for a guidance other than 1. force, allow and the limits
+    are those of `Grammar`. stop: sequences of text ids that end the answer early. pause: leave the answer unfinished
+    after so many tokens. grid: rows and columns of pictures, for a model that writes them in rows.
+    A row that may write a guided medium runs two streams from its first token on, in text too: name in ``allow`` the
+    media that it may write, or give no guidance for the others.
     """
 
     max_new_tokens: int = Field(default=256, gt=0)
@@ -60,17 +60,17 @@ class GenerationConfig(Config):
         return intervals
 
     def find_sampling(self, modality: str, step: int) -> SamplingConfig:
-        """How code step ``step`` of a span of ``modality`` is drawn; for text, which has no steps, step 0 is given."""
+        """The sampling of code step ``step`` of a span of ``modality``; text has step 0 only."""
         own = self.sampling.get(modality, PLAIN)
         return own if modality == "text" else own.choose_for_step(step)
 
     def count_alike(self, modality: str, step: int) -> int | None:
-        """For how many steps from code step ``step`` on the sampling stays what it is; None for all that follow."""
+        """For how many code steps from ``step`` on the sampling stays the same; None for all that follow."""
         first = 0 if modality == "text" else self.sampling.get(modality, PLAIN).first_codes
         return first - step if step < first else None
 
     def find_guidance(self, modality: str, step: int) -> float:
-        """The guidance of code step ``step`` of a span of ``modality``; 1 for text and outside the interval."""
+        """The guidance at code step ``step`` of a span of ``modality``; 1 for text and outside the interval."""
         scale = 1.0 if modality == "text" else float(self.guidance.get(modality, 1.0))
         if scale != 1.0 and modality in self.guidance_interval:
             first, last = self.guidance_interval[modality]
@@ -80,7 +80,10 @@ class GenerationConfig(Config):
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """One new token: of which row, its number in the answer, its id, and the medium it belongs to (or text)."""
+    """One new token: its row, its number in the answer, its id, and its modality ("text", "image", …).
+
+    finished: whether it is the last of the answer.
+    """
 
     row: int
     index: int
@@ -89,30 +92,30 @@ class TokenEvent:
     finished: bool
 
 
-#: is told of a new token; True ends the answer
+#: called with each new token; returning True ends the answer
 OnToken = Callable[[TokenEvent], bool | None]
 
 
 @dataclass
 class GenerationStats:
-    """What the last call computed: forwards of the decoder, streams x tokens in the prompt and in the steps."""
+    """What the last call computed. prompt_tokens, step_tokens: summed over streams."""
 
     forwards: int = 0
     prompt_tokens: int = 0
     step_tokens: int = 0
-    cached_tokens: int = 0  # of the prompts, taken from a session's cache instead of computed
+    cached_tokens: int = 0  # prompt tokens taken from a session's cache
     drafted: int = 0  # tokens that a fast decoder proposed
-    accepted: int = 0  # guesses that were kept: of those, and of the one behind them, which a pass may judge unread
+    accepted: int = 0  # accepted guesses; may include one guess past the drafted tokens, judged before it was read
     stream_counts: list[int] = field(default_factory=list)  # streams of every forward
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """What a row of a `ContinuousBatch` is to answer.
+    """A request to a `ContinuousBatch`.
 
-    ``on_token`` is told every token, with the request's key as its row; True from it ends the answer there, and an
-    exception in it ends this row alone. ``compose``, where it is given, writes the answer of several rows in place of
-    one: a call of (on_token, row) that begins its composition, in ``num_parts`` that are told one after the other.
+    on_token: called with each token, whose row is the request's key; True ends the answer there, an exception ends this
+    row alone. compose: (on_token, row) → a composition that writes the answer with several rows in place of one, in
+    ``num_parts`` parts whose tokens are reported one part after the other.
     """
 
     prompt: Sequence[int]
@@ -123,15 +126,15 @@ class GenerationRequest:
 
 
 ResultT = TypeVar("ResultT")
-#: an answer of several rows, as a generator: it yields the rows that it needs and is sent their ids; it yields `PAUSE`
-#: between two short pieces of work, so that others may have their turn; it returns what has come of it
+#: an answer of several rows as a generator: it yields requests for rows and is sent their ids; it yields `PAUSE`
+#: between two short pieces of work, so that others get their turn; it returns its result
 Composition: TypeAlias = Generator[Sequence[GenerationRequest], Sequence[list[int]], ResultT]
 PAUSE: Sequence[GenerationRequest] = ()
 
 
 @dataclass(frozen=True)
 class FinishedRequest:
-    """A row that has left the batch: its answer so far, and what its ``on_token`` raised."""
+    """A row that has left the batch: its answer so far; error: the exception of its ``on_token``."""
 
     key: int
     answer: list[int]

@@ -1,4 +1,4 @@
-"""One call of generate: the streams, the answers so far, and what every way of decoding does with a new token.
+"""One call of generate: the streams, the answers so far, and how every decoding loop takes a new token.
 
 Shapes: B rows, S streams, N tokens of a prompt, D width.
 """
@@ -22,8 +22,8 @@ from unimodal.generation.session import GenerationSession
 class PreparedBatch:
     """Requests that have passed every check (`Engine.prepare`).
 
-    prompts: the ids of all S streams, those of the B rows first and then the unconditional prompts of the rows that
-    ``guided`` names. configs and grammar: of the B rows.
+    prompts: the ids of all S streams: those of the B rows, then the unconditional prompts of the rows numbered in
+    ``guided``. configs, grammar: of the B rows.
     """
 
     prompts: list[list[int]]
@@ -33,9 +33,9 @@ class PreparedBatch:
 
 
 class DecodingRun(ABC):
-    """`start`, then `advance` until every grammar is finished, then `store_caches`.
+    """A decoding loop: call `start`, then `advance` until every grammar is finished, then `store_caches`.
 
-    spare: slots of the cache beyond prompt and answer that a stream may need.
+    spare: slots of the cache that a stream may need beyond its prompt and answer.
     patience: drop finished streams once they are at least 1/patience of all.
     keeps_order: whether the cache holds the tokens in the order of the answer, so that a session can use it.
     """
@@ -54,12 +54,12 @@ class DecodingRun(ABC):
         self.parts, self.decoder = parts, parts.decoder
         self.prompts, self.configs, self.grammar = list(batch.prompts), list(batch.configs), batch.grammar
         self.on_token, self.session = on_token, session
-        #: whether somebody looks at every token as it is drawn, so that steps do not run on
+        #: whether tokens must be reported one at a time, so that several steps cannot run in one go
         self.watched = on_token is not None or any(config.stop for config in batch.configs)
         self.streams = Streams(len(batch.configs), batch.guided)
         self.answers: list[list[int]] = [[] for _ in batch.configs]
         self.stats = GenerationStats()
-        self.hidden: Tensor  # [S, D], of the last token that was read
+        self.hidden: Tensor  # [S, D], the states of the last tokens read
 
     def start(self) -> None:
         """Read the prompts of all streams."""
@@ -77,14 +77,13 @@ class DecodingRun(ABC):
         """Write at least one token of every unfinished row."""
 
     def count_forward(self, num_new: int) -> None:
-        """Take a forward over so many new tokens of every stream into the statistics."""
+        """Add a forward over ``num_new`` tokens of every stream to the statistics."""
         self.stats.forwards += 1
         self.stats.stream_counts.append(len(self.streams))
         self.stats.step_tokens += num_new * len(self.streams)
 
     def drop_finished(self) -> None:
-        """Leave the streams of finished rows behind once they are many (one copy, then cheaper steps), and those of
-        guidance that is over."""
+        """Drop the streams of finished rows once there are enough (`patience`), and those past guidance."""
         finished = self.grammar.finished
         alive = sum(not finished[row] for row in self.streams.row_of)
         if alive and self.patience * (len(self.streams) - alive) >= len(self.streams):
@@ -93,7 +92,7 @@ class DecodingRun(ABC):
         self.drop_unguided()
 
     def drop_unguided(self) -> None:
-        """Leave unconditional streams behind once no later token of their row can be guided."""
+        """Drop unconditional streams once no later token of their row can be guided."""
         finished = self.grammar.finished
         if any(config.guidance_interval for config in self.configs):
             over = [row for row in self.streams.unconditional if not finished[row] and self._is_guidance_over(row)]
@@ -119,13 +118,13 @@ class DecodingRun(ABC):
         return steps
 
     def keep_streams(self, kept: list[int]) -> None:
-        """Go on with these streams only."""
+        """Keep these streams only, in this order."""
         self.decoder.keep(kept)
         self.prompts = [self.prompts[stream] for stream in kept]
         self.hidden = self.hidden[kept]
 
     def store_caches(self, streams: Sequence[int] | None = None) -> None:
-        """Give the caches of these streams, by default of all, to the session."""
+        """Store the caches of these streams, by default of all, in the session, if there is one."""
         if self.session is None or not self.keeps_order:
             return
         for stream in range(len(self.streams)) if streams is None else streams:
@@ -133,7 +132,7 @@ class DecodingRun(ABC):
             self.session.store(text[: self.decoder.count_read(stream)], self.decoder.export(stream))
 
     def write(self, row: int, token: int) -> None:
-        """Take one new token of an unfinished row into its answer and grammar; tell the caller."""
+        """Add one new token of an unfinished row to its answer and grammar, and report it."""
         state, answer, config = self.grammar.states[row], self.answers[row], self.configs[row]
         before = state.modality
         self.grammar.grammars[row].advance(state, token)

@@ -1,9 +1,9 @@
-"""Drawing the next token: temperature, top-k, top-p, and noise that belongs to a row and not to its batch.
+"""Draw the next token: temperature, top-k, top-p, and noise that depends on the row alone and not on its batch.
 
 A token is drawn as argmax(logits / temperature + Gumbel noise), which samples the softmax exactly. The noise is a hash
-of (the row's seed, the number of the token in the answer, the vocabulary row), so the same request gives the same
-answer alone, in any batch, on any device, and however many rows of the vocabulary the head computes, as far as the
-logits are the same: those of int8 weights depend on the batch.
+of (the row's seed, the number of the token in the answer, the vocabulary row). So for the same logits the same request
+gives the same answer alone, in any batch, on any device, and however many rows of the vocabulary the head computes.
+(With int8 weights logits depend on the batch.)
 
 Shapes: R rows of the batch, K candidate rows of the vocabulary.
 """
@@ -23,10 +23,10 @@ _MASK64 = 0xFFFFFFFFFFFFFFFF
 
 
 class SamplingConfig(Config):
-    """How one modality is sampled. temperature 0: the likeliest token; top_k 0 and top_p 1: no filter.
+    """How one modality is sampled. temperature 0 takes the likeliest token; top_k 0 and top_p 1 filter nothing.
 
-    The first ``first_codes`` code steps of a span are drawn at ``first_temperature``: where codes run from coarse to
-    fine, what a picture shows stays likely, and how it looks in detail varies.
+    The first ``first_codes`` code steps of a span are drawn at ``first_temperature``. Where codes run from coarse to
+    fine, a low one keeps what a picture shows likely, while its details vary.
     """
 
     temperature: float = Field(default=1.0, ge=0)
@@ -36,7 +36,7 @@ class SamplingConfig(Config):
     first_temperature: float = Field(default=0.0, ge=0)
 
     def choose_for_step(self, step: int) -> SamplingConfig:
-        """What holds for code step ``step`` of a span, the same for all steps up to the next change."""
+        """The sampling of code step ``step`` of a span: with `first_temperature` as temperature, or without it."""
         if not self.first_codes:
             return self
         temperature = self.first_temperature if step < self.first_codes else self.temperature
@@ -48,7 +48,7 @@ PLAIN = SamplingConfig()  # what the model says: temperature 1, no filter
 
 
 def _mix_64_bits(value: int) -> int:
-    """One step of the splitmix64 generator's output function, on Python integers."""
+    """The output function of the splitmix64 generator, on Python integers."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -56,14 +56,14 @@ def _mix_64_bits(value: int) -> int:
 
 
 def make_noise_keys(seeds: Sequence[int], step: int | Sequence[int]) -> Tensor:
-    """64 bits for each row from its seed and the number of its next token: int64 [R, 2], each half below 2**32."""
+    """64 random bits for each row, from its seed and the number of its next token: int64 [R, 2], each below 2**32."""
     steps = [step] * len(seeds) if isinstance(step, int) else step
     keys = [_mix_64_bits(_mix_64_bits(seed & _MASK64) ^ number) for seed, number in zip(seeds, steps, strict=True)]
     return torch.tensor([[key & _MASK, key >> 32] for key in keys], dtype=torch.int64)
 
 
 def _mix_32_bits(x: Tensor) -> Tensor:
-    """A 32-bit finaliser (Wellons, "prospecting for hash functions") in int64, whose low 32 bits are what counts."""
+    """A 32-bit hash (Wellons, "Prospecting for Hash Functions") of the low 32 bits of an int64."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
@@ -78,10 +78,10 @@ def make_gumbel_noise(keys: Tensor, ids: Tensor) -> Tensor:
 
 
 def filter_logits(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) -> Tensor:
-    """-inf where a candidate is outside its row's top-k or nucleus (arXiv:1904.09751); logits [R, K] after temperature.
+    """Set logits [R, K] outside a row's top-k or nucleus (arXiv:1904.09751) to -inf; apply the temperature before.
 
-    Top-k first, then the smallest set of the rest whose probability reaches top_p. Candidates that tie with the last
-    one kept are kept.
+    Top-k first, then the smallest set of the rest whose probability reaches top_p. Ties with the last kept candidate
+    are kept.
     """
     num = logits.shape[1]
     ks = [k if 0 < k < num else num for k in top_k]
@@ -102,8 +102,7 @@ def filter_logits(logits: Tensor, top_k: Sequence[int], top_p: Sequence[float]) 
 
 
 class Sampler:
-    """The settings of R rows, put on the device once, so that drawing makes no other transfer and no
-    synchronisation."""
+    """The settings of R rows, put on the device once, so that drawing transfers nothing and never waits."""
 
     def __init__(self, configs: Sequence[SamplingConfig], device: torch.device | str = "cpu") -> None:
         temperatures = [config.temperature for config in configs]
@@ -113,7 +112,7 @@ class Sampler:
         self.divisor = torch.tensor([t or 1.0 for t in temperatures], device=device)[:, None]  # [R, 1]
 
     def scale(self, logits: Tensor) -> Tensor:
-        """logits [R, K] -> fp32 logits after temperature and filters; -inf where a candidate cannot be drawn."""
+        """logits [R, K] -> fp32 logits after temperature and filters; -inf for candidates that cannot be drawn."""
         scores = logits.float()
         return scores if self.all_greedy else filter_logits(scores / self.divisor, self.top_k, self.top_p)
 
@@ -125,7 +124,7 @@ class Sampler:
         return scores.argmax(1)
 
     def compute_probabilities(self, scores: Tensor) -> Tensor:
-        """What `choose` draws from, fp32 [R, K]: the softmax, or all mass on the likeliest."""
+        """The probabilities by which `choose` draws, fp32 [R, K]: the softmax, or 1 for the likeliest if greedy."""
         if not self.any_greedy:
             return scores.softmax(1)
         certain = torch.zeros_like(scores).scatter_(1, scores.argmax(1, keepdim=True), 1.0)

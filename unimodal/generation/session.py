@@ -1,8 +1,8 @@
-"""A memory of what the decoder has read: turns of a chat, and requests that begin alike, are not read again.
+"""A session keeps the caches of streams, so that earlier turns and shared beginnings are not read again.
 
-The cache of every finished stream is kept with its ids. A later prompt takes the longest beginning it shares with one
-of them, whatever text or media it holds, and only the rest is read. The answers are those of a call without a session.
-Make one session for each conversation; it holds keys and values of at most ``size`` streams, newest first.
+The cache of every finished stream is kept with its ids. A later prompt reuses the longest beginning that it shares with
+one of them, whatever text or media it holds, and only the rest is read. Answers are the same as without a session. Make
+one session for each conversation; it holds keys and values of at most ``size`` streams, the newest.
 
 Shapes: N tokens read by a stream.
 """
@@ -22,9 +22,9 @@ class _Entry:
 
 
 class GenerationSession:
-    """Give it to `Engine.generate(..., session=…)`. `clear` it when the model's weights change.
+    """Caches for `Engine.generate(..., session=…)`. Call `clear` when the model's weights change.
 
-    decoder: whose caches these are; another one cannot read them. Raises ValueError for a size below 1.
+    decoder: the one that made the caches; no other can read them. Raises ValueError for a size below 1.
     """
 
     def __init__(self, decoder: StepDecoder, size: int = 8) -> None:
@@ -41,8 +41,10 @@ class GenerationSession:
         self._entries.clear()
 
     def match(self, prompts: Sequence[Sequence[int]]) -> list[Prefix | None]:
-        """For each prompt the cache that begins most like it and how many of its tokens to take; the last token of a
-        prompt is always read, since its hidden state is needed."""
+        """For each prompt the longest beginning that a cache holds, or None.
+
+        It never holds the whole prompt: the last token must be read for its hidden state.
+        """
         found: list[Prefix | None] = []
         for prompt in prompts:
             best: Prefix | None = None
@@ -54,13 +56,13 @@ class GenerationSession:
         return found
 
     def store(self, ids: Sequence[int], cache: StreamCache) -> None:
-        """Keep the cache of ``ids`` [N]; entries that are a beginning of it, and the oldest, go."""
+        """Keep the cache of ``ids`` [N]; drop entries that are a beginning of it, and the oldest beyond ``size``."""
         kept = [entry for entry in self._entries if count_common(entry.ids, ids) < len(entry.ids)]
         self._entries = [_Entry(tuple(ids), cache), *kept][: self.size]
 
 
 def count_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """With how many equal items two sequences begin."""
+    """The length of the longest common beginning of two sequences."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return index

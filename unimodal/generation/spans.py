@@ -1,4 +1,4 @@
-"""One span ready to run: which rows each of its places may take, and what follows. `grammar.py` walks over it.
+"""The segments of a span for `grammar.py`: the rows that each place may take, and the rows that may follow.
 
 Legend: G groups of a tokenizer.
 """
@@ -16,10 +16,11 @@ Ranges = tuple[tuple[int, int], ...]  # half-open, ascending, not touching
 
 @dataclass(frozen=True, slots=True)
 class SpanSegment:
-    """One segment, ready to run: `rows[g]` is the range of group g, `follow` the mark behind it, `both` either.
+    """One segment of a span.
 
-    Where it `runs_on`, the next segment follows without a mark. Without a `block` its rows are no codes: the size of a
-    picture, the mark behind it.
+    block: None for rows that are no codes (the size of a picture, a mark). count: code steps; None if free. rows: the
+    ranges of each group. follow: the mark behind the segment; both: a code or that mark. runs_on: the next segment
+    follows without a mark.
     """
 
     block: str | None
@@ -31,7 +32,7 @@ class SpanSegment:
 
 
 def find_open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
-    """The end of ``prefix`` from the start of the span that it leaves open; empty if it leaves none open."""
+    """The part of ``prefix`` from the start of the span that it leaves open; empty if it leaves none open."""
     frame = vocabulary.get_control_id("<|frame|>") if vocabulary.has_control("<|frame|>") else None
     for index in range(len(prefix) - 1, -1, -1):
         if vocabulary.is_control(prefix[index]) and prefix[index] != frame:
@@ -40,7 +41,7 @@ def find_open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[in
 
 
 def read_open_grid(vocabulary: Vocabulary, span: Sequence[int]) -> Grid | None:
-    """The grid that an open span names, where it is written in rows and its size is whole."""
+    """The grid of an open span that is written in rows; None for others, and as long as its size is incomplete."""
     modality = vocabulary.find_opened_medium(span[0]) if len(span) else None
     marks = None if modality is None else vocabulary.get_layout(modality).grid
     found = None if marks is None else marks.read_header(span[1:])

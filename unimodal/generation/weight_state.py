@@ -1,4 +1,4 @@
-"""Whether weights have changed since they were copied: where they lie, and how often they were written in place."""
+"""The state of weights, by which a copy knows that they have changed: their addresses and counts of writes."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ WeightState = tuple[tuple[int, int], ...]
 
 
 def read_weight_state(parameters: Iterable[nn.Parameter]) -> WeightState:
-    """Equal for the same parameters as long as nobody has written to them; inference tensors count as unchanged."""
+    """A state that stays equal until one of the parameters is written to; writes to inference tensors are not seen."""
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)

@@ -1,1 +1,1 @@
-"""One step of a decoder, several ways: reference, lean, packed, compiled, slots."""
+"""Implementations of one decoding step: reference, lean, packed, compiled, slots."""

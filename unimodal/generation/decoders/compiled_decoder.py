@@ -1,10 +1,10 @@
-"""The lean step with fixed shapes, compiled: what a GPU needs, where a small step is launches and not work.
+"""The lean step with fixed shapes, compiled: for GPUs, on which a small step is mostly kernel launches.
 
-The prompt is read eagerly, since its length differs every time. A step of one token then has no shape or number that
-changes: it attends over the whole capacity, whose unused slots are masked, and the slot it writes is a tensor on the
-device. So `torch.compile` compiles it once for a number of streams and a capacity (rounded up to ``GRAIN``), and its
-mode ``reduce-overhead`` replays it as a CUDA graph. On a processor compiling costs half a minute and gains nothing: it
-is never chosen there unless asked for.
+The prompt is read eagerly, since its length always differs. A step of one token then has fixed shapes: it attends over
+the whole capacity, with unused slots masked, and the slot that it writes is a tensor on the device. So `torch.compile`
+compiles it once for a number of streams and a capacity (rounded up to ``GRAIN``), and its mode ``reduce-overhead``
+replays it as a CUDA graph. On a processor, compiling takes half a minute and gains nothing, so it must be asked for
+there.
 
 Shapes: S streams, C capacity of the cache, H query heads, K key/value heads, D head width, E width, L layers.
 """
@@ -30,7 +30,7 @@ GRAIN = 64
 class CompiledDecoder(LeanDecoder):
     """A `LeanDecoder` whose steps of one token run a compiled function of fixed shapes.
 
-    backend (a name or a function) and mode go to `torch.compile`; backend None runs the same function uncompiled.
+    backend, mode: arguments of `torch.compile`; backend None runs the same function uncompiled.
     """
 
     _mask: Tensor | None = None  # [S, 1, 1, C] added to attention scores; None while a prompt is read
@@ -86,7 +86,7 @@ class CompiledDecoder(LeanDecoder):
             self._fix_shapes()
 
     def _fix_shapes(self) -> None:
-        """Zero what is not written (a masked slot must still be finite) and make the mask and the slot anew."""
+        """Zero unwritten slots (masked ones must be finite too) and make the mask and the slot anew."""
         self.cache[..., self.length :, :] = 0
         if self.cache.is_cuda:
             torch._dynamo.mark_static_address(self.cache)  # a graph may write what it was given

@@ -1,6 +1,6 @@
-"""Streams that all end at one slot of the cache: left padding, masks, and which slots move when streams fall behind.
+"""Streams that all end at one slot of the cache: left padding, masks, and moves of slots when a stream falls behind.
 
-Decoders whose streams start together keep them flush on the right: a step then writes one slot for all of them.
+Decoders whose streams start together align them on the right, so that a step writes one slot for all of them.
 
 Shapes: S streams, N tokens of a prompt, P tokens of a step, V latest slots of the cache.
 """
@@ -17,7 +17,7 @@ from unimodal.generation.decoders.step_decoder import Prefix
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts of unequal lengths -> ids [S, N] padded on the left, and the number of pads of each, [S]."""
+    """Prompts of unequal lengths -> ids int64 [S, N], padded on the left, and the number of pads of each, int64 [S]."""
     longest = max(len(prompt) for prompt in prompts)
     pads = [longest - len(prompt) for prompt in prompts]
     rows = [[pad_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
@@ -25,9 +25,9 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
 
 
 def build_visible_mask(visible: Tensor | None, pads: Tensor, begin: int, end: int) -> Tensor:
-    """Which slots the tokens at slots begin..end see, bool [S, P, end]: what ``visible`` says, never the left padding.
+    """Which slots the tokens at slots begin..end see, bool [S, P, end]; left padding is never seen.
 
-    visible [S or 1, P, V] rules over the last V slots; all earlier ones are seen. None is causal.
+    visible: bool [S or 1, P, V], for the last V slots; all earlier ones are seen. None is causal.
     """
     slots = torch.arange(end, device=pads.device)
     queries = slots[begin:, None]
@@ -40,16 +40,16 @@ def build_visible_mask(visible: Tensor | None, pads: Tensor, begin: int, end: in
 
 
 def count_unread(prompts: Sequence[Sequence[int]], prefixes: Sequence[Prefix | None]) -> int:
-    """How many tokens of every prompt are to be read behind the prefixes; at least one, for its hidden state."""
+    """How many last tokens of every prompt must be read: those behind the shortest prefix, and at least one."""
     held = [0 if prefix is None else prefix.num_tokens for prefix in prefixes or [None] * len(prompts)]
     return max(1, *(len(prompt) - num for prompt, num in zip(prompts, held, strict=True)))
 
 
 def close_gap(pads: Tensor) -> tuple[Tensor, int]:
-    """The left padding of streams that remain, without what all of them have: pads [S] and the slots to cut off.
+    """Remove the left padding that all remaining streams share: their pads int64 [S], and the number of slots to cut.
 
-    Streams that are gone may have been longer. If their length stayed, a cache that was made for the longest stream
-    would be full before the others are finished.
+    A stream that has left may have been the longest. If its length stayed, a cache made for the longest stream would be
+    full before the others are finished.
     """
     gap = int(pads.min()) if len(pads) else 0
     return pads - gap, gap
@@ -57,17 +57,17 @@ def close_gap(pads: Tensor) -> tuple[Tensor, int]:
 
 @dataclass(frozen=True)
 class Move:
-    """A stream behind `plan_moves`: its left padding, and the slots that it takes, which stand behind that now."""
+    """Where `plan_moves` puts a stream: its new left padding, and the old slots that go behind it, in order."""
 
     pad: int
     slots: list[int]
 
 
 def plan_moves(pads: Sequence[int], kept: Sequence[Sequence[int]], length: int, num_new: int) -> tuple[list[Move], int]:
-    """Where the slots of each stream go when of the last ``num_new`` only those numbered ``kept`` stay.
+    """Move streams after each has kept only those of its last ``num_new`` slots that ``kept`` numbers.
 
-    All streams end at the same slot, so one that keeps fewer tokens than another moves. The second result is the new
-    length of the cache, which is that of the longest stream.
+    All streams end at the same slot, so one that keeps fewer tokens than another moves. Returns a move for each stream,
+    and the new length of the cache, that of the longest stream.
     """
     begin = length - num_new
     taken = [

@@ -1,7 +1,7 @@
 """The lean step: streams that start together, over `LlamaLayers` and one preallocated cache.
 
-The cache is one tensor, and the rotary table and the padding mask are made once for all steps. Equality with the stock
-forward is tested to 1e-5.
+The cache is one tensor; the rotary table and the padding mask are made once for all steps. Tests hold it equal to the
+stock forward to 1e-5.
 
 Shapes: S streams, P tokens of a step, C capacity of the cache, K key/value heads, D head width, E width, L layers.
 """
@@ -27,13 +27,12 @@ from unimodal.generation.decoders.step_decoder import Prefix, StreamCache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Padded prompts are read in pieces of so many tokens: their mask, [S, P, N], would outgrow the cache.
+# Padded prompts are read in pieces of so many tokens, or their mask [S, P, N] would be larger than the cache.
 _PIECE = 512
 
 
 class LeanDecoder:
-    """A `StepDecoder`, where the methods are described, for stock Llama models. `PackedDecoder` gives it other
-    layers."""
+    """A `StepDecoder` for stock Llama models; the protocol describes the methods. `PackedDecoder` has other layers."""
 
     cache: Tensor  # [L, 2, S, K, C, D]; read only up to `length`
     length: int  # slots in use
@@ -134,7 +133,7 @@ class LeanDecoder:
         return self.length - int(self.pads[stream])
 
     def _grow(self, capacity: int) -> None:
-        """Make room for streams that are longer, with their guesses, than was said; it costs a copy of the cache."""
+        """Make room for streams longer than the capacity given to `prefill`; this copies the cache."""
         cache = self.layers.make_cache(len(self.pads), capacity)
         cache[..., : self.length, :] = self.cache[..., : self.length, :]
         self.cache, self.rotary = cache, self.layers.make_rotary(capacity)
@@ -149,7 +148,7 @@ class LeanDecoder:
             self.bias = bias.masked_fill_(padding, -torch.inf)[:, None, None]
 
     def _make_bias(self, begin: int, end: int, visible: Tensor | None) -> Tensor | None:
-        """What is added to the scores of tokens begin..end over keys 0..end: [S or 1, 1, P or 1, end], or None."""
+        """The mask added to scores of tokens begin..end over keys 0..end: [S or 1, 1, P or 1, end]; None is causal."""
         if visible is None and end - begin == 1:
             return None if self.bias is None else self.bias[..., :end]
         if visible is None and self.bias is None and begin == 0:

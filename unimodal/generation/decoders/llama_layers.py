@@ -1,9 +1,9 @@
-"""The layers of a stock Llama without what a general forward spends around them.
+"""The layers of a stock Llama without the overhead of its general forward.
 
 Hugging Face's step on a small model is mostly overhead: mask building, cache bookkeeping, kwargs, a rotary table per
-call. Here a layer is about twenty operations, and masks, positions and the cache are the caller's: it says which rotary
-positions the new tokens have and takes their keys and values in return for all that a layer holds. The linear modules
-are called as they are, so LoRA and the like keep working. `PackedLayers` are the same over copies of the weights.
+call. Here a layer is about twenty operations. Masks, positions and the cache are the caller's: it gives the rotary
+positions of the new tokens, stores their keys and values, and returns all that the layer holds. The linear modules are
+called as they are, so LoRA keeps working. `PackedLayers` do the same over copies of the weights.
 
 Shapes: S streams, P tokens of a step, N tokens held, C positions, H query heads, K key/value heads, D head width, E
 width.
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
-# Up to so many new tokens a mask repeated for each head of a group is cheaper than repeated keys and values.
+# Up to so many new tokens, repeating the mask for each head of a group is cheaper than repeating keys and values.
 _FEW = 128
-# Rotary tables that are the same whatever the length of the sequence.
+# Types of rotary tables that do not depend on the length of the sequence.
 _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 #: (number of the layer, new keys and values [S, K, P, D]) → all keys and values that the layer now holds, [S, K, N, D]
@@ -49,7 +49,7 @@ def find_lean_problem(model: PreTrainedModel) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class RotaryTable:
-    """cos and sin [C, D] of every position, the first half of sin negated: x * cos + roll(x, D / 2) * sin rotates x."""
+    """cos and sin [C, D] of every position. sin's first half is negated: x * cos + roll(x, D / 2) * sin rotates x."""
 
     cos: Tensor
     sin: Tensor
@@ -82,15 +82,15 @@ class LlamaLayers:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the keys and values that are held."""
+        """The type of the cached keys and values."""
         return self.backbone.norm.weight.dtype
 
     def refresh(self) -> bool:
-        """Take over weights that have changed since the last call; whether copies of them had to be made again."""
+        """Take over weights that have changed since the last call; return whether copies were made again."""
         return False
 
     def make_cache(self, num_streams: int, capacity: int) -> Tensor:
-        """Room for keys and values, [L, 2, S, K, C, D] of L layers; not filled."""
+        """An unfilled cache for keys and values of L layers, [L, 2, S, K, C, D]."""
         shape = (len(self.layers), 2, num_streams, self.num_kv_heads, capacity, self.width)
         return torch.empty(shape, device=self.device, dtype=self.dtype)
 
@@ -103,10 +103,11 @@ class LlamaLayers:
     def run(
         self, x: Tensor, rotary: RotaryTable, positions: slice | Tensor, write: WriteCache, bias: Tensor | None
     ) -> Tensor:
-        """x [S, P, E] through all layers.
+        """Run x [S, P, E] through all layers, without the last norm.
 
-        positions: a slice of the rotary table, or an index [S, P] into it. bias [S or 1, 1, P or 1, N] is added to the
-        attention scores; None: causal over these P tokens, or all that is held for a single one.
+        positions: a slice of the rotary table, or an index int64 [S, P] into it. write: stores the new keys and values
+        of a layer and returns all. bias: [S or 1, 1, P or 1, N], added to the attention scores; None is causal over
+        these P tokens, or all N for a single token.
         """
         cos, sin = rotary.cos[positions], rotary.sin[positions]  # [P, D] or [S, P, D]
         if cos.dim() == 3:
@@ -119,7 +120,7 @@ class LlamaLayers:
         return x
 
     def apply_norm(self, x: Tensor) -> Tensor:
-        """The norm behind the last layer."""
+        """Apply the model's last norm, [S, P, E]."""
         return apply_rms_norm(self.backbone.norm, x)
 
     def _attend(
@@ -146,7 +147,7 @@ class LlamaLayers:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """q [S, H, P, D] over k and v [S, K, N, D], causal without a bias -> [S, P, H * D]."""
+    """Attention of q [S, H, P, D] over k and v [S, K, N, D] -> [S, P, H * D]; causal if bias is None."""
     num_streams, num_heads, num_new, width = q.shape
     repeats = num_heads // k.shape[1]
     if repeats > 1 and (num_new == 1 or (bias is not None and num_new <= _FEW)):
@@ -159,7 +160,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -
 
 
 def apply_rms_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """LlamaRMSNorm without its casts; on a processor F.apply_rms_norm takes three times as long for a few tokens."""
+    """LlamaRMSNorm without its casts; F.rms_norm takes three times as long for a few tokens on a processor."""
     if x.dtype != torch.float32:
         return module(x)
     scale = x.square().mean(-1, keepdim=True).add_(module.variance_epsilon).rsqrt_()

@@ -1,15 +1,14 @@
 """The lean step over rearranged copies of the weights: fewer and larger operations, and fewer bytes.
 
-A decoding step is weight traffic, so the copies may be narrower than the model: ``bfloat16`` halves it (AVX-512 bf16
-instructions), ``int8`` quarters it (VNNI; weights by output channel, activations by row, as in arXiv:2208.07339
-without its outliers). Both lose a little: measure it (`tools/bench_generation.py`). ``float32`` loses nothing but
-rounding order.
+The time of a decoding step is spent on reading weights, so the copies may be narrower than the model: ``bfloat16``
+halves the bytes (AVX-512 bf16 instructions), ``int8`` quarters them (VNNI; weights by output channel, activations by
+row, as in arXiv:2208.07339 without its outliers). Both lose a little; `tools/bench_generation.py` measures how much.
+``float32`` differs only in the order of rounding.
 
-What is folded into the copies: query, key and value are one product, gate and up another; the norm's weight goes into
-the product behind it; the halves of a rotated head are interleaved, so that a rotation is one complex multiplication;
-float32 products read the transposed weight, which a processor does twice as fast for a few rows. The range of int8
-activations is that of a call's rows, each brought to the same size: a row's answer may depend on its neighbours within
-the rounding.
+In the copies, query, key and value are one product, gate and up another; the norm's weight is folded into the product
+behind it; the halves of a rotated head are interleaved, so that a rotation is one complex multiplication; float32
+products read a transposed weight, which a processor does twice as fast for a few rows. int8 activations have one range
+for all rows of a call, each scaled to the same size: a row's rounding, and so its answer, may depend on its neighbours.
 
 Shapes: S streams, P tokens of a step, M = S * P, C capacity of the cache, H query heads, K key/value heads, D head
 width, E width, F width of the MLP.
@@ -50,12 +49,12 @@ def find_packed_problem(model: PreTrainedModel) -> str | None:
 
 
 class _Product(Protocol):
-    """x @ W.T for float32 x [M, in] and a copy of W [out, in] of its own kind."""
+    """x @ W.T [M, out] for float32 x [M, in], over a copy of W [out, in]."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def add_to(self, base: Tensor, x: Tensor) -> Tensor:
-        """base [M, out] plus the product."""
+        """base [M, out] + the product."""
 
 
 class _Float32:
@@ -87,10 +86,10 @@ class _BFloat16:
 class _Int8:
     """The product in 8 bits: symmetric weights by output channel, activations by row.
 
-    torch takes one range for all rows of a call. Rows are brought to the same size first: the first token of a prompt
-    may be a hundred times larger than the others (arXiv:2402.17762) and would leave them a few steps of the range.
+    torch uses one range for all rows of a call. Rows are scaled to the same size first, since the first token of a
+    prompt may be a hundred times larger than the others (arXiv:2402.17762) and would leave them few steps of the range.
 
-    Without VNNI a processor adds two products in 16 bits, which overflow in silence: activations then get 7 bits.
+    Without VNNI a processor adds two products in 16 bits, which may overflow silently; activations get 7 bits then.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -140,9 +139,10 @@ class _PackedLayer:
 
 
 class PackedLayers(LlamaLayers):
-    """`LlamaLayers` that run on copies of the weights; `refresh` makes the copies, again where the model has changed.
+    """`LlamaLayers` over copies of the weights, which `refresh` makes, and makes again when the model has changed.
 
-    Raises ValueError for weights that are unknown, or that the model or this machine cannot have.
+    weights: "float32", "bfloat16" or "int8". Raises ValueError for another name, and for weights that this model or
+    this machine does not support.
     """
 
     def __init__(self, model: PreTrainedModel, weights: str = "float32") -> None:
@@ -200,5 +200,5 @@ class PackedDecoder(LeanDecoder):
 
 
 def _normalise(x: Tensor, eps: float) -> Tensor:
-    """RMSNorm [M, E] without its weight and without the root of E, both of which are in the next product."""
+    """RMSNorm of x [M, E] without its weight and the root of E, which are folded into the next product."""
     return x * torch.linalg.vecdot(x, x).add_(eps).rsqrt_()[:, None]

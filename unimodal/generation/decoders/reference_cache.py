@@ -1,10 +1,10 @@
-"""The cache of the reference decoder: a stock DynamicCache whose layers write into room that was made once.
+"""The cache of the reference decoder: a stock DynamicCache whose layers write into memory that is allocated once.
 
-A stock layer joins the old keys and the new ones to a new tensor at every step: for each token the whole cache is
-copied, which late in a long sequence costs more than everything else. Layers with a sliding window hold everything too,
-and the mask keeps the window: so streams of unequal lengths stand side by side, and what was read can be cut, taken
-over by a later prompt and joined by newcomers. Whoever puts other tensors in the place of `keys` and `values`, as
-cutting and selecting streams do, is heeded: the next step makes room for those.
+A stock layer joins old and new keys into a new tensor at every step. That copies the whole cache for each token, which
+late in a long sequence costs more than everything else. Layers with a sliding window keep all tokens too, and the mask
+applies the window: so streams of unequal lengths stand side by side, and a cache can be cut, reused for a later prompt
+and joined by new streams. `keys` and `values` may be replaced, as cutting and selecting streams do; the next step
+allocates memory for the new ones.
 
 Shapes: S streams, K key/value heads, L slots in use, C capacity, W head width.
 """
@@ -19,7 +19,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 
 
 class RoomyLayer(DynamicLayer):
-    """A DynamicLayer with room for ``capacity`` slots; `keys` and `values` [S, K, L, W] are views of what is in use."""
+    """A DynamicLayer with room for ``capacity`` slots; `keys` and `values` [S, K, L, W] are views of used slots."""
 
     keys: Tensor
     values: Tensor
@@ -55,7 +55,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
-    """A DynamicCache for this model whose layers have room for ``capacity`` slots."""
+    """A DynamicCache for this model, of layers with room for ``capacity`` slots."""
     cache = DynamicCache(config=config)
     held = (DynamicLayer, DynamicSlidingWindowLayer)
     cache.layers = [RoomyLayer(capacity) if type(layer) in held else layer for layer in cache.layers]
@@ -63,21 +63,21 @@ def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
 
 
 def is_whole(layer: CacheLayerMixin) -> bool:
-    """Whether a layer holds keys and values of every token, not a state that they became."""
+    """Whether a layer holds keys and values of every token, and not a state that sums them up."""
     return type(layer) in (DynamicLayer, RoomyLayer)
 
 
 def check_whole(layer: CacheLayerMixin, done: str) -> None:
-    """ValueError for a layer that does not hold keys and values of every token, so that it cannot be ``done``."""
+    """Raises ValueError for a layer that is not whole (`is_whole`). done: what it then cannot be, for the message."""
     if not is_whole(layer):
         raise ValueError(f"a cache layer of type {type(layer).__name__} cannot be {done}")
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Which layers of a model see the latest ``length`` tokens only.
+    """A model's sliding window of ``length`` tokens.
 
-    by_layer: whether its forward takes a mask for each kind of layer (`layer_types`), or one for all.
+    by_layer: whether the forward takes a mask for each kind of layer (`layer_types`), or one mask for all.
     """
 
     length: int
@@ -85,7 +85,7 @@ class Windows:
 
 
 def find_windows(config: PreTrainedConfig) -> Windows | None:
-    """The sliding window of a model; None where all layers see all."""
+    """The sliding window of a model; None if all layers see all tokens."""
     kinds = [layer for layer in DynamicCache(config=config).layers if isinstance(layer, DynamicSlidingWindowLayer)]
     if not kinds:
         return None

@@ -1,6 +1,6 @@
-"""Cached decoding through the model's own forward: what the lean decoder must equal, and what other architectures use.
+"""Cached decoding through the model's own forward: the standard for the lean decoder, and the way of other models.
 
-The cache has room for the whole answer from the start (`reference_cache.py`), so that a step copies none of it.
+The cache has room for the whole answer from the start (`reference_cache.py`), so no step copies it.
 
 Shapes: S streams, P tokens of a step, C slots in all, K key/value heads, W head width, D width.
 """
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 
 class ReferenceDecoder:
-    """A `StepDecoder`, where the methods are described, over any causal LM: its forward with a cache of its kind, a
-    padding mask and explicit positions."""
+    """A `StepDecoder` over any causal LM: its forward with a cache, a padding mask and explicit positions.
+
+    The protocol describes the methods.
+    """
 
     cache: DynamicCache
     length: int  # slots in use
@@ -47,7 +49,7 @@ class ReferenceDecoder:
 
     @property
     def intercepted(self) -> bool:
-        """Whether something stands in for the forward of this one model, as compression does."""
+        """Whether this model's forward is replaced, as compression does."""
         return "forward" in vars(self.backbone)
 
     def prefill(
@@ -100,8 +102,10 @@ class ReferenceDecoder:
         return out.last_hidden_state if every else out.last_hidden_state[:, -1]
 
     def _mask_visible(self, seen: Tensor, positions: Tensor) -> Tensor | dict[str, Tensor]:
-        """seen bool [S, P, C] of tokens at positions [S, P] → what is added to the scores, [S, 1, P, C], of all layers
-        or of each kind of layer."""
+        """The mask added to the scores, [S, 1, P, C]: one for all layers, or by kind of layer.
+
+        seen: bool [S, P, C], the slots that each token sees. positions: int64 [S, P], of the tokens.
+        """
         kind = self.model.dtype
         lowest = torch.finfo(kind).min
 

@@ -1,9 +1,9 @@
-"""Decoders whose streams come and go: every stream has a place and a length of its own.
+"""Decoders whose streams come and go: every stream has a row of the cache and a length of its own.
 
-A decoder of `lean_decoder.py` keeps its streams flush at one last slot, since they start together. Here each begins at
-slot 0 of its own row of the cache and is as long as it is: a newcomer is read beside the others and copied into the
-next free row, and a row that falls free is filled with the last one, the only copy that leaving costs. This is
-continuous batching as of Orca (Yu et al., OSDI 2022). Keys carry their own rotation, so nothing is computed again.
+In `lean_decoder.py` streams start together and all end at the same slot. Here each begins at slot 0 of its own row and
+has its own length. A new stream is read apart and copied into the next free row. When one leaves, the last row is
+copied into its place; leaving costs no other copy. This is the continuous batching of Orca (Yu et al., OSDI 2022).
+Cached keys are rotated already, so nothing is computed again.
 
 Shapes: S streams, P tokens of a step, V latest tokens of a stream, C capacity of the cache, K key/value heads, D head
 width, E width, L layers.
@@ -30,7 +30,7 @@ _FIRST_STREAMS, _GRAIN = 8, 128
 
 
 class LlamaSlots:
-    """A `SlotDecoder`, where the methods are described, over the layers of a lean or packed decoder."""
+    """A `SlotDecoder` over the layers of a lean or packed decoder; the protocol describes the methods."""
 
     num_computed: int
 
@@ -60,8 +60,8 @@ class LlamaSlots:
         prefixes: Sequence[Prefix | None],
         numbers: Sequence[int],
     ) -> Tensor:
-        """Read prompts, and let each be as many streams as ``numbers`` names it."""
-        reader = LeanDecoder(self.layers)  # reads the newcomers into a cache of its own
+        """Read prompts and add a stream for each of ``numbers``, indices of prompts; return their states [new, E]."""
+        reader = LeanDecoder(self.layers)  # reads the new prompts into a cache of its own
         hidden = reader.prefill(prompts, pad_id, max(map(len, prompts)), prefixes)
         self.num_computed = reader.num_computed
         self._reserve(len(self.lengths) + len(numbers), capacity)
@@ -142,7 +142,7 @@ class LlamaSlots:
         return self.lengths[self.slot_of[stream]]
 
     def _reserve(self, streams: int, capacity: int) -> None:
-        """Make the cache large enough. It grows by doubling and stays: a server's memory settles."""
+        """Make the cache large enough. It grows by doubling and never shrinks, so a server's memory settles."""
         have_streams, have_capacity = self.cache.shape[2], self.cache.shape[4]
         if streams <= have_streams and capacity <= have_capacity:
             return
@@ -157,13 +157,15 @@ class LlamaSlots:
 
 
 def _order(x: Tensor | None, slot_of: Tensor) -> Tensor | None:
-    """x [S, …] by streams → by rows of the cache; what is [1, …] or None is left as it is."""
+    """Put x [S, …] from the order of streams into that of cache rows; [1, …] and None stay as they are."""
     return x if x is None or len(x) != len(slot_of) else torch.empty_like(x).index_copy_(0, slot_of, x)
 
 
 def _place_visible(visible: Tensor, ends: Tensor, slots: Tensor) -> Tensor:
-    """visible [S or 1, P, V] of the latest V tokens of streams that end at ``ends`` [S, 1] → bool [S, P, slots]; all
-    slots before those are seen."""
+    """Turn a mask over the latest V tokens of each stream into one over its slots, bool [S, P, slots].
+
+    visible: bool [S or 1, P, V]. ends: int64 [S, 1], the number of tokens of each stream. Earlier slots are all seen.
+    """
     number = slots - (ends - visible.shape[2])  # [S, slots] among the V
     inside = number.clamp(0, visible.shape[2] - 1)[:, None].expand(-1, visible.shape[1], -1)
     seen = visible.expand(len(ends), -1, -1).gather(2, inside)
@@ -171,8 +173,10 @@ def _place_visible(visible: Tensor, ends: Tensor, slots: Tensor) -> Tensor:
 
 
 class ReferenceSlots(ReferenceDecoder):
-    """A `SlotDecoder` through the model's own forward, for other architectures: streams end flush, so a newcomer that
-    is shorter or longer is padded to the others, or they to it."""
+    """A `SlotDecoder` through the model's own forward, for other architectures.
+
+    Streams end at the same slot: a new stream is padded to the length of the others, or they to its length.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
@@ -216,20 +220,22 @@ class ReferenceSlots(ReferenceDecoder):
 
 
 def _find_unique(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The different prompts, and for each prompt which of them it is: drafts of one answer are read once."""
+    """The distinct prompts, and for each prompt its index among them: equal prompts are read once."""
     found: dict[tuple[int, ...], int] = {}
     numbers = [found.setdefault(tuple(prompt), len(found)) for prompt in prompts]
     return list(found), numbers
 
 
 def _pad_slots(held: Tensor, num: int) -> Tensor:
-    """Keys or values [S, K, C, W] with so many empty slots before them."""
+    """Keys or values [S, K, C, W] with ``num`` empty slots before them."""
     return F.pad(held, (0, 0, num, 0))
 
 
 def make_twin(decoder: StepDecoder) -> StepDecoder:
-    """A decoder of the same weights with streams of its own, for work that goes on between the steps of others.
-    Raises ValueError for a kind that has none."""
+    """A decoder of the same weights with streams of its own, for work between the steps of other streams.
+
+    Raises ValueError for a kind of decoder that has no twin.
+    """
     if isinstance(decoder, LeanDecoder):
         return LeanDecoder(decoder.layers)
     if isinstance(decoder, ReferenceDecoder):
@@ -238,7 +244,7 @@ def make_twin(decoder: StepDecoder) -> StepDecoder:
 
 
 def make_slots(decoder: StepDecoder, max_positions: int) -> SlotDecoder:
-    """The decoder of this kind whose streams come and go. Raises ValueError for a kind that has none."""
+    """A `SlotDecoder` over the weights of this decoder. Raises ValueError for a kind that has none."""
     if isinstance(decoder, LeanDecoder):
         return LlamaSlots(decoder.layers, max_positions)
     if isinstance(decoder, ReferenceDecoder):

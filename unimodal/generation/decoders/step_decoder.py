@@ -1,9 +1,9 @@
-"""What a decoder promises to the engine: it holds streams of tokens, and one step appends tokens to all of them.
+"""What a decoder promises to the engine: it holds streams of tokens, and a step appends tokens to all of them.
 
-A stream is what one prompt and its answer have become: an ordered list of tokens, each with its keys and values. The
-hidden state of a token depends on the tokens of its own stream up to it and on nothing else: not on the other streams,
-nor on how many tokens were read at a time. Every decoder gives the hidden states of the model's own forward, to 1e-5 in
-float32; narrow copies of the weights lose what their precision says (`packed_decoder.py`).
+A stream is the tokens of one prompt and its answer, in order, each with its keys and values. The hidden state of a
+token depends on the tokens of its own stream up to it and on nothing else: not on the other streams, nor on how many
+tokens were read at a time. Every decoder gives the hidden states of the model's own forward, to 1e-5 in float32; narrow
+copies of the weights lose what their precision implies (`packed_decoder.py`).
 
 All methods run under `torch.inference_mode`. One thread at a time may use a decoder.
 
@@ -22,14 +22,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class StreamCache:
-    """The keys and values of the N tokens that one stream has read: for each layer both, [K, N, W]."""
+    """The keys and values, each [K, N, W], of the N tokens of one stream, for every layer."""
 
     layers: Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A beginning of a prompt that need not be read: its first ``num_tokens`` are those of ``cache``."""
+    """A beginning of a prompt that need not be read: its first ``num_tokens`` tokens are in ``cache``."""
 
     cache: StreamCache
     num_tokens: int
@@ -38,8 +38,7 @@ class Prefix:
 class StepDecoder(Protocol):
     """Streams that start together. `ReferenceDecoder`, `LeanDecoder`, `PackedDecoder` and `CompiledDecoder` are such.
 
-    num_computed: of every prompt, the last so many tokens were read by the last `prefill`; those before came from a
-    prefix.
+    num_computed: how many tokens of every prompt the last `prefill` read; those before came from a prefix.
     """
 
     num_computed: int
@@ -49,45 +48,44 @@ class StepDecoder(Protocol):
     ) -> Tensor:
         """Forget all streams, read S prompts of unequal lengths and return their last hidden states, [S, E].
 
-        pad_id: a row of the vocabulary to fill short prompts with; it is never seen. capacity: the most tokens that a
-        stream is likely to hold, which is what memory is taken for; more cost a copy. prefixes: for each prompt what
-        need not be read again, or None; empty for none at all. At least the last token of every prompt is read.
+        pad_id: a row of the vocabulary that fills up short prompts; no token sees it. capacity: tokens of a stream to
+        allocate memory for; a longer stream costs a copy. prefixes: for each prompt a beginning that need not be read,
+        or None; empty if there are none. The last token of every prompt is always read.
         """
 
     def step(
         self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
     ) -> Tensor:
-        """Append ids [S, P] to the streams and return the last hidden states [S, E], or with ``every`` all, [S, P, E].
+        """Append ids [S, P] to the streams; return the last hidden states [S, E], or with ``every`` all, [S, P, E].
 
-        offsets [S, P]: the position of each token, counted from the stream's next one, in place of 0, 1, …, P - 1.
-        visible bool [S or 1, P, V]: which of the stream's latest V tokens, these P included and last, each token sees;
-        all before them are seen. Without it a token sees those before it and itself.
+        offsets: int64 [S, P], each token's position relative to the stream's next one; by default 0, 1, …, P - 1.
+        visible: bool [S or 1, P, V], which of the stream's latest V tokens (the P new ones are the last) each token
+        sees; all earlier ones are seen. By default a token sees itself and all before it.
         """
 
     def commit(self, kept: Sequence[Sequence[int]], num_new: int) -> None:
-        """Of the last ``num_new`` tokens of each stream keep only those numbered ``kept`` (ascending, from 0).
+        """Keep only those of each stream's last ``num_new`` tokens that ``kept`` numbers (ascending, from 0).
 
-        Streams may keep unequal numbers. What a kept token has seen is not computed again. Raises ValueError where a
-        layer does not hold all tokens (a sliding window).
+        Streams may keep unequal numbers of tokens. Kept tokens are not computed again, even if they saw dropped ones.
+        Raises ValueError if a layer does not hold all tokens (a sliding window).
         """
 
     def keep(self, streams: Sequence[int]) -> None:
-        """Go on with these streams, in this order; the others are forgotten, and one that is named twice is copied."""
+        """Keep these streams, in this order, and drop the others. A stream that is named twice is copied."""
 
     def export(self, stream: int) -> StreamCache:
-        """A copy of what a stream has read, for a later `Prefix`."""
+        """A copy of a stream's keys and values, for a later `Prefix`."""
 
     def count_read(self, stream: int) -> int:
-        """The tokens that a stream holds."""
+        """The number of tokens of a stream."""
 
 
 class SlotDecoder(StepDecoder, Protocol):
-    """Streams that come and go: `prefill` and `keep` as above, and others `join` those that are there."""
+    """A `StepDecoder` whose streams come and go: further ones can `join`."""
 
     def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
-        """Read prompts as further streams, behind the others, and return their last hidden states, [new, E]. Prompts
-        that are the same are read once.
+        """Read prompts as further streams, numbered after the others; return their last hidden states, [new, E].
 
-        capacities: the most tokens that each of them will hold. Raises ValueError where a layer does not hold all
-        tokens (a sliding window).
+        Equal prompts are read once. capacities: the most tokens that each will hold. Raises ValueError if a layer does
+        not hold all tokens (a sliding window).
         """

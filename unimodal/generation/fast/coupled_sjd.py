@@ -1,9 +1,9 @@
 """Coupled speculative Jacobi decoding (arXiv:2510.24211): SJD whose guesses use the same Gumbel noise in every pass.
 
-With fresh noise a place draws another token in every pass, although its prediction hardly moved, and all the places
-behind it start again. With one noise for each place, two passes draw the same token unless the prediction changed for
-it, so the window settles. A guess still follows its q, since nothing that q depends on has seen the noise of its place:
-the acceptance rule, and with it the distribution, are SJD's.
+With fresh noise a place draws another token in every pass even if its prediction hardly changes, and all places behind
+it start again. With the same noise in every pass, a place draws another token only if its prediction changes enough, so
+the window settles. A guess still follows its q, since q does not depend on the noise of its place: the acceptance rule,
+and with it the distribution, are SJD's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What followed what before: guesses for the next tokens from those that were written (REST, arXiv:2311.08252).
+"""Guesses for the next tokens, from sequences that were written before (REST, arXiv:2311.08252).
 
-The token that once followed the last few tokens is the guess for what follows them now, and so on from guess to guess.
+The token that last followed the same few tokens is the guess for the next one, and so on from guess to guess.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from unimodal.generation.fast.speculation import LATEST
 
 @dataclass
 class DraftMemory:
-    """context: tokens that say what follows. most: contexts that are remembered; the oldest go first. shared: a memory
-    that is asked where this one knows nothing, and learns nothing through it."""
+    """Remembers the token that followed each run of ``context`` tokens.
+
+    most: runs that are remembered; the oldest are dropped first. shared: a memory that is read where this one knows
+    nothing, and that is never written to.
+    """
 
     context: int = 3
     most: int = 1_000_000
@@ -26,25 +29,25 @@ class DraftMemory:
             raise ValueError(f"context is {self.context}; it is a number of tokens between 1 and {LATEST}")
 
     def branch(self) -> DraftMemory:
-        """A memory that knows what this one does and keeps what it learns to itself."""
+        """A memory that reads this one and keeps to itself what it learns."""
         return DraftMemory(self.context, self.most, shared=self)
 
     def find(self, key: tuple[int, ...]) -> int | None:
-        """What followed these tokens the last time, as far as it is known."""
+        """The token that followed these tokens the last time; None if unknown."""
         found = self.successors.get(key)
         return found if found is not None or self.shared is None else self.shared.find(key)
 
     def learn(self, ids: Sequence[int]) -> None:
-        """Remember what follows what in a sequence of vocabulary rows."""
+        """Remember the successors in a sequence of vocabulary rows."""
         for end in range(self.context, len(ids)):
             key = tuple(ids[end - self.context : end])
-            self.successors.pop(key, None)  # what is seen again is the newest
+            self.successors.pop(key, None)  # so that it becomes the newest
             self.successors[key] = ids[end]
         while len(self.successors) > self.most:
             del self.successors[next(iter(self.successors))]
 
     def recall(self, latest: Sequence[int], allowed: range, num: int) -> list[int]:
-        """Up to num guesses for what comes behind these tokens, as far as they are known and allowed."""
+        """Up to ``num`` guesses for the tokens behind ``latest``, up to the first that is unknown or not allowed."""
         key, guesses = tuple(latest[-self.context :]), list[int]()
         while len(guesses) < num:
             guess = self.find(key)

@@ -1,8 +1,9 @@
-"""Grouped speculative decoding (GSD, arXiv:2508.07747): a guess is judged together with the tokens that look like it.
+"""Grouped speculative decoding (GSD, arXiv:2508.07747): a guess is judged together with similar tokens.
 
-Codes of a picture are many and near synonyms share the mass, so that single tokens are refused for nothing. Here the
-acceptance ratio is that of two sums, of p and of q over the guess's group: its neighbours by rank of p, with nearly the
-same probability, and, where code vectors are known, nearby in the codebook. Lossy: a group may gain what a token lacks.
+Among the many codes of a picture, near synonyms share the probability, so single tokens are refused needlessly. Here
+the acceptance ratio is that of the sums of p and of q over the guess's group: its neighbours by rank of p that have
+nearly the same probability and, if code vectors are known, lie nearby in the codebook. Lossy: a token may be accepted
+for the probability of others in its group.
 
 Shapes: n guesses, K candidates, R neighbours on each side, E dimensions of a code vector.
 """
@@ -20,9 +21,10 @@ from unimodal.generation.fast.speculation import Row
 
 @dataclass
 class GroupedSpeculative(CoupledSpeculativeJacobi):
-    """neighbours: ranks on each side; max_difference: of probability; max_distance: of unit code vectors.
+    """SJD that judges a guess by its group.
 
-    code_vectors: block name → float [size, E]; without, the codebook has no say.
+    neighbours: ranks on each side of the guess. max_difference: of probabilities in a group. max_distance: of unit code
+    vectors in a group. code_vectors: block name → float [size, E]; without them the codebook is not considered.
     """
 
     neighbours: int = 7

@@ -1,8 +1,8 @@
-"""Parallel masked decoding (the schedule of MaskGIT, arXiv:2202.04200): the baseline that fewer passes must beat.
+"""Parallel masked decoding (the schedule of MaskGIT, arXiv:2202.04200): a baseline for methods with few passes.
 
-All codes of a block are predicted at once, behind a mask token where they are not known. The surest are kept, the
+All codes of a block are predicted at once, with a mask token for each unknown one. The most probable are kept, the
 others masked again, on a cosine schedule: a fixed number of passes whatever the block's length. Lossy: a causal decoder
-that has not been trained with masks sees too little, which is what the baseline shows.
+that was not trained with masks sees too little, as the baseline shows.
 
 Shapes: N codes of the block, K candidates.
 """
@@ -20,8 +20,10 @@ from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdic
 
 @dataclass
 class MaskedParallel(FastDecoder):
-    """passes: forwards for each block of codes of fixed length; mask_id: the row that stands for a masked code, by
-    default ``<|pad|>``."""
+    """Parallel masked decoding of blocks of fixed length.
+
+    passes: forwards for each block. mask_id: the row that stands for a masked code, by default ``<|pad|>``.
+    """
 
     passes: int = 8
     mask_id: int | None = None

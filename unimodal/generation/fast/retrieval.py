@@ -1,12 +1,12 @@
-"""Drafts from what was written before: retrieval-based speculative decoding (REST, arXiv:2311.08252) for codes.
+"""Retrieval-based speculative decoding (REST, arXiv:2311.08252): guesses from sequences written before.
 
-Each place of the answer draws with the noise of the plain loop, and guesses are kept while they are what it draws: the
-answer is the plain loop's own, token by token, greedy or sampled, whatever the memory holds. Where the memory knows
-nothing a pass is a plain step, so a wrong or empty memory costs little.
+Each place draws with the noise of the plain loop, and guesses are kept as long as they are the tokens drawn. So the
+answer equals the plain loop's, token by token, greedy or sampled, whatever the memory holds. Where the memory knows
+nothing, a pass is a plain step: a wrong or empty memory costs little.
 
-It is for models that repeat themselves: a small one that recalls its training pictures, the same request with another
-seed, beams that share a beginning. The memory is shared by all rows and calls, fills as it goes, and takes any codes
-with `learn` (`tools/make_drafts.py` writes those of files beside a model).
+It helps models that repeat themselves: a small one that recalls its training pictures, the same request with another
+seed, beams that share a beginning. All rows and calls share the memory. It learns from every answer, and from any codes
+given to `learn` (`tools/make_drafts.py` writes those of files beside a model).
 
 Shapes: n guesses, W places of the pass, K candidates.
 """
@@ -25,7 +25,7 @@ from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdic
 
 @dataclass
 class Retrieval(FastDecoder):
-    """window: places of a pass."""
+    """Decoding with a memory. window: places of a pass."""
 
     window: int = 16
     serves: str = "media"

@@ -1,15 +1,14 @@
-"""Speculative Jacobi decoding (SJD, arXiv:2410.01699): a window of guesses, verified against what they were drawn from.
+"""Speculative Jacobi decoding (SJD, arXiv:2410.01699): a window of guesses, each verified in the next pass.
 
-A guess x was drawn from q, what its place predicted in the last pass. This pass predicts p. It is kept with probability
-min(1, p(x) / q(x)); the first that is not is drawn anew from what p has more than q, and the guesses behind it are
-drawn from this pass's own predictions. So every written token follows p, as in speculative sampling (arXiv:2211.17192).
-Greedy, p and q are certain, and a guess is kept if it is the likeliest.
+A guess x was drawn from q, the prediction of its place in the last pass. This pass predicts p. The guess is accepted
+with probability min(1, p(x) / q(x)). The first refused one is drawn anew from the positive part of p - q, and the
+places behind it are guessed from this pass's predictions. So every written token follows p, as in speculative sampling
+(arXiv:2211.17192). Greedy decoding accepts a guess if it is the likeliest token.
 
-A window has to begin with something. Where a memory of what was written before knows how the last tokens went on
-(`draft_memory.py`), its guesses take the place of those of the last pass. What is remembered is certain, q = 1, and
-does not depend on the noise of its place, so the rule stays the same and the answer follows p whatever is remembered.
-Which token it is does depend on the guess, so what an answer adds to the memory is for that answer alone: the same
-request with the same seed has the same answer whatever was asked before it, or is asked beside it.
+A memory of earlier sequences (`draft_memory.py`) may know how the last tokens go on; its guesses then replace those of
+the last pass. Such a guess has q = 1 and does not depend on the noise of its place, so the rule and the distribution
+stay the same whatever is remembered. But which token is drawn does depend on the guess. So an answer adds to a memory
+of its own: the same request with the same seed gives the same answer whatever was asked before it or beside it.
 
 Shapes: n guesses, W places of the pass, K candidates.
 """
@@ -32,8 +31,10 @@ _ACCEPT, _RESIDUAL, _GUESS = 1, 2, 3
 
 @dataclass
 class SpeculativeJacobi(FastDecoder):
-    """window: places that are worked on at a time. memory: of what was written before, which `learn` begins and
-    each answer extends for itself; without one (None) guesses come from the passes alone."""
+    """SJD. window: places that are guessed at a time.
+
+    memory: of earlier sequences, which `learn` fills and each answer extends for itself; None guesses from passes only.
+    """
 
     window: int = 16
     serves: str = "media"
@@ -67,10 +68,10 @@ class SpeculativeJacobi(FastDecoder):
         num_waiting, num_places = len(row.waiting), len(draft.depths)
         scores = row.scale(logits)
         p = row.sampler.compute_probabilities(scores)  # [W, K]
-        num = min(len(self.guesses), num_places)  # one guess more than was read may be judged: its place is predicted
+        num = min(len(self.guesses), num_places)  # one guess past those read may be judged too
         tokens = self._judge(row, p, num)
         accepted = len(tokens)
-        if accepted < num:  # refused: what p has more than q, with noise of its own
+        if accepted < num:  # refused: drawn from the positive part of p - q, with noise of its own
             tokens.append(row.to_ids(self._draw_residual(row, p[accepted], self.drawn_from[accepted], accepted))[0])
         elif num < num_places:  # the place behind the last guess
             tokens.append(row.to_ids(row.draw(scores[num : num + 1], [num]))[0])
@@ -80,7 +81,7 @@ class SpeculativeJacobi(FastDecoder):
         return Verdict(tokens, list(range(num_waiting + read)), tokens[-1:], accepted)
 
     def _judge(self, row: Row, p: Tensor, num: int) -> list[int]:
-        """The guesses that are kept, from the first on."""
+        """The accepted guesses, from the first on, of the first ``num``; p [W, K]."""
         if not num:
             return []
         q = torch.stack(self.drawn_from[:num])  # [n, K]
@@ -92,18 +93,20 @@ class SpeculativeJacobi(FastDecoder):
         return self.guesses[: int(kept.long().cumprod(0).sum())]
 
     def _compute_ratio(self, row: Row, p: Tensor, q: Tensor, index: Tensor) -> Tensor:
-        """With which probability (if below 1) each guess is kept: p and q [n, K], index [n, 1] -> [n]."""
+        """The acceptance ratio of each guess, [n]; from 1 on it is always accepted.
+
+        p, q: [n, K]. index: int64 [n, 1], the guesses as indices of candidates.
+        """
         return (p.gather(1, index) / q.gather(1, index).clamp_min(1e-30))[:, 0]
 
     def _draw_residual(self, row: Row, p: Tensor, q: Tensor, place: int) -> Tensor:
-        """A candidate index [1] from the positive part of p - q, both [K]."""
+        """Draw a candidate index [1] from the positive part of p - q, both [K]."""
         left = (p - q).clamp_min(0)
         left = torch.where(left.sum() > 0, left, p)
         return (left.log() + row.make_noise([place], _RESIDUAL)[0]).argmax()[None]
 
     def _guess_next(self, row: Row, scores: Tensor, p: Tensor, written: int) -> None:
-        """New guesses for the places behind the written ones: from this pass where it predicted them, and from its last
-        prediction for places that are new."""
+        """Guess the places behind the ``written`` ones by this pass; new places by its last prediction."""
         places = min(self.window, row.room - written)
         if places <= 0:
             self.guesses, self.drawn_from = [], []
@@ -114,7 +117,7 @@ class SpeculativeJacobi(FastDecoder):
         self.drawn_from = list(p[source])
 
     def _recall(self, row: Row, tokens: list[int]) -> None:
-        """Guesses that the memory has for the places behind these tokens, the newest written."""
+        """Replace guesses by those that the memory has behind these tokens, the newest written."""
         if self.memory is None:
             return
         known = self.memory.recall([*row.latest, *tokens], row.ordinary, len(self.guesses))
@@ -128,5 +131,5 @@ class SpeculativeJacobi(FastDecoder):
             self.memory.learn([*row.latest[-self.memory.context :], *verdict.tokens])
 
     def _choose_salt(self) -> int:
-        """Guesses of every pass have their own noise."""
+        """The salt of the noise of guesses: another one in every pass."""
         return _GUESS + self.passes

@@ -1,13 +1,14 @@
-"""Several tokens a step behind one protocol: propose, verify, commit.
+"""Several tokens a step by one protocol: propose, verify, commit.
 
-A fast decoder is given one row at a time while what the row may write stays the same (a block of codes, or text):
+A fast decoder is given one row at a time, for a stretch in which the row may write the same (a block of codes, or
+text):
 
-    propose   tokens for the decoder to read: what waits to be read, and guesses behind it
-    verify    the logits behind them → which tokens are written, which of the tokens read stay in the cache
-    commit    the written tokens have passed the grammar
+    propose   tokens for the model to read: those written and not yet read, and guesses behind them
+    verify    the logits behind these → which tokens are written, and which of the tokens read stay in the cache
+    commit    called once the written tokens have passed the grammar
 
-All rows read their proposals in one forward, padded to the longest; rows that no fast decoder serves take one token a
-step in the same forward. A row that keeps fewer tokens than its neighbours is moved inside the cache.
+All rows read their proposals in one forward, padded to the longest. Rows that the fast decoder does not serve take one
+token a step in the same forward. A row that keeps fewer tokens than its neighbours is moved within the cache.
 
 Shapes: S streams, P tokens read, V latest slots of the cache, W tokens whose logits are wanted, K candidate rows, D
 width.
@@ -32,18 +33,18 @@ from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
 from unimodal.vocabulary import Vocabulary
 
-LATEST = 8  # tokens before the next one that a row shows
+LATEST = 8  # a row shows so many of its newest tokens
 
 
 @dataclass
 class Draft:
-    """What one row reads next. ``depths[w]``: how many tokens behind the answer the token lies that `wanted[w]`
-    predicts.
+    """What one row reads next, and where its logits are wanted.
 
-    steps are needed only where a written token may be no code (a mark behind a row of a picture): how many codes, and
-    not tokens, behind the answer those that are wanted lie. offsets and visible are needed only where the tokens read
-    are not one behind the other: positions from the next one on, [P], and bool [P, V] over the last V slots of the
-    cache, the P new ones last.
+    ids: the P tokens to read. wanted: indices into them. depths: for each of `wanted`, the place of the token that it
+    predicts, counted from the end of the answer.
+    offsets, visible: only if the tokens do not follow one another: their positions counted from the next one, [P], and
+    what each sees of the last V slots of the cache, the P new ones last, bool [P, V]. steps: only if a written token
+    may be no code (a mark behind a row of a picture): like `depths`, but counted in codes.
     """
 
     ids: list[int]
@@ -56,13 +57,16 @@ class Draft:
 
 @dataclass
 class Verdict:
-    """What becomes of a draft: tokens to write, in order; which of the tokens read stay in the cache, ascending; and
-    the tokens written but not yet read."""
+    """What becomes of a draft.
+
+    tokens: to write, in order. kept: which of the tokens read stay in the cache, ascending. waiting: tokens that are
+    written but not yet read.
+    """
 
     tokens: list[int]
     kept: list[int]
     waiting: list[int]
-    accepted: int = 0  # tokens written that were guesses
+    accepted: int = 0  # how many of the written tokens were guesses
 
 
 @dataclass
@@ -76,31 +80,31 @@ class Row:
     count: int | None  # the length of that segment, None where it is free
     written: int  # tokens of the answer
     segment_written: int  # codes of the segment
-    room: int  # at most so many tokens may be written before what is allowed changes
+    room: int  # tokens that can be written before other rows are allowed
     candidates: Candidates
     sampler: Sampler
     pad_id: int
-    ordinary: range  # rows that leave what is allowed as it is: text rows, or those of the block
+    ordinary: range  # rows after which the same rows are allowed: text rows, or those of the block
     waiting: list[int] = field(default_factory=list)
     latest: list[int] = field(default_factory=list)  # the newest of prompt and answer, at most LATEST
-    lines: int = 1  # segments like this one from here on, where a picture is written in rows
-    mark: int | None = None  # what is written behind each of those
+    lines: int = 1  # rows of codes from here on, for a picture that is written in rows
+    mark: int | None = None  # the mark behind each of those rows
 
     def make_noise(self, depths: Sequence[int], salt: int = 0) -> Tensor:
-        """Gumbel noise [W, K] of tokens that lie so far behind the answer; with salt 0 the plain loop's own."""
+        """Gumbel noise [W, K] of the places at these depths; with salt 0 the plain loop's own."""
         keys = self._make_keys(depths, salt)
         return make_gumbel_noise(keys.to(self.candidates.ids.device), self.candidates.ids)
 
     def draw_uniform(self, depths: Sequence[int], salt: int) -> Tensor:
-        """Uniform numbers [W] in (0, 1), independent of all noise of another salt."""
+        """Uniform numbers [W] in (0, 1), independent of the noise of other salts."""
         return ((self._make_keys(depths, salt)[:, 0].double() + 0.5) * 2.0**-32).float()
 
     def scale(self, logits: Tensor) -> Tensor:
-        """logits [W, K] after temperature and filters."""
+        """Logits [W, K] → logits after temperature and filters."""
         return self.sampler.scale(logits)
 
     def draw(self, scores: Tensor, depths: Sequence[int], salt: int = 0) -> Tensor:
-        """Candidate indices [W] drawn from scaled logits [W, K] with the noise of their places."""
+        """Draw candidate indices [W] from scaled logits [W, K] with the noise of their places."""
         return self.sampler.choose(scores, None if self.sampler.all_greedy else self.make_noise(depths, salt))
 
     def to_ids(self, index: Tensor) -> list[int]:
@@ -113,11 +117,11 @@ class Row:
 
 
 class FastDecoder:
-    """The protocol; a subclass is one method. Its fields are the settings, `begin` makes what it keeps for a row.
+    """The protocol; a subclass is one method. Its fields are the settings; `begin` sets up its state for a row.
 
-    lossless: the answers follow the plain loop's distribution. serves: "media", "text" or "all". keeps_order: whether
-    the cache holds tokens in the order of the answer. spans_lines: whether a stretch holds all rows of a picture, this
-    method writes the marks behind them, and all codes are drawn as the first.
+    lossless: whether answers follow the plain loop's distribution. serves: "media", "text" or "all". keeps_order:
+    whether the cache holds tokens in the order of the answer. spans_lines: whether a stretch holds all rows of a
+    picture; the method then writes the marks behind them and draws all codes with the settings of the first.
     """
 
     name = "one by one"
@@ -128,47 +132,51 @@ class FastDecoder:
 
     @property
     def max_draft(self) -> int:
-        """Tokens that one proposal is likely to hold at most; what is allowed is asked for so many steps ahead."""
+        """The most tokens that a proposal usually has. Grammars are asked so many steps ahead."""
         return 1
 
     def start_request(self) -> FastDecoder:
-        """What answers one request: what it remembers of its answer is its own where that could change the answer."""
+        """The decoder of one request: it has a memory of its own if what it remembers could change the answer."""
         return copy.copy(self)
 
     def check(self, vocabulary: Vocabulary, modalities: Sequence[str]) -> None:
-        """ValueError, in one line, where this method cannot decode what may be written."""
+        """Raises ValueError, in one line, for modalities that this method cannot decode."""
 
     def learn(self, ids: Sequence[int]) -> None:
-        """Be told of a sequence (vocabulary rows) that may well be written again; for methods with a memory."""
+        """Remember a sequence (vocabulary rows) that may be written again; for methods with a memory."""
 
     def begin(self, row: Row) -> None:
-        """A row enters a stretch in which what is allowed stays the same."""
+        """Called when a row enters a stretch."""
 
     def propose(self, row: Row) -> Draft:
+        """The next tokens for the model to read; by default the waiting ones."""
         return Draft(row.waiting, [len(row.waiting) - 1], [0])
 
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
-        """logits [W, K] at the wanted tokens."""
+        """What becomes of the draft, by the logits [W, K] at its wanted tokens."""
         tokens = row.to_ids(row.draw(row.scale(logits), draft.depths))
         return Verdict(tokens, list(range(len(draft.ids))), tokens)
 
     def commit(self, row: Row, verdict: Verdict) -> None:
-        """The tokens are written; ``row`` counts them."""
+        """Called when the tokens are written; ``row`` counts them already."""
 
 
 @dataclass
 class _Stretch:
-    """A row and its decoder while what the row may write stays the same."""
+    """A row and its decoder, as long as the row may write the same.
+
+    segments: indices of the span's segments in it. allowed: the ranges of rows that may be written.
+    """
 
     modality: str
-    segments: range  # of the span
+    segments: range
     allowed: Ranges
     row: Row
     method: FastDecoder
-    end_step: int | None  # the code step of the span from which on it is drawn otherwise
+    end_step: int | None  # the code step of the span at which its sampling changes
 
     def covers(self, state: RowState, allowed: Ranges) -> bool:
-        """Whether a row in this state still is in it."""
+        """Whether a row in this state is still in the stretch."""
         if state.modality != self.modality or state.segment not in self.segments:
             return False
         mark = self.row.mark  # None, unless the stretch holds the rows of a picture
@@ -178,7 +186,7 @@ class _Stretch:
 class SpeculativeRun(DecodingRun):
     """The loop around a FastDecoder."""
 
-    patience = 1 << 30  # at once: a finished stream would be moved in the cache at every step
+    patience = 1 << 30  # drop finished streams at once: they would be moved within the cache at every step
 
     def __init__(
         self,
@@ -195,7 +203,7 @@ class SpeculativeRun(DecodingRun):
         self.stretches: list[_Stretch | None] = [None] * len(self.configs)
 
     def advance(self) -> None:
-        """One forward over the proposals of all rows. The first token comes from the prompt's own hidden state."""
+        """Run one forward over the proposals of all rows. The first token comes from the prompt's hidden state."""
         self._write_certain_tokens()
         self.drop_finished()
         if self.grammar.finished.all():
@@ -205,7 +213,7 @@ class SpeculativeRun(DecodingRun):
             if not state.finished:
                 drafts[row] = self._propose(row)
         unread = [row for row in drafts if not self.waiting[row] and not self.answers[row]]
-        if unread:  # their prompts end where a choice begins
+        if unread:  # rows whose first token comes from the prompt
             self._draw_first_tokens(unread)
             return
         longest = max(len(draft.ids) for draft in drafts.values())
@@ -219,7 +227,7 @@ class SpeculativeRun(DecodingRun):
             self.decoder.commit(by_stream, longest)
 
     def _write_certain_tokens(self) -> None:
-        """Tokens without an alternative are written at once, and wait to be read."""
+        """Write tokens without an alternative at once; they wait to be read."""
         for row, (grammar, state) in enumerate(zip(self.grammar.grammars, self.grammar.states, strict=True)):
             while not state.finished:
                 only = self.parts.head.select(grammar.list_allowed(state)).only
@@ -282,7 +290,7 @@ class SpeculativeRun(DecodingRun):
         )  # fmt: skip
 
     def _draw_first_tokens(self, rows: list[int]) -> None:
-        """Draw the first token of these rows from what the prompts end in; ``hidden`` is still theirs."""
+        """Draw the first token of these rows from the last hidden state of their prompts."""
         for row in rows:
             stretch = self.stretches[row]
             assert stretch is not None
@@ -294,7 +302,7 @@ class SpeculativeRun(DecodingRun):
             self.stretches[row] = None
 
     def _read(self, drafts: dict[int, Draft], longest: int) -> Tensor:
-        """All proposals in one forward, [S, P, D]; shorter ones are padded behind, where nothing sees it."""
+        """Read all proposals in one forward, [S, P, D]; shorter ones are padded at the end, unseen."""
         device, pad = self.hidden.device, self.parts.pad_id
         rows = [drafts.get(row) for row in self.streams.row_of]
         ids = [[*(d.ids if d else []), *[pad] * (longest - (len(d.ids) if d else 0))] for d in rows]
@@ -309,7 +317,7 @@ class SpeculativeRun(DecodingRun):
         return hidden
 
     def _join_visible(self, rows: Sequence[Draft | None], longest: int) -> Tensor:
-        """bool [S, P, V]: what each draft says about the latest slots, causal where it says nothing."""
+        """The `visible` masks of the drafts in one, bool [S, P, V]; causal for a draft without one."""
         earlier = max(d.visible.shape[1] - len(d.ids) for d in rows if d is not None and d.visible is not None)
         seen = torch.ones(longest, longest, dtype=torch.bool).tril()
         seen = torch.cat([torch.ones(longest, earlier, dtype=torch.bool), seen], 1).repeat(len(rows), 1, 1)
@@ -320,8 +328,7 @@ class SpeculativeRun(DecodingRun):
         return seen
 
     def _compute_logits(self, row: Row, hidden: Tensor, wanted: Sequence[int], steps: Sequence[int]) -> Tensor:
-        """The guided logits [W, K] at the wanted tokens of a row, which predict so many steps ahead; hidden
-        [S, P, D]."""
+        """The guided logits [W, K] at a row's wanted tokens. hidden: [S, P, D]. steps: code steps ahead of each."""
         index = torch.tensor(list(wanted), device=hidden.device)
         states = hidden[self.streams.conditional[row.index]].index_select(0, index)  # [W, D]
         twin = self.streams.unconditional.get(row.index)

@@ -1,10 +1,9 @@
-"""Token Recycling (arXiv:2408.08696): a tree of guesses from what the model itself lately thought likely.
+"""Token Recycling (arXiv:2408.08696): a tree of guesses from the model's own recent predictions.
 
-For every token the eight likeliest successors of its last occurrence are kept. From the token that waits, a fixed tree
-of places is filled by following them, read in one pass with a mask by which a node sees its ancestors only, and walked
-along the tokens that the plain loop writes: with the noise of each place, or the likeliest. So the answer is the plain
-loop's own. The table starts empty, is shared by all rows and fills as it goes, from prompts too if `learn` is given
-their ids.
+For every token the eight likeliest successors at its last occurrence are remembered. They fill a tree of fixed shape
+behind the waiting token. The tree is read in one pass, with a mask by which a node sees only its ancestors, and
+followed along the tokens that the plain loop draws. So the answer equals the plain loop's. The table of successors
+starts empty, is shared by all rows and grows with each answer; `learn` adds those of a prompt.
 
 Shapes: T nodes of the tree, W = 1 + T places, K candidates.
 """
@@ -24,10 +23,10 @@ from unimodal.generation.fast.speculation import Draft, FastDecoder, Row, Verdic
 
 @cache
 def build_tree(nodes: int, children: int, depth: int) -> tuple[tuple[int, int, int], ...]:
-    """The likeliest places: (parent, rank, depth) of each node, parents first; -1 is the root.
+    """The shape of the tree: (parent, rank, depth) of each node, parents first; parent -1 is the root.
 
-    A successor of rank r is taken to be right with probability 0.5 / (1 + r)², and the nodes with the likeliest paths
-    are chosen.
+    A successor of rank r is assumed right with probability 0.5 / (1 + r)²; the nodes with the likeliest paths are
+    chosen. children: the most successors of a node. depth: that of the deepest node.
     """
     found: list[tuple[int, int, int]] = []
     waiting = [(-0.5 / (1 + rank) ** 2, -1, rank, 1) for rank in range(children)]
@@ -43,7 +42,10 @@ def build_tree(nodes: int, children: int, depth: int) -> tuple[tuple[int, int, i
 
 @dataclass
 class TokenRecycling(FastDecoder):
-    """nodes of the tree, children: successors kept for a token, depth: tokens that a pass may guess right."""
+    """Decoding by a tree of guesses.
+
+    nodes: of the tree. children: successors remembered for a token. depth: the most guesses that a pass can accept.
+    """
 
     nodes: int = 80
     children: int = 8
@@ -59,7 +61,7 @@ class TokenRecycling(FastDecoder):
         return self.nodes + 4
 
     def learn(self, ids: Sequence[int]) -> None:
-        """Put the successors that a text shows in front of those known."""
+        """Put each token's successor in a text in front of those remembered."""
         for token, following in zip(ids, ids[1:], strict=False):
             known = self.successors.setdefault(token, [])
             self.successors[token] = [following, *(other for other in known if other != following)][: self.children]
@@ -92,7 +94,7 @@ class TokenRecycling(FastDecoder):
     def verify(self, row: Row, draft: Draft, logits: Tensor) -> Verdict:
         num = len(row.waiting)
         scores = row.scale(logits)  # [1 + T, K]
-        right = row.to_ids(row.draw(scores, draft.depths))  # what the plain loop writes behind each node
+        right = row.to_ids(row.draw(scores, draft.depths))  # the token that the plain loop draws behind each node
         at, path, tokens = num - 1, [], [right[0]]
         while True:
             below = [

@@ -1,15 +1,15 @@
 """ZipAR (arXiv:2412.04062): rows of a picture are decoded in parallel, each a window behind the one above.
 
-In raster order the token to the left and those above say more than the far end of the row above. So row r + 1 starts
-once row r has ``window`` codes, and a pass writes one code of every open row. What its first code is predicted from is
-the end of the row above. Where a mark stands there, as in Emu3 and Lumina-mGPT, it is certain: it is read when the row
-below starts, as in the authors' code, and stays in the cache. Where the last code of the row above stands there and is
-not known yet, the newest of that row stands in for it, and leaves the cache again. Tokens keep their raster positions
-and see only what comes before them in the raster. Lossy unless the window is the whole row, when it is the plain loop.
+In raster order the token to the left and those above tell more than the far end of the row above. So row r + 1 starts
+once row r has ``window`` codes, and a pass writes one code of every open row. The first code of a row is predicted from
+the end of the row above. If that is a mark, as in Emu3 and Lumina-mGPT, it is known: it is read when the row below
+starts, as in the authors' code, and stays in the cache. If it is a code that is not written yet, the newest code of the
+row above takes its place for one pass and leaves the cache again. Tokens keep their raster positions and see only
+earlier ones. Lossy, unless the window is the whole row: then it is the plain loop.
 
 A picture of H rows of W codes takes (H - 1) * window + W passes in place of H * W.
 
-It is for raster order only: codes that run from coarse to fine have no rows.
+Only for raster order: codes that run from coarse to fine have no rows.
 
 Shapes: P tokens read, V slots of the picture in the cache.
 """
@@ -28,8 +28,11 @@ from unimodal.vocabulary import Vocabulary
 
 @dataclass
 class ZipAR(FastDecoder):
-    """window: codes that the row above must have. columns: block name → codes a row, for every block in raster order;
-    pictures that are written in rows with marks need none."""
+    """Parallel rows.
+
+    window: codes that the row above must have before a row starts. columns: block name → codes in a row, for blocks in
+    raster order; pictures that are written in rows with marks need no entry.
+    """
 
     window: int = 4
     columns: Mapping[str, int] = field(default_factory=dict)
@@ -62,14 +65,14 @@ class ZipAR(FastDecoder):
 
     def begin(self, row: Row) -> None:
         self.mark = row.mark
-        self.lines = 0  # 0: one token a step
+        self.lines = 0  # 0 writes one token a step
         if row.count is not None and row.segment_written == 0:
             if row.mark is not None:
                 self.width, self.lines = row.count, row.lines
             elif row.block is not None and row.block in self.columns:
                 self.width = self.columns[row.block]
                 self.lines = row.count // self.width
-        #: places are numbered in raster order, a mark's among them: place = line * pitch + column
+        #: places are numbered in raster order, marks included: place = line * pitch + column
         self.pitch = 0 if not self.lines else self.width + (self.mark is not None)
         self.known: dict[int, int] = {}  # place → token
         self.done = [0] * self.lines  # codes of each line
@@ -80,7 +83,7 @@ class ZipAR(FastDecoder):
     def propose(self, row: Row) -> Draft:
         if not self.lines:
             return super().propose(row)
-        places, ids, real = [], [], []  # waiting tokens of what stands before the picture have places below 0
+        places, ids, real = [], [], []  # waiting tokens from before the picture have places below 0
         if not self.known:
             places, ids = list(range(-len(row.waiting), 0)), list(row.waiting)
         places += self.unread
@@ -92,7 +95,7 @@ class ZipAR(FastDecoder):
                 continue
             target = line * self.pitch + done
             before = target - 1
-            if before not in places:  # the end of the line above: a mark, or where its newest code stands in
+            if before not in places:  # the end of the line above: a mark, or its newest code in place of an unknown one
                 newest = self.known[(line - 1) * self.pitch + self.done[line - 1] - 1]
                 ids.append(newest if self.mark is None else self.mark)
                 real.append(self.mark is not None)
@@ -112,7 +115,7 @@ class ZipAR(FastDecoder):
         return line * self.width + column
 
     def _make_visible(self) -> Tensor:
-        """bool [P, V + P]: real tokens at earlier places, and each token itself."""
+        """What the new tokens see, bool [P, V + P]: real tokens at earlier places, and each token itself."""
         places = torch.tensor(self.places)
         held = torch.tensor([*self.slots, *self.places])
         real = torch.tensor([True] * len(self.slots) + self.real)

@@ -1,8 +1,8 @@
-"""What the searches share: continuing partial answers, and the verifier that scores them.
+"""The base of all searches: partial answers are continued, and a verifier scores them.
 
 An answer is the ids of one forced medium, its start included; a partial answer stops inside the span. Every candidate
 has its own seed, so a search is reproducible. A search is a composition (`generation/composition.py`): candidates are
-rows like others, and scores are short pieces of work between the steps of those rows.
+rows like others, and scores are computed in short pieces between the steps of those rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unimodal.generation.composition import run_composition
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import PAUSE, Composition, GenerationConfig, GenerationRequest
 
-SESSION_SIZE = 32  # beginnings that candidates share, which an engine reads once
+SESSION_SIZE = 32  # caches of beginnings that candidates share
 #: whole or partial answers (ids) → a score for each; higher is better
 Verifier = Callable[[Sequence[list[int]]], Sequence[float]]
 
@@ -28,7 +28,7 @@ class Candidate:
 
 @dataclass
 class SearchResult:
-    """The best answer, its score, all whole answers that were scored (best first), and the tokens that it took."""
+    """The best answer, its score, all whole answers that were scored (best first), and the number of tokens written."""
 
     answer: list[int]
     score: float
@@ -38,8 +38,7 @@ class SearchResult:
 
 @dataclass
 class Writer:
-    """Continues partial answers to one prompt. judged_at_once: answers that are scored in one piece of work, all where
-    it is None."""
+    """Continues partial answers to one prompt. judged_at_once: answers scored in one piece of work; None for all."""
 
     engine: Engine
     prompt: list[int]
@@ -53,13 +52,13 @@ class Writer:
             raise ValueError(f"search needs a forced medium, not {self.config.force!r}; ask for an image, say")
 
     def take_seeds(self, num: int) -> list[int]:
-        """Seeds that no candidate has had; the first is the request's own."""
+        """``num`` seeds that no candidate has had yet; the first of all is the request's own."""
         seeds = [self.config.seed + (number << 32) for number in range(self._used, self._used + num)]
         self._used += num
         return seeds
 
     def write(self, starts: Sequence[list[int]], upto: int | None = None) -> Composition[list[list[int]]]:
-        """Each partial answer continued with a seed of its own: to its end, or until it has ``upto`` codes."""
+        """Continue each partial answer with a seed of its own, to its end or until it has ``upto`` codes."""
         rows = []
         for start, seed in zip(starts, self.take_seeds(len(starts)), strict=True):
             other = self.config.unconditional
@@ -78,8 +77,10 @@ class Writer:
 def rank_answers(
     answers: Sequence[list[int]], verifier: Verifier, at_once: int | None = None
 ) -> Composition[list[Candidate]]:
-    """Different answers with their scores, best first; of equal ones the earlier. They are scored so many ``at_once``,
-    or all, with a pause between."""
+    """The distinct answers with their scores, best first; of equal scores the earlier first.
+
+    at_once: answers that are scored between two pauses; None for all.
+    """
     unique = list({tuple(answer): answer for answer in answers}.values())
     at_once = at_once or max(1, len(unique))
     found: list[Candidate] = []
@@ -91,7 +92,7 @@ def rank_answers(
 
 
 def _score(answers: Sequence[list[int]], verifier: Verifier) -> list[Candidate]:
-    """Answers with their scores. Raises ValueError for a verifier that gives another number of scores."""
+    """Answers with their scores. Raises ValueError if the verifier returns another number of scores."""
     scores = verifier(answers)
     if len(scores) != len(answers):
         raise ValueError(f"the verifier gave {len(scores)} scores for {len(answers)} answers")
@@ -99,9 +100,9 @@ def _score(answers: Sequence[list[int]], verifier: Verifier) -> list[Candidate]:
 
 
 class Search(ABC):
-    """One method; its fields are the settings."""
+    """One method of search; its fields are the settings."""
 
-    partial = False  # whether the verifier is shown partial answers: then codes must run from coarse to fine
+    partial = False  # whether the verifier scores partial answers, for which codes must run from coarse to fine
 
     def compose(self, writer: Writer, verifier: Verifier) -> Composition[SearchResult]:
         """The best answer to the writer's prompt that this method finds."""
@@ -110,23 +111,23 @@ class Search(ABC):
         return SearchResult(whole[0].answer, whole[0].score, whole, writer.num_tokens)
 
     def run(self, engine: Engine, prompt: Sequence[int], config: GenerationConfig, verifier: Verifier) -> SearchResult:
-        """`compose`, at once and by calls of an engine."""
+        """Run `compose` at once, by calls of an engine."""
         composition = self.compose(Writer(engine, list(prompt), config), verifier)
         return run_composition(engine, composition, session=engine.open_session(SESSION_SIZE))
 
     @abstractmethod
     def explore(self, writer: Writer, verifier: Verifier) -> Composition[list[Candidate]]:
-        """Whole answers with their scores."""
+        """Write and score whole answers, best first."""
 
 
 def check_stages(stages: Sequence[int], codes: int) -> None:
-    """ValueError unless the stages are ascending numbers of codes inside a span."""
+    """Raises ValueError unless the stages are ascending numbers of codes inside a span."""
     if list(stages) != sorted(set(stages)) or not all(0 < stage < codes for stage in stages):
         raise ValueError(f"stages {tuple(stages)} must ascend between 0 and the {codes} codes of the span")
 
 
 def count_codes(writer: Writer) -> int:
-    """The codes of the forced medium; ValueError where their number is free."""
+    """The number of codes of the forced medium. Raises ValueError if it is free."""
     assert writer.config.force is not None
     layout = writer.engine.vocabulary.get_layout(writer.config.force)
     if layout.open_segment is not None or layout.num_marks:

@@ -1,7 +1,8 @@
 """Beam search over ordered codes: the verifier prunes partial answers, stage by stage (arXiv:2604.15453).
 
-At every stage each beam is continued ``expand`` times to a number of codes, the verifier scores what these codes show,
-and the best ``beams`` go on. Against best-of-N of as many answers, most of the tokens of bad answers are never written.
+At every stage each beam is continued ``expand`` times to a number of codes, the verifier scores the partial answers,
+and the best ``beams`` go on. Compared to best-of-N with as many candidates, most tokens of bad answers are never
+written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from unimodal.generation.search.base import Candidate, Search, Verifier, Writer,
 
 @dataclass
 class BeamSearch(Search):
-    """beams are kept at each stage, each continued expand times; stages: numbers of codes at which they are scored."""
+    """Beam search. At each of ``stages`` (numbers of codes) each beam is continued ``expand`` times; ``beams`` stay."""
 
     beams: int = 2
     expand: int = 4

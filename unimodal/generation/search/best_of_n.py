@@ -10,7 +10,7 @@ from unimodal.generation.search.base import Candidate, Search, Verifier, Writer,
 
 @dataclass
 class BestOfN(Search):
-    """n: answers that are written."""
+    """Best of N. n: number of answers."""
 
     n: int = 8
 

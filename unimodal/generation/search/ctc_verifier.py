@@ -1,8 +1,8 @@
-"""A verifier of speech: how well the codes of an utterance spell the words that it should say, by a CTC reading.
+"""A verifier of speech: how probable its words are given the codes of an utterance, by CTC.
 
-A model trained with `objectives/ctc.py` reads speech at the codes themselves. Reading back what it has written itself,
-it notices most words that it has skipped, repeated or slurred; the next-token score of the same words notices fewer,
-since it can guess a word from those before it.
+A model trained with `objectives/ctc.py` predicts words at the codes of speech. On its own speech this finds most words
+that were skipped, repeated or slurred. The next-token score of the same words finds fewer, since it can guess a word
+from those before it.
 
 Shapes: B utterances, N tokens of the longest prompt, T codes of the longest utterance, V text rows.
 """
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 
 class CtcVerifier:
-    """Scores answers by log p_CTC(words | codes), in nats a token; -inf where there are too few codes for the words.
+    """Scores answers by log p_CTC(words | codes), in nats a token; -inf if there are too few codes for the words.
 
-    write_question: answer → the ids of a prompt that asks for the transcript of its codes, as the model was trained to
-    be asked; words: ids of the words; codes: the rows of audio codes; blank: the row that stood for CTC's blank in
-    training.
+    write_question: answer → ids of a prompt that asks for its transcript, in the words of the training. words: ids of
+    the words. codes: the rows of audio codes. blank: the row that stood for CTC's blank in training.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class CtcVerifier:
         if not judged or not self.words:
             return scores
         prompts = [torch.tensor(self.write_question(answers[index])) for index in judged]
-        ids = pad_sequence(prompts, batch_first=True, padding_value=engine.pad_id)  # [B, N]; pads behind change nothing
+        ids = pad_sequence(prompts, batch_first=True, padding_value=engine.pad_id)  # [B, N], padded on the right
         engine.refresh_head()
         classes = engine.head.select(((0, num_text), (self.blank, self.blank + 1)))
         first = engine.decoder.prefill(ids[:, :1].tolist(), engine.pad_id, ids.shape[1] + 1)[:, None]

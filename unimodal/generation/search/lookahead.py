@@ -1,7 +1,7 @@
 """Lookahead search: a partial answer is worth what a whole answer that begins with it is worth (arXiv:2604.15453).
 
-Like beam search, but the verifier sees no partial answer: every continuation is first written to its end. Dearer, and
-for verifiers that cannot judge a coarse picture; all the whole answers count as candidates.
+Like beam search, but the verifier sees no partial answers: every continuation is written to its end first. It costs
+more, and serves verifiers that cannot judge a coarse picture. All whole answers are candidates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from unimodal.generation.search.base import Candidate, Search, Verifier, Writer,
 
 @dataclass
 class Lookahead(Search):
-    """beams are kept at each stage, each continued expand times and written out; stages: where they are cut again."""
+    """Lookahead search. Each beam is continued ``expand`` times to its end; the best ``beams`` are cut to the stage.
+
+    stages: numbers of codes that answers are cut to.
+    """
 
     beams: int = 1
     expand: int = 4
