@@ -1,7 +1,7 @@
-"""Documents that are longer than a row: cut at its end, or into several pieces, and never inside a medium.
+"""Cut documents that are longer than a row: at its end, or into several pieces, and never inside a medium.
 
-A piece is a document of its own: its positions begin at 0, and nothing is predicted across the cut. A piece in which
-nothing is learnt is left out. Legend: N tokens of a document.
+A piece is a document of its own: its positions begin at 0, and nothing is predicted across the cut. Pieces without a
+learnt token are left out. Legend: N tokens of a document.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ LongRows = Literal["drop", "error", "truncate", "split"]
 
 
 class RowFitter:
-    """Makes of a document the pieces that fit in a row of `longest` tokens.
+    """Turns a document into pieces that fit in a row of `longest` tokens.
 
-    long_rows: a longer document is left out (`drop`, `error`), cut at its last place that fits (`truncate`), or cut
-    into as many pieces as it needs (`split`). One that is read through features is left out. mask_history: only the
-    last answer of a document is learnt.
+    long_rows: a longer document is left out (`drop`, `error`), cut at the last allowed place that fits (`truncate`), or
+    cut into as many pieces as it needs (`split`). A long document with media that are read through features is always
+    left out. mask_history: learn only the last answer of a document.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class RowFitter:
         allowed = self._find_places(document)
         begin = 0
         while begin < len(document):
-            last = int(np.searchsorted(allowed, begin + self.longest, "right")) - 1  # the last place that fits
+            last = int(np.searchsorted(allowed, begin + self.longest, "right")) - 1  # the last allowed place that fits
             end = int(allowed[last]) if last >= 0 else 0
             if end > begin:
                 pieces.append(document[begin:end])
-            else:  # a medium that is longer than a row: go on behind it
+            else:  # a medium longer than a row: go on behind it
                 end = int(allowed[last + 1])
             if self.long_rows == "truncate":
                 break
@@ -55,19 +55,17 @@ class RowFitter:
         return [piece for piece in pieces if (piece.labels[1:] != IGNORE).any()]
 
     def _find_places(self, document: Rendered) -> np.ndarray:
-        """Where a document may be cut, before which tokens: int64, the end among them."""
+        """The tokens before which a document may be cut, and its end: int64, ascending."""
         starts, ends = np.isin(document.ids, self._starts), np.isin(document.ids, self._ends)  # [N]
         depth: np.ndarray = np.cumsum(starts) - np.cumsum(ends)  # 1 from a start mark to before its end mark
         modality = document.modality
-        inside = (
-            (modality[1:] > 0) & (modality[1:] == modality[:-1]) & ~starts[1:]
-        )  # marks are left out by some formats
+        inside = (modality[1:] > 0) & (modality[1:] == modality[:-1]) & ~starts[1:]  # some formats write no marks
         allowed = (depth[:-1] <= 0) & ~inside
         return np.append(np.flatnonzero(allowed) + 1, len(document))
 
 
 def keep_last_answer(document: Rendered) -> Rendered:
-    """The same document, of which only the last run of learnt tokens is learnt."""
+    """The document with labels on its last run of learnt tokens only."""
     learnt = np.flatnonzero(document.labels != IGNORE)
     if not len(learnt):
         return document

@@ -6,8 +6,8 @@
     ])
 
 A media part holds the `path` of a file, its bytes as `data`, or the `codes` its tokenizer made of it, int64 `[N]` or
-`[N, G]`. Any part may stand in any turn, in any number and order. Parts, turns and documents are frozen and comparable;
-as JSON they are the conversations of `data/messages.py`.
+`[N, G]`. A turn may have parts of every kind, in any number and order. Parts, turns and documents are frozen and
+comparable; as JSON they are the conversations of `data/messages.py`.
 
 Two adjacent texts mean the same as one text of both with a space between, and an empty text means nothing:
 `canonicalize()` joins the first and drops the second. `Template.parse(Template.render(d))` gives `d.canonicalize()`.
@@ -31,7 +31,7 @@ from unimodal.vocabulary import ROLES
 
 @dataclass(frozen=True)
 class Text:
-    """Words. Raises ValueError for what is no string or no valid Unicode."""
+    """Words. Raises ValueError for anything but a string of valid Unicode."""
 
     text: str
 
@@ -46,13 +46,13 @@ class Text:
 
 @dataclass(frozen=True, eq=False, init=False)
 class Media:
-    """A picture, a sound, a clip or another medium: its codes, int64 `[N]` / `[N, G]`, or the path or the bytes of a
-    file that is not encoded yet.
+    """A picture, a sound, a clip or another medium.
 
-    `grid` are the rows and columns of codes, for models whose pictures have any shape; others need none. `start_s` and
-    `seconds` choose a part of a file that has a duration; without them it is taken whole. `notes` say what was left out
-    when a file was encoded. Raises ValueError unless exactly one of codes, path and data is given, for codes that are
-    no integers, and for a part of a file that is none.
+    It has exactly one of codes, int64 `[N]` or `[N, G]`, the path of a file, and data, the bytes of a file. grid: rows
+    and columns of the codes, for models that draw pictures of any shape. start_s, seconds: the part to take of a file
+    that has a duration, by default the whole. notes: what was left out when a file was encoded.
+    Raises ValueError unless exactly one of the three is given, for codes that are no integers, and for an impossible
+    start or duration.
     """
 
     codes: np.ndarray | None
@@ -93,7 +93,7 @@ class Media:
         object.__setattr__(self, "notes", tuple(notes))
 
     def _copy_codes(self, given: ArrayLike) -> np.ndarray:
-        """Codes as an array of their own that nobody can write to: the part is frozen."""
+        """A read-only copy of the codes. Raises ValueError for codes that are no integers."""
         codes = np.array(given)
         if codes.size and codes.dtype.kind not in "iu":
             raise ValueError(f"{self.modality} codes must be integers, got {codes.dtype}")
@@ -117,25 +117,25 @@ class Media:
         return hash((self.modality, self.path, self.data, None if self.codes is None else self.codes.tobytes()))
 
     def __reduce__(self) -> tuple[Callable[..., Media], tuple[object, ...]]:
-        given = self.modality, self.codes, self.path, self.data, self.grid  # the class may be made here
+        given = self.modality, self.codes, self.path, self.data, self.grid  # a further medium's class is made anew
         return make_part, (*given, self.start_s, self.seconds, self.notes)
 
     def require_codes(self) -> np.ndarray:
-        """The codes, int64 [N] or [N, G]. Raises ValueError for a part that has none yet."""
+        """The codes, int64 [N] or [N, G]. Raises ValueError for a part without codes."""
         if self.codes is None:
             raise ValueError(f"the {self.modality} {self.name!r} has no codes yet; encode it with its tokenizer first")
         return self.codes
 
     @property
     def source(self) -> str | bytes:
-        """The path or the bytes of a part that has no codes yet."""
+        """The path or the bytes of a part without codes."""
         source = self.path if self.path is not None else self.data
         assert source is not None
         return source
 
     @property
     def name(self) -> str:
-        """What messages call the part: its path, or that it is bytes or codes."""
+        """The part's name in messages: its path, or a word for its bytes or codes."""
         if self.codes is not None:
             return f"{len(self.codes)} codes"
         return self.path or f"{len(self.data or b''):,} bytes"
@@ -157,9 +157,9 @@ Part = Text | Media
 
 
 class MediaParts(Mapping[str, type[Media]]):
-    """Medium → the class of its parts, for every registered medium; a further one's class is made when it is needed.
+    """Medium → the class of its parts, for every registered medium; the class of a further medium is made on demand.
 
-    Raises KeyError for a name that is no medium.
+    Raises KeyError for an unknown medium.
     """
 
     def __init__(self, classes: Iterable[type[Media]]) -> None:
@@ -192,17 +192,16 @@ def make_part(
     seconds: float | None = None,
     notes: Sequence[str] = (),
 ) -> Media:
-    """A part of that medium. Raises ValueError as its class does."""
+    """A part of the medium `modality`. Raises ValueError as its class does."""
     find_medium(modality)
     return MEDIA_PARTS[modality](codes, path, data, grid, start_s=start_s, seconds=seconds, notes=notes)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one role says and shows. Raises ValueError for an unknown role and for what is no part.
+    """The parts that one role says and shows. Raises ValueError for an unknown role and for anything but parts.
 
-    learn: whether training learns to say it, if it is the assistant's: False leaves it without labels. Ids do not say
-    it, so a turn that is parsed from ids has True.
+    learn: False leaves an assistant's turn without labels. Ids do not hold this, so a turn parsed from ids has True.
     """
 
     role: str
@@ -223,7 +222,7 @@ class Turn:
 
     @property
     def is_learnt(self) -> bool:
-        """Whether the turn is an answer that training learns."""
+        """Whether the turn is an answer with labels."""
         return self.role == "assistant" and self.learn
 
     def replace_parts(self, parts: Iterable[Part]) -> Turn:
@@ -262,13 +261,13 @@ class Document:
         return Document(turn.canonicalize() for turn in self.turns)
 
     def add_system(self, words: str) -> Document:
-        """The document with these words of the system before it, where there are any and it has none of its own."""
+        """The document with a system turn of these words; unchanged for no words, or if it has a system turn."""
         if not words or any(turn.role == "system" for turn in self.turns):
             return self
         return Document([Turn("system", words), *self.turns])
 
     def drop_text(self, roles: Iterable[str] = ("system", "user")) -> Document:
-        """The document with the texts of these roles dropped: the unconditional side of classifier-free guidance."""
+        """The document without the texts of these roles: the unconditional prompt of classifier-free guidance."""
         drop = set(roles)
         return Document(
             turn.replace_parts(p for p in turn.parts if turn.role not in drop or not isinstance(p, Text))
@@ -276,7 +275,7 @@ class Document:
         )
 
     def replace_text(self, text: str) -> Document:
-        """The document without its texts but with this one at the end of the last turn: a negative prompt."""
+        """The document with all its texts replaced by this one at the end of the last turn: a negative prompt."""
         bare = self.drop_text()
         return Document([*bare.turns[:-1], bare.turns[-1].replace_parts([*bare.turns[-1].parts, Text(text)])])
 

@@ -1,4 +1,4 @@
-"""Packs rendered documents into rows of one length without leakage.
+"""Pack rendered documents into rows of one length without leakage.
 
 Best-fit decreasing: the longest document goes first, each into the fullest row that still holds it. Documents are
 never split. Every document of a row has its own segment id (1, 2, …; padding is 0) and positions that restart at 0,
@@ -63,7 +63,8 @@ def pack(
 ) -> list[PackedRow]:
     """Rows of `length` tokens that hold every document once.
 
-    A document longer than a row is an error, or is cut at the end (`truncate`), or left out (`drop`).
+    too_long: a document longer than a row raises ValueError (`error`), is cut at the end (`truncate`) or left out
+    (`drop`).
     """
     if length < 1:
         raise ValueError(f"length is {length}; a row holds at least one token")
@@ -99,7 +100,7 @@ def pack(
 
 
 def pad(rendered: Sequence[Rendered], pad_id: int, length: int | None = None) -> PackedBatch:
-    """One document a row, padded on the right to the longest (or to `length`)."""
+    """A batch with one document in each row, padded on the right to the longest, or to `length`."""
     longest = max((len(item.ids) for item in rendered), default=0)
     if length is not None and longest > length:
         raise ValueError(f"a document has {longest} tokens but a row holds {length}; raise the length or pack")
@@ -108,7 +109,7 @@ def pad(rendered: Sequence[Rendered], pad_id: int, length: int | None = None) ->
 
 
 def stack(rows: Sequence[PackedRow]) -> PackedBatch:
-    """Rows of one length → arrays `[B, N]`."""
+    """Stack rows of one length into arrays `[B, N]`."""
     if not rows:
         raise ValueError("no rows to stack; pack at least one document")
     return PackedBatch(*(np.stack([getattr(row, field.name) for row in rows]) for field in fields(PackedBatch)))

@@ -1,4 +1,4 @@
-"""What the rows of a model stand for: text, controls, and a block of codes for every group of a medium."""
+"""The meaning of a model's rows: text, controls, and a block of codes for every group of a medium."""
 
 from unimodal.vocabulary.layout import (
     CONTROLS,

@@ -1,8 +1,8 @@
-"""The rows of somebody else's checkpoint as they lie: blocks and controls where its own tables have them.
+"""The vocabulary of a converted checkpoint, whose rows keep the order of its own tables.
 
-Our own vocabularies put controls and blocks behind the text; a checkpoint that was trained with another order keeps it,
-so that its ids, weights and tokenizer files stay what they are. Every row that is no code and no control is text, or
-reserved: never written in text. Only the controls that the checkpoint has exist; two may be the same row.
+Our own vocabularies put controls and blocks behind the text. A checkpoint that was trained with another order keeps it,
+so that its ids, weights and tokenizer files stay unchanged. Every row that is neither code nor control is text, or
+reserved: never written in text. Only the checkpoint's own controls exist; two of them may be the same row.
 
 Legend: V rows of the vocabulary.
 """
@@ -25,7 +25,7 @@ REQUIRED = ("<|bos|>", "<|end_of_turn|>", "<|pad|>")
 
 
 class AdoptedVocabulary(Vocabulary):
-    """`size` rows, of which `blocks` and `controls` are where they say; `text_reserved` is never written in text."""
+    """`size` rows, with blocks and controls at their own places. text_reserved: rows that are never written in text."""
 
     def __init__(
         self,

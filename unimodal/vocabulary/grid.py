@@ -1,4 +1,4 @@
-"""Pictures of any shape as text models write them: their size in digits, then rows of codes with a mark behind each.
+"""Pictures of any shape, written as their size in digits and then rows of codes with a mark behind each.
 
     <start> 4 * 6 <open> 6 codes <end of row> 6 codes <end of row> … <end of grid> <end>
 
@@ -22,7 +22,7 @@ LONGEST_SIDE = 9999
 
 @dataclass(frozen=True, kw_only=True)
 class GridMarks:
-    """The rows of the vocabulary that stand around the codes, and the grid of a picture that is to be drawn."""
+    """The rows of the vocabulary around the codes; grid: rows and columns of a picture to draw, by default."""
 
     digits: tuple[int, ...]  # the text rows of 0 … 9
     times: int  # the text row of *
@@ -50,19 +50,19 @@ class GridMarks:
         return int(grid[0]), int(grid[1])
 
     def make_header(self, grid: Grid) -> list[int]:
-        """The rows between the start of the span and its first code."""
+        """The rows of the vocabulary between the start of the span and its first code."""
         height, width = self.check(grid)
         spelled = [[self.digits[int(digit)] for digit in str(side)] for side in (height, width)]
         return [*spelled[0], self.times, *spelled[1], self.open]
 
     def count_rows(self, grid: Grid) -> int:
-        """Rows of the whole span, its start and end included."""
+        """The number of rows of the whole span, its start and end included."""
         return 2 + len(self.make_header(grid)) + grid[0] * (grid[1] + 1) + 1
 
     def read_header(self, rows: Sequence[int]) -> tuple[Grid, int] | None:
-        """The grid that `rows`, from behind the start of a span, begin with, and how many rows that takes.
+        """The grid in a span's header, and the number of rows of that header; None for an incomplete one.
 
-        None if the header is not whole yet. Raises ValueError where it is none.
+        rows: those behind the start of the span. Raises ValueError for a wrong header.
         """
         sides: list[str] = [""]
         for index, row in enumerate(rows):
@@ -82,7 +82,10 @@ class GridMarks:
         raise ValueError("the size of the picture is badly written; it is rows * columns in digits")
 
     def encode(self, codes: np.ndarray, block: range, grid: Grid | None) -> list[int]:
-        """Codes [N] of the block → everything between the start and the end of the span."""
+        """Codes int64 [N] of the block → all rows between the start and the end of the span.
+
+        grid: rows and columns, by default those of `self.grid`. Raises ValueError for codes that do not fill them.
+        """
         height, width = self.grid if grid is None else self.check(grid)
         if height * width != len(codes):
             given = "the picture has no grid of its own" if grid is None else "its grid"
@@ -96,7 +99,7 @@ class GridMarks:
         return [*self.make_header((height, width)), *lines.reshape(-1).tolist(), self.end_of_grid]
 
     def decode(self, rows: np.ndarray, block: range) -> tuple[np.ndarray, Grid]:
-        """The inverse of `encode`: codes [N], and their grid. ValueError where a mark or a code is not right."""
+        """The inverse of `encode`: codes int64 [N], and their grid. Raises ValueError for a wrong mark or code."""
         found = self.read_header(rows.tolist())
         if found is None:
             raise ValueError("the picture's size is cut off")

@@ -1,4 +1,4 @@
-"""What the rows of a vocabulary stand for, as plain records with their checks: blocks, controls, span layouts."""
+"""The records of a vocabulary and their checks: blocks, controls, span layouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unimodal.media.registry import find_medium
 from unimodal.vocabulary.grid import GridMarks
 
 ROLES = ("system", "user", "assistant")
-#: of every vocabulary, in this order; the controls of further media follow them
+#: the controls of every vocabulary, in this order; those of further media follow
 CONTROLS = (
     "<|image_start|>",
     "<|image_end|>",
@@ -32,7 +32,7 @@ CONTROLS = (
 #: the media whose spans `CONTROLS` open and close in every vocabulary
 FIRST_MEDIA = ("image", "audio", "video")
 
-_STRICT = ConfigDict(extra="forbid")  # of records that are read from a file
+_STRICT = ConfigDict(extra="forbid")  # for records that are read from a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Block:
         return self.name if self.group == 0 else f"{self.name}.{self.group}"
 
     def make_token_string(self, code: int) -> str:
-        """`<|image_0003|>`: as many digits for every code of the block, at least four."""
+        """The token string of a code, such as `<|image_0003|>`; all of a block have as many digits, at least four."""
         return f"<|{self.label}_{code:0{self.digits}d}|>"
 
     @property
@@ -78,8 +78,8 @@ class Control:
 class Segment:
     """A run of `count` code steps of one block; `count=None` is any number from one upwards.
 
-    With `mark` a `<|frame|>` stands before it, unless it is the first of its span. Without, it continues the segment
-    before, which then has a fixed length: the codes of a picture whose first eight come from another codebook, say.
+    mark: whether `<|frame|>` stands before it, unless it is the first of its span. Without a mark it continues the
+    segment before, which must have a fixed length: for example a picture whose first eight codes have another codebook.
     """
 
     block: str
@@ -90,10 +90,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class FeatureSpan:
-    """How a medium stands in the ids that is read through continuous features and not through its codes.
+    """The span of a medium that is read through continuous features and not through its codes.
 
-    Between the start and the end of its span stand `count` times the reserved row `row`; what the decoder is fed there
-    are the features that the reader with these weights (`sha256`) makes of the medium.
+    Between its start and end stands `count` times the reserved row `row`. The decoder is fed features there, which the
+    reader whose weights have the hash `sha256` computes from the medium.
     """
 
     row: int
@@ -104,11 +104,10 @@ class FeatureSpan:
 
 @dataclass(frozen=True)
 class SpanLayout:
-    """The segments of one medium's span, in order, with `<|frame|>` before each but the first and the unmarked.
+    """The segments of one medium's span, in order.
 
-    With `grid` the one segment is written in rows, as `grid.py` says, and may have any number of them; its
-    count is that of the grid that is drawn. With `features` the medium is written as these segments say and read
-    otherwise.
+    grid: the only segment is written in rows, as in `grid.py`, and may have any number of them; its count is that of
+    the default grid. features: the medium is written as these segments and read as features.
     """
 
     modality: str
@@ -129,7 +128,7 @@ class SpanLayout:
         object.__setattr__(self, "features", features)
 
     def to_dict(self) -> dict[str, object]:
-        """What `vocabulary.json` holds of it: `grid` and `features` only where there are some."""
+        """The layout as in `vocabulary.json`; `grid` and `features` only if it has them."""
         fields: dict[str, object] = {"modality": self.modality, "segments": [asdict(one) for one in self.segments]}
         if self.grid is not None:
             fields["grid"] = asdict(self.grid)
@@ -139,12 +138,12 @@ class SpanLayout:
 
     @property
     def fixed_steps(self) -> int:
-        """Code steps of the segments of fixed length."""
+        """The number of code steps in segments of fixed length."""
         return sum(segment.count or 0 for segment in self.segments)
 
     @property
     def open_segment(self) -> int | None:
-        """Index of the segment of free length, if there is one."""
+        """The index of the segment of free length; None if there is none."""
         return next((i for i, segment in enumerate(self.segments) if segment.count is None), None)
 
     @property
@@ -159,8 +158,10 @@ class SpanLayout:
 def make_standard_layouts(
     names: Iterable[str] = FIRST_MEDIA, image_codes: int = 64, motion_codes: int = 64, chunks: int = 2
 ) -> list[SpanLayout]:
-    """The layouts of the blocks in `names`: those drawn at the top of `vocabulary.py`, and for any further medium one
-    span of free length of the block that has its name."""
+    """The layouts of the media `names`: those at the top of `vocabulary.py`, and one of free length for further media.
+
+    image_codes, motion_codes: codes of a picture, and of a chunk of motion. chunks: chunks of motion in a clip.
+    """
     motion = [Segment("video", motion_codes)] * chunks
     layouts = {
         "image": SpanLayout("image", [Segment("image", image_codes)]),
@@ -170,20 +171,19 @@ def make_standard_layouts(
 
 
 def find_further_media(blocks: Iterable[Block], layouts: Iterable[SpanLayout]) -> tuple[str, ...]:
-    """The media beside `FIRST_MEDIA` that blocks and then layouts name, in the order of their first mention."""
+    """The media in blocks and layouts that are not in `FIRST_MEDIA`, in the order of their first mention."""
     named = [block.modality for block in blocks] + [layout.modality for layout in layouts]
     return tuple(name for name in dict.fromkeys(named) if name not in FIRST_MEDIA)
 
 
 def name_controls(blocks: Iterable[Block], layouts: Iterable[SpanLayout]) -> tuple[str, ...]:
-    """The names of all controls, in the order of their rows: `CONTROLS`, then a start and an end for each further
-    medium. So a vocabulary without further media has the rows it always had."""
+    """The names of all controls, in the order of their rows: `CONTROLS`, then start and end of each further medium."""
     further = find_further_media(blocks, layouts)
     return (*CONTROLS, *(f"<|{name}_{side}|>" for name in further for side in ("start", "end")))
 
 
 def check_blocks(blocks: Sequence[Block], start: int) -> dict[str, tuple[Block, ...]]:
-    """The blocks by name, a block for each group. ValueError unless they lie without a gap from row `start` on."""
+    """The blocks by name, one for each group. Raises ValueError unless they follow each other from row `start` on."""
     groups: dict[str, tuple[Block, ...]] = {}
     for block in blocks:
         try:
@@ -205,7 +205,7 @@ def check_blocks(blocks: Sequence[Block], start: int) -> dict[str, tuple[Block, 
 
 
 def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[Block]]) -> None:
-    """ValueError unless every layout uses blocks that exist and can be told apart when it is read back."""
+    """Raises ValueError unless every layout uses existing blocks and can be read back from its rows."""
     if len({layout.modality for layout in layouts}) != len(layouts):
         raise ValueError("a modality has two span layouts; give it one")
     for layout in layouts:

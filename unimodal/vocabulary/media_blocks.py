@@ -1,8 +1,8 @@
-"""The blocks and spans of a vocabulary, from what tokenizers say of their codes.
+"""The blocks and span layouts of a vocabulary, from the declarations of its tokenizers.
 
-One rule serves every model that is made: each block that a tokenizer names becomes a `Block` for each of its groups,
-each tokenizer's segments become a `SpanLayout`. A tokenizer that continues another (clips that begin with the codes of
-a picture) shares the other's blocks and begins with its segments.
+Each block that a tokenizer names becomes a `Block` for each of its groups, and its segments become a `SpanLayout`. A
+tokenizer that continues another (clips that begin with the codes of a picture) shares the other's blocks and begins
+with its segments.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from unimodal.vocabulary.vocabulary import Vocabulary
 
 
 class MediaCoding(Protocol):
-    """What a tokenizer says of its codes; `unimodal.tokenizers.MediaTokenizer` has it all."""
+    """A tokenizer's declarations about its codes; `unimodal.tokenizers.MediaTokenizer` has them all."""
 
     @property
     def modality(self) -> str: ...
     @property
     def continues(self) -> str | None:
-        """The medium whose segments its own begin with, and whose blocks they use."""
+        """The medium whose segments come first in its own spans, with that medium's blocks; None for most."""
 
     @property
     def segments(self) -> tuple[tuple[str, int | None], ...]:
-        """(block name, count or None for any length), in order."""
+        """(block name, code steps or None for any number), in order."""
 
     @property
     def frame_marks(self) -> bool:
-        """Whether `<|frame|>` stands before each of its own segments but the first of a span."""
+        """Whether `<|frame|>` stands before each of its own segments, except at the start of a span."""
 
     @property
     def sha256(self) -> str: ...
     def group_sizes(self, block: str) -> tuple[int, ...]:
-        """Values of each group of a block."""
+        """The number of values of each group of a block."""
 
 
 def lay_out_media(tokenizers: Sequence[MediaCoding]) -> tuple[list[Block], list[SpanLayout]]:
-    """The blocks, in the order of the tokenizers and of their segments, and the span of each medium.
+    """The blocks, in the order of tokenizers and segments, and the span layout of each medium.
 
-    Raises ValueError for two tokenizers of one medium, for one that continues a tokenizer which is not given or other
-    segments than that one's, and for a block that two of them call their own.
+    Raises ValueError for two tokenizers of one medium, for a tokenizer that continues one that is missing or has other
+    segments, and for a block name that two of them use.
     """
     by_medium: dict[str, MediaCoding] = {}
     for tokenizer in tokenizers:
@@ -69,7 +69,7 @@ def make_media_vocabulary(
     text_reserved: Iterable[int] = (0,),
     text_sha256: str = "",
 ) -> Vocabulary:
-    """The vocabulary of these media behind `text_size` text rows; by default one reserved row stands for the text.
+    """The vocabulary of these media behind `text_size` text rows; by default a single reserved row in place of text.
 
     Raises ValueError as `lay_out_media` does.
     """
@@ -78,7 +78,7 @@ def make_media_vocabulary(
 
 
 def _list_segments(tokenizer: MediaCoding, by_medium: dict[str, MediaCoding]) -> tuple[list[Segment], list[Segment]]:
-    """The segments of the tokenizer that this one continues, and its own."""
+    """The segments of the tokenizer that this one continues, and its own segments."""
     first: list[Segment] = []
     count = 0
     if tokenizer.continues is not None:

@@ -1,4 +1,4 @@
-"""Reads a `vocabulary.json` and chooses its class: our own order of rows, or that of an adopted checkpoint."""
+"""Read a `vocabulary.json` and choose its class: our own order of rows, or that of an adopted checkpoint."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from unimodal.vocabulary.vocabulary import Vocabulary
 
 
 def read_vocabulary(path: str | Path, tokenizer_hashes: Mapping[str, str] | None = None) -> Vocabulary:
-    """The vocabulary of a file; `tokenizer_hashes` maps block names (and `text`) to the sha256 at hand.
+    """The vocabulary in a file. tokenizer_hashes: block name (or `text`) → sha256 of the tokenizer in use.
 
-    Raises ValueError when the file is not a vocabulary or a hash differs; the message names both hashes.
+    Raises ValueError for a file that is no vocabulary, and for another hash; the message names both.
     """
     path = Path(path)
     try:
@@ -32,6 +32,6 @@ def read_vocabulary(path: str | Path, tokenizer_hashes: Mapping[str, str] | None
 
 
 def parse_vocabulary(data: object) -> Vocabulary:
-    """The inverse of `Vocabulary.to_dict`, of either class. Raises ValueError for data that is no vocabulary."""
+    """The inverse of `Vocabulary.to_dict`, for both classes. Raises ValueError for data that is no vocabulary."""
     stored = StoredVocabulary.parse(data)
     return (AdoptedVocabulary if stored.adopted else Vocabulary).from_stored(stored)

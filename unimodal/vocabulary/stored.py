@@ -1,4 +1,4 @@
-"""What `vocabulary.json` holds, checked entry by entry before a vocabulary is built from it."""
+"""The content of `vocabulary.json`, checked entry by entry before a vocabulary is built from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 
 
 class StoredText(Config):
-    """The text rows: how many, the hash of their tokenizer, and the rows that plain text never uses."""
+    """The text rows: their number, the hash of their tokenizer, and the rows that plain text never uses."""
 
     size: int
     sha256: str
@@ -34,7 +34,7 @@ class StoredLayout(Config):
 
 
 class StoredVocabulary(Config):
-    """The whole file. `adopted`: the rows lie in the order of somebody else's checkpoint."""
+    """The whole file. adopted: whether the rows have the order of a converted checkpoint."""
 
     format: int
     size: int
@@ -46,7 +46,7 @@ class StoredVocabulary(Config):
 
     @classmethod
     def parse(cls, data: object) -> StoredVocabulary:
-        """Raises ValueError, in one line that names the entry, for data of another shape or format."""
+        """Check a file's data. Raises ValueError, in one line that names the entry, for another shape or format."""
         if not isinstance(data, Mapping) or data.get("format") != FORMAT_VERSION:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
             raise ValueError(f"vocabulary format {found!r} is not {FORMAT_VERSION}; use the unimodal that wrote it")

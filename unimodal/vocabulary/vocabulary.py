@@ -74,7 +74,7 @@ class Vocabulary:
         self._start_modality = {self.get_start_id(name): name for name in self._layouts}
 
     def _index_rows(self) -> None:
-        """`size`, and [V] what every row is: the index of its block, -1 for text, -2 for controls."""
+        """Set `size` and the kind of every row, int16 [V]: the index of its block, -1 for text, -2 for controls."""
         self.size = self.text_size + len(self.controls) + sum(block.size for block in self.blocks)
         self._row_block = np.full(self.size, -1, dtype=np.int16)
         self._row_block[self.text_size : self.text_size + len(self.controls)] = -2
@@ -92,10 +92,11 @@ class Vocabulary:
         text_reserved: Iterable[int] = (),
         text_sha256: str = "",
     ) -> Vocabulary:
-        """Lays the controls and then the blocks, in the order given, behind `text_size` text rows.
+        """Put the controls and then the blocks, in the given order, behind `text_size` text rows.
 
-        The `start` of the given blocks is ignored. Without `layouts`, the standard ones of the media that have a block.
-        `text_reserved` are text rows that plain text never uses (the base model's own special tokens, padded rows).
+        The `start` of the given blocks is ignored. layouts: by default the standard ones of the media that have a
+        block. text_reserved: text rows that plain text never uses (the base's own special tokens, padded rows). Raises
+        ValueError for blocks or layouts that do not fit together.
         """
         blocks = list(blocks)
         if layouts is None:
@@ -112,10 +113,14 @@ class Vocabulary:
         return cls(text_size, controls, placed, layouts, text_reserved, text_sha256)
 
     def save(self, path: str | Path) -> None:
+        """Write `vocabulary.json`, whole or not at all."""
         write_text_atomically(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def check_hashes(self, tokenizer_hashes: Mapping[str, str], source: str = "vocabulary") -> None:
-        """ValueError when a tokenizer at hand is not the one this vocabulary was built with."""
+        """Raises ValueError if a tokenizer in use is not the one that this vocabulary was built with.
+
+        tokenizer_hashes: block name (or `text`) → sha256. source: the vocabulary's name in the message.
+        """
         for name, found in tokenizer_hashes.items():
             if name == "text":
                 expected = self.text_sha256
@@ -131,7 +136,7 @@ class Vocabulary:
                 )
 
     def to_dict(self) -> dict[str, object]:
-        """What `vocabulary.json` holds."""
+        """The content of `vocabulary.json`."""
         return {
             "format": FORMAT_VERSION,
             "size": self.size,
@@ -143,7 +148,7 @@ class Vocabulary:
 
     @classmethod
     def from_stored(cls, stored: StoredVocabulary) -> Self:
-        """The inverse of `to_dict`, of a vocabulary of this class; `read.py` finds which class it is.
+        """The inverse of `to_dict`, for a vocabulary of this class; `read.py` chooses the class.
 
         Raises ValueError for parts that do not fit together.
         """
@@ -160,7 +165,7 @@ class Vocabulary:
         return vocabulary
 
     def _check(self) -> dict[str, tuple[Block, ...]]:
-        """The blocks by name; ValueError unless the rows are contiguous and the spans can be read back."""
+        """The blocks by name. Raises ValueError unless the rows are contiguous and spans can be read back."""
         if self.text_size < 1:
             raise ValueError(f"text_size is {self.text_size}; it is the number of text rows, at least 1")
         if self.text_reserved and not 0 <= self.text_reserved[0] <= self.text_reserved[-1] < self.text_size:
@@ -175,7 +180,7 @@ class Vocabulary:
     # ---- rows
 
     def get_control_id(self, name: str) -> int:
-        """The row of a control; the name may be given with or without its `<|` and `|>`."""
+        """The row of a control, by its name with or without `<|` and `|>`. Raises ValueError for an unknown name."""
         row = self._control_ids.get(name, self._control_ids.get(f"<|{name}|>"))
         if row is None:
             raise ValueError(f"no control token {name!r}; there are {', '.join(self._control_ids)}")
@@ -187,37 +192,43 @@ class Vocabulary:
         return tuple(self._layouts)
 
     def has_control(self, name: str) -> bool:
+        """Whether there is a control of this name."""
         return name in self._control_ids
 
     def get_start_id(self, modality: str) -> int:
+        """The row that starts a span of this modality."""
         return self.get_control_id(f"<|{modality}_start|>")
 
     def get_end_id(self, modality: str) -> int:
+        """The row that ends a span of this modality."""
         return self.get_control_id(f"<|{modality}_end|>")
 
     def find_opened_medium(self, row: int) -> str | None:
-        """The modality whose span this row opens, or None."""
+        """The modality whose span starts with this row; None for other rows."""
         return self._start_modality.get(row)
 
     def is_text(self, row: int) -> bool:
+        """Whether a row is text, reserved ones included."""
         return 0 <= row < self.text_size
 
     def is_control(self, row: int) -> bool:
+        """Whether a row is a control."""
         return self.text_size <= row < self.text_size + len(self.controls)
 
     def find_block(self, row: int) -> Block | None:
-        """The block a row belongs to; None for text and control rows."""
+        """The block of a row; None for text and control rows."""
         self._check_row(row)
         index = self._row_block[row]
         return self.blocks[index] if index >= 0 else None
 
     def group_blocks(self, name: str) -> tuple[Block, ...]:
-        """The blocks of one name, a block for each group."""
+        """The blocks of one name, one for each group. Raises ValueError for an unknown name."""
         if name not in self._groups:
             raise ValueError(f"no block named {name!r}; there are {', '.join(self._groups) or 'none'}")
         return self._groups[name]
 
     def get_block_range(self, name: str, group: int = 0) -> range:
+        """The rows of a block. Raises ValueError for an unknown name."""
         return self.group_blocks(name)[group].rows
 
     @property
@@ -230,7 +241,7 @@ class Vocabulary:
 
     @property
     def text_ranges(self) -> tuple[range, ...]:
-        """The text rows that plain text uses: all of them, cut at the reserved ones."""
+        """The text rows that plain text uses: all but the reserved ones, as ranges."""
         ranges, start = [], 0
         for row in (*self.text_reserved, self.text_size):
             if row > start:
@@ -239,7 +250,7 @@ class Vocabulary:
         return tuple(ranges)
 
     def make_token_string(self, row: int) -> str:
-        """`<|image_0003|>`, `<|user|>`; a text row has no string of ours (ask the text tokenizer)."""
+        """The token string of a control or code: `<|user|>`, `<|image_0003|>`. Raises ValueError for a text row."""
         block = self.find_block(row)
         if block is not None:
             return block.make_token_string(row - block.start)
@@ -254,7 +265,10 @@ class Vocabulary:
     # ---- spans
 
     def count_span_rows(self, modality: str, steps: int | None = None, grid: Grid | None = None) -> int:
-        """Rows of a span of `steps` code steps (None: the shortest), or of that grid, its start and end included."""
+        """The number of rows of a span, its start and end included.
+
+        steps: code steps, by default the fewest. grid: rows and columns of a picture that is written in rows.
+        """
         layout = self.get_layout(modality)
         if layout.grid is not None:
             return layout.grid.count_rows(grid or layout.grid.grid)
@@ -264,14 +278,15 @@ class Vocabulary:
         return 2 + layout.num_marks + steps * groups
 
     def get_layout(self, modality: str) -> SpanLayout:
+        """The span layout of a modality. Raises ValueError for one without a span."""
         if modality not in self._layouts:
             raise ValueError(f"this model has no {modality!r} span; it has {', '.join(self._layouts) or 'text only'}")
         return self._layouts[modality]
 
     def encode_span(self, modality: str, ids: ArrayLike, grid: Grid | None = None) -> list[int]:
-        """Codes int64 `[N]` or `[N, G]` → the rows of the whole span; `grid` for a model that writes it in rows.
+        """Codes int64 `[N]` or `[N, G]` → the rows of the whole span. grid: for pictures that are written in rows.
 
-        Raises ValueError for codes that are no integers, are outside their blocks, or do not fit the span's layout.
+        Raises ValueError for codes that are no integers, lie outside their blocks, or do not fit the span's layout.
         """
         codes = np.asarray(ids)  # [N] or [N, G]
         if codes.size and codes.dtype.kind not in "iu":
@@ -303,14 +318,14 @@ class Vocabulary:
         return rows
 
     def decode_span(self, rows: Sequence[int]) -> tuple[str, np.ndarray]:
-        """The inverse of `encode_span`: `(modality, codes int64 [N])`, or `[N, G]` where there are several groups.
+        """The inverse of `encode_span`: the modality, and codes int64 `[N]`, or `[N, G]` for several groups.
 
         Raises ValueError unless `rows` is exactly one well-formed span.
         """
         return self.read_span(rows)[:2]
 
     def read_span(self, rows: Sequence[int]) -> tuple[str, np.ndarray, Grid | None]:
-        """`decode_span`, and the rows and columns of a picture that is written in rows."""
+        """`decode_span`, and the grid of a picture that is written in rows, else None."""
         ids = np.asarray(rows, dtype=np.int64)
         modality = self._start_modality.get(int(ids[0])) if len(ids) else None
         if modality is None:

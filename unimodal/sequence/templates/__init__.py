@@ -1,1 +1,1 @@
-"""How a document is written as tokens, one template a file; `open.py` chooses."""
+"""Templates that write a document as tokens, one format a file; `open.py` chooses one by name."""

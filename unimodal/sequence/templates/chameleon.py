@@ -2,8 +2,8 @@
 
     <s> What is this? <racm3:break> 1,024 codes <eoss> <reserved08706> An apple </s> And this? … <reserved08706>
 
-There are no role words: turns alternate, the user's first. There is no system turn. Guidance moves away from the
-pictures of the prompt alone, from nothing where it has none.
+There are no role words: turns alternate, the user's first. There is no system turn. The unconditional prompt of
+guidance holds the pictures of the prompt alone, or nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ChameleonTemplate(RunTemplate):
             raise ValueError("there is no user's turn to answer; give one")
 
     def render_unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
-        """Without a negative prompt, what is left of the prompt without words and marks: so it was sampled from."""
+        """The negative prompt; by default the prompt without words and marks, as Chameleon was sampled."""
         if negative is not None:
             return super().render_unconditional(document, negative, to)
         prompt = self.render(document, add_generation_prompt=True, to=to)

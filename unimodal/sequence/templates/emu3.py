@@ -3,9 +3,8 @@
     <bos> You are a helpful assistant. USER: <picture>Describe it. ASSISTANT: An apple <eos>
     <bos> a red apple <picture> <eos>
 
-Roles are plain words, so a text that holds `USER: ` or `ASSISTANT:` is refused: it would begin a turn. transformers'
-chat template writes no `<eos>` behind an answer that is followed by another turn; here every answer ends with one, as
-the model writes it.
+Roles are plain words, so a text with `USER: ` or `ASSISTANT:` is refused: it would begin a turn. Every answer ends with
+`<eos>`, as the model writes it; transformers' chat template leaves it out before a further turn.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ class Emu3Template(RunTemplate):
 
 
 def _check_plain(part: Part) -> str:
-    """The words of a text that cannot be mistaken for the beginning of a turn."""
+    """The words of a text part. Raises ValueError if they could be read as the beginning of a turn."""
     assert isinstance(part, Text)
     found = _MARKS.search(f"{part.text} ")
     if found:

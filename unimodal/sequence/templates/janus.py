@@ -3,9 +3,9 @@
     <bos> {system}\\n\\n <|User|>: <picture>\\nWhat is this?\\n\\n <|Assistant|>: An animal <eos>
     <bos> <|User|>: a red apple\\n\\n <|Assistant|>: <begin_of_image> 576 codes <end_of_image> <eos>
 
-Janus reads pictures through the continuous features of another network, which are no codes: in a chat `<picture>` is
-`<begin_of_image>`, 576 times `<image_placeholder>` and `<end_of_image>`, with a line break between it and what stands
-beside it in its turn. A picture that it drew is read in the same way in the turns that follow.
+Janus reads pictures as continuous features of another network and not as codes: in a chat `<picture>` is
+`<begin_of_image>`, 576 times `<image_placeholder>` and `<end_of_image>`, with a line break between it and the other
+parts of its turn. A picture that Janus drew is read in the same way in later turns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class JanusTemplate(RunTemplate):
             yield Run(":")
 
     def _write_parts(self, turn: Turn, answer: bool) -> Iterator[Run]:
-        """What stands behind the colon of a turn; pictures stand in lines of their own."""
+        """The runs behind the colon of a turn; each picture has a line of its own."""
         yield Run(" ", answer, learn=turn.learn)
         for index, part in enumerate(turn.parts):
             if isinstance(part, Text):
@@ -83,7 +83,7 @@ class JanusTemplate(RunTemplate):
             raise ValueError("Janus draws for words alone; leave the pictures out, or ask about them in words")
 
     def render_unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
-        """Without a negative prompt, as many pads as the prompt has tokens behind its first: so it was trained."""
+        """The negative prompt; by default the prompt with all tokens but the first as pads, as Janus was trained."""
         if negative is not None:
             return super().render_unconditional(document, negative, to)
         prompt = self.render(document, add_generation_prompt=True, to=to)
@@ -105,7 +105,7 @@ class JanusTemplate(RunTemplate):
         return Document(turns)
 
     def _read_parts(self, role: str, items: list[Item]) -> list[Part]:
-        """The parts of a turn from what stands behind its mark."""
+        """The parts of a turn, from the items behind its mark."""
         head = items.pop(0) if items else ""
         if not isinstance(head, str) or not head.startswith(":"):
             raise ValueError(f"the {role}'s turn does not begin with a colon")

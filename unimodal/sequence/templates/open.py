@@ -1,4 +1,4 @@
-"""The sequence formats by name: our own, and those of checkpoints that keep theirs. Each is imported when used."""
+"""The sequence formats by name: our own, and those of converted checkpoints. Each is imported when it is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 
 def open_template(name: str, vocabulary: Vocabulary, folder: str | Path) -> Template:
-    """The format of that name over a model folder's text tokenizer. Raises ValueError for one that is not known."""
+    """The format of this name, with a model folder's text tokenizer. Raises ValueError for an unknown name."""
     if name not in TEMPLATES:
         raise ValueError(f"the sequence format {name!r} is unknown; there are {', '.join(TEMPLATES)}")
     if name == "unimodal" and isinstance(vocabulary, AdoptedVocabulary):

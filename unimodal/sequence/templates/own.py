@@ -31,10 +31,10 @@ TEXT_PREFIX = " "
 
 @dataclass(frozen=True)
 class Rendered:
-    """A document as the decoder sees it; a slice of one is one."""
+    """A document as the decoder sees it; slicing it gives another one."""
 
     ids: np.ndarray  # int64 [N]
-    labels: np.ndarray  # int64 [N], -100 off the answer, not shifted
+    labels: np.ndarray  # int64 [N], -100 outside answers, not shifted
     modality: np.ndarray  # uint8 [N], index into the vocabulary's `modalities`
     read: tuple[Media, ...] = ()  # media that are read through features, in the order of their placeholders
 
@@ -47,7 +47,7 @@ class Rendered:
 
 
 def check_text_tokenizer(vocabulary: Vocabulary, text: TextTokenizer) -> None:
-    """ValueError unless the vocabulary was built with this text tokenizer."""
+    """Raises ValueError unless the vocabulary was built with this text tokenizer."""
     if text.size > vocabulary.text_size:
         raise ValueError(f"the text tokenizer has {text.size} rows but the vocabulary only {vocabulary.text_size}")
     if vocabulary.text_sha256:
@@ -70,15 +70,14 @@ class Template:
     # ---- document → ids
 
     def begin_chat(self, document: Document, system: str) -> Document:
-        """A document to learn from, begun as a chat in this format is: with the words that a checkpoint's system turn
-        always had. Our own format has none."""
+        """A document to train on, with the system words that a checkpoint's chats always began with; ours have none."""
         return document
 
     def render(self, document: Document, add_generation_prompt: bool = False, to: str | None = None) -> Rendered:
         """The ids of a document, their labels and modalities.
 
-        add_generation_prompt: end with `<|assistant|>`, the ids to generate an answer from. to: what the answer is to
-        be; this format asks for every medium in the same way. Raises ValueError for media without codes.
+        add_generation_prompt: end with `<|assistant|>`, ready for an answer. to: the modality of the answer, which in
+        other formats changes the prompt. Raises ValueError for media without codes.
         """
         ids: list[int] = [self._bos]
         answer: list[tuple[int, int]] = []
@@ -104,12 +103,12 @@ class Template:
         return Rendered(array, labels, modality_of)
 
     def render_unconditional(self, document: Document, negative: Document | None, to: str | None) -> Rendered:
-        """The prompt that guidance moves away from: `negative`, or the document without its words."""
+        """The unconditional prompt of guidance: `negative`, or the document without its words."""
         other = document.drop_text() if negative is None else negative
         return self.render(other, add_generation_prompt=True, to=to)
 
     def _encode_part(self, part: Part) -> tuple[int, list[int]]:
-        """The index of the modality, and the rows of a text or of a medium with codes."""
+        """The index of a part's modality, and its rows of the vocabulary."""
         if isinstance(part, Text):
             return 0, self.text.encode(TEXT_PREFIX + part.text)
         rows = self.vocabulary.encode_span(part.modality, part.require_codes(), part.grid)
@@ -118,9 +117,9 @@ class Template:
     # ---- ids → document
 
     def parse(self, ids: Sequence[int] | np.ndarray) -> Document:
-        """The inverse of `render`. An open last turn is taken as it is; padding and `<|eos|>` at the end are ignored.
+        """The inverse of `render`. The last turn may be open; padding and `<|eos|>` at the end are ignored.
 
-        Raises ValueError where the ids are not a rendered document: a span cut off, text outside a turn.
+        Raises ValueError for ids that are not a rendered document: a span cut off, text outside a turn.
         """
         rows = np.asarray(ids, dtype=np.int64)
         at = 1 if len(rows) and rows[0] == self._bos else 0
@@ -138,11 +137,11 @@ class Template:
         return Document(turns)
 
     def parse_answer(self, ids: Sequence[int] | np.ndarray) -> tuple[Part, ...]:
-        """The parts of generated ids, from behind `<|assistant|>` to the end of the turn or of the ids."""
+        """The parts of generated ids, which begin behind `<|assistant|>` and end with the turn or earlier."""
         return tuple(self._parse_parts(np.asarray(ids, dtype=np.int64), 0)[0])
 
     def _parse_parts(self, rows: np.ndarray, at: int) -> tuple[list[Part], int]:
-        """The parts from `at` up to the first turn mark, and where that stands."""
+        """The parts from index `at` up to the first turn mark, and the index of that mark."""
         parts: list[Part] = []
         while at < len(rows):
             row = int(rows[at])

@@ -1,8 +1,8 @@
-"""What the formats of other people's checkpoints share: runs of text and marks, each run encoded as one string.
+"""The base of converted checkpoints' formats: runs of text and marks, each run encoded as one string.
 
 Such a checkpoint was trained on whole prompts between special tokens: `USER: ` and the words behind it are one string
 to its tokenizer. So a format here is a list of runs; adjacent texts are joined before they are encoded, except where an
-answer begins. Text alone can never become a mark or a code: every run is encoded as plain text.
+answer begins. Every run of text is encoded as plain text, so text can never become a mark or a code.
 
 Legend: N tokens.
 """
@@ -25,8 +25,9 @@ from unimodal.vocabulary import Vocabulary
 class Run:
     """A stretch of a rendered document: text, or rows that are no text.
 
-    answer: it belongs to an answer. modality: an index into the vocabulary's `modalities`. read: the medium that its
-    placeholders stand for. learn: False for an answer that is not learnt; the ids are the same.
+    content: text, or rows of the vocabulary. answer: whether it belongs to an answer. modality: an index into the
+    vocabulary's `modalities`. read: the medium that its placeholders stand for. learn: False for an answer without
+    labels; the ids are the same.
     """
 
     content: str | list[int]
@@ -36,13 +37,13 @@ class Run:
     learn: bool = True
 
 
-Item = str | int | Media  # of a parsed sequence: text, the row of a control, a medium
+Item = str | int | Media  # an item of a parsed sequence: text, the row of a control, or a medium
 
 
 class RunTemplate(Template):
     """A checkpoint's own format; a subclass writes its runs and reads them back."""
 
-    #: what a text answer begins with, and its words do not
+    #: written before the words of a text answer, and removed when it is parsed
     answer_prefix = ""
 
     def __init__(self, vocabulary: Vocabulary, text: TextTokenizer) -> None:
@@ -54,14 +55,14 @@ class RunTemplate(Template):
 
     @abstractmethod
     def write_runs(self, document: Document, prompt: bool, to: str | None) -> Iterator[Run]:
-        """The runs of a canonical document; with `prompt` up to where an answer of modality `to` begins."""
+        """The runs of a canonical document; with `prompt`, up to the beginning of an answer of modality `to`."""
 
     @abstractmethod
     def read_document(self, items: Sequence[Item]) -> Document:
-        """The inverse of `write_runs`, of what stands behind the first mark. ValueError where it is not this format."""
+        """The inverse of `write_runs`, for the items behind the first mark. Raises ValueError for another format."""
 
     def begin_chat(self, document: Document, system: str) -> Document:
-        """Such a checkpoint was trained to answer in words behind its own system turn, and to make media without."""
+        """Add the checkpoint's own system turn to documents that are answered in words, as in its training."""
         answers = [part for turn in document.turns if turn.role == "assistant" for part in turn.parts]
         return document.add_system(system) if all(isinstance(part, Text) for part in answers) else document
 
@@ -78,7 +79,7 @@ class RunTemplate(Template):
             if run.read is not None:
                 read.append(run.read)
 
-        held: Run | None = None  # text that what follows may belong to
+        held: Run | None = None  # text that the next run may be joined to
         for run in [Run([self._bos]), *self.write_runs(document.canonicalize(), add_generation_prompt, to), Run([])]:
             if isinstance(run.content, str) and held is not None and held.answer == run.answer:
                 held = replace(held, content=f"{held.content}{run.content}")
@@ -105,7 +106,7 @@ class RunTemplate(Template):
         return tuple(parts)
 
     def split_items(self, ids: Sequence[int] | np.ndarray) -> list[Item]:
-        """Rows → texts, controls and media in order; padding at the end is left out."""
+        """Rows → texts, controls and media, in order, without padding at the end."""
         rows = np.asarray(ids, dtype=np.int64)
         while len(rows) > 1 and rows[-1] == self._pad:
             rows = rows[:-1]
@@ -137,12 +138,12 @@ class RunTemplate(Template):
         return items
 
     def make_media_run(self, part: Media, answer: bool = False, learn: bool = True) -> Run:
-        """The span of a medium with codes. Raises ValueError for one without."""
+        """The run of a medium's span. Raises ValueError for a medium without codes."""
         rows = self.vocabulary.encode_span(part.modality, part.require_codes(), part.grid)
         return Run(rows, answer, self.vocabulary.modality_index[part.modality], learn=learn)
 
     def make_features_run(self, part: Media) -> Run:
-        """The placeholders of a medium that is read through features."""
+        """The run of placeholders of a medium that is read through features."""
         features = self.vocabulary.get_layout(part.modality).features
         assert features is not None
         rows = [self.vocabulary.get_start_id(part.modality), *[features.row] * features.count]
