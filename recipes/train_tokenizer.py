@@ -1,13 +1,18 @@
-"""Trains a tokenizer of any family that has a loss of its own (`training_loss`) on a folder of media files.
+"""Trains a tokenizer of pictures, films or sounds on files of your own.
 
-    python recipes/train_tokenizer.py --set family=my_family --set media=photos --set out=data/models/my_tokenizer
-    UNIMODAL_PLUGINS=my_tokenizer.py python recipes/train_tokenizer.py my_tokenizer.yaml [--dry-run]
+    python recipes/train_tokenizer.py --set system=llamagen-vq16 --set small=true --set media=photos --set sizes=[128]
+    python recipes/train_tokenizer.py recipes/configs/tokenizer.yaml [--set loop.steps=200] [--dry-run]
+    torchrun --nproc-per-node 8 recipes/train_tokenizer.py my_tokenizer.yaml
 
-The family is one of `unimodal tokenizers list`; ``tokenizer`` holds the settings of its config that differ from the
-defaults. Every file of the family's medium in ``media`` and the folders below is used; one in ``one_held_out_of`` is
-held out, by its name. Of sounds that are longer than ``crop_s`` a random piece is taken. Writes checkpoints and metrics
-to ``run`` and the finished tokenizer to ``out``. Interrupt it when you like; the same command goes on, and with
---restart it begins anew.
+``system`` is a published one of `unimodal tokenizers list` (``small``: its form that trains on a processor), ``family``
+any other there, also one of `$UNIMODAL_PLUGINS`; ``tokenizer`` changes single settings of either. ``initial`` tunes a
+finished tokenizer (its folder) or released weights (`titok=FOLDER`); with ``train: decoder`` its codes stay the same.
+
+``media`` is a folder of files, a dataset of any format that `docs/training.md` lists, or a pattern of WebDataset tars.
+Pictures and frames are cropped at random and resized to one of ``sizes``. One item in ``one_held_out_of`` is held out,
+by a hash of the column ``group`` or else of its name. ``stages`` change data, sizes, losses or what is trained at a
+step. Writes checkpoints, metrics and sheets of reconstructions to ``run``, the finished tokenizer to ``out``. Interrupt
+it when you like; the same command goes on, and with --restart it begins anew.
 
 At the end it prints what is held out: the error of what is decoded, and how much of each codebook is used.
 
@@ -16,163 +21,383 @@ Shapes: B batch, C channels, N positions, G groups.
 
 from __future__ import annotations
 
-import hashlib
-import math
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError, model_validator
 from torch import Tensor
 
-from unimodal.coder.batches import group_by_size, read_medium, stack_media
+from unimodal.coder.batches import group_by_size, stack_media
 from unimodal.config import MAY_CHANGE, Config
+from unimodal.data.media_items import FileItems, ItemOptions, MediaItems, is_held_out, open_media_items
+from unimodal.data.media_stream import LeftOut, MediaStream, StreamPart, View
+from unimodal.data.media_views import Size, ViewOptions
 from unimodal.files import describe_error, write_json
+from unimodal.media.image import save_image
 from unimodal.media.registry import find_medium
-from unimodal.tokenizers import Codes, MediaTokenizer, find_family_class
+from unimodal.media.sheet import draw_sheet
+from unimodal.tokenizers import (
+    LatentTokenizer,
+    MediaTokenizer,
+    find_family_class,
+    is_tokenizer,
+    load_latent_tokenizer,
+    load_tokenizer,
+    pretrained,
+    read_family,
+)
+from unimodal.tokenizers.configs.registry import read_system
+from unimodal.tokenizers.losses.bag import LossBag
+from unimodal.tokenizers.losses.settings import LossSettings
+from unimodal.tokenizers.losses.trained_tokenizer import (
+    ALL,
+    AnyTokenizer,
+    StageParts,
+    TrainedTokenizer,
+    choose_trained,
+    find_encoder_names,
+    make_condition,
+)
+from unimodal.tokenizers.systems.base import SystemModule
+from unimodal.tokenizers.usage import CodebookUsage
 from unimodal.training.command import Flags, run_training
-from unimodal.training.identity import describe_settings
+from unimodal.training.distributed import Parallel, start
+from unimodal.training.identity import describe_settings, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
-Batch = tuple[Tensor, Tensor | None]  # media [B, C, …], and the true lengths of padded ones
+SHEETS = "reconstructions"
+MOST_DRAWN = 16  # pictures of a sheet
+
+
+class Stage(Config):
+    """What is different from a step on; what is left out is that of the recipe."""
+
+    first_step: int = Field(ge=0)
+    media: Annotated[str | None, MAY_CHANGE] = None
+    medium: str | None = None  # image: pictures as clips of one frame, for a tokenizer of films
+    sizes: tuple[int | Size, ...] | None = None
+    batch_size: int | None = Field(None, ge=1)
+    losses: dict[str, float] = {}  # weights of losses that are set up
+    train: str | tuple[str, ...] | None = None
 
 
 class TokenizerRecipe(Config):
-    family: str
-    media: Annotated[Path, MAY_CHANGE]  # a folder of files
-    tokenizer: dict[str, JsonValue] = {}  # settings of the family's config
+    # what is trained
+    system: str | None = None
+    small: bool = False
+    family: str | None = None
+    tokenizer: dict[str, JsonValue] = {}  # settings of the family's config, over those of the system
+    initial: Annotated[str | None, MAY_CHANGE] = None
+    train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
+    losses: LossSettings | None = None  # by default the tokenizer's own loss
+    # what it is trained on
+    media: Annotated[str, MAY_CHANGE]
+    media_root: Annotated[Path | None, MAY_CHANGE] = None
+    from_hub: bool = False  # media is a dataset of the hub
+    split: str = "train"
+    columns: dict[str, str] = {}  # our name of a column → the dataset's
+    group: str | None = None  # the column whose values are held out whole; folder: the folder that a file lies in
+    one_held_out_of: int = Field(10, ge=2)
+    held_out_items: Annotated[int, MAY_CHANGE] = Field(128, ge=1)  # that are measured, at most
+    sizes: tuple[int | Size, ...] = ()  # pixels, or height and width; each batch has one of them
+    crop_scale: tuple[float, float] = (0.8, 1.0)  # area of a random crop
+    flip: bool = True
+    upscale: bool = False  # magnify pictures that are smaller than the size
+    crop_s: float = Field(2.0, gt=0)  # of longer sounds
+    workers: Annotated[int, MAY_CHANGE] = Field(2, ge=0)  # that decode files
+    batch_size: int = Field(16, ge=1)
+    stages: tuple[Stage, ...] = ()
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/tokenizer")
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/tokenizer")
-    batch_size: int = Field(16, ge=1)
-    crop_s: float = Field(2.0, gt=0)
-    one_held_out_of: int = Field(10, ge=2)
-    loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, log_every=50)
+    loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, log_every=50, evaluate_every=500)
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizerRecipe:
+        if self.system is not None and self.family is not None:
+            raise ValueError(f"system {self.system} and family {self.family} are both given; leave one out")
+        if not (self.system or self.family or self.initial):
+            raise ValueError("name a system or family of `unimodal tokenizers list`, or an initial tokenizer")
+        steps = [stage.first_step for stage in self.stages]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"stages begin at {steps}; give them in order, each later than the one before")
+        return self
 
 
-def make_tokenizer(cfg: TokenizerRecipe) -> MediaTokenizer:
-    """A new tokenizer of the family. Raises ValueError for a family without codes and for settings it does not have."""
-    kind = find_family_class(cfg.family)
-    if not issubclass(kind, MediaTokenizer) or kind.continues is not None:
-        raise ValueError(f"{cfg.family} is no tokenizer that stands alone; see its own recipe")
-    try:
-        config = kind.config_class.model_validate({"family": cfg.family, **cfg.tokenizer})
-    except ValidationError as error:
-        raise ValueError(f"tokenizer: {describe_error(error)}; `unimodal tokenizers show {cfg.family}`") from None
+@dataclass(frozen=True)
+class Batch:
+    """media: [B, C, …]. lengths: int64 [B] of padded ones. captions: of media that have texts."""
+
+    media: Tensor
+    lengths: Tensor | None = None
+    captions: tuple[str, ...] | None = None
+
+    def move(self, device: torch.device) -> Batch:
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Batch(self.media.to(device), lengths, self.captions)
+
+
+# ---- the tokenizer
+
+
+def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
+    """A new tokenizer, or the initial one. Raises ValueError for a family that is not trained here and for settings
+    that it does not have."""
     torch.manual_seed(cfg.loop.seed)
-    return kind(config)
+    if cfg.initial is not None:
+        return load_initial(cfg, cfg.initial)
+    settings: dict[str, JsonValue] = {"family": cfg.family, **cfg.tokenizer}
+    if cfg.system is not None:
+        settings = {**read_system(cfg.system).choose_settings(cfg.small), **cfg.tokenizer}
+    kind = find_family_class(str(settings["family"]))
+    alone = issubclass(kind, LatentTokenizer) or (issubclass(kind, MediaTokenizer) and kind.continues is None)
+    if not alone:
+        raise ValueError(f"{settings['family']} is no tokenizer that stands alone; see its own recipe")
+    try:
+        config = kind.config_class.model_validate(settings)
+    except ValidationError as error:
+        shown = cfg.system or cfg.family
+        raise ValueError(f"tokenizer: {describe_error(error)}; `unimodal tokenizers show {shown}`") from None
+    made = kind(config)
+    assert isinstance(made, MediaTokenizer | LatentTokenizer)
+    return made
 
 
-class MediaFiles:
-    """The files of one medium below a folder, read as the tokenizer takes them."""
-
-    def __init__(self, cfg: TokenizerRecipe, tokenizer: MediaTokenizer):
-        self.tokenizer, self.medium = tokenizer, find_medium(tokenizer.modality)
-        found = (path for path in cfg.media.rglob("*") if path.suffix.lower() in self.medium.suffixes)
-        self.paths = sorted(path for path in found if path.is_file())
-        held_out = [self._hash(path.relative_to(cfg.media)) % cfg.one_held_out_of == 0 for path in self.paths]
-        self.train = [path for path, held in zip(self.paths, held_out, strict=True) if not held]
-        self.held_out = [path for path, held in zip(self.paths, held_out, strict=True) if held] or self.train[:1]
-        if not self.train:
-            raise ValueError(f"{cfg.media} has too few {self.medium.noun} files; name a folder with more of them")
-
-    @staticmethod
-    def _hash(path: Path) -> int:
-        return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4])
-
-    def read(self, path: Path) -> Tensor:
-        """One file as a medium, without a batch."""
-        return read_medium(path, self.tokenizer)
-
-    def hash_contents(self) -> str:
-        """One hash of the contents of all files."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            with path.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+def load_initial(cfg: TokenizerRecipe, source: str) -> AnyTokenizer:
+    """The tokenizer that is tuned. Raises ValueError where `system` or `family` says another one."""
+    if cfg.tokenizer or cfg.small:
+        raise ValueError("the initial tokenizer has its own settings; leave tokenizer and small out")
+    folder = Path(source).expanduser()
+    if is_tokenizer(folder):
+        family = read_family(folder)
+        latent = issubclass(find_family_class(family), LatentTokenizer)
+        loaded: AnyTokenizer = load_latent_tokenizer(folder) if latent else load_tokenizer(folder)
+    else:
+        name, equals, place = source.partition("=")
+        if not equals:
+            raise ValueError(f"initial: {source} is no tokenizer's folder; released weights are given as NAME=FOLDER")
+        loaded = pretrained.load(name, place, **({"config": cfg.system} if cfg.system else {}))
+    wanted = cfg.family or (str(read_system(cfg.system).choose_settings(True)["family"]) if cfg.system else None)
+    if wanted not in (None, loaded.config.family):
+        raise ValueError(f"initial {source} is a {loaded.config.family}, and {cfg.system or cfg.family} a {wanted}")
+    return loaded
 
 
-class RandomMedia:
-    """Endless random batches of training files; the generator's state is the cursor."""
+def make_trained(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, stream: MediaStream) -> TrainedTokenizer:
+    """The tokenizer with its losses and stages, tried at every size. Raises ValueError for parts that do not fit."""
+    features: dict[str, int] = {}
+    example: Batch | None = None
+    for place, part in enumerate(stream.parts):
+        for size in part.sizes or (None,):
+            views = stream.read_held_out(place, 1, size)
+            if views and isinstance(tokenizer, SystemModule):
+                example = example or stack_views(part.items.modality, tokenizer, views)
+                features = try_once(tokenizer, stack_views(part.items.modality, tokenizer, views), size)
+    bag: LossBag | None = None
+    if isinstance(tokenizer, SystemModule):
+        settings = cfg.losses or LossSettings()
+        bag = LossBag(settings, tokenizer.modality, features, tokenizer.sample_rate_hz)
+    elif cfg.losses is not None:
+        raise ValueError(f"{tokenizer.config.family} is trained by a loss of its own; leave losses out")
+    chosen = [cfg.train] + [stage.train if stage.train is not None else cfg.train for stage in cfg.stages]
+    encoder: set[str] = set()
+    if any(train != ALL for train in chosen):
+        if example is None:
+            raise ValueError(f"train {cfg.train!r} is of published systems, not of {tokenizer.config.family}")
+        encoder = find_encoder_names(tokenizer, example.media, make_condition(tokenizer, example.captions))
+    stages = []
+    for stage, train in zip((Stage(first_step=0), *cfg.stages), chosen, strict=True):
+        if stage.losses and bag is None:
+            raise ValueError(f"{tokenizer.config.family} is trained by a loss of its own; leave losses out of stages")
+        weights = bag.settings.change_weights(stage.losses) if bag is not None and stage.losses else None
+        trained = None if train == ALL else choose_trained(tokenizer, train, encoder)
+        stages.append(StageParts(stage.first_step, trained, weights))
+    return TrainedTokenizer(tokenizer, bag, stages)
 
-    def __init__(self, cfg: TokenizerRecipe, files: MediaFiles):
-        self.cfg, self.files = cfg, files
-        self.generator = torch.Generator().manual_seed(cfg.loop.seed)
+
+@torch.no_grad()
+def try_once(tokenizer: AnyTokenizer, batch: Batch, size: Size | None) -> dict[str, int]:
+    """Name → width of what a tokenizer gives for alignment. ValueError where it does not take media of that size."""
+    assert isinstance(tokenizer, SystemModule)
+    at = "" if size is None else f" at {size[0]}×{size[1]}"
+    try:
+        condition = make_condition(tokenizer, batch.captions)
+        made = tokenizer.eval().reconstruct(batch.media, batch.lengths, condition)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        own = "" if tokenizer.picture_size is None else "; its own size is {}×{}".format(*tokenizer.picture_size)
+        raise ValueError(f"{tokenizer.config.family} does not fit the data{at}: {reason}{own}") from None
+    if made.decoded.shape[2:] != batch.media.shape[2:] and tokenizer.modality != "audio":
+        shapes = [" × ".join(map(str, x.shape[2:])) for x in (batch.media, made.decoded)]
+        raise ValueError(f"{tokenizer.config.family} decodes {shapes[0]} to {shapes[1]}; choose other sizes")
+    return {name: values.shape[-1] for name, values in made.features.items()}
+
+
+# ---- the data
+
+
+def open_stream(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, parallel: Parallel, left_out: LeftOut) -> MediaStream:
+    """All stages' media. Raises ValueError where there are none of the tokenizer's kind, or no size is known."""
+    opened: dict[tuple[str, str], MediaItems] = {}
+    options = ItemOptions(cfg.group, cfg.columns, cfg.split, cfg.from_hub, cfg.media_root)
+    parts = []
+    for stage in (Stage(first_step=0), *cfg.stages):
+        medium, media = stage.medium or tokenizer.modality, stage.media or cfg.media
+        if medium != tokenizer.modality and (medium, tokenizer.modality) != ("image", "video"):
+            raise ValueError(f"a stage has the medium {medium}, and the tokenizer is one of {tokenizer.modality}")
+        if (media, medium) not in opened:
+            opened[media, medium] = open_media_items(media, medium, options)
+        views = ViewOptions(cfg.crop_scale, cfg.flip, cfg.upscale, cfg.crop_s, medium != tokenizer.modality)
+        given = cfg.sizes if stage.sizes is None else stage.sizes
+        sizes = find_sizes(tokenizer, given) if medium in ("image", "video") else ()
+        size = stage.batch_size or cfg.batch_size
+        parts.append(StreamPart(stage.first_step, opened[media, medium], sizes, size, views))
+    return MediaStream(
+        parts, tokenizer.file_target, cfg.one_held_out_of, cfg.loop.seed, cfg.workers, cfg.loop.accumulation,
+        parallel.rank, parallel.num_ranks, left_out,
+    )  # fmt: skip
+
+
+def find_sizes(tokenizer: AnyTokenizer, given: Sequence[int | Size]) -> tuple[Size, ...]:
+    if given:
+        return tuple((size, size) if isinstance(size, int) else size for size in given)
+    if tokenizer.picture_size is None:
+        raise ValueError(f"{tokenizer.config.family} takes pictures of any size; say which: sizes=[128]")
+    return (tokenizer.picture_size,)
+
+
+def stack_views(modality: str, tokenizer: AnyTokenizer, views: Sequence[View]) -> Batch:
+    """The largest group of views that can share a batch, with captions where all have some."""
+    medium = find_medium(tokenizer.modality if modality == "image" else modality)
+    groups = group_by_size(medium, [view.medium for view in views])
+    chosen = [views[number] for number in max(groups, key=len)]
+    captions = tuple(view.text for view in chosen)
+    return Batch(*stack_media(medium, [view.medium for view in chosen]), captions if all(captions) else None)
+
+
+class Batches:
+    """The stream's batches, on the device that is trained on."""
+
+    def __init__(self, stream: MediaStream, tokenizer: AnyTokenizer, device: torch.device):
+        self.stream, self.tokenizer, self.device = stream, tokenizer, device
 
     def next_batch(self) -> Batch:
-        drawn = torch.randint(len(self.files.train), (self.cfg.batch_size,), generator=self.generator).tolist()
-        items = [self._crop(self.files.read(self.files.train[number])) for number in drawn]
-        groups = group_by_size(self.files.medium, items)
-        return stack_media(self.files.medium, [items[number] for number in max(groups, key=len)])
+        views = self.stream.next_views()
+        return stack_views(self.stream.parts[0].items.modality, self.tokenizer, views).move(self.device)
 
-    def _crop(self, medium: Tensor) -> Tensor:
-        """A random piece of a padded medium that is longer than `crop_s`."""
-        rate, time = self.files.tokenizer.rate, self.files.medium.axes.find("t")
-        if not self.files.medium.padded or rate is None:
-            return medium
-        length = min(medium.shape[time], round(self.cfg.crop_s * rate))
-        first = int(torch.randint(medium.shape[time] - length + 1, (), generator=self.generator))
-        return medium.narrow(time, first, length)
+    def state_dict(self) -> dict[str, int]:
+        return self.stream.state_dict()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"generator": self.generator.get_state()}
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.stream.load_state_dict(state)
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.generator.set_state(state["generator"])
+
+def read_held_out(cfg: TokenizerRecipe, stream: MediaStream, tokenizer: AnyTokenizer) -> list[Batch]:
+    """What is held out of the last stage's media, in batches, at the first of its sizes."""
+    part = stream.parts[-1]
+    views = stream.read_held_out(len(stream.parts) - 1, cfg.held_out_items, part.sizes[0] if part.sizes else None)
+    medium = find_medium(tokenizer.modality)
+    batches = []
+    for first in range(0, len(views), part.batch_size):
+        some = views[first : first + part.batch_size]
+        for group in group_by_size(medium, [view.medium for view in some]):
+            batches.append(stack_views(part.items.modality, tokenizer, [some[number] for number in group]))
+    return batches
 
 
 # ---- what is held out
 
 
-def encode_held_out(files: MediaFiles, batch_size: int) -> Iterator[tuple[Batch, Codes]]:
-    """The held-out media in batches, with their codes."""
-    for start in range(0, len(files.held_out), batch_size):
-        items = [files.read(path) for path in files.held_out[start : start + batch_size]]
-        for group in group_by_size(files.medium, items):
-            batch = stack_media(files.medium, [items[number] for number in group])
-            yield batch, files.tokenizer.encode(*batch)
+def decode_held_out(tokenizer: AnyTokenizer, batches: Sequence[Batch], usage: CodebookUsage | None) -> Iterator[
+    tuple[Tensor, Tensor]
+]:  # fmt: skip
+    """Real and decoded items [C, …], where they are real."""
+    device = next(tokenizer.parameters()).device
+    reads = tokenizer.encode_conditions | tokenizer.decode_conditions
+    for batch in batches:
+        batch = batch.move(device)
+        condition = make_condition(tokenizer, batch.captions)
+        text_in = condition if "text" in tokenizer.encode_conditions else None
+        codes = tokenizer.encode(batch.media, batch.lengths, text_in)
+        if usage is not None:
+            usage.add(codes)  # type: ignore[arg-type]
+        if not tokenizer.can_decode or reads - {"text"}:
+            continue
+        text_out = condition if "text" in tokenizer.decode_conditions else None
+        decoded = tokenizer.decode(codes, text_out)  # type: ignore[arg-type]
+        for row, real in enumerate(batch.media):
+            end = real.shape[1] if batch.lengths is None else int(batch.lengths[row])
+            yield real[:, :end].cpu(), decoded[row, :, :end].cpu()
 
 
-def measure(files: MediaFiles, batch_size: int) -> dict[str, float]:
-    """Mean squared error of decoded media where they are real, and of each codebook the share of its values that is
-    used and the perplexity, over everything that is held out."""
-    tokenizer = files.tokenizer
+def measure(tokenizer: AnyTokenizer, batches: Sequence[Batch], sheet: Path | None = None) -> dict[str, float]:
+    """Mean squared error and PSNR of what is decoded, and of each codebook the share of its values that is used and the
+    perplexity. sheet: where a picture of the first of them is saved."""
+    usage = CodebookUsage(tokenizer) if isinstance(tokenizer, MediaTokenizer) else None
     errors: list[Tensor] = []
-    counts: dict[str, Tensor] = {}
-    for (x, lengths), codes in encode_held_out(files, batch_size):
-        for name, ids in split_blocks(tokenizer, codes):
-            size = tokenizer.group_sizes(name.split(".")[0])[int(name.partition(".")[2] or 0)]
-            counts[name] = counts.get(name, torch.zeros(size)) + torch.bincount(ids, minlength=size)
-        if tokenizer.can_decode and not tokenizer.decode_conditions:
-            decoded = tokenizer.decode(codes)
-            for row in range(len(x)):
-                end = x.shape[2] if lengths is None else int(lengths[row])
-                wanted = x[row, :, :end]
-                errors.append((decoded[row, :, : wanted.shape[1]] - wanted).square().mean())
-    report = {} if not errors else {"mean_squared_error": float(torch.stack(errors).mean())}
-    for name, count in counts.items():
-        share = count[count > 0] / count.sum()
-        report[f"used_{name}"] = len(share) / len(count)
-        report[f"perplexity_{name}"] = math.exp(-float((share * share.log()).sum()))
-    return report
+    drawn: list[tuple[Tensor, Tensor]] = []
+    for real, made in decode_held_out(tokenizer, batches, usage):
+        errors.append((made - real[:, : made.shape[1]]).square().mean())
+        if len(drawn) < MOST_DRAWN and sheet is not None:
+            drawn.append((swap_frames(real), swap_frames(made)))
+    report: dict[str, float] = {}
+    if errors:
+        report["mean_squared_error"] = float(torch.stack(errors).mean())
+        peak = 4.0 if tokenizer.modality == "audio" else 1.0  # of [-1, 1] and [0, 1], squared
+        report["psnr"] = float((10 * (peak / torch.stack(errors).clamp_min(1e-10)).log10()).mean())
+    if drawn and sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        save_image(draw_sheet(drawn), sheet)
+    return report | ({} if usage is None else usage.report())
 
 
-def split_blocks(tokenizer: MediaTokenizer, codes: Codes) -> Iterator[tuple[str, Tensor]]:
-    """The real ids of each block's group, `audio` and `audio.1`, int64 [n]."""
-    fixed = sum(count or 0 for _, count in tokenizer.segments)
-    parts: dict[str, list[Tensor]] = defaultdict(list)
-    for row in range(len(codes)):
-        ids, at = codes.row(row), 0
-        for name, count in tokenizer.segments:
-            end = at + (len(ids) - fixed if count is None else count)
-            for group in range(ids.shape[1]):
-                parts[name if group == 0 else f"{name}.{group}"].append(ids[at:end, group])
-            at = end
-    yield from ((name, torch.cat(found).cpu()) for name, found in parts.items())
+def swap_frames(item: Tensor) -> Tensor:
+    """[C, T, H, W] → [T, C, H, W]; other items as they are."""
+    return item.transpose(0, 1) if item.dim() == 4 else item
+
+
+class TokenizerTrainer(Trainer[Batch]):
+    """A trainer that measures the codes of what is held out, draws it, and says what is left, at every validation."""
+
+    began: tuple[float, int] | None = None
+    last_psnr: float | None = None
+
+    def train_step(self) -> dict[str, float | tuple[float, float]]:
+        self.began = self.began or (time.monotonic(), self.step)
+        return super().train_step()
+
+    def evaluate(self) -> dict[str, float]:
+        losses = super().evaluate()
+        assert isinstance(self.model, TrainedTokenizer)
+        self.model.eval()
+        sheet = self.folder / SHEETS / f"{self.step:07d}.png" if self.parallel.is_main else None
+        report = measure(self.model.tokenizer, self.validation, sheet)
+        self.model.train()
+        if sheet is not None:
+            self.say(report)
+            for tracker in self.trackers if sheet.is_file() else ():
+                tracker.log_picture(SHEETS, sheet, self.step)
+        return {**losses, **report}
+
+    def say(self, report: Mapping[str, float]) -> None:
+        """One line: how good it is, and how long it goes on."""
+        assert self.began is not None
+        seconds = (time.monotonic() - self.began[0]) / max(1, self.step - self.began[1])
+        parts = []
+        if "psnr" in report:
+            more = "" if self.last_psnr is None else f" ({report['psnr'] - self.last_psnr:+.2f})"
+            parts.append(f"{report['psnr']:.2f} dB{more}")
+            self.last_psnr = report["psnr"]
+        used = [value for name, value in report.items() if name.startswith("used_")]
+        parts += [f"{sum(used) / len(used):.0%} of the codes used"] if used else []
+        left_min = (self.cfg.steps - self.step) * seconds / 60
+        parts.append(f"{left_min:,.1f} min left for {self.cfg.steps - self.step:,} steps")
+        print(f"step {self.step}/{self.cfg.steps}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
 
 def print_table(report: dict[str, float]) -> None:
@@ -181,44 +406,72 @@ def print_table(report: dict[str, float]) -> None:
         print(f"{name.ljust(width)}  {value:.6g}")
 
 
-def show_plan(cfg: TokenizerRecipe, files: MediaFiles, tokenizer: MediaTokenizer, first: Batch) -> None:
+def show_plan(cfg: TokenizerRecipe, stream: MediaStream, module: TrainedTokenizer, first: Batch) -> None:
+    tokenizer = module.tokenizer
     trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
-    blocks: Sequence[str] = [f"{count or 'any number'} × {name}" for name, count in tokenizer.segments]
-    print(f"{cfg.family}: {tokenizer.modality}, {trained:,} trained parameters, codes {', '.join(blocks)}")
-    print(f"{cfg.media}: {len(files.train)} files to train on, {len(files.held_out)} held out")
-    loss, numbers = tokenizer.training_loss(*first)
-    print(f"a batch: {list(first[0].shape)}, loss {float(loss.detach()):.4g} {numbers}")
+    name = cfg.system or tokenizer.config.family
+    gives = f"latents of width {tokenizer.width}" if isinstance(tokenizer, LatentTokenizer) else "codes " + ", ".join(
+        f"{count or 'any number'} × {block}" for block, count in tokenizer.segments
+    )  # fmt: skip
+    print(f"{name}: {tokenizer.modality}, {trained:,} trained parameters, {gives}")
+    for part in stream.parts:
+        items, from_step = part.items, f" from step {part.first_step:,} on" if part.first_step else ""
+        sizes = f", at {', '.join(f'{h}×{w}' for h, w in part.sizes)}" if part.sizes else ""
+        if isinstance(items, FileItems):
+            groups = [items.find_group(index) for index in range(len(items))]
+            held = sum(is_held_out(group, cfg.one_held_out_of) for group in groups)
+            print(f"{items.folder}: {len(items) - held} files to train on, {held} held out{sizes}{from_step}")
+        else:
+            print(f"{cfg.media}: {len(items):,} rows, one in {cfg.one_held_out_of} held out{sizes}{from_step}")
+    loss, numbers = module(first.media, first.lengths, 0, first.captions)
+    print(f"a batch: {list(first.media.shape)}, loss {float(loss.detach()):.4g} {numbers}")
 
 
 def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
+    parallel = start("ddp", find_unused=True)
+    left_out = LeftOut()
     tokenizer = make_tokenizer(cfg)
-    files = MediaFiles(cfg, tokenizer)
-    if flags.dry_run:
-        return show_plan(cfg, files, tokenizer, RandomMedia(cfg, files).next_batch())
+    initial = hash_weights(tokenizer) if cfg.initial is not None else "none"
+    stream = open_stream(cfg, tokenizer, parallel, left_out)
+    try:
+        module = make_trained(cfg, tokenizer, stream).to(parallel.device).train()
+        batches = Batches(stream, tokenizer, parallel.device)
+        if flags.dry_run:
+            return show_plan(cfg, stream, module, batches.next_batch())
+        data = " ".join(dict.fromkeys(part.items.compute_fingerprint() for part in stream.parts))
+        identity = describe_settings(cfg) | {"media files": data[:32], "initial": initial}
+        held_out = read_held_out(cfg, stream, tokenizer)
+        wrapped = parallel.wrap(module)
 
-    def loss(batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        return tokenizer.training_loss(*batch)
+        def loss(batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+            result: tuple[Tensor, dict[str, float]] = wrapped(batch.media, batch.lengths, step, batch.captions)
+            return result
 
-    data = files.hash_contents()
-    identity = describe_settings(cfg) | {"media files": f"{len(files.paths):,}, {data[:16]}"}
-    batches = RandomMedia(cfg, files)
-    trainer = Trainer(tokenizer.train(), batches, loss, cfg.loop, cfg.run, identity=identity, restart=flags.restart)
-    trainer.run()
+        validation = [batch.move(parallel.device) for batch in held_out] if cfg.loop.evaluate_every else None
+        trainer = TokenizerTrainer(
+            module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel, identity=identity,
+            restart=flags.restart,
+        )  # fmt: skip
+        trainer.run()
+    finally:
+        stream.close()
     trainer.use_ema()
-    tokenizer.round_to_half().eval()
-    report = measure(files, cfg.batch_size)
-    tokenizer.save(cfg.out)
-    record = {
-        "config": cfg.model_dump(mode="json"),
-        "data_sha256": data,
-        "weights_sha256": tokenizer.sha256,
-        "held_out": report,
-    }
-    write_json(cfg.out / "recipe.json", record)
-    print_table(report)
-    print(f"wrote {cfg.out}", file=sys.stderr)
+    module.eval().cpu()
+    tokenizer.round_to_half()
+    if parallel.is_main:
+        report = measure(tokenizer, held_out, cfg.run / SHEETS / "last.png")
+        tokenizer.save(cfg.out)
+        record = {
+            "config": cfg.model_dump(mode="json"), "data_sha256": data, "weights_sha256": tokenizer.sha256,
+            "held_out": report, "left_out": dict(left_out.reasons),
+        }  # fmt: skip
+        write_json(cfg.out / "recipe.json", record)
+        print_table(report)
+        ending = f"; {len(left_out)} files could not be used, see its recipe.json" if len(left_out) else ""
+        print(f"wrote {cfg.out}{ending}", file=sys.stderr)
+    parallel.close()
 
 
 if __name__ == "__main__":

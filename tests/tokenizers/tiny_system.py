@@ -69,4 +69,43 @@ class TinySystem(SystemTokenizer):
         return (self.out(self.decoder(values)) / 2 + 0.5).clamp(0, 1)
 
 
+class TinyClipsConfig(TinyConfig):
+    family: Literal["tiny_clips"] = "tiny_clips"  # type: ignore[assignment]
+
+
+class TinyClips(TinySystem):
+    """Films of four frames, or of one: every frame as a picture of its own."""
+
+    modality: ClassVar[str] = "video"
+    config_class: ClassVar[type[TokenizerConfig]] = TinyClipsConfig
+
+    def __init__(self, config: TinyConfig):
+        super().__init__(config)
+        self.frames_per_second, self.num_frames = 8.0, 4
+        self.segments = (("video", None),)
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        made = super().reconstruct(x.transpose(1, 2).flatten(0, 1))
+        decoded = made.decoded.unflatten(0, (len(x), -1)).transpose(1, 2)
+        return Reconstruction(decoded, made.loss, made.ids)
+
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
+        codes = super().encode_batch(x.transpose(1, 2).flatten(0, 1), lengths, options)
+        assert codes.grid is not None
+        return Codes.whole(codes.ids.unflatten(0, (len(x), -1)).flatten(1, 2), (x.shape[2], *codes.grid[1:]))
+
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
+        assert codes.grid is not None
+        count, *grid = codes.grid
+        frames = Codes.whole(codes.ids.unflatten(1, (count, -1)).flatten(0, 1), (1, *grid))
+        return super().decode_batch(frames, options).unflatten(0, (len(codes), -1)).transpose(1, 2)
+
+
 register(TinySystem)
+register(TinyClips)

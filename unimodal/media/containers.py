@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unimodal.media.files import Opened
-from unimodal.media.headers import Content
-from unimodal.media.limits import MediaLimits, make_damage_error
+from unimodal.media.files import MediaSource, Opened, open_source
+from unimodal.media.headers import Content, read_content
+from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_damage_error
 
 if TYPE_CHECKING:
     from av import AudioStream, VideoStream
@@ -45,6 +45,21 @@ def open_container(opened: Opened, content: Content) -> InputContainer:
 
     demuxer = (FILM_DEMUXERS | SOUND_DEMUXERS)[content.name]
     return av.open(opened.rewind(), "r", format=demuxer, metadata_errors="ignore")
+
+
+def measure_film(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> float | None:
+    """How many seconds a film lasts, by its header; None where that does not tell. Raises ValueError for no film."""
+    import av
+
+    with open_source(source, limits.max_bytes) as opened:
+        content = read_content(opened)
+        if content.name not in FILM_DEMUXERS:
+            return content.duration_s
+        try:
+            with open_container(opened, content) as container:
+                return None if container.duration is None else container.duration / av.time_base
+        except (av.error.FFmpegError, OSError, EOFError) as error:
+            raise make_damage_error(opened.name, content, error) from None
 
 
 def has_pictures(opened: Opened, content: Content) -> bool:

@@ -160,11 +160,17 @@ class _Many(Parallel):
 
 
 class DataParallel(_Many):
-    """Every rank has the whole model and its own batches."""
+    """Every rank has the whole model and its own batches. find_unused: some weights take no part in some steps."""
+
+    def __init__(self, device: torch.device, find_unused: bool = False) -> None:
+        super().__init__(device)
+        self.find_unused = find_unused
 
     def wrap(self, module: nn.Module) -> nn.Module:
         devices = [self.device.index] if self.device.type == "cuda" else None
-        self.wrapped = nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        self.wrapped = nn.parallel.DistributedDataParallel(
+            module, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=self.find_unused
+        )
         return self.wrapped
 
     @contextmanager
@@ -307,8 +313,10 @@ def find_blocks(module: nn.Module) -> list[nn.Module]:
     return [block for blocks in lists if len(blocks) == longest for block in blocks]
 
 
-def start(strategy: Strategy = "ddp") -> Parallel:
-    """The parallelism of this process: that of torchrun if torchrun started it, else one process on the best device."""
+def start(strategy: Strategy = "ddp", find_unused: bool = False) -> Parallel:
+    """The parallelism of this process: that of torchrun if torchrun started it, else one process on the best device.
+
+    find_unused: of DDP, where some weights take no part in some steps (a judge that begins later)."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Parallel(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if torch.cuda.is_available():
@@ -318,7 +326,7 @@ def start(strategy: Strategy = "ddp") -> Parallel:
         device = torch.device("cpu")
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return (DataParallel if strategy == "ddp" else Sharded)(device)
+    return DataParallel(device, find_unused) if strategy == "ddp" else Sharded(device)
 
 
 def _pick_tensors(state: State) -> State:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from unimodal.files import describe_error
+from unimodal.media.image import load_image
 
 Record = Mapping[str, float]  # one line of metrics; `step` among them
 PROJECT = "unimodal"
@@ -22,9 +23,11 @@ LONGEST_PARAMETER = 500  # characters
 
 
 class Tracker(Protocol):
-    """Takes the records of metrics, one after the other."""
+    """Takes the records of metrics, one after the other, and pictures."""
 
     def log(self, record: Record) -> None: ...
+
+    def log_picture(self, name: str, path: Path, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -44,6 +47,10 @@ class TensorBoard:
             self._writer.add_scalar(name, value, int(record["step"]))
         self._writer.flush()
 
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        self._writer.add_image(name, load_image(path), step)
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -61,6 +68,9 @@ class Trackio:
 
     def log(self, record: Record) -> None:
         self._package.log(_leave_out_step(record), step=int(record["step"]))
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        self._package.log({name: self._package.Image(str(path))}, step=step)
 
     def close(self) -> None:
         self._package.finish()
@@ -95,6 +105,11 @@ class WeightsAndBiases:
     def log(self, record: Record) -> None:
         self._run.log(dict(_leave_out_step(record)), step=int(record["step"]))
 
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Image(str(path))}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -123,6 +138,9 @@ class MLflow:
 
     def log(self, record: Record) -> None:
         self._package.log_metrics(_leave_out_step(record), step=int(record["step"]))
+
+    def log_picture(self, name: str, path: Path, step: int) -> None:
+        self._package.log_artifact(str(path), name)
 
     def close(self) -> None:
         self._package.end_run()

@@ -1,0 +1,160 @@
+"""recipes/train_tokenizer.py on published systems and files of one's own: pictures of mixed sizes, films, datasets."""
+
+import json
+import random
+import re
+
+import pytest
+import torch
+
+from tests.recipes.test_finetune_lora import recipe
+from tests.tokenizers import tiny_system
+from unimodal.media.image import load_image, save_image
+from unimodal.media.video import save_video
+from unimodal.tokenizers import FAMILIES, load_tokenizer, register
+
+LOSSES = "losses={l1: 1, l2: 0, adversarial: {weight: 0.1, start: 2, width: 4, num_layers: 1, lecam: 0.01}}"
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """The tiny systems are known here and nowhere else."""
+    monkeypatch.setenv("UNIMODAL_PLUGINS", "tests.tokenizers.tiny_system")
+    register(tiny_system.TinySystem)
+    register(tiny_system.TinyClips)
+    yield
+    for family in ("tiny_system", "tiny_clips"):
+        FAMILIES.pop(family, None)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twenty-four pictures of mixed sizes, one of them broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = random.Random(0)
+    for number in range(24):
+        height, width = rng.randint(24, 40), rng.randint(24, 40)
+        across = torch.linspace(0, 1, width).expand(3, height, width)
+        save_image((across + torch.rand(3, 1, 1)) / 2, folder / f"{number}.png")
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:50])
+    return folder
+
+
+def train(tmp_path, photos, *settings, name="a", flags=()):
+    """One short training at a constant learning rate."""
+    fixed = [
+        f"media={photos}", f"run={tmp_path}/{name}_run", f"out={tmp_path}/{name}", "family=tiny_system", "sizes=[16]",
+        "batch_size=4", "loop.learning_rate=0.01", "loop.final_learning_rate=0.01", "loop.warmup_steps=0",
+        "loop.log_every=1", "loop.evaluate_every=3", "loop.plot=false",
+    ]  # fmt: skip
+    names = {setting.partition("=")[0] for setting in settings}
+    recipe("train_tokenizer", *[s for s in fixed if s.partition("=")[0] not in names], *settings, flags=flags)
+
+
+def read_losses(tmp_path, name="a"):
+    lines = (tmp_path / f"{name}_run" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines]
+
+
+def test_mixed_sizes_train_and_an_interrupted_run_goes_on_the_same(tmp_path, photos, capsys):
+    more = ("sizes=[16, [16, 24]]", "loop.accumulation=2", "loop.ema_decay=0.9", "workers=2", LOSSES)
+    train(tmp_path, photos, *more, "loop.steps=6", name="whole")
+    said, printed = reversed(capsys.readouterr())
+    train(tmp_path, photos, *more, "loop.steps=3", name="parts")
+    train(tmp_path, photos, *more, "loop.steps=6", name="parts")
+    whole, parts = (read_losses(tmp_path, name) for name in ("whole", "parts"))
+    assert whole == parts and whole[-1]["loss"] != whole[0]["loss"] and "judge" in whole[2] and "judge" not in whole[1]
+    folders = [load_tokenizer(tmp_path / name) for name in ("whole", "parts")]
+    assert folders[0].sha256 == folders[1].sha256
+    # what was said on the way
+    assert (
+        re.search(r"left out \(1 so far\): .*broken\.png is .* damaged", said) and "1 files could not be used" in said
+    )
+    assert re.search(r"step 6/6: [\d.]+ dB \([+-][\d.]+\), \d+% of the codes used, 0\.0 min left for 0 steps", said)
+    report = {name: float(value) for name, value in (line.split() for line in printed.splitlines())}
+    assert set(report) == {"mean_squared_error", "psnr", "used_image", "perplexity_image"}
+    sheets = sorted(path.name for path in (tmp_path / "whole_run" / "reconstructions").iterdir())
+    assert sheets == ["0000003.png", "0000006.png", "last.png"]
+    assert load_image(tmp_path / "whole_run" / "reconstructions" / "last.png").shape[1] >= 2 * 16
+    record = json.loads((tmp_path / "whole" / "recipe.json").read_text())
+    assert record["held_out"]["psnr"] == pytest.approx(report["psnr"], rel=1e-4) and len(record["left_out"]) == 1
+    # another loss is another run
+    with pytest.raises(SystemExit):
+        train(tmp_path, photos, "loop.steps=8", *more[:-1], "losses={l1: 2}", name="parts")
+    assert "losses.l1 1.0 → 2.0" in capsys.readouterr().err
+
+
+def test_tuning_the_decoder_alone_keeps_every_code(tmp_path, photos, capsys):
+    train(tmp_path, photos, "loop.steps=2", name="first")
+    initial = ("family=null", f"initial={tmp_path}/first", "loop.steps=3")
+    train(tmp_path, photos, *initial, "train=decoder", name="decoder")
+    train(tmp_path, photos, *initial, name="all")
+    first, decoder, whole = (load_tokenizer(tmp_path / name) for name in ("first", "decoder", "all"))
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.equal(decoder.encode(x).ids, first.encode(x).ids)
+    same = {n for n, w in first.state_dict().items() if torch.equal(w, decoder.state_dict()[n])}
+    assert same == {n for n in first.state_dict() if n.startswith(("encoder", "quantizer"))}
+    assert all(not torch.equal(w, whole.state_dict()[n]) for n, w in first.state_dict().items())
+    capsys.readouterr()
+    for settings, said in (
+        ((*initial, "family=tiny_clips"), "is a tiny_system, and tiny_clips a tiny_clips"),
+        ((*initial, "train=nothing"), "train 'nothing' leaves nothing to train; there are all, decoder, and the parts"),
+        (("family=null", "initial=nowhere"), "nowhere is no tokenizer's folder; released weights are given as NAME="),
+        ((*initial, "tokenizer.width=8"), "the initial tokenizer has its own settings"),
+    ):
+        with pytest.raises(SystemExit):
+            train(tmp_path, photos, *settings, name="no")
+        assert said in capsys.readouterr().err
+
+
+def test_stages_change_sizes_losses_and_what_is_trained(tmp_path, photos):
+    stages = "stages=[{first_step: 2, sizes: [24], losses: {l2: 0.5, quantizer: 0}, train: [out], batch_size: 2}]"
+    train(tmp_path, photos, stages, "loop.steps=2", name="staged")
+    before = load_tokenizer(tmp_path / "staged").state_dict()
+    train(tmp_path, photos, stages, "loop.steps=4", name="staged")
+    lines = read_losses(tmp_path, "staged")
+    assert "quantizer" in lines[1] and "quantizer" not in lines[2]
+    assert lines[3]["loss"] == pytest.approx(0.5 * lines[3]["l2"], rel=1e-4)
+    after = load_tokenizer(tmp_path / "staged").state_dict()
+    assert {n.partition(".")[0] for n in after if not torch.equal(before[n], after[n])} == {"out"}
+
+
+def test_pictures_first_and_then_films(tmp_path, photos):
+    films = tmp_path / "films"
+    films.mkdir()
+    for number in range(6):
+        save_video(torch.rand(9, 3, 20, 28), films / f"{number}.mp4", 8)
+    stages = f"stages=[{{first_step: 2, media: {films}, medium: video}}]"
+    # the first part is of pictures as clips of one frame
+    pictures = f"stages=[{{first_step: 1, media: {photos}, medium: image}}, {{first_step: 3, media: {films}}}]"
+    train(tmp_path, films, "family=tiny_clips", pictures, "loop.steps=4", "loop.evaluate_every=0", "batch_size=2")
+    assert all(line["psnr"] > 0 for line in read_losses(tmp_path))
+    clips = load_tokenizer(tmp_path / "a")
+    assert clips.encode(torch.rand(1, 3, 4, 16, 16)).grid == (4, 2, 2)
+    train(tmp_path, films, "family=tiny_clips", stages, "loop.steps=1", name="plan", flags=["--dry-run"])
+    assert not (tmp_path / "plan").exists()
+
+
+def test_mistakes_are_one_line(tmp_path, photos, capsys):
+    def fails(*settings, media=photos):
+        with pytest.raises(SystemExit) as stopped:
+            train(tmp_path, media, "loop.steps=1", *settings)
+        assert stopped.value.code == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        return line
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "has no picture files (.png, .jpg" in fails(media=empty)
+    assert "fewer than 200×200; take smaller sizes, or set upscale" in fails("sizes=[200]")
+    assert "tiny_system takes sides in steps of 8; got (1, 3, 12, 12)" in fails("sizes=[12]")
+    assert "tiny_system takes pictures of any size; say which: sizes=[128]" in fails("sizes=[]")
+    assert "system llamagen-vq16 and family tiny_system are both given" in fails("system=llamagen-vq16")
+    assert "name a system or family" in fails("family=null")
+    assert "the loss spectral is of sounds, and this tokenizer is one of image" in fails("losses={spectral: 1}")
+    assert "features 'x', and this tokenizer gives codes, decoder" in fails("losses={alignment: {feature: x}}")
+    assert "a stage weighs perceptual by 1" in fails("stages=[{first_step: 1, losses: {perceptual: 1}}]")
+    assert "stages begin at [5, 2]" in fails("stages=[{first_step: 5}, {first_step: 2}]")
+    assert "the patch judge needs pictures of 32 pixels" in fails("losses={adversarial: 1}")
+    assert "there is no published system 'dalle'" in fails("system=dalle", "family=null")
+    assert not (tmp_path / "a").exists()

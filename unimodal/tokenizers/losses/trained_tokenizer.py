@@ -1,0 +1,176 @@
+"""A tokenizer and its losses as one module to train, and what of the tokenizer is trained.
+
+`train: decoder` leaves every code as it is: all that ``encode`` reads stays frozen, and in eval mode, so that running
+statistics and codebooks stay too. It is found by watching ``encode``: no family has to say it.
+
+Shapes: B batch, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
+from unimodal.tokenizers.losses.bag import LossBag
+from unimodal.tokenizers.losses.reconstruction import measure_l2
+from unimodal.tokenizers.systems.base import Reconstruction, SystemModule
+
+ALL, DECODER = "all", "decoder"
+AnyTokenizer = MediaTokenizer | LatentTokenizer
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """What is trained and how from a step on. trained: names of the tokenizer's parameters; None for all that it wants
+    trained. weights: of the losses, None for those of the settings."""
+
+    first_step: int = 0
+    trained: frozenset[str] | None = None
+    weights: Mapping[str, float] | None = None
+
+
+class _Watcher(TorchFunctionMode):
+    """Collects every tensor of a module that any function of torch is called with."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.tensors, self.names = tensors, set[str]()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        for value in _flatten((args, kwargs)):
+            self.names |= {name for name, tensor in self.tensors.items() if tensor is value}
+        return func(*args, **(kwargs or {}))
+
+
+def _flatten(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _flatten(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _flatten(item)
+
+
+def find_encoder_names(tokenizer: AnyTokenizer, x: Tensor, condition: Condition | None = None) -> set[str]:
+    """The names of parameters and buffers that ``encode`` of x [B, C, …] reads."""
+    tensors = {**dict(tokenizer.named_parameters()), **dict(tokenizer.named_buffers())}
+    mode = tokenizer.training
+    with _Watcher(tensors) as watcher:
+        tokenizer.eval().encode(x, condition=condition)
+    tokenizer.train(mode)
+    return watcher.names
+
+
+def choose_trained(tokenizer: AnyTokenizer, train: str | Sequence[str], encoder: set[str]) -> frozenset[str]:
+    """The names of the parameters that are trained: `all`, `decoder`, or those below the named submodules.
+
+    encoder: what ``encode`` reads. Raises ValueError where nothing is left to train.
+    """
+    wanted = [name for name, parameter in tokenizer.named_parameters() if parameter.requires_grad]
+    if train == DECODER:
+        chosen = [name for name in wanted if name not in encoder]
+    elif train == ALL:
+        chosen = wanted
+    else:
+        parts = (train,) if isinstance(train, str) else tuple(train)
+        chosen = [name for name in wanted if name.startswith(tuple(f"{part}." for part in parts)) or name in parts]
+    if not chosen:
+        there = ", ".join(name for name, _ in tokenizer.named_children())
+        raise ValueError(f"train {train!r} leaves nothing to train; there are all, decoder, and the parts {there}")
+    return frozenset(chosen)
+
+
+class TrainedTokenizer(nn.Module):
+    """What a trainer trains. bag: None for a family that has only a loss of its own. stages: in order of their first
+    steps. seed: of what losses draw beside the tokenizer."""
+
+    def __init__(self, tokenizer: AnyTokenizer, bag: LossBag | None, stages: Sequence[StageParts] = (StageParts(),)):
+        super().__init__()
+        self.tokenizer, self.bag, self.stages = tokenizer, bag, list(stages)
+        trained = [stage.trained for stage in stages]
+        for name, parameter in tokenizer.named_parameters():
+            if all(names is not None and name not in names for names in trained):
+                parameter.requires_grad_(False)
+        self._stage: StageParts | None = None
+
+    def find_stage(self, step: int) -> StageParts:
+        return max((stage for stage in self.stages if stage.first_step <= step), key=lambda stage: stage.first_step)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self._stage = None  # what is frozen goes back to eval at the next step
+        return self
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None, step: int, captions: tuple[str, ...] | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """x: [B, C, …] → (loss, numbers to log); in eval mode the mean squared error where there is one."""
+        if not self.training:
+            return self.measure(x, lengths, captions)
+        stage = self.find_stage(step)
+        if stage is not self._stage:
+            _freeze_modules(self.tokenizer, stage.trained)
+            self._stage = stage
+        with _keep_frozen(self.tokenizer, stage.trained):
+            if self.bag is None:
+                return self.tokenizer.training_loss(x, lengths)
+            made = self.reconstruct(x, lengths, captions)
+            return self.bag(made, x, step, lengths, weights=stage.weights, captions=captions)
+
+    def measure(
+        self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The mean squared error of what is held out; the family's own loss where it has no other."""
+        if self.bag is None:
+            return self.tokenizer.training_loss(x, lengths)
+        made = self.reconstruct(x, lengths, captions)
+        return measure_l2(made.decoded[:, :, : x.shape[2]].clamp(-1, 1), x, lengths), {}
+
+    def reconstruct(self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None) -> Reconstruction:
+        assert isinstance(self.tokenizer, SystemModule)
+        return self.tokenizer.reconstruct(x, lengths, make_condition(self.tokenizer, captions))
+
+
+def make_condition(tokenizer: AnyTokenizer, captions: tuple[str, ...] | None) -> Condition | None:
+    """The captions as what the tokenizer reads beside, where it reads texts. ValueError where it does and has none."""
+    if "text" not in tokenizer.encode_conditions | tokenizer.decode_conditions:
+        return None
+    if captions is None or not all(captions):
+        raise ValueError(f"{tokenizer.config.family} reads a caption of every item; give data with texts")
+    return Condition(text=captions)
+
+
+def _freeze_modules(tokenizer: nn.Module, trained: frozenset[str] | None) -> None:
+    """Eval mode for modules of which nothing is trained, so that statistics and codebooks stay."""
+    if trained is None:
+        return
+    for name, module in tokenizer.named_modules():
+        own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters()]
+        state = list(module.buffers()) or own
+        if name and state and not any(key in trained for key in own):
+            module.eval()
+
+
+@contextmanager
+def _keep_frozen(tokenizer: nn.Module, trained: frozenset[str] | None) -> Iterator[None]:
+    """No gradient within for what this stage does not train: the graph remembers what it was built with, and the
+    optimizer leaves alone what has no gradient."""
+    if trained is None:
+        yield
+        return
+    frozen = [p for name, p in tokenizer.named_parameters() if p.requires_grad and name not in trained]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
