@@ -135,7 +135,7 @@ def test_settings_that_are_not_read_and_sizes_that_do_not_fit_are_named():
 
 def test_the_yaml_of_the_authors_is_the_published_size():
     arguments = {"encoder_size": "base", "decoder_size": "large", "adaptive_gn": True, "d2s_up": True}
-    arguments |= {"use_attn": False, "fea_rec_loss_type": "mse", "distill_depth": 3, "model_size": None}
+    arguments |= {"use_attn": False, "fea_rec_loss_type": "mse", "distill_depth": 3, "model_size": None, "rot": True}
     fields = {"model": {"model_cls": "VQVitModelPlus", "init_args": {**arguments, "multi_level_query_init": True}}}
     published = GigatokConfig.model_validate(read_system("gigatok-bl").choose_settings())
     found = GigatokTokenizer.read_authors_config(fields)

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from tests.campaigns import is_study
 from unimodal.tokenizers import pretrained
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
-from unimodal.tokenizers.parts.quantizers import LookupFreeQuantizer
+from unimodal.tokenizers.parts.quantizers import LookupFreeQuantizer, make_quantizer
 from unimodal.tokenizers.parts.split_ids import join_ids, split_ids
 from unimodal.tokenizers.systems.vqgan import VqganConfig, VqganTokenizer
 
@@ -145,7 +146,7 @@ def test_a_large_id_is_split_and_joined_and_the_first_part_is_the_least():
 
 
 def test_the_factors_of_open_magvit2_are_the_low_and_the_high_bits_of_its_id():
-    flat, factors = LookupFreeQuantizer((18,)), LookupFreeQuantizer((6, 12))
+    flat, factors = LookupFreeQuantizer((18,)).eval(), LookupFreeQuantizer((6, 12)).eval()
     vectors = torch.randn(2, 50, 18)
     pre, post = factors(vectors).ids.unbind(-1)
     assert torch.equal(pre + 2**6 * post, flat(vectors).ids[..., 0])
@@ -201,21 +202,35 @@ def test_parts_that_do_not_fit_are_both_named(changes, message):
 
 
 def test_the_configs_of_the_authors_are_the_published_settings():
-    voken = {"z_channels": 18, "resolution": 128, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4}
-    fields = {"model": {"init_args": {"ddconfig": voken, "n_embed": 262144, "embed_dim": 18}}}
-    found = VqganTokenizer.read_authors_config(fields)
-    published = VqganConfig.model_validate(read_system("open-magvit2-256").choose_settings())
-    assert found.model_copy(update={"image_size": 256}) == published
-    fields["model"]["init_args"]["ddconfig"] = {**voken, "z_channels": 256, "resolution": 256, "attn_resolutions": [16]}
-    fields["model"]["init_args"]["embed_dim"] = 256
-    published = VqganConfig.model_validate(read_system("ibq-262144").choose_settings())
-    assert VqganTokenizer.read_authors_config(fields) == published
-    published = VqganConfig.model_validate(read_system("llamagen-vq16").choose_settings())
-    assert VqganTokenizer.read_authors_config({"codebook_size": 16384, "codebook_embed_dim": 8}) == published
-    with pytest.raises(ValueError, match="ch_mult 'wide' where a list of whole numbers belongs"):
-        VqganTokenizer.read_authors_config({"ddconfig": {"ch_mult": "wide"}, "n_embed": 4})
-    with pytest.raises(ValueError, match="is neither"):
-        VqganTokenizer.read_authors_config({"depth": 3})
+    network = {"z_channels": 18, "resolution": 128, "ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 4}
+    data = {"init_args": {"train": {"params": {"config": {"size": 256}}}}}
+    arguments = {"ddconfig": network, "n_embed": 262144, "embed_dim": 18}
+    signs = {"model": {"class_path": "lfqgan.VQModel", "init_args": arguments}, "data": data}
+    rows = {**network, "z_channels": 256, "resolution": 256, "attn_resolutions": [16]}
+    rows = {"ddconfig": rows, "n_embed": 262144, "embed_dim": 256, "use_entropy_loss": True}
+    grouped = {**arguments, "n_embed": 256, "num_codebooks": 4, "embed_dim": 32}
+    grouped["ddconfig"] = {**network, "z_channels": 32, "ch": 256}
+    for name, fields in [
+        ("open-magvit2-256", signs),
+        ("ibq-262144", {"model": {"init_args": rows}}),
+        ("llamagen-vq16", {"codebook_size": 16384, "codebook_embed_dim": 8}),
+        ("wetok-192", {"model": {"init_args": grouped}, "data": data}),
+    ]:
+        found = VqganTokenizer.read_authors_config(fields)
+        published = VqganConfig.model_validate(read_system(name).choose_settings())
+        assert found.model_copy(update={"quantizer": published.quantizer}) == published
+        assert found.quantizer.items() >= published.quantizer.items()  # what ours leaves out is the default
+        with torch.device("meta"):
+            ours, theirs = (make_quantizer(config.quantizer) for config in (published, found))
+        skipped = ("_modules", "_parameters", "_buffers")
+        assert all(str(value) == str(vars(ours)[key]) for key, value in vars(theirs).items() if key not in skipped)
+    for fields, message in [
+        ({"ddconfig": {"ch_mult": "wide"}, "n_embed": 4}, "ch_mult 'wide' where a list of whole numbers belongs"),
+        ({"depth": 3}, "is neither"),
+        ({"model": {**signs["model"], "class_path": "video_lfqgan.VQModel"}}, "of video_lfqgan.VQModel, of clips"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            VqganTokenizer.read_authors_config(fields)
 
 
 def test_released_weights_load_from_the_file_of_the_hub_that_the_table_names(tmp_path, monkeypatch):
@@ -240,3 +255,41 @@ def test_released_weights_load_from_the_file_of_the_hub_that_the_table_names(tmp
     again = pretrained.load("llamagen_vq", pickle=True)
     assert asked[0][0] == "FoundationVision/LlamaGen" and "vq_ds16_c2i.pt" in asked[0][1]
     assert again.sha256 == tokenizer.sha256 and again.config.licence == "MIT"
+
+
+def draw_text(generator: torch.Generator, count: int) -> torch.Tensor:
+    """Pictures of strokes as letters have them: dark bars of 2 pixels on white, float [count, 3, 32, 32]."""
+    pictures = torch.ones(count, 3, 32, 32)
+    for picture in pictures:
+        for row in range(2, 28, 8):
+            for column in range(2, 28, 8):
+                upright, place = torch.randint(2, (2,), generator=generator).tolist()
+                rows, columns = (slice(0, 6), slice(0, 2)) if upright else (slice(0, 2), slice(0, 6))
+                shift = 4 * place
+                cell = picture[:, row : row + 6, column : column + 6]
+                cell[
+                    :, rows if upright else slice(shift, shift + 2), slice(shift, shift + 2) if upright else columns
+                ] = 0
+    return pictures
+
+
+def test_a_binary_tokenizer_trained_on_drawn_text_keeps_strokes_that_it_has_not_seen():
+    tokenizer = build("beyond-words").train()
+    generator = torch.Generator().manual_seed(0)
+    unseen = draw_text(torch.Generator().manual_seed(1), 4)
+    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=8e-3)
+    for _ in range(200 if is_study() else 24):
+        loss, _ = tokenizer.training_loss(draw_text(generator, 2))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    tokenizer.eval()
+    codes = tokenizer.encode(unseen)
+    dark = tokenizer.decode(codes).mean(1) < unseen.mean()
+    found = (dark & (unseen[:, 0] < 0.5)).sum() / (unseen[:, 0] < 0.5).sum()
+    false = (dark & (unseen[:, 0] > 0.5)).sum() / (unseen[:, 0] > 0.5).sum()
+    assert found - false > 0.3, (found, false)
+    flipped = codes.ids.clone()
+    flipped[:, :, 0] ^= 1  # a bit is one channel's sign and no other's
+    before, after = (tokenizer.quantizer.look_up(ids) for ids in (codes.ids, flipped))
+    assert torch.equal(before[..., 1:], after[..., 1:]) and torch.equal(before[..., 0], -after[..., 0])

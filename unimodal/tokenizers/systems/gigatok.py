@@ -234,6 +234,8 @@ class GigatokTokenizer(SystemTokenizer):
                 "normalize_latents": unit,
                 "normalize_codes": unit,
                 "commitment": found.take_number("commit_loss_beta", 0.25),
+                "gradient": "rotation" if found.take_flag("rot", False) else "straight",
+                "entropy_weight": found.take_number("entropy_loss_ratio", 0.0),
             },
             map_weight=found.take_number("fea_rec_loss_weight", 1.0),
             map_distance="squared" if found.take_text("fea_rec_loss_type", "cosine") == "mse" else "cosine",

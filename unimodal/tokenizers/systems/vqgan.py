@@ -193,9 +193,11 @@ class VqganTokenizer(SystemTokenizer):
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> VqganConfig:
         """LlamaGen's arguments of `VQModel`, or a YAML of SEED-Voken (IBQ, Open-MAGVIT2) or WeTok."""
-        found = AuthorsFields(fields).open("model", "init_args")
+        whole = AuthorsFields(fields)
+        found = whole.open("model", "init_args")
         if found.has("ddconfig"):
-            return _read_voken(found)
+            data = whole.open("data", "init_args", "train", "params", "config")
+            return _read_voken(found, whole.open("model").take_text("class_path", ""), data.take_integer("size", 0))
         if not found.has("codebook_embed_dim"):
             raise ValueError("the config is neither LlamaGen's, nor IBQ's, nor Open-MAGVIT2's, nor WeTok's")
         multipliers = found.take_integers("encoder_ch_mult", (1, 1, 2, 2, 4))
@@ -216,6 +218,7 @@ class VqganTokenizer(SystemTokenizer):
                 "normalize_latents": unit,
                 "normalize_codes": unit,
                 "commitment": found.take_number("commit_loss_beta", 0.25),
+                "entropy_weight": found.take_number("entropy_loss_ratio", 0.0),
             },
             image_size=found.take_integer("image_size", 256),
         )
@@ -237,15 +240,19 @@ def check_group_sizes(sizes: tuple[int, ...], split: tuple[int, ...], flat_ids: 
     return found
 
 
-def _read_voken(found: AuthorsFields) -> VqganConfig:
-    """A config with `ddconfig`: IBQ's where it names attention_resolutions, else Open-MAGVIT2's or WeTok's."""
+def _read_voken(found: AuthorsFields, kind: str, image_size: int) -> VqganConfig:
+    """A config with `ddconfig`: IBQ's where it names attn_resolutions, else Open-MAGVIT2's or WeTok's. kind: the class
+    that the config is of; image_size: of the pictures that it was trained on, 0 where it does not say."""
     network = found.open("ddconfig")
     multipliers = network.take_integers("ch_mult", (1, 2, 4, 8))
     width, size = network.take_integer("ch", 128), found.take_integer("n_embed", 0)
     num_blocks, latent_width = network.take_integer("num_res_blocks", 2), network.take_integer("z_channels", 256)
-    groups, resolution = found.take_integer("group_norm_groups", 32), network.take_integer("resolution", 256)
+    groups, weights = found.take_integer("group_norm_groups", 32), found.open("lossconfig", "params")
+    if "video" in kind:
+        raise ValueError(f"the config is that of {kind}, of clips; this family reads pictures")
     if network.has("attn_resolutions"):
         attended = network.take_integers("attn_resolutions", ())
+        resolution, entropy = network.take_integer("resolution", 256), found.take_flag("use_entropy_loss", False)
         return VqganConfig(
             names="taming",
             width=width,
@@ -255,19 +262,21 @@ def _read_voken(found: AuthorsFields) -> VqganConfig:
             latent_width=latent_width,
             num_norm_groups=groups,
             quantizer={
-                "kind": "vector",
+                "kind": "index_backpropagation",
                 "codebook_size": size,
                 "num_dims": found.take_integer("embed_dim", 256),
-                "search": "dot",
-                "commitment": found.take_number("beta", 0.25),
+                "codebook_weight": found.take_number("beta", 0.25),
+                "entropy_weight": weights.take_number("entropy_loss_weight", 0.05) if entropy else 0.0,
+                "temperature": found.take_number("entropy_temperature", 0.01),
             },
             split=_split_evenly(size),
-            image_size=resolution,
+            image_size=image_size or resolution,
         )
     bits = round(log2(size))
     if 2**bits != size:
         raise ValueError(f"n_embed {size} is no power of 2; lookup-free codes are bits")
-    group_bits: tuple[int, ...] = (bits,) * found.take_integer("num_codebooks", 1)
+    whole_bits: tuple[int, ...] = (bits,) * found.take_integer("num_codebooks", 1)
+    group_bits = whole_bits
     if found.take_flag("token_factorization", False):
         group_bits = found.take_integers("factorized_bits", (9, 9))
     elif 2**bits > LARGEST_GROUP:
@@ -289,8 +298,16 @@ def _read_voken(found: AuthorsFields) -> VqganConfig:
         last_kernel=1,
         noise=found.take_flag("gan_decoder", False),
         project=False,
-        quantizer={"kind": "lookup_free", "group_bits": list(group_bits)},
-        image_size=found.take_integer("image_size", resolution),
+        quantizer={
+            "kind": "lookup_free",
+            "group_bits": list(group_bits),
+            "commitment": weights.take_number("commit_weight", 0.25),
+            "entropy_weight": weights.take_number("codebook_weight", 0.1),
+            "diversity": found.take_number("batch_maximization_weight", 1.0),
+            "entropy_bits": list(whole_bits),
+            "pool_groups": len(whole_bits) > 1,
+        },
+        image_size=image_size or network.take_integer("resolution", 256),
     )
 
 
