@@ -26,8 +26,9 @@ help:
 demo: $(VENV)/.core
 	$(BIN)/python recipes/demo.py $(ARGS)
 
+# Bytecode is kept even where the environment says otherwise: each worker would compile all of it again, for 12 s.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 # The lowest versions that pyproject.toml allows, beside the torch that $(VENV) has, and the core of the suite on them.
 LOWEST := $(VENV)-lowest

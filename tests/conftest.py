@@ -19,6 +19,8 @@ from tests.commands import Commands, Launcher, fork_launcher
 from tests.timing import ProcessorTime
 from tests.tokenizers.references import VARIABLE, Reference, References, find_reference_folder, read_reference
 
+gc.disable()  # until all test modules are imported: nothing of theirs is garbage, and each collection walks it all
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun by a shell in the background; some tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -66,8 +68,9 @@ LAUNCHER = pytest.StashKey[Launcher | None]()
 
 def pytest_collection_finish(session):
     """Everything that tests import is there and nothing has run: the process that commands are forks of begins now."""
-    gc.collect()
     gc.freeze()  # what the tests' modules and libraries hold stays: a collection need not walk it again
+    gc.enable()
+    gc.set_threshold(20_000, 20, 20)
     if any("commands" in getattr(item, "fixturenames", ()) for item in session.items):
         session.config.stash[LAUNCHER] = fork_launcher()
 

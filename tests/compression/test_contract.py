@@ -49,6 +49,7 @@ def test_it_does_something_and_leaving_restores_the_model(name, model, vocabular
     assert torch.allclose(changed[3], full[3], atol=1e-5)  # a row without spans
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("positions", ["kept", "compacted"])
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_a_padded_batch_are_what_they_are_alone(name, positions, model, vocabulary, prompts, read):
@@ -69,6 +70,7 @@ def test_padding_behind_is_as_good_as_padding_in_front(name, model, vocabulary, 
             assert torch.allclose(logits[: len(row)], model(torch.tensor([row])).logits[0], atol=2e-5)
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("positions", ["kept", "compacted"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_with_a_cache_as_without(name, positions, model, vocabulary, prompts, read):

@@ -62,6 +62,7 @@ def planned(method, hidden, count, **fields):
     return method.plan(hidden, Span.from_states(hidden, count, **fields))
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", EMBEDDING_ONLY)
 @pytest.mark.parametrize("count", [1, 5, 9, 15])
 def test_a_plan_keeps_what_it_is_told_in_order(name, count):

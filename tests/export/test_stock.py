@@ -355,6 +355,7 @@ class Bomb:
         return (os.mkdir, (os.environ["BOMB"],))
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "image_tokenizer/model.safetensors",
                                   "audio_tokenizer/extra.pt"])  # fmt: skip
 @pytest.mark.parametrize("kind", ["pickle", "torch"])

@@ -20,6 +20,7 @@ def model():
     return tiny_model()
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("decoder", ["jacobi", "retrieval", "token-recycling"])
 @pytest.mark.parametrize("to", ["image", "text"])
 def test_decoders_that_keep_the_noise_make_the_same(model, to, decoder):

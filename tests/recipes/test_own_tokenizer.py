@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.campaigns import is_study
 from tests.recipes.test_finetune_lora import recipe
 from unimodal.media.audio import load_audio, save_audio
 from unimodal.tokenizers import FAMILIES, Codes, hash_stored, load_tokenizer
@@ -59,8 +60,8 @@ def trained(command, sounds, tmp_path_factory):
     place = tmp_path_factory.mktemp("trained")
     settings = [
         f"media={sounds}", f"out={place}/my_tokenizer", f"run={place}/run", "family=my_sounds", "batch_size=8",
-        "tokenizer.samples_per_code=20", "loop.steps=400", "loop.warmup_steps=10", "loop.learning_rate=0.01",
-        "loop.plot=false",
+        "tokenizer.samples_per_code=20", f"loop.steps={400 if is_study() else 150}", "loop.warmup_steps=10",
+        "loop.learning_rate=0.01", "loop.plot=false",
     ]  # fmt: skip
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     return place / "my_tokenizer", command("recipes/train_tokenizer.py", *arguments)
@@ -70,6 +71,7 @@ def test_it_is_short(trained):
     assert len(PLUGIN.read_text().splitlines()) <= 80
 
 
+@pytest.mark.study
 def test_it_is_trained(trained, sounds):
     folder, printed = trained
     report = {name: float(value) for name, value in (line.split() for line in printed.splitlines())}

@@ -4,7 +4,6 @@ import json
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -99,12 +98,12 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def single(data, tmp_path_factory):
-    """What one worker writes; begun as a user does, from the first import on."""
+def single(run, data, tmp_path_factory):
+    """What one worker writes."""
     out = tmp_path_factory.mktemp("single") / "out"
-    done = subprocess.run(command(*settings(data, out)), env=environment(), capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout, done.stderr
+    status, stdout, stderr = run(*settings(data, out))
+    assert status == 0, stderr
+    return out, stdout, stderr
 
 
 def test_one_worker_writes_every_row_or_names_it(single, data):

@@ -158,7 +158,7 @@ class SharedTab:
         page, self.page = self.page, None
         try:
             page.unroute_all(behavior="ignoreErrors")
-            page.goto("about:blank")
+            page.goto(self.address + "health")  # the chat runs on no more; the tab keeps its process
             for other in page.context.pages:
                 if other is not page:
                     other.close()

@@ -201,6 +201,7 @@ def test_a_shorter_clip_of_a_batch(clips):
 # ---- Chameleon and Janus: fitting, the decoder, whole checkpoints
 
 
+@pytest.mark.sliced
 @pytest.mark.parametrize("shape", [(50, 70), (300, 40), (32, 32), (33, 90), (20, 20)])
 @pytest.mark.parametrize("name", ["chameleon", "janus"])
 def test_a_file_is_fitted_as_the_checkpoints_processor_fits_it(name, shape, tmp_path):

@@ -2,16 +2,18 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.commands import ROOT, Commands
 from tests.free_ports import free_ports
 from unimodal.training.batches import WeightedLoss
 from unimodal.training.distributed import leave, start
@@ -126,9 +128,26 @@ def worker(rank: int, ports: list[int], jobs: list[dict[str, Any]], num_ranks: i
     leave()
 
 
-def spawn(jobs: list[dict[str, Any]]) -> None:
-    """All jobs one after the other in one pair of processes, each with a port that was free."""
-    mp.spawn(worker, (free_ports(len(jobs)), jobs), nprocs=2, join=True)
+RANK = """
+import pickle, sys
+from pathlib import Path
+from tests.training.test_distributed import worker
+worker(int(sys.argv[1]), *pickle.loads(Path(sys.argv[2]).read_bytes()))
+"""
+
+
+def run_ranks(commands: Commands, folder: Path, jobs: list[dict[str, Any]], num_ranks: int = 2) -> None:
+    """All jobs one after the other in the same processes, one a rank, each job with a port that was free."""
+    (folder / "jobs").write_bytes(pickle.dumps((free_ports(len(jobs)), jobs, num_ranks)))
+    command = [sys.executable, "-c", RANK]
+    ranks = [commands.begin([*command, str(rank), str(folder / "jobs")], cwd=ROOT) for rank in range(num_ranks)]
+    try:
+        for rank in ranks:
+            _, err = rank.communicate(timeout=280)
+            assert rank.returncode == 0, err
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
@@ -140,7 +159,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     """All runs of two ranks, in one pair of processes: both strategies whole, accumulated, stopped and resumed."""
     folder = tmp_path_factory.mktemp("ranks")
     train("ddp", folder / "one", size=8)
@@ -171,10 +190,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append(dict(strategy=strategy, folder=folder / strategy / "fewer", size=4, stop_at=3, ranked=True))
     train("ddp", folder / "ddp" / "more", size=4, accumulation=2, stop_at=3, ranked=True)
     jobs.append(dict(strategy="ddp", folder=folder / "ddp" / "more", size=4, ranked=True))
-    spawn(jobs)
+    run_ranks(commands, folder, jobs)
     train("ddp", folder / "ddp" / "fewer", size=4, accumulation=2, ranked=True)
-    mp.spawn(worker, (free_ports(1), [dict(strategy="fsdp", folder=folder / "fsdp" / "fewer", size=4, accumulation=2,
-                                            ranked=True)], 1), nprocs=1, join=True)  # fmt: skip
+    alone = dict(strategy="fsdp", folder=folder / "fsdp" / "fewer", size=4, accumulation=2, ranked=True)
+    run_ranks(commands, folder, [alone], num_ranks=1)
     return folder
 
 
