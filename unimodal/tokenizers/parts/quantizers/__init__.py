@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
 from unimodal.tokenizers.parts.quantizers.binary_spherical import BinarySphericalQuantizer
-from unimodal.tokenizers.parts.quantizers.factored import FactoredQuantizer, choose_factors, join_code, split_code
+from unimodal.tokenizers.parts.quantizers.factored import FactoredQuantizer, choose_factors
 from unimodal.tokenizers.parts.quantizers.finite_scalar import FiniteScalarQuantizer, list_levels
 from unimodal.tokenizers.parts.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
@@ -38,10 +38,8 @@ __all__ = [
     "SplitQuantizer",
     "VectorQuantizer",
     "choose_factors",
-    "join_code",
     "list_levels",
     "make_quantizer",
-    "split_code",
 ]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unimodal.tokenizers.parts.quantizers.interface import Quantized, QuantizeOptions, Quantizer
+from unimodal.tokenizers.parts.split_ids import join_ids, split_ids
 
 
 class FactoredQuantizer(Quantizer):
@@ -36,49 +37,36 @@ class FactoredQuantizer(Quantizer):
 
     def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         found = self.book.quantize_batch(z, mask, options)
-        ids = split_code(found.ids[..., 0], self.codebook_sizes)
+        ids = split_ids(found.ids[..., 0], self.codebook_sizes)
         return Quantized(found.values, ids, found.loss, found.rows, found.numbers)
 
     def regularize(self, z: Tensor, mask: Tensor | None) -> Tensor:
         return self.book.regularize(z, mask)
 
     def learn_from(self, z: Tensor, ids: Tensor, generator: torch.Generator | None) -> None:
-        self.book.learn_from(z, join_code(ids, self.codebook_sizes)[..., None], generator)
+        self.book.learn_from(z, join_ids(ids, self.codebook_sizes)[..., None], generator)
 
     def look_up_batch(self, ids: Tensor) -> Tensor:
-        return self.book.look_up(join_code(ids, self.codebook_sizes)[..., None])
-
-
-def split_code(ids: Tensor, sizes: Sequence[int]) -> Tensor:
-    """ids: int64 [...] below the product of sizes → its digits, int64 [..., G], the first fastest."""
-    digits = []
-    for size in sizes:
-        digits.append(ids % size)
-        ids = ids // size
-    return torch.stack(digits, dim=-1)
-
-
-def join_code(digits: Tensor, sizes: Sequence[int]) -> Tensor:
-    """digits: int64 [..., G] → int64 [...]; the inverse of ``split_code``."""
-    ids = torch.zeros_like(digits[..., 0])
-    for group in reversed(range(len(sizes))):
-        ids = ids * sizes[group] + digits[..., group]
-    return ids
+        return self.book.look_up(join_ids(ids, self.codebook_sizes)[..., None])
 
 
 def choose_factors(size: int, most: int = 65_536) -> tuple[int, ...]:
-    """How a code of `size` values is split into as few groups as `most` values each allow, of sizes near each other:
-    262,144 → (512, 512). ValueError where a prime factor alone is larger."""
-    if size <= most:
-        return (size,)
-    for count in range(2, size.bit_length() + 1):
-        side = round(size ** (1 / count))
-        for first in range(min(side, most), 1, -1):
-            if size % first == 0:
-                try:
-                    rest = choose_factors(size // first, most)
-                except ValueError:
-                    continue
-                if len(rest) == count - 1:
-                    return (first, *rest)
-    raise ValueError(f"{size} has a prime factor above {most}; such a code cannot be split")
+    """How a code of `size` values is split in few groups of at most `most` values, of sizes near each other: 262,144 →
+    (512, 512). ValueError where a prime factor alone is larger."""
+    primes, left = [], size
+    prime = 2
+    while prime * prime <= left:
+        while left % prime == 0:
+            primes.append(prime)
+            left //= prime
+        prime += 1
+    primes = sorted([*primes, left] if left > 1 else primes, reverse=True)
+    if primes and primes[0] > most:
+        raise ValueError(f"{size} has the prime factor {primes[0]}, above {most}; such a code cannot be split")
+    for count in range(1, len(primes) + 1):
+        groups = [1] * count
+        for prime in primes:  # the largest first, each into the smallest group
+            groups[groups.index(min(groups))] *= prime
+        if max(groups) <= most:
+            return tuple(sorted(groups))
+    return (size,)
