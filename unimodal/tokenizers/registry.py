@@ -155,5 +155,6 @@ FAMILIES: dict[str, str] = {
     "titok_latents": "unimodal.tokenizers.systems.titok:TiTokLatents",
     "tatitok": "unimodal.tokenizers.systems.titok:TATiTokTokenizer",
     "tatitok_latents": "unimodal.tokenizers.systems.titok:TATiTokLatents",
+    "flextok": "unimodal.tokenizers.systems.flextok:FlexTokTokenizer",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}

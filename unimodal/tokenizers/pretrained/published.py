@@ -159,6 +159,13 @@ PUBLISHED: dict[str, PublishedWeights] = {
         commercial=False,
         companion=_CAPTION_READER,
     ),
+    "flextok": PublishedWeights(
+        "flextok",
+        "EPFL-VILAB/flextok_d12_d12_in1k",
+        "Apple Machine Learning Research Model License (research only)",
+        commercial=False,
+        companion="its VAE lies in the same file; apart it is EPFL-VILAB/flextok_vae_c16",
+    ),
     "tatitok_latents": PublishedWeights(
         "tatitok_latents",
         "turkeyju/tokenizer_tatitok_bl32_vae",
