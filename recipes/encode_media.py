@@ -6,7 +6,7 @@ Writes data/prepared/image_codes.npz (codes int16 [M, V, 64]: every view of ever
 int16 [C, 2, 192]: as it is and mirrored) and speech/codes.npz (codes int16 [ΣN] with offsets int64 [U + 1]), each with
 the hash of the tokenizer that made it.
 
-Shapes: M pictures, V views, C clips, U utterances, N codes of one.
+Shapes: M pictures, V views, S pixels a side, C clips, U utterances, N codes of one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from unimodal.config import Config
+from unimodal.data.prepared_arrays import open_views
 from unimodal.evaluation.prepared import Speech
 from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
@@ -45,11 +46,8 @@ def save(path: Path, **arrays: np.ndarray) -> None:
 
 
 def encode_pictures(cfg: EncodeRecipe, image: ImageTokenizer) -> None:
-    views = np.load(cfg.data / "views.npz")
-    pixels, features = (
-        torch.from_numpy(views["pixels"]),
-        torch.from_numpy(views["features"]),
-    )  # [M, V, 64, 64, 3], [M, V, 1280]
+    views = open_views(cfg.data, image.config.image_size)
+    pixels, features = map(torch.from_numpy, (views["pixels"], views["features"]))  # [M, V, S, S, 3], [M, V, 1280]
     flat = pixels.flatten(0, 1)
     codes = []
     seen = features.flatten(0, 1)
@@ -67,11 +65,11 @@ def encode_pictures(cfg: EncodeRecipe, image: ImageTokenizer) -> None:
 def encode_clips(cfg: EncodeRecipe, video: VideoTokenizer) -> None:
     frames = torch.from_numpy(np.load(cfg.data / "clips.npz")["frames"])  # [C, T, 64, 64, 3]
 
-    def codes_of(clips: Tensor) -> Tensor:
+    def encode(clips: Tensor) -> Tensor:
         batches = (part.permute(0, 4, 1, 2, 3).float() / 255 for part in clips.split(32))
         return torch.cat([video.encode(batch).ids[..., 0] for batch in batches])
 
-    codes = torch.stack([codes_of(frames), codes_of(frames.flip(3))], dim=1)
+    codes = torch.stack([encode(frames), encode(frames.flip(3))], dim=1)
     save(cfg.data / "clip_codes.npz", codes=codes.numpy().astype(np.int16), sha256=np.array(video.sha256))
 
 

@@ -26,7 +26,7 @@ from unimodal.objectives.packed import PackedLoss
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.settings import LoopConfig
-from unimodal.tuning.identity import describe_inputs
+from unimodal.tuning.identity import describe_inputs, describe_resumed_run
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rows import collect_block_features, describe_controls, read_donor
@@ -90,6 +90,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         if main:
             print(describe_plan(model, template, corpus, first))
             print(try_one_step(module, first, device))
+            print(describe_resumed_run(cfg.run, cfg, inputs, cfg.loop, flags.restart))
         return parallel.close()
 
     trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart)

@@ -28,7 +28,7 @@ from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, compute_adversarial_losses
 from unimodal.training.command import Flags, run_training
-from unimodal.training.identity import describe_settings, hash_files, hash_weights
+from unimodal.training.identity import describe_resume, describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
@@ -384,6 +384,11 @@ def run(cfg: AudioTokenizerRecipe, flags: Flags) -> None:
     }
     print(f"{hours:.2f} h of training speech; millions of parameters: {sizes}", file=sys.stderr)
     if flags.dry_run:
+        fingerprint = {"speech": speech.compute_fingerprint()}
+        codec, head = describe_settings(cfg, HEAD_SETTINGS), describe_settings(cfg, ["codec"])
+        for name, settings in (("codec", codec), ("head", head)):
+            unknown = ("keep_encoder", "codec weights")
+            print(describe_resume(cfg.run / name, settings | fingerprint, flags.restart, unknown), file=sys.stderr)
         return
     tokenizer = train_codec(cfg, speech, flags.restart)
     tokenizer = export(cfg, tokenizer)

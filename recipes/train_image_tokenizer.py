@@ -24,13 +24,13 @@ from torch import Tensor
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.data.encoded_media import TRAINING_STYLES, load_concepts
-from unimodal.data.prepared_arrays import check_concepts, check_styles, open_arrays
+from unimodal.data.prepared_arrays import check_concepts, check_styles, open_arrays, open_views
 from unimodal.files import write_text_atomically
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
 from unimodal.training.command import Flags, run_training
-from unimodal.training.identity import Identity, describe_settings, hash_files, hash_weights
+from unimodal.training.identity import Identity, describe_resume, describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
@@ -63,10 +63,7 @@ class Pictures:
             folder / "images.npz", "python tools/prepare_images.py",
             {"concept": ("iu", ("M",)), "style": ("U", ("M",))}, sizes,
         )  # fmt: skip
-        views = open_arrays(
-            folder / "views.npz", "python tools/prepare_views.py",
-            {"pixels": ("u", ("M", "V", size, size, 3)), "features": ("f", ("M", "V", 1280))}, sizes,
-        )  # fmt: skip
+        views = open_views(folder, size, sizes)
         self.concepts = load_concepts(folder / "concepts.json")
         self.pixels, self.features = views["pixels"], views["features"]  # [M, V, S, S, 3], [M, V, 1280]
         self.style, self.concept = images["style"], images["concept"]
@@ -256,12 +253,12 @@ def run(cfg: ImageTokenizerRecipe, flags: Flags) -> None:
         f"{len(pictures.train_rows)} pictures, {num_prototypes} concepts, {trained / 1e6:.1f} M trained parameters",
         file=sys.stderr,
     )
-    if flags.dry_run:
-        return
     files = [cfg.data / name for name in ("images.npz", "views.npz", "concepts.json")]
     identity = describe_settings(cfg) | {"pictures": hash_files(files)}
     if cfg.initial is not None:
         identity["initial"] = hash_weights(model)
+    if flags.dry_run:
+        return print(describe_resume(cfg.run, identity, flags.restart), file=sys.stderr)
     train(cfg, model, pictures, identity, flags.restart)
     model.save(cfg.out)
     hashes = {

@@ -44,7 +44,7 @@ from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import Flags, run_training
-from unimodal.training.identity import describe_settings, hash_files, hash_json, hash_weights
+from unimodal.training.identity import describe_resume, describe_settings, hash_files, hash_json, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.rows import describe_codes
@@ -267,8 +267,15 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     for name, documents in sets.items():
         example = documents[0]
         print(f"{name}: {len(documents.source)} items, e.g. {len(example)} tokens", file=sys.stderr)
+    data_files = (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
+    identity = describe_settings(cfg) | {
+        "codes": hash_files(data_files),
+        "concepts and texts": hash_files([cfg.data / "concepts.json", cfg.data / "speech" / "utterances.json"]),
+        "text tokenizer": text.sha256[:16],
+        "vocabulary": hash_json(vocabulary.to_dict()),
+    }
     if flags.dry_run:
-        return
+        return print(describe_resume(cfg.run, identity, flags.restart, ("initial",)), file=sys.stderr)
     cfg.run.mkdir(parents=True, exist_ok=True)
     vocabulary.save(cfg.run / "vocabulary.json")
     register_attention()
@@ -311,13 +318,6 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
                     numbers[name] = float(reading.detach())
         return total, numbers
 
-    data_files = (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
-    identity = describe_settings(cfg) | {
-        "codes": hash_files(data_files),
-        "concepts and texts": hash_files([cfg.data / "concepts.json", cfg.data / "speech" / "utterances.json"]),
-        "text tokenizer": text.sha256[:16],
-        "vocabulary": hash_json(vocabulary.to_dict()),
-    }
     initial_steps = 0
     if cfg.initial is not None:
         initial_steps = begin(backbone, cfg.initial)

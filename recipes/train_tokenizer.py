@@ -67,7 +67,7 @@ from unimodal.tokenizers.systems.base import SystemModule
 from unimodal.tokenizers.usage import CodebookUsage
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import Parallel, start
-from unimodal.training.identity import describe_settings, hash_weights
+from unimodal.training.identity import describe_resume, describe_settings, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
@@ -438,10 +438,11 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     try:
         module = make_trained(cfg, tokenizer, stream).to(parallel.device).train()
         batches = Batches(stream, tokenizer, parallel.device)
-        if flags.dry_run:
-            return show_plan(cfg, stream, module, batches.next_batch())
         data = " ".join(dict.fromkeys(part.items.compute_fingerprint() for part in stream.parts))
         identity = describe_settings(cfg) | {"media files": data[:32], "initial": initial}
+        if flags.dry_run:
+            show_plan(cfg, stream, module, batches.next_batch())
+            return print(describe_resume(cfg.run, identity, flags.restart))
         held_out = read_held_out(cfg, stream, tokenizer)
         wrapped = parallel.wrap(module)
 

@@ -27,7 +27,7 @@ from unimodal.files import write_text_atomically
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.training.command import Flags, run_training
-from unimodal.training.identity import describe_settings, hash_files
+from unimodal.training.identity import describe_resume, describe_settings, hash_files
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
@@ -125,8 +125,12 @@ def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", file=sys.stderr)
     clips = Clips(cfg.data, model.config.num_frames, image.config.image_size)
     print(f"{len(clips.train_rows)} clips, {len(clips.heldout_rows)} held out", file=sys.stderr)
+    identity = describe_settings(cfg) | {
+        "clips": hash_files([cfg.data / "clips.npz", cfg.data / "concepts.json"]),
+        "image tokenizer": image.sha256[:16],
+    }
     if flags.dry_run:
-        return
+        return print(describe_resume(cfg.run, identity, flags.restart), file=sys.stderr)
     clips.decode_first(image)
 
     def loss(batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
@@ -139,10 +143,6 @@ def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
         if record["step"] % (cfg.loop.log_every * 5) == 0:
             print(f"held-out concepts: {heldout_psnr(model, clips):.2f} dB", file=sys.stderr, flush=True)
 
-    identity = describe_settings(cfg) | {
-        "clips": hash_files([cfg.data / "clips.npz", cfg.data / "concepts.json"]),
-        "image tokenizer": image.sha256[:16],
-    }
     trainer = Trainer(
         model, RandomClips(clips.train_rows, cfg.batch_size, cfg.loop.seed), loss, cfg.loop, cfg.run, [evaluate],
         identity=identity, restart=flags.restart,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from unimodal.data.prepared_arrays import SOURCE, hash_file  # noqa: E402
 from unimodal.tokenizers.nano.efficientnet import load_pretrained  # noqa: E402
 
 PREPARED = Path("data/prepared")
@@ -87,7 +88,7 @@ def join(count: int) -> None:
         joined[key] = np.empty((total, *first.shape[1:]), first.dtype)
         for index, part in enumerate(parts):
             joined[key][index::count] = part[key]
-    _save(PREPARED / "views.npz", **joined)
+    _save(PREPARED / "views.npz", **joined, **{SOURCE: np.array(hash_file(PREPARED / "images.npz"))})
     for index in range(count):
         (PREPARED / f"views-{index}-of-{count}.npz").unlink()
 

@@ -308,6 +308,8 @@ def test_a_run_that_was_changed_says_what_and_restart_begins_anew(settings, tiny
     recipe("finetune_lora", *goes_on, "loop.steps=3")
     err = capsys.readouterr().err
     assert "resumed" in err and "at step 2" in err and "step 3/3" in err
+    recipe("finetune_lora", *goes_on, "lora.alpha=16", flags=["--dry-run"])
+    assert "would not resume: " in (said := capsys.readouterr().out) and "lora.alpha null → 16.0" in said, said
     recipe("finetune_lora", *goes_on, "lora.alpha=16", flags=["--restart"])
     err = capsys.readouterr().err
     earlier = tmp_path / "run" / "earlier-1"

@@ -132,3 +132,21 @@ def test_texts_of_any_alphabet_are_read_where_nothing_is_spelled(tmp_path, capsy
     assert batches.next_batch()["text_lengths"].tolist() == [0]
     (tmp_path / "audio.int16").unlink()
     check_refused(recipe, recipe["AudioTokenizerRecipe"](data=tmp_path), "audio.int16 is missing; make it with")
+
+
+def test_views_of_other_pictures_are_refused(tmp_path):
+    arrays = make_arrays()
+    arrays["views"]["source_sha256"] = np.array("0" * 64)
+    write_arrays(tmp_path, arrays)
+    recipe = read_recipe("encode_media")
+    settings = recipe["EncodeRecipe"](data=tmp_path, models=ROOT / "model_cards" / "nano", clips=False, speech=False)
+    said = "views.npz holds views of other pictures than images.npz; run `python tools/prepare_views.py` again"
+    with pytest.raises(ValueError, match=said):
+        recipe["run"](settings, False)
+    recipe = read_recipe("train_image_tokenizer")
+    check_refused(recipe, recipe["ImageTokenizerRecipe"](data=tmp_path), said)
+    del arrays["views"]["source_sha256"]
+    arrays["views"]["pixels"] = arrays["views"]["pixels"][:1]
+    write_arrays(tmp_path, arrays)
+    with pytest.raises(ValueError, match=r"views.npz: pixels has the shape \[1, "):
+        read_recipe("encode_media")["run"](settings, False)

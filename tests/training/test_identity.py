@@ -12,6 +12,7 @@ from unimodal.config import MAY_CHANGE, Config
 from unimodal.training.checkpoint import set_aside
 from unimodal.training.identity import (
     check_identity,
+    describe_resume,
     describe_settings,
     hash_files,
     hash_weights,
@@ -128,3 +129,23 @@ def test_validations_without_anything_to_validate_on_are_refused(tmp_path: Path)
         Trainer(nn.Linear(1, 1), None, None, LoopConfig(evaluate_every=2), tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="set evaluate_every"):
         LoopConfig(patience=2)
+
+
+def test_a_dry_run_says_what_would_become_of_the_run_that_is_there(tmp_path: Path) -> None:
+    made_of = {"seed": "1", "data 0:x": "9 documents"}
+    assert "would begin anew" in describe_resume(tmp_path, made_of)
+    trainer(tmp_path, steps=1, identity=made_of).run()
+    assert describe_resume(tmp_path, made_of) == f"would resume {tmp_path}"
+    known = {"seed": "1"}
+    assert describe_resume(tmp_path, known, unknown=("data ",)).endswith("if its data are the same")
+    said = describe_resume(tmp_path, {"seed": "2"}, unknown=("data ",))
+    assert said.startswith("would not resume: ") and "seed 1 → 2" in said and "data" not in said
+    assert "--restart would move it aside" in describe_resume(tmp_path, {"seed": "2"}, restart=True)
+
+
+def test_a_run_whose_checkpoint_is_gone_says_that_it_begins_anew(tmp_path: Path, capsys) -> None:
+    trainer(tmp_path, steps=1, identity={"seed": "1"}).run()
+    assert "begins anew" not in capsys.readouterr().err
+    (tmp_path / "last.pt").unlink()
+    trainer(tmp_path, steps=1, identity={"seed": "1"}).run()
+    assert "holds run.json but no checkpoint; nothing is resumed, the run begins anew" in capsys.readouterr().err

@@ -8,6 +8,7 @@ arrays = open_arrays(folder / "clips.npz", "python tools/prepare_clips.py", {
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from unimodal.data.encoded_media import EVALUATION_STYLES, TRAINING_STYLES, Concept
 from unimodal.files import describe_error, quote_path
 
+SOURCE = "source_sha256"  # in views.npz: the hash of the images.npz that they were made of
 Shape = tuple[int | str, ...]  # a letter stands for any number, the same wherever the letter stands
 
 
@@ -43,6 +45,30 @@ def open_arrays(
     for name, (kinds, shape) in expected.items():
         _check_array(path, name, found[name], kinds, shape, known)
     return found
+
+
+def open_views(folder: Path, size: int, sizes: dict[str, int] | None = None) -> dict[str, np.ndarray]:
+    """`views.npz`: pixels uint8 [M, V, size, size, 3] and trunk features float [M, V, 1280] of the M pictures.
+
+    Raises ValueError as `open_arrays` does, and for views of other pictures than those of `images.npz`.
+    """
+    path, command = folder / "views.npz", "python tools/prepare_views.py"
+    expected = {"pixels": ("u", ("M", "V", size, size, 3)), "features": ("f", ("M", "V", 1280))}
+    sizes = {} if sizes is None else sizes
+    if "M" not in sizes:
+        open_arrays(folder / "images.npz", "python tools/prepare_images.py", {"concept": ("iu", ("M",))}, sizes)
+    views = open_arrays(path, command, expected, sizes)
+    with np.load(path) as stored:  # files of older versions do not name their source
+        source = str(stored[SOURCE]) if SOURCE in stored.files else None
+    if source not in (None, hash_file(folder / "images.npz")):
+        raise ValueError(f"{quote_path(path)} holds views of other pictures than images.npz; run `{command}` again")
+    return views
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_array(path: Path, name: str, array: np.ndarray, kinds: str, shape: Shape, known: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from unimodal.config import Config, MayChange
 from unimodal.files import read_json_as, write_json
+from unimodal.training.checkpoint import has_checkpoint
 
 IDENTITY_FILE = "run.json"
 MOST_NAMED = 5  # a message names at most so many differences
@@ -80,9 +81,12 @@ def write_identity(folder: Path, identity: Mapping[str, str]) -> None:
     write_json(folder / IDENTITY_FILE, dict(identity))
 
 
-def check_identity(folder: Path, identity: Mapping[str, str]) -> None:
-    """Raises ValueError, in one line that names the differences, if the run in `folder` has another identity."""
-    saved = read_identity(folder)
+def check_identity(folder: Path, identity: Mapping[str, str], saved: Mapping[str, str] | None = None) -> None:
+    """Raises ValueError, in one line that names the differences, if the run in `folder` has another identity.
+
+    saved: that run's identity, if it was read already.
+    """
+    saved = saved or read_identity(folder)
     if saved is None:
         raise ValueError(
             f"{folder} holds a checkpoint but no {IDENTITY_FILE} that says what it was made of; begin anew with "
@@ -96,6 +100,26 @@ def check_identity(folder: Path, identity: Mapping[str, str]) -> None:
             f"{folder} holds a run of something else: {named}{more}. Put that back, begin anew with --restart (the "
             "old run is moved aside), or choose another run"
         )
+
+
+def describe_resume(
+    folder: Path, identity: Mapping[str, str], restart: bool = False, unknown: Collection[str] = ()
+) -> str:
+    """What a run in `folder` would do about the checkpoint there, in one line, for a dry run.
+
+    unknown: beginnings of names that were not computed, such as the hashes of a corpus; they are not compared.
+    """
+    if not has_checkpoint(folder):
+        return f"{folder} holds no checkpoint: the run would begin anew"
+    if restart:
+        return f"{folder} holds a checkpoint: --restart would move it aside and begin anew"
+    skipped = tuple(unknown)
+    saved = {name: value for name, value in (read_identity(folder) or {}).items() if not name.startswith(skipped)}
+    try:
+        check_identity(folder, identity, saved)
+    except ValueError as error:
+        return f"would not resume: {error}"
+    return f"would resume {folder}{', if its data are the same' if skipped else ''}"
 
 
 def _find_differences(saved: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:

@@ -34,7 +34,7 @@ from unimodal.training.checkpoint import (
     set_random_state,
 )
 from unimodal.training.distributed import Parallel
-from unimodal.training.identity import check_identity, write_identity
+from unimodal.training.identity import IDENTITY_FILE, check_identity, read_identity, write_identity
 from unimodal.training.metrics import MetricsLog, Sums, add_sums, compute_means
 from unimodal.training.optimizers import find_learning_rate, make_optimizers
 from unimodal.training.plot import plot_losses
@@ -353,6 +353,8 @@ class Trainer(Generic[BatchT]):
             )
         elif resumed:
             said = f"resumed {self.folder} at step {self.step}"
+        elif self.identity is not None and read_identity(self.folder) is not None:
+            said = f"{self.folder} holds {IDENTITY_FILE} but no checkpoint; nothing is resumed, the run begins anew"
         if self.parallel.is_main:
             if not resumed:
                 self.metrics.cut_after(0)  # lines of a run that was ended before its first checkpoint

@@ -12,7 +12,14 @@ from unimodal.config import Config
 from unimodal.corpus.corpus import Corpus
 from unimodal.sequence.templates.own import Template
 from unimodal.training.distributed import Parallel
-from unimodal.training.identity import Identity, describe_settings, hash_files, hash_json, hash_weights
+from unimodal.training.identity import (
+    Identity,
+    describe_resume,
+    describe_settings,
+    hash_files,
+    hash_json,
+    hash_weights,
+)
 from unimodal.training.settings import LoopConfig
 
 
@@ -34,6 +41,12 @@ def describe_inputs(
     return inputs | {name: hash_files([path]) for name, path in files.items() if path is not None}
 
 
+def describe_resumed_run(folder: Path, cfg: Config, inputs: Identity, loop: LoopConfig, restart: bool) -> str:
+    """`describe_resume` of a tuning run, for a dry run, which does not hash the documents."""
+    identity = describe_settings(cfg) | inputs | _describe_order(loop)
+    return describe_resume(folder, identity, restart, unknown=("data ", "validation "))
+
+
 def describe_run(cfg: Config, inputs: Identity, corpus: Corpus, loop: LoopConfig, parallel: Parallel) -> Identity:
     """The identity of a run: the settings of its recipe, `inputs`, and a hash of its documents, shared out over ranks.
 
@@ -44,5 +57,8 @@ def describe_run(cfg: Config, inputs: Identity, corpus: Corpus, loop: LoopConfig
     for name in shares[0]:
         total = sum(share[name] for share in shares) % 2**128
         found[name] = f"{corpus.count_documents(name):,} documents, {total:032x}"
-    order = {"order of the documents": "steps" if loop.epochs is None else "epochs"}
-    return describe_settings(cfg) | inputs | found | order
+    return describe_settings(cfg) | inputs | found | _describe_order(loop)
+
+
+def _describe_order(loop: LoopConfig) -> Identity:
+    return {"order of the documents": "steps" if loop.epochs is None else "epochs"}
