@@ -148,6 +148,7 @@ FAMILIES: dict[str, str] = {
     "cosmos_image_latents": "unimodal.tokenizers.systems.cosmos:CosmosImageLatents",
     "cosmos_video": "unimodal.tokenizers.systems.cosmos:CosmosVideoTokenizer",
     "cosmos_video_latents": "unimodal.tokenizers.systems.cosmos:CosmosVideoLatents",
+    "xqgan": "unimodal.tokenizers.systems.xqgan:XqganTokenizer",
     "moto": "unimodal.tokenizers.systems.moto:MotoTokenizer",
     "omnitokenizer": "unimodal.tokenizers.systems.omnitokenizer:OmniImageTokenizer",
     "omnitokenizer_video": "unimodal.tokenizers.systems.omnitokenizer:OmniVideoTokenizer",

@@ -102,6 +102,7 @@ def _read_fields(path: Path) -> Mapping[str, object]:
     return fields
 
 
+ADOBE = "Adobe Research License"
 NVIDIA = "NVIDIA Open Model License"
 _CAPTION_READER = (
     "the caption as all 77 vectors of CLIP's text tower after its last norm (openai/clip-vit-large-patch14-336), "
@@ -137,6 +138,17 @@ PUBLISHED: dict[str, PublishedWeights] = {
         "MIT",
         file="imagenet_k600.ckpt",
         config="omnitokenizer-video",
+    ),
+    "imagefolder": PublishedWeights(
+        "xqgan",
+        "qiuk6/XQ-GAN",
+        ADOBE,
+        commercial=False,
+        file="MSVR10P2-4096/best_ckpt.pt",
+        config="imagefolder-msvr10p2-4096",
+    ),
+    "robustok": PublishedWeights(
+        "xqgan", "qiuk6/RobustTok", ADOBE, commercial=False, file="RobustTok-zero.pt", config="robustok"
     ),
     "moto": PublishedWeights(
         "moto",
