@@ -65,7 +65,7 @@ class XqganConfig(SystemConfig):
     commitment: float = 0.25
     #: of a table that is trained from nothing: the means of the first vectors, and new rows for those that rest
     start: Literal["uniform", "kmeans"] = "uniform"
-    dead_share: float = Field(0.0, ge=0)
+    dead_share: float = 0.0
     perturbed_share: float = Field(0.0, ge=0, le=1)
     perturbed_chance: float = Field(1.0, ge=0, le=1)
     near_codes: int = Field(100, ge=1)
