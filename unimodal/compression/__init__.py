@@ -5,8 +5,8 @@
     with DivPrune(keep=0.25)(model):
         print(model.chat(["What is this?", Image(path="apple.png")]))
 
-`METHODS` has every method by name. `method.py` says what a method is, `plan.py` what it sees and answers; `running/`
-applies what it plans. `docs/compression.md` has the table of the methods.
+`METHODS` has every method by name. `method.py` says what a method is, `plan.py` what it is given and returns;
+`running/` applies its plans. `docs/compression.md` has the table of the methods.
 """
 
 from unimodal.compression.kv.dapq import DapQ
@@ -53,7 +53,7 @@ __all__ = [
     "Span",
 ]
 
-#: the methods that every table shows beside the others, at the same number of tokens
+#: the methods that every table shows for comparison, at the same number of tokens
 BASELINES = ("random", "stride", "pooling", "downsample")
 
 METHODS: dict[str, type[Method]] = {

@@ -1,7 +1,7 @@
-"""What a compression method is: it looks at the tokens of input spans and returns a plan; the executor does the rest.
+"""What a compression method is: it is given the tokens of input spans and returns a plan, which the executor applies.
 
-A method never touches the model. Its plan says which tokens of a span go on, what they carry, which positions they have
-and for how many tokens each stands. It is used as a context manager:
+A method never touches the model. Its plan says which tokens of a span go on, with which states and positions, and for
+how many tokens each stands. It is used as a context manager:
 
     with DivPrune(keep=0.25)(model):  # a loaded `Unimodal`, its `Engine`, or a Hugging Face decoder and its vocabulary
         ...
@@ -32,8 +32,8 @@ class Method(ABC):
     """Settings that all methods share, those for tokens and those for the cache.
 
     keep: share of a span's tokens that goes on, above 0 and at most 1. modalities: media that are compressed.
-    positions: "kept", every token keeps the position it had and decoding goes on at the original length; "compacted",
-    positions are counted again without the tokens that are gone, and decoding goes on behind them.
+    positions: "kept", every token keeps its position and decoding continues at the original length; "compacted",
+    positions are counted again without the dropped tokens, and decoding continues behind them.
 
     Raises ValueError for a share outside (0, 1], an unknown medium, and an unknown rule for positions.
     """
@@ -69,7 +69,7 @@ class Compressor(Method):
     """A method that acts on the tokens, before the decoder or between its layers."""
 
     acts_on: ClassVar[Literal["tokens"]] = "tokens"
-    #: `count_kept` or `give_hints` is the method's own, and is asked about the spans of each row together
+    #: whether the class overrides `count_kept` or `give_hints`, which are called with all spans of a row together
     judges_rows: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
@@ -93,7 +93,7 @@ class Compressor(Method):
         return ()
 
     def check(self, num_layers: int) -> None:
-        """Raises ValueError, in one line, for a model that lacks a layer which this method acts at or looks at."""
+        """Raises ValueError, in one line, for a model that lacks a layer which this method acts at or watches."""
         needed = (
             *self.find_sites(num_layers), *self.find_watched_layers(num_layers), *self.find_changing_layers(num_layers),
         )  # fmt: skip
@@ -108,7 +108,7 @@ class Compressor(Method):
         return [count_share(self.keep, span.original) for span in spans]
 
     def give_hints(self, spans: Sequence[Span]) -> list[Tensor] | None:
-        """What the spans of a row together say of the tokens of each, [1, N] a span; `plan` gets it as `span.hint`."""
+        """Scores of each span's tokens, [1, N], that depend on all spans of a row; `plan` gets them as `span.hint`."""
         return None
 
     @abstractmethod

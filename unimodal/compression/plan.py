@@ -1,6 +1,6 @@
-"""What a method sees of the tokens that it may shorten, and the plan that it answers with.
+"""The input of a method, spans of tokens to shorten, and its output, a plan.
 
-This file lies at the bottom of the package: the methods import it, and so does what runs them.
+This file is at the bottom of the package: the methods import it, and so does `running/`.
 
 A *span* is the run of codes of one picture, sound or clip in the input. A *site* is a place where a method acts:
 site 0 lies before the decoder, site k before its layer k.
@@ -18,22 +18,22 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-#: whose attention judges the tokens of a span: the span's own end token, the last token of the row, the words behind it
+#: whose attention scores a span's tokens: the span's end token, the last token of the row, or the words behind the span
 Query = Literal["summary", "last", "after"]
 
-#: what becomes of the positions of tokens behind those that are gone (see `Method`)
+#: the positions of tokens behind dropped ones (see `Method`)
 Positions = Literal["kept", "compacted"]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What becomes of the N tokens of each span; every field but `index` is optional.
+    """How the N tokens of each span become M; every field but `index` is optional.
 
-    index: int64 [B, M], ascending: the tokens in whose places something goes on.
-    merge: [B, M, N]: `merge @ hidden` goes on; without it the tokens of `index` go on as they are (pruning).
-    states: [B, M, D], computed by a learned module, which go on in place of `merge @ hidden`.
+    index: int64 [B, M], ascending, the tokens whose places are kept.
+    merge: [B, M, N]: the states become `merge @ hidden`; without it those of `index` stay as they are (pruning).
+    states: [B, M, D], computed by a learned module, in place of `merge @ hidden`.
     sizes: [B, M], for how many original tokens each stands; log(size) is added to the attention over keys.
-    members: int64 [B, M, P], tokens whose positions share out the rotary frequencies of the merged token (PPE).
+    members: int64 [B, M, P], tokens whose positions divide the merged token's rotary frequencies among them (PPE).
     """
 
     index: Tensor
@@ -44,7 +44,7 @@ class Plan:
 
 
 class SpanPlace(NamedTuple):
-    """Where the tokens of B spans stand in the running model's batch."""
+    """The places of the tokens of B spans in the running model's batch."""
 
     rows: Tensor  # int64 [B]
     columns: Tensor  # int64 [B, N]
@@ -52,7 +52,7 @@ class SpanPlace(NamedTuple):
 
 
 class SpanObserver(Protocol):
-    """Measures what a model does with the tokens of a span: the running model, or a test in its place."""
+    """Measures how a model treats the tokens of a span: the running model, or a stand-in in a test."""
 
     def measure_attention(self, span: Span, query: Query, layer: int) -> Tensor: ...
 
@@ -61,13 +61,12 @@ class SpanObserver(Protocol):
 
 @dataclass(eq=False)
 class Span:
-    """Spans of one modality and one length, as a method sees them at one site.
+    """B spans of one modality and one length, as a method sees them at one site.
 
-    hidden: [B, N, D], the states that come to the site. ids: int64 [B, N], rows of the vocabulary.
-    sizes: [B, N], for how many original tokens each token stands.
-    count: tokens of each span that shall go on. segments: lengths of the runs of codes (one a frame or codebook) when
-    the span was read, before any pruning. original: the number of tokens then. layer: the site.
-    hint: [B, N], what `Compressor.give_hints` said of the tokens, if it said anything.
+    hidden: [B, N, D], the states that reach the site. ids: int64 [B, N], rows of the vocabulary.
+    sizes: [B, N], for how many original tokens each token stands. count: the number M of tokens to keep of each span.
+    segments: lengths of the runs of codes (one a frame or codebook) before any pruning. original: the number of tokens
+    then. layer: the site. hint: [B, N], the scores of `Compressor.give_hints`, if there are any.
     """
 
     hidden: Tensor
@@ -92,7 +91,7 @@ class Span:
         layer: int = 0,
         observer: SpanObserver | None = None,
     ) -> Span:
-        """Spans that belong to no model, from their states [B, N, D] alone."""
+        """Spans without a model, from their states [B, N, D] alone."""
         num = hidden.shape[1]
         ids = torch.arange(num, device=hidden.device).expand(hidden.shape[:2])
         sizes = hidden.new_ones(hidden.shape[:2])
@@ -102,9 +101,9 @@ class Span:
         return self.hidden.shape[1]
 
     def measure_attention(self, query: Query, layer: int | None = None) -> Tensor:
-        """The attention that the tokens get from `query` in a layer, mean over the heads, float32 [B, N].
+        """The attention that the tokens receive from `query` in a layer, the mean over heads, float32 [B, N].
 
-        layer: by default the last one before this site. The method must have named it in `find_watched_layers`.
+        layer: by default the last before this site. `find_watched_layers` of the method must name it.
         """
         assert self.observer is not None, "this span has no attention"
         return self.observer.measure_attention(self, query, self.layer - 1 if layer is None else layer)
@@ -117,10 +116,10 @@ class Span:
 
 @dataclass
 class CompressionStats:
-    """What has happened in a context since it was opened.
+    """Statistics of a context since it was opened.
 
-    tokens_before: tokens of input spans that were read. tokens_after: those of them that were left at the last layer.
-    planning_s: seconds that choosing took, until the device had finished.
+    tokens_before: tokens of input spans that were read. tokens_after: those of them left at the last layer.
+    planning_s: seconds spent on choosing tokens, including the device's work.
     """
 
     tokens_before: int = 0
@@ -129,5 +128,5 @@ class CompressionStats:
 
 
 def count_share(keep: float, num: int) -> int:
-    """How many of `num` tokens the share `keep` is: at least one, or none if the share is 0 (a crop without weight)."""
+    """The share `keep` of `num` tokens as a number: at least 1, but 0 for a share of 0 (a crop without weight)."""
     return min(num, max(1, round(keep * num))) if keep > 0 else 0

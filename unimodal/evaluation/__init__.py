@@ -1,7 +1,8 @@
 """What the model can do, in figures: one suite a file, each with a `SUITE` (`suite.py`) at its end.
 
-A suite reads the prepared data, asks the model in the words of its training and judges with models that had no part in
-it where there are such (`judges.py`). Figures are plain numbers in nested dicts; `report.py` prints and saves them.
+A suite reads the prepared data, asks the model in the words of its training and judges the answers, where it can with
+models that had no part in the training (`judges.py`). Figures are plain numbers in nested dicts; `report.py` prints and
+saves them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["SUITES", "choose_suites", "run_suite", "run_suites"]
 
 
 def choose_suites(names: Iterable[str]) -> list[str]:
-    """The suites of some names, `all` being every one. Raises ValueError for a name that is none."""
+    """The names of the suites to run; `all` stands for every one. Raises ValueError for an unknown name."""
     chosen: list[str] = []
     for name in names:
         if name != "all" and name not in SUITES:
@@ -33,7 +34,7 @@ def choose_suites(names: Iterable[str]) -> list[str]:
 
 
 def open_suite(name: str) -> Suite[Mapping[str, object]]:
-    """The suite of one name; what it imports is imported only now. Raises ValueError for a name that is none."""
+    """The suite of this name; its module is imported only now. Raises ValueError for an unknown name."""
     [name] = choose_suites([name])
     return importlib.import_module(SUITES[name]).SUITE
 
@@ -48,8 +49,8 @@ def run_suite(
 ) -> Mapping[str, object]:
     """The figures of one suite, from the prepared data in a folder.
 
-    limit: items at most (of each voice, for speech); None is the suite's own number. Raises ValueError for a name that
-    is no suite, a limit below 1, and data that are missing.
+    limit: items at most (of each voice, for speech), by default the suite's own number. report: called with progress.
+    Raises ValueError for an unknown name, a limit below 1, and missing data.
     """
     suite = open_suite(name)
     if limit is not None and limit < 1:
@@ -66,11 +67,10 @@ def run_suites(
     seed: int = 0,
     report: ReportProgress | None = None,
 ) -> Iterator[str]:
-    """Runs suites one by one, saving the report after each, and yields the table of each.
+    """Run suites one by one; save the report after each and yield its table.
 
-    The report at `out` is continued if it is of the same model, seed and limit: suites that are not run again stay.
-    What else a suite writes stands beside it. Raises ValueError as `run_suite` does, and for a file at `out` that is
-    no report.
+    A report at `out` of the same model, seed and limit is continued: its other suites stay. Further files of a suite
+    are written beside it. Raises ValueError as `run_suite` does, and for a file at `out` that is no report.
     """
     from unimodal.evaluation.report import EvaluationReport, continue_report, save_report
     from unimodal.files import write_text_atomically
@@ -89,7 +89,7 @@ def run_suites(
 
 
 def _list_weights(folder: Path) -> dict[str, Path]:
-    """The files that hold the decoder: whole, in shards, or what was trained of it."""
+    """The files of the decoder's weights: whole, in shards, or those of an adapter."""
     from unimodal.model_folder.layout import WEIGHTS
 
     whole = folder / WEIGHTS
@@ -97,13 +97,13 @@ def _list_weights(folder: Path) -> dict[str, Path]:
 
 
 def _hash_file(path: Path) -> str:
-    """The sha256 of a file's bytes: a report is continued only with the weights it was begun with."""
+    """The sha256 of a file's bytes: a report is continued only with the same weights."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ignore_progress(text: str, done: int, total: int | None) -> None:
-    """For callers who do not ask for progress."""
+    """Progress that nobody asked for."""
 
 
 SUITES = {

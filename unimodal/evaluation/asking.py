@@ -1,4 +1,4 @@
-"""What the suites share: putting many requests to the model, and the features of prepared pictures.
+"""Many requests to the model, and features of prepared pictures, for all suites.
 
 Shapes: B pictures, D features.
 """
@@ -23,14 +23,14 @@ from unimodal.sequence.document import Document
 def answer_texts(
     model: Unimodal, documents: Sequence[Document], seed: int, report: ReportProgress, decoder: str | None = None
 ) -> list[str]:
-    """The words of the model's answers, text only; every document has a seed of its own, `seed` and the next ones."""
+    """The words of the model's answers, which hold text only. Document i is answered with seed + i."""
     seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, "answering")
     answers = model.answer_all(documents, to="text", seeds=seeds, decoder=decoder, on_progress=on_progress)
     return [join_texts(answer).strip() for answer in answers]
 
 
 def join_texts(answer: Sequence[Output]) -> str:
-    """The words of an answer's texts."""
+    """The texts of an answer, joined."""
     return " ".join(output.text for output in answer if output.text)
 
 
@@ -43,9 +43,9 @@ def answer_media(
     text: str,
     decoder: str | None = None,
 ) -> list[Tensor]:
-    """The medium in each of the model's answers; every document has a seed of its own, `seed` and the next ones.
+    """The medium in each of the model's answers. Document i is answered with seed + i.
 
-    text: what is reported as being done.
+    to: the modality. text: what progress is reported as.
     """
     seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, text)
     answers = model.answer_all(documents, to=to, seeds=seeds, decoder=decoder, on_progress=on_progress)
@@ -62,14 +62,14 @@ def _name_progress(report: ReportProgress, text: str) -> Callable[[int, int], No
 
 
 def find_features(model: Unimodal, pictures: Pictures, rows: np.ndarray, report: ReportProgress) -> Tensor:
-    """Unit features [B, D] of the pictures of rows int [B]: those prepared with the data, or computed here."""
+    """Features [B, D], of unit length, of the pictures `rows` int [B]: prepared with the data, or computed here."""
     if pictures.features is not None:
         return torch.nn.functional.normalize(torch.from_numpy(pictures.features[rows]), dim=-1)
     return compute_picture_features(model, pictures.take(rows), report)
 
 
 def count_span_bytes(model: Unimodal, modality: str) -> int:
-    """Bytes of the codes of one picture or clip: every code takes the bits that tell its block's values apart."""
+    """The size of the codes of one picture or clip, in bytes: a code of a block of n values takes log2(n) bits."""
     bits = 0.0
     for segment in model.vocabulary.get_layout(modality).segments:
         assert segment.count is not None
@@ -78,5 +78,5 @@ def count_span_bytes(model: Unimodal, modality: str) -> int:
 
 
 def compute_percent(values: Sequence[bool]) -> float:
-    """How many per cent of the values are true, with one decimal."""
+    """The share of true values in per cent, rounded to one decimal."""
     return round(100 * sum(values) / max(len(values), 1), 1)

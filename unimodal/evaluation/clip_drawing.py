@@ -1,7 +1,7 @@
-"""Text → clip: is the asked concept among the training clips that look most like what was filmed, and does it move?
+"""Text → clip: is the requested concept among the training clips nearest to the one made, and does the clip move?
 
-As for pictures, with the mean features of the first, middle and last frame. `motion` is the mean absolute difference
-between neighbouring frames, of the clips filmed and of the training clips of the same concepts.
+As in `picture_drawing.py`, with the mean features of the first, middle and last frame. `motion` is the mean absolute
+difference between neighbouring frames, of the clips made and of training clips of the same concepts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 
 def _measure_motion(clips: Tensor) -> float:
-    """clips [B, T, 3, H, W] → mean absolute difference of neighbouring frames, range [0, 1]."""
+    """The mean absolute difference of neighbouring frames of clips [B, T, 3, H, W] in [0, 1]."""
     return round(float((clips[:, 1:] - clips[:, :-1]).abs().mean()), 4)
 
 

@@ -1,7 +1,7 @@
-"""Clip → name. There is one animation style, so `seen` concepts are asked about with clips from the training set.
+"""Clip → name. There is only one animation style, so `seen` concepts are asked about with clips of the training set.
 
-Their figure shows what was learnt by heart, that of the `heldout` concepts shows what carries over. An answer is right
-if it contains a word of the concept's label or tags.
+Their figure shows memorisation, that of the `heldout` concepts generalisation. An answer is right if it contains a word
+of the concept's label or tags.
 """
 
 from __future__ import annotations

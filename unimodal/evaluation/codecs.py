@@ -1,7 +1,7 @@
-"""JPEG and WebP at very few bytes: what the usual codecs make of a 64×64 picture in the budget of its codes.
+"""JPEG and WebP at very few bytes: the quality of a 64×64 picture at the size of its codes.
 
-Every side and every quality of the lists below is tried. The best file within the budget counts; where none fits, the
-smallest file at full size counts, and its bytes are reported. Most of a JPEG file are tables that could be shared:
+Every side and quality of the lists below is tried. The best file within the budget counts; if none fits, the smallest
+file at full size counts, and its bytes are reported. Most bytes of a small JPEG file are tables that could be shared;
 `jpeg_scan` counts the bytes of its scan alone.
 
 Shapes: H, W height and width.
@@ -26,14 +26,14 @@ CODECS = ("webp", "jpeg", "jpeg_scan")  # jpeg_scan: the bytes of a JPEG's heade
 
 @dataclass(frozen=True)
 class CodecPicture:
-    """What a codec made of a picture."""
+    """A picture decoded from a codec's file, and the size of that file."""
 
     num_bytes: int
     picture: Tensor  # float32 [3, H, W]
 
 
 def encode_within(codec: str, picture: Tensor, budget_bytes: int) -> CodecPicture:
-    """What a codec gives within the budget that is closest to `picture` [3, H, W], by mean squared error."""
+    """The codec's picture nearest to `picture` [3, H, W], by mean squared error, within the budget of bytes."""
     best: tuple[float, CodecPicture] | None = None
     smallest: CodecPicture | None = None
     original = Image.fromarray(to_bytes(picture).permute(1, 2, 0).contiguous().numpy())

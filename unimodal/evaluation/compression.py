@@ -1,18 +1,17 @@
-"""Token compression: what every method costs in answers and saves in time, beside the baselines at equal tokens.
+"""Token compression: how many right answers each method loses and how much time it saves, beside baselines.
 
 Questions are about pictures in a style that was never trained on, clips of concepts never trained on, and sentences
-never heard, in the words of the training. For each method and share of tokens kept the table has
+never heard, in the words of the training. For each method and share of kept tokens the table has
 
 - the share of right answers (of words, for speech), and how often the answer is that of the whole model;
-- the time to the first token and the tokens a second, with the scoring inside, and memory;
+- the time to the first token and the tokens a second, scoring included, and memory;
 - the share of right answers about pictures under small pixel noise, and under an attack on the scores.
 
-The attack searches for pixels, all within `ATTACK` of the picture's own, after which the method keeps the most
-different tokens. It tries random squares (Square Attack, arXiv 1912.00049), which needs no gradient. The whole model
-scores nothing: it gets the pixels that the search starts from.
+The attack searches for pixels, each within `ATTACK` of the picture's own, for which the method keeps the most different
+tokens. It tries random squares (Square Attack, arXiv 1912.00049), which needs no gradient. The whole model scores no
+tokens: it gets the pixels that the search starts from.
 
-Random pruning is the mean of five seeds. `blind` is the model asked without the medium: what any method gets for
-nothing.
+Random pruning is the mean of five seeds. `blind` is the model asked without the medium, the least that any method gets.
 """
 
 from __future__ import annotations
@@ -46,24 +45,24 @@ KEEPS = (0.5, 0.25, 0.125)
 SEEDS = 5  # of random pruning
 ROBUST_KEEP, ROBUST_LIMIT = 0.25, 16
 NOISE_STD = 2 / 255  # of a pixel in [0, 1]
-LONG = 512  # codes of the prompts that are timed
-ATTACK, QUERIES = 4 / 255, 16  # the most that a pixel is changed by, and pictures tried
-SQUARES = (0.3, 0.05)  # share of the picture that a first and a last change covers
+LONG = 512  # codes of the timed prompts
+ATTACK, QUERIES = 4 / 255, 16  # the largest change of a pixel in [0, 1], and the pictures tried
+SQUARES = (0.3, 0.05)  # share of the picture that the first and the last change cover
 METHOD_NAMES = tuple(METHODS)
 
 #: answer, number of the question → how right it is, between 0 and 1
 Judge: TypeAlias = Callable[[str, int], float]
-#: what a model is compressed by; None for the model as it is
+#: the open context of a method; None for the model without compression
 Context: TypeAlias = AbstractContextManager[CompressionSession | None]
-#: model, seed of the method or None for its own → context
+#: (model, seed of the method, or None for its default) → context
 OpenContext: TypeAlias = Callable[[Unimodal, int | None], Context]
-#: figures by name, None where there is nothing to measure
+#: figures by name; None if there is nothing to measure
 Measured: TypeAlias = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions about one medium, and who judges the answers."""
+    """Questions about one medium, and the judge of their answers."""
 
     parts: list[Part]
     judge: Judge
@@ -74,7 +73,7 @@ class Questions:
         return [Document([Turn("user", [part, Text(self.question)])]) for part in self.parts]
 
     def score(self, answers: Sequence[str]) -> float:
-        """How right the answers are on average, in per cent."""
+        """The mean of the judge's scores, in per cent."""
         return round(100 * fmean(self.judge(answer, i) for i, answer in enumerate(answers)), 2)
 
 
@@ -111,12 +110,12 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 
 def make_table(name: str, figures: CompressionFigures) -> str:
-    """What is printed in place of the list of figures."""
+    """The Markdown table that is printed in place of a list of figures."""
     return f"{name}\n\n{make_markdown(figures)}"
 
 
 def make_files(figures: CompressionFigures) -> dict[str, str]:
-    """What is written beside the report, by the end of its name."""
+    """Texts to write beside the report, by the end of the file's name."""
     return {"_compression.md": make_markdown(figures) + "\n", "_compression.svg": plot(figures)}
 
 
@@ -124,7 +123,7 @@ def make_files(figures: CompressionFigures) -> dict[str, str]:
 
 
 def list_configs() -> Iterator[tuple[str, float, OpenContext]]:
-    """(name, share kept, context): the whole model by the engine's step and by its plain forward, then every method."""
+    """(name, share kept, context): the whole model by the engine's step, by its own forward, and then every method."""
     yield "whole model", 1.0, lambda model, seed: nullcontext()
     yield "whole model, plain forward", 1.0, lambda model, seed: compress(model, "stride", keep=1.0)
     for name in METHOD_NAMES:
@@ -155,7 +154,7 @@ def _try_method(
     seed: int,
     keep: float,
 ) -> Measured:
-    """All figures of one method with one seed. whole: the answers of the whole model."""
+    """All figures of one method with one seed. whole: the whole model's answers by medium."""
     figures: Measured = {}
     same = []
     with context(model, method_seed):
@@ -173,7 +172,7 @@ def _try_method(
 
 
 def _average(tries: Sequence[Measured]) -> dict[str, float | list[float] | None]:
-    """The mean over seeds, and of the answers about pictures the least and the most."""
+    """The mean over seeds, and the range of the share of right answers about pictures."""
     mean: dict[str, float | list[float] | None] = {}
     for name in tries[0]:
         values = [value for one in tries if (value := one[name]) is not None]
@@ -185,7 +184,7 @@ def _average(tries: Sequence[Measured]) -> dict[str, float | list[float] | None]
 
 
 def make_timed_prompts(model: Unimodal, questions: Questions, number: int = 8) -> list[Document]:
-    """Prompts of several media and one question, of at least `LONG` codes where the model has room for them."""
+    """Prompts of several media and a question, with at least `LONG` codes if the model has room for them."""
     documents = []
     for first in range(number):
         parts: list[Part] = []
@@ -202,7 +201,7 @@ def make_timed_prompts(model: Unimodal, questions: Questions, number: int = 8) -
 
 
 def count_codes(document: Document) -> int:
-    """How many codes the media of a document have."""
+    """The number of codes in a document's media."""
     return sum(len(part.codes) for part in document.parts if not isinstance(part, Text) and part.codes is not None)
 
 
@@ -246,15 +245,15 @@ def _answer(model: Unimodal, questions: Questions, seed: int) -> list[str]:
 
 
 def _answer_blindly(model: Unimodal, questions: Questions, seed: int) -> list[str]:
-    """The answers to the question alone."""
+    """The answers to the question without a medium."""
     bare = Document([Turn("user", [Text(questions.question)])])
     return answer_texts(model, [bare] * len(questions.parts), seed, _ignore_progress, "plain")
 
 
 class PerturbedPictures:
-    """Pictures with small noise, drawn once for all methods, and changed so that a method keeps other tokens.
+    """Pictures with small noise, the same for all methods, and pictures changed so that a method keeps other tokens.
 
-    rows: int [B], those of the pictures.
+    rows: int [B], of the pictures.
     """
 
     def __init__(self, model: Unimodal, pictures: Pictures, rows: np.ndarray, seed: int) -> None:
@@ -268,7 +267,7 @@ class PerturbedPictures:
         return [Image(codes=codes) for codes in self.model.coder.encode("image", list(pictures))]
 
     def measure(self, questions: Questions, session: CompressionSession | None) -> Measured:
-        """Right answers under noise and under attack, and the share of the kept tokens that the attack leaves kept.
+        """The shares of right answers under noise and under attack, and of kept tokens that are kept under attack.
 
         session: None for the whole model.
         """
@@ -302,7 +301,7 @@ class PerturbedPictures:
         return torch.randint(0, 2, shape, generator=self.generator) * 2.0 - 1
 
     def _move_squares(self, change: Tensor, share: float) -> Tensor:
-        """change [B, 3, H, W], in which a square of this share of each picture has other signs, all ±`ATTACK`."""
+        """The change [B, 3, H, W], all ±`ATTACK`, with new signs in a square of this share of each picture."""
         height, width = change.shape[2:]
         side = max(1, round((share * height * width) ** 0.5))
         changed = change.clone()
@@ -315,18 +314,18 @@ class PerturbedPictures:
     def _compare_kept(
         self, kept: list[set[int]], parts: list[Part], questions: Questions, session: CompressionSession
     ) -> Tensor:
-        """The share [B] of the tokens kept of the clean pictures that are kept of these too."""
+        """The share [B] of the clean pictures' kept tokens that are kept in these pictures too."""
         found = self._find_kept(questions, parts, session)
         assert found is not None
         return torch.tensor([len(a & b) / len(a) if a else 1.0 for a, b in zip(kept, found, strict=True)])
 
     def _score(self, questions: Questions, parts: list[Part]) -> float:
-        """How right the answers about these pictures are, in per cent."""
+        """The judge's mean score of answers about these pictures, in per cent."""
         asked = replace(questions, parts=parts)
         return asked.score(_answer(self.model, asked, self.seed))
 
     def _find_kept(self, questions: Questions, parts: list[Part], session: CompressionSession) -> list[set[int]] | None:
-        """The places of the tokens of every picture that went furthest, or None where no tokens are chosen."""
+        """The places of each picture's tokens that reached the last site; None if the method chooses no tokens."""
         found = []
         for document in replace(questions, parts=parts).documents:
             self.model.answer_all([document], to="text", tokens=2, decoder="plain")
@@ -337,7 +336,7 @@ class PerturbedPictures:
 
 
 def _ignore_progress(text: str, done: int, total: int | None) -> None:
-    """The suite reports method by method."""
+    """Progress within a method, which is not shown: the suite reports method by method."""
 
 
 SUITE = Suite(run, make_table, make_files)

@@ -1,4 +1,4 @@
-"""The compression suite for people: a Markdown table, and accuracy against time as a picture (SVG)."""
+"""The compression suite's Markdown table, and a plot of accuracy against time (SVG)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ COLUMNS = {
     "attack_percent": "attack %",
     "kept_alike_percent": "kept alike %",
 }
-#: what a row is about: the whole model, or how a method works
+#: the kind of a row: the whole model, or how a method works
 Kind = Literal["whole", "baseline", "tokens", "cache"]
 COLOURS: dict[Kind, str] = {"whole": "#c0392b", "baseline": "#7f8c8d", "tokens": "#2563a8", "cache": "#d98c00"}
 Percent = Literal["picture_percent", "clip_percent", "speech_percent"]
-#: what the questions are about → the name of the share of right answers
+#: subject of the questions → name of the share of right answers
 MEDIA: dict[str, Percent] = {"picture": "picture_percent", "clip": "clip_percent", "speech": "speech_percent"}
-VISUAL = ("picture", "clip")  # of the prompts that are timed
+VISUAL = ("picture", "clip")  # the media of the timed prompts
 
 
 class CompressionRow(TypedDict, total=False):
-    """One method at one share of tokens kept. Shares of answers in per cent; None where there is nothing to measure."""
+    """One method at one share of kept tokens. Shares in per cent; None if there is nothing to measure."""
 
     method: Required[str]
     keep: Required[float]
@@ -58,7 +58,7 @@ class CompressionRow(TypedDict, total=False):
 
 
 class CompressionFigures(TypedDict):
-    """What the suite finds. questions, blind, right_of_whole_model: by what is asked about."""
+    """The figures of the suite. questions, blind, right_of_whole_model: by subject of the questions."""
 
     questions: dict[str, int]
     blind: dict[str, float]
@@ -71,7 +71,7 @@ class CompressionFigures(TypedDict):
 
 
 def make_markdown(figures: CompressionFigures) -> str:
-    """A row for each method and share; what a blind model answers, and the verdicts, stand below."""
+    """The table, with a row for each method and share; below it the blind model's figures and the verdicts."""
     lines = [f"| {' | '.join(COLUMNS.values())} |", "|" + "---|" * len(COLUMNS)]
     for row in figures["rows"]:
         lines.append("| " + " | ".join(_format_cell(row, name) for name in COLUMNS) + " |")
@@ -93,7 +93,7 @@ def make_markdown(figures: CompressionFigures) -> str:
 
 
 def list_verdicts(rows: Sequence[CompressionRow]) -> list[str]:
-    """What the table says of the two questions that are asked first, in two lines with an empty one between them."""
+    """The table's answers to the two main questions: two lines, and an empty one between them."""
     whole = next(row for row in rows if row["kind"] == "whole")
     halving = [
         f"{row['method']} {row['keep']:g} ({whole['ttft_ms_batch_1'] / row['ttft_ms_batch_1']:.1f}×)"
@@ -120,7 +120,7 @@ def list_verdicts(rows: Sequence[CompressionRow]) -> list[str]:
 
 
 def _find_better(row: CompressionRow, baselines: Mapping[tuple[str, float], float]) -> list[str]:
-    """The baselines that are right more often at the same share, of the accuracies by (method, share)."""
+    """The baselines that are right more often at the same share. baselines: (method, share) → accuracy."""
     own = average_accuracy(row)
     return [name for name in ("random", "pooling") if baselines.get((name, row["keep"]), -1.0) > own]
 
@@ -141,7 +141,7 @@ def average_accuracy(row: CompressionRow, media: Sequence[str] = tuple(MEDIA)) -
 
 
 def plot(figures: CompressionFigures, width: int = 900, height: int = 560) -> str:
-    """Mean accuracy against the time to the first token as SVG; the shares of one method are joined by a line.
+    """A plot of mean accuracy against the time to the first token, as SVG; a line joins the shares of each method.
 
     width, height: in pixels.
     """
@@ -152,10 +152,10 @@ def plot(figures: CompressionFigures, width: int = 900, height: int = 560) -> st
     low_x, high_x = 0.95 * min(times), 1.05 * max(times)
     low_y, high_y = max(0.0, min(rights) - 3), min(100.0, max(rights) + 3)
 
-    def x(value: float) -> float:
+    def place_x(value: float) -> float:
         return left + (value - low_x) / (high_x - low_x) * (width - left - right)
 
-    def y(value: float) -> float:
+    def place_y(value: float) -> float:
         return height - bottom - (value - low_y) / max(high_y - low_y, 1e-9) * (height - top - bottom)
 
     parts = [
@@ -167,12 +167,13 @@ def plot(figures: CompressionFigures, width: int = 900, height: int = 560) -> st
     for step in range(5):
         at, level = low_x + (high_x - low_x) * step / 4, low_y + (high_y - low_y) * step / 4
         parts += [
-            f'<line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{top}" y2="{height - bottom}" stroke="#e5e7eb"/>',
-            f'<line x1="{left}" x2="{width - right}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#e5e7eb"/>',
-            f'<text x="{x(at):.1f}" y="{height - bottom + 16}" text-anchor="middle">{at:.3g}</text>',
-            f'<text x="{left - 8}" y="{y(level) + 4:.1f}" text-anchor="end">{level:.3g}</text>',
+            f'<line x1="{place_x(at):.1f}" x2="{place_x(at):.1f}" y1="{top}" y2="{height - bottom}" stroke="#e5e7eb"/>',
+            f'<line x1="{left}" x2="{width - right}" y1="{place_y(level):.1f}" y2="{place_y(level):.1f}" '
+            'stroke="#e5e7eb"/>',
+            f'<text x="{place_x(at):.1f}" y="{height - bottom + 16}" text-anchor="middle">{at:.3g}</text>',
+            f'<text x="{left - 8}" y="{place_y(level) + 4:.1f}" text-anchor="end">{level:.3g}</text>',
         ]
-    blind = y(rights[-1])
+    blind = place_y(rights[-1])
     parts += [
         f'<text x="{(left + width - right) / 2}" y="{height - 20}" text-anchor="middle">ms, 8 clip prompts</text>',
         f'<text x="18" y="{height / 2}" transform="rotate(-90 18 {height / 2})" text-anchor="middle">per cent</text>',
@@ -185,7 +186,7 @@ def plot(figures: CompressionFigures, width: int = 900, height: int = 560) -> st
         by_method.setdefault(row["method"], []).append(row)
     for name, own in by_method.items():
         colour = COLOURS[own[0]["kind"]]
-        points = [(x(row["ttft_ms_batch_8"]), y(average_accuracy(row)), row) for row in own]
+        points = [(place_x(row["ttft_ms_batch_8"]), place_y(average_accuracy(row)), row) for row in own]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b, _ in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-opacity="0.35"/>')
         for a, b, row in points:

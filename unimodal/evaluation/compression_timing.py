@@ -1,8 +1,8 @@
-"""How long a prompt and a step take, and how much memory: measured at the decoder, alone and in a batch.
+"""Time and memory of a prompt and of a step, measured at the decoder, for one prompt and for a batch.
 
-The time to the first token is that of reading the prompt, with whatever a method adds, and of the head once. Times are
-the best of several runs, so that a busy machine shows less. Memory is the most that was held at a time beside the
-weights: the device's own count on CUDA, elsewhere the storages that operations have made and that are still alive.
+The time to the first token is that of reading the prompt, including the method's own work, and of one call of the head.
+Times are the best of several runs, which reduces the effect of a busy machine. Memory is the peak beside the weights:
+the device's own count on CUDA, elsewhere the living storages that operations have made.
 
 Shapes: B prompts, D width.
 """
@@ -32,8 +32,8 @@ def measure_times(
 ) -> dict[str, float | None]:
     """Figures of the first document alone and of a batch of `BATCH`.
 
-    Of both: `ttft_ms` (to the first token), `tokens_per_s`, `memory_mib`. Of the first with a session, else None:
-    `planning_ms` (of choosing tokens, inside `ttft_ms`) and `tokens_left_percent` of the input spans.
+    For both: `ttft_ms` (time to the first token), `tokens_per_s`, `memory_mib`. For the first, None without a session:
+    `planning_ms` (time of choosing tokens, part of `ttft_ms`) and `tokens_left_percent` of the input spans.
     """
     prompts = [model.read(model.template.render(d, add_generation_prompt=True)) for d in documents[:BATCH]]
     while len(prompts) < BATCH:
@@ -62,7 +62,7 @@ def measure_times(
 
 @torch.inference_mode()
 def _run_once(model: Unimodal, prompts: list[list[int]]) -> tuple[float, float]:
-    """Seconds to the first token and for STEPS more."""
+    """The seconds to the first token, and those of `STEPS` more tokens."""
     engine = model.engine
     decoder, head = engine.decoder, engine.model.get_output_embeddings()
     begin = _read_clock(engine.device)
@@ -82,13 +82,13 @@ def _read_clock(device: torch.device) -> float:
 
 @dataclass
 class HeldMemory:
-    """The largest number of bytes that was held at a time, beside what was held before."""
+    """The peak of held bytes, beside those held before."""
 
     most: int = 0
 
 
 class _StorageCount(TorchDispatchMode):
-    """Counts the bytes of storages that operations have made and that are still alive."""
+    """Counts the bytes of living storages that operations have made."""
 
     def __init__(self, held: HeldMemory) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _StorageCount(TorchDispatchMode):
 
 @contextmanager
 def watch_memory(device: torch.device) -> Iterator[HeldMemory]:
-    """Counts what is held while it is open."""
+    """A context that measures the peak of held memory."""
     held = HeldMemory()
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,7 +1,7 @@
 """Pictures of concepts that were never trained on → codes → pictures, beside JPEG and WebP at the same bytes.
 
 PSNR (dB) and SSIM over the whole 64×64 picture on white, range [0, 1], averaged over pictures. `feature_distance` is
-1 − cosine of the features of a frozen EfficientNet-lite0: how much of what the picture shows has changed.
+1 − cosine of the features of a frozen EfficientNet-lite0: how far the content of the picture has changed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 
 def _compare(model: Unimodal, originals: Tensor, others: Tensor, features: Tensor) -> dict[str, float]:
-    """Figures of pictures [B, 3, 64, 64] against their originals, whose features are [B, D]."""
+    """PSNR, SSIM and feature distance of pictures against their originals, all [B, 3, 64, 64].
+
+    features: [B, D], of the originals.
+    """
     distance = 1 - (features * compute_picture_features(model, others)).sum(1)
     return {
         "psnr_db": round(float(compute_psnr(originals, others).mean()), 2),

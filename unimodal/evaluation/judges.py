@@ -1,4 +1,4 @@
-"""How answers are judged: signal to noise, structural similarity, features of a frozen trunk, Whisper's transcripts.
+"""Judges of answers: signal to noise, structural similarity, features of a frozen trunk, Whisper's transcripts.
 
 Shapes: B batch, Q queries, M gallery, K nearest, D features, T samples.
 """
@@ -63,14 +63,17 @@ def compute_clip_features(model: Unimodal, clips: Tensor, report: ReportProgress
 
 
 def find_nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
-    """The K = `count` nearest of a gallery by cosine, the nearest first: unit [Q, D], unit [M, D] → int64 [Q, K]."""
+    """The K = `count` items of a gallery nearest to each query by cosine, int64 [Q, K], the nearest first.
+
+    queries: [Q, D]. gallery: [M, D]. Both of unit length.
+    """
     return (queries @ gallery.T).topk(min(count, len(gallery)), dim=1).indices
 
 
 class WhisperJudge:
-    """Whisper tiny.en (arXiv 2212.04356) through faster-whisper, from the package that ships it; greedy.
+    """Whisper tiny.en (arXiv 2212.04356) through faster-whisper, decoded greedily.
 
-    Raises ValueError where the packages are not installed.
+    Raises ValueError if the packages are not installed.
     """
 
     def __init__(self, num_threads: int = 0) -> None:
@@ -86,7 +89,7 @@ class WhisperJudge:
         self._model = WhisperModel(str(folder), device="cpu", compute_type="float32", cpu_threads=threads)
 
     def transcribe(self, sound: Tensor) -> str:
-        """float32 [T] at 16 kHz → text."""
+        """The transcript of a sound, float32 [T] at 16 kHz."""
         segments, _ = self._model.transcribe(
             sound.numpy(), beam_size=1, language="en", without_timestamps=True, condition_on_previous_text=False
         )
@@ -94,15 +97,15 @@ class WhisperJudge:
 
 
 class DnsmosJudge:
-    """How natural speech sounds, 1 to 5: the overall score of DNSMOS P.835 (arXiv 2110.01763), without a reference.
+    """Naturalness of speech, 1 to 5: the overall score of DNSMOS P.835 (arXiv 2110.01763), without a reference.
 
-    The network and the polynomial that maps its output to a listener's scale are those of the package ``speechmos``.
-    Its own front end is not used: it wants librosa for a second network that this score does not need. Raises
-    ValueError where the packages are not installed.
+    The network and the polynomial that maps its output to the listeners' scale are those of the package ``speechmos``.
+    The package's own front end is not used, since it needs librosa for a second network that this score does not use.
+    Raises ValueError if the packages are not installed.
     """
 
     SECONDS = 9.01
-    OVERALL = (-0.06766283, 1.11546468, 0.04602535)  # of degree 2, highest power first
+    OVERALL = (-0.06766283, 1.11546468, 0.04602535)  # coefficients, highest power first
 
     def __init__(self, num_threads: int = 0) -> None:
         package = importlib.util.find_spec("speechmos")
@@ -118,9 +121,9 @@ class DnsmosJudge:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def score(self, sound: Tensor) -> float:
-        """float32 [T] at 16 kHz in [-1, 1] → the mean score of windows of 9.01 s that start a second apart.
+        """The mean score of a sound, float32 [T] at 16 kHz in [-1, 1], over windows of 9.01 s that start 1 s apart.
 
-        A shorter sound is repeated to one window; an empty one scores 1.
+        A shorter sound is repeated to fill one window; an empty one scores 1.
         """
         if not len(sound):
             return 1.0
@@ -142,9 +145,9 @@ def _make_normaliser() -> Callable[[str], str]:
 
 
 def compute_word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """Errors per hundred words over all sentences, both sides through Whisper's English normaliser.
+    """Word errors per hundred reference words over all sentences, after Whisper's English normaliser on both sides.
 
-    Raises ValueError where jiwer is not installed, and where no reference has a word.
+    Raises ValueError if jiwer is not installed, and if no reference has a word.
     """
     try:
         import jiwer

@@ -1,10 +1,10 @@
-"""Text → picture: is the asked concept among the training pictures that look most like what was drawn?
+"""Text → picture: is the requested concept among the training pictures nearest to the drawing?
 
-Concepts that were trained on are asked for by their label, each with its own seed. Likeness is the cosine of features
-of a frozen EfficientNet-lite0. `among_5` is the share of drawings that have a picture of the asked concept among the 5
-nearest training pictures of all styles; `nearest` is the share for which the very nearest one is. `rebuilt` is the same
-for training pictures sent through the tokenizer, which a perfect decoder would reach; `chance` is what a random drawing
-would reach.
+Concepts that were trained on are requested by their label, each with its own seed. Likeness is the cosine of features
+of a frozen EfficientNet-lite0. `among_5` is the share of drawings with a picture of the requested concept among the 5
+nearest training pictures of all styles, `nearest` the share for which the nearest picture is one. `rebuilt` is the same
+share for training pictures sent through the tokenizer, which a perfect decoder would reach; `chance` is that of a
+random drawing.
 """
 
 from __future__ import annotations

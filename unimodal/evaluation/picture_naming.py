@@ -55,7 +55,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 def name_pictures(
     model: Unimodal, pictures: Pictures, rows: np.ndarray, seed: int, report: ReportProgress
 ) -> list[str]:
-    """What the model says each picture is."""
+    """The model's answer to the question what each picture is."""
     documents = []
     for start in range(0, len(rows), BATCH):
         report("coding pictures", start, len(rows))

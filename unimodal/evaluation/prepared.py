@@ -23,7 +23,7 @@ PREPARE_VIEWS, MAKE_SPEECH = "python tools/prepare_views.py", "python tools/make
 
 
 def sample(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
-    """At most `limit` of the rows, chosen by `seed`, in their own order."""
+    """At most `limit` of the rows, chosen at random by `seed`, in their order."""
     if limit is None or len(rows) <= limit:
         return rows
     return np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
@@ -31,9 +31,10 @@ def sample(rows: np.ndarray, limit: int | None, seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pictures:
-    """pixels: uint8 [M, 64, 64, 3]. concept: int [M], places in `concepts`. style: str [M].
+    """The prepared pictures.
 
-    features: float32 [M, 1280] by the frozen trunk, where they were prepared.
+    pixels: uint8 [M, 64, 64, 3]. concept: int [M], indices of `concepts`. style: str [M]. features: float32 [M, 1280]
+    of the frozen trunk, if they were prepared.
     """
 
     pixels: np.ndarray
@@ -55,7 +56,7 @@ class Pictures:
         return cls(arrays["pixels"], arrays["concept"], arrays["style"], concepts, features)
 
     def find_rows(self, styles: tuple[str, ...], split: str) -> np.ndarray:
-        """The pictures in some styles whose concepts are of one split, int [B]."""
+        """The rows, int [B], of the pictures in these styles whose concepts are in the split."""
         return np.flatnonzero(np.isin(self.style, styles) & _are_in_split(self.concepts, self.concept, split))
 
     def take(self, rows: np.ndarray) -> Tensor:
@@ -63,13 +64,13 @@ class Pictures:
         return torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2).float() / 255
 
     def take_concepts(self, rows: np.ndarray) -> list[Concept]:
-        """What the pictures of rows int [B] show."""
+        """The concepts of the pictures of rows int [B]."""
         return [self.concepts[concept] for concept in self.concept[rows]]
 
 
 @dataclass(frozen=True)
 class Clips:
-    """frames: uint8 [C, T, 64, 64, 3]. concept: int [C], places in `concepts`."""
+    """The prepared clips. frames: uint8 [C, T, 64, 64, 3]. concept: int [C], indices of `concepts`."""
 
     frames: np.ndarray
     concept: np.ndarray
@@ -81,7 +82,7 @@ class Clips:
         return cls(arrays["frames"], arrays["concept"], load_concepts(folder / "concepts.json"))
 
     def find_rows(self, split: str) -> np.ndarray:
-        """The clips whose concepts are of one split, int [B]."""
+        """The rows, int [B], of the clips whose concepts are in the split."""
         return np.flatnonzero(_are_in_split(self.concepts, self.concept, split))
 
     def take(self, rows: np.ndarray) -> Tensor:
@@ -89,13 +90,13 @@ class Clips:
         return torch.from_numpy(self.frames[rows]).permute(0, 1, 4, 2, 3).float() / 255
 
     def take_concepts(self, rows: np.ndarray) -> list[Concept]:
-        """What the clips of rows int [B] show."""
+        """The concepts of the clips of rows int [B]."""
         return [self.concepts[concept] for concept in self.concept[rows]]
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A sentence as one voice says it: `num_samples` of the samples of all utterances, from `start` on."""
+    """A sentence said by one voice: `num_samples` samples of `Speech.samples`, from `start` on."""
 
     text: str
     voice: str
@@ -106,7 +107,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Speech:
-    """samples: int16, those of all utterances, at 16 kHz."""
+    """The prepared speech. samples: int16, of all utterances one after the other, at 16 kHz."""
 
     utterances: list[Utterance]
     samples: np.ndarray
@@ -123,10 +124,10 @@ class Speech:
     def choose_unseen(
         self, limit: int | None, seed: int, max_duration_s: float | None = None
     ) -> dict[str, list[Utterance]]:
-        """By voice, at most `limit` utterances each whose sentence is in no training utterance of any voice.
+        """Voice → at most `limit` utterances whose sentences no voice says in training.
 
-        A voice that is held out whole counts with the test sentences only, so that every voice reads the same kind; the
-        human speaker's prompts are a split of their own.
+        A voice that is held out entirely counts with the test sentences only, so that all voices read the same kind of
+        sentence. The human speaker's prompts are a split of their own.
         """
         unseen = {item.text for item in self.utterances if item.split == "test"}
         voices: dict[str, list[Utterance]] = {}
@@ -147,12 +148,15 @@ class Speech:
 
 
 def _are_in_split(concepts: Sequence[Concept], ids: np.ndarray, split: str) -> np.ndarray:
-    """For each of the ids, places in `concepts`, whether it belongs to the split ("train" or "heldout"): bool."""
+    """Whether each concept of ids, indices of `concepts`, is in the split ("train" or "heldout"): bool, as many."""
     return np.array([concept.split == split for concept in concepts])[ids]
 
 
 def _read_arrays(path: Path, command: str) -> Mapping[str, np.ndarray]:
-    """Arrays that are read from the file when they are asked for. Raises ValueError for a missing or broken file."""
+    """The arrays of a file, each read on access. Raises ValueError for a missing or damaged file.
+
+    command: the one that makes the file, for the message.
+    """
     try:
         return np.load(path)
     except FileNotFoundError:

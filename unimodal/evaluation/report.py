@@ -1,4 +1,4 @@
-"""Figures as a table for people and as JSON for the model card.
+"""Figures as a table on the screen and as JSON for the model card.
 
 A report holds the model's name and hashes and the figures of each suite. Saving adds to a report of the same model, so
 that a long evaluation can be interrupted and continued suite by suite.
@@ -15,9 +15,10 @@ from unimodal.files import read_json_as, write_json
 
 @dataclass
 class EvaluationReport:
-    """The report of a model. sha256: of its weights and tokenizers. limit: items of a suite at most, None for no limit.
+    """The report of a model.
 
-    suites: the figures by name of the suite.
+    sha256: by file or tokenizer. limit: the most items of a suite; None for each suite's own. suites: name of a suite →
+    its figures.
     """
 
     model: str = ""
@@ -29,9 +30,9 @@ class EvaluationReport:
 
 
 def continue_report(path: Path, fresh: EvaluationReport) -> EvaluationReport:
-    """The report at `path` if it is of the same weights, seed and limit, else the fresh one.
+    """The report at `path` if it has the weights, seed and limit of the fresh one, else the fresh one.
 
-    Raises ValueError if the file holds something else, which is then left alone.
+    Raises ValueError if the file holds something else; it is not changed then.
     """
     if not path.exists():
         return fresh
@@ -48,7 +49,7 @@ def save_report(report: EvaluationReport, path: Path) -> None:
 
 
 def list_lines(figures: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, figure) of every number, names of nested figures joined by dots; lists of examples are left out."""
+    """(name, figure) of every number, without lists of examples; names of nested figures are joined by dots."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
             yield from list_lines(value, f"{prefix}{name}.")
@@ -59,7 +60,7 @@ def list_lines(figures: Mapping[str, object], prefix: str = "") -> Iterator[tupl
 
 
 def make_table(suite: str, figures: Mapping[str, object]) -> str:
-    """The figures of one suite in two columns under its name."""
+    """A table of one suite's figures: its name, and below it two columns."""
     rows = list(list_lines(figures))
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join([suite, *(f"  {name.ljust(width)}  {value}" for name, value in rows)])

@@ -1,9 +1,9 @@
-"""Text → speech: Whisper's word error rate on what the model says, for sentences it was never trained on.
+"""Text → speech: Whisper's word error rate on the model's speech, for sentences that it was never trained on.
 
-The voices of the training data take turns and are asked for by name. `rebuilt_wer` is the rate of real recordings of
-the same sentences, sent through the audio tokenizer: about what a perfect decoder would reach. `dnsmos` is how natural
-the speech sounds, 1 to 5. Where the model says a sentence several times and chooses (`pipeline/speech_reading.py`),
-`plain_wer` is of what it says the first time.
+The voices of the training data take turns and are requested by name. `rebuilt_wer` is the rate of real recordings of
+the same sentences sent through the audio tokenizer, about the best that a decoder could reach. `dnsmos` is the
+naturalness of the speech, 1 to 5. If the model says a sentence several times and chooses one
+(`pipeline/speech_reading.py`), `plain_wer` is the rate of the first.
 """
 
 from __future__ import annotations

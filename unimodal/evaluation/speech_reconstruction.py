@@ -47,7 +47,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 @dataclass
 class HeardSpeech:
-    """The sentences that were said, and of each the (transcript, DNSMOS) of the original and of the rebuilt sound."""
+    """Sentences, and for each the transcript and the DNSMOS of its original and of its rebuilt sound."""
 
     texts: list[str] = field(default_factory=list)
     original: list[tuple[str, float]] = field(default_factory=list)
@@ -59,7 +59,7 @@ class HeardSpeech:
         self.rebuilt += other.rebuilt
 
     def compare(self) -> dict[str, object]:
-        """The figures of these sentences."""
+        """The word error rates in per cent and the DNSMOS of these sentences."""
         original, rebuilt = (
             compute_word_error_rate(self.texts, [text for text, _ in side]) for side in (self.original, self.rebuilt)
         )
@@ -74,7 +74,7 @@ class HeardSpeech:
 
 
 def rebuild(model: Unimodal, sounds: list[Tensor]) -> list[Tensor]:
-    """The sounds through their codes, each cut to its own length."""
+    """The sounds decoded from their codes, each cut to the length of its original."""
     rebuilt = model.coder.decode("audio", model.coder.encode("audio", sounds))
     return [sound[: len(original)] for sound, original in zip(rebuilt, sounds, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What a suite is: a run that gives figures of a model, and how people are shown them."""
+"""What a suite is: a function that measures figures of a model, and the form in which they are shown."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 from unimodal.evaluation.report import make_table
 from unimodal.pipeline import Unimodal
 
-#: is told what is being done, how far it is, and of how many
+#: called with progress: (task, items done, items in all or None)
 ReportProgress: TypeAlias = Callable[[str, int, int | None], None]
 
-#: what a suite found: numbers under their names, nested where they belong together, and lists of examples
+#: the figures of a suite: numbers by name, nested in groups, and lists of examples
 FiguresT = TypeVar("FiguresT", bound=Mapping[str, object])
 FiguresT_co = TypeVar("FiguresT_co", bound=Mapping[str, object], covariant=True)
 
 
 class RunSuite(Protocol[FiguresT_co]):
-    """Asks a model what the suite is about.
+    """Measures the figures of a model.
 
-    data_folder: the prepared data. limit: the most items to try (of each voice, for speech); None is the suite's own
-    number. Raises ValueError, in one line that says how to make it, for data that are missing.
+    data_folder: the prepared data. limit: the most items to try (of each voice, for speech), by default the suite's own
+    number. Raises ValueError for missing data, in one line that names the command which makes them.
     """
 
     def __call__(
@@ -31,15 +31,16 @@ class RunSuite(Protocol[FiguresT_co]):
 
 
 def make_no_files(figures: Mapping[str, object]) -> dict[str, str]:
-    """For a suite that writes nothing beside the report."""
+    """The files of a suite that writes nothing beside the report: none."""
     return {}
 
 
 @dataclass(frozen=True)
 class Suite(Generic[FiguresT]):
-    """A run, the table that is printed of its figures, and the texts that are written beside the report.
+    """A suite: its run, the table of its figures, and further texts.
 
-    table: (name of the suite, figures) → text. files: figures → texts, by what stands behind the report's name.
+    table: (name of the suite, figures) → the printed text. files: figures → texts to write beside the report, by the
+    end of the file's name.
     """
 
     run: RunSuite[FiguresT]

@@ -1,8 +1,8 @@
-"""What a tuned model has forgotten of its base's text: perplexity of held-out text before and after, and answers.
+"""How much of its base's text a tuned model has forgotten: perplexity of held-out text before and after, and answers.
 
 Definitions of WordNet and paragraphs of a novel by Jane Austen are scored as plain text; neither is in any corpus of
-ours. The base and the tuned model are scored over the text rows that both have, the tuned model over its whole
-vocabulary too. A model without a base (trained from scratch) is reported alone.
+ours. Both models are scored over the text rows that they share, the tuned model also over its whole vocabulary. A model
+without a base (trained from scratch) is reported alone.
 
 Shapes: N tokens, V rows.
 """
@@ -68,9 +68,9 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 @torch.inference_mode()
 def compute_perplexity(model: nn.Module, streams: Sequence[Sequence[int]], num_rows: int) -> float:
-    """exp of the mean negative log-probability of every token but the first, over the first `num_rows` rows.
+    """The perplexity of texts: exp of the mean negative log-probability of all tokens but the first of each.
 
-    streams: ids of texts, of at least two tokens each.
+    streams: ids of texts, each of at least two tokens. num_rows: the softmax is over the first so many rows.
     """
     total, count = 0.0, 0
     device = next(model.parameters()).device

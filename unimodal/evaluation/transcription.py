@@ -1,9 +1,9 @@
-"""Speech → text: word error rate of the model's own transcripts of sentences it was never trained on.
+"""Speech → text: word error rate of the model's transcripts of sentences that it was never trained on.
 
-Per voice, in per cent, both sides through Whisper's English normaliser. `all` pools the synthetic voices; the human
-speaker, who is in no training set, is reported apart. Where the model searches for its transcripts
-(`generation/ctc_beam.py`), `plain_wer` is of transcripts written token by token. `whisper_wer` is Whisper tiny.en on
-the same recordings.
+For each voice, in per cent, after Whisper's English normaliser on both sides. `all` pools the synthetic voices; the
+human speaker, who is in no training set, is reported apart. If the model searches for its transcripts
+(`generation/ctc_beam.py`), `plain_wer` is the rate of transcripts written token by token. `whisper_wer` is that of
+Whisper tiny.en on the same recordings.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 
 def _compare(texts: list[str], answers: list[str], plain: list[str], heard: list[str]) -> dict[str, object]:
-    """The figures of what was said, what the model wrote, what it wrote token by token, and what Whisper heard."""
+    """Word error rates in per cent against texts: of the model, of the model token by token, and of Whisper."""
     return {
         "utterances": len(texts),
         "wer": compute_word_error_rate(texts, answers),

@@ -1,7 +1,7 @@
 """Clips of concepts that were never trained on → codes → clips.
 
-PSNR over all frames of a clip, range [0, 1], averaged over clips. `still_psnr_db` is what the original first
-frame, repeated, would reach: the rest is what the motion codes bring.
+PSNR in dB over all frames of a clip, range [0, 1], averaged over clips. `still_psnr_db` is that of the original first
+frame, repeated: the difference is the gain of the motion codes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 
 def _average(parts: list[torch.Tensor]) -> float:
-    """The mean over batches of figures [B]."""
+    """The mean of figures that come in batches [B], rounded."""
     return round(float(torch.cat(parts).mean()), 2)
 
 

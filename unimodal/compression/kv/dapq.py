@@ -1,7 +1,7 @@
-"""DapQ (arXiv 2603.11564): pseudo-queries that stand where the answer will be; where matters more than what.
+"""DapQ (arXiv 2603.11564): pseudo-queries at the answer's positions; position matters more than content.
 
-The observation window of SnapKV looks back from inside the prompt. Here the queries of the last tokens are rotated on
-by the window's length, to the positions that the answer's tokens will have, and score the entries from there.
+The observation window of SnapKV lies inside the prompt. Here the queries of the last tokens are rotated forward by the
+window's length, to the positions that the answer's tokens will have, and score the entries from there.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ class DapQ(CacheCompressor):
 
 
 def make_pseudo_queries(look: Look, num: int) -> Tensor:
-    """The newest `num` queries, each rotated on by `num` positions, [B, H, num, W]."""
+    """The newest `num` queries, each rotated forward by `num` positions, [B, H, num, W]."""
     query = look.query[:, :, -num:]
     return rotate_by(look.rotary, query, torch.full((len(query), 1, num), num, device=query.device))

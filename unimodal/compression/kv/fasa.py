@@ -18,7 +18,7 @@ from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.running.attention_rows import compute_logits
 from unimodal.compression.running.look import Look
 
-QUERIES = 8  # the last ones of the prompt, which find the dominant pairs
+QUERIES = 8  # the last so many of the prompt find the dominant pairs
 
 
 @dataclass
@@ -46,7 +46,7 @@ class FASA(CacheCompressor):
 
     def score(self, look: Look) -> Tensor:
         pairs = look.layer.memory.get("pairs")
-        if pairs is None:  # rows were taken away since the prompt: find them on this step
+        if pairs is None:  # rows were removed since the prompt: find the pairs at this step
             pairs = find_dominant_pairs(look, look.query, min(self.num_pairs, look.query.shape[-1] // 2), self.keep)
         by_pair = compute_pair_logits(look, look.query)  # [B, H, F, Q, L]
         chosen = pairs[:, :, :, None, None].expand(-1, -1, -1, *by_pair.shape[3:])
@@ -55,7 +55,7 @@ class FASA(CacheCompressor):
 
 
 def compute_pair_logits(look: Look, query: Tensor) -> Tensor:
-    """The parts that the F rotary frequency pairs have in the logits, [B, H, F, Q, L]; they sum to the logits."""
+    """The logits split by the F rotary frequency pairs, [B, H, F, Q, L]; their sum over F is the logits."""
     keys = look.keys.repeat_interleave(query.shape[1] // look.keys.shape[1], 1)
     half = query.shape[-1] // 2
     q = torch.stack([query[..., :half], query[..., half:]], -1).permute(0, 1, 3, 2, 4)  # [B, H, F, Q, 2]
@@ -80,7 +80,10 @@ def find_dominant_pairs(look: Look, query: Tensor, num_pairs: int, keep: float) 
 
 
 def _mark_best(x: Tensor, count: Tensor) -> Tensor:
-    """Whether each of x [..., L] is among the `count` (broadcast) largest, bool [..., L]; of equal ones the first."""
+    """Whether each of x [..., L] is among the `count` largest, bool [..., L]; of equal ones the first count.
+
+    count: int64, broadcast against x.
+    """
     order = x.argsort(dim=-1, descending=True, stable=True)
     first = torch.arange(x.shape[-1], device=x.device) < count  # [..., L], places in the order
     return torch.zeros_like(x, dtype=torch.bool).scatter(-1, order, first.expand(x.shape))

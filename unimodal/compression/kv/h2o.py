@@ -1,7 +1,7 @@
 """H2O (arXiv 2306.14048): keep heavy hitters, the entries with the most attention so far, and a recent window.
 
-Attention is summed over all queries of the prompt and goes on being summed while the answer is written; whenever more
-entries than the budget may go, those with the least go.
+Attention is summed over all queries of the prompt and of the answer as it is written. Whenever there are more entries
+than the budget, those with the least attention are dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.running.attention_rows import compute_attention_rows
 from unimodal.compression.running.look import Look
 
-QUERIES = 256  # attention rows in memory at a time
+QUERIES = 256  # rows of attention in memory at a time
 
 
 @dataclass

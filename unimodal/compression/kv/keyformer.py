@@ -1,7 +1,7 @@
 """Keyformer (arXiv 2403.09054): attention summed as in H2O, but by a Gumbel-softmax at a rising temperature.
 
-Dropping entries moves their mass to the rest; noise on the logits and a temperature that rises from 1 to 2 over the
-answer keep the choice from hardening around the first winners. The noise of an entry depends on the seed, its head and
+Dropped entries leave their attention to the rest. Noise on the logits, and a temperature that rises from 1 to 2 over
+the answer, keep the choice from settling on the first winners. The noise of an entry depends on the seed, its head and
 its position: a row gets the same alone and in a batch.
 """
 

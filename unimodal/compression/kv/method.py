@@ -1,7 +1,7 @@
 """What a cache method is: it scores the entries of every head; the executor drops or selects by the scores.
 
-Only entries that may go are compared: the codes of input spans, and with the scope "prompt" the words too. Entries of
-media that the model writes, of turn marks and of span ends always stay.
+Only evictable entries are compared: the codes of input spans, and with the scope "prompt" words too. Entries of media
+that the model writes, of turn marks and of span ends always stay.
 
 Shapes: B rows, H query heads, K key/value heads, Q new tokens, L slots, W head width.
 """
@@ -24,8 +24,8 @@ from unimodal.vocabulary import Vocabulary
 class CacheCompressor(Method):
     """A method that acts on the cache: every key/value head keeps, or attends to, its best entries.
 
-    keep: of the entries that may go, the share that stays. scope: "media", entries of input spans may go; "prompt",
-    entries of words too. recent: within what `keep` allows, entries among this many newest slots stay before others.
+    keep: the share of evictable entries that stays. scope: "media", entries of input spans are evictable; "prompt",
+    entries of words too. recent: within the share, entries among this many newest slots stay before all others.
 
     Raises ValueError for an unknown scope and for a negative `recent`, and for what `Method` refuses.
     """
@@ -56,4 +56,4 @@ class CacheCompressor(Method):
         """The worth of every slot to every key/value head, float [B, K, L]."""
 
     def observe(self, look: Look) -> None:
-        """Sees the prompt, in which a method that selects drops nothing."""
+        """Called with the prompt of a method that selects; nothing is dropped there."""

@@ -1,1 +1,1 @@
-"""What applies a plan: to hidden states, positions, masks and the cache of a running model."""
+"""The executor: it applies plans to hidden states, positions, masks and the cache of a running model."""

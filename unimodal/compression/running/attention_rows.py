@@ -1,7 +1,7 @@
 """A few rows of the attention matrix, computed again as q·Kᵀ, so that the model keeps its fused kernel.
 
-While a method that needs them is active, the model's attention goes through one registered function that hands on to
-the kernel it had and keeps queries and keys of the watched layers until the next plan.
+While a method that needs them is active, the model's attention goes through one registered function, which calls the
+model's kernel and keeps queries and keys of the watched layers until the next plan.
 
 Shapes: B rows, S spans, H query heads, K key/value heads, Q queries, L slots, N tokens of a span, W head width.
 """
@@ -15,7 +15,7 @@ from unimodal.compression.plan import Query, Span
 from unimodal.compression.running.slots import Slots
 from unimodal.compression.running.stream import TokenStream
 
-NEAR = 16  # of the last tokens of a row, how many may judge a span as the words behind it
+NEAR = 16  # the last so many tokens of a row may count as the words behind a span
 
 
 def compute_logits(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
@@ -28,7 +28,7 @@ def compute_logits(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
 def compute_attention_rows(query: Tensor, keys: Tensor, at: Tensor, slots: Slots, scaling: float) -> Tensor:
     """Attention of queries at slots `at` int64 [B, Q] over all slots, float32 [B, H, Q, L], causal and size-weighted.
 
-    A query that may see nothing (padding) gives zeros.
+    A query that sees no slot (padding) gives zeros.
     """
     logits = compute_logits(query, keys, scaling) + slots.make_bias(torch.float32, query.shape[1])[:, :, None]
     later = torch.arange(keys.shape[2], device=keys.device) > at[..., None]  # [B, Q, L]
@@ -47,7 +47,7 @@ class ForwardObserver:
         self.stream: TokenStream | None = None
 
     def forget(self) -> None:
-        """Drop what was seen: once tokens go, the columns of the others are different ones."""
+        """Drop the kept queries and keys: once tokens are dropped, their columns are no longer valid."""
         self.seen.clear()
 
     def measure_attention(self, span: Span, query: Query, layer: int) -> Tensor:

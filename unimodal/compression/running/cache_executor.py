@@ -1,8 +1,7 @@
 """Applies the scores of a cache method: drops entries of a cache layer, or lets each head attend to some of them.
 
-Every head keeps its own entries but all heads of a row as many, so that a layer stays one tensor; rows that keep fewer
-have padding in front. The others keep the rotation they have: keys stay at their positions, or are rotated to
-compacted ones.
+Every head keeps its own entries, but all heads of a row keep as many, so that a layer stays one tensor; rows that keep
+fewer are padded on the left. Keys stay at their positions, or are rotated to compacted ones.
 
 Shapes: B rows, H query heads, K key/value heads, Q new tokens, L slots, M slots kept, W head width.
 """
@@ -25,9 +24,10 @@ FIRST = 1e6  # above any score
 
 
 def choose_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: int) -> Tensor:
-    """Which slots stay, bool [B, K, L]: all that may not go, and of the others each head's best, `budget` int64 [B].
+    """Which slots stay, bool [B, K, L]: all that are not evictable, and each head's best of the others.
 
-    Those among the newest `recent` slots come before all others, within the budget.
+    scores: [B, K, L]. budget: int64 [B], the number of evictable slots that stay. recent: within the budget, the newest
+    so many slots stay before all others.
     """
     free = slots.evictable & slots.valid[:, None]  # [B, K or 1, L]
     if recent:
@@ -41,7 +41,10 @@ def choose_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: int) -> T
 
 
 def index_slots(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """keep bool [B, K, L], as many in all heads of a row → index int64 [B, K, M], padded in front, and valid [B, M]."""
+    """keep bool [B, K, L] → index int64 [B, K, M], padded on the left, and valid bool [B, M].
+
+    All heads of a row must keep as many.
+    """
     counts = keep[:, 0].sum(-1)  # [B]
     width = max(int(counts.max()), 1)
     index = keep.long().argsort(dim=-1, stable=True)[..., keep.shape[-1] - width :]
@@ -49,7 +52,7 @@ def index_slots(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend_compressed(method: CacheMethod, look: Look, attention: LayerAttention, may_evict: bool) -> AttentionOutput:
-    """One layer's attention as a cache method has it; afterwards entries go, if there is a cache that may lose them."""
+    """Compute one layer's attention under a cache method; then evict entries, if `may_evict`."""
     if method.acts == "select":
         if look.first:
             method.observe(look)
@@ -64,13 +67,13 @@ def attend_compressed(method: CacheMethod, look: Look, attention: LayerAttention
 
 
 def _count_budget(method: CacheMethod, slots: Slots) -> Tensor:
-    """How many of the entries that may go stay, int64 [B]."""
-    num = (slots.evictable[:, 0] & slots.valid).sum(1)  # heads hold as many of them
+    """The number of evictable entries that stay, int64 [B]."""
+    num = (slots.evictable[:, 0] & slots.valid).sum(1)  # the same number in all heads
     return (num * method.keep).round().long().clamp(min=1)
 
 
 def _choose(method: CacheMethod, look: Look) -> tuple[Tensor, Tensor]:
-    """The entries that a method that drops none attends to: index int64 [B, K, M] and valid [B, M]."""
+    """The entries to attend to, for a method that drops none: index int64 [B, K, M] and valid bool [B, M]."""
     return index_slots(choose_slots(method.score(look), look.slots, _count_budget(method, look.slots), method.recent))
 
 
@@ -89,7 +92,7 @@ def _evict(method: CacheMethod, look: Look) -> None:
 def _plan_eviction(
     method: CacheMethod, look: Look, keep: Tensor, index: Tensor, valid: Tensor
 ) -> tuple[Slots, Callable[[Tensor], Tensor] | None]:
-    """The slots that are left, and how their keys are rotated again, if they are."""
+    """The slots that are left, and a function that rotates their keys to compacted positions, or None."""
     after = look.slots.take(index, valid)
     if method.positions == "kept":
         return after, None
@@ -112,7 +115,7 @@ def _attend_selected(method: CacheMethod, look: Look, attention: LayerAttention)
 
 
 def _attend_sparsely(method: CacheMethod, look: Look, attention: LayerAttention) -> AttentionOutput:
-    """Dense attention among the tokens that each head keeps; the others get nothing from this layer's attention."""
+    """Dense attention among the tokens that each head selects; the others get zeros from this layer's attention."""
     query, key, value = attention.query, attention.key, attention.value
     index, valid = _choose(method, look)  # [B, K, M], [B, M]
     groups, size = query.shape[1] // key.shape[1], index.shape[-1]
@@ -124,5 +127,5 @@ def _attend_sparsely(method: CacheMethod, look: Look, attention: LayerAttention)
     mask = bias[:, :, None].masked_fill(later, -torch.inf).masked_fill(blind, 0.0).repeat_interleave(groups, 1)
     out, _ = attention.compute_with(query.gather(2, wide_q), key.gather(2, wide), value.gather(2, wide), mask)
     out = out.transpose(1, 2) * valid[:, None, :, None]  # [B, H, M, W]
-    # padding in front repeats slots: add, so that its zeros change nothing
+    # padding on the left repeats slots: add, so that its zeros change nothing
     return query.new_zeros(query.shape).scatter_add(2, wide_q, out).transpose(1, 2).contiguous(), None

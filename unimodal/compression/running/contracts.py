@@ -1,7 +1,7 @@
-"""What the executor asks of a method, so that what runs plans need not know the classes that make them.
+"""The executor's contracts with methods, so that it needs none of their classes.
 
-`Compressor` of `method.py` is a `TokenMethod`, `CacheCompressor` of `kv/method.py` a `CacheMethod`. Which of the two a
-method is, is read from `acts_on`.
+`Compressor` of `method.py` is a `TokenMethod`, `CacheCompressor` of `kv/method.py` a `CacheMethod`. `acts_on` says which
+of the two a method is.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class CacheMethod(Protocol):
 
 @dataclass(eq=False)
 class OpenMethod:
-    """A method whose context is open, and what it has done there.
+    """A method whose context is open, and its results.
 
-    chosen: the places, int64 [M], of the tokens that went on, by span, of the last call that had input spans.
+    chosen: span → places, int64 [M], of the tokens that it kept in the last call with input spans.
     """
 
     method: TokenMethod | CacheMethod

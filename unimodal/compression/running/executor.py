@@ -1,9 +1,9 @@
 """The one executor: runs a stock decoder's layers and applies every plan to states, positions, masks and cache.
 
-While a context is open, the decoder's `forward` is this one, so that everything that calls the model compresses:
-`generate()`, a training loop, the engine (which leaves its lean step for the model's own forward). Layers, weights and
-attention kernel are the model's own. Positions are given at every step: a decoding step continues at the original
-length whatever the cache holds. Contexts of several methods may be open at once, each acts at its own sites.
+While a context is open, this replaces the decoder's `forward`, so that everything that calls the model compresses:
+`generate()`, a training loop, the engine (which then uses the model's own forward and not its lean step). Layers,
+weights and attention kernel stay the model's own. Positions are given at every step: decoding continues at the original
+length whatever the cache holds. Contexts of several methods may be open at once; each acts at its own sites.
 
 Shapes: B rows, N tokens of a call, S spans planned together, D width.
 """
@@ -31,7 +31,7 @@ from unimodal.compression.running.stream import LiveSpan, SpanGroup, TokenStream
 from unimodal.model.comparison import find_tolerance, measure_difference
 from unimodal.vocabulary import Vocabulary
 
-#: decoders whose forward is known to be that of Llama's; others are compared with it once
+#: decoders whose forward is known to equal Llama's; others are compared with this one once
 PROVEN = ("LlamaModel", "Qwen2Model", "Qwen3Model")
 _NEEDS = "compression needs a decoder like Llama's"
 
@@ -53,7 +53,7 @@ class PlanExecutor:
         if kinds == {"full_attention"} and any(
             type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers
         ):
-            kinds.add("sliding_attention")  # Mistral and Phi-3 say their window without naming kinds of layers
+            kinds.add("sliding_attention")  # Mistral and Phi-3 have a window but no `layer_types`
         if kinds != {"full_attention"}:
             others = ", ".join(sorted(kinds - {"full_attention"}))
             raise ValueError(f"compression needs full attention in every layer; this model has {others}")
@@ -74,7 +74,7 @@ class PlanExecutor:
 
     @torch.no_grad()
     def _check_own(self) -> None:
-        """ValueError for a decoder that does more than this forward, as Granite does, which scales its embeddings."""
+        """Raises ValueError for a decoder whose forward does more, as Granite's does, which scales embeddings."""
         ids = torch.tensor([[3, 1, 2]], device=next(self.backbone.parameters()).device)
         expected = self.backbone(input_ids=ids, use_cache=False).last_hidden_state
         try:
@@ -87,12 +87,12 @@ class PlanExecutor:
 
     @classmethod
     def find(cls, backbone: nn.Module) -> PlanExecutor | None:
-        """The executor that runs a decoder now, if one does."""
+        """The executor in the place of a decoder's forward, or None."""
         forward = vars(backbone).get("forward")
         return forward.__self__ if isinstance(forward, MethodType) and isinstance(forward.__self__, cls) else None
 
     def open(self, opened: OpenMethod) -> None:
-        """Let a method act. Raises ValueError for a second cache method, and for a layer that the model lacks."""
+        """Add a method. Raises ValueError for a second cache method, and for a layer that the model lacks."""
         if opened.method.acts_on == "cache":
             if self.cache_method is not None:
                 raise ValueError("one cache method at a time; leave the other's context first")
@@ -102,7 +102,7 @@ class PlanExecutor:
         self.backbone.forward = self.forward
 
     def close(self, opened: OpenMethod) -> None:
-        """Let a method act no longer; the last one to leave gives the decoder its own forward back."""
+        """Remove a method; with the last one the decoder gets its own forward back."""
         self.methods.remove(opened)
         if not self.methods:
             del self.backbone.forward
@@ -124,10 +124,10 @@ class PlanExecutor:
         past_key_values: Cache | None = None,
         **settings: object,
     ) -> MoeModelOutputWithPast:
-        """input_ids [B, N] → last_hidden_state [B, N, D], zeros in the places of tokens that went; no router logits.
+        """input_ids [B, N] → last_hidden_state [B, N, D], with zeros for dropped tokens; no router logits.
 
-        Raises ValueError for a call that compression cannot serve: without ids, with a mask of its own, with several
-        documents in a row, with a cache of another kind or one that was begun outside, or asking for inner outputs.
+        Raises ValueError for a call that cannot be compressed: without ids, with a mask of its own, with several
+        documents in a row, with a cache of another kind or begun outside the context, or with inner outputs requested.
         """
         cache = cache if cache is not None else past_key_values
         _check_call(input_ids, attention_mask, settings)
@@ -157,7 +157,7 @@ class PlanExecutor:
         return MoeModelOutputWithPast(last_hidden_state=states, **{name: cache})
 
     def _find_evictable(self, ids: Tensor, valid: Tensor, found: list[LocatedSpan]) -> Tensor:
-        """What the cache method, if there is one, may drop of the new tokens, bool [B, N]."""
+        """Which of the new tokens the cache method may drop, bool [B, N]; none without such a method."""
         method = self.cache_method
         free = torch.zeros_like(valid)
         if method is not None:
@@ -169,7 +169,7 @@ class PlanExecutor:
         return free
 
     def _prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[list[SlotLayer], Cache | None]:
-        """The layers of a cache as slot layers, and the cache; a new one where it is wanted and none is given."""
+        """The cache's layers as slot layers, and the cache; a new one if `use_cache` is set and none is given."""
         if cache is None:
             if not (self.backbone.config.use_cache if use_cache is None else use_cache):
                 return [], None
@@ -255,7 +255,7 @@ class PlanExecutor:
     def _judge_rows(
         self, method: TokenMethod, stream: TokenStream, spans: list[LiveSpan], site: int, observer: ForwardObserver
     ) -> tuple[list[int], dict[LiveSpan, Tensor]]:
-        """What a method says of the spans of every row together: the count of each, and hints."""
+        """Ask a method about all spans of each row together: the count of each span, and hints by span."""
         by_row: dict[int, list[LiveSpan]] = {}
         for live in spans:
             by_row.setdefault(live.located.row, []).append(live)
@@ -302,9 +302,9 @@ def _run_layer(
     cache_layer: SlotLayer | None,
     settings: dict[str, object],
 ) -> Tensor:
-    """The states [B, N, D] behind one layer; what its modules change is noted in the stream; `is_changing`: note it."""
+    """Run one layer; return its states [B, N, D]. is_changing: add its changes of the tokens to the stream's."""
     tables = forward.enter_layer(stream, cache_layer)
-    # The rotation is done with the tables; positions that do not continue would be read as packed documents.
+    # The tables hold the rotation; gaps in positions would be read as packed documents, so none are passed.
     plain = torch.arange(len(stream), device=stream.ids.device)[None]
     hooks = [
         module.register_forward_hook(
@@ -326,7 +326,7 @@ def note_transitions(
 ) -> None:
     """Add one module's change of its input to the stream's transitions (see TransPrune).
 
-    args, named: what the module was given, its states [B, N, D] first or as `hidden_states`. out: what it gave.
+    args, named: the module's arguments, its states [B, N, D] first or as `hidden_states`. out: its output.
     """
     before = args[0] if args else named["hidden_states"]
     after = out[0] if isinstance(out, tuple) else out
@@ -339,7 +339,7 @@ def note_transitions(
 
 
 def _check_call(ids: Tensor | None, mask: Tensor | None, settings: dict[str, object]) -> None:
-    """Raises ValueError for what compression cannot serve; takes what only says so out of the settings."""
+    """Raises ValueError for a call that cannot be compressed; removes from settings what is only checked."""
     if ids is None:
         raise ValueError("compression finds spans by their ids; call the model with input_ids")
     if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):

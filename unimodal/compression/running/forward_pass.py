@@ -1,4 +1,4 @@
-"""One forward of the decoder under compression: what its layers' attention has to know, and tables that layers share.
+"""The state of one forward under compression, which the layers' attention reads, and tables that layers share.
 
 Shapes: B rows, N tokens now, L slots of a cache layer, H query heads, K key/value heads, W head width.
 """
@@ -22,7 +22,7 @@ from unimodal.compression.running.stream import TokenStream
 
 
 class LayerTables(NamedTuple):
-    """What a layer is given beside the states."""
+    """A layer's arguments beside the states."""
 
     slots: Slots  # those of its cache and behind them the new ones
     mask: Tensor | None  # [B or 1, H or 1, N, L]
@@ -51,7 +51,7 @@ class ForwardPass:
 
     @property
     def listens(self) -> bool:
-        """Whether the attention of the layers has to go through this pass."""
+        """Whether the layers' attention must go through this pass."""
         return bool(self.watched) or self.cache_method is not None
 
     def enter_layer(self, stream: TokenStream, cache_layer: SlotLayer | None) -> LayerTables:
@@ -70,7 +70,7 @@ class ForwardPass:
         return tables
 
     def attend(self, attention: LayerAttention) -> AttentionOutput:
-        """One layer's attention, seen by the methods that watch it and done as the cache method wants it."""
+        """Compute one layer's attention, under the cache method if there is one, and show it to the observer."""
         assert self.slots is not None
         query, key, index = attention.query, attention.key, attention.module.layer_idx
         if index in self.watched:
@@ -83,9 +83,9 @@ class ForwardPass:
 
 
 def make_mask(slots: Slots, num_new: int, dtype: torch.dtype, kernel: str, num_heads: int) -> Tensor | None:
-    """What is added to the logits of the newest `num_new` tokens, [B or 1, H or 1, num_new, L]; None where nothing is.
+    """The mask added to the logits of the newest `num_new` tokens, [B or 1, H or 1, num_new, L]; None for plain causal.
 
-    Aligned bottom-right. A query of padding sees itself, so that no row is without anything to see (NaN).
+    Aligned bottom-right. A query of padding sees itself, since a row of the softmax without a key would be NaN.
     """
     length = len(slots)
     if slots.plain and (num_new == 1 or (num_new == length and kernel != "eager")):

@@ -1,6 +1,6 @@
-"""The model's attention seen by the executor: one function registered with transformers that hands on to the kernel.
+"""An attention function registered with transformers that shows each call to the executor, which calls the kernel.
 
-The name of the attention in the model's config is ours only while the executor runs its layers.
+The model's config names it only while the executor runs the layers.
 
 Shapes: B rows, H query heads, K key/value heads, Q new tokens, L slots, W head width.
 """
@@ -20,14 +20,14 @@ NAME = "unimodal_compression"
 #: kernels that take a dense additive mask, or None for plain causal attention
 KERNELS = ("sdpa", "eager", "xformers", "varlen")
 
-#: what a kernel gives: the attended values [B, Q, H, W], and the attention where it keeps it
+#: a kernel's output: the attended values [B, Q, H, W], and the attention weights if it keeps them
 AttentionOutput = tuple[Tensor, Tensor | None]
 Kernel = Callable[..., AttentionOutput]
 
 
 @dataclass(frozen=True, eq=False)
 class LayerAttention:
-    """One layer's attention that is about to be computed by the model's own kernel."""
+    """A call of the model's own kernel in one layer, before it is made."""
 
     module: nn.Module
     kernel: Kernel
@@ -46,7 +46,7 @@ class LayerAttention:
 
 
 class AttentionHook(Protocol):
-    """What sees the attention of a running forward: it is handed through the layers as the keyword `compression`."""
+    """Takes the attention calls of a running forward; passed through the layers as the keyword `compression`."""
 
     kernel: str
 
@@ -76,9 +76,9 @@ def find_kernel(module: nn.Module, name: str) -> Kernel:
 
 @contextmanager
 def intercept_attention(config: PretrainedConfig, listens: bool) -> Iterator[str]:
-    """While open, and if it listens, the attention of this config goes through `AttentionHook`.
+    """A context in which, if `listens`, the attention of this config goes through `AttentionHook`.
 
-    Yields the name of the kernel that the config had. Raises ValueError for a kernel that takes no dense mask.
+    Yields the name of the config's kernel. Raises ValueError for a kernel that takes no dense mask.
     """
     own = config._attn_implementation
     if own not in KERNELS:

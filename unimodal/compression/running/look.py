@@ -1,4 +1,4 @@
-"""What a cache method sees of one layer of the decoder.
+"""The input of a cache method: one layer of the decoder.
 
 Shapes: B rows, H query heads, K key/value heads, Q new tokens, L slots of the cache layer, W head width.
 """
@@ -36,7 +36,7 @@ class Look:
         return self.attend(self.query[:, :, -num:])
 
     def attend(self, query: Tensor) -> Tensor:
-        """The attention of query [B, H, num, W] in the places of the newest `num` tokens, float32 [B, H, num, L]."""
+        """The attention of query [B, H, num, W], in place of the newest `num` tokens' own, float32 [B, H, num, L]."""
         num, length = query.shape[2], self.keys.shape[2]
         at = self.find_newest(num)
         probs = compute_attention_rows(query, self.keys, at, self.slots, self.scaling)

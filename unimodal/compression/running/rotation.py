@@ -1,7 +1,7 @@
-"""Rotary positions given explicitly: one position a token, several (PPE), or a cached key rotated to a new one.
+"""Rotary tables for explicit positions: one for each token, several (PPE), or a cached key rotated to a new one.
 
 A key at position p is R(p) k; rotations add up, so a cached key moves to position p' by R(p' - p). A merged token with
-P source positions gives each of them a P-th part of its rotary frequencies (positional preservation embedding).
+P source positions divides its rotary frequencies evenly among them (positional preservation embedding).
 
 Shapes: B rows, N tokens, P positions of a token, H heads, W head width; frequency f turns the pair (f, f + W / 2).
 """
@@ -29,10 +29,10 @@ def make_rotary_tables(rotary: nn.Module, like: Tensor, positions: Tensor) -> tu
 
 
 def rotate_by(rotary: nn.Module, states: Tensor, offset: Tensor) -> Tensor:
-    """Queries or keys [B, H, N, W], rotated already, moved by offset int64 [B, H or 1, N] positions."""
+    """Move rotated queries or keys [B, H, N, W] by offset int64 [B, H or 1, N] positions."""
     num_rows, num_heads, num = offset.shape
     cos, sin = rotary(states, position_ids=offset.reshape(num_rows, num_heads * num))
-    scale = rotary.attention_scaling  # it is in the state once already
+    scale = rotary.attention_scaling  # the state contains it already
     cos, sin = (table.view(num_rows, num_heads, num, -1) / scale for table in (cos, sin))
     first, second = states.chunk(2, -1)
     return states * cos + torch.cat([-second, first], -1) * sin

@@ -1,4 +1,4 @@
-"""The context of a method: finds the decoder of what it is given, and hooks the executor in and out."""
+"""The context of a method: finds the decoder in its target, and installs and removes the executor."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ class HasEngine(Protocol):
     def engine(self) -> DecodingEngine: ...
 
 
-#: what a method can be opened on; a bare causal LM of transformers comes with its vocabulary
+#: the target of a method; a bare causal LM of transformers needs its vocabulary too
 CompressionTarget: TypeAlias = HasEngine | DecodingEngine | nn.Module
 
 
 class CompressionSession:
-    """`with method(model) as session: …`. Entering hooks the executor in, leaving takes it out again.
+    """`with method(model) as session: …`. Entering installs the executor, leaving removes it.
 
-    stats: what has happened since it was opened.
-    Raises ValueError for what is no decoder, and for a bare decoder without its vocabulary; entering raises ValueError
-    for a decoder that lacks what the method needs.
+    stats: statistics since it was opened. Raises ValueError for a target without a decoder, and for a bare decoder
+    without its vocabulary. Entering raises ValueError for a decoder that lacks what the method needs.
     """
 
     def __init__(
@@ -59,9 +58,9 @@ class CompressionSession:
 
     @property
     def kept(self) -> list[list[int]]:
-        """The columns in which tokens went on, for each span that was shortened in the last call with input spans.
+        """The columns of kept tokens, for each span that was shortened in the last call with input spans.
 
-        A span that lost all its tokens at a later site counts with those it had before.
+        A span that was dropped whole at a later site counts with the tokens it had before.
         """
         return [places.tolist() for places in self._open.chosen.values()]
 

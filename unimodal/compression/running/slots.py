@@ -1,9 +1,9 @@
-"""What the cache knows of its slots, and the cache layer that keeps it: validity, positions and sizes of every key.
+"""The slots of a cache, with validity, position and size of every key, and the cache layer that keeps them.
 
-After pruning, the slot of a key says nothing of its position any more, rows hold different numbers of keys, and a key
-may stand for several tokens. A stock cache layer knows none of this; `SlotLayer` does, and keeps it through batch
-selection, beam reordering and cropping. It reports the length that was read, not the length that is kept, so that a
-caller who counts positions by it goes on at the original length.
+After pruning, a key's slot no longer gives its position, rows hold different numbers of keys, and a key may stand for
+several tokens. `SlotLayer` keeps this information, which a stock layer lacks, through batch selection, beam reordering
+and cropping. It reports the length that was read and not the length that is kept, so that a caller who counts positions
+by it continues at the original length.
 
 Shapes: B rows, K key/value heads, L slots, W head width. A table of slots is [B, K, L], or [B, 1, L] while all heads
 agree.
@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicLayer
 class Slots:
     """The slots of one or several cache layers; its tables are never changed, so that layers can share one.
 
-    evictable: what a cache method may drop. shift: how many positions new tokens of the row move back.
+    evictable: which a cache method may drop. shift: how many positions new tokens of the row move back.
     plain: every slot is valid and of size 1, so that no mask is needed beyond the causal one.
     """
 
@@ -41,9 +41,9 @@ class Slots:
         return self.valid.shape[1]
 
     def make_bias(self, dtype: torch.dtype, num_heads: int = 1) -> Tensor:
-        """What is added to the logits of every query, [B, num_heads or 1, L]: log(size), or -inf where not valid.
+        """The mask added to the logits of every query, [B, num_heads or 1, L]: log(size), or -inf for invalid slots.
 
-        It has one line for all heads where they agree.
+        One line for all heads if they agree.
         """
         bias = torch.zeros((len(self.valid), 1, len(self)), dtype=dtype, device=self.valid.device)
         if self.log_size is not None:
@@ -52,7 +52,7 @@ class Slots:
         return bias.masked_fill(~self.valid[:, None], -torch.inf)
 
     def append(self, new: Slots, positions: Tensor) -> Slots:
-        """These slots and behind them those of new tokens, which get `positions` int64 [B, N]."""
+        """These slots, followed by those of new tokens at `positions` int64 [B, N]."""
         sizes = None
         if self.log_size is not None or new.log_size is not None:
             sizes = _join(*(_make_zeros(s) if s.log_size is None else s.log_size for s in (self, new)))
@@ -66,7 +66,7 @@ class Slots:
         )
 
     def select_rows(self, rows: Tensor) -> Slots:
-        """The slots of rows int64 [R]. The same rows twice give the same object, so that layers go on sharing it."""
+        """The slots of rows int64 [R]. The same rows again give the same object, so that layers keep sharing it."""
         if not self._selected or not _are_equal(self._selected[0][0], rows):
             self._selected[:] = [(rows, self._map(lambda table: table[rows], self.valid[rows], self.shift[rows]))]
         return self._selected[0][1]
@@ -86,7 +86,7 @@ class Slots:
 
 
 def _are_equal(old: Tensor, new: Tensor) -> bool:
-    """Whether two selections of rows are the same; a mask and indices never are."""
+    """Whether two selections of rows are equal; a mask never equals indices."""
     return old.dtype == new.dtype and torch.equal(old, new)
 
 
@@ -102,11 +102,11 @@ def _join(old: Tensor, new: Tensor) -> Tensor:
 
 
 class SlotLayer(DynamicLayer):
-    """A growing cache layer (keys and values [B, K, L, W]) with its slots, and what a cache method remembers of them.
+    """A growing cache layer (keys and values [B, K, L, W]) with its slots and a cache method's memory.
 
-    seen: tokens that were read, dropped ones included. score: [B, K, L], selected and gathered as the keys are.
-    budget: int64 [B], how many evictable slots may stay. memory: other tensors of a method; they are forgotten when
-    rows are selected, when tokens are taken back and when slots are dropped.
+    seen: the number of tokens read, dropped ones included. score: [B, K, L], selected and gathered as the keys are.
+    budget: int64 [B], the number of evictable slots that may stay. memory: other tensors of a method, which are dropped
+    when rows are selected, tokens are cropped or slots are dropped.
     """
 
     keys: Tensor
@@ -131,7 +131,7 @@ class SlotLayer(DynamicLayer):
         self.seen, self.slots, self.score, self.budget, self.memory = 0, None, None, None, {}
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the newest tokens; `tokens_to_remove` is their number, negative. Dropped ones do not come back."""
+        """Remove the newest tokens; `tokens_to_remove` is their negative number. Evicted ones do not come back."""
         super().crop(tokens_to_remove)
         if tokens_to_remove and self.slots is not None:
             self.seen -= abs(tokens_to_remove)
@@ -162,7 +162,7 @@ class SlotLayer(DynamicLayer):
         self.memory = {}
 
     def evict(self, index: Tensor, slots: Slots, move: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Keep the slots of index int64 [B, K, M] of every head; `move` rotates the kept keys [B, K, M, W] again."""
+        """Keep the slots of index int64 [B, K, M] of every head. move: rotates the kept keys [B, K, M, W]."""
         wide = index[..., None].expand(-1, -1, -1, self.keys.shape[-1])
         self.keys, self.values = self.keys.gather(2, wide), self.values.gather(2, wide)
         if move is not None:

@@ -1,7 +1,7 @@
-"""Finding what may be compressed: complete media spans in the turns that the model reads.
+"""Find the spans that may be compressed: complete media spans in the turns that the model reads.
 
-A span in an assistant's turn, or one that is not closed, was or is being written by the model and will be decoded to
-media: it is never touched. Start, end and frame marks stay; only codes are compressed.
+A span in an assistant's turn, or an open one, is written by the model and will be decoded to media: it is never
+compressed. Start, end and frame marks stay; only codes are compressed.
 
 Shapes: B rows, N tokens of a call.
 """
@@ -18,7 +18,7 @@ from unimodal.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class LocatedSpan:
-    """One span of a call: its row, the columns of its codes and of its end token, and the lengths of its runs."""
+    """One span of a call: its row, the columns of its codes and of its end token, and the lengths of its code runs."""
 
     row: int
     modality: str
@@ -32,8 +32,8 @@ def find_input_spans(
 ) -> list[LocatedSpan]:
     """The spans in ids int64 [B, N] that the model reads; valid bool [B, N] is False for padding.
 
-    is_first: nothing was read before this call, so that a row without turn marks is all input. Otherwise tokens before
-    the first turn mark belong to a turn that is not known, and are left alone.
+    is_first: nothing was read before this call, so a row without turn marks is all input. Otherwise tokens before the
+    first turn mark belong to an unknown turn and are not compressed.
     """
     names = [name for name in ("system", "user", "assistant") if vocabulary.has_control(f"<|{name}|>")]
     is_read = {vocabulary.get_control_id(f"<|{name}|>"): name != "assistant" for name in names}
@@ -55,7 +55,7 @@ def find_input_spans(
                 end = tokens.index(vocabulary.get_end_id(name), column)
             except ValueError:  # still being written
                 break
-            has_features = tokens[column + 1] >= vocabulary.size  # a medium that is not read through codes stays whole
+            has_features = tokens[column + 1] >= vocabulary.size  # a medium read as features stays whole
             if reads and name in modalities and not has_features:
                 found.append(_locate(row, name, tokens, column, end, vocabulary))
             column = end + 1

@@ -1,8 +1,8 @@
-"""The tokens of one call on their way through the layers, and what plans do to them.
+"""The tokens of one call on their way through the layers, to which plans are applied.
 
-Rows lose different numbers of tokens. What is left of a row stands at its right end, padding in front, so that the last
-column is every row's last token and causality is the order of columns. `place` remembers the column a token came from:
-the caller gets states back in those places, and zeros where tokens are gone.
+Rows lose different numbers of tokens. The rest of a row is aligned on the right, with padding on the left, so that the
+last column is every row's last token and causality is the order of columns. `place` is the column that a token came
+from: the caller gets states back in those columns, and zeros for dropped tokens.
 
 Shapes: B rows, N tokens of the call or now, S spans planned together, M tokens of a span that go on, D width, P source
 positions of a token.
@@ -24,7 +24,7 @@ from unimodal.compression.running.spans import LocatedSpan
 
 @dataclass(frozen=True, eq=False)
 class LiveSpan:
-    """A span as it is now: what it was when it was read, and the places of the tokens that are left, on the device."""
+    """A span in its present state: as it was read, and the places of its remaining tokens, on the device."""
 
     located: LocatedSpan
     places: Tensor  # int64 [N]
@@ -35,7 +35,7 @@ class LiveSpan:
 
 @dataclass(frozen=True, eq=False)
 class SpanGroup:
-    """Spans of one kind that keep as many tokens: a method plans them together."""
+    """Spans of one kind that keep the same number of tokens: a method plans them together."""
 
     spans: list[LiveSpan]
     count: int  # tokens that each keeps
@@ -46,9 +46,9 @@ class SpanGroup:
 class TokenStream:
     """The tokens of a call, as they come to the next layer.
 
-    place: the columns of the call that they came from. media: codes of input spans. evictable: what a cache method may
-    drop. shift: how many positions later tokens move back. plain: no padding and no sizes. changed: summed transitions
-    (TransPrune). has_moved: some token is not in its place any more.
+    place: the columns of the call that they came from. media: which are codes of input spans. evictable: which a cache
+    method may drop. shift: how many positions later tokens move back. plain: no padding and no sizes. changed: summed
+    transitions (TransPrune). has_moved: some token is no longer in its own column.
     """
 
     hidden: Tensor  # [B, N, D]
@@ -100,7 +100,7 @@ class TokenStream:
         return Slots(self.valid, first, self.evictable[:, None], self.shift, sizes, self.plain)
 
     def find_columns(self, rows: Tensor, places: Tensor) -> Tensor:
-        """Where tokens are now: rows int64 [S], places int64 [S, N] → columns int64 [S, N]."""
+        """The present columns of tokens, int64 [S, N]: rows int64 [S], places int64 [S, N]."""
         width = int(self.place.max()) + 1
         where = self.place.new_zeros(len(self.place), width)
         now = torch.arange(len(self), device=where.device).expand_as(self.place)
@@ -110,14 +110,14 @@ class TokenStream:
         return where[rows].gather(1, places)
 
     def find_places(self, spans: Sequence[LiveSpan]) -> SpanPlace:
-        """Where spans with the same number of tokens stand now."""
+        """The present places of spans with the same number of tokens."""
         rows = torch.tensor([span.located.row for span in spans], device=self.ids.device)
         ends = torch.tensor([[span.located.end] for span in spans], device=self.ids.device)
         columns = self.find_columns(rows, torch.stack([span.places for span in spans]))
         return SpanPlace(rows, columns, self.find_columns(rows, ends)[:, 0])
 
     def group_spans(self, spans: Sequence[tuple[LiveSpan, int]]) -> Iterator[SpanGroup]:
-        """Spans, with the count that each keeps → groups of one modality, one layout, one length and one count."""
+        """(span, count to keep) → groups of one modality, one layout, one length and one count."""
         kinds: dict[tuple[str, tuple[int, ...], int, int], list[LiveSpan]] = {}
         for span, count in spans:
             kinds.setdefault((span.located.modality, span.located.segments, len(span), count), []).append(span)
@@ -125,7 +125,7 @@ class TokenStream:
             yield SpanGroup(members, count, self.find_places(members))
 
     def apply_plans(self, plans: Sequence[tuple[SpanGroup, Plan]], compacts: bool) -> TokenStream:
-        """The tokens after the plans of groups; if it compacts, positions are counted again without those gone."""
+        """Apply the plans of groups. compacts: count positions again without the dropped tokens."""
         hidden, positions, log_size = self.hidden, self.positions, self.log_size
         keep = self.valid.clone()
         after = {span: span for span in self.spans}

@@ -1,4 +1,4 @@
-"""Choosing and clustering tokens by scores and by distances, for a batch of spans: what many methods share.
+"""Choose and cluster tokens of a batch of spans by scores and by distances; used by many methods.
 
 Shapes: B spans, N tokens, M chosen, D width.
 """

@@ -1,4 +1,4 @@
-"""GlobalCom² (arXiv 2501.05179): the thumbnail says how much of every crop to keep, and helps to say what.
+"""GlobalCom² (arXiv 2501.05179): the thumbnail decides how much of every crop to keep, and helps to choose what.
 
 A large picture comes as a thumbnail and crops in raster order: here, the first picture of a row and those behind it.
 The thumbnail's scores are the attention of its summary token to its tokens. A crop keeps the ratio

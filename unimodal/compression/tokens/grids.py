@@ -1,7 +1,7 @@
 """Windows over the runs of a span: how many tokens each run gets, and the matrices that average or sample them.
 
-A run of n² picture or clip codes is taken for an n×n raster if the number of windows forms a grid too. Everything else
-is a line in time, sound above all.
+A run of n² picture or clip codes counts as an n×n raster if the number of windows forms a grid too. Everything else,
+sound above all, is a line in time.
 
 Shapes: N tokens, M windows; n and m the same for one run.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def allot(count: int, lengths: Sequence[int]) -> list[int]:
-    """`count` tokens shared out over runs in proportion to their lengths, by largest remainders, ties to the first."""
+    """Divide `count` tokens over runs in proportion to their lengths, by largest remainders, ties to the first."""
     total = sum(lengths)
     exact = [count * length / total for length in lengths]
     given = [int(part) for part in exact]

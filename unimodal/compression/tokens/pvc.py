@@ -1,4 +1,4 @@
-"""Progressive visual token compression (PVC, arXiv 2412.09613): every frame adds what earlier frames have missed.
+"""Progressive visual token compression (PVC, arXiv 2412.09613): every frame adds tokens that earlier frames lack.
 
 A picture is a static clip of `repeats` frames. Every frame gets an equal number of tokens. Each of them is the token
 that is farthest by cosine from everything chosen so far, in this frame and in earlier ones: a still scene is filled in

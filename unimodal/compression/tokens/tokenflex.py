@@ -45,7 +45,7 @@ class FlexProjector(nn.Module):
 class TokenFLEX(Compressor):
     """Pool to any number of tokens, with a learned projector if there is one (TokenFLEX, arXiv 2504.03154).
 
-    hidden [B, N, D] → `span.count` means with their sizes, plus what the projector makes of them. projector: by default
+    hidden [B, N, D] → `span.count` means with their sizes, plus the projector's output for each. projector: by default
     none. Raises ValueError for what `Method` refuses.
     """
 
