@@ -17,7 +17,7 @@ TOOL = "python tools/convert_checkpoint.py"
 EMU3_ROWS = 184_622  # of Emu3; Emu3.5 has the same class and other rows
 GEMMA_ROWS, CHAMELEON_CODES = 256_000, 8_192  # Liquid is a Gemma with rows for the image codes of Chameleon
 
-Config = dict[str, object]
+ConfigData = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Release:
     copy: str | None
     reason: str
     hub_ids: tuple[str, ...]
-    is_held_by: Callable[[Config, Path], bool]
+    is_held_by: Callable[[ConfigData, Path], bool]
 
     def describe_next_step(self, source: str) -> str:
         """One line for someone who named `source`, a folder or hub id, as a model."""
@@ -59,43 +59,43 @@ def find_release(source: str | os.PathLike[str]) -> Release | None:
     return next((one for one in RELEASES if any(fnmatchcase(name, pattern) for pattern in one.hub_ids)), None)
 
 
-def is_unconverted(config: Config, kind: str) -> bool:
+def is_unconverted(config: ConfigData, kind: str) -> bool:
     """Whether a config.json belongs to a checkpoint of this `model_type` in transformers' format."""
     return config.get("model_type") == kind and not _is_of_class(config, "XLLMX")
 
 
-def _is_of_class(config: Config, part: str) -> bool:
+def _is_of_class(config: ConfigData, part: str) -> bool:
     names = config.get("architectures")
     return isinstance(names, list) and any(part in str(name) for name in names)
 
 
-def _has_rows(config: Config, low: int, high: int) -> bool:
+def _has_rows(config: ConfigData, low: int, high: int) -> bool:
     rows = config.get("vocab_size")
     return isinstance(rows, int) and low <= rows < high
 
 
-def _is_emu3(config: Config, folder: Path) -> bool:
+def _is_emu3(config: ConfigData, folder: Path) -> bool:
     return config.get("model_type") == "Emu3" and _has_rows(config, EMU3_ROWS, EMU3_ROWS + 1)
 
 
-def _is_emu35(config: Config, folder: Path) -> bool:
+def _is_emu35(config: ConfigData, folder: Path) -> bool:
     return config.get("model_type") in ("Emu3", "emu3p5", "Emu3p5") and not _is_emu3(config, folder)
 
 
-def _is_show_o2(config: Config, folder: Path) -> bool:
+def _is_show_o2(config: ConfigData, folder: Path) -> bool:
     return str(config.get("_class_name", "")).startswith("Showo2")
 
 
-def _is_bagel(config: Config, folder: Path) -> bool:
+def _is_bagel(config: ConfigData, folder: Path) -> bool:
     files = ("llm_config.json", "vit_config.json", "ae.safetensors")
     return config.get("model_type") == "bagel" or all((folder / file).is_file() for file in files)
 
 
-def _is_qwen_omni(config: Config, folder: Path) -> bool:
+def _is_qwen_omni(config: ConfigData, folder: Path) -> bool:
     return str(config.get("model_type", "")).startswith(("qwen2_5_omni", "qwen3_omni"))
 
 
-def _is_liquid(config: Config, folder: Path) -> bool:
+def _is_liquid(config: ConfigData, folder: Path) -> bool:
     least = GEMMA_ROWS + CHAMELEON_CODES
     return config.get("model_type") in ("gemma", "gemma2") and _has_rows(config, least, least + 512)
 

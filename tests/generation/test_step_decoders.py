@@ -10,7 +10,7 @@ from unimodal.generation.decoders.llama_layers import LlamaLayers
 from unimodal.generation.decoders.packed_decoder import PackedDecoder, PackedLayers
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.decoders.slot_decoders import LlamaSlots, ReferenceSlots, make_slots
-from unimodal.generation.decoders.step_decoder import Prefix
+from unimodal.generation.decoders.step_decoder import CachedPrefix
 
 SLOTS = {
     "lean slots": lambda model: LlamaSlots(LlamaLayers(model), 128),
@@ -135,7 +135,7 @@ def test_what_was_read_is_not_read_again(model, kind):
     texts = append(PROMPTS, new)
     caches = [earlier.export(stream) for stream in range(4)]
     prompts = [[*texts[0], 5], [8, 9, 7], [4, 4], [*texts[3][:6], 9]]
-    prefixes = [Prefix(caches[0], 7), Prefix(caches[1], 2), None, Prefix(caches[3], 6)]
+    prefixes = [CachedPrefix(caches[0], 7), CachedPrefix(caches[1], 2), None, CachedPrefix(caches[3], 6)]
     assert_ends(model, decoder.prefill(prompts, 0, 32, prefixes), prompts)
     assert decoder.num_computed == 2  # the prompt without a prefix
     more = draw(4, 1, seed=1)

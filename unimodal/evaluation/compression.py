@@ -30,7 +30,7 @@ from torch import Tensor
 from unimodal.compression import BASELINES, METHODS, CompressionSession
 from unimodal.data.words import is_right_answer
 from unimodal.evaluation.asking import answer_texts
-from unimodal.evaluation.compression_table import CompressionFigures, CompressionRow, Kind, make_markdown, plot
+from unimodal.evaluation.compression_table import CompressionFigures, CompressionRow, RowKind, make_markdown, plot
 from unimodal.evaluation.compression_timing import measure_times
 from unimodal.evaluation.judges import compute_word_error_rate
 from unimodal.evaluation.prepared import EVALUATION_STYLES, Clips, Pictures, Speech, sample
@@ -138,7 +138,7 @@ def _make_context(name: str, keep: float) -> OpenContext:
     return open_context
 
 
-def _find_kind(name: str) -> Kind:
+def _find_kind(name: str) -> RowKind:
     if name not in METHODS:
         return "whole"
     return "baseline" if name in BASELINES else METHODS[name].acts_on

@@ -25,8 +25,8 @@ COLUMNS = {
     "kept_alike_percent": "kept alike %",
 }
 #: the kind of a row: the whole model, or how a method works
-Kind = Literal["whole", "baseline", "tokens", "cache"]
-COLOURS: dict[Kind, str] = {"whole": "#c0392b", "baseline": "#7f8c8d", "tokens": "#2563a8", "cache": "#d98c00"}
+RowKind = Literal["whole", "baseline", "tokens", "cache"]
+COLOURS: dict[RowKind, str] = {"whole": "#c0392b", "baseline": "#7f8c8d", "tokens": "#2563a8", "cache": "#d98c00"}
 Percent = Literal["picture_percent", "clip_percent", "speech_percent"]
 #: subject of the questions → name of the share of right answers
 MEDIA: dict[str, Percent] = {"picture": "picture_percent", "clip": "clip_percent", "speech": "speech_percent"}
@@ -38,7 +38,7 @@ class CompressionRow(TypedDict, total=False):
 
     method: Required[str]
     keep: Required[float]
-    kind: Required[Kind]
+    kind: Required[RowKind]
     picture_percent: Required[float]
     picture_percent_range: list[float]  # least and most over the seeds of random pruning
     clip_percent: Required[float]

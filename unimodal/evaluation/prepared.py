@@ -16,7 +16,7 @@ from torch import Tensor
 from unimodal.data.encoded_media import EVALUATION_STYLES, TRAINING_STYLES, Concept, load_concepts
 from unimodal.files import read_json_as
 
-__all__ = ["EVALUATION_STYLES", "TRAINING_STYLES", "Clips", "Pictures", "Speech", "Utterance", "sample"]
+__all__ = ["EVALUATION_STYLES", "TRAINING_STYLES", "Clips", "Pictures", "Speech", "SpokenSentence", "sample"]
 
 PREPARE_PICTURES, PREPARE_CLIPS = "python tools/prepare_images.py", "python tools/prepare_clips.py"
 PREPARE_VIEWS, MAKE_SPEECH = "python tools/prepare_views.py", "python tools/make_speech.py"
@@ -95,7 +95,7 @@ class Clips:
 
 
 @dataclass(frozen=True)
-class Utterance:
+class SpokenSentence:
     """A sentence said by one voice: `num_samples` samples of `Speech.samples`, from `start` on."""
 
     text: str
@@ -109,7 +109,7 @@ class Utterance:
 class Speech:
     """The prepared speech. samples: int16, of all utterances one after the other, at 16 kHz."""
 
-    utterances: list[Utterance]
+    utterances: list[SpokenSentence]
     samples: np.ndarray
 
     @classmethod
@@ -119,18 +119,18 @@ class Speech:
             if not needed.is_file():
                 raise ValueError(f"{needed}: no such file; make it with `{MAKE_SPEECH}`")
         fix = f"make it again with `{MAKE_SPEECH}`"
-        return cls(read_json_as(list[Utterance], utterances, fix), np.memmap(path, dtype=np.int16, mode="r"))
+        return cls(read_json_as(list[SpokenSentence], utterances, fix), np.memmap(path, dtype=np.int16, mode="r"))
 
     def choose_unseen(
         self, limit: int | None, seed: int, max_duration_s: float | None = None
-    ) -> dict[str, list[Utterance]]:
+    ) -> dict[str, list[SpokenSentence]]:
         """Voice → at most `limit` utterances whose sentences no voice says in training.
 
         A voice that is held out entirely counts with the test sentences only, so that all voices read the same kind of
         sentence. The human speaker's prompts are a split of their own.
         """
         unseen = {item.text for item in self.utterances if item.split == "test"}
-        voices: dict[str, list[Utterance]] = {}
+        voices: dict[str, list[SpokenSentence]] = {}
         for item in self.utterances:
             fits = max_duration_s is None or item.num_samples <= max_duration_s * 16_000
             is_unseen = item.split in ("test", "human") or (item.split == "voice_heldout" and item.text in unseen)
@@ -141,7 +141,7 @@ class Speech:
             for voice, items in sorted(voices.items())
         }
 
-    def take(self, item: Utterance) -> Tensor:
+    def take(self, item: SpokenSentence) -> Tensor:
         """The sound of an utterance, float32 [T] at 16 kHz."""
         part = self.samples[item.start : item.start + item.num_samples]
         return torch.from_numpy(part.astype(np.float32) / 32768)

@@ -15,7 +15,7 @@ import numpy as np
 
 from unimodal.evaluation.asking import answer_media
 from unimodal.evaluation.judges import DnsmosJudge, WhisperJudge, compute_word_error_rate
-from unimodal.evaluation.prepared import Speech, Utterance, sample
+from unimodal.evaluation.prepared import Speech, SpokenSentence, sample
 from unimodal.evaluation.speech_reconstruction import rebuild
 from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
@@ -27,7 +27,7 @@ DEFAULT_LIMIT = 100  # sentences in all
 def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
     speech, whisper, dnsmos = Speech.load(data_folder), WhisperJudge(), DnsmosJudge()
     voices = sorted({item.voice for item in speech.utterances if item.split == "train"})
-    first_of: dict[str, Utterance] = {}
+    first_of: dict[str, SpokenSentence] = {}
     for item in speech.utterances:
         if item.split == "test":
             first_of.setdefault(item.text, item)

@@ -34,7 +34,7 @@ REST_FILE = "rest.safetensors"
 
 
 @dataclass(frozen=True)
-class Kind:
+class CheckpointKind:
     """The class of a checkpoint, and where a converted folder holds its weights.
 
     decoder: prefix of the decoder's weights → prefix in the checkpoint. parts: file → the same for its weights.
@@ -46,13 +46,13 @@ class Kind:
 
 
 KINDS = {
-    "chameleon": Kind("ChameleonForConditionalGeneration"),
-    "emu3": Kind(
+    "chameleon": CheckpointKind("ChameleonForConditionalGeneration"),
+    "emu3": CheckpointKind(
         "Emu3ForConditionalGeneration",
         {"model.": "model.text_model."},
         {"image_tokenizer/model.safetensors": {"network.": "model.vqmodel."}},
     ),
-    "janus": Kind(
+    "janus": CheckpointKind(
         "JanusForConditionalGeneration",
         {"model.": "model.language_model."},
         {
@@ -131,7 +131,7 @@ def rebuild_original(decoder: PreTrainedModel, home: Path, vocabulary: Vocabular
 
 
 def _read_decoder(
-    decoder: PreTrainedModel, kind: Kind, wanted: Mapping[str, Tensor], vocabulary: Vocabulary
+    decoder: PreTrainedModel, kind: CheckpointKind, wanted: Mapping[str, Tensor], vocabulary: Vocabulary
 ) -> Iterator[tuple[str, Tensor]]:
     head = decoder.get_output_embeddings()
     if isinstance(head, ImageHead):
@@ -144,7 +144,7 @@ def _read_decoder(
         yield there, tensor[:rows].clone() if behind else tensor
 
 
-def _read_parts(home: Path, kind: Kind) -> Iterator[tuple[str, Tensor]]:
+def _read_parts(home: Path, kind: CheckpointKind) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unimodal.generation.decoders.step_decoder import Prefix, StepDecoder, StreamCache
+from unimodal.generation.decoders.step_decoder import CachedPrefix, StepDecoder, StreamCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +40,18 @@ class GenerationSession:
         """Forget everything."""
         self._entries.clear()
 
-    def match(self, prompts: Sequence[Sequence[int]]) -> list[Prefix | None]:
+    def match(self, prompts: Sequence[Sequence[int]]) -> list[CachedPrefix | None]:
         """For each prompt the longest beginning that a cache holds, or None.
 
         It never holds the whole prompt: the last token must be read for its hidden state.
         """
-        found: list[Prefix | None] = []
+        found: list[CachedPrefix | None] = []
         for prompt in prompts:
-            best: Prefix | None = None
+            best: CachedPrefix | None = None
             for entry in self._entries:
                 shared = count_common(entry.ids, prompt[: len(prompt) - 1])
                 if shared > (0 if best is None else best.num_tokens):
-                    best = Prefix(entry.cache, shared)
+                    best = CachedPrefix(entry.cache, shared)
             found.append(best)
         return found
 

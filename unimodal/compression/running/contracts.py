@@ -1,7 +1,7 @@
 """The executor's contracts with methods, so that it needs none of their classes.
 
-`Compressor` of `method.py` is a `TokenMethod`, `CacheCompressor` of `kv/method.py` a `CacheMethod`. `acts_on` says which
-of the two a method is.
+`Compressor` of `method.py` is a `TokenMethod`, `CacheCompressor` of `kv/method.py` a `CacheMethod`. `acts_on` says
+which of the two a method is.
 """
 
 from __future__ import annotations

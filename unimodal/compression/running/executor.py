@@ -304,7 +304,7 @@ def _run_layer(
 ) -> Tensor:
     """Run one layer; return its states [B, N, D]. is_changing: add its changes of the tokens to the stream's."""
     tables = forward.enter_layer(stream, cache_layer)
-    # The tables hold the rotation; gaps in positions would be read as packed documents, so none are passed.
+    # The tables hold the rotation. Pass positions without gaps: a gap would begin a packed document.
     plain = torch.arange(len(stream), device=stream.ids.device)[None]
     hooks = [
         module.register_forward_hook(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.generation.decoders.step_decoder import Prefix
+from unimodal.generation.decoders.step_decoder import CachedPrefix
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def build_visible_mask(visible: Tensor | None, pads: Tensor, begin: int, end: in
     return (seen & (slots >= pads[:, None, None])) | (slots == queries)  # a padding query sees itself: no NaN
 
 
-def count_unread(prompts: Sequence[Sequence[int]], prefixes: Sequence[Prefix | None]) -> int:
+def count_unread(prompts: Sequence[Sequence[int]], prefixes: Sequence[CachedPrefix | None]) -> int:
     """How many last tokens of every prompt must be read: those behind the shortest prefix, and at least one."""
     held = [0 if prefix is None else prefix.num_tokens for prefix in prefixes or [None] * len(prompts)]
     return max(1, *(len(prompt) - num for prompt, num in zip(prompts, held, strict=True)))

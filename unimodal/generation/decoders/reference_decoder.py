@@ -20,7 +20,7 @@ from unimodal.generation.decoders.flush_streams import (
     pad_left,
     plan_moves,
 )
-from unimodal.generation.decoders.step_decoder import Prefix, StreamCache
+from unimodal.generation.decoders.step_decoder import CachedPrefix, StreamCache
 from unimodal.model.base_check import find_cache_name
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ReferenceDecoder:
         return "forward" in vars(self.backbone)
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None] = ()
+        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         from unimodal.generation.decoders.reference_cache import make_cache
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.llama_layers import LlamaLayers
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
-from unimodal.generation.decoders.step_decoder import Prefix, SlotDecoder, StepDecoder, StreamCache
+from unimodal.generation.decoders.step_decoder import CachedPrefix, SlotDecoder, StepDecoder, StreamCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +43,7 @@ class LlamaSlots:
         self.lengths: list[int] = []  # tokens in each row
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None] = ()
+        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         self.keep([])
         return self._join(prompts, pad_id, capacity, prefixes, range(len(prompts)))
@@ -57,7 +57,7 @@ class LlamaSlots:
         prompts: Sequence[Sequence[int]],
         pad_id: int,
         capacity: int,
-        prefixes: Sequence[Prefix | None],
+        prefixes: Sequence[CachedPrefix | None],
         numbers: Sequence[int],
     ) -> Tensor:
         """Read prompts and add a stream for each of ``numbers``, indices of prompts; return their states [new, E]."""

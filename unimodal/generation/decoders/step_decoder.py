@@ -28,7 +28,7 @@ class StreamCache:
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class CachedPrefix:
     """A beginning of a prompt that need not be read: its first ``num_tokens`` tokens are in ``cache``."""
 
     cache: StreamCache
@@ -44,7 +44,7 @@ class StepDecoder(Protocol):
     num_computed: int
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[Prefix | None] = ()
+        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         """Forget all streams, read S prompts of unequal lengths and return their last hidden states, [S, E].
 
@@ -74,7 +74,7 @@ class StepDecoder(Protocol):
         """Keep these streams, in this order, and drop the others. A stream that is named twice is copied."""
 
     def export(self, stream: int) -> StreamCache:
-        """A copy of a stream's keys and values, for a later `Prefix`."""
+        """A copy of a stream's keys and values, for a later `CachedPrefix`."""
 
     def count_read(self, stream: int) -> int:
         """The number of tokens of a stream."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from unimodal.sequence.document import Document, Part, Text, Turn
 from unimodal.sequence.templates.own import Rendered
-from unimodal.sequence.templates.runs import Item, Run, RunTemplate
+from unimodal.sequence.templates.runs import ParsedItem, Run, RunTemplate
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
@@ -49,7 +49,7 @@ class ChameleonTemplate(RunTemplate):
         kept = (prompt.modality > 0) | (prompt.ids == self._bos)
         return Rendered(prompt.ids[kept], prompt.labels[kept], prompt.modality[kept])
 
-    def read_document(self, items: Sequence[Item]) -> Document:
+    def read_document(self, items: Sequence[ParsedItem]) -> Document:
         turns: list[Turn] = []
         parts: list[Part] = []
         open_turn = False

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from unimodal.sequence.document import Document, Image, Media, Part, Text, Turn
-from unimodal.sequence.templates.runs import Item, Run, RunTemplate
+from unimodal.sequence.templates.runs import ParsedItem, Run, RunTemplate
 
 USER, ASSISTANT = "USER: ", "ASSISTANT:"
 _MARKS = re.compile(f"({USER}|{ASSISTANT})")
@@ -62,7 +62,7 @@ class Emu3Template(RunTemplate):
             yield self.make_media_run(part, answer=True, learn=turns[-1].learn)
             yield Run([self._end_of_turn], answer=True, learn=turns[-1].learn)
 
-    def read_document(self, items: Sequence[Item]) -> Document:
+    def read_document(self, items: Sequence[ParsedItem]) -> Document:
         texts = [item for item in items if isinstance(item, str)]
         if not any(_MARKS.search(text) for text in texts):
             return self._read_drawing(items)
@@ -87,7 +87,7 @@ class Emu3Template(RunTemplate):
                     parts.append(piece)
         return Document(Turn(role, parts) for role, parts in turns if role != "system" or parts)
 
-    def _read_drawing(self, items: Sequence[Item]) -> Document:
+    def _read_drawing(self, items: Sequence[ParsedItem]) -> Document:
         asked = [Text(item) for item in items[:1] if isinstance(item, str)]
         turns, rest = [Turn("user", asked)], items[len(asked) :]
         if rest:

@@ -17,7 +17,7 @@ import numpy as np
 
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
 from unimodal.sequence.templates.own import Rendered
-from unimodal.sequence.templates.runs import Item, Run, RunTemplate
+from unimodal.sequence.templates.runs import ParsedItem, Run, RunTemplate
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import Vocabulary
 
@@ -89,7 +89,7 @@ class JanusTemplate(RunTemplate):
         prompt = self.render(document, add_generation_prompt=True, to=to)
         return Rendered(np.where(prompt.ids == self._bos, prompt.ids, self._pad), prompt.labels, prompt.modality)
 
-    def read_document(self, items: Sequence[Item]) -> Document:
+    def read_document(self, items: Sequence[ParsedItem]) -> Document:
         turns: list[Turn] = []
         if items and isinstance(items[0], str):
             if not items[0].endswith(BREAK):
@@ -104,7 +104,7 @@ class JanusTemplate(RunTemplate):
             turns.append(Turn(role, self._read_parts(role, list(items[begin + 1 : end]))))
         return Document(turns)
 
-    def _read_parts(self, role: str, items: list[Item]) -> list[Part]:
+    def _read_parts(self, role: str, items: list[ParsedItem]) -> list[Part]:
         """The parts of a turn, from the items behind its mark."""
         head = items.pop(0) if items else ""
         if not isinstance(head, str) or not head.startswith(":"):

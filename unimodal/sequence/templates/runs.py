@@ -37,7 +37,7 @@ class Run:
     learn: bool = True
 
 
-Item = str | int | Media  # an item of a parsed sequence: text, the row of a control, or a medium
+ParsedItem = str | int | Media  # an item of a parsed sequence: text, the row of a control, or a medium
 
 
 class RunTemplate(Template):
@@ -58,7 +58,7 @@ class RunTemplate(Template):
         """The runs of a canonical document; with `prompt`, up to the beginning of an answer of modality `to`."""
 
     @abstractmethod
-    def read_document(self, items: Sequence[Item]) -> Document:
+    def read_document(self, items: Sequence[ParsedItem]) -> Document:
         """The inverse of `write_runs`, for the items behind the first mark. Raises ValueError for another format."""
 
     def begin_chat(self, document: Document, system: str) -> Document:
@@ -105,13 +105,13 @@ class RunTemplate(Template):
             parts.append(Text(item.removeprefix(self.answer_prefix)) if isinstance(item, str) else item)
         return tuple(parts)
 
-    def split_items(self, ids: Sequence[int] | np.ndarray) -> list[Item]:
+    def split_items(self, ids: Sequence[int] | np.ndarray) -> list[ParsedItem]:
         """Rows → texts, controls and media, in order, without padding at the end."""
         rows = np.asarray(ids, dtype=np.int64)
         while len(rows) > 1 and rows[-1] == self._pad:
             rows = rows[:-1]
         vocabulary, at = self.vocabulary, 0
-        items: list[Item] = []
+        items: list[ParsedItem] = []
         while at < len(rows):
             row = int(rows[at])
             modality = vocabulary.find_opened_medium(row)
