@@ -241,6 +241,36 @@ def test_the_notice_names_every_package_that_is_fetched():
     assert sorted(package.name for package in PACKAGES if package.name not in names) == []
 
 
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+NO_PARTICIPLES = {"embed", "feed", "need", "seed"}  # verbs that end as participles do
+CONTRACTS = {"training_loss"}  # a noun that the contract of tokenizers fixes
+
+
+def find_participles(source: str) -> list[str]:
+    """The functions and methods, properties excepted, whose name begins with a participle."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name not in CONTRACTS:
+            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            first = node.name.lstrip("_").split("_")[0]
+            if first.endswith(("ed", "ing")) and first not in NO_PARTICIPLES and not is_property:
+                found.append(node.name)
+    return found
+
+
+def test_functions_are_verbs():
+    found = {module: names for module, source in read_sources().items() if (names := find_participles(source))}
+    assert found == {}, "a function is named by a verb: encode_row for coded, fit_history for fitting"
+
+
+def test_the_check_of_names_sees_functions_methods_and_closures():
+    source = (
+        "class A:\n    @property\n    def made(self): ...\n    def told(self): ...\n    async def _coded_row(self): ..."
+    )
+    assert find_participles(source + "\ndef fit():\n    def fitting(): ...") == ["_coded_row", "fitting"]
+
+
 # ---- start-up -------------------------------------------------------------------------------------------------------
 
 HELP = ["-c", "from unimodal.cli.app import main; main()", "--help"]  # what the `unimodal` script does
