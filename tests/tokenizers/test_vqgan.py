@@ -183,6 +183,16 @@ SIGNS = {"kind": "lookup_free", "group_bits": [3, 4]}
 BOOK = {"kind": "vector", "codebook_size": 64, "num_dims": 4}
 
 
+@pytest.mark.parametrize(("name", "all_rows"), [("ibq-16384", True), ("llamagen-vq16", False)])
+def test_every_row_of_ibq_learns_from_each_picture_and_only_the_chosen_ones_of_llamagen(name, all_rows):
+    tokenizer = build(name).train()
+    made = tokenizer.reconstruct(torch.rand(1, 3, 32, 32))
+    ((made.decoded - 0.5).square().mean() + made.loss).backward()
+    touched = tokenizer.quantizer.codebook.grad.abs().sum(1) > 0
+    assert bool(touched.all()) == all_rows
+    assert touched[made.ids.unique()].all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
