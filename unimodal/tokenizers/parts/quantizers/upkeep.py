@@ -9,10 +9,12 @@ Shapes: M real positions of a step, D dimensions, C codes.
 from __future__ import annotations
 
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from vector_quantize_pytorch.vector_quantize_pytorch import ema_inplace, kmeans, laplace_smoothing
+
+from unimodal.tokenizers.parts.codebook_clustering import pull_unused_codes
+from unimodal.tokenizers.parts.ranks import add_over_ranks, copy_from_first
 
 
 class CodebookUpkeep(nn.Module):
@@ -59,14 +61,16 @@ class CodebookUpkeep(nn.Module):
     @torch.no_grad()
     def start(self, codebook: Tensor, vectors: Tensor, generator: torch.Generator | None) -> None:
         """The first time, sets the codebook to the cluster means of vectors [M, D]; afterwards nothing."""
-        if bool(self.started) or not len(vectors):
+        if bool(self.started) or not count_of_first(vectors):
             return
 
         def draw(samples: Tensor, count: int) -> Tensor:
             return draw_vectors(samples[0], count, generator)[None]
 
-        means, bins = kmeans(vectors[None], self.codebook_size, self.kmeans_rounds, self.unit, draw)
-        copy_from_first(means)
+        means, bins = codebook.new_zeros(1, *codebook.shape), codebook.new_zeros(1, self.codebook_size)
+        if len(vectors):
+            means, bins = kmeans(vectors[None], self.codebook_size, self.kmeans_rounds, self.unit, draw)
+        means = copy_from_first(means)
         codebook.copy_(means[0])
         self.started.fill_(True)
         if self.averaged or self.dead_share:
@@ -91,19 +95,16 @@ class CodebookUpkeep(nn.Module):
         if self.dead_share:
             self._revive(codebook, vectors, float(positions) / self.codebook_size, generator)
         if self.pull_unused:
-            self._pull(codebook, vectors, counts / positions)
+            pull_unused_codes(codebook, self.usage, vectors, ids, self.decay, self.unit)
 
     def _revive(self, codebook: Tensor, vectors: Tensor, mean_count: float, generator: torch.Generator | None) -> None:
         """Dead rows become random vectors; no more of them a step than there are vectors."""
         dead = (self.counts < self.dead_share * mean_count).nonzero()[:, 0]
-        if not len(dead):
+        few = min(count_of_first(vectors), len(dead))
+        if not few:
             return
-        if is_distributed():
-            few = min(add_over_ranks(torch.tensor([len(vectors)], device=dead.device)).item(), len(dead))
-        else:
-            few = min(len(vectors), len(dead))
         order = torch.randperm(len(dead), generator=generator).to(dead.device)
-        chosen = copy_from_first(dead[order[: int(few)]])
+        chosen = copy_from_first(dead[order[:few]])
         rows = codebook.new_zeros(len(chosen), codebook.shape[1])
         if len(vectors):
             rows.copy_(draw_vectors(vectors, len(chosen), generator))
@@ -112,17 +113,13 @@ class CodebookUpkeep(nn.Module):
         if self.averaged:
             self.sums[chosen] = codebook[chosen] * mean_count
 
-    def _pull(self, codebook: Tensor, vectors: Tensor, shares: Tensor) -> None:
-        """CVQ-VAE's step. The nearest vector is that of this process, and of the first one where there are several."""
-        ema_inplace(self.usage, shares, self.decay)
-        by = torch.exp(-self.usage * self.codebook_size * 10 / (1 - self.decay) - 1e-3)[:, None]
-        compared = normalize(vectors, dim=-1) if self.unit else vectors
-        rows = normalize(codebook, dim=-1) if self.unit else codebook
-        nearest = copy_from_first(vectors[torch.cdist(rows, compared).argmin(1)])
-        codebook.copy_(codebook * (1 - by) + nearest * by)
-
     def _keep_length(self, rows: Tensor) -> Tensor:
         return normalize(rows, dim=-1) if self.unit else rows
+
+
+def count_of_first(vectors: Tensor) -> int:
+    """How many vectors the first process has."""
+    return int(copy_from_first(torch.tensor([len(vectors)], device=vectors.device)))
 
 
 def draw_vectors(vectors: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
@@ -132,23 +129,3 @@ def draw_vectors(vectors: Tensor, count: int, generator: torch.Generator | None)
     else:
         chosen = torch.randint(len(vectors), (count,), generator=generator)
     return vectors[chosen.to(vectors.device)]
-
-
-def is_distributed() -> bool:
-    """Whether several processes train together."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def add_over_ranks(values: Tensor) -> Tensor:
-    """The sum over the processes, in place."""
-    if is_distributed():
-        distributed.all_reduce(values)
-    return values
-
-
-def copy_from_first(values: Tensor) -> Tensor:
-    """What the first process has, in place."""
-    if is_distributed():
-        values = values.contiguous()
-        distributed.broadcast(values, 0)
-    return values
