@@ -63,6 +63,7 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
     find_encoder_names,
     make_condition,
 )
+from unimodal.tokenizers.pretrained.published import PUBLISHED
 from unimodal.tokenizers.systems.base import SystemModule
 from unimodal.tokenizers.usage import CodebookUsage
 from unimodal.training.command import Flags, run_training
@@ -181,7 +182,9 @@ def load_initial(cfg: TokenizerRecipe, source: str) -> AnyTokenizer:
         name, equals, place = source.partition("=")
         if not equals:
             raise ValueError(f"initial: {source} is no tokenizer's folder; released weights are given as NAME=FOLDER")
-        loaded = pretrained.load(name, place, **({"config": cfg.system} if cfg.system else {}))
+        latent = name in PUBLISHED and issubclass(find_family_class(PUBLISHED[name].family), LatentTokenizer)
+        load = pretrained.load_latents if latent else pretrained.load
+        loaded = load(name, place, **({"config": cfg.system} if cfg.system else {}))
     wanted = cfg.family or (str(read_system(cfg.system).choose_settings(True)["family"]) if cfg.system else None)
     if wanted not in (None, loaded.config.family):
         raise ValueError(f"initial {source} is a {loaded.config.family}, and {cfg.system or cfg.family} a {wanted}")

@@ -1,9 +1,12 @@
 """`unimodal tokenizers`: what there is, what a saved one gives, and how it refuses."""
 
+import re
+
 import pytest
 
 from unimodal.cli import app as cli
-from unimodal.tokenizers import FAMILIES, pretrained
+from unimodal.tokenizers import FAMILIES, LatentTokenizer, MediaReader, find_family_class, pretrained
+from unimodal.tokenizers.configs.registry import list_systems
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -15,13 +18,36 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 def test_list_has_every_family_and_its_checkpoint(capsys):
     status, out, _ = run(capsys, "list")
-    head, *lines = out.splitlines()
+    head, *lines = out.split("\n\n")[0].splitlines()
     assert status == 0 and head.split()[:3] == ["family", "medium", "gives"]
     assert [line.split()[0] for line in lines][: len(FAMILIES)] == list(FAMILIES)
     for line in lines:
         family, medium, gives, source = line.split()[:4]
-        assert medium in ("image", "audio", "video") and gives == ("features" if family == "janus_reader" else "codes")
+        kind = find_family_class(family)
+        wanted = "latents" if issubclass(kind, LatentTokenizer) else "codes"
+        assert medium == kind.modality and gives == ("features" if issubclass(kind, MediaReader) else wanted)
         assert source == pretrained.SOURCES.get(family, "—")
+
+
+def test_list_has_every_published_system(capsys):
+    _, out, _ = run(capsys, "list")
+    head, *lines = out.split("\n\n")[1].splitlines()
+    assert head.startswith("published system") and [line.split()[0] for line in lines] == list_systems()
+    assert re.search(r"^llamagen-vq16 +image +codes +vqgan +LlamaGen VQ: Autoregressive Model Beats", out, re.M)
+
+
+def test_show_says_what_a_published_system_is_and_what_proves_it(capsys):
+    status, out, _ = run(capsys, "show", "llamagen-vq16")
+    found = [tuple(part.strip() for part in line.split("  ", 1)) for line in out.splitlines()]
+    assert status == 0
+    for line in (
+        ("family", "vqgan"), ("takes", "256×256"), ("gives", "256 of 16,384"), ("parameters", "71,883,403"),
+        ("bits", "3,584 an item, 1/439 of the raw medium"), ("part", "quantizers/vector"),
+        ("published figure", "rFID 2.19"), ("licence", "MIT"), ("proof", "reference file visual/llamagen-vq"),
+        ("proof", "parameters counted on the authors' class"),
+    ):  # fmt: skip
+        assert line in found, line
+    assert dict(found)["released weights"].startswith("llamagen_vq=")
 
 
 def test_show_says_what_a_released_tokenizer_gives(capsys):

@@ -1,11 +1,11 @@
-"""`unimodal tokenizers list` and `unimodal tokenizers show NAME`: the families there are, and what one gives."""
+"""`unimodal tokenizers list` and `… show NAME`: the families and published systems there are, and what one gives."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,11 +14,12 @@ import typer
 from unimodal.cli.shared import Command
 
 if TYPE_CHECKING:
+    from unimodal.tokenizers.configs.registry import PublishedSystem
     from unimodal.tokenizers.interface import MediaModule, MediaTokenizer
 
 tokenizers = typer.Typer(
     name="tokenizers",
-    help="The families of media tokenizers, and what a saved one gives.",
+    help="The families of media tokenizers, published systems of them, and what a saved one gives.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -26,13 +27,28 @@ tokenizers = typer.Typer(
 
 @tokenizers.command("list", cls=Command)
 def show_families() -> None:
-    """List every family: ours, and those of `$UNIMODAL_PLUGINS` and of installed packages."""
+    """List every family (ours, and those of `$UNIMODAL_PLUGINS` and of installed packages) and every published
+    system."""
     from unimodal.tokenizers import find_family_class, list_families, pretrained
+    from unimodal.tokenizers.configs.registry import list_systems, read_system
 
     rows = [("family", "medium", "gives", "a public checkpoint", "what it is")]
     for name in list_families():
         kind = find_family_class(name)
         rows.append((name, kind.modality, _name_result(kind), pretrained.SOURCES.get(name, "—"), _summarise(kind)))
+    _print_table(rows)
+    rows = [("published system", "medium", "gives", "family", "what it is")]
+    for name in list_systems():
+        system = read_system(name)
+        family = str(system.choose_settings(small=True)["family"])
+        kind = find_family_class(family)
+        rows.append((name, kind.modality, _name_result(kind), family, _name_system(system)))
+    if len(rows) > 1:
+        print()
+        _print_table(rows)
+
+
+def _print_table(rows: Sequence[tuple[str, str, str, str, str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -41,10 +57,11 @@ def show_families() -> None:
 
 @tokenizers.command("show", cls=Command)
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A family, or the folder of a saved tokenizer.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A family, a published system, or a tokenizer's folder.")],
 ) -> None:
-    """Show a family's settings, or the codes, sizes and hash of a saved tokenizer."""
+    """Show a family's settings, a published system's sizes, source and proof, or a saved tokenizer's codes and hash."""
     from unimodal.tokenizers import is_tokenizer, list_families
+    from unimodal.tokenizers.configs.registry import list_systems
 
     folder = Path(name).expanduser()
     alone = is_tokenizer(folder)
@@ -52,14 +69,65 @@ def show(
         inside = sorted(path.name for path in folder.glob("*_tokenizer") if path.is_dir())
         advice = f"name one of its {', '.join(inside)}" if inside else "it holds none"
         raise ValueError(f"{name} is not the folder of a tokenizer; {advice}")
-    lines = list(_describe_folder(folder) if alone else _describe_family(name))
+    if alone:
+        lines = list(_describe_folder(folder))
+    else:
+        lines = list(_describe_system(name) if name in list_systems() else _describe_family(name))
     width = max(len(what) for what, _ in lines)
     for what, value in lines:
         print(f"{what.ljust(width)}  {value}")
 
 
+def _describe_system(name: str) -> Iterator[tuple[str, str]]:
+    """A published system: what it is, its figures, where they are from and what proves our network."""
+    from unimodal.tokenizers.configs.facts import collect_facts, list_proofs
+    from unimodal.tokenizers.configs.registry import read_system
+    from unimodal.tokenizers.pretrained.published import PUBLISHED
+
+    system = read_system(name)
+    facts = collect_facts(system)
+    settings = system.choose_settings(small=facts.small)
+    yield "published system", name
+    yield "what it is", _name_system(system)
+    yield "family", str(settings["family"])
+    yield "medium", facts.modality
+    if facts.small:
+        yield "published size", "no source gives it; what follows is of the small form"
+    yield "takes", facts.size
+    yield "gives", facts.codes
+    if facts.bits is not None:
+        ratio = f", 1/{facts.ratio:,.0f} of the raw medium" if facts.ratio is not None else ""
+        yield "bits", f"{facts.bits:,.0f} {'a second' if facts.modality == 'audio' else 'an item'}{ratio}"
+    yield "parameters", f"{facts.parameters:,}"
+    for part in facts.parts:
+        yield "part", part
+    yield "source", system.source
+    for figure, value in system.figures.items():
+        yield "published figure", f"{figure} {value}"
+    yield "licence", system.licence or "no source says"
+    for proof in list_proofs(system):
+        yield "proof", proof
+    if system.note:
+        yield "note", system.note
+    for key, setting in settings.items():
+        if key != "family":
+            yield "setting", f"{key} = {setting}"
+    if not facts.small:
+        yield "to train it", f"python recipes/train_tokenizer.py --set system={name} --set media=FOLDER"
+    yield "a small form", f"python recipes/train_tokenizer.py --set system={name} --set small=true --set media=FOLDER"
+    released = [key for key, weights in PUBLISHED.items() if weights.family == settings["family"]]
+    for key in [key for key in released if name.replace("-", "_").startswith(key)] or released:
+        yield "released weights", f"{key}={PUBLISHED[key].hub_id or 'FOLDER'}, {PUBLISHED[key].licence or 'no licence'}"
+
+
+def _name_system(system: PublishedSystem) -> str:
+    """`TiTok: An Image is Worth …`; the title alone where it begins with the name."""
+    begins = system.title.lower().startswith(system.system.partition(" (")[0].lower())
+    return system.title if begins else f"{system.system}: {system.title}"
+
+
 def _describe_family(name: str) -> Iterator[tuple[str, str]]:
-    """What a family takes; ValueError for a name that is neither a folder nor a family."""
+    """What a family takes; ValueError for a name that is no folder, family or system."""
     from unimodal.tokenizers import find_family_class, pretrained
     from unimodal.tokenizers.pretrained.base import NetworkTokenizer
 
