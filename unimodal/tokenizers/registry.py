@@ -149,6 +149,7 @@ FAMILIES: dict[str, str] = {
     "cosmos_video": "unimodal.tokenizers.systems.cosmos:CosmosVideoTokenizer",
     "cosmos_video_latents": "unimodal.tokenizers.systems.cosmos:CosmosVideoLatents",
     "xqgan": "unimodal.tokenizers.systems.xqgan:XqganTokenizer",
+    "tokenflow": "unimodal.tokenizers.systems.tokenflow:TokenflowTokenizer",
     "moto": "unimodal.tokenizers.systems.moto:MotoTokenizer",
     "omnitokenizer": "unimodal.tokenizers.systems.omnitokenizer:OmniImageTokenizer",
     "omnitokenizer_video": "unimodal.tokenizers.systems.omnitokenizer:OmniVideoTokenizer",

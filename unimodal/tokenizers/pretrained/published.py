@@ -150,6 +150,9 @@ PUBLISHED: dict[str, PublishedWeights] = {
     "robustok": PublishedWeights(
         "xqgan", "qiuk6/RobustTok", ADOBE, commercial=False, file="RobustTok-zero.pt", config="robustok"
     ),
+    "tokenflow": PublishedWeights(
+        "tokenflow", "ByteFlow-AI/TokenFlow", "Apache-2.0", file="tokenflow_siglip_32k.pt", config="tokenflow-siglip"
+    ),
     "moto": PublishedWeights(
         "moto",
         "TencentARC/Moto",
