@@ -64,8 +64,8 @@ def run(cfg: AssembleSmol, dry_run: bool) -> None:
     trained = [json.loads(line) for line in (cfg.run / "metrics.jsonl").read_text().splitlines()]
     record = {
         "steps": trained[-1]["step"],
-        "tokens": round(sum(r["tokens_per_second"] * r["seconds_per_step"] * n for r, n in _steps(trained))),
-        "hours": round(sum(r["seconds_per_step"] * n for r, n in _steps(trained)) / 3600, 2),
+        "tokens": round(sum(r["tokens_per_second"] * r["seconds_per_step"] * n for r, n in _count_steps(trained))),
+        "hours": round(sum(r["seconds_per_step"] * n for r, n in _count_steps(trained)) / 3600, 2),
         "last": trained[-1],
         "corpus_sha256": hashes,
     }
@@ -77,7 +77,7 @@ def run(cfg: AssembleSmol, dry_run: bool) -> None:
     print(f"wrote {cfg.out}, {size:.1f} MiB", file=sys.stderr)
 
 
-def _steps(records: list[dict]) -> list[tuple[dict, int]]:
+def _count_steps(records: list[dict]) -> list[tuple[dict, int]]:
     """Each logged record with the number of steps it stands for."""
     before, found = 0, []
     for record in records:

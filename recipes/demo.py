@@ -74,7 +74,7 @@ class Gallery:
 class Tour:
     def __init__(self, model: Unimodal, gallery: Gallery, samples: Path, seed: int) -> None:
         self.model, self.gallery, self.seed = model, gallery, seed
-        self.samples = _by_kind(samples)
+        self.samples = _sort_by_kind(samples)
 
     def describe(self, kind: str, title: str) -> None:
         """Asks about every sample of a kind."""
@@ -90,7 +90,7 @@ class Tour:
         for path, answer in zip(files, answers, strict=True):
             words = " ".join(output.text for output in answer).strip() or "(no words)"
             name = self._keep(path)
-            self.gallery.show(*self._picture_of(kind, name, f"{path.stem}: {words}"))
+            self.gallery.show(*self._draw_frame(kind, name, f"{path.stem}: {words}"))
             print(f"  {path.name}: {words}", flush=True)
         self.gallery.end()
 
@@ -105,11 +105,11 @@ class Tour:
             output: Output = self.model.generate(prompt, kind, seed=self.seed + number)
             name = f"made-{kind}-{number}{suffix}"
             output.save(self.gallery.folder / name)
-            self.gallery.show(*self._picture_of(kind, name, prompt))
+            self.gallery.show(*self._draw_frame(kind, name, prompt))
             print(f"  {prompt}: {name} ({time.monotonic() - started_s:.1f} s)", flush=True)
         self.gallery.end()
 
-    def _picture_of(self, kind: str, name: str, caption: str) -> tuple[str, str, str | None]:
+    def _draw_frame(self, kind: str, name: str, caption: str) -> tuple[str, str, str | None]:
         """What the page shows of a file in the gallery: itself, its frames as a GIF, or its spectrogram."""
         path = self.gallery.folder / name
         if kind == "audio":
@@ -143,7 +143,7 @@ class Tour:
         self.gallery.end(f"Skipped: {reason}.")
 
 
-def _by_kind(folder: Path) -> dict[str, list[Path]]:
+def _sort_by_kind(folder: Path) -> dict[str, list[Path]]:
     """The media in a folder by what they hold; other files (a list of sources, say) are left alone."""
     from unimodal.media.kind import detect_kind
 
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        tour(args.model, args.out, args.samples, args.seed)
+        run_tour(args.model, args.out, args.samples, args.seed)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def tour(name: str | None, out: Path, samples: Path | None, seed: int) -> None:
+def run_tour(name: str | None, out: Path, samples: Path | None, seed: int) -> None:
     from unimodal.cli.progress import Reporter
     from unimodal.model_folder.find import find_model
 

@@ -70,7 +70,7 @@ class SmolData(Config):
     }
 
 
-def media_sources(cfg: SmolData) -> dict[str, sources.Source]:
+def open_media_sources(cfg: SmolData) -> dict[str, sources.Source]:
     """The same tasks as nano's, in the same words."""
     pictures = encoded_media.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
     codes = np.load(cfg.data / "image_codes.npz")["codes"]
@@ -92,7 +92,7 @@ def media_sources(cfg: SmolData) -> dict[str, sources.Source]:
     return {source.name: source for source in listed}
 
 
-def questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
+def make_questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
     draws = make_generator(cfg.seed, "questions")
     asked = list(QUESTIONS)
     for label in sorted(labels, key=lambda _: draws.random()):
@@ -103,7 +103,7 @@ def questions(cfg: SmolData, labels: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def answers_of_base(base: LoadedBase, asked: Sequence[str], cfg: SmolData) -> list[str]:
+def answer_by_base(base: LoadedBase, asked: Sequence[str], cfg: SmolData) -> list[str]:
     """The base's own greedy answers, in its own chat format, cut at the end of a sentence; "" where none ends."""
     text = TextTokenizer(base.tokenizer)
     special = {token["content"]: token["id"] for token in base.tokenizer["added_tokens"]}
@@ -131,12 +131,12 @@ def answers_of_base(base: LoadedBase, asked: Sequence[str], cfg: SmolData) -> li
     return found
 
 
-def text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) -> dict[str, list[Document]]:
+def make_text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) -> dict[str, list[Document]]:
     """Chat, definitions, and novels: a passage is begun and goes on."""
     kept = cfg.out / "answers.json"
-    asked = questions(cfg, labels)
+    asked = make_questions(cfg, labels)
     if not kept.is_file() or list(json.loads(kept.read_text())) != asked:
-        pairs = dict(zip(asked, answers_of_base(base, asked, cfg), strict=True))
+        pairs = dict(zip(asked, answer_by_base(base, asked, cfg), strict=True))
         write_text_atomically(kept, json.dumps(pairs, indent=1, ensure_ascii=False) + "\n")
     answers = json.loads(kept.read_text())
     chat = [Document([Turn("user", q), Turn("assistant", a)]) for q, a in answers.items() if a]
@@ -176,7 +176,7 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     media = open_media(cfg.media)
     assert media is not None
     template = make_template(TextTokenizer(base.tokenizer), base.num_rows, media)
-    listed = media_sources(cfg)
+    listed = open_media_sources(cfg)
     pictures = encoded_media.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
     words = sources.name_codes(pictures, template.vocabulary)
     if dry_run:
@@ -188,7 +188,7 @@ def run(cfg: SmolData, dry_run: bool) -> None:
     for name, source in listed.items():
         plan = sources.plan_draws(source, cfg.documents[name], cfg.balance, cfg.seed)
         write(cfg, template, name, [source.make_document(int(item), int(draw)) for item, draw in plan])
-    for name, documents in text_documents(cfg, base, sources.list_labels(pictures)).items():
+    for name, documents in make_text_documents(cfg, base, sources.list_labels(pictures)).items():
         write(cfg, template, name, documents)
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from unimodal.files import read_json_as, write_text_atomically
 from unimodal.tokenizers.nano.audio import AudioTokenizer, AudioTokenizerConfig
 from unimodal.tokenizers.nano.audio_head import IstftHead, MaskedConvNeXt
 from unimodal.tokenizers.nano.audio_losses import SpectralLoss, WaveDiscriminator, compute_adversarial_losses
+from unimodal.training.checkpoint import State
 from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import describe_resume, describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
@@ -149,7 +150,7 @@ class SpeechBatches:
         self.generator = torch.Generator().manual_seed(seed)
         self.queue: list[list[int]] = []
 
-    def uniform(self, low: float, high: float) -> float:
+    def draw_uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=self.generator))
 
     def next_rows(self) -> list[int]:
@@ -167,11 +168,11 @@ class SpeechBatches:
         for row in self.next_rows():
             wave = self.speech.wave(row)
             if self.augment:
-                if self.uniform(0, 1) < 0.4:  # speed and pitch together: more voices than there are
-                    factor = self.uniform(0.9, 1.12)
+                if self.draw_uniform(0, 1) < 0.4:  # speed and pitch together: more voices than there are
+                    factor = self.draw_uniform(0.9, 1.12)
                     wave = nn.functional.interpolate(wave[None, None], scale_factor=factor, mode="linear")[0, 0]
-                wave = wave * 10 ** self.uniform(-0.3, 0.04)
-                wave = nn.functional.pad(wave, (int(self.uniform(0, 512)), 0))  # any phase of the code grid
+                wave = wave * 10 ** self.draw_uniform(-0.3, 0.04)
+                wave = nn.functional.pad(wave, (int(self.draw_uniform(0, 512)), 0))  # any phase of the code grid
             texts.append(self.speech.spell(row) if self.spelled and len(wave) <= self.max_samples else [])
             waves.append(wave[: self.max_samples])
         clean = nn.utils.rnn.pad_sequence(waves, batch_first=True)
@@ -190,10 +191,10 @@ class SpeechBatches:
             "text_lengths": torch.tensor([len(text) for text in texts]),
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"generator": self.generator.get_state(), "queue": [list(batch) for batch in self.queue]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.generator.set_state(state["generator"])
         self.queue = [list(batch) for batch in state["queue"] if max(batch) < len(self.rows)]
 

@@ -16,7 +16,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from unimodal.files import write_text_atomically
 from unimodal.tokenizers.nano.efficientnet import load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
+from unimodal.training.checkpoint import State
 from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import Identity, describe_resume, describe_settings, hash_files, hash_weights
 from unimodal.training.loop import Trainer
@@ -94,29 +95,29 @@ class RandomRows:
         size, num_pixel, draw = self.cfg.batch_size, self.cfg.tokenizer.num_pixel, self.generator
         num_first = self.cfg.tokenizer.grid**2 - num_pixel
 
-        def chance(share: float) -> Tensor:
+        def draw_chance(share: float) -> Tensor:
             return torch.rand(size, generator=draw) < share
 
-        prefix = chance(self.cfg.prefix_pictures)
+        prefix = draw_chance(self.cfg.prefix_pictures)
         length = num_first + torch.randint(num_pixel + 1, (size,), generator=draw)
         length = torch.where(prefix, length, num_first + num_pixel)
-        share = torch.rand(size, 1, generator=draw) * (prefix & chance(self.cfg.spoilt_pictures)).unsqueeze(1)
+        share = torch.rand(size, 1, generator=draw) * (prefix & draw_chance(self.cfg.spoilt_pictures)).unsqueeze(1)
         replaced = torch.rand(size, num_pixel, generator=draw) < share
         random_ids = torch.randint(self.codebook_size, (size, num_pixel), generator=draw)
         return {
             "rows": self.rows[torch.randint(len(self.rows), (size,), generator=draw)],
             # what is drawn from few codes is the picture as it was made
             "views": torch.where(prefix, 0, torch.randint(self.num_views, (size,), generator=draw)),
-            "flips": chance(0.5) & ~prefix,
+            "flips": draw_chance(0.5) & ~prefix,
             "kept": torch.arange(num_first + num_pixel) < length.unsqueeze(1),
             "spoilt": torch.where(replaced, random_ids, -1),
-            "stranger": chance(self.cfg.stranger_pictures),
+            "stranger": draw_chance(self.cfg.stranger_pictures),
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.generator.set_state(state["generator"])
 
 
@@ -152,19 +153,19 @@ def fit_first_codes(
             [model.semantic.find_nearest(f.float(), num + 1) for f in features.flatten(0, 1).split(4096)]
         )
         looks = torch.cat([model.look.find_nearest(pictures.batch(*part.unbind(1)), 2) for part in every.split(512)])
-    codes, others = without_own(nearest.unflatten(0, features.shape[:2]), own_concept)  # [M, V, S]
-    look, other_look = without_own(looks.unflatten(0, features.shape[:2]), own_look)  # [M, V, 1]
+    codes, others = drop_own(nearest.unflatten(0, features.shape[:2]), own_concept)  # [M, V, S]
+    look, other_look = drop_own(looks.unflatten(0, features.shape[:2]), own_look)  # [M, V, 1]
     return FirstCodes(codes, look[..., 0]), FirstCodes(others, other_look[..., 0])
 
 
-def without_own(nearest: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def drop_own(nearest: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """nearest: [M, V, n + 1], nearest first; own: [M] → the first n, and the first n that are not the own one."""
     # stable: the others keep their order, the own one goes last and is cut off
     order = (nearest == own[:, None, None]).to(torch.uint8).argsort(dim=-1, stable=True)
     return nearest[..., :-1].clone(), nearest.gather(-1, order)[..., :-1].clone()
 
 
-def picture_loss(rebuilt: Tensor, x: Tensor) -> Tensor:
+def compute_picture_loss(rebuilt: Tensor, x: Tensor) -> Tensor:
     """Both [B, 3, 64, 64] → [B]. The root weighs pictures as PSNR does: hard ones do not drown the rest."""
     return ((rebuilt.float() - x).square().flatten(1).mean(1) + 1e-4).sqrt()
 
@@ -186,11 +187,11 @@ def train(
         pixel, _ = model.encode_pixels(x)
         random_values = model.quantizer.to_values(batch["spoilt"].clamp_min(0))
         pixel = torch.where((batch["spoilt"] >= 0).unsqueeze(-1), random_values, pixel)
-        errors = picture_loss(model.decode_values(semantic, look, pixel, batch["kept"]), x)
+        errors = compute_picture_loss(model.decode_values(semantic, look, pixel, batch["kept"]), x)
         whole = batch["kept"].all(1)
         return errors.mean(), {"psnr": float((-20 * errors.detach()[whole].log10()).mean())}
 
-    def evaluate(record: dict[str, Any]) -> None:
+    def evaluate(record: dict[str, float]) -> None:
         if record["step"] % (cfg.loop.log_every * 5) == 0 or record["step"] == cfg.loop.steps:
             report(model, pictures, codes)
 
@@ -208,13 +209,17 @@ def report(model: ImageTokenizer, pictures: Pictures, codes: FirstCodes) -> None
     codes and from prefixes, and of known ones from their first codes alone."""
     num = model.config.grid**2
     known = pictures.train_rows[:: max(1, len(pictures.train_rows) // 200)]
-    heldout = {count: psnr(model, pictures, codes, pictures.heldout_rows, count) for count in (num, num // 2, num // 4)}
+    heldout = {
+        count: measure_psnr(model, pictures, codes, pictures.heldout_rows, count) for count in (num, num // 2, num // 4)
+    }
     text = ", ".join(f"{value:.2f} dB from {count} codes" for count, value in heldout.items())
-    drawn = psnr(model, pictures, codes, known, num - model.config.num_pixel)
+    drawn = measure_psnr(model, pictures, codes, known, num - model.config.num_pixel)
     print(f"unseen concepts: {text}; known ones {drawn:.2f} dB without pixel codes", file=sys.stderr, flush=True)
 
 
-def psnr(model: ImageTokenizer, pictures: Pictures, codes: FirstCodes, rows: np.ndarray, num_codes: int) -> float:
+def measure_psnr(
+    model: ImageTokenizer, pictures: Pictures, codes: FirstCodes, rows: np.ndarray, num_codes: int
+) -> float:
     values = []
     with torch.inference_mode():
         for part in torch.from_numpy(rows).split(64):

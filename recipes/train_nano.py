@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.rows import describe_codes
 from unimodal.vocabulary import Vocabulary, make_media_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MEDIA_FOLDERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
 
@@ -107,13 +110,13 @@ class Documents:
         return self.template.render(document)
 
 
-def row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaTokenizer]) -> dict[range, Tensor]:
+def collect_row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaTokenizer]) -> dict[range, Tensor]:
     """What is known of each media row before training: its prototype, its thumbnail, or its levels."""
     found = {block.rows: describe_codes(tokenizers[block.modality], block) for block in vocabulary.blocks}
     return {rows: features for rows, features in found.items() if features is not None}
 
 
-def row_words(
+def collect_row_words(
     vocabulary: Vocabulary, pictures: encoded_media.EncodedConcepts, text: TextTokenizer
 ) -> dict[range, list[list[int]]]:
     """The text rows of the name of each prototype and of each look."""
@@ -123,7 +126,7 @@ def row_words(
     }
 
 
-def training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
+def list_training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
     """Every text of the first two draws of every item: what the text tokenizer is trained on."""
     for source in all_sources:
         for item in range(len(source)):
@@ -163,7 +166,7 @@ def load_sources(
     return {source.name: source for source in listed if cfg.weights[source.name]}
 
 
-def words_by_codes(
+def map_codes_to_words(
     speech: encoded_media.EncodedSpeech, audio: range, text: TextTokenizer
 ) -> Callable[[Tensor], Tensor | None]:
     """From the audio rows of an utterance to the ids of its words, None for rows that are no utterance."""
@@ -176,14 +179,14 @@ def words_by_codes(
     return words
 
 
-def tensors_of(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+def to_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """→ ids, labels, position ids, each int64 [B, N]."""
     return tuple(
         torch.from_numpy(np.ascontiguousarray(a)).long() for a in (batch.ids, batch.labels, batch.position_ids)
     )  # type: ignore[return-value]
 
 
-def begin(backbone: Any, folder: Path) -> int:
+def begin(backbone: PreTrainedModel, folder: Path) -> int:
     """The weights of an earlier run, or of a finished model; → the steps that the run had made (0 of a model)."""
     earlier = load_checkpoint(folder)
     if earlier is not None:
@@ -201,7 +204,7 @@ def begin(backbone: Any, folder: Path) -> int:
     return 0
 
 
-def rounded(weights: Tensor, levels: int) -> Tensor:
+def round_weights(weights: Tensor, levels: int) -> Tensor:
     """float16; with ``levels``, each row of a matrix in whole multiples, at most so many, of a power of two of its own.
 
     Then the file has fewer bits of information and compresses to less, in the history of a repository too.
@@ -213,11 +216,11 @@ def rounded(weights: Tensor, levels: int) -> Tensor:
     return ((weights.float() / step).round() * step).half()
 
 
-def save_decoder(model: Any, folder: Path, levels: int = 0) -> None:
+def save_decoder(model: PreTrainedModel, folder: Path, levels: int = 0) -> None:
     """``config.json``, ``generation_config.json`` and half-precision ``model.safetensors`` of a stock Llama."""
     from safetensors.torch import save
 
-    state = {name: rounded(t.detach(), levels).contiguous() for name, t in model.state_dict().items()}
+    state = {name: round_weights(t.detach(), levels).contiguous() for name, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +247,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
         text = TextTokenizer.load(known)
         write_text_atomically(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
     else:
-        text = train_text_tokenizer(training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
+        text = train_text_tokenizer(list_training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
     vocabulary = make_media_vocabulary([image, audio, video], text.size, text_reserved=(), text_sha256=text.sha256)
     template = Template(vocabulary, text)
     shares = {name: cfg.weights[name] for name in all_sources}
@@ -283,18 +286,20 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     embedding = model.get_input_embeddings()
     naming = all_sources["image_to_name"]
     assert isinstance(naming, sources.MediaToName)
-    words = row_words(vocabulary, naming.media, text)
-    add_structure(embedding, row_features(vocabulary, {"image": image, "audio": audio, "video": video}), words=words)
+    words = collect_row_words(vocabulary, naming.media, text)
+    add_structure(
+        embedding, collect_row_features(vocabulary, {"image": image, "audio": audio, "video": video}), words=words
+    )
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
     audio_rows, text_rows = vocabulary.get_block_range("audio"), range(text.size)
     classes = torch.tensor([*text_rows, pad])  # the padding row is the blank
     speaking = all_sources.get("text_to_audio")
     assert isinstance(speaking, sources.TextToSpeech | None)
-    words_of = words_by_codes(speaking.speech, audio_rows, text) if speaking and cfg.speaking_ctc_weight else None
+    words_of = map_codes_to_words(speaking.speech, audio_rows, text) if speaking and cfg.speaking_ctc_weight else None
 
     def loss(batch: PackedBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        ids, labels, positions = tensors_of(batch)
+        ids, labels, positions = to_tensors(batch)
         with parametrize.cached():
             hidden = backbone(
                 input_ids=ids, position_ids=positions, use_cache=False, packing=Packing.from_position_ids(positions)

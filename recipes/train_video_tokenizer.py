@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from unimodal.data.prepared_arrays import check_concepts, open_arrays
 from unimodal.files import write_text_atomically
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
+from unimodal.training.checkpoint import State
 from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import describe_resume, describe_settings, hash_files
 from unimodal.training.loop import Trainer
@@ -64,7 +65,7 @@ class Clips:
     def decode_first(self, image: ImageTokenizer) -> None:
         """The first frame of each clip as the image tokenizer gives it back: what motion begins from."""
         first = self.frames[:, :, 0].flatten(0, 1)  # [4C, S, S, 3]
-        decoded = [image.decode(image.encode(_pictures(part))) for part in first.split(64)]
+        decoded = [image.decode(image.encode(_make_pictures(part))) for part in first.split(64)]
         self.first = (torch.cat(decoded) * 255).round().byte().unflatten(0, (-1, 4))  # [C, 4, 3, 64, 64]
 
     def batch(self, rows: Tensor, variants: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,7 @@ class Clips:
         ].float() / 255
 
 
-def _pictures(frames: Tensor) -> Tensor:
+def _make_pictures(frames: Tensor) -> Tensor:
     """uint8 [B, 64, 64, 3] → float [B, 3, 64, 64] in [0, 1]."""
     return frames.permute(0, 3, 1, 2).float() / 255
 
@@ -90,10 +91,10 @@ class RandomClips:
         picks = torch.randint(len(self.rows), (self.batch_size,), generator=self.generator)
         return self.rows[picks], torch.randint(4, (self.batch_size,), generator=self.generator)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"generator": self.generator.get_state()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.generator.set_state(state["generator"])
 
 
@@ -108,7 +109,7 @@ def rebuild(model: VideoTokenizer, clips: Tensor, first: Tensor) -> Tensor:
     return torch.cat(frames, dim=2)
 
 
-def heldout_psnr(model: VideoTokenizer, clips: Clips) -> float:
+def measure_held_out_psnr(model: VideoTokenizer, clips: Clips) -> float:
     """Mean over held-out clips of the PSNR of all nine frames, in dB."""
     with torch.inference_mode():
         rows = torch.from_numpy(clips.heldout_rows)
@@ -139,9 +140,9 @@ def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
         psnr = -10 * error.detach().clamp_min(1e-9).log10().mean()
         return (error + 1e-4).sqrt().mean(), {"psnr": float(psnr)}
 
-    def evaluate(record: dict[str, Any]) -> None:
+    def evaluate(record: dict[str, float]) -> None:
         if record["step"] % (cfg.loop.log_every * 5) == 0:
-            print(f"held-out concepts: {heldout_psnr(model, clips):.2f} dB", file=sys.stderr, flush=True)
+            print(f"held-out concepts: {measure_held_out_psnr(model, clips):.2f} dB", file=sys.stderr, flush=True)
 
     trainer = Trainer(
         model, RandomClips(clips.train_rows, cfg.batch_size, cfg.loop.seed), loss, cfg.loop, cfg.run, [evaluate],
@@ -150,7 +151,7 @@ def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
     trainer.run()
     trainer.use_ema()
     model.round_to_half()
-    print(f"held-out concepts, averaged weights: {heldout_psnr(model, clips):.2f} dB", file=sys.stderr)
+    print(f"held-out concepts, averaged weights: {measure_held_out_psnr(model, clips):.2f} dB", file=sys.stderr)
     model.save(cfg.out)
     digest = hashlib.sha256((cfg.data / "clips.npz").read_bytes()).hexdigest()
     record = {

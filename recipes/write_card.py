@@ -189,7 +189,7 @@ people, gender and professions. Its voices are those of freely licensed syntheti
 """
 
 
-def stages_of(record: dict[str, Any]) -> list[tuple[int, int, str]]:
+def list_stages(record: dict[str, Any]) -> list[tuple[int, int, str]]:
     """(steps, tokens, what was new) of every stage, the first one first."""
     found: list[tuple[int, int, str]] = []
     at: dict[str, Any] | None = record
@@ -211,7 +211,7 @@ def stages_of(record: dict[str, Any]) -> list[tuple[int, int, str]]:
     return found
 
 
-def figure(report: dict[str, Any], *path: str) -> Any:
+def get_figure(report: dict[str, Any], *path: str) -> Any:
     """A figure of the report, or None where the suite was not run."""
     value: Any = report["suites"]
     for key in path:
@@ -221,15 +221,15 @@ def figure(report: dict[str, Any], *path: str) -> Any:
     return value
 
 
-def shown(value: Any, unit: str = "", scale: float = 1.0, digits: int = 1) -> str:
+def show_figure(value: Any, unit: str = "", scale: float = 1.0, digits: int = 1) -> str:
     return "not measured" if value is None else f"{value * scale:.{digits}f}{unit}"
 
 
-def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
+def list_result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
     """(task, held out, target, measured, reached)."""
 
     def get(*path: str) -> Any:
-        return figure(report, *path)
+        return get_figure(report, *path)
 
     rows: list[tuple[str, str, str, str, bool]] = []
     image = report["suites"].get("image_reconstruction", {})
@@ -239,7 +239,7 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
             "picture reconstruction, 64 codes",
             "concepts never seen",
             "≥ 25 dB",
-            shown(psnr, " dB", 1, 2),
+            show_figure(psnr, " dB", 1, 2),
             (psnr or 0) >= 25,
         )
     )
@@ -256,7 +256,7 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
         )
     video = get("video_reconstruction", "psnr_db")
     rows.append(
-        ("clip reconstruction", "concepts never seen", "≥ 23 dB", shown(video, " dB", 1, 2), (video or 0) >= 23)
+        ("clip reconstruction", "concepts never seen", "≥ 23 dB", show_figure(video, " dB", 1, 2), (video or 0) >= 23)
     )
     speech = report["suites"].get("speech_reconstruction", {})
     gaps = {voice: f["wer_added"] for voice, f in speech.items() if isinstance(f, dict) and voice != "all"}
@@ -277,7 +277,7 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
         rows.append(("the same, how natural (DNSMOS, 1 to 5)", "sentences never seen", "reported", listed, True))
     naming = get("picture_naming", "seen", "right_percent")
     neighbour = get("picture_naming", "seen", "nearest_neighbour_percent")
-    both = f"{shown(naming, '%')} (nearest neighbour {shown(neighbour, '%')})"
+    both = f"{show_figure(naming, '%')} (nearest neighbour {show_figure(neighbour, '%')})"
     rows.append(
         (
             "picture → name",
@@ -288,14 +288,14 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
         )
     )
     held = get("picture_naming", "heldout", "right_percent")
-    rows.append(("picture → name", "unseen concepts, unseen style", "reported", shown(held, "%"), True))
+    rows.append(("picture → name", "unseen concepts, unseen style", "reported", show_figure(held, "%"), True))
     drawing = get("picture_drawing", "among_5_percent")
     rows.append(
         (
             "text → picture, concept among the 5 nearest",
             "seen concepts, new seeds",
             "≥ 60%",
-            shown(drawing, "%"),
+            show_figure(drawing, "%"),
             (drawing or 0) >= 60,
         )
     )
@@ -311,20 +311,20 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
             "speech → text, WER",
             "sentences never seen, voices of training",
             "≤ 20%",
-            f"{shown(reading, '%')} ({listed})",
+            f"{show_figure(reading, '%')} ({listed})",
             (100 if reading is None else reading) <= 20,
         )
     )
     for voice in UNHEARD:
         wer = get("transcription", voice, "wer")
-        rows.append(("speech → text, WER", f"a voice never heard ({voice})", "reported", shown(wer, "%"), True))
+        rows.append(("speech → text, WER", f"a voice never heard ({voice})", "reported", show_figure(wer, "%"), True))
     human = get("transcription", "human", "wer")
     rows.append(
         (
             "speech → text, WER",
             f"{get('transcription', 'human', 'utterances')} of 182 human clips",
             "reported",
-            shown(human, "%"),
+            show_figure(human, "%"),
             True,
         )
     )
@@ -334,15 +334,15 @@ def result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]
             "text → speech, Whisper WER",
             "sentences never seen",
             "≤ 30%",
-            shown(speaking, "%") + (f" (said once: {plain})" if (plain := get("speaking", "plain_wer")) else ""),
+            show_figure(speaking, "%") + (f" (said once: {plain})" if (plain := get("speaking", "plain_wer")) else ""),
             (100 if speaking is None else speaking) <= 30,
         )
     )
     for name, key in (("clip → name", "clip_naming"), ("text → clip, concept among the 5 nearest", "clip_drawing")):
         value = get(key, "seen", "right_percent") if key == "clip_naming" else get(key, "among_5_percent")
-        rows.append((name, "seen concepts", "reported", shown(value, "%"), True))
+        rows.append((name, "seen concepts", "reported", show_figure(value, "%"), True))
     value = get("clip_naming", "heldout", "right_percent")
-    rows.append(("clip → name", "unseen concepts", "reported", shown(value, "%"), True))
+    rows.append(("clip → name", "unseen concepts", "reported", show_figure(value, "%"), True))
     return rows
 
 
@@ -407,13 +407,13 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         spoken = json.loads(speech.read_text())
         report["suites"].update(spoken["suites"])
         speech_limit = spoken["limit"]
-    rows = result_rows(report)
+    rows = list_result_rows(report)
     if dry_run:
         return
     decoder = json.loads((cfg.model / "config.json").read_text())
     record_of = json.loads((cfg.model / "recipe.json").read_text())
     image = json.loads((cfg.model / "image_tokenizer" / "config.json").read_text())
-    stages = stages_of(record_of)
+    stages = list_stages(record_of)
     from safetensors import safe_open
 
     with safe_open(cfg.model / "model.safetensors", "np") as weights:

@@ -134,11 +134,11 @@ class SmolCard(Config):
     model: Path = Path("model_cards/smol")
 
 
-def named(report: dict[str, Any]) -> str:
+def name_suites(report: dict[str, Any]) -> str:
     return " ".join(f"--suite {name}" for name in report["suites"])
 
 
-def table_of(suites: dict[str, Any]) -> str:
+def make_table(suites: dict[str, Any]) -> str:
     """One line for each figure; what was not run is left out."""
     rows = []
 
@@ -196,9 +196,9 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
     text = CARD.format(
         speed=speed,
         base=base, rank=recipe["lora"]["rank"], rows=rows, trained=trained / 1e6, mib=size, hours=training["hours"],
-        steps=training["steps"], tokens=training["tokens"], table=table_of(suites), forgetting=forgetting,
-        answers=answers, suites=named(report), folder=folder, limit=report["limit"],
-        speech_suites=named(speech), speech_limit=speech["limit"],
+        steps=training["steps"], tokens=training["tokens"], table=make_table(suites), forgetting=forgetting,
+        answers=answers, suites=name_suites(report), folder=folder, limit=report["limit"],
+        speech_suites=name_suites(speech), speech_limit=speech["limit"],
     )  # fmt: skip
     write_text_atomically(folder / "README.md", text)
     print(f"wrote {folder / 'README.md'}", file=sys.stderr)

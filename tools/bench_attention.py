@@ -38,7 +38,7 @@ from unimodal.model.attention import Packing, attend_by_products, register_atten
 from unimodal.model.build import NanoConfig, build_nano
 
 
-def document_lengths(rng: random.Random, num_tokens: int, row: int) -> list[int]:
+def draw_document_lengths(rng: random.Random, num_tokens: int, row: int) -> list[int]:
     """Half pictures with captions, three tenths utterances, the rest clips, until the tokens are used up."""
     lengths: list[int] = []
     while sum(lengths) < num_tokens:
@@ -65,12 +65,12 @@ def pack_first_fit(lengths: list[int], row: int) -> list[list[int]]:
     return rows
 
 
-def position_rows(rows: list[list[int]], row: int) -> torch.Tensor:
+def make_positions(rows: list[list[int]], row: int) -> torch.Tensor:
     """Position ids [B, N] that restart at every document; the padding at the end of a row is one more document."""
     return torch.stack([torch.cat([torch.arange(n) for n in (*r, row - sum(r)) if n]) for r in rows])
 
 
-def dense_mask(position_ids: torch.Tensor) -> torch.Tensor:
+def make_dense_mask(position_ids: torch.Tensor) -> torch.Tensor:
     """Boolean [B, 1, N, N]: causal and within the document."""
     starts = torch.ones_like(position_ids)
     starts[:, 1:] = (position_ids[:, 1:] != position_ids[:, :-1] + 1).long()
@@ -79,7 +79,7 @@ def dense_mask(position_ids: torch.Tensor) -> torch.Tensor:
     return (same & torch.ones_like(same).tril())[:, None]
 
 
-def kernels(repeats: int) -> None:
+def list_kernels(repeats: int) -> None:
     """Milliseconds of attention, forward and backward, by the length of documents of 1,024 tokens in all."""
     print(f"{'tokens':>6} {'sdpa ms':>9} {'products ms':>12} {'sdpa / products':>16}   (9 heads of 64, bfloat16)")
     for length in (16, 32, 64, 128, 256, 384, 512, 768, 1024):
@@ -133,17 +133,17 @@ def main() -> None:
     parser.add_argument("--kernels", action="store_true", help="sdpa's kernel against two products, in bfloat16")
     args = parser.parse_args()
     if args.kernels:
-        kernels(args.repeats)
+        list_kernels(args.repeats)
         return cached(args.repeats)
     register_attention()
     cfg = NanoConfig(num_layers=args.layers)
     model = build_nano(1024, cfg, pad_id=0, bos_id=1, eos_id=2, seed=0).train()
-    lengths = document_lengths(random.Random(0), args.rows * args.length, args.length)
+    lengths = draw_document_lengths(random.Random(0), args.rows * args.length, args.length)
     real = sum(lengths)
     rows = pack_first_fit(lengths, args.length)
-    position_ids = position_rows(rows, args.length)
+    position_ids = make_positions(rows, args.length)
     ids = torch.randint(3, 1024, position_ids.shape)
-    mask, packing = dense_mask(position_ids), Packing.from_position_ids(position_ids)
+    mask, packing = make_dense_mask(position_ids), Packing.from_position_ids(position_ids)
 
     def run(ids: torch.Tensor, **kwargs: object) -> None:
         model.model(input_ids=ids, use_cache=False, **kwargs).last_hidden_state.sum().backward()

@@ -41,7 +41,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -57,6 +57,9 @@ from unimodal.model_folder.drafts import read_drafts
 from unimodal.pipeline.fast_decoders import REMEMBERING
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 DRAFTED = "+drafts"
 SHAPES = {  # width, layers, heads, key/value heads, MLP width, text rows
     "nano": (256, 7, 4, 4, 704, 4096),
@@ -68,7 +71,7 @@ SHAPES = {  # width, layers, heads, key/value heads, MLP width, text rows
 class Bench:
     """A model, its vocabulary and one guided request for a picture."""
 
-    model: Any
+    model: PreTrainedModel
     vocabulary: Vocabulary
     prompt: list[int]
     bare: list[int]
@@ -84,7 +87,7 @@ class Bench:
         for segment in self.layout.segments:
             self.places += [self.vocabulary.get_block_range(segment.block)] * (segment.count or 0)
 
-    def config(self, sampling: SamplingConfig, seed: int = 0, **changes: Any) -> GenerationConfig:
+    def config(self, sampling: SamplingConfig, seed: int = 0, **changes: object) -> GenerationConfig:
         return GenerationConfig(
             max_new_tokens=self.num_codes + 3,
             force="image",
@@ -109,7 +112,7 @@ class Bench:
                 masked[:, rows.start : rows.stop] = scores[:, rows.start : rows.stop]
                 return masked
 
-        choice: dict[str, Any] = {"do_sample": False}
+        choice: dict[str, object] = {"do_sample": False}
         if sampling.temperature:
             choice = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k or None}
         guided = self.guidance != 1.0
@@ -141,7 +144,7 @@ class Bench:
         return engine.compute_log_likelihood([prompt], [codes])[0] / len(codes)
 
 
-def taught(name: str | None, drafts: list[list[int]]) -> FastDecoder | None:
+def teach_decoder(name: str | None, drafts: list[list[int]]) -> FastDecoder | None:
     """A new fast decoder, or None for the plain loop; `NAME+drafts` knows these."""
     if name is None:
         return None
@@ -151,12 +154,12 @@ def taught(name: str | None, drafts: list[list[int]]) -> FastDecoder | None:
     return fast
 
 
-def with_drafts(names: list[str], drafts: list[list[int]]) -> list[str]:
+def fill_drafts(names: list[str], drafts: list[list[int]]) -> list[str]:
     """The names, and behind each that can have a memory the same with one, if there is something to remember."""
     return [one for name in names for one in (name, name + DRAFTED) if one == name or (drafts and name in REMEMBERING)]
 
 
-def random_model(shape: str) -> tuple[Any, Vocabulary]:
+def make_random_model(shape: str) -> tuple[PreTrainedModel, Vocabulary]:
     width, layers, heads, kv_heads, intermediate, text_rows = SHAPES[shape]
     blocks = [
         Block(name=n, modality=m, size=4096) for n, m in (("image", "image"), ("audio", "audio"), ("video", "video"))
@@ -175,7 +178,7 @@ def random_model(shape: str) -> tuple[Any, Vocabulary]:
     return build_nano(vocabulary.size, cfg, pad_id=0, bos_id=1, eos_id=2, seed=0).eval(), vocabulary
 
 
-def trained_model(folder: Path) -> tuple[Any, Vocabulary]:
+def load_trained_model(folder: Path) -> tuple[PreTrainedModel, Vocabulary]:
     """The decoder of a model folder alone: its media tokenizers are not needed for speed."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), read_vocabulary(folder / "vocabulary.json")
@@ -192,7 +195,7 @@ def request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int], lis
     return [bos, user, *words, end, assistant], [bos, user, end, assistant]
 
 
-def bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
+def measure_bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
     """The weights that the steps of a picture read, per second."""
     layers = sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
     return f"{layers * bytes_per_weight * bench.num_codes / seconds / 1e9:5.1f}"
@@ -233,10 +236,10 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
                 sampling = SamplingConfig(temperature=own.temperature, top_k=own.top_k, top_p=own.top_p)
             config = GenerationConfig(max_new_tokens=most, force=medium, sampling={medium: sampling}, seed=1)
             plain = [engine.generate([prompt], config)[0] for prompt in prompts]
-            for name in (*with_drafts(methods, bench.drafts), "retrieval, again"):
+            for name in (*fill_drafts(methods, bench.drafts), "retrieval, again"):
                 forwards = drafted = accepted = same = tokens = 0
                 for prompt, answer in zip(prompts, plain, strict=True):
-                    fast = taught(name.removesuffix(", again"), bench.drafts)
+                    fast = teach_decoder(name.removesuffix(", again"), bench.drafts)
                     if name.endswith("again"):
                         engine.generate([prompt], config.model_copy(update={"seed": 2}), method=fast)
                     [found] = engine.generate([prompt], config, method=fast)
@@ -251,7 +254,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
                 )
 
 
-def growth(bench: Bench, contexts: list[int], batches: list[int], weights: str) -> None:
+def measure_growth(bench: Bench, contexts: list[int], batches: list[int], weights: str) -> None:
     """Time of a step by the length of the sequence, with and without guidance."""
     model, vocabulary = bench.model, bench.vocabulary
     own = model.config.max_position_embeddings
@@ -291,7 +294,7 @@ def growth(bench: Bench, contexts: list[int], batches: list[int], weights: str) 
                 wall: list[float] = []
                 worked: list[float] = []
 
-                def tick(event: Any, wall: list[float] = wall, worked: list[float] = worked) -> None:
+                def tick(event: object, wall: list[float] = wall, worked: list[float] = worked) -> None:
                     if event.row == 0 and event.modality == "image":
                         wall.append(time.perf_counter())
                         worked.append(time.process_time())
@@ -329,7 +332,7 @@ def main() -> None:
     parser.add_argument("--weights", default="float32", choices=("model", "reference", *WEIGHTS), help="of --growth")
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    model, vocabulary = trained_model(args.model) if args.model else random_model(args.shape)
+    model, vocabulary = load_trained_model(args.model) if args.model else make_random_model(args.shape)
     model.config.use_cache = True
     prompt, bare = request(vocabulary, args.model)
     sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k)
@@ -349,7 +352,7 @@ def main() -> None:
         count_passes(bench, args.model, args.decoders)
         return
     if args.growth:
-        growth(bench, args.contexts, args.batches, args.weights)
+        measure_growth(bench, args.contexts, args.batches, args.weights)
         return
     packed, int8 = Engine(model, vocabulary, weights="float32"), Engine(model, vocabulary, weights="int8")
     engines = {
@@ -359,7 +362,7 @@ def main() -> None:
         "bfloat16": (Engine(model, vocabulary, weights="bfloat16"), None, 2),
         "int8": (int8, None, 1),
     }
-    for name in with_drafts(args.decoders, drafts):
+    for name in fill_drafts(args.decoders, drafts):
         engines[name] = (packed, name, 4)
         engines[f"{name}+int8"] = (int8, name, 1)
     names = ["peer", *engines]
@@ -371,7 +374,7 @@ def main() -> None:
             run: Callable[[int], object] = partial(bench.peer, sampling)
             if name in engines:
                 engine, method, _ = engines[name]
-                run = partial(bench.ours, engine, sampling, taught(method, drafts))
+                run = partial(bench.ours, engine, sampling, teach_decoder(method, drafts))
             began, worked = time.perf_counter(), time.process_time()
             run(turn)
             if turn:
@@ -391,11 +394,11 @@ def main() -> None:
         line += f" {worked:12.3f} {base_worked / worked:7.2f} {statistics.median(forwards[name]):7.0f}"
         if name in engines:
             engine, method, size = engines[name]
-            found = bench.ours(engine, GREEDY, taught(method, drafts))
+            found = bench.ours(engine, GREEDY, teach_decoder(method, drafts))
             same = sum(a == b for x, y in zip(found, greedy, strict=True) for a, b in zip(x, y, strict=True))
             change = bench.compute_log_likelihood(engine, greedy[0]) - likelihood
             passes = statistics.median(forwards[name]) / bench.num_codes
-            line += f" {float(bandwidth(bench, median, size)) * passes:13.1f}"
+            line += f" {float(measure_bandwidth(bench, median, size)) * passes:13.1f}"
             line += f"  {'identical' if found == greedy else f'{same} of {bench.num_codes * args.pictures}':12s}"
             line += f" {likelihood:10.4f} {change:+.4f}"
         print(line)

@@ -130,7 +130,7 @@ def check(answer: httpx.Response) -> None:
         raise ValueError(f"status {answer.status_code}")
 
 
-async def phase(url: str, key: str | None, clients: int, seconds: float, mix: list[str]) -> Tally:
+async def run_phase(url: str, key: str | None, clients: int, seconds: float, mix: list[str]) -> Tally:
     """Clients that ask without a pause for so many seconds; what is then on its way is waited for and counts."""
     tally = Tally()
     started = time.monotonic()
@@ -220,7 +220,7 @@ def compare_neighbours(url: str, arguments: argparse.Namespace) -> tuple[dict[st
     return {"clients": arguments.clients, "text_beside": figures}, max(ratios.values()) > arguments.most_ratio
 
 
-def resident_mb(pid: int) -> float:
+def read_resident_mb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -236,7 +236,7 @@ class Memory(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(1.0):
             try:
-                self.readings.append((time.monotonic(), resident_mb(self.pid)))
+                self.readings.append((time.monotonic(), read_resident_mb(self.pid)))
             except (OSError, IndexError):
                 return
 
@@ -271,7 +271,7 @@ def serve(arguments: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
     raise SystemExit(process.wait() or 1)
 
 
-def parsed_mix(text: str) -> list[str]:
+def parse_mix(text: str) -> list[str]:
     mix: list[str] = []
     for item in text.split(","):
         kind, _, weight = item.partition("=")
@@ -303,22 +303,22 @@ def main() -> None:
     parser.add_argument("--most-ratio", type=float, default=float("inf"), help="of --beside, to the first kind")
     parser.add_argument("--out", type=Path, help="the figures as JSON")
     arguments = parser.parse_args()
-    mix = parsed_mix(arguments.mix)
+    mix = parse_mix(arguments.mix)
     process, url = (None, arguments.url) if arguments.url else serve(arguments)
     memory = None if process is None else Memory(process.pid)
     try:
         if memory is not None:
             memory.start()
         if arguments.beside:
-            parsed_mix(arguments.beside)
+            parse_mix(arguments.beside)
             figures, failed = compare_neighbours(url, arguments)
             write_figures(figures, arguments.out)
             raise SystemExit(int(failed))
         alone_s = arguments.alone_seconds or arguments.seconds / 3
-        asyncio.run(phase(url, arguments.key, min(4, arguments.clients), min(5.0, alone_s), mix))  # warm up
-        alone = asyncio.run(phase(url, arguments.key, 1, alone_s, mix))
+        asyncio.run(run_phase(url, arguments.key, min(4, arguments.clients), min(5.0, alone_s), mix))  # warm up
+        alone = asyncio.run(run_phase(url, arguments.key, 1, alone_s, mix))
         started = time.monotonic()
-        many = asyncio.run(phase(url, arguments.key, arguments.clients, arguments.seconds, mix))
+        many = asyncio.run(run_phase(url, arguments.key, arguments.clients, arguments.seconds, mix))
         ended = time.monotonic()
     finally:
         if process is not None:

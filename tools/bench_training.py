@@ -29,13 +29,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SIDES = ("ours", "trl padded", "trl grouped", "trl packed")
 
 
-def ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
+def make_ragged_documents(data: Path, count: int, seed: int = 0) -> list[str]:
     """Real text of very different lengths: dictionary glosses and paragraphs of novels."""
     from unimodal.data import plain_text
 
@@ -85,7 +89,7 @@ def run_ours(args: argparse.Namespace, texts: list[str]) -> dict[str, float]:
         tokens.append(int((batch.ids < template.vocabulary.text_size).sum()))
         if step == 0:
             _forget_peak()
-    return _result(seconds[1:], tokens[1:], module)
+    return _make_result(seconds[1:], tokens[1:], module)
 
 
 def run_trl(args: argparse.Namespace, texts: list[str], way: str) -> dict[str, float]:
@@ -141,16 +145,18 @@ def run_trl(args: argparse.Namespace, texts: list[str], way: str) -> dict[str, f
             trainer._get_train_sampler = lambda *_: order
         inner = trainer.compute_loss
 
-        def counted(model, inputs, *rest, **options):
+        def count_tokens(model, inputs, *rest, **options):
             tokens.append(int((inputs["input_ids"] != tokenizer.eos_token_id).sum()))  # which is its padding too
             return inner(model, inputs, *rest, **options)
 
-        trainer.compute_loss = counted
+        trainer.compute_loss = count_tokens
         trainer.train()
-    return _result(seconds[1:], tokens[1:], trainer.model)
+    return _make_result(seconds[1:], tokens[1:], trainer.model)
 
 
-def spread_batches(order: list[int], dataset: Any, batch_size: int, steps: int) -> list[int]:
+def spread_batches(
+    order: list[int], dataset: Sequence[Mapping[str, Sequence[int]]], batch_size: int, steps: int
+) -> list[int]:
     """Documents of steps + 1 whole batches of an epoch: by their longest document, evenly from long to short.
 
     The first, which is not measured, is the middle one; the others come in random order.
@@ -175,7 +181,7 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes() -> int:
+def _read_peak_bytes() -> int:
     import torch
 
     if torch.cuda.is_available():
@@ -186,26 +192,25 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def flops_per_token(model: Any) -> float:
+def count_flops_per_token(model: nn.Module) -> float:
     """Of the products with weights, forward and backward: 6 for each trained parameter, 4 for each frozen one."""
     from torch import nn
 
-    tables = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    tables = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     head = next(m for name, m in model.named_modules() if name.endswith("lm_head")).parameters()
-    tables -= {id(p) for p in head}  # a tied table is the head's weight: there it is multiplied
-    counted = {id(p): p for p in model.parameters() if id(p) not in tables}
-    return sum((6 if p.requires_grad else 4) * p.numel() for p in counted.values())
+    tables -= set(head)  # a tied table is the head's weight: there it is multiplied
+    return sum((6 if p.requires_grad else 4) * p.numel() for p in model.parameters() if p not in tables)
 
 
-def _result(seconds: list[float], tokens: list[int], model: Any) -> dict[str, float]:
+def _make_result(seconds: list[float], tokens: list[int], model: nn.Module) -> dict[str, float]:
     return {
         "tokens_per_second": sum(tokens) / sum(seconds),
-        "peak_gib": _peak_bytes() / 2**30,
-        "flops_per_token": flops_per_token(model),
+        "peak_gib": _read_peak_bytes() / 2**30,
+        "flops_per_token": count_flops_per_token(model),
     }
 
 
-def versions() -> str:
+def list_versions() -> str:
     import importlib.metadata as metadata
 
     found = []
@@ -224,20 +229,20 @@ def report(found: dict[str, list[dict[str, float]]], peak_tflops: float | None) 
     columns = f"{'tokens/s':>9} {'least':>9} {'most':>9} {'peak GiB':>9} {'speed':>7} {'memory':>7}"
     lines = [f"{'':<12} {columns}{'     MFU' if peak_tflops else ''}   (speed, memory: ours against it)"]
 
-    def middle(side: str, name: str) -> float:
+    def find_middle(side: str, name: str) -> float:
         return statistics.median(result[name] for result in found[side])
 
     for side, results in found.items():
         if not results:
             continue
         speeds = [result["tokens_per_second"] for result in results]
-        speed, peak = middle(side, "tokens_per_second"), middle(side, "peak_gib")
+        speed, peak = find_middle(side, "tokens_per_second"), find_middle(side, "peak_gib")
         line = f"{side:<12} {speed:9.1f} {min(speeds):9.1f} {max(speeds):9.1f} {peak:9.2f}"
         if found.get("ours"):
-            faster = f"{middle('ours', 'tokens_per_second') / speed:.2f}×"
-            line += f" {faster:>7} {middle('ours', 'peak_gib') / peak:6.2f}×"
+            faster = f"{find_middle('ours', 'tokens_per_second') / speed:.2f}×"
+            line += f" {faster:>7} {find_middle('ours', 'peak_gib') / peak:6.2f}×"
         if peak_tflops:
-            line += f" {speed * middle(side, 'flops_per_token') / (peak_tflops * 1e12):7.1%}"
+            line += f" {speed * find_middle(side, 'flops_per_token') / (peak_tflops * 1e12):7.1%}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -256,7 +261,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        texts = ragged_documents(args.data, 200 * args.rows * (args.steps + 1))
+        texts = make_ragged_documents(args.data, 200 * args.rows * (args.steps + 1))
         result = run_ours(args, texts) if args.side == "ours" else run_trl(args, texts, args.side.removeprefix("trl "))
         print("RESULT " + json.dumps(result))
         return
@@ -272,7 +277,7 @@ def main() -> None:
                 continue
             found[side].append(json.loads(line.removeprefix("RESULT ")))
             print(f"{side}: {found[side][-1]}", file=sys.stderr, flush=True)
-    print(f"{versions()}; {args.precision}, medians of {args.repeats} runs of {args.steps} steps")
+    print(f"{list_versions()}; {args.precision}, medians of {args.repeats} runs of {args.steps} steps")
     print(report(found, args.peak_tflops))
 
 

@@ -56,7 +56,7 @@ def measure(module: PackedLoss, batches: list) -> dict[str, float]:
     return {name: total / count for name, (total, count) in sums.items()}
 
 
-def picture_rows(prepared: Path, folder: Path, count: int) -> dict[str, DatasetConfig]:
+def make_picture_rows(prepared: Path, folder: Path, count: int) -> dict[str, DatasetConfig]:
     """The pictures of one style as rows: `count` of the concepts of training, and all that are held out."""
     from PIL import Image
 
@@ -81,7 +81,7 @@ def picture_rows(prepared: Path, folder: Path, count: int) -> dict[str, DatasetC
     return found
 
 
-def shortened(base: LoadedBase, num_layers: int | None) -> LoadedBase:
+def shorten(base: LoadedBase, num_layers: int | None) -> LoadedBase:
     """The base with its first layers only."""
     if num_layers is not None:
         decoder = base.model.get_decoder()
@@ -117,7 +117,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     media = open_media(args.media)
     template = make_joint_template(load_base(args.base), media)
     if (args.data / "images.npz").is_file():
-        rows = picture_rows(args.data, folder, args.pictures)
+        rows = make_picture_rows(args.data, folder, args.pictures)
         data = {"datasets": (rows["train"],), "validation": (rows["heldout"],)}
     else:
         data = {"datasets": (DatasetConfig(path=str(args.data)),), "validation_share": 0.1}
@@ -137,7 +137,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
             continue
         began = time.monotonic()
         model = build_model(
-            shortened(load_base(args.base, args.precision), args.layers), template.vocabulary,
+            shorten(load_base(args.base, args.precision), args.layers), template.vocabulary,
             LoraSettings(rank=args.rank) if args.rank else None, initialiser=name, features=features, words=words,
             donor=donor, shared=collect_shared_features(template.vocabulary, media) if shares else None, seed=args.seed,
         )  # fmt: skip

@@ -33,9 +33,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -66,6 +66,9 @@ from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary.grid import GridMarks
 from unimodal.vocabulary.layout import FeatureSpan
 
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
 EMU3_SYSTEM = "You are a helpful assistant."
 EMU3_CODE = re.compile(r"<\|visual token (\d+)\|>")
 EMU3_AREA, EMU3_PIXELS = 720 * 720, 8  # of a picture that Emu3's processor asks for, and of the side of a code
@@ -91,7 +94,7 @@ class Source:
         self.folder, self.what = folder, what
         from transformers import PreTrainedTokenizerFast
 
-        self.tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
     def row(self, token: str | None) -> int:
         """The row of a special token. ValueError where the tokenizer has none."""
@@ -150,7 +153,7 @@ def finish(
     open_template(template, read_vocabulary(new / "vocabulary.json"), new)  # what was written can be read
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, object]) -> None:
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -166,7 +169,7 @@ def check_words(new: Path, source: Source, template: str, document: Document, to
         )
 
 
-def stock_llama(config: Any, state: Mapping[str, torch.Tensor], num_rows: int) -> Any:
+def build_stock_llama(config: LlamaConfig, state: Mapping[str, torch.Tensor], num_rows: int) -> LlamaForCausalLM:
     """A `LlamaForCausalLM` with these weights, in their own precision."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -184,19 +187,19 @@ def stock_llama(config: Any, state: Mapping[str, torch.Tensor], num_rows: int) -
     return model
 
 
-def load_whole(name: str, folder: Path) -> Any:
+def load_whole(name: str, folder: Path) -> PreTrainedModel:
     """A model of transformers with all its weights, in the precision that they are stored in."""
     import transformers
 
     return load_reference(getattr(transformers, name), folder, dtype="auto")
 
 
-def save_decoder(model: Any, new: Path) -> None:
+def save_decoder(model: PreTrainedModel, new: Path) -> None:
     model.config.use_cache = True
     model.save_pretrained(new, max_shard_size="1000GB")  # one file, as a model folder has it
 
 
-def parts_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def list_parts(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {f"model.{name.removeprefix(prefix)}": value for name, value in state.items() if name.startswith(prefix)}
 
 
@@ -241,8 +244,8 @@ def convert_emu3(folder: Path, new: Path, grid: tuple[int, int] | None = None) -
     if marks.count_rows(grid) + 2 > room:
         raise ValueError(f"a picture of {grid[0]}x{grid[1]} codes does not fit Emu3's {room} positions; lower --grid")
     state = model.state_dict()
-    weights = {**parts_of(state, "model.text_model."), "lm_head.weight": state["lm_head.weight"]}
-    save_decoder(stock_llama(config, weights, config.vocab_size), new)
+    weights = {**list_parts(state, "model.text_model."), "lm_head.weight": state["lm_head.weight"]}
+    save_decoder(build_stock_llama(config, weights, config.vocab_size), new)
     image.save(locate_tokenizer(new, "image"))
     block = source.block(found, hash_stored(locate_tokenizer(new, "image")), image.codebook_sizes[0])
     if [found[code] for code in range(block.size)] != list(block.rows):
@@ -266,7 +269,7 @@ def convert_chameleon(folder: Path, new: Path, decoder: Path | None = None) -> N
     from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
     source = Source(folder, "chameleon", "Chameleon")
-    image: Any = pretrained.load("chameleon", folder, decoder=decoder)
+    image = pretrained.load("chameleon", folder, decoder=decoder)
     model = load_whole("ChameleonForConditionalGeneration", folder)
     config = model.config
     if not config.vocabulary_map:
@@ -315,11 +318,11 @@ def convert_janus(folder: Path, new: Path) -> None:
     with torch.no_grad():  # what the model is fed when it has drawn code c, once for all
         aligner = inner.generation_aligner.float()
         drawn = aligner(inner.generation_embeddings.weight.float()).to(embeddings.dtype)  # [codes, D]
-    weights = parts_of(state, "model.language_model.")
+    weights = list_parts(state, "model.language_model.")
     weights["model.embed_tokens.weight"] = torch.cat([embeddings, drawn])
     head = state["lm_head.weight"]
     weights["lm_head.weight"] = torch.cat([head, torch.zeros_like(drawn)])
-    decoder = stock_llama(config, weights, text_rows + num_codes)
+    decoder = build_stock_llama(config, weights, text_rows + num_codes)
     gate = inner.generation_head
     activation = model.config.vq_config.hidden_act
     rest = {name: tensor for name, tensor in state.items() if name.startswith(JANUS_REST)}
@@ -411,7 +414,7 @@ def open_tokenizer(
 # ---- the command
 
 
-def whole_or_nothing(out: Path, make: Any) -> None:
+def write_whole_or_nothing(out: Path, make: Callable[[Path], None]) -> None:
     """Calls `make(folder)` with a new folder beside `out`, which becomes `out` once it is finished."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty; name a new folder")
@@ -428,7 +431,7 @@ def whole_or_nothing(out: Path, make: Any) -> None:
         os.replace(new, out)
 
 
-def grid_of(text: str) -> tuple[int, int]:
+def find_grid(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
         raise ValueError(f"--grid {text!r} is no grid; write rows x columns, such as 90x90")
@@ -443,16 +446,16 @@ def run(options: argparse.Namespace) -> None:
         opened: dict[str, tuple[MediaTokenizer, Path | None]] = {}
         for name, named in given.items():
             opened[name] = open_tokenizer(name, named, opened)
-        whole_or_nothing(options.out, lambda new: make_tokenizers(opened, new, options.text))
+        write_whole_or_nothing(options.out, lambda new: make_tokenizers(opened, new, options.text))
         return
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     if options.kind == "emu3" and options.grid:
-        settings["grid"] = grid_of(options.grid)
+        settings["grid"] = find_grid(options.grid)
     if options.kind == "chameleon":
         settings["decoder"] = options.decoder
     convert = {"emu3": convert_emu3, "chameleon": convert_chameleon, "janus": convert_janus}[options.kind]
     folder = pretrained.find(options.source)
-    whole_or_nothing(options.out, lambda new: convert(folder, new, **settings))
+    write_whole_or_nothing(options.out, lambda new: convert(folder, new, **settings))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -51,20 +51,20 @@ SAYS = {
 }  # single modules, drawn as rooms too
 
 
-def module_name(path: Path) -> str:
+def name_module(path: Path) -> str:
     """Dotted name of a file; a package's `__init__.py` goes by the package's name."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def package_of(module: str) -> str:
+def find_package(module: str) -> str:
     """`unimodal.media.image` → media; "" for the bare package and its private modules."""
     name = module.split(".")[1] if "." in module else ""
     return "cli" if name == "__main__" else "" if name.startswith("_") else name
 
 
 @cache  # of what was found: the trees themselves would keep millions of objects alive
-def imports_in(source: str, module: str, is_package: bool = False) -> tuple[tuple[int, str], ...]:
+def list_imports(source: str, module: str, is_package: bool = False) -> tuple[tuple[int, str], ...]:
     """(line, absolute dotted name) of every import, at any depth: a lazy import couples as much as an early one.
 
     `from a import b` gives `a.b`, so that `from unimodal import tokenizers` counts as `unimodal.tokenizers`.
@@ -92,7 +92,7 @@ def _walk_imports(source: str, module: str, is_package: bool) -> Iterator[tuple[
 
 def read_sources() -> dict[str, str]:
     """Dotted name → source of every module of the package."""
-    return {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+    return {name_module(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def find_arrows(modules: Mapping[str, str]) -> dict[str, set[str]]:
@@ -100,11 +100,11 @@ def find_arrows(modules: Mapping[str, str]) -> dict[str, set[str]]:
 
     `from a import b` leads to `a.b` if that is a module and else to `a`; `import a.b` is no arrow to `a/__init__.py`.
     """
-    packages = {module_name(path) for path in PACKAGE.rglob("__init__.py")}
+    packages = {name_module(path) for path in PACKAGE.rglob("__init__.py")}
     found: dict[str, set[str]] = {}
     for module, source in modules.items():
         found[module] = set()
-        for _, name in imports_in(source, module, module in packages):
+        for _, name in list_imports(source, module, module in packages):
             target = name if name in modules else name.rpartition(".")[0]
             if target in modules and target != module:
                 found[module].add(target)
@@ -115,8 +115,8 @@ def count_package_arrows(modules: Mapping[str, str]) -> dict[str, dict[str, int]
     """package → package that it imports → in how many of its files."""
     found: dict[str, dict[str, int]] = {package: {} for floor in FLOORS for package in floor}
     for module, imported in find_arrows(modules).items():
-        here = package_of(module)
-        for other in {package_of(name) for name in imported} - {here, ""}:
+        here = find_package(module)
+        for other in {find_package(name) for name in imported} - {here, ""}:
             if here:
                 row = found.setdefault(here, {})
                 row[other] = row.get(other, 0) + 1

@@ -103,7 +103,7 @@ PACKAGES = [
 ]  # fmt: skip
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -125,7 +125,7 @@ def is_fetched(package: Package, raw: Path) -> bool:
     )
 
 
-def client_command(package: Package, folder: Path, any_version: bool) -> list[str]:
+def make_client_command(package: Package, folder: Path, any_version: bool) -> list[str]:
     """The registry's own client, told to put one archive into `folder`."""
     if package.registry == "npm":
         wanted = f"{package.name}@{package.version}"
@@ -141,7 +141,7 @@ def client_command(package: Package, folder: Path, any_version: bool) -> list[st
 
 def download(package: Package, folder: Path, any_version: bool = False) -> Path:
     """Run the client in an empty `folder`; returns the one archive it left there, not yet checked."""
-    command = client_command(package, folder, any_version)
+    command = make_client_command(package, folder, any_version)
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
@@ -205,12 +205,12 @@ def find_archive(package: Package, downloads: Path) -> Path | None:
     for path in sorted(downloads.iterdir()):
         if path.suffix not in (".tgz", ".whl", ".deb") or not path.is_file():
             continue
-        if path.stat().st_size == package.size and sha256_of(path) == package.sha256:
+        if path.stat().st_size == package.size and hash_file(path) == package.sha256:
             return path
     return None
 
 
-def emptied(folder: Path) -> Path:
+def empty_folder(folder: Path) -> Path:
     """A new empty folder; what an interrupted run left there is removed."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -221,14 +221,14 @@ def fetch(package: Package, raw: Path, downloads: Path, keep: bool = False, any_
     """Bring one package to `raw/NAME`; returns "present", "unpacked" (from `downloads`) or "fetched"."""
     if is_fetched(package, raw):
         return "present"
-    partial = emptied(downloads.resolve() / f".partial-{package.folder}")  # absolute: the client runs inside it
+    partial = empty_folder(downloads.resolve() / f".partial-{package.folder}")  # absolute: the client runs inside it
     try:
         archive = find_archive(package, downloads)
         if archive is not None:
             place(package, archive, package.sha256, raw)
             return "unpacked"
         archive = download(package, partial, any_version)
-        digest = sha256_of(archive)
+        digest = hash_file(archive)
         if digest != package.sha256 and not (any_version and package.registry == "debian"):
             raise ValueError(
                 f"{package.name} {package.version} has sha256 {digest} but {package.sha256} is pinned; "
@@ -245,7 +245,7 @@ def fetch(package: Package, raw: Path, downloads: Path, keep: bool = False, any_
 def place(package: Package, archive: Path, digest: str, raw: Path) -> None:
     """Unpack beside the target, mark, and swap: `raw/NAME` is the old folder or the whole new one."""
     target = raw / package.folder
-    scratch = emptied(raw / f".partial-{package.folder}")
+    scratch = empty_folder(raw / f".partial-{package.folder}")
     try:
         fresh = scratch / "new"
         fresh.mkdir()
@@ -269,7 +269,7 @@ def place(package: Package, archive: Path, digest: str, raw: Path) -> None:
 
 
 @contextmanager
-def only_one(raw: Path) -> Iterator[None]:
+def lock_out_others(raw: Path) -> Iterator[None]:
     """Two runs would remove each other's partial folders: the second one stops here."""
     raw.mkdir(parents=True, exist_ok=True)
     with open(raw / ".lock", "w") as stream:
@@ -313,7 +313,7 @@ def run(options: argparse.Namespace) -> None:
     if options.list:
         print_table(packages if options.set or options.package else PACKAGES, options.raw)
         return
-    with only_one(options.raw):
+    with lock_out_others(options.raw):
         missing = [package for package in packages if not is_fetched(package, options.raw)]
         total_mb = sum(package.size for package in missing) / 1e6
         CONSOLE.print(f"{len(packages)} packages, {len(missing)} to fetch, {total_mb:.0f} MB", highlight=False)

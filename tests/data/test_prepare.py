@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tools import prepare_clips, prepare_images
-from tools.prepare_images import family_of, held_out_families, on_white
+from tools.prepare_images import choose_held_out_families, find_family, put_on_white
 
 SKIN = "1F3FD"
 
@@ -131,24 +131,26 @@ def test_clips_move_and_keep_the_concept(raw, tmp_path):
 
 
 def test_genders_and_directions_are_one_family():
-    assert family_of("1f468-200d-1f33e", "man farmer") == family_of("1f9d1-200d-1f33e", "farmer")
-    assert family_of("1f926-200d-2640", "woman facepalming") == family_of("1f926", "person facepalming") == "1f926"
-    assert family_of("1f6b6-200d-2642-200d-27a1", "man walking: facing right") == "1f6b6"
-    assert family_of("1f46c", "men holding hands") == family_of("1f9d1-200d-1f91d-200d-1f9d1", "people holding hands")
-    assert family_of("1f469-200d-2764-200d-1f469", "couple with heart: woman, woman") == "1f491"
-    assert family_of("2764-200d-1f525", "heart on fire") == "2764-200d-1f525"
-    assert family_of("1f467", "girl") == family_of("1f466", "boy") != family_of("1f468", "man")
+    assert find_family("1f468-200d-1f33e", "man farmer") == find_family("1f9d1-200d-1f33e", "farmer")
+    assert find_family("1f926-200d-2640", "woman facepalming") == find_family("1f926", "person facepalming") == "1f926"
+    assert find_family("1f6b6-200d-2642-200d-27a1", "man walking: facing right") == "1f6b6"
+    assert find_family("1f46c", "men holding hands") == find_family(
+        "1f9d1-200d-1f91d-200d-1f9d1", "people holding hands"
+    )
+    assert find_family("1f469-200d-2764-200d-1f469", "couple with heart: woman, woman") == "1f491"
+    assert find_family("2764-200d-1f525", "heart on fire") == "2764-200d-1f525"
+    assert find_family("1f467", "girl") == find_family("1f466", "boy") != find_family("1f468", "man")
 
 
 def test_the_split_is_5_percent_and_does_not_move_when_families_are_added():
     families = {f"family {number}" for number in range(1400)}
-    held_out = held_out_families(families)
+    held_out = choose_held_out_families(families)
     assert len(held_out) == 70 and held_out <= families
-    more = held_out_families(families | {f"new {number}" for number in range(14)})
+    more = choose_held_out_families(families | {f"new {number}" for number in range(14)})
     assert len(held_out & more) >= 65
 
 
 def test_alpha_on_white_and_not_square():
-    pixels = on_white(Image.new("RGBA", (32, 16), (0, 0, 0, 128)))
+    pixels = put_on_white(Image.new("RGBA", (32, 16), (0, 0, 0, 128)))
     assert pixels.shape == (64, 64, 3)
     assert (pixels[:12] == 255).all() and (pixels[-12:] == 255).all() and abs(int(pixels[32, 32, 0]) - 127) <= 1

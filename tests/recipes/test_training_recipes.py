@@ -137,7 +137,7 @@ def test_speech_to_be_written_is_read_as_the_transcript_of_the_same_codes(work: 
     model, speech = work / "models" / "nano", encoded_media.load_speech(work / "prepared" / "speech", max_codes=160)
     text, vocabulary = TextTokenizer.load(model), read_vocabulary(model / "vocabulary.json")
     audio, template = vocabulary.get_block_range("audio"), Template(vocabulary, text)
-    words_of = train_nano["words_by_codes"](speech, audio, text)
+    words_of = train_nano["map_codes_to_words"](speech, audio, text)
     for item in range(len(speech)):
         answer = template.render(sources.SpeechToText(speech).make_document(item))
         request = template.render(sources.TextToSpeech(speech).make_document(item))
