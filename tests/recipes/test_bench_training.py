@@ -24,7 +24,7 @@ def test_our_side_measures_speed_memory_and_the_products_of_a_token(tool, tiny_b
     from unimodal.model.base import load_base
 
     rows = load_base(tiny_base).num_rows
-    assert found["count_flops_per_token"] == 4 * (layers + 32 * rows) + 6 * (adapters + 14 * 32)
+    assert found["flops_per_token"] == 4 * (layers + 32 * rows) + 6 * (adapters + 14 * 32)
 
 
 def test_too_few_documents_are_told(tool, tiny_base):
@@ -40,4 +40,4 @@ def test_the_table_has_medians_ratios_and_utilisation(tool):
     assert len(lines) == 3
     assert lines[1].split()[1:] == ["100.0", "90.0", "300.0", "2.00", "1.00×", "1.00×", "10.0%"]
     assert lines[2].split()[2:] == ["50.0", "40.0", "60.0", "4.00", "2.00×", "0.50×", "5.0%"]
-    assert "torch" in tool["list_versions"]() and "trl" in tool["list_versions"]()
+    assert "torch" in tool["versions"]() and "trl" in tool["versions"]()

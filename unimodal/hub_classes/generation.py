@@ -37,13 +37,15 @@ from unimodal.vocabulary import Vocabulary, read_vocabulary
 GENERATE_OPTIONS = (
     "generation_mode, max_new_tokens, guidance_scale, temperature, top_k, top_p, do_sample, seed, negative_prompt"
 )
-#: what transformers and its pipelines add by themselves and the engine has its own of
+#: options that transformers and its pipelines add by themselves; the engine has its own
 IGNORED = {"pad_token_id", "eos_token_id", "bos_token_id", "use_cache", "generation_config", "return_dict_in_generate"}
 
 
 def find_folder(name: str | os.PathLike[str], options: Mapping[str, object]) -> Path:
-    """The local folder of a model given by folder or hub id, without its decoder; `options` are those of
-    `from_pretrained`. Raises ValueError for a folder with weights that may not be opened, and for what the hub lacks.
+    """The local folder of a model given by folder or hub id; its decoder is not downloaded.
+
+    options: those of `from_pretrained`. Raises ValueError for a folder whose weights may not be opened, and for a
+    repository that the hub does not have.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -66,8 +68,10 @@ class MultimodalGeneration:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: object, **options: object
     ) -> Self | tuple[Self, dict[str, object]]:
-        """transformers' own, and the media of the same folder; on a processor half-precision weights are read in
-        single precision, unless a dtype is named."""
+        """Loads the decoder as transformers does, and the media of the same folder.
+
+        On a processor, half-precision weights are read in single precision, unless a dtype is named.
+        """
         config = options.get("config")
         halves = isinstance(config, PretrainedConfig) and config.dtype == torch.float16
         if halves and options.get("dtype", "auto") in (None, "auto") and not torch.cuda.is_available():
@@ -80,13 +84,16 @@ class MultimodalGeneration:
 
     @property
     def output_modalities(self) -> tuple[str, ...]:
-        """What it writes."""
+        """The modalities that the model writes."""
         return ("text", *self.vocabulary.media)
 
     @property
     def input_modalities(self) -> tuple[str, ...]:
-        """What it reads, as the any-to-any pipeline is told. Without torchvision pictures and clips are left out: the
-        pipeline would insist on that package, which nothing here needs, and reads them all the same."""
+        """The modalities that the model reads, as the any-to-any pipeline is told.
+
+        Without torchvision, pictures and clips are left out: the pipeline would insist on that package, which nothing
+        here needs. The model reads them all the same.
+        """
         has_torchvision = importlib.util.find_spec("torchvision") is not None
         return tuple(name for name in self.output_modalities if has_torchvision or name not in ("image", "video"))
 
@@ -114,11 +121,12 @@ class MultimodalGeneration:
         negative_prompt: str | None = None,
         **others: object,
     ) -> Tensor:
-        """Prompts [B, N], padded anywhere under `attention_mask`, → the same with their answers behind, [B, N + M].
+        """Prompts [B, N], padded anywhere under `attention_mask`, → the same followed by their answers, [B, N + M].
 
-        generation_mode: the medium that the answer must hold, by default "text" for words only, "any" for what the
+        generation_mode: the medium that the answer must hold; "text" (the default) for words only, "any" for what the
         model chooses. Sampling and guidance are the model's own unless given; do_sample=False is greedy. seed: by
-        default drawn from torch's generator, so `transformers.set_seed` repeats an answer.
+        default drawn from torch's generator, so that `transformers.set_seed` repeats an answer. Raises ValueError for
+        any other option.
         """
         unknown = sorted(name for name in set(others) - IGNORED if others[name] is not None)
         if input_ids is None or unknown:
@@ -149,7 +157,7 @@ class MultimodalGeneration:
         return torch.cat([input_ids, padded.to(input_ids)], 1)
 
     def _split_prompt(self, prompt: Sequence[int]) -> tuple[Document, list[int]]:
-        """A prompt without the turn that is to be answered, and what that turn already holds as rows."""
+        """The document before the turn that is to be answered, and the rows that this turn already holds."""
         document = self.unimodal.template.parse(prompt)
         mark = self.unimodal.vocabulary.get_control_id("<|assistant|>")
         if not document.turns or document.turns[-1].role != "assistant" or mark not in prompt:

@@ -74,7 +74,7 @@ class MultimodalProcessor(ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: object) -> list[str]:
-        """Always a ValueError: a folder is copied whole."""
+        """Always raises ValueError: copy the folder as a whole."""
         raise ValueError("copy the model's folder: a processor is its tokenizers and their hashes")
 
     # ---- to ids
@@ -89,10 +89,11 @@ class MultimodalProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         **ignored: object,
     ) -> BatchFeature:
-        """One user's turn for every text: its media, then the words; media without words get the trained question.
+        """One turn of the user for every text: its media, then the words; media without words get the trained question.
 
-        With several texts each of `images`, `videos`, `audio` is a list as long. A text is plain words whatever it
-        spells; for a chat use `apply_chat_template(..., tokenize=True)`.
+        With several texts, each of `images`, `videos` and `audio` is a list of that length. A text is plain words,
+        whatever it spells; for a chat use `apply_chat_template(..., tokenize=True)`. Raises ValueError for media that
+        cannot be read.
         """
         batched = text is not None and not isinstance(text, str)
         texts = [text] if text is None or isinstance(text, str) else list(text)
@@ -126,9 +127,9 @@ class MultimodalProcessor(ProcessorMixin):
     ) -> BatchFeature | Tensor | str | list[str]:
         """The ids of one chat, or of several, with every medium encoded.
 
-        A medium is a part such as {"type": "image", "path": F}; instead of `path` it may have `base64`, or under its
-        own type's name bytes, a PIL picture or an array ([H, W, 3] or [T]). tokenize=False only shows the prompt, with
-        spans empty: given back as text it is plain words.
+        A medium is a part such as {"type": "image", "path": F}. In place of `path` it may have `base64` or, under the
+        name of its type, bytes, a PIL picture or an array ([H, W, 3] or [T]). tokenize=False only shows the prompt,
+        with empty spans; given back as text it is plain words.
         """
         batched = not isinstance(conversation[0], Mapping)
         chats = cast(Sequence[HubChat], conversation if batched else [conversation])
@@ -160,7 +161,7 @@ class MultimodalProcessor(ProcessorMixin):
         return Turn(str(message.get("role")), parts)
 
     def _encode(self, modality: str, medium: object, sampling_rate: int | None) -> Part:
-        """A medium in any form that a user may hand over, as a part with codes."""
+        """A medium in any form that a user may give, as a part with codes."""
         self.coder.vocabulary.get_layout(modality)
         part = self.coder.encode_part(_make_part(modality, medium, sampling_rate, self.coder))
         for note in part.notes if isinstance(part, Media) else ():
@@ -168,12 +169,12 @@ class MultimodalProcessor(ProcessorMixin):
         return part
 
     def _ask_about(self, part: Part) -> Text:
-        """The trained question about a medium that comes without words."""
+        """The trained question about a medium without words."""
         assert isinstance(part, Media)
         return Text(self.coder.processor.wording.ask(part.modality))
 
     def _render(self, document: Document, prompt: bool = True, go_on: bool = False) -> list[int]:
-        """The ids [N] of a chat; prompt: with the mark that opens an answer; go_on: its last answer is left open."""
+        """The ids [N] of a chat. prompt: with the mark that opens an answer. go_on: with its last answer left open."""
         if not go_on:
             return self.template.render(document, add_generation_prompt=prompt).ids.tolist()
         if not document.turns or document.turns[-1].role != "assistant":
@@ -181,7 +182,7 @@ class MultimodalProcessor(ProcessorMixin):
         return self.template.render(document).ids.tolist()[:-1]  # without the end of the turn
 
     def _pad(self, rows: Sequence[list[int]], return_tensors: str | None) -> BatchFeature:
-        """Padded on the left, where no answer will stand."""
+        """Pads rows on the left, where no answer will stand."""
         longest, pad = max(map(len, rows)), self.coder.vocabulary.get_control_id("<|pad|>")
         ids = [[pad] * (longest - len(row)) + row for row in rows]
         mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
@@ -196,10 +197,10 @@ class MultimodalProcessor(ProcessorMixin):
         generation_mode: str | None = None,
         **ignored: object,
     ) -> list[ShownAnswer]:
-        """Of every row [B, N] the last answer, as `generation_mode` says.
+        """The last answer in each row [B, N], in the form of `generation_mode`.
 
-        "text": its words. "image": a PIL picture; "audio": float32 [T] at the rate `sampling_rate`; "video": uint8
-        [T, H, W, 3]. Raises ValueError for an answer without that medium.
+        "text": its words. "image": a PIL picture. "audio": float32 [T] at `sampling_rate`. "video": uint8 [T, H, W, 3].
+        Raises ValueError for an answer without that medium.
         """
         found: list[ShownAnswer] = []
         for row in torch.as_tensor(generated_outputs).reshape(-1, np.shape(generated_outputs)[-1]).tolist():
@@ -218,7 +219,7 @@ class MultimodalProcessor(ProcessorMixin):
     post_process_image_text_to_text = post_process_multimodal_output
 
     def _cut_answer(self, row: Sequence[int]) -> Sequence[int]:
-        """What stands behind the last assistant's mark; all of a row without one."""
+        """The ids behind the last mark of the assistant; the whole row if there is none."""
         mark, pad = (self.coder.vocabulary.get_control_id(name) for name in ("<|assistant|>", "<|pad|>"))
         places = [index for index, token in enumerate(row) if token == mark]
         return [token for token in row[places[-1] + 1 if places else 0 :] if token != pad]
@@ -245,7 +246,7 @@ def _split_column(name: str, media: object, count: int, batched: bool) -> list[l
 
 
 def _read_source(modality: str, part: Mapping[str, object]) -> object:
-    """The medium of a part of a chat: bytes for base64, a part with codes, or what the user put there."""
+    """The medium of a part of a chat: bytes from base64, a part from codes, or what the user put there."""
     sources = (*SOURCES, modality, MEDIA[modality].url_type)
     given = [name for name in sources if part.get(name) is not None]
     if len(given) != 1:
@@ -265,7 +266,9 @@ def _read_source(modality: str, part: Mapping[str, object]) -> object:
 
 
 def _make_part(modality: str, medium: object, sampling_rate: int | None, coder: MediaCoder) -> Media:
-    """A part of what a user handed over: a part, bytes, a path, a row of `datasets`, a PIL picture or an array."""
+    """Makes a part of anything that a user gave: a part, bytes, a path, a row of `datasets`, a PIL picture or an
+    array.
+    """
     part = MEDIA_PARTS[modality]
     if isinstance(medium, Media):
         return medium
@@ -304,7 +307,7 @@ def _make_picture(array: np.ndarray) -> Pictures.Image:
 
 
 def _write_png(picture: Pictures.Image) -> bytes:
-    """The picture as the bytes of a file. Raises ValueError for one beyond the limits."""
+    """The bytes of a PNG file of a picture. Raises ValueError for one beyond the limits."""
     DEFAULT_LIMITS.check_pixels("the picture", picture.width, picture.height)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -312,7 +315,7 @@ def _write_png(picture: Pictures.Image) -> bytes:
 
 
 def _show(medium: Tensor, modality: str) -> ShownAnswer:
-    """A picture [3, H, W] for PIL, a clip [T, 3, H, W] as uint8 [T, H, W, 3], all else as it is: a sound [T]."""
+    """A picture [3, H, W] as a PIL picture, a clip [T, 3, H, W] as uint8 [T, H, W, 3], a sound [T] as it is."""
     if modality == "image":
         return _make_picture(medium.numpy())
     if modality == "video":

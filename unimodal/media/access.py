@@ -19,9 +19,9 @@ from unimodal.media.registry import FileTarget, find_function, find_medium
 def load_medium(
     name: str, source: MediaSource, target: FileTarget | None = None, limits: MediaLimits = DEFAULT_LIMITS
 ) -> Tensor:
-    """A file of that medium as a tensor, at the rates and sizes of `target` where its files have some.
+    """A file of a medium as a tensor, at the rates and sizes of `target`, if its files have some.
 
-    Raises ValueError for a file that is not usable, and for a medium that is not registered.
+    Raises ValueError for a file that cannot be used, and for a medium that is not registered.
     """
     loaded = find_function(find_medium(name).load)(source, target or FileTarget(), limits)
     assert isinstance(loaded, Tensor), name

@@ -148,7 +148,7 @@ def load_audio(
 
 
 def load_audio_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
-    """`load_audio` at the rate that a tokenizer takes, of the part that is asked for."""
+    """`load_audio` at the rate of a tokenizer, of the part that is asked for."""
     rate_hz = target.sample_rate_hz or SAMPLE_RATE_HZ
     return load_audio(source, rate_hz, limits, target.start_s, target.seconds)
 
@@ -223,9 +223,9 @@ def _make_short_error(name: str, content: Content, num_samples: int, declared: i
 
 
 def mix_down(block: np.ndarray, channels: Sequence[str]) -> np.ndarray:
-    """Samples [C, T] of channels by libav's names ("FL", "FC", …) → one channel [T]; see `load_audio`.
+    """Samples [C, T] of channels named as libav does ("FL", "FC", …) → one channel [T]; see `load_audio`.
 
-    Where a name is not known, the usual order of so many channels is meant; more than eight are averaged.
+    If a name is unknown, the channels are taken in the usual order for their number; more than eight are averaged.
     """
     if any(name not in _SHARES for name in channels):
         channels = _ORDERS.get(len(block), ())
@@ -236,9 +236,9 @@ def mix_down(block: np.ndarray, channels: Sequence[str]) -> np.ndarray:
 
 
 def count_mp3_samples(opened: Opened) -> int | None:
-    """Samples of a channel that the Xing, Info or VBRI header of an MP3 file promises; None without such a header.
+    """Samples of a channel by the Xing, Info or VBRI header of an MP3 file; None without such a header.
 
-    What LAME says that an encoder added before and behind the sound, and a decoder leaves out, is taken off.
+    The padding that LAME declares before and behind the sound, which a decoder leaves out, is subtracted.
     """
     start = 0
     while (tag := opened.read(start, 10))[:3] == b"ID3" and len(tag) == 10:  # sizes of 7 bits a byte

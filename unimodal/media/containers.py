@@ -1,7 +1,7 @@
-"""Files that libav takes apart: films, sounds in film containers, and streams whose header does not tell their length.
+"""Files that libav reads: films, sounds in film containers, and streams whose header does not tell their length.
 
-The demuxer is always forced by what the file's first bytes say: a playlist named .mp4 must never make libav open other
-files. Shapes: C channels, T samples.
+The demuxer is always the one that the file's first bytes call for: a playlist named .mp4 must never make libav open
+other files. Shapes: C channels, T samples.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def measure_film(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> f
 
 
 def has_pictures(opened: Opened, content: Content) -> bool:
-    """Whether a film container holds moving pictures, and not sound alone. Raises ValueError for one without either."""
+    """Whether a film container holds moving pictures, not only sound. Raises ValueError if it holds neither."""
     import av
 
     try:
@@ -109,11 +109,11 @@ def find_audio_stream(container: InputContainer, name: str) -> AudioStream:
 
 
 def read_sound(opened: Opened, content: Content, limits: MediaLimits) -> Iterator[tuple[np.ndarray, int, list[str]]]:
-    """(samples float32 [C, T], samples a second, names of the channels) of one block after the other, to the very end.
+    """(samples float32 [C, T], samples a second, names of the channels), block by block, to the very end.
 
-    However long a header says that the sound is, what counts is what the file gives: an estimate of an MP3 file without
-    a Xing header, or the sizes that a stream leaves behind (0, 2,000,000,000, 0xFFFFFFFF), are wrong. Raises libav's
-    errors for what cannot be decoded, and ValueError for a file without sound or over a limit.
+    The content decides how long the sound is, not the header: an estimate for an MP3 file without a Xing header, or the
+    sizes that streams have (0, 2,000,000,000, 0xFFFFFFFF), are wrong. Raises libav's errors for what cannot be decoded,
+    and ValueError for a file without sound or over a limit.
     """
     import av
 

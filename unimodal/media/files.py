@@ -1,4 +1,4 @@
-"""Open the file or the bytes that the user named, and keep libraries quiet while they read them."""
+"""Opens the file or the bytes that a user named, and keeps libraries quiet while they read them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Opened:
         self.num_bytes = num_bytes
 
     def read(self, offset: int, count: int) -> bytes:
-        """At most `count` bytes from `offset`; fewer at the end of the file."""
+        """At most `count` bytes from `offset` on; fewer at the end of the file."""
         self.stream.seek(offset)
         return self.stream.read(count)
 
@@ -37,10 +37,9 @@ class Opened:
 
 @contextlib.contextmanager
 def open_source(source: MediaSource, max_bytes: int) -> Iterator[Opened]:
-    """Open a path or bytes for reading.
+    """Opens a path or bytes for reading.
 
-    Raises ValueError if there is no such file, it is not a regular file, cannot be read, is empty or has more than
-    `max_bytes` bytes.
+    Raises ValueError for a file that is missing, not a regular file, unreadable, empty, or larger than `max_bytes`.
     """
     if isinstance(source, bytes):
         name, num_bytes = "<bytes>", len(source)
@@ -83,7 +82,7 @@ _saved_filters = contextlib.ExitStack()
 
 @contextlib.contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Drop Pillow's warnings (damaged EXIF, decompression bombs, which our own limits cover). Threads may overlap."""
+    """Drops Pillow's warnings (of damaged EXIF, and of sizes, which our own limits check). Threads may overlap."""
     global _num_quiet
     with _lock:
         if _num_quiet == 0:
@@ -105,7 +104,7 @@ _stderr_copy = -1
 
 @contextlib.contextmanager
 def silence_stderr() -> Iterator[None]:
-    """Send file descriptor 2 to nowhere: libmpg123 prints its notes there and offers no switch. Threads may overlap."""
+    """Discards what is written to file descriptor 2: libmpg123 prints there and has no switch. Threads may overlap."""
     global _num_redirected, _stderr_copy
     with _lock:
         if _num_redirected == 0:

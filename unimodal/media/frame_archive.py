@@ -26,7 +26,7 @@ class FrameArchive:
         self.num_frames = len(self._archive.infolist())
 
     def read_frames(self, fps: float) -> Iterator[tuple[float, float, Callable[[], Tensor]]]:
-        """Of each frame its time, how long it lasts, and what gives it as uint8 [3, H, W]."""
+        """(time, duration, function that loads the frame as uint8 [3, H, W]) for each frame."""
         for number in range(self.num_frames):
             yield number / fps, 1 / fps, partial(self._load, number)
 

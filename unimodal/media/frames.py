@@ -1,7 +1,7 @@
-"""A film as a list of picture files: packed into one file of bytes, which `frame_archive.py` takes apart again.
+"""A film as a list of picture files, packed into the bytes of one file, which `frame_archive.py` unpacks.
 
-The file is a ZIP archive without compression whose members are `frames/0`, `frames/1`, …, each a picture file as it is.
-Its frames come one after the other at whatever rate a film is asked for.
+The file is a ZIP archive without compression whose members `frames/0`, `frames/1`, … are the picture files as they are.
+Its frames follow each other at whatever rate a film is asked for.
 """
 
 from __future__ import annotations

@@ -73,13 +73,13 @@ STREAM_SIZES = (0, 2_000_000_000)  # of a WAV's samples where the writer did not
 
 
 def choose_frame_ms(declared_ms: float) -> float:
-    """How long a frame of an animated picture is shown: 10 ms and less mean 100 ms to browsers, and here."""
+    """How long a frame of an animated picture is shown: as in browsers, 10 ms and less mean 100 ms."""
     return declared_ms if declared_ms > 10 else 100.0
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds. Sizes and times are None where the header does not tell."""
+    """What a file holds. Sizes and times are None if the header does not tell."""
 
     name: str  # a key of KINDS, or what an unsupported file is
     kind: str  # the name of a medium, or "other"
@@ -143,7 +143,7 @@ def read_content(opened: Opened) -> Content:
 
 
 def advise_formats() -> str:
-    """What to use in place of an unsupported file: every format that is read."""
+    """Advice for an unsupported file: every format that is read."""
     return f"use {join_names(name for medium in MEDIA.values() for name in medium.formats)}"
 
 
@@ -203,7 +203,7 @@ def _read_png(opened: Opened, head: bytes) -> Content:
 
 
 def _is_apng(opened: Opened) -> bool:
-    """Whether an animation's control chunk stands before the picture: it has to."""
+    """Whether an animation's control chunk stands before the picture, as it must."""
     start = opened.read(0, 4096)
     return b"acTL" in start[: start.find(b"IDAT")] if b"IDAT" in start else b"acTL" in start
 
@@ -323,7 +323,7 @@ def _read_webp(opened: Opened, head: bytes) -> Content:
 
 
 def _list_riff_chunks(opened: Opened, order: str) -> list[tuple[int, bytes, int]]:
-    """(offset, name, size) of each chunk whose header is there."""
+    """(offset, name, size) of each chunk with a complete header."""
     chunks: list[tuple[int, bytes, int]] = []
     offset = 12
     while len(chunks) < _MAX_PARTS and len(chunk := opened.read(offset, 8)) == 8:

@@ -46,8 +46,10 @@ _ENCODINGS: dict[str, _Encoding] = {
 
 
 class _AnimatedWebp(WebPImagePlugin.WebPImageFile):
-    """Frames with their transparency: Pillow drops it where the file's header announces none, and a frame smaller than
-    the picture is then black around it."""
+    """Frames with their transparency.
+
+    Pillow drops it if the header announces none; a frame smaller than the picture would then be black around it.
+    """
 
     def _open(self) -> None:
         super()._open()
@@ -106,17 +108,17 @@ def load_image(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> Ten
 
 
 def load_image_for(source: MediaSource, target: FileTarget, limits: MediaLimits) -> Tensor:
-    """`load_image`, as the registry names it: a picture has no rate, and its tokenizer fits it to a size."""
+    """`load_image` in the form that the registry calls; pictures have no rate, and the tokenizer fits their size."""
     return load_image(source, limits)
 
 
 def save_image_at(image: Tensor, path: str | os.PathLike[str], rate: float | None) -> None:
-    """`save_image`, as the registry names it."""
+    """`save_image` in the form that the registry calls."""
     save_image(image, path)
 
 
 def check_picture_header(opened: Opened, content: Content, limits: MediaLimits) -> None:
-    """Check a PNG, JPEG, GIF or WebP by its header alone."""
+    """Checks a PNG, JPEG, GIF or WebP by its header alone. Raises ValueError."""
     if content.width is not None and content.height is not None:
         limits.check_pixels(opened.name, content.width, content.height)
         if content.width * content.height == 0:
@@ -147,10 +149,10 @@ def _find_heif_plugin(name: str) -> _Plugin:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """A Pillow image in the colours of sRGB, as its ICC profile says; its transparency stays.
+    """A Pillow image in the colours of sRGB, converted from its ICC profile; its transparency stays.
 
-    A picture without profile is sRGB, and so is one whose profile is damaged, or of another kind of colours than its
-    pixels. The rendering is relative to white, with black points matched, as browsers do.
+    A picture counts as sRGB if it has no profile, a damaged one, or one for other colours than its pixels have. The
+    rendering is relative to white, with black points matched, as in browsers.
     """
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "L", "LA"):

@@ -1,4 +1,4 @@
-"""Which medium a file holds, by its content and not by its name."""
+"""The medium of a file, by its content and not by its name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from unimodal.media.limits import DEFAULT_LIMITS, MediaLimits, make_mismatch_err
 
 
 def detect_kind(source: MediaSource, limits: MediaLimits = DEFAULT_LIMITS) -> str:
-    """The medium ("image", "audio", "video", …): animated pictures are video, and a film container without pictures
-    (m4a, WebM of a microphone) is audio.
+    """The medium of a file ("image", "audio", "video", …).
 
-    Raises ValueError for a file that is none of these, or a container that is damaged or holds neither.
+    Animated pictures are video; a film container without pictures (m4a, WebM of a microphone) is audio. Raises
+    ValueError for a file of no known medium, and for a container that is damaged or empty.
     """
     with open_source(source, limits.max_bytes) as opened:
         content = read_content(opened)

@@ -1,6 +1,6 @@
-"""What a file may cost before it is refused, and what kind of medium it holds.
+"""Limits on what a file may cost, and errors for files of the wrong kind.
 
-Every limit is checked against the header before anything is decoded, and again against what decoding really gives.
+Every limit is checked against the header before anything is decoded, and again against what is decoded.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ DEFAULT_LIMITS = MediaLimits()
 
 
 def make_mismatch_error(name: str, content: Content, wanted: str | None) -> ValueError:
-    """The error for a file that holds something else than was asked for."""
+    """The error for a file that holds something other than what was asked for."""
     nouns = join_names(medium.noun for medium in MEDIA.values()) if wanted is None else MEDIA[wanted].noun
     if content.kind == "other" and content.name.split()[-1] in nouns.split():  # the right medium, in another format
         return ValueError(
@@ -116,7 +116,7 @@ def make_mismatch_error(name: str, content: Content, wanted: str | None) -> Valu
 
 
 def make_damage_error(name: str, content: Content, error: BaseException | str | None = None) -> ValueError:
-    """The error for a file that is of the right kind but broken."""
+    """The error for a file of the right kind that is broken."""
     if content.truncated:
         return ValueError(f"{name} is {content.described} cut short: its end is missing; copy or download it again")
     because = "" if error is None else f" ({describe_error(error)})"

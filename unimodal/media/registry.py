@@ -28,16 +28,15 @@ _TAKEN = ("text", "frame", "json")  # of parts, marks and files of datasets
 
 
 def ignore_note(note: str) -> None:
-    """Takes a sentence about a file and does nothing with it."""
+    """Ignores a sentence about a file."""
 
 
 @dataclass(frozen=True)
 class FileTarget:
-    """What is wanted of a file: what a tokenizer declares of the medium it takes (None where it does not say, or the
-    medium has no such thing), and the part of the file that a user chose.
+    """What is wanted of a file: what a tokenizer declares of its medium, and the part of the file that a user chose.
 
-    picture_size: height and width of pictures and frames. num_frames: that are taken of a film's file.
-    start_s, seconds: the part, of what has a duration; the whole by default.
+    None: the tokenizer does not say, or the medium has no such thing. picture_size: height and width of pictures and
+    frames. num_frames: taken of a film. start_s, seconds: the part, for media with a duration; the whole by default.
     tell: called with a sentence for everything of the file that is left out.
     """
 

@@ -45,7 +45,7 @@ _Frame = tuple[float, float, Callable[[], Tensor]]
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which moments of a film are shown: `begin_s + k / fps` for k < num_frames, or up to `end_s`."""
+    """The moments of a film that are shown: `begin_s + k / fps` for k < num_frames, or up to `end_s`."""
 
     fps: float
     begin_s: float
@@ -122,7 +122,7 @@ def _choose(
     seconds: float | None,
     tell: Callable[[str], None],
 ) -> _Choice:
-    """The moments that a request shows of a film of that length."""
+    """The moments that are shown of a film of that length. Raises ValueError for a part behind its end."""
     if duration_s is not None and start_s > 0 and start_s >= duration_s:
         raise ValueError(f"{name} lasts {duration_s:,.1f} s, so nothing starts at {start_s:g} s; start earlier")
     end_s = None if seconds is None else start_s + seconds
@@ -162,7 +162,7 @@ def _check_request(fps: float, num_frames: int | None, size: int | None) -> None
 
 
 def _sample(frames: Iterator[_Frame], name: str, choice: _Choice, size: int | None, limits: MediaLimits) -> Tensor:
-    """Pick the frame that each moment shows, in one pass; see `load_video` for the rule."""
+    """Picks the frame for each moment in one pass; see `load_video` for the rule."""
     fps, num_frames = choice.fps, choice.num_frames
     picked: list[Tensor] = []  # each uint8 or float [3, H, W]; repeats share memory
     shape: tuple[int, int] | None = None
@@ -329,7 +329,7 @@ def _read_av_frames(
 
 
 def _to_tensor(frame: av.VideoFrame) -> Tensor:
-    """uint8 [3, H, W], turned upright as the file's display matrix says (telephones store films sideways)."""
+    """uint8 [3, H, W], turned upright by the display matrix of the file (telephones store films sideways)."""
     if frame.color_trc in (PQ, HLG):
         wide = frame.to_ndarray(format="rgb48le", src_colorspace=Colorspace.BT2020)  # uint16 [H, W, 3]
         pixels = map_tones(wide, int(frame.color_trc))

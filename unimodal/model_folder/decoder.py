@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def load_decoder(folder: Path, vocabulary: Vocabulary) -> PreTrainedModel:
-    """The decoder of a folder in float32: its causal LM, or the base that it names with the folder's adapter on it.
+    """Loads the decoder of a folder in float32: its causal LM, or the base that it names with the folder's adapter on
+    it.
 
     Raises ValueError, in one line, for weights that are missing, damaged or of another vocabulary.
     """
@@ -38,7 +39,8 @@ def load_decoder(folder: Path, vocabulary: Vocabulary) -> PreTrainedModel:
 
 
 def load_stock(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
-    """The causal LM of a whole model's folder as transformers has it, in eval mode; "auto" keeps the stored precision.
+    """Loads the causal LM of a whole model's folder, as transformers has it, in eval mode. dtype "auto": as it is
+    stored.
 
     Raises ValueError, in one line, for an architecture that is no causal LM and for weights that cannot be used.
     """
@@ -75,7 +77,7 @@ def load_base_of(folder: Path) -> PreTrainedModel | None:
 
 
 def _check_head(decoder: PreTrainedModel, vocabulary: Vocabulary, folder: Path) -> None:
-    """Raises ValueError for codes that rows of zeros score: those of a folder that lost the head of their own."""
+    """Raises ValueError if a block of codes is scored by rows of zeros: the folder has lost its head of their own."""
     head = decoder.get_output_embeddings()
     for block in vocabulary.blocks:
         if not isinstance(head, ImageHead) and not head.weight[block.start].any():

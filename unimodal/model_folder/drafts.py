@@ -1,7 +1,7 @@
-"""Sequences that a model may well write again, kept beside it for the fast decoders that guess from a memory.
+"""Sequences that a model is likely to write again, kept beside it for fast decoders that guess from a memory.
 
-They only speed up: whatever the file holds, the answers of `retrieval` stay the plain loop's, and those of `sjd` and
-`coupled-sjd` keep its distribution. With another file these may draw another answer for the same seed.
+They only speed up. Whatever the file holds, the answers of `retrieval` stay those of the plain loop, and those of `sjd`
+and `coupled-sjd` keep its distribution; with another file, these two may draw another answer for the same seed.
 
 Shapes: M sequences, T tokens of all of them.
 """
@@ -21,7 +21,7 @@ DRAFTS = "drafts.npz"  # no safetensors: servers take every such file of a folde
 
 
 def read_drafts(folder: Path) -> list[list[int]]:
-    """The sequences of a model folder (vocabulary rows), none without the file; ValueError for one that is broken."""
+    """The sequences of a model folder, as vocabulary rows; [] without the file. Raises ValueError for a broken file."""
     path = folder / DRAFTS
     if not path.is_file():
         return []
@@ -39,7 +39,7 @@ def read_drafts(folder: Path) -> list[list[int]]:
 
 
 def write_drafts(folder: Path, sequences: Sequence[Sequence[int]]) -> Path:
-    """Put sequences of vocabulary rows beside a model; the file, int32 `ids` [T] and `lengths` [M]."""
+    """Writes sequences of vocabulary rows beside a model, as int32 `ids` [T] and `lengths` [M]. Returns the file."""
     ids = np.array([row for sequence in sequences for row in sequence], dtype=np.int32)
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int32)
     buffer = io.BytesIO()

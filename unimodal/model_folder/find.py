@@ -1,7 +1,7 @@
-"""Where models lie on disk: names → folders, and the models that are here. Imports no torch.
+"""Names → model folders, and the models on this machine. Imports no torch.
 
-A model is named by its folder, by the name of a folder of `$UNIMODAL_MODEL` or of a checkout's `model_cards`, by a hub
-id `owner/name`, or not at all: then it is `$UNIMODAL_MODEL`, or the `nano` that comes with the checkout.
+A model is named by its folder, by the name of a folder of `$UNIMODAL_MODEL` or of a checkout's `model_cards`, or by a
+hub id `owner/name`. Without a name it is `$UNIMODAL_MODEL`, or the `nano` that comes with the checkout.
 `$UNIMODAL_MODEL` is a model folder, a folder of model folders, or a hub id. The wheel brings no model.
 """
 
@@ -101,7 +101,7 @@ def _list_named() -> list[Path]:
 
 
 def find_coder(name: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that media are coded with: of one tokenizer, of tokenizers with their vocabulary, or of a model.
+    """The folder whose tokenizers encode media: of one tokenizer, of tokenizers with their vocabulary, or of a model.
 
     Raises ValueError as `find_model` does.
     """
@@ -114,12 +114,12 @@ def find_coder(name: str | os.PathLike[str] | None = None) -> Path:
 
 
 def list_default_folders() -> list[Path]:
-    """Where the default model lies, if it is there."""
+    """The folders in which the default model is looked for."""
     return [cards / DEFAULT_NAME for cards in _list_card_folders()]
 
 
 def _list_card_folders() -> list[Path]:
-    """`model_cards` of the checkout that this file is part of, and of the folder one stands in."""
+    """`model_cards` of the checkout that this file is part of, and of the current folder."""
     here = [Path(__file__).resolve().parents[2] / CARDS, Path.cwd() / CARDS]
     return list(dict.fromkeys(here))
 
@@ -153,7 +153,7 @@ def list_models() -> list[ModelInfo]:
 
 
 def _list_candidates() -> Iterator[tuple[str, Path]]:
-    """(how it is found, a folder that may be a model)."""
+    """(how it was found, a folder that may be a model) for each."""
     yield from ((MODEL_VARIABLE, folder) for folder in _list_named())
     for cards in _list_card_folders():
         if cards.is_dir():
@@ -163,7 +163,7 @@ def _list_candidates() -> Iterator[tuple[str, Path]]:
 
 
 def describe_model(folder: Path) -> ModelInfo:
-    """What the folder's own files say. Raises ValueError if they are not those of a model of ours."""
+    """Reads a model folder's own files. Raises ValueError if they are not those of a model of ours."""
     if is_adapter(folder):
         architecture = f"adapter on {read_adapter_record(folder).base}"
     else:
@@ -182,7 +182,7 @@ def describe_model(folder: Path) -> ModelInfo:
 
 
 class _Decoder(BaseModel):
-    """What is read of config.json."""
+    """The part of config.json that is read here."""
 
     architectures: list[str] = Field(default=["?"], min_length=1)
 
@@ -192,7 +192,7 @@ class _Span(BaseModel):
 
 
 class _Rows(BaseModel):
-    """What is read of vocabulary.json."""
+    """The part of vocabulary.json that is read here."""
 
     size: int
     layouts: list[_Span]

@@ -1,4 +1,4 @@
-"""The format of a model folder: its number in `processor_config.json`, and what each older one left to be understood.
+"""The format of a model folder: its number in `processor_config.json`, and what older formats meant by what they omit.
 
     1   no number. What the file left out, or a folder without the file, meant the settings of nano, the first model:
         sounds of 8 s and 250 codes, its English questions and wishes.
@@ -15,7 +15,7 @@ from typing import Final
 
 FORMAT: Final = 2
 
-#: what a folder of format 1 meant where it said nothing
+#: what a folder of format 1 meant by the settings that it left out
 FIRST_SETTINGS: Mapping[str, object] = {
     "processor_class": "UnimodalProcessor",
     "image_fit": "pad",
@@ -42,7 +42,7 @@ FIRST_WORDING: Mapping[str, object] = {
 
 
 def read_format(values: Mapping[str, object], path: Path) -> int:
-    """The format that the content of a `processor_config.json` is of. Raises ValueError for one of a newer program."""
+    """The number of the format of a `processor_config.json`. Raises ValueError for a format of a newer program."""
     number = values.get("format", 1)
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ValueError(f"{path}: format {number!r} is no number of a format; take it from the model again")
@@ -54,8 +54,10 @@ def read_format(values: Mapping[str, object], path: Path) -> int:
 
 
 def upgrade_settings(values: Mapping[str, object], path: Path) -> dict[str, object]:
-    """The content of a `processor_config.json` ({} for a folder without it) as one of the newest format: what its own
-    format meant and did not say is said. Raises ValueError for a format of a newer program."""
+    """The content of a `processor_config.json` in the newest format; values {} stand for a folder without the file.
+
+    What its own format meant without saying is said. Raises ValueError for a format of a newer program.
+    """
     number = read_format(values, path)
     new = dict(values)
     for step in STEPS[number - 1 :]:

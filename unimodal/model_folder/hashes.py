@@ -1,4 +1,4 @@
-"""Whether a model folder's tokenizers are those that its vocabulary was built with: by the hash of their weights."""
+"""Checks, by the hash of their weights, that a model folder's tokenizers are those its vocabulary was built with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unimodal.vocabulary import Vocabulary
 
 
 def hash_tokenizer(folder: Path, modality: str) -> str:
-    """The sha256 of a folder's tokenizer of "text" or of a medium. Raises ValueError where it cannot be read."""
+    """The sha256 of a folder's tokenizer of "text" or of a medium. Raises ValueError if it cannot be read."""
     if modality == "text":
         return TextTokenizer.load(folder).sha256
     return hash_stored(locate_tokenizer(folder, modality))

@@ -1,4 +1,4 @@
-"""What lies in a model folder under which name, as in its Hub repository. Imports no torch.
+"""The names of the files in a model folder, as in its Hub repository. Imports no torch.
 
     config.json generation_config.json model.safetensors            the decoder, any Hugging Face causal LM; a large one
                                                                      is in shards, with model.safetensors.index.json
@@ -41,7 +41,7 @@ def locate_reader(folder: Path, modality: str) -> Path:
 
 
 def find_missing(folder: Path) -> list[str]:
-    """The required files that a folder lacks. Raises ValueError for an index of shards that cannot be read."""
+    """The required files that are not in a folder. Raises ValueError for an index of shards that cannot be read."""
     required = list(ADAPTER_REQUIRED if is_adapter(folder) else REQUIRED)
     if WEIGHTS in required and not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         required.remove(WEIGHTS)
@@ -50,7 +50,7 @@ def find_missing(folder: Path) -> list[str]:
 
 
 def list_shards(folder: Path) -> list[str]:
-    """The weight files that `model.safetensors.index.json` names; ValueError for one outside the folder."""
+    """The weight files that `model.safetensors.index.json` names. Raises ValueError for one outside the folder."""
     path = folder / INDEX
     weight_map = read_json(path).get("weight_map")
     names = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
@@ -61,7 +61,7 @@ def list_shards(folder: Path) -> list[str]:
 
 
 def list_special_ids(vocabulary: Vocabulary) -> dict[str, int]:
-    """The ids that transformers' configs name: where a text begins, where an answer ends, and what fills a batch."""
+    """The ids that transformers' configs name: the start of a text, the end of an answer, and the padding."""
     return {
         "bos_token_id": vocabulary.get_control_id("<|bos|>"),
         "eos_token_id": vocabulary.get_control_id("<|end_of_turn|>"),
@@ -70,7 +70,7 @@ def list_special_ids(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def read_positions(folder: Path) -> int | None:
-    """The tokens that the folder's decoder can hold at once; None for a folder of media tokenizers alone."""
+    """The number of tokens that the folder's decoder can hold at once; None for a folder of tokenizers alone."""
     if is_adapter(folder):
         return read_adapter_record(folder).max_positions
     if not (folder / CONFIG_FILE).is_file():

@@ -15,9 +15,11 @@ from unimodal.model_folder.wording import Wording
 
 
 class CtcReading(Config):
-    """How a model that was trained with a CTC loss at the codes of a medium writes down what is said in it: `weight` is
-    that reading's share in the score, `blank` the control token that was CTC's blank. Where it shall say something, it
-    writes `sayings` utterances and gives the one that it reads best."""
+    """How a model that was trained with a CTC loss at the codes of a medium writes down what is said in it.
+
+    weight: that reading's share in the score. blank: the control token that was CTC's blank. sayings: utterances that
+    are written for a request for speech; the one that the model reads best is given.
+    """
 
     modality: str = "audio"
     blank: str = "<|pad|>"
@@ -28,16 +30,18 @@ class CtcReading(Config):
 
 class MediumLimits(Config):
     """The longest file of a medium that a model was trained to read, and the longest span that it was trained to write.
-    None is no limit but the decoder's positions."""
+
+    None: only the decoder's positions limit it.
+    """
 
     seconds: float | None = Field(default=None, gt=0)
     codes: int | None = Field(default=None, gt=0)  # steps of a span, each of one code from every group
 
 
 class ProcessorConfig(Config):
-    """`processor_config.json`: how files become codes and words become a request.
+    """`processor_config.json`: how files become codes, and how words become a request.
 
-    The defaults are neutral: no limit, no words. What a model was trained to stands in its own file.
+    The defaults are neutral: no limit, no words. A model's own file says what it was trained to.
     """
 
     format: Literal[2] = FORMAT
@@ -46,7 +50,7 @@ class ProcessorConfig(Config):
     limits: dict[str, MediumLimits] = {}
     #: how many earlier exchanges a chat shows to the model; None is all that fit, 0 each question by itself
     history_turns: int | None = Field(default=None, ge=0)
-    #: the sequence format (`unimodal.sequence.templates.open`), and what a chat begins with where nobody says it
+    #: the sequence format (`unimodal.sequence.templates.open`), and the system's words if a chat brings none
     template: str = "unimodal"
     system: str = ""
     wording: Wording = Wording()
@@ -59,12 +63,12 @@ class ProcessorConfig(Config):
 
     @property
     def max_codes(self) -> dict[str, int]:
-        """The longest span in code steps, by medium, of those that have a limit."""
+        """The longest span in code steps, by medium, for media with a limit."""
         return {name: limits.codes for name, limits in self.limits.items() if limits.codes is not None}
 
 
 class MediumSettings(BaseModel):
-    """How the tokens of one modality are chosen: `SamplingConfig`, and guidance."""
+    """How the tokens of one modality are chosen: the fields of `SamplingConfig`, and guidance."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     temperature: float = Field(default=1.0, ge=0)
@@ -76,9 +80,9 @@ class MediumSettings(BaseModel):
 
 
 def read_processor(folder: Path) -> ProcessorConfig:
-    """`processor_config.json`; one of an older format, or none, as that format meant it.
+    """Reads `processor_config.json`; an older format, or a missing file, is read as that format meant it.
 
-    Raises ValueError, in one line, for a setting that cannot be and for a format of a newer program.
+    Raises ValueError, in one line, for an invalid setting and for a format of a newer program.
     """
     path = folder / PROCESSOR_FILE
     values = read_json(path) if path.is_file() else {}
@@ -90,7 +94,7 @@ def read_processor(folder: Path) -> ProcessorConfig:
 
 
 def read_sampling(folder: Path) -> dict[str, MediumSettings]:
-    """The settings by modality under `unimodal` in `generation_config.json`; {} where there are none."""
+    """The settings by modality under `unimodal` in `generation_config.json`; {} if there are none."""
     path = folder / GENERATION_FILE
     if not path.is_file():
         return {}

@@ -1,6 +1,6 @@
-"""Brings a model folder of an older format up to this program's: all files that change, or none.
+"""Brings a model folder of an older format up to this program's: writes all files that change, or none.
 
-Weights, their hashes and answers stay: what the older format meant and left out is written down (`formats.py`).
+Weights, hashes and answers stay: what the older format left out is written down as it was meant (`formats.py`).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Change:
 
 
 def plan_upgrade(folder: Path) -> list[Change]:
-    """What an upgrade of a model folder would write; empty for one of the newest format.
+    """The files that an upgrade of a model folder would write; [] for a folder of the newest format.
 
-    Raises ValueError, in one line, for a folder that is none of a model, that a newer program wrote, that is spoilt, or
-    whose files are links out of it, as in the Hub's cache.
+    Raises ValueError, in one line, for a folder that holds no model, that a newer program wrote, that is damaged, or
+    whose files are links to outside, as in the Hub's cache.
     """
     if not (folder / VOCABULARY_FILE).is_file():
         raise ValueError(f"{folder} is not a model folder: {VOCABULARY_FILE} is missing; name the folder that holds it")
@@ -51,7 +51,7 @@ def plan_upgrade(folder: Path) -> list[Change]:
 
 
 def apply_upgrade(changes: list[Change]) -> None:
-    """Writes what `plan_upgrade` found. Where one file cannot be written, all keep what they held."""
+    """Writes the changes of `plan_upgrade`. If one file cannot be written, all keep their content."""
     before = {change.path: change.path.read_bytes() if change.path.is_file() else None for change in changes}
     try:
         with ExitStack() as stack:  # every file is whole beside its place before the first takes it

@@ -1,7 +1,7 @@
-"""The words a model was trained to be asked in, and how a bare prompt becomes such a request. Imports no torch.
+"""The words in which a model was trained to be asked, and how a bare prompt becomes such a request. Imports no torch.
 
-A small model answers best to the wordings it has seen: a picture without a question gets the trained one, and
-`red apple`, to be drawn, becomes `Draw a red apple.` A prompt that already is a request is left as it is.
+A small model answers best to the wordings it has seen. So a picture without a question gets the trained one, and `red
+apple`, to be drawn, becomes `Draw a red apple.` A prompt that already is a request is left as it is.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Wording(Config):
     wishes: dict[str, str] = {}
     #: the wish for sound where a voice is named; empty: a named voice has no words
     in_voice: str = ""
-    #: those it was trained on; empty: not known, and any name is passed on
+    #: the voices that it was trained on; empty: not known, and any name is passed on
     voices: tuple[str, ...] = ()
     #: by medium: the first words, in lower case, of a request that is already complete
     wish_starts: dict[str, tuple[str, ...]] = {}
@@ -36,20 +36,22 @@ class Wording(Config):
     add_article: bool = False
     #: what is spoken becomes lower-case words without punctuation
     plain_speech: bool = False
-    #: those that it was trained to say, in lower case; empty: not known, and any text is passed on
+    #: letters that it was trained to say, in lower case; empty: not known, and any text is passed on
     letters: str = ""
-    #: the language in whose words it says numbers and common signs that its letters lack; empty: it is refused them
+    #: language of the words for numbers and common signs that its letters lack; empty: these are refused
     numerals: Literal["", "en"] = ""
-    #: letters and spaces of the longest sentences that it was trained to say; None: as many as its spans have time for
+    #: length in letters of the longest sentence that it was trained to say; None: what its spans have time for
     breath: int | None = None
 
     def ask(self, modality: str) -> str:
-        """What to ask about a medium that comes without words; empty where the model has no question of its own."""
+        """The question about a medium that comes without words; "" if the model has none."""
         return self.questions.get(modality, "")
 
     def phrase_request(self, prompt: str, to: str, voice: str | None = None) -> str:
-        """The request for an answer of modality `to`. Raises ValueError for an empty prompt and for a voice that is
-        unknown or out of place."""
+        """The request for an answer of modality `to`.
+
+        Raises ValueError for an empty prompt, and for a voice that is unknown or for a medium other than sound.
+        """
         prompt = prompt.strip()
         if not prompt:
             raise ValueError("the prompt is empty; say what to make")
@@ -75,16 +77,18 @@ class Wording(Config):
         return self.wishes[to].replace("{thing}", thing)
 
     def extract_speech(self, request: str) -> str | None:
-        """The words that a request in the trained wording wants spoken: the inverse of `phrase_request` to audio.
+        """The words that a request in the trained wording wants spoken: the inverse of `phrase_request` for sound.
 
-        None for a request that is worded otherwise.
+        None for a request in other words.
         """
         found = self.find_speech(request)
         return None if found is None else self.spell_utterance(found[1]) or None
 
     def find_speech(self, request: str) -> tuple[str, str] | None:
-        """(the wish with `{text}` open, the text as it stands there) of a request in the trained wording for speech;
-        None for a request that is worded otherwise."""
+        """(the wish with `{text}` open, the text of the request) for a request in the trained wording for speech.
+
+        None for a request in other words.
+        """
         for wish in (self.in_voice, self.wishes.get("audio", "")):
             if "{text}" not in wish:
                 continue
@@ -96,11 +100,11 @@ class Wording(Config):
         return None
 
     def spell_numerals(self, text: str) -> str:
-        """A text with its numbers and common signs in words, where the model's letters lack digits."""
+        """A text with numbers and common signs as words, if the model's letters have no digits."""
         return spell_numerals(text) if self.numerals and not any(map(str.isdigit, self.letters)) else text
 
     def spell_utterance(self, text: str) -> str:
-        """What is to be said at a time, as the model was trained to read it."""
+        """One utterance in the letters that the model was trained to read."""
         text = self.spell_numerals(text)
         if not self.plain_speech:
             return text
@@ -125,7 +129,7 @@ class Wording(Config):
         return letter.isalnum() and not all(one in self.letters for one in self._fold(letter))
 
     def _fold(self, letter: str) -> str:
-        """A letter without its accent, where the model knows it only so: é → e."""
+        """A letter without its accent, if the model knows it only so: é → e."""
         if letter in self.letters or not letter.isalpha():
             return letter
         plain = "".join(one for one in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(one))

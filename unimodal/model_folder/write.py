@@ -37,7 +37,7 @@ def save_model(
     processor: ProcessorConfig | None = None,
     sampling: Mapping[str, MediumSettings] | None = None,
 ) -> None:
-    """Everything but the card. All files are written beside the folder first and then moved into it.
+    """Writes all files but the card: first beside the folder, then moved into it.
 
     tokenizers: by modality, one for each medium of the vocabulary. decoder: a Hugging Face causal LM, stored in half
     precision. sampling: settings by modality, kept under `unimodal` in generation_config.json. Raises ValueError if a

@@ -75,7 +75,7 @@ def save_hub_tokenizer(
 
 
 def write_chat_template(vocabulary: Vocabulary) -> str:
-    """The Jinja text. Every tag strips the white space around it, so the line breaks below are never written."""
+    """The Jinja text of the template. Its tags strip the white space around them, so line breaks are never written."""
     media = "".join(
         f"    {{%- elif part['type'] == '{layout.modality}' -%}}\n{_spell_span(vocabulary, layout)}"
         for layout in vocabulary.layouts
@@ -122,7 +122,7 @@ def write_chat_template(vocabulary: Vocabulary) -> str:
 
 
 def _spell_span(vocabulary: Vocabulary, layout: SpanLayout) -> str:
-    """The lines that spell one span from `part['codes']`, [N] or [N, G] integers."""
+    """The lines that spell one span from `part['codes']`, integers [N] or [N, G]."""
     modality = layout.modality
     lines = [f"{{{{- '<|{modality}_start|>' -}}}}", "{%- if part['codes'] -%}"]
     counts = [segment.count for segment in layout.segments]

@@ -1,6 +1,6 @@
 """English numbers and signs → words, for a model that was trained to say letters alone. Imports nothing heavy.
 
-They are read as one would read them aloud: `3 apples` → `three apples`, `$5.50` → `five dollars and fifty cents`,
+They become the words that one would read aloud: `3 apples` → `three apples`, `$5.50` → `five dollars and fifty cents`,
 `3:05` → `three oh five`, `21st` → `twenty first`, `1,200` → `one thousand two hundred`, `1999` → `nineteen ninety
 nine`, `3.14` → `three point one four`, `007` → `zero zero seven`. Signs that have no word here, and numerals of other
 scripts, stay as they are.
@@ -53,7 +53,7 @@ def spell_numerals(text: str) -> str:
 
 
 def spell_count(value: int) -> str:
-    """How many: 1200 → `one thousand two hundred`."""
+    """A count in words: 1200 → `one thousand two hundred`."""
     if value < 20:
         return ONES[value]
     if value < 100:
@@ -64,8 +64,11 @@ def spell_count(value: int) -> str:
 
 
 def spell_number(digits: str, may_be_year: bool = True) -> str:
-    """A number as it is written: with commas a count, with a leading zero or very long digit by digit, and of four
-    digits, where it may be one, as years are said."""
+    """A number in words, by the way it is written.
+
+    With commas it is a count; with a leading zero, or of very many digits, it is spelled digit by digit; of four digits
+    it is said as a year, if `may_be_year`.
+    """
     if "," not in digits and (len(digits) > 12 or (digits[0] == "0" and len(digits) > 1)):
         return _spell_digits(digits)
     value = _read(digits)

@@ -1,9 +1,9 @@
-"""Text → sentences, and sentences → what can be said in one breath. Imports nothing heavy.
+"""Text → sentences, and sentences → pieces that can be said in one breath. Imports nothing heavy.
 
 A sentence ends at `. ! ? …` before a space, unless the stop belongs to an abbreviation, an initial or a number, or the
 next word goes on in lower case; at the marks of other scripts (`。！？ । ؟ ۔ ።`), which need no space; and at an empty
-line. What is too long for one breath is cut at clauses, then between words, then, in scripts without spaces, between
-letters; the pieces are about equally long. Nothing is lost: the pieces have all letters of the text in their order.
+line. A sentence that is too long for one breath is cut at clauses, then between words, then, in scripts without spaces,
+between letters, into pieces of about equal length. The pieces have all letters of the text, in order.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ def _list_words(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-#: they end with a stop, and a sentence goes on behind it
+#: words that end with a stop behind which the sentence goes on
 ABBREVIATIONS = _list_words(
     """mr mrs ms mx dr prof st mt ft rev hon gen col maj capt lt sgt gov sen rep pres messrs mme mlle mm vs cf viz
     approx dept est fig figs nos vol vols pp ed eds al corp bros jan feb apr jun jul aug sep sept oct nov dec
     e.g i.e u.n ph.d
     m.d b.a m.a d.c a.k.a z.b d.h bzw ca nr str hr fr p.ex"""
 )
-#: these too, but a sentence may end with them: a capital behind them begins another
+#: the same, but a sentence may end with them, if a capital follows
 ENDINGS = _list_words("etc usw a.m p.m inc ltd co jr sr u.s u.k")
-#: words and abbreviations: only before a number they are the second
+#: both words and abbreviations: the latter only before a number
 WORDS_TOO = _list_words("no mar sun sat")
 _CLOSING = "\"'”’»)\\]}」』）】》〉"
 _STOP = re.compile(
@@ -37,7 +37,7 @@ _WORD = re.compile(r"\S+")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, without the spaces around them; [] where it has no letter and no digit."""
+    """The sentences of a text, without the spaces around them; [] for a text without letters and digits."""
     pieces, start = [], 0
     for stop in _STOP.finditer(text):
         if stop[0][0] in ".!?…" and not _is_sentence_end(text[start : stop.start()], stop[0], text[stop.end() :]):
@@ -48,7 +48,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _is_sentence_end(before: str, mark: str, after: str) -> bool:
-    """Whether a mark that a space follows ends a sentence; `before` begins where the last one ended."""
+    """Whether a mark that a space follows ends the sentence that begins with `before`."""
     following = after.lstrip()
     first = next((letter for letter in following if letter.isalnum()), "")
     if not first:
@@ -70,7 +70,7 @@ def _is_sentence_end(before: str, mark: str, after: str) -> bool:
 
 
 def _join_wordless(pieces: Sequence[str]) -> list[str]:
-    """Pieces without a letter or digit (a dash, a bracket) belong to the one before them."""
+    """Joins pieces without a letter or digit (a dash, a bracket) to the piece before them."""
     found: list[str] = []
     for piece in pieces:
         if any(map(str.isalnum, piece)):
@@ -81,12 +81,12 @@ def _join_wordless(pieces: Sequence[str]) -> list[str]:
 
 
 def measure_breath(text: str) -> int:
-    """How long a text takes to say, in letters of an alphabet: one of a syllabic or logographic script counts as 3."""
+    """How long a text takes to say, in letters; one of a syllabic or logographic script counts as 3."""
     return sum(3 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text if letter.isprintable())
 
 
 def split_utterances(text: str, most: int) -> list[str]:
-    """The sentences of a text, and those longer than `most` in pieces that are not (see `measure_breath`).
+    """The sentences of a text, those longer than `most` (see `measure_breath`) cut into shorter pieces.
 
     Raises ValueError, naming its length, for a word that is too long by itself.
     """
@@ -110,7 +110,7 @@ def _split_long(sentence: str, most: int) -> list[str]:
 
 
 def _split_word(word: str, most: int) -> list[str]:
-    """A word as it is, or between the letters of a script that puts no spaces between words."""
+    """A word as it is or, if it is too long and its script has no spaces, cut between letters."""
     if measure_breath(word) <= most:
         return [word]
     if not any(_has_no_spaces(letter) for letter in word):
@@ -128,7 +128,7 @@ def _has_no_spaces(letter: str) -> bool:
 
 
 def _pack(pieces: Sequence[str], between: str, most: int) -> list[str]:
-    """Neighbours joined to as few pieces as there must be, none longer than `most`, and about equally long."""
+    """Joins neighbours into as few pieces as possible, none longer than `most`, and about equally long."""
 
     def fill(limit: int) -> list[str]:
         filled: list[str] = []
@@ -145,7 +145,7 @@ def _pack(pieces: Sequence[str], between: str, most: int) -> list[str]:
 
 
 def _find_first(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The lowest number from low to high that fits; high does, and all above one that does."""
+    """The lowest number from low to high that fits. `high` must fit, and all numbers above one that fits."""
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle + 1, high)

@@ -1,11 +1,11 @@
 """Text ⇄ ids: a wrapper of any Hugging Face fast tokenizer, and a trainer of our own.
 
-`TextTokenizer` reads the `tokenizer.json` of a folder and keeps the model of it without its added tokens. So no text,
-not even one that spells `<|image_0003|>` or `<|user|>`, ever becomes a control, media or special row: what a person
-types is encoded as plain text, and control rows are placed by `Template` alone, as integers.
+`TextTokenizer` reads the `tokenizer.json` of a folder and keeps its model, without the added tokens. So no text, not
+even one that spells `<|image_0003|>` or `<|user|>`, ever becomes a control, media or special row: what a person types
+is encoded as plain text, and only `Template` places control rows, as integers.
 
 `train_text_tokenizer` trains a SentencePiece BPE with byte fallback (Kudo and Richardson 2018, arXiv:1808.06226;
-Sennrich et al. 2016, arXiv:1508.07909) and writes it as a Hugging Face fast tokenizer. Nothing is normalised and the
+Sennrich et al. 2016, arXiv:1508.07909) and writes it as a Hugging Face fast tokenizer. Nothing is normalised, and the
 pieces hold real spaces instead of SentencePiece's `▁`, so that `decode(encode(x)) == x` for every string.
 """
 
@@ -73,10 +73,10 @@ class TokenizerData(TypedDict, total=False):
 
 
 class TextTokenizer:
-    """Plain text to text rows and back. `size` rows; of these `reserved_ids` are never used by plain text."""
+    """Plain text ⇄ text rows. It has `size` rows; plain text never uses those in `reserved_ids`."""
 
     def __init__(self, data: TokenizerData, never: Iterable[int] = ()) -> None:
-        """`data` is the content of a `tokenizer.json`; `never` are rows of its model that are no text: codes, say."""
+        """data: the content of a `tokenizer.json`. never: rows of its model that are no text, such as codes."""
         added = data.get("added_tokens", [])
         ours = [token["id"] for token in added if token["content"] == CONTROLS[0]]
         base = [token for token in added if not ours or token["id"] < ours[0]]
@@ -112,7 +112,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: str | Path, never: Iterable[int] = ()) -> TextTokenizer:
-        """Reads a text tokenizer's folder, or a model's: the control and media tokens are left out, and `never`."""
+        """Reads the folder of a text tokenizer or of a model, without control and media tokens and without `never`."""
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise ValueError(f"{path}: no such file; give a folder with the tokenizer.json of a fast tokenizer")
@@ -123,7 +123,7 @@ class TextTokenizer:
 
     @property
     def sha256(self) -> str:
-        """The hash of all that decides an encoding; the same from a text tokenizer's folder and a model's."""
+        """The hash of all that decides an encoding; the same from a text tokenizer's folder and from a model's."""
         keys = ("model", "normalizer", "pre_tokenizer", "decoder", "added_tokens")
         data: Mapping[str, object] = self._data
         text = json.dumps({key: data.get(key) for key in keys}, sort_keys=True, ensure_ascii=True)
@@ -131,11 +131,11 @@ class TextTokenizer:
 
     @property
     def data(self) -> TokenizerData:
-        """The `tokenizer.json` of the text rows alone, the base's own special tokens included."""
+        """The `tokenizer.json` of the text rows alone, with the base's own special tokens."""
         return {**self._data, "added_tokens": list(self.base_added_tokens)}
 
     def encode(self, text: str) -> list[int]:
-        """Text rows only, whatever the text spells."""
+        """The text rows of a text; whatever it spells, no other rows."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not self._forbidden.isdisjoint(ids):
             ids = self._encode_around(text)
@@ -163,7 +163,7 @@ class TextTokenizer:
         return TextStream(self)
 
     def _encode_around(self, text: str) -> list[int]:
-        """Some models hold special strings as pieces: cut every such string between its characters."""
+        """Encodes a text with special strings, which some models hold as pieces, cut between their characters."""
         for content in sorted(self._dropped.values(), key=len, reverse=True):
             if content in text:
                 left, right = text.split(content, 1)
@@ -176,7 +176,9 @@ class TextTokenizer:
 
 
 class TextStream:
-    """Holds back the bytes of an unfinished character: `push` returns the text that is certain by now."""
+    """Decodes rows that arrive one by one: `push` returns the text that is certain by now, without unfinished
+    characters.
+    """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -257,7 +259,7 @@ def train_text_tokenizer(
 
 
 def _build_fast_tokenizer(processor: SentencePieceProcessor) -> TokenizerData:
-    """The `tokenizer.json` of a SentencePiece BPE model, its pieces in the same order without `<unk>`."""
+    """The `tokenizer.json` of a SentencePiece BPE model: its pieces in the same order, without `<unk>`."""
     vocabulary: dict[str, int] = {}
     rank: dict[str, float] = {}
     for index in range(1, processor.get_piece_size()):
