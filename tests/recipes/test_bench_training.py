@@ -40,4 +40,4 @@ def test_the_table_has_medians_ratios_and_utilisation(tool):
     assert len(lines) == 3
     assert lines[1].split()[1:] == ["100.0", "90.0", "300.0", "2.00", "1.00×", "1.00×", "10.0%"]
     assert lines[2].split()[2:] == ["50.0", "40.0", "60.0", "4.00", "2.00×", "0.50×", "5.0%"]
-    assert "torch" in tool["versions"]() and "trl" in tool["versions"]()
+    assert "torch" in tool["list_versions"]() and "trl" in tool["list_versions"]()
