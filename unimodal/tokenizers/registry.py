@@ -150,6 +150,7 @@ FAMILIES: dict[str, str] = {
     "cosmos_video_latents": "unimodal.tokenizers.systems.cosmos:CosmosVideoLatents",
     "xqgan": "unimodal.tokenizers.systems.xqgan:XqganTokenizer",
     "tokenflow": "unimodal.tokenizers.systems.tokenflow:TokenflowTokenizer",
+    "unitok": "unimodal.tokenizers.systems.unitok:UnitokTokenizer",
     "moto": "unimodal.tokenizers.systems.moto:MotoTokenizer",
     "omnitokenizer": "unimodal.tokenizers.systems.omnitokenizer:OmniImageTokenizer",
     "omnitokenizer_video": "unimodal.tokenizers.systems.omnitokenizer:OmniVideoTokenizer",

@@ -153,6 +153,14 @@ PUBLISHED: dict[str, PublishedWeights] = {
     "tokenflow": PublishedWeights(
         "tokenflow", "ByteFlow-AI/TokenFlow", "Apache-2.0", file="tokenflow_siglip_32k.pt", config="tokenflow-siglip"
     ),
+    "unitok": PublishedWeights(
+        "unitok",
+        "FoundationVision/unitok_tokenizer",
+        "MIT",
+        roots=("trainer", "unitok"),
+        file="unitok_tokenizer.pth",
+        config="unitok-large",
+    ),
     "moto": PublishedWeights(
         "moto",
         "TencentARC/Moto",
