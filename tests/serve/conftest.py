@@ -46,6 +46,8 @@ HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0)
 class Served:
     """Where a server listens, its inner service, and clients of it."""
 
+    step_s = 0.0  # how long a step of a slowed decoder waits
+
     def __init__(self, service, port, key=None):
         self.service, self.port, self.key = service, port, key
         self.url = f"http://127.0.0.1:{port}"

@@ -25,14 +25,15 @@ LONG = {"modalities": ["text"], "max_tokens": 400, "temperature": 1.0, "seed": 1
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Makes every step of a server's decoder take so long."""
+    """Makes every step of a server's decoder take so long, until its `step_s` is changed."""
 
     def make(served, seconds=0.05):
         engine = served.model.engine
         logits = engine.head.compute_logits
+        served.step_s = seconds
 
         def slowly(*given):
-            time.sleep(seconds)
+            time.sleep(served.step_s)
             return logits(*given)
 
         monkeypatch.setattr(engine.head, "compute_logits", slowly)
@@ -43,6 +44,7 @@ def slow(monkeypatch):
 def well(served):
     """It is idle, healthy, and answers."""
     assert served.idle()
+    served.step_s = 0.0
     assert served.get("/health").json()["status"] == "ok"
     answer = served.post("/v1/images/generations", {"prompt": "a cat", "seed": 1})
     return answer.status_code == 200
@@ -70,6 +72,7 @@ def test_over_the_queue_limit_the_answer_is_429_at_once(slow):
                 served.client().chat.completions.create(model=served.name, messages=[user("hi")])
             finally:
                 served.service.num_inside -= 3
+        served.step_s = 0.02
         patient = served.client(max_retries=8)  # the client's own way with Retry-After
         with ThreadPoolExecutor(5) as pool:
             kept = [pool.submit(patient.images.generate, model=served.name, prompt="a cat") for _ in range(5)]
@@ -145,6 +148,7 @@ def test_a_client_that_leaves_while_it_waits_frees_its_place(slow):
             while served.service.num_inside > 1 and time.monotonic() < end:
                 time.sleep(0.02)
             assert served.service.worker.num_waiting == 0 and served.service.num_inside == 1
+            served.step_s = 0.0
             assert first.result().status_code == 200
 
 
