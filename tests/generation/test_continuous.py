@@ -57,7 +57,7 @@ def test_answers_are_those_given_alone_whenever_a_row_joins(engine, ask, samplin
     assert drive(batch, arrivals) == expected  # and again over the places that the first left behind
 
 
-@settings(examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     starts=st.lists(st.integers(0, 12), min_size=1, max_size=12),
     seed=st.integers(0, 2**32),

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from tests.campaigns import is_study
 from tests.serve.conftest import HTTP, JSON, data_url, gif, image_part, opened, pixels, png, user, wav
 from unimodal.media.image import to_bytes
 from unimodal.pipeline.requests import AnswerSettings, prepare
@@ -86,9 +87,10 @@ def test_a_clip_in_the_answer(client, server):
     assert opened(part["video_url"]["url"], "video/mp4")[4:8] == b"ftyp"
 
 
+@pytest.mark.study
 def test_what_the_model_likes_holds_the_same_as_the_pipelines_answer(client, server, model):
     found = set()
-    for seed in range(5):
+    for seed in range(20 if is_study() else 3):
         message = client.chat.completions.create(
             model=server.name, messages=[user("draw a red apple.")], seed=seed, temperature=1.0,
             modalities=["text", *model.vocabulary.media],
