@@ -35,7 +35,7 @@ DRAWERS = {"image": draw, "video": draw_clip}
 
 
 def describe_commands() -> str:
-    """`HELP`, and a line for every medium that it does not name."""
+    """`HELP`, with a line for every medium that it does not name."""
     further = [medium for medium in MEDIA.values() if f"/{medium.name} F" not in HELP]
     lines = [
         f"  /{medium.name} F, /{medium.ask} WORDS".ljust(33) + f"show a {medium.noun}, make one" for medium in further
@@ -44,10 +44,10 @@ def describe_commands() -> str:
 
 
 class TerminalChat:
-    """What was said and shown so far, and how answers are given.
+    """A conversation in a terminal: what was said and shown so far, and how answers are given.
 
-    settings: of every answer. Without `to` the model chooses; each answer has the next seed.
-    folder: where media in answers are saved. screen: how they are drawn. mute: whether sounds are not played.
+    settings: of every answer. Without `to` the model chooses; each answer has the next seed. folder: where media in
+    answers are saved. screen: how they are drawn. mute: sounds are saved and not played.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class TerminalChat:
     # ---- the loop
 
     def run(self) -> None:
-        """Answer entries until /quit or the end of the input; files that are then still pending are asked about.
+        """Answers entries until /quit or the end of the input; then answers a question about files that are still
+        pending.
 
         Raises KeyboardInterrupt for a Ctrl-C on an empty prompt.
         """
@@ -95,7 +96,7 @@ class TerminalChat:
             self.answer("")
 
     def follow(self, line: str) -> bool:
-        """Do what a line says; False ends the chat. Raises ValueError for a mistake in it."""
+        """Does what a line says; returns False to end the chat. Raises ValueError for a mistake in it."""
         line = line.strip()
         command, _, rest = line.partition(" ")
         rest = rest.strip()
@@ -123,7 +124,7 @@ class TerminalChat:
         return True
 
     def attach(self, part: Part) -> None:
-        """Read and encode a file for the next question. Raises ValueError if it cannot be used."""
+        """Reads and encodes a file for the next question. Raises ValueError if it cannot be used."""
         encoded = self.model.coder.encode_part(part)
         self.pending.append(encoded)
         self.report.clear()
@@ -131,7 +132,7 @@ class TerminalChat:
             _notify(note)
 
     def save(self, path: str) -> None:
-        """Save the last picture, sound or clip again. Raises ValueError if there is none."""
+        """Saves the last picture, sound or clip again. Raises ValueError if there is none."""
         if self.last is None:
             raise ValueError("there is nothing to save yet; make a picture with /draw, speech with /say")
         self.last.save(path)
@@ -140,9 +141,9 @@ class TerminalChat:
     # ---- one answer
 
     def answer(self, words: str, to: str | None = None) -> None:
-        """Ask about what is pending; print words, save and name media. On an error what was pending stays.
+        """Asks about what is pending; prints words, saves and names media. After an error the pending files stay.
 
-        to: the medium of this answer, in place of the settings'.
+        to: the medium of this answer, in place of the one in the settings.
         """
         model, settings = self.model, self._choose_settings(to)
         to = settings.to
@@ -166,8 +167,7 @@ class TerminalChat:
                 print(output.text, flush=True)
 
     def _choose_settings(self, to: str | None) -> AnswerSettings:
-        """The settings of one answer. Where the model chooses, they are of words, too; a negative prompt is of media
-        alone."""
+        """The settings of one answer: those of words too, if the model chooses; a negative prompt only for media."""
         settings = self.settings if to is None else self.settings.replace(to=to)
         if settings.to is None:
             return settings.replace(allow=("text", *self.model.writable))
@@ -195,7 +195,7 @@ class TerminalChat:
 
 
 class _Writer:
-    """Takes every new token: on a terminal words appear at once; all else is counted on stderr."""
+    """Takes every new token: on a terminal, words appear at once; all else is counted on stderr."""
 
     def __init__(self, model: Unimodal, report: Reporter) -> None:
         self.live = sys.stdout.isatty() and sys.stdin.isatty()
@@ -226,9 +226,9 @@ class _Writer:
 
 
 def _read_path(command: str, rest: str) -> str:
-    """The name of the file behind a command, without the quotes that a file manager puts around it.
+    """The file name behind a command, without the quotes that a file manager puts around it.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     if len(rest) > 1 and rest[0] == rest[-1] and rest[0] in "'\"":
         rest = rest[1:-1]

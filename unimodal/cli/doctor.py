@@ -19,7 +19,9 @@ GIB = 2**30
 
 
 def examine(model: str | None) -> Iterator[tuple[str, str]]:
-    """(what, its state). A line that needs attention begins with `missing`, `broken` or `mismatch`."""
+    """(name, state) of everything that `unimodal doctor` checks; a state that needs attention begins with `missing`,
+    `broken` or `mismatch`.
+    """
     yield "unimodal", f"{__version__} in {Path(__file__).parents[1]}"
     yield "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for package in PACKAGES:
@@ -139,7 +141,7 @@ def _examine_model(model: str | None) -> Iterator[tuple[str, str]]:
 
 
 def format_models() -> str:
-    """One line a model that is found on this machine; a sentence if there is none."""
+    """A line for each model on this machine; a sentence if there is none."""
     models = list_models()
     if not models:
         return f"no model here: {WAYS}; `make nano` in a checkout trains one"

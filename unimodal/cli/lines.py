@@ -1,8 +1,8 @@
-"""What the user of the terminal chat enters, one entry after the other. Imports nothing heavy.
+"""The entries that a user of the terminal chat types, one after the other. Imports nothing heavy.
 
-On a terminal prompt_toolkit edits the entry: what is pasted (bracketed paste) is one entry however many lines it has,
+On a terminal, prompt_toolkit edits the entry: pasted text (bracketed paste) is one entry, however many lines it has;
 Alt+Enter begins another line, the arrow keys bring back earlier entries, Tab completes commands and names of files.
-From a pipe or a file every line is an entry.
+From a pipe or a file, every line is an entry.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ HISTORY_FILE = "unimodal/chat_history"  # in $XDG_STATE_HOME, by default ~/.loca
 def read_entries(words: Iterable[str] = (), with_file: Iterable[str] = ()) -> Iterator[str]:
     """Entries of stdin, to its end; on a terminal with a prompt, until Ctrl-D.
 
-    words: commands that Tab completes. with_file: those of them that the name of a file follows.
-    Raises KeyboardInterrupt for a Ctrl-C on an empty prompt; on one that holds something it clears that.
+    words: commands that Tab completes. with_file: those of them that take the name of a file. Ctrl-C clears a prompt;
+    on an empty one it raises KeyboardInterrupt.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         yield from sys.stdin
@@ -41,8 +41,10 @@ def read_entries(words: Iterable[str] = (), with_file: Iterable[str] = ()) -> It
 
 
 def split_entry(entry: str, commands: Sequence[str]) -> list[str]:
-    """An entry of several lines as what is done one after the other: lines in its beginning that are one of `commands`
-    stand for themselves, and the rest is one question."""
+    """Splits an entry of several lines into what is done one after the other.
+
+    Lines at its beginning that are one of `commands` stand for themselves; the rest is one question.
+    """
     lines: list[str] = []
     rest = entry.strip()
     while "\n" in rest and rest.split(maxsplit=1)[0] in commands:
@@ -113,7 +115,7 @@ def _make_keys() -> KeyBindings:
 
 
 def _open_history(path: Path) -> History:
-    """The entries of earlier chats, in a file that nobody else reads; of this chat alone where it cannot be kept."""
+    """The entries of earlier chats, in a file that only the user can read; of this chat alone if it cannot be kept."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     try:

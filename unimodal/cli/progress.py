@@ -16,17 +16,17 @@ Item = TypeVar("Item")
 
 
 class Reporter:
-    """Call it with what is being done, and with how much of it is done if that is known; `with` removes the bar at the
-    end.
+    """Shows progress: call it with what is being done and, if known, how much of it is done. Leaving `with` removes the
+    bar.
 
-    with Reporter() as report:
-        report("loading the model")
-        report("writing", 12, 64)
+        with Reporter() as report:
+            report("loading the model")
+            report("writing", 12, 64)
     """
 
     def __init__(self) -> None:
         self._text = ""
-        self._bar: tuple[Progress, TaskID] | None = None  # and the one task in it
+        self._bar: tuple[Progress, TaskID] | None = None  # with the one task in it
         self._last_line_s = 0.0
 
     def __call__(self, text: str, done: int = 0, total: int | None = None) -> None:
@@ -43,7 +43,7 @@ class Reporter:
             self(text, done, total)
 
     def clear(self) -> None:
-        """Take the bar off the terminal, so that something else can be written there."""
+        """Removes the bar from the terminal, so that something else can be written there."""
         if self._bar is not None:
             self._bar[0].stop()
         self._bar, self._text = None, ""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Command(TyperCommand):
-    """A command that knows what `$UNIMODAL_PLUGINS` registers; `--help`, which is not invoked, does not import it."""
+    """A command that loads the plugins of `$UNIMODAL_PLUGINS`; its `--help` does not."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer's own, under its public name
         load_plugins()
@@ -87,7 +87,7 @@ def load_coder(name: str | None, report: Reporter) -> MediaCoder:
 
 
 def make_counter(report: Reporter, text: str) -> Callable[[object], None]:
-    """What to call with every new token: it reports `text` and how many tokens there are."""
+    """A function to call with every new token, which reports `text` and the number of tokens."""
     count = 0
 
     def on_token(_: object) -> None:
@@ -102,13 +102,13 @@ def make_counter(report: Reporter, text: str) -> Callable[[object], None]:
 
 
 def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
-    """Raises ValueError for a value that is given and is not one of the choices."""
+    """Raises ValueError for a value that is not one of the choices; None passes."""
     if value is not None and value not in choices:
         raise ValueError(f"{option} {value!r} is unknown; choose {', '.join(choices)}")
 
 
 def check_model(name: str | None) -> None:
-    """Raises ValueError for a model that is not found or not whole. Fetches one that is named by its hub id."""
+    """Raises ValueError for a model that is missing or incomplete. Downloads one that is named by its hub id."""
     from unimodal.model_folder.find import find_model
 
     find_model(name)
@@ -123,15 +123,17 @@ def check_ways(decoder: str | None, weights: str) -> None:
 
 
 def check_file(source: Path | bytes) -> str:
-    """The medium of a file, by its first bytes. Raises ValueError for an input that is missing or holds none."""
+    """The medium of a file, by its first bytes. Raises ValueError for a file that is missing or holds none."""
     from unimodal.media.kind import detect_kind
 
     return detect_kind(source)
 
 
 def read_source(path: Path) -> Path | bytes:
-    """The file, or for `-` what stands on stdin. Raises ValueError where that is a terminal, too large, or empty: read
-    already."""
+    """The file or, for `-`, the content of stdin.
+
+    Raises ValueError if stdin is a terminal, too large, or empty because it was read already.
+    """
     from unimodal.media.limits import DEFAULT_LIMITS
 
     if str(path) != "-":
@@ -147,7 +149,7 @@ def read_source(path: Path) -> Path | bytes:
 
 
 def check_time(start: float, seconds: float | None, kinds: Iterable[str]) -> None:
-    """Raises ValueError for a part that can be read of no input; kinds: the media of the inputs."""
+    """Raises ValueError for a start or length that no input has. kinds: the media of the inputs."""
     if not (math.isfinite(start) and start >= 0):
         raise ValueError(f"--start {start:g}: give 0 or more seconds")
     if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
@@ -157,7 +159,7 @@ def check_time(start: float, seconds: float | None, kinds: Iterable[str]) -> Non
 
 
 def check_out(path: Path, modality: str) -> None:
-    """Raises ValueError for a file to write whose suffix is not one of the modality, or whose folder cannot be used."""
+    """Raises ValueError for a file to write whose suffix does not fit the modality, or whose folder cannot be used."""
     suffixes = (".txt",) if modality == "text" else find_medium(modality).saved_suffixes
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"--out {path}: {modality} is saved as {', '.join(suffixes)}; change the suffix")
@@ -165,7 +167,7 @@ def check_out(path: Path, modality: str) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raises ValueError for a file to write that is a folder, or whose folder is missing or may not be written."""
+    """Raises ValueError for a file to write that is a folder, or whose folder is missing or cannot be written."""
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; name a file")
     if not path.parent.is_dir():

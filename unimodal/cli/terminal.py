@@ -1,8 +1,8 @@
-"""What the terminal around us can show, and what plays sound beside it. Imports nothing heavy.
+"""What the terminal can show, and which program plays sound. Imports nothing heavy.
 
-Terminals that are known by their variables are not asked. Others are: a query of the kitty graphics protocol, then
-primary device attributes (DA1), which every terminal answers, so that the end of the replies is known; attribute 4 is
-sixel. https://sw.kovidgoyal.net/kitty/graphics-protocol/ and https://invisible-island.net/xterm/ctlseqs/
+Terminals that are known by their variables are not asked. Others get a query of the kitty graphics protocol, then of
+the primary device attributes (DA1), which every terminal answers, so that the end of the replies is known; attribute 4
+is sixel. https://sw.kovidgoyal.net/kitty/graphics-protocol/ and https://invisible-island.net/xterm/ctlseqs/
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ATTRIBUTES_QUERY = "\x1b[c"
 _ATTRIBUTES = re.compile(r"\x1b\[\?([\d;]*)c")
 _REPLY_S = 1.0  # a terminal answers in milliseconds; this is for a slow line
 _TRUE_COLOUR_PROGRAMS = ("iTerm.app", "WezTerm", "ghostty", "vscode", "Hyper", "WarpTerminal")
-#: what plays a WAV file and then ends, best first
+#: commands that play a WAV file and then end, best first
 PLAYERS: tuple[tuple[str, ...], ...] = (
     ("afplay",),
     ("pw-play",),
@@ -43,7 +43,7 @@ _PLAYER_SLACK_S = 5.0
 
 @dataclass(frozen=True)
 class Screen:
-    """A terminal's way to show pictures and its size; cells are a character's width and height in pixels."""
+    """A way to show pictures, and the size of the terminal; cells are the width and height of a character in pixels."""
 
     way: str  # kitty, iterm, sixel, blocks or off
     columns: int = 80
@@ -54,7 +54,7 @@ class Screen:
 
 
 def find_screen(wanted: str = "auto", stream: TextIO | None = None, environ: Mapping[str, str] | None = None) -> Screen:
-    """How pictures are shown on `stream` (by default stdout): "off" where it is no terminal, whatever is wanted.
+    """How pictures are shown on `stream` (by default stdout): "off" if it is no terminal, whatever is wanted.
 
     It may ask the terminal, so call it before the user is expected to type. Raises ValueError for an unknown way.
     """
@@ -72,7 +72,7 @@ def find_screen(wanted: str = "auto", stream: TextIO | None = None, environ: Map
 
 
 def _find_known_way(environ: Mapping[str, str]) -> str | None:
-    """The way of a terminal that its environment variables name; None for a terminal that has to be asked."""
+    """The way of a terminal that its variables identify; None for a terminal that has to be asked."""
     term, program = environ.get("TERM", ""), environ.get("TERM_PROGRAM", "")
     if term in ("", "dumb"):
         return "off"
@@ -103,10 +103,10 @@ def _ask_for_way(stream: TextIO, environ: Mapping[str, str]) -> str:
 
 
 def ask_terminal(stream: TextIO, query: str, timeout_s: float = _REPLY_S) -> str:
-    """The terminal's reply to a query that ends with DA1; "" if it cannot be asked or does not answer in time.
+    """The reply of the terminal to a query that ends with DA1; "" if it cannot be asked or does not answer in time.
 
-    stdin and the stream must be the terminal whose foreground process we are. Nothing is asked while typed keys wait,
-    so that none of them is lost.
+    stdin and the stream must be the terminal, and this its foreground process. Nothing is asked while typed keys wait,
+    so that none is lost.
     """
     try:
         import termios
@@ -135,7 +135,7 @@ def ask_terminal(stream: TextIO, query: str, timeout_s: float = _REPLY_S) -> str
 
 
 def _measure_cell(stream: TextIO) -> tuple[int, int]:
-    """Width and height of a character in pixels; 8 and 16 where the terminal does not say."""
+    """Width and height of a character in pixels; 8 and 16 if the terminal does not say."""
     with contextlib.suppress(ImportError, OSError, ValueError, struct.error):
         import fcntl
         import termios
@@ -155,9 +155,9 @@ def _count_colours(environ: Mapping[str, str]) -> int:
 
 
 def find_player(environ: Mapping[str, str] | None = None) -> list[str] | None:
-    """The command that plays a WAV file, whose name is put behind it; None where there is none.
+    """The command that plays a WAV file whose name follows it; None if there is none.
 
-    Over ssh there is none unless sound is forwarded: it would be played at the other end.
+    Over ssh there is none, unless sound is forwarded: it would play at the other end.
     """
     environ = os.environ if environ is None else environ
     if ("SSH_CONNECTION" in environ or "SSH_TTY" in environ) and "PULSE_SERVER" not in environ:
@@ -169,7 +169,7 @@ def find_player(environ: Mapping[str, str] | None = None) -> list[str] | None:
 
 
 def play_sound(path: str | os.PathLike[str], player: list[str], duration_s: float) -> str | None:
-    """Play a file to its end; Ctrl-C ends the sound and nothing else. Returns why it could not be played, or None."""
+    """Plays a file to its end; Ctrl-C ends only the sound. Returns why it could not be played, or None."""
     name = Path(player[0]).name
     try:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Pictures as what a terminal draws: kitty's graphics protocol, iTerm2's inline images, sixel, or half blocks.
+"""Pictures as a terminal draws them: by kitty's graphics protocol, iTerm2's inline images, sixel, or half blocks.
 
 Sources: https://sw.kovidgoyal.net/kitty/graphics-protocol/ · https://iterm2.com/documentation-images.html · sixel: DEC
 VT330/340 Graphics Programming, chapter 14. Shapes: H height, W width, T frames; pictures are [3, H, W], uint8 or float
@@ -29,7 +29,7 @@ _GREYS = torch.arange(24) * 10 + 8  # numbers 232 to 255
 
 
 def draw(image: Tensor, screen: Screen) -> str:
-    """A picture as one string for the terminal, without the last line break; "" if it shows none."""
+    """A picture as one string for the terminal, without the last line break; "" if the terminal shows none."""
     pixels = to_bytes(image)
     if screen.way == "off":
         return ""
@@ -53,7 +53,7 @@ def draw_clip(clip: Tensor, screen: Screen) -> str:
 
 
 def fit_cells(pixels: Tensor, screen: Screen) -> tuple[Tensor, int, int]:
-    """The picture enlarged or made smaller to fit the screen, uint8 [3, H, W], and the columns and lines it takes."""
+    """The picture scaled to fit the screen, uint8 [3, H, W], and the columns and lines that it takes."""
     height, width = pixels.shape[1:]
     most_width = screen.columns * screen.cell_width
     most_height = max(1, screen.lines - 2) * screen.cell_height
@@ -115,7 +115,7 @@ def draw_sixel(pixels: Tensor, columns: int = 0, lines: int = 0) -> str:
 
 
 def _encode_runs(bits: np.ndarray) -> str:
-    """Sixel letters of values [W] below 64: four and more of one kind as `!count`, no zeros at the end of a row."""
+    """Sixel letters of values [W] below 64: four or more equal ones as `!count`, without zeros at the end of a row."""
     edges = np.flatnonzero(np.diff(bits)) + 1
     starts = [0, *edges.tolist()]
     ends = [*edges.tolist(), len(bits)]

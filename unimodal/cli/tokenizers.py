@@ -1,4 +1,4 @@
-"""`unimodal tokenizers list` and `… show NAME`: the families and published systems there are, and what one gives."""
+"""`unimodal tokenizers list` and `unimodal tokenizers show NAME`: the known families, and what each gives."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _name_system(system: PublishedSystem) -> str:
 
 
 def _describe_family(name: str) -> Iterator[tuple[str, str]]:
-    """What a family takes; ValueError for a name that is no folder, family or system."""
+    """The settings of a family. Raises ValueError for a name that is neither a folder nor a family."""
     from unimodal.tokenizers import find_family_class, pretrained
     from unimodal.tokenizers.pretrained.base import NetworkTokenizer
 
@@ -144,7 +144,7 @@ def _describe_family(name: str) -> Iterator[tuple[str, str]]:
 
 
 def _describe_folder(folder: Path) -> Iterator[tuple[str, str]]:
-    """What a saved tokenizer or reader gives."""
+    """The codes, sizes and hash of a saved tokenizer or reader."""
     from unimodal.tokenizers import find_family_class, hash_stored, load_tokenizer, read_family
     from unimodal.tokenizers.interface import MediaTokenizer
 
@@ -192,7 +192,7 @@ def _describe_class(kind: type[MediaModule]) -> Iterator[tuple[str, str]]:
 
 
 def _name_result(kind: type[MediaModule]) -> str:
-    """codes, latents or features."""
+    """What a class gives: codes, latents or features."""
     from unimodal.tokenizers import LatentTokenizer, MediaTokenizer
 
     if issubclass(kind, MediaTokenizer):

@@ -31,7 +31,7 @@ Headers = Mapping[bytes, bytes]  # lower-case names
 
 
 class Access:
-    """Says of the head of a request whether it may come in. The settings are `allow_hosts` and `allow_origins`."""
+    """Decides by its head whether a request may come in. The settings are `allow_hosts` and `allow_origins`."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.open = config.api_key is not None
@@ -40,7 +40,7 @@ class Access:
         self.origins = frozenset(origin.lower().rstrip("/") for origin in config.allow_origins)
 
     def check(self, method: str, headers: Headers) -> None:
-        """Raises ApiError 403 for a request that may be a stranger's page. One without a Host is no browser's."""
+        """Raises ApiError 403 for a request that may come from a stranger's page. No browser omits the Host."""
         if self.open:
             return
         host = headers.get(b"host", b"").decode("latin-1")
@@ -67,7 +67,7 @@ class Access:
         return ANY in self.origins or origin.lower() in self.origins
 
     def make_headers(self, headers: Headers) -> list[tuple[bytes, bytes]]:
-        """What lets a browser hand an answer to a page of an allowed origin."""
+        """The headers that let a browser hand an answer to a page of an allowed origin."""
         origin = headers.get(b"origin")
         if not self.origins:
             return []
@@ -104,7 +104,7 @@ class Access:
 
 
 def read_name(host: str) -> str:
-    """The name or address in a `Host` header, without its port: `[::1]:8000` → `::1`; empty where there is none."""
+    """The name or address in a `Host` header, without its port: `[::1]:8000` → `::1`; "" if there is none."""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -120,7 +120,7 @@ def _is_address(name: str) -> bool:
 
 
 def _is_same(origin: str, host: str) -> bool:
-    """Whether a page of this origin came from this host, whatever stands between them ends the encryption."""
+    """Whether a page of this origin came from this host, even if a proxy between them ends the encryption."""
     try:
         page, server = urlsplit(origin), urlsplit(f"//{host}")
         default = DEFAULT_PORTS.get(page.scheme)

@@ -1,7 +1,7 @@
-"""The tokens of one answer, as they come, into words, media and partial pictures.
+"""The tokens of one answer, as they come → words, media and partial pictures.
 
-`AnswerReader` is called by the worker's thread for every token and must be quick: it decodes words, cuts them at a stop
-text, and gathers the codes of spans. What it finds it hands to `emit`.
+The thread of the worker calls `AnswerReader` for every token, so it must be quick: it decodes words, cuts them at a
+stop text, and gathers the codes of spans. It hands what it finds to `emit`.
 
 Shapes: N codes, G groups.
 """
@@ -47,10 +47,10 @@ Piece = WordsPiece | MediumPiece | PartialPiece
 
 
 class AnswerReader:
-    """`on_token` of one request.
+    """The `on_token` of one request.
 
-    stop: texts that end the answer; they are not part of it. partial: whether pictures on their way are told.
-    emit: is given every piece as soon as it is there. `pieces` are all so far, without the partial ones.
+    stop: texts that end the answer; they are not part of it. partial: emit pictures while they are written. emit:
+    called with every piece as soon as it is there. `pieces` are all pieces so far, except partial ones.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class AnswerReader:
         self._num_media = 0
 
     def __call__(self, event: TokenEvent) -> bool:
-        """True once a stop text has come."""
+        """Returns True once a stop text has come."""
         vocabulary = self.model.vocabulary
         if vocabulary.is_text(event.id):
             if self._stream is None:
@@ -87,7 +87,7 @@ class AnswerReader:
         return self.stopped
 
     def finish(self) -> None:
-        """To be called when the row is done, whatever ended it."""
+        """Ends the answer; to be called when the row is done, whatever ended it."""
         self._end_words()
 
     @property
@@ -144,5 +144,5 @@ class AnswerReader:
 
 
 def _count_overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop text."""
+    """How many characters at the end of a text begin a stop text."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

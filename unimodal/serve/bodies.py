@@ -1,6 +1,6 @@
-"""The bodies of requests: one class for each endpoint, with the fields that are honoured.
+"""The bodies of requests: a class for each endpoint, with the fields that are honoured.
 
-What becomes of OpenAI's other fields stands in `fields.py`; unknown ones are refused.
+`fields.py` says what becomes of the other fields of OpenAI; unknown ones are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_PIXELS_A_SIDE = 4096  # that a picture is resized to
 
 
 class ApiRequest(BaseModel):
-    """The body of a request; `check_extra` of the classes says what becomes of further fields."""
+    """The body of a request; `check_extra` of each class decides about further fields."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     refused: ClassVar[fields.Refusals] = {}
@@ -29,7 +29,7 @@ class ApiRequest(BaseModel):
     model: str | None = None
 
     def check_extra(self) -> None:
-        """Raises ApiError 400 for a field that is not followed."""
+        """Raises ApiError 400 for a field that is not honoured."""
         fields.check_fields(self.model_extra or {}, self.refused, self.without_effect, tuple(type(self).model_fields))
 
 
@@ -51,7 +51,7 @@ Parts = list[dict[str, object]]
 class ChatMessage(BaseModel):
     """One turn of a conversation; `messages.py` reads its parts.
 
-    An answer may be sent back as it came: `content_parts` hold all of it in order, `images` its pictures, `audio` its
+    An answer may be sent back as it came: `content_parts` holds all of it in order, `images` its pictures, `audio` its
     sound.
     """
 
@@ -65,7 +65,7 @@ class ChatMessage(BaseModel):
 
     @property
     def parts(self) -> Parts:
-        """What it holds, in order, without `audio`."""
+        """Its parts in order, `audio` aside."""
         if self.content_parts:
             return self.content_parts
         content = self.content if self.content is not None else self.refusal
@@ -114,9 +114,9 @@ class ChatRequest(ApiRequest):
     def make_settings(self, media: Sequence[str]) -> AnswerSettings:
         """The settings of the first choice, for a model of these media; each further choice has the next seed.
 
-        Temperature, top_p and top_k are of all that the answer may hold, words included. `max_tokens` does not count
-        the end of an answer in words, and what does not fit behind the prompt is taken off. Raises ApiError for
-        modalities that cannot be answered.
+        Temperature, top_p and top_k apply to all that the answer may hold, words included. `max_tokens` does not count
+        the end of an answer in words, and is lowered to what fits behind the prompt. Raises ApiError for modalities
+        that cannot be answered.
         """
         to, allow = self._read_modalities(media)
         words = self.tokens if to in (None, "text") else None
@@ -185,7 +185,7 @@ class ImageRequest(ApiRequest):
 
     @property
     def width_and_height(self) -> tuple[int, int] | None:
-        """The size that is asked for; None for the model's own. Raises ApiError 400 for what is no size."""
+        """The wanted size; None for the model's own. Raises ApiError 400 for anything that is no size."""
         if self.size in (None, "", "auto"):
             return None
         found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(self.size))
@@ -224,7 +224,7 @@ class SpeechRequest(ApiRequest):
 
 
 class FilePart(BaseModel):
-    """Which part of a sound or film is taken."""
+    """The part of a sound or film to take."""
 
     start: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -262,8 +262,11 @@ RequestT = TypeVar("RequestT", bound=ApiRequest)
 
 
 def parse(kind: type[RequestT], body: bytes, content_type: str | None) -> RequestT:
-    """A JSON body as a request. Raises ApiError 415 for another content type, which any web page may send without
-    asking, and 400, naming the field, for what is no such request."""
+    """A JSON body as a request.
+
+    Raises ApiError 415 for another content type, which any web page may send without asking, and 400, naming the field,
+    for an invalid request.
+    """
     given = (content_type or "").partition(";")[0].strip().lower()
     if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
         message = f"the body must be sent with Content-Type: application/json; got {given[:60] or 'none'}"
@@ -279,7 +282,7 @@ def parse(kind: type[RequestT], body: bytes, content_type: str | None) -> Reques
 
 
 def parse_form(kind: type[RequestT], form: Mapping[str, object]) -> RequestT:
-    """The fields of a form as a request, `name[]` as `name`. Raises ApiError 400, naming the field."""
+    """The fields of a form as a request, with `name[]` read as `name`. Raises ApiError 400, naming the field."""
     try:
         request = kind.model_validate({name.removesuffix("[]"): value for name, value in form.items()})
     except ValidationError as error:
@@ -289,7 +292,7 @@ def parse_form(kind: type[RequestT], form: Mapping[str, object]) -> RequestT:
 
 
 def describe_invalid(error: ValidationError, where: str = "") -> ApiError:
-    """The first fault of a body as a mistake of the client's. where: what the names of fields begin with."""
+    """The first fault of a body, as the client's mistake. where: the beginning of field names."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     loc = [at for at in first["loc"] if not (isinstance(at, str) and re.match(r"(str|list|dict)\b", at))]  # of unions
     param = where + "".join(f"[{at}]" if isinstance(at, int) else f".{at}" for at in loc)

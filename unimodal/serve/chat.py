@@ -56,7 +56,8 @@ async def prepare_answer(
     settings: AnswerSettings,
     names: Mapping[str, str] = FIELDS_OF_CHAT,
 ) -> ChatAnswer:
-    """The answer to turns of which the last is worded; nothing is begun yet. names: of fields, for `name_fields`.
+    """Prepares the answer to turns whose last one is phrased; nothing is started yet. names: of fields, for
+    `name_fields`.
 
     Raises ApiError for what does not fit the model.
     """
@@ -75,7 +76,7 @@ async def prepare_answer(
 
 
 def list_notes(service: Service, document: Document, turns: Sequence[Turn]) -> list[str]:
-    """What was left out of the files of a document, and of the turns of a conversation that it was made of."""
+    """What was left out of the files of a document, and of the turns of its conversation."""
     notes = [note for part in document.parts if isinstance(part, Media) for note in part.notes]
     if num_left_out := len(turns) - len(document.turns):
         limit = service.model.processor.history_turns
@@ -124,7 +125,9 @@ class ChatAnswer:
         yield DONE
 
     def count_usage(self) -> Usage:
-        """The end of an answer that `max_tokens` has cut was not written by the model, and does not count."""
+        """Counts tokens; the end mark of an answer that `max_tokens` cut was not written by the model and does not
+        count.
+        """
         most = self.asked.tokens
         written = sum(len(one.ids) if most is None else min(len(one.ids), most) for one in self.choices)
         return count_usage(len(self.choices[0].request.prompt), written)
@@ -148,7 +151,7 @@ class _End:
 
 
 async def merge(streams: Sequence[AsyncGenerator[bytes, None]]) -> AsyncGenerator[bytes, None]:
-    """The events of all streams as they come. The first error ends the others, and so does leaving."""
+    """The events of all streams as they come. The first error ends the other streams, and so does leaving."""
     events: asyncio.Queue[bytes | _End] = asyncio.Queue(1)
 
     async def drain(stream: AsyncGenerator[bytes, None]) -> None:

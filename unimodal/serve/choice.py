@@ -26,7 +26,7 @@ from unimodal.serve.sound_stream import SoundStream, add_pause
 class Choice:
     """One answer on its way to the client.
 
-    sound_format: of the first sound. spoken: the words that it says, where the request gave them.
+    sound_format: of the first sound. spoken: the words that it says, if the request gave them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Choice:
         return message
 
     async def stream(self, partial: bool) -> AsyncGenerator[Delta, None]:
-        """What is new, as it is written. partial: pictures on their way too, if the tokenizer's codes are ordered."""
+        """The new pieces as they are written. partial: pictures being written too, if the codes are ordered."""
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
 
@@ -128,7 +128,7 @@ class Choice:
                 await asyncio.wait({answer})
 
     def find_reason(self) -> FinishReason:
-        """ "length" where a limit ended the answer. A forced medium of a fixed length is whole when it is as long."""
+        """ "length" if a limit ended the answer; a forced medium of fixed length is complete at that length."""
         config, vocabulary = self.request.config, self.service.model.vocabulary
         whole = config.force in vocabulary.media and vocabulary.get_layout(str(config.force)).open_segment is None
         if self.reader.stopped or whole:
@@ -191,7 +191,7 @@ class Choice:
 
 
 async def hear(service: Service, codes: np.ndarray) -> str:
-    """The words that the model hears in a sound of its own, codes [N] or [N, G]; empty where it was not trained to."""
+    """The words that the model hears in a sound of its own, codes [N] or [N, G]; "" if it was not trained to."""
     question = service.model.wording.ask("audio")
     if not question:
         return ""

@@ -1,4 +1,4 @@
-"""Media that wait to be encoded, and codes that wait to be decoded; those of one medium are coded together.
+"""Media that wait to be encoded, and codes that wait to be decoded; those of one medium share a batch.
 
 Shapes: N codes, G groups.
 """
@@ -35,7 +35,7 @@ class _Coding(Generic[Given, Result]):
 
 
 class CodingQueue:
-    """What waits for a coder, oldest first. Appending is for any thread, all else for the one that codes."""
+    """Work that waits for a coder, oldest first. Any thread may append; one thread does the work."""
 
     def __init__(self, coder: MediaCoder) -> None:
         self.coder = coder
@@ -58,7 +58,7 @@ class CodingQueue:
         return job.future
 
     def run_next(self, at_once: int) -> None:
-        """Encode or decode the oldest, and at most so many of its medium with it."""
+        """Encodes or decodes the oldest item, together with at most `at_once` - 1 others of its medium."""
         if self._encodings:
             _run_together(_take_alike(self._encodings, at_once), self.coder.encode)
         elif self._decodings:
@@ -74,7 +74,7 @@ class CodingQueue:
 
 
 def _take_alike(queue: deque[_Coding[Given, Result]], most: int) -> list[_Coding[Given, Result]]:
-    """The first of a queue and others of its medium, at most so many, whose requests have not gone."""
+    """The first item of a queue and others of its medium, at most `most`, without those whose requests have gone."""
     taken: list[_Coding[Given, Result]] = []
     others: list[_Coding[Given, Result]] = []
     modality = queue[0].modality
@@ -91,7 +91,7 @@ def _take_alike(queue: deque[_Coding[Given, Result]], most: int) -> list[_Coding
 def _run_together(
     jobs: Sequence[_Coding[Given, Result]], work: Callable[[str, Sequence[Given]], Sequence[Result]]
 ) -> None:
-    """Code media of one kind. Where that fails, each is tried by itself, so that one takes no other with it."""
+    """Codes items of one medium in one batch. If that fails, each is tried alone, so that one spoils no other."""
     if not jobs:
         return
     modality = jobs[0].modality

@@ -41,7 +41,7 @@ WELL_PATHS = ("/health", "/metrics")
 
 
 def count_most_connections(config: ServeConfig) -> int:
-    """The connections that may be open: what the config says, or less where the process may not open so much."""
+    """The most open connections: the setting, or less if the process may not open so many."""
     try:
         import resource
     except ImportError:  # a system without this limit
@@ -53,7 +53,7 @@ def count_most_connections(config: ServeConfig) -> int:
 
 
 class ConnectionLimits:
-    """What the connections of one server share. `open` has them all, oldest first."""
+    """The limits that all connections of a server share. `open` has the connections, oldest first."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.head_timeout_s = config.head_timeout_s
@@ -61,7 +61,7 @@ class ConnectionLimits:
         self.open: dict[GuardedProtocol, None] = {}
 
     def admit(self, newcomer: GuardedProtocol) -> bool:
-        """Count a new connection; False where it is one too many and nobody can be let go for it."""
+        """Counts a new connection; False if it is one too many and no other can be dropped for it."""
         self.open[newcomer] = None
         if len(self.open) <= self.most:
             return True
@@ -85,7 +85,7 @@ class GuardedConfig(uvicorn.Config):
 
 
 class GuardedProtocol(H11Protocol):
-    """A connection, one request of which is on its way at a time."""
+    """A connection with a clock on the head of each request."""
 
     config: GuardedConfig
     _clock: asyncio.TimerHandle | None = None
@@ -97,7 +97,7 @@ class GuardedProtocol(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is lost when it is let go."""
+        """Whether it can be dropped without losing anything."""
         return self.waits_for_head and not self.transport.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -121,12 +121,12 @@ class GuardedProtocol(H11Protocol):
         self._watch_head()
 
     def let_go(self) -> None:
-        """Close at once, whatever is still on its way."""
+        """Closes at once, whatever is still on its way."""
         self._stop_clock()
         self.transport.abort()
 
     def _watch_head(self) -> None:
-        """A clock runs while a head is on its way, from the connection's beginning or the head's first byte."""
+        """Runs a clock while a head is on its way, from the start of the connection or the first byte of the head."""
         if not self.waits_for_head:
             self._stop_clock()
             self._has_sent = False
@@ -151,7 +151,7 @@ class GuardedProtocol(H11Protocol):
 
 
 def tell_that_it_is_crowded(app: ASGIApp) -> ASGIApp:
-    """An application that only says how the server is, and answers 503 to all else."""
+    """An application that only answers health and metrics, and 503 to everything else."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in WELL_PATHS:
@@ -195,8 +195,10 @@ class GuardedServer(uvicorn.Server):
 def make_quiet_handler(
     clock: Callable[[], float] = monotonic,
 ) -> Callable[[asyncio.AbstractEventLoop, dict[str, object]], None]:
-    """A loop's exception handler that tells of missing descriptors once every `SAID_EVERY_S`: asyncio meets them
-    thousands of times a second."""
+    """A loop's exception handler that reports missing descriptors only once every `SAID_EVERY_S`.
+
+    asyncio meets them thousands of times a second.
+    """
     said = -float("inf")
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

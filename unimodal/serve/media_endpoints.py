@@ -40,7 +40,7 @@ from unimodal.serve.sound_stream import SoundStream, StreamedSound, encode_sound
 
 
 class WholeAnswer(NamedTuple):
-    """An answer, the number of tokens of its prompt, and its ids."""
+    """A finished answer, the number of tokens of its prompt, and its ids."""
 
     reader: AnswerReader
     num_in: int
@@ -57,7 +57,7 @@ class WholeAnswer(NamedTuple):
 
 
 async def answer_turn(service: Service, parts: list[Part], settings: AnswerSettings, **names: str) -> WholeAnswer:
-    """The answer to a turn of the user's. names: of the fields at fault where it does not fit the model."""
+    """Answers one turn of the user. names: setting → field of the request, to name in errors."""
     reader = AnswerReader(service.model)
     with name_fields(**names):
         request = await service.prepare(Document([Turn("user", parts)]), settings, reader)
@@ -67,7 +67,7 @@ async def answer_turn(service: Service, parts: list[Part], settings: AnswerSetti
 
 
 def phrase_wish(service: Service, prompt: str, to: str, param: str, voice: str | None = None) -> list[Part]:
-    """A prompt as the model was trained to be asked for a medium. Raises ApiError for one that asks for nothing."""
+    """A prompt as the model was trained to be asked for a medium. Raises ApiError for an empty prompt."""
     try:
         return [Text(service.model.wording.phrase_request(prompt, to, voice))]
     except ValueError as error:
@@ -155,7 +155,7 @@ async def speak(exchange: Exchange) -> Response:
 
 
 async def read_form(exchange: Exchange) -> tuple[bytes, dict[str, object]]:
-    """The file of a form and its other fields; those named `name[]` are lists. Raises ApiError 400 and 415."""
+    """The file of a form, and its other fields; those named `name[]` are lists. Raises ApiError 400 and 415."""
     if not (exchange.content_type or "").lower().startswith("multipart/form-data"):
         raise ApiError(415, "send multipart/form-data with a file (curl: -F file=@NAME)", "unsupported_media")
     async with exchange.http.form(max_files=1, max_fields=64, max_part_size=2**16) as form:

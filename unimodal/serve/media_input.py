@@ -1,8 +1,8 @@
 """Media of a request: URLs and base64 → bytes → what the model sees → codes.
 
-Nothing here opens a path: a client sends data, or, where that is allowed, a public URL. Files are decoded in a few
-threads of their own, under the server's limits, and encoded by the worker. The codes of a file are remembered, because
-every turn of a chat sends all media before it again.
+Nothing here opens a path: a client sends data or, if that is allowed, a public URL. Files are decoded in a few threads
+of their own, under the limits of the server, and encoded by the worker. The codes of a file are remembered, because
+every turn of a chat sends all earlier media again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]{0,100}){0,
 
 
 def make_limits(config: ServeConfig) -> MediaLimits:
-    """What one medium of a request may cost."""
+    """The limits on one medium of a request."""
     return MediaLimits(
         max_bytes=min(config.max_body_bytes, DEFAULT_LIMITS.max_bytes),
         max_pixels=config.max_pixels,
@@ -53,7 +53,7 @@ def make_limits(config: ServeConfig) -> MediaLimits:
 
 
 def decode_base64(text: str, param: str | None) -> bytes:
-    """Raises ApiError 400 for what is not base64, or empty."""
+    """The bytes of a base64 text. Raises ApiError 400 for a text that is not base64, or empty."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -116,10 +116,10 @@ class MediaInput:
     async def make_part(
         self, modality: str, data: bytes, param: str, start_s: float = 0.0, seconds: float | None = None
     ) -> Part:
-        """A file's bytes, or a part of what has a duration, as a part with codes. Raises ApiError 400 or 415 for a file
-        that cannot be used.
+        """A file's bytes, or a part of a sound or film, as a part with codes.
 
-        A model that reads features keeps the bytes in the part; the worker computes their features now.
+        A model that reads through features keeps the bytes in the part, and the worker computes the features now.
+        Raises ApiError 400 or 415 for a file that cannot be used.
         """
         memory = self.model.features
         if memory is not None and self.model.is_read_by_features(modality):
@@ -147,8 +147,7 @@ class MediaInput:
         start_s: float = 0.0,
         seconds: float | None = None,
     ) -> Tensor:
-        """What the model sees of a file, or of a part of one; `tell` is called with a sentence for everything that is
-        left out.
+        """What the model sees of a file, or of a part of it. tell: called with a sentence for everything left out.
 
         Raises ApiError 400 or 415 for a file that cannot be used.
         """
@@ -193,5 +192,5 @@ class MediaInput:
 
 
 def _describe(error: ValueError) -> str:
-    """A mistake in a file for who sent it, who has no limits to raise."""
+    """The error of a file in words for its sender, who cannot raise limits."""
     return str(error).replace("<bytes>", "the file").replace(RAISE_LIMIT, "")

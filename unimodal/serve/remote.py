@@ -1,8 +1,7 @@
-"""Fetch a medium by URL, but only from public addresses: none of this machine or of its network.
+"""Fetches a medium by URL, but only from public addresses: none of this machine or of its network.
 
-The host's name is resolved once, every address it has must be public, and the connection goes to the address that was
-checked, so that a second answer of the name server (DNS rebinding) changes nothing. A redirect is a new URL and checked
-again.
+The name of the host is resolved once, every address it has must be public, and the connection goes to the checked
+address, so that a second answer of the name server (DNS rebinding) changes nothing. A redirect is checked again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def fetch(url: str, max_bytes: int, timeout_s: float = 15.0) -> bytes:
-    """The body of an http(s) URL; ApiError 400 for one that is not allowed or cannot be had, 413 for a large one."""
+    """The body of an http(s) URL. Raises ApiError 400 for one that is refused or unreachable, 413 for a large body."""
     deadline = monotonic() + timeout_s
     for _ in range(MOST_REDIRECTS + 1):
         found = _get(url, max_bytes, deadline)
@@ -68,7 +67,7 @@ def _get(url: str, max_bytes: int, deadline: float) -> bytes | str:
 
 @contextmanager
 def _cut_off(sock: socket.socket, deadline: float) -> Iterator[None]:
-    """Ends the connection at the deadline: a socket's own timeout begins anew with every byte."""
+    """Closes the connection at the deadline: the timeout of a socket starts anew with every byte."""
 
     def cut() -> None:
         with suppress(OSError):
@@ -102,7 +101,7 @@ def _count_seconds_left(deadline: float) -> float:
 
 
 def find_public_address(host: str, port: int) -> str:
-    """An address of the host, once all it has are public; ApiError 400 otherwise."""
+    """An address of the host, if all its addresses are public; else raises ApiError 400."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
@@ -127,7 +126,7 @@ def is_public(address: str) -> bool:
 
 
 def _connect(scheme: str, host: str, port: int, address: str, deadline: float) -> http.client.HTTPConnection:
-    """A connection to the checked address, which still speaks to the host by its name."""
+    """A connection to the checked address that names the host by its own name."""
     sock = socket.create_connection((address, port), timeout=_count_seconds_left(deadline))
     try:
         if scheme == "https":
