@@ -143,6 +143,7 @@ FAMILIES: dict[str, str] = {
     "mimi": "unimodal.tokenizers.pretrained.audio:MimiTokenizer",
     "xcodec2": "unimodal.tokenizers.pretrained.xcodec2:Xcodec2Tokenizer",
     "vqgan": "unimodal.tokenizers.systems.vqgan:VqganTokenizer",
+    "vqgan_video": "unimodal.tokenizers.systems.vqgan_video:VqganVideoTokenizer",
     "gigatok": "unimodal.tokenizers.systems.gigatok:GigatokTokenizer",
     "cosmos_image": "unimodal.tokenizers.systems.cosmos:CosmosImageTokenizer",
     "cosmos_image_latents": "unimodal.tokenizers.systems.cosmos:CosmosImageLatents",

@@ -124,6 +124,13 @@ PUBLISHED: dict[str, PublishedWeights] = {
         file="imagenet_256_L.ckpt",
         config="open-magvit2-256",
     ),
+    "open_magvit2_video": PublishedWeights(
+        "vqgan_video",
+        "TencentARC/Open-MAGVIT2-Tokenizer-262144-Video",
+        "Apache-2.0",
+        file="video_128_262144.ckpt",
+        config="open-magvit2-video",
+    ),
     "wetok": PublishedWeights("vqgan", "GrayShine/WeTok", "Apache-2.0"),
     "gigatok": PublishedWeights("gigatok", "", "MIT", where="Google Drive: the README of SilentView/GigaTok has links"),
     "cosmos_image": PublishedWeights("cosmos_image", "nvidia/Cosmos-0.1-Tokenizer-DI8x8", NVIDIA),

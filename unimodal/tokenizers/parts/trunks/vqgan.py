@@ -118,11 +118,11 @@ class AdaptiveNorm(nn.Module):
         self.beta = nn.Linear(style_channels, channels)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x: [B, C, H, W]; style: [B, Z, h, w] → [B, C, H, W]."""
-        style = style.flatten(2)
-        scale = self.gamma((style.var(dim=-1) + EPSILON).sqrt())
-        shift = self.beta(style.mean(dim=-1))
-        return scale[..., None, None] * self.norm(x) + shift[..., None, None]
+        """x: [B, C, H, W]; style: [B, Z, h, w] → [B, C, H, W]; clips have their frames before H and h."""
+        style, shape = style.flatten(2), (*x.shape[:2], *[1] * (x.dim() - 2))
+        scale = self.gamma((style.var(dim=-1) + EPSILON).sqrt()).view(shape)
+        shift = self.beta(style.mean(dim=-1)).view(shape)
+        return scale * self.norm(x) + shift
 
 
 class HalfSize(nn.Conv2d):
