@@ -346,4 +346,4 @@ def test_every_family_loads_by_its_folder_and_keeps_its_hash(model):
         loaded = load_tokenizer(folder, model.coder.get_tokenizer("image"))
         assert loaded.modality == name and loaded.sha256 == hash_stored(folder) == model.coder.sha256[name]
         families.add(loaded.config.family)
-    assert families == {name for name, place in FAMILIES.items() if ".pretrained." not in place}
+    assert families == {name for name, place in FAMILIES.items() if ".nano." in place}

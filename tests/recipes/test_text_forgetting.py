@@ -27,7 +27,7 @@ def data(tmp_path, monkeypatch):
     for part in ("noun", "verb", "adj", "adv"):
         (folder / f"data.{part}").write_text("".join(line.format(n=n) for n in range(60)))
     pages = lambda raw, split: ["a sunny day in the garden"]  # noqa: E731
-    monkeypatch.setattr("unimodal.evaluation.text_forgetting.paragraphs", pages)
+    monkeypatch.setattr("unimodal.evaluation.text_forgetting.read_paragraphs", pages)
     return tmp_path / "prepared"
 
 
