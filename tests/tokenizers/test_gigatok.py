@@ -102,9 +102,11 @@ def test_the_distance_of_maps_trains_the_way_back_alone():
     assert any(p.grad is not None for p in tokenizer.token_decoder.parameters())
 
 
-@pytest.mark.parametrize("name", ["gigatok-ss", "gigatok-bl-2d"])
-def test_the_head_of_training_may_be_left_out_of_a_loaded_tokenizer(name):
-    whole = build(name).eval()
+@pytest.mark.parametrize(
+    ("name", "changes"), [("gigatok-ss", {}), ("gigatok-bl-2d", {}), ("gigatok-bl-2d", {"form": "grid_twice"})]
+)
+def test_the_head_of_training_may_be_left_out_of_a_loaded_tokenizer(name, changes):
+    whole = build(name, **changes).eval()
     state = whole.collect_authors_state()
     assert any("distill_mlp" in key for key in state)
     config = whole.config.model_copy(update={"align_layer": None})
@@ -144,5 +146,10 @@ def test_the_yaml_of_the_authors_is_the_published_size():
     fields["model"] = {"model_cls": "VQVitModel2DPlus", "init_args": arguments}
     arguments["transformer_layer_type"] = "TransformerLayer"
     published = GigatokConfig.model_validate(read_system("gigatok-bl-2d").choose_settings())
+    found = GigatokTokenizer.read_authors_config(fields)
+    assert found.model_copy(update={"quantizer": published.quantizer}) == published
+    arguments |= {"encoder_size": "small", "decoder_size": "small"}
+    del arguments["transformer_layer_type"]  # as in VQ_SS256_2d.yaml
+    published = GigatokConfig.model_validate(read_system("gigatok-ss-2d").choose_settings())
     found = GigatokTokenizer.read_authors_config(fields)
     assert found.model_copy(update={"quantizer": published.quantizer}) == published

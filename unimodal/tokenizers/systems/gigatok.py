@@ -44,9 +44,10 @@ SIZES = {
 
 class GigatokConfig(SystemConfig, ConvSettings):
     """The settings of the convolutions have GigaTok's defaults here. form: whether the codes are a sequence of
-    `num_tokens` or a grid. encoder and decoder: the two transformers. map_weight and map_distance: of the distance
-    between the decoder's map and the encoder's in training. direct_weight: of the squared error of the encoder's map
-    when it is decoded without tokens between, which the authors train with at first. align_layer: see `TokensToMap`.
+    `num_tokens` or a grid ("grid_twice": of layers that attend twice). encoder and decoder: the two transformers.
+    map_weight and map_distance: of the distance between the decoder's map and the encoder's in training. direct_weight:
+    of the squared error of the encoder's map when it is decoded without tokens between, which the authors train with at
+    first. align_layer: see `TokensToMap`.
     """
 
     family: Literal["gigatok"] = "gigatok"
@@ -84,7 +85,7 @@ class GigatokTokenizer(SystemTokenizer):
         super().__init__(config)
         side = config.image_size // config.factor
         self.grid = (side, side)
-        self.tokens_per_item = side**2 if config.form == "grid" else config.num_tokens
+        self.tokens_per_item = config.num_tokens if config.form == "tokens" else side**2
         width, num_tokens = config.latent_width, self.tokens_per_item
         self.encoder, self.decoder = ConvEncoder(config), ConvDecoder(config)
         self.token_encoder = MapToTokens(width, config.encoder, self.grid, config.form, num_tokens)
@@ -97,12 +98,12 @@ class GigatokTokenizer(SystemTokenizer):
         self.picture_size = (config.image_size, config.image_size)
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.segments = (("image", num_tokens),)
-        self.columns = {"image": side} if config.form == "grid" else {}
+        self.columns = {} if config.form == "tokens" else {"image": side}
 
     @classmethod
     def find_key_map(cls, config: SystemConfig) -> KeyMap:
         assert isinstance(config, GigatokConfig)
-        grid = config.form == "grid"
+        grid = config.form != "tokens"
         sides = {
             "encoder": "s2dencoder" if grid else "s2to1encoder",
             "decoder": "s2ddecoder" if grid else "s1to2decoder",
@@ -113,7 +114,7 @@ class GigatokTokenizer(SystemTokenizer):
             "cross": "multihead_attn",
             "norm_attention": "norm1",
             "norm_cross": "norm2",
-            "norm_mlp": "norm2" if grid else "norm3",
+            "norm_mlp": "norm2" if config.form == "grid" else "norm3",
             "up": "linear1",
             "down": "linear2",
         }
@@ -164,7 +165,7 @@ class GigatokTokenizer(SystemTokenizer):
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         ids = self.quantizer(self.embed(self.extract_map(x))).ids
-        return Codes.whole(ids, (1, *self.grid)) if self.config.form == "grid" else Codes.whole(ids, order="queries")
+        return Codes.whole(ids, order="queries") if self.config.form == "tokens" else Codes.whole(ids, (1, *self.grid))
 
     def decode_batch(self, coded: Codes, options: CodingOptions) -> Tensor:
         assert self.tokens_per_item is not None
@@ -204,10 +205,11 @@ class GigatokTokenizer(SystemTokenizer):
         found = AuthorsFields(fields)
         kind = found.open("model").take_text("model_cls", "")
         found = found.open("model", "init_args")
-        layers = found.take_text("transformer_layer_type", "")
-        grid = "2D" in kind or bool(layers)
-        if grid and layers != "TransformerLayer":
-            raise ValueError(f"transformer_layer_type {layers!r} is not read; TransformerLayer is")
+        grid = "2D" in kind or found.has("transformer_layer_type")
+        layers = found.take_text("transformer_layer_type", "TransformerDecoderLayer")
+        forms: dict[str, TokenForm] = {"TransformerLayer": "grid", "TransformerDecoderLayer": "grid_twice"}
+        if layers not in forms:
+            raise ValueError(f"transformer_layer_type {layers!r} is not read; {' and '.join(forms)} are")
         if not grid and not found.take_flag("multi_level_query_init", False):
             raise ValueError("multi_level_query_init false is not read: queries start as averages of the map here")
         multipliers = found.take_integers("encoder_ch_mult", (1, 1, 2, 2, 4))
@@ -223,7 +225,7 @@ class GigatokTokenizer(SystemTokenizer):
             middle_attention=attends,
             upsampling="shuffle" if found.take_flag("d2s_up", False) else "nearest",
             adaptive_norm=found.take_flag("adaptive_gn", False),
-            form="grid" if grid else "tokens",
+            form=forms[layers] if grid else "tokens",
             num_tokens=found.take_integer("num_latent_tokens", 256),
             encoder=_find_size(found.take_text("encoder_size", common)),
             decoder=_find_size(found.take_text("decoder_size", common)),

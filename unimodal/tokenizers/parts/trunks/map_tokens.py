@@ -2,7 +2,8 @@
 
 A norm stands before the layer that embeds, positions are learned, and a convolution ends each. With the form "tokens"
 a sequence of tokens reads the map, and positions of a map read the tokens; with the form "grid" the positions of the
-map attend among themselves.
+map attend among themselves, and with "grid_twice" each layer attends over its own input once more, as DETR's layers
+do over another's.
 
 Shapes: B batch, Z channels of the map, h and w its sides, N tokens, D width.
 """
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from unimodal.tokenizers.parts.resamplers import pool_scales
 from unimodal.tokenizers.parts.trunks.vit import GridSize, VitBlock
 
-TokenForm = Literal["tokens", "grid"]
+TokenForm = Literal["tokens", "grid", "grid_twice"]
 
 
 class TransformerSize(BaseModel):
@@ -53,13 +54,20 @@ class MapTransformer(nn.Module):
         self.embed = nn.Linear(channels, width)
         self.positions = nn.Parameter(width**-0.5 * torch.randn(grid[0] * grid[1], 1, width))
         self.layers = nn.ModuleList(
-            VitBlock(width, size.num_heads, cross=form == "tokens") for _ in range(size.num_layers)
+            VitBlock(width, size.num_heads, cross=form != "grid") for _ in range(size.num_layers)
         )
         self.norm_out = nn.LayerNorm(width)
 
+    def attend_grid(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """One layer over the positions of the map, [B, h · w, D], of the forms that have them alone."""
+        if self.form == "grid":
+            return layer(x)
+        positions = self.positions[:, 0]
+        return layer(x, context=x, positions=positions, context_positions=positions)
+
 
 class MapToTokens(MapTransformer):
-    """A map [B, Z, h, w] → tokens [B, N, Z]; with the form "grid", N = h · w.
+    """A map [B, Z, h, w] → tokens [B, N, Z]; of a grid, N = h · w.
 
     Each token starts as an average of the map through a linear layer, of the grids of `list_pool_scales`.
     """
@@ -75,10 +83,10 @@ class MapToTokens(MapTransformer):
 
     def forward(self, maps: Tensor) -> Tensor:
         features, positions = self.embed(self.norm_in(maps.flatten(2).transpose(1, 2))), self.positions[:, 0]
-        if self.form == "grid":
-            tokens = features + positions
+        if self.form != "tokens":
+            tokens = features + positions if self.form == "grid" else features
             for layer in self.layers:
-                tokens = layer(tokens)
+                tokens = self.attend_grid(layer, tokens)
         else:
             tokens = self.start(pool_scales(features, self.grid, self.scales))
             for layer in self.layers:
@@ -123,11 +131,13 @@ class TokensToMap(MapTransformer):
     def forward(self, tokens: Tensor, aligns: bool = False) -> tuple[Tensor, Tensor | None]:
         """tokens: [B, N, Z] → (map [B, Z, h, w], features [B, h · w, align_width] if `aligns` and there is a head)."""
         features, positions = self.embed(self.norm_in(tokens)), self.positions[:, 0]
-        x = features + positions if self.form == "grid" else features[:, :1].expand(-1, len(positions), -1)
+        x = features[:, :1].expand(-1, len(positions), -1) if self.form == "tokens" else features
+        if self.form == "grid":
+            x = x + positions
         aligned = None
         for number, layer in enumerate(self.layers, start=1):
-            if self.form == "grid":
-                x = layer(x)
+            if self.form != "tokens":
+                x = self.attend_grid(layer, x)
             else:
                 x = layer(x, context=features, positions=positions, context_positions=self.token_positions[:, 0])
             if aligns and self.align is not None and number == self.align_layer:
