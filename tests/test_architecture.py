@@ -15,9 +15,9 @@ from tools.draw_architecture import (
     count_package_arrows,
     draw,
     find_arrows,
-    imports_in,
-    module_name,
-    package_of,
+    find_package,
+    list_imports,
+    name_module,
     read_sources,
     replace_drawing,
 )
@@ -46,14 +46,14 @@ def python_files(folder: str) -> list[Path]:
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
     """What in this module's imports breaks the rules, one line each."""
-    layer = package_of(module)
+    layer = find_package(module)
     found = []
-    for line, name in imports_in(source, module, is_package):
+    for line, name in list_imports(source, module, is_package):
         top = name.split(".")[0]
         if top in {"recipes", "tools", "tests"}:
             found.append(f"{module}:{line} imports {name}: nothing imports a recipe, a tool or a test")
         elif top == "unimodal" and layer:
-            other = package_of(name)
+            other = find_package(name)
             allowed = MAY_IMPORT.get(layer, set()) - {other for one, other in NEVER if one == layer}
             if other in MAY_IMPORT and other != layer and other not in allowed:
                 found.append(f"{module}:{line} imports {name}: {layer} may import {sorted(allowed)}")
@@ -132,7 +132,7 @@ def test_every_package_stands_on_a_floor():
 def test_imports_follow_the_design():
     found = []
     for path in python_files("unimodal"):
-        found += violations(path.read_text(), module_name(path), path.name == "__init__.py")
+        found += violations(path.read_text(), name_module(path), path.name == "__init__.py")
     assert found == []
 
 
@@ -190,7 +190,7 @@ def test_nothing_imports_a_recipe_or_a_tool():
     for folder in ("recipes", "tools"):
         for path in python_files(folder):
             siblings = {other.stem for other in path.parent.glob("*.py")}  # a script's own folder is on its path
-            for line, name in imports_in(path.read_text(), module_name(path)):
+            for line, name in list_imports(path.read_text(), name_module(path)):
                 if name.split(".")[0] in siblings | {"recipes", "tools", "tests"}:
                     found.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
     assert found == [], "what two scripts share belongs in the package"

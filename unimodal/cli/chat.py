@@ -151,7 +151,7 @@ class TerminalChat:
             words = model.wording.phrase_request(words, to)
         turn = model.make_user_turn([*self.pending, *([words] if words else [])])
         document = fit_history(model, [*self.history, turn], settings)
-        writer = _Writer(model, self.report)
+        writer = _TokenPrinter(model, self.report)
         outputs = model.answer_all([document], settings, session=self.memory, on_token=writer)[0]
         self.settings = self.settings.replace(seed=self.settings.seed + 1)
         self.report.clear()
@@ -194,7 +194,7 @@ class TerminalChat:
             _notify(f"{trouble}; the sound is saved")
 
 
-class _Writer:
+class _TokenPrinter:
     """Takes every new token: on a terminal, words appear at once; all else is counted on stderr."""
 
     def __init__(self, model: Unimodal, report: Reporter) -> None:
