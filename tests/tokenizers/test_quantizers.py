@@ -28,7 +28,7 @@ CASES: dict[str, Mapping[str, object]] = {
     "index_backpropagation": {"kind": "index_backpropagation", "codebook_size": 40, "num_dims": 64},
     "lookup_free": {"kind": "lookup_free", "group_bits": [6, 12]},
     "lookup_free-wetok": {"kind": "lookup_free", "group_bits": [4, 4, 4], "pool_groups": True},
-    "lookup_free-wide": {"kind": "lookup_free", "group_bits": [18], "entropy_bits": [9, 9]},
+    "lookup_free-joint": {"kind": "lookup_free", "group_bits": [2, 4], "entropy_bits": [6]},
     "multi_scale-cosine": {**SCALES, "book": {**TABLE, "search": "cosine"}},
     "multi_scale-signs": {**SCALES, "book": SIGNS, "gains": [1, 0.7, 0.5], "normalize_latents": True},
     "multi_scale-tokenflow": {**SCALES, "book": SHARED, "num_phis": 0, "loss_of": "scales", "skip": 0.2},
@@ -193,6 +193,25 @@ def test_values_are_what_look_up_gives_for_the_ids(name):
     for group, size in enumerate(quantizer.codebook_sizes):
         table = quantizer.make_table(group)
         assert table is None or len(table) == size
+
+
+@every_quantizer
+def test_training_goes_on_exactly_from_what_is_saved(name):
+    quantizer, again = make(name).train(), make(name).train()
+    quantizer(draw_vectors(quantizer), generator=torch.Generator().manual_seed(2))
+    again.load_state_dict(quantizer.state_dict())
+    for each in (quantizer, again):
+        each(draw_vectors(quantizer, 4), generator=torch.Generator().manual_seed(3))
+    for key, value in quantizer.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+
+
+@every_quantizer
+def test_a_published_size_is_built_without_memory(name):
+    with torch.device("meta"):
+        quantizer = make_quantizer(CASES[name])
+    assert all(parameter.is_meta for parameter in quantizer.parameters())
+    assert quantizer.codebook_sizes == make_quantizer(CASES[name]).codebook_sizes
 
 
 @every_quantizer

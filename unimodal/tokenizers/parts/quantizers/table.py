@@ -81,10 +81,10 @@ class TableQuantizer(Quantizer):
             return normalize(z, dim=-1) @ normalize(rows, dim=-1).T
         return -(z.square().sum(-1, keepdim=True) + rows.square().sum(-1) - 2 * z @ rows.T)
 
-    def find_nearest(self, z: Tensor) -> Tensor:
-        """z: float32 [..., D] → ids int64 [...]."""
+    def find_nearest(self, z: Tensor, rows: Tensor) -> Tensor:
+        """z: float32 [..., D]; rows: [C, D] → ids int64 [...]."""
         with torch.no_grad():
-            return self.measure_affinity(z, self.rows).argmax(-1)
+            return self.measure_affinity(z, rows).argmax(-1)
 
     def prepare(self, z: Tensor) -> Tensor:
         """The vectors as they are searched and compared."""
@@ -92,7 +92,8 @@ class TableQuantizer(Quantizer):
 
     def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         z = self.prepare(z)
-        ids, rows = self.find_nearest(z), self.rows
+        rows = self.rows
+        ids = self.find_nearest(z, rows)
         chosen = rows[ids]
         loss = self.commitment * average_real((z - chosen.detach()).square(), mask)
         if self.learned_by_gradient:
