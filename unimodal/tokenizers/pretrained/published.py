@@ -168,6 +168,14 @@ PUBLISHED: dict[str, PublishedWeights] = {
         file="unitok_tokenizer.pth",
         config="unitok-large",
     ),
+    "seed": PublishedWeights(
+        "seed",
+        "AILab-CVC/seed-tokenizer-2",
+        "Apache-2.0",
+        file="seed_quantizer.pt",
+        config="seed-2",
+        companion="its picture encoder, eva_vit_g.pth of BLIP-2",
+    ),
     "moto": PublishedWeights(
         "moto",
         "TencentARC/Moto",

@@ -18,12 +18,12 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, interpolate, linear, scaled_dot_product_attention
+from torch.nn.functional import cosine_similarity, interpolate
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import MultiScaleQuantizer, SharedIndexQuantizer
-from unimodal.tokenizers.parts.trunks.timm_vit import FeedForward
+from unimodal.tokenizers.parts.trunks.beit import BeitBlock
 from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, ConvSettings
 from unimodal.tokenizers.rows import decode_rows
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -76,36 +76,6 @@ class TokenflowConfig(SystemConfig):
         return encoder, encoder.model_copy(update={"width": width, "num_blocks": self.decoder_blocks})
 
 
-class BiasedAttention(nn.Module):
-    """Attention whose queries and values have a bias and whose keys have none (BEiT, arXiv 2106.08254)."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        parts = linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = parts.permute(2, 0, 3, 1, 4)
-        return self.proj(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-class MeaningBlock(nn.Module):
-    """Attention and a feed-forward, each after a norm, residual."""
-
-    def __init__(self, width: int, num_heads: int):
-        super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(width, 1e-6), BiasedAttention(width, num_heads)
-        self.norm2, self.mlp = nn.LayerNorm(width, 1e-6), FeedForward(width, 4 * width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-
 class MeaningDecoder(nn.Module):
     """A map of codes' meanings [B, D, h, w] → features [B, h·w, width]."""
 
@@ -115,7 +85,9 @@ class MeaningDecoder(nn.Module):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(dims, width, 1)})
         self.cls_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.pos_embed = nn.Parameter(torch.randn(1, side * side + 1, width) * 0.02)
-        self.blocks = nn.ModuleList(MeaningBlock(width, config.meaning_heads) for _ in range(config.meaning_depth))
+        self.blocks = nn.ModuleList(
+            BeitBlock(width, config.meaning_heads, 4 * width) for _ in range(config.meaning_depth)
+        )
         self.fc_norm = nn.LayerNorm(width, 1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
