@@ -75,6 +75,21 @@ def test_sign_codes_have_the_gain_of_their_scale():
     assert torch.allclose((scales[1] - scales[0]).abs(), torch.full((3, 16, 6), 0.2))
 
 
+def test_the_entropy_of_sign_codes_is_that_of_single_bits_of_what_is_left():
+    """XQ-GAN's code: p = σ(−4·x·gain) over the whole map, x what the scales before left; sums over bits."""
+    signs = LookupFreeQuantizer((6,), entropy_weight=0.1, temperature=1.0, entropy_bits=[1] * 6)
+    quantizer = MultiScaleQuantizer(signs, [1, 4], num_phis=0, gains=[0.4, 0.2], commitment=0).train()
+    z, wanted = draw_map(), 0.0
+    totals = quantizer.look_up_scales(quantizer(z).ids)
+    for level, left in enumerate((z, z - totals[0])):
+        p = torch.sigmoid(-4 * left * (0.4, 0.2)[level])
+        own = -(p * p.log() + (1 - p) * (1 - p).log()).sum(-1).mean()
+        average = p.mean((0, 1))
+        all_ = -(average * average.log() + (1 - average) * (1 - average).log()).sum()
+        wanted += ((totals[level] - z).square().mean() + 0.1 * (own - all_)) / 2
+    assert torch.allclose(quantizer(z).loss, wanted, atol=1e-4)
+
+
 def test_whole_scales_decode_and_a_part_of_one_does_not():
     quantizer = MultiScaleQuantizer(make_table(), SCALES)
     ids = quantizer(draw_map()).ids

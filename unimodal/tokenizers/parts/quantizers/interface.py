@@ -62,8 +62,9 @@ class Quantizer(nn.Module, ABC):
         kept: Tensor | None = None,
     ) -> Quantized:
         """z: [B, N, D] → the quantized batch. mask: bool [B, N], False where a position is padding: it counts in no
-        loss and no running statistic. generator: of what is drawn in training. kept: int64 [B], how many levels of
-        each item count, from 1 to `num_levels`; by default what `draw_kept` draws in training and all otherwise.
+        loss and no running statistic. generator: on the CPU, of what is drawn in training. kept: int64 [B], how many
+        levels of each item count, from 1 to `num_levels`; by default what `draw_kept` draws in training and all
+        otherwise.
 
         Raises ValueError for vectors of another width and for other numbers of levels.
         """
