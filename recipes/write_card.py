@@ -16,6 +16,7 @@ from typing import Any
 
 from unimodal.config import Config
 from unimodal.files import write_text_atomically
+from unimodal.model_folder.settings import read_sampling
 from unimodal.training.command import run_recipe
 
 METADATA = """---
@@ -174,7 +175,7 @@ Decoder: {decoder}.
   finite-scalar-quantized, of 4,096 values, coarse to fine; any prefix decodes. Prototypes and looks are fitted on the
   training pictures: much of "picture → name" on seen concepts is decided in the tokenizer, and **drawing a known thing
   is largely recall**: once the decoder has written the right look, the picture decoder's first guess is a thumbnail of
-  that training picture. EfficientNet-lite0 is also the judge of likeness in the table.
+  that training picture. EfficientNet-lite0 is also the judge of likeness in the table.{variety}
 - **Clips**: the first frame as a picture, then 64 motion codes for every four frames, nine frames at 8 a second,
 {video_tokens} codes.
 - **Speech**: 31.25 codes a second of a 4,096-value codebook, trained with a spelling (CTC) loss beside the spectrogram.
@@ -394,6 +395,17 @@ def speed(cfg: CardRecipe) -> str:
     return SPEED.format(bench=bench, compression=compression) if bench or compression else ""
 
 
+def describe_variety(folder: Path, num_codes: int) -> str:
+    """What another seed changes in a picture of so many codes, where the folder's settings keep the first ones."""
+    own = read_sampling(folder).get("image")
+    if own is None or not own.first_codes:
+        return ""
+    return (
+        "\n  So another seed gives the same drawing with other fine detail, which the last "
+        f"{num_codes - own.first_codes} codes hold;\n  another way to draw a thing is not learnt."
+    )
+
+
 def run(cfg: CardRecipe, dry_run: bool) -> None:
     path = cfg.model / "report.json"
     if not path.exists():
@@ -435,6 +447,7 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         "stages": "\n".join(f"{n}. {steps:,} steps: {what}." for n, (steps, _, what) in enumerate(stages, 1)),
         "million_tokens": sum(tokens for _, tokens, _ in stages) / 1e6,
         "num_named": image["num_semantic"],
+        "variety": describe_variety(cfg.model, (image["image_size"] // 8) ** 2),
         "looks": image["num_looks"],
         "components": image["look_components"],
         "pixel": (image["image_size"] // 8) ** 2 - image["num_semantic"] - 1,

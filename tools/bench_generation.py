@@ -232,8 +232,7 @@ def count_passes(bench: Bench, folder: Path, methods: list[str]) -> None:
         most = min(room, vocabulary.count_span_rows(medium, 256 if medium == "audio" else None) + 1)
         for setting, sampling in SETTINGS.items():
             if sampling is None:
-                own = released[medium]
-                sampling = SamplingConfig(temperature=own.temperature, top_k=own.top_k, top_p=own.top_p)
+                sampling = SamplingConfig.model_validate(released[medium].model_dump(exclude={"guidance"}))
             config = GenerationConfig(max_new_tokens=most, force=medium, sampling={medium: sampling}, seed=1)
             plain = [engine.generate([prompt], config)[0] for prompt in prompts]
             for name in (*fill_drafts(methods, bench.drafts), "retrieval, again"):

@@ -38,7 +38,10 @@ export const showConversation = (id) => write("conversation", id, sessionStorage
 /** What the server says of the model: its own settings as placeholders, its voices. `make`: what is to be made. */
 export function describe(info, make) {
   const own = info?.sampling?.[make];
-  for (const name of ["temperature", "guidance"]) byId(name).placeholder = own?.[name] === undefined ? "" : `the model’s own, ${own[name]}`;
+  for (const name of ["temperature", "guidance"]) {
+    const first = name === "temperature" && own?.first_codes ? `${own.first_temperature}, then ` : "";
+    byId(name).placeholder = own?.[name] === undefined ? "" : `the model’s own, ${first}${own[name]}`;
+  }
 }
 
 export function offerVoices(voices) {
