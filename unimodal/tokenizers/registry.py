@@ -160,6 +160,8 @@ FAMILIES: dict[str, str] = {
     "titok_latents": "unimodal.tokenizers.systems.titok:TiTokLatents",
     "tatitok": "unimodal.tokenizers.systems.titok:TATiTokTokenizer",
     "tatitok_latents": "unimodal.tokenizers.systems.titok:TATiTokLatents",
+    "karl": "unimodal.tokenizers.systems.karl:KarlTokenizer",
+    "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",
     "flextok": "unimodal.tokenizers.systems.flextok:FlexTokTokenizer",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}

@@ -87,13 +87,14 @@ class QueryEncoder(nn.Module):
         start: QueryStart = "learned",
         mask: QueryMask = "full",
         scales: Sequence[GridSize] = (),
+        copies: int = 0,
     ):
         super().__init__()
         self.mixed = mixed
         self.embedding = PatchEmbedding(patch_size, size.width, grid, class_token=True)
         self.text = None if text is None else TextEmbedding(text, size.width)
         self.resampler = Resampler(
-            num_tokens, size.width, size.num_layers, size.num_heads, reading, start, mask, scales
+            num_tokens, size.width, size.num_layers, size.num_heads, reading, start, mask, scales, copies
         )
         self.out = nn.Conv2d(size.width, token_width, 1)
         self.apply(init_weights)
@@ -102,13 +103,31 @@ class QueryEncoder(nn.Module):
         self, x: Tensor, condition: Condition | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """x: float [B, 3, H, W] → tokens float [B, N, T]."""
+        return self.project(self.read(x, condition, generator))
+
+    def read(
+        self,
+        x: Tensor,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+        extra: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """x: float [B, 3, H, W] → the queries' last vectors [B, N, D]. extra: vectors [B, E, D] that they read beside
+        the picture. kept: see `Resampler.forward`."""
         features, real = self.embedding(x), None
+        grid = self.embedding.measure(x)
+        if extra is not None:
+            features = torch.cat([extra, features], 1)
         if self.text is not None:
             text, text_mask = self.text(condition, len(x))
             if text_mask is not None:
                 real = torch.cat([text_mask.new_ones(features.shape[:2]), text_mask], 1)
             features = torch.cat([features, text], 1)
-        tokens = self.resampler(features, real, self.embedding.measure(x), generator)  # [B, N, D]
+        return self.resampler(features, real, grid, generator, kept)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """The queries' last vectors [B, N, D] → [B, N, T]."""
         batch, num, width = tokens.shape
         turned = tokens.reshape(batch, width, num) if self.mixed else tokens.transpose(1, 2)
         return self.out(turned.unsqueeze(-1)).squeeze(-1).transpose(1, 2)

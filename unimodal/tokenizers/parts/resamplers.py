@@ -54,6 +54,7 @@ class Resampler(nn.Module):
     start: "learned" vectors; "pooled": averages of the feature map at `scales`, through a linear layer; "noise": normal
     noise, that of seed 0 outside training. To each start a learned position is added.
     mask: see `build_query_mask`; with "scales" the queries are grouped by `scales`, (rows, columns) each.
+    copies: so many of the last learned queries stand a second time behind them, with positions of their own.
     Raises ValueError for scales that do not add up to the queries.
     """
 
@@ -67,14 +68,25 @@ class Resampler(nn.Module):
         start: QueryStart = "learned",
         mask: QueryMask = "full",
         scales: Sequence[GridSize] = (),
+        copies: int = 0,
     ):
         super().__init__()
-        self.num_queries, self.reading, self.start, self.scales = num_queries, reading, start, tuple(scales)
+        if copies and (start != "learned" or copies > num_queries // 2):
+            raise ValueError(f"{copies} copies are no more than half of {num_queries} learned queries")
+        self.num_queries, self.reading, self.start, self.scales = (
+            num_queries,
+            reading,
+            start,
+            tuple(scales),
+        )
+        self.copies = copies
         sizes = [rows * columns for rows, columns in scales]
         if start == "pooled" and sum(sizes) != num_queries:
             raise ValueError(f"scales of {sizes} are {sum(sizes)} queries; there are {num_queries}")
         scale = width**-0.5
-        self.queries = nn.Parameter(scale * torch.randn(num_queries, width)) if start == "learned" else None
+        self.queries: nn.Parameter | None = None
+        if start == "learned":
+            self.queries = nn.Parameter(scale * torch.randn(num_queries - copies, width))
         self.project_pools = nn.Linear(width, width) if start == "pooled" else None
         self.positions = nn.Parameter(scale * torch.randn(num_queries, width))
         self.norm_in = nn.LayerNorm(width)
@@ -90,7 +102,8 @@ class Resampler(nn.Module):
         features before the map (a class token) are left out."""
         batch, _, width = features.shape
         if self.queries is not None:
-            queries = self.queries.expand(batch, -1, -1)
+            learned = torch.cat([self.queries, self.queries[-self.copies :]]) if self.copies else self.queries
+            queries = learned.expand(batch, -1, -1)
         elif self.project_pools is not None:
             if grid is None:
                 raise ValueError("queries that start as averages of a map need its grid of rows and columns")
@@ -109,33 +122,42 @@ class Resampler(nn.Module):
         features_mask: Tensor | None = None,
         grid: GridSize | None = None,
         generator: torch.Generator | None = None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         """features: float [B, F, D] → tokens float [B, N, D]. features_mask: bool [B, F], False where one is padding.
-        grid and generator: see ``start_queries``; generator draws noise in training."""
+        grid and generator: see ``start_queries``; generator draws noise in training. kept: bool [B, N], False where no
+        one reads a query's vectors; what it gives itself is then to be left out."""
         queries = self.start_queries(features, grid, generator)
         if self.reading == "cross":
-            tokens = self.norm_in(queries)
+            tokens, mask = self.norm_in(queries), self.mask
+            if kept is not None:
+                mask = kept[:, None, None] if mask is None else mask & kept[:, None, None]
             context_mask = None if features_mask is None else features_mask[:, None, None]
             for block in self.blocks:
-                tokens = block(tokens, self.mask, context=features, context_mask=context_mask)
+                tokens = block(tokens, mask, context=features, context_mask=context_mask)
             return self.norm_out(tokens)
         num_features = features.shape[1]
-        mask = self.join_masks(num_features, features_mask)
+        mask = self.join_masks(num_features, features_mask, kept)
         tokens = self.norm_in(torch.cat([features, queries], 1))
         for block in self.blocks:
             tokens = block(tokens, mask)
         return self.norm_out(tokens[:, num_features:])
 
-    def join_masks(self, num_features: int, features_mask: Tensor | None) -> Tensor | None:
+    def join_masks(self, num_features: int, features_mask: Tensor | None, kept: Tensor | None = None) -> Tensor | None:
         """Who attends to whom in features and queries as one sequence, bool [F + N, F + N] or [B, 1, F + N, F + N]."""
-        if self.mask is None and features_mask is None:
+        if self.mask is None and features_mask is None and kept is None:
             return None
         total = num_features + self.num_queries
         joined = torch.ones(total, total, dtype=torch.bool, device=self.positions.device)
         if self.mask is not None:
             joined[:num_features, num_features:] = False
             joined[num_features:, num_features:] = self.mask
-        if features_mask is None:
+        if features_mask is None and kept is None:
             return joined
-        seen = torch.cat([features_mask, features_mask.new_ones(len(features_mask), self.num_queries)], 1)
+        batch = len(features_mask) if features_mask is not None else len(kept) if kept is not None else 0
+        seen = joined.new_ones(batch, total)
+        if features_mask is not None:
+            seen[:, :num_features] = features_mask
+        if kept is not None:
+            seen[:, num_features:] = kept
         return joined & seen[:, None, None]

@@ -20,6 +20,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.heads.flow import Guidance, draw_flow_step, sample_flow
 from unimodal.tokenizers.parts.kl_vae import KlVae, VaeSettings
+from unimodal.tokenizers.parts.prefix import PrefixPolicy, make_prefix_mask
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 from unimodal.tokenizers.parts.trunks.flex import FlexBlock, Modulation, PatchLayer, TimeEmbedding, norm_plain
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
@@ -40,7 +41,7 @@ class FlexTokConfig(SystemConfig):
     pictures; None where the flow works on their pixels. channels: C. largest_grid: rows and columns of patches that
     positions are stored for. separate_modulation: the time scales and shifts patches and registers apart. num_waves and
     max_time: see `TimeEmbedding`. steps, guidance and guidance_kind: of decoding, where the caller names none.
-    prefixes: in training a length is drawn for each picture, uniform or a power of two. null_dropout: the share of
+    prefixes: in training a length is drawn for each picture, see `PrefixPolicy`. null_dropout: the share of
     pictures all of whose codes are left out, for guidance.
     """
 
@@ -62,7 +63,7 @@ class FlexTokConfig(SystemConfig):
     steps: int = Field(default=20, ge=1)
     guidance: float = Field(default=7.5, ge=0)
     guidance_kind: Guidance = "apg"
-    prefixes: Literal["uniform", "powers"] = "uniform"
+    prefixes: Literal["uniform", "powers", "rounded"] = "uniform"
     null_dropout: float = Field(default=0.1, ge=0, le=1)
 
     @property
@@ -252,12 +253,9 @@ class FlexTokTokenizer(SystemTokenizer):
 
     def draw_prefixes(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
         """Which codes are kept, bool [B, N], from 1 to all."""
-        num = self.config.num_tokens
-        if self.config.prefixes == "powers":
-            lengths = 2 ** torch.randint(0, num.bit_length(), (batch, 1), generator=generator)
-        else:
-            lengths = torch.randint(1, num + 1, (batch, 1), generator=generator)
-        return (torch.arange(num) < lengths).to(self.decoder.null.device)
+        lengths = PrefixPolicy(self.config.prefixes).draw(batch, self.config.num_tokens, generator)
+        assert lengths is not None
+        return make_prefix_mask(lengths.to(self.decoder.null.device), self.config.num_tokens)
 
     # ---- the contract
 

@@ -19,7 +19,10 @@ from unimodal.tokenizers.codes import Codes, Latents
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.codebook_clustering import pull_unused_codes
 from unimodal.tokenizers.parts.heads.pixels import CodeLogitHead, MaskgitDecoder, PatchHead
+from unimodal.tokenizers.parts.prefix import PrefixPolicy, make_prefix_mask
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
+from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder, TextSettings, TransformerSize
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
 from unimodal.tokenizers.systems.key_map import KeyMap
@@ -77,7 +80,9 @@ class QueryTokenConfig(SystemConfig):
 
 
 class TiTokConfig(QueryTokenConfig):
-    """normalize: vectors and codes have length 1. clustering: in training unused codes are pulled to the data. proxy:
+    """bits: each token is so many bits, in groups, in place of a code of codebook_size (Instella). redundant: so many
+    copies of the last queries give tokens behind the others, so that training drops those less often (ReToK).
+    normalize: vectors and codes have length 1. clustering: in training unused codes are pulled to the data. proxy:
     the decoder predicts codes of a MaskGIT-VQGAN; None where it makes pixels itself.
     prefixes: in training the tail of the tokens is dropped, "uniform" to a length for each picture, "batch" to one for
     all (as One-D-Piece's authors do); a prefix of the codes then decodes.
@@ -85,6 +90,8 @@ class TiTokConfig(QueryTokenConfig):
 
     family: str = "titok"
     codebook_size: int = Field(default=4096, ge=2)
+    bits: tuple[int, ...] = ()
+    redundant: int = Field(default=0, ge=0)
     normalize: bool = False
     commitment: float = 0.25
     clustering: bool = False
@@ -93,7 +100,12 @@ class TiTokConfig(QueryTokenConfig):
 
     @model_validator(mode="after")
     def check_proxy(self) -> Self:
-        """ValueError where the proxy's decoder makes pictures of another size."""
+        """ValueError where the proxy's decoder makes pictures of another size, and for settings of codes with bits."""
+        size = type(self).model_fields["codebook_size"].default
+        if self.bits and (self.normalize or self.clustering or self.codebook_size != size):
+            raise ValueError("bits take the place of a codebook; leave codebook_size, normalize and clustering out")
+        if self.redundant and self.prefixes == "none":
+            raise ValueError("redundant tokens are those that prefixes drop first; set prefixes too")
         if self.proxy is not None and 2 ** (len(self.proxy.multipliers) - 1) != self.patch_size:
             raise ValueError(
                 f"proxy: {len(self.proxy.multipliers)} multipliers make pixels of patches of "
@@ -121,14 +133,14 @@ class QueryTokenNetworks(SystemModule):
     picture_size: tuple[int, int] | None
     tokens_per_item: int | None
 
-    def build_networks(self, encoder_out: int) -> None:
-        """encoder_out: what the encoder gives a token."""
-        config = self.config
+    def build_networks(self, encoder_out: int, redundant: int = 0) -> None:
+        """encoder_out: what the encoder gives a token. redundant: tokens behind those of the codes."""
+        config, num = self.config, self.config.num_tokens + redundant
         self.encoder = QueryEncoder(
-            config.encoder, config.patch_size, config.grid, config.num_tokens, encoder_out, config.mixed,
-            config.text if config.text_in_encoder else None,
+            config.encoder, config.patch_size, config.grid, num, encoder_out, config.mixed,
+            config.text if config.text_in_encoder else None, copies=redundant,
         )  # fmt: skip
-        self.decoder = QueryDecoder(config.decoder, config.grid, config.num_tokens, config.token_width, config.text)
+        self.decoder = QueryDecoder(config.decoder, config.grid, num, config.token_width, config.text)
         self.picture_size = (config.image_size, config.image_size)
         self.tokens_per_item = config.num_tokens
 
@@ -136,10 +148,14 @@ class QueryTokenNetworks(SystemModule):
         self, x: Tensor, condition: Condition | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """x: float [B, 3, H, W] in [0, 1] → float [B, N, T], before quantization. ValueError for another size."""
+        self.check_pictures(x)
+        return self.encoder(x, condition, generator)
+
+    def check_pictures(self, x: Tensor) -> None:
+        """ValueError unless x is [B, 3, H, W] of the config's size."""
         size = self.config.image_size
         if x.dim() != 4 or tuple(x.shape[1:]) != (3, size, size):
             raise ValueError(f"{self.config.family} takes [B, 3, {size}, {size}] in [0, 1]; got {tuple(x.shape)}")
-        return self.encoder(x, condition, generator)
 
     def decode_tokens(self, tokens: Tensor, kept: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         """tokens: float [B, n ≤ N, T], kept: bool [B, n] → pictures [B, 3, H, W], not clamped."""
@@ -164,11 +180,19 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
 
     def __init__(self, config: TiTokConfig):
         super().__init__(config)
-        self.build_networks(config.token_width)
-        normalize = config.normalize
-        self.quantizer = VectorQuantizer(
-            config.codebook_size, config.token_width, "euclidean", normalize, normalize, config.commitment
-        )
+        self.build_networks(config.token_width, config.redundant)
+        self.quantizer: Quantizer
+        if config.bits:
+            self.quantizer = BernoulliQuantizer(config.bits, config.token_width)
+        else:
+            self.quantizer = VectorQuantizer(
+                config.codebook_size,
+                config.token_width,
+                "euclidean",
+                config.normalize,
+                config.normalize,
+                commitment=config.commitment,
+            )
         if config.clustering:
             self.code_usage: Tensor
             self.register_buffer("code_usage", torch.zeros(config.codebook_size))
@@ -181,7 +205,7 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
             self.proxy_decoder = MaskgitDecoder(
                 proxy.depth, proxy.channels, proxy.multipliers, proxy.num_blocks, proxy.num_groups
             )
-        self.codebook_sizes = (config.codebook_size,)
+        self.codebook_sizes = self.quantizer.codebook_sizes
         self.segments = ((self.modality, config.num_tokens),)
         self.ordered = config.prefixes != "none"
         self.decode_conditions = frozenset() if config.text is None else frozenset({"features"})
@@ -214,26 +238,32 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
         condition = self.drop_text(condition, len(x), generator)
         z = self.encode_tokens(x, condition, generator)
         quantized = self.quantizer(z)
-        if self.config.clustering and self.training:
+        if self.config.clustering and self.training and isinstance(self.quantizer, VectorQuantizer):
             vectors = z.detach().flatten(0, 1).float()
             pull_unused_codes(self.quantizer.codebook.data, self.code_usage, vectors, quantized.ids.flatten())
-        kept = self.draw_prefixes(len(x), generator) if self.training else None
+        if self.training:
+            kept = self.draw_prefixes(len(x), generator)
+        else:
+            kept = make_prefix_mask(torch.full((len(x),), self.config.num_tokens, device=z.device), z.shape[1])
+            kept = kept if self.config.redundant else None
         decoded = self.decode_tokens(quantized.values, kept, condition)
         return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers, {"tokens": quantized.values})
 
     def draw_prefixes(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
         """Which tokens are kept, bool [B, N], from 1 to all; None where none is dropped."""
-        if self.config.prefixes == "none":
-            return None
-        num, draws = self.config.num_tokens, batch if self.config.prefixes == "uniform" else 1
-        lengths = torch.randint(1, num + 1, (draws, 1), generator=generator).expand(batch, 1)
-        return (torch.arange(num) < lengths).to(self.quantizer.codebook.device)
+        policy = PrefixPolicy(
+            "none" if self.config.prefixes == "none" else "uniform", shared=self.config.prefixes == "batch"
+        )
+        num = self.config.num_tokens + self.config.redundant
+        lengths = policy.draw(batch, num, generator)
+        return None if lengths is None else make_prefix_mask(lengths.to(self.decoder.mask_token.device), num)
 
     def code_features(self, block: str, group: int = 0) -> Tensor | None:
         return self.quantizer.make_table(group) if block == self.modality else None
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
-        return Codes.whole(self.quantizer(self.encode_tokens(x, options.condition)).ids, order="queries")
+        tokens = self.encode_tokens(x, options.condition)[:, : self.config.num_tokens]
+        return Codes.whole(self.quantizer(tokens).ids, order="queries")
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         num, fewest = self.config.num_tokens, 1 if self.ordered else self.config.num_tokens

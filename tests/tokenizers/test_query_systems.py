@@ -1,0 +1,121 @@
+"""What defines the systems that are built on queries: TexTok, Instella, ReToK, KARL, HieraTok."""
+
+import pytest
+import torch
+
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
+from unimodal.tokenizers.interface import Condition
+from unimodal.tokenizers.systems.karl import ERRORS, KarlConfig, KarlTokenizer
+from unimodal.tokenizers.systems.titok import TiTokConfig
+
+
+def build(name, **changes):
+    torch.manual_seed(0)
+    return build_tokenizer({**read_system(name).choose_settings(small=True), **changes}).eval()
+
+
+def test_textok_reads_the_caption_on_both_sides_and_no_padding_of_it():
+    tokenizer = build("textok")
+    picture, text = torch.rand(2, 3, 32, 32), torch.randn(2, 3, 12)
+    one, other = (tokenizer.encode_tokens(picture, Condition(features=features)) for features in (text, text.flip(0)))
+    assert not torch.allclose(one, other, atol=1e-4)
+    codes = tokenizer.encode(picture, condition=Condition(features=text))
+    drawn, flipped = (tokenizer.decode(codes, Condition(features=features)) for features in (text, text.flip(0)))
+    assert not torch.allclose(drawn, flipped, atol=1e-5)
+    padded = torch.cat([text, torch.randn(2, 2, 12)], 1)
+    real = torch.arange(5).expand(2, -1) < 3
+    again = tokenizer.encode_tokens(picture, Condition(features=padded, features_mask=real))
+    torch.testing.assert_close(again, one, atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_of_instella_are_bits_each_with_a_row_of_its_own():
+    tokenizer = build("instella")
+    assert tokenizer.codebook_sizes == (256, 256)
+    codes = tokenizer.encode(torch.rand(2, 3, 32, 32))
+    rows = tokenizer.quantizer.codebook
+    low, both = (tokenizer.quantizer.look_up(torch.tensor([[[ids, 0]]])) for ids in (1, 3))
+    torch.testing.assert_close(low[0, 0], rows[0].float())
+    torch.testing.assert_close(both[0, 0], rows[0] + rows[1])
+    assert tokenizer.decode(codes).shape == (2, 3, 32, 32)
+    settings = read_system("instella").choose_settings(small=True)
+    with pytest.raises(ValueError, match="bits take the place of a codebook"):
+        TiTokConfig.model_validate({**settings, "normalize": True})
+
+
+def test_redundant_tokens_of_retok_keep_the_tail_more_often_and_are_no_codes():
+    tokenizer, plain = build("retok"), build("retok", redundant=0)
+    shares = [each.draw_prefixes(4000).float().mean(0) for each in (plain, tokenizer)]
+    torch.testing.assert_close(shares[0], torch.arange(8, 0, -1) / 8, atol=0.04, rtol=0)
+    torch.testing.assert_close(shares[1], torch.arange(12, 0, -1) / 12, atol=0.04, rtol=0)
+    assert shares[1][7] > 3 * shares[0][7]
+    resampler = tokenizer.encoder.resampler
+    features = torch.zeros(1, 1, 48)
+    start = resampler.start_queries(features) - resampler.positions
+    torch.testing.assert_close(start[0, 8:], start[0, 4:8])  # copies of the last ones
+    picture = torch.rand(2, 3, 32, 32)
+    codes = tokenizer.encode(picture)
+    assert codes.ids.shape == (2, 8, 1)
+    torch.testing.assert_close(
+        tokenizer.reconstruct(picture).decoded.clamp(0, 1), tokenizer.decode(codes), atol=1e-5, rtol=1e-4
+    )
+    with pytest.raises(ValueError, match="set prefixes too"):
+        TiTokConfig.model_validate({**read_system("retok").choose_settings(small=True), "prefixes": "none"})
+
+
+class KnownErrorTokenizer(KarlTokenizer):
+    """KARL whose error is known: the detail of a picture, less what the tokens that are used say of it."""
+
+    def measure_error(self, x, decoded):
+        return x.std((2, 3)).mean(1) * self.share_left
+
+    def read_tokens(self, x, error, kept=None):
+        if kept is not None:
+            self.share_left = 1 - kept.float().mean(1)
+        return super().read_tokens(x, error, kept)
+
+
+def test_the_halting_count_of_karl_grows_with_detail(campaign):
+    size = {"width": 32, "num_layers": 1, "num_heads": 2}
+    settings = {**read_system("karl").choose_settings(small=True), "image_size": 8, "patch_size": 4, "num_tokens": 6}
+    settings |= {"encoder": size, "decoder": size, "wanted_error": 0.1, "threshold": 0.5}
+    tokenizer = KnownErrorTokenizer(KarlConfig.model_validate(settings)).train()
+    torch.nn.init.normal_(tokenizer.errors)  # they begin alike, and this is a short training
+    torch.nn.init.normal_(tokenizer.encoder.embedding.project.weight, std=0.3)
+    board = (torch.arange(8)[:, None] + torch.arange(8)) % 2 - 0.5
+    contrast = torch.tensor([0.3] * 6 + [1.0] * 6)
+    pictures = (0.5 + contrast[:, None, None, None] * board).expand(-1, 3, -1, -1) + 0.05 * torch.randn(12, 3, 8, 8)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
+    for _ in campaign(150, 600):
+        optimizer.zero_grad()
+        tokenizer.reconstruct(pictures).loss.backward()
+        optimizer.step()
+    tokenizer.eval()
+    codes = tokenizer.encode(pictures)
+    counts = codes.mask.sum(1).float()
+    halting = tokenizer.read_tokens(pictures, torch.full((12,), 0.1))[1].sigmoid().mean(1)
+    assert halting[:6].mean() > halting[6:].mean() + 0.02 and counts[:6].mean() <= counts[6:].mean(), (halting, counts)
+    assert tokenizer.decode(codes).shape == pictures.shape
+
+
+def test_karl_asks_for_the_least_error_that_is_no_smaller_than_the_wanted_one():
+    tokenizer = build("karl")
+    vectors = tokenizer.embed_error(torch.tensor([0.0, 0.01, 0.011, 9.0]))[:, 0]
+    chosen = [int((tokenizer.errors - vector).abs().sum(1).argmin()) for vector in vectors]
+    assert chosen == [0, 1, 2, len(ERRORS) - 1]
+
+
+def test_coarse_codes_of_hieratok_do_not_hang_on_finer_ones():
+    tokenizer = build("hieratok")
+    picture = torch.rand(2, 3, 32, 32)
+    before = tokenizer.encode_tokens(picture)
+    with torch.no_grad():
+        tokenizer.encoder_blocks.positions[5:] += torch.randn(16, 48)  # those of the last scale
+    after = tokenizer.encode_tokens(picture)
+    torch.testing.assert_close(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:], atol=1e-3)
+    tokens = torch.randn(1, 21, 16)
+    drawn = tokenizer.decode_tokens(tokens)
+    tokens[:, 0] += 1
+    assert not torch.allclose(drawn, tokenizer.decode_tokens(tokens), atol=1e-5)  # the picture hangs on the coarse ones
+    with pytest.raises(ValueError, match="must grow to 4"):
+        build("hieratok", scales=[1, 2])
