@@ -1,10 +1,12 @@
-"""What defines the systems that are built on queries: TexTok, Instella, ReToK, KARL, HieraTok."""
+"""What defines the systems that are built on queries: TexTok, Instella, ReToK, KARL, HieraTok, D-AR."""
 
 import pytest
 import torch
 
+from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import Condition
+from unimodal.tokenizers.parts.trunks.flex import Modulation
 from unimodal.tokenizers.systems.karl import ERRORS, KarlConfig, KarlTokenizer
 from unimodal.tokenizers.systems.titok import TiTokConfig
 
@@ -119,3 +121,26 @@ def test_coarse_codes_of_hieratok_do_not_hang_on_finer_ones():
     assert not torch.allclose(drawn, tokenizer.decode_tokens(tokens), atol=1e-5)  # the picture hangs on the coarse ones
     with pytest.raises(ValueError, match="must grow to 4"):
         build("hieratok", scales=[1, 2])
+
+
+def test_the_codes_of_d_ar_draw_step_by_step_and_a_prefix_gives_a_preview():
+    tokenizer = build("d-ar")
+    torch.nn.init.normal_(tokenizer.decoder.out.weight, std=0.2)  # it begins at 0
+    for module in tokenizer.decoder.modules():
+        if isinstance(module, Modulation):
+            torch.nn.init.normal_(module.layer.weight, std=0.2)
+    starts = [tokenizer.find_window(torch.tensor([time]))[0].int().argmax() for time in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    assert [int(start) for start in starts] == [0, 2, 4, 6, 6]
+    ids = torch.randint(200, (2, 8, 1))
+    later = ids.clone()
+    later[:, 4:] = (later[:, 4:] + 7) % 200
+    noise = torch.randn(2, 3, 16, 16)
+    previews = [tokenizer.decode(Codes.whole(each[:, :4]), noise=noise) for each in (ids, later)]
+    whole = [tokenizer.decode(Codes.whole(each), noise=noise) for each in (ids, later)]
+    assert torch.equal(*previews) and not torch.allclose(*whole, atol=1e-3)
+    mixed = tokenizer.decode(Codes.from_rows([ids[0], ids[1, :5]]), noise=noise)  # the fifth begins a window
+    torch.testing.assert_close(mixed, torch.stack([whole[0][0], previews[0][1]]), atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="2 to 8 codes"):
+        tokenizer.decode(Codes.whole(ids[:, :1]), noise=noise)
+    with pytest.raises(ValueError, match="no whole windows of 3 steps"):
+        build("d-ar", steps=3)

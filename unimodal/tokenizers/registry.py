@@ -162,6 +162,7 @@ FAMILIES: dict[str, str] = {
     "tatitok_latents": "unimodal.tokenizers.systems.titok:TATiTokLatents",
     "karl": "unimodal.tokenizers.systems.karl:KarlTokenizer",
     "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",
+    "d_ar": "unimodal.tokenizers.systems.d_ar:DArTokenizer",
     "flextok": "unimodal.tokenizers.systems.flextok:FlexTokTokenizer",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}
