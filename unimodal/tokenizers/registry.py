@@ -152,6 +152,7 @@ FAMILIES: dict[str, str] = {
     "xqgan": "unimodal.tokenizers.systems.xqgan:XqganTokenizer",
     "tokenflow": "unimodal.tokenizers.systems.tokenflow:TokenflowTokenizer",
     "unitok": "unimodal.tokenizers.systems.unitok:UnitokTokenizer",
+    "dualtoken": "unimodal.tokenizers.systems.dualtoken:DualTokenTokenizer",
     "seed": "unimodal.tokenizers.systems.seed:SeedTokenizer",
     "moto": "unimodal.tokenizers.systems.moto:MotoTokenizer",
     "omnitokenizer": "unimodal.tokenizers.systems.omnitokenizer:OmniImageTokenizer",

@@ -15,12 +15,12 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool1d, linear, scaled_dot_product_attention
 
 from unimodal.tokenizers.codes import Codes, Grid
 from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.parts.attention_projection import AttentionProjection
 from unimodal.tokenizers.parts.quantizers import ProductQuantizer, VectorQuantizer
-from unimodal.tokenizers.parts.trunks.vitamin import GatedForward, VitaminDecoder, VitaminEncoder, VitaminSizes
+from unimodal.tokenizers.parts.trunks.vitamin import VitaminDecoder, VitaminEncoder, VitaminSizes
 from unimodal.tokenizers.rows import decode_rows, find_picture_grid, pad_media
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
@@ -51,47 +51,6 @@ class UnitokConfig(SystemConfig):
     entropy_weight: float = 0.0
     entropy_temperature: float = 0.01
     feature_width: int = 768
-
-
-class ResizingAttention(nn.Module):
-    """Attention that changes the width: heads are averaged on the way down and put side by side on the way up."""
-
-    zero_k_bias: Tensor
-
-    def __init__(self, inputs: int, outputs: int, num_heads: int):
-        super().__init__()
-        inner = max(inputs, outputs)
-        self.narrows, self.num_heads, self.outputs = inputs > outputs, num_heads, outputs
-        self.qkv = nn.Linear(inputs, 3 * inner, bias=False)
-        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(inner)), nn.Parameter(torch.zeros(inner))
-        self.register_buffer("zero_k_bias", torch.zeros(inner))
-        self.proj = nn.Linear(outputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
-        parts = linear(x, self.qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = parts.permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(q, k, v)
-        if not self.narrows:
-            return self.proj(mixed.transpose(1, 2).flatten(2))
-        averaged = mixed.mean(1)
-        return self.proj(
-            averaged if averaged.shape[-1] == self.outputs else adaptive_avg_pool1d(averaged, self.outputs)
-        )
-
-
-class AttentionProjection(nn.Module):
-    """[B, N, inputs] → [B, N, outputs] by attention beside a matrix, then a gated feed-forward."""
-
-    def __init__(self, inputs: int, outputs: int, num_heads: int):
-        super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(inputs), ResizingAttention(inputs, outputs, num_heads)
-        self.proj, self.norm3 = nn.Linear(inputs, outputs), nn.LayerNorm(inputs)
-        self.norm2, self.mlp = nn.LayerNorm(outputs), GatedForward(outputs, 2 * outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(self.norm3(x)) + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
 
 
 class UnitokTokenizer(SystemTokenizer):
