@@ -84,8 +84,8 @@ class Tour:
         if kind not in self.model.vocabulary.media or not files:
             self._skip(title, f"there is no {kind} in the model's samples")
             return
-        turns = [self.model.make_user_turn([MEDIA_PARTS[kind](path=str(path))]) for path in files]
-        answers = self.model.answer_all([Document([turn]) for turn in turns], to="text")
+        turns = [self.model.user_turn([MEDIA_PARTS[kind](path=str(path))]) for path in files]
+        answers = self.model.answers([Document([turn]) for turn in turns], to="text")
         self._head(title)
         for path, answer in zip(files, answers, strict=True):
             words = " ".join(output.text for output in answer).strip() or "(no words)"

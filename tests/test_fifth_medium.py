@@ -78,7 +78,7 @@ def test_its_rows_stand_behind_those_of_the_four_media(folder):
 
 def test_it_is_read_rendered_and_written(folder, file, tmp_path):
     model = load(folder, device="cpu")
-    turn = model.make_user_turn([MEDIA_PARTS["points"](path=str(file))])
+    turn = model.user_turn([MEDIA_PARTS["points"](path=str(file))])
     assert turn.parts[0].codes.tolist() == [x + 16 * y for x, y in POINTS]
     assert turn.text == "What shape is this?"  # the trained question
     document = Document([turn, Turn("assistant", "a star")])
@@ -93,7 +93,7 @@ def test_it_is_read_rendered_and_written(folder, file, tmp_path):
     drawn.save(tmp_path / "b.points")
     again = model.tokenize(tmp_path / "b.points")
     assert again.modality == "points" and again.codes.tolist() == drawn.part.codes.tolist()
-    mixed = model.answer_all([Document([model.make_user_turn("a cat")]), Document([turn])], tokens=90)
+    mixed = model.answers([Document([model.user_turn("a cat")]), Document([turn])], tokens=90)
     assert len(mixed) == 2
 
 

@@ -40,9 +40,9 @@ def count_changed(model: Unimodal, num: int, decoder: str) -> int:
     changed = 0
     for start in range(0, num, BATCH):
         rows = slice(start, start + BATCH)
-        together = model.answer_all(documents[rows], settings[rows])
+        together = model.answers(documents[rows], settings[rows])
         for document, own, answer in zip(documents[rows], settings[rows], together, strict=True):
-            [alone] = model.answer_all([document], [own])
+            [alone] = model.answers([document], [own])
             changed += [output.part for output in alone] != [output.part for output in answer]
     return changed
 

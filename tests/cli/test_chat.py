@@ -143,7 +143,7 @@ def test_settings_without_a_medium_are_of_words_too(monkeypatch, capsys, chat):
     chat.settings = AnswerSettings(tokens=60, temperature=2.0, top_k=1)
     greedy = AnswerSettings(tokens=60, temperature=0.0, allow=("text", *chat.model.writable))
     converse(monkeypatch, capsys, chat, "hello\n")
-    [expected] = chat.model.answer_all([Document([Turn("user", "hello")])], greedy)
+    [expected] = chat.model.answers([Document([Turn("user", "hello")])], greedy)
     assert chat.history[1].parts == tuple(output.part for output in expected)
 
 

@@ -26,8 +26,8 @@ def quick(monkeypatch, model):
     monkeypatch.setattr(compression, "SEEDS", 2)
     for name, value in (("BATCH", 8), ("STEPS", 2), ("REPEATS", 1)):
         monkeypatch.setattr(compression_timing, name, value)
-    answers = model.answer_all
-    monkeypatch.setattr(model, "answer_all", lambda documents, **given: answers(documents, **{"tokens": 4, **given}))
+    answers = model.answers
+    monkeypatch.setattr(model, "answers", lambda documents, **given: answers(documents, **{"tokens": 4, **given}))
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +138,13 @@ def test_every_method_runs_in_a_chat(name, model, codes):
         Document([Turn("user", [Video(codes=clip), Text("what is this?")])]),
     ]
     with compress(model, name, keep=0.25) as session:
-        together = model.answer_all(documents, to="text", tokens=5)
-        assert [model.answer_all([d], to="text", tokens=5)[0][0].text for d in documents] == [
-            a[0].text for a in together
-        ]
+        together = model.answers(documents, to="text", tokens=5)
+        assert [model.answers([d], to="text", tokens=5)[0][0].text for d in documents] == [a[0].text for a in together]
     if METHODS[name].acts_on == "tokens":
         assert session.stats.tokens_before == 2 * (64 + 192) and session.kept
     with compress(model, name, keep=1.0):
-        same = model.answer_all(documents, to="text", tokens=5)
-    assert [a[0].text for a in same] == [a[0].text for a in model.answer_all(documents, to="text", tokens=5)]
+        same = model.answers(documents, to="text", tokens=5)
+    assert [a[0].text for a in same] == [a[0].text for a in model.answers(documents, to="text", tokens=5)]
 
 
 def test_names_and_settings_are_checked(model):

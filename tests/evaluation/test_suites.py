@@ -50,7 +50,7 @@ def answer_with(monkeypatch, model, texts):
         asked.extend(documents)
         return [[Output(Text(texts[(len(asked) + i) % len(texts)]))] for i in range(len(documents))]
 
-    monkeypatch.setattr(model, "answer_all", answers)
+    monkeypatch.setattr(model, "answers", answers)
     return asked
 
 
@@ -142,7 +142,7 @@ def test_picture_drawing_finds_the_asked_concept_when_it_is_drawn(model, data, m
     with monkeypatch.context() as patch:
         generated = model.generate("x", "image")
         patch.setattr(model, "generate", lambda *_: generated)
-        patch.setattr(model, "answer_all", answers)
+        patch.setattr(model, "answers", answers)
         figures = run_suite("picture_drawing", model, data, seed=7)
     assert asked == [
         (f"Draw {thing}.", 7 + i)
@@ -174,13 +174,13 @@ def test_speaking_asks_for_the_training_voices_in_turn(model, data, listener):
 
 
 def test_speaking_tells_what_choosing_between_utterances_gains(model, data, listener, monkeypatch):
-    told, original = [], model.answer_all
+    told, original = [], model.answers
 
     def answers(documents, **settings):
         told.append(settings["decoder"])
         return original(documents, **settings)
 
-    monkeypatch.setattr(model, "answer_all", answers)
+    monkeypatch.setattr(model, "answers", answers)
     several = model.processor.model_copy(update={"reading": CtcReading(sayings=2)})
     monkeypatch.setattr(model, "processor", several)
     figures = run_suite("speaking", model, data)

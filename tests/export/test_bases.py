@@ -49,9 +49,7 @@ def test_an_export_has_the_logits_and_answers_of_its_base_with_the_adapter(kind,
         expected = before(ids).logits
         torch.testing.assert_close(after(ids).logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     one, two = load(tmp_path / "adapter", device="cpu"), load(tmp_path / "out", device="cpu")
-    prompt = one.template.render(
-        Document((one.make_user_turn("a red apple"),)), add_generation_prompt=True
-    ).ids.tolist()
+    prompt = one.template.render(Document((one.user_turn("a red apple"),)), add_generation_prompt=True).ids.tolist()
     greedy = dict.fromkeys(("text", "image"), GREEDY)
     for config in (
         GenerationConfig(max_new_tokens=72, force="image", max_text_tokens=2, sampling=greedy),

@@ -74,7 +74,7 @@ def test_its_processor_and_answers_are_the_checkpoints_own(exported):
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
             max_new_tokens=12, prefix_allowed_tokens_fn=lambda *_: text,
         )  # fmt: skip
-    [found] = ours.answer_all([Document([Turn("user", "What is a cat?")])], to="text", tokens=13)[0]
+    [found] = ours.answers([Document([Turn("user", "What is a cat?")])], to="text", tokens=13)[0]
     assert found.text == ours.template.parse_answer(out[0, len(prompt) :].tolist())[0].text
 
 

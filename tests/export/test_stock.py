@@ -80,7 +80,7 @@ def test_a_text_answer_of_a_stock_engine_is_ours(adapters, tmp_path):
     stock_model, own = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), load(tmp_path / "out", device="cpu")
     vocabulary, changed = own.vocabulary, 0
     for question in ("what is this?", "a blue car", "the old man"):
-        prompt = own.template.render(Document((own.make_user_turn(question),)), add_generation_prompt=True).ids.tolist()
+        prompt = own.template.render(Document((own.user_turn(question),)), add_generation_prompt=True).ids.tolist()
         answer = own.engine.generate(
             [prompt], GenerationConfig(max_new_tokens=16, allow=("text",), sampling={"text": GREEDY})
         )[0]

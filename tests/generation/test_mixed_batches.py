@@ -157,13 +157,13 @@ def test_the_released_model_answers_mixed_batches_with_any_decoder(campaign, nan
             asked = rng.choices(words, k=rng.randrange(2, 7))
             seeds = [rng.randrange(1000) for _ in asked]
             decoder = rng.choice([name for name in DECODERS if name != "zipar"])  # its codes have no rows
-        documents = [Document((nano.make_user_turn(line),)) for line in asked]
-        answers = nano.answer_all(documents, decoder=decoder, tokens=90, seeds=seeds, temperature=1.0)
+        documents = [Document((nano.user_turn(line),)) for line in asked]
+        answers = nano.answers(documents, decoder=decoder, tokens=90, seeds=seeds, temperature=1.0)
         assert all(answers) and len(answers) == len(asked)
         assert (
             not number
             or decoder not in IDENTICAL
-            or list_codes(answers) == list_codes(nano.answer_all(documents, tokens=90, seeds=seeds, temperature=1.0))
+            or list_codes(answers) == list_codes(nano.answers(documents, tokens=90, seeds=seeds, temperature=1.0))
         )
 
 

@@ -58,7 +58,7 @@ def model(request, tmp_path_factory):
 
 
 def ask_about(model: Unimodal, path: Path) -> Document:
-    return Document([model.make_user_turn([Audio(path=str(path)), "What is said?"])])
+    return Document([model.user_turn([Audio(path=str(path)), "What is said?"])])
 
 
 def write_sound(model: Unimodal, seconds: float, path: Path) -> Path:
@@ -82,9 +82,7 @@ def test_a_sound_is_heard_as_far_as_there_are_positions(model, tmp_path):
 
 def test_a_sound_is_written_as_far_as_its_tokens_go(model):
     groups = len(model.vocabulary.group_blocks("audio"))
-    [sound] = model.answer_all(
-        [Document([Turn("user", "a dog")])], to="audio", tokens=12 * groups + 5, temperature=0.0
-    )[0]
+    [sound] = model.answers([Document([Turn("user", "a dog")])], to="audio", tokens=12 * groups + 5, temperature=0.0)[0]
     assert sound.num_codes == 12 + 2 // groups  # its start and end and the end of the turn are three tokens
     assert len(sound.media) == pytest.approx(sound.num_codes * model.coder.get_tokenizer("audio").samples_per_code)
 
@@ -93,7 +91,7 @@ def test_a_sound_is_written_as_far_as_there_are_positions(tmp_path):
     model = make_model("encodec", tmp_path, lambda tokenizer: 2 * OLD_CODES + WORDS)
     document = Document([Turn("user", "a dog")])
     prompt = prepare(model, document, AnswerSettings(to="audio")).prompt
-    [sound] = model.answer_all([document], to="audio", temperature=0.0)[0]
+    [sound] = model.answers([document], to="audio", temperature=0.0)[0]
     assert sound.num_codes == (model.max_positions - len(prompt) - 3) // 2 > OLD_CODES
 
 
@@ -102,5 +100,5 @@ def test_a_folder_may_say_less_than_its_positions(tmp_path):
     model = make_model("encodec", tmp_path, lambda tokenizer: 400, ProcessorConfig(limits=limits))
     with pytest.raises(ValueError, match="this model hears at most 0.5 s"):
         ask_about(model, write_sound(model, 0.6, tmp_path / "long.wav"))
-    [sound] = model.answer_all([Document([Turn("user", "a dog")])], to="audio", temperature=0.0)[0]
+    [sound] = model.answers([Document([Turn("user", "a dog")])], to="audio", temperature=0.0)[0]
     assert sound.num_codes == 20

@@ -75,12 +75,12 @@ def test_a_negative_prompt_takes_the_place_of_the_missing_words(model, monkeypat
     monkeypatch.setattr(model.engine, "generate", lambda prompts, configs, *_: asked.extend(configs) or [])
     monkeypatch.setattr(model, "decode_answers", lambda rows: [[]])
     document = Document([Turn("user", "draw this"), Turn("assistant", "yes"), Turn("user", "Draw a red apple.")])
-    model.answer_all([document], to="image", negative="blue car", guidance_interval=(2, 9))
+    model.answers([document], to="image", negative="blue car", guidance_interval=(2, 9))
     other = Document([Turn("user", ()), Turn("assistant", "yes"), Turn("user", "Draw a blue car.")])
     assert list(asked[0].unconditional) == model.template.render(other, add_generation_prompt=True).ids.tolist()
     assert asked[0].guidance_interval == {"image": (2, 9)}
     with pytest.raises(ValueError, match="a negative prompt works through guidance, which is 1 here"):
-        model.answer_all([document], to="image", negative="blue car", guidance=1.0)
+        model.answers([document], to="image", negative="blue car", guidance=1.0)
 
 
 def test_a_negative_prompt_changes_the_picture(model):
@@ -96,7 +96,7 @@ def test_coarse_pictures_come_while_the_picture_is_written(model):
     documents = [Document([Turn("user", f"Draw {name}.")]) for name in ("a car", "a green tree and a red apple")]
     for decoder in (None, "jacobi"):
         seen.clear()
-        outputs = model.answer_all(
+        outputs = model.answers(
             documents, to="image", seeds=[1, 2], decoder=decoder, on_partial=lambda *found: seen.append(found)
         )
         for number, [output] in enumerate(outputs):
@@ -177,11 +177,11 @@ def test_the_caption_is_what_the_request_is_about(model, request_, to, caption):
 def test_a_session_reads_a_conversation_once(model):
     session = model.engine.open_session()
     first = Document([Turn("user", "what is this?")])
-    [[answer]] = model.answer_all([first], to="text", tokens=8, session=session)
+    [[answer]] = model.answers([first], to="text", tokens=8, session=session)
     later = Document([*first.turns, Turn("assistant", [answer.part]), Turn("user", "and a green tree?")])
-    together = model.answer_all([later], to="image", seeds=[4], session=session)
+    together = model.answers([later], to="image", seeds=[4], session=session)
     assert model.engine.stats.cached_tokens > 0
-    alone = model.answer_all([later], to="image", seeds=[4])
+    alone = model.answers([later], to="image", seeds=[4])
     assert np.array_equal(together[0][0].part.codes, alone[0][0].part.codes)
 
 

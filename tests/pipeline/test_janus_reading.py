@@ -71,7 +71,7 @@ def asked(ours, *turns):
     made = []
     for number, parts in enumerate(turns):
         given = [part if isinstance(part, str) else Image(path=str(part)) for part in parts]
-        made.append(Turn("assistant", parts[0]) if number % 2 else ours.make_user_turn(given))
+        made.append(Turn("assistant", parts[0]) if number % 2 else ours.user_turn(given))
     return Document(made)
 
 
@@ -184,8 +184,8 @@ def test_rows_that_join_a_running_batch(ours, photos, answers, kind):
 
 def test_fast_decoders_write_the_same(ours, photos, answers):
     documents = [asked(ours, *turns) for turns in conversations(photos)]
-    plain = ours.answer_all(documents, to="text", tokens=12)
-    fast = ours.answer_all(documents, to="text", tokens=12, decoder="token-recycling")
+    plain = ours.answers(documents, to="text", tokens=12)
+    fast = ours.answers(documents, to="text", tokens=12, decoder="token-recycling")
     assert [[output.text for output in row] for row in fast] == [[output.text for output in row] for row in plain]
 
 
@@ -238,7 +238,7 @@ def test_a_drawn_picture_is_read_as_any_other(ours, reference, photos, folder):
     drawn.save(folder / "drawn.png")
     turns = [Turn("user", "a red apple"), Turn("assistant", [drawn.part])]
     shown = [Turn("user", "a red apple"), Turn("assistant", [Image(path=str(folder / "drawn.png"))])]
-    behind = ours.make_user_turn(["What is it?"])
+    behind = ours.user_turn(["What is it?"])
     prompts = [prompt_of(ours, Document([*both, behind]), "text") for both in (turns, shown)]
     assert ours.engine.generate(prompts[:1], GREEDY) == ours.engine.generate(prompts[1:], GREEDY)
     found = ours.features.find_features(drawn.part).rows
@@ -254,7 +254,7 @@ def test_a_drawn_picture_is_read_as_any_other(ours, reference, photos, folder):
 def test_chats_with_pictures_may_be_guided_away_from_words(ours, photos):
     settings = {"temperature": 0.0, "seeds": [0], "tokens": 60}
     document = asked(ours, [photos[0], "What is this?"])
-    [plain] = ours.answer_all([document], negative="a dog", **settings)
+    [plain] = ours.answers([document], negative="a dog", **settings)
     config = prepare(ours, document, AnswerSettings(tokens=60, negative="a dog")).config
     assert max(config.unconditional) >= ours.features.rows.num_rows  # the other stream sees the picture, too
     assert plain
@@ -327,9 +327,9 @@ def test_an_interactive_chat_keeps_the_picture_when_its_file_goes(capsys, ours, 
     chat.follow("Are you sure?")
     first, second = chat.history[1], chat.history[3]
     shown = asked(ours, [photos[0], "What is this?"])
-    [expected] = ours.answer_all([shown], to="text", tokens=12)[0]
+    [expected] = ours.answers([shown], to="text", tokens=12)[0]
     assert first.parts == (expected.part,)
-    [expected] = ours.answer_all([Document([*shown.turns, first, chat.history[2]])], to="text", tokens=12)[0]
+    [expected] = ours.answers([Document([*shown.turns, first, chat.history[2]])], to="text", tokens=12)[0]
     assert second.parts == (expected.part,) and second != first
 
 

@@ -51,10 +51,10 @@ def run(capsys, monkeypatch, *words, stdin: bytes | None = None):
 
 
 def test_a_part_says_what_its_file_had_more(model, long_film):
-    [part] = model.make_user_turn([Video(path=str(long_film)), "What?"]).parts[:1]
+    [part] = model.user_turn([Video(path=str(long_film)), "What?"]).parts[:1]
     assert len(part.notes) == 2 and all(note.startswith(f"{long_film}: ") for note in part.notes)
     assert "its sound is left out" in part.notes[0] and "frames stand for 12.0 s" in part.notes[1]
-    [chosen] = model.make_user_turn([Video(path=str(long_film), start_s=2, seconds=0.5), "What?"]).parts[:1]
+    [chosen] = model.user_turn([Video(path=str(long_film), start_s=2, seconds=0.5), "What?"]).parts[:1]
     assert [note for note in chosen.notes if "stand for" in note] == []
     assert not torch.equal(torch.tensor(part.codes), torch.tensor(chosen.codes))
 
@@ -74,7 +74,7 @@ def test_python_warns(model, long_film):
         model.chat([Video(path=str(long_film)), "What?"], to="text", tokens=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.answer_all([Document([model.make_user_turn("hello")])], to="text", tokens=2)
+        model.answers([Document([model.user_turn("hello")])], to="text", tokens=2)
 
 
 def test_commands_tell_on_stderr_and_take_a_part(capsys, monkeypatch, long_film, tmp_path):

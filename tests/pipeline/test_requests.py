@@ -68,7 +68,7 @@ def test_the_keywords_are_the_fields():
 def test_what_no_model_could_follow_is_one_line(model, changes, message):
     ways = [
         lambda: AnswerSettings().replace(**changes),
-        lambda: model.answer_all([ask()], **changes),
+        lambda: model.answers([ask()], **changes),
         lambda: model.chat("hello", **changes),
     ]
     for way in ways:
@@ -157,10 +157,10 @@ def test_every_way_in_asks_the_engine_the_same(model, monkeypatch):
     asked = []
     monkeypatch.setattr(model.engine, "generate", lambda p, c, *_: asked.extend(zip(p, c, strict=True)) or [[1]])
     monkeypatch.setattr(model, "decode_answers", lambda rows: [[type("Picture", (), {"modality": "image"})]])
-    model.answer_all([ask()], settings)
-    model.answer_all([ask()], dataclasses.replace(settings, seed=1), seed=4)
-    model.answer_all([ask()], [settings])
-    model.answer_all([ask()], settings, seeds=[4])
+    model.answers([ask()], settings)
+    model.answers([ask()], dataclasses.replace(settings, seed=1), seed=4)
+    model.answers([ask()], [settings])
+    model.answers([ask()], settings, seeds=[4])
     model.chat("Draw a red apple.", settings=settings)
     model.generate("a red apple", settings=settings)
     model.generate("red apple", "image", settings.replace(to="audio"))
@@ -175,15 +175,15 @@ def test_seeds_count_on_from_the_settings(model, monkeypatch):
     monkeypatch.setattr(model.engine, "generate", lambda p, c, *_: asked.extend(c) or [[1]] * len(p))
     monkeypatch.setattr(model, "decode_answers", lambda rows: [[]] * len(rows))
     three = [ask()] * 3
-    model.answer_all(three, AnswerSettings(to="text"))
-    model.answer_all(three, to="text", seed=7)
-    model.answer_all(three, [AnswerSettings(to="text", seed=seed) for seed in (5, 1, 5)])
-    model.answer_all(three, to="text", seed=7, seeds=[2, 4, 6])
+    model.answers(three, AnswerSettings(to="text"))
+    model.answers(three, to="text", seed=7)
+    model.answers(three, [AnswerSettings(to="text", seed=seed) for seed in (5, 1, 5)])
+    model.answers(three, to="text", seed=7, seeds=[2, 4, 6])
     assert [config.seed for config in asked] == [0, 1, 2, 7, 8, 9, 5, 1, 5, 2, 4, 6]
     with pytest.raises(ValueError, match="3 documents came with 2 seeds; give one for each"):
-        model.answer_all(three, seeds=[1, 2])
+        model.answers(three, seeds=[1, 2])
     with pytest.raises(ValueError, match="3 documents came with 1 settings; give one for each"):
-        model.answer_all(three, [AnswerSettings()])
+        model.answers(three, [AnswerSettings()])
 
 
 def test_documents_may_have_settings_of_their_own(model):
@@ -195,9 +195,9 @@ def test_documents_may_have_settings_of_their_own(model):
         AnswerSettings(to="image", seed=2, search="best-of-n", search_settings={"n": 2}),
     ]
     events = []
-    together = model.answer_all(documents, settings, on_token=events.append)
+    together = model.answers(documents, settings, on_token=events.append)
     for document, own, outputs in zip(documents, settings, together, strict=True):
-        [alone] = model.answer_all([document], own)
+        [alone] = model.answers([document], own)
         assert [output.part for output in alone] == [output.part for output in outputs]
     for number, outputs in enumerate(together):  # events name the document, whatever its place in a batch
         [part] = [output.part for output in outputs]
@@ -208,14 +208,14 @@ def test_documents_may_have_settings_of_their_own(model):
 
 def test_a_search_of_a_document_is_that_of_its_request(model):
     settings = AnswerSettings(to="image", seed=2, search="best-of-n", search_settings={"n": 3})
-    [[found]] = model.answer_all([ask()], settings)
+    [[found]] = model.answers([ask()], settings)
     assert found.part == model.generate("a red apple", settings=settings).part
     for wrong, message in (({"search_settings": {"m": 3}}, "best-of-n: .*'m'"), ({"to": None}, "search chooses")):
         with pytest.raises(ValueError, match=message):
-            model.answer_all([ask()], settings, **wrong)
+            model.answers([ask()], settings, **wrong)
     for name, given in (("session", model.engine.open_session()), ("on_partial", lambda *_: None)):
         with pytest.raises(ValueError, match=f"search does not go with {name}; leave one of them out"):
-            model.answer_all([ask()], settings, **{name: given})
+            model.answers([ask()], settings, **{name: given})
     with pytest.raises(ValueError, match="decoder is not for a request that shares its batch"):
         make_row(model, ask(), AnswerSettings(to="image", decoder="plain"))
 

@@ -89,7 +89,7 @@ def test_all_sentences_are_said_and_joined(model, how):
     whole = model.generate(TEXT, settings=settings, on_token=events.append)
     prepared = prepare(model, Document([Turn("user", f"Say: {TEXT}")]), settings)
     assert [one.document.turns[-1].text for one in prepared.utterances] == [f"Say: {words}" for words in UTTERANCES]
-    alone = [model.answer_all([one.document], one.settings)[0] for one in prepared.utterances]
+    alone = [model.answers([one.document], one.settings)[0] for one in prepared.utterances]
     assert whole.part.codes.tolist() == [code for answer in alone for code in codes_of(answer)]
     pause = torch.zeros(int(PAUSE_S * whole.rate))
     sounds = [piece for answer in alone for piece in (pause, answer[0].media)][1:]
@@ -97,7 +97,7 @@ def test_all_sentences_are_said_and_joined(model, how):
     starts = [event for event in events if event.id == model.vocabulary.get_start_id("audio")]
     assert len(starts) == 4 and [event.index for event in events] == list(range(len(events)))
     assert [event.finished for event in events] == [False] * (len(events) - 1) + [True]
-    [[answered]] = model.answer_all([Document([Turn("user", f"Say: {TEXT}")])], settings)
+    [[answered]] = model.answers([Document([Turn("user", f"Say: {TEXT}")])], settings)
     assert answered.part == whole.part
 
 

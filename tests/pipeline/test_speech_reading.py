@@ -56,11 +56,11 @@ def test_a_transcription_is_searched_for_and_events_tell_it(model, searches):
     heard, events, done = [], [], []
     documents = [spoken(1, 5, 5, 9), spoken(2, 2, 7), spoken(1, 5, 5, 9, words="Who is it?")]
     for to in (None, "text"):
-        heard.append(words_of(model.answer_all(documents, to=to, on_progress=lambda *n: done.append(n))))
+        heard.append(words_of(model.answers(documents, to=to, on_progress=lambda *n: done.append(n))))
     assert len(searches) == 4 and heard[0][:2] == heard[1][:2]
     assert done[-1] == (3, 3) and [n for n, _ in done[:3]] == [1, 2, 3]
     for document, answer in zip(documents[:2], heard[0], strict=False):  # none depends on its neighbours
-        assert words_of(model.answer_all([document], to="text", on_token=events.append)) == [answer]
+        assert words_of(model.answers([document], to="text", on_token=events.append)) == [answer]
     told = [event.id for event in events if event.index == 0]
     assert len(told) == 2 and sum(event.finished for event in events) == 2
     codes, pad = model.vocabulary.get_block_range("audio"), model.vocabulary.get_control_id("<|pad|>")
@@ -71,23 +71,23 @@ def test_a_transcription_is_searched_for_and_events_tell_it(model, searches):
 
 def test_earlier_turns_do_not_matter_to_which_sound_is_meant(model, searches):
     before = [Turn("user", [Audio(codes=[3, 3, 3])]), Turn("assistant", "hello")]
-    model.answer_all([spoken(1, 5, 5, 9, before=before)], to="text")
+    model.answers([spoken(1, 5, 5, 9, before=before)], to="text")
     assert len(searches) == 1
 
 
 def test_what_is_no_plain_transcription_is_answered_token_by_token(model, searches):
     document = spoken(1, 5, 5, 9)
-    plain = words_of(model.answer_all([document], to="text", decoder="plain"))
+    plain = words_of(model.answers([document], to="text", decoder="plain"))
     two = Document([Turn("user", [Audio(codes=[1, 2]), Audio(codes=[3, 4]), Text(ASKED)])])
-    model.answer_all([two, Document([Turn("user", ASKED)])], to="text")
-    model.answer_all([document], to="text", temperature=0.7)
-    model.answer_all([document], to="image")
+    model.answers([two, Document([Turn("user", ASKED)])], to="text")
+    model.answers([document], to="text", temperature=0.7)
+    model.answers([document], to="image")
     with compress(model, "stride", keep=0.5):
-        model.answer_all([document], to="text")
+        model.answers([document], to="text")
     other = lively_model()
-    assert words_of(other.answer_all([document], to="text")) == plain
+    assert words_of(other.answers([document], to="text")) == plain
     assert not searches
-    assert words_of(model.answer_all([document], to="text")) != plain  # and the search does find another
+    assert words_of(model.answers([document], to="text")) != plain  # and the search does find another
 
 
 def test_the_server_gives_the_same_transcript(model, searches, tmp_path):
@@ -141,10 +141,10 @@ def ctc_score(model, codes, words):
 def test_of_several_sayings_the_one_is_given_whose_codes_spell_the_words_best():
     model, events = says(), []
     document = Document([Turn("user", "Say: hi")])
-    [answer] = model.answer_all([document], to="audio", seeds=[3], on_token=events.append)
+    [answer] = model.answers([document], to="audio", seeds=[3], on_token=events.append)
     with torch.inference_mode():
         tried = [
-            codes_of(model.answer_all([document], to="audio", seeds=[3 + (number << 32)], decoder="plain")[0])
+            codes_of(model.answers([document], to="audio", seeds=[3 + (number << 32)], decoder="plain")[0])
             for number in range(4)
         ]
         scores = [ctc_score(model, codes, "hi") for codes in tried]
@@ -191,15 +191,15 @@ def test_the_verifier_scores_a_batch_as_each_alone_and_knows_what_cannot_be_said
 def test_all_else_is_said_once(model, request_words, monkeypatch):
     monkeypatch.setattr("unimodal.pipeline.speech_reading.BestOfN", None)
     document = Document([Turn("user", request_words)])
-    [answer] = model.answer_all([document], to="audio", seeds=[1])
-    assert codes_of(answer) == codes_of(model.answer_all([document], to="audio", seeds=[1], decoder="plain")[0])
+    [answer] = model.answers([document], to="audio", seeds=[1])
+    assert codes_of(answer) == codes_of(model.answers([document], to="audio", seeds=[1], decoder="plain")[0])
 
 
 def test_with_compression_speech_is_said_once(monkeypatch):
     model = says()
     monkeypatch.setattr("unimodal.pipeline.speech_reading.BestOfN", None)
     with compress(model, "stride", keep=0.5):
-        model.answer_all([Document([Turn("user", "Say: hi")])], to="audio")
+        model.answers([Document([Turn("user", "Say: hi")])], to="audio")
 
 
 def test_the_server_says_what_the_pipeline_says():

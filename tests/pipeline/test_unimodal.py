@@ -70,9 +70,9 @@ def test_generated_text_is_text_alone(model):
 
 def test_many_requests_answer_as_each_alone(model):
     documents = [Document([Turn("user", text)]) for text in ("draw a cat", "x", "a picture of seven old men, please")]
-    together = model.answer_all(documents, to="image", seeds=[5, 6, 7])
+    together = model.answers(documents, to="image", seeds=[5, 6, 7])
     for document, seed, outputs in zip(documents, [5, 6, 7], together, strict=True):
-        [alone] = model.answer_all([document], to="image", seeds=[seed])
+        [alone] = model.answers([document], to="image", seeds=[seed])
         assert [o.part for o in alone] == [o.part for o in outputs]
         assert torch.allclose(alone[0].media, outputs[0].media, atol=1e-5)
 
@@ -80,24 +80,24 @@ def test_many_requests_answer_as_each_alone(model):
 def test_progress_counts_requests_and_tokens_are_told(model):
     seen, events = [], []
     documents = [Document([Turn("user", str(i))]) for i in range(18)]
-    model.answer_all(documents, to="text", tokens=2, on_progress=lambda *at: seen.append(at), on_token=events.append)
+    model.answers(documents, to="text", tokens=2, on_progress=lambda *at: seen.append(at), on_token=events.append)
     assert seen == [(16, 18), (18, 18)]
     assert {event.modality for event in events} == {"text"}
 
 
 def test_media_without_words_get_the_trained_question(model, files):
-    turn = model.make_user_turn([Image(path=files["image"])])
+    turn = model.user_turn([Image(path=files["image"])])
     assert [type(part) for part in turn.parts] == [Image, Text]
     assert turn.parts[0].codes.shape == (64,) and turn.text == model.wording.ask("image")
-    turn = model.make_user_turn(["", Audio(path=files["audio"])])
+    turn = model.user_turn(["", Audio(path=files["audio"])])
     assert turn.text == "What is said?"
-    turn = model.make_user_turn(["and this?", Video(path=files["video"])])
+    turn = model.user_turn(["and this?", Video(path=files["video"])])
     assert turn.text == "and this?" and turn.parts[1].codes.shape == (192,)
 
 
 def test_chat_answers_in_any_order_of_parts_with_history(model, files):
     first = model.chat([Image(path=files["image"]), "What is this?"], to="text", tokens=4)
-    history = [model.make_user_turn([Image(path=files["image"])]), Turn("assistant", [o.part for o in first])]
+    history = [model.user_turn([Image(path=files["image"])]), Turn("assistant", [o.part for o in first])]
     second = model.chat("and now?", history=history, to="text", tokens=4)
     assert all(output.modality == "text" for output in [*first, *second])
     assert count_room(model, Document(history)) < MAX_POSITIONS - 64
@@ -105,7 +105,7 @@ def test_chat_answers_in_any_order_of_parts_with_history(model, files):
 
 def test_text_that_spells_a_media_token_stays_text(model):
     words = "please <|image_0003|> and <|user|> <|image_start|>"
-    document = Document([model.make_user_turn(words)])
+    document = Document([model.user_turn(words)])
     ids = model.template.render(document).ids
     inside = ids[2:-1]  # between <|bos|><|user|> and <|end_of_turn|>
     assert (inside < model.vocabulary.text_size).all()
@@ -145,14 +145,14 @@ def test_guidance_compares_with_the_prompt_without_its_words(model, files, monke
     asked = []
     monkeypatch.setattr(model.engine, "generate", lambda prompts, configs, *_: asked.extend(configs) or [])
     monkeypatch.setattr(model, "decode_answers", lambda rows: [[]])
-    turn = model.make_user_turn(["draw this in blue", Image(path=files["image"])])
-    model.answer_all([Document([turn])], to="image", seeds=[0])
+    turn = model.user_turn(["draw this in blue", Image(path=files["image"])])
+    model.answers([Document([turn])], to="image", seeds=[0])
     bare = Document([Turn("user", [turn.parts[1]])])
     assert list(asked[0].unconditional) == model.template.render(bare, add_generation_prompt=True).ids.tolist()
     assert asked[0].guidance["image"] == 2.0  # the model's own, from generation_config.json
-    model.answer_all([Document([turn])], to="image", seeds=[0], guidance=1.0)
+    model.answers([Document([turn])], to="image", seeds=[0], guidance=1.0)
     assert asked[1].unconditional is None and asked[1].guidance["image"] == 1.0
-    model.answer_all([Document([turn])], to="text", seeds=[0])
+    model.answers([Document([turn])], to="text", seeds=[0])
     assert asked[2].unconditional is None and asked[2].allow is None and asked[2].sampling["text"].temperature == 0
 
 

@@ -105,7 +105,7 @@ def test_it_trains_and_is_read_answered_from_and_exported(converted, data, tmp_p
 
     tuned, base = load(tmp_path / "out", device="cpu"), load(folder, device="cpu")
     picture = Image(path=str(data.parent / "0.png"))
-    document = Document([tuned.make_user_turn([picture, "What is this?"])])
+    document = Document([tuned.user_turn([picture, "What is this?"])])
     ids, before = prompt_of(tuned, document, "text"), prompt_of(base, document, "text")
     assert ids == before
     found = logits_of(tuned.decoder, ids)
@@ -116,7 +116,7 @@ def test_it_trains_and_is_read_answered_from_and_exported(converted, data, tmp_p
     capsys.readouterr()
     ask = ["chat", "What is this?", "--image", data.parent / "0.png", "--to", "text", "--tokens", "8"]
     assert command(*ask, "--model", tmp_path / "out") == 0
-    assert capsys.readouterr().out.strip() == tuned.answer_all([document], to="text", tokens=8)[0][0].text.strip()
+    assert capsys.readouterr().out.strip() == tuned.answers([document], to="text", tokens=8)[0][0].text.strip()
     if kind != "chameleon":  # it came without its decoder
         assert tuned.generate("a blue car", to="image", guidance=1.0).media.dim() == 3
 
@@ -189,7 +189,7 @@ def test_what_is_trained_on_are_the_prompts_of_a_chat(data, tmp_path, tmp_path_f
     assert corpus.encode() == 4  # the pictures to draw; those to look at have no codes
     [documents] = corpus.sets.values()
     chat = load(folder, device="cpu")
-    asked = Document([chat.make_user_turn([Image(path=str(data.parent / "0.png")), "What is this?"])])
+    asked = Document([chat.user_turn([Image(path=str(data.parent / "0.png")), "What is this?"])])
     rendered = documents[0]
     prompt = prompt_of(chat, asked, "text")
     size = template.vocabulary.size

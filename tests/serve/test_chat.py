@@ -28,7 +28,7 @@ def test_words(client, server, model):
     answer = client.chat.completions.create(
         model=server.name, messages=[user("what is this?")], modalities=["text"], seed=3
     )
-    [expected] = model.answer_all([Document([Turn("user", "what is this?")])], to="text", seeds=[3])
+    [expected] = model.answers([Document([Turn("user", "what is this?")])], to="text", seeds=[3])
     [choice] = answer.choices
     assert choice.message.content == words(expected) and choice.message.role == "assistant"
     assert choice.finish_reason in ("stop", "length") and answer.object == "chat.completion"

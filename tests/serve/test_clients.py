@@ -76,9 +76,7 @@ def test_a_sound_of_its_own_is_transcribed_by_the_model(client, server, model):
         model=server.name, messages=[user(image_part(png()), "what?")], modalities=["audio"], seed=5
     )
     audio = answer.choices[0].message.audio
-    [heard] = model.answer_all(
-        [Document([model.make_user_turn([Audio(data=base64.b64decode(audio.data))])])], to="text"
-    )
+    [heard] = model.answers([Document([model.user_turn([Audio(data=base64.b64decode(audio.data))])])], to="text")
     assert isinstance(audio.transcript, str) and audio.transcript
     assert len(audio.transcript.split()) >= 1 and words(heard)
 

@@ -99,7 +99,7 @@ def test_mistakes_in_a_request_for_speech(server, change):
 
 def test_transcriptions(client, server, model):
     answer = client.audio.transcriptions.create(model=server.name, file=("a.wav", wav()))
-    [outputs] = model.answer_all([Document([model.make_user_turn([Audio(data=wav())])])], to="text", seeds=[0])
+    [outputs] = model.answers([Document([model.user_turn([Audio(data=wav())])])], to="text", seeds=[0])
     expected = " ".join(output.text for output in outputs if output.text)
     assert answer.text == expected
     plain = client.audio.transcriptions.create(model=server.name, file=("a.wav", wav()), response_format="text")

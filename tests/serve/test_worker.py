@@ -80,7 +80,7 @@ def test_speech_of_the_worker_is_that_of_the_pipeline_whoever_its_neighbours_are
     wanted.append(("Draw a cat.", search))
     alone = []
     for words, settings in wanted:
-        [answer] = model.answer_all([Document([Turn("user", words)])], **settings)
+        [answer] = model.answers([Document([Turn("user", words)])], **settings)
         alone.append(
             [list(map(int, part.part.codes.flatten())) if part.modality != "text" else part.text for part in answer]
         )

@@ -88,7 +88,7 @@ def test_emu3_reads_what_its_processor_writes(emu3, tmp_path):
         with torch.inference_mode():
             expected = model(**inputs).logits[0]
             codes = model.model.get_image_tokens(inputs["pixel_values"], inputs["image_sizes"])
-        turn = ours.make_user_turn([Image(path=str(path)), "Please describe the image."])
+        turn = ours.user_turn([Image(path=str(path)), "Please describe the image."])
         document = Document([Turn("system", SYSTEM), turn])
         found = ours.template.render(document, add_generation_prompt=True).ids
         wanted = inputs["input_ids"][0].clone()
@@ -111,7 +111,7 @@ def test_chameleon_reads_what_its_processor_writes(chameleon, tmp_path):
         with torch.inference_mode():
             expected = model(**inputs).logits[0]
             codes = model.get_image_tokens(inputs["pixel_values"])
-        turn = ours.make_user_turn([part if isinstance(part, str) else Image(path=str(part)) for part in parts])
+        turn = ours.user_turn([part if isinstance(part, str) else Image(path=str(part)) for part in parts])
         found = ours.template.render(Document([turn]), add_generation_prompt=True).ids
         wanted = inputs["input_ids"][0].clone()
         wanted[wanted == processor.image_token_id] = codes.flatten().long()
@@ -293,7 +293,7 @@ def test_janus_draws_what_transformers_draws(janus, words):
     codes = [row - block.start for row in found[1:-2]]
     assert codes == expected.tolist() and len(set(codes)) > 4
     assert found == [start, *found[1:-2], ours.vocabulary.get_end_id("image"), end]
-    [output] = ours.answer_all([document], to="image", temperature=0.0)[0]  # guidance 5 is the folder's own
+    [output] = ours.answers([document], to="image", temperature=0.0)[0]  # guidance 5 is the folder's own
     assert output.part.codes.tolist() == codes
     assert (output.media - (pixels * 0.5 + 0.5).clamp(0, 1)).abs().max() < 1e-4
 
@@ -304,7 +304,7 @@ def test_fast_decoders_draw_the_same_with_guidance(kind, decoder, tmp_path_facto
     ours, *_ = made(kind, tmp_path_factory)
     document = Document([Turn("user", "a house")])
     plain, fast = (
-        ours.answer_all([document], to="image", temperature=0.0, decoder=name)[0][0] for name in (None, decoder)
+        ours.answers([document], to="image", temperature=0.0, decoder=name)[0][0] for name in (None, decoder)
     )
     assert fast.part == plain.part
 

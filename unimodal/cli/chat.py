@@ -149,10 +149,10 @@ class TerminalChat:
         to = settings.to
         if to in model.vocabulary.media and words and not self.pending:
             words = model.wording.phrase_request(words, to)
-        turn = model.make_user_turn([*self.pending, *([words] if words else [])])
+        turn = model.user_turn([*self.pending, *([words] if words else [])])
         document = fit_history(model, [*self.history, turn], settings)
         writer = _TokenPrinter(model, self.report)
-        outputs = model.answer_all([document], settings, session=self.memory, on_token=writer)[0]
+        outputs = model.answers([document], settings, session=self.memory, on_token=writer)[0]
         self.settings = self.settings.replace(seed=self.settings.seed + 1)
         self.report.clear()
         writer.finish()

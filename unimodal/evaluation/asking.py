@@ -25,7 +25,7 @@ def answer_texts(
 ) -> list[str]:
     """The words of the model's answers, which hold text only. Document i is answered with seed + i."""
     seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, "answering")
-    answers = model.answer_all(documents, to="text", seeds=seeds, decoder=decoder, on_progress=on_progress)
+    answers = model.answers(documents, to="text", seeds=seeds, decoder=decoder, on_progress=on_progress)
     return [join_texts(answer).strip() for answer in answers]
 
 
@@ -48,7 +48,7 @@ def answer_media(
     to: the modality. text: what progress is reported as.
     """
     seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, text)
-    answers = model.answer_all(documents, to=to, seeds=seeds, decoder=decoder, on_progress=on_progress)
+    answers = model.answers(documents, to=to, seeds=seeds, decoder=decoder, on_progress=on_progress)
     media = []
     for answer in answers:
         medium = next(output.media for output in answer if output.modality == to)

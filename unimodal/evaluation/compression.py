@@ -328,7 +328,7 @@ class PerturbedPictures:
         """The places of each picture's tokens that reached the last site; None if the method chooses no tokens."""
         found = []
         for document in replace(questions, parts=parts).documents:
-            self.model.answer_all([document], to="text", tokens=2, decoder="plain")
+            self.model.answers([document], to="text", tokens=2, decoder="plain")
             if not session.kept:
                 return None
             found.append(set(session.kept[0]))

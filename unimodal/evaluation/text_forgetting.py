@@ -59,7 +59,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
             found["ratio"] = round(found["perplexity_after"] / found["perplexity_before"], 3)
         figures[name] = found
     documents = [Document([Turn("user", question)]) for question in QUESTIONS]
-    answers = model.answer_all(documents, to="text")
+    answers = model.answers(documents, to="text")
     figures["answers"] = [
         {"asked": question, "answer": join_texts(answer)} for question, answer in zip(QUESTIONS, answers, strict=True)
     ]

@@ -1,7 +1,7 @@
 """Compression by name, for what speaks to the model through the pipeline.
 
 with compress(model, "divprune", keep=0.25) as session:
-    model.answer_all(...)
+    model.answers(...)
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class CodesOfMedium(TypedDict):
 def make_row(
     model: LoadedModel, document: Document, settings: AnswerSettings, on_token: OnToken | None = None
 ) -> GenerationRequest:
-    """Makes the row that `Unimodal.answer_all` would run for a document.
+    """Makes the row that `Unimodal.answers` would run for a document.
 
     Raises ValueError for a request that does not fit the model, and for a fast decoder, which rows of a batch cannot
     have.

@@ -71,7 +71,7 @@ def load(
 class Unimodal(LoadedModel):
     """A loaded model that answers. `load` makes one.
 
-    `chat`, `generate` and `answer_all` take the `AnswerSettings` of a request, and keywords that change single ones:
+    `chat`, `generate` and `answers` take the `AnswerSettings` of a request, and keywords that change single ones:
     `model.chat("Hello", temperature=0.7)`. All three take these callbacks: ``on_progress(requests done, of how many)``;
     ``on_token(event)`` for every new token, whose `row` is the number of the document; and ``on_partial(number of the
     document, coarse picture)`` while a picture is written. A ``session`` of `engine.open_session()` remembers what was
@@ -104,7 +104,7 @@ class Unimodal(LoadedModel):
         `requests.py` keeps those that the model is meant to see. What is left out of a file (moments of a film, its
         sound) is a warning. Raises ValueError for files that cannot be used and for requests that do not fit the model.
         """
-        turn = self.make_user_turn(parts)
+        turn = self.user_turn(parts)
         for note in (note for part in turn.parts if isinstance(part, Media) for note in part.notes):
             warnings.warn(note, stacklevel=2)
         document = Document([*history, turn])
@@ -170,7 +170,7 @@ class Unimodal(LoadedModel):
         ids.clear()
         return [output for output in outputs if output.modality == "audio"]
 
-    def make_user_turn(self, parts: Iterable[Part | str] | str) -> Turn:
+    def user_turn(self, parts: Iterable[Part | str] | str) -> Turn:
         """The user's turn with every file encoded; media without words are followed by the trained question."""
         given = [
             Text(part) if isinstance(part, str) else part for part in ([parts] if isinstance(parts, str) else parts)
@@ -184,7 +184,7 @@ class Unimodal(LoadedModel):
 
     # ---- many requests
 
-    def answer_all(
+    def answers(
         self,
         documents: Sequence[Document],
         settings: AnswerSettings | Sequence[AnswerSettings] = MODELS_OWN,

@@ -129,6 +129,6 @@ def complete_turns(
         return list(turns)
     try:
         parts = [model.wording.phrase_request(words, str(to), voice)] if worded else last.parts
-        return [*before, model.make_user_turn(parts)]
+        return [*before, model.user_turn(parts)]
     except ValueError as error:
         raise ApiError(400, str(error), "invalid_value", where) from None
