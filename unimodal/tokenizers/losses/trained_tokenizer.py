@@ -100,6 +100,7 @@ class TrainedTokenizer(nn.Module):
             if all(names is not None and name not in names for names in trained):
                 parameter.requires_grad_(False)
         self._stage: StageParts | None = None
+        self._values: dict[str, Tensor] = {}
 
     def find_stage(self, step: int) -> StageParts:
         return max((stage for stage in self.stages if stage.first_step <= step), key=lambda stage: stage.first_step)
@@ -119,11 +120,27 @@ class TrainedTokenizer(nn.Module):
         if stage is not self._stage:
             _freeze_modules(self.tokenizer, stage.trained)
             self._stage = stage
-        with _keep_frozen(self.tokenizer, stage.trained):
+            self._values.clear()
+        with _keep_frozen(self.tokenizer, stage.trained), self._keep_values(stage.trained):
             if self.bag is None:
                 return self.tokenizer.training_loss(x, lengths)
             made = self.reconstruct(x, lengths, captions)
             return self.bag(made, x, step, lengths, weights=stage.weights, captions=captions)
+
+    @contextmanager
+    def _keep_values(self, trained: frozenset[str] | None) -> Iterator[None]:
+        """What is not trained has its values back behind every forward pass: some quantizers move unused codes there,
+        outside autograd and its versions. Each is copied before the first step."""
+        if trained is None:
+            yield
+            return
+        frozen = {name: p for name, p in self.tokenizer.named_parameters() if name not in trained}
+        for name, parameter in frozen.items():
+            if name not in self._values or self._values[name].device != parameter.device:
+                self._values[name] = parameter.detach().clone()
+        yield
+        for name, parameter in frozen.items():
+            parameter.data.copy_(self._values[name])  # no gradient of it is asked for
 
     def measure(
         self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None
