@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from unimodal.files import download_folder, is_hub_id
@@ -22,7 +22,7 @@ from unimodal.released import find_release
 from unimodal.tokenizers.interface import LatentTokenizer, MediaModule, MediaTokenizer
 from unimodal.tokenizers.pretrained.base import NetworkTokenizer, read_checkpoint_config
 from unimodal.tokenizers.pretrained.published import PUBLISHED, load_published
-from unimodal.tokenizers.registry import find_family_class, load_tokenizer
+from unimodal.tokenizers.registry import find_family_class, is_tokenizer, load_tokenizer, read_family
 from unimodal.tokenizers.systems.base import SystemModule
 
 # family → a hub id that holds it. Whole models are fine: only the tokenizer's weights are read.
@@ -93,21 +93,33 @@ def _load_published(
         raise ValueError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known)}")
     read: Callable[..., SystemModule] = load_published
     entry = PUBLISHED[name]
-    if source is None:  # the repository that the table names, of which it knows the file
-        settings = {
-            **{key: value for key, value in (("file", entry.file), ("config", entry.config)) if value},
-            **settings,
-        }
     if source is None and not entry.hub_id:
         raise ValueError(f"the weights of {name} are on no hub ({entry.where}); download them and name the file")
     place = entry.hub_id if source is None else source
     path = Path(place).expanduser()
+    if path.is_dir() and is_tokenizer(path):
+        return _load_saved(name, path, settings)
+    known_file = bool(entry.file) and (os.fspath(place) == entry.hub_id or (path / entry.file).is_file())
+    if known_file:  # the repository that the table names, or a copy of it
+        settings = {"file": entry.file, "config": entry.config, **settings}
     if path.exists():
         return read(name, path, **settings)
     file = str(settings.get("file") or "")
     if file and not file.endswith(".safetensors") and not (settings.get("pickle") or settings.get("torchscript")):
         raise ValueError(f"{place}/{file} is a pickle; allow its bare tensors with pickle=True (no code of it is run)")
     return read(name, find(place, [*_FILES, "*.yaml", file] if file else _FILES), **settings)
+
+
+def _load_saved(name: str, folder: Path, settings: Mapping[str, object]) -> SystemModule:
+    """A tokenizer of ours that was saved to a folder. ValueError for one of another family, and for settings."""
+    family = read_family(folder)
+    if family != PUBLISHED[name].family:
+        raise ValueError(f"{folder} holds the tokenizer family {family!r}, not {PUBLISHED[name].family!r}")
+    if settings:
+        raise ValueError(f"{folder} is a saved tokenizer with its own settings; leave {', '.join(settings)} out")
+    kind = find_family_class(family)
+    assert issubclass(kind, SystemModule)
+    return kind.load(folder)
 
 
 def find(source: str | os.PathLike[str], patterns: Sequence[str] = _FILES) -> Path:

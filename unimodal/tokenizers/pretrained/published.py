@@ -7,14 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from pydantic import ValidationError
+from torch import Tensor
 
 from unimodal.files import describe_error, read_json
 from unimodal.tokenizers.configs.registry import read_system
 from unimodal.tokenizers.pretrained.authors import ROOTS, read_authors_weights
+from unimodal.tokenizers.pretrained.likeness import describe_likeness
 from unimodal.tokenizers.registry import find_family_class
 from unimodal.tokenizers.systems.base import SystemConfig, SystemModule
+from unimodal.tokenizers.systems.key_map import MisfitError
+
+#: our own settings beside weights under their authors' names, as `write_authors_checkpoint` writes them
+OWN_SETTINGS = "unimodal.json"
 
 
 @dataclass(frozen=True)
@@ -51,24 +58,52 @@ def load_published(
 ) -> SystemModule:
     """The tokenizer of system `name` with its authors' weights.
 
-    source: a file of weights, or a folder with one. config: a name of `unimodal.tokenizers.configs`, or the authors'
-    own YAML or JSON; by default the config.json or config.yaml in the folder. pickle, torchscript: allow such files.
-    file: which file of the folder holds the weights, where there are several. companion: a file or folder of what the
-    released weights leave out, for a system that says so (`PUBLISHED`).
-    Raises ValueError, in one line, for what is missing, left over, of another size or not allowed.
+    source: a file of weights, or a folder with one. config: a name of `unimodal.tokenizers.configs`, the authors' own
+    YAML or JSON, or the config.json of a tokenizer of ours; by default the config.json, config.yaml or unimodal.json in
+    the folder. pickle, torchscript: allow such files. file: which file of the folder holds the weights, where there are
+    several. companion: a file or folder of what the released weights leave out, for a system that says so
+    (`PUBLISHED`). Raises ValueError, in one line, for what is missing, left over, of another size or not allowed; of
+    another system or size, it says what it looks like.
     """
     entry = PUBLISHED[name]
     kind = find_family_class(entry.family)
     assert issubclass(kind, SystemModule)
     source = source / file
-    settings = _read_config(name, kind, source, config)
+    try:
+        settings = _read_config(name, kind, source, config)
+    except ForeignConfigError as error:
+        raise ValueError(f"{error}{_describe_odd(source, entry.family, pickle, torchscript)}") from None
     settings = settings.model_copy(update={"licence": entry.licence, "origin": str(source)})
     weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
     if companion is not None:
         weights = kind.add_companion(weights, read_authors_weights(Path(companion).expanduser(), pickle))
-    elif kind.lacks_companion(weights):
-        raise ValueError(f"{source} leaves out {entry.companion}; name its folder with companion=")
-    return kind.from_authors(weights, settings, str(source))
+    try:
+        if companion is None and kind.lacks_companion(weights) and _has_own_part(weights, kind, settings):
+            raise ValueError(f"{source} leaves out {entry.companion}; name its folder with companion=")
+        return kind.from_authors(weights, settings, str(source))
+    except MisfitError as error:
+        raise ValueError(f"{error} {describe_likeness(weights)}") from None
+
+
+class ForeignConfigError(ValueError):
+    """A config that the family cannot read."""
+
+
+def _has_own_part(weights: Mapping[str, Tensor], kind: type[SystemModule], settings: SystemConfig) -> bool:
+    """Whether there is any tensor of the system, so that what lacks is its companion alone."""
+    with torch.device("meta"):
+        names = kind(settings).collect_authors_state().keys()
+    return not names.isdisjoint(weights)
+
+
+def _describe_odd(source: Path, family: str, pickle: bool, torchscript: bool) -> str:
+    """What weights beside a config that is not read look like; nothing where they are the family's, or not read."""
+    try:
+        weights = read_authors_weights(source, pickle, torchscript, ALL_ROOTS)
+    except ValueError:
+        return ""
+    likeness = describe_likeness(weights, other_than=family)
+    return f". {likeness}" if likeness else ""
 
 
 def _read_config(
@@ -76,18 +111,27 @@ def _read_config(
 ) -> SystemConfig:
     if config is None:
         folder = source if source.is_dir() else source.parent
-        there = [folder / name for name in ("config.json", "config.yaml", "config.yml") if (folder / name).is_file()]
+        names = ("config.json", "config.yaml", "config.yml", OWN_SETTINGS)
+        there = [folder / name for name in names if (folder / name).is_file()]
         if not there:
             raise ValueError(f"{folder} has no config.json; name a config of `unimodal tokenizers list`, or a file")
         config = there[0]
     path = Path(config)
-    if not path.suffix:
-        settings = read_system(str(config)).choose_settings()
-        return kind.config_class.model_validate(settings)  # type: ignore[return-value]
+    fields = _read_fields(path) if path.suffix else read_system(str(config)).choose_settings()
+    family = fields.get("family")
+    wanted = kind.config_class.model_fields["family"].default
+    if family is not None and family != wanted:
+        raise ForeignConfigError(f"{config} is of the family {family}, and {name} of {wanted}")
     try:
-        return kind.read_authors_config(_read_fields(path))
+        if family is not None:  # our own settings
+            own = {key: value for key, value in fields.items() if key != "format"}
+            return kind.config_class.model_validate(own)  # type: ignore[return-value]
+        return kind.read_authors_config(fields)
     except ValidationError as error:
-        raise ValueError(f"{path} does not describe a {name}: {describe_error(error)}") from None
+        raise ForeignConfigError(f"{path} does not describe a {name}: {describe_error(error)}") from None
+    except (KeyError, ValueError) as error:
+        reason = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        raise ForeignConfigError(f"{path} is not read as one of {name}: {reason}") from None
 
 
 def _read_fields(path: Path) -> Mapping[str, object]:
@@ -102,6 +146,8 @@ def _read_fields(path: Path) -> Mapping[str, object]:
     return fields
 
 
+#: where any system's weights may lie in what was saved
+ALL_ROOTS = (*ROOTS, "trainer", "unitok")
 ADOBE = "Adobe Research License"
 NVIDIA = "NVIDIA Open Model License"
 _CAPTION_READER = (

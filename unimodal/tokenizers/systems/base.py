@@ -88,7 +88,7 @@ class SystemModule(StoredModule):
 
     @classmethod
     def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
-        """A tokenizer with weights under the authors' names. Raises ValueError that names a missing, a surplus or a
+        """A tokenizer with weights under the authors' names. Raises MisfitError that names a missing, a surplus or a
         misshapen tensor; source: what the weights are called in that message."""
         tokenizer = cls(config)
         fill_strictly(tokenizer, weights, cls.find_key_map(config), source)
@@ -97,7 +97,7 @@ class SystemModule(StoredModule):
     def collect_authors_state(self) -> dict[str, Tensor]:
         """The weights under the authors' names: what their code loads."""
         key_map = self.find_key_map(self.config)
-        return {rename_to_authors(name, key_map): tensor for name, tensor in self.state_dict().items()}
+        return {rename_to_authors(name, key_map): tensor.contiguous() for name, tensor in self.state_dict().items()}
 
 
 class SystemTokenizer(SystemModule, MediaTokenizer):

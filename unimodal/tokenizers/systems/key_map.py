@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 
+class MisfitError(ValueError):
+    """The tensors of a checkpoint are not those of the tokenizer that is to hold them."""
+
+
 @dataclass(frozen=True)
 class KeyMap:
     """rules: (pattern over our whole name, replacement), of which the first that matches holds; a name without a rule
@@ -39,7 +43,7 @@ def rename_to_authors(name: str, key_map: KeyMap) -> str:
 def fill_strictly(module: nn.Module, weights: Mapping[str, Tensor], key_map: KeyMap, source: str) -> None:
     """Loads every weight and buffer of a module from the authors' tensors.
 
-    Raises ValueError, in one line, naming what is missing, left over or of another shape; source begins that line.
+    Raises MisfitError, in one line, naming what is missing, left over or of another shape; source begins that line.
     """
     names = {name: rename_to_authors(name, key_map) for name in module.state_dict()}
     if key_map.averages:
@@ -53,12 +57,12 @@ def fill_strictly(module: nn.Module, weights: Mapping[str, Tensor], key_map: Key
     for what, odd in (("lacks", missing), ("has beside what this system has", surplus)):
         if odd:
             more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
-            raise ValueError(f"{source} {what} {', '.join(odd[:3])}{more}; is it of another system or size?")
+            raise MisfitError(f"{source} {what} {', '.join(odd[:3])}{more}; is it of another system or size?")
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             found = weights[names[name]]
             if found.shape != tensor.shape:
-                raise ValueError(
+                raise MisfitError(
                     f"{source} has {names[name]} of shape {tuple(found.shape)} where this config has "
                     f"{tuple(tensor.shape)}; is it of another size?"
                 )
