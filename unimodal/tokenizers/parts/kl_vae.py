@@ -14,7 +14,7 @@ from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, Con
 
 class VaeSettings(BaseModel):
     """channels: C. width, multipliers, num_blocks and num_norm_groups: see `ConvSettings`. scale: what a map is
-    multiplied with before it is used."""
+    multiplied with before it is used. encoder_attention: levels of the encoder with attention after every block."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     channels: int = Field(default=16, ge=1)
@@ -23,13 +23,14 @@ class VaeSettings(BaseModel):
     multipliers: tuple[int, ...] = (1, 2, 4, 4)
     num_blocks: int = Field(default=2, ge=1)
     num_norm_groups: int = Field(default=32, ge=1)
+    encoder_attention: tuple[int, ...] = ()
 
     @property
     def factor(self) -> int:
         """Pixels of a position's side."""
         return 2 ** (len(self.multipliers) - 1)
 
-    def choose_trunk(self, latent_width: int) -> ConvSettings:
+    def choose_trunk(self, latent_width: int, attention_levels: tuple[int, ...] = ()) -> ConvSettings:
         """The settings of one side, whose maps have latent_width channels."""
         return ConvSettings(
             width=self.width,
@@ -37,6 +38,7 @@ class VaeSettings(BaseModel):
             num_blocks=self.num_blocks,
             num_norm_groups=self.num_norm_groups,
             latent_width=latent_width,
+            attention_levels=attention_levels,
         )
 
 
@@ -46,14 +48,19 @@ class KlVae(nn.Module):
     def __init__(self, settings: VaeSettings):
         super().__init__()
         self.settings = settings
-        self.encoder = ConvEncoder(settings.choose_trunk(2 * settings.channels))
+        self.encoder = ConvEncoder(settings.choose_trunk(2 * settings.channels, settings.encoder_attention))
         self.decoder = ConvDecoder(settings.choose_trunk(settings.channels))
         self.quant_conv = nn.Conv2d(2 * settings.channels, 2 * settings.channels, 1)
         self.post_quant_conv = nn.Conv2d(settings.channels, settings.channels, 1)
 
     def encode(self, x: Tensor) -> Tensor:
         """x: float [B, 3, H, W] → scaled means [B, C, h, w]."""
-        return self.quant_conv(self.encoder(x))[:, : self.settings.channels] * self.settings.scale
+        return self.encode_distribution(x)[0] * self.settings.scale
+
+    def encode_distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: float [B, 3, H, W] → mean and log-variance (in [-30, 20]), unscaled, [B, C, h, w] each."""
+        mean, log_variance = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-30, 20)
 
     def decode(self, maps: Tensor) -> Tensor:
         """maps: float [B, C, h, w] → [B, 3, H, W]."""

@@ -1,5 +1,5 @@
 """Scalar bins: each dimension of a trained continuous latent becomes a code of its own, without training (TokenBridge,
-arXiv 2503.16430: 64 levels; CubiD: 8 levels in ±9).
+arXiv 2503.16430: 64 levels; CubiD, 2603.19232: 8 levels in ±9).
 
 Shapes: B batch, N positions, D dimensions, which are the groups; K levels.
 """
@@ -19,7 +19,7 @@ class ScalarBinQuantizer(Quantizer):
     φ(b)) / (Φ(b) − Φ(a)), and a value becomes the nearest of these means. There are D groups of K values.
 
     low, high: which values lie at ∓std_range, the same for all dimensions (TokenBridge: ±5); `fit` sets them dimension
-    by dimension from data. TokenBridge's code is followed; CubiD's was not found, its bins are taken to be the same.
+    by dimension from data. TokenBridge's code is followed; CubiD's has the same bins.
     """
 
     center: Tensor
@@ -59,7 +59,7 @@ class ScalarBinQuantizer(Quantizer):
     def to_ids(self, z: Tensor) -> Tensor:
         """z: float32 [..., D] → int64 [..., D]: the nearest mean, the lower of two that are as near."""
         borders = (self.means[1:] + self.means[:-1]) / 2
-        return torch.bucketize((z - self.center) / self.spread, borders)
+        return torch.bucketize(((z - self.center) / self.spread).contiguous(), borders)
 
     def look_up_batch(self, ids: Tensor) -> Tensor:
         return self.means[ids] * self.spread + self.center
