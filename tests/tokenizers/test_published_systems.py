@@ -58,6 +58,8 @@ def make_media(tokenizer) -> torch.Tensor:
     size = tokenizer.picture_size or (32, 32)
     if tokenizer.modality == "audio":
         return torch.rand(2, 1, 4000, generator=generator) * 2 - 1
+    if tokenizer.modality == "mask":
+        return (torch.rand(2, 1, *size, generator=generator) > 0.5).float()
     if tokenizer.modality == "video":
         return torch.rand(2, 3, tokenizer.num_frames or 5, *size, generator=generator)
     return torch.rand(2, 3, *size, generator=generator)

@@ -93,12 +93,18 @@ def count_bits(tokenizer: MediaTokenizer) -> float | None:
 
 
 def count_raw_bits(module: MediaModule) -> float | None:
-    """Bits of the raw medium: three channels of 8 a pixel, 16 a sample for a second; None where no size is known."""
+    """Bits of the raw medium: three channels of 8 a pixel, one a pixel of a mask, 16 a sample for a second; None where
+    no size is known."""
     if module.sample_rate_hz is not None:
         return 16.0 * module.sample_rate_hz
     if module.picture_size is None:
         return None
-    return 24.0 * module.picture_size[0] * module.picture_size[1] * (module.num_frames or 1)
+    return (
+        (1.0 if module.modality == "mask" else 24.0)
+        * module.picture_size[0]
+        * module.picture_size[1]
+        * (module.num_frames or 1)
+    )
 
 
 def list_parts(module: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from unimodal.tokenizers.interface import Condition
 from unimodal.tokenizers.parts.resamplers import QueryMask, QueryReading, QueryStart, Resampler
@@ -136,7 +137,7 @@ class QueryEncoder(nn.Module):
 class QueryDecoder(nn.Module):
     """Tokens → one vector a patch: a class token and a mask token at each patch's place, then the tokens, then text
     where it is read, through transformer blocks. Tokens that are not there are not attended to, which is the same as a
-    shorter sequence."""
+    shorter sequence; with zero_missing they are zeros at their place, which are (HiMTok, arXiv 2503.13026)."""
 
     def __init__(
         self,
@@ -145,8 +146,10 @@ class QueryDecoder(nn.Module):
         num_tokens: int,
         token_width: int,
         text: TextSettings | None = None,
+        zero_missing: bool = False,
     ):
         super().__init__()
+        self.zero_missing = zero_missing
         width, scale = size.width, size.width**-0.5
         self.embed = nn.Linear(token_width, width)
         self.class_token = nn.Parameter(scale * torch.randn(1, width))
@@ -172,7 +175,11 @@ class QueryDecoder(nn.Module):
         positions = self.positions(grid)
         masks = self.mask_token.expand(batch, len(positions) - 1, -1)
         places = torch.cat([self.class_token.expand(batch, 1, -1), masks], 1) + positions
-        parts, seen = [places, self.embed(tokens) + self.token_positions[:num]], [None, kept]
+        embedded = self.embed(tokens)
+        if self.zero_missing:
+            embedded = embedded if kept is None else embedded * kept[..., None]
+            embedded, kept = pad(embedded, (0, 0, 0, len(self.token_positions) - num)), None
+        parts, seen = [places, embedded + self.token_positions[: embedded.shape[1]]], [None, kept]
         if self.text is not None:
             text, text_mask = self.text(condition, batch)
             parts.append(text)

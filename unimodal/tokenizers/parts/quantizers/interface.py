@@ -7,7 +7,8 @@ Shapes: B batch, N positions, D quantized dimensions, M positions of codes (N bu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -53,6 +54,18 @@ class Quantizer(nn.Module, ABC):
     levels: tuple[int, ...] | None = None
     #: how many steps refine each other (books of a residual code, scales of a multi-scale one); 1 elsewhere
     num_levels: int = 1
+    #: see `lend_rows`
+    lent_rows: Tensor | None = None
+
+    @contextmanager
+    def lend_rows(self, rows: Tensor) -> Iterator[None]:
+        """Within it, ``look_up`` takes the first id of a position as a place in rows: float32 [R, D], in place of the
+        codebook: so that a decoder that is given ids decodes any vectors (soft codes, say)."""
+        self.lent_rows = rows
+        try:
+            yield
+        finally:
+            self.lent_rows = None
 
     def forward(
         self,
@@ -85,6 +98,8 @@ class Quantizer(nn.Module, ABC):
     def look_up(self, ids: Tensor) -> Tensor:
         """ids: int64 [..., G] → quantized vectors float32 [..., D], where codes are of one scale; [B, M, G] → [B, N, D]
         otherwise. Fewer groups, or fewer scales, are allowed where they refine each other."""
+        if self.lent_rows is not None:
+            return self.lent_rows[ids[..., 0]]
         with torch.autocast(ids.device.type, enabled=False):
             return self.look_up_batch(ids)
 
