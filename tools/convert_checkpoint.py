@@ -4,7 +4,7 @@
     python tools/convert_checkpoint.py chameleon facebook/chameleon-7b data/models/chameleon [--decoder vqgan.ckpt]
     python tools/convert_checkpoint.py janus deepseek-community/Janus-Pro-1B data/models/janus
     python tools/convert_checkpoint.py tokenizers data/media --image data/models/my_tokenizer \\
-        --audio mimi=kyutai/mimi [--text HuggingFaceTB/SmolLM2-135M]
+        --audio mimi=kyutai/mimi [--text HuggingFaceTB/SmolLM2-135M] [--set audio.num_codebooks=8]
 
 A source is a folder or a hub id with safetensors. A model folder keeps the checkpoint's weights, ids, tokenizer files
 and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint gives:
@@ -16,8 +16,11 @@ and sequence format; `unimodal.pipeline.load` reads it. What each checkpoint giv
   Llama; the picture head is kept as `image_head.safetensors`, and what pictures are read with as `image_reader/`.
 
 `tokenizers` makes what `--set media=FOLDER` of the fine-tuning recipes takes: media tokenizers, each from its folder or
-from a checkpoint of a pretrained family, and the vocabulary of their blocks. With `--text` the folder has text rows
-too, and `recipes/tokenize_dataset.py --set model=FOLDER` reads it.
+from a checkpoint of a pretrained family or of a released system (`unimodal tokenizers list`), and the vocabulary of
+their blocks. `--set MEDIUM.NAME=VALUE` is a setting of `pretrained.load`, such as `image.config=titok-l32`,
+`image.pickle=true`, `image.torchscript=true`, `image.file=NAME`, `image.companion=FOLDER`. Pictures of another shape
+are padded, or as `--fit` says. With `--text` the folder has text rows too, and `recipes/tokenize_dataset.py --set
+model=FOLDER` reads it.
 
 `unimodal export` makes a model folder the checkpoint of its class again; what it needs for that lies in `original/`.
 
@@ -35,11 +38,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from safetensors.torch import save_file
 
+from unimodal.config import apply_override
 from unimodal.export.original import REST_FILE
 from unimodal.files import join_lines
 from unimodal.media.registry import MEDIA, load_plugins
@@ -59,6 +63,7 @@ from unimodal.tokenizers import (
     load_tokenizer,
     pretrained,
 )
+from unimodal.tokenizers.interface import FitMode
 from unimodal.tokenizers.pretrained.base import check_kind, list_checkpoint_weights, load_reference
 from unimodal.tokenizers.pretrained.janus import JanusReader
 from unimodal.vocabulary import Block, Control, Segment, SpanLayout, make_media_vocabulary, read_vocabulary
@@ -366,10 +371,13 @@ def convert_janus(folder: Path, new: Path) -> None:
 # ---- tokenizers alone
 
 
-def make_tokenizers(opened: Mapping[str, tuple[MediaTokenizer, Path | None]], new: Path, text: str | None) -> None:
+def make_tokenizers(
+    opened: Mapping[str, tuple[MediaTokenizer, Path | None]], new: Path, text: str | None, fit: FitMode
+) -> None:
     """The tokenizers, the vocabulary of their blocks in that order, and the text rows of `text`.
 
-    opened: medium → its tokenizer and, where it is saved already, its folder.
+    opened: medium → its tokenizer and, where it is saved already, its folder. fit: how a picture of another shape
+    becomes one of the tokenizer's size.
     """
     tokenizers = [tokenizer for tokenizer, _ in opened.values()]
     for modality, (tokenizer, folder) in opened.items():
@@ -386,29 +394,48 @@ def make_tokenizers(opened: Mapping[str, tuple[MediaTokenizer, Path | None]], ne
         vocabulary = make_media_vocabulary(tokenizers, words.size, words.reserved_ids, words.sha256)
         vocabulary.save(new / "vocabulary.json")
         save_hub_tokenizer(new, vocabulary, words)
-    write_json(new / PROCESSOR_FILE, ProcessorConfig().model_dump(mode="json"))
+    write_json(new / PROCESSOR_FILE, ProcessorConfig(image_fit=fit).model_dump(mode="json"))
 
 
 def open_tokenizer(
-    modality: str, named: str, others: Mapping[str, tuple[MediaTokenizer, Path | None]]
+    modality: str,
+    named: str,
+    others: Mapping[str, tuple[MediaTokenizer, Path | None]],
+    settings: Mapping[str, object],
 ) -> tuple[MediaTokenizer, Path | None]:
     """The tokenizer that `--image NAMED` means, and its folder: of a saved one, or None of a checkpoint family=source.
 
-    others: those before it, of which it may continue one. Raises ValueError for one of another medium.
+    others: those before it, of which it may continue one. settings: of `pretrained.load`. Raises ValueError for one of
+    another medium, for one of latents, and for settings of a saved one.
     """
     family, equals, source = named.partition("=")
     if not equals and not is_tokenizer(Path(named)):
         raise ValueError(
             f"--{modality} {named!r}: name the folder of a tokenizer, or write family=source, such as mimi=kyutai/mimi"
         )
+    if settings and not equals:
+        raise ValueError(f"{named} is a saved tokenizer with its own settings; leave --set {modality}.… out")
     if equals:
-        tokenizer = pretrained.load(family, source)
+        tokenizer = pretrained.load(family, source, **settings)
     else:
         begun = find_continued_medium(named)
         tokenizer = load_tokenizer(named, others[begun][0] if begun in others else None)
     if tokenizer.modality != modality:
         raise ValueError(f"{family if equals else named} is a tokenizer of {tokenizer.modality}, not of {modality}")
     return tokenizer, None if equals else Path(named)
+
+
+def read_settings(overrides: Sequence[str], given: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    """Medium → its settings, from `MEDIUM.NAME=VALUE`. ValueError for a medium whose tokenizer is not named."""
+    found: dict[str, object] = {}
+    for override in overrides:
+        apply_override(found, override)
+    settings: dict[str, dict[str, object]] = {}
+    for medium, values in found.items():
+        if medium not in given or not isinstance(values, dict):
+            raise ValueError(f"--set {medium}: write MEDIUM.NAME=VALUE, where --MEDIUM is given, too")
+        settings[medium] = values
+    return settings
 
 
 # ---- the command
@@ -443,19 +470,20 @@ def run(options: argparse.Namespace) -> None:
         given = {name: getattr(options, name) for name in MEDIA if getattr(options, name)}
         if not given:
             raise ValueError("name at least one tokenizer, such as --audio mimi=kyutai/mimi")
+        settings = read_settings(options.overrides, given)
         opened: dict[str, tuple[MediaTokenizer, Path | None]] = {}
         for name, named in given.items():
-            opened[name] = open_tokenizer(name, named, opened)
-        write_whole_or_nothing(options.out, lambda new: make_tokenizers(opened, new, options.text))
+            opened[name] = open_tokenizer(name, named, opened, settings.get(name, {}))
+        write_whole_or_nothing(options.out, lambda new: make_tokenizers(opened, new, options.text, options.fit))
         return
-    settings: dict[str, object] = {}
+    own: dict[str, object] = {}
     if options.kind == "emu3" and options.grid:
-        settings["grid"] = find_grid(options.grid)
+        own["grid"] = find_grid(options.grid)
     if options.kind == "chameleon":
-        settings["decoder"] = options.decoder
+        own["decoder"] = options.decoder
     convert = {"emu3": convert_emu3, "chameleon": convert_chameleon, "janus": convert_janus}[options.kind]
     folder = pretrained.find(options.source)
-    write_whole_or_nothing(options.out, lambda new: convert(folder, new, **settings))
+    write_whole_or_nothing(options.out, lambda new: convert(folder, new, **own))
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -474,6 +502,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     media.add_argument("out", type=Path)
     for modality in MEDIA:
         media.add_argument(f"--{modality}", metavar="FOLDER", help="a saved tokenizer, or FAMILY=SOURCE")
+    media.add_argument(
+        "--set", action="append", default=[], metavar="MEDIUM.NAME=VALUE", dest="overrides",
+        help="a setting of a checkpoint; may be repeated",
+    )  # fmt: skip
+    media.add_argument(
+        "--fit", choices=get_args(FitMode), default="pad", help="how pictures of another shape get the tokenizer's size"
+    )
     media.add_argument("--text", metavar="SOURCE", help="a folder or hub id with the tokenizer.json of text rows")
     return parser.parse_args(arguments)
 

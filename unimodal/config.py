@@ -58,7 +58,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None = None, overrides: S
     """
     values = {} if path is None else _read_yaml(Path(path))
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     try:
         return cls.model_validate(_fill_from_defaults(cls, None, values))
     except ValidationError as error:
@@ -192,7 +192,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
     return values
 
 
-def _apply_override(values: dict[str, object], override: str) -> None:
+def apply_override(values: dict[str, object], override: str) -> None:
     """Put one `a.b=c` into the nested `values`; a number addresses an item of a list (`sources.0.weight=2`)."""
     key, equals, text = override.partition("=")
     *parents, last = key.strip().split(".")

@@ -1,0 +1,105 @@
+"""Published systems, from a folder or their authors' checkpoint, on the way to a language model and back to files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.campaigns import is_study
+from tests.recipes.conftest import tiny_base  # noqa: F401 - the fixture
+from tests.recipes.test_finetune_lora import recipe
+from tests.tokenizers.released import build_small, clone_state, write_checkpoint
+from tools import convert_checkpoint
+from unimodal.coder.media_coder import load_coder
+from unimodal.pipeline import load
+from unimodal.tokenizers import load_tokenizer
+
+
+def run(*arguments):
+    convert_checkpoint.main([str(argument) for argument in arguments])
+
+
+def test_settings_of_a_checkpoint_are_given_by_medium(tmp_path, capsys):
+    tokenizer = build_small("titok-s128")
+    settings = write_checkpoint(tokenizer, tmp_path / "safe")
+    torch.save({"state_dict": clone_state(tokenizer)}, tmp_path / "titok.bin")
+    checkpoint = ["--image", f"titok={tmp_path / 'titok.bin'}", "--set", f"image.config={settings}"]
+    run("tokenizers", tmp_path / "media", *checkpoint, "--set", "image.pickle=true")
+    made = load_tokenizer(tmp_path / "media" / "image_tokenizer")
+    assert made.sha256 == tokenizer.sha256 and made.config.licence == "Apache-2.0"
+    again = ["--image", f"titok={tmp_path / 'media' / 'image_tokenizer'}"]
+    run("tokenizers", tmp_path / "again", *again)
+    assert load_tokenizer(tmp_path / "again" / "image_tokenizer").sha256 == tokenizer.sha256
+    capsys.readouterr()
+    for more, said in [
+        (checkpoint, "is a pickle; allow its bare tensors with pickle=True"),
+        ([*checkpoint, "--set", "image.width=3"], "titok has no setting 'width'; it has config, pickle, torchscript"),
+        ([*checkpoint, "--set", "audio.pickle=true"], "--set audio: write MEDIUM.NAME=VALUE"),
+        ([*checkpoint, "--set", "image=3"], "--set image: write MEDIUM.NAME=VALUE"),
+        ([*again, "--set", "image.pickle=true"], "is a saved tokenizer with its own settings; leave pickle out"),
+        (["--image", again[1].partition("=")[2], "--set", "image.pickle=true"], "leave --set image"),
+        (["--image", f"titok_latents={tmp_path / 'safe'}"], "gives continuous latents"),
+    ]:
+        with pytest.raises(SystemExit):
+            run("tokenizers", tmp_path / "no", *more)
+        [line] = capsys.readouterr().err.strip().splitlines()
+        assert said in line, line
+        assert not (tmp_path / "no").exists()
+
+
+#: layouts of every kind: flat and split ids, several books, scales, a prefix, any size, frames
+ROUTES = (
+    "llamagen-vq16", "ibq-262144", "wetok-192", "unitok-large", "imagefolder-msvr10p2-4096", "titok-s128", "gigatok-ss",
+    "cosmos-di-8x8", "tokenflow-siglip", "omnitokenizer", "cosmos-dv-4x8x8", "omnitokenizer-video",
+    "open-magvit2-video", "flextok-d12-d12",
+)  # fmt: skip
+#: of these a model is trained for a step, and writes a medium
+TRAINED = ("unitok-large", "omnitokenizer-video")
+
+
+@pytest.mark.parametrize("system", ROUTES if is_study() else ROUTES[1:4:2] + ROUTES[4:6] + ROUTES[10:12])
+def test_a_trained_system_is_one_command_from_a_language_model(system, tiny_base, tmp_path, capsys):  # noqa: F811
+    tokenizer = build_small(system).round_to_half()
+    tokenizer.save(tmp_path / "trained")
+    medium = tokenizer.modality
+    run("tokenizers", tmp_path / "media", f"--{medium}", tmp_path / "trained", "--fit", "crop")
+    assert json.loads((tmp_path / "media" / "processor_config.json").read_text())["image_fit"] == "crop"
+    file = write_medium(tokenizer, tmp_path)
+    for folder in (tmp_path / "media", tmp_path / "trained"):
+        coder = load_coder(folder)
+        codes = coder.tokenize(file)
+        made = coder.detokenize(codes)
+        assert made.modality == medium and tuple(made.media.shape[-2:]) == tokenizer.picture_size
+    asked = {"type": medium, "path": file.name}
+    turns = [{"role": "user", "content": [asked, {"type": "text", "text": "what is it?"}]},
+             {"role": "assistant", "content": "noise"}]  # fmt: skip
+    (tmp_path / "data.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 6) + "\n")
+    capsys.readouterr()
+    settings = [
+        f"base={tiny_base}", f"media={tmp_path}/media", f"out={tmp_path}/out", f"run={tmp_path}/run",
+        f"corpus={{datasets: [{{path: {tmp_path}/data.jsonl}}], codes: {tmp_path}/codes, length: 1500, "
+        "tokens_per_batch: 1500, validation_share: 0.3, batches_per_window: 1}",
+        "lora.rank=4", "loop.steps=1", "loop.warmup_steps=1",
+    ]  # fmt: skip
+    recipe("finetune_lora", *settings, flags=["--dry-run"])
+    plan = capsys.readouterr().out
+    assert f"{medium} ({medium})" in plan and "one step: loss" in plan
+    if system in TRAINED:
+        recipe("finetune_lora", *settings)
+        answer = load(tmp_path / "out", device="cpu").generate("noise", to=medium)
+        assert tuple(answer.media.shape) == tuple(made.media.shape)
+
+
+def write_medium(tokenizer, folder):
+    """A file of noise that is wider than high."""
+    generator = np.random.default_rng(0)
+    if tokenizer.modality == "image":
+        path = folder / "noise.png"
+        Image.fromarray(generator.integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(path)
+        return path
+    path = folder / "noise.gif"
+    frames = [Image.fromarray(generator.integers(0, 256, (40, 70, 3), dtype=np.uint8)) for _ in range(24)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    return path
