@@ -35,6 +35,8 @@ def load_mask(source: MediaSource, target: FileTarget, limits: MediaLimits) -> T
     if header is None:
         raise ValueError(f"{name} is no portable bitmap (P4); convert it, or export it again")
     width, height = int(header[1]), int(header[2])
+    if width * height > limits.max_pixels:
+        raise ValueError(f"{name} has {width}×{height} pixels, more than max_pixels = {limits.max_pixels}")
     row = (width + 7) // 8
     body = data[header.end() : header.end() + row * height]
     if not width or not height or len(body) < row * height:
