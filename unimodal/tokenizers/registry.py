@@ -154,6 +154,7 @@ FAMILIES: dict[str, str] = {
     "unitok": "unimodal.tokenizers.systems.unitok:UnitokTokenizer",
     "kl_vae": "unimodal.tokenizers.systems.kl_vae:KlVaeTokenizer",
     "rae": "unimodal.tokenizers.systems.rae:RaeTokenizer",
+    "mingtok": "unimodal.tokenizers.systems.mingtok:MingtokTokenizer",
     "tokenbridge": "unimodal.tokenizers.systems.tokenbridge:TokenBridgeTokenizer",
     "tokenbridge_video": "unimodal.tokenizers.systems.tokenbridge:TokenBridgeVideo",
     "dualtoken": "unimodal.tokenizers.systems.dualtoken:DualTokenTokenizer",

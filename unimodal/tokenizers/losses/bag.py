@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unimodal.tokenizers.losses.adversarial import AdversarialLoss
 from unimodal.tokenizers.losses.alignment import CosineAlignment
-from unimodal.tokenizers.losses.caption import CaptionLoss, CaptionModel
+from unimodal.tokenizers.losses.caption import CaptionLoss, CaptionModel, HubCaptionModel
 from unimodal.tokenizers.losses.frozen_features import FrozenFeatures, load_frozen
 from unimodal.tokenizers.losses.judges import FeatureJudge, PatchJudge, WaveJudge
 from unimodal.tokenizers.losses.perceptual import Lpips, PerceptualLoss
@@ -65,8 +65,10 @@ class LossBag(nn.Module):
             self.alignment = CosineAlignment(widths[name], width, settings.alignment.hidden)
         self.caption: CaptionLoss | None = None
         if settings.caption:
+            if caption_model is None and settings.caption_model is not None:
+                caption_model, caption_widths = self._load_captioner(settings.caption_model, features or {})
             if caption_model is None or caption_widths is None:
-                raise ValueError("the caption loss needs a language model; give LossBag a caption_model and its widths")
+                raise ValueError("the caption loss needs a language model; name its folder in losses.caption_model")
             self.caption = CaptionLoss(*caption_widths, caption_model)
 
     @staticmethod
@@ -100,6 +102,14 @@ class LossBag(nn.Module):
         else:
             judge = PatchJudge(settings.width, settings.num_layers)
         return AdversarialLoss(judge, settings.kind, settings.adaptive, settings.lecam, settings.lecam_decay)
+
+    @staticmethod
+    def _load_captioner(folder: str, features: Mapping[str, int]) -> tuple[CaptionModel, tuple[int, int]]:
+        if "codes" not in features:
+            there = ", ".join(features) or "none"
+            raise ValueError(f'the caption loss reads the features "codes", and this tokenizer gives {there}')
+        model = HubCaptionModel(folder)
+        return model, (features["codes"], model.width)
 
     def _load_frozen(self, network: str) -> FrozenFeatures:
         if network not in self.frozen:

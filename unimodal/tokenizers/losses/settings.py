@@ -58,7 +58,9 @@ class AlignmentSettings(Config):
 
 class LossSettings(Config):
     """Weights of the losses; 0 or null leaves one out. quantizer: of what quantizer and system add of their own.
-    spectral: of sounds, at three resolutions. frames: of a clip that pictures' losses look at, drawn at random."""
+    spectral: of sounds, at three resolutions. caption: of the words that a language model reads off the codes;
+    caption_model: the folder of that model, one of transformers, which stays as it is. frames: of a clip that pictures'
+    losses look at, drawn at random."""
 
     l1: float = Field(0.0, ge=0)
     l2: float = Field(1.0, ge=0)
@@ -68,6 +70,7 @@ class LossSettings(Config):
     adversarial: Annotated[AdversarialSettings | None, BeforeValidator(_expand)] = None
     alignment: AlignmentSettings | None = None
     caption: float = Field(0.0, ge=0)
+    caption_model: str | None = None
     frames: int = Field(4, ge=1)
 
     def read_weights(self) -> dict[str, float]:

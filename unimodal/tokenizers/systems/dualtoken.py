@@ -186,7 +186,7 @@ class DualTokenTokenizer(SystemTokenizer):
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
         """The loss holds both halves' commitments and, `meaning_weight` times, squared error + 1 − cosine between the
-        pooled feature of the codes and that of the tower. features: `picture` [B, 1, K]."""
+        pooled feature of the codes and that of the tower. features: `picture` [B, 1, K], `codes` [B, N, 2·D]."""
         z, deep = self.encode_latents(x)
         made = self.quantizer(z, generator=generator)
         with torch.no_grad():
@@ -195,6 +195,5 @@ class DualTokenTokenizer(SystemTokenizer):
         apart = mse_loss(pooled, wanted) + 1 - cosine_similarity(pooled, wanted, dim=-1).mean()
         loss = 2 * made.loss + self.config.meaning_weight * apart  # the quantizer gives the mean of its two halves
         numbers = {**made.numbers, "meaning_distance": float(apart.detach())}
-        return Reconstruction(
-            self.decode_latents(made.values), loss, made.ids, numbers, {"picture": pooled.unsqueeze(1)}
-        )
+        features = {"picture": pooled.unsqueeze(1), "codes": made.values}
+        return Reconstruction(self.decode_latents(made.values), loss, made.ids, numbers, features)

@@ -179,6 +179,7 @@ class VqganTokenizer(SystemTokenizer):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
+        """features: `codes` [B, N, D], the quantized vectors."""
         z = self.embed(x)
         quantized = self.quantizer(z)
         noise = None
@@ -186,7 +187,8 @@ class VqganTokenizer(SystemTokenizer):
             noise = torch.randn(z.shape, generator=generator, device=None if generator is None else generator.device)
             noise = noise.to(z)
         decoded = self.paint(quantized.values, self.find_grid(x), noise)
-        return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers)
+        features = {"codes": quantized.values}
+        return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers, features)
 
     # ---- what its authors write
 
