@@ -154,7 +154,11 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
         return load_initial(cfg, cfg.initial)
     settings: dict[str, JsonValue] = {"family": cfg.family, **cfg.tokenizer}
     if cfg.system is not None:
-        settings = {**read_system(cfg.system).choose_settings(cfg.small), **cfg.tokenizer}
+        system = read_system(cfg.system)
+        if cfg.small and not system.small:
+            raise ValueError(f"{cfg.system} has no small form; another size of {system.system} has one, or set sizes "
+                             "of your own with tokenizer.NAME=")  # fmt: skip
+        settings = {**system.choose_settings(cfg.small), **cfg.tokenizer}
     kind = find_family_class(str(settings["family"]))
     alone = issubclass(kind, LatentTokenizer) or (issubclass(kind, MediaTokenizer) and kind.continues is None)
     if not alone:

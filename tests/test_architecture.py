@@ -271,6 +271,15 @@ def test_the_check_of_names_sees_functions_methods_and_closures():
     assert find_participles(source + "\ndef fit():\n    def fitting(): ...") == ["_coded_row", "fitting"]
 
 
+def test_no_two_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for module, source in read_sources().items():
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}, "one name, one thing"
+
+
 # ---- start-up -------------------------------------------------------------------------------------------------------
 
 HELP = ["-c", "from unimodal.cli.app import main; main()", "--help"]  # what the `unimodal` script does

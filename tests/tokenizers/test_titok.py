@@ -11,7 +11,7 @@ from unimodal.tokenizers.codes import Codes, Latents
 from unimodal.tokenizers.interface import Condition
 from unimodal.tokenizers.parts.codebook_clustering import pull_unused_codes
 from unimodal.tokenizers.systems.titok import TATiTokTokenizer, TiTokLatents, TiTokTokenizer
-from unimodal.tokenizers.systems.titok_names import SIZES, read_settings
+from unimodal.tokenizers.systems.titok_names import SIZES, read_titok_settings
 
 SIZE = {"width": 32, "num_layers": 2, "num_heads": 4}
 KINDS = {
@@ -25,7 +25,7 @@ KINDS = {
 
 def read_config(kind, reference):
     """Our settings of a reference file: the authors' config, with the constants that were lowered for it."""
-    settings = read_settings(reference.config, latents=kind is TiTokLatents, text=kind.reads_text)
+    settings = read_titok_settings(reference.config, latents=kind is TiTokLatents, text=kind.reads_text)
     pixel = reference.facts.get("config_pixel")
     if pixel is not None:
         settings["proxy"] = {

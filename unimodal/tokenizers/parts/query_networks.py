@@ -17,16 +17,8 @@ from torch.nn.functional import pad
 
 from unimodal.tokenizers.interface import Condition
 from unimodal.tokenizers.parts.resamplers import QueryMask, QueryReading, QueryStart, Resampler
+from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.vit import GridSize, LearnedPositions, PatchEmbedding, VitBlock
-
-
-class TransformerSize(BaseModel):
-    """width, layers and heads of a transformer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    width: int = Field(ge=1)
-    num_layers: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
 
 
 class TextSettings(BaseModel):

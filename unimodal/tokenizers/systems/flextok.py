@@ -24,7 +24,7 @@ from unimodal.tokenizers.parts.prefix import PrefixPolicy, make_prefix_mask
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 from unimodal.tokenizers.parts.trunks.flex import FlexBlock, Modulation, PatchLayer, TimeEmbedding, norm_plain
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
-from unimodal.tokenizers.systems.flextok_names import KEY_MAP, read_settings, reshape_attention
+from unimodal.tokenizers.systems.flextok_names import KEY_MAP, read_flextok_settings, reshape_attention
 from unimodal.tokenizers.systems.key_map import KeyMap
 
 
@@ -293,7 +293,7 @@ class FlexTokTokenizer(SystemTokenizer):
     def read_authors_config(cls, fields: Mapping[str, object]) -> FlexTokConfig:
         """From the settings of the chains of modules, as a checkpoint's config.json has them (their names are partly an
         assumption, see `flextok_names`). ValueError for what is not there."""
-        return FlexTokConfig.model_validate(read_settings(fields))
+        return FlexTokConfig.model_validate(read_flextok_settings(fields))
 
     @classmethod
     def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:

@@ -52,7 +52,7 @@ def reshape_attention(weights: Mapping[str, Tensor], square: bool) -> dict[str, 
     return shaped
 
 
-def read_settings(fields: Mapping[str, object]) -> dict[str, object]:
+def read_flextok_settings(fields: Mapping[str, object]) -> dict[str, object]:
     """Our settings from a config of the authors' modules. ValueError for a config that is none of FlexTok's."""
     found = AuthorsFields(fields).open("config")
     encoder, decoder = found.open("encoder", "module_dict"), found.open("decoder", "module_dict")

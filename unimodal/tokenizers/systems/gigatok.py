@@ -21,7 +21,8 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import make_quantizer
-from unimodal.tokenizers.parts.trunks.map_tokens import MapToTokens, TokenForm, TokensToMap, TransformerSize
+from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
+from unimodal.tokenizers.parts.trunks.map_tokens import MapToTokens, TokenForm, TokensToMap
 from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, ConvSettings
 from unimodal.tokenizers.rows import check_counts
 from unimodal.tokenizers.stored import TokenizerConfig

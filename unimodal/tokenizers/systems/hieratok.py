@@ -19,8 +19,9 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.heads.pixels import PatchHead
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
-from unimodal.tokenizers.parts.query_networks import TransformerSize, init_weights
+from unimodal.tokenizers.parts.query_networks import init_weights
 from unimodal.tokenizers.parts.resamplers import build_query_mask, pool_scales
+from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.vit import VisionTransformer, VitBlock
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
 

@@ -23,7 +23,8 @@ from torch.nn.functional import pixel_shuffle
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
-from unimodal.tokenizers.parts.trunks.hub_vit import HubVit, HubVitSizes
+from unimodal.tokenizers.parts.trunks.blocks import make_tanh_pair
+from unimodal.tokenizers.parts.trunks.hub_vit import HubPatchEmbedding, HubVit, HubVitSizes
 from unimodal.tokenizers.rows import group_by_size
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
@@ -60,18 +61,6 @@ class MotoConfig(SystemConfig):
     fps: float = Field(5.0, gt=0)
 
 
-class PatchEmbedding(nn.Module):
-    """A vector for every patch."""
-
-    def __init__(self, width: int, patch: int):
-        super().__init__()
-        self.projection = nn.Conv2d(3, width, patch, stride=patch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [B, 3, H, W] → [B, P, width]."""
-        return self.projection(x).flatten(2).transpose(1, 2)
-
-
 class MaskedAutoencoderTrunk(HubVit):
     """The encoder of ViT-MAE (arXiv 2111.06377) that masks nothing and keeps the order of patches."""
 
@@ -80,7 +69,7 @@ class MaskedAutoencoderTrunk(HubVit):
         self.embeddings = nn.Module()
         self.embeddings.cls_token = nn.Parameter(torch.randn(1, 1, sizes.width) * 0.02)
         self.embeddings.position_embeddings = nn.Parameter(torch.randn(1, 1 + num_patches, sizes.width) * 0.02)
-        self.embeddings.patch_embeddings = PatchEmbedding(sizes.width, patch)
+        self.embeddings.patch_embeddings = HubPatchEmbedding(sizes.width, patch)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, 3, H, W], scaled → [B, 1 + P, D], the class token first."""
@@ -128,7 +117,7 @@ class MotionDecoderTrunk(HubVit):
     def __init__(self, sizes: HubVitSizes, patch: int, num_queries: int, num_patches: int):
         super().__init__(sizes)
         self.embeddings = nn.Module()
-        self.embeddings.patch_embeddings = PatchEmbedding(sizes.width, patch)
+        self.embeddings.patch_embeddings = HubPatchEmbedding(sizes.width, patch)
         self.embeddings.query_pooling_layer = nn.Linear(num_queries * sizes.width, sizes.width)
         self.embeddings.position_embeddings = nn.Parameter(torch.randn(1, num_patches, sizes.width) * 0.02)
 
@@ -153,10 +142,6 @@ class MotionDecoder(nn.Module):
         side = x.shape[2] // self.patch
         features = self.transformer(x, motion).transpose(1, 2).unflatten(2, (side, -1))
         return pixel_shuffle(self.decoder(features), self.patch)
-
-
-def make_bottleneck(inputs: int, inner: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, inner), nn.Tanh(), nn.Linear(inner, outputs))
 
 
 class MotoTokenizer(SystemTokenizer):
@@ -200,8 +185,8 @@ class MotoTokenizer(SystemTokenizer):
             1 + num_seen,
             config.typed,
         )
-        self.vq_down_resampler = make_bottleneck(config.former_width, config.decoder_width, config.code_width)
-        self.vq_up_resampler = make_bottleneck(config.code_width, config.code_width, config.decoder_width)
+        self.vq_down_resampler = make_tanh_pair(config.former_width, config.decoder_width, config.code_width)
+        self.vq_up_resampler = make_tanh_pair(config.code_width, config.code_width, config.decoder_width)
         self.quantizer = VectorQuantizer(config.codebook_size, config.code_width)
         self.decoder = MotionDecoder(
             HubVitSizes(

@@ -114,7 +114,7 @@ def rotate_places(x: Tensor, width: int) -> Tensor:
     return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
 
 
-class Attention(nn.Module):
+class CosineAttention(nn.Module):
     """Cosine attention of scale 8; only queries read the norm of the input."""
 
     def __init__(self, sizes: OmniSizes, causal: bool, positions: Positions):
@@ -188,7 +188,7 @@ class WindowAttention(nn.Module):
         return out.transpose(2, 3).reshape(x.shape)
 
 
-class GatedForward(nn.Module):
+class GeluGate(nn.Module):
     """The product of one half of the hidden units with the GELU of the other."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def make_feed_forward(sizes: OmniSizes) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(sizes.width),
         nn.Linear(sizes.width, 2 * inner, bias=False),
-        GatedForward(),
+        GeluGate(),
         nn.Identity(),  # where the authors have dropout: the numbers of the weights count it
         nn.Linear(inner, sizes.width, bias=False),
     )
@@ -217,7 +217,7 @@ class Transformer(nn.Module):
         for block in blocks:
             if block == "t":
                 positions: Positions = "relative" if in_time else sizes.positions
-                attention: nn.Module = Attention(sizes, in_time and sizes.causal, positions)
+                attention: nn.Module = CosineAttention(sizes, in_time and sizes.causal, positions)
                 parts = [PositionConv(sizes), attention, nn.Identity(), make_feed_forward(sizes)]
             else:
                 parts = [nn.Identity(), WindowAttention(sizes), nn.Identity(), make_feed_forward(sizes)]

@@ -20,6 +20,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.parts.trunks.beit import BeitBlock
+from unimodal.tokenizers.parts.trunks.blocks import make_tanh_pair
 from unimodal.tokenizers.parts.trunks.query_former import QueryFormer, QueryFormerSizes
 from unimodal.tokenizers.parts.trunks.timm_vit import PatchProjection, TimmBlock
 from unimodal.tokenizers.rows import check_counts
@@ -86,10 +87,6 @@ class EvaTower(nn.Module):
         return h
 
 
-def make_task_layer(inputs: int, inner: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, inner), nn.Tanh(), nn.Linear(inner, outputs))
-
-
 class SeedTokenizer(SystemTokenizer):
     """Pictures of one size → Q codes, each of which depends on the queries before it alone.
 
@@ -118,8 +115,8 @@ class SeedTokenizer(SystemTokenizer):
         self.ln_vision = nn.LayerNorm(config.tower_width)
         self.former = QueryFormer(sizes, config.tower_width)
         self.query_tokens = nn.Parameter(torch.randn(1, config.num_queries, width) * 0.02)
-        self.encode_task_layer = make_task_layer(width, width, config.code_width)
-        self.decode_task_layer = make_task_layer(config.code_width, config.code_width, width)
+        self.encode_task_layer = make_tanh_pair(width, width, config.code_width)
+        self.decode_task_layer = make_tanh_pair(config.code_width, config.code_width, width)
         self.quantizer = VectorQuantizer(config.codebook_size, config.code_width)
         self.pos_embed_image = nn.Parameter(torch.zeros(1, config.num_queries, width))
         self.blocks_image = nn.ModuleList(

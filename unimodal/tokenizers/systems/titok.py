@@ -23,10 +23,11 @@ from unimodal.tokenizers.parts.prefix import PrefixPolicy, make_prefix_mask
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer
-from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder, TextSettings, TransformerSize
+from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder, TextSettings
+from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
 from unimodal.tokenizers.systems.key_map import KeyMap
-from unimodal.tokenizers.systems.titok_names import KEY_MAP, read_settings
+from unimodal.tokenizers.systems.titok_names import KEY_MAP, read_titok_settings
 
 
 class ProxySettings(BaseModel):
@@ -215,7 +216,7 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
     def read_authors_config(cls, fields: Mapping[str, object]) -> TiTokConfig:
         """From the YAML or config.json of TiTok, One-D-Piece or, where the family reads text, TA-TiTok. ValueError for
         what is not there, and for a checkpoint of the first stage, whose decoder makes no pixels."""
-        return cls.config_class.model_validate(read_settings(fields, latents=False, text=cls.reads_text))
+        return cls.config_class.model_validate(read_titok_settings(fields, latents=False, text=cls.reads_text))
 
     def decode_tokens(self, tokens: Tensor, kept: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         made = super().decode_tokens(tokens, kept, condition)
@@ -291,7 +292,7 @@ class TiTokLatents(QueryTokenNetworks, SystemLatents):
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> TiTokLatentsConfig:
         """From a YAML or config.json with quantize_mode: vae. ValueError for another."""
-        return cls.config_class.model_validate(read_settings(fields, latents=True, text=cls.reads_text))
+        return cls.config_class.model_validate(read_titok_settings(fields, latents=True, text=cls.reads_text))
 
     def encode_distribution(
         self, x: Tensor, condition: Condition | None = None, generator: torch.Generator | None = None

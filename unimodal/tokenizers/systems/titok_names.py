@@ -43,7 +43,7 @@ KEY_MAP = KeyMap(
 SIZES = {"small": (512, 8, 8), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
-def read_settings(fields: Mapping[str, object], latents: bool, text: bool) -> dict[str, object]:
+def read_titok_settings(fields: Mapping[str, object], latents: bool, text: bool) -> dict[str, object]:
     """Our settings from the authors' YAML or config.json. latents: of the variant with continuous tokens; text: of
     TA-TiTok, whose YAML need not say that it is. ValueError for a field that is missing or of another kind, naming it.
     """

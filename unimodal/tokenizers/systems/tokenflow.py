@@ -24,6 +24,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import MultiScaleQuantizer, SharedIndexQuantizer
 from unimodal.tokenizers.parts.trunks.beit import BeitBlock
+from unimodal.tokenizers.parts.trunks.blocks import make_tanh_pair
 from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, ConvSettings
 from unimodal.tokenizers.rows import decode_rows
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -113,10 +114,6 @@ class SiglipScaling(nn.Module):
         return (((x + 1) * 127.5).clamp(0, 255) / 255 - self.shift) / self.scale
 
 
-def make_task_layer(width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, outputs))
-
-
 class TokenflowTokenizer(SystemTokenizer):
     """Pictures of one size ⇄ the codes of all scales. Those of the first whole scales decode to a coarser picture.
 
@@ -151,9 +148,9 @@ class TokenflowTokenizer(SystemTokenizer):
         self.encoder, self.decoder = ConvEncoder(encoder), ConvDecoder(decoder)
         self.quant_conv = nn.Conv2d(config.latent_width, config.look_dims, 1)
         self.post_quant_conv = nn.Conv2d(config.look_dims, config.latent_width, 1)
-        self.encode_task_layer = make_task_layer(config.tower_width, config.meaning_dims)
+        self.encode_task_layer = make_tanh_pair(config.tower_width, config.tower_width, config.meaning_dims)
         self.meaning_decoder = MeaningDecoder(config.meaning_dims, side, config)
-        self.decode_task_layer = make_task_layer(config.meaning_width, config.tower_width)
+        self.decode_task_layer = make_tanh_pair(config.meaning_width, config.meaning_width, config.tower_width)
         book = SharedIndexQuantizer(
             config.codebook_size, (config.meaning_dims, config.look_dims), commitment=config.commitment,
             entropy_weight=config.entropy_weight,

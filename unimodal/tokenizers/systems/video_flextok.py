@@ -124,7 +124,7 @@ class StepEncoder(FlexEncoder):
         return self.out(norm_plain(x[:, num_steps * patches.shape[2] :])).unflatten(1, (num_steps, -1))
 
 
-class StepDecoder(FlexDecoder):
+class TimeStepDecoder(FlexDecoder):
     """Noisy maps of S steps, their time and the codes → the velocity of the flow, blind to later steps."""
 
     def __init__(self, config: VideoFlexTokConfig):
@@ -172,7 +172,7 @@ class VideoFlexTokTokenizer(SystemTokenizer):
 
     def __init__(self, config: VideoFlexTokConfig):
         super().__init__(config)
-        self.encoder, self.decoder = StepEncoder(config), StepDecoder(config)
+        self.encoder, self.decoder = StepEncoder(config), TimeStepDecoder(config)
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.codebook_sizes = self.quantizer.codebook_sizes
         num_steps = config.count_steps(config.num_frames)

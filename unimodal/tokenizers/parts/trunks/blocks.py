@@ -5,7 +5,17 @@ Shapes: B batch, N tokens, D width, C channels, H/W height and width.
 
 from __future__ import annotations
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+
+class TransformerSize(BaseModel):
+    """Width, layers and heads of a transformer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    width: int = Field(ge=1)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
 
 
 class TransformerBlock(nn.Module):
@@ -50,3 +60,8 @@ class ResidualConv(nn.Module):
         """x: [B, C, H, W] → the same shape."""
         y = self.conv1(nn.functional.silu(self.norm1(x)))
         return x + self.conv2(nn.functional.silu(self.norm2(y)))
+
+
+def make_tanh_pair(inputs: int, inner: int, outputs: int) -> nn.Sequential:
+    """Two matrices with a tanh between: the way to a code's few dimensions and back in SEED, Moto and TokenFlow."""
+    return nn.Sequential(nn.Linear(inputs, inner), nn.Tanh(), nn.Linear(inner, outputs))

@@ -2,7 +2,7 @@
 
 Pre-norm layers with separate projections of queries, keys and values (Dosovitskiy et al., arXiv 2010.11929).
 
-Shapes: B batch, N tokens, D width.
+Shapes: B batch, N tokens, P patches, D width.
 """
 
 from __future__ import annotations
@@ -64,6 +64,18 @@ class HubVitLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention["output"](self.attention["attention"](self.layernorm_before(x)))
         return x + self.output(gelu(self.intermediate(self.layernorm_after(x))))
+
+
+class HubPatchEmbedding(nn.Module):
+    """A vector for every patch."""
+
+    def __init__(self, width: int, patch: int):
+        super().__init__()
+        self.projection = nn.Conv2d(3, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, 3, H, W] → [B, P, width]."""
+        return self.projection(x).flatten(2).transpose(1, 2)
 
 
 class HubVit(nn.Module):

@@ -14,22 +14,13 @@ from math import log2
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from unimodal.tokenizers.parts.resamplers import pool_scales
+from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.vit import GridSize, VitBlock
 
 TokenForm = Literal["tokens", "grid", "grid_twice"]
-
-
-class TransformerSize(BaseModel):
-    """Width, layers and heads of a transformer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    width: int = Field(ge=1)
-    num_layers: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
 
 
 def list_pool_scales(num_tokens: int, grid: GridSize) -> list[GridSize]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, scaled_dot_product_attention
 
 
-class Attention(nn.Module):
+class FusedAttention(nn.Module):
     """Multi-head attention over all N tokens."""
 
     def __init__(self, width: int, num_heads: int):
@@ -53,7 +53,7 @@ class TimmBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, inner: int, eps: float, channel_scale: float | None):
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(width, eps), Attention(width, num_heads)
+        self.norm1, self.attn = nn.LayerNorm(width, eps), FusedAttention(width, num_heads)
         self.ls1 = nn.Identity() if channel_scale is None else ChannelScale(width, channel_scale)
         self.norm2, self.mlp = nn.LayerNorm(width, eps), FeedForward(width, inner)
         self.ls2 = nn.Identity() if channel_scale is None else ChannelScale(width, channel_scale)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, gelu, interpolate, layer_norm
 
-from unimodal.tokenizers.parts.trunks.timm_vit import Attention
+from unimodal.tokenizers.parts.trunks.timm_vit import FusedAttention
 
 EPS = 1e-6
 
@@ -119,7 +119,7 @@ class GatedBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, inner: int):
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(width, EPS), Attention(width, num_heads)
+        self.norm1, self.attn = nn.LayerNorm(width, EPS), FusedAttention(width, num_heads)
         self.norm2, self.mlp = nn.LayerNorm(width, EPS), GatedForward(width, inner)
 
     def forward(self, x: Tensor) -> Tensor:
