@@ -22,7 +22,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 from unimodal.tokenizers.codes import Latents
 from unimodal.tokenizers.interface import CodingOptions, Condition
-from unimodal.tokenizers.parts.trunks.timm_vit import Attention, FeedForward, PatchProjection
+from unimodal.tokenizers.parts.trunks.timm_vit import FusedAttention, FeedForward, PatchProjection
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents
@@ -99,7 +99,7 @@ class MingtokBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, causal: bool, gated: bool):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
-        self.attn = CausalAttention(width, num_heads) if causal else Attention(width, num_heads)
+        self.attn = CausalAttention(width, num_heads) if causal else FusedAttention(width, num_heads)
         self.mlp = GatedUnits(width) if gated else FeedForward(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
