@@ -22,7 +22,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 from unimodal.tokenizers.codes import Latents
 from unimodal.tokenizers.interface import CodingOptions, Condition
-from unimodal.tokenizers.parts.trunks.timm_vit import FusedAttention, FeedForward, PatchProjection
+from unimodal.tokenizers.parts.trunks.timm_vit import FeedForward, FusedAttention, PatchProjection
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents
@@ -85,7 +85,7 @@ class GatedUnits(nn.Module):
         return self.w3(silu(opened) * units)
 
 
-class CausalAttention(Attention):
+class CausalAttention(FusedAttention):
     """A position reads itself and those before it."""
 
     def forward(self, x: Tensor) -> Tensor:
