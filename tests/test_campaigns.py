@@ -30,6 +30,11 @@ def test_property(value):
 def test_product(base, medium, capsys):
     with capsys.disabled():
         print("product of", base, medium)
+@pytest.mark.sliced(by=lambda size: {"parity": size % 2, "large": size > 3})
+@pytest.mark.parametrize("size", range(8))
+def test_kinds(size, capsys):
+    with capsys.disabled():
+        print("kind of", size)
 def test_plain():
     pass
 '''
@@ -50,9 +55,11 @@ def run(folder: Path, *arguments: str, **variables: str) -> str:
 def test_a_slice_prints_its_seed_and_names_the_case_that_fails(tmp_path):
     out = run(tmp_path, UNIMODAL_SEED="5")
     assert "campaigns: a slice, UNIMODAL_SEED=5" in out
-    assert "drawn 3 " in out and "case 2 of 3, UNIMODAL_SEED=5" in out and "6 passed, 3 deselected" in out
+    assert "drawn 3 " in out and "case 2 of 3, UNIMODAL_SEED=5" in out and "8 passed, 9 deselected" in out
     product = re.findall(r"product of (\w) (\d)", out)
     assert len(product) == 3 and {word for pair in product for word in pair} == {"a", "b", "c", "1", "2"}
+    sizes = [int(size) for size in re.findall(r"kind of (\d)", out)]
+    assert len(sizes) == 2 and {size % 2 for size in sizes} == {0, 1} and {size > 3 for size in sizes} == {False, True}
     line = next(line for line in out.splitlines() if "drawn" in line)
     assert line.split("drawn")[1] in run(tmp_path, UNIMODAL_SEED="5")
     assert line.split("drawn")[1] not in run(tmp_path, UNIMODAL_SEED="6")
@@ -61,7 +68,7 @@ def test_a_slice_prints_its_seed_and_names_the_case_that_fails(tmp_path):
 
 def test_a_study_runs_the_whole_of_what_has_one_and_writes_its_table(tmp_path):
     out = run(tmp_path, "-m", "study", UNIMODAL_STUDY="1", UNIMODAL_SEED="5")
-    assert "drawn 40 " in out and "1 deselected" in out and out.count("product of") == 6
+    assert "drawn 40 " in out and "1 deselected" in out and out.count("product of") == 6 and out.count("kind of") == 8
     table = (tmp_path / "study.md").read_text()
     assert "| `test_cases.py::test_draws` | 40 | passed |" in table
     assert "| `test_cases.py::test_fails` | 40 | failed |" in table

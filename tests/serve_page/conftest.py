@@ -138,39 +138,74 @@ def open_page(browser, server, faults):
     assert faults == []
 
 
+EMPTY = """() => {
+    document.querySelectorAll("dialog[open]").forEach((dialog) => dialog.close());
+    document.getElementById("new").click();
+    for (let button; (button = document.querySelector("#attachments button")); ) button.click();
+    const box = document.getElementById("question");
+    box.value = "";
+    box.dispatchEvent(new Event("input"));
+    const make = document.querySelector("input[name=make]");
+    if (!make.checked) make.click();
+    box.focus();
+}"""
+IDLE = "!document.getElementById('send').hidden"
+
+
 class SharedTab:
-    """One tab for the tests that ask for no other: a new one costs more processor time than most tests in it."""
+    """One tab for the tests that ask for no other: to load the chat costs more processor time than most tests in it."""
 
     def __init__(self, browser, address):
         self.browser, self.address = browser, address
         self.faults = []  # of the test that has the tab
         self.page = None
+        self.loaded = False  # whether the chat is there, with nothing asked
 
     def lend(self, faults):
         self.faults = faults
         if self.page is None:
             self.page = prepare_tab(self.browser, lambda fault: self.faults.append(fault))
-        load_chat(self.page, self.address)
+        if not self.loaded:
+            load_chat(self.page, self.address)
+            self.loaded = True
         return self.page
 
     def take_back(self):
-        """Makes the tab a new one again: nothing stored, nothing rerouted, no other tab, the mouse in the corner."""
+        """Begins a new conversation in the chat: nothing asked, typed or attached, nothing rerouted, no other tab."""
+        self._change(self._empty)
+
+    def leave(self):
+        """Leaves the chat, with nothing stored: the next test loads it."""
+        if self.page is not None:
+            self.loaded = False
+            self._change(self._leave)
+
+    def _change(self, act):
+        """Does it to the tab, which is given up if that fails."""
         page, self.page = self.page, None
         try:
-            page.unroute_all(behavior="ignoreErrors")
-            page.goto(self.address + "health")  # the chat runs on no more; the tab keeps its process
-            for other in page.context.pages:
-                if other is not page:
-                    other.close()
-            session = page.context.new_cdp_session(page)
-            session.send("Storage.clearDataForOrigin", {"origin": self.address.rstrip("/"), "storageTypes": "all"})
-            session.detach()
-            page.emulate_media(color_scheme="null", reduced_motion="null")
-            page.mouse.move(0, 0)
+            act(page)
         except Exception:
+            self.loaded = False
             page.context.close()
             raise
         self.page = page
+
+    def _empty(self, page):
+        page.unroute_all(behavior="ignoreErrors")
+        for other in page.context.pages:
+            if other is not page:
+                other.close()
+        page.emulate_media(color_scheme="null", reduced_motion="null")
+        page.evaluate(EMPTY)
+        until(page, IDLE)  # an answer that was written is given up
+        page.mouse.move(0, 0)
+
+    def _leave(self, page):
+        page.goto(self.address + "health")  # the chat runs on no more; the tab keeps its process
+        session = page.context.new_cdp_session(page)
+        session.send("Storage.clearDataForOrigin", {"origin": self.address.rstrip("/"), "storageTypes": "all"})
+        session.detach()
 
 
 @pytest.fixture(scope="session")
@@ -186,8 +221,16 @@ def is_fault(line) -> bool:
 
 
 @pytest.fixture
+def new_page(shared_tab):
+    """Loads the chat for this test alone: it changes settings, lists conversations or replaces functions."""
+    shared_tab.leave()
+    yield
+    shared_tab.leave()
+
+
+@pytest.fixture
 def page(shared_tab, faults):
-    """The chat in a tab that is as good as new; at the end it may have had no fault."""
+    """The chat with nothing asked, in the tab of earlier tests; at the end it may have had no fault."""
     yield shared_tab.lend(faults)
     shared_tab.take_back()
     assert faults == []

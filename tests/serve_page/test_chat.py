@@ -38,6 +38,7 @@ def test_words_of_the_model_arrive(page):
     assert " ".join(written.split()) == " ".join(said.split())
 
 
+@pytest.mark.usefixtures("new_page")
 def test_a_picture_is_coarse_first_and_then_what_the_pipeline_draws(page):
     page.evaluate("""() => {
         window.seen = [];
@@ -144,6 +145,7 @@ def test_earlier_turns_go_with_the_next_question(page):
     ]
 
 
+@pytest.mark.usefixtures("new_page")
 @pytest.mark.parametrize("turns", [0, 1])
 def test_a_model_that_does_not_look_back_is_not_sent_more(page, turns):
     def settings(route):
@@ -274,6 +276,7 @@ def test_a_server_that_sends_rubbish(page):
     assert "cannot be read" in error_of(page)
 
 
+@pytest.mark.usefixtures("new_page")
 def test_a_key_is_asked_for_sent_and_not_kept_beyond_the_tab(page):
     keys = []
 
@@ -349,6 +352,7 @@ def test_text_is_never_html(page):
 GIF = bytes.fromhex("47494638396101000100800000ff0000ffffff2c00000000010001000002024401003b")
 
 
+@pytest.mark.usefixtures("new_page")
 def test_the_models_name_is_text_too(page):
     media = {"image": {"noun": EVIL}, "audio": {"noun": "sound", "writes": False}}
     settings = {"model": EVIL, "modalities": ["text", *media], "media": media}

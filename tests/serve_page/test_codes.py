@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.serve_page.asking import ask, pixels_of, until
+from tests.serve_page.asking import answer_with, ask, pixels_of, until
 from tests.tiny_model import tiny_model
 from unimodal.media.image import save_image, to_bytes
 from unimodal.sequence.document import Image
@@ -25,6 +25,7 @@ def view(page, picture):
     """The page with the codes of an attached picture open, and those codes."""
     page.set_input_files("#files", picture)
     page.wait_for_selector("#attachments li")
+    answer_with(page, {"content": "so"})
     ask(page, "what is this?", "text")
     page.click(".user .action:has-text('Codes')")
     page.wait_for_selector("#codes .cell")

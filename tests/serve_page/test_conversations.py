@@ -33,6 +33,7 @@ LARGE = """async () => {
 }"""
 
 
+@pytest.mark.usefixtures("new_page")
 def test_a_reload_keeps_a_large_picture(page):
     page.dispatch_event("#scroll", "drop", {"dataTransfer": page.evaluate_handle(LARGE)})
     page.wait_for_selector("#attachments li")
@@ -95,6 +96,7 @@ def test_a_failed_question_stays_and_is_asked_again_in_its_place(page):
     assert page.locator(".error").count() == 0
 
 
+@pytest.mark.usefixtures("new_page")
 def test_several_conversations_are_named_opened_and_deleted(page):
     answer_with(page, {"content": "yes"})
     for words in ("the first", "the second"):
@@ -125,6 +127,7 @@ def test_several_conversations_are_named_opened_and_deleted(page):
     assert page.locator(".turn").count() == 0 and list_names(page) == ["the second"]
 
 
+@pytest.mark.usefixtures("new_page")
 def test_an_export_is_read_again(page, open_page, tmp_path):
     ask(page, "a cat", "image")
     answer_with(page, {"content": "**words**"})
@@ -259,6 +262,7 @@ def test_a_picture_is_enlarged(page):
     assert page.evaluate("document.activeElement.className") == "enlarge"
 
 
+@pytest.mark.usefixtures("new_page")
 def test_a_medium_that_the_server_lists_is_asked_for_attached_shown_and_saved(page):
     points = {"noun": "point cloud", "type": "text/plain", "suffixes": [".points"], "writes": True}
 

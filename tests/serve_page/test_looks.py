@@ -13,6 +13,7 @@ def brightness(page) -> float:
     return sum(page.evaluate(f"{GROUND}.match(/\\d+/g).slice(0, 3).map(Number)")) / 765
 
 
+@pytest.mark.usefixtures("new_page")
 def test_the_theme_follows_the_system_until_one_is_chosen(page):
     page.emulate_media(color_scheme="dark")
     assert brightness(page) < 0.2
@@ -69,6 +70,7 @@ def test_all_text_has_enough_contrast(page):
         assert {pair: round(ratio, 2) for pair, ratio in found.items() if ratio < 4.5} == {}, theme
 
 
+@pytest.mark.usefixtures("new_page")
 def test_both_ways_to_dark_have_the_same_colours(page):
     names = page.evaluate("""() => [...document.styleSheets[0].cssRules].find((rule) => rule.selectorText === ":root")
         .style.cssText.match(/--[\\w-]+/g)""")
@@ -194,6 +196,7 @@ def test_dialogs_give_the_focus_back(page):
     assert page.evaluate("localStorage.getItem('unimodal.temperature')") is None
 
 
+@pytest.mark.usefixtures("new_page")
 def test_settings_are_sent_and_kept(page):
     page.click("#open-settings")
     assert "2" in page.get_attribute("#guidance", "placeholder")
@@ -202,6 +205,7 @@ def test_settings_are_sent_and_kept(page):
     page.select_option("#voice", "joe")
     page.click("text=Done")
     reload(page)
+    answer_with(page, {"content": "so"})
     body = asked(page, lambda: ask(page, "a cat", "image"))
     assert (body["temperature"], body["guidance"], body["seed"]) == (0.7, 2.5, 11) and body["modalities"] == ["image"]
     assert "audio" not in body

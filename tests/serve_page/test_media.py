@@ -162,6 +162,7 @@ def test_a_recording_ends_at_the_models_limit_and_escape_discards(page):
     assert page.locator("#attachments li").count() == 1
 
 
+@pytest.mark.usefixtures("new_page")
 def test_a_microphone_that_may_not_be_used(page):
     page.evaluate(
         "() => { navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotAllowedError')); }"

@@ -8,7 +8,18 @@ from unimodal.tokenizers.configs.registry import build_tokenizer, count_paramete
 from unimodal.tokenizers.interface import LatentTokenizer, MediaTokenizer
 
 SYSTEMS = [read_system(name) for name in list_systems()]
+PUBLISHED = [system for system in SYSTEMS if system.tokenizer is not None]
 COUNTED = [(system, count) for system in SYSTEMS for count in system.parameters]
+
+
+def describe_published(system):
+    """What `make test` sees of the published sizes: one of each family."""
+    return {"family": system.tokenizer["family"]}
+
+
+def describe_small(system):
+    """What `make test` sees of the small forms: one of each system and family."""
+    return {"system": system.system, "family": system.choose_settings(small=True)["family"]}
 
 
 @pytest.mark.parametrize(("system", "count"), COUNTED, ids=lambda value: getattr(value, "name", None))
@@ -21,7 +32,8 @@ def test_a_published_size_has_its_published_count(system, count):
         assert round(found / unit) == round(count.count / unit)
 
 
-@pytest.mark.parametrize("system", [s for s in SYSTEMS if s.tokenizer is not None], ids=lambda system: system.name)
+@pytest.mark.sliced(by=describe_published)
+@pytest.mark.parametrize("system", PUBLISHED, ids=lambda system: system.name)
 def test_a_published_size_is_built_without_storage_and_says_its_codes(system):
     with torch.device("meta"):
         tokenizer = build_tokenizer(system.choose_settings())
@@ -30,6 +42,7 @@ def test_a_published_size_is_built_without_storage_and_says_its_codes(system):
         assert tokenizer.codebook_sizes and tokenizer.segments
 
 
+@pytest.mark.sliced(by=describe_small)
 @pytest.mark.parametrize("system", [s for s in SYSTEMS if s.small], ids=lambda system: system.name)
 def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(system, tmp_path):
     torch.manual_seed(0)
