@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tests.campaigns import is_study
 from unimodal.media.files import MediaSource
 from unimodal.media.limits import MediaLimits
 from unimodal.media.registry import FileTarget
@@ -28,25 +27,6 @@ def build_small():
 @pytest.fixture(scope="module")
 def tokenizer():
     return build_small().eval()
-
-
-@pytest.mark.study
-@pytest.mark.skipif(not is_study(), reason="a training of a minute; make study")
-def test_after_training_a_longer_prefix_is_nearer():
-    made = build_small().train()
-    optimizer, generator = torch.optim.AdamW(made.parameters(), 1e-3), torch.Generator().manual_seed(1)
-    for _ in range(1000):
-        loss, _ = made.training_loss(draw_masks(24, generator))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    made.eval()
-    masks = draw_masks(64, torch.Generator().manual_seed(2))
-    codes, overlaps = made.encode(masks), []
-    for num in (1, 2, 6):
-        inside, real = made.decode(Codes.whole(codes.ids[:, :num])) > 0.5, masks > 0.5
-        overlaps.append(float(((inside & real).sum((1, 2, 3)) / (inside | real).sum((1, 2, 3))).mean()))
-    assert overlaps[0] + 0.02 < overlaps[1] and overlaps[1] + 0.02 < overlaps[2]
 
 
 def test_a_mask_is_decoded_from_any_number_of_its_codes_alone(tokenizer):

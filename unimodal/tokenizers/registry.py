@@ -170,6 +170,7 @@ FAMILIES: dict[str, str] = {
     "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",
     "d_ar": "unimodal.tokenizers.systems.d_ar:DArTokenizer",
     "flextok": "unimodal.tokenizers.systems.flextok:FlexTokTokenizer",
+    "gpstoken": "unimodal.tokenizers.systems.gpstoken:GPSTokenLatents",
     "himtok": "unimodal.tokenizers.systems.himtok:HiMTokTokenizer",
     "video_flextok": "unimodal.tokenizers.systems.video_flextok:VideoFlexTokTokenizer",
 }
