@@ -58,7 +58,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
     check_validation(cfg.loop, cfg.corpus)
-    check_push(cfg.push)
+    check_push(cfg.push, cfg.media)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 

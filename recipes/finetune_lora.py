@@ -77,7 +77,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media, "donor": cfg.donor})
     check_validation(cfg.loop, cfg.corpus)
-    check_push(cfg.push)
+    check_push(cfg.push, cfg.media)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 

@@ -58,7 +58,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
     check_validation(cfg.loop, cfg.corpus)
-    check_push(cfg.push)
+    check_push(cfg.push, cfg.media)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")

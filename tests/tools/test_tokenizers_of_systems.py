@@ -12,7 +12,9 @@ from tests.recipes.conftest import tiny_base  # noqa: F401 - the fixture
 from tests.recipes.test_finetune_lora import recipe
 from tests.tokenizers.released import build_small, clone_state, write_checkpoint
 from tools import convert_checkpoint
+from unimodal.cli.app import main
 from unimodal.coder.media_coder import load_coder
+from unimodal.export.card import Statement, make_card
 from unimodal.pipeline import load
 from unimodal.tokenizers import load_tokenizer
 
@@ -90,6 +92,58 @@ def test_a_trained_system_is_one_command_from_a_language_model(system, tiny_base
         recipe("finetune_lora", *settings)
         answer = load(tmp_path / "out", device="cpu").generate("noise", to=medium)
         assert tuple(answer.media.shape) == tuple(made.media.shape)
+
+
+def test_the_licence_of_released_weights_stays_and_is_asked_for(tiny_base, tmp_path, capsys):  # noqa: F811
+    tokenizer = build_small("imagefolder-msvr10p2-4096")
+    settings = write_checkpoint(tokenizer, tmp_path / "released")
+    released = ["--image", f"imagefolder={tmp_path}/released", "--set", f"image.config={settings}"]
+    run("tokenizers", tmp_path / "media", *released)
+    file = write_medium(tokenizer, tmp_path)
+    row = {"messages": [{"role": "user", "content": [{"type": "image", "path": file.name}]},
+                        {"role": "assistant", "content": "noise"}]}  # fmt: skip
+    (tmp_path / "data.jsonl").write_text((json.dumps(row) + "\n") * 6)
+    tuning = [
+        f"base={tiny_base}", f"media={tmp_path}/media", f"out={tmp_path}/out", f"run={tmp_path}/run",
+        f"corpus={{datasets: [{{path: {tmp_path}/data.jsonl}}], codes: {tmp_path}/codes, length: 1500, "
+        "tokens_per_batch: 1500, validation_share: 0.3, batches_per_window: 1}",
+        "lora.rank=4", "loop.steps=1", "loop.warmup_steps=1",
+    ]  # fmt: skip
+    said = ["push.repo=me/model", "push.license=other-name", "push.data=Noise."]
+    with pytest.raises(SystemExit):  # before the training
+        recipe("finetune_lora", *tuning, *said)
+    assert "under Adobe Research License, which forbids commercial use" in capsys.readouterr().err
+    recipe("finetune_lora", *tuning)
+    main_of_cli("export", tmp_path / "out", "--out", tmp_path / "exported")
+    fields = json.loads((tmp_path / "exported" / "image_tokenizer" / "config.json").read_text())
+    assert (fields["licence"], fields["origin"], fields["commercial"]) == ("Adobe Research License", "released", False)
+    push = ["push", tmp_path / "exported", "me/model", "--license", "mit", "--data", "Noise.", "--dry-run"]
+    capsys.readouterr()
+    assert main_of_cli(*push) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        "image_tokenizer has weights of released under Adobe Research License, which forbids commercial use" in line
+        and '--accept-licence "Adobe Research License"' in line
+    )
+    assert main_of_cli(*push, "--accept-licence", "another") == 2
+    assert main_of_cli(*push, "--accept-licence", "adobe research license") == 0
+    card = make_card(tmp_path / "exported", "me/model", Statement("mit", (), "Noise."))
+    told = "- `image_tokenizer`: weights of released, Adobe Research License; **not for commercial use**"
+    assert card.count("## Licences of its tokenizers") == 1 and told in card
+    (tmp_path / "exported" / "README.md").write_text("# Mine\n")
+    kept = make_card(tmp_path / "exported", "me/model", Statement("mit", (), "Noise."))
+    (tmp_path / "exported" / "README.md").write_text(kept)
+    again = make_card(tmp_path / "exported", "me/model", Statement("mit", (), "Noise."))
+    assert again.count(told) == 1 and "# Mine" in again
+    assert main_of_cli("tokenizers", "show", tmp_path / "exported" / "image_tokenizer") == 0
+    assert "Adobe Research License, not for commercial use" in capsys.readouterr().out
+
+
+def main_of_cli(*arguments) -> int:
+    """The status of a `unimodal` command."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
 
 
 def write_medium(tokenizer, folder):

@@ -52,6 +52,10 @@ def push(
     token: Annotated[
         str | None, typer.Option(metavar="T", help="A Hub token; better in HF_TOKEN or by `hf auth login`.")
     ] = None,
+    accept_licence: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Publish weights under this licence, which forbids commercial use."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be sent.")] = False,
 ) -> None:
     """Publish an exported folder on the Hugging Face Hub, with a card; the same command goes on after a break."""
@@ -65,7 +69,9 @@ def push(
         from unimodal.export import hub
         from unimodal.export.card import Statement
 
-        planned = hub.plan_push(folder, repo, Statement(license, dataset or (), data), eval_dataset)
+        planned = hub.plan_push(
+            folder, repo, Statement(license, dataset or (), data), eval_dataset, accept_licence or ()
+        )
         if dry_run:
             report.clear()
             for item in planned:

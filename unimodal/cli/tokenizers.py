@@ -147,6 +147,7 @@ def _describe_folder(folder: Path) -> Iterator[tuple[str, str]]:
     """The codes, sizes and hash of a saved tokenizer or reader."""
     from unimodal.tokenizers import find_family_class, hash_stored, load_tokenizer, read_family
     from unimodal.tokenizers.interface import MediaTokenizer
+    from unimodal.tokenizers.systems.base import SystemModule
 
     family = read_family(folder)
     kind = find_family_class(family)
@@ -161,6 +162,10 @@ def _describe_folder(folder: Path) -> Iterator[tuple[str, str]]:
     if module.picture_size is not None:
         yield "pictures", "{1}×{0} pixels".format(*module.picture_size)
     yield "parameters", f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+    if isinstance(module, SystemModule) and module.config.origin is not None:
+        use = "" if module.config.commercial else ", not for commercial use"
+        yield "weights from", module.config.origin
+        yield "licence", f"{module.config.licence or 'no source says'}{use}"
     yield "sha256", hash_stored(folder)
 
 

@@ -16,6 +16,7 @@ from typing import TypedDict
 
 import yaml
 
+from unimodal.export.licences import HEADING, describe_licences
 from unimodal.export.stock import EXPORT_FILE
 from unimodal.files import describe_error, read_json
 from unimodal.media.registry import MEDIA
@@ -91,6 +92,9 @@ def make_card(folder: Path, repo: str, statement: Statement = NOTHING) -> str:
     for name, value in metadata.items():
         if not getattr(card.data, name, None):
             setattr(card.data, name, value)
+    licences = describe_licences(folder)
+    if licences and HEADING not in card.text:
+        card.text = f"{card.text.rstrip()}\n\n{licences}\n"
     if statement.data and not _DATA_HEADING.search(card.text):
         card.text = f"{card.text.rstrip()}\n\n## Data\n\n{statement.data}\n"
     return str(card)
@@ -160,6 +164,7 @@ def _fill_template(folder: Path, repo: str, metadata: CardMetadata, statement: S
             for name, value in flatten_figures(values)
         ],
         data="\n".join(line for line in data if line),
+        licences=describe_licences(folder),
         codecs="; ".join(codecs) or "there are none, it is text only",
     )
     return str(card).rstrip() + "\n"

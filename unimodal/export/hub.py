@@ -17,6 +17,7 @@ from pathlib import Path
 
 from unimodal._version import __version__
 from unimodal.export.card import CARD, EVAL_RESULTS, NOTHING, Statement, make_card, make_eval_results
+from unimodal.export.licences import check_licences
 from unimodal.export.stock import leads_out
 from unimodal.files import describe_error
 from unimodal.model.adapter_files import BASE_FILE
@@ -47,14 +48,17 @@ def plan_push(
     repo: str,
     statement: Statement = NOTHING,
     eval_dataset: str | None = None,
+    accepted_licences: Sequence[str] = (),
 ) -> list[Planned]:
     """All files that a push would send. Raises ValueError, in one line, for what must not be published.
 
-    eval_dataset: hub id for the evaluation results; by default the repository itself.
+    eval_dataset: hub id for the evaluation results; by default the repository itself. accepted_licences: of weights in
+    the folder that may not be used commercially, those under which the user may publish them.
     """
     check_repository(repo)
     if (folder / BASE_FILE).is_file():
         raise ValueError(f"{folder} is an adapter on a base; make it whole with `unimodal export {folder} --out DIR`")
+    check_licences(folder, accepted_licences)
     files = dict(_list_files(folder))
     check_weight_files(path for name, path in files.items() if path.suffix.lower() in (*PICKLED, ".safetensors"))
     made = {CARD: make_card(folder, repo, statement)}

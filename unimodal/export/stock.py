@@ -248,6 +248,9 @@ def _write_settings(source: Path, new: Path, vocabulary: Vocabulary, max_positio
     for path in (new / "recipe.yaml", new / "recipe.json"):
         if path.is_file():
             _cut_places(path)
+    for path in new.glob(f"*_tokenizer/{CONFIG_FILE}"):
+        if Path(str(read_json(path).get("origin") or "")).is_absolute():
+            _cut_places(path)
 
 
 def _count_longest_answer(vocabulary: Vocabulary, processor: ProcessorConfig, max_positions: int) -> int:

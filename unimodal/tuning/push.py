@@ -9,6 +9,7 @@ from pathlib import Path
 from unimodal.config import Config
 from unimodal.export.card import Statement
 from unimodal.export.hub import check_repository, find_token, plan_push, push
+from unimodal.export.licences import check_licences
 from unimodal.export.stock import export_model
 
 
@@ -20,10 +21,12 @@ class PushSettings(Config):
     data: str = ""  # what it was trained on, in words
     dataset: tuple[str, ...] = ()  # or the datasets of the Hub
     private: bool = False
+    accept_licence: tuple[str, ...] = ()  # of a tokenizer's released weights, where it forbids commercial use
 
 
-def check_push(cfg: PushSettings | None) -> None:
-    """Raises ValueError, before the training, for a wrong name or licence, unnamed data or a missing token."""
+def check_push(cfg: PushSettings | None, media: Path | None = None) -> None:
+    """Raises ValueError, before the training, for a wrong name or licence, unnamed data or a missing token; and for
+    tokenizers in the folder `media` whose weights' licence forbids commercial use and is not accepted."""
     if cfg is None:
         return
     check_repository(cfg.repo)
@@ -31,6 +34,8 @@ def check_push(cfg: PushSettings | None) -> None:
         raise ValueError(f"push.license is {cfg.license!r}, which says nothing; give one such as apache-2.0")
     if not cfg.data and not cfg.dataset:
         raise ValueError("push: say what the model was trained on, in push.data or as push.dataset=[owner/name]")
+    if media is not None:
+        check_licences(media, cfg.accept_licence)
     find_token(cfg.repo)
 
 
@@ -43,7 +48,9 @@ def push_tuned(folder: Path, cfg: PushSettings) -> None:
         whole = Path(temporary) / folder.name
         try:
             export_model(folder, whole)
-            planned = plan_push(whole, cfg.repo, Statement(cfg.license, cfg.dataset, cfg.data or None))
+            planned = plan_push(
+                whole, cfg.repo, Statement(cfg.license, cfg.dataset, cfg.data or None), None, cfg.accept_licence
+            )
             address = push(planned, cfg.repo, cfg.private, on_step=_say)
         except ValueError as error:
             raise ValueError(

@@ -86,7 +86,9 @@ def _load_published(
         way = "load" if wanted is LatentTokenizer else "load_latents"
         raise ValueError(f"{name} gives {'codes' if way == 'load' else 'continuous latents'}; use {way} for it")
     known = [
-        parameter for parameter in inspect.signature(load_published).parameters if parameter not in ("name", "source")
+        parameter
+        for parameter in inspect.signature(load_published).parameters
+        if parameter not in ("name", "source", "origin")
     ]
     unknown = sorted(set(settings) - set(known))
     if unknown:
@@ -107,7 +109,8 @@ def _load_published(
     file = str(settings.get("file") or "")
     if file and not file.endswith(".safetensors") and not (settings.get("pickle") or settings.get("torchscript")):
         raise ValueError(f"{place}/{file} is a pickle; allow its bare tensors with pickle=True (no code of it is run)")
-    return read(name, find(place, [*_FILES, "*.yaml", file] if file else _FILES), **settings)
+    folder = find(place, [*_FILES, "*.yaml", file] if file else _FILES)
+    return read(name, folder, origin=os.fspath(place), **settings)
 
 
 def _load_saved(name: str, folder: Path, settings: Mapping[str, object]) -> SystemModule:

@@ -27,14 +27,17 @@ def describe_likeness(weights: Mapping[str, Tensor], other_than: str | None = No
 
     other_than: a family; "" where the tensors look like one of its systems.
     """
-    shared = {form: _count_shared(weights, form) for form in _list_forms()}
-    best = max((share for share in shared.values()), default=0.0)
+    forms = _choose_forms()
+    own = [_read_form(name) for name, family in forms.items() if family == other_than]
+    if any(form is not None and _count_shared(weights, form) >= LEAST_SHARED for form in own):
+        return ""
+    every = [form for name in forms if (form := _read_form(name)) is not None]
+    shared = {form: _count_shared(weights, form) for form in every}
+    best = max(shared.values(), default=0.0)
     if best < LEAST_SHARED:
         return "Its tensors are named like no published system here (`unimodal tokenizers list`)"
     likely = sorted({form.system for form, share in shared.items() if share == best})
     families = sorted({form.family for form, share in shared.items() if share == best})
-    if other_than in families:
-        return ""
     systems = [system for system in map(read_system, list_systems()) if system.system in likely]
     same = [system for system in systems if _has_size(system, weights)]
     if same:
@@ -54,18 +57,26 @@ class _Form:
 
 
 @functools.cache
-def _list_forms() -> tuple[_Form, ...]:
-    """Every system, once for each choice of settings, whatever their values: names hardly depend on these."""
-    found: dict[tuple[str, frozenset[str]], _Form] = {}
+def _choose_forms() -> dict[str, str]:
+    """Published system → its family: each system once for every choice of settings, whatever their values, on which
+    names hardly depend."""
+    found: dict[tuple[str, frozenset[str]], tuple[str, str]] = {}
     for name in reversed(list_systems()):
         system = read_system(name)
         settings = system.choose_settings(small=True)
-        key = system.system, frozenset(settings)
-        module = _build(system, small=True) if key not in found else None
-        if module is not None:
-            names = _drop_numbers(module.collect_authors_state())
-            found[key] = _Form(system.system, str(settings["family"]), names, module.find_key_map(module.config))
-    return tuple(found.values())
+        found.setdefault((system.system, frozenset(settings)), (name, str(settings["family"])))
+    return dict(found.values())
+
+
+@functools.cache
+def _read_form(name: str) -> _Form | None:
+    """The names of the small form; None of a system that is read from no checkpoint of its authors."""
+    system = read_system(name)
+    module = _build(system, small=True)
+    if module is None:
+        return None
+    names = _drop_numbers(module.collect_authors_state())
+    return _Form(system.system, str(module.config.family), names, module.find_key_map(module.config))
 
 
 def _build(system: PublishedSystem, small: bool) -> SystemModule | None:

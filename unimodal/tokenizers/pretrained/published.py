@@ -55,6 +55,7 @@ def load_published(
     torchscript: bool = False,
     file: str = "",
     companion: str | os.PathLike[str] | None = None,
+    origin: str = "",
 ) -> SystemModule:
     """The tokenizer of system `name` with its authors' weights.
 
@@ -62,8 +63,9 @@ def load_published(
     YAML or JSON, or the config.json of a tokenizer of ours; by default the config.json, config.yaml or unimodal.json in
     the folder. pickle, torchscript: allow such files. file: which file of the folder holds the weights, where there are
     several. companion: a file or folder of what the released weights leave out, for a system that says so
-    (`PUBLISHED`). Raises ValueError, in one line, for what is missing, left over, of another size or not allowed; of
-    another system or size, it says what it looks like.
+    (`PUBLISHED`). origin: what the tokenizer says of where its weights are from; by default `source`.
+    Raises ValueError, in one line, for what is missing, left over, of another size or not allowed; of another system or
+    size, it says what it looks like.
     """
     entry = PUBLISHED[name]
     kind = find_family_class(entry.family)
@@ -73,7 +75,8 @@ def load_published(
         settings = _read_config(name, kind, source, config)
     except ForeignConfigError as error:
         raise ValueError(f"{error}{_describe_odd(source, entry.family, pickle, torchscript)}") from None
-    settings = settings.model_copy(update={"licence": entry.licence, "origin": str(source)})
+    told = {"licence": entry.licence, "origin": origin or str(source), "commercial": entry.commercial}
+    settings = settings.model_copy(update=told)
     weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
     if companion is not None:
         weights = kind.add_companion(weights, read_authors_weights(Path(companion).expanduser(), pickle))

@@ -19,10 +19,12 @@ from unimodal.tokenizers.systems.key_map import KeyMap, fill_strictly, rename_to
 
 
 class SystemConfig(TokenizerConfig):
-    """licence and origin are those of loaded weights; None where the weights were trained here."""
+    """licence and origin are those of loaded weights; None where the weights were trained here. commercial: False where
+    that licence forbids commercial use."""
 
     licence: str | None = None
     origin: str | None = None
+    commercial: bool = True
 
 
 @dataclass(frozen=True)
