@@ -44,7 +44,8 @@ $(LOWEST)/.made: pyproject.toml $(VENV)/.torch
 	$(LOWEST)/bin/python -m uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --constraint $(LOWEST)/torch.txt -e ".[dev]"
 	@touch $@
 
-# Random campaigns and small trainings whole, for an hour or more; the table goes to docs/study.md. Another seed, other cases.
+# Random campaigns, small trainings and products whole, for hours; the table goes to docs/study.md. Another seed, other
+# cases. In parts: make study ARGS=tests/generation
 study: $(VENV)/.dev
 	UNIMODAL_STUDY=1 UNIMODAL_SEED=$(SEED) $(BIN)/python -m pytest -m study -n auto --dist worksteal --timeout 7200 \
 	  --hypothesis-seed=$(SEED) $(ARGS)

@@ -11,8 +11,8 @@ instead, a dict of its kinds: of 80 published systems, one of each family.
 
 Property tests of hypothesis are campaigns too: `examples(50)` draws 50 in `make test` and twenty times as many in `make
 study`. Trainings that are short in `make test` ask `is_study()` how long they may be, and are marked `study`. That
-target runs what is so marked (campaigns and property tests are by themselves) and writes docs/study.md: cases,
-outcome and processor time of each test.
+target runs what is so marked (campaigns and property tests are by themselves) and writes docs/study.md: cases, seed,
+outcome and processor time of each test; it may be run in parts.
 
     make study SEED=7 ARGS='-k fast'
 """
@@ -29,6 +29,8 @@ from hypothesis import settings
 SEED = int(os.environ.get("UNIMODAL_SEED", "0"))
 TIMES = 20  # examples of a property test in a study, for one in `make test`
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "study.md"
+
+COLUMNS = ("test", "cases", "seed", "outcome", "processor time")
 
 Campaign = Callable[[int, int], Iterator[random.Random]]
 
@@ -162,19 +164,46 @@ class Study:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if not is_study() or hasattr(session.config, "workerinput") or not self.outcomes:
             return
+        rows = read_page(PAGE) | self.make_rows()
         lines = [
             "# What `make study` found",
             "",
-            f"`make study SEED={SEED}`: random campaigns and small trainings whole; `make test` runs a slice of each.",
-            f"{len(self.outcomes)} tests, {sum(self.seconds.values()):.0f} s of processor time.",
+            "`make study`: random campaigns, small trainings and products whole; `make test` runs a slice of each. A",
+            "study may be run in parts (`make study ARGS=tests/generation`): a run replaces the rows of its tests.",
             "",
-            "| test | cases | outcome | processor time |",
-            "|---|---:|---|---:|",
+            f"| {' | '.join(COLUMNS)} |",
+            "|---|---:|---:|---|---:|",
+            *(f"| {' | '.join([f'`{name}`', *rows[name]])} |" for name in sorted(rows)),
         ]
-        for name in sorted(self.outcomes):
-            row = [f"`{name.replace('|', '¦')}`", self.cases.get(name, "1"), self.outcomes[name]]
-            lines.append(f"| {' | '.join(row)} | {self.seconds[name]:.1f} s |")
         PAGE.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+    def make_rows(self) -> dict[str, list[str]]:
+        """Test without its parameters → the other cells of its row, of this run."""
+        rows = {}
+        for name in {node.partition("[")[0] for node in self.outcomes}:
+            nodes = [node for node in self.outcomes if node.partition("[")[0] == name]
+            counts = [self.cases.get(node, "1") for node in nodes]
+            whole = sum(int(count.split()[0]) for count in counts)
+            unit = " examples" if any("examples" in count for count in counts) else ""
+            failed = sum(self.outcomes[node] == "failed" for node in nodes)
+            skipped = sum(self.outcomes[node] == "skipped" for node in nodes)
+            outcome = f"{failed} of {len(nodes)} failed" if failed else "skipped" if skipped == len(nodes) else "passed"
+            seconds = sum(self.seconds[node] for node in nodes)
+            rows[name] = [f"{whole:,}{unit}", str(SEED), outcome, f"{seconds:.1f} s"]
+        return rows
+
+
+def read_page(page: Path) -> dict[str, list[str]]:
+    """The rows that earlier studies left; those of tests whose file is gone are dropped."""
+    if not page.exists():
+        return {}
+    rows = {}
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        name = cells[0].strip("`")
+        if len(cells) == len(COLUMNS) and "::" in name and (page.parents[1] / name.partition("::")[0]).exists():
+            rows[name] = cells[1:]
+    return rows
 
 
 @pytest.fixture(autouse=True)

@@ -42,11 +42,12 @@ def test_plain():
 
 def run(folder: Path, *arguments: str, **variables: str) -> str:
     (folder / "test_cases.py").write_text(CASES)
+    (folder / "docs").mkdir(exist_ok=True)
     (folder / "conftest.py").write_text("from tests.conftest import *\nfrom tests.conftest import pytest_configure\n")
     for name in ("pyproject.toml", "CONTRIBUTING.md"):
         (folder / name).write_text((ROOT / name).read_text())
     page = f"import sys; sys.path[:0] = [{str(ROOT)!r}]; from pathlib import Path; import tests.campaigns as c; "
-    page += f"c.PAGE = Path({str(folder / 'study.md')!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    page += f"c.PAGE = Path({str(folder / 'docs' / 'study.md')!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", page, "-v", "-p", "no:cacheprovider", *arguments, str(folder)]
     done = subprocess.run(command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True)
     return done.stdout + done.stderr
@@ -63,13 +64,17 @@ def test_a_slice_prints_its_seed_and_names_the_case_that_fails(tmp_path):
     line = next(line for line in out.splitlines() if "drawn" in line)
     assert line.split("drawn")[1] in run(tmp_path, UNIMODAL_SEED="5")
     assert line.split("drawn")[1] not in run(tmp_path, UNIMODAL_SEED="6")
-    assert not (tmp_path / "study.md").exists()
+    assert not (tmp_path / "docs" / "study.md").exists()
 
 
 def test_a_study_runs_the_whole_of_what_has_one_and_writes_its_table(tmp_path):
     out = run(tmp_path, "-m", "study", UNIMODAL_STUDY="1", UNIMODAL_SEED="5")
     assert "drawn 40 " in out and "1 deselected" in out and out.count("product of") == 6 and out.count("kind of") == 8
-    table = (tmp_path / "study.md").read_text()
-    assert "| `test_cases.py::test_draws` | 40 | passed |" in table
-    assert "| `test_cases.py::test_fails` | 40 | failed |" in table
-    assert "| `test_cases.py::test_property` | 80 examples | passed |" in table
+    table = (tmp_path / "docs" / "study.md").read_text()
+    assert "| `test_cases.py::test_draws` | 40 | 5 | passed |" in table
+    assert "| `test_cases.py::test_fails` | 40 | 5 | 1 of 1 failed |" in table
+    assert "| `test_cases.py::test_property` | 80 examples | 5 | passed |" in table
+    run(tmp_path, "-m", "study", "-k", "draws", UNIMODAL_STUDY="1", UNIMODAL_SEED="6")
+    again = (tmp_path / "docs" / "study.md").read_text()
+    assert "| `test_cases.py::test_draws` | 40 | 6 | passed |" in again
+    assert again.count("test_draws") == 1 and again.count("| 5 |") == table.count("| 5 |") - 1
