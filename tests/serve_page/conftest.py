@@ -100,14 +100,12 @@ PERMISSIONS = ["microphone"]
 SIZE = {"width": 1100, "height": 760}
 
 
-def prepare_tab(browser, tell, init=None, **options):
+def prepare_tab(browser, tell, **options):
     """A tab of a browser of its own, that tells its faults; nothing is loaded."""
     options = {"viewport": SIZE, "permissions": PERMISSIONS, **options}
     context = browser.new_context(**options)
     context.grant_permissions(["clipboard-read", "clipboard-write", *options["permissions"]])
     page = context.new_page()
-    if init is not None:
-        page.add_init_script(init)
     page.set_default_timeout(20_000)
     page.on("pageerror", lambda error: tell(str(error)))
     page.on("dialog", lambda dialog: tell(dialog.message))
@@ -125,9 +123,8 @@ def open_page(browser, server, faults):
     """Opens the chat in a browser of its own; at the end no page may have had a fault."""
     contexts = []
 
-    def open_it(address=server, init=None, **options):
-        """init: a script that runs before those of the page."""
-        page = prepare_tab(browser, faults.append, init, **options)
+    def open_it(address=server, **options):
+        page = prepare_tab(browser, faults.append, **options)
         contexts.append(page.context)
         load_chat(page, address)
         return page
@@ -146,7 +143,7 @@ EMPTY = """() => {
     box.value = "";
     box.dispatchEvent(new Event("input"));
     const make = document.querySelector("input[name=make]");
-    if (!make.checked) make.click();
+    if (make && !make.checked) make.click();
     box.focus();
 }"""
 IDLE = "!document.getElementById('send').hidden"

@@ -146,20 +146,19 @@ def test_earlier_turns_go_with_the_next_question(page):
 
 
 @pytest.mark.usefixtures("new_page")
-@pytest.mark.parametrize("turns", [0, 1])
-def test_a_model_that_does_not_look_back_is_not_sent_more(page, turns):
-    def settings(route):
-        reply = route.fetch()
-        route.fulfill(json={**reply.json(), "history_turns": turns})
-
-    page.route("**/v1/settings", settings)
-    reload(page)
-    assert page.locator("#alone").is_visible() == (turns == 0)
+def test_a_model_that_does_not_look_back_is_not_sent_more(page):
+    said = {}
+    page.route("**/v1/settings", lambda route: route.fulfill(json={**route.fetch().json(), **said}))
     answer_with(page, {"content": "a cat"})
-    for words in ("one", "two"):
-        ask(page, words)
-    body = asked(page, lambda: ask(page, "three"))
-    assert [message["content"] for message in body["messages"]] == [*["two", "a cat"][: 2 * turns], "three"]
+    for turns in (0, 1):
+        said["history_turns"] = turns
+        reload(page)
+        page.click("#new")
+        assert page.locator("#alone").is_visible() == (turns == 0)
+        for words in ("one", "two"):
+            ask(page, words)
+        body = asked(page, lambda: ask(page, "three"))
+        assert [message["content"] for message in body["messages"]] == [*["two", "a cat"][: 2 * turns], "three"]
 
 
 def test_escape_stops_what_was_written_stays_and_the_next_question_is_answered(page):

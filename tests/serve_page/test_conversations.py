@@ -179,8 +179,9 @@ def test_a_question_is_changed_and_asked_again(page):
     assert page.locator(".user .words").all_inner_texts() == ["one", "two", "three"]
 
 
-def test_without_a_database_the_page_works_and_says_so(open_page):
-    page = open_page(init="Object.defineProperty(window, 'indexedDB', {value: {open() { throw new Error('no'); }}})")
+@pytest.mark.usefixtures("new_page")
+def test_without_a_database_the_page_works_and_says_so(page):
+    page.evaluate("() => Object.defineProperty(window, 'indexedDB', {value: {open() { throw new Error('no'); }}})")
     answer_with(page, {"content": "yes"})
     ask(page, "one")
     assert "does not keep conversations" in page.inner_text("#notice p")

@@ -129,6 +129,13 @@ def test_pictures_of_other_sizes_in_a_padded_batch_do_not_change_codes(tmp_path)
         tokenizer.encode(torch.rand(1, 3, 16, 42))
 
 
+def describe_shape(shape):
+    """Whether the picture has too many pixels, too few or neither, and is a square."""
+    pixels = shape[0] * shape[1]
+    return {"large": pixels > 96 * 96, "small": pixels < 48 * 48, "square": shape[0] == shape[1]}
+
+
+@pytest.mark.sliced(by=describe_shape)
 @pytest.mark.parametrize("shape", [(50, 70), (300, 40), (17, 17), (90, 200), (64, 64)])
 def test_a_file_is_fitted_as_emu3s_own_processor_fits_it(shape, tmp_path):
     from transformers.models.emu3.image_processing_emu3 import Emu3ImageProcessor

@@ -87,7 +87,7 @@ def test_the_halting_count_of_karl_grows_with_detail(campaign):
     contrast = torch.tensor([0.3] * 6 + [1.0] * 6)
     pictures = (0.5 + contrast[:, None, None, None] * board).expand(-1, 3, -1, -1) + 0.05 * torch.randn(12, 3, 8, 8)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
-    for _ in campaign(150, 600):
+    for _ in campaign(100, 600):
         optimizer.zero_grad()
         tokenizer.reconstruct(pictures).loss.backward()
         optimizer.step()
