@@ -7,7 +7,7 @@ import torch
 
 from unimodal.tokenizers import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
-from unimodal.tokenizers.parts.positions import make_sine_positions
+from unimodal.tokenizers.parts.positions import make_mae_positions
 
 #: the small form of each system whose latents are cut into bins
 LATENTS = ("titok-bl128-vae-c16", "cosmos-ci-8x8", "cosmos-cv-4x8x8")
@@ -124,7 +124,7 @@ def test_the_published_cubid_has_768_codes_of_eight_levels_at_each_of_256_places
 
 
 def test_sine_positions_are_those_of_mae():
-    found = make_sine_positions(3, 8)
+    found = make_mae_positions(3, 8)
     row, column = 2, 1
     for half, place in ((found[row * 3 + column, :4], column), (found[row * 3 + column, 4:], row)):
         angles = [place / 10_000 ** (step / 2) for step in range(2)]

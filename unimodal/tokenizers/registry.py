@@ -155,6 +155,7 @@ FAMILIES: dict[str, str] = {
     "kl_vae": "unimodal.tokenizers.systems.kl_vae:KlVaeTokenizer",
     "rae": "unimodal.tokenizers.systems.rae:RaeTokenizer",
     "mingtok": "unimodal.tokenizers.systems.mingtok:MingtokTokenizer",
+    "uniflow": "unimodal.tokenizers.systems.uniflow:UniflowTokenizer",
     "tokenbridge": "unimodal.tokenizers.systems.tokenbridge:TokenBridgeTokenizer",
     "tokenbridge_video": "unimodal.tokenizers.systems.tokenbridge:TokenBridgeVideo",
     "dualtoken": "unimodal.tokenizers.systems.dualtoken:DualTokenTokenizer",

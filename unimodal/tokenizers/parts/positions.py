@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def make_sine_positions(side: int, width: int, base: float = 10_000.0) -> Tensor:
+def make_mae_positions(side: int, width: int, base: float = 10_000.0) -> Tensor:
     """Sines and cosines of the column in the first half, of the row in the second, float32 [N, D], as MAE has them
     (arXiv 2111.06377). ValueError for a width that is no multiple of 4."""
     if width % 4:

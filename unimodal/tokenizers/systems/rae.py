@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Latents
 from unimodal.tokenizers.interface import CodingOptions, Condition
-from unimodal.tokenizers.parts.positions import make_sine_positions
+from unimodal.tokenizers.parts.positions import make_mae_positions
 from unimodal.tokenizers.parts.trunks.hub_vit import HubVit, HubVitSizes
 from unimodal.tokenizers.parts.trunks.vision_tower import TowerSettings, VisionTower
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -70,7 +70,7 @@ class RaeTokenizer(SystemLatents):
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
         self.decoder = HubVit(HubVitSizes(config.width, config.num_layers, config.num_heads, config.inner))
         self.decoder_pred = nn.Linear(config.width, 3 * config.patch_size**2)
-        positions = torch.cat([torch.zeros(1, config.width), make_sine_positions(config.tower.side, config.width)])
+        positions = torch.cat([torch.zeros(1, config.width), make_mae_positions(config.tower.side, config.width)])
         self.register_buffer("positions", positions, persistent=False)
         self.register_buffer("latent_mean", torch.zeros(count, self.width))
         self.register_buffer("latent_variance", torch.ones(count, self.width))
