@@ -6,7 +6,7 @@ condition, of which a rectified flow draws that patch's pixels by itself. In tra
 compared with that of its frozen self.
 
 The network is that of ZhengrongYue/UniFlow @e6322d0, with InternViT's layers as transformers has them. Its training is
-in no released code: the weights of layers follow the paper's formula; β and the share of this loss are settings, and the
+in no released code: the weights of layers follow the paper's formula; β and the share of this loss are settings, and
 times are drawn here as FlexTok's are, for each patch its own.
 
 Shapes: B batch, N patches in raster order, C width of a latent, D width of the encoder, L layers, P numbers of a patch.
