@@ -171,6 +171,8 @@ FAMILIES: dict[str, str] = {
     "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",
     "d_ar": "unimodal.tokenizers.systems.d_ar:DArTokenizer",
     "flextok": "unimodal.tokenizers.systems.flextok:FlexTokTokenizer",
+    "comit": "unimodal.tokenizers.systems.comit:COMiTTokenizer",
+    "clip_tokens": "unimodal.tokenizers.systems.clip_tokens:ClipTokensLatents",
     "gpstoken": "unimodal.tokenizers.systems.gpstoken:GPSTokenLatents",
     "himtok": "unimodal.tokenizers.systems.himtok:HiMTokTokenizer",
     "video_flextok": "unimodal.tokenizers.systems.video_flextok:VideoFlexTokTokenizer",

@@ -163,7 +163,8 @@ class PathTokenizer(MediaTokenizer):
     def draw_codes(self, ids: list[int]) -> Tensor:
         """Codes → float [T, 7]. Points that no command waits for, and a command that lacks some, are left out."""
         rows: list[list[float]] = []
-        command, points = -1, []
+        command = -1
+        points: list[float] = []
         for code in ids:
             if code < len(COMMANDS):
                 command, points = code, []
