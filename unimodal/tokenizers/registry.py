@@ -173,6 +173,7 @@ FAMILIES: dict[str, str] = {
     "flextok": "unimodal.tokenizers.systems.flextok:FlexTokTokenizer",
     "comit": "unimodal.tokenizers.systems.comit:COMiTTokenizer",
     "clip_tokens": "unimodal.tokenizers.systems.clip_tokens:ClipTokensLatents",
+    "flowtok": "unimodal.tokenizers.systems.flowtok:FlowTokLatents",
     "gpstoken": "unimodal.tokenizers.systems.gpstoken:GPSTokenLatents",
     "himtok": "unimodal.tokenizers.systems.himtok:HiMTokTokenizer",
     "video_flextok": "unimodal.tokenizers.systems.video_flextok:VideoFlexTokTokenizer",
