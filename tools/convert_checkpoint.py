@@ -3,6 +3,7 @@
     python tools/convert_checkpoint.py emu3 Emu3-community/Emu3-Gen-hf data/models/emu3 [--grid 90x90]
     python tools/convert_checkpoint.py chameleon facebook/chameleon-7b data/models/chameleon [--decoder vqgan.ckpt]
     python tools/convert_checkpoint.py janus deepseek-community/Janus-Pro-1B data/models/janus
+    python tools/convert_checkpoint.py authors data/models/tokenizer data/models/released [--pickle]
     python tools/convert_checkpoint.py tokenizers data/media --image data/models/my_tokenizer \\
         --audio mimi=kyutai/mimi [--text HuggingFaceTB/SmolLM2-135M] [--set audio.num_codebooks=8]
 
@@ -22,6 +23,9 @@ their blocks. `--set MEDIUM.NAME=VALUE` is a setting of `pretrained.load`, such 
 are padded, or as `--fit` says. With `--text` the folder has text rows too, and `recipes/tokenize_dataset.py --set
 model=FOLDER` reads it.
 
+`authors` is the way back: a tokenizer of a published system, trained here, as a checkpoint under its authors' names;
+`--as-janus` writes a LlamaGen VQ as the `JanusVQVAE` of transformers.
+
 `unimodal export` makes a model folder the checkpoint of its class again; what it needs for that lies in `original/`.
 
 The folder appears whole or not at all; one that exists and is not empty is left alone.
@@ -37,6 +41,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -66,6 +71,7 @@ from unimodal.tokenizers import (
 from unimodal.tokenizers.interface import FitMode
 from unimodal.tokenizers.pretrained.base import check_kind, list_checkpoint_weights, load_reference
 from unimodal.tokenizers.pretrained.janus import JanusReader
+from unimodal.tokenizers.pretrained.write_authors import write_authors_checkpoint, write_janus_checkpoint
 from unimodal.vocabulary import Block, Control, Segment, SpanLayout, make_media_vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import TEXT_FILES, AdoptedVocabulary
 from unimodal.vocabulary.grid import GridMarks
@@ -476,6 +482,10 @@ def run(options: argparse.Namespace) -> None:
             opened[name] = open_tokenizer(name, named, opened, settings.get(name, {}))
         write_whole_or_nothing(options.out, lambda new: make_tokenizers(opened, new, options.text, options.fit))
         return
+    if options.kind == "authors":
+        write = write_janus_checkpoint if options.as_janus else partial(write_authors_checkpoint, pickle=options.pickle)
+        write_whole_or_nothing(options.out, lambda new: write(options.source, new))
+        return
     own: dict[str, object] = {}
     if options.kind == "emu3" and options.grid:
         own["grid"] = find_grid(options.grid)
@@ -498,6 +508,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             one.add_argument("--grid", help="rows x columns of codes of a picture that is drawn; 90x90 by default")
         if kind == "chameleon":
             one.add_argument("--decoder", type=Path, help="the original vqgan.ckpt, to draw pictures")
+    back = kinds.add_parser("authors")
+    back.add_argument("source", type=Path, help="the folder of a tokenizer of a published system")
+    back.add_argument("out", type=Path)
+    back.add_argument("--pickle", action="store_true", help="a pickled file, as the authors released theirs")
+    back.add_argument("--as-janus", action="store_true", help="of a LlamaGen VQ: transformers' JanusVQVAE")
     media = kinds.add_parser("tokenizers")
     media.add_argument("out", type=Path)
     for modality in MEDIA:

@@ -73,6 +73,11 @@ class SystemModule(StoredModule):
         """Our settings from the authors' config, as their file has it. ValueError where the family cannot."""
         raise ValueError(f"{cls.__name__} reads no config of its authors; name one of `unimodal tokenizers list`")
 
+    def write_authors_config(self) -> dict[str, object] | None:
+        """The settings as the authors' config.json has them, which `read_authors_config` reads; None where its form is
+        not known or cannot say these settings."""
+        return None
+
     @classmethod
     def find_key_map(cls, config: SystemConfig) -> KeyMap:
         """The key map of weights of these settings; overridden where names depend on them."""

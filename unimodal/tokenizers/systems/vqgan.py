@@ -192,6 +192,29 @@ class VqganTokenizer(SystemTokenizer):
 
     # ---- what its authors write
 
+    def write_authors_config(self) -> dict[str, object] | None:
+        """LlamaGen's arguments of `VQModel`; None for weights of other authors."""
+        config, quantizer = self.config, self.config.quantizer
+        if config.names != "llamagen" or quantizer.get("kind") != "vector":
+            return None
+        fields = {
+            "ch": config.width,
+            "encoder_ch_mult": list(config.multipliers),
+            "decoder_ch_mult": list(config.multipliers),
+            "num_res_blocks": config.num_blocks,
+            "z_channels": config.latent_width,
+            "group_norm_groups": config.num_norm_groups,
+            "image_size": config.image_size,
+            "codebook_size": quantizer["codebook_size"],
+            "codebook_embed_dim": quantizer["num_dims"],
+            "codebook_l2_norm": quantizer.get("normalize_codes", False),
+            "commit_loss_beta": quantizer.get("commitment", 0.25),
+            "entropy_loss_ratio": quantizer.get("entropy_weight", 0.0),
+        }
+        again = type(self)(self.read_authors_config(fields))  # it may have settings that these arguments cannot say
+        same = {name: tensor.shape for name, tensor in again.state_dict().items()}
+        return fields if same == {name: tensor.shape for name, tensor in self.state_dict().items()} else None
+
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> VqganConfig:
         """LlamaGen's arguments of `VQModel`, or a YAML of SEED-Voken (IBQ, Open-MAGVIT2) or WeTok."""
