@@ -70,6 +70,8 @@ SMALL = {
     "robustok": "robustok",
     "cosmos_video_latents": "cosmos-cv-4x8x8",
     "tatitok_latents": "tatitok-bl32-vae",
+    "mingtok": "mingtok",
+    "uniflow": "uniflow",
 }
 
 

@@ -7,11 +7,12 @@ import torch
 
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.losses.self_distillation import distill_layers, weigh_layers
+from unimodal.tokenizers.systems.uniflow import UniflowTokenizer
 
 
 def build(**settings):
     torch.manual_seed(0)
-    return build_tokenizer({**read_system("uniflow").choose_settings(small=True), **settings})
+    return build_tokenizer({**read_system("uniflow").choose_settings(small=True), "teacher": True, **settings})
 
 
 def test_layers_weigh_by_their_depth_and_by_how_far_they_are():
@@ -29,14 +30,14 @@ def test_the_encoder_is_tuned_and_held_to_its_frozen_self():
     far = {}
     for weight in (0.0, 30.0):
         tokenizer = build(distill_weight=weight).train()
-        x = torch.rand(4, 3, 32, 32)
+        x = torch.rand(2, 3, 32, 32)
         with torch.no_grad():  # a trained head: the flow begins at 0 and gives the encoder no gradient before
             tokenizer.flow.out.weight.normal_(std=0.1)
             tokenizer.flow.modulation.weight.normal_(std=0.1)
         made = tokenizer.reconstruct(x)
         assert made.numbers["distillation"] == pytest.approx(0, abs=1e-6)
         optimizer = torch.optim.Adam([p for p in tokenizer.parameters() if p.requires_grad], 3e-3)
-        for _ in range(20):
+        for _ in range(8):
             optimizer.zero_grad()
             loss, numbers = tokenizer.training_loss(x)
             loss.backward()
@@ -80,3 +81,25 @@ def test_the_published_size_has_1024_latents_of_64_numbers():
     with torch.device("meta"):
         tokenizer = build_tokenizer(read_system("uniflow").choose_settings())
     assert (tokenizer.tokens_per_item, tokenizer.width, tokenizer.teacher) == (1024, 64, None)
+
+
+def test_weights_go_out_under_the_authors_names_and_come_back():
+    tokenizer = build(teacher=False)
+    state = tokenizer.collect_authors_state()
+    assert state["encoder.layers.1.attn.qkv.weight"].shape == (96, 32) and "decoder_pos_embed" in state
+    assert UniflowTokenizer.from_authors(state, tokenizer.config).sha256 == tokenizer.sha256
+    with pytest.raises(ValueError, match="set teacher to false"):
+        build().collect_authors_state()
+
+
+def test_the_authors_config_is_that_of_the_published_size():
+    fields = {
+        "hidden_size": 1024, "image_size": 448, "intermediate_size": 4096, "norm_type": "layer_norm",
+        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "qk_normalization": False,
+        "qkv_bias": True, "use_chal_proj": True, "latent_ch": 64, "use_global_blocks": True, "global_blocks_depth": 6,
+        "num_decoder_layers": 12, "num_sampling_steps": "1",
+    }  # fmt: skip
+    published = read_system("uniflow").choose_settings()
+    assert UniflowTokenizer.read_authors_config(fields) == UniflowTokenizer.config_class.model_validate(published)
+    with pytest.raises(ValueError, match="with norms rms_norm"):
+        UniflowTokenizer.read_authors_config({**fields, "norm_type": "rms_norm"})

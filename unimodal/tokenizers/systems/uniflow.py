@@ -14,6 +14,7 @@ Shapes: B batch, N patches in raster order, C width of a latent, D width of the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -30,7 +31,10 @@ from unimodal.tokenizers.parts.positions import make_mae_positions
 from unimodal.tokenizers.parts.trunks.timm_vit import TimmBlock
 from unimodal.tokenizers.parts.trunks.vision_tower import TowerSettings, VisionTower
 from unimodal.tokenizers.stored import TokenizerConfig
+from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents
+from unimodal.tokenizers.systems.key_map import KeyMap
+from unimodal.tokenizers.systems.uniflow_names import KEY_MAP, join_attention, split_attention
 
 
 class UniflowConfig(SystemConfig):
@@ -71,6 +75,7 @@ class UniflowTokenizer(SystemLatents):
 
     modality: ClassVar[str] = "image"
     config_class: ClassVar[type[TokenizerConfig]] = UniflowConfig
+    key_map: ClassVar[KeyMap] = KEY_MAP
     config: UniflowConfig
 
     def __init__(self, config: UniflowConfig):
@@ -187,3 +192,41 @@ class UniflowTokenizer(SystemLatents):
         """The losses of the flow and of the distillation alone."""
         made = self.reconstruct(x, lengths)
         return made.loss, made.numbers
+
+    # ---- what its authors write
+
+    @classmethod
+    def read_authors_config(cls, fields: Mapping[str, object]) -> UniflowConfig:
+        """Their config.json. ValueError for an encoder that is not InternViT with plain norms, and for a decoder
+        without the squeeze or the transformer over all patches."""
+        own = AuthorsFields(fields)
+        norm, normed = own.take_text("norm_type", "layer_norm"), own.take_flag("qk_normalization", False)
+        if norm != "layer_norm" or normed or not own.take_flag("qkv_bias", True):
+            raise ValueError(f"a UniFlow encoder with norms {norm}, normed queries or no biases is not read")
+        if not own.take_flag("use_chal_proj", True) or not own.take_flag("use_global_blocks", True):
+            raise ValueError("a UniFlow without use_chal_proj or use_global_blocks is not read")
+        return UniflowConfig(
+            tower=TowerSettings(
+                kind="internvit",
+                image_size=own.take_integer("image_size", 448),
+                patch_size=own.take_integer("patch_size", 14),
+                width=own.take_integer("hidden_size", 1024),
+                num_layers=own.take_integer("num_hidden_layers", 24),
+                num_heads=own.take_integer("num_attention_heads", 16),
+                inner=own.take_integer("intermediate_size", 4096),
+            ),
+            latent_width=own.take_integer("latent_ch", 64),
+            num_global=own.take_integer("global_blocks_depth", 6),
+            num_flow=own.take_integer("num_decoder_layers", 12),
+            steps=int(own.take_text("num_sampling_steps", "1")),
+        )
+
+    @classmethod
+    def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
+        return super().from_authors(split_attention(weights), config, source)
+
+    def collect_authors_state(self) -> dict[str, Tensor]:
+        """ValueError for a tokenizer with its teacher, which the authors' file has no place for."""
+        if self.teacher is not None:
+            raise ValueError("a UniFlow with its teacher is not written for its authors; set teacher to false")
+        return join_attention(super().collect_authors_state())
