@@ -40,9 +40,9 @@ def is_study() -> bool:
     return os.environ.get("UNIMODAL_STUDY") == "1"
 
 
-def examples(count: int) -> settings:
-    """Settings of a property test that draws `count` examples, or all of a study's."""
-    return settings(max_examples=count * TIMES if is_study() else count, deadline=None)
+def examples(count: int, whole: int | None = None) -> settings:
+    """Settings of a property test that draws `count` examples; a study draws `whole`, by default TIMES as many."""
+    return settings(max_examples=(whole or count * TIMES) if is_study() else count, deadline=None)
 
 
 @pytest.fixture

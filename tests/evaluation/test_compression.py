@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
+from tests.campaigns import is_study
 from unimodal.compression import BASELINES, METHODS
 from unimodal.evaluation import compression, compression_timing, run_suites
 from unimodal.evaluation.compression import Questions, count_codes, make_timed_prompts
@@ -15,7 +16,7 @@ from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import count_answer_tokens, count_room
 from unimodal.sequence.document import Document, Image, Text, Turn, Video
 
-SOME = (*BASELINES, "divprune", "fastv", "todre", "snapkv", "tokenselect")
+SOME = (*BASELINES, "divprune", "fastv", "todre", "snapkv", *(("tokenselect",) if is_study() else ()))
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def codes(model):
     return model.coder.encode("image", [picture])[0], model.coder.encode("video", [clip])[0]
 
 
+@pytest.mark.study
 def test_the_suite_writes_a_table_and_a_plot_beside_the_report(quick, model, data, tmp_path):
     out = tmp_path / "report.json"
     [printed] = run_suites(["compression"], model, data, out, limit=2)

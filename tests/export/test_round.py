@@ -9,6 +9,7 @@ import pytest
 from PIL import Image as Pictures
 from safetensors.torch import load_file
 
+from tests.campaigns import is_study
 from tests.export.hub_server import WRITER
 from unimodal.model.adapter_files import is_adapter
 from unimodal.pipeline import load
@@ -24,7 +25,8 @@ def tuned(tiny_base, media_folder, tmp_path):
     settings = [
         f"base={tiny_base}", f"media={media_folder}", f"out={tmp_path}/tuned", f"run={tmp_path}/run",
         f"corpus={{datasets: [{{path: {QUICKSTART}/data.jsonl}}], codes: {tmp_path}/codes, length: 512, "
-        "tokens_per_batch: 512, batches_per_window: 4}", "lora.rank=4", "loop.steps=60", "loop.warmup_steps=1",
+        "tokens_per_batch: 512, batches_per_window: 4}", "lora.rank=4", f"loop.steps={60 if is_study() else 20}",
+        "loop.warmup_steps=1",
         "loop.learning_rate=0.01", "loop.threads=1",
     ]  # fmt: skip
     before = sys.argv
@@ -36,6 +38,7 @@ def tuned(tiny_base, media_folder, tmp_path):
     return tmp_path / "tuned"
 
 
+@pytest.mark.study
 def test_tune_export_push_pull_and_chat_give_the_same_answers(tuned, hub, at_hub, tmp_path):
     assert is_adapter(tuned)
     picture = QUICKSTART / "red_apple.png"

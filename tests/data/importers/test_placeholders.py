@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.campaigns import examples
 from unimodal.data.importers.columns import fill_placeholders
 from unimodal.data.messages import MediaPart, TextPart
 
@@ -18,6 +19,7 @@ def flat(parts):
     return [(p.type, "".join(p.text.split()) if p.type == "text" else p.path) for p in parts]
 
 
+@examples(20, 1000)
 @given(turns=st.lists(st.lists(PARTS, max_size=6), max_size=4), blank=st.sampled_from(["", " ", "\n", " \n "]))
 def test_every_medium_comes_back_in_its_place(turns, blank):
     """Texts and media written into placeholders and lists give, when filled, the parts they were made of."""
