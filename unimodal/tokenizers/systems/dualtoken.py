@@ -4,9 +4,9 @@ A late layer of SigLIP is quantized for meaning, an early one (with a still earl
 residual levels that share a codebook of their own. The tower's last layers go on from the quantized meaning to its
 pooled feature; a convolutional decoder makes pixels of the looks alone.
 
-The network is that of songweii/DualToken @29e7c84, whose repository names no released weights. The tower is frozen, as
-in its stage 0 up to the layer of meaning; its stage 1, which tunes the tower beside a frozen copy, is not here. Both
-codebooks learn once a step from all levels; the authors' pixel codebook ("rq") learns after each level.
+The network is that of songweii/DualToken @29e7c84, with whose modules it was compared; no weights of it are released.
+The tower is frozen, as in its stage 0 up to the layer of meaning; its stage 1, which tunes the tower beside a frozen
+copy, is not here. Both codebooks learn once a step from all levels; the authors' pixel codebook ("rq") after each.
 
 Shapes: B batch, N places in raster order, K width of the tower, D width of a code, G = 2·levels codes of a place.
 """
