@@ -6,6 +6,7 @@ import torch
 
 from unimodal.tokenizers.configs.registry import build_tokenizer, count_parameters, list_systems, read_system
 from unimodal.tokenizers.interface import LatentTokenizer, MediaTokenizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 
 SYSTEMS = [read_system(name) for name in list_systems()]
 PUBLISHED = [system for system in SYSTEMS if system.tokenizer is not None]
@@ -63,6 +64,23 @@ def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(syst
         assert torch.equal(again.encode(x).ids, codes.ids)
         alone = tokenizer.encode(x[1:2])
         assert torch.equal(alone.row(0), codes.row(1))
+        check_ids_under_autocast(tokenizer, x)
+
+
+def check_ids_under_autocast(tokenizer, x) -> None:
+    """Every quantizer gives the ids of float32 under bfloat16's autocast too, of the vectors that it is given."""
+    calls = []
+    hooks = [
+        module.register_forward_hook(lambda *call: calls.append(call))
+        for module in tokenizer.modules()
+        if isinstance(module, Quantizer)
+    ]
+    tokenizer.encode(x)
+    for hook in hooks:
+        hook.remove()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for quantizer, arguments, found in calls:
+            assert torch.equal(quantizer(*arguments).ids, found.ids)
 
 
 def make_media(tokenizer) -> torch.Tensor:
