@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from unimodal.coder.batches import group_by_size, stack_media
@@ -73,6 +73,7 @@ from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
 SHEETS = "reconstructions"
+AskedSize = PositiveInt | tuple[PositiveInt, PositiveInt]  # of squares, or height and width
 MOST_DRAWN = 16  # pictures of a sheet
 
 
@@ -82,7 +83,7 @@ class Stage(Config):
     first_step: int = Field(ge=0)
     media: Annotated[str | None, MAY_CHANGE] = None
     medium: str | None = None  # image: pictures as clips of one frame, for a tokenizer of films
-    sizes: tuple[int | Size, ...] | None = None
+    sizes: tuple[AskedSize, ...] | None = None
     batch_size: int | None = Field(None, ge=1)
     losses: dict[str, float] = {}  # weights of losses that are set up
     train: str | tuple[str, ...] | None = None
@@ -106,7 +107,7 @@ class TokenizerRecipe(Config):
     group: str | None = None  # the column whose values are held out whole; folder: the folder that a file lies in
     one_held_out_of: int = Field(10, ge=2)
     held_out_items: Annotated[int, MAY_CHANGE] = Field(128, ge=1)  # that are measured, at most
-    sizes: tuple[int | Size, ...] = ()  # pixels, or height and width; each batch has one of them
+    sizes: tuple[AskedSize, ...] = ()  # pixels, or height and width; each batch has one of them
     crop_scale: tuple[float, float] = (0.8, 1.0)  # area of a random crop
     flip: bool = True
     upscale: bool = False  # magnify pictures that are smaller than the size
@@ -125,6 +126,9 @@ class TokenizerRecipe(Config):
         if not (self.system or self.family or self.initial):
             raise ValueError("name a system or family of `unimodal tokenizers list`, or an initial tokenizer")
         steps = [stage.first_step for stage in self.stages]
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError("crop_scale is {:g} to {:g}; give two shares of the area, 0 < low <= high <= 1".format(
+                *self.crop_scale))  # fmt: skip
         if steps != sorted(set(steps)):
             raise ValueError(f"stages begin at {steps}; give them in order, each later than the one before")
         return self
@@ -192,6 +196,9 @@ def load_initial(cfg: TokenizerRecipe, source: str) -> AnyTokenizer:
     wanted = cfg.family or (str(read_system(cfg.system).choose_settings(True)["family"]) if cfg.system else None)
     if wanted not in (None, loaded.config.family):
         raise ValueError(f"initial {source} is a {loaded.config.family}, and {cfg.system or cfg.family} a {wanted}")
+    other = read_system(cfg.system).list_differences(loaded.config) if cfg.system and is_tokenizer(folder) else []
+    if other:
+        raise ValueError(f"initial {source} is no {cfg.system}: other {', '.join(other[:4])}; leave system out")
     return loaded
 
 
@@ -437,6 +444,8 @@ def show_plan(cfg: TokenizerRecipe, stream: MediaStream, module: TrainedTokenize
 def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
+    if cfg.out.exists() and not cfg.out.is_dir():
+        raise ValueError(f"out {cfg.out} is a file; name a folder for the tokenizer")
     parallel = start("ddp", find_unused=True)
     left_out = LeftOut()
     tokenizer = make_tokenizer(cfg)

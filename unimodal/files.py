@@ -38,7 +38,8 @@ def describe_error(error: BaseException | str, limit: int | None = 200) -> str:
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        text = f"{where}: {first['msg']}" if where else first["msg"]
+        said = first["msg"].removeprefix("Value error, ")
+        text = f"{where}: {said}" if where else said
     else:  # PyAV's errors, which are no OSErrors, have a reason too
         text = str(getattr(error, "strerror", None) or error)
     return join_lines(text)[:limit] or type(error).__name__

@@ -98,6 +98,7 @@ def test_tuning_the_decoder_alone_keeps_every_code(tmp_path, photos, capsys):
     capsys.readouterr()
     for settings, said in (
         ((*initial, "family=tiny_clips"), "is a tiny_system, and tiny_clips a tiny_clips"),
+        ((*initial, "family=null", "losses={l1: 0, l2: 0, quantizer: 0}"), "at step 0 no loss reaches a weight"),
         ((*initial, "train=nothing"), "train 'nothing' leaves nothing to train; there are all, decoder, and the parts"),
         (("family=null", "initial=nowhere"), "nowhere is no tokenizer's folder; released weights are given as NAME="),
         ((*initial, "tokenizer.width=8"), "the initial tokenizer has its own settings"),
@@ -149,6 +150,11 @@ def test_mistakes_are_one_line(tmp_path, photos, capsys):
     assert "fewer than 200×200; take smaller sizes, or set upscale" in fails("sizes=[200]")
     assert "tiny_system takes sides in steps of 8; got (1, 3, 12, 12)" in fails("sizes=[12]")
     assert "tiny_system takes pictures of any size; say which: sizes=[128]" in fails("sizes=[]")
+    assert "sizes.0" in fails("sizes=[0]") and "sizes.0" in fails("sizes=[[16, -8]]")
+    assert "crop_scale is 0.9 to 0.1; give two shares" in fails("crop_scale=[0.9, 0.1]")
+    assert "has no sound files but 25 picture files; name another folder" in fails("family=mel_fsq")
+    assert "is a folder of files, which have no column 'speaker'; set it to folder" in fails("group=speaker")
+    assert "is a file; name a folder for the tokenizer" in fails(f"out={photos}/0.png")
     assert "system llamagen-vq16 and family tiny_system are both given" in fails("system=llamagen-vq16")
     assert "name a system or family" in fails("family=null")
     assert "the loss spectral is of sounds, and this tokenizer is one of image" in fails("losses={spectral: 1}")

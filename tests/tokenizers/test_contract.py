@@ -113,6 +113,40 @@ def test_what_a_family_does_not_take_is_one_line_and_never_ignored(tokenizer, ar
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: (x * 255).to(torch.uint8), "float tensor .*; got torch.uint8; x.float\\(\\) / 255 of bytes"),
+        (lambda x: x.numpy(), "got ndarray"),
+        (lambda x: x[:0], "nothing to encode"),
+        (lambda x: x * torch.nan, "not finite"),
+        (lambda x: x * 255, "in \\[0, 1\\]; got .*: give x / 255"),
+        (lambda x: x * 2 - 1, "in \\[0, 1\\]; got .*: give \\(x \\+ 1\\) / 2"),
+    ],
+)
+def test_media_of_another_scale_or_kind_are_one_line(tokenizer, change, said):
+    if tokenizer.modality == "audio" and "0, 1" in said:
+        return  # loud sounds are sounds
+    with pytest.raises(ValueError, match=said) as caught:
+        tokenizer.encode(change(media(tokenizer, 2)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_media_of_every_float_type_are_those_values_in_the_type_of_the_weights(tokenizer, dtype):
+    x = media(tokenizer, 2).to(dtype)
+    assert torch.equal(tokenizer.encode(x).ids, tokenizer.encode(x.float()).ids)
+
+
+def test_what_is_no_codes_or_condition_is_one_line(tokenizer):
+    x = media(tokenizer, 1)
+    with pytest.raises(ValueError, match="give a Condition"):
+        tokenizer.encode(x, condition={"text": ["a"]})
+    if tokenizer.can_decode:
+        with pytest.raises(ValueError, match="decode takes Codes, .*; got a Tensor; Codes.whole"):
+            tokenizer.decode(tokenizer.encode(x).ids)
+
+
 # ---- each ability
 
 
@@ -220,6 +254,10 @@ def test_latents_are_the_sibling_of_codes(tmp_path):
     assert torch.allclose(tokenizer.decode(latents), x, atol=1e-4)  # 48 of 48 dimensions: nothing is lost
     with pytest.raises(ValueError, match="decodes without guidance"):
         tokenizer.decode(latents, guidance=2.0)
+    with pytest.raises(ValueError, match="latents of width 48; got those of width 47"):
+        tokenizer.decode(Latents(latents.values[..., 1:], latents.mask))
+    with pytest.raises(ValueError, match="latents hold numbers that are not finite"):
+        tokenizer.decode(Latents(latents.values * torch.inf, latents.mask))
     tokenizer.save(tmp_path)
     assert PatchLatents.load(tmp_path).sha256 == tokenizer.sha256
     with pytest.raises(ValueError, match="Latents.values must be float"):

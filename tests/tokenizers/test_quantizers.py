@@ -226,8 +226,9 @@ def test_vectors_of_another_width_are_refused(name):
     [
         ({"kind": "vectr"}, "'vectr' is no kind of quantizer; choose from .*vector"),
         ({**TABLE, "size": 3}, "kind vector has no setting 'size'; it has codebook_size, num_dims"),
-        ({"kind": "vector", "num_dims": 3}, "kind vector cannot take codebook_size: Field required"),
-        ({**TABLE, "search": "nearest"}, "kind vector cannot take search: .*'cosine'"),
+        ({"kind": "finite_scalar", "levels": [8, 1]}, r"levels are \[8, 1\]; give each dimension 2 or more"),
+        ({"kind": "vector", "num_dims": 3}, "kind vector needs a codebook_size; set it"),
+        ({**TABLE, "search": "nearest"}, "kind vector cannot take the search 'nearest': .*'cosine'"),
         ({**SCALES, "scales": [2, 1], "book": TABLE}, "kind multi_scale does not fit together: a scale is at least"),
         ({**SCALES, "book": {**TABLE, "size": 3}}, "kind vector has no setting 'size'"),
         ({**SHARED, "weights": [1.0]}, "weights are one number for each of 2 parts; got 1"),

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,6 +70,12 @@ def show(
         inside = sorted(path.name for path in folder.glob("*_tokenizer") if path.is_dir())
         advice = f"name one of its {', '.join(inside)}" if inside else "it holds none"
         raise ValueError(f"{name} is not the folder of a tokenizer; {advice}")
+    known = list(dict.fromkeys([*list_systems(), *list_families()]))
+    if not alone and name not in known and folder.exists():
+        raise ValueError(f"{name} is a file; name the folder of a tokenizer")
+    near = get_close_matches(name.lower().replace(" ", "-"), known, 4, 0.5)
+    if not alone and name not in known and near:
+        raise ValueError(f"there is no tokenizer {name!r}; near it are {', '.join(near)}")
     if alone:
         lines = list(_describe_folder(folder))
     else:

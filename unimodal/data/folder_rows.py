@@ -55,6 +55,10 @@ class FolderRows:
             raise ValueError(f"there is no {quote_path(text)} with its text, and it lies in no folder of a class")
         return {medium: name, "label": label}
 
+    def count_media(self) -> Counter[str]:
+        """How many files there are of each medium."""
+        return Counter(medium for medium in map(find_modality, self._names) if medium is not None)
+
     def describe_place(self, index: int) -> str:
         return quote_path(self.folder / self._names[index])
 

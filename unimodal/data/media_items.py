@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unimodal.data.find_rows import find_rows
+from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers import detect_format, import_row
 from unimodal.data.importers.columns import list_media_columns, name_files, read_media
 from unimodal.data.importers.pairs import PairsConfig
@@ -186,6 +187,14 @@ def open_media_items(path: str, modality: str, options: ItemOptions) -> MediaIte
             wanted = ", ".join(medium.suffixes[:4])
             raise ValueError(f"{quote_path(folder)} has no {medium.noun} files ({wanted}, …) and no dataset") from error
         raise
+    if isinstance(rows, FolderRows) and options.group not in (None, FOLDER_GROUP):
+        raise ValueError(f"group: {quote_path(folder)} is a folder of files, which have no column {options.group!r}; "
+                         f"set it to {FOLDER_GROUP}, or name a dataset")  # fmt: skip
+    if isinstance(rows, FolderRows) and not rows.count_media()[modality]:
+        found = " and ".join(f"{count} {find_medium(name).noun} files" for name, count in rows.count_media().items())
+        raise ValueError(
+            f"{quote_path(folder)} has no {medium.noun} files but {found}; name another folder, or a tokenizer of those"
+        )
     items = RowItems(rows, modality, options, media_root)
     if not len(items):
         raise ValueError(f"{quote_path(path)} has no rows; name a dataset with a {medium.noun} in each")

@@ -141,7 +141,9 @@ class MediaStream:
             except (ValueError, OSError) as error:
                 reason = f"{part.items.describe_place(index)}: {error}"
                 self.left_out.add(part.items.describe_place(index), str(error))
-        raise ValueError(f"{MOST_ATTEMPTS} items in a row cannot be trained on; {reason or 'all are held out'}")
+        raise ValueError(
+            f"{MOST_ATTEMPTS} draws from {count} items gave none to train on; {reason or 'all are held out'}"
+        )
 
     def _view(self, item: MediaItem, part: StreamPart, size: Size | None, rng: random.Random) -> View:
         medium = read_view(part.items.modality, item.source, self.target, size, part.options, rng)

@@ -36,6 +36,9 @@ from unimodal.tokenizers.streams import StreamLayout
 FitMode = Literal["pad", "crop", "stretch"]
 CodedT = TypeVar("CodedT", Codes, Latents)
 
+#: how far values of pictures and frames may lie outside [0, 1], as a resampled edge does
+OVERSHOOT = 0.25
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -115,6 +118,8 @@ class MediaModule(StoredModule):
 class MediaCodec(MediaModule, ABC, Generic[CodedT]):
     """What tokenizers of codes and of latents share: the arguments of ``encode`` and ``decode``, and their checks."""
 
+    #: what ``encode`` gives and ``decode`` takes
+    coded: ClassVar[type[Codes] | type[Latents]]
     #: the kinds of `Condition` that each side reads: "text", "features", "medium"
     encode_conditions: frozenset[str] = frozenset()
     decode_conditions: frozenset[str] = frozenset()
@@ -159,10 +164,12 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
     ) -> CodedT:
         """Media → codes or latents.
 
-        x: float [B, C, …]. lengths: int64 [B], samples or frames that are real; None if all are. condition: what the
-        encoder reads beside the medium. published: follow the published rule where it is not row by row.
-        Raises ValueError for shapes and arguments that the family does not take.
+        x: float [B, C, …], of any float type; pictures and frames in [0, 1]. lengths: int64 [B], samples or frames
+        that are real; None if all are. condition: what the encoder reads beside the medium. published: follow the
+        published rule where it is not row by row.
+        Raises ValueError for shapes, values and arguments that the family does not take.
         """
+        x = self._check_media(x)
         self._check_condition(condition, self.encode_conditions, len(x), "encode")
         if lengths is not None and lengths.dim() == 1:
             longest = x.shape[2] if x.dim() > 2 else 0
@@ -191,6 +198,10 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         """
         if not self.can_decode:
             raise ValueError(self.no_decoder)
+        if not isinstance(codes, self.coded):
+            advice = "; Codes.whole(ids) makes them of ids [B, N] or [B, N, G]" if self.coded is Codes else ""
+            raise ValueError(f"decode takes {self.coded.__name__}, as encode gives them; got a {type(codes).__name__}"
+                             f"{advice}")  # fmt: skip
         if min(codes.counts, default=0) < 1:
             raise ValueError("there is an item without codes; give every item at least one")
         self.check_codes(codes)
@@ -229,9 +240,30 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
             into[tuple(slice(side) for side in row.shape)] = row
         return noise.to(codes.mask.device)
 
+    def _check_media(self, x: Tensor) -> Tensor:
+        """Media in the type of the weights, where they come in half or double precision. ValueError for what is no
+        batch of finite floats, and for pictures and frames on another scale than [0, 1]."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            advice = "; x.float() / 255 of bytes" if kind == torch.uint8 else ""
+            raise ValueError(f"encode takes a float tensor [B, C, …]; got {kind}{advice}")
+        if not x.numel():
+            raise ValueError(f"there is nothing to encode in a tensor of shape {tuple(x.shape)}")
+        if not x.is_meta:
+            lowest, highest = torch.stack(x.aminmax()).tolist()
+            if not (isfinite(lowest) and isfinite(highest)):
+                raise ValueError("the media hold numbers that are not finite; look for a division by 0 before encode")
+            if self.modality in ("image", "video") and not -OVERSHOOT <= lowest <= highest <= 1 + OVERSHOOT:
+                advice = "(x + 1) / 2" if highest <= 1 + OVERSHOOT else "x / 255" if lowest >= 0 else "another scale"
+                raise ValueError(f"pictures and frames are in [0, 1]; got {lowest:.4g} to {highest:.4g}: give {advice}")
+        weights = next(self.parameters(), x)
+        return x if x.dtype == torch.float32 else x.to(weights.dtype)
+
     def _check_condition(self, condition: Condition | None, taken: frozenset[str], batch: int, side: str) -> None:
         if condition is None:
             return
+        if not isinstance(condition, Condition):
+            raise ValueError(f"the condition is a {type(condition).__name__}; give a Condition(text=…, features=…)")
         for kind in condition.kinds:
             if kind not in taken:
                 reads = f"reads {', '.join(sorted(taken))} only" if taken else "takes no condition"
@@ -242,6 +274,7 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
 class MediaTokenizer(MediaCodec[Codes]):
     """Media ⇄ codes."""
 
+    coded = Codes
     #: the medium whose tokenizer this one continues, as clips continue the codes of pictures; `load` is given that
     continues: ClassVar[str | None] = None
     #: values of each of the G groups
@@ -311,9 +344,18 @@ class MediaTokenizer(MediaCodec[Codes]):
 class LatentTokenizer(MediaCodec[Latents]):
     """Media ⇄ continuous latents of a fixed width: for autoregressive models with continuous heads."""
 
+    coded = Latents
     width: int  # D
     tokens_per_item: int | None = None
     tokens_per_second: float | None = None
+
+    def check_codes(self, codes: Latents) -> None:
+        """ValueError for latents of another width, and for real ones that are not finite."""
+        if codes.values.shape[-1] != self.width:
+            raise ValueError(f"the {self.config.family} tokenizer has latents of width {self.width}; got those of "
+                             f"width {codes.values.shape[-1]}")  # fmt: skip
+        if not bool(codes.values[codes.mask].isfinite().all()):
+            raise ValueError("the latents hold numbers that are not finite")
 
 
 class MediaReader(MediaModule, ABC):

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from unimodal.files import describe_error
 from unimodal.tokenizers.interface import MediaModule
 from unimodal.tokenizers.registry import find_family_class
+from unimodal.tokenizers.stored import TokenizerConfig
 
 
 class ParameterCount(BaseModel):
@@ -74,6 +75,15 @@ class PublishedSystem(BaseModel):
         if self.tokenizer is None:
             raise ValueError(f"no source gives the sizes of {self.name}; there is only its small form")
         return self.tokenizer
+
+    def list_differences(self, config: TokenizerConfig) -> list[str]:
+        """The settings that a tokenizer's config of the same family has neither of the published size nor of the small
+        form; none where it is one of these."""
+        forms = [form for form in (self.tokenizer, self.choose_settings(small=True)) if form is not None]
+        theirs = [type(config).model_validate(form).model_dump() for form in forms]
+        ours = config.model_dump(exclude={"licence", "origin", "commercial"})  # of the weights
+        differ = [[name for name in ours if ours[name] != form[name]] for form in theirs]
+        return min(differ, key=len)
 
 
 def list_systems() -> list[str]:

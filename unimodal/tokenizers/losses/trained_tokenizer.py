@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -113,7 +114,10 @@ class TrainedTokenizer(nn.Module):
     def forward(
         self, x: Tensor, lengths: Tensor | None, step: int, captions: tuple[str, ...] | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """x: [B, C, …] → (loss, numbers to log); in eval mode the mean squared error where there is one."""
+        """x: [B, C, …] → (loss, numbers to log); in eval mode the mean squared error where there is one.
+
+        Raises ValueError for losses that train nothing of the stage.
+        """
         if not self.training:
             return self.measure(x, lengths, captions)
         stage = self.find_stage(step)
@@ -123,9 +127,14 @@ class TrainedTokenizer(nn.Module):
             self._values.clear()
         with _keep_frozen(self.tokenizer, stage.trained), self._keep_values(stage.trained):
             if self.bag is None:
-                return self.tokenizer.training_loss(x, lengths)
-            made = self.reconstruct(x, lengths, captions)
-            return self.bag(made, x, step, lengths, weights=stage.weights, captions=captions)
+                loss, numbers = self.tokenizer.training_loss(x, lengths)
+            else:
+                made = self.reconstruct(x, lengths, captions)
+                loss, numbers = self.bag(made, x, step, lengths, weights=stage.weights, captions=captions)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(f"at step {step} no loss reaches a weight that is trained; weigh another of losses, or "
+                             "train more parts")  # fmt: skip
+        return loss, numbers
 
     @contextmanager
     def _keep_values(self, trained: frozenset[str] | None) -> Iterator[None]:

@@ -30,6 +30,8 @@ class FiniteScalarQuantizer(Quantizer):
     """
 
     def __init__(self, levels: tuple[int, ...]):
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels are {list(levels)}; give each dimension 2 or more")
         super().__init__()
         self.levels: tuple[int, ...] = tuple(levels)
         self.num_dims, self.codebook_sizes = len(self.levels), (prod(self.levels),)

@@ -42,7 +42,10 @@ def build_quantizer(spec: Mapping[str, object], kinds: Mapping[str, type[Quantiz
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"a quantizer of kind {kind} cannot take {where}: {first['msg']}") from None
+        if first["type"] == "missing":
+            raise ValueError(f"a quantizer of kind {kind} needs a {where}; set it") from None
+        given = f" {first['input']!r}" if isinstance(first["input"], int | float | str) else ""
+        raise ValueError(f"a quantizer of kind {kind} cannot take the {where}{given}: {first['msg']}") from None
     try:
         return chosen(**{name: getattr(checked, name) for name in settings})
     except ValueError as error:
