@@ -78,6 +78,10 @@ class VectorQuantizer(TableQuantizer):
             rows = rows.clone()  # upkeep changes the codebook before the gradient is taken
         return normalize(rows, dim=-1) if self.normalize_codes else rows
 
+    def look_up_batch(self, ids: Tensor) -> Tensor:
+        rows = self.codebook[ids[..., 0]].float()  # scaled one by one: the table may be large and the ids few
+        return normalize(rows, dim=-1) if self.normalize_codes else rows
+
     def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         if self.upkeep is not None and self.training:
             vectors = select_real(self.prepare(z.detach()), mask)
