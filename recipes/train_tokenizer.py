@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, JsonValue, PositiveInt, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 from torch import Tensor
 
 from unimodal.coder.batches import group_by_size, stack_media
@@ -61,6 +61,7 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
     TrainedTokenizer,
     choose_trained,
     find_encoder_names,
+    find_sizes,
     make_condition,
 )
 from unimodal.tokenizers.pretrained.published import PUBLISHED
@@ -73,7 +74,6 @@ from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
 SHEETS = "reconstructions"
-AskedSize = PositiveInt | tuple[PositiveInt, PositiveInt]  # of squares, or height and width
 MOST_DRAWN = 16  # pictures of a sheet
 
 
@@ -83,7 +83,7 @@ class Stage(Config):
     first_step: int = Field(ge=0)
     media: Annotated[str | None, MAY_CHANGE] = None
     medium: str | None = None  # image: pictures as clips of one frame, for a tokenizer of films
-    sizes: tuple[AskedSize, ...] | None = None
+    sizes: tuple[int | Size, ...] | None = None
     batch_size: int | None = Field(None, ge=1)
     losses: dict[str, float] = {}  # weights of losses that are set up
     train: str | tuple[str, ...] | None = None
@@ -107,7 +107,7 @@ class TokenizerRecipe(Config):
     group: str | None = None  # the column whose values are held out whole; folder: the folder that a file lies in
     one_held_out_of: int = Field(10, ge=2)
     held_out_items: Annotated[int, MAY_CHANGE] = Field(128, ge=1)  # that are measured, at most
-    sizes: tuple[AskedSize, ...] = ()  # pixels, or height and width; each batch has one of them
+    sizes: tuple[int | Size, ...] = ()  # pixels, or height and width; each batch has one of them
     crop_scale: tuple[float, float] = (0.8, 1.0)  # area of a random crop
     flip: bool = True
     upscale: bool = False  # magnify pictures that are smaller than the size
@@ -127,8 +127,7 @@ class TokenizerRecipe(Config):
             raise ValueError("name a system or family of `unimodal tokenizers list`, or an initial tokenizer")
         steps = [stage.first_step for stage in self.stages]
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError("crop_scale is {:g} to {:g}; give two shares of the area, 0 < low <= high <= 1".format(
-                *self.crop_scale))  # fmt: skip
+            raise ValueError(f"crop_scale is {list(self.crop_scale)}; give two shares, 0 < low <= high <= 1")
         if steps != sorted(set(steps)):
             raise ValueError(f"stages begin at {steps}; give them in order, each later than the one before")
         return self
@@ -175,6 +174,20 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
     made = kind(config)
     assert isinstance(made, MediaTokenizer | LatentTokenizer)
     return made
+
+
+def choose_picture_size(cfg: TokenizerRecipe, tokenizer: AnyTokenizer) -> AnyTokenizer:
+    """The tokenizer that reads files at the size it is measured at, where that changes no weight; tells where not."""
+    asked = [sizes for sizes in (cfg.sizes, *(stage.sizes for stage in cfg.stages)) if sizes]
+    if not asked or not isinstance(tokenizer, SystemModule) or tokenizer.picture_size is None:
+        return tokenizer
+    size = find_sizes(tokenizer, asked[-1])[0]
+    if size[0] == size[1] and "image_size" not in cfg.tokenizer:
+        tokenizer = tokenizer.change_picture_size(size[0])
+    if size != tokenizer.picture_size:
+        own = "{}×{}".format(*tokenizer.picture_size or size)
+        print(f"files will be tokenized at {own}, the image_size, and not at {size[0]}×{size[1]}", file=sys.stderr)
+    return tokenizer
 
 
 def load_initial(cfg: TokenizerRecipe, source: str) -> AnyTokenizer:
@@ -275,14 +288,6 @@ def open_stream(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, parallel: Paralle
         parts, tokenizer.file_target, cfg.one_held_out_of, cfg.loop.seed, cfg.workers, cfg.loop.accumulation,
         parallel.rank, parallel.num_ranks, left_out,
     )  # fmt: skip
-
-
-def find_sizes(tokenizer: AnyTokenizer, given: Sequence[int | Size]) -> tuple[Size, ...]:
-    if given:
-        return tuple((size, size) if isinstance(size, int) else size for size in given)
-    if tokenizer.picture_size is None:
-        raise ValueError(f"{tokenizer.config.family} takes pictures of any size; say which: sizes=[128]")
-    return (tokenizer.picture_size,)
 
 
 def stack_views(modality: str, tokenizer: AnyTokenizer, views: Sequence[View]) -> Batch:
@@ -448,7 +453,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         raise ValueError(f"out {cfg.out} is a file; name a folder for the tokenizer")
     parallel = start("ddp", find_unused=True)
     left_out = LeftOut()
-    tokenizer = make_tokenizer(cfg)
+    tokenizer = choose_picture_size(cfg, make_tokenizer(cfg))
     initial = hash_weights(tokenizer) if cfg.initial is not None else "none"
     stream = open_stream(cfg, tokenizer, parallel, left_out)
     try:

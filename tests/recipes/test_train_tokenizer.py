@@ -108,6 +108,19 @@ def test_tuning_the_decoder_alone_keeps_every_code(tmp_path, photos, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_a_file_is_tokenized_at_the_size_that_was_trained(tmp_path, photos, capsys):
+    system = ("family=null", "system=llamagen-vq16", "small=true", "upscale=true", "loop.steps=1")
+    train(tmp_path, photos, *system, "sizes=[40, 16]")
+    trained = load_tokenizer(tmp_path / "a")
+    assert trained.picture_size == (40, 40) and trained.tokens_per_item == 25
+    initial = ("family=null", f"initial={tmp_path}/a", "upscale=true", "loop.steps=1")
+    train(tmp_path, photos, *initial, "sizes=[16]", "train=decoder", name="tuned")
+    assert load_tokenizer(tmp_path / "tuned").picture_size == (16, 16)
+    capsys.readouterr()
+    train(tmp_path, photos, *system, "sizes=[[16, 24]]", name="wide")
+    assert "files will be tokenized at 32×32, the image_size, and not at 16×24" in capsys.readouterr().err
+
+
 def test_stages_change_sizes_losses_and_what_is_trained(tmp_path, photos):
     stages = "stages=[{first_step: 2, sizes: [24], losses: {l2: 0.5, quantizer: 0}, train: [out], batch_size: 2}]"
     train(tmp_path, photos, stages, "loop.steps=2", name="staged")
@@ -150,8 +163,8 @@ def test_mistakes_are_one_line(tmp_path, photos, capsys):
     assert "fewer than 200×200; take smaller sizes, or set upscale" in fails("sizes=[200]")
     assert "tiny_system takes sides in steps of 8; got (1, 3, 12, 12)" in fails("sizes=[12]")
     assert "tiny_system takes pictures of any size; say which: sizes=[128]" in fails("sizes=[]")
-    assert "sizes.0" in fails("sizes=[0]") and "sizes.0" in fails("sizes=[[16, -8]]")
-    assert "crop_scale is 0.9 to 0.1; give two shares" in fails("crop_scale=[0.9, 0.1]")
+    assert "sizes are [0]; give pixels" in fails("sizes=[0]") and "from 1 on" in fails("sizes=[[16, -8]]")
+    assert "crop_scale is [0.9, 0.1]; give two shares" in fails("crop_scale=[0.9, 0.1]")
     assert "has no sound files but 25 picture files; name another folder" in fails("family=mel_fsq")
     assert "is a folder of files, which have no column 'speaker'; set it to folder" in fails("group=speaker")
     assert "is a file; name a folder for the tokenizer" in fails(f"out={photos}/0.png")

@@ -70,6 +70,19 @@ def find_encoder_names(tokenizer: AnyTokenizer, x: Tensor, condition: Condition 
     return watcher.names
 
 
+def find_sizes(tokenizer: AnyTokenizer, given: Sequence[int | tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Heights and widths to train at; the tokenizer's own where none is given. ValueError where none is known, and for
+    less than a pixel."""
+    if given:
+        sizes = tuple((size, size) if isinstance(size, int) else size for size in given)
+        if min(map(min, sizes)) < 1:
+            raise ValueError(f"sizes are {list(given)}; give pixels, or [height, width], from 1 on")
+        return sizes
+    if tokenizer.picture_size is None:
+        raise ValueError(f"{tokenizer.config.family} takes pictures of any size; say which: sizes=[128]")
+    return (tokenizer.picture_size,)
+
+
 def choose_trained(tokenizer: AnyTokenizer, train: str | Sequence[str], encoder: set[str]) -> frozenset[str]:
     """The names of the parameters that are trained: `all`, `decoder`, or those below the named submodules.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -23,18 +24,27 @@ def read_authors_weights(
     the file that holds the weights. prefix: kept is what begins so, without it.
     Raises ValueError, in one line, for what is not there, not allowed or damaged.
     """
-    files = [source] if source.is_file() else _find_files(source)
     found: dict[str, Tensor] = {}
-    for path in files:
-        found.update(_read_file(path, pickle, torchscript, roots))
+    for path in find_weight_files(source):
+        read = _read_file(path, pickle, torchscript, roots)
+        twice = sorted(found.keys() & read.keys())
+        if twice:
+            raise ValueError(f"{source} has several files with a tensor {twice[0]}, {path.name} among them; name one")
+        found.update(read)
     taken = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
     if not taken:
         raise ValueError(f"{source} has no tensor whose name begins with {prefix}; name another file")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in taken.items()}
 
 
-def _find_files(folder: Path) -> list[Path]:
-    """The weights in a folder, safetensors before all else. ValueError for none, and for several of another kind."""
+def find_weight_files(source: Path) -> list[Path]:
+    """A file of weights, or those in a folder, safetensors before all else. ValueError for none, and for several of
+    another kind."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise ValueError(f"{source} is not there; name the folder or file of a checkpoint")
+    folder = source
     for pattern in WEIGHT_FILES:
         files = sorted(folder.glob(pattern))
         if len(files) > 1 and pattern != "*.safetensors":
@@ -57,15 +67,21 @@ def _read_file(path: Path, pickle: bool, torchscript: bool, roots: Sequence[str]
         try:
             return torch.jit.load(str(path), map_location="cpu").state_dict()
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"{path} is no TorchScript archive ({str(error).splitlines()[0]})") from None
+            reason = str(error).splitlines()[0].partition(". ")[0]
+            raise ValueError(f"{path} is no TorchScript archive ({reason})") from None
     if path.suffix == ".jit":
         raise ValueError(f"{path} is a TorchScript archive, which holds a program; allow it with torchscript=True")
     if not pickle:
         raise ValueError(f"{path} is a pickle; allow its bare tensors with pickle=True (no code of it is run)")
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch errors of many kinds
-        raise ValueError(f"{path} cannot be read as bare tensors ({str(error).splitlines()[0]})") from None
+    except UnpicklingError:  # its advice is to run the code
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors; no code of a checkpoint is run: save its state dict alone"
+        ) from None
+    except Exception as error:  # zip and torch errors of many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise ValueError(f"{path} is damaged ({reason}), or no checkpoint; download it again") from None
     return _find_tensors(content, path, roots)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unimodal.files import describe_error, read_json
 from unimodal.tokenizers.configs.registry import read_system
-from unimodal.tokenizers.pretrained.authors import ROOTS, read_authors_weights
+from unimodal.tokenizers.pretrained.authors import ROOTS, find_weight_files, read_authors_weights
 from unimodal.tokenizers.pretrained.likeness import describe_likeness
 from unimodal.tokenizers.registry import find_family_class
 from unimodal.tokenizers.systems.base import SystemConfig, SystemModule
@@ -71,6 +71,7 @@ def load_published(
     kind = find_family_class(entry.family)
     assert issubclass(kind, SystemModule)
     source = source / file
+    find_weight_files(source)
     try:
         settings = _read_config(name, kind, source, config)
     except ForeignConfigError as error:

@@ -68,6 +68,21 @@ class SystemModule(StoredModule):
         error = (made.decoded - x).square().mean()
         return error + made.loss, {"mean_squared_error": float(error.detach()), **made.numbers}
 
+    def change_picture_size(self, side: int) -> Self:
+        """The same weights for square pictures of `side` pixels, which files are then read at; itself where weights
+        hang on the size, and where the system takes no pictures of that one."""
+        if self.config.model_dump().get("image_size") in (None, side):
+            return self
+        try:
+            made = type(self)(type(self.config).model_validate({**self.config.model_dump(), "image_size": side}))
+        except ValueError:  # pydantic's is one
+            return self
+        ours, theirs = self.state_dict(), made.state_dict()
+        if {name: value.shape for name, value in ours.items()} != {name: value.shape for name, value in theirs.items()}:
+            return self
+        made.load_state_dict(ours)
+        return made.train(self.training)
+
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> SystemConfig:
         """Our settings from the authors' config, as their file has it. ValueError where the family cannot."""
