@@ -131,7 +131,7 @@ def test_weights_that_are_not_what_they_seem_are_one_line(tmp_path):
         ("program.ckpt", "is damaged, or holds more than tensors; no code of a checkpoint is run"),
         ("half.ckpt", "half.ckpt is damaged"),
         ("empty", "empty has no weights"),
-        ("nowhere", "nowhere is no folder"),
+        ("nowhere", "nowhere' is no folder"),
     ]:
         with pytest.raises(ValueError, match=said) as error:
             pretrained.load("llamagen_vq", tmp_path / source, config=settings, pickle=True)
