@@ -18,10 +18,8 @@ def test_a_rebuilt_nano_samples_as_the_released_one():
 def test_at_least_six_of_ten_seeds_draw_another_picture_that_is_the_same_at_first():
     model = load(NANO, device="cpu")
     documents = [Document([Turn("user", model.wording.phrase_request("red apple", "image"))])] * 10
-    codes = [
-        answer[0].part.codes.ravel().tolist() for answer in model.answer_all(documents, to="image", seeds=range(10))
-    ]
+    codes = [answer[0].part.codes.ravel().tolist() for answer in model.answers(documents, to="image", seeds=range(10))]
     assert len({tuple(row) for row in codes}) >= 6
     assert len({tuple(row[:32]) for row in codes}) == 1  # what it shows is not drawn by lot
-    greedy = model.answer_all(documents[:2], to="image", seeds=[0, 1], temperature=0.0)
+    greedy = model.answers(documents[:2], to="image", seeds=[0, 1], temperature=0.0)
     assert greedy[0][0].part.codes.tolist() == greedy[1][0].part.codes.tolist()

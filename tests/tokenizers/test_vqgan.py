@@ -198,12 +198,12 @@ def test_every_row_of_ibq_learns_from_each_picture_and_only_the_chosen_ones_of_l
     [
         ({"width": 18}, "width 18 times multiplier 1 does not divide into num_norm_groups"),
         ({"image_size": 33}, "image_size 33 is no multiple of"),
-        ({"quantizer": SIGNS, "project": False}, "the quantizer takes 7 dimensions and latent_width is 12"),
+        ({"quantizer": SIGNS, "project": False}, "the quantizer takes 7 dimensions and latent_width is 16"),
         ({"attention_levels": (9,)}, "attention_levels"),
         ({"quantizer": {**BOOK, "codebook_size": 2**17}}, "a group has 131,072 values"),
         ({"quantizer": BOOK, "split": (8, 9)}, r"split \(8, 9\) is 72 values and the codebook has 64"),
         ({"quantizer": SIGNS, "split": (8, 16)}, "gives 2 codes at a position; leave split"),
-        ({"quantizer": {"kind": "multi_scale", "scales": [1, 2, 8], "book": BOOK}}, "gives 69 codes for a map of 64"),
+        ({"quantizer": {"kind": "multi_scale", "scales": [1, 2, 8], "book": BOOK}}, "gives 69 codes for a map of 16"),
     ],
 )
 def test_parts_that_do_not_fit_are_both_named(changes, message):
