@@ -38,7 +38,7 @@ def speechlike(num_samples: int, seed: int = 0) -> torch.Tensor:
     return 0.2 * voiced + 0.01 * torch.randn(num_samples, generator=generator)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer() -> AudioTokenizer:
     return make()
 

@@ -7,7 +7,7 @@ from unimodal.tokenizers.codes import Latents
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     torch.manual_seed(0)
     return build_tokenizer(read_system("tokensgen").choose_settings(small=True)).eval()

@@ -75,7 +75,7 @@ def draw_pictures(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return 0.7 * pictures + 0.3 * tint, labels
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stored():
     """Codes of a small tokenizer with random weights: its table, the tokenizer, training and unseen codes."""
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     torch.manual_seed(0)
     made = build_tokenizer(read_system("comit").choose_settings(small=True)).eval()

@@ -7,7 +7,7 @@ from unimodal.tokenizers import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     torch.manual_seed(0)
     built = build_tokenizer(read_system("dualtoken-384").choose_settings(small=True)).eval()

@@ -11,7 +11,7 @@ from unimodal.tokenizers.losses.settings import LossSettings
 CAPTIONS = ("dark", "light")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A language model of a few words."""
     from tokenizers import Tokenizer

@@ -8,12 +8,12 @@ from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import Condition
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def captions():
     return Condition(features=torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(captions):
     """A small network whose flow has seen the tokens of four pictures with their captions; and these tokens."""
     torch.manual_seed(0)

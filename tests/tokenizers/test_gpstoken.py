@@ -17,7 +17,7 @@ def draw_picture() -> torch.Tensor:
     return picture
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     torch.manual_seed(0)
     return build_tokenizer(read_system("gpstoken-m128").choose_settings(small=True)).eval()

@@ -24,7 +24,7 @@ def build_small():
     return build_tokenizer(read_system("himtok").choose_settings(small=True))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     return build_small().eval()
 

@@ -7,7 +7,7 @@ from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.systems.mingtok import MingtokTokenizer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     torch.manual_seed(0)
     return build_tokenizer(read_system("mingtok").choose_settings(small=True)).eval()

@@ -26,7 +26,7 @@ def both(request, tmp_path_factory):
     return request.param, pretrained.load(request.param, folder, **SETTINGS[request.param]), network
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def clips(tmp_path_factory):
     network = tiny_networks.emu3_vq()
     folder = tmp_path_factory.mktemp("emu3_video")

@@ -8,7 +8,7 @@ from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.systems.video_flextok import VideoFlexTokConfig, build_step_mask
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     torch.manual_seed(0)
     made = build_tokenizer(read_system("videoflextok").choose_settings(small=True)).eval()

@@ -16,7 +16,7 @@ NUM_LOOKS = 12
 FULL = torch.ones(1, 64, dtype=torch.bool)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def image() -> ImageTokenizer:
     torch.manual_seed(0)
     config = ImageTokenizerConfig(
@@ -35,7 +35,7 @@ def image() -> ImageTokenizer:
     return tokenizer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def video(image: ImageTokenizer) -> VideoTokenizer:
     torch.manual_seed(1)
     config = VideoTokenizerConfig(

@@ -31,17 +31,17 @@ def converted(request, tmp_path_factory):
     return made(request.param, tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def emu3(tmp_path_factory):
     return made("emu3", tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chameleon(tmp_path_factory):
     return made("chameleon", tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def janus(tmp_path_factory):
     return made("janus", tmp_path_factory)
 

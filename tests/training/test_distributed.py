@@ -158,7 +158,7 @@ def result(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "result.pt", weights_only=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     """All runs of two ranks, in one pair of processes: both strategies whole, accumulated, stopped and resumed."""
     folder = tmp_path_factory.mktemp("ranks")
