@@ -65,6 +65,17 @@ def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(syst
         alone = tokenizer.encode(x[1:2])
         assert torch.equal(alone.row(0), codes.row(1))
         check_ids_under_autocast(tokenizer, x)
+        check_features(tokenizer)
+
+
+def check_features(tokenizer) -> None:
+    """A row for each code of each group, or None; None of what is not there."""
+    assert tokenizer.code_features("no such block") is None
+    for block in dict(tokenizer.segments):
+        assert tokenizer.code_features(block, len(tokenizer.group_sizes(block))) is None
+        for group, size in enumerate(tokenizer.group_sizes(block)):
+            features = tokenizer.code_features(block, group)
+            assert features is None or (features.shape[0] == size and features.device.type == "cpu")
 
 
 def check_ids_under_autocast(tokenizer, x) -> None:

@@ -187,6 +187,8 @@ class PathTokenizer(MediaTokenizer):
 
     def code_features(self, block: str, group: int = 0) -> Tensor | None:
         """Which command it is, and the place of a point."""
+        if block not in self.block_sizes or group:
+            return None
         commands = torch.cat([torch.eye(len(COMMANDS)), torch.zeros(len(COMMANDS), 2)], 1)
         places = torch.arange(self.config.side**2)
         points = torch.stack([places % self.config.side, places // self.config.side], 1) / self.config.side

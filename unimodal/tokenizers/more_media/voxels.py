@@ -126,6 +126,8 @@ class VoxelTokenizer(MediaTokenizer):
         return x[:, 0] > 0.5
 
     def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        if block not in self.block_sizes or group:
+            return None
         return unpack_blocks(torch.arange(256).view(256, 1, 1, 1)).flatten(1).float()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 from unimodal.tokenizers.stored import StoredModule, TokenizerConfig
 from unimodal.tokenizers.systems.key_map import KeyMap, fill_strictly, rename_to_authors
 
@@ -123,7 +124,15 @@ class SystemModule(StoredModule):
 
 
 class SystemTokenizer(SystemModule, MediaTokenizer):
-    """A published system of codes."""
+    """A published system of codes, made by its module `quantizer`."""
+
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        """What the quantizer turns the codes of a group into, float [size, K]; None of blocks and groups that are not
+        there, and where there are too many codes to list."""
+        quantizer = self.get_submodule("quantizer")
+        assert isinstance(quantizer, Quantizer)
+        known = block in self.block_sizes and 0 <= group < len(self.codebook_sizes)
+        return quantizer.make_table(group) if known else None
 
 
 class SystemLatents(SystemModule, LatentTokenizer):

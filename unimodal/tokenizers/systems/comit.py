@@ -194,9 +194,6 @@ class COMiTTokenizer(SystemTokenizer):
         made = self.reconstruct(x, lengths)
         return made.loss, made.numbers
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table(group) if block == self.modality else None
-
     def noise_shape(self, num_positions: int) -> tuple[int, ...]:
         return (self.config.channels, self.config.map_side, self.config.map_side)
 

@@ -193,9 +193,6 @@ class CosmosImageTokenizer(CosmosNetwork, SystemTokenizer):
         self.segments, self.tokens_per_item = (("image", side * side),), side * side
         self.columns, self.code_levels = {"image": side}, {"image": config.levels}
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table() if block == "image" and group == 0 else None
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         self.check_media(x, clips=False)
         z = self.encode_latents(x)
@@ -314,9 +311,6 @@ class CosmosVideoTokenizer(CosmosClips, SystemTokenizer):
         self.segments, self.frame_marks = (("video", side * side),) * steps, True
         self.tokens_per_item = side * side * steps
         self.columns, self.code_levels = {"video": side}, {"video": config.levels}
-
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table() if block == "video" and group == 0 else None
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         rows, grid = self.encode_rows(x, lengths)

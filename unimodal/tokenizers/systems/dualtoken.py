@@ -162,10 +162,6 @@ class DualTokenTokenizer(SystemTokenizer):
 
     # ---- the contract
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        known = block == "image" and group < len(self.codebook_sizes)
-        return self.quantizer.make_table(group) if known else None
-
     def extract_features(self, x: Tensor) -> Tensor | None:
         with torch.inference_mode():
             return self.finish_tower(self.encode_latents(x)[1])

@@ -259,9 +259,6 @@ class FlexTokTokenizer(SystemTokenizer):
 
     # ---- the contract
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table(group) if block == self.modality else None
-
     def noise_shape(self, num_positions: int) -> tuple[int, ...]:
         return (self.config.channels, *self.config.map_size)
 

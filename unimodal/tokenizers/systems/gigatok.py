@@ -174,10 +174,6 @@ class GigatokTokenizer(SystemTokenizer):
         vectors = self.quantizer.look_up(coded.ids[:, : self.tokens_per_item])
         return self.paint(self.unfold(vectors)[0]).clamp(0, 1)
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        """The codebook's rows."""
-        return self.quantizer.make_table(group) if block == "image" else None
-
     def reconstruct(
         self,
         x: Tensor,

@@ -130,9 +130,6 @@ class HieraTokTokenizer(SystemTokenizer):
         decoded = self.decode_tokens(quantized.values)
         return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers, {"tokens": quantized.values})
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table(group) if block == self.modality else None
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         return Codes.whole(self.quantizer(self.encode_tokens(x)).ids, order="scales")
 

@@ -105,9 +105,6 @@ class HiMTokTokenizer(SystemTokenizer):
         numbers = {"cross_entropy": float(entropy.detach()), "dice": float(dice.detach()), **made.numbers}
         return entropy + dice + made.loss, numbers
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table(group) if block == self.modality else None
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         return Codes.whole(self.quantizer(self.encode_tokens(x)).ids, order="coarse_to_fine")
 

@@ -221,9 +221,6 @@ class MotoTokenizer(SystemTokenizer):
 
     # ---- clips
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table() if block == "video" and group == 0 else None
-
     def encode_latents(self, x: Tensor) -> Tensor:
         """x: [B, 3, T, S, S] → latents [B, (T - 1)·Q, D]."""
         size = self.config.image_size

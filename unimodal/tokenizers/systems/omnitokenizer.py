@@ -171,9 +171,6 @@ class OmniImageTokenizer(OmniNetwork, SystemTokenizer):
         self.segments, self.tokens_per_item = (("image", side * side),), side * side
         self.picture_size = (config.image_size, config.image_size)
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table() if block == "image" and group == 0 else None
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         self.check_sides(x)
         z = self.encode_latents(x.unsqueeze(2))
@@ -212,9 +209,6 @@ class OmniVideoTokenizer(OmniNetwork, SystemTokenizer):
         if (frames - 1) % self.config.time_patch:
             raise ValueError(f"a clip has 1 + a multiple of {self.config.time_patch} frames; got {frames}")
         return 1 + (frames - 1) // self.config.time_patch
-
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table() if block == "video" and group == 0 else None
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         self.check_sides(x)

@@ -167,9 +167,6 @@ class SeedTokenizer(SystemTokenizer):
 
     # ---- the contract
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table() if block == "image" and group == 0 else None
-
     def extract_features(self, x: Tensor) -> Tensor | None:
         """What the queries read, averaged: [B, width]."""
         with torch.inference_mode():

@@ -259,9 +259,6 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
         lengths = policy.draw(batch, num, generator)
         return None if lengths is None else make_prefix_mask(lengths.to(self.decoder.mask_token.device), num)
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table(group) if block == self.modality else None
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         tokens = self.encode_tokens(x, options.condition)[:, : self.config.num_tokens]
         return Codes.whole(self.quantizer(tokens).ids, order="queries")

@@ -76,10 +76,6 @@ class TokenBridgeTokenizer(SystemTokenizer):
         latents = self.latents.encode(x, lengths)
         self.quantizer.fit(latents.values, latents.mask)
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        known = block == self.modality and group < len(self.codebook_sizes)
-        return self.quantizer.make_table(group) if known else None
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         return self._quantize(self.latents.encode_batch(x, lengths, options))
 

@@ -199,9 +199,6 @@ class TokenflowTokenizer(SystemTokenizer):
 
     # ---- the contract
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table() if block == "image" and group == 0 else None
-
     def extract_features(self, x: Tensor) -> Tensor | None:
         """The mean of the tower's features, [B, K]."""
         with torch.inference_mode():

@@ -114,10 +114,6 @@ class UnitokTokenizer(SystemTokenizer):
         """Quantized vectors [B, N, D] → a feature of the picture to compare with captions by [B, F], not normalised."""
         return self.projection(self.fc_norm(self.post_quant_proj(values).mean(1)))
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        known = block == "image" and group < self.config.num_codebooks
-        return self.quantizer.make_table(group) if known else None
-
     def extract_features(self, x: Tensor) -> Tensor | None:
         with torch.inference_mode():
             return self.describe(self.quantizer(self.encode_latents(x)[0]).rows)

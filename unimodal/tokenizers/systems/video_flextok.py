@@ -269,9 +269,6 @@ class VideoFlexTokTokenizer(SystemTokenizer):
 
     # ---- the contract
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table(group) if block == self.modality else None
-
     def noise_shape(self, num_positions: int) -> tuple[int, ...]:
         """Every chunk of a clip begins from the same noise."""
         size, config = self.config.image_size, self.config

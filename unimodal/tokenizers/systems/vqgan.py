@@ -170,7 +170,7 @@ class VqganTokenizer(SystemTokenizer):
 
     def code_features(self, block: str, group: int = 0) -> Tensor | None:
         """The codebook's rows, or the signs of a group's codes; None where one id is split in several."""
-        return self.quantizer.make_table(group) if block == "image" and not self.config.split else None
+        return None if self.config.split else super().code_features(block, group)
 
     def reconstruct(
         self,

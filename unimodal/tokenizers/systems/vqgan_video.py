@@ -135,9 +135,6 @@ class VqganVideoTokenizer(SystemTokenizer):
 
         return pad_media([clip.clamp(0, 1) for clip in decode_rows(coded, decode)])
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        return self.quantizer.make_table(group) if block == "video" else None
-
     def reconstruct(
         self,
         x: Tensor,

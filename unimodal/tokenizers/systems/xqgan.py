@@ -199,10 +199,6 @@ class XqganTokenizer(SystemTokenizer):
         h = self.post_quant_conv(values.transpose(1, 2).unsqueeze(-1))[..., 0].transpose(1, 2)
         return self.decoder(h) / 2 + 0.5
 
-    def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        known = block == "image" and group < self.config.num_branches
-        return self.quantizer.make_table(group) if known else None
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         one_scale = len(self.config.scales) == 1
         ids = self.quantizer(self.encode_latents(x)).ids
