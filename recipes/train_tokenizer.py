@@ -159,8 +159,7 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
     if cfg.system is not None:
         system = read_system(cfg.system)
         if cfg.small and not system.small:
-            raise ValueError(f"{cfg.system} has no small form; another size of {system.system} has one, or set sizes "
-                             "of your own with tokenizer.NAME=")  # fmt: skip
+            raise ValueError(f"{cfg.system} has no small form; another size of {system.system} has one, or leave small")
         settings = {**system.choose_settings(cfg.small), **cfg.tokenizer}
     kind = find_family_class(str(settings["family"]))
     alone = issubclass(kind, LatentTokenizer) or (issubclass(kind, MediaTokenizer) and kind.continues is None)
@@ -219,14 +218,15 @@ def make_trained(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, stream: MediaStr
     """The tokenizer with its losses and stages, tried at every size. Raises ValueError for parts that do not fit."""
     features: dict[str, int] = {}
     example: Batch | None = None
+    draws = isinstance(tokenizer, SystemModule) and tokenizer.can_decode  # SEED's codes are of features alone
     for place, part in enumerate(stream.parts):
         for size in part.sizes or (None,):
             views = stream.read_held_out(place, 1, size)
-            if views and isinstance(tokenizer, SystemModule):
+            if views and draws:
                 example = example or stack_views(part.items.modality, tokenizer, views)
                 features = try_once(tokenizer, stack_views(part.items.modality, tokenizer, views), size)
     bag: LossBag | None = None
-    if isinstance(tokenizer, SystemModule):
+    if draws:
         settings = cfg.losses or LossSettings()
         bag = LossBag(settings, tokenizer.modality, features, tokenizer.sample_rate_hz)
     elif cfg.losses is not None:

@@ -177,3 +177,15 @@ def test_mistakes_are_one_line(tmp_path, photos, capsys):
     assert "the patch judge needs pictures of 32 pixels" in fails("losses={adversarial: 1}")
     assert "there is no published system 'dalle'" in fails("system=dalle", "family=null")
     assert not (tmp_path / "a").exists()
+
+
+def test_codes_that_stand_for_features_are_trained_by_their_own_loss(tmp_path, photos, capsys):
+    seed = ("family=null", "system=seed-2", "small=true", "sizes=[16]", "loop.steps=2")
+    train(tmp_path, photos, *seed, name="seed")
+    report = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert set(report) == {"used_image", "perplexity_image"}  # there are no pixels to compare
+    tokenizer = load_tokenizer(tmp_path / "seed")
+    assert tokenizer.decode_features(tokenizer.encode(torch.rand(1, 3, 16, 16))).shape == (1, 8)
+    with pytest.raises(SystemExit):
+        train(tmp_path, photos, *seed, "losses={l1: 1}", name="no")
+    assert "seed is trained by a loss of its own; leave losses out" in capsys.readouterr().err
