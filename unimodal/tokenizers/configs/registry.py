@@ -66,6 +66,8 @@ class PublishedSystem(BaseModel):
     property: str = ""
     figures: dict[str, float | str] = {}
     licence: str | None = None
+    #: the module that registers its medium, where that is none of the package's own
+    plugin: str = ""
     note: str = ""
 
     def choose_settings(self, small: bool = False) -> dict[str, JsonValue]:
