@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # tests of the light modules do not pay for the import of torch
     from torch import Tensor
 
+    from unimodal.tokenizers import Codes, MediaTokenizer
+
 VARIABLE = "UNIMODAL_REFERENCE_FILES"
 STATE, PROPERTY = "state.", "reference"
 #: folders of reference files whose systems are all here
@@ -109,3 +111,13 @@ class References:
         if left_out is not None:
             said = f"{len(self.passed)} reference files of the authors' code passed a test"
             terminalreporter.write_line(said + (f"; no test passed {', '.join(left_out)}" if left_out else ""))
+
+
+def encode_beyond_range(tokenizer: MediaTokenizer, x: Tensor) -> Codes:
+    """The codes of a reference file's input, whose random numbers are no picture in [0, 1]: past the check of that."""
+    import torch
+
+    from unimodal.tokenizers.interface import CodingOptions
+
+    with torch.inference_mode():
+        return tokenizer.encode_batch(x, None, CodingOptions())

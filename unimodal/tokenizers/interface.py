@@ -253,7 +253,8 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
             lowest, highest = torch.stack(x.aminmax()).tolist()
             if not (isfinite(lowest) and isfinite(highest)):
                 raise ValueError("the media hold numbers that are not finite; look for a division by 0 before encode")
-            if self.modality in ("image", "video") and not -OVERSHOOT <= lowest <= highest <= 1 + OVERSHOOT:
+            coloured = self.modality in ("image", "video") and x.dim() > 2 and x.shape[1] == 3  # not maps of features
+            if coloured and not -OVERSHOOT <= lowest <= highest <= 1 + OVERSHOOT:
                 advice = "(x + 1) / 2" if highest <= 1 + OVERSHOOT else "x / 255" if lowest >= 0 else "another scale"
                 raise ValueError(f"pictures and frames are in [0, 1]; got {lowest:.4g} to {highest:.4g}: give {advice}")
         weights = next(self.parameters(), x)
