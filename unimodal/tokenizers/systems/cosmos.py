@@ -149,6 +149,15 @@ class CosmosNetwork(SystemModule):
             what = "clips [B, 3, T, H, W]" if clips else "pictures [B, 3, H, W]"
             raise ValueError(f"this Cosmos tokenizer takes {what}, H and W multiples of {unit}; got {tuple(x.shape)}")
 
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        return Reconstruction(self.decode_latents(self.encode_latents(x)), x.new_zeros(()))
+
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> SystemConfig:
         """The dictionaries of their networks/configs.py. ValueError for another quantizer or a variational form."""
@@ -170,10 +179,28 @@ class CosmosNetwork(SystemModule):
         return settings
 
 
+class CosmosCodes(CosmosNetwork):
+    """What the two kinds with codes share."""
+
+    quantizer: FiniteScalarQuantizer
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        z = self.encode_latents(x)
+        made = self.quantizer(z.flatten(2).transpose(1, 2))
+        decoded = self.decode_latents(made.values.transpose(1, 2).unflatten(2, z.shape[2:]))
+        return Reconstruction(decoded, made.loss, made.ids)
+
+
 # ---- pictures
 
 
-class CosmosImageTokenizer(CosmosNetwork, SystemTokenizer):
+class CosmosImageTokenizer(CosmosCodes, SystemTokenizer):
     """Cosmos DI: a code of 64,000 values for every 8×8 or 16×16 pixels.
 
     ``encode``: float [B, 3, H, W] in [0, 1] → Codes [B, H/s · W/s, 1].
@@ -205,18 +232,6 @@ class CosmosImageTokenizer(CosmosNetwork, SystemTokenizer):
 
         return pad_media(decode_rows(codes, decode)).clamp(0, 1)
 
-    def reconstruct(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        condition: Condition | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Reconstruction:
-        z = self.encode_latents(x)
-        made = self.quantizer(z.flatten(2).transpose(1, 2))
-        decoded = self.decode_latents(made.values.transpose(1, 2).unflatten(2, z.shape[2:]))
-        return Reconstruction(decoded, made.loss, made.ids)
-
 
 class CosmosImageLatents(CosmosNetwork, SystemLatents):
     """Cosmos CI: D continuous values for every 8×8 or 16×16 pixels: float [B, 3, H, W] → Latents [B, N, D]."""
@@ -244,15 +259,6 @@ class CosmosImageLatents(CosmosNetwork, SystemLatents):
             return self.decode_latents(values.transpose(1, 2).unflatten(2, grid))
 
         return pad_media(decode_rows(coded, decode)).clamp(0, 1)
-
-    def reconstruct(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        condition: Condition | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Reconstruction:
-        return Reconstruction(self.decode_latents(self.encode_latents(x)), x.new_zeros(()))
 
 
 # ---- clips
@@ -289,7 +295,7 @@ class CosmosClips(CosmosNetwork):
         return values.transpose(1, 2).unflatten(2, (-1, height, width))
 
 
-class CosmosVideoTokenizer(CosmosClips, SystemTokenizer):
+class CosmosVideoTokenizer(CosmosClips, CosmosCodes, SystemTokenizer):
     """Cosmos DV: a code of 64,000 values for every s×s pixels of t frames; the first frame has codes of its own.
 
     ``encode``: float [B, 3, T, H, W] in [0, 1], T = 1 + k · t → Codes [B, (1 + k) · H/s · W/s, 1].
@@ -323,18 +329,6 @@ class CosmosVideoTokenizer(CosmosClips, SystemTokenizer):
 
         return pad_media(decode_rows(codes, decode)).clamp(0, 1)
 
-    def reconstruct(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        condition: Condition | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Reconstruction:
-        z = self.encode_latents(x)
-        made = self.quantizer(z.flatten(2).transpose(1, 2))
-        decoded = self.decode_latents(made.values.transpose(1, 2).unflatten(2, z.shape[2:]))
-        return Reconstruction(decoded, made.loss, made.ids)
-
 
 class CosmosVideoLatents(CosmosClips, SystemLatents):
     """Cosmos CV: D continuous values for every s×s pixels of t frames: float [B, 3, T, H, W] → Latents [B, N, D]."""
@@ -363,12 +357,3 @@ class CosmosVideoLatents(CosmosClips, SystemLatents):
             return self.decode_latents(self.unflatten_time(values, coded.grid))
 
         return pad_media(decode_rows(coded, decode)).clamp(0, 1)
-
-    def reconstruct(
-        self,
-        x: Tensor,
-        lengths: Tensor | None = None,
-        condition: Condition | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Reconstruction:
-        return Reconstruction(self.decode_latents(self.encode_latents(x)), x.new_zeros(()))
