@@ -55,6 +55,6 @@ def pad_media(media: list[Tensor]) -> Tensor:
     """Media [C, …] of different sizes → one batch, 0 past the end of the smaller ones."""
     longest = [max(sides) for sides in zip(*(medium.shape for medium in media), strict=True)]
     batch = media[0].new_zeros(len(media), *longest)
-    for into, medium in zip(batch, media, strict=True):
-        into[tuple(slice(side) for side in medium.shape)] = medium
+    for index, medium in enumerate(media):
+        batch[(index, *(slice(side) for side in medium.shape))] = medium
     return batch

@@ -14,7 +14,6 @@ Shapes: B batch, T samples, N codes, G groups.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
@@ -23,8 +22,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unimodal.tokenizers.codes import Codes
-from unimodal.tokenizers.interface import CodingOptions
 from unimodal.tokenizers.pretrained.base import (
     NetworkConfig,
     NetworkTokenizer,
@@ -33,7 +30,7 @@ from unimodal.tokenizers.pretrained.base import (
     load_reference,
     to_plain_config,
 )
-from unimodal.tokenizers.rows import decode_rows, group_by_size
+from unimodal.tokenizers.sounds import SoundCodes
 from unimodal.tokenizers.stored import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -47,45 +44,14 @@ class NetworkAudioConfig(NetworkConfig):
     num_codebooks: int = Field(ge=1)
 
 
-class NetworkAudioTokenizer(NetworkTokenizer):
+class NetworkAudioTokenizer(NetworkTokenizer, SoundCodes):
     """``encode``: float [B, 1, T] in [-1, 1] → Codes [B, N, G]; ``decode`` → [B, 1, N · samples_per_code]."""
 
-    modality: ClassVar[str] = "audio"
     config: NetworkAudioConfig
-    samples_per_code: int
 
-    def describe(self, codebook_size: int, samples_per_code: int) -> None:
-        """Sets what the contract asks for; called once by each family."""
-        self.codebook_sizes = (codebook_size,) * self.config.num_codebooks
-        self.segments = (("audio", None),)
-        self.samples_per_code = samples_per_code
-        self.sample_rate_hz = self.config.sample_rate_hz
-        self.tokens_per_second = self.config.sample_rate_hz / samples_per_code
-
-    @abstractmethod
-    def encode_equal(self, x: Tensor) -> Tensor:
-        """Sounds of one length, [B, 1, T] → int64 [B, N, G]."""
-
-    @abstractmethod
-    def decode_equal(self, ids: Tensor) -> Tensor:
-        """Codes of one length, int64 [B, N, G] → [B, 1, T]."""
-
-    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
-        if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] == 0:
-            raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}")
-        given = [x.shape[2]] * len(x) if lengths is None else lengths.tolist()
-        rows: dict[int, Tensor] = {}
-        for length, items in group_by_size(given).items():
-            rows.update(zip(items, self.encode_equal(x[items, :, :length].float()), strict=True))
-        return Codes.from_rows([rows[item].cpu() for item in range(len(x))], order="time").to(x.device)
-
-    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
-        waves = decode_rows(codes, self.decode_equal)
-        out = waves[0].new_zeros(len(codes), 1, codes.ids.shape[1] * self.samples_per_code)
-        for index, wave in enumerate(waves):
-            end = min(wave.shape[-1], int(codes.mask[index].sum()) * self.samples_per_code)
-            out[index, :, :end] = wave[..., :end]
-        return out.clamp(-1, 1)
+    def describe_equal(self, codebook_size: int, samples_per_code: int) -> None:
+        """`describe` of codebooks of one size."""
+        self.describe((codebook_size,) * self.config.num_codebooks, samples_per_code, self.config.sample_rate_hz)
 
 
 # ---- EnCodec
@@ -109,7 +75,7 @@ class EncodecTokenizer(NetworkAudioTokenizer):
         settings = build_config(EncodecConfig, config.network)
         _check_encodec(settings)
         self.network = EncodecModel(settings).eval()
-        self.describe(settings.codebook_size, settings.hop_length)
+        self.describe_equal(settings.codebook_size, settings.hop_length)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
@@ -170,7 +136,7 @@ class DacTokenizer(NetworkAudioTokenizer):
 
         settings = build_config(DacConfig, config.network)
         self.network = DacModel(settings).eval()
-        self.describe(settings.codebook_size, settings.hop_length)
+        self.describe_equal(settings.codebook_size, settings.hop_length)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:
@@ -214,7 +180,7 @@ class MimiTokenizer(NetworkAudioTokenizer):
 
         settings = build_config(MimiConfig, config.network)
         self.network = MimiModel(settings).eval()
-        self.describe(settings.codebook_size, settings.frame_size)
+        self.describe_equal(settings.codebook_size, settings.frame_size)
 
     @classmethod
     def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:

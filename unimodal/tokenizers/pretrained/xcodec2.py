@@ -37,7 +37,7 @@ class Xcodec2Tokenizer(NetworkAudioTokenizer):
         settings = build_config(Xcodec2Config, config.network)
         self.network = Xcodec2Model(settings).eval()
         self.features = Xcodec2FeatureExtractor(sampling_rate=settings.sampling_rate, hop_length=settings.hop_length)
-        self.describe(math.prod(settings.quantization_levels), settings.hop_length)
+        self.describe_equal(math.prod(settings.quantization_levels), settings.hop_length)
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> Self:
