@@ -10,9 +10,15 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 from vector_quantize_pytorch import FSQ
 
-from unimodal.tokenizers.parts.quantizers.interface import Quantized, QuantizeOptions, Quantizer
+from unimodal.tokenizers.parts.quantizers.interface import (
+    Quantized,
+    QuantizeOptions,
+    Quantizer,
+    leave_autocast,
+)
 
 
 def list_levels(levels: Sequence[int]) -> Tensor:
@@ -51,7 +57,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z: [B, N, D] → (quantized float32 [B, N, D] in [-1, 1] with straight-through gradient, ids int64 [B, N])."""
-        with torch.autocast(z.device.type, enabled=False):
+        with leave_autocast(z.device):
             quantized = self.fsq.quantize(z.float())
             return quantized, self.to_ids(quantized.detach())
 
@@ -61,6 +67,9 @@ class FiniteScalarQuantizer(Quantizer):
 
     def to_values(self, ids: Tensor) -> Tensor:
         """int64 [...] → quantized values float32 [..., D]; the exact inverse of ``to_ids``."""
+        table = self.fsq.implicit_codebook
+        if table.dtype == torch.float32:  # coarser where the whole network was cast to half precision
+            return embedding(ids.long(), table)
         return self.fsq.indices_to_codes(ids.long().reshape(1, -1)).reshape(*ids.shape, self.num_dims).float()
 
     def make_table(self, group: int = 0) -> Tensor:

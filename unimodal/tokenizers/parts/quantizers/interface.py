@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -92,7 +92,7 @@ class Quantizer(nn.Module, ABC):
                     f"got {kept.tolist()}"
                 )
             kept = kept.to(z.device)
-        with torch.autocast(z.device.type, enabled=False):
+        with leave_autocast(z.device):
             return self.quantize_batch(z.float(), mask, QuantizeOptions(generator, kept))
 
     def look_up(self, ids: Tensor) -> Tensor:
@@ -100,6 +100,8 @@ class Quantizer(nn.Module, ABC):
         otherwise. Fewer groups, or fewer scales, are allowed where they refine each other."""
         if self.lent_rows is not None:
             return self.lent_rows[ids[..., 0]]
+        if not torch.is_autocast_enabled(ids.device.type):  # entering a context costs as much as a small look-up
+            return self.look_up_batch(ids)
         with torch.autocast(ids.device.type, enabled=False):
             return self.look_up_batch(ids)
 
@@ -132,6 +134,13 @@ class Quantizer(nn.Module, ABC):
         """The vectors of every code of a group, float32 [size, K] on the CPU, near ones for codes that are alike; None
         where there are too many to list."""
         return None
+
+
+def leave_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within it no autocast changes a precision; nothing is entered where none is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def average_real(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding, normalize
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
 from unimodal.tokenizers.parts.quantizers.entropy import measure_entropy
@@ -120,7 +120,7 @@ class TableQuantizer(Quantizer):
         )
 
     def look_up_batch(self, ids: Tensor) -> Tensor:
-        return self.rows[ids[..., 0]]
+        return embedding(ids[..., 0], self.rows)
 
     def make_table(self, group: int = 0) -> Tensor | None:
         return self.rows.detach().cpu()

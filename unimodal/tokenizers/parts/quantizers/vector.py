@@ -79,8 +79,13 @@ class VectorQuantizer(TableQuantizer):
         return normalize(rows, dim=-1) if self.normalize_codes else rows
 
     def look_up_batch(self, ids: Tensor) -> Tensor:
-        rows = self.codebook[ids[..., 0]].float()  # scaled one by one: the table may be large and the ids few
-        return normalize(rows, dim=-1) if self.normalize_codes else rows
+        # scaled one by one: the table may be large, the ids few
+        rows = torch.embedding(self.codebook, ids.select(-1, 0)).float()
+        if not self.normalize_codes:
+            return rows
+        if rows.requires_grad:
+            return normalize(rows, dim=-1)
+        return rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min_(1e-12))  # `normalize` in place
 
     def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         if self.upkeep is not None and self.training:
