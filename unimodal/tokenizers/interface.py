@@ -18,7 +18,7 @@ Shapes: B batch, N positions, G groups, C channels, D width; items are [C, …]:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -325,6 +325,25 @@ class MediaTokenizer(MediaCodec[Codes]):
         """The vectors of a block's codes, float [size, K] on the CPU, near ones for codes that are alike; None where
         there are none."""
         return None
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether ``encode_stream`` and ``decode_stream`` are there: of networks that only look back."""
+        return False
+
+    def encode_stream(self, pieces: Iterable[Tensor], published: bool = False) -> Iterator[Tensor]:
+        """One sound that arrives in pieces of any lengths, float [t] each → its codes int64 [n, G], as soon as they are
+        known: together those of ``encode``. The memory does not grow with the sound.
+
+        published: as the authors' own streaming codes it, where that is not what their ``encode`` gives. Raises
+        ValueError where `can_stream` is False.
+        """
+        raise ValueError(f"the {self.config.family} tokenizer needs the whole of a medium; use encode")
+
+    def decode_stream(self, pieces: Iterable[Tensor], published: bool = False) -> Iterator[Tensor]:
+        """Codes that arrive in pieces, int64 [n, G] each → sound, float [t] each, as soon as it is known: together
+        that of ``decode``. published and errors as of ``encode_stream``."""
+        raise ValueError(f"the {self.config.family} tokenizer needs all codes of a medium; use decode")
 
     def extract_features(self, x: Tensor) -> Tensor | None:
         """Features [B, F] to compare media [B, C, …] by, of a tokenizer with a frozen trunk inside; else None."""

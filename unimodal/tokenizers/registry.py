@@ -140,7 +140,7 @@ FAMILIES: dict[str, str] = {
     "janus_reader": "unimodal.tokenizers.pretrained.janus:JanusReader",
     "encodec": "unimodal.tokenizers.pretrained.audio:EncodecTokenizer",
     "dac": "unimodal.tokenizers.pretrained.audio:DacTokenizer",
-    "mimi": "unimodal.tokenizers.pretrained.audio:MimiTokenizer",
+    "mimi": "unimodal.tokenizers.pretrained.mimi:MimiTokenizer",
     "xcodec2": "unimodal.tokenizers.pretrained.xcodec2:Xcodec2Tokenizer",
     "vqgan": "unimodal.tokenizers.systems.vqgan:VqganTokenizer",
     "vqgan_video": "unimodal.tokenizers.systems.vqgan_video:VqganVideoTokenizer",

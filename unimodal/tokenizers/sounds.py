@@ -8,7 +8,7 @@ Shapes: B batch, T samples, N positions, G groups, D width of a latent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unimodal.tokenizers.codes import Codes, Latents
 from unimodal.tokenizers.interface import CodingOptions, MediaTokenizer
+from unimodal.tokenizers.parts.streaming import Stage
 from unimodal.tokenizers.rows import decode_rows, group_by_size
 
 
@@ -90,6 +91,69 @@ class SoundCodes(MediaTokenizer):
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         lengths = [count * self.samples_per_code for count in codes.counts]
         return join_waves(decode_rows(codes, self.decode_equal), lengths, codes.ids.shape[1] * self.samples_per_code)
+
+    # ---- piece by piece
+
+    def open_encoder(self, published: bool) -> Stage:
+        """Sound [1, 1, t] → codes int64 [1, n, G], of one stream; of families that can stream."""
+        raise NotImplementedError(f"{type(self).__name__} writes open_encoder")
+
+    def open_decoder(self, published: bool) -> Stage:
+        """Codes int64 [1, n, G] → sound [1, 1, t], of one stream; of families that can stream."""
+        raise NotImplementedError(f"{type(self).__name__} writes open_decoder")
+
+    def encode_stream(self, pieces: Iterable[Tensor], published: bool = False) -> Iterator[Tensor]:
+        if not self.can_stream:
+            return super().encode_stream(pieces, published)
+        checked = (self._check_piece(piece) for piece in pieces)
+        return run_pieces(self.open_encoder(published), checked, self._make_silence())
+
+    def decode_stream(self, pieces: Iterable[Tensor], published: bool = False) -> Iterator[Tensor]:
+        if not self.can_stream or not self.can_decode:
+            return super().decode_stream(pieces, published)
+        checked = (self._check_codes_piece(piece) for piece in pieces)
+        waves = run_pieces(self.open_decoder(published), checked, self.make_no_codes())
+        return (wave[0].clamp(-1, 1) for wave in waves)
+
+    def make_no_codes(self) -> Tensor:
+        """int64 [1, 0, G]"""
+        return self._make_silence().new_zeros(1, 0, len(self.codebook_sizes), dtype=torch.int64)
+
+    def _make_silence(self) -> Tensor:
+        return next(self.parameters()).new_zeros(1, 1, 0)
+
+    def _check_piece(self, piece: Tensor) -> Tensor:
+        """A piece as the network takes it, [1, 1, t]. ValueError for what is no sound."""
+        if not isinstance(piece, Tensor) or piece.dim() != 1 or not piece.is_floating_point():
+            shape = f"{piece.dtype} {tuple(piece.shape)}" if isinstance(piece, Tensor) else type(piece).__name__
+            raise ValueError(f"a piece of a sound is a float tensor [t]; got {shape}")
+        if not bool(piece.isfinite().all()):
+            raise ValueError("a piece of the sound holds numbers that are not finite")
+        return piece[None, None].to(self._make_silence())
+
+    def _check_codes_piece(self, piece: Tensor) -> Tensor:
+        """A piece of codes as the network takes it, [1, n, G]. ValueError for what are no codes."""
+        if not isinstance(piece, Tensor) or piece.dim() != 2 or piece.dtype != torch.int64:
+            shape = f"{piece.dtype} {tuple(piece.shape)}" if isinstance(piece, Tensor) else type(piece).__name__
+            raise ValueError(f"a piece of codes is int64 [n, {len(self.codebook_sizes)}]; got {shape}")
+        self.check_codes(Codes.whole(piece[None]))
+        return piece[None].to(self._make_silence().device)
+
+
+def run_pieces(stage: Stage, pieces: Iterable[Tensor], nothing: Tensor) -> Iterator[Tensor]:
+    """What a stage makes of pieces [1, …] and, behind the last, of `nothing`, without the leading 1; nothing empty."""
+
+    def push(piece: Tensor, last: bool = False) -> Tensor:
+        with torch.inference_mode():  # not over a yield: the caller's code runs there
+            return stage.push(piece, last)[0]
+
+    for piece in pieces:
+        made = push(piece)
+        if made.numel():
+            yield made
+    made = push(nothing, last=True)
+    if made.numel():
+        yield made
 
 
 def join_latents(rows: Sequence[Tensor]) -> Latents:

@@ -1,4 +1,4 @@
-"""EnCodec (arXiv 2210.13438), DAC (arXiv 2306.06546) and Mimi (arXiv 2410.00037): sound ⇄ residual codes.
+"""EnCodec (arXiv 2210.13438) and DAC (arXiv 2306.06546): sound ⇄ residual codes.
 
 Each step has one code of every codebook, coarse to fine, as the groups of one step; codes of fewer groups decode to a
 coarser sound. Sounds come at the tokenizer's own `sample_rate_hz`.
@@ -7,14 +7,13 @@ coarser sound. Sounds come at the tokenizer's own `sample_rate_hz`.
   back, so it is refused. Those of 24 and 32 kHz have no scales.
 - DAC drops the end of a sound that is no whole number of codes: it is filled up with silence, as transformers' feature
   extractor does. Its decoder gives a few samples less than the codes stand for; they are silence.
-- Mimi's decoder looks back: a piece of the codes alone sounds different at its start. `decode_stream` gives it context.
+- EnCodec of 24 kHz only looks back: it codes and decodes piece by piece. DAC and EnCodec of 32 kHz do not.
 
 Shapes: B batch, T samples, N codes, G groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 
@@ -22,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from unimodal.tokenizers.parts.streaming import ChainStage, PointwiseStage, Stage
 from unimodal.tokenizers.pretrained.base import (
     NetworkConfig,
     NetworkTokenizer,
@@ -30,6 +30,7 @@ from unimodal.tokenizers.pretrained.base import (
     load_reference,
     to_plain_config,
 )
+from unimodal.tokenizers.pretrained.causal import chain_layers
 from unimodal.tokenizers.sounds import SoundCodes
 from unimodal.tokenizers.stored import TokenizerConfig
 
@@ -97,7 +98,7 @@ class EncodecTokenizer(NetworkAudioTokenizer):
             ),
             bandwidth=chosen,
         )
-        return _wrap(cls(config), model)
+        return wrap_network(cls(config), model)
 
     def encode_equal(self, x: Tensor) -> Tensor:
         codes = self.network.encode(x, bandwidth=self.config.bandwidth).audio_codes  # [1, B, G, N]
@@ -105,6 +106,23 @@ class EncodecTokenizer(NetworkAudioTokenizer):
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)[None], [None]).audio_values
+
+    @property
+    def can_stream(self) -> bool:
+        return bool(self.network.config.use_causal_conv)  # not MusicGen's of 32 kHz
+
+    def open_encoder(self, published: bool) -> Stage:
+        def quantize(latents: Tensor) -> Tensor:
+            return self.network.quantizer.encode(latents, self.config.bandwidth).permute(1, 2, 0)
+
+        return ChainStage([chain_layers(self.network.encoder.layers), PointwiseStage(quantize, self.make_no_codes())])
+
+    def open_decoder(self, published: bool) -> Stage:
+        def look_up(ids: Tensor) -> Tensor:
+            return self.network.quantizer.decode(ids.permute(2, 0, 1))
+
+        latents = torch.zeros(1, self.network.config.hidden_size, 0, device=self.network.device)
+        return ChainStage([PointwiseStage(look_up, latents), chain_layers(self.network.decoder.layers)])
 
 
 def _check_encodec(config: EncodecConfig) -> None:
@@ -148,9 +166,9 @@ class DacTokenizer(NetworkAudioTokenizer):
         config = DacTokenizerConfig(
             network=to_plain_config(model.config),
             sample_rate_hz=model.config.sampling_rate,
-            num_codebooks=_choose_codebooks(num_codebooks, model.config.n_codebooks, model.config.n_codebooks),
+            num_codebooks=choose_codebooks(num_codebooks, model.config.n_codebooks, model.config.n_codebooks),
         )
-        return _wrap(cls(config), model)
+        return wrap_network(cls(config), model)
 
     def encode_equal(self, x: Tensor) -> Tensor:
         x = torch.nn.functional.pad(x, (0, -x.shape[-1] % self.samples_per_code))
@@ -161,73 +179,14 @@ class DacTokenizer(NetworkAudioTokenizer):
         return self.network.decode(audio_codes=ids.transpose(1, 2)).audio_values[:, None]
 
 
-# ---- Mimi
-
-
-class MimiTokenizerConfig(NetworkAudioConfig):
-    family: Literal["mimi"] = "mimi"
-
-
-class MimiTokenizer(NetworkAudioTokenizer):
-    """Kyutai's Mimi: 12.5 codes a second at 24 kHz; the first codebook is distilled from speech features."""
-
-    config_class: ClassVar[type[TokenizerConfig]] = MimiTokenizerConfig
-    config: MimiTokenizerConfig
-
-    def __init__(self, config: MimiTokenizerConfig):
-        super().__init__(config)
-        from transformers import MimiConfig, MimiModel
-
-        settings = build_config(MimiConfig, config.network)
-        self.network = MimiModel(settings).eval()
-        self.describe_equal(settings.codebook_size, settings.frame_size)
-
-    @classmethod
-    def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:
-        """num_codebooks: the first so many, by default 8 as in Moshi."""
-        from transformers import MimiModel
-
-        check_kind(folder, ("mimi",), "Mimi")
-        model = load_reference(MimiModel, folder)
-        if model.encoder is None or model.decoder is None:
-            raise ValueError(f"{folder} holds half of a Mimi; a tokenizer needs its encoder and its decoder")
-        most = model.config.num_quantizers
-        config = MimiTokenizerConfig(
-            network=to_plain_config(model.config),
-            sample_rate_hz=model.config.sampling_rate,
-            num_codebooks=_choose_codebooks(num_codebooks, min(8, most), most),
-        )
-        return _wrap(cls(config), model)
-
-    def encode_equal(self, x: Tensor) -> Tensor:
-        codes = self.network.encode(x, num_quantizers=self.config.num_codebooks).audio_codes  # [B, G, N]
-        return codes.transpose(1, 2)
-
-    def decode_equal(self, ids: Tensor) -> Tensor:
-        return self.network.decode(ids.transpose(1, 2)).audio_values
-
-    @torch.inference_mode()
-    def decode_stream(self, pieces: Iterable[Tensor], context: int | None = None) -> Iterator[Tensor]:
-        """The sound of codes that arrive in pieces int64 [n, G]: [n · samples_per_code] each, as soon as one is there.
-
-        The decoder is causal but looks back: each piece is decoded behind `context` earlier codes, by default all of
-        them, which gives what `decode` gives. Fewer are cheaper and leave seams.
-        """
-        earlier: Tensor | None = None  # [m, G]
-        for piece in pieces:
-            known = piece if earlier is None else torch.cat([earlier, piece])
-            wave = self.decode_equal(known[None])[0, 0]
-            yield wave[len(wave) - len(piece) * self.samples_per_code :].clamp(-1, 1)
-            earlier = known if context is None else known[max(0, len(known) - context) :]
-
-
-def _choose_codebooks(asked: int | None, default: int, most: int) -> int:
+def choose_codebooks(asked: int | None, default: int, most: int) -> int:
+    """How many codebooks are used. ValueError for more than there are."""
     if asked is not None and not 1 <= asked <= most:
         raise ValueError(f"num_codebooks is {asked}; this checkpoint has 1 to {most}")
     return default if asked is None else asked
 
 
-def _wrap(tokenizer: NetworkT, model: nn.Module) -> NetworkT:
+def wrap_network(tokenizer: NetworkT, model: nn.Module) -> NetworkT:
     """The tokenizer with the weights of a model that is read already."""
     tokenizer.network.load_state_dict(model.state_dict())
     return tokenizer.eval()

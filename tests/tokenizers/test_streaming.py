@@ -1,0 +1,116 @@
+"""Sound that is coded and decoded piece by piece: what the pieces give together is what the whole gives."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests import tiny_networks
+from unimodal.tokenizers import pretrained
+from unimodal.tokenizers.parts.streaming import ConvStage, TransposedStage
+
+NETWORKS = {"mimi": {"num_codebooks": 5}, "encodec": {"bandwidth": 1.2}}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """Tokenizers that can stream, by name."""
+    made = {}
+    for name, settings in NETWORKS.items():
+        folder = tmp_path_factory.mktemp(name)
+        getattr(tiny_networks, name)().save_pretrained(folder)
+        made[name] = pretrained.load(name, folder, **settings)
+    return made
+
+
+def make_sound(rng, longest=1600):
+    """A sound [t] of any length, sometimes of a few samples alone."""
+    length = rng.choice([rng.randint(1, 20), rng.randint(1, longest)])
+    return (torch.rand(length, generator=torch.Generator().manual_seed(rng.randint(0, 2**31))) * 2 - 1) * 0.6
+
+
+def cut_anywhere(rng, x):
+    """A tensor in pieces along its first dimension, some of them empty."""
+    return torch.tensor_split(x, sorted(rng.randint(0, len(x)) for _ in range(rng.randint(0, 12))))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pieces_give_the_codes_and_the_sound_of_the_whole(name, tokenizers, campaign):
+    tokenizer = tokenizers[name]
+    assert tokenizer.can_stream
+    for rng in campaign(slice=8, whole=200):
+        x = make_sound(rng)
+        codes = tokenizer.encode(x[None, None])
+        streamed = torch.cat(list(tokenizer.encode_stream(cut_anywhere(rng, x))))
+        assert torch.equal(streamed, codes.row(0))
+        sound = torch.cat(list(tokenizer.decode_stream(cut_anywhere(rng, streamed))))
+        torch.testing.assert_close(sound, tokenizer.decode(codes)[0, 0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sound_comes_as_soon_as_its_codes_and_streams_do_not_mix(name, tokenizers):
+    tokenizer = tokenizers[name]
+    frame = tokenizer.samples_per_code
+    x = torch.rand(40 * frame) - 0.5
+    whole = tokenizer.encode(x[None, None]).row(0)
+    one, other = (tokenizer.encode_stream(iter(x.split(frame))) for _ in range(2))
+    first = next(one)
+    assert 1 <= len(first) < 20  # before the sound has ended
+    assert torch.equal(torch.cat(list(other)), whole)
+    assert torch.equal(torch.cat([first, *one]), whole)
+    waves = list(tokenizer.decode_stream(whole.split(1)))
+    assert len(waves[-1]) < 20 * frame and sum(map(len, waves)) == len(x)
+
+
+def test_what_cannot_be_streamed_says_so(tokenizers, tmp_path):
+    tiny_networks.dac().save_pretrained(tmp_path)
+    whole = pretrained.load("dac", tmp_path)
+    assert not whole.can_stream
+    with pytest.raises(ValueError, match="the dac tokenizer needs the whole of a medium; use encode"):
+        whole.encode_stream([])
+    with pytest.raises(ValueError, match="the dac tokenizer needs all codes of a medium; use decode"):
+        whole.decode_stream([])
+    mimi = tokenizers["mimi"]
+    assert list(mimi.encode_stream([])) == list(mimi.decode_stream([])) == []
+    for piece in (torch.zeros(1, 5), torch.zeros(5, dtype=torch.int64), [0.0]):
+        with pytest.raises(ValueError, match=r"a piece of a sound is a float tensor \[t\]"):
+            list(mimi.encode_stream([piece]))
+    with pytest.raises(ValueError, match="not finite"):
+        list(mimi.encode_stream([torch.full((5,), torch.nan)]))
+    with pytest.raises(ValueError, match=r"a piece of codes is int64 \[n, 5\]"):
+        list(mimi.decode_stream([torch.zeros(5, dtype=torch.int64)]))
+    with pytest.raises(ValueError, match=r"must lie in \[0, 32\)"):
+        list(mimi.decode_stream([torch.full((1, 5), 32)]))
+
+
+def test_any_convolution_is_that_of_the_whole(campaign):
+    """Strides, dilations, paddings of every kind and both ends, and the transposed ones with cut ends."""
+    for rng in campaign(slice=30, whole=2000):
+        kernel, stride, dilation = rng.randint(1, 6), rng.randint(1, 4), rng.randint(1, 3)
+        reach = (kernel - 1) * dilation + 1
+        if reach < stride:
+            continue
+        x = torch.randn(1, 2, rng.randint(1, 30))
+        conv = nn.Conv1d(2, 3, kernel, stride, dilation=dilation)
+        right = rng.randint(0, reach - stride)
+        left, mode = reach - stride - right, rng.choice(["constant", "reflect", "replicate"])
+        surplus = max(kernel - stride, 0)
+        begin = rng.randint(0, surplus)
+        transposed = nn.ConvTranspose1d(2, 3, kernel, stride)
+        with torch.inference_mode():
+            checks = [(ConvStage(conv, left, right, mode), pad_like_encodec(x, conv, left, right, mode))]
+            if kernel >= stride:
+                raw = transposed(x)
+                whole = raw[..., begin : raw.shape[-1] - (surplus - begin)]
+                checks.append((TransposedStage(transposed, begin, surplus - begin), whole))
+            for stage, whole in checks:
+                pieces = [piece.movedim(0, -1) for piece in cut_anywhere(rng, x.movedim(-1, 0))]
+                made = torch.cat([*(stage.push(piece) for piece in pieces), stage.push(x[..., :0], last=True)], -1)
+                torch.testing.assert_close(made, whole)
+
+
+def pad_like_encodec(x, conv, left, right, mode):
+    """The convolution of the whole, with EnCodec's rule of padding as transformers writes it."""
+    from transformers.models.encodec.modeling_encodec import EncodecConv1d
+
+    ends = (left, right + -x.shape[-1] % conv.stride[0])
+    return conv(EncodecConv1d._pad1d(x, ends, mode))

@@ -1,0 +1,113 @@
+"""Mimi (Moshi, arXiv 2410.00037): speech at 12.5 codes a second; the first codebook is distilled from speech features.
+
+The network is transformers' own. It only looks back, so that sound is coded and decoded piece by piece. Where the
+authors' code (moshi) differs from transformers', ``published=True`` follows theirs:
+
+- A sound that is no whole number of codes: moshi fills it up with silence first, transformers at every convolution, so
+  that the last code may differ.
+- Streaming: moshi keeps the keys of exactly `sliding_window` steps and writes those of a piece before it reads, so that
+  the first steps of a piece look back less far than in one call, once the window is full (after 10 s of the released
+  weights). Ours keeps what the whole would see.
+
+Shapes: B batch, T samples, N codes, G groups, D width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from unimodal.tokenizers.parts.streaming import BlockStage, ChainStage, PointwiseStage, Stage
+from unimodal.tokenizers.pretrained.audio import (
+    NetworkAudioConfig,
+    NetworkAudioTokenizer,
+    choose_codebooks,
+    wrap_network,
+)
+from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
+from unimodal.tokenizers.pretrained.causal import MimiTransformerStage, chain_layers, open_layer
+from unimodal.tokenizers.sounds import pad_samples
+from unimodal.tokenizers.stored import TokenizerConfig
+
+
+class MimiTokenizerConfig(NetworkAudioConfig):
+    family: Literal["mimi"] = "mimi"
+
+
+class MimiTokenizer(NetworkAudioTokenizer):
+    """Kyutai's Mimi: 12.5 codes a second at 24 kHz; the first codebook is distilled from speech features."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = MimiTokenizerConfig
+    config: MimiTokenizerConfig
+
+    def __init__(self, config: MimiTokenizerConfig):
+        super().__init__(config)
+        from transformers import MimiConfig, MimiModel
+
+        settings = build_config(MimiConfig, config.network)
+        self.network = MimiModel(settings).eval()
+        self.describe_equal(settings.codebook_size, settings.frame_size)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:
+        """num_codebooks: the first so many, by default 8 as in Moshi."""
+        from transformers import MimiModel
+
+        check_kind(folder, ("mimi",), "Mimi")
+        model = load_reference(MimiModel, folder)
+        if model.encoder is None or model.decoder is None:
+            raise ValueError(f"{folder} holds half of a Mimi; a tokenizer needs its encoder and its decoder")
+        most = model.config.num_quantizers
+        config = MimiTokenizerConfig(
+            network=to_plain_config(model.config),
+            sample_rate_hz=model.config.sampling_rate,
+            num_codebooks=choose_codebooks(num_codebooks, min(8, most), most),
+        )
+        return wrap_network(cls(config), model)
+
+    def pad_equal(self, x: Tensor, published: bool) -> Tensor:
+        return pad_samples(x, -(-x.shape[-1] // self.samples_per_code) * self.samples_per_code) if published else x
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        codes = self.network.encode(x, num_quantizers=self.config.num_codebooks).audio_codes  # [B, G, N]
+        return codes.transpose(1, 2)
+
+    def decode_equal(self, ids: Tensor) -> Tensor:
+        return self.network.decode(ids.transpose(1, 2)).audio_values
+
+    @property
+    def can_stream(self) -> bool:
+        return bool(self.network.config.use_causal_conv)
+
+    def open_encoder(self, published: bool) -> Stage:
+        def quantize(latents: Tensor) -> Tensor:
+            return self.network.quantizer.encode(latents, self.config.num_codebooks).permute(1, 2, 0)
+
+        encoder = self.network.encoder
+        stages: list[Stage] = [BlockStage(self.samples_per_code)] if published else []
+        return ChainStage(
+            [
+                *stages,
+                chain_layers(encoder.encoder_seanet.layers),
+                MimiTransformerStage(encoder.encoder_transformer, ring=published),
+                open_layer(encoder.downsample),
+                PointwiseStage(quantize, self.make_no_codes()),
+            ]
+        )
+
+    def open_decoder(self, published: bool) -> Stage:
+        def look_up(ids: Tensor) -> Tensor:
+            return self.network.quantizer.decode(ids.transpose(1, 2))
+
+        decoder = self.network.decoder
+        return ChainStage(
+            [
+                PointwiseStage(look_up, torch.zeros(1, self.network.config.hidden_size, 0, device=self.network.device)),
+                open_layer(decoder.upsample),
+                MimiTransformerStage(decoder.decoder_transformer, ring=published),
+                chain_layers(decoder.decoder_seanet.layers),
+            ]
+        )
