@@ -218,17 +218,17 @@ def make_trained(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, stream: MediaStr
     """The tokenizer with its losses and stages, tried at every size. Raises ValueError for parts that do not fit."""
     features: dict[str, int] = {}
     example: Batch | None = None
-    draws = isinstance(tokenizer, SystemModule) and tokenizer.can_decode  # SEED's codes are of features alone
+    reconstructs = isinstance(tokenizer, SystemModule) and tokenizer.reconstructs
     for place, part in enumerate(stream.parts):
         for size in part.sizes or (None,):
             views = stream.read_held_out(place, 1, size)
-            if views and draws:
+            if views and reconstructs:
                 example = example or stack_views(part.items.modality, tokenizer, views)
                 features = try_once(tokenizer, stack_views(part.items.modality, tokenizer, views), size)
     bag: LossBag | None = None
-    if draws:
-        settings = cfg.losses or LossSettings()
-        bag = LossBag(settings, tokenizer.modality, features, tokenizer.sample_rate_hz)
+    if reconstructs:
+        settings, decodes = cfg.losses or LossSettings(), tokenizer.can_decode
+        bag = LossBag(settings, tokenizer.modality, features, tokenizer.sample_rate_hz, decodes=decodes)
     elif cfg.losses is not None:
         raise ValueError(f"{tokenizer.config.family} is trained by a loss of its own; leave losses out")
     chosen = [cfg.train] + [stage.train if stage.train is not None else cfg.train for stage in cfg.stages]
@@ -259,7 +259,7 @@ def try_once(tokenizer: AnyTokenizer, batch: Batch, size: Size | None) -> dict[s
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         own = "" if tokenizer.picture_size is None else "; its own size is {}×{}".format(*tokenizer.picture_size)
         raise ValueError(f"{tokenizer.config.family} does not fit the data{at}: {reason}{own}") from None
-    if made.decoded.shape[2:] != batch.media.shape[2:] and tokenizer.modality != "audio":
+    if made.decoded is not None and tokenizer.modality != "audio" and made.decoded.shape[2:] != batch.media.shape[2:]:
         shapes = [" × ".join(map(str, x.shape[2:])) for x in (batch.media, made.decoded)]
         raise ValueError(f"{tokenizer.config.family} decodes {shapes[0]} to {shapes[1]}; choose other sizes")
     return {name: values.shape[-1] for name, values in made.features.items()}

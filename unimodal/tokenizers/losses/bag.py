@@ -22,7 +22,7 @@ from unimodal.tokenizers.losses.frozen_features import FrozenFeatures, load_froz
 from unimodal.tokenizers.losses.judges import FeatureJudge, PatchJudge, WaveJudge
 from unimodal.tokenizers.losses.perceptual import Lpips, PerceptualLoss
 from unimodal.tokenizers.losses.reconstruction import mask_padding, measure_l1, measure_l2
-from unimodal.tokenizers.losses.settings import AdversarialSettings, LossSettings, PerceptualSettings
+from unimodal.tokenizers.losses.settings import OF_DECODED, AdversarialSettings, LossSettings, PerceptualSettings
 from unimodal.tokenizers.systems.base import Reconstruction
 
 Result = tuple[Tensor, dict[str, float]]
@@ -32,8 +32,9 @@ class LossBag(nn.Module):
     """The losses of `settings` for media of one kind.
 
     features: name → width of what the tokenizer gives for alignment. sample_rate_hz: of sounds. caption_model: of the
-    caption loss, with the widths of the codes' vectors and of itself. Raises ValueError for a loss that the medium does
-    not have, and for an alignment with features that the tokenizer does not give.
+    caption loss, with the widths of the codes' vectors and of itself. decodes: False of a tokenizer that only encodes.
+    Raises ValueError for a loss that the medium or the tokenizer does not have, and for an alignment with features that
+    the tokenizer does not give.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class LossBag(nn.Module):
         sample_rate_hz: int | None = None,
         caption_model: CaptionModel | None = None,
         caption_widths: tuple[int, int] | None = None,
+        decodes: bool = True,
     ):
         super().__init__()
+        settings = settings if decodes else settings.leave_out_decoded()
         self.settings, self.modality = settings, modality
         if modality == "audio" and (settings.perceptual or settings.alignment):
             raise ValueError("losses perceptual and alignment are of pictures, and this tokenizer is one of sounds")
@@ -132,9 +135,11 @@ class LossBag(nn.Module):
         looked at. weights: in place of those of the settings, as a stage has them (`LossSettings.change_weights`).
         """
         weights = self.settings.read_weights() if weights is None else weights
-        decoded = mask_padding(_cut_alike(made.decoded, real), lengths)
         numbers = dict(made.numbers)
         total = real.new_zeros(())
+        if made.decoded is None and (asked := [name for name in OF_DECODED if weights[name]]):
+            raise ValueError(f"losses {', '.join(asked)} compare what is decoded, and this tokenizer only encodes")
+        decoded = real if made.decoded is None else mask_padding(_cut_alike(made.decoded, real), lengths)
 
         def add(name: str, value: Tensor) -> None:
             nonlocal total
@@ -166,7 +171,7 @@ class LossBag(nn.Module):
             loss, more = self.adversarial(decoded, made_pictures, real_pictures, reconstruction, weights["adversarial"])
             total = total + loss
             numbers |= more
-        if self.modality != "audio":
+        if self.modality != "audio" and made.decoded is not None:
             error = measure_l2(decoded.detach().clamp(0, 1), real)
             numbers["psnr"] = float(-10 * error.clamp_min(1e-10).log10())
         return total, numbers

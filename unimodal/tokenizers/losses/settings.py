@@ -14,6 +14,9 @@ from unimodal.config import Config
 from unimodal.tokenizers.losses.adversarial import Kind
 from unimodal.tokenizers.losses.frozen_features import PACKAGED
 
+#: losses that compare what is decoded with what was encoded
+OF_DECODED = ("l1", "l2", "spectral", "perceptual", "adversarial")
+
 
 def _expand(value: object) -> object:
     """`0.1` in place of `{weight: 0.1}`; 0 in place of none."""
@@ -79,6 +82,15 @@ class LossSettings(Config):
         weights = {"l1": self.l1, "l2": self.l2, "quantizer": self.quantizer, "spectral": self.spectral}
         weights |= {name: part.weight if part is not None else 0.0 for name, part in parts.items()}
         return {**weights, "caption": self.caption}
+
+    def leave_out_decoded(self) -> LossSettings:
+        """The same for a tokenizer that decodes nothing, without l2, which counts by default. ValueError for a loss of
+        what is decoded that was asked for."""
+        weights = self.read_weights()
+        asked = [name for name in OF_DECODED if name in self.model_fields_set and weights[name]]
+        if asked:
+            raise ValueError(f"losses {', '.join(asked)} compare what is decoded, and this tokenizer only encodes")
+        return self.model_copy(update={"l2": 0.0})
 
     def change_weights(self, changes: Mapping[str, float]) -> dict[str, float]:
         """The weights with those in `changes` in their place. Raises ValueError for a loss that is not set up."""

@@ -167,10 +167,13 @@ class TrainedTokenizer(nn.Module):
     def measure(
         self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None
     ) -> tuple[Tensor, dict[str, float]]:
-        """The mean squared error of what is held out; the family's own loss where it has no other."""
+        """The mean squared error of what is held out; all losses of a tokenizer that only encodes, and the family's own
+        where it has no other."""
         if self.bag is None:
             return self.tokenizer.training_loss(x, lengths)
         made = self.reconstruct(x, lengths, captions)
+        if made.decoded is None:
+            return self.bag(made, x, 0, lengths, captions=captions)
         return measure_l2(made.decoded[:, :, : x.shape[2]].clamp(-1, 1), x, lengths), {}
 
     def reconstruct(self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None) -> Reconstruction:

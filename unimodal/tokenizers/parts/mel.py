@@ -32,9 +32,10 @@ class WhisperMel(nn.Module):
         super().__init__()
         from torchaudio.functional import melscale_fbanks
 
-        bands = melscale_fbanks(
-            self.window_size // 2 + 1, 0.0, 8000.0, num_mels, self.sample_rate_hz, norm="slaney", mel_scale="slaney"
-        )
+        with torch.device("cpu"):  # it branches on its values, also where the rest is built without storage
+            bands = melscale_fbanks(
+                self.window_size // 2 + 1, 0.0, 8000.0, num_mels, self.sample_rate_hz, norm="slaney", mel_scale="slaney"
+            )
         self.register_buffer("window", torch.hann_window(self.window_size), persistent=False)
         self.register_buffer("bands", bands.T.contiguous(), persistent=False)  # [M, W / 2 + 1]
 

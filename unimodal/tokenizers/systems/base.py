@@ -32,21 +32,25 @@ class SystemConfig(TokenizerConfig):
 class Reconstruction:
     """One pass through encoder, quantizer and decoder, with gradient.
 
-    decoded: float [B, C, …] in the range of what came in, not clamped. loss: scalar, what the quantizer and the system
-    add of their own. ids: int64 [B, N, G], or None of continuous tokenizers. numbers: to log. features: by name, what
-    losses of alignment compare, float [B, N, D].
+    decoded: float [B, C, …] in the range of what came in, not clamped; None of a system that only encodes. loss:
+    scalar, what the quantizer and the system add of their own. ids: int64 [B, N, G], or None of continuous tokenizers.
+    numbers: to log. features: by name, what losses of alignment compare, float [B, N, D]. mask: bool [B, N], False
+    where codes and features of a shorter item are padding; None where all are real.
     """
 
-    decoded: Tensor
+    decoded: Tensor | None
     loss: Tensor
     ids: Tensor | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    mask: Tensor | None = None
 
 
 class SystemModule(StoredModule):
     """A published system, of codes or of latents, stored in float32: its codes stay those of the authors' code."""
 
+    #: False of a system that has a loss of its own and no `reconstruct`
+    reconstructs: ClassVar[bool] = True
     stored_dtype: ClassVar[torch.dtype] = torch.float32
     #: our names of weights → the authors', where they do not depend on the settings
     key_map: ClassVar[KeyMap] = KeyMap()
@@ -64,8 +68,11 @@ class SystemModule(StoredModule):
         (prefix lengths, noise); the default generator where it is None."""
 
     def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
-        """Mean squared error and the system's own losses; `unimodal.tokenizers.losses` has the others."""
+        """Mean squared error of what is decoded, and the system's own losses; `unimodal.tokenizers.losses` has the
+        others."""
         made = self.reconstruct(x, lengths)
+        if made.decoded is None:
+            return made.loss, {"loss": float(made.loss.detach()), **made.numbers}
         error = (made.decoded - x).square().mean()
         return error + made.loss, {"mean_squared_error": float(error.detach()), **made.numbers}
 

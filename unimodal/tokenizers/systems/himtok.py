@@ -98,6 +98,7 @@ class HiMTokTokenizer(SystemTokenizer):
     def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of every pixel and 1 - Dice of every mask."""
         made = self.reconstruct(x, lengths)
+        assert made.decoded is not None
         sure = made.decoded.float().clamp(1e-6, 1 - 1e-6)
         entropy = binary_cross_entropy(sure, x)
         shared, total = (sure * x).sum((1, 2, 3)), (sure + x).sum((1, 2, 3))

@@ -95,6 +95,7 @@ class SeedTokenizer(SystemTokenizer):
 
     modality: ClassVar[str] = "image"
     config_class: ClassVar[type[TokenizerConfig]] = SeedConfig
+    reconstructs = False
     no_decoder = (
         f"SEED's codes stand for a feature of the picture, not for pixels: decode_features(codes) gives it, and an "
         f"unCLIP decoder such as {UNCLIP} draws from it"

@@ -54,7 +54,8 @@ class SoundSystem(SystemModule):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
-        """decoded: [B, 1, T], 0 past the end of an item; loss and numbers are means over the items."""
+        """decoded: [B, 1, T], 0 past the end of an item; loss and numbers are means over the items; mask: of their
+        codes."""
         parts = [
             (items, sounds.shape[-1], self.reconstruct_equal(sounds, generator))
             for items, sounds in split_by_length(x, lengths)
@@ -65,7 +66,8 @@ class SoundSystem(SystemModule):
         loss, numbers = x.new_zeros(()), dict.fromkeys(parts[0][2].numbers, 0.0)
         for items, length, made in parts:
             share = len(items) / len(x)
-            decoded.update(zip(items, pad_samples(made.decoded[..., :length], x.shape[-1]), strict=True))
+            if made.decoded is not None:
+                decoded.update(zip(items, pad_samples(made.decoded[..., :length], x.shape[-1]), strict=True))
             loss = loss + made.loss * share
             for name, value in made.numbers.items():
                 numbers[name] += value * share
@@ -74,17 +76,21 @@ class SoundSystem(SystemModule):
             for name, values in made.features.items():
                 features.setdefault(name, {}).update(zip(items, values, strict=True))
         order = range(len(x))
+        codes = Codes.from_rows([ids[item].cpu() for item in order]).to(x.device) if ids else None
         return Reconstruction(
-            torch.stack([decoded[item] for item in order]),
+            torch.stack([decoded[item] for item in order]) if decoded else None,
             loss,
-            Codes.from_rows([ids[item].cpu() for item in order]).ids.to(x.device) if ids else None,
+            None if codes is None else codes.ids,
             numbers,
             {name: pad_media([rows[item] for item in order]) for name, rows in features.items()},
+            None if codes is None else codes.mask,
         )
 
     def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error over the samples that are real, and the system's own losses."""
         made = self.reconstruct(x, lengths)
+        if made.decoded is None:
+            return made.loss, {"loss": float(made.loss.detach()), **made.numbers}
         real = torch.full((len(x),), x.shape[-1]) if lengths is None else lengths
         counted = (torch.arange(x.shape[-1]) < real.cpu()[:, None]).to(x.device)[:, None]
         error = ((made.decoded - x) * counted).square().sum() / counted.sum()

@@ -18,6 +18,7 @@ from unimodal.tokenizers.parts.quantizers.interface import (
     QuantizeOptions,
     Quantizer,
     leave_autocast,
+    pass_straight_through,
 )
 
 
@@ -35,12 +36,17 @@ class FiniteScalarQuantizer(Quantizer):
     about half of all ids come out wrong) and offers the straight-through values and the ids separately.
     """
 
-    def __init__(self, levels: tuple[int, ...]):
+    def __init__(self, levels: tuple[int, ...], reach: float | None = None):
+        """reach: how much of the way to the outermost levels tanh goes, in place of the library's 1.001; for odd levels
+        (S3Tokenizer has 0.999). ValueError for fewer than 2 levels, and for even ones with a reach."""
         if not levels or min(levels) < 2:
             raise ValueError(f"levels are {list(levels)}; give each dimension 2 or more")
+        if reach is not None and any(count % 2 == 0 for count in levels):
+            raise ValueError(f"levels are {list(levels)}; those with a reach are odd")
         super().__init__()
         self.levels: tuple[int, ...] = tuple(levels)
         self.num_dims, self.codebook_sizes = len(self.levels), (prod(self.levels),)
+        self.reach = reach
         with torch.device("cpu"):  # it computes with its constants, also where the rest is built without storage
             self.fsq = FSQ(list(levels))
 
@@ -58,8 +64,14 @@ class FiniteScalarQuantizer(Quantizer):
     def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z: [B, N, D] → (quantized float32 [B, N, D] in [-1, 1] with straight-through gradient, ids int64 [B, N])."""
         with leave_autocast(z.device):
-            quantized = self.fsq.quantize(z.float())
+            quantized = self.fsq.quantize(z.float()) if self.reach is None else self._round(z.float(), self.reach)
             return quantized, self.to_ids(quantized.detach())
+
+    def _round(self, z: Tensor, reach: float) -> Tensor:
+        """Values in [-1, 1] of odd levels, with the gradient of tanh."""
+        half = (torch.tensor(self.levels, device=z.device) - 1) / 2
+        bounded = z.tanh() * reach * half
+        return pass_straight_through(bounded, bounded.round()) / half
 
     def to_ids(self, quantized: Tensor) -> Tensor:
         """Quantized values [..., D] → int64 [...]."""
