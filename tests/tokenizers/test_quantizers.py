@@ -13,6 +13,7 @@ TABLE = {"kind": "vector", "codebook_size": 64, "num_dims": 6}
 UNIT = {**TABLE, "normalize_latents": True, "normalize_codes": True}
 AVERAGES = {"learned_by": "averages"}
 RESIDUAL = {"kind": "residual", "books": [{**TABLE, "copies": 3}]}
+PROJECTED = {"kind": "projected", "book": {**TABLE, "search": "cosine"}, "num_dims": 9}
 SIGNS = {"kind": "lookup_free", "group_bits": [6]}
 SHARED = {"kind": "shared_index", "codebook_size": 64, "part_dims": [4, 2]}
 SCALES = {"kind": "multi_scale", "scales": [1, 2, [2, 4]], "num_phis": 2}
@@ -36,10 +37,12 @@ CASES: dict[str, Mapping[str, object]] = {
     "product": {"kind": "product", "parts": [{**TABLE, "copies": 2}, SIGNS]},
     "product-dualtoken": {"kind": "product", "parts": [{**RESIDUAL, "copies": 2}]},
     "product-imagefolder": {"kind": "product", "parts": [{**SCALES, "book": TABLE, "dropout": 0.5, "copies": 2}]},
+    "projected": PROJECTED,
     "residual": RESIDUAL,
     "residual-shared": {"kind": "residual", "books": [{**TABLE, **AVERAGES}], "num_levels": 3},
     "residual-dropped": {**RESIDUAL, "dropout": 0.7},
     "residual-mixed": {"kind": "residual", "books": [TABLE, SIGNS]},
+    "residual-dac": {"kind": "residual", "books": [{**PROJECTED, "copies": 3}], "through_levels": True, "dropout": 0.5},
     "scalar_bins-tokenbridge": {"kind": "scalar_bins", "num_dims": 16},
     "scalar_bins-cubid": {"kind": "scalar_bins", "num_dims": 16, "num_levels": 8, "low": -9, "high": 9},
     "shared_index": SHARED,
@@ -48,6 +51,7 @@ CASES: dict[str, Mapping[str, object]] = {
     "sim_vector-rotation": {**TABLE, "kind": "sim_vector", "gradient": "rotation", "frozen_dims": 9},
     "split-mimi": {"kind": "split", "semantic": TABLE, "rest": RESIDUAL, "num_dims": 7},
     "split": {"kind": "split", "semantic": TABLE, "rest": RESIDUAL},
+    "strided_residual-snac": {"kind": "strided_residual", "books": [{**PROJECTED, "copies": 3}], "strides": [4, 2, 1]},
     "vector": TABLE,
     "vector-averages": {**TABLE, **AVERAGES, "dead_share": 0.1},
     "vector-cosine": {**TABLE, "search": "cosine"},
@@ -66,6 +70,8 @@ NO_FIXED_POINT = (
     "residual",
     "multi_scale",
     "product-",
+    "projected",
+    "strided_residual",
     "vector-cosine",
 )
 every_quantizer = pytest.mark.parametrize("name", CASES)

@@ -11,12 +11,14 @@ from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
 from unimodal.tokenizers.parts.quantizers.lookup_free import LookupFreeQuantizer
 from unimodal.tokenizers.parts.quantizers.multi_scale import MultiScaleQuantizer
 from unimodal.tokenizers.parts.quantizers.product import ProductQuantizer
+from unimodal.tokenizers.parts.quantizers.projected import ProjectedQuantizer
 from unimodal.tokenizers.parts.quantizers.residual import ResidualQuantizer
 from unimodal.tokenizers.parts.quantizers.scalar_bins import ScalarBinQuantizer
 from unimodal.tokenizers.parts.quantizers.shared_index import SharedIndexQuantizer
 from unimodal.tokenizers.parts.quantizers.sim_vector import SimVectorQuantizer
 from unimodal.tokenizers.parts.quantizers.specification import build_quantizer
 from unimodal.tokenizers.parts.quantizers.split import SplitQuantizer
+from unimodal.tokenizers.parts.quantizers.strided_residual import StridedResidualQuantizer
 from unimodal.tokenizers.parts.quantizers.vector import VectorQuantizer
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "LookupFreeQuantizer",
     "MultiScaleQuantizer",
     "ProductQuantizer",
+    "ProjectedQuantizer",
     "Quantized",
     "Quantizer",
     "ResidualQuantizer",
@@ -36,6 +39,7 @@ __all__ = [
     "SharedIndexQuantizer",
     "SimVectorQuantizer",
     "SplitQuantizer",
+    "StridedResidualQuantizer",
     "VectorQuantizer",
     "choose_factors",
     "list_levels",
@@ -61,10 +65,12 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "lookup_free": LookupFreeQuantizer,
     "multi_scale": MultiScaleQuantizer,
     "product": ProductQuantizer,
+    "projected": ProjectedQuantizer,
     "residual": ResidualQuantizer,
     "scalar_bins": ScalarBinQuantizer,
     "shared_index": SharedIndexQuantizer,
     "sim_vector": SimVectorQuantizer,
     "split": SplitQuantizer,
+    "strided_residual": StridedResidualQuantizer,
     "vector": VectorQuantizer,
 }

@@ -28,7 +28,8 @@ class ResidualQuantizer(Quantizer):
     training; drawn for every item. Levels that an item does not keep count in no loss and teach no book; their ids are
     given all the same.
     Loss: the mean of the levels' own, weighted by how many positions kept them. The gradient passes to the vectors
-    once, past all levels (audiocraft; vector-quantize-pytorch passes it at each level).
+    once, past all levels (audiocraft; vector-quantize-pytorch passes it at each level); with `through_levels` through
+    every one, so that maps within the books learn from what is decoded (DAC).
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ResidualQuantizer(Quantizer):
         num_levels: int | None = None,
         dropout: float = 0.0,
         fewest_kept: int = 1,
+        through_levels: bool = False,
     ):
         super().__init__()
         if not books or (num_levels is not None and len(books) not in (1, num_levels)):
@@ -46,6 +48,7 @@ class ResidualQuantizer(Quantizer):
         if any(book.num_levels > 1 for book in books):
             raise ValueError("a residual level is a book of one level")
         self.books, self.num_levels = nn.ModuleList(books), num_levels or len(books)
+        self.through_levels = through_levels
         if not 1 <= fewest_kept <= self.num_levels:
             raise ValueError(f"fewest_kept is from 1 to {self.num_levels} levels; got {fewest_kept}")
         self.num_dims, self.dropout, self.fewest_kept = books[0].num_dims, dropout, fewest_kept
@@ -65,6 +68,7 @@ class ResidualQuantizer(Quantizer):
         real = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device) if mask is None else mask
         own = QuantizeOptions(options.generator, learn=False)
         left, total, loss = z, torch.zeros_like(z), z.new_zeros(())
+        passed = torch.zeros_like(z)
         ids: list[Tensor] = []
         lessons: list[tuple[Tensor, Tensor]] = []
         for level in range(self.num_levels):
@@ -73,11 +77,15 @@ class ResidualQuantizer(Quantizer):
             loss = loss + found.loss * counted.sum() / real.sum().clamp(min=1) / self.num_levels
             lessons.append((select_real(left.detach(), counted), select_real(found.ids, counted)))
             ids.append(found.ids)
-            total = total + found.rows * counted[..., None] if options.kept is not None else total + found.rows
-            left = left - found.rows.detach()
+            share = counted[..., None] if options.kept is not None else torch.ones_like(counted[..., None])
+            total = total + found.rows * share
+            if self.through_levels:
+                passed = passed + found.values * share
+            left = left - (found.values if self.through_levels else found.rows.detach())
         if options.learn:
             self._teach(lessons, options.generator)
-        return Quantized(pass_straight_through(z, total), torch.cat(ids, -1), loss, total)
+        values = passed if self.through_levels else pass_straight_through(z, total)
+        return Quantized(values, torch.cat(ids, -1), loss, total)
 
     def _teach(self, lessons: list[tuple[Tensor, Tensor]], generator: torch.Generator | None) -> None:
         """A shared book learns once from all levels; others each from their own."""
