@@ -177,6 +177,7 @@ FAMILIES: dict[str, str] = {
     "gpstoken": "unimodal.tokenizers.systems.gpstoken:GPSTokenLatents",
     "himtok": "unimodal.tokenizers.systems.himtok:HiMTokTokenizer",
     "s3": "unimodal.tokenizers.systems.s3:S3Tokenizer",
+    "speechtokenizer": "unimodal.tokenizers.systems.speechtokenizer:SpeechTokenizer",
     "video_flextok": "unimodal.tokenizers.systems.video_flextok:VideoFlexTokTokenizer",
 }
 _REGISTERED: dict[str, type[MediaModule]] = {}

@@ -263,4 +263,20 @@ PUBLISHED: dict[str, PublishedWeights] = {
         commercial=False,
         companion=_CAPTION_READER,
     ),
+    "speechtokenizer": PublishedWeights(
+        "speechtokenizer",
+        "fnlp/SpeechTokenizer",
+        "Apache-2.0",
+        roots=("generator", *ROOTS),
+        file="speechtokenizer_hubert_avg/SpeechTokenizer.pt",
+        config="speechtokenizer",
+    ),
+    "dmcodec": PublishedWeights(
+        "speechtokenizer",
+        "",
+        "Apache-2.0",
+        roots=("generator", *ROOTS),
+        where="Google Drive: the README of mubtasimahasan/DM-Codec has links",
+        config="dm-codec",
+    ),
 }

@@ -24,11 +24,20 @@ class KeyMap:
     is the authors' own. ignored: patterns over the authors' whole names, of tensors that are no part of the tokenizer
     (discriminators, usage counters). averages: how the name of a moving average begins; behind it stands the name of
     the weight without its dots. Where a checkpoint has averages, they are the weights, as in the authors' evaluation.
+    endings: (ours, theirs), rewritten after the rules; a checkpoint may have either form.
     """
 
     rules: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     averages: str = ""
+    endings: tuple[tuple[str, str], ...] = ()
+
+
+#: weight normalization: the parametrization of today's torch → the hook of older ones
+WEIGHT_NORM = (
+    (".parametrizations.weight.original0", ".weight_g"),
+    (".parametrizations.weight.original1", ".weight_v"),
+)
 
 
 def rename_to_authors(name: str, key_map: KeyMap) -> str:
@@ -36,7 +45,14 @@ def rename_to_authors(name: str, key_map: KeyMap) -> str:
     for pattern, replacement in key_map.rules:
         found = re.fullmatch(pattern, name)
         if found is not None:
-            return found.expand(replacement)
+            return _rename_ending(found.expand(replacement), key_map)
+    return _rename_ending(name, key_map)
+
+
+def _rename_ending(name: str, key_map: KeyMap) -> str:
+    for ours, theirs in key_map.endings:
+        if name.endswith(ours):
+            return name.removesuffix(ours) + theirs
     return name
 
 
@@ -46,6 +62,7 @@ def fill_strictly(module: nn.Module, weights: Mapping[str, Tensor], key_map: Key
     Raises MisfitError, in one line, naming what is missing, left over or of another shape; source begins that line.
     """
     names = {name: rename_to_authors(name, key_map) for name in module.state_dict()}
+    weights = {_rename_ending(name, key_map): tensor for name, tensor in weights.items()}
     if key_map.averages:
         weights = _take_averages(weights, names.values(), key_map.averages)
     missing = sorted(set(names.values()) - set(weights))

@@ -79,7 +79,7 @@ class TableQuantizer(Quantizer):
             return z @ rows.T
         if self.search == "cosine":
             return normalize(z, dim=-1) @ normalize(rows, dim=-1).T
-        return -(z.square().sum(-1, keepdim=True) + rows.square().sum(-1) - 2 * z @ rows.T)
+        return (2 * z @ rows.T - z.square().sum(-1, keepdim=True)) - rows.square().sum(-1)
 
     def find_nearest(self, z: Tensor, rows: Tensor) -> Tensor:
         """z: float32 [..., D]; rows: [C, D] → ids int64 [...]."""
