@@ -176,6 +176,7 @@ FAMILIES: dict[str, str] = {
     "flowtok": "unimodal.tokenizers.systems.flowtok:FlowTokLatents",
     "gpstoken": "unimodal.tokenizers.systems.gpstoken:GPSTokenLatents",
     "himtok": "unimodal.tokenizers.systems.himtok:HiMTokTokenizer",
+    "beats": "unimodal.tokenizers.systems.beats:BeatsTokenizer",
     "s3": "unimodal.tokenizers.systems.s3:S3Tokenizer",
     "speechtokenizer": "unimodal.tokenizers.systems.speechtokenizer:SpeechTokenizer",
     "video_flextok": "unimodal.tokenizers.systems.video_flextok:VideoFlexTokTokenizer",

@@ -1,0 +1,218 @@
+"""BEATs' acoustic tokenizer: labels of any sound, learned from a teacher's features (arXiv 2212.09058).
+
+A transformer reads patches of a filter bank, and the direction of a small vector at each patch picks the nearest row of
+a table. There is no decoder: the labels are what an audio model is trained to predict.
+
+The authors keep the table by running averages of unit vectors; here those averages are weighted by how often a row was
+chosen, and an update leaves rows at length 1 as theirs does.
+
+Shapes: B batch, T samples, F frames, M mel bands, P side of a patch, N = ⌊F / P⌋ · ⌊M / P⌋ codes, D width of a code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions
+from unimodal.tokenizers.parts.mel import KaldiFbank
+from unimodal.tokenizers.parts.quantizers import VectorQuantizer
+from unimodal.tokenizers.parts.trunks.beats import BeatsEncoder, BeatsSizes
+from unimodal.tokenizers.systems.authors_fields import AuthorsFields
+from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig
+from unimodal.tokenizers.systems.key_map import KeyMap
+from unimodal.tokenizers.systems.sound import SoundConfig, SoundTokenizer
+
+NUM_MELS = 128
+#: of Kaldi's filter bank over the authors' sounds, which are scaled to 16 bits
+SCALE, MEAN, DEVIATION = 2**15, 15.41663, 6.55582
+TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
+COUNTERS = r"quantize\.(embedding\.)?(cluster_size|embed_avg|initted)"
+
+
+class BeatsConfig(SoundConfig):
+    """The settings of the authors' `TokenizersConfig`. embed_width: of a patch before the projection to width.
+    commitment, decay: of the quantizer."""
+
+    family: Literal["beats"] = "beats"
+    patch_size: int = Field(default=16, ge=1)
+    embed_width: int = Field(default=512, ge=1)
+    embed_bias: bool = False
+    width: int = Field(default=768, ge=1)
+    num_layers: int = Field(default=12, ge=1)
+    num_heads: int = Field(default=12, ge=1)
+    inner: int = Field(default=3072, ge=1)
+    conv_positions: int = Field(default=128, ge=1)
+    conv_groups: int = Field(default=16, ge=1)
+    num_buckets: int = Field(default=320, ge=0)
+    max_distance: int = Field(default=1280, ge=1)
+    gated: bool = True
+    norm_first: bool = False
+    deep: bool = True
+    codebook_size: int = Field(default=1024, ge=2)
+    code_width: int = Field(default=256, ge=1)
+    commitment: float = 1.0
+    decay: float = Field(default=0.99, gt=0, lt=1)
+
+    @property
+    def can_decode(self) -> bool:
+        return False
+
+    @model_validator(mode="after")
+    def check_fit(self) -> Self:
+        """ValueError for what does not divide, and for another rate."""
+        for what, count in (("num_heads", self.num_heads), ("conv_groups", self.conv_groups)):
+            if self.width % count:
+                raise ValueError(f"{what} {count} does not divide a width of {self.width}")
+        if NUM_MELS % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide {NUM_MELS} bands")
+        if self.sample_rate_hz != KaldiFbank.sample_rate_hz:
+            raise ValueError(f"BEATs hears sounds of {KaldiFbank.sample_rate_hz} Hz; sample_rate_hz is not to be set")
+        return self
+
+
+class BeatsTokenizer(SoundTokenizer):
+    """Sounds of 16 kHz → a code for each patch of 160 ms and 16 bands: eight a step, low bands first.
+
+    ``encode``: float [B, 1, T] → Codes [B, N, 1]; a sound that is shorter than a patch is filled up with silence.
+    ``published=True`` encodes the batch as one, with padding masked by the authors' rule, which takes a patch to be as
+    long as the N-th part of the sound. There is no ``decode``.
+    """
+
+    config_class: ClassVar[type[BeatsConfig]] = BeatsConfig
+    no_decoder = "BEATs' codes are labels to train a model by; it has no decoder"
+    key_map: ClassVar[KeyMap] = KeyMap(
+        rules=((r"quantizer\.codebook", "quantize.embedding.weight"),),
+        ignored=(COUNTERS, r"encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"),
+    )
+    config: BeatsConfig
+    quantizer: VectorQuantizer
+
+    def __init__(self, config: BeatsConfig):
+        super().__init__(config)
+        patch = config.patch_size
+        self.bands = KaldiFbank(NUM_MELS)
+        self.patch_embedding = nn.Conv2d(1, config.embed_width, patch, stride=patch, bias=config.embed_bias)
+        self.layer_norm = nn.LayerNorm(config.embed_width)
+        same = config.embed_width == config.width
+        self.post_extract_proj = nn.Identity() if same else nn.Linear(config.embed_width, config.width)
+        self.encoder = BeatsEncoder(
+            BeatsSizes(
+                config.width,
+                config.num_layers,
+                config.num_heads,
+                config.inner,
+                config.conv_positions,
+                config.conv_groups,
+                config.num_buckets,
+                config.max_distance,
+                config.gated,
+                config.norm_first,
+                config.deep,
+            )
+        )
+        self.quantize_layer = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, config.code_width)
+        )
+        self.quantizer = VectorQuantizer(
+            config.codebook_size,
+            config.code_width,
+            normalize_latents=True,
+            commitment=config.commitment,
+            learned_by="averages",
+            decay=config.decay,
+            start="kmeans",
+        )
+        assert self.quantizer.upkeep is not None
+        self.quantizer.upkeep.unit = True
+        rows = NUM_MELS // patch
+        self.describe((config.codebook_size,), self.bands.hop * patch // rows, self.bands.sample_rate_hz)
+        self.fewest_samples = self.bands.window_size + (patch - 1) * self.bands.hop
+
+    def read_bands(self, x: Tensor) -> Tensor:
+        """x: [B, 1, T] → [B, F, M], scaled."""
+        return (self.bands(x[:, 0] * SCALE) - MEAN) / (2 * DEVIATION)
+
+    def encode_patches(self, bands: Tensor, mask: Tensor | None = None) -> Tensor:
+        """bands: [B, F, M]; mask: bool [B, N] → [B, N, width] behind the last layer."""
+        patches = self.patch_embedding(bands.unsqueeze(1)).flatten(2).transpose(1, 2)
+        return self.encoder(self.post_extract_proj(self.layer_norm(patches)), mask)
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        return self.quantizer(self.quantize_layer(self.encode_patches(self.read_bands(x)))).ids
+
+    def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
+        if not options.published or lengths is None:
+            return super().encode_batch(x, lengths, options)
+        bands = self.read_bands(self.pad_equal(x.float(), published=True))
+        mask = self.mask_as_published(x.shape[-1], lengths, bands.shape[1])
+        ids = self.quantizer(self.quantize_layer(self.encode_patches(bands, mask))).ids
+        return Codes(ids * mask.unsqueeze(-1), mask, order="time")
+
+    def mask_as_published(self, num_samples: int, lengths: Tensor, num_frames: int) -> Tensor:
+        """bool [B, N], True where a patch is real by the authors' rule: samples are padding, then frames whose every
+        sample is, then patches whose every frame is, where each time what is left over at the end is cut off."""
+        patch = self.config.patch_size
+        padded = torch.arange(num_samples, device=lengths.device) >= lengths.unsqueeze(1)
+        for count in (num_frames, num_frames // patch * (NUM_MELS // patch)):
+            padded = padded[:, : padded.shape[1] // count * count].unflatten(1, (count, -1)).all(-1)
+        return ~padded
+
+    def reconstruct_equal(self, x: Tensor, generator: torch.Generator | None) -> Reconstruction:
+        """The codes' vectors as the features "codes", for losses of distillation; nothing is decoded."""
+        hidden = self.encode_patches(self.read_bands(self.pad_equal(x, published=False)))
+        made = self.quantizer(self.quantize_layer(hidden), generator=generator)
+        return Reconstruction(None, made.loss, made.ids, made.numbers, {"codes": made.values})
+
+    # ---- the authors' files
+
+    @classmethod
+    def read_authors_config(cls, fields: Mapping[str, object]) -> BeatsConfig:
+        """Their `TokenizersConfig`, which lies beside the weights. ValueError for another activation."""
+        own, released = AuthorsFields(fields), BeatsConfig()
+        if own.take_text("activation_fn", "gelu") != "gelu":
+            raise ValueError(f"the activation {own.take_text('activation_fn', 'gelu')!r} is not read; BEATs has gelu")
+        near = own.take_flag("relative_position_embedding", False)
+        return BeatsConfig.model_validate(
+            {
+                "patch_size": own.take_integer("input_patch_size", released.patch_size),
+                "embed_width": own.take_integer("embed_dim", released.embed_width),
+                "embed_bias": own.take_flag("conv_bias", False),
+                "width": own.take_integer("encoder_embed_dim", released.width),
+                "num_layers": own.take_integer("encoder_layers", released.num_layers),
+                "num_heads": own.take_integer("encoder_attention_heads", released.num_heads),
+                "inner": own.take_integer("encoder_ffn_embed_dim", released.inner),
+                "conv_positions": own.take_integer("conv_pos", released.conv_positions),
+                "conv_groups": own.take_integer("conv_pos_groups", released.conv_groups),
+                "num_buckets": own.take_integer("num_buckets", released.num_buckets) if near else 0,
+                "max_distance": own.take_integer("max_distance", released.max_distance),
+                "gated": own.take_flag("gru_rel_pos", False),
+                "norm_first": own.take_flag("layer_norm_first", False),
+                "deep": own.take_flag("deep_norm", False),
+                "codebook_size": own.take_integer("quant_n", released.codebook_size),
+                "code_width": own.take_integer("quant_dim", released.code_width),
+            }
+        )
+
+    @classmethod
+    def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
+        """Their counters of use are not read: the averages begin anew at the rows as they are."""
+        rows = weights.get("quantize.embedding.weight", torch.zeros(0, 0))
+        averages = {"started": torch.tensor(True), "counts": torch.ones(len(rows)), "sums": rows}
+        own = {f"quantizer.upkeep.{name}": tensor for name, tensor in averages.items()}
+        return super().from_authors({**weights, **own}, config, source)
+
+    def collect_authors_state(self) -> dict[str, Tensor]:
+        """The weights with the table of distances under every layer, as their module has it, and counters of no use."""
+        state = {name: value for name, value in super().collect_authors_state().items() if "upkeep" not in name}
+        rows = self.quantizer.codebook.detach()
+        if self.config.num_buckets:
+            state |= {TABLE.format(layer): state[TABLE.format(0)].clone() for layer in range(1, self.config.num_layers)}
+        counters = {"initted": torch.ones(1), "embed_avg": rows.clone(), "cluster_size": rows.new_zeros(len(rows))}
+        state |= {f"quantize.embedding.{name}": tensor for name, tensor in counters.items()}
+        return {**state, "quantize.cluster_size": rows.new_zeros(len(rows))}
