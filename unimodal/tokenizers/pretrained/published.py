@@ -237,6 +237,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
     "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
     "mingtok": PublishedWeights("mingtok", "inclusionAI/MingTok-Vision", "MIT"),
     "uniflow": PublishedWeights("uniflow", "yuezhengrong/UniFlow", None, config="uniflow"),
+    "snac": PublishedWeights("snac", "hubertsiuzdak/snac_24khz", "MIT", file="pytorch_model.bin"),
     "titok": PublishedWeights("titok", "yucornetto/tokenizer_titok_l32_imagenet", "Apache-2.0"),
     "titok_latents": PublishedWeights(
         "titok_latents", "yucornetto/tokenizer_titok_bl64_vae_c16_imagenet", "Apache-2.0"
