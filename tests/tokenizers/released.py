@@ -72,6 +72,8 @@ SMALL = {
     "tatitok_latents": "tatitok-bl32-vae",
     "mingtok": "mingtok",
     "uniflow": "uniflow",
+    "uniaudio2_sqcodec": "uniaudio2-sqcodec",
+    "uniaudio2_reasoning": "uniaudio2-reasoning",
 }
 
 

@@ -280,4 +280,14 @@ PUBLISHED: dict[str, PublishedWeights] = {
         where="Google Drive: the README of mubtasimahasan/DM-Codec has links",
         config="dm-codec",
     ),
+    "uniaudio2_sqcodec": PublishedWeights(
+        "sqcodec", "Dongchao/UniAudio2_ckpt", "MIT", roots=("codec_model",), file="sqcodec.pth"
+    ),
+    "uniaudio2_reasoning": PublishedWeights(
+        "reasoning_codec",
+        "Dongchao/UniAudio2_ckpt",
+        "MIT",
+        file="ReasoningCodec.checkpoint",
+        config="uniaudio2-reasoning",
+    ),
 }

@@ -8,11 +8,13 @@ from unimodal.tokenizers.parts.quantizers.factored import FactoredQuantizer, cho
 from unimodal.tokenizers.parts.quantizers.finite_scalar import FiniteScalarQuantizer, list_levels
 from unimodal.tokenizers.parts.quantizers.index_backpropagation import IndexBackpropagationQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
+from unimodal.tokenizers.parts.quantizers.library_residual import LibraryResidualQuantizer
 from unimodal.tokenizers.parts.quantizers.lookup_free import LookupFreeQuantizer
 from unimodal.tokenizers.parts.quantizers.multi_scale import MultiScaleQuantizer
 from unimodal.tokenizers.parts.quantizers.product import ProductQuantizer
 from unimodal.tokenizers.parts.quantizers.projected import ProjectedQuantizer
 from unimodal.tokenizers.parts.quantizers.residual import ResidualQuantizer
+from unimodal.tokenizers.parts.quantizers.rounded import RoundedQuantizer
 from unimodal.tokenizers.parts.quantizers.scalar_bins import ScalarBinQuantizer
 from unimodal.tokenizers.parts.quantizers.shared_index import SharedIndexQuantizer
 from unimodal.tokenizers.parts.quantizers.sim_vector import SimVectorQuantizer
@@ -28,6 +30,7 @@ __all__ = [
     "FactoredQuantizer",
     "FiniteScalarQuantizer",
     "IndexBackpropagationQuantizer",
+    "LibraryResidualQuantizer",
     "LookupFreeQuantizer",
     "MultiScaleQuantizer",
     "ProductQuantizer",
@@ -35,6 +38,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "ResidualQuantizer",
+    "RoundedQuantizer",
     "ScalarBinQuantizer",
     "SharedIndexQuantizer",
     "SimVectorQuantizer",
@@ -62,11 +66,13 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "factored": FactoredQuantizer,
     "finite_scalar": FiniteScalarQuantizer,
     "index_backpropagation": IndexBackpropagationQuantizer,
+    "library_residual": LibraryResidualQuantizer,
     "lookup_free": LookupFreeQuantizer,
     "multi_scale": MultiScaleQuantizer,
     "product": ProductQuantizer,
     "projected": ProjectedQuantizer,
     "residual": ResidualQuantizer,
+    "rounded": RoundedQuantizer,
     "scalar_bins": ScalarBinQuantizer,
     "shared_index": SharedIndexQuantizer,
     "sim_vector": SimVectorQuantizer,
