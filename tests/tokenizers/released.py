@@ -70,6 +70,7 @@ SMALL = {
     "robustok": "robustok",
     "cosmos_video_latents": "cosmos-cv-4x8x8",
     "tatitok_latents": "tatitok-bl32-vae",
+    "instella": "instella",
     "mingtok": "mingtok",
     "uniflow": "uniflow",
     "uniaudio2_sqcodec": "uniaudio2-sqcodec",

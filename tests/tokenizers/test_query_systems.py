@@ -7,6 +7,8 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import Condition
 from unimodal.tokenizers.parts.trunks.flex import Modulation
+from unimodal.tokenizers.parts.trunks.llama_blocks import make_rotation
+from unimodal.tokenizers.systems.instella import InstellaTokenizer
 from unimodal.tokenizers.systems.karl import ERRORS, KarlConfig, KarlTokenizer
 from unimodal.tokenizers.systems.titok import TiTokConfig
 
@@ -39,9 +41,32 @@ def test_tokens_of_instella_are_bits_each_with_a_row_of_its_own():
     torch.testing.assert_close(low[0, 0], rows[0].float())
     torch.testing.assert_close(both[0, 0], rows[0] + rows[1])
     assert tokenizer.decode(codes).shape == (2, 3, 32, 32)
-    settings = read_system("instella").choose_settings(small=True)
+    with pytest.raises(ValueError, match="image_size 36 must be 2 or more whole cells of 8"):
+        build("instella", image_size=36)
+    settings = read_system("retok").choose_settings(small=True)
     with pytest.raises(ValueError, match="bits take the place of a codebook"):
-        TiTokConfig.model_validate({**settings, "normalize": True})
+        TiTokConfig.model_validate({**settings, "bits": [8, 8], "normalize": True})
+
+
+def test_instella_reads_its_authors_config_and_writes_their_names():
+    fields = {"encoder_layers": 2, "encoder_head_dim": 16, "encoder_num_heads": 2, "patch_size": 4, "bae_scale": 32}
+    fields |= {"decoder_layers": 2, "decoder_head_dim": 16, "decoder_num_heads": 2, "codebook_size": 20}
+    fields |= {"downsample_idx": [0], "upsample_idx": [0], "num_latent_tkns": 6, "axes_dims_rope": [4, 6, 6]}
+    config = InstellaTokenizer.read_authors_config(fields)
+    assert config.bits == (16, 4) and config.span == 8 and config.image_size == 32
+    tokenizer = InstellaTokenizer(config)
+    theirs = tokenizer.collect_authors_state()
+    assert theirs["quantizer.embed"].shape == (20, 32) and theirs["encoder.down_layers.0.conv.bias"].shape == (32,)
+    again = InstellaTokenizer.from_authors({**theirs, "decoder.repa_proj.0.weight": torch.zeros(1)}, config)
+    assert again.sha256 == tokenizer.sha256
+
+
+def test_positions_of_instella_span_pictures_of_any_size_alike():
+    """The corners of a picture of another size lie where those of the trained size lie."""
+    at_32, at_64 = (make_rotation(1, (size, size), 16.0, (4, 6, 6), torch.device("cpu")) for size in (8, 16))
+    for place in (0, -1):
+        torch.testing.assert_close(at_32.cos[1:][place], at_64.cos[1:][place])
+    assert build("instella").change_picture_size(64).picture_size == (64, 64)
 
 
 def test_redundant_tokens_of_retok_keep_the_tail_more_often_and_are_no_codes():

@@ -58,7 +58,7 @@ def test_a_hub_id_gives_the_file_and_the_config_of_the_table(name, tmp_path, mon
             load(name)
         return
     for source in (None, row.hub_id):
-        if row.file:
+        if row.file and not row.file.endswith(".safetensors"):
             with pytest.raises(ValueError, match=f"{row.file} is a pickle; allow its bare tensors with pickle=True"):
                 load(name, source)
             assert not asked  # before gigabytes are downloaded

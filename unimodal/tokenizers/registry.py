@@ -168,6 +168,7 @@ FAMILIES: dict[str, str] = {
     "titok_latents": "unimodal.tokenizers.systems.titok:TiTokLatents",
     "tatitok": "unimodal.tokenizers.systems.titok:TATiTokTokenizer",
     "tatitok_latents": "unimodal.tokenizers.systems.titok:TATiTokLatents",
+    "instella": "unimodal.tokenizers.systems.instella:InstellaTokenizer",
     "karl": "unimodal.tokenizers.systems.karl:KarlTokenizer",
     "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",
     "d_ar": "unimodal.tokenizers.systems.d_ar:DArTokenizer",
