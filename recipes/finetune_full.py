@@ -21,6 +21,7 @@ from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.adapter import merge
 from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
+from unimodal.model.depth_decoder import DepthSettings
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.training.command import Flags, run_training
@@ -42,6 +43,11 @@ class FullRecipe(Config):
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/full")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/full")
     push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
+    #: media of tokenizers with several codes a step, such as [image], that take one position a step in place of one a
+    #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
+    #: (docs/methods.md, "Several codes a step"); such a model is not exported
+    summed: tuple[str, ...] = ()
+    depth: DepthSettings = DepthSettings()
     initialiser: str = "codebook"
     donor: Annotated[Path | None, MAY_CHANGE] = (
         None  # a trained model of ours with the same tokenizers, for initialiser omp
@@ -58,14 +64,14 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
     check_validation(cfg.loop, cfg.corpus)
-    check_push(cfg.push, cfg.media)
+    check_push(cfg.push, cfg.media, cfg.summed)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
 
     # the base, the vocabulary behind its rows, and the data in it
     base = load_base(cfg.base)
     media = open_media(cfg.media, device)
-    template = make_joint_template(base, media)
+    template = make_joint_template(base, media, cfg.summed)
     max_positions = int(base.model.config.max_position_embeddings)
     inputs = describe_inputs(template, media, base.model, {"donor": cfg.donor and cfg.donor / "model.safetensors"})
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=max_positions)
@@ -81,6 +87,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         donor=read_donor(cfg.donor, template) if cfg.donor else None,
         seed=cfg.loop.seed,
         attention=cfg.attention,
+        depth=cfg.depth,
     ).to(device)
     check_room(cfg.out, model, whole=True)
     module = PackedLoss(model, template.vocabulary, cfg.loss)
@@ -103,7 +110,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     # whole tensors again, in a model that was never split
     state = parallel.gather_state(model)
     if main:
-        whole = build_model(cfg.base, template.vocabulary, freeze_base=False, initialiser="mean")
+        whole = build_model(cfg.base, template.vocabulary, freeze_base=False, initialiser="mean", depth=cfg.depth)
         whole.load_state_dict(state)
         save_tuned(cfg.out, merge(whole), None, template, media, cfg)
         print(f"wrote {cfg.out}", file=sys.stderr)

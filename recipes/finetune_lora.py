@@ -24,6 +24,7 @@ from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.base import SMOLLM2, Precision, load_base
 from unimodal.model.build import build_model
+from unimodal.model.depth_decoder import DepthSettings
 from unimodal.model.lora import LoraSettings
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
@@ -53,6 +54,11 @@ class LoraRecipe(Config):
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/lora")
     push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
     lora: LoraSettings | None = LoraSettings()  # null trains the new rows alone
+    #: media of tokenizers with several codes a step, such as [image], that take one position a step in place of one a
+    #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
+    #: (docs/methods.md, "Several codes a step"); such a model is not exported
+    summed: tuple[str, ...] = ()
+    depth: DepthSettings = DepthSettings()
     initialiser: str = "codebook"
     #: JSON {block: [words of each code]}: rows of codes that have a name begin as its words
     row_words: Annotated[Path | None, MAY_CHANGE] = None
@@ -77,14 +83,14 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media, "donor": cfg.donor})
     check_validation(cfg.loop, cfg.corpus)
-    check_push(cfg.push, cfg.media)
+    check_push(cfg.push, cfg.media, cfg.summed)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
 
     # the base, and the vocabulary behind its rows
     base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit, cfg.four_bit)
     media = open_media(cfg.media, device)
-    template = make_joint_template(base, media)
+    template = make_joint_template(base, media, cfg.summed)
     max_positions = int(base.model.config.max_position_embeddings)
 
     inputs = describe_inputs(
@@ -105,6 +111,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         shared=collect_shared_features(template.vocabulary, media) if cfg.share_rows else None,
         seed=cfg.loop.seed,
         attention=cfg.attention,
+        depth=cfg.depth,
     )
     if not (cfg.eight_bit or cfg.four_bit):
         model.to(device)

@@ -22,6 +22,7 @@ from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
+from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.packed import PackedLoss
 from unimodal.text.tokenizer import TextTokenizer
@@ -46,6 +47,11 @@ class PretrainRecipe(Config):
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/pretrained")
     push: Annotated[PushSettings | None, MAY_CHANGE] = None  # the model, whole, goes to the Hub at the end
     decoder: NanoConfig = NanoConfig()
+    #: media of tokenizers with several codes a step, such as [image], that take one position a step in place of one a
+    #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
+    #: (docs/methods.md, "Several codes a step"); such a model is not exported
+    summed: tuple[str, ...] = ()
+    depth: DepthSettings = DepthSettings()
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
     loop: LoopConfig = LoopConfig(
@@ -58,7 +64,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
     check_validation(cfg.loop, cfg.corpus)
-    check_push(cfg.push, cfg.media)
+    check_push(cfg.push, cfg.media, cfg.summed)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
     parallel = start("fsdp")
@@ -67,14 +73,14 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     # text rows, controls, one block a codebook; and the data in them
     text = TextTokenizer.load(cfg.text)
     media = open_media(cfg.media, device)
-    template = make_template(text, text.size, media)
+    template = make_template(text, text.size, media, cfg.summed)
     inputs = describe_inputs(template, media)
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=cfg.decoder.max_positions)
 
     control = template.vocabulary.get_control_id
 
     def make_model() -> torch.nn.Module:
-        return build_nano(
+        made = build_nano(
             template.vocabulary.size,
             cfg.decoder,
             pad_id=control("<|pad|>"),
@@ -82,6 +88,8 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
             eos_id=control("<|end_of_turn|>"),
             seed=cfg.loop.seed,
         )
+        add_depth_decoder(made, template.vocabulary, cfg.depth, cfg.loop.seed)
+        return made
 
     model = make_model().to(device)
     set_attention(model, cfg.attention)

@@ -216,8 +216,8 @@ class MediaCoder:
         steps_per_second = self.get_tokenizer(modality).tokens_per_second
         if layout.open_segment is None or positions is None or steps_per_second is None:
             return None
-        around = self.vocabulary.count_span_rows(modality, 0)
-        groups = self.vocabulary.count_span_rows(modality, 1) - around
+        around = self.vocabulary.count_span_positions(modality, 0)
+        groups = self.vocabulary.count_span_positions(modality, 1) - around
         return max(0, positions - around) // groups / steps_per_second
 
     # ---- files → features

@@ -269,7 +269,9 @@ class Corpus:
 
     def _open_shards(self, dataset: DatasetConfig) -> TokenShards:
         shards = TokenShards(dataset.path, collect_hashes(self.template.vocabulary))
-        too_long = int((shards.lengths > self.limit[0]).sum())
+        positions = self.template.vocabulary.positions
+        longer = np.flatnonzero(shards.lengths > self.limit[0]).tolist()  # in rows; a position may hold several
+        too_long = sum(positions.is_flat or positions.count(shards[n].ids) > self.limit[0] for n in longer)
         self._tell_long(dataset.path, too_long, len(shards))
         return shards
 

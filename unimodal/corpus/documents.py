@@ -248,8 +248,9 @@ class RenderedDocuments:
         if makes_media and make_generator(self.seed, "condition", item, draw).random() < self.dropout:
             document = document.drop_text()
         rendered = self.template.render(document)
-        if len(rendered) > self.limit[0]:
-            self._tell_too_long(number, len(rendered))
+        length = self.template.vocabulary.positions.count(rendered.ids)
+        if length > self.limit[0]:
+            self._tell_too_long(number, length)
             return rendered
         if not rendered.read:
             return rendered

@@ -74,8 +74,9 @@ class CorpusTokenizer:
             return Skipped(str(error))
         if rendered.read:
             return Skipped("it holds media that this model reads through features, which are no tokens: train on files")
-        if self.max_tokens is not None and len(rendered) > self.max_tokens:
-            return Skipped(f"the document has {len(rendered):,} tokens, over max_tokens {self.max_tokens:,}")
+        length = self.vocabulary.positions.count(rendered.ids)
+        if self.max_tokens is not None and length > self.max_tokens:
+            return Skipped(f"the document has {length:,} tokens, over max_tokens {self.max_tokens:,}")
         return rendered
 
 

@@ -34,6 +34,7 @@ from unimodal.files import describe_error, is_hub_id, read_json, write_json
 from unimodal.model.adapter import load_adapter, merge
 from unimodal.model.adapter_files import BASE_FILE, is_adapter, read_adapter_record
 from unimodal.model.base import load_base
+from unimodal.model.depth_decoder import DEPTH_FILE
 from unimodal.model.image_head import HEAD_FILE
 from unimodal.model.weight_files import check_weight_files, list_weight_files
 from unimodal.model_folder.decoder import load_stock
@@ -100,6 +101,7 @@ def export_model(
             f"{source} scores pictures by a network of its own ({HEAD_FILE}), which no stock causal LM has; it is not "
             "exported: use or push that folder as it is"
         )
+    _check_flat(source, vocabulary)
     adapter = is_adapter(source)
     if base is not None and not adapter:
         raise ValueError(f"{source} is a whole model, it has no base; leave the base out")
@@ -129,6 +131,17 @@ def export_model(
             source, new, vocabulary, int(model.config.max_position_embeddings), int(model.config.vocab_size)
         )
         write_json(new / EXPORT_FILE, _describe_descent(source, adapter, model))
+
+
+def _check_flat(source: Path, vocabulary: Vocabulary) -> None:
+    """Raises ValueError for a model with summed positions, of which a stock class holds only a part."""
+    summed = [medium for medium in vocabulary.media if vocabulary.is_summed(medium)]
+    if summed:
+        raise ValueError(
+            f"{source} reads and writes {' and '.join(summed)} with summed codes: a stock causal LM could hold its "
+            f"layers and rows, but neither sums rows nor has the network that writes the codes ({DEPTH_FILE}); it is "
+            f"not exported, nor to GGUF: use that folder as it is, or tune without summed={','.join(summed)}"
+        )
 
 
 # ---- the decoder

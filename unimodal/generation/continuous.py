@@ -43,7 +43,7 @@ class JoinableRun(PlainRun):
 
     def __init__(self, parts: EngineParts, on_token: Callable[[TokenEvent], None], run_on: int) -> None:
         self.slots: SlotDecoder = make_slots(parts.decoder, parts.max_positions)
-        nobody = PreparedBatch([], [], GrammarBatch([]), [])
+        nobody = PreparedBatch([], [], GrammarBatch([]), [], [])
         super().__init__(replace(parts, decoder=self.slots), nobody, on_token)
         self.run_on, self.watched = run_on, False
 
@@ -61,6 +61,7 @@ class JoinableRun(PlainRun):
         self.grammar.states += batch.grammar.states
         self.configs += batch.configs
         self.answers += [[] for _ in batch.configs]
+        self.begun += [list(codes) for codes in batch.begun]
         self.stats.prompt_tokens += sum(map(len, batch.prompts))
 
     def leave(self, rows: Collection[int]) -> None:
@@ -72,6 +73,7 @@ class JoinableRun(PlainRun):
         self.waiting = [column[index] for column in self.waiting] if kept else []
         self.configs = [self.configs[row] for row in kept]
         self.answers = [self.answers[row] for row in kept]
+        self.begun = [self.begun[row] for row in kept]
         self.grammar.grammars = [self.grammar.grammars[row] for row in kept]
         self.grammar.states = [self.grammar.states[row] for row in kept]
 

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.flush_streams import stack_positions
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.llama_layers import find_lean_problem
 from unimodal.generation.decoders.packed_decoder import WEIGHTS, PackedDecoder, find_packed_problem
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.decoders.step_decoder import StepDecoder
+from unimodal.generation.depth_states import compute_code_states
 from unimodal.generation.fast.speculation import FastDecoder, SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
@@ -35,8 +37,10 @@ from unimodal.generation.request import GenerationConfig, GenerationStats, Token
 from unimodal.generation.run import DecodingRun, PreparedBatch
 from unimodal.generation.session import GenerationSession
 from unimodal.generation.weight_state import WeightState, read_weight_state
+from unimodal.model.depth_decoder import find_depth_decoder
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary.positions import Position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +79,12 @@ class Engine:
         self.max_positions: int = model.config.max_position_embeddings
         self.pad_id = vocabulary.get_control_id("<|pad|>")
         self.stats = GenerationStats()
-        self._own_parts = EngineParts(own, self.head, vocabulary, self.pad_id, self.max_positions, self.device)
+        depth = find_depth_decoder(model)
+        if depth is None and not vocabulary.positions.is_flat:
+            raise ValueError("the vocabulary has summed positions, but the model no depth decoder to write them")
+        table = None if depth is None else model.get_input_embeddings()
+        parts = EngineParts(own, self.head, vocabulary, self.pad_id, self.max_positions, self.device, depth, table)
+        self._own_parts = parts
         self._reference_parts = replace(self._own_parts, decoder=self._reference)
         self._head_state: WeightState | None = None
 
@@ -139,6 +148,11 @@ class Engine:
         if method is None:
             run = PlainRun(self.parts, batch, on_token, session)
         else:
+            if not self.vocabulary.positions.is_flat:
+                raise ValueError(
+                    f"the fast decoder {type(method).__name__} guesses one code a token, and this model writes several "
+                    "at a summed position; use the plain decoder"
+                )
             method.check(self.vocabulary, sorted({name for g in batch.grammar.grammars for name in g.allow}))
             run = SpeculativeRun(self.parts, batch, method, on_token, session)
         self.stats = run.stats
@@ -154,33 +168,48 @@ class Engine:
 
         Raises ValueError for an empty prompt or answer.
         """
-        streams = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        if not streams:
+        if not prompts:
             return []
         if not all(len(prompt) and len(answer) for prompt, answer in zip(prompts, answers, strict=True)):
             raise ValueError("a prompt or an answer is empty; there is nothing to score")
+        streams: list[list[Position]] = []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            folded, begun = self.vocabulary.positions.fold([*prompt, *answer])
+            streams.append([*folded, tuple(begun)] if begun else folded)
         longest = max(map(len, streams))
         if longest > self.max_positions:
             raise ValueError(f"{longest} tokens are to be scored, but the model has {self.max_positions} positions")
         self.refresh_head()
         whole = self.head.select(((0, self.vocabulary.size),))
         hidden = self.decoder.prefill([ids[:1] for ids in streams], self.pad_id, longest)[:, None]  # [S, 1, D]
-        rest = torch.tensor([[*ids[1:], *[self.pad_id] * (longest - len(ids))] for ids in streams], device=self.device)
+        rest = stack_positions([[*ids[1:], *[self.pad_id] * (longest - len(ids))] for ids in streams], self.device)
         hidden = torch.cat([hidden, self.decoder.step(rest, every=True)], 1)  # [S, N, D]
         scores = []
         for ids, answer, states in zip(streams, answers, hidden, strict=True):
-            asked = states[len(ids) - len(answer) - 1 : len(ids) - 1]  # [A, D]
+            asked = compute_code_states(self.parts, states[: len(ids) - 1], ids[1:])[-len(answer) :]  # [A, D]
             found = self.head.compute_logits(asked, whole).float().log_softmax(1)
             scores.append(float(found.gather(1, torch.tensor(list(answer), device=found.device)[:, None]).sum()))
         return scores
 
     def prepare(self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]) -> PreparedBatch:
         """Requests with their grammars and the prompts of all their streams. Raises ValueError as `generate` does."""
+        positions = self.vocabulary.positions
+        if self.intercepted and not positions.is_flat:
+            raise ValueError(
+                "compression follows single codes and this model reads the sum of several; use it on a flat model"
+            )
         grammars = [Grammar(self.vocabulary, c, p) for c, p in zip(configs, prompts, strict=True)]
         grammar = GrammarBatch(grammars)
         guided = self._find_guided(configs, prompts, grammar)
-        twins = [list(configs[row].unconditional or ()) for row in guided]
-        return PreparedBatch([*(list(prompt) for prompt in prompts), *twins], list(configs), grammar, guided)
+        folded = [positions.fold(prompt) for prompt in prompts]
+        twins = [positions.fold(configs[row].unconditional or ()) for row in guided]
+        for row, (_, codes) in zip(guided, twins, strict=True):
+            if codes != folded[row][1]:
+                raise ValueError("`unconditional` must end within a summed position with the same codes as its prompt")
+        streams = [ids for ids, _ in (*folded, *twins)]
+        if not all(streams):
+            raise ValueError("a prompt is empty; it holds at least <|bos|>")
+        return PreparedBatch(streams, list(configs), grammar, guided, [codes for _, codes in folded])
 
     def refresh_head(self) -> None:
         """Forget copies of the head's rows when its weights have changed."""
@@ -222,11 +251,12 @@ class Engine:
                     raise ValueError("a prompt is empty; it holds at least <|bos|>")
                 if not self._can_read(ids):
                     raise ValueError(f"a prompt has an id outside the {self.vocabulary.size} rows of the vocabulary")
-                if len(ids) + config.max_new_tokens > self.max_positions:
-                    room = self.max_positions - len(ids)
+                length = self.vocabulary.positions.count(ids)
+                if length + config.max_new_tokens > self.max_positions:
+                    room = self.max_positions - length
                     fix = f"lower max_new_tokens to {room}" if room > 0 else "shorten the prompt"
                     raise ValueError(
-                        f"a prompt of {len(ids)} tokens and max_new_tokens {config.max_new_tokens} exceed the model's"
+                        f"a prompt of {length} tokens and max_new_tokens {config.max_new_tokens} exceed the model's"
                         f" {self.max_positions} positions; {fix}"
                     )
         return guided

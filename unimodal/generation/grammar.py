@@ -11,6 +11,9 @@ with `<|end_of_turn|>` inside its budget.
 `list_allowed` gives contiguous `(start, end)` ranges of rows, so that the head can be computed for these rows only.
 Equal states give equal ranges: rows of a batch are grouped by comparing them.
 
+Tokens are counted in positions of the sequence: the codes of a step that stand at one summed position
+(`vocabulary/positions.py`) are one. Each of them still has its own turn here, with its own group's rows.
+
 Legend: B rows of the batch, G groups of a tokenizer, V rows of the vocabulary.
 """
 
@@ -82,12 +85,13 @@ class Grammar:
         self._starts = {vocabulary.get_start_id(name): name for name in vocabulary.media}
         self._segments = {name: compile_span(vocabulary, name, grid) for name in vocabulary.media}
         self._groups = {name: len(segments[0].rows) for name, segments in self._segments.items()}
+        self._summed = {name: vocabulary.is_summed(name) for name in vocabulary.media}
         self._min_open: dict[str, int] = {}
         self._max_open: dict[str, int] = {}
         for layout in vocabulary.layouts:
             self._set_open_limits(layout, config.min_codes, config.max_codes)
         self._cost = {
-            layout.modality: vocabulary.count_span_rows(
+            layout.modality: vocabulary.count_span_positions(
                 layout.modality, layout.fixed_steps + self._min_open[layout.modality], grid
             )
             for layout in vocabulary.layouts
@@ -118,7 +122,7 @@ class Grammar:
             raise ValueError(f"at least {self.min_text_tokens} text tokens are asked for but fewer are allowed")
         if self._forced_medium and self.max_spans < 1:
             raise ValueError(f"{self.force} is forced but max_spans is {self.max_spans}; allow at least 1")
-        need = self._count_owed(RowState(0)) - len(self._begun)
+        need = self._count_owed(RowState(0)) - self.vocabulary.positions.count(self._begun)
         if self.max_new_tokens < need:
             what = f"{self.force} answer" if self.force else "answer"
             raise ValueError(
@@ -135,7 +139,7 @@ class Grammar:
         state = RowState(self.max_new_tokens)
         if not self._begun:
             return state
-        state.remaining += len(self._begun)
+        state.remaining += self.vocabulary.positions.count(self._begun)
         name = self._starts[self._begun[0]]
         forced = name == self._forced_medium
         owed = self._count_owed(state) - (self._cost[name] if forced else 0)
@@ -186,7 +190,8 @@ class Grammar:
             else:
                 state.text_tokens += 1
             return state
-        state.remaining -= 1
+        if not (self._summed[state.modality] and state.codes % self._groups[state.modality]):
+            state.remaining -= 1
         segments = self._segments[state.modality]
         segment = segments[state.segment]
         if row != segment.follow[0][0]:
@@ -269,7 +274,7 @@ class Grammar:
         """Open a span and set the limit of its segment of free length."""
         forced = name == self._forced_medium and not state.forced_done
         owed = self._count_owed(state) - (self._cost[name] if forced else 0)
-        spare = (state.remaining - owed - self._cost[name]) // self._groups[name]
+        spare = (state.remaining - owed - self._cost[name]) // (1 if self._summed[name] else self._groups[name])
         state.open_limit = min(self._max_open[name], self._min_open[name] + spare)
         state.remaining -= 1
         state.spans += 1

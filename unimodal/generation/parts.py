@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from unimodal.generation.decoders.step_decoder import StepDecoder
 from unimodal.generation.head import SlicedHead
+from unimodal.model.depth_decoder import DepthDecoder
 from unimodal.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class EngineParts:
-    """The parts of an engine. pad_id: the row that fills up short prompts. max_positions: most tokens of a stream."""
+    """The parts of an engine. pad_id: the row that fills up short prompts. max_positions: most tokens of a stream.
+
+    depth, embed: what writes summed positions, and the table whose rows it reads; None without such positions.
+    """
 
     decoder: StepDecoder
     head: SlicedHead
@@ -21,3 +26,5 @@ class EngineParts:
     pad_id: int
     max_positions: int
     device: torch.device
+    depth: DepthDecoder | None = None
+    embed: nn.Module | None = None

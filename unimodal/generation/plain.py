@@ -1,4 +1,4 @@
-"""The plain loop: one token a step for every row.
+"""The plain loop: one token a step for every row; of a summed position all codes, one after the other.
 
 While no drawn token can change what is allowed next (inside a block of codes), several steps run without waiting for
 the device: their inputs are sent once, and the ids come back together at the end.
@@ -21,6 +21,8 @@ from unimodal.generation.run import DecodingRun, PreparedBatch
 from unimodal.generation.sampling import Sampler, make_noise_keys, sample
 from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
+from unimodal.model.depth_decoder import DepthPass
+from unimodal.vocabulary.positions import NOTHING
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class _Group:
 
 
 class PlainRun(DecodingRun):
-    """The plain loop. waiting: for each step whose tokens are written but not yet read, its ids [B]."""
+    """The plain loop.
+
+    waiting: for each step whose tokens are written but not yet read, its ids [B], or [B, G] with summed positions.
+    """
 
     def __init__(
         self,
@@ -49,10 +54,14 @@ class PlainRun(DecodingRun):
     ) -> None:
         super().__init__(parts, batch, on_token, session)
         self.waiting: list[Tensor] = []
+        self._passes: dict[tuple[tuple[int, ...], bool], DepthPass] = {}  # of the rows that are at one position
 
     def advance(self) -> None:
         """Write the next token of every unfinished row; several if the grammars allow the same whatever is drawn."""
         self.drop_finished()
+        if self.parts.depth is not None:
+            self._write_positions()
+            return
         steps = self.count_certain_steps()
         groups = [self._make_group(ranges, rows.tolist(), steps) for ranges, rows in self.grammar.group_rows()]
         choice = any(group.candidates.only is None for group in groups)
@@ -73,6 +82,51 @@ class PlainRun(DecodingRun):
             for row, state in enumerate(self.grammar.states):
                 if not state.finished:
                     self.write(row, ids[row])
+
+    def _write_positions(self) -> None:
+        """Write the next position of every unfinished row: one token, or the codes of a summed position."""
+        positions, states = self.parts.vocabulary.positions, self.grammar.states
+        self._passes.clear()
+        unfinished = [row for row, state in enumerate(states) if not state.finished]
+        missing = set(unfinished)
+        while missing:
+            asked = [(ranges, rows.tolist()) for ranges, rows in self.grammar.group_rows()]
+            groups = [(ranges, [row for row in rows if row in missing]) for ranges, rows in asked]
+            made = [(self._make_group(ranges, rows, 1), rows) for ranges, rows in groups if rows]
+            if any(group.candidates.only is None or any(self.begun[row] for row in rows) for group, rows in made):
+                self.read_waiting()
+            drawn: dict[int, int] = {}
+            for group, rows in made:
+                drawn |= zip(rows, self._draw(group, 0, rows).tolist(), strict=True)
+            for row in sorted(drawn):
+                self.write(row, drawn[row])
+                self.begun[row].append(drawn[row])
+            missing = {row for row in missing if not states[row].finished and not self._is_whole(row)}
+        empty = (self.parts.pad_id, *[NOTHING] * (positions.width - 1))
+        column = [empty] * len(self.configs)
+        for row in filter(self._is_whole, unfinished):
+            column[row] = (*self.begun[row], *[NOTHING] * (positions.width - len(self.begun[row])))
+            self.begun[row] = []
+        self.waiting.append(torch.tensor(column, dtype=torch.int64, device=self.hidden.device))
+
+    def _is_whole(self, row: int) -> bool:
+        """Whether the position that a row has begun has all its codes."""
+        begun = self.begun[row]
+        return len(begun) == self.parts.vocabulary.positions.count_codes(begun[0])
+
+    def _read_begun(self, rows: list[int], hidden: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """States [R, D] of the decoder, and of the unconditional streams, → those behind the codes that are begun."""
+        begun, depth = [self.begun[row] for row in rows], self.parts.depth
+        if depth is None or self.parts.embed is None or not begun[0]:
+            return hidden, other
+        codes = torch.tensor(begun, dtype=torch.int64, device=hidden.device)  # [R, K]
+        key = (tuple(rows), other is not None)
+        held = self._passes.get(key)
+        if held is None or held.num_read != codes.shape[1] - 1:
+            held = self._passes[key] = DepthPass(depth, hidden if other is None else torch.cat([hidden, other]))
+        embedded = self.parts.embed(codes[:, held.num_read :])
+        states = held.read(embedded if other is None else embedded.repeat(2, 1, 1))[:, -1]
+        return (states, None) if other is None else (states[: len(rows)], states[len(rows) :])
 
     def _make_group(self, ranges: Ranges, rows: list[int], steps: int) -> _Group:
         device = self.hidden.device
@@ -104,14 +158,17 @@ class PlainRun(DecodingRun):
             keys,
         )
 
-    def _draw(self, group: _Group, step: int) -> Tensor:
-        """The next token of the group's rows, int64 [R]."""
+    def _draw(self, group: _Group, step: int, rows: list[int] | None = None) -> Tensor:
+        """The next token of the group's rows, int64 [R]. rows: given where a summed position may be begun."""
         if group.sampler is None:
             return group.candidates.ids.expand(len(group.rows))
         hidden = self.hidden if group.conditional is None else self.hidden[group.conditional]
-        if group.guided[step] and group.unconditional is not None and group.scales is not None:
-            other, scales = self.hidden[group.unconditional], group.scales[step]
-            logits = self.parts.head.compute_guided_logits(hidden, other, scales, group.candidates)
+        guided = group.guided[step] and group.unconditional is not None
+        other = self.hidden[group.unconditional] if guided else None
+        if rows is not None:
+            hidden, other = self._read_begun(rows, hidden, other)
+        if other is not None and group.scales is not None:
+            logits = self.parts.head.compute_guided_logits(hidden, other, group.scales[step], group.candidates)
         else:
             logits = self.parts.head.compute_logits(hidden, group.candidates)
         keys = logits if group.keys is None else group.keys[step]

@@ -18,7 +18,8 @@ class GenerationConfig(Config):
     sampling, guidance: by modality ("text", "image", …); a guidance of 1 turns it off. guidance_interval: limits
     guidance to the code steps [first, last) of a span. unconditional: ids of the prompt that guidance moves away from,
     the prompt without its text or a negative prompt; needed for a guidance other than 1. force, allow and the limits
-    are those of `Grammar`. stop: sequences of text ids that end the answer early. pause: leave the answer unfinished
+    are those of `Grammar`. max_new_tokens counts positions of the sequence, of which one may hold several codes; pause
+    counts ids. stop: sequences of text ids that end the answer early. pause: leave the answer unfinished
     after so many tokens. grid: rows and columns of pictures, for a model that writes them in rows.
     A row that may write a guided medium runs two streams from its first token on, in text too: name in ``allow`` the
     media that it may write, or give no guidance for the others.

@@ -16,6 +16,7 @@ from unimodal.generation.guidance import Streams
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
 from unimodal.generation.session import GenerationSession
+from unimodal.vocabulary.positions import Position
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +24,15 @@ class PreparedBatch:
     """Requests that have passed every check (`Engine.prepare`).
 
     prompts: the ids of all S streams: those of the B rows, then the unconditional prompts of the rows numbered in
-    ``guided``. configs, grammar: of the B rows.
+    ``guided``, in positions of the sequence. configs, grammar: of the B rows. begun: for each row the first codes of a
+    summed position that its prompt leaves incomplete.
     """
 
-    prompts: list[list[int]]
+    prompts: list[list[Position]]
     configs: list[GenerationConfig]
     grammar: GrammarBatch
     guided: list[int]
+    begun: list[list[int]]
 
 
 class DecodingRun(ABC):
@@ -53,6 +56,7 @@ class DecodingRun(ABC):
     ) -> None:
         self.parts, self.decoder = parts, parts.decoder
         self.prompts, self.configs, self.grammar = list(batch.prompts), list(batch.configs), batch.grammar
+        self.begun, self._first_begun = [list(codes) for codes in batch.begun], batch.begun
         self.on_token, self.session = on_token, session
         #: whether tokens must be reported one at a time, so that several steps cannot run in one go
         self.watched = on_token is not None or any(config.stop for config in batch.configs)
@@ -128,7 +132,9 @@ class DecodingRun(ABC):
         if self.session is None or not self.keeps_order:
             return
         for stream in range(len(self.streams)) if streams is None else streams:
-            text = [*self.prompts[stream], *self.answers[self.streams.row_of[stream]]]
+            row = self.streams.row_of[stream]
+            new, _ = self.parts.vocabulary.positions.fold([*self._first_begun[row], *self.answers[row]])
+            text = [*self.prompts[stream], *new]
             self.session.store(text[: self.decoder.count_read(stream)], self.decoder.export(stream))
 
     def write(self, row: int, token: int) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unimodal.generation.decoders.step_decoder import CachedPrefix, StepDecoder, StreamCache
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, StepDecoder, StreamCache
+from unimodal.vocabulary.positions import Position
 
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    ids: tuple[int, ...]  # [N]
+    ids: tuple[Position, ...]  # [N]
     cache: StreamCache
 
 
@@ -40,7 +41,7 @@ class GenerationSession:
         """Forget everything."""
         self._entries.clear()
 
-    def match(self, prompts: Sequence[Sequence[int]]) -> list[CachedPrefix | None]:
+    def match(self, prompts: Prompts) -> list[CachedPrefix | None]:
         """For each prompt the longest beginning that a cache holds, or None.
 
         It never holds the whole prompt: the last token must be read for its hidden state.
@@ -55,13 +56,13 @@ class GenerationSession:
             found.append(best)
         return found
 
-    def store(self, ids: Sequence[int], cache: StreamCache) -> None:
+    def store(self, ids: Sequence[Position], cache: StreamCache) -> None:
         """Keep the cache of ``ids`` [N]; drop entries that are a beginning of it, and the oldest beyond ``size``."""
         kept = [entry for entry in self._entries if count_common(entry.ids, ids) < len(entry.ids)]
         self._entries = [_Entry(tuple(ids), cache), *kept][: self.size]
 
 
-def count_common(a: Sequence[int], b: Sequence[int]) -> int:
+def count_common(a: Sequence[Position], b: Sequence[Position]) -> int:
     """The length of the longest common beginning of two sequences."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:

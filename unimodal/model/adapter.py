@@ -5,6 +5,7 @@
     adapter_model.safetensors   LoRA, in peft's own names
     new_rows.safetensors        `input` [R, D] and, on an untied base, `output` [R, D]; int8 with `…_scale` [R, 1]
                                 where asked for
+    depth_decoder.safetensors   of a vocabulary with summed positions
     vocabulary.json
 
 The base is not copied: loading reads it from its folder or from the hub, and refuses another base. `merge` makes a
@@ -29,6 +30,7 @@ from unimodal.model.adapter_files import (
     write_adapter_record,
 )
 from unimodal.model.base import LoadedBase, Precision, hash_base, load_base
+from unimodal.model.depth_decoder import attach_depth_decoder, find_depth_decoder
 from unimodal.model.lora import ADAPTER, add_lora, extract_lora_state, find_lora_layers, load_lora_state, merge_lora
 from unimodal.model.rows import ExtendedEmbedding, extend_rows, find_base_table, get_new_rows, merge_rows
 from unimodal.vocabulary import Vocabulary, read_vocabulary
@@ -92,6 +94,9 @@ def save_adapter(
             table = table.detach().float().cpu()
             rows |= _round_to_8_bits(side, table) if rows_in_8_bits else {side: table.to(dtype).contiguous()}
         write_bytes_atomically(folder / ROWS_FILE, save(rows, metadata={"format": "pt"}))
+    depth = find_depth_decoder(model)
+    if depth is not None:
+        depth.save(folder)
     vocabulary.save(folder / "vocabulary.json")
     record = AdapterRecord(
         format=FORMAT,
@@ -149,6 +154,7 @@ def load_adapter(
     if record.new_rows:
         for parameter in get_new_rows(model).values():
             parameter.requires_grad_(True)
+    attach_depth_decoder(model, folder, vocabulary, torch.float32)
     return model.eval(), vocabulary
 
 

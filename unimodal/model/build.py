@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from unimodal.config import Config
 from unimodal.model.attention import set_attention
 from unimodal.model.base import LoadedBase, Precision, load_base
+from unimodal.model.depth_decoder import DEPTH_FILE, DepthSettings, add_depth_decoder, attach_depth_decoder
 from unimodal.model.initialisers import Donor, RowRequest, initialise
 from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
 from unimodal.model.rows import extend_rows, get_new_rows, share_rows
@@ -123,13 +125,15 @@ def build_model(
     attention: str = "auto",
     precision: Precision = "float32",
     eight_bit: bool = False,
+    depth: DepthSettings | None = None,
 ) -> PreTrainedModel:
     """A pretrained causal LM that reads and writes ``vocabulary``: the base's table, new rows behind it, and LoRA.
 
     base: hub id, folder, or a loaded base, which is changed in place. lora: without it the new rows alone are trained,
     or everything with ``freeze_base=False``. initialiser: a name of ``INITIALISERS``, which is given ``features``,
     ``words`` and ``donor`` (one for both sides, or one for each). shared: features [R, F] of blocks whose rows learn
-    together (`rows.share_rows`).
+    together (`rows.share_rows`). depth: the size of the depth decoder that a vocabulary with summed positions needs; a
+    base of ours that has one keeps it.
     New rows are always trained, on both sides, in float32; a base that has all rows of the vocabulary already (a model
     of ours) gets none. Raises ValueError for a vocabulary that was not laid out behind this base's rows, and for
     settings that contradict each other or would train nothing.
@@ -141,7 +145,8 @@ def build_model(
     if lora is not None and not freeze_base:
         raise ValueError("lora and freeze_base=False exclude each other; train adapters or the whole model")
     num_new = vocabulary.size - num_base
-    if not num_new and lora is None and freeze_base:
+    summed = not vocabulary.positions.is_flat
+    if not num_new and lora is None and freeze_base and not summed:
         raise ValueError(f"{base.name} has all rows of the vocabulary, so nothing would be trained; set lora")
     if num_new and vocabulary.text_size != num_base:
         raise ValueError(
@@ -165,4 +170,8 @@ def build_model(
     if shared and num_new:
         share_rows(model, shared)
     set_attention(model, attention)
+    if summed and (Path(base.name) / DEPTH_FILE).is_file() and not num_new:
+        attach_depth_decoder(model, base.name, vocabulary, torch.float32)
+    else:
+        add_depth_decoder(model, vocabulary, depth, seed)
     return model

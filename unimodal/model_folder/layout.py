@@ -6,6 +6,7 @@
     vocabulary.json processor_config.json                            rows ⇄ codes; how files are read and words put
     image_tokenizer/ audio_tokenizer/ video_tokenizer/               config.json and model.safetensors each
     image_reader/                                                    the same, of a model that reads features, no codes
+    depth_decoder.safetensors                                        writes the codes of summed positions
 
 An adapter has `base.json`, which names its base, and its own weights in place of the decoder.
 """

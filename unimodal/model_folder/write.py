@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unimodal.model.depth_decoder import take_depth_decoder
 from unimodal.model_folder.hashes import check_hash
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
@@ -59,7 +60,11 @@ def save_model(
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        stored = copy.deepcopy(decoder).half()
+        stored = copy.deepcopy(decoder)
+        depth = take_depth_decoder(stored)
+        if depth is not None:
+            depth.save(new)
+        stored.half()
         stored.config.use_cache = True
         stored.save_pretrained(new)
         _write(new / PROCESSOR_FILE, (processor or ProcessorConfig()).model_dump(mode="json"))

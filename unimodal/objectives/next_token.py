@@ -112,7 +112,8 @@ class HeadGroups:
         groups = [HeadGroup("text", "text", rest[0], more=tuple(rest[1:]))]
         for block in vocabulary.blocks:
             marks = sorted(set(exits.get(block.name, ()))) if block.group == 0 else []
-            after = vocabulary.group_blocks(block.name)[-1].rows if marks else range(0)
+            before = vocabulary.group_blocks(block.name)[0 if block.pattern == "summed" else -1]
+            after = before.rows if marks else range(0)  # a summed position is known by its first row
             groups.append(HeadGroup(block.label, block.modality, block.rows, tuple(marks), after))
         return cls(groups, vocabulary.size)
 
@@ -207,6 +208,12 @@ class TokenLosses:
     where: Tensor
     group: Tensor
     groups: HeadGroups
+
+    def join(self, others: TokenLosses) -> TokenLosses:
+        """These losses and others of the same batch."""
+        parts = [(one.loss, one.lse, one.where, one.group) for one in (self, others)]
+        loss, lse, where, group = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        return TokenLosses(loss, lse, where, group, self.groups)
 
     def reduce(
         self,

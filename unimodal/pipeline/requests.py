@@ -7,6 +7,8 @@
 `Unimodal`, the server's rows, the transformers classes, search and the terminal chat all come through here, so a
 setting means the same wherever it is given. `fit_history` chooses which earlier turns a model is shown.
 
+Numbers of tokens are positions of the sequence, of which one may hold several codes (`vocabulary/positions.py`).
+
 Legend: N tokens.
 """
 
@@ -234,9 +236,12 @@ def prepare(model: LoadedModel, document: Document, settings: AnswerSettings) ->
 def _prepare_rendered(model: LoadedModel, document: Document, settings: AnswerSettings) -> Prepared:
     rendered = render_prompt(model, document, settings.to)
     most = model.max_positions - count_answer_tokens(model, settings.to)
-    if len(rendered) > most:
+    positions = model.vocabulary.positions
+    length = positions.count(rendered.ids)
+    if length > most:
         media = [part for part in document.parts if not isinstance(part, Text)]
-        raise PromptTooLongError(len(rendered), int((rendered.modality > 0).sum()), len(media), most)
+        of_media = positions.count(rendered.ids[rendered.modality > 0])
+        raise PromptTooLongError(length, of_media, len(media), most)
     return prepare_prompt(model, document, model.read(rendered), settings)
 
 
@@ -252,7 +257,7 @@ def prepare_prompt(
         raise ValueError(
             f"the voice {settings.voice[:40]!r} belongs into the words of a request; use generate, or write them so"
         )
-    to, room = settings.to, model.max_positions - len(prompt)
+    to, room = settings.to, model.max_positions - model.vocabulary.positions.count(prompt)
     max_codes = {name: most for name, most in model.processor.max_codes.items() if name in model.vocabulary.media}
     num_new = _count_new_tokens(model, settings, room, max_codes)
     words = settings.text_tokens
@@ -305,7 +310,7 @@ def _count_new_tokens(model: LoadedModel, settings: AnswerSettings, room: int, m
     elif model.vocabulary.get_layout(to).open_segment is not None and to not in max_codes:
         longest = room  # nothing else ends it
     else:
-        longest = model.vocabulary.count_span_rows(to, max_codes.get(to)) + 1
+        longest = model.vocabulary.count_span_positions(to, max_codes.get(to)) + 1
     if tokens is None:
         return min(longest, room)
     tokens = min(tokens, room) if settings.shorten else tokens
@@ -381,9 +386,9 @@ def fit_history(model: LoadedModel, turns: Sequence[Turn], settings: AnswerSetti
 
 def count_room(model: LoadedModel, document: Document, to: str | None = None) -> int:
     """The number of new tokens that fit behind a document."""
-    return model.max_positions - len(render_prompt(model, document, to))
+    return model.max_positions - model.vocabulary.positions.count(render_prompt(model, document, to).ids)
 
 
 def count_answer_tokens(model: LoadedModel, to: str | None) -> int:
     """Tokens that must be free for an answer: a whole span of the medium asked for, or a few words."""
-    return MIN_TEXT_TOKENS if to in (None, "text") else model.vocabulary.count_span_rows(to) + 1
+    return MIN_TEXT_TOKENS if to in (None, "text") else model.vocabulary.count_span_positions(to) + 1

@@ -22,17 +22,20 @@ class RowFitter:
 
     long_rows: a longer document is left out (`drop`, `error`), cut at the last allowed place that fits (`truncate`), or
     cut into as many pieces as it needs (`split`). A long document with media that are read through features is always
-    left out. mask_history: learn only the last answer of a document.
+    left out. mask_history: learn only the last answer of a document. Documents are folded first: their tokens are
+    positions of the sequence (`Rendered.fold`).
     """
 
     def __init__(
         self, vocabulary: Vocabulary, longest: int, long_rows: LongRows = "drop", mask_history: bool = False
     ) -> None:
         self.longest, self.long_rows, self.mask_history = longest, long_rows, mask_history
+        self._positions = vocabulary.positions
         self._starts = [vocabulary.get_start_id(medium) for medium in vocabulary.media]
         self._ends = [vocabulary.get_end_id(medium) for medium in vocabulary.media]
 
     def __call__(self, document: Rendered) -> list[Rendered]:
+        document = document.fold(self._positions)
         if self.mask_history:
             document = keep_last_answer(document)
         if len(document) <= self.longest:

@@ -7,7 +7,7 @@ nothing is ever predicted from the end of the document before.
 
 Labels are not shifted: `labels[i]` is `ids[i]` or -100, as Hugging Face models expect.
 
-Legend: B rows, N tokens of a row.
+Legend: B rows, N tokens of a row, G the most codes of a summed position (`vocabulary/positions.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from unimodal.sequence.templates.own import IGNORE, Rendered
+from unimodal.vocabulary.positions import NOTHING
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,20 @@ class PackedRow:
     modality: np.ndarray  # uint8 [N]
     position_ids: np.ndarray  # int64 [N], 0 at the start of every document and of the padding
     segment_ids: np.ndarray  # int64 [N], 1, 2, … in order, 0 for padding
+    further: np.ndarray  # int64 [N, G - 1], the codes behind the first of a summed position, -1 for none
     documents: tuple[int, ...]  # the index in the given list of segment 1, 2, …
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows stacked: every array is `[B, N]`."""
+    """Rows stacked: every array is `[B, N]`, `further` is `[B, N, G - 1]`."""
 
     ids: np.ndarray
     labels: np.ndarray
     modality: np.ndarray
     position_ids: np.ndarray
     segment_ids: np.ndarray
+    further: np.ndarray
 
     def make_attention_mask(self) -> np.ndarray:
         """bool [B, 1, N, N], True where a query (third axis) may see a key: the past of its own document.
@@ -121,13 +124,18 @@ def _make_row(contents: Sequence[tuple[int, Rendered]], length: int, pad_id: int
     modality = np.zeros(length, dtype=np.uint8)
     positions = np.zeros(length, dtype=np.int64)
     segments = np.zeros(length, dtype=np.int64)
+    widths = {0 if item.further is None else item.further.shape[1] for _, item in contents}
+    assert len(widths) <= 1, "documents of one row have the positions of one vocabulary"
+    further = np.full((length, *widths), NOTHING, dtype=np.int64) if widths else np.zeros((length, 0), dtype=np.int64)
     at = 0
     for segment, (_, item) in enumerate(contents, start=1):
         part = slice(at, at + len(item.ids))
         ids[part], labels[part], modality[part] = item.ids, item.labels, item.modality
         labels[at] = IGNORE
+        if item.further is not None:
+            further[part] = item.further
         positions[part] = np.arange(len(item.ids))
         segments[part] = segment
         at += len(item.ids)
     positions[at:] = np.arange(length - at)
-    return PackedRow(ids, labels, modality, positions, segments, tuple(index for index, _ in contents))
+    return PackedRow(ids, labels, modality, positions, segments, further, tuple(index for index, _ in contents))

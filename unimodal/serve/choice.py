@@ -135,7 +135,7 @@ class Choice:
             return "stop"
         words = sum(vocabulary.is_text(row) for row in self.ids)
         cut = config.max_text_tokens is not None and words >= config.max_text_tokens
-        full = self.request.num_parts == 1 and len(self.ids) >= config.max_new_tokens
+        full = self.request.num_parts == 1 and vocabulary.positions.count(self.ids) >= config.max_new_tokens
         return "length" if cut or full else "stop"
 
     # ---- pieces

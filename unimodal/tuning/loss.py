@@ -15,13 +15,15 @@ from unimodal.sequence.packing import PackedBatch
 from unimodal.training.batches import WeightedLoss
 
 
-def to_tensors(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """A packed batch as ids, labels and position ids, each int64 [B, N]."""
+def to_tensors(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """A packed batch as ids, labels and position ids, each int64 [B, N], and for a vocabulary with summed positions
+    their further codes, [B, N, G - 1]."""
 
     def move(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).long().to(device)
 
-    return move(batch.ids), move(batch.labels), move(batch.position_ids)
+    arrays = [batch.ids, batch.labels, batch.position_ids]
+    return tuple(map(move, [*arrays, batch.further] if batch.further.shape[2] else arrays))
 
 
 def make_packed_loss(
@@ -36,6 +38,10 @@ def make_packed_loss(
         total, found = module(*to_tensors(batch, device))
         named: Mapping[str, tuple[float, int]] = found["blocks" if by_block else "modalities"]
         sums = {f"loss_{name}": (summed, float(count)) for name, (summed, count) in named.items()}
+        if batch.further.shape[2]:  # and the codes of summed positions by group
+            groups = {name: pair for name, pair in found["blocks"].items() if "." in name}
+            groups |= {f"{name}.0": found["blocks"][name] for name in {label.partition(".")[0] for label in groups}}
+            sums |= {f"loss_{name}": (summed, float(count)) for name, (summed, count) in groups.items()}
         return WeightedLoss(total, found["weight"], sums, int((batch.segment_ids > 0).sum()))
 
     return compute_loss

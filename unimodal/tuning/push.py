@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from unimodal.config import Config
@@ -24,11 +25,16 @@ class PushSettings(Config):
     accept_licence: tuple[str, ...] = ()  # of a tokenizer's released weights, where it forbids commercial use
 
 
-def check_push(cfg: PushSettings | None, media: Path | None = None) -> None:
-    """Raises ValueError, before the training, for a wrong name or licence, unnamed data or a missing token; and for
-    tokenizers in the folder `media` whose weights' licence forbids commercial use and is not accepted."""
+def check_push(cfg: PushSettings | None, media: Path | None = None, summed: Sequence[str] = ()) -> None:
+    """Raises ValueError, before the training, for a wrong name or licence, unnamed data or a missing token; for
+    tokenizers in the folder `media` whose weights' licence forbids commercial use and is not accepted; and for
+    `summed` media, since such a model is not exported."""
     if cfg is None:
         return
+    if summed:
+        raise ValueError(
+            "push sends a model of a stock class, which has no network to write summed codes; leave push or summed out"
+        )
     check_repository(cfg.repo)
     if cfg.license.strip().lower() in ("", "unknown", "other"):
         raise ValueError(f"push.license is {cfg.license!r}, which says nothing; give one such as apache-2.0")

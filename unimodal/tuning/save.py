@@ -15,6 +15,7 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import Config, save_config
 from unimodal.files import describe_error, read_json, write_bytes_atomically, write_json, write_text_atomically
 from unimodal.model.adapter import save_adapter
+from unimodal.model.depth_decoder import take_depth_decoder
 from unimodal.model_folder.layout import (
     GENERATION_FILE,
     PROCESSOR_FILE,
@@ -111,7 +112,8 @@ def save_tuned(
 ) -> None:
     """Write a folder that `unimodal.pipeline.load` reads: an adapter on the base of the name `base`, or a whole model.
 
-    base=None: `model` is a stock model, merged already; its weights are written in half precision.
+    base=None: `model` is a stock model, merged already; its weights are written in half precision. A depth decoder goes
+    into a file of its own and off the model.
     """
     save_tokenizers(folder, template, media, int(model.config.max_position_embeddings))
     vocabulary = template.vocabulary
@@ -122,6 +124,9 @@ def save_tuned(
         save_adapter(folder, model, base, vocabulary)
     else:
         model.config.use_cache = True
+        depth = take_depth_decoder(model)
+        if depth is not None:
+            depth.save(folder)
         model.half().save_pretrained(folder)
     write_text_atomically(folder / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
     save_config(cfg, folder / "recipe.yaml")

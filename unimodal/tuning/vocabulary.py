@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -20,6 +21,7 @@ from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer, TokenizerData
 from unimodal.vocabulary import Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
+from unimodal.vocabulary.positions import sum_blocks
 
 
 def open_media(folder: Path | None, device: torch.device | str = "cpu") -> MediaCoder | None:
@@ -31,25 +33,33 @@ def open_media(folder: Path | None, device: torch.device | str = "cpu") -> Media
     return load_coder(folder, device, lambda step: print(step, file=sys.stderr))
 
 
-def make_joint_template(base: LoadedBase, media: MediaCoder | None) -> Template:
+def make_joint_template(base: LoadedBase, media: MediaCoder | None, summed: Sequence[str] = ()) -> Template:
     """The template over the base's rows and, behind them, the controls and the blocks of the media tokenizers.
 
-    A base that is a model of ours keeps its own vocabulary; a converted checkpoint keeps its own format too.
+    A base that is a model of ours keeps its own vocabulary; a converted checkpoint keeps its own format too. summed:
+    the media whose codes of a step stand at one position (`vocabulary/positions.py`). Raises ValueError for one that
+    has a single code a step, and for one that the base was trained with as flat.
     """
     text = TextTokenizer(cast(TokenizerData, base.tokenizer))  # transformers has read it
     own = Path(base.name) / VOCABULARY_FILE
     if own.is_file() and not is_adapter(base.name):
         vocabulary = read_vocabulary(own)
+        flat = [medium for medium in summed if medium not in vocabulary.media or not vocabulary.is_summed(medium)]
+        if flat:
+            raise ValueError(f"summed names {flat[0]!r}, but {base.name} was not trained so; leave it out")
         if not isinstance(vocabulary, AdoptedVocabulary):
             return Template(vocabulary, text)
         if media is None or media.folder.resolve() != own.parent.resolve():
             raise ValueError(f"{base.name} is a converted checkpoint with tokenizers of its own; set media={base.name}")
         return open_template(media.processor.template, vocabulary, own.parent)
-    return make_template(text, base.num_rows, media)
+    return make_template(text, base.num_rows, media, summed)
 
 
-def make_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) -> Template:
-    """The template over `num_rows` text rows (those past the tokenizer's are padding) and the blocks of the media."""
+def make_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None, summed: Sequence[str] = ()) -> Template:
+    """The template over `num_rows` text rows (those past the tokenizer's are padding) and the blocks of the media.
+
+    summed: see `make_joint_template`.
+    """
     blocks, layouts = (media.vocabulary.blocks, media.vocabulary.layouts) if media else ((), ())
     if media and any(layout.grid is not None for layout in layouts):
         raise ValueError(
@@ -58,7 +68,7 @@ def make_template(text: TextTokenizer, num_rows: int, media: MediaCoder | None) 
         )
     layouts = tuple(replace(layout, features=None) for layout in layouts)  # read as it is written, by its codes
     reserved = {*text.reserved_ids, *range(text.size, num_rows)}
-    return Template(Vocabulary.build(num_rows, blocks, layouts, reserved, text.sha256), text)
+    return Template(Vocabulary.build(num_rows, sum_blocks(blocks, summed), layouts, reserved, text.sha256), text)
 
 
 def make_feature_memory(model: nn.Module, template: Template, media: MediaCoder | None) -> FeatureMemory | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
@@ -37,7 +37,11 @@ _STRICT = ConfigDict(extra="forbid")  # for records that are read from a file
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """The rows of one codebook: code `c` of group `group` is row `start + c`, for `0 <= c < size`."""
+    """The rows of one codebook: code `c` of group `group` is row `start + c`, for `0 <= c < size`.
+
+    pattern: whether the codes of a step are one position each (`flat`) or all groups' together one (`summed`,
+    `positions.py`).
+    """
 
     name: str
     modality: str
@@ -45,6 +49,7 @@ class Block:
     start: int = 0
     size: int
     sha256: str = ""
+    pattern: Literal["flat", "summed"] = "flat"
     __pydantic_config__: ClassVar = _STRICT
 
     @property
@@ -59,6 +64,13 @@ class Block:
     def make_token_string(self, code: int) -> str:
         """The token string of a code, such as `<|image_0003|>`; all of a block have as many digits, at least four."""
         return f"<|{self.label}_{code:0{self.digits}d}|>"
+
+    def to_dict(self) -> dict[str, object]:
+        """The block as in `vocabulary.json`; `pattern` only if it is not `flat`."""
+        fields = asdict(self)
+        if self.pattern == "flat":
+            del fields["pattern"]
+        return fields
 
     @property
     def digits(self) -> int:
@@ -199,6 +211,8 @@ def check_blocks(blocks: Sequence[Block], start: int) -> dict[str, tuple[Block, 
         earlier = groups.get(block.name, ())
         if block.group != len(earlier) or any(block.modality != other.modality for other in earlier):
             raise ValueError(f"block {block.label} does not follow on; number the groups of one tokenizer 0, 1, 2, …")
+        if any(block.pattern != other.pattern for other in earlier):
+            raise ValueError(f"block {block.label} is {block.pattern} and {earlier[0].label} {earlier[0].pattern}")
         groups[block.name] = (*earlier, block)
         start += block.size
     return groups
@@ -218,6 +232,8 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
             raise ValueError(f"span layout {name!r} names block {missing[0]!r}, which does not exist")
         if len({len(groups[segment.block]) for segment in layout.segments}) != 1:
             raise ValueError(f"span layout {name!r} mixes blocks with different numbers of groups")
+        if len({groups[segment.block][0].pattern for segment in layout.segments}) != 1:
+            raise ValueError(f"span layout {name!r} mixes flat and summed blocks; lay them out alike")
         if sum(segment.count is None for segment in layout.segments) > 1:
             raise ValueError(f"span layout {name!r} has two segments of free length; only one can be read back")
         unmarked = [index for index, segment in enumerate(layout.segments) if index and not segment.mark]

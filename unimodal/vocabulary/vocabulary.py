@@ -14,7 +14,7 @@ A *span* is one medium inside a sequence. Its `SpanLayout` fixes it completely:
     video  <|video_start|> 64 × image <|frame|> 64 × video <|frame|> 64 × video <|video_end|>
 
 A tokenizer with G groups owns G blocks of one name; its codes `[N, G]` are written step by step: the G codes of step
-0, then those of step 1, and so on.
+0, then those of step 1, and so on. `positions` says which of them stand at one position (`positions.py`).
 
 Legend: N code steps of a span, G groups (codebooks) of a tokenizer, V rows of the vocabulary.
 """
@@ -43,6 +43,7 @@ from unimodal.vocabulary.layout import (
     make_standard_layouts,
     name_controls,
 )
+from unimodal.vocabulary.positions import PositionMap
 from unimodal.vocabulary.stored import FORMAT_VERSION, StoredVocabulary
 
 
@@ -71,6 +72,7 @@ class Vocabulary:
         self.modalities = ("text", *FIRST_MEDIA, *find_further_media(self.blocks, self.layouts))
         self.modality_index = {name: index for index, name in enumerate(self.modalities)}
         self._index_rows()
+        self.positions = PositionMap(self.blocks, self.size)
         self._start_modality = {self.get_start_id(name): name for name in self._layouts}
 
     def _index_rows(self) -> None:
@@ -142,7 +144,7 @@ class Vocabulary:
             "size": self.size,
             "text": {"size": self.text_size, "sha256": self.text_sha256, "reserved": list(self.text_reserved)},
             "controls": [asdict(control) for control in self.controls],
-            "blocks": [asdict(block) for block in self.blocks],
+            "blocks": [block.to_dict() for block in self.blocks],
             "layouts": [layout.to_dict() for layout in self.layouts],
         }
 
@@ -276,6 +278,17 @@ class Vocabulary:
             steps = layout.min_steps
         groups = len(self._groups[layout.segments[0].block])
         return 2 + layout.num_marks + steps * groups
+
+    def is_summed(self, modality: str) -> bool:
+        """Whether the codes of a step of this medium stand at one position."""
+        return self._groups[self.get_layout(modality).segments[0].block][0].pattern == "summed"
+
+    def count_span_positions(self, modality: str, steps: int | None = None, grid: Grid | None = None) -> int:
+        """`count_span_rows` in positions of the sequence, which are what a model has room for."""
+        layout = self.get_layout(modality)
+        if not self.is_summed(modality):
+            return self.count_span_rows(modality, steps, grid)
+        return 2 + layout.num_marks + (layout.min_steps if steps is None else steps)
 
     def get_layout(self, modality: str) -> SpanLayout:
         """The span layout of a modality. Raises ValueError for one without a span."""

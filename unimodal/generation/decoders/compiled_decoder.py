@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
-from unimodal.generation.decoders.step_decoder import CachedPrefix
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ class CompiledDecoder(LeanDecoder):
             self._step = torch.compile(self._step_once, fullgraph=True, dynamic=False, backend=backend, mode=mode)
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
+        self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         self._mask = None
         hidden = super().prefill(prompts, pad_id, -(-capacity // GRAIN) * GRAIN, prefixes)

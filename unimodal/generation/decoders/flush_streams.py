@@ -13,15 +13,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unimodal.generation.decoders.step_decoder import CachedPrefix
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts
+from unimodal.vocabulary.positions import NOTHING, Position
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts of unequal lengths -> ids int64 [S, N], padded on the left, and the number of pads of each, int64 [S]."""
+def pad_left(prompts: Prompts, pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts of unequal lengths -> ids int64 [S, N], padded on the left, and the number of pads of each, int64 [S].
+
+    Where a prompt has summed positions, the ids are [S, N, G], with -1 for codes that a position does not have.
+    """
     longest = max(len(prompt) for prompt in prompts)
     pads = [longest - len(prompt) for prompt in prompts]
-    rows = [[pad_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
-    return torch.tensor(rows, dtype=torch.int64, device=device), torch.tensor(pads, dtype=torch.int64, device=device)
+    rows: list[list[Position]] = [[*[pad_id] * pad, *prompt] for pad, prompt in zip(pads, prompts, strict=True)]
+    ids = stack_positions(rows, device)
+    return ids, torch.tensor(pads, dtype=torch.int64, device=device)
+
+
+def stack_positions(rows: Sequence[Sequence[Position]], device: torch.device) -> Tensor:
+    """Positions [S][P] -> ids int64 [S, P], or [S, P, G] where some are summed."""
+    width = max((len(one) for row in rows for one in row if isinstance(one, tuple)), default=0)
+    if not width:
+        return torch.tensor(rows, dtype=torch.int64, device=device)
+    parts = [[one if isinstance(one, tuple) else (one,) for one in row] for row in rows]
+    filled = [[(*one, *[NOTHING] * (width - len(one))) for one in row] for row in parts]
+    return torch.tensor(filled, dtype=torch.int64, device=device)
 
 
 def build_visible_mask(visible: Tensor | None, pads: Tensor, begin: int, end: int) -> Tensor:
@@ -39,7 +54,7 @@ def build_visible_mask(visible: Tensor | None, pads: Tensor, begin: int, end: in
     return (seen & (slots >= pads[:, None, None])) | (slots == queries)  # a padding query sees itself: no NaN
 
 
-def count_unread(prompts: Sequence[Sequence[int]], prefixes: Sequence[CachedPrefix | None]) -> int:
+def count_unread(prompts: Prompts, prefixes: Sequence[CachedPrefix | None]) -> int:
     """How many last tokens of every prompt must be read: those behind the shortest prefix, and at least one."""
     held = [0 if prefix is None else prefix.num_tokens for prefix in prefixes or [None] * len(prompts)]
     return max(1, *(len(prompt) - num for prompt, num in zip(prompts, held, strict=True)))

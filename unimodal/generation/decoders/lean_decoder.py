@@ -22,7 +22,7 @@ from unimodal.generation.decoders.flush_streams import (
     plan_moves,
 )
 from unimodal.generation.decoders.llama_layers import LlamaLayers, RotaryTable
-from unimodal.generation.decoders.step_decoder import CachedPrefix, StreamCache
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, StreamCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +46,7 @@ class LeanDecoder:
         self.layers = model if isinstance(model, LlamaLayers) else LlamaLayers(model)
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
+        self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         self.layers.refresh()
         ids, self.pads = pad_left(prompts, pad_id, self.layers.device)

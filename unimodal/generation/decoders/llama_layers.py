@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.model.depth_decoder import embed_positions
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
@@ -69,7 +71,7 @@ class LlamaLayers:
         problem = find_lean_problem(model)
         if problem is not None:
             raise ValueError(f"the lean decoder does not fit this model ({problem}); use decoder='reference'")
-        self.embed: nn.Module = model.get_input_embeddings()
+        self.table: nn.Module = model.get_input_embeddings()
         self.backbone: LlamaModel = model.get_decoder()
         config = self.backbone.config
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -84,6 +86,10 @@ class LlamaLayers:
     def dtype(self) -> torch.dtype:
         """The type of the cached keys and values."""
         return self.backbone.norm.weight.dtype
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embed rows [S, P] or positions [S, P, G] as [S, P, E]."""
+        return embed_positions(self.table, ids)
 
     def refresh(self) -> bool:
         """Take over weights that have changed since the last call; return whether copies were made again."""

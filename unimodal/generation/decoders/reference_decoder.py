@@ -20,8 +20,9 @@ from unimodal.generation.decoders.flush_streams import (
     pad_left,
     plan_moves,
 )
-from unimodal.generation.decoders.step_decoder import CachedPrefix, StreamCache
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, StreamCache
 from unimodal.model.base_check import find_cache_name
+from unimodal.model.depth_decoder import embed_positions
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
@@ -44,6 +45,7 @@ class ReferenceDecoder:
 
         self.model = model
         self.backbone: PreTrainedModel = model.get_decoder()
+        self._table = model.get_input_embeddings()
         self._cache_name = find_cache_name(self.backbone)
         self._windows = find_windows(self.backbone.config)
 
@@ -53,7 +55,7 @@ class ReferenceDecoder:
         return "forward" in vars(self.backbone)
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
+        self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         from unimodal.generation.decoders.reference_cache import make_cache
 
@@ -92,8 +94,9 @@ class ReferenceDecoder:
             mask = (torch.arange(end, device=ids.device)[None, :] >= self.pads[:, None]).long()  # [S, end]
         else:
             mask = self._mask_visible(build_visible_mask(visible, self.pads, begin, end), positions)
+        read = {"input_ids": ids} if ids.dim() == 2 else {"inputs_embeds": embed_positions(self._table, ids)}
         out = self.backbone(
-            input_ids=ids,
+            **read,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,

@@ -21,7 +21,8 @@ from torch import Tensor
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.llama_layers import LlamaLayers
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
-from unimodal.generation.decoders.step_decoder import CachedPrefix, SlotDecoder, StepDecoder, StreamCache
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts, SlotDecoder, StepDecoder, StreamCache
+from unimodal.vocabulary.positions import Position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,18 +44,18 @@ class LlamaSlots:
         self.lengths: list[int] = []  # tokens in each row
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
+        self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         self.keep([])
         return self._join(prompts, pad_id, capacity, prefixes, range(len(prompts)))
 
-    def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
+    def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
         unique, numbers = _find_unique(prompts)
         return self._join(unique, pad_id, max(capacities), (), numbers)
 
     def _join(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         pad_id: int,
         capacity: int,
         prefixes: Sequence[CachedPrefix | None],
@@ -76,7 +77,7 @@ class LlamaSlots:
     def step(
         self, ids: Tensor, offsets: Tensor | None = None, visible: Tensor | None = None, every: bool = False
     ) -> Tensor:
-        num_streams, num_new = ids.shape
+        num_streams, num_new = ids.shape[:2]
         device = ids.device
         assert num_streams == len(self.slot_of), (num_streams, self.slot_of)
         moved = self.slot_of != list(range(num_streams))
@@ -182,7 +183,7 @@ class ReferenceSlots(ReferenceDecoder):
         super().__init__(model)
         self.length = 0
 
-    def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
+    def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
         from unimodal.generation.decoders.reference_cache import check_whole
 
         fresh = ReferenceDecoder(self.model)
@@ -219,9 +220,9 @@ class ReferenceSlots(ReferenceDecoder):
         self.length -= spare
 
 
-def _find_unique(prompts: Sequence[Sequence[int]]) -> tuple[list[tuple[int, ...]], list[int]]:
+def _find_unique(prompts: Prompts) -> tuple[list[tuple[Position, ...]], list[int]]:
     """The distinct prompts, and for each prompt its index among them: equal prompts are read once."""
-    found: dict[tuple[int, ...], int] = {}
+    found: dict[tuple[Position, ...], int] = {}
     numbers = [found.setdefault(tuple(prompt), len(found)) for prompt in prompts]
     return list(found), numbers
 

@@ -19,6 +19,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from unimodal.vocabulary.positions import Position
+
+#: the tokens of each prompt: rows of the vocabulary, or all rows of a summed position
+Prompts = Sequence[Sequence[Position]]
+
 
 @dataclass(frozen=True, eq=False)
 class StreamCache:
@@ -44,7 +49,7 @@ class StepDecoder(Protocol):
     num_computed: int
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
+        self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()
     ) -> Tensor:
         """Forget all streams, read S prompts of unequal lengths and return their last hidden states, [S, E].
 
@@ -58,6 +63,7 @@ class StepDecoder(Protocol):
     ) -> Tensor:
         """Append ids [S, P] to the streams; return the last hidden states [S, E], or with ``every`` all, [S, P, E].
 
+        Summed positions are ids [S, P, G], with -1 for codes that a position does not have.
         offsets: int64 [S, P], each token's position relative to the stream's next one; by default 0, 1, …, P - 1.
         visible: bool [S or 1, P, V], which of the stream's latest V tokens (the P new ones are the last) each token
         sees; all earlier ones are seen. By default a token sees itself and all before it.
@@ -83,7 +89,7 @@ class StepDecoder(Protocol):
 class SlotDecoder(StepDecoder, Protocol):
     """A `StepDecoder` whose streams come and go: further ones can `join`."""
 
-    def join(self, prompts: Sequence[Sequence[int]], pad_id: int, capacities: Sequence[int]) -> Tensor:
+    def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
         """Read prompts as further streams, numbered after the others; return their last hidden states, [new, E].
 
         Equal prompts are read once. capacities: the most tokens that each will hold. Raises ValueError if a layer does

@@ -32,6 +32,7 @@ from unimodal.generation.sampling import Sampler, make_gumbel_noise, make_noise_
 from unimodal.generation.session import GenerationSession
 from unimodal.generation.spans import Ranges
 from unimodal.vocabulary import Vocabulary
+from unimodal.vocabulary.positions import unfold
 
 LATEST = 8  # a row shows so many of its newest tokens
 
@@ -274,7 +275,7 @@ class SpeculativeRun(DecodingRun):
     def _list_latest(self, row: int) -> list[int]:
         latest = self.answers[row][-LATEST:]
         missing = LATEST - len(latest)
-        return [*self.prompts[self.streams.conditional[row]][-missing:], *latest] if missing else latest
+        return [*unfold(self.prompts[self.streams.conditional[row]][-missing:]), *latest] if missing else latest
 
     def _make_view(self, row: int, allowed: Ranges) -> Row:
         grammar, state, config = self.grammar.grammars[row], self.grammar.states[row], self.configs[row]

@@ -59,12 +59,12 @@ class Writer:
 
     def write(self, starts: Sequence[list[int]], upto: int | None = None) -> Composition[list[list[int]]]:
         """Continue each partial answer with a seed of its own, to its end or until it has ``upto`` codes."""
-        rows = []
+        rows, positions = [], self.engine.vocabulary.positions
         for start, seed in zip(starts, self.take_seeds(len(starts)), strict=True):
             other = self.config.unconditional
             changes = {
                 "seed": seed,
-                "max_new_tokens": self.config.max_new_tokens - len(start),
+                "max_new_tokens": self.config.max_new_tokens - positions.count(start),
                 "unconditional": None if other is None else (*other, *start),
                 "pause": None if upto is None else 1 + upto - len(start),
             }

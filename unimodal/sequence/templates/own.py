@@ -17,13 +17,14 @@ Legend: N tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from unimodal.sequence.document import MEDIA_PARTS, Document, Media, Part, Text, Turn
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.vocabulary import ROLES, Vocabulary
+from unimodal.vocabulary.positions import PositionMap
 
 IGNORE = -100
 TEXT_PREFIX = " "
@@ -37,13 +38,28 @@ class Rendered:
     labels: np.ndarray  # int64 [N], -100 outside answers, not shifted
     modality: np.ndarray  # uint8 [N], index into the vocabulary's `modalities`
     read: tuple[Media, ...] = ()  # media that are read through features, in the order of their placeholders
+    #: int64 [N, G - 1], the codes behind the first of a summed position, -1 for none; None: a row is a position
+    further: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> Rendered:
         assert not self.read, "a medium that is read through features cannot be cut"
-        return Rendered(self.ids[part], self.labels[part], self.modality[part])
+        further = None if self.further is None else self.further[part]
+        return Rendered(self.ids[part], self.labels[part], self.modality[part], further=further)
+
+    def fold(self, positions: PositionMap) -> Rendered:
+        """The document with the rows of a summed position at one place: what is packed and trained on.
+
+        `ids` and `labels` then hold the first code of such a position; the others are learnt where that one is.
+        """
+        if positions.is_flat or self.further is not None:
+            return self
+        first, further = positions.fold_array(self.ids)
+        return replace(
+            self, ids=self.ids[first], labels=self.labels[first], modality=self.modality[first], further=further
+        )
 
 
 def check_text_tokenizer(vocabulary: Vocabulary, text: TextTokenizer) -> None:
