@@ -23,8 +23,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +37,7 @@ from unimodal.data.media_items import FileItems, ItemOptions, MediaItems, is_hel
 from unimodal.data.media_stream import LeftOut, MediaStream, StreamPart, View
 from unimodal.data.media_views import Size, ViewOptions
 from unimodal.files import describe_error, write_json
-from unimodal.media.image import save_image
 from unimodal.media.registry import find_medium
-from unimodal.media.sheet import draw_sheet
 from unimodal.tokenizers import (
     LatentTokenizer,
     MediaTokenizer,
@@ -51,8 +48,10 @@ from unimodal.tokenizers import (
     pretrained,
     read_family,
 )
+from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.configs.registry import read_system
 from unimodal.tokenizers.losses.bag import LossBag
+from unimodal.tokenizers.losses.held_out import MediaBatch, measure_tokenizer
 from unimodal.tokenizers.losses.settings import LossSettings
 from unimodal.tokenizers.losses.trained_tokenizer import (
     ALL,
@@ -62,11 +61,9 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
     choose_trained,
     find_encoder_names,
     find_sizes,
-    make_condition,
 )
 from unimodal.tokenizers.pretrained.published import PUBLISHED
 from unimodal.tokenizers.systems.base import SystemModule
-from unimodal.tokenizers.usage import CodebookUsage
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import Parallel, start
 from unimodal.training.identity import describe_resume, describe_settings, hash_weights
@@ -74,7 +71,6 @@ from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 
 SHEETS = "reconstructions"
-MOST_DRAWN = 16  # pictures of a sheet
 
 
 class Stage(Config):
@@ -104,6 +100,7 @@ class TokenizerRecipe(Config):
     from_hub: bool = False  # media is a dataset of the hub
     split: str = "train"
     columns: dict[str, str] = {}  # our name of a column → the dataset's
+    text_network: str | None = None  # the text model that a tokenizer reads captions through: a folder, or `words`
     group: str | None = None  # the column whose values are held out whole; folder: the folder that a file lies in
     one_held_out_of: int = Field(10, ge=2)
     held_out_items: Annotated[int, MAY_CHANGE] = Field(128, ge=1)  # that are measured, at most
@@ -133,19 +130,6 @@ class TokenizerRecipe(Config):
         return self
 
 
-@dataclass(frozen=True)
-class Batch:
-    """media: [B, C, …]. lengths: int64 [B] of padded ones. captions: of media that have texts."""
-
-    media: Tensor
-    lengths: Tensor | None = None
-    captions: tuple[str, ...] | None = None
-
-    def move(self, device: torch.device) -> Batch:
-        lengths = None if self.lengths is None else self.lengths.to(device)
-        return Batch(self.media.to(device), lengths, self.captions)
-
-
 # ---- the tokenizer
 
 
@@ -158,8 +142,6 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
     settings: dict[str, JsonValue] = {"family": cfg.family, **cfg.tokenizer}
     if cfg.system is not None:
         system = read_system(cfg.system)
-        if cfg.small and not system.small:
-            raise ValueError(f"{cfg.system} has no small form; another size of {system.system} has one, or leave small")
         settings = {**system.choose_settings(cfg.small), **cfg.tokenizer}
     kind = find_family_class(str(settings["family"]))
     alone = issubclass(kind, LatentTokenizer) or (issubclass(kind, MediaTokenizer) and kind.continues is None)
@@ -214,17 +196,20 @@ def load_initial(cfg: TokenizerRecipe, source: str) -> AnyTokenizer:
     return loaded
 
 
-def make_trained(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, stream: MediaStream) -> TrainedTokenizer:
+def make_trained(
+    cfg: TokenizerRecipe, tokenizer: AnyTokenizer, stream: MediaStream, conditions: ConditionMaker
+) -> TrainedTokenizer:
     """The tokenizer with its losses and stages, tried at every size. Raises ValueError for parts that do not fit."""
     features: dict[str, int] = {}
-    example: Batch | None = None
+    example: MediaBatch | None = None
     reconstructs = isinstance(tokenizer, SystemModule) and tokenizer.reconstructs
     for place, part in enumerate(stream.parts):
         for size in part.sizes or (None,):
             views = stream.read_held_out(place, 1, size)
             if views and reconstructs:
-                example = example or stack_views(part.items.modality, tokenizer, views)
-                features = try_once(tokenizer, stack_views(part.items.modality, tokenizer, views), size)
+                batch = stack_views(part.items.modality, tokenizer, views)
+                example = example or batch
+                features = try_once(tokenizer, batch, size, conditions)
     bag: LossBag | None = None
     if reconstructs:
         settings, decodes = cfg.losses or LossSettings(), tokenizer.can_decode
@@ -236,7 +221,8 @@ def make_trained(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, stream: MediaStr
     if any(train != ALL for train in chosen):
         if example is None:
             raise ValueError(f"train {cfg.train!r} is of published systems, not of {tokenizer.config.family}")
-        encoder = find_encoder_names(tokenizer, example.media, make_condition(tokenizer, example.captions))
+        condition = conditions.make(example.media, example.captions)
+        encoder = find_encoder_names(tokenizer, example.media, conditions.choose(condition, conditions.encode_kinds))
     stages = []
     for stage, train in zip((Stage(first_step=0), *cfg.stages), chosen, strict=True):
         if stage.losses and bag is None:
@@ -244,16 +230,18 @@ def make_trained(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, stream: MediaStr
         weights = bag.settings.change_weights(stage.losses) if bag is not None and stage.losses else None
         trained = None if train == ALL else choose_trained(tokenizer, train, encoder)
         stages.append(StageParts(stage.first_step, trained, weights))
-    return TrainedTokenizer(tokenizer, bag, stages)
+    return TrainedTokenizer(tokenizer, bag, stages, conditions)
 
 
 @torch.no_grad()
-def try_once(tokenizer: AnyTokenizer, batch: Batch, size: Size | None) -> dict[str, int]:
+def try_once(
+    tokenizer: AnyTokenizer, batch: MediaBatch, size: Size | None, conditions: ConditionMaker
+) -> dict[str, int]:
     """Name → width of what a tokenizer gives for alignment. ValueError where it does not take media of that size."""
     assert isinstance(tokenizer, SystemModule)
     at = "" if size is None else f" at {size[0]}×{size[1]}"
     try:
-        condition = make_condition(tokenizer, batch.captions)
+        condition = conditions.make(batch.media, batch.captions)
         made = tokenizer.eval().reconstruct(batch.media, batch.lengths, condition)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -268,10 +256,12 @@ def try_once(tokenizer: AnyTokenizer, batch: Batch, size: Size | None) -> dict[s
 # ---- the data
 
 
-def open_stream(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, parallel: Parallel, left_out: LeftOut) -> MediaStream:
+def open_stream(
+    cfg: TokenizerRecipe, tokenizer: AnyTokenizer, parallel: Parallel, left_out: LeftOut, captioned: bool
+) -> MediaStream:
     """All stages' media. Raises ValueError where there are none of the tokenizer's kind, or no size is known."""
     opened: dict[tuple[str, str], MediaItems] = {}
-    options = ItemOptions(cfg.group, cfg.columns, cfg.split, cfg.from_hub, cfg.media_root)
+    options = ItemOptions(cfg.group, cfg.columns, cfg.split, cfg.from_hub, cfg.media_root, captioned)
     parts = []
     for stage in (Stage(first_step=0), *cfg.stages):
         medium, media = stage.medium or tokenizer.modality, stage.media or cfg.media
@@ -290,13 +280,13 @@ def open_stream(cfg: TokenizerRecipe, tokenizer: AnyTokenizer, parallel: Paralle
     )  # fmt: skip
 
 
-def stack_views(modality: str, tokenizer: AnyTokenizer, views: Sequence[View]) -> Batch:
+def stack_views(modality: str, tokenizer: AnyTokenizer, views: Sequence[View]) -> MediaBatch:
     """The largest group of views that can share a batch, with captions where all have some."""
     medium = find_medium(tokenizer.modality if modality == "image" else modality)
     groups = group_by_size(medium, [view.medium for view in views])
     chosen = [views[number] for number in max(groups, key=len)]
     captions = tuple(view.text for view in chosen)
-    return Batch(*stack_media(medium, [view.medium for view in chosen]), captions if all(captions) else None)
+    return MediaBatch(*stack_media(medium, [view.medium for view in chosen]), captions if all(captions) else None)
 
 
 class Batches:
@@ -305,7 +295,7 @@ class Batches:
     def __init__(self, stream: MediaStream, tokenizer: AnyTokenizer, device: torch.device):
         self.stream, self.tokenizer, self.device = stream, tokenizer, device
 
-    def next_batch(self) -> Batch:
+    def next_batch(self) -> MediaBatch:
         views = self.stream.next_views()
         return stack_views(self.stream.parts[0].items.modality, self.tokenizer, views).move(self.device)
 
@@ -316,7 +306,7 @@ class Batches:
         self.stream.load_state_dict(state)
 
 
-def read_held_out(cfg: TokenizerRecipe, stream: MediaStream, tokenizer: AnyTokenizer) -> list[Batch]:
+def read_held_out(cfg: TokenizerRecipe, stream: MediaStream, tokenizer: AnyTokenizer) -> list[MediaBatch]:
     """What is held out of the last stage's media, in batches, at the first of its sizes."""
     part = stream.parts[-1]
     views = stream.read_held_out(len(stream.parts) - 1, cfg.held_out_items, part.sizes[0] if part.sizes else None)
@@ -329,58 +319,7 @@ def read_held_out(cfg: TokenizerRecipe, stream: MediaStream, tokenizer: AnyToken
     return batches
 
 
-# ---- what is held out
-
-
-def decode_held_out(tokenizer: AnyTokenizer, batches: Sequence[Batch], usage: CodebookUsage | None) -> Iterator[
-    tuple[Tensor, Tensor]
-]:  # fmt: skip
-    """Real and decoded items [C, …], where they are real."""
-    device = next(tokenizer.parameters()).device
-    reads = tokenizer.encode_conditions | tokenizer.decode_conditions
-    for batch in batches:
-        batch = batch.move(device)
-        condition = make_condition(tokenizer, batch.captions)
-        text_in = condition if "text" in tokenizer.encode_conditions else None
-        codes = tokenizer.encode(batch.media, batch.lengths, text_in)
-        if usage is not None:
-            usage.add(codes)  # type: ignore[arg-type]
-        if not tokenizer.can_decode or reads - {"text"}:
-            continue
-        text_out = condition if "text" in tokenizer.decode_conditions else None
-        decoded = tokenizer.decode(codes, text_out)  # type: ignore[arg-type]
-        for row, real in enumerate(batch.media):
-            end = real.shape[1] if batch.lengths is None else int(batch.lengths[row])
-            yield real[:, :end].cpu(), decoded[row, :, :end].cpu()
-
-
-def measure(tokenizer: AnyTokenizer, batches: Sequence[Batch], sheet: Path | None = None) -> dict[str, float]:
-    """Mean squared error and PSNR of what is decoded, and of each codebook the share of its values that is used and the
-    perplexity. sheet: where a picture of the first of them is saved."""
-    usage = CodebookUsage(tokenizer) if isinstance(tokenizer, MediaTokenizer) else None
-    errors: list[Tensor] = []
-    drawn: list[tuple[Tensor, Tensor]] = []
-    for real, made in decode_held_out(tokenizer, batches, usage):
-        errors.append((made - real[:, : made.shape[1]]).square().mean())
-        if len(drawn) < MOST_DRAWN and sheet is not None:
-            drawn.append((swap_frames(real), swap_frames(made)))
-    report: dict[str, float] = {}
-    if errors:
-        report["mean_squared_error"] = float(torch.stack(errors).mean())
-        peak = 4.0 if tokenizer.modality == "audio" else 1.0  # of [-1, 1] and [0, 1], squared
-        report["psnr"] = float((10 * (peak / torch.stack(errors).clamp_min(1e-10)).log10()).mean())
-    if drawn and sheet is not None:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        save_image(draw_sheet(drawn), sheet)
-    return report | ({} if usage is None else usage.report())
-
-
-def swap_frames(item: Tensor) -> Tensor:
-    """[C, T, H, W] → [T, C, H, W]; other items as they are."""
-    return item.transpose(0, 1) if item.dim() == 4 else item
-
-
-class TokenizerTrainer(Trainer[Batch]):
+class TokenizerTrainer(Trainer[MediaBatch]):
     """A trainer that measures the codes of what is held out, draws it, and says what is left, at every validation."""
 
     began: tuple[float, int] | None = None
@@ -395,7 +334,7 @@ class TokenizerTrainer(Trainer[Batch]):
         assert isinstance(self.model, TrainedTokenizer)
         self.model.eval()
         sheet = self.folder / SHEETS / f"{self.step:07d}.png" if self.parallel.is_main else None
-        report = measure(self.model.tokenizer, self.validation, sheet)
+        report = measure_tokenizer(self.model.tokenizer, self.validation, self.model.conditions, sheet)
         self.model.train()
         if sheet is not None:
             self.say(report)
@@ -425,7 +364,7 @@ def print_table(report: dict[str, float]) -> None:
         print(f"{name.ljust(width)}  {value:.6g}")
 
 
-def show_plan(cfg: TokenizerRecipe, stream: MediaStream, module: TrainedTokenizer, first: Batch) -> None:
+def show_plan(cfg: TokenizerRecipe, stream: MediaStream, module: TrainedTokenizer, first: MediaBatch) -> None:
     tokenizer = module.tokenizer
     trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
     name = cfg.system or tokenizer.config.family
@@ -454,10 +393,16 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     parallel = start("ddp", find_unused=True)
     left_out = LeftOut()
     tokenizer = choose_picture_size(cfg, make_tokenizer(cfg))
+    if cfg.text_network is not None:
+        if tokenizer.text_settings is None:
+            raise ValueError(f"{tokenizer.config.family} reads no texts; leave text_network out")
+        tokenizer.name_text_network(cfg.text_network)
     initial = hash_weights(tokenizer) if cfg.initial is not None else "none"
-    stream = open_stream(cfg, tokenizer, parallel, left_out)
+    conditions = ConditionMaker(tokenizer)
+    captioned = conditions.reads_text or (cfg.losses is not None and cfg.losses.caption > 0)
+    stream = open_stream(cfg, tokenizer, parallel, left_out, captioned)
     try:
-        module = make_trained(cfg, tokenizer, stream).to(parallel.device).train()
+        module = make_trained(cfg, tokenizer, stream, conditions).to(parallel.device).train()
         batches = Batches(stream, tokenizer, parallel.device)
         data = " ".join(dict.fromkeys(part.items.compute_fingerprint() for part in stream.parts))
         identity = describe_settings(cfg) | {"media files": data[:32], "initial": initial}
@@ -467,7 +412,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         held_out = read_held_out(cfg, stream, tokenizer)
         wrapped = parallel.wrap(module)
 
-        def loss(batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        def loss(batch: MediaBatch, step: int) -> tuple[Tensor, dict[str, float]]:
             result: tuple[Tensor, dict[str, float]] = wrapped(batch.media, batch.lengths, step, batch.captions)
             return result
 
@@ -483,7 +428,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     module.eval().cpu()
     tokenizer.round_to_half()
     if parallel.is_main:
-        report = measure(tokenizer, held_out, cfg.run / SHEETS / "last.png")
+        report = measure_tokenizer(tokenizer, held_out, conditions, cfg.run / SHEETS / "last.png")
         tokenizer.save(cfg.out)
         record = {
             "config": cfg.model_dump(mode="json"), "data_sha256": data, "weights_sha256": tokenizer.sha256,

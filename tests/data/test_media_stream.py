@@ -85,7 +85,7 @@ def test_what_cannot_be_used_is_named_and_counted_and_the_rest_goes_on(photos):
 
 
 def test_a_group_is_never_on_both_sides(photos):
-    items = FileItems(photos, "image", group="folder")
+    items = FileItems(photos, "image", ItemOptions(group="folder"))
     one_of = next(n for n in range(2, 50) if 0 < sum(is_held_out(f"person{p}", n) for p in range(3)) < 3)
     stream = make_stream(items, one_of, workers=0)
     trained = {view.name.rpartition("/")[0] for _ in range(20) for view in stream.next_views()}
@@ -159,3 +159,34 @@ def test_a_crop_has_the_shape_of_its_size_and_is_not_stretched(size):
         assert down > 0 and torch.allclose(down, right, rtol=0.1)
     exact = crop_to_size(picture[:, : size[0], : size[1]], size, ViewOptions(flip=False), None)
     assert torch.equal(exact, picture[:, : size[0], : size[1]])
+
+
+def test_captions_lie_beside_files_and_what_has_none_is_named(tmp_path):
+    for number in range(4):
+        save_image(torch.rand(3, 32, 32), tmp_path / f"{number}.png")
+    (tmp_path / "0.txt").write_text("a cat\n")
+    (tmp_path / "1.json").write_text(json.dumps({"caption": "a dog", "title": "Rex"}))
+    (tmp_path / "2.json").write_text("{")
+    read = open_media_items(str(tmp_path), "image", ItemOptions(captioned=True))
+    assert isinstance(read, FileItems)
+    assert [read.read(number)[0].text for number in range(2)] == ["a cat", "a dog"]
+    for number, said in (
+        (2, "2.json cannot be read as JSON"),
+        (3, "has no caption: write it to 3.txt, or to 3.json under caption"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read.read(number)
+    named = open_media_items(str(tmp_path), "image", ItemOptions(columns={"text": "title"}, captioned=True))
+    assert named.read(1)[0].text == "Rex"
+    assert open_media_items(str(tmp_path), "image", ItemOptions()).read(2)[0].text == ""  # nothing is read for nobody
+    with pytest.raises(ValueError, match="none to train on; "):
+        read.paths = read.paths[2:]
+        make_stream(read, one_of=10**6, workers=0).next_views()
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    save_image(torch.rand(3, 32, 32), rows / "a.png")
+    (rows / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "said": "a fish"}) + "\n")
+    options = ItemOptions(columns={"text": "said"}, captioned=True)
+    assert open_media_items(str(rows), "image", options).read(0)[0].text == "a fish"
+    with pytest.raises(ValueError, match="the row has no caption; name its column"):
+        open_media_items(str(rows), "image", ItemOptions(captioned=True)).read(0)

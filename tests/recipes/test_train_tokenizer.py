@@ -3,12 +3,14 @@
 import json
 import random
 import re
+import shutil
 
 import pytest
 import torch
 
 from tests.recipes.test_finetune_lora import recipe
 from tests.tokenizers import tiny_system
+from unimodal.cli.app import app
 from unimodal.media.image import load_image, save_image
 from unimodal.media.video import save_video
 from unimodal.tokenizers import FAMILIES, load_tokenizer, register
@@ -189,3 +191,58 @@ def test_codes_that_stand_for_features_are_trained_by_their_own_loss(tmp_path, p
     with pytest.raises(SystemExit):
         train(tmp_path, photos, *seed, "losses={l1: 1}", name="no")
     assert "seed is trained by a loss of its own; leave losses out" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_reads_captions_is_given_them_and_codes_a_file_with_one(tmp_path, photos, capsys):
+    textok = ("family=null", "system=textok", "small=true", "upscale=true", "loop.steps=1", "sizes=[32]")
+    with pytest.raises(SystemExit):
+        train(tmp_path, photos, *textok)
+    assert re.search(
+        r"error: .* none to train on; .*\d\.png has no caption: write it to \d+\.txt", capsys.readouterr().err
+    )
+    said = tmp_path / "said"
+    said.mkdir()
+    for number in range(8):
+        shutil.copy(photos / f"{number}.png", said)
+        (said / f"{number}.json").write_text(json.dumps({"title": f"picture number {number}"}))
+    with pytest.raises(SystemExit):
+        train(tmp_path, said, *textok, "columns={text: title}", "text_network=nowhere")
+    assert "the text model nowhere cannot be loaded" in capsys.readouterr().err
+    train(tmp_path, said, *textok, "columns={text: title}")
+    assert load_tokenizer(tmp_path / "a").text_settings.network == "words"
+    codes = tmp_path / "codes.json"
+    model = ("--model", tmp_path / "a")
+    run_command("tokenize", said / "0.png", "--out", codes, *model, "--text", "picture number 0")
+    run_command("detokenize", codes, "--out", tmp_path / "0.png", *model, "--condition", said / "0.png",
+                fails="the decoder of titok reads no medium; give --text")  # fmt: skip
+    pictures = []
+    for text in ("picture number 0", "something else"):
+        run_command("detokenize", codes, "--out", tmp_path / "0.png", *model, "--text", text)
+        pictures.append(load_image(tmp_path / "0.png"))
+    assert not torch.equal(*pictures)
+    with pytest.raises(SystemExit):
+        train(tmp_path, photos, "text_network=words", "loop.steps=1")
+    assert "tiny_system reads no texts; leave text_network out" in capsys.readouterr().err
+
+
+def test_a_decoder_of_motion_is_given_the_frame_before(tmp_path, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    for number in range(3):
+        save_video(torch.rand(5, 3, 20, 28), films / f"{number}.mp4", 8)
+    moto = ("family=null", "system=moto", "small=true", "loop.steps=1", "batch_size=2", "sizes=[16]")
+    train(tmp_path, films, *moto)
+    assert "psnr" in capsys.readouterr().out  # of the frames that are drawn
+    codes, film, out = tmp_path / "codes.json", films / "0.mp4", tmp_path / "out.mp4"
+    model = ("--model", tmp_path / "a")
+    run_command("tokenize", film, "--out", codes, *model)
+    run_command("detokenize", codes, "--out", out, *model, fails="the frame before; give --condition FILE")
+    run_command("detokenize", codes, "--out", out, *model, "--text", "a", fails="the decoder of moto reads no text")
+    run_command("detokenize", codes, "--out", out, *model, "--condition", film)
+    run_command("tokenize", film, "--out", codes, *model, "--condition", film, fails="of moto reads nothing beside")
+
+
+def run_command(*arguments, fails=None):
+    """One command in this process; fails: a part of its message."""
+    with pytest.raises(SystemExit if fails is None else ValueError, match=fails or "^0$"):
+        app([str(argument) for argument in arguments])

@@ -17,7 +17,7 @@ def run(*arguments):
 
 
 #: one system of every family whose weights were released, and one of every set of names
-SMALL = [name for name in list_systems() if read_system(name).small]
+SMALL = [name for name in list_systems() if not read_system(name).small_like]
 FAMILIES = {str(read_system(name).choose_settings(small=True)["family"]): name for name in SMALL}
 RELEASED = [FAMILIES[family] for family in dict.fromkeys(row.family for row in PUBLISHED.values())]
 RELEASED += ["llamagen-vq16", "ibq-16384", "open-magvit2-256", "gigatok-bl-2d", "titok-s128", "robustok"]

@@ -18,6 +18,8 @@ from unimodal.cli.export import export, push
 from unimodal.cli.progress import Reporter
 from unimodal.cli.serve import serve
 from unimodal.cli.shared import (
+    BesideFile,
+    BesideText,
     Command,
     Decoder,
     Guidance,
@@ -28,6 +30,7 @@ from unimodal.cli.shared import (
     Seed,
     Start,
     Temperature,
+    TextNetwork,
     Tokens,
     TopK,
     TopP,
@@ -249,15 +252,21 @@ def tokenize(
     out: Annotated[Path, typer.Option("--out", metavar="codes.json", help="The file of codes to write.")],
     start: Start = 0.0,
     seconds: Seconds = None,
+    text: BesideText = None,
+    condition: BesideFile = None,
+    text_network: TextNetwork = None,
     model: Model = None,
 ) -> None:
     """Turn a file into the integer codes that the model sees."""
+    from unimodal.coder.beside import Beside
+
     check_folder(out)
     source = read_source(file)
     check_time(start, seconds, [check_file(source)])
     notes: list[str] = []
+    beside = Beside(text, condition, text_network)
     with Reporter() as report:
-        codes = load_coder(model, report).tokenize(source, start, seconds, notes.append)
+        codes = load_coder(model, report).tokenize(source, start, seconds, notes.append, beside)
         codes.save(out)
     for note in notes:
         print(note, file=sys.stderr)
@@ -268,15 +277,19 @@ def tokenize(
 def detokenize(
     codes: Annotated[Path, typer.Argument(metavar="codes.json", help="What `tokenize` wrote.")],
     out: Out,
+    text: BesideText = None,
+    condition: BesideFile = None,
+    text_network: TextNetwork = None,
     model: Model = None,
 ) -> None:
     """Turn codes back into a picture, a sound or a clip."""
+    from unimodal.coder.beside import Beside
     from unimodal.coder.outputs import MediaCodes
 
     read = MediaCodes.load(codes)
     check_out(out, read.modality)
     with Reporter() as report:
-        load_coder(model, report).detokenize(read).save(out)
+        load_coder(model, report).detokenize(read, Beside(text, condition, text_network)).save(out)
     print(out)
 
 

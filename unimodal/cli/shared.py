@@ -50,6 +50,21 @@ TopP = Annotated[
 Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="At most so many new tokens.")]
 Start = Annotated[float, typer.Option("--start", metavar="S", help="Where sounds and films begin, in seconds.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", metavar="S", help="How much of them to take.")]
+BesideText = Annotated[
+    str | None, typer.Option("--text", metavar="WORDS", help="The caption, for a tokenizer that reads one.")
+]
+BesideFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--condition",
+        metavar="FILE",
+        help="What the tokenizer reads beside: a caption (.txt), text vectors (.npy), or the picture or film before.",
+    ),
+]
+TextNetwork = Annotated[
+    str | None,
+    typer.Option("--text-network", metavar="FOLDER", help="The text model that the tokenizer reads captions through."),
+]
 Negative = Annotated[str | None, typer.Option("--negative", metavar="WORDS", help="What media should not look like.")]
 Decoder = Annotated[
     str | None, typer.Option("--decoder", metavar="D", help="A fast decoder: jacobi, coupled-sjd, token-recycling, …")

@@ -123,8 +123,7 @@ def _describe_system(name: str) -> Iterator[tuple[str, str]]:
     train += f"python recipes/train_tokenizer.py --set system={name}"
     if not facts.small:
         yield "to train it", f"{train} --set media=FOLDER"
-    if system.small:
-        yield "a small form", f"{train} --set small=true --set media=FOLDER"
+    yield "a small form", f"{train} --set small=true --set media=FOLDER"
     released = [key for key, weights in PUBLISHED.items() if weights.family == settings["family"]]
     for key in [key for key in released if name.replace("-", "_").startswith(key)] or released:
         yield "released weights", f"{key}={PUBLISHED[key].hub_id or 'FOLDER'}, {PUBLISHED[key].licence or 'no licence'}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unimodal.coder.batches import count_frames, group_by_size, read_medium, split_batch, stack_media
+from unimodal.coder.beside import NOTHING_BESIDE, Beside, make_condition
 from unimodal.coder.outputs import Grid3, MediaCodes, Output
 from unimodal.files import quote_path
 from unimodal.media.image import load_image, to_bytes
@@ -34,6 +35,7 @@ from unimodal.tokenizers import (
     load_tokenizer,
     read_tokenizer_config,
 )
+from unimodal.tokenizers.interface import Condition
 from unimodal.vocabulary import Vocabulary, make_media_vocabulary, read_vocabulary
 
 
@@ -150,11 +152,12 @@ class MediaCoder:
                 found[item] = (row[:, 0] if row.shape[1] == 1 else row, codes.grid)
         return [found[index] for index in range(len(media))]
 
-    def encode_batch(self, modality: str, media: Sequence[Tensor]) -> Codes:
-        """Media of one modality and one group (`group_by_size`) → their codes, in one batch."""
+    def encode_batch(self, modality: str, media: Sequence[Tensor], condition: Condition | None = None) -> Codes:
+        """Media of one modality and one group (`group_by_size`) → their codes, in one batch. condition: what the
+        encoder reads beside them."""
         batch, lengths = stack_media(MEDIA[modality], media)
         return self.get_tokenizer(modality).encode(
-            batch.to(self.device), None if lengths is None else lengths.to(self.device)
+            batch.to(self.device), None if lengths is None else lengths.to(self.device), condition
         )
 
     def encode_part(self, part: Part) -> Part:
@@ -259,28 +262,32 @@ class MediaCoder:
     # ---- codes → tensors
 
     def decode(
-        self, modality: str, codes: Sequence[np.ndarray], grids: Sequence[tuple[int, int] | None] | None = None
+        self,
+        modality: str,
+        codes: Sequence[np.ndarray],
+        grids: Sequence[tuple[int, int] | None] | None = None,
+        condition: Condition | None = None,
     ) -> list[Tensor]:
         """The inverse of `encode`, on the CPU: pictures, sounds of their true lengths, or clips.
 
-        grids: rows and columns of each picture, for models that write them.
+        grids: rows and columns of each picture, for models that write them; these take no condition. condition: what
+        the decoder reads beside the codes.
         """
         if grids is not None and any(grids):
             return [self._decode_in_grid(modality, row, grid) for row, grid in zip(codes, grids, strict=True)]
         rows = Codes.from_rows([torch.from_numpy(np.array(row)) for row in codes])
-        decoded = self.get_tokenizer(modality).decode(rows.to(self.device)).float().cpu()
+        decoded = self.get_tokenizer(modality).decode(rows.to(self.device), condition).float().cpu()
         return split_batch(MEDIA[modality], decoded, [len(row) for row in codes])
 
     def _decode_in_grid(self, modality: str, row: np.ndarray, grid: tuple[int, int] | None) -> Tensor:
         codes = Codes.from_rows([torch.from_numpy(np.array(row))], grid=None if grid is None else (1, *grid))
         return self.get_tokenizer(modality).decode(codes.to(self.device))[0].float().cpu()
 
-    def decode_part(self, part: Part) -> Output:
+    def decode_part(self, part: Part, condition: Condition | None = None) -> Output:
         if isinstance(part, Text):
             return Output(part)
-        return Output(
-            part, self.decode(part.modality, [part.require_codes()], [part.grid])[0], self.get_rate(part.modality)
-        )
+        [medium] = self.decode(part.modality, [part.require_codes()], [part.grid], condition)
+        return Output(part, medium, self.get_rate(part.modality))
 
     # ---- files ⇄ codes, without the decoder
 
@@ -290,14 +297,18 @@ class MediaCoder:
         start_s: float = 0.0,
         seconds: float | None = None,
         tell: Callable[[str], None] = ignore_note,
+        beside: Beside = NOTHING_BESIDE,
     ) -> MediaCodes:
         """The codes of a file, or of its bytes. Its content decides which medium it is; for the arguments see `read`.
+        beside: what the encoder reads beside the file.
 
-        Raises ValueError for a file that cannot be used.
+        Raises ValueError for a file that cannot be used, and for what the encoder needs or does not read.
         """
         modality = detect_kind(path, self.limits)
+        tokenizer = self.get_tokenizer(modality)
+        condition = make_condition(tokenizer, beside, tokenizer.encode_conditions, "encoder")
         medium = self.read(path, modality, start_s, seconds, tell)
-        codes = self.encode_batch(modality, [medium])
+        codes = self.encode_batch(modality, [medium], condition)
         ids = codes.row(0).cpu().numpy()
         rate = self.get_rate(modality)
         return MediaCodes(
@@ -308,15 +319,20 @@ class MediaCoder:
             None if rate is None else count_frames(MEDIA[modality], medium) / rate,
         )
 
-    def detokenize(self, codes: MediaCodes) -> Output:
-        """The medium that codes stand for. Raises ValueError if another tokenizer made them."""
+    def detokenize(self, codes: MediaCodes, beside: Beside = NOTHING_BESIDE) -> Output:
+        """The medium that codes stand for. beside: what the decoder reads beside them.
+
+        Raises ValueError if another tokenizer made them, and for what the decoder needs or does not read.
+        """
         if codes.tokenizer_sha256 != self.sha256.get(codes.modality):
             raise ValueError(
                 f"the codes were made by the {codes.modality} tokenizer {codes.tokenizer_sha256} but this model has "
                 f"{self.sha256.get(codes.modality)}; use the model that made them"
             )
         grid = self._find_own_grid(codes.modality, codes.grid)
-        output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes, grid=grid))
+        tokenizer = self.get_tokenizer(codes.modality)
+        condition = make_condition(tokenizer, beside, tokenizer.decode_conditions, "decoder")
+        output = self.decode_part(MEDIA_PARTS[codes.modality](codes=codes.codes, grid=grid), condition)
         if MEDIA[codes.modality].padded and codes.seconds is not None and output.rate is not None:
             assert output.media is not None
             axis, most = MEDIA[codes.modality].axes.index("t"), max(1, round(codes.seconds * output.rate))

@@ -20,7 +20,7 @@ from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.rows import JoinedRows, JsonlRows, JsonRows, Rows
 from unimodal.files import is_hub_id, quote_path
 
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".tar")
 DEFAULT_SPLIT = "train"
 _SPLITS = ("train", "training", "test", "testing", "valid", "validation", "val", "dev", "eval", "evaluation")
 
@@ -53,7 +53,7 @@ def _find_in_folder(folder: Path, split: str, from_hub: bool, in_split: bool = F
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         _check_split([folder] if (folder / "state.json").is_file() else [], split, folder)
         return read_saved(folder, split), folder
-    found = sorted(path for path in folder.iterdir() if path.is_file() and find_suffix(path) in _SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if path.is_file() and find_suffix(path) in ROW_SUFFIXES)
     found = _leave_statistics(found)
     metadata = [path for path in found if path.name.partition(".")[0] == "metadata"]
     if len(metadata) == 1:  # of an imagefolder or audiofolder
@@ -75,13 +75,13 @@ def _find_in_folder(folder: Path, split: str, from_hub: bool, in_split: bool = F
             raise ValueError(f"{quote_path(folder)} has no split {split!r}; it has {', '.join(inner)}: set split")
         return _find_in_folder(folder / split, split, from_hub, in_split=True)
     data = folder / "data"  # of a repository of the hub
-    if data.is_dir() and any(find_suffix(path) in _SUFFIXES for path in data.iterdir()):
+    if data.is_dir() and any(find_suffix(path) in ROW_SUFFIXES for path in data.iterdir()):
         return _find_in_folder(data, split, from_hub, in_split)
     _check_split([] if in_split else [folder], split, folder)
     rows = FolderRows(folder)
     if not len(rows):
         raise ValueError(
-            f"{quote_path(folder)} holds no file of {', '.join(_SUFFIXES)} and no media; name the file, or use a "
+            f"{quote_path(folder)} holds no file of {', '.join(ROW_SUFFIXES)} and no media; name the file, or use a "
             f"pattern such as {quote_path(folder)}/*.jsonl"
         )
     return rows, folder
@@ -131,10 +131,10 @@ def _join(paths: Sequence[Path]) -> Rows:
 
 def _read_file(path: Path) -> Rows:
     suffix = find_suffix(path)
-    if suffix not in _SUFFIXES:
+    if suffix not in ROW_SUFFIXES:
         raise ValueError(
-            f"{quote_path(path)}: a dataset is a file of {', '.join(_SUFFIXES)}, also with .gz, .bz2 or .xz; convert "
-            "it to one of these"
+            f"{quote_path(path)}: a dataset is a file of {', '.join(ROW_SUFFIXES)}, also with .gz, .bz2 or .xz; "
+            "convert it to one of these"
         )
     content = unpack(path)
     if suffix == ".json":

@@ -1,6 +1,6 @@
 """Media alone, without a conversation around them: where they lie, and which of them are held out.
 
-    photos/                    every picture below it
+    photos/                    every picture below it; its caption in a .txt or .json beside it
     data.jsonl, train.parquet  the media of their rows, in any layout of `find_rows`; a hub's dataset with format
     shards/*.tar               WebDataset: read in place, nothing is unpacked
 
@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unimodal.data.find_rows import find_rows
+from unimodal.data.compressed_files import find_suffix
+from unimodal.data.find_rows import ROW_SUFFIXES, find_rows
 from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers import detect_format, import_row
 from unimodal.data.importers.columns import list_media_columns, name_files, read_media
@@ -25,12 +26,13 @@ from unimodal.data.importers.pairs import PairsConfig
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.rows import JoinedRows, Row, Rows
-from unimodal.files import quote_path
+from unimodal.files import quote_path, read_json
 from unimodal.media.registry import find_medium
 from unimodal.sequence.document import Text
 
 FOLDER_GROUP = "folder"  # in place of a column, of files in folders: the folder that a file lies in
 TEXT_COLUMNS = ("caption", "text")
+CAPTION_SUFFIXES = (".txt", ".json")  # of a file beside the medium's
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,15 @@ class MediaItem:
 @dataclass(frozen=True)
 class ItemOptions:
     """How rows are read. group: the column that decides what is held out; `folder` for files. columns: our name of a
-    column → the dataset's. split: of a dataset that has several. from_hub: the path may be a dataset of the hub."""
+    column → the dataset's. split: of a dataset that has several. from_hub: the path may be a dataset of the hub.
+    captioned: what is said of each medium is read too, and an item without is not usable."""
 
     group: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     split: str = "train"
     from_hub: bool = False
     media_root: Path | None = None
+    captioned: bool = False
 
 
 class MediaItems(ABC):
@@ -80,8 +84,9 @@ class MediaItems(ABC):
 class FileItems(MediaItems):
     """Every file of the medium in a folder and those below it, by name."""
 
-    def __init__(self, folder: Path, modality: str, group: str | None = None) -> None:
-        self.folder, self.modality, self.by_folder = folder, modality, group == FOLDER_GROUP
+    def __init__(self, folder: Path, modality: str, options: ItemOptions = ItemOptions()) -> None:
+        self.folder, self.modality, self.options = folder, modality, options
+        self.by_folder = options.group == FOLDER_GROUP
         suffixes = find_medium(modality).suffixes
         self.paths: list[Path] = []
         for place, folders, files in os.walk(folder):
@@ -95,8 +100,7 @@ class FileItems(MediaItems):
 
     def read(self, index: int) -> list[MediaItem]:
         path = self.paths[index]
-        beside = path.with_suffix(".txt")
-        text = beside.read_text("utf-8-sig").strip() if beside.is_file() else ""
+        text = _read_caption(path, self.options.columns) if self.options.captioned else ""
         return [MediaItem(str(path), quote_path(path), self.find_group(index), text)]
 
     def find_group(self, index: int) -> str:
@@ -110,8 +114,33 @@ class FileItems(MediaItems):
     def compute_fingerprint(self) -> str:
         digest = hashlib.sha256()
         for path in self.paths:
-            digest.update(f"{path.relative_to(self.folder).as_posix()} {path.stat().st_size}\0".encode())
+            beside = [path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES] if self.options.captioned else []
+            sizes = [file.stat().st_size for file in (path, *beside) if file.is_file()]
+            digest.update(f"{path.relative_to(self.folder).as_posix()} {' '.join(map(str, sizes))}\0".encode())
         return digest.hexdigest()
+
+
+def _read_caption(path: Path, columns: Mapping[str, str]) -> str:
+    """What the .txt or .json beside a medium's file says of it. ValueError where there is nothing."""
+    text, rows = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+    found = ""
+    try:
+        if text.is_file():
+            found = text.read_text("utf-8-sig").strip()
+        elif rows.is_file():
+            found = _find_caption(read_json(rows, "mend it"), columns)
+    except UnicodeDecodeError:
+        raise ValueError(f"{quote_path(text)} is not UTF-8 text") from None
+    if not found:
+        asked = columns.get("text", " or ".join(TEXT_COLUMNS))
+        raise ValueError(f"{quote_path(path)} has no caption: write it to {text.name}, or to {rows.name} under {asked}")
+    return found
+
+
+def _find_caption(row: Mapping[str, object], columns: Mapping[str, str]) -> str:
+    """The caption of a row or object: in the column that `columns` calls text, or in one of the usual ones."""
+    names = (columns["text"], "text") if "text" in columns else TEXT_COLUMNS  # a row may be renamed already
+    return next((str(row[name]).strip() for name in names if isinstance(row.get(name), str)), "")
 
 
 class RowItems(MediaItems):
@@ -147,7 +176,9 @@ class RowItems(MediaItems):
         place = self.rows.describe_place(index)
         if not sources:
             raise ValueError(f"the row has no {find_medium(self.modality).noun}")
-        text = next((str(row[name]) for name in TEXT_COLUMNS if isinstance(row.get(name), str)), "")
+        text = _find_caption(row, self.options.columns)
+        if self.options.captioned and not text:
+            raise ValueError("the row has no caption; name its column: columns={text: COLUMN}")
         made = []
         for source in sources:
             assert source is not None
@@ -176,9 +207,11 @@ def open_media_items(path: str, modality: str, options: ItemOptions) -> MediaIte
     Raises ValueError, in one line, where there are none.
     """
     folder, medium = Path(path).expanduser(), find_medium(modality)
-    if folder.is_dir() and options.group in (None, FOLDER_GROUP) and not options.columns and not options.from_hub:
-        files = FileItems(folder, modality, options.group)
-        if len(files):
+    if folder.is_dir() and options.group in (None, FOLDER_GROUP) and not options.from_hub:
+        files = FileItems(folder, modality, options)
+        if len(files) and not (options.columns or options.captioned):
+            return files
+        if len(files) and not _has_rows(folder, files):
             return files
     try:
         rows, media_root = find_rows(path, options.split, options.from_hub)
@@ -199,6 +232,12 @@ def open_media_items(path: str, modality: str, options: ItemOptions) -> MediaIte
     if not len(items):
         raise ValueError(f"{quote_path(path)} has no rows; name a dataset with a {medium.noun} in each")
     return items
+
+
+def _has_rows(folder: Path, files: FileItems) -> bool:
+    """Whether a folder of media holds a file of rows too, as an imagefolder's metadata, and not only captions."""
+    stems = {path.with_suffix("") for path in files.paths}
+    return any(path.with_suffix("") not in stems for path in folder.iterdir() if find_suffix(path) in ROW_SUFFIXES)
 
 
 def is_held_out(group: str, one_of: int) -> bool:

@@ -32,6 +32,7 @@ from unimodal.media.registry import FileTarget
 from unimodal.tokenizers.codes import Codes, Latents
 from unimodal.tokenizers.stored import StoredModule
 from unimodal.tokenizers.streams import StreamLayout
+from unimodal.tokenizers.text_settings import TextSettings
 
 FitMode = Literal["pad", "crop", "stretch"]
 CodedT = TypeVar("CodedT", Codes, Latents)
@@ -123,6 +124,8 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
     #: the kinds of `Condition` that each side reads: "text", "features", "medium"
     encode_conditions: frozenset[str] = frozenset()
     decode_conditions: frozenset[str] = frozenset()
+    #: of a family that reads features of a text: how many vectors, and of which text model
+    text_settings: TextSettings | None = None
     #: what else ``decode`` takes: "noise", "steps", "guidance"
     decode_settings: frozenset[str] = frozenset()
     #: why ``decode`` refuses, of a family whose config says ``can_decode`` False
@@ -138,6 +141,9 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         """``decode`` with checked options and codes that lie in their blocks; how many an item must have is the
         family's to check. An encoder alone leaves this out."""
         raise ValueError(self.no_decoder)
+
+    def name_text_network(self, network: str) -> None:
+        """Sets which text model `text_settings` and the config name, for a family that reads features of a text."""
 
     def noise_shape(self, num_positions: int) -> tuple[int, ...]:
         """The shape of the noise that one item of so many positions is decoded with; of families that take noise."""

@@ -8,7 +8,7 @@ the authors', and a small form that trains on a processor:
     abstract: 5                       # its number among the systems of this project
     source: bytedance/1d-tokenizer configs/infer/TiTok/titok_s128.yaml
     tokenizer: {family: titok, width: 512, …}
-    small: {width: 64, …}             # over `tokenizer`
+    small: {width: 64, …}             # over `tokenizer`; or the name of a system whose small settings are taken
     parameters:
       - {of: [encoder], count: 25818636, mark: D}
     reference: visual/titok-legacy
@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from unimodal.files import describe_error
 from unimodal.tokenizers.interface import MediaModule
@@ -57,8 +57,9 @@ class PublishedSystem(BaseModel):
     source: str
     #: settings of the published size; None where no source gives one
     tokenizer: dict[str, JsonValue] | None = None
-    #: settings that train on a processor, over `tokenizer`
-    small: dict[str, JsonValue] = {}
+    #: settings that train on a processor, over `tokenizer`; of another system, where its name is given in their place
+    small: dict[str, JsonValue] = Field(min_length=1)
+    small_like: str = ""
     parameters: tuple[ParameterCount, ...] = ()
     #: reference files of the authors' code that the family passes
     reference: tuple[str, ...] = ()
@@ -101,11 +102,21 @@ def read_system(name: str) -> PublishedSystem:
     """One published system. Raises ValueError for a name that is not there."""
     if name not in list_systems():
         raise ValueError(f"there is no published system {name!r}; `unimodal tokenizers list` names them")
-    fields = yaml.safe_load(resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    fields = _read_fields(name)
+    like = fields.get("small")
+    if isinstance(like, str):
+        fields |= {"small": _read_fields(like)["small"], "small_like": like}
     try:
         return PublishedSystem.model_validate({"name": name, **fields})
     except ValidationError as error:
         raise ValueError(f"{name}.yaml: {describe_error(error)}") from None
+
+
+def _read_fields(name: str) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = yaml.safe_load(
+        resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    )
+    return found
 
 
 def build_tokenizer(settings: dict[str, JsonValue]) -> MediaModule:

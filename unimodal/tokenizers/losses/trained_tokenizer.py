@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
 from unimodal.tokenizers.losses.bag import LossBag
 from unimodal.tokenizers.losses.reconstruction import measure_l2
@@ -106,9 +107,22 @@ class TrainedTokenizer(nn.Module):
     """What a trainer trains. bag: None for a family that has only a loss of its own. stages: in order of their first
     steps. seed: of what losses draw beside the tokenizer."""
 
-    def __init__(self, tokenizer: AnyTokenizer, bag: LossBag | None, stages: Sequence[StageParts] = (StageParts(),)):
+    def __init__(
+        self,
+        tokenizer: AnyTokenizer,
+        bag: LossBag | None,
+        stages: Sequence[StageParts] = (StageParts(),),
+        conditions: ConditionMaker | None = None,
+    ):
+        """conditions: makes what the tokenizer reads beside the media; by default one is built. ValueError for a
+        tokenizer whose loss of its own takes no condition."""
         super().__init__()
         self.tokenizer, self.bag, self.stages = tokenizer, bag, list(stages)
+        self.conditions = ConditionMaker(tokenizer) if conditions is None else conditions
+        if bag is None and self.conditions.kinds:
+            reads = ", ".join(sorted(self.conditions.kinds))
+            family = tokenizer.config.family
+            raise ValueError(f"{family} reads {reads} beside the medium, which its own training_loss does not take")
         trained = [stage.trained for stage in stages]
         for name, parameter in tokenizer.named_parameters():
             if all(names is not None and name not in names for names in trained):
@@ -178,16 +192,7 @@ class TrainedTokenizer(nn.Module):
 
     def reconstruct(self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None) -> Reconstruction:
         assert isinstance(self.tokenizer, SystemModule)
-        return self.tokenizer.reconstruct(x, lengths, make_condition(self.tokenizer, captions))
-
-
-def make_condition(tokenizer: AnyTokenizer, captions: tuple[str, ...] | None) -> Condition | None:
-    """The captions as what the tokenizer reads beside, where it reads texts. ValueError where it does and has none."""
-    if "text" not in tokenizer.encode_conditions | tokenizer.decode_conditions:
-        return None
-    if captions is None or not all(captions):
-        raise ValueError(f"{tokenizer.config.family} reads a caption of every item; give data with texts")
-    return Condition(text=captions)
+        return self.tokenizer.reconstruct(x, lengths, self.conditions.make(x, captions))
 
 
 def _freeze_modules(tokenizer: nn.Module, trained: frozenset[str] | None) -> None:

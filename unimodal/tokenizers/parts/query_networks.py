@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -19,18 +18,7 @@ from unimodal.tokenizers.interface import Condition
 from unimodal.tokenizers.parts.resamplers import QueryMask, QueryReading, QueryStart, Resampler
 from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.vit import GridSize, LearnedPositions, PatchEmbedding, VitBlock
-
-
-class TextSettings(BaseModel):
-    """What a network reads beside the picture: up to `length` vectors of `width`, from a frozen text encoder.
-
-    dropout: the share of training items whose text is left out; above 0 the text may be left out in use as well.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    length: int = Field(default=77, ge=1)
-    width: int = Field(default=768, ge=1)
-    dropout: float = Field(default=0.0, ge=0, le=1)
+from unimodal.tokenizers.text_settings import TextSettings
 
 
 class TextEmbedding(nn.Module):
@@ -48,7 +36,7 @@ class TextEmbedding(nn.Module):
         features = None if condition is None else condition.features
         if features is None or condition is None:
             if not self.settings.dropout and not self.training:
-                raise ValueError("this tokenizer reads text; give a Condition(features=…) of the text for each item")
+                raise ValueError("this tokenizer reads text; give a Condition(features=…) of it for each item")
             return self.positions.new_zeros(batch, 0, self.positions.shape[1]), None
         if features.dim() != 3 or features.shape[1] > len(self.positions) or features.shape[2] != self.settings.width:
             raise ValueError(

@@ -23,11 +23,12 @@ from unimodal.tokenizers.parts.prefix import PrefixPolicy, make_prefix_mask
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer
-from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder, TextSettings
+from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder
 from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
 from unimodal.tokenizers.systems.key_map import KeyMap
 from unimodal.tokenizers.systems.titok_names import KEY_MAP, read_titok_settings
+from unimodal.tokenizers.text_settings import CLIP_TEXT, TextSettings
 
 
 class ProxySettings(BaseModel):
@@ -144,6 +145,14 @@ class QueryTokenNetworks(SystemModule):
         self.decoder = QueryDecoder(config.decoder, config.grid, num, config.token_width, config.text)
         self.picture_size = (config.image_size, config.image_size)
         self.tokens_per_item = config.num_tokens
+        self.text_settings = config.text
+        self.decode_conditions = frozenset() if config.text is None else frozenset({"features"})
+        self.encode_conditions = self.decode_conditions if config.text_in_encoder else frozenset()
+
+    def name_text_network(self, network: str) -> None:
+        if self.config.text is not None:
+            self.text_settings = self.config.text.model_copy(update={"network": network})
+            self.config = self.config.model_copy(update={"text": self.text_settings})
 
     def encode_tokens(
         self, x: Tensor, condition: Condition | None = None, generator: torch.Generator | None = None
@@ -209,8 +218,6 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.segments = ((self.modality, config.num_tokens),)
         self.ordered = config.prefixes != "none"
-        self.decode_conditions = frozenset() if config.text is None else frozenset({"features"})
-        self.encode_conditions = self.decode_conditions if config.text_in_encoder else frozenset()
 
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> TiTokConfig:
@@ -283,8 +290,6 @@ class TiTokLatents(QueryTokenNetworks, SystemLatents):
         self.build_networks(2 * config.token_width)
         self.head = PatchHead(config.decoder.width, config.patch_size)
         self.width = config.token_width
-        self.decode_conditions = frozenset() if config.text is None else frozenset({"features"})
-        self.encode_conditions = self.decode_conditions if config.text_in_encoder else frozenset()
 
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> TiTokLatentsConfig:
@@ -334,14 +339,14 @@ class TATiTokConfig(TiTokConfig):
     its last norm."""
 
     family: str = "tatitok"
-    text: TextSettings | None = TextSettings()
+    text: TextSettings | None = TextSettings(network=CLIP_TEXT)
 
 
 class TATiTokLatentsConfig(TiTokLatentsConfig):
     """The same with continuous tokens."""
 
     family: str = "tatitok_latents"
-    text: TextSettings | None = TextSettings()
+    text: TextSettings | None = TextSettings(network=CLIP_TEXT)
 
 
 class TATiTokTokenizer(TiTokTokenizer):

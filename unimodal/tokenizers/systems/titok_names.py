@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.key_map import KeyMap
+from unimodal.tokenizers.text_settings import CLIP_TEXT
 
 _BLOCK = r"(encoder|decoder)(?:\.resampler)?\.blocks\.(\d+)\."
 KEY_MAP = KeyMap(
@@ -76,7 +77,7 @@ def read_titok_settings(fields: Mapping[str, object], latents: bool, text: bool)
     }
     if text:
         length, width = model.take_integer("text_context_length", 77), model.take_integer("text_embed_dim", 768)
-        settings["text"] = {"length": length, "width": width}
+        settings["text"] = {"length": length, "width": width, "network": CLIP_TEXT}
     if latents:
         return settings
     if proxy:

@@ -64,7 +64,13 @@ class TokenBridgeTokenizer(SystemTokenizer):
         self.picture_size, self.num_frames = self.latents.picture_size, self.latents.num_frames
         self.frames_per_second = self.latents.frames_per_second
         self.encode_conditions, self.decode_conditions = self.latents.encode_conditions, self.latents.decode_conditions
-        self.decode_settings = self.latents.decode_settings
+        self.decode_settings, self.text_settings = self.latents.decode_settings, self.latents.text_settings
+
+    def name_text_network(self, network: str) -> None:
+        self.latents.name_text_network(network)
+        self.text_settings = self.latents.text_settings
+        settings = {**self.config.latents, "text": self.latents.config.model_dump(mode="json").get("text")}
+        self.config = self.config.model_copy(update={"latents": settings})
 
     def noise_shape(self, num_positions: int) -> tuple[int, ...]:
         return self.latents.noise_shape(num_positions)

@@ -1,0 +1,30 @@
+"""The small form of one published system of each kind, built once for all tests of a process; none of them changes."""
+
+from functools import cache
+
+import torch
+
+from unimodal.tokenizers.configs.registry import build_tokenizer, list_systems, read_system
+from unimodal.tokenizers.interface import LatentTokenizer, MediaTokenizer
+from unimodal.tokenizers.systems.base import SystemModule
+
+
+@cache
+def list_kinds() -> tuple[str, ...]:
+    """The name of one published system for each system and family."""
+    found: dict[tuple[str, object], str] = {}
+    for name in list_systems():
+        system = read_system(name)
+        found.setdefault((system.system, system.choose_settings(small=True)["family"]), name)
+    return tuple(name for name in found.values() if is_built(name))
+
+
+def is_built(name: str) -> bool:
+    return isinstance(build_small(name), SystemModule)
+
+
+@cache
+def build_small(name: str) -> MediaTokenizer | LatentTokenizer:
+    """Random weights, in eval mode."""
+    torch.manual_seed(0)
+    return build_tokenizer(read_system(name).choose_settings(small=True)).eval()
