@@ -11,11 +11,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.tokenizers import (
+    test_beats,
     test_cosmos,
     test_flextok,
     test_gigatok,
     test_moto,
     test_omnitokenizer,
+    test_s3,
     test_seed,
     test_titok,
     test_tokenflow,
@@ -63,6 +65,10 @@ FILES: dict[str, tuple[str, Open]] = {
     "one_d_piece": ("one-d-piece", open_titok),
     "tatitok": ("tatitok", open_titok),
     "flextok": ("flextok", open_flextok),
+    "s3_v1": ("audio/s3tokenizer_v1", test_s3.load),
+    "s3_v1_25hz": ("audio/s3tokenizer_v1_25hz", test_s3.load),
+    "s3_v2": ("audio/s3tokenizer_v2_25hz", test_s3.load),
+    "beats": ("audio/beats_tokenizer", test_beats.load),
 }
 #: rows without a reference file → a system whose small form stands in
 SMALL = {
@@ -75,6 +81,8 @@ SMALL = {
     "uniflow": "uniflow",
     "uniaudio2_sqcodec": "uniaudio2-sqcodec",
     "uniaudio2_reasoning": "uniaudio2-reasoning",
+    "speechtokenizer": "speechtokenizer",
+    "dmcodec": "dm-codec",
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from unimodal.tokenizers import pretrained
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.systems.beats import BeatsTokenizer
 
@@ -70,3 +71,28 @@ def test_a_sound_has_the_same_labels_alone_and_beside_a_longer_one():
     assert tokenizer.encode(torch.zeros(1, 1, 50)).counts == [8]
     with pytest.raises(ValueError, match="no decoder"):
         tokenizer.decode(batch)
+
+
+def test_rows_are_directions_that_turn_toward_the_sounds_that_chose_them():
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(read_system("beats").choose_settings(small=True)).train()
+    sounds = 0.3 * torch.randn(4, 1, 8000, generator=torch.Generator().manual_seed(0))
+    tokenizer.quantizer.started.fill_(1)  # at random, and not by k-means
+    with torch.no_grad():
+        losses = [float(tokenizer.training_loss(sounds)[0]) for _ in range(60)]
+    rows = tokenizer.quantizer.codebook
+    assert losses[-1] < 0.5 * losses[0]
+    torch.testing.assert_close(rows.norm(dim=-1), torch.ones(len(rows)))
+
+
+def test_a_released_checkpoint_says_its_own_settings(tmp_path):
+    small = read_system("beats").choose_settings(small=True)
+    tokenizer = build_tokenizer({**small, "gated": False, "deep": False, "num_buckets": 0})
+    theirs = {
+        "input_patch_size": 16, "embed_dim": 16, "encoder_layers": 2, "encoder_embed_dim": 32, "conv_pos": 16,
+        "encoder_ffn_embed_dim": 48, "encoder_attention_heads": 4, "conv_pos_groups": 4, "quant_n": 32, "quant_dim": 8,
+    }  # fmt: skip
+    torch.save({"cfg": theirs, "model": tokenizer.collect_authors_state()}, tmp_path / "Tokenizer_iter3.pt")
+    assert pretrained.load("beats", tmp_path / "Tokenizer_iter3.pt", pickle=True).sha256 == tokenizer.sha256
+    with pytest.raises(ValueError, match="is a pickle|has no config.json"):
+        pretrained.load("beats", tmp_path / "Tokenizer_iter3.pt")

@@ -23,7 +23,7 @@ def test_every_released_system_loads_from_safetensors_from_a_pickle_and_from_wha
 ):
     if name in FILES:
         file, read = FILES[name]
-        wanted = read(open_reference(f"visual/{file}"))
+        wanted = read(open_reference(file if "/" in file else f"visual/{file}"))
     else:
         wanted = build_small(SMALL[name])
     settings = write_checkpoint(wanted, tmp_path / "safe")

@@ -9,7 +9,8 @@ from pickle import UnpicklingError
 import torch
 from torch import Tensor
 
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.jit")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt", "*.jit", "*.onnx")
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 #: where authors keep the weights within what they saved; the first that is there holds
 ROOTS = ("ema", "model", "state_dict")
 
@@ -54,6 +55,17 @@ def find_weight_files(source: Path) -> list[Path]:
     raise ValueError(f"{folder} has no weights ({', '.join(WEIGHT_FILES)}); name the folder or file of a checkpoint")
 
 
+def read_authors_settings(source: Path, root: str) -> Mapping[str, object]:
+    """The authors' settings that lie beside the weights in a pickled file, under `root`; no code of it is run.
+    Raises ValueError where there are none."""
+    path = find_weight_files(source)[0]
+    content = _read_pickle(path) if path.suffix in PICKLES else None
+    settings = content.get(root) if isinstance(content, Mapping) else None
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path} holds no settings under {root}; name a config of `unimodal tokenizers list`")
+    return {str(name): value for name, value in settings.items()}
+
+
 def _read_file(path: Path, pickle: bool, torchscript: bool, roots: Sequence[str]) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -69,10 +81,17 @@ def _read_file(path: Path, pickle: bool, torchscript: bool, roots: Sequence[str]
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0].partition(". ")[0]
             raise ValueError(f"{path} is no TorchScript archive ({reason})") from None
+    if path.suffix == ".onnx":
+        raise ValueError(f"{path} is an ONNX file, and this system was not released as one; name another")
     if path.suffix == ".jit":
         raise ValueError(f"{path} is a TorchScript archive, which holds a program; allow it with torchscript=True")
     if not pickle:
         raise ValueError(f"{path} is a pickle; allow its bare tensors with pickle=True (no code of it is run)")
+    return _find_tensors(_read_pickle(path), path, roots)
+
+
+def _read_pickle(path: Path) -> object:
+    """What was saved, of bare tensors and plain values."""
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:  # its advice is to run the code
@@ -82,7 +101,7 @@ def _read_file(path: Path, pickle: bool, torchscript: bool, roots: Sequence[str]
     except Exception as error:  # zip and torch errors of many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise ValueError(f"{path} is damaged ({reason}), or no checkpoint; download it again") from None
-    return _find_tensors(content, path, roots)
+    return content
 
 
 def _find_tensors(content: object, path: Path, roots: Sequence[str]) -> Mapping[str, Tensor]:

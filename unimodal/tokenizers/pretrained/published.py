@@ -14,7 +14,13 @@ from torch import Tensor
 
 from unimodal.files import describe_error, read_json
 from unimodal.tokenizers.configs.registry import read_system
-from unimodal.tokenizers.pretrained.authors import ROOTS, find_weight_files, read_authors_weights
+from unimodal.tokenizers.onnx_weights import read_onnx
+from unimodal.tokenizers.pretrained.authors import (
+    ROOTS,
+    find_weight_files,
+    read_authors_settings,
+    read_authors_weights,
+)
 from unimodal.tokenizers.pretrained.likeness import describe_likeness
 from unimodal.tokenizers.registry import find_family_class
 from unimodal.tokenizers.systems.base import SystemConfig, SystemModule
@@ -32,7 +38,8 @@ class PublishedWeights:
     licence: of the weights, as their authors name it; None where no source says. commercial: False where the licence
     forbids commercial use. roots and prefix: where the weights lie in what was saved. file and config: which file of
     `hub_id` is downloaded and which of `unimodal tokenizers list` it is, where the repository does not say; "" for its
-    safetensors and its own config. companion: what else is needed to decode, and where it is; "" for nothing.
+    safetensors and its own config. settings: where the authors' config lies within a pickled file of weights; "" where
+    it does not. companion: what else is needed to decode, and where it is; "" for nothing.
     """
 
     family: str
@@ -44,6 +51,7 @@ class PublishedWeights:
     file: str = ""
     config: str = ""
     where: str = ""
+    settings: str = ""
     companion: str = ""
 
 
@@ -73,12 +81,15 @@ def load_published(
     source = source / file
     find_weight_files(source)
     try:
-        settings = _read_config(name, kind, source, config)
+        settings = _read_config(name, kind, source, config, pickle)
     except ForeignConfigError as error:
         raise ValueError(f"{error}{_describe_odd(source, entry.family, pickle, torchscript)}") from None
     told = {"licence": entry.licence, "origin": origin or str(source), "commercial": entry.commercial}
     settings = settings.model_copy(update=told)
-    weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
+    if find_weight_files(source)[0].suffix == ".onnx":
+        weights = kind.name_onnx_weights(read_onnx(find_weight_files(source)[0]))
+    else:
+        weights = read_authors_weights(source, pickle, torchscript, entry.roots, entry.prefix)
     if companion is not None:
         weights = kind.add_companion(weights, read_authors_weights(Path(companion).expanduser(), pickle))
     try:
@@ -111,17 +122,25 @@ def _describe_odd(source: Path, family: str, pickle: bool, torchscript: bool) ->
 
 
 def _read_config(
-    name: str, kind: type[SystemModule], source: Path, config: str | os.PathLike[str] | None
+    name: str, kind: type[SystemModule], source: Path, config: str | os.PathLike[str] | None, pickle: bool
 ) -> SystemConfig:
+    fields: Mapping[str, object] | None = None
     if config is None:
         folder = source if source.is_dir() else source.parent
         names = ("config.json", "config.yaml", "config.yml", OWN_SETTINGS)
         there = [folder / name for name in names if (folder / name).is_file()]
-        if not there:
+        entry = PUBLISHED[name]
+        if not there and entry.settings and pickle:
+            config, fields = source, read_authors_settings(source, entry.settings)
+        elif not there and entry.config and not entry.hub_id:  # the only size that was released
+            config = entry.config
+        elif not there:
             raise ValueError(f"{folder} has no config.json; name a config of `unimodal tokenizers list`, or a file")
-        config = there[0]
+        else:
+            config = there[0]
     path = Path(config)
-    fields = _read_fields(path) if path.suffix else read_system(str(config)).choose_settings()
+    if fields is None:
+        fields = _read_fields(path) if path.suffix else read_system(str(config)).choose_settings()
     family = fields.get("family")
     wanted = kind.config_class.model_fields["family"].default
     if family is not None and family != wanted:
@@ -297,5 +316,20 @@ PUBLISHED: dict[str, PublishedWeights] = {
         "MIT",
         file="ReasoningCodec.checkpoint",
         config="uniaudio2-reasoning",
+    "s3_v1": PublishedWeights(
+        "s3", "", None, where="ModelScope: iic/CosyVoice-300M, speech_tokenizer_v1.onnx", config="s3-v1"
+    ),
+    "s3_v1_25hz": PublishedWeights(
+        "s3",
+        "",
+        None,
+        where="ModelScope: iic/CosyVoice-300M-25Hz, speech_tokenizer_v1.onnx",
+        config="s3-v1-25hz",
+    ),
+    "s3_v2": PublishedWeights(
+        "s3", "", None, where="ModelScope: iic/CosyVoice2-0.5B, speech_tokenizer_v2.onnx", config="s3-v2"
+    ),
+    "beats": PublishedWeights(
+        "beats", "", "MIT", where="OneDrive: the README of microsoft/unilm beats has links", settings="cfg"
     ),
 }

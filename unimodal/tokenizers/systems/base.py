@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
+from unimodal.tokenizers.onnx_weights import OnnxGraph
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 from unimodal.tokenizers.stored import StoredModule, TokenizerConfig
 from unimodal.tokenizers.systems.key_map import KeyMap, fill_strictly, rename_to_authors
@@ -100,6 +101,12 @@ class SystemModule(StoredModule):
         """The settings as the authors' config.json has them, which `read_authors_config` reads; None where its form is
         not known or cannot say these settings."""
         return None
+
+    @classmethod
+    def name_onnx_weights(cls, graph: OnnxGraph) -> dict[str, Tensor]:
+        """The weights of a released ONNX file by the names of the authors' code. ValueError for a system that has
+        none."""
+        raise ValueError(f"the weights of {cls.__name__} were not released as ONNX; name a file of another kind")
 
     @classmethod
     def find_key_map(cls, config: SystemConfig) -> KeyMap:

@@ -3,9 +3,6 @@
 A transformer reads patches of a filter bank, and the direction of a small vector at each patch picks the nearest row of
 a table. There is no decoder: the labels are what an audio model is trained to predict.
 
-The authors keep the table by running averages of unit vectors; here those averages are weighted by how often a row was
-chosen, and an update leaves rows at length 1 as theirs does.
-
 Shapes: B batch, T samples, F frames, M mel bands, P side of a patch, N = ⌊F / P⌋ · ⌊M / P⌋ codes, D width of a code.
 """
 
@@ -17,14 +14,18 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions
 from unimodal.tokenizers.parts.mel import KaldiFbank
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantized, QuantizeOptions, select_real
+from unimodal.tokenizers.parts.quantizers.upkeep import CodebookUpkeep
+from unimodal.tokenizers.parts.ranks import add_over_ranks
 from unimodal.tokenizers.parts.trunks.beats import BeatsEncoder, BeatsSizes
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
-from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig
+from unimodal.tokenizers.systems.base import Reconstruction
 from unimodal.tokenizers.systems.key_map import KeyMap
 from unimodal.tokenizers.systems.sound import SoundConfig, SoundTokenizer
 
@@ -32,7 +33,7 @@ NUM_MELS = 128
 #: of Kaldi's filter bank over the authors' sounds, which are scaled to 16 bits
 SCALE, MEAN, DEVIATION = 2**15, 15.41663, 6.55582
 TABLE = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
-COUNTERS = r"quantize\.(embedding\.)?(cluster_size|embed_avg|initted)"
+COUNTERS = r"quantize\.(embedding\.)?(cluster_size|embed_avg)"
 
 
 class BeatsConfig(SoundConfig):
@@ -76,6 +77,34 @@ class BeatsConfig(SoundConfig):
         return self
 
 
+class MeanDirections(VectorQuantizer):
+    """Rows that are learned without a gradient: each goes a little toward the mean of the unit vectors that chose it,
+    and is brought back to length 1. They begin as cluster means of the first vectors of training, by cosine."""
+
+    def __init__(self, codebook_size: int, num_dims: int, commitment: float, decay: float):
+        super().__init__(codebook_size, num_dims, normalize_latents=True, commitment=commitment)
+        self.codebook.requires_grad_(False)
+        self.learned_by_gradient, self.decay = False, decay
+        self.register_buffer("started", torch.zeros(1))
+
+    def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
+        if self.training and not bool(self.get_buffer("started")):
+            upkeep = CodebookUpkeep(self.codebook_size, self.num_dims, kmeans_start=True, unit=True).to(z.device)
+            upkeep.start(self.codebook.data, select_real(self.prepare(z.detach()), mask), options.generator)
+            self.get_buffer("started").copy_(upkeep.get_buffer("started"))
+        return super().quantize_batch(z, mask, options)
+
+    @torch.no_grad()
+    def learn_from(self, z: Tensor, ids: Tensor, generator: torch.Generator | None) -> None:
+        if not self.training:
+            return
+        chosen, rows = ids[:, 0], self.codebook
+        counts = add_over_ranks(torch.bincount(chosen, minlength=len(rows)).to(rows.dtype))
+        sums = add_over_ranks(torch.zeros_like(rows).index_add_(0, chosen, self.prepare(z)))
+        means = torch.where(counts[:, None] > 0, normalize(sums, dim=-1), rows)
+        rows.copy_(normalize(self.decay * rows + (1 - self.decay) * means, dim=-1))
+
+
 class BeatsTokenizer(SoundTokenizer):
     """Sounds of 16 kHz → a code for each patch of 160 ms and 16 bands: eight a step, low bands first.
 
@@ -87,11 +116,14 @@ class BeatsTokenizer(SoundTokenizer):
     config_class: ClassVar[type[BeatsConfig]] = BeatsConfig
     no_decoder = "BEATs' codes are labels to train a model by; it has no decoder"
     key_map: ClassVar[KeyMap] = KeyMap(
-        rules=((r"quantizer\.codebook", "quantize.embedding.weight"),),
+        rules=(
+            (r"quantizer\.codebook", "quantize.embedding.weight"),
+            (r"quantizer\.started", "quantize.embedding.initted"),
+        ),
         ignored=(COUNTERS, r"encoder\.layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.weight"),
     )
     config: BeatsConfig
-    quantizer: VectorQuantizer
+    quantizer: MeanDirections
 
     def __init__(self, config: BeatsConfig):
         super().__init__(config)
@@ -119,17 +151,7 @@ class BeatsTokenizer(SoundTokenizer):
         self.quantize_layer = nn.Sequential(
             nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, config.code_width)
         )
-        self.quantizer = VectorQuantizer(
-            config.codebook_size,
-            config.code_width,
-            normalize_latents=True,
-            commitment=config.commitment,
-            learned_by="averages",
-            decay=config.decay,
-            start="kmeans",
-        )
-        assert self.quantizer.upkeep is not None
-        self.quantizer.upkeep.unit = True
+        self.quantizer = MeanDirections(config.codebook_size, config.code_width, config.commitment, config.decay)
         rows = NUM_MELS // patch
         self.describe((config.codebook_size,), self.bands.hop * patch // rows, self.bands.sample_rate_hz)
         self.fewest_samples = self.bands.window_size + (patch - 1) * self.bands.hop
@@ -199,20 +221,12 @@ class BeatsTokenizer(SoundTokenizer):
             }
         )
 
-    @classmethod
-    def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
-        """Their counters of use are not read: the averages begin anew at the rows as they are."""
-        rows = weights.get("quantize.embedding.weight", torch.zeros(0, 0))
-        averages = {"started": torch.tensor(True), "counts": torch.ones(len(rows)), "sums": rows}
-        own = {f"quantizer.upkeep.{name}": tensor for name, tensor in averages.items()}
-        return super().from_authors({**weights, **own}, config, source)
-
     def collect_authors_state(self) -> dict[str, Tensor]:
         """The weights with the table of distances under every layer, as their module has it, and counters of no use."""
-        state = {name: value for name, value in super().collect_authors_state().items() if "upkeep" not in name}
+        state = super().collect_authors_state()
         rows = self.quantizer.codebook.detach()
         if self.config.num_buckets:
             state |= {TABLE.format(layer): state[TABLE.format(0)].clone() for layer in range(1, self.config.num_layers)}
-        counters = {"initted": torch.ones(1), "embed_avg": rows.clone(), "cluster_size": rows.new_zeros(len(rows))}
-        state |= {f"quantize.embedding.{name}": tensor for name, tensor in counters.items()}
-        return {**state, "quantize.cluster_size": rows.new_zeros(len(rows))}
+        state["quantize.embedding.embed_avg"] = rows.clone()
+        counters = ("quantize.embedding.cluster_size", "quantize.cluster_size")
+        return {**state, **{name: rows.new_zeros(len(rows)) for name in counters}}

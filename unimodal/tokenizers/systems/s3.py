@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.onnx_weights import OnnxGraph, OnnxNode
 from unimodal.tokenizers.parts.mel import WhisperMel
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer, average_real
@@ -33,6 +34,7 @@ from unimodal.tokenizers.systems.base import Reconstruction
 from unimodal.tokenizers.systems.key_map import KeyMap
 from unimodal.tokenizers.systems.sound import SoundConfig, SoundTokenizer
 
+POSITIONS = "encoder.positional_embedding"
 #: windows that are encoded together
 WINDOW_BATCH = 8
 #: version 2: scalars of a code, their levels, and how far tanh reaches
@@ -210,6 +212,46 @@ class S3Tokenizer(SoundTokenizer):
                 "overlap_frames": min(released.overlap_frames, window // 2),
             }
         )
+
+    @classmethod
+    def name_onnx_weights(cls, graph: OnnxGraph) -> dict[str, Tensor]:
+        """By the node that uses them, whose name is the path of a module: convolutions as they are, all matrices turned
+        round, since ONNX multiplies from the right. The two convolutions of the stem come in their order."""
+        found: dict[str, Tensor] = {}
+        stem = 0
+        for node in graph.nodes:
+            if node.kind == "Conv" and "fsmn_block" not in node.name:
+                stem += 1
+            for place, read in enumerate(node.inputs):
+                name = name_onnx_weight(node, read, place, stem)
+                tensor = graph.weights.get(read)
+                if name is not None and tensor is not None and tensor.dim():
+                    turned = tensor.dim() == 2 and name != POSITIONS
+                    found[name] = tensor.T.contiguous() if turned else tensor
+        return found
+
+
+def name_onnx_weight(node: OnnxNode, read: str, place: int, stem: int) -> str | None:
+    """What S3Tokenizer's code calls the input `read` of a node; None for what is no weight of it. place: of the input
+    among the node's. stem: how many convolutions of the stem there were, this node included."""
+    if read.endswith("positional_embedding"):
+        return POSITIONS
+    if node.kind == "Conv" and "fsmn_block" not in node.name:
+        return f"encoder.conv{stem}.{'weight' if place == 1 else 'bias'}"
+    if read == "quantizer.project_in.bias":
+        return "quantizer._codebook.project_down.bias"
+    if node.kind == "MatMul" and (read == "onnx::MatMul_2536" or "project_in" in node.name):  # of the released file
+        return "quantizer._codebook.project_down.weight"
+    if node.name.endswith("_codebook/Pow_1"):  # the rows, squared for their distances
+        return "quantizer._codebook.embed"
+    if "/blocks." not in node.name:
+        return None
+    *path, operation = node.name.strip("/").split("/")
+    if operation == "LayerNormalization":
+        part = {1: "weight", 2: "bias"}.get(place)
+    else:
+        part = {"MatMul": "weight", "Mul": "weight", "Conv": "weight", "Add": "bias", "Add_1": "bias"}.get(operation)
+    return None if part is None else f"encoder.{'.'.join(path)}.{part}".replace("mlp.mlp", "mlp")
 
 
 def list_windows(num_frames: int, size: int, overlap: int, published: bool) -> list[tuple[int, int]]:
