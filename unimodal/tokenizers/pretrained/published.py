@@ -316,6 +316,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
         "MIT",
         file="ReasoningCodec.checkpoint",
         config="uniaudio2-reasoning",
+    ),
     "s3_v1": PublishedWeights(
         "s3", "", None, where="ModelScope: iic/CosyVoice-300M, speech_tokenizer_v1.onnx", config="s3-v1"
     ),
