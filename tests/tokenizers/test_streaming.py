@@ -6,9 +6,13 @@ from torch import nn
 
 from tests import tiny_networks
 from unimodal.tokenizers import pretrained
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.parts.streaming import ConvStage, TransposedStage
 
+#: networks of transformers, with settings; systems that only look back
 NETWORKS = {"mimi": {"num_codebooks": 5}, "encodec": {"bandwidth": 1.2}}
+SYSTEMS = ("moss-audio",)
+every_stream = pytest.mark.parametrize("name", [*NETWORKS, *SYSTEMS])
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +23,9 @@ def tokenizers(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         getattr(tiny_networks, name)().save_pretrained(folder)
         made[name] = pretrained.load(name, folder, **settings)
+    for name in SYSTEMS:
+        torch.manual_seed(0)
+        made[name] = build_tokenizer(read_system(name).choose_settings(small=True)).eval()
     return made
 
 
@@ -33,7 +40,7 @@ def cut_anywhere(rng, x):
     return torch.tensor_split(x, sorted(rng.randint(0, len(x)) for _ in range(rng.randint(0, 12))))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@every_stream
 def test_pieces_give_the_codes_and_the_sound_of_the_whole(name, tokenizers, campaign):
     tokenizer = tokenizers[name]
     assert tokenizer.can_stream
@@ -46,7 +53,7 @@ def test_pieces_give_the_codes_and_the_sound_of_the_whole(name, tokenizers, camp
         torch.testing.assert_close(sound, tokenizer.decode(codes)[0, 0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@every_stream
 def test_sound_comes_as_soon_as_its_codes_and_streams_do_not_mix(name, tokenizers):
     tokenizer = tokenizers[name]
     frame = tokenizer.samples_per_code

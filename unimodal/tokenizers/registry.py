@@ -142,6 +142,7 @@ FAMILIES: dict[str, str] = {
     "dac": "unimodal.tokenizers.pretrained.audio:DacTokenizer",
     "mimi": "unimodal.tokenizers.pretrained.mimi:MimiTokenizer",
     "xcodec2": "unimodal.tokenizers.pretrained.xcodec2:Xcodec2Tokenizer",
+    "moss_audio": "unimodal.tokenizers.systems.moss_audio:MossAudioTokenizer",
     "snac": "unimodal.tokenizers.systems.snac:SnacTokenizer",
     "vqgan": "unimodal.tokenizers.systems.vqgan:VqganTokenizer",
     "vqgan_video": "unimodal.tokenizers.systems.vqgan_video:VqganVideoTokenizer",

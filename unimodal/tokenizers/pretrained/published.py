@@ -264,6 +264,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
     ),
     "mingtok": PublishedWeights("mingtok", "inclusionAI/MingTok-Vision", "MIT"),
     "uniflow": PublishedWeights("uniflow", "yuezhengrong/UniFlow", None, config="uniflow"),
+    "moss_audio": PublishedWeights("moss_audio", "OpenMOSS-Team/MOSS-Audio-Tokenizer", "Apache-2.0"),
     "snac": PublishedWeights("snac", "hubertsiuzdak/snac_24khz", "MIT", file="pytorch_model.bin"),
     "titok": PublishedWeights("titok", "yucornetto/tokenizer_titok_l32_imagenet", "Apache-2.0"),
     "titok_latents": PublishedWeights(
