@@ -79,6 +79,7 @@ SMALL = {
     "instella": "instella",
     "mingtok": "mingtok",
     "uniflow": "uniflow",
+    "tadicodec": "tadicodec",
     "uniaudio2_sqcodec": "uniaudio2-sqcodec",
     "uniaudio2_reasoning": "uniaudio2-reasoning",
     "speechtokenizer": "speechtokenizer",

@@ -183,6 +183,7 @@ FAMILIES: dict[str, str] = {
     "s3": "unimodal.tokenizers.systems.s3:S3Tokenizer",
     "speechtokenizer": "unimodal.tokenizers.systems.speechtokenizer:SpeechTokenizer",
     "video_flextok": "unimodal.tokenizers.systems.video_flextok:VideoFlexTokTokenizer",
+    "tadicodec": "unimodal.tokenizers.systems.tadicodec:TaDiCodecTokenizer",
     "sqcodec": "unimodal.tokenizers.systems.sqcodec:SQCodecTokenizer",
     "reasoning_codec": "unimodal.tokenizers.systems.reasoning_codec:ReasoningCodecTokenizer",
 }

@@ -1,7 +1,7 @@
-"""Log-mel bands as speech encoders see a sound: Whisper's, and Kaldi's filter bank.
+"""Log-mel bands as speech encoders and vocoders see a sound: Whisper's, Kaldi's filter bank, and amplitudes.
 
-Both take sounds of one length, since Whisper's floor is one of the whole sound: call them on sounds as long as they are
-and pad the bands.
+All take sounds of one length, since Whisper's floor is one of the whole sound and amplitudes are reflected: call them
+on sounds as long as they are and pad the bands.
 
 Shapes: B batch, T samples, F frames, M bands, W window.
 """
@@ -91,3 +91,31 @@ class KaldiFbank(nn.Module):
         spectrum = torch.fft.rfft((frames - self.emphasis * before) * self.window, self.transform_size)
         power = spectrum.abs().square() @ self.bands.T
         return power.clamp_min(torch.finfo(torch.float32).eps).log()
+
+
+class AmplitudeMel(nn.Module):
+    """Log-mel bands of amplitudes as vocoders have them (HiFi-GAN, arXiv 2010.05646): Slaney's filters on
+    √(power + 1e-9), the natural logarithm of at least 1e-5. The sound is reflected by (window - hop) / 2 at both ends,
+    so that F whole hops are F frames."""
+
+    window: Tensor
+    bands: Tensor
+
+    def __init__(self, sample_rate_hz: int, window_size: int, hop: int, num_mels: int, low_hz: float, high_hz: float):
+        super().__init__()
+        from torchaudio.functional import melscale_fbanks
+
+        self.window_size, self.hop, self.margin = window_size, hop, (window_size - hop) // 2
+        with torch.device("cpu"):  # constants, also where the rest is built without storage
+            bands = melscale_fbanks(
+                window_size // 2 + 1, low_hz, high_hz, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
+            )
+            self.register_buffer("window", torch.hann_window(window_size), persistent=False)
+        self.register_buffer("bands", bands.T.contiguous(), persistent=False)  # [M, W / 2 + 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float [B, T] with more samples than are reflected → [B, F, M]."""
+        x = pad(x.float()[:, None], (self.margin, self.margin), mode="reflect")[:, 0]
+        spectrum = torch.stft(x, self.window_size, self.hop, window=self.window, center=False, return_complex=True)
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        return (self.bands @ (power + 1e-9).sqrt()).clamp_min(1e-5).log().transpose(1, 2)

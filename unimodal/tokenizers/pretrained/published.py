@@ -308,6 +308,13 @@ PUBLISHED: dict[str, PublishedWeights] = {
         where="Google Drive: the README of mubtasimahasan/DM-Codec has links",
         config="dm-codec",
     ),
+    "tadicodec": PublishedWeights(
+        "tadicodec",
+        "amphion/TaDiCodec",
+        "Apache-2.0",
+        config="tadicodec",
+        companion="its vocoder, the folder vocoder of the same repository",
+    ),
     "uniaudio2_sqcodec": PublishedWeights(
         "sqcodec", "Dongchao/UniAudio2_ckpt", "MIT", roots=("codec_model",), file="sqcodec.pth"
     ),
