@@ -86,10 +86,10 @@ class Tour:
             return
         turns = [self.model.user_turn([MEDIA_PARTS[kind](path=str(path))]) for path in files]
         answers = self.model.answers([Document([turn]) for turn in turns], to="text")
-        self._head(title)
+        self._write_title(title)
         for path, answer in zip(files, answers, strict=True):
             words = " ".join(output.text for output in answer).strip() or "(no words)"
-            name = self._keep(path)
+            name = self._keep_file(path)
             self.gallery.show(*self._draw_frame(kind, name, f"{path.stem}: {words}"))
             print(f"  {path.name}: {words}", flush=True)
         self.gallery.end()
@@ -99,7 +99,7 @@ class Tour:
         if kind not in self.model.vocabulary.media:
             self._skip(title, f"this model makes no {kind}")
             return
-        self._head(title)
+        self._write_title(title)
         for number, prompt in enumerate(prompts, start=1):
             started_s = time.monotonic()
             output: Output = self.model.generate(prompt, kind, seed=self.seed + number)
@@ -128,17 +128,17 @@ class Tour:
             return picture, caption, None
         return name, caption, None
 
-    def _keep(self, path: Path) -> str:
+    def _keep_file(self, path: Path) -> str:
         name = f"shown-{path.name}"
         shutil.copyfile(path, self.gallery.folder / name)
         return name
 
-    def _head(self, title: str) -> None:
+    def _write_title(self, title: str) -> None:
         print(title, flush=True)
         self.gallery.begin(title)
 
     def _skip(self, title: str, reason: str) -> None:
-        self._head(title)
+        self._write_title(title)
         print(f"  skipped: {reason}", flush=True)
         self.gallery.end(f"Skipped: {reason}.")
 

@@ -46,7 +46,7 @@ class TokenizeRecipe(CorpusJob):
     engine: Literal["processes", "ray"] = "processes"
 
 
-def place_of(cfg: TokenizeRecipe) -> tuple[int, int]:
+def find_place(cfg: TokenizeRecipe) -> tuple[int, int]:
     """(number of this process's first worker, of how many): tasks of the array, times ranks, times processes."""
     if cfg.shard.index >= cfg.shard.count:
         raise ValueError(f"shard.index is {cfg.shard.index} of shard.count {cfg.shard.count}; count from 0")
@@ -55,30 +55,30 @@ def place_of(cfg: TokenizeRecipe) -> tuple[int, int]:
     return first * cfg.workers, cfg.shard.count * ranks * cfg.workers
 
 
-def tell(line: str) -> None:
+def print_line(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 def describe(writer: ShardWriter, first: int, workers: int, count: int) -> None:
     """What there is, what is done, and what these workers will do; bad rows are named by the first worker."""
-    tell(f"tokenizers and vocabulary of {writer.tokenizer.folder}, {writer.tokenizer.vocabulary.size:,} rows")
+    print_line(f"tokenizers and vocabulary of {writer.tokenizer.folder}, {writer.tokenizer.vocabulary.size:,} rows")
     items = writer.list_items()
     mine = [item for number in range(first, first + workers) for item in items[number::count]]
     for name in writer.job.datasets:
         dataset, manifest = writer.get_dataset(name), writer.get_manifest(name)
         shards = [item for item in items if item["dataset"] == name]
         done = sum(map(writer.is_done, shards))
-        tell(
+        print_line(
             f"{name}: {len(dataset):,} documents of format {dataset.format}, {dataset.num_bad:,} bad rows, "
             f"{manifest.num_shards:,} shards, {done:,} done, {sum(item['dataset'] == name for item in mine):,} are mine"
         )
         if first == 0:
             for row in dataset.bad_rows[:SHOWN_BAD_ROWS]:
-                tell(f"  bad row {row}")
+                print_line(f"  bad row {row}")
             if dataset.num_bad > SHOWN_BAD_ROWS:
-                tell(f"  and {dataset.num_bad - SHOWN_BAD_ROWS:,} more, all of them in the report")
+                print_line(f"  and {dataset.num_bad - SHOWN_BAD_ROWS:,} more, all of them in the report")
             for extension, members in dataset.ignored.items():
-                tell(f"  {members:,} members .{extension} of the tars are of a kind that is not read")
+                print_line(f"  {members:,} members .{extension} of the tars are of a kind that is not read")
 
 
 def show_plan(writer: ShardWriter, first: int, workers: int, count: int) -> None:
@@ -98,7 +98,7 @@ def show_plan(writer: ShardWriter, first: int, workers: int, count: int) -> None
             if isinstance(made, Rendered):
                 sample.append(made)
             else:
-                tell(f"  bad row {made.reason}")
+                print_line(f"  bad row {made.reason}")
         if not sample:
             print(f"{name}: none of the first {SAMPLE} documents can be tokenized")
             continue
@@ -118,7 +118,7 @@ def summarize(writer: ShardWriter) -> None:
     for name in writer.job.datasets:
         report = writer.finish(name)
         if report is None:
-            tell(f"{name}: this worker is done, others are not yet")
+            print_line(f"{name}: this worker is done, others are not yet")
             continue
         parts = ", ".join(f"{tokens:,} {kind}" for kind, tokens in report.tokens_by_modality.items() if tokens)
         print(
@@ -134,7 +134,7 @@ def stop(*_: object) -> None:
 
 def run(cfg: TokenizeRecipe, dry_run: bool) -> None:
     job = CorpusJob(**{name: getattr(cfg, name) for name in CorpusJob.model_fields})
-    first, count = place_of(cfg)
+    first, count = find_place(cfg)
     signal.signal(signal.SIGTERM, stop)
     try:
         writer = ShardWriter(job, first)

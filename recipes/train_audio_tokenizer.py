@@ -96,7 +96,7 @@ class Speech:
         self.samples = np.memmap(folder / "audio.int16", dtype=np.int16, mode="r")
         for utterance in self.utterances:
             self._check(utterance, spelled)
-        if not self.rows("train"):
+        if not self.list_rows("train"):
             raise ValueError(f"{folder / 'utterances.json'} has no utterance whose split is 'train'")
 
     def _check(self, utterance: Utterance, spelled: bool) -> None:
@@ -118,14 +118,14 @@ class Speech:
         """The ids of an utterance's characters."""
         return [CHARACTERS.index(character) + 1 for character in self.utterances[row]["text"]]
 
-    def rows(self, split: str) -> list[int]:
+    def list_rows(self, split: str) -> list[int]:
         return [row for row, utterance in enumerate(self.utterances) if utterance["split"] == split]
 
     def compute_fingerprint(self) -> str:
         """A short hash of the samples, texts, voices and splits."""
         return hash_files([self.folder / "utterances.json", self.folder / "audio.int16"])
 
-    def wave(self, row: int) -> Tensor:
+    def read_wave(self, row: int) -> Tensor:
         """float32 [T] in [-1, 1]."""
         start, count = self.utterances[row]["start"], self.utterances[row]["num_samples"]
         return torch.from_numpy(self.samples[start : start + count].astype(np.float32)) / 32768
@@ -166,7 +166,7 @@ class SpeechBatches:
     def next_batch(self) -> dict[str, Tensor]:
         waves, texts = [], []
         for row in self.next_rows():
-            wave = self.speech.wave(row)
+            wave = self.speech.read_wave(row)
             if self.augment:
                 if self.draw_uniform(0, 1) < 0.4:  # speed and pitch together: more voices than there are
                     factor = self.draw_uniform(0.9, 1.12)
@@ -273,7 +273,7 @@ def train_codec(cfg: AudioTokenizerRecipe, speech: Speech, restart: bool) -> Aud
         codec.tokenizer.encoder.requires_grad_(False)
         codec.reader.requires_grad_(False)
         codec.ctc_weight = 0.0
-    batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.codec.seed)
+    batches = SpeechBatches(speech, speech.list_rows("train"), cfg.batch_size, cfg.max_seconds, cfg.codec.seed)
     identity = describe_settings(cfg, leave_out=HEAD_SETTINGS) | {"speech": speech.compute_fingerprint()}
     if cfg.keep_encoder:
         identity["keep_encoder"] = hash_weights(finished)
@@ -298,7 +298,7 @@ class HeadTraining(nn.Module):
         self.discriminator = WaveDiscriminator() if cfg.adversarial_weight else None
         self.cfg = cfg
 
-    def pairs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def cut_crops(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """→ (decoded log-mel [B, M, F], the samples it stands for [B, T], its codes' values [B, N, K]) of a random crop
         of each clip."""
         codec = self.frozen[0]
@@ -321,7 +321,7 @@ class HeadTraining(nn.Module):
         coded = [value[first : first + crop] for value, first in zip(values, firsts, strict=True)]
         return torch.stack(mels), torch.stack(waves), torch.stack(coded)
 
-    def cycle(self, made: Tensor, coded: Tensor) -> Tensor:
+    def compare_codes(self, made: Tensor, coded: Tensor) -> Tensor:
         """How far the made sound [B, T] is from being read as the codes [B, N, K] it was made of, after the idempotence
         loss of arXiv 2410.11025: natural to a discriminator is not yet the right sound of speech."""
         codec, margin = self.frozen[0], self.cfg.cycle_margin_codes
@@ -329,11 +329,11 @@ class HeadTraining(nn.Module):
         return (read - coded)[:, margin : coded.shape[1] - margin].abs().mean()
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        log_mel, wave, coded = self.pairs(batch)
+        log_mel, wave, coded = self.cut_crops(batch)
         made = self.head(log_mel, torch.ones(len(log_mel), 1, log_mel.shape[-1]))
         loss, numbers = self.spectral(made, wave)
         if self.cfg.cycle_weight and coded.shape[1] > 2 * self.cfg.cycle_margin_codes:
-            cycle = self.cycle(made, coded)
+            cycle = self.compare_codes(made, coded)
             loss = loss + self.cfg.cycle_weight * cycle
             numbers["cycle"] = float(cycle.detach())
         if self.discriminator is not None and step >= self.cfg.adversarial_from:
@@ -350,7 +350,7 @@ def train_head(cfg: AudioTokenizerRecipe, speech: Speech, codec: AudioTokenizer,
     """The codec with an inverse-STFT head; encoder, quantizer and decoder stay what they are."""
     torch.manual_seed(cfg.head.seed)
     stage = HeadTraining(cfg, codec)
-    batches = SpeechBatches(speech, speech.rows("train"), cfg.batch_size, cfg.max_seconds, cfg.head.seed + 1)
+    batches = SpeechBatches(speech, speech.list_rows("train"), cfg.batch_size, cfg.max_seconds, cfg.head.seed + 1)
     identity = describe_settings(cfg, leave_out=["codec"])
     identity |= {"speech": speech.compute_fingerprint(), "codec weights": hash_weights(codec)}
     trainer = Trainer(stage, batches, stage.loss, cfg.head, cfg.run / "head", identity=identity, restart=restart)
@@ -379,7 +379,7 @@ def export(cfg: AudioTokenizerRecipe, tokenizer: AudioTokenizer) -> AudioTokeniz
 
 def run(cfg: AudioTokenizerRecipe, flags: Flags) -> None:
     speech = Speech(cfg.data, spelled=cfg.ctc_weight > 0 and cfg.keep_encoder is None)
-    hours = sum(speech.utterances[row]["num_samples"] for row in speech.rows("train")) / 16_000 / 3600
+    hours = sum(speech.utterances[row]["num_samples"] for row in speech.list_rows("train")) / 16_000 / 3600
     sizes = {
         name: sum(p.numel() for p in part.parameters()) / 1e6 for name, part in Codec(cfg).tokenizer.named_children()
     }

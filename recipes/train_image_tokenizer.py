@@ -75,7 +75,7 @@ class Pictures:
         self.train_rows = np.flatnonzero(training[self.concept] & known)
         self.heldout_rows = np.flatnonzero(~training[self.concept] & known)
 
-    def batch(self, rows: Tensor, views: Tensor) -> Tensor:
+    def make_batch(self, rows: Tensor, views: Tensor) -> Tensor:
         """→ float [B, 3, 64, 64] in [0, 1]."""
         return torch.from_numpy(self.pixels[rows.numpy(), views.numpy()]).permute(0, 3, 1, 2).float() / 255
 
@@ -141,7 +141,7 @@ def fit_first_codes(
     assert len(concepts) == model.config.num_prototypes and len(rows) == model.config.num_looks
     features = torch.from_numpy(pictures.features)
     model.semantic.fit(features[rows], labels, cfg.shrinkage)
-    model.look.fit(pictures.batch(rows, torch.zeros_like(rows)))
+    model.look.fit(pictures.make_batch(rows, torch.zeros_like(rows)))
     for branch in (model.semantic, model.look):
         branch.half().float()  # as stored, so that codes made now equal codes made after a load
     own_concept, own_look = torch.full((2, len(pictures.concept)), -1)
@@ -152,7 +152,9 @@ def fit_first_codes(
         nearest = torch.cat(
             [model.semantic.find_nearest(f.float(), num + 1) for f in features.flatten(0, 1).split(4096)]
         )
-        looks = torch.cat([model.look.find_nearest(pictures.batch(*part.unbind(1)), 2) for part in every.split(512)])
+        looks = torch.cat(
+            [model.look.find_nearest(pictures.make_batch(*part.unbind(1)), 2) for part in every.split(512)]
+        )
     codes, others = drop_own(nearest.unflatten(0, features.shape[:2]), own_concept)  # [M, V, S]
     look, other_look = drop_own(looks.unflatten(0, features.shape[:2]), own_look)  # [M, V, 1]
     return FirstCodes(codes, look[..., 0]), FirstCodes(others, other_look[..., 0])
@@ -178,7 +180,7 @@ def train(
 
     def loss(batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
         rows, views, stranger = batch["rows"], batch["views"], batch["stranger"]
-        x = pictures.batch(rows, views)
+        x = pictures.make_batch(rows, views)
         x = torch.where(batch["flips"][:, None, None, None], x.flip(-1), x).contiguous(
             memory_format=torch.channels_last
         )
@@ -223,7 +225,7 @@ def measure_psnr(
     values = []
     with torch.inference_mode():
         for part in torch.from_numpy(rows).split(64):
-            x = pictures.batch(part, torch.zeros_like(part))
+            x = pictures.make_batch(part, torch.zeros_like(part))
             kept = (torch.arange(model.config.grid**2) < num_codes).expand(len(x), -1)
             pixel, _ = model.encode_pixels(x)
             y = model.decode_values(codes.semantic[part, 0], codes.look[part, 0], pixel, kept).clamp(0, 1)

@@ -172,21 +172,21 @@ def map_codes_to_words(
     """From the audio rows of an utterance to the ids of its words, None for rows that are no utterance."""
     known = {speech.get_codes(item).astype(np.int64).tobytes(): item for item in range(len(speech))}
 
-    def words(rows: Tensor) -> Tensor | None:
+    def read_words(rows: Tensor) -> Tensor | None:
         item = known.get((rows - audio.start).numpy().tobytes())
         return None if item is None else torch.tensor(text.encode(f" {speech.get_text(item)}"))
 
-    return words
+    return read_words
 
 
-def to_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+def make_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     """→ ids, labels, position ids, each int64 [B, N]."""
     return tuple(
         torch.from_numpy(np.ascontiguousarray(a)).long() for a in (batch.ids, batch.labels, batch.position_ids)
     )  # type: ignore[return-value]
 
 
-def begin(backbone: PreTrainedModel, folder: Path) -> int:
+def begin_from(backbone: PreTrainedModel, folder: Path) -> int:
     """The weights of an earlier run, or of a finished model; → the steps that the run had made (0 of a model)."""
     earlier = load_checkpoint(folder)
     if earlier is not None:
@@ -299,7 +299,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     words_of = map_codes_to_words(speaking.speech, audio_rows, text) if speaking and cfg.speaking_ctc_weight else None
 
     def loss(batch: PackedBatch, step: int) -> tuple[Tensor, dict[str, float]]:
-        ids, labels, positions = to_tensors(batch)
+        ids, labels, positions = make_tensors(batch)
         with parametrize.cached():
             hidden = backbone(
                 input_ids=ids, position_ids=positions, use_cache=False, packing=Packing.from_position_ids(positions)
@@ -325,7 +325,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
 
     initial_steps = 0
     if cfg.initial is not None:
-        initial_steps = begin(backbone, cfg.initial)
+        initial_steps = begin_from(backbone, cfg.initial)
         identity["initial"] = hash_weights(backbone)
     trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run, identity=identity, restart=flags.restart)
     trainer.run()

@@ -68,7 +68,7 @@ class Clips:
         decoded = [image.decode(image.encode(_make_pictures(part))) for part in first.split(64)]
         self.first = (torch.cat(decoded) * 255).round().byte().unflatten(0, (-1, 4))  # [C, 4, 3, 64, 64]
 
-    def batch(self, rows: Tensor, variants: Tensor) -> tuple[Tensor, Tensor]:
+    def make_batch(self, rows: Tensor, variants: Tensor) -> tuple[Tensor, Tensor]:
         """→ (clips [B, 3, T, 64, 64], decoded first frames [B, 3, 64, 64]) in [0, 1]."""
         return self.frames[rows, variants].permute(0, 4, 1, 2, 3).float() / 255, self.first[
             rows, variants
@@ -113,7 +113,7 @@ def measure_held_out_psnr(model: VideoTokenizer, clips: Clips) -> float:
     """Mean over held-out clips of the PSNR of all nine frames, in dB."""
     with torch.inference_mode():
         rows = torch.from_numpy(clips.heldout_rows)
-        x, first = clips.batch(rows, torch.zeros_like(rows))
+        x, first = clips.make_batch(rows, torch.zeros_like(rows))
         y = torch.cat([first.unsqueeze(2), rebuild(model, x, first)], dim=2).clamp(0, 1)
         return float((-10 * (y - x).square().flatten(1).mean(1).clamp_min(1e-9).log10()).mean())
 
@@ -135,7 +135,7 @@ def run(cfg: VideoTokenizerRecipe, flags: Flags) -> None:
     clips.decode_first(image)
 
     def loss(batch: tuple[Tensor, Tensor], step: int) -> tuple[Tensor, dict[str, float]]:
-        x, first = clips.batch(*batch)
+        x, first = clips.make_batch(*batch)
         error = (rebuild(model, x, first) - x[:, :, 1:]).square().flatten(1).mean(1)  # [B]
         psnr = -10 * error.detach().clamp_min(1e-9).log10().mean()
         return (error + 1e-4).sqrt().mean(), {"psnr": float(psnr)}

@@ -9,14 +9,18 @@ targets, and the gallery of sample outputs.
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+
+from pydantic import BaseModel
 
 from unimodal.config import Config
-from unimodal.files import write_text_atomically
-from unimodal.model_folder.settings import read_sampling
+from unimodal.evaluation.compression_table import CompressionFigures, list_verdicts
+from unimodal.evaluation.report import EvaluationReport
+from unimodal.files import read_json_as, write_text_atomically
+from unimodal.model_folder.settings import read_processor, read_sampling
 from unimodal.training.command import run_recipe
 
 METADATA = """---
@@ -190,161 +194,176 @@ people, gender and professions. Its voices are those of freely licensed syntheti
 """
 
 
-def list_stages(record: dict[str, Any]) -> list[tuple[int, int, str]]:
+class LoopRecord(BaseModel):
+    """What the card tells of a stage's loop."""
+
+    steps: int
+
+
+class StageSettings(BaseModel):
+    """What the card tells of the settings of a stage."""
+
+    loop: LoopRecord
+    tokens_per_step: int
+    weights: dict[str, float]  # of each task
+    ctc_weight: float = 0.0
+    speaking_ctc_weight: float = 0.0
+    weight_levels: int = 0
+
+
+class StageRecord(BaseModel):
+    """`recipe.json`: a stage of training, and the stage that it began from, if there is one."""
+
+    config: StageSettings
+    initial_steps: int = 0
+    initial_recipe: StageRecord | None = None
+
+
+class DecoderSizes(BaseModel):
+    """`config.json`."""
+
+    vocab_size: int
+    num_hidden_layers: int
+    hidden_size: int
+
+
+class PictureSizes(BaseModel):
+    """`image_tokenizer/config.json`."""
+
+    image_size: int
+    num_semantic: int
+    num_looks: int
+    look_components: int
+    num_prototypes: int
+
+
+class CompressionReport(BaseModel):
+    """What the card tells of `report_compression.json`."""
+
+    limit: int
+    suites: dict[str, CompressionFigures]
+
+
+class Row(NamedTuple):
+    """A row of the table of results."""
+
+    task: str
+    held_out: str
+    target: str
+    measured: str
+    reached: bool
+
+
+def list_stages(record: StageRecord) -> list[tuple[int, int, str]]:
     """(steps, tokens, what was new) of every stage, the first one first."""
     found: list[tuple[int, int, str]] = []
-    at: dict[str, Any] | None = record
+    at: StageRecord | None = record
     while at is not None:
-        cfg = at["config"]
-        steps, tokens = int(cfg["loop"]["steps"]), int(cfg["tokens_per_step"])
-        read = cfg.get("ctc_weight", 0.0)
-        what = "pictures, speech and clips" if cfg["weights"].get("text_to_video") else "pictures and speech"
-        if read:
-            what += f", the transcript also read at the audio codes (CTC, weight {read:g})"
-        if said := cfg.get("speaking_ctc_weight", 0.0):
+        cfg = at.config
+        what = "pictures, speech and clips" if cfg.weights.get("text_to_video") else "pictures and speech"
+        if cfg.ctc_weight:
+            what += f", the transcript also read at the audio codes (CTC, weight {cfg.ctc_weight:g})"
+        if said := cfg.speaking_ctc_weight:
             what += f", and mostly speaking, the words read at the codes that are written (CTC, weight {said:g})"
-        found.insert(0, (steps, steps * tokens, what))
-        earlier = at.get("initial_recipe")
-        if earlier is None and at.get("initial_steps"):  # of a run that was stopped before its end
-            steps = int(at["initial_steps"])
-            found.insert(0, (steps, steps * tokens, "pictures and speech (`recipes/configs/nano_pictures.yaml`)"))
-        at = earlier
+        found.insert(0, (cfg.loop.steps, cfg.loop.steps * cfg.tokens_per_step, what))
+        if at.initial_recipe is None and at.initial_steps:  # of a run that was stopped before its end
+            tokens = at.initial_steps * cfg.tokens_per_step
+            found.insert(0, (at.initial_steps, tokens, "pictures and speech (`recipes/configs/nano_pictures.yaml`)"))
+        at = at.initial_recipe
     return found
 
 
-def get_figure(report: dict[str, Any], *path: str) -> Any:
-    """A figure of the report, or None where the suite was not run."""
-    value: Any = report["suites"]
-    for key in path:
-        if not isinstance(value, dict) or key not in value:
-            return None
-        value = value[key]
-    return value
+def show_figure(value: float | None, unit: str = "", digits: int = 1) -> str:
+    return "not measured" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def show_figure(value: Any, unit: str = "", scale: float = 1.0, digits: int = 1) -> str:
-    return "not measured" if value is None else f"{value * scale:.{digits}f}{unit}"
+def list_result_rows(report: EvaluationReport) -> list[Row]:
+    return [
+        *list_reconstruction_rows(report), *list_picture_rows(report), *list_speech_rows(report),
+        *list_clip_rows(report),
+    ]  # fmt: skip
 
 
-def list_result_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
-    """(task, held out, target, measured, reached)."""
-
-    def get(*path: str) -> Any:
-        return get_figure(report, *path)
-
-    rows: list[tuple[str, str, str, str, bool]] = []
-    image = report["suites"].get("image_reconstruction", {})
-    psnr = image.get("psnr_db")
-    rows.append(
-        (
-            "picture reconstruction, 64 codes",
-            "concepts never seen",
-            "≥ 25 dB",
-            show_figure(psnr, " dB", 1, 2),
-            (psnr or 0) >= 25,
-        )
-    )
-    distance = image.get("feature_distance")
-    others = [(codec, image.get(codec, {})) for codec in ("jpeg", "webp") if codec in image]
-    if distance is not None and others:
+def list_reconstruction_rows(report: EvaluationReport) -> Iterator[Row]:
+    """What the tokenizers rebuild."""
+    psnr_db = report.find_figure("image_reconstruction", "psnr_db")
+    task, shown = "picture reconstruction, 64 codes", show_figure(psnr_db, " dB", 2)
+    yield Row(task, "concepts never seen", "≥ 25 dB", shown, (psnr_db or 0) >= 25)
+    distance = report.find_figure("image_reconstruction", "feature_distance")
+    groups = report.list_groups("image_reconstruction")
+    codecs = {name: groups[name] for name in ("jpeg", "webp") if name in groups}
+    if distance is not None and codecs:
         beside = ", ".join(
-            f"{name.upper()} {o['feature_distance']:.3f} at {o['bytes']:.0f} bytes" for name, o in others
+            f"{name.upper()} {codec['feature_distance']:.3f} at {codec['bytes']:.0f} bytes"
+            for name, codec in codecs.items()
         )
-        better = all(distance < other["feature_distance"] for _, other in others)
-        own = f"{distance:.3f} at {image['bytes']} bytes; {beside}"
-        rows.append(
-            ("the same, EfficientNet feature distance", "concepts never seen", "less than JPEG and WebP", own, better)
+        better = all(distance < codec["feature_distance"] for codec in codecs.values())
+        shown = f"{distance:.3f} at {report.find_figure('image_reconstruction', 'bytes')} bytes; {beside}"
+        task = "the same, EfficientNet feature distance"
+        yield Row(task, "concepts never seen", "less than JPEG and WebP", shown, better)
+    psnr_db = report.find_figure("video_reconstruction", "psnr_db")
+    shown = show_figure(psnr_db, " dB", 2)
+    yield Row("clip reconstruction", "concepts never seen", "≥ 23 dB", shown, (psnr_db or 0) >= 23)
+    voices = {voice: of for voice, of in report.list_groups("speech_reconstruction").items() if voice != "all"}
+    if voices:
+        shown = "; ".join(f"{voice} {of['wer_original']:.1f} → {of['wer_rebuilt']:.1f}" for voice, of in voices.items())
+        reached = max(of["wer_added"] for of in voices.values()) <= 5
+        task, target = "speech reconstruction, Whisper WER %", "≤ 5 points worse, each voice"
+        yield Row(task, "sentences never seen", target, shown, reached)
+    judged = {voice: of for voice, of in voices.items() if "dnsmos_rebuilt" in of}
+    if judged:
+        shown = "; ".join(
+            f"{voice} {of['dnsmos_original']:.1f} → {of['dnsmos_rebuilt']:.1f}" for voice, of in judged.items()
         )
-    video = get("video_reconstruction", "psnr_db")
-    rows.append(
-        ("clip reconstruction", "concepts never seen", "≥ 23 dB", show_figure(video, " dB", 1, 2), (video or 0) >= 23)
-    )
-    speech = report["suites"].get("speech_reconstruction", {})
-    gaps = {voice: f["wer_added"] for voice, f in speech.items() if isinstance(f, dict) and voice != "all"}
-    if gaps:
-        listed = "; ".join(f"{v} {speech[v]['wer_original']:.1f} → {speech[v]['wer_rebuilt']:.1f}" for v in gaps)
-        rows.append(
-            (
-                "speech reconstruction, Whisper WER %",
-                "sentences never seen",
-                "≤ 5 points worse, each voice",
-                listed,
-                max(gaps.values()) <= 5,
-            )
-        )
-    natural = {v: f for v, f in speech.items() if v in gaps and "dnsmos_rebuilt" in f}
-    if natural:
-        listed = "; ".join(f"{v} {f['dnsmos_original']:.1f} → {f['dnsmos_rebuilt']:.1f}" for v, f in natural.items())
-        rows.append(("the same, how natural (DNSMOS, 1 to 5)", "sentences never seen", "reported", listed, True))
-    naming = get("picture_naming", "seen", "right_percent")
-    neighbour = get("picture_naming", "seen", "nearest_neighbour_percent")
-    both = f"{show_figure(naming, '%')} (nearest neighbour {show_figure(neighbour, '%')})"
-    rows.append(
-        (
-            "picture → name",
-            "seen concepts, unseen style",
-            "≥ 60%, above the neighbour",
-            both,
-            (naming or 0) >= 60 and (naming or 0) > (neighbour or 100),
-        )
-    )
-    held = get("picture_naming", "heldout", "right_percent")
-    rows.append(("picture → name", "unseen concepts, unseen style", "reported", show_figure(held, "%"), True))
-    drawing = get("picture_drawing", "among_5_percent")
-    rows.append(
-        (
-            "text → picture, concept among the 5 nearest",
-            "seen concepts, new seeds",
-            "≥ 60%",
-            show_figure(drawing, "%"),
-            (drawing or 0) >= 60,
-        )
-    )
-    heard = report["suites"].get("transcription", {})
-    known = {v: f["wer"] for v, f in heard.items() if isinstance(f, dict) and v not in ("all", "human", *UNHEARD)}
-    reading = sum(known.values()) / len(known) if known else None
-    listed = ", ".join(f"{voice} {wer:.0f}" for voice, wer in known.items())
-    plain = [heard[voice]["plain_wer"] for voice in known if "plain_wer" in heard[voice]]
+        yield Row("the same, how natural (DNSMOS, 1 to 5)", "sentences never seen", "reported", shown, True)
+
+
+def list_picture_rows(report: EvaluationReport) -> Iterator[Row]:
+    """What the decoder names and draws."""
+    naming = report.find_figure("picture_naming", "seen", "right_percent")
+    neighbour = report.find_figure("picture_naming", "seen", "nearest_neighbour_percent")
+    shown = f"{show_figure(naming, '%')} (nearest neighbour {show_figure(neighbour, '%')})"
+    reached = (naming or 0) >= 60 and (naming or 0) > (neighbour or 100)
+    yield Row("picture → name", "seen concepts, unseen style", "≥ 60%, above the neighbour", shown, reached)
+    held = report.find_figure("picture_naming", "heldout", "right_percent")
+    yield Row("picture → name", "unseen concepts, unseen style", "reported", show_figure(held, "%"), True)
+    drawing = report.find_figure("picture_drawing", "among_5_percent")
+    task, shown = "text → picture, concept among the 5 nearest", show_figure(drawing, "%")
+    yield Row(task, "seen concepts, new seeds", "≥ 60%", shown, (drawing or 0) >= 60)
+
+
+def list_speech_rows(report: EvaluationReport) -> Iterator[Row]:
+    """What the decoder writes down and says."""
+    task = "speech → text, WER"
+    voices = report.list_groups("transcription")
+    known = {voice: of for voice, of in voices.items() if voice not in ("all", "human", *UNHEARD)}
+    mean = sum(of["wer"] for of in known.values()) / len(known) if known else None
+    listed = ", ".join(f"{voice} {of['wer']:.0f}" for voice, of in known.items())
+    plain = [of["plain_wer"] for of in known.values() if "plain_wer" in of]
     if plain:
         listed += f"; token by token {sum(plain) / len(plain):.1f}"
-    rows.append(
-        (
-            "speech → text, WER",
-            "sentences never seen, voices of training",
-            "≤ 20%",
-            f"{show_figure(reading, '%')} ({listed})",
-            (100 if reading is None else reading) <= 20,
-        )
-    )
+    shown, reached = f"{show_figure(mean, '%')} ({listed})", mean is not None and mean <= 20
+    yield Row(task, "sentences never seen, voices of training", "≤ 20%", shown, reached)
     for voice in UNHEARD:
-        wer = get("transcription", voice, "wer")
-        rows.append(("speech → text, WER", f"a voice never heard ({voice})", "reported", show_figure(wer, "%"), True))
-    human = get("transcription", "human", "wer")
-    rows.append(
-        (
-            "speech → text, WER",
-            f"{get('transcription', 'human', 'utterances')} of 182 human clips",
-            "reported",
-            show_figure(human, "%"),
-            True,
-        )
-    )
-    speaking = get("speaking", "wer")
-    rows.append(
-        (
-            "text → speech, Whisper WER",
-            "sentences never seen",
-            "≤ 30%",
-            show_figure(speaking, "%") + (f" (said once: {plain})" if (plain := get("speaking", "plain_wer")) else ""),
-            (100 if speaking is None else speaking) <= 30,
-        )
-    )
-    for name, key in (("clip → name", "clip_naming"), ("text → clip, concept among the 5 nearest", "clip_drawing")):
-        value = get(key, "seen", "right_percent") if key == "clip_naming" else get(key, "among_5_percent")
-        rows.append((name, "seen concepts", "reported", show_figure(value, "%"), True))
-    value = get("clip_naming", "heldout", "right_percent")
-    rows.append(("clip → name", "unseen concepts", "reported", show_figure(value, "%"), True))
-    return rows
+        wer = report.find_figure("transcription", voice, "wer")
+        yield Row(task, f"a voice never heard ({voice})", "reported", show_figure(wer, "%"), True)
+    wer = report.find_figure("transcription", "human", "wer")
+    clips = f"{report.find_figure('transcription', 'human', 'utterances')} of 182 human clips"
+    yield Row(task, clips, "reported", show_figure(wer, "%"), True)
+    wer, once = report.find_figure("speaking", "wer"), report.find_figure("speaking", "plain_wer")
+    shown = show_figure(wer, "%") + (f" (said once: {once})" if once else "")
+    reached = wer is not None and wer <= 30
+    yield Row("text → speech, Whisper WER", "sentences never seen", "≤ 30%", shown, reached)
+
+
+def list_clip_rows(report: EvaluationReport) -> Iterator[Row]:
+    """What the decoder names and draws of clips."""
+    for task, held_out, path in (
+        ("clip → name", "seen concepts", ("clip_naming", "seen", "right_percent")),
+        ("text → clip, concept among the 5 nearest", "seen concepts", ("clip_drawing", "among_5_percent")),
+        ("clip → name", "unseen concepts", ("clip_naming", "heldout", "right_percent")),
+    ):
+        yield Row(task, held_out, "reported", show_figure(report.find_figure(*path), "%"), True)
 
 
 UNHEARD = ("awb",)  # voices that no recipe trains on
@@ -374,10 +393,8 @@ class CardRecipe(Config):
     growth: str = "OMP_NUM_THREADS=2 python tools/bench_generation.py --growth --model model_cards/nano"
 
 
-def speed(cfg: CardRecipe) -> str:
+def write_speed_section(cfg: CardRecipe) -> str:
     """The section on speed, of what has been measured; "" where nothing has."""
-    from unimodal.evaluation.compression_table import list_verdicts
-
     bench = compression = ""
     for name, template, command in (
         ("bench_generation.txt", BENCH, cfg.bench),
@@ -389,9 +406,9 @@ def speed(cfg: CardRecipe) -> str:
             bench += template.format(table=path.read_text().strip(), command=command, folder=cfg.model)
     path = cfg.model / "report_compression.json"
     if path.exists():
-        report = json.loads(path.read_text())
-        told = "\n".join(f"- {line}" for line in list_verdicts(report["suites"]["compression"]["rows"]) if line)
-        compression = COMPRESSION.format(verdicts=told, questions=report["limit"], folder=cfg.model)
+        report = read_json_as(CompressionReport, path)
+        verdicts = "\n".join(f"- {line}" for line in list_verdicts(report.suites["compression"]["rows"]) if line)
+        compression = COMPRESSION.format(verdicts=verdicts, questions=report.limit, folder=cfg.model)
     return SPEED.format(bench=bench, compression=compression) if bench or compression else ""
 
 
@@ -412,66 +429,69 @@ def run(cfg: CardRecipe, dry_run: bool) -> None:
         raise ValueError(
             f"{path} is missing; make it with `unimodal evaluate --suite all --model {cfg.model} --out {path}`"
         )
-    report = json.loads(path.read_text())
+    report = read_json_as(EvaluationReport, path)
     speech_limit = None
     speech = cfg.model / "report_speech.json"
     if speech.exists():
-        spoken = json.loads(speech.read_text())
-        report["suites"].update(spoken["suites"])
-        speech_limit = spoken["limit"]
+        spoken = read_json_as(EvaluationReport, speech)
+        report.suites.update(spoken.suites)
+        speech_limit = spoken.limit
     rows = list_result_rows(report)
     if dry_run:
         return
-    decoder = json.loads((cfg.model / "config.json").read_text())
-    record_of = json.loads((cfg.model / "recipe.json").read_text())
-    image = json.loads((cfg.model / "image_tokenizer" / "config.json").read_text())
-    stages = list_stages(record_of)
+    decoder = read_json_as(DecoderSizes, cfg.model / "config.json")
+    record = read_json_as(StageRecord, cfg.model / "recipe.json")
+    picture = read_json_as(PictureSizes, cfg.model / "image_tokenizer" / "config.json")
+    num_codes = (picture.image_size // 8) ** 2
+    stages = list_stages(record)
     from safetensors import safe_open
 
     with safe_open(cfg.model / "model.safetensors", "np") as weights:
         count = sum(int(weights.get_tensor(name).size) for name in weights.keys())  # noqa: SIM118
-    levels = record_of["config"].get("weight_levels", 0)
+    levels = record.config.weight_levels
     grid = (
         f"  Each row of its matrices holds whole multiples, at most ±{levels}, of a power of two.\n" if levels else ""
     )
-    processor = json.loads((cfg.model / "processor_config.json").read_text())
+    reading = read_processor(cfg.model).reading
     words = {
-        "sayings": (processor.get("reading") or {}).get("sayings", 1),
+        "sayings": reading.sayings if reading else 1,
         "grid": grid,
         "millions": count / 1e6,
-        "rows": decoder["vocab_size"],
-        "seed": report["seed"],
-        "limit": report["limit"],
+        "rows": decoder.vocab_size,
+        "seed": report.seed,
+        "limit": report.limit,
         "speech_limit": speech_limit,
-        "decoder": f"{decoder['num_hidden_layers']} layers of width {decoder['hidden_size']}",
+        "decoder": f"{decoder.num_hidden_layers} layers of width {decoder.hidden_size}",
         "stages": "\n".join(f"{n}. {steps:,} steps: {what}." for n, (steps, _, what) in enumerate(stages, 1)),
         "million_tokens": sum(tokens for _, tokens, _ in stages) / 1e6,
-        "num_named": image["num_semantic"],
-        "variety": describe_variety(cfg.model, (image["image_size"] // 8) ** 2),
-        "looks": image["num_looks"],
-        "components": image["look_components"],
-        "pixel": (image["image_size"] // 8) ** 2 - image["num_semantic"] - 1,
-        "image_tokens": (image["image_size"] // 8) ** 2,
-        "prototypes": image["num_prototypes"],
+        "num_named": picture.num_semantic,
+        "variety": describe_variety(cfg.model, num_codes),
+        "looks": picture.num_looks,
+        "components": picture.look_components,
+        "pixel": num_codes - picture.num_semantic - 1,
+        "image_tokens": num_codes,
+        "prototypes": picture.num_prototypes,
         "video_tokens": 192,
         "reasons": "\n".join(
-            f"- **{task}** ({target}): {measured}. Why: {REASONS[task]}."
-            for task, _, target, measured, reached in rows
-            if not reached
+            f"- **{row.task}** ({row.target}): {row.measured}. Why: {REASONS[row.task]}."
+            for row in rows
+            if not row.reached
         )
         or "Every target is reached.",
     }
     table = "".join(
-        f"| {task} | {held} | {target} | {measured}{' ✓' if reached and target != 'reported' else ''} |\n"
-        for task, held, target, measured, reached in rows
+        f"| {row.task} | {row.held_out} | {row.target} | {row.measured}"
+        f"{' ✓' if row.reached and row.target != 'reported' else ''} |\n"
+        for row in rows
     )
     gallery = "\n![what nano draws, clips and rebuilds](gallery.png)\n" if (cfg.model / "gallery.png").exists() else ""
     write_text_atomically(
         cfg.model / "README.md",
-        METADATA + INTRODUCTION.format(**words) + table + gallery + speed(cfg) + LIMITS.format(**words),
+        METADATA + INTRODUCTION.format(**words) + table + gallery + write_speed_section(cfg) + LIMITS.format(**words),
     )
     print(
-        f"wrote {cfg.model / 'README.md'}; {sum(not row[4] for row in rows)} targets are not reached", file=sys.stderr
+        f"wrote {cfg.model / 'README.md'}; {sum(not row.reached for row in rows)} targets are not reached",
+        file=sys.stderr,
     )
 
 

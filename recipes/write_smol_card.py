@@ -8,15 +8,16 @@ files.
 
 from __future__ import annotations
 
-import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import BaseModel, TypeAdapter
 
 from unimodal.config import Config
-from unimodal.files import write_text_atomically
+from unimodal.evaluation.report import EvaluationReport
+from unimodal.files import read_json_as, write_text_atomically
 from unimodal.training.command import run_recipe
 
 CARD = """---
@@ -134,18 +135,45 @@ class SmolCard(Config):
     model: Path = Path("model_cards/smol")
 
 
-def name_suites(report: dict[str, Any]) -> str:
-    return " ".join(f"--suite {name}" for name in report["suites"])
+class TrainingRecord(BaseModel):
+    """What the card tells of `training.json`."""
+
+    steps: int
+    tokens: int
+    hours: float
 
 
-def make_table(suites: dict[str, Any]) -> str:
+class BaseRecord(BaseModel):
+    """What the card tells of `base.json`."""
+
+    base: str
+
+
+class LoraRecord(BaseModel):
+    rank: int
+
+
+class SettingsRecord(BaseModel):
+    """What the card tells of `recipe.yaml`."""
+
+    lora: LoraRecord
+
+
+class Answer(BaseModel):
+    asked: str
+    answer: str
+
+
+def name_suites(report: EvaluationReport) -> str:
+    return " ".join(f"--suite {name}" for name in report.suites)
+
+
+def make_table(report: EvaluationReport) -> str:
     """One line for each figure; what was not run is left out."""
     rows = []
 
     def add(task: str, held: str, *path: str) -> None:
-        value: Any = suites
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
+        value = report.find_figure(*path)
         if value is not None:
             rows.append(f"| {task} | {held} | {value:.1f}% |\n")
 
@@ -164,12 +192,12 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
     from safetensors import safe_open
 
     folder = cfg.model
-    report = json.loads((folder / "report.json").read_text())
-    speech = json.loads((folder / "report_speech.json").read_text())
-    suites = report["suites"] | speech["suites"]
-    training = json.loads((folder / "training.json").read_text())
-    base = json.loads((folder / "base.json").read_text())["base"]
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    report = read_json_as(EvaluationReport, folder / "report.json")
+    speech = read_json_as(EvaluationReport, folder / "report_speech.json")
+    both = replace(report, suites=report.suites | speech.suites)
+    training = read_json_as(TrainingRecord, folder / "training.json")
+    base = read_json_as(BaseRecord, folder / "base.json").base
+    settings = SettingsRecord.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text()))
     rows = trained = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as tensors:
@@ -180,14 +208,13 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
                 rows = shape[0] if name == "input" else rows
     if dry_run:
         return
-    forgotten = suites.get("text_forgetting", {})
     forgetting = "".join(
         f"| {name} | {f['perplexity_before']:.2f} | {f['perplexity_after']:.2f} | {f['ratio']:.3f} "
         f"| {f['perplexity_after_over_all_rows']:.2f} |\n"
-        for name, f in forgotten.items()
-        if name != "answers"
+        for name, f in both.list_groups("text_forgetting").items()
     )
-    answers = "\n".join(f"- {a['asked']} — {a['answer']}" for a in forgotten.get("answers", []))
+    told = both.suites.get("text_forgetting", {}).get("answers", [])
+    answers = "\n".join(f"- {each.asked} — {each.answer}" for each in TypeAdapter(list[Answer]).validate_python(told))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
     bench = folder / "bench_generation.txt"
     speed = SPEED.format(table=bench.read_text().strip(), folder=folder) if bench.exists() else ""
@@ -195,10 +222,10 @@ def run(cfg: SmolCard, dry_run: bool) -> None:
     speed += TRAINING.format(table=bench.read_text().strip()) if bench.exists() else ""
     text = CARD.format(
         speed=speed,
-        base=base, rank=recipe["lora"]["rank"], rows=rows, trained=trained / 1e6, mib=size, hours=training["hours"],
-        steps=training["steps"], tokens=training["tokens"], table=make_table(suites), forgetting=forgetting,
-        answers=answers, suites=name_suites(report), folder=folder, limit=report["limit"],
-        speech_suites=name_suites(speech), speech_limit=speech["limit"],
+        base=base, rank=settings.lora.rank, rows=rows, trained=trained / 1e6, mib=size, hours=training.hours,
+        steps=training.steps, tokens=training.tokens, table=make_table(both), forgetting=forgetting,
+        answers=answers, suites=name_suites(report), folder=folder, limit=report.limit,
+        speech_suites=name_suites(speech), speech_limit=speech.limit,
     )  # fmt: skip
     write_text_atomically(folder / "README.md", text)
     print(f"wrote {folder / 'README.md'}", file=sys.stderr)

@@ -100,7 +100,7 @@ def list_kernels(repeats: int) -> None:
         print(f"{length:6d} {sdpa:9.2f} {products:12.2f} {sdpa / products:15.1f}×", flush=True)
 
 
-def cached(repeats: int) -> None:
+def measure_cached(repeats: int) -> None:
     """Milliseconds of one new token over a cache, by its length and precision, and how fast the cache is read."""
     print(
         f"\n{'cached':>6} {'float32 ms':>11} {'GB/s':>6} {'bfloat16 ms':>12} {'GB/s':>6}   (16 streams, 4 heads of 64)"
@@ -134,7 +134,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.kernels:
         list_kernels(args.repeats)
-        return cached(args.repeats)
+        return measure_cached(args.repeats)
     register_attention()
     cfg = NanoConfig(num_layers=args.layers)
     model = build_nano(1024, cfg, pad_id=0, bos_id=1, eos_id=2, seed=0).train()
@@ -149,15 +149,15 @@ def main() -> None:
         model.model(input_ids=ids, use_cache=False, **kwargs).last_hidden_state.sum().backward()
         model.zero_grad()
 
-    def dense() -> None:
+    def run_dense() -> None:
         model.set_attn_implementation("sdpa")
         run(ids, position_ids=position_ids, attention_mask=mask)
 
-    def varlen() -> None:
+    def run_varlen() -> None:
         set_attention(model, "varlen")
         run(ids, position_ids=position_ids, packing=packing)
 
-    def flat() -> None:
+    def run_flat() -> None:
         set_attention(model, "varlen")
         for start in range(0, len(lengths), args.micro):
             position = torch.cat([torch.arange(n) for n in lengths[start : start + args.micro]])[None]
@@ -167,11 +167,11 @@ def main() -> None:
                 packing=Packing.from_position_ids(position),
             )
 
-    def leaky() -> None:
+    def run_leaky() -> None:
         model.set_attn_implementation("sdpa")
         run(ids)
 
-    def padded() -> None:
+    def run_padded() -> None:
         model.set_attn_implementation("sdpa")
         ordered = sorted(lengths)
         batch: list[int] = []
@@ -186,11 +186,11 @@ def main() -> None:
         f"{len(lengths)} documents, {real} tokens, {len(rows)} rows of {args.length}, {torch.get_num_threads()} threads"
     )
     variants: dict[str, Callable[[], None]] = {
-        "dense": dense,
-        "varlen": varlen,
-        "flat": flat,
-        "padded": padded,
-        "leaky": leaky,
+        "dense": run_dense,
+        "varlen": run_varlen,
+        "flat": run_flat,
+        "padded": run_padded,
+        "leaky": run_leaky,
     }
     best = dict.fromkeys(variants, float("inf"))
     for _ in range(args.repeats + 1):  # in turns, so that a busy moment of the machine does not fall on one of them

@@ -87,7 +87,7 @@ class Bench:
         for segment in self.layout.segments:
             self.places += [self.vocabulary.get_block_range(segment.block)] * (segment.count or 0)
 
-    def config(self, sampling: SamplingConfig, seed: int = 0, **changes: object) -> GenerationConfig:
+    def make_config(self, sampling: SamplingConfig, seed: int = 0, **changes: object) -> GenerationConfig:
         return GenerationConfig(
             max_new_tokens=self.num_codes + 3,
             force="image",
@@ -98,7 +98,7 @@ class Bench:
             **changes,
         )
 
-    def peer(self, sampling: SamplingConfig, seed: int = 0) -> list[list[int]]:
+    def generate_by_peer(self, sampling: SamplingConfig, seed: int = 0) -> list[list[int]]:
         """`generate()` for the codes behind `<|image_start|>`."""
         torch.manual_seed(seed)
         start = self.vocabulary.get_start_id("image")
@@ -131,10 +131,10 @@ class Bench:
         )
         return out[:, prompt.shape[1] :].tolist()
 
-    def ours(
+    def generate_by_engine(
         self, engine: Engine, sampling: SamplingConfig, fast: FastDecoder | None = None, seed: int = 0
     ) -> list[list[int]]:
-        configs = [self.config(sampling, seed + number) for number in range(self.pictures)]
+        configs = [self.make_config(sampling, seed + number) for number in range(self.pictures)]
         answers = engine.generate([self.prompt] * self.pictures, configs, method=fast)
         return [answer[1 : 1 + self.num_codes] for answer in answers]
 
@@ -184,7 +184,7 @@ def load_trained_model(folder: Path) -> tuple[PreTrainedModel, Vocabulary]:
     return model.eval(), read_vocabulary(folder / "vocabulary.json")
 
 
-def request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int], list[int]]:
+def make_request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int], list[int]]:
     names = ("<|bos|>", "<|user|>", "<|end_of_turn|>", "<|assistant|>")
     bos, user, end, assistant = (vocabulary.get_control_id(name) for name in names)
     words = list(range(10, 18))
@@ -333,7 +333,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     model, vocabulary = load_trained_model(args.model) if args.model else make_random_model(args.shape)
     model.config.use_cache = True
-    prompt, bare = request(vocabulary, args.model)
+    prompt, bare = make_request(vocabulary, args.model)
     sampling = SamplingConfig(temperature=args.temperature, top_k=args.top_k)
     drafts = read_drafts(args.model) if args.model else []
     bench = Bench(model, vocabulary, prompt, bare, args.guidance, sampling, args.pictures, drafts)
@@ -370,10 +370,10 @@ def main() -> None:
     forwards: dict[str, list[int]] = {name: [] for name in names}
     for turn in range(args.repeats + 1):
         for name in names:
-            run: Callable[[int], object] = partial(bench.peer, sampling)
+            run: Callable[[int], object] = partial(bench.generate_by_peer, sampling)
             if name in engines:
                 engine, method, _ = engines[name]
-                run = partial(bench.ours, engine, sampling, teach_decoder(method, drafts))
+                run = partial(bench.generate_by_engine, engine, sampling, teach_decoder(method, drafts))
             began, worked = time.perf_counter(), time.process_time()
             run(turn)
             if turn:
@@ -381,7 +381,7 @@ def main() -> None:
                 processor[name].append(time.process_time() - worked)
                 forwards[name].append(engines[name][0].stats.forwards if name in engines else bench.num_codes)
         print(f"turn {turn} of {args.repeats}", file=sys.stderr)
-    greedy = bench.peer(GREEDY)
+    greedy = bench.generate_by_peer(GREEDY)
     likelihood = bench.compute_log_likelihood(packed, greedy[0])
     base, base_worked = statistics.median(times["peer"]), statistics.median(processor["peer"])
     print(f"{'':23s} s/batch  pictures/min   x peer  processor s  x peer", end="")
@@ -393,7 +393,7 @@ def main() -> None:
         line += f" {worked:12.3f} {base_worked / worked:7.2f} {statistics.median(forwards[name]):7.0f}"
         if name in engines:
             engine, method, size = engines[name]
-            found = bench.ours(engine, GREEDY, teach_decoder(method, drafts))
+            found = bench.generate_by_engine(engine, GREEDY, teach_decoder(method, drafts))
             same = sum(a == b for x, y in zip(found, greedy, strict=True) for a, b in zip(x, y, strict=True))
             change = bench.compute_log_likelihood(engine, greedy[0]) - likelihood
             passes = statistics.median(forwards[name]) / bench.num_codes

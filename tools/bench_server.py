@@ -69,17 +69,17 @@ class Tally:
         }
 
 
-def picture() -> str:
+def draw_picture() -> str:
     memory = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(memory, "PNG")
     return "data:image/png;base64," + base64.b64encode(memory.getvalue()).decode()
 
 
-PICTURE = picture()
+PICTURE = draw_picture()
 
 
-def tone() -> bytes:
+def make_tone() -> bytes:
     """A WAV file of two seconds."""
     memory = io.BytesIO()
     times = np.arange(32_000) / 16_000
@@ -87,7 +87,7 @@ def tone() -> bytes:
     return memory.getvalue()
 
 
-TONE = tone()
+TONE = make_tone()
 
 
 async def ask(client: httpx.AsyncClient, kind: str, draws: random.Random) -> None:
@@ -135,7 +135,7 @@ async def run_phase(url: str, key: str | None, clients: int, seconds: float, mix
     tally = Tally()
     started = time.monotonic()
 
-    async def one(number: int) -> None:
+    async def ask_in_turn(number: int) -> None:
         draws, turn = random.Random(number), 0
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         async with httpx.AsyncClient(base_url=url, timeout=300, headers=headers) as client:
@@ -155,7 +155,7 @@ async def run_phase(url: str, key: str | None, clients: int, seconds: float, mix
                     tally.seconds.append(time.monotonic() - begun)
                     tally.kinds[kind] = tally.kinds.get(kind, 0) + 1
 
-    await asyncio.gather(*(one(number) for number in range(clients)))
+    await asyncio.gather(*(ask_in_turn(number) for number in range(clients)))
     tally.elapsed_s = time.monotonic() - started
     return tally
 

@@ -45,7 +45,7 @@ def list_quantizer_duels(batch: int = 4, positions: int = 256) -> Iterator[Duel]
     """Vectors [batch, positions, D] to ids and back."""
     import vector_quantize_pytorch as peers
 
-    def pair(name: str, settings: dict[str, object], peer: torch.nn.Module, num_dims: int) -> Iterator[Duel]:
+    def pair_up(name: str, settings: dict[str, object], peer: torch.nn.Module, num_dims: int) -> Iterator[Duel]:
         ours = make_quantizer(settings).eval()
         peer.eval()
         x = torch.randn(batch, positions, num_dims)
@@ -55,14 +55,14 @@ def list_quantizer_duels(batch: int = 4, positions: int = 256) -> Iterator[Duel]
         yield Duel(f"{name}, decode", lambda: ours.look_up(ids), lambda: look_up(ids[..., 0]))
 
     table = {"kind": "vector", "codebook_size": 8192, "num_dims": 32}
-    yield from pair("VQ 8,192 of 32", table, peers.VectorQuantize(dim=32, codebook_size=8192), 32)
+    yield from pair_up("VQ 8,192 of 32", table, peers.VectorQuantize(dim=32, codebook_size=8192), 32)
     unit = {**table, "codebook_size": 16384, "num_dims": 8, "normalize_latents": True, "normalize_codes": True}
     cosine = peers.VectorQuantize(dim=8, codebook_size=16384, use_cosine_sim=True)
-    yield from pair("VQ 16,384 of 8, length 1", unit, cosine, 8)
+    yield from pair_up("VQ 16,384 of 8, length 1", unit, cosine, 8)
     levels = [8, 8, 8, 5, 5, 5]
-    yield from pair("FSQ 64,000", {"kind": "finite_scalar", "levels": levels}, peers.FSQ(levels=levels), 6)
+    yield from pair_up("FSQ 64,000", {"kind": "finite_scalar", "levels": levels}, peers.FSQ(levels=levels), 6)
     signs = {"kind": "lookup_free", "group_bits": [14]}
-    yield from pair("LFQ 16,384", signs, peers.LFQ(dim=14, codebook_size=2**14), 14)
+    yield from pair_up("LFQ 16,384", signs, peers.LFQ(dim=14, codebook_size=2**14), 14)
 
 
 def list_network_duels(real: bool) -> Iterator[Duel]:

@@ -107,18 +107,18 @@ class Source:
 
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
-    def row(self, token: str | None) -> int:
+    def find_row(self, token: str | None) -> int:
         """The row of a special token. ValueError where the tokenizer has none."""
         found = None if token is None else self.tokenizer.get_vocab().get(token)
         if found is None:
             raise ValueError(f"{self.folder}: the tokenizer has no token {token}; it is not {self.what}'s")
         return int(found)
 
-    def special(self, name: str, default: str) -> int:
+    def find_named_row(self, name: str, default: str) -> int:
         """The row of a token that the tokenizer names (`boi_token`, …), or of the one that the release has."""
-        return self.row(getattr(self.tokenizer, name, None) or default)
+        return self.find_row(getattr(self.tokenizer, name, None) or default)
 
-    def block(self, rows: Mapping[int, int], sha256: str, num_codes: int) -> Block:
+    def make_block(self, rows: Mapping[int, int], sha256: str, num_codes: int) -> Block:
         """The image block. rows: code → row, in code order, or in any order where the codebook follows."""
         ordered = sorted(rows.values())
         if len(ordered) != num_codes or sorted(rows) != list(range(num_codes)):
@@ -238,18 +238,18 @@ def convert_emu3(folder: Path, new: Path, grid: tuple[int, int] | None = None) -
     marks = GridMarks(
         digits=tuple(rows[0] for rows in digits),
         times=times[0],
-        open=source.special("image_wrapper_token", "<|image token|>"),
-        end_of_row=source.row("<|extra_200|>"),
-        end_of_grid=source.special("eof_token", "<|extra_201|>"),
+        open=source.find_named_row("image_wrapper_token", "<|image token|>"),
+        end_of_row=source.find_row("<|extra_200|>"),
+        end_of_grid=source.find_named_row("eof_token", "<|extra_201|>"),
         grid=grid,
     )
     controls = {
-        "image_start": source.special("boi_token", "<|image start|>"),
-        "image_end": source.special("eoi_token", "<|image end|>"),
-        "bos": source.special("bos_token", "<|extra_203|>"),
-        "end_of_turn": source.special("eos_token", "<|extra_204|>"),
-        "eos": source.special("eos_token", "<|extra_204|>"),
-        "pad": source.special("pad_token", "<|endoftext|>"),
+        "image_start": source.find_named_row("boi_token", "<|image start|>"),
+        "image_end": source.find_named_row("eoi_token", "<|image end|>"),
+        "bos": source.find_named_row("bos_token", "<|extra_203|>"),
+        "end_of_turn": source.find_named_row("eos_token", "<|extra_204|>"),
+        "eos": source.find_named_row("eos_token", "<|extra_204|>"),
+        "pad": source.find_named_row("pad_token", "<|endoftext|>"),
     }
     room = config.max_position_embeddings
     if marks.count_rows(grid) + 2 > room:
@@ -258,7 +258,7 @@ def convert_emu3(folder: Path, new: Path, grid: tuple[int, int] | None = None) -
     weights = {**list_parts(state, "model.text_model."), "lm_head.weight": state["lm_head.weight"]}
     save_decoder(build_stock_llama(config, weights, config.vocab_size), new)
     image.save(locate_tokenizer(new, "image"))
-    block = source.block(found, hash_stored(locate_tokenizer(new, "image")), image.codebook_sizes[0])
+    block = source.make_block(found, hash_stored(locate_tokenizer(new, "image")), image.codebook_sizes[0])
     if [found[code] for code in range(block.size)] != list(block.rows):
         raise ValueError(f"{folder}: the visual tokens are not in the order of their codes; it is not Emu3's")
     layout = SpanLayout("image", [Segment("image", grid[0] * grid[1])], marks)
@@ -286,22 +286,22 @@ def convert_chameleon(folder: Path, new: Path, decoder: Path | None = None) -> N
     if not config.vocabulary_map:
         raise ValueError(f"{folder}/config.json has no vocabulary_map, which says what rows are image codes")
     found = {code: row for row, code in ChameleonImageVocabularyMapping(config.vocabulary_map).bpe2img.items()}
-    block = source.block(found, "", image.codebook_sizes[0])
+    block = source.make_block(found, "", image.codebook_sizes[0])
     code_of = {row: code for code, row in found.items()}
     order = torch.tensor([code_of[row] for row in block.rows])
     with torch.no_grad():  # code c of ours is the row start + c
         table = image.network.quantize.embedding.weight
         table.copy_(table[order].clone())
     image.save(locate_tokenizer(new, "image"))
-    block = source.block(found, hash_stored(locate_tokenizer(new, "image")), block.size)
+    block = source.make_block(found, hash_stored(locate_tokenizer(new, "image")), block.size)
     controls = {
-        "image_start": source.special("boi_token", "<racm3:break>"),
-        "image_end": source.special("eoi_token", "<eoss>"),
-        "assistant": source.special("sep_token", "<reserved08706>"),
-        "bos": source.special("bos_token", "<s>"),
-        "end_of_turn": source.special("eos_token", "</s>"),
-        "eos": source.special("eos_token", "</s>"),
-        "pad": source.special("pad_token", "<pad>"),
+        "image_start": source.find_named_row("boi_token", "<racm3:break>"),
+        "image_end": source.find_named_row("eoi_token", "<eoss>"),
+        "assistant": source.find_named_row("sep_token", "<reserved08706>"),
+        "bos": source.find_named_row("bos_token", "<s>"),
+        "end_of_turn": source.find_named_row("eos_token", "</s>"),
+        "eos": source.find_named_row("eos_token", "</s>"),
+        "pad": source.find_named_row("pad_token", "<pad>"),
     }
     save_decoder(model, new)
     layout = SpanLayout("image", [Segment("image", image.tokens_per_item)])
@@ -345,20 +345,20 @@ def convert_janus(folder: Path, new: Path) -> None:
     sha256 = hash_stored(locate_tokenizer(new, "image"))
     block = Block(name="image", modality="image", start=text_rows, size=num_codes, sha256=sha256)
     controls = {
-        "image_start": source.special("boi_token", "<begin_of_image>"),
-        "image_end": source.special("eoi_token", "<end_of_image>"),
-        "user": source.row("<|User|>"),
-        "assistant": source.row("<|Assistant|>"),
-        "bos": source.special("bos_token", "<｜begin▁of▁sentence｜>"),
-        "end_of_turn": source.special("eos_token", "<｜end▁of▁sentence｜>"),
-        "eos": source.special("eos_token", "<｜end▁of▁sentence｜>"),
-        "pad": source.special("pad_token", "<｜▁pad▁｜>"),
+        "image_start": source.find_named_row("boi_token", "<begin_of_image>"),
+        "image_end": source.find_named_row("eoi_token", "<end_of_image>"),
+        "user": source.find_row("<|User|>"),
+        "assistant": source.find_row("<|Assistant|>"),
+        "bos": source.find_named_row("bos_token", "<｜begin▁of▁sentence｜>"),
+        "end_of_turn": source.find_named_row("eos_token", "<｜end▁of▁sentence｜>"),
+        "eos": source.find_named_row("eos_token", "<｜end▁of▁sentence｜>"),
+        "pad": source.find_named_row("pad_token", "<｜▁pad▁｜>"),
     }
     reader = JanusReader.from_model(inner, folder)
     if reader.width != config.hidden_size:
         raise ValueError(f"{folder}: its picture features are {reader.width} wide, its decoder {config.hidden_size}")
     reader.save(locate_reader(new, "image"))
-    placeholder = source.special("image_token", "<image_placeholder>")
+    placeholder = source.find_named_row("image_token", "<image_placeholder>")
     features = FeatureSpan(placeholder, reader.num_features, hash_stored(locate_reader(new, "image")))
     layout = SpanLayout("image", [Segment("image", image.tokens_per_item)], features=features)
     processor = ProcessorConfig(template="janus", system=JANUS_SYSTEM, wording=ASKED)

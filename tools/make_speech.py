@@ -48,25 +48,25 @@ HELD_OUT_SENTENCES = {"slt": 200, "rms": 200, "kal16": 200, "awb": 200, "joe": 2
 NUM_VAL = NUM_TEST = 200
 
 
-def words(text: str, separator: str | None = None) -> list[str]:
+def split_words(text: str, separator: str | None = None) -> list[str]:
     """A word list written as one string."""
     return text.split(separator)
 
 
-DIGITS = words("zero one two three four five six seven eight nine")
-TEENS = words("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
-TENS = words("twenty thirty forty fifty sixty seventy eighty ninety")
-LETTERS = words("a b c d e f g h i j k l m n o p q r s t u v w x y z")
-NATO = words(
+DIGITS = split_words("zero one two three four five six seven eight nine")
+TEENS = split_words("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+TENS = split_words("twenty thirty forty fifty sixty seventy eighty ninety")
+LETTERS = split_words("a b c d e f g h i j k l m n o p q r s t u v w x y z")
+NATO = split_words(
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec "
     "romeo sierra tango uniform victor whiskey x_ray yankee zulu"
 )
-DAYS = words("sunday monday tuesday wednesday thursday friday saturday")
-MONTHS = words("january february march april may june july august september october november december")
+DAYS = split_words("sunday monday tuesday wednesday thursday friday saturday")
+MONTHS = split_words("january february march april may june july august september october november december")
 ORDINALS = dict(
     zip(
         [*map(str, range(1, 21)), "30", "40", "50", "60", "70", "80", "90"],
-        words(
+        split_words(
             "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
             "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth "
             "seventieth eightieth ninetieth"
@@ -74,8 +74,8 @@ ORDINALS = dict(
         strict=True,
     )
 )
-BIG = words("hundred thousand million billion")
-OTHER_SHORT = words(
+BIG = split_words("hundred thousand million billion")
+OTHER_SHORT = split_words(
     "today,tomorrow,yesterday,hello,goodbye,yes,no,thank you,please,star,pound,dollars,minus,oh,at,dash,dollar,dot,"
     "equals,plus,slash,space,asterisk,o'clock,niner,a m,p m,exclamation point,question mark,good morning,good night,"
     "how are you,i am fine,what is this,who is there,come here,let's go,i don't know",
@@ -88,8 +88,8 @@ TEMPLATES = (
     "the {l} is in the {p}", "do you see the {l}", "it looks like {a}", "she has {a}", "he drew {a} for me",
 )  # fmt: skip
 TEMPLATES_PER_LABEL = 5
-COLOURS = words("red blue green yellow black white brown big small old new nice")
-PLACES = words("house garden street city water box picture window car school")
+COLOURS = split_words("red blue green yellow black white brown big small old new nice")
+PLACES = split_words("house garden street city water box picture window car school")
 UNWANTED = re.compile(
     r"\b(sex\w*|slaves?|whores?|rap(e|ed|ist)|kill\w*|murder\w*|nigg\w*|drunk\w*|suicide|naked|nude|jews?|negro\w*|"
     r"prostitut\w*|breasts?|hell|damn\w*|bastard|bitch|ass|shit|piss\w*)\b"
@@ -272,15 +272,15 @@ class FliteWave(ctypes.Structure):
 def make_flite_speaker(voice: str) -> Speaker:
     """flite's library through its C interface (a process an utterance would take longer to start than to speak)."""
 
-    def library(name: str) -> ctypes.CDLL:
+    def load_library(name: str) -> ctypes.CDLL:
         try:
             return ctypes.CDLL(f"lib{name}.so.1", mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             raise ValueError(f"{error}; install flite (Debian: flite, libflite1)") from None
 
     def speak(sentences: list[Sentence]) -> Iterator[tuple[Sentence, np.ndarray]]:
-        flite, *_ = [library(name) for name in ("flite", "flite_usenglish", "flite_cmulex")]
-        register = getattr(library(f"flite_cmu_us_{voice}"), f"register_cmu_us_{voice}")
+        flite, *_ = [load_library(name) for name in ("flite", "flite_usenglish", "flite_cmulex")]
+        register = getattr(load_library(f"flite_cmu_us_{voice}"), f"register_cmu_us_{voice}")
         register.restype, register.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
         flite.flite_text_to_wave.restype = ctypes.POINTER(FliteWave)
         flite.flite_text_to_wave.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
@@ -392,7 +392,7 @@ def find_speaker(voice: str, raw: Path, piper: str) -> Speaker:
     return make_flite_speaker(voice)
 
 
-def clip_path(cache: Path, voice: str, text: str) -> Path:
+def name_clip(cache: Path, voice: str, text: str) -> Path:
     """Cached clips are named by their text, so they outlive a change of the sentence list."""
     return cache / voice / f"{sha256(text.encode()).hexdigest()[:16]}.npy"
 
@@ -409,15 +409,15 @@ def speak(voice: str, args: argparse.Namespace) -> None:
     """Speak what is not in the cache yet."""
     if voice == HUMAN_VOICE:
         for _, text, samples in list_human_clips(args.raw):
-            save_clip(clip_path(args.cache, voice, text), samples)
+            save_clip(name_clip(args.cache, voice, text), samples)
         return
     if voice not in TRAIN_SENTENCES:
         raise ValueError(f"--voice {voice}: unknown; choose from {', '.join([*TRAIN_SENTENCES, HUMAN_VOICE])}")
     wanted = list_sentences(voice, load_sentences(args.out))[: args.limit]
-    missing = [sentence for sentence in wanted if not clip_path(args.cache, voice, sentence.text).is_file()]
+    missing = [sentence for sentence in wanted if not name_clip(args.cache, voice, sentence.text).is_file()]
     done = len(wanted) - len(missing)
     for sentence, samples in find_speaker(voice, args.raw, args.piper)(missing):
-        save_clip(clip_path(args.cache, voice, sentence.text), samples)
+        save_clip(name_clip(args.cache, voice, sentence.text), samples)
         done += 1
         if done % 100 == 0 or done == len(wanted):
             print(f"{voice}: {done} of {len(wanted)}", file=sys.stderr, flush=True)
@@ -437,7 +437,7 @@ def pack(args: argparse.Namespace) -> None:
 
     for voice in TRAIN_SENTENCES:
         for sentence in sorted(list_sentences(voice, sentences), key=lambda sentence: sentence.id):
-            path = clip_path(args.cache, voice, sentence.text)
+            path = name_clip(args.cache, voice, sentence.text)
             if path.is_file():
                 split = "voice_heldout" if voice == HELD_OUT_VOICE else sentence.split
                 add(f"{voice}-{sentence.id:05d}", sentence.text, voice, split, np.load(path))

@@ -34,10 +34,10 @@ SIZE = 64
 NUM_FRAMES = 9
 FPS = 8.0
 OFFSETS_S = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # starts that are tried when the first hardly moves
-MIN_MOTION = 0.02  # see `motion`
+MIN_MOTION = 0.02  # see `measure_motion`
 
 
-def motion(frames: np.ndarray) -> float:
+def measure_motion(frames: np.ndarray) -> float:
     """Mean absolute difference of two frames, over all pairs of frames, on [0, 1]. frames: uint8 [T, H, W, 3]."""
     levels = frames.astype(np.float32) / 255
     pairs = [np.abs(levels[later] - levels[earlier]).mean() for later in range(len(levels)) for earlier in range(later)]
@@ -62,7 +62,7 @@ class Animation:
             self.times_s.append(self.decoded_s)
             self.decoded_s += self.picture.info.get("duration", 1000 / 24) / 1000
 
-    def clip(self, start_s: float) -> np.ndarray | None:
+    def read_clip(self, start_s: float) -> np.ndarray | None:
         """uint8 [T, H, W, 3] from `start_s`: the frame nearest to each due time; None when it ends before."""
         due = start_s + np.arange(NUM_FRAMES) / FPS
         self.decode_until(due[-1] + 0.1)  # one frame past the last due time settles which is nearest
@@ -84,10 +84,10 @@ def choose_best_clip(path: Path) -> tuple[np.ndarray, float]:
     animation = Animation(path)
     best: tuple[np.ndarray, float] | None = None
     for start_s in OFFSETS_S:
-        clip = animation.clip(start_s)
+        clip = animation.read_clip(start_s)
         if clip is None:
             break
-        moved = motion(clip) if animation.num_frames > 1 else 0.0
+        moved = measure_motion(clip) if animation.num_frames > 1 else 0.0
         if best is None or moved > best[1]:
             best = clip, moved
         if (start_s == 0 and moved >= MIN_MOTION) or animation.num_frames == 1:

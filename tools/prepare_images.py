@@ -151,7 +151,7 @@ def read_svg_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
     return draw
 
 
-def iconify_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
+def open_iconify_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
     """An Iconify set: `chars.json` maps code points to icon names; the few it lacks are found by their label."""
     icon_set = json.loads((folder / "icons.json").read_text("utf-8"))
     chars: dict[str, str] = json.loads((folder / "chars.json").read_text("utf-8"))
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_of_style: dict[str, Callable[[dict], np.ndarray | None]] = {
             "noto": read_bitmap_style(raw / "emoji-datasource-google" / "package" / "img" / "google" / "64", ".png"),
             "fluent3d": read_bitmap_style(raw / "lobehub-fluent-emoji-3d" / "package" / "assets", ".webp"),
-            "fluentflat": iconify_style(raw / "iconify-json-fluent-emoji-flat" / "package"),
+            "fluentflat": open_iconify_style(raw / "iconify-json-fluent-emoji-flat" / "package"),
             "twemoji": read_svg_style(raw / "twemoji-svg" / "package"),
         }
     except FileNotFoundError as error:

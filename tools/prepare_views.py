@@ -32,24 +32,24 @@ TRUNK_SIZE = 128
 def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """pixels: float [3, H, W] in [0, 1] → another view of it, the same shape; outside the picture is white."""
 
-    def uniform(low: float, high: float) -> float:
+    def draw_uniform(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=generator))
 
-    angle, scale = np.deg2rad(uniform(-12, 12)), uniform(0.9, 1.3)
-    shift_x, shift_y = uniform(-0.15, 0.15), uniform(-0.15, 0.15)
+    angle, scale = np.deg2rad(draw_uniform(-12, 12)), draw_uniform(0.9, 1.3)
+    shift_x, shift_y = draw_uniform(-0.15, 0.15), draw_uniform(-0.15, 0.15)
     cos, sin = float(np.cos(angle)) * scale, float(np.sin(angle)) * scale
     theta = torch.tensor([[cos, -sin, shift_x], [sin, cos, shift_y]], dtype=torch.float32)
     grid = torch.nn.functional.affine_grid(theta[None], [1, 3, *pixels.shape[1:]], align_corners=False)
     x = 1 - torch.nn.functional.grid_sample(1 - pixels[None], grid, mode="bilinear", align_corners=False)[0]
-    turn = uniform(-0.5, 0.5)  # rotation of the colour circle about the grey axis, radians
+    turn = draw_uniform(-0.5, 0.5)  # rotation of the colour circle about the grey axis, radians
     axis = torch.full((3,), 3**-0.5)
     cross = torch.tensor([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     rotation = np.cos(turn) * torch.eye(3) + np.sin(turn) * cross + (1 - np.cos(turn)) * torch.outer(axis, axis)
     x = torch.einsum("ij,jhw->ihw", rotation.float(), x)
     grey = x.mean(0, keepdim=True)
-    x = grey + (x - grey) * (0.0 if uniform(0, 1) < 0.05 else uniform(0.6, 1.4))
-    x = 1 - (1 - x) * uniform(0.75, 1.2)
-    if uniform(0, 1) < 0.2:
+    x = grey + (x - grey) * (0.0 if draw_uniform(0, 1) < 0.05 else draw_uniform(0.6, 1.4))
+    x = 1 - (1 - x) * draw_uniform(0.75, 1.2)
+    if draw_uniform(0, 1) < 0.2:
         x = torch.nn.functional.avg_pool2d(x[None], 3, 1, 1, count_include_pad=False)[0]
     return x.clamp(0, 1)
 
@@ -79,7 +79,7 @@ def make_shard(num_views: int, index: int, count: int, seed: int) -> None:
     _save(PREPARED / f"views-{index}-of-{count}.npz", pixels=pixels, features=features)
 
 
-def join(count: int) -> None:
+def join_shards(count: int) -> None:
     parts = [np.load(PREPARED / f"views-{index}-of-{count}.npz") for index in range(count)]
     total = sum(len(part["pixels"]) for part in parts)
     joined = {}
@@ -108,12 +108,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.join:
-        join(args.join)
+        join_shards(args.join)
         return
     index, count = (int(part) for part in args.shard.split("/"))
     make_shard(args.views, index, count, args.seed)
     if count == 1:
-        join(1)
+        join_shards(1)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Literal, Required, TypedDict
+from typing import Literal, Required
 from xml.sax.saxutils import escape
+
+from typing_extensions import TypedDict  # pydantic reads reports with it; typing has the same from Python 3.12 on
 
 COLUMNS = {
     "method": "method",

@@ -28,6 +28,24 @@ class EvaluationReport:
     _: KW_ONLY
     suites: dict[str, dict[str, object]]
 
+    def find_figure(self, *path: str) -> float | None:
+        """A number by its suite and the names inside it: `find_figure("picture_naming", "seen", "right_percent")`.
+
+        None where the suite was not run or has no such number.
+        """
+        value: object = self.suites
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value if isinstance(value, int | float) else None
+
+    def list_groups(self, suite: str) -> dict[str, dict[str, float]]:
+        """The figures that a suite has of each of its groups (voices, codecs, splits): group → name → number."""
+        return {
+            group: {name: number for name, number in figures.items() if isinstance(number, int | float)}
+            for group, figures in self.suites.get(suite, {}).items()
+            if isinstance(figures, dict)
+        }
+
 
 def continue_report(path: Path, fresh: EvaluationReport) -> EvaluationReport:
     """The report at `path` if it has the weights, seed and limit of the fresh one, else the fresh one.
