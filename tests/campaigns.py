@@ -145,6 +145,13 @@ class Study:
             config.hook.pytest_deselected(items=list(left))
             items[:] = [item for item in items if item not in left]
 
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Notes how many examples a property test draws."""
+        test = getattr(item, "obj", None)
+        if is_study() and getattr(test, "is_hypothesis_test", False):
+            chosen = getattr(test, "_hypothesis_internal_use_settings", None) or settings()
+            item.user_properties.append(("cases", f"{chosen.max_examples} examples"))
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: "pytest.CallInfo[None]") -> Iterator[None]:
         report = yield
@@ -204,12 +211,3 @@ def read_page(page: Path) -> dict[str, list[str]]:
         if len(cells) == len(COLUMNS) and "::" in name and (page.parents[1] / name.partition("::")[0]).exists():
             rows[name] = cells[1:]
     return rows
-
-
-@pytest.fixture(autouse=True)
-def count_examples(request: pytest.FixtureRequest) -> None:
-    """Tells a study how many examples a property test draws."""
-    test = getattr(request.node, "obj", None)
-    if is_study() and getattr(test, "is_hypothesis_test", False):
-        chosen = getattr(test, "_hypothesis_internal_use_settings", None) or settings()
-        request.node.user_properties.append(("cases", f"{chosen.max_examples} examples"))

@@ -14,11 +14,12 @@ import sys
 import pytest
 from hypothesis import settings
 
-from tests.campaigns import TIMES, Study, campaign, count_examples, is_study
+from tests.campaigns import TIMES, Study, campaign, is_study
 from tests.commands import HAS_GPU, Commands, Launcher, fork_launcher
 from tests.timing import ProcessorTime
 from tests.tokenizers.references import VARIABLE, Reference, References, find_reference_folder, read_reference
 
+os.fsync = lambda descriptor: None  # what a test writes need not outlive a power cut; each call waits for the disk
 gc.disable()  # until all test modules are imported: nothing of theirs is garbage, and each collection walks it all
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begun by a shell in the background; some tests press Ctrl-C
@@ -31,12 +32,14 @@ settings.register_profile("study", deadline=None, database=None, max_examples=50
 settings.load_profile("study" if is_study() else "unimodal")
 
 
-__all__ = ["campaign", "count_examples"]
+__all__ = ["campaign"]
 
 
 @pytest.fixture(autouse=True)
 def own_registrations():
-    """What a test registers (a medium, a family of tokenizers) is gone for the next one of its process."""
+    """Every test starts from the same random state, and what it registers (a medium, a family of tokenizers) is gone
+    for the next one of its process."""
+    seed_generators()
     tables = [
         vars(sys.modules[name])[table]
         for name, table in (("unimodal.media.registry", "MEDIA"), ("unimodal.tokenizers.registry", "FAMILIES"))
@@ -53,9 +56,7 @@ def own_registrations():
             del loaded.FAMILIES[name]
 
 
-@pytest.fixture(autouse=True)
-def fixed_seeds():
-    """Every test starts from the same random state, whatever ran before it."""
+def seed_generators():
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import logging
 import threading
 import time
 
@@ -106,6 +107,21 @@ def server():
 @pytest.fixture
 def client(server):
     return server.client()
+
+
+@pytest.fixture
+def log_records():
+    """What is logged during a test."""
+    records = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record):
+            records.append(record)
+
+    keeper = Keeper()
+    logging.root.addHandler(keeper)
+    yield records
+    logging.root.removeHandler(keeper)
 
 
 def data_url(data: bytes, kind: str) -> str:

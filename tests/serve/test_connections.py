@@ -97,7 +97,7 @@ def test_over_the_limit_those_go_that_wait_and_health_is_always_answered(slow): 
         assert served.get("/v1/models").status_code == 200
 
 
-def test_without_descriptors_the_log_stays_short_and_all_are_answered_later(caplog):
+def test_without_descriptors_the_log_stays_short_and_all_are_answered_later(log_records):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with serving() as served:
@@ -114,9 +114,9 @@ def test_without_descriptors_the_log_stays_short_and_all_are_answered_later(capl
             time.sleep(1.5)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        told = [record for record in caplog.records if "cannot be accepted" in record.getMessage()]
+        told = [record for record in log_records if "cannot be accepted" in record.getMessage()]
         assert len(told) == 1 and "ulimit -n" in told[0].getMessage()
-        assert not [record for record in caplog.records if record.name == "asyncio"]
+        assert not [record for record in log_records if record.name == "asyncio"]
         for client in clients:
             client.settimeout(10)
             assert client.recv(65536).startswith(b"HTTP/1.1 200")

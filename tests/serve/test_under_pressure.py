@@ -180,7 +180,7 @@ def test_dropped_clients_in_a_crowd_disturb_nobody():
         assert well(served)
 
 
-def test_a_failing_step_fails_its_rows_and_the_next_request_is_answered(monkeypatch, caplog):
+def test_a_failing_step_fails_its_rows_and_the_next_request_is_answered(monkeypatch):
     with serving() as served:
         logits = served.model.engine.head.compute_logits
         broken = threading.Event()

@@ -31,6 +31,9 @@ from unimodal.tokenizers.interface import MediaModule
 from unimodal.tokenizers.registry import find_family_class
 from unimodal.tokenizers.stored import TokenizerConfig
 
+#: PyYAML's loader in C, ten times as fast, where it was built with it
+LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
 
 class ParameterCount(BaseModel):
     """A published number of parameters: of the submodules `of` (all, where it is empty) without those in `without`.
