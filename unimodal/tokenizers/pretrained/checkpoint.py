@@ -52,7 +52,7 @@ def load(name: str, source: str | os.PathLike[str] | None = None, **settings: ob
     if name not in SOURCES:
         raise ValueError(f"there is no pretrained tokenizer {name!r}; there are {', '.join([*SOURCES, *PUBLISHED])}")
     folder = find(SOURCES[name] if source is None else source)
-    family = read_checkpoint_config(folder).get("family")
+    family = read_checkpoint_config(folder).get("family") if (folder / "config.json").exists() else None
     if family is not None:
         if family != name:
             raise ValueError(f"{folder} holds the tokenizer family {family!r}, not {name!r}")

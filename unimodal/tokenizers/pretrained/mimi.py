@@ -14,6 +14,7 @@ Shapes: B batch, T samples, N codes, G groups, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
@@ -27,10 +28,15 @@ from unimodal.tokenizers.pretrained.audio import (
     choose_codebooks,
     wrap_network,
 )
+from unimodal.tokenizers.pretrained.authors import read_authors_weights
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
 from unimodal.tokenizers.pretrained.causal import MimiTransformerStage, chain_layers, open_layer
+from unimodal.tokenizers.pretrained.mimi_names import collect_for_authors, fill_from_authors, read_mimi_config
 from unimodal.tokenizers.sounds import pad_samples
 from unimodal.tokenizers.stored import TokenizerConfig
+
+#: what moshi's repositories call Mimi's weights
+AUTHORS_FILE = "tokenizer-*.safetensors"
 
 
 class MimiTokenizerConfig(NetworkAudioConfig):
@@ -53,9 +59,13 @@ class MimiTokenizer(NetworkAudioTokenizer):
 
     @classmethod
     def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:
-        """num_codebooks: the first so many, by default 8 as in Moshi."""
+        """A folder of transformers, or one with moshi's own file (tokenizer-….safetensors). num_codebooks: the first so
+        many, by default 8 as in Moshi."""
         from transformers import MimiModel
 
+        own = sorted(folder.glob(AUTHORS_FILE))
+        if own:
+            return cls.from_authors(read_authors_weights(own[0]), num_codebooks=num_codebooks, source=str(own[0]))
         check_kind(folder, ("mimi",), "Mimi")
         model = load_reference(MimiModel, folder)
         if model.encoder is None or model.decoder is None:
@@ -67,6 +77,34 @@ class MimiTokenizer(NetworkAudioTokenizer):
             num_codebooks=choose_codebooks(num_codebooks, min(8, most), most),
         )
         return wrap_network(cls(config), model)
+
+    @classmethod
+    def from_authors(
+        cls,
+        weights: Mapping[str, Tensor],
+        fields: Mapping[str, object] | None = None,
+        num_codebooks: int | None = None,
+        source: str = "the checkpoint",
+    ) -> Self:
+        """A tokenizer with weights under the names of the authors' code. fields: the settings of their loader, by
+        default those of the released weights. MisfitError for weights of another network."""
+        from transformers import MimiConfig
+
+        settings = MimiConfig(**read_mimi_config(fields or {}))
+        most = settings.num_quantizers
+        tokenizer = cls(
+            MimiTokenizerConfig(
+                network=to_plain_config(settings),
+                sample_rate_hz=settings.sampling_rate,
+                num_codebooks=choose_codebooks(num_codebooks, min(8, most), most),
+            )
+        )
+        fill_from_authors(tokenizer.network, weights, source)
+        return tokenizer.eval()
+
+    def collect_authors_state(self) -> dict[str, Tensor]:
+        """The weights under the names of the authors' code."""
+        return collect_for_authors(self.network)
 
     def pad_equal(self, x: Tensor, published: bool) -> Tensor:
         return pad_samples(x, -(-x.shape[-1] // self.samples_per_code) * self.samples_per_code) if published else x

@@ -5,8 +5,8 @@ Where the authors' code differs from ours, ``published=True`` follows theirs:
 
 - A sound that is no whole number of codes: theirs leaves the last, partly filled code out; ours keeps it.
 - Streaming: theirs keeps the keys of exactly as many steps as attention looks back and writes those of a piece before
-  it reads, so that results hang on how the stream is cut; no piece may be longer than that. Ours keeps what the whole
-  would see.
+  it reads, so that results hang on how the stream is cut; theirs takes no piece longer than that. Ours keeps what the
+  whole would see.
 
 Shapes: B batch, T samples, N codes, G groups, D width.
 """
