@@ -9,6 +9,7 @@ Shapes: B batch, M bands, F frames, N steps behind the convolutions, D width, H 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -111,12 +112,18 @@ class WhisperEncoder(nn.Module):
             num_frames = (num_frames - 1) // stride + 1
         return num_frames
 
-    def forward(self, mel: Tensor, lengths: Tensor | None = None, num_blocks: int | None = None) -> Tensor:
-        """mel: [B, M, F]. lengths: int64 [B], frames that are real; None if all are. num_blocks: after how many blocks
-        to stop, without the last norm; by default all → [B, N, D]; padded steps hold nothing of use.
+    def forward(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """mel: [B, M, F]. lengths: int64 [B], frames that are real; None if all are → [B, N, D]; padded steps hold
+        nothing of use.
 
         Raises ValueError for more steps than the table of positions has.
         """
+        *_, last = self.list_hidden(mel, lengths)
+        return last
+
+    def list_hidden(self, mel: Tensor, lengths: Tensor | None = None) -> Iterator[Tensor]:
+        """``forward`` step by step: what goes into the blocks, then what each of them gives, [B, N, D] each; the last
+        one behind the last norm."""
         steps, context = self.count_steps(mel.shape[-1]), self.sizes.context
         if context is not None and steps > context:
             raise ValueError(f"this encoder has {context} positions and the sound {steps}; encode it in pieces")
@@ -131,10 +138,11 @@ class WhisperEncoder(nn.Module):
             mask = mark_real(lengths, steps)
         if context is not None:
             x = x + self.get_buffer("positional_embedding")[:steps]
-        chosen = self.blocks if num_blocks is None else self.blocks[:num_blocks]
-        for block in chosen:
+        yield x
+        for number, block in enumerate(self.blocks):
             x = block(x, mask)
-        return x if self.ln_post is None or num_blocks is not None else self.ln_post(x)
+            last = number + 1 == len(self.blocks)
+            yield self.ln_post(x) if last and self.ln_post is not None else x
 
 
 def mark_real(lengths: Tensor, size: int) -> Tensor:
