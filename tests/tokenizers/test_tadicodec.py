@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from unimodal.coder.beside import Beside, make_condition
+from unimodal.media.audio import save_audio
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import Condition
@@ -148,3 +150,15 @@ def test_training_lowers_the_loss_of_flow_and_vocoder():
         optimizer.step()
         losses.append(numbers["flow"] + numbers["vocoder"])
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_text_and_the_sound_before_are_given_beside_the_codes_or_left_out(tmp_path):
+    tokenizer, kinds = make_small(), TaDiCodecTokenizer.decode_conditions
+    assert make_condition(tokenizer, Beside(), kinds, "decoder") is None
+    save_audio(torch.rand(600) - 0.5, tmp_path / "before.wav", 24000)
+    told = make_condition(tokenizer, Beside("good day", tmp_path / "before.wav"), kinds, "decoder")
+    assert told.text == ("good day",) and told.medium.shape == (1, 1, 600)
+    codes = tokenizer.encode(torch.rand(1, 1, 2000))
+    assert tokenizer.decode(codes, told, steps=1).shape == (1, 1, 2048)
+    with pytest.raises(ValueError, match="reads nothing beside"):
+        make_condition(tokenizer, Beside("good day"), tokenizer.encode_conditions, "encoder")

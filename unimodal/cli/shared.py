@@ -51,14 +51,15 @@ Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="At mo
 Start = Annotated[float, typer.Option("--start", metavar="S", help="Where sounds and films begin, in seconds.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", metavar="S", help="How much of them to take.")]
 BesideText = Annotated[
-    str | None, typer.Option("--text", metavar="WORDS", help="The caption, for a tokenizer that reads one.")
+    str | None,
+    typer.Option("--text", metavar="WORDS", help="The caption, or what is said, for a tokenizer that reads it."),
 ]
 BesideFile = Annotated[
     Path | None,
     typer.Option(
         "--condition",
         metavar="FILE",
-        help="What the tokenizer reads beside: a caption (.txt), text vectors (.npy), or the picture or film before.",
+        help="What the tokenizer reads beside: a text (.txt), vectors (.npy), or the picture, film or sound before.",
     ),
 ]
 TextNetwork = Annotated[

@@ -29,24 +29,26 @@ class ConditionMaker:
     def __init__(self, tokenizer: MediaTokenizer | LatentTokenizer) -> None:
         self.family = tokenizer.config.family
         self.encode_kinds, self.decode_kinds = tokenizer.encode_conditions, tokenizer.decode_conditions
-        self.kinds = self.encode_kinds | self.decode_kinds
+        self.kinds, self.optional = self.encode_kinds | self.decode_kinds, tokenizer.optional_conditions
         self.read_features: TextFeatures | None = None
-        if "features" in self.kinds:
+        if "features" in self.kinds and (tokenizer.text_settings is not None or "features" not in self.optional):
             self.read_features = load_text_features(tokenizer.text_settings, self.family)
 
     @property
     def reads_text(self) -> bool:
-        """Whether it takes a caption for each item."""
-        return bool(self.kinds & {"text", "features"})
+        """Whether it takes a caption for each item: its text, or features of a text."""
+        return "text" in self.kinds or self.read_features is not None
 
     def make(self, x: Tensor, captions: Sequence[str] | None) -> Condition | None:
         """All that either side reads of media x [B, C, …] and their captions. ValueError for captions that lack."""
         if not self.kinds:
             return None
+        if captions is None and not self.kinds - self.optional:
+            return None
         if self.reads_text and (captions is None or not all(captions)):
             raise ValueError(f"{self.family} reads a caption of every item; give data with texts")
         made = Condition() if captions is None else self.make_of_texts(captions, x.device)
-        if "medium" not in self.kinds:
+        if "medium" not in self.kinds - self.optional:
             return made
         if x.dim() != 5:
             raise ValueError(f"{self.family} reads a frame beside the medium; give clips")

@@ -124,6 +124,8 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
     #: the kinds of `Condition` that each side reads: "text", "features", "medium"
     encode_conditions: frozenset[str] = frozenset()
     decode_conditions: frozenset[str] = frozenset()
+    #: those of them that it can do without
+    optional_conditions: frozenset[str] = frozenset()
     #: of a family that reads features of a text: how many vectors, and of which text model
     text_settings: TextSettings | None = None
     #: what else ``decode`` takes: "noise", "steps", "guidance"

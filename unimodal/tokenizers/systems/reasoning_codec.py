@@ -131,6 +131,7 @@ class ReasoningCodecTokenizer(SoundTokenizer):
         )
         self.mel = None
         if config.bands:
+            self.optional_conditions = frozenset({"features"})
             hop = config.sample_rate_hz // 50
             with torch.device("cpu"):  # it computes with its constants, also where the rest is built without storage
                 self.mel = LogMel(config.sample_rate_hz, 2 * hop, hop, config.bands, 1e-5, -5.0, 3.0)

@@ -95,6 +95,7 @@ class TaDiCodecTokenizer(SoundTokenizer):
     config_class: ClassVar[type[TokenizerConfig]] = TaDiCodecConfig
     config: TaDiCodecConfig
     decode_conditions = frozenset({"text", "medium"})
+    optional_conditions = frozenset({"text", "medium"})
     decode_settings = frozenset({"noise", "steps", "guidance"})
     quantizer: BinarySphericalQuantizer
 
@@ -266,8 +267,10 @@ class TaDiCodecTokenizer(SoundTokenizer):
     def _embed_texts(self, condition: Condition | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         if condition is None or condition.text is None or self.text_emb is None:
             return None, None
-        texts = Codes.from_rows([torch.tensor(self.read_text(text), dtype=torch.int64) for text in condition.text])
-        return self.text_emb(texts.ids[..., 0].to(device)), texts.mask.to(device)
+        # padding stands before a shorter text, which so is as near to the frames as it is alone
+        rows = [torch.tensor(self.read_text(text)[::-1], dtype=torch.int64) for text in condition.text]
+        texts = Codes.from_rows(rows)
+        return self.text_emb(texts.ids[..., 0].flip(1).to(device)), texts.mask.flip(1).to(device)
 
     def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
         """The loss of ``reconstruct``, and how far the mel of the vocoder's sound is from the mel that it was given."""
