@@ -51,17 +51,31 @@ def join_waves(waves: Sequence[Tensor], lengths: Sequence[int], longest: int) ->
     return out.clamp(-1, 1)
 
 
-class SoundCodes(MediaTokenizer):
-    """``encode``: float [B, 1, T] in [-1, 1] → Codes [B, N, G]; ``decode`` → [B, 1, N · samples_per_code].
+class SoundLengths:
+    """How many samples a network takes and gives, by the codes. A sound shorter than `fewest_samples` is filled up with
+    silence."""
 
-    A family calls `describe` once and writes `encode_equal` and `decode_equal`. A sound shorter than `fewest_samples`
-    is filled up with silence.
-    """
-
-    modality: ClassVar[str] = "audio"
     samples_per_code: int
     #: what the network needs at least
     fewest_samples: int = 1
+
+    def pad_equal(self, x: Tensor, published: bool) -> Tensor:
+        """Sounds of one length as the network takes them, [B, 1, T]: overridden where a family pads or cuts them.
+        published: by its authors' rule, where ours is another."""
+        return pad_samples(x, max(self.fewest_samples, x.shape[-1]))
+
+    def count_samples(self, num_codes: int) -> int:
+        """How many samples so many codes stand for."""
+        return num_codes * self.samples_per_code
+
+
+class SoundCodes(SoundLengths, MediaTokenizer):
+    """``encode``: float [B, 1, T] in [-1, 1] → Codes [B, N, G]; ``decode`` → [B, 1, N · samples_per_code].
+
+    A family calls `describe` once and writes `encode_equal` and `decode_equal`.
+    """
+
+    modality: ClassVar[str] = "audio"
 
     def describe(self, codebook_sizes: tuple[int, ...], samples_per_code: int, sample_rate_hz: int) -> None:
         """Sets what the contract asks for; called once by each family."""
@@ -79,18 +93,13 @@ class SoundCodes(MediaTokenizer):
         """Codes of one length, int64 [B, N, G] → [B, 1, T]. An encoder alone leaves this out."""
         raise ValueError(self.no_decoder)
 
-    def pad_equal(self, x: Tensor, published: bool) -> Tensor:
-        """Sounds of one length as the network takes them, [B, 1, T]: overridden where a family pads or cuts them.
-        published: by its authors' rule, where ours is another."""
-        return pad_samples(x, max(self.fewest_samples, x.shape[-1]))
-
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         rows = encode_rows(x, lengths, lambda sounds: self.encode_equal(self.pad_equal(sounds, options.published)))
         return Codes.from_rows([row.cpu() for row in rows], order="time").to(x.device)
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
-        lengths = [count * self.samples_per_code for count in codes.counts]
-        return join_waves(decode_rows(codes, self.decode_equal), lengths, codes.ids.shape[1] * self.samples_per_code)
+        lengths = [self.count_samples(count) for count in codes.counts]
+        return join_waves(decode_rows(codes, self.decode_equal), lengths, self.count_samples(codes.ids.shape[1]))
 
     # ---- piece by piece
 

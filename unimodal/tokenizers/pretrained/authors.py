@@ -111,6 +111,14 @@ def _find_tensors(content: object, path: Path, roots: Sequence[str]) -> Mapping[
             if isinstance(content.get(root), Mapping):
                 return _find_tensors(content[root], path, roots)
         tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if not tensors:  # several dictionaries side by side, joined under their names
+            tensors = {
+                f"{part}.{name}": value
+                for part, inner in content.items()
+                if isinstance(inner, Mapping)
+                for name, value in inner.items()
+                if isinstance(value, Tensor)
+            }
         if tensors:
             return tensors
     raise ValueError(f"{path} holds no weights under {', '.join(roots)} or at its top")

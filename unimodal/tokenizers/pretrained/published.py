@@ -340,5 +340,19 @@ PUBLISHED: dict[str, PublishedWeights] = {
     ),
     "beats": PublishedWeights(
         "beats", "", "MIT", where="OneDrive: the README of microsoft/unilm beats has links", settings="cfg"
+    "bigcodec": PublishedWeights("bigcodec", "Alethia/BigCodec", "MIT", file="bigcodec.pt", config="bigcodec"),
+    "wavtokenizer": PublishedWeights(
+        "wavtokenizer",
+        "novateur/WavTokenizer",
+        "MIT",
+        file="WavTokenizer_small_600_24k_4096.ckpt",
+        config="wavtokenizer-40",
+    ),
+    "vocos_mel": PublishedWeights("vocos_mel", "charactr/vocos-mel-24khz", "MIT"),
+    "vocos_encodec": PublishedWeights(
+        "vocos_encodec",
+        "charactr/vocos-encodec-24khz",
+        "MIT",
+        companion="its EnCodec, facebook/encodec_24khz",
     ),
 }

@@ -19,6 +19,7 @@ from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.rows import decode_rows, pad_media
 from unimodal.tokenizers.sounds import (
     SoundCodes,
+    SoundLengths,
     encode_rows,
     join_latents,
     join_waves,
@@ -101,11 +102,10 @@ class SoundTokenizer(SoundSystem, SystemTokenizer, SoundCodes):
     """A published system of codes of sounds."""
 
 
-class SoundLatents(SoundSystem, SystemLatents):
+class SoundLatents(SoundSystem, SystemLatents, SoundLengths):
     """A published system of continuous latents of sounds: [B, 1, T] ⇄ [B, N, D]."""
 
     modality: ClassVar[str] = "audio"
-    samples_per_code: int
 
     def describe(self, width: int, samples_per_code: int, sample_rate_hz: int) -> None:
         """Sets what the contract asks for; called once by each family."""
@@ -121,8 +121,10 @@ class SoundLatents(SoundSystem, SystemLatents):
         raise ValueError(self.no_decoder)
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Latents:
-        return join_latents(encode_rows(x, lengths, self.encode_equal))
+        return join_latents(
+            encode_rows(x, lengths, lambda sounds: self.encode_equal(self.pad_equal(sounds, options.published)))
+        )
 
     def decode_batch(self, coded: Latents, options: CodingOptions) -> Tensor:
-        lengths = [count * self.samples_per_code for count in coded.counts]
-        return join_waves(decode_rows(coded, self.decode_equal), lengths, coded.values.shape[1] * self.samples_per_code)
+        lengths = [self.count_samples(count) for count in coded.counts]
+        return join_waves(decode_rows(coded, self.decode_equal), lengths, self.count_samples(coded.values.shape[1]))

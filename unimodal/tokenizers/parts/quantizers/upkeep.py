@@ -65,7 +65,9 @@ class CodebookUpkeep(nn.Module):
             return
 
         def draw(samples: Tensor, count: int) -> Tensor:
-            return draw_vectors(samples[0], count, generator)[None]
+            """Each vector at most once: where there are fewer than rows, the others stay, as equal rows would tie."""
+            few = min(count, samples.shape[1])
+            return torch.cat([draw_vectors(samples[0], few, generator), codebook[few:count].to(samples)])[None]
 
         means, bins = codebook.new_zeros(1, *codebook.shape), codebook.new_zeros(1, self.codebook_size)
         if len(vectors):

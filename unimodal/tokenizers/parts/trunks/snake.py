@@ -8,6 +8,7 @@ Shapes: B batch, C channels, T samples.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class AntiAliased(nn.Module):
     def __init__(self, activation: nn.Module, ratio: int = 2, kernel_size: int = 12):
         super().__init__()
         self.act, self.ratio, self.kernel_size = activation, ratio, kernel_size
-        kernel = design_lowpass(0.5 / ratio, 0.6 / ratio, kernel_size)
+        kernel = torch.tensor(design_lowpass(0.5 / ratio, 0.6 / ratio, kernel_size))
         self.register_buffer("kernel", kernel[None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,8 +74,9 @@ class AntiAliased(nn.Module):
         return conv1d(x, self.kernel.expand(num_channels, -1, -1), stride=self.ratio, groups=num_channels)
 
 
-def design_lowpass(cutoff: float, half_width: float, kernel_size: int) -> Tensor:
-    """A sinc filter under a Kaiser window, [kernel_size], of sum 1. cutoff, half_width: in cycles a sample."""
+@lru_cache
+def design_lowpass(cutoff: float, half_width: float, kernel_size: int) -> tuple[float, ...]:
+    """A sinc filter under a Kaiser window, of sum 1. cutoff, half_width: in cycles a sample."""
     half = kernel_size // 2
     attenuation = 2.285 * (half - 1) * math.pi * 4 * half_width + 7.95  # dB
     if attenuation > 50:
@@ -83,7 +85,7 @@ def design_lowpass(cutoff: float, half_width: float, kernel_size: int) -> Tensor
         beta = 0.5842 * (attenuation - 21) ** 0.4 + 0.07886 * (attenuation - 21)
     else:
         beta = 0.0
-    window = torch.kaiser_window(kernel_size, beta=beta, periodic=False)
-    time = torch.arange(kernel_size) - half + (0.5 if kernel_size % 2 == 0 else 0)
+    window = torch.kaiser_window(kernel_size, beta=beta, periodic=False, device="cpu")
+    time = torch.arange(kernel_size, device="cpu") - half + (0.5 if kernel_size % 2 == 0 else 0)
     kernel = 2 * cutoff * window * torch.sinc(2 * cutoff * time)
-    return kernel / kernel.sum()
+    return tuple((kernel / kernel.sum()).tolist())
