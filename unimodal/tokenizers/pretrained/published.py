@@ -340,6 +340,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
     ),
     "beats": PublishedWeights(
         "beats", "", "MIT", where="OneDrive: the README of microsoft/unilm beats has links", settings="cfg"
+    ),
     "bigcodec": PublishedWeights("bigcodec", "Alethia/BigCodec", "MIT", file="bigcodec.pt", config="bigcodec"),
     "wavtokenizer": PublishedWeights(
         "wavtokenizer",
