@@ -84,6 +84,10 @@ SMALL = {
     "uniaudio2_reasoning": "uniaudio2-reasoning",
     "speechtokenizer": "speechtokenizer",
     "dmcodec": "dm-codec",
+    "bigcodec": "bigcodec",
+    "wavtokenizer": "wavtokenizer-75",
+    "vocos_mel": "vocos-mel",
+    "vocos_encodec": "vocos-encodec",
 }
 
 
