@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unimodal.evaluation.suite import ReportProgress, Suite
     from unimodal.pipeline import Unimodal
 
-__all__ = ["SUITES", "choose_suites", "run_suite", "run_suites"]
+__all__ = ["SUITES", "TOKENIZERS", "choose_suites", "run_suite", "run_suites"]
 
 
 def choose_suites(names: Iterable[str]) -> list[str]:
@@ -26,8 +26,8 @@ def choose_suites(names: Iterable[str]) -> list[str]:
     chosen: list[str] = []
     for name in names:
         if name != "all" and name not in SUITES:
-            near = difflib.get_close_matches(name, SUITES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose from all, {', '.join(SUITES)}"
+            near = difflib.get_close_matches(name, [*SUITES, TOKENIZERS], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose from all, {', '.join(SUITES)}, or {TOKENIZERS}"
             raise ValueError(f"no suite {name!r}; {hint}")
         chosen += [suite for suite in (SUITES if name == "all" else [name]) if suite not in chosen]
     return chosen
@@ -106,6 +106,8 @@ def _ignore_progress(text: str, done: int, total: int | None) -> None:
     """Progress that nobody asked for."""
 
 
+#: the comparison of tokenizers (`tokenizer_bench`), which measures no model
+TOKENIZERS = "tokenizers"
 SUITES = {
     "image_reconstruction": "unimodal.evaluation.image_reconstruction",
     "video_reconstruction": "unimodal.evaluation.video_reconstruction",

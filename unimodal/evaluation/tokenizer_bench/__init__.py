@@ -1,0 +1,10 @@
+"""One fair comparison of media tokenizers: the same files, the same judges, equal bits, beside everyday codecs.
+
+    unimodal evaluate --suite tokenizers --tokenizers A B C --data FOLDER --out report.json
+
+- `entries.py` the tokenizers that are compared; `items.py` the files, read alike for all of them.
+- `pictures.py` what is measured of pictures, by the networks of `picture_judges.py`; `picture_codecs.py` JPEG, WebP and
+  AVIF at the same bytes; `legibility.py` words that a reader must still read.
+- `store.py` keeps what is measured, so that an interrupted bench goes on; `tables.py` and `plots.py` show it.
+- `run.py` puts these together, `write.py` leaves the report.
+"""

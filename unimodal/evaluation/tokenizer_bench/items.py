@@ -1,0 +1,63 @@
+"""The files of a bench, the same for every tokenizer: which are taken, and those that cannot be read.
+
+Shapes: M pictures, S side of a picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unimodal.data.media_items import ItemOptions, MediaItem, open_media_items
+from unimodal.data.media_views import ViewOptions, crop_to_size
+from unimodal.media.access import load_medium
+
+
+@dataclass
+class BenchItems:
+    """The chosen media of a folder or dataset. left_out: name → why, of those that could not be read."""
+
+    modality: str
+    items: list[MediaItem]
+    sha256: str
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def choose_items(data: Path, modality: str, limit: int | None, seed: int) -> BenchItems:
+    """At most `limit` media, drawn by `seed`, in the order of the data. ValueError where there are none."""
+    found = open_media_items(str(data), modality, ItemOptions())
+    numbers = list(range(len(found)))
+    if limit is not None and limit < len(numbers):
+        numbers = sorted(random.Random(seed).sample(numbers, limit))
+    digest = hashlib.sha256(found.compute_fingerprint().encode())
+    digest.update(repr(numbers).encode())
+    chosen = BenchItems(modality, [], digest.hexdigest())
+    for number in numbers:
+        try:
+            chosen.items += found.read(number)
+        except (ValueError, OSError) as error:
+            chosen.left_out[found.describe_place(number)] = " ".join(str(error).split())
+    return chosen
+
+
+def read_pictures(items: BenchItems, part: range, side: int) -> tuple[Tensor, list[MediaItem]]:
+    """Pictures of a part of the items as float [M, 3, S, S] in [0, 1]: the middle square of each, resized. Those that
+    cannot be read are named in `left_out` and are not among them."""
+    pictures, read = [], []
+    for item in items.items[part.start : part.stop]:
+        try:
+            pictures.append(
+                crop_to_size(load_medium("image", item.source), (side, side), ViewOptions(upscale=True), None)
+            )
+            read.append(item)
+        except (ValueError, OSError) as error:
+            items.left_out[item.name] = " ".join(str(error).split())
+    return torch.stack(pictures) if pictures else torch.zeros(0, 3, side, side), read

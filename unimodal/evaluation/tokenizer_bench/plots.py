@@ -1,0 +1,43 @@
+"""The curves of a bench: measures over bytes, tokenizers as lines and codecs dashed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unimodal.evaluation.tokenizer_bench.run import BenchReport
+from unimodal.evaluation.tokenizer_bench.tables import list_rates, read_figure
+
+PLOTTED = (
+    ("psnr_db", "PSNR, dB (higher is better)"),
+    ("distance_lite0", "feature distance, EfficientNet-lite0 (lower is better)"),
+    ("distance_lite2", "feature distance, EfficientNet-lite2 (lower is better)"),
+)
+
+
+def draw_curves(report: BenchReport, path: Path) -> None:
+    """Writes a PNG. Raises ValueError where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("the plot of a bench needs matplotlib: pip install 'unimodal[bench]'") from None
+    figure = Figure(figsize=(15, 4.6), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (measure, title) in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
+        for kind, subjects in (("-o", report.tokenizers), ("--s", report.codecs)):
+            for label, figures in subjects.items():
+                points = sorted(
+                    (float(str(rate["bytes"])), value)
+                    for rate in list_rates(figures)
+                    if (value := read_figure(rate, measure)) is not None
+                )
+                axes.plot(*zip(*points, strict=True), kind, label=label, markersize=4, linewidth=1.4)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("bytes a picture")
+        axes.set_title(title, fontsize=10)
+        axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.suptitle(f"{report.data['items']} pictures at {report.side} × {report.side}", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

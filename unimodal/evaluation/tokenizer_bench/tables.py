@@ -1,0 +1,58 @@
+"""The figures of a bench as a table on the screen: one line a tokenizer or codec, at all of its codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from unimodal.evaluation.tokenizer_bench.run import BenchReport
+
+#: the measures of a column, and whether more is better
+PICTURE_COLUMNS = ("psnr_db", "ssim", "perceptual_lite0", "distance_lite0", "distance_lite2", "rfid_like_lite2")
+
+
+def list_rates(figures: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The rates of a tokenizer or codec, cheapest first."""
+    return cast(list[Mapping[str, object]], figures["rates"])
+
+
+def read_figure(rate: Mapping[str, object], name: str) -> float | None:
+    """The mean of a measure at a rate; None where it was not measured."""
+    value = rate.get(name)
+    if isinstance(value, Mapping):
+        value = value["mean"]
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def make_table(report: BenchReport) -> str:
+    """Tokenizers at their full rate; codecs at the rates of the tokenizers, beside them."""
+    rows: list[Sequence[str]] = [("", "codes", "bytes", *PICTURE_COLUMNS)]
+    for label, figures in report.tokenizers.items():
+        rows.append(_make_row(label, list_rates(figures)[-1], figures["judges_that_are_its_own_parts"]))
+    full = {round(cast(float, list_rates(figures)[-1]["bytes"]), 3) for figures in report.tokenizers.values()}
+    for codec, figures in report.codecs.items():
+        for rate in list_rates(figures):
+            if rate["budget_bytes"] in full:
+                reach = cast(float, rate["within_budget"])
+                note = "" if reach == 1 else f" ({reach:.0%} within {rate['budget_bytes']:g})"
+                rows.append(_make_row(f"{codec}{note}", rate, ()))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) if number == 0 else cell.rjust(width) for number, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+    note = "* judged by a network that is a part of the tokenizer itself"
+    starred = any("*" in cell for row in rows for cell in row)
+    heading = f"{report.medium}: {report.data['items']} items, judged at {report.side} × {report.side}"
+    return "\n".join([heading, *lines, *([note] if starred else [])])
+
+
+def _make_row(label: str, rate: Mapping[str, object], own: object) -> Sequence[str]:
+    names = cast(Sequence[str], own)
+    codes = rate.get("codes")
+    cells = [label, "" if codes is None else f"{codes:g}", f"{rate['bytes']:g}"]
+    for column in PICTURE_COLUMNS:
+        value = read_figure(rate, column)
+        star = "*" if any(column.endswith(name) for name in names) else ""
+        cells.append("—" if value is None else f"{value:.4g}{star}")
+    return cells
