@@ -322,6 +322,9 @@ def evaluate(
     lpips: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For `tokenizers`: the weights of LPIPS on VGG-16.")
     ] = None,
+    reading: Annotated[
+        bool, typer.Option("--reading/--no-reading", help="For `tokenizers`: read small text in pictures.")
+    ] = True,
 ) -> None:
     """Measure the model on held-out data, or compare tokenizers, and write a report."""
     from unimodal.evaluation import TOKENIZERS, choose_suites, run_suites
@@ -333,9 +336,9 @@ def evaluate(
     if TOKENIZERS in suite:
         if len(set(suite)) > 1 or model is not None:
             raise ValueError("--suite tokenizers compares tokenizers and no model; run it alone, without --model")
-        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips)
+        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips, reading)
         return
-    others = {"--tokenizers": named, "--size": side, "--judge": judges, "--lpips": lpips}
+    others = {"--tokenizers": named, "--size": side, "--judge": judges, "--lpips": lpips, "--no-reading": not reading}
     for option, value in others.items():
         if value:
             raise ValueError(f"{option} belongs to --suite {TOKENIZERS}")
@@ -358,6 +361,7 @@ def _compare_tokenizers(
     side: int | None,
     judges: list[Path] | None,
     lpips: Path | None,
+    reading: bool,
 ) -> None:
     from unimodal.evaluation.tokenizer_bench.entries import open_entries
     from unimodal.evaluation.tokenizer_bench.run import BenchSettings, run_bench
@@ -370,7 +374,7 @@ def _compare_tokenizers(
     parts = out.with_name(f"{out.stem}.parts")
     with Reporter() as report:
         entries = open_entries(named)
-        settings = BenchSettings(data, parts, limit, seed, side, tuple(judges or ()), lpips)
+        settings = BenchSettings(data, parts, limit, seed, side, tuple(judges or ()), lpips, reading)
         found = run_bench(entries, settings, report)
         report.clear()
         print(write_bench(found, out))

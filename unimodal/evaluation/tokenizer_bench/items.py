@@ -49,8 +49,8 @@ def choose_items(data: Path, modality: str, limit: int | None, seed: int) -> Ben
 
 
 def read_pictures(items: BenchItems, part: range, side: int) -> tuple[Tensor, list[MediaItem]]:
-    """Pictures of a part of the items as float [M, 3, S, S] in [0, 1]: the middle square of each, resized. Those that
-    cannot be read are named in `left_out` and are not among them."""
+    """Pictures of a part of the items as float [M, 3, S, S] in [0, 1], the middle square of each, resized, and their
+    items. Those that cannot be read are named in `left_out` and are not among them."""
     pictures, read = [], []
     for item in items.items[part.start : part.stop]:
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import sqrt
 
 import numpy as np
@@ -29,7 +28,6 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import Condition, MediaTokenizer
 from unimodal.tokenizers.losses.frozen_features import EfficientNetFeatures
 from unimodal.tokenizers.losses.perceptual import Lpips, scale_to_one
-from unimodal.tokenizers.streams import ConcatenatedStreams
 
 OCTAVES = 4
 #: share of codes that are replaced, and how many of the nearest codes they are replaced by, before what is decoded is
@@ -140,11 +138,9 @@ def decode_pictures(tokenizer: MediaTokenizer, codes: Codes, side: int, texts: S
 
 
 def list_rates(tokenizer: MediaTokenizer, num_positions: int) -> list[int]:
-    """The numbers of codes that are decoded: all; of an ordered tokenizer also 1, 2, 4, …, or whole scales."""
+    """The numbers of codes that are decoded: all; of an ordered tokenizer also 1, 2, 4, …."""
     if not tokenizer.ordered:
         return [num_positions]
-    if isinstance(tokenizer.streams, ConcatenatedStreams):
-        return [end for end in accumulate(tokenizer.streams.lengths) if end <= num_positions]
     powers = [2**power for power in range(num_positions.bit_length()) if 2**power < num_positions]
     return [*powers, num_positions]
 

@@ -99,11 +99,10 @@ class _PictureBench:
         self.measures = PictureMeasures(self.judges, lpips)
         self.store = PartStore(settings.parts)
         self.chunks = [range(start, min(start + PART, len(items))) for start in range(0, len(items), PART)]
-        self.texts: list[str] = []
 
     def run(self) -> BenchReport:
         originals = self._join([self._find_originals(chunk) for chunk in self.chunks])
-        count = len(originals["sha256"]) if originals else 0
+        count = len(originals["names"]) if originals else 0
         if not count:
             first = next(iter(self.items.left_out.items()), ("", "there are no files"))
             raise ValueError(f"none of {len(self.items)} pictures can be read: {first[0]}: {first[1]}")
@@ -138,10 +137,14 @@ class _PictureBench:
         def measure() -> Arrays:
             real, read = read_pictures(self.items, chunk, self.side)
             found = self.measures.describe_originals(real) if len(real) else {}
-            return {**found, "sha256": np.array([item.name for item in read])}
+            names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
+            why = [[name, self.items.left_out[name]] for name in names if name in self.items.left_out]
+            return {**found, "names": np.array([item.name for item in read]), "left_out": np.array(json.dumps(why))}
 
         self.report("looking at the originals", chunk.start, len(self.items))
-        return self.store.find_or_measure(self._subject("originals"), str(chunk.start), measure)
+        part = self.store.find_or_measure(self._subject("originals"), str(chunk.start), measure)
+        self.items.left_out |= dict(json.loads(str(part.pop("left_out"))))
+        return part
 
     @staticmethod
     def _join(parts: Sequence[Arrays]) -> Arrays:
@@ -295,7 +298,7 @@ class _PictureBench:
             kept = {name.split(":", 1)[1]: value for name, value in found.items() if name.startswith(f"{number - 1}:")}
             if fresh:  # the others are the files of the smaller budget
                 made: Tensor = torch.stack([chosen[row].picture for row in fresh])
-                part = {name: value[fresh] for name, value in originals.items()}
+                part = {name: value[fresh] for name, value in originals.items() if name != "names"}
                 compared = self.measures.compare(real[fresh], made, part, [level[fresh] for level in maps])
                 for name, value in compared.items():
                     kept[name] = (
