@@ -116,9 +116,8 @@ def read_system(name: str) -> PublishedSystem:
 
 
 def _read_fields(name: str) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = yaml.safe_load(
-        resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    )
+    text = resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    found: dict[str, JsonValue] = yaml.load(text, LOADER)
     return found
 
 
