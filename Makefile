@@ -28,13 +28,13 @@ demo: $(VENV)/.core
 
 # Bytecode is kept even where the environment says otherwise: each worker would compile all of it again, for 12 s.
 test: $(VENV)/.dev
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # The lowest versions that pyproject.toml allows, beside the torch that $(VENV) has, and the core of the suite on them.
 LOWEST := $(VENV)-lowest
 CORE ?= tests/vocabulary tests/sequence tests/text tests/model tests/objectives tests/generation tests/tokenizers tests/export
 lowest: $(LOWEST)/.made
-	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal $(CORE) $(ARGS)
+	$(LOWEST)/bin/python -m pytest -n auto --dist loadfile $(CORE) $(ARGS)
 
 $(LOWEST)/.made: pyproject.toml $(VENV)/.torch
 	$(PYTHON) -m venv --clear $(LOWEST)

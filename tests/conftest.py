@@ -16,6 +16,7 @@ from hypothesis import settings
 
 from tests.campaigns import TIMES, Study, campaign, is_study
 from tests.commands import HAS_GPU, Commands, Launcher, fork_launcher
+from tests.scheduling import Order
 from tests.timing import ProcessorTime
 from tests.tokenizers.references import VARIABLE, Reference, References, find_reference_folder, read_reference
 
@@ -108,6 +109,7 @@ def pytest_configure(config):
     config.pluginmanager.register(References())
     config.pluginmanager.register(ProcessorTime())
     config.pluginmanager.register(Study())
+    config.pluginmanager.register(Order())
 
 
 def pytest_collection_modifyitems(items):
