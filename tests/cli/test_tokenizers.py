@@ -5,8 +5,10 @@ import re
 import pytest
 
 from unimodal.cli import app as cli
+from unimodal.cli.tokenizers import _describe_weights
 from unimodal.tokenizers import FAMILIES, LatentTokenizer, MediaReader, find_family_class, pretrained
-from unimodal.tokenizers.configs.registry import list_systems
+from unimodal.tokenizers.configs.registry import list_systems, read_system
+from unimodal.tokenizers.pretrained.published import PUBLISHED
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -79,3 +81,24 @@ def test_show_says_what_a_family_takes(capsys):
 def test_what_is_no_tokenizer_is_one_line(capsys, name, said):
     status, out, err = run(capsys, "show", name)
     assert status == 2 and out == "" and said in err and len(err.splitlines()) == 1
+
+
+def test_show_names_the_released_weights_of_that_size_and_of_no_other(capsys):
+    """Every published size: its own place of weights, which its family's row of released weights agrees with."""
+    systems = {name: read_system(name) for name in list_systems()}
+    named = {}
+    for name, system in systems.items():
+        if system.weights is None:
+            continue
+        own = system.weights
+        [(what, value)] = _describe_weights(name, system)
+        assert what == "released weights" and value.startswith(f"{own.load}={own.hub}") and own.file in value
+        named.setdefault((own.hub, own.file), []).append(name)
+    shared = {place: names for place, names in named.items() if len(names) > 1}
+    assert set(shared) == {("GrayShine/WeTok", "")}  # whose repository does not say which file is which
+    for key, row in PUBLISHED.items():
+        own = [system.weights for system in systems.values() if system.weights is not None]
+        assert not row.hub_id or row.config or (key, row.hub_id) in {(place.load, place.hub) for place in own}, key
+    status, out, _ = run(capsys, "show", "titok-b64")
+    assert status == 0 and "titok=yucornetto/tokenizer_titok_b64_imagenet" in out and "l32" not in out
+    assert "none of this size are known" in run(capsys, "show", "textok")[1]

@@ -89,7 +89,6 @@ def _describe_system(name: str) -> Iterator[tuple[str, str]]:
     """A published system: what it is, its figures, where they are from and what proves our network."""
     from unimodal.tokenizers.configs.facts import collect_facts, list_proofs
     from unimodal.tokenizers.configs.registry import read_system
-    from unimodal.tokenizers.pretrained.published import PUBLISHED
 
     system = read_system(name)
     facts = collect_facts(system)
@@ -124,9 +123,26 @@ def _describe_system(name: str) -> Iterator[tuple[str, str]]:
     if not facts.small:
         yield "to train it", f"{train} --set media=FOLDER"
     yield "a small form", f"{train} --set small=true --set media=FOLDER"
-    released = [key for key, weights in PUBLISHED.items() if weights.family == settings["family"]]
-    for key in [key for key in released if name.replace("-", "_").startswith(key)] or released:
-        yield "released weights", f"{key}={PUBLISHED[key].hub_id or 'FOLDER'}, {PUBLISHED[key].licence or 'no licence'}"
+    yield from _describe_weights(name, system)
+
+
+def _describe_weights(name: str, system: PublishedSystem) -> Iterator[tuple[str, str]]:
+    """Where released weights of this size are; that none are known, of a family of which others are."""
+    from unimodal.tokenizers.pretrained.published import PUBLISHED
+
+    family = str(system.choose_settings(small=True)["family"])
+    rows = [key for key, row in PUBLISHED.items() if row.family == family]
+    places = [
+        (key, PUBLISHED[key].hub_id or "FOLDER", PUBLISHED[key].file) for key in rows if PUBLISHED[key].config == name
+    ]
+    if system.weights is not None:
+        places = [(system.weights.load, system.weights.hub, system.weights.file)]
+    for key, place, file in places:
+        inside = f", its file {file}" if file else ""
+        yield "released weights", f"{key}={place}{inside}, {PUBLISHED[key].licence or 'no licence'}"
+    elsewhere = [PUBLISHED[key].where for key in rows if PUBLISHED[key].where and not PUBLISHED[key].config]
+    if rows and not places:
+        yield "released weights", "; ".join(elsewhere) or "none of this size are known"
 
 
 def _name_system(system: PublishedSystem) -> str:

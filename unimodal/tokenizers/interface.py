@@ -28,8 +28,9 @@ from typing import ClassVar, Generic, Literal, Self, TypeVar
 import torch
 from torch import Tensor
 
-from unimodal.media.registry import FileTarget
+from unimodal.media.registry import MEDIA, FileTarget
 from unimodal.tokenizers.codes import Codes, Latents
+from unimodal.tokenizers.rows import check_lengths
 from unimodal.tokenizers.stored import StoredModule
 from unimodal.tokenizers.streams import StreamLayout
 from unimodal.tokenizers.text_settings import TextSettings
@@ -126,6 +127,8 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
     decode_conditions: frozenset[str] = frozenset()
     #: those of them that it can do without
     optional_conditions: frozenset[str] = frozenset()
+    #: whether items of several lengths are encoded together; None: those of media with time are, pictures not
+    takes_lengths: bool | None = None
     #: of a family that reads features of a text: how many vectors, and of which text model
     text_settings: TextSettings | None = None
     #: what else ``decode`` takes: "noise", "steps", "guidance"
@@ -179,12 +182,10 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         """
         x = self._check_media(x)
         self._check_condition(condition, self.encode_conditions, len(x), "encode")
-        if lengths is not None and lengths.dim() == 1:
-            longest = x.shape[2] if x.dim() > 2 else 0
-            if len(lengths) != len(x) or not 1 <= int(lengths.min()) <= int(lengths.max()) <= longest:
-                raise ValueError(
-                    f"lengths must be one number from 1 to {longest} for each of {len(x)} items; got {lengths.tolist()}"
-                )
+        if lengths is not None:
+            medium = MEDIA.get(self.modality)
+            timed = medium is None or "t" in medium.axes
+            check_lengths(lengths, x, timed if self.takes_lengths is None else self.takes_lengths, self.config.family)
         with torch.inference_mode():
             return self.encode_batch(x, lengths, CodingOptions(condition, published=published))
 

@@ -58,3 +58,21 @@ def pad_media(media: list[Tensor]) -> Tensor:
     for index, medium in enumerate(media):
         batch[(index, *(slice(side) for side in medium.shape))] = medium
     return batch
+
+
+def check_lengths(lengths: Tensor, x: Tensor, taken: bool, family: str) -> None:
+    """ValueError unless lengths fits media x [B, C, …]: int64 [B], or [B, 2] of pictures' heights and widths. taken:
+    whether the family takes any."""
+    if not taken:
+        raise ValueError(f"{family} takes items of one size together; leave lengths out, and give others by themselves")
+    whole = isinstance(lengths, Tensor) and lengths.dtype in (torch.int32, torch.int64)
+    axes = lengths.shape[1] if whole and lengths.dim() == 2 else 1
+    longest = list(x.shape[2 : 2 + axes]) if x.dim() > 2 else [0]
+    rows = lengths.reshape(len(lengths), -1).tolist() if whole and lengths.dim() else []
+    fit = all(1 <= value <= most for row in rows for value, most in zip(row, longest, strict=False))
+    if len(rows) != len(x) or not fit or lengths.dim() > 2:
+        most = " and ".join(map(str, longest))
+        raise ValueError(
+            f"lengths must be one number from 1 to {most} for each of {len(x)} items; got "
+            f"{lengths.tolist() if isinstance(lengths, Tensor) else lengths!r}"
+        )

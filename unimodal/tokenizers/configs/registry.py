@@ -15,6 +15,7 @@ the authors', and a small form that trains on a processor:
     property: a prefix of the codes decodes, and a longer one is nearer
     figures: {rFID: 1.71}
     licence: Apache-2.0
+    weights: {load: titok, hub: yucornetto/tokenizer_titok_s128_imagenet}   # of this size
 """
 
 from __future__ import annotations
@@ -49,6 +50,16 @@ class ParameterCount(BaseModel):
     digits: int | None = None
 
 
+class SizeWeights(BaseModel):
+    """Where the released weights of one size are: `pretrained.load(load, hub)`. file: which of the repository; "" for
+    its safetensors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    load: str
+    hub: str
+    file: str = ""
+
+
 class PublishedSystem(BaseModel):
     """One file of this folder."""
 
@@ -70,6 +81,8 @@ class PublishedSystem(BaseModel):
     property: str = ""
     figures: dict[str, float | str] = {}
     licence: str | None = None
+    #: None too where the row of `pretrained.published` names this size as its own
+    weights: SizeWeights | None = None
     #: the module that registers its medium, where that is none of the package's own
     plugin: str = ""
     note: str = ""

@@ -82,6 +82,8 @@ class Emu3Tokenizer(Emu3Network):
     of pictures that are padded at the bottom and on the right.
     """
 
+    takes_lengths = True
+
     config_class: ClassVar[type[TokenizerConfig]] = Emu3TokenizerConfig
     config: Emu3TokenizerConfig
 

@@ -60,6 +60,7 @@ class ClipTokensLatents(SystemLatents):
     """Films ⇄ N tokens a clip. ``encode``: float [B, 3, M·F, H, W] in [0, 1] → Latents [B, M·N, T]."""
 
     modality: ClassVar[str] = "video"
+    takes_lengths = False
     config_class: ClassVar[type[ClipTokensConfig]] = ClipTokensConfig
     config: ClipTokensConfig
 

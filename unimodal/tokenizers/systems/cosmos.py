@@ -143,6 +143,10 @@ class CosmosNetwork(SystemModule):
         """z: [B, D, …], as quantized → [B, 3, …] in about [0, 1], not clamped."""
         return self.patcher.join(self.decoder(self.post_quant_conv(z))) / 2 + 0.5
 
+    def check_whole(self, x: Tensor) -> None:
+        """ValueError unless every item of x is real from its first to its last pixel or frame."""
+        self.check_media(x, clips=False)
+
     def check_media(self, x: Tensor, clips: bool) -> None:
         unit = self.config.spatial_compression
         if x.dim() != (5 if clips else 4) or x.shape[1] != 3 or any(side < 1 or side % unit for side in x.shape[-2:]):
@@ -156,6 +160,7 @@ class CosmosNetwork(SystemModule):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
+        self.check_whole(x)
         return Reconstruction(self.decode_latents(self.encode_latents(x)), x.new_zeros(()))
 
     @classmethod
@@ -191,6 +196,7 @@ class CosmosCodes(CosmosNetwork):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
+        self.check_whole(x)
         z = self.encode_latents(x)
         made = self.quantizer(z.flatten(2).transpose(1, 2))
         decoded = self.decode_latents(made.values.transpose(1, 2).unflatten(2, z.shape[2:]))
@@ -273,6 +279,10 @@ class CosmosClips(CosmosNetwork):
         if (frames - 1) % step:
             raise ValueError(f"a clip has 1 + a multiple of {step} frames; got {frames}")
         return 1 + (frames - 1) // step
+
+    def check_whole(self, x: Tensor) -> None:
+        self.check_media(x, clips=True)
+        self.count_steps(x.shape[2])
 
     def encode_rows(self, x: Tensor, lengths: Tensor | None) -> tuple[list[Tensor], Grid]:
         """Clips of different lengths → each [D, t, h, w], and the grid of the longest."""

@@ -41,6 +41,7 @@ class HiMTokTokenizer(SystemTokenizer):
     that a pixel lies in the mask, in [0, 1]."""
 
     modality: ClassVar[str] = "mask"
+    takes_lengths = False
     config_class: ClassVar[type[HiMTokConfig]] = HiMTokConfig
     config: HiMTokConfig
 

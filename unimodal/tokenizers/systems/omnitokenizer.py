@@ -110,6 +110,9 @@ class OmniNetwork(SystemModule):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
+        self.check_sides(x)
+        if x.dim() == 5 and (x.shape[2] - 1) % self.config.time_patch:
+            raise ValueError(f"a clip has 1 + a multiple of {self.config.time_patch} frames; got {x.shape[2]}")
         clip = x.unsqueeze(2) if x.dim() == 4 else x
         z = self.encode_latents(clip)
         made = self.quantizer(z.flatten(1, 3))

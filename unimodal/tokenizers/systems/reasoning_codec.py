@@ -320,6 +320,7 @@ class ReasoningCodecTokenizer(SoundTokenizer):
         """decoded: what one step of the flow points at. loss: the flow's and the books'. All items are whole."""
         if self.sqcodec is None:
             raise ValueError(self.no_decoder)
+        check_sounds(x)
         count = -(-x.shape[-1] // self.samples_per_code)
         features = self.hear(x, [count] * len(x), condition)[:, : count * FRAMES]
         drop = self.config.film_drop if self.training else 0.0

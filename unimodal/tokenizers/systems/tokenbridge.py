@@ -64,6 +64,7 @@ class TokenBridgeTokenizer(SystemTokenizer):
         self.picture_size, self.num_frames = self.latents.picture_size, self.latents.num_frames
         self.frames_per_second = self.latents.frames_per_second
         self.encode_conditions, self.decode_conditions = self.latents.encode_conditions, self.latents.decode_conditions
+        self.takes_lengths = self.latents.takes_lengths
         self.decode_settings, self.text_settings = self.latents.decode_settings, self.latents.text_settings
 
     def name_text_network(self, network: str) -> None:

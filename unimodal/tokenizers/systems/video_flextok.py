@@ -167,6 +167,7 @@ class VideoFlexTokTokenizer(SystemTokenizer):
     """
 
     modality: ClassVar[str] = "video"
+    takes_lengths = False
     config_class: ClassVar[type[VideoFlexTokConfig]] = VideoFlexTokConfig
     config: VideoFlexTokConfig
 
