@@ -96,9 +96,9 @@ def test_show_names_the_released_weights_of_that_size_and_of_no_other(capsys):
         named.setdefault((own.hub, own.file), []).append(name)
     shared = {place: names for place, names in named.items() if len(names) > 1}
     assert set(shared) == {("GrayShine/WeTok", "")}  # whose repository does not say which file is which
-    for key, row in PUBLISHED.items():
-        own = [system.weights for system in systems.values() if system.weights is not None]
-        assert not row.hub_id or row.config or (key, row.hub_id) in {(place.load, place.hub) for place in own}, key
+    places = {(system.weights.load, system.weights.hub) for system in systems.values() if system.weights is not None}
+    for key, _ in places:
+        assert PUBLISHED[key].config or not PUBLISHED[key].hub_id or (key, PUBLISHED[key].hub_id) in places, key
     status, out, _ = run(capsys, "show", "titok-b64")
     assert status == 0 and "titok=yucornetto/tokenizer_titok_b64_imagenet" in out and "l32" not in out
     assert "none of this size are known" in run(capsys, "show", "textok")[1]
