@@ -47,6 +47,8 @@ class FullRecipe(Config):
     #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
     #: (docs/methods.md, "Several codes a step"); such a model is not exported
     summed: tuple[str, ...] = ()
+    #: medium → the order in which the codes of its books are written: flat, delay, coarse_first
+    code_order: dict[str, str] = {}
     depth: DepthSettings = DepthSettings()
     initialiser: str = "codebook"
     donor: Annotated[Path | None, MAY_CHANGE] = (
@@ -71,7 +73,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     # the base, the vocabulary behind its rows, and the data in it
     base = load_base(cfg.base)
     media = open_media(cfg.media, device)
-    template = make_joint_template(base, media, cfg.summed)
+    template = make_joint_template(base, media, cfg.summed, cfg.code_order)
     max_positions = int(base.model.config.max_position_embeddings)
     inputs = describe_inputs(template, media, base.model, {"donor": cfg.donor and cfg.donor / "model.safetensors"})
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=max_positions)

@@ -58,6 +58,8 @@ class LoraRecipe(Config):
     #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
     #: (docs/methods.md, "Several codes a step"); such a model is not exported
     summed: tuple[str, ...] = ()
+    #: medium → the order in which the codes of its books are written: flat, delay, coarse_first
+    code_order: dict[str, str] = {}
     depth: DepthSettings = DepthSettings()
     initialiser: str = "codebook"
     #: JSON {block: [words of each code]}: rows of codes that have a name begin as its words
@@ -90,7 +92,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     # the base, and the vocabulary behind its rows
     base = load_base(cfg.base, cfg.base_precision, cfg.eight_bit, cfg.four_bit)
     media = open_media(cfg.media, device)
-    template = make_joint_template(base, media, cfg.summed)
+    template = make_joint_template(base, media, cfg.summed, cfg.code_order)
     max_positions = int(base.model.config.max_position_embeddings)
 
     inputs = describe_inputs(

@@ -51,6 +51,8 @@ class PretrainRecipe(Config):
     #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
     #: (docs/methods.md, "Several codes a step"); such a model is not exported
     summed: tuple[str, ...] = ()
+    #: medium → the order in which the codes of its books are written: flat, delay, coarse_first
+    code_order: dict[str, str] = {}
     depth: DepthSettings = DepthSettings()
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
@@ -73,7 +75,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     # text rows, controls, one block a codebook; and the data in them
     text = TextTokenizer.load(cfg.text)
     media = open_media(cfg.media, device)
-    template = make_template(text, text.size, media, cfg.summed)
+    template = make_template(text, text.size, media, cfg.summed, cfg.code_order)
     inputs = describe_inputs(template, media)
     corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=cfg.decoder.max_positions)
 

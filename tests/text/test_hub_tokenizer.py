@@ -9,8 +9,9 @@ import pytest
 from tests.text.test_tokenizer import byte_level
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.sequence.templates.own import IGNORE, Template
-from unimodal.text.hub_tokenizer import save_hub_tokenizer
+from unimodal.text.hub_tokenizer import save_hub_tokenizer, write_chat_template
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
+from unimodal.vocabulary.media_blocks import order_layouts
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,23 @@ def test_the_chat_template_is_render(exported, small, text, prompt):
     as_strings = [{"role": turn.role, "content": turn.text} for turn in plain.turns]
     ours = template.render(plain, add_generation_prompt=prompt).ids.tolist()
     assert exported.apply_chat_template(as_strings, add_generation_prompt=prompt)["input_ids"] == ours
+
+
+@pytest.mark.parametrize("fixed", [None, 4])
+@pytest.mark.parametrize("order", ["delay", "delay 2 0", "delay 0 0", "coarse_first"])
+def test_the_chat_template_spells_codes_in_any_order(order, fixed, text):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    blocks = [Block(name="audio", modality="audio", group=group, size=40) for group in range(2)]
+    layouts = order_layouts([SpanLayout("audio", [Segment("audio", fixed)])], blocks, {"audio": order})
+    vocabulary = Vocabulary.build(text.size, blocks, layouts)
+    template = write_chat_template(vocabulary)
+    for steps in (fixed,) if fixed else (1, 2, 5):
+        codes = [[step, 20 + step] for step in range(steps)]
+        messages = [{"role": "user", "content": [{"type": "audio", "codes": codes}]}]
+        [spelled], _ = render_jinja_template([messages], chat_template=template)
+        rows = vocabulary.encode_span("audio", codes)
+        assert "".join(vocabulary.make_token_string(row) for row in rows) in spelled
 
 
 def test_the_assistant_mask_is_our_labels(exported, small, text):

@@ -25,8 +25,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unimodal.generation.request import GenerationConfig
-from unimodal.generation.spans import Ranges, compile_span, find_open_span, merge_ranges, read_open_grid
+from unimodal.generation.spans import Ranges, SpanSegment, compile_span, find_open_span, merge_ranges, read_open_grid
 from unimodal.vocabulary import SpanLayout, Vocabulary
+from unimodal.vocabulary.patterns import CodePattern
 
 
 @dataclass(slots=True)
@@ -42,6 +43,7 @@ class RowState:
     segment: int = 0  # inside a span: the index of the segment
     codes: int = 0  # codes of the segment that are written (steps × G)
     open_limit: int = 0  # the most steps of the span's segment of free length
+    steps: int | None = None  # inside a span with a pattern: how many steps it has, once that is said
 
     def copy(self) -> RowState:
         return replace(self)
@@ -165,6 +167,8 @@ class Grammar:
         if state.modality == "text":
             return self._list_outside(state)
         segment = self._segments[state.modality][state.segment]
+        if segment.pattern is not None:
+            return self._list_patterned(state, segment, segment.pattern)
         step, group = divmod(state.codes, len(segment.rows))
         if group:
             return segment.rows[group]
@@ -173,6 +177,23 @@ class Grammar:
         if step < self._min_open[state.modality]:
             return segment.rows[0]
         return segment.both if step < state.open_limit else segment.follow
+
+    def _list_patterned(self, state: RowState, segment: SpanSegment, pattern: CodePattern) -> Ranges:
+        groups, steps = len(segment.rows), segment.count if state.steps is None else state.steps
+        if steps is not None and state.codes == steps * groups:
+            return segment.end
+        step, group = pattern.find_place(state.codes, groups, steps)
+        if steps is not None or group != pattern.leader or step < self._min_open[state.modality]:
+            return segment.rows[group]
+        return segment.both if step < state.open_limit else segment.follow
+
+    def find_group(self, state: RowState) -> int:
+        """The group of the next code of an open span, if a code comes next."""
+        segment = self._segments[state.modality][state.segment]
+        groups, steps = len(segment.rows), segment.count if state.steps is None else state.steps
+        if segment.pattern is None or (steps is not None and state.codes >= steps * groups):
+            return state.codes % groups
+        return segment.pattern.find_place(state.codes, groups, steps)[1]
 
     def advance(self, state: RowState, row: int) -> RowState:
         """Take `row` as the next token; change `state` and return it. Raises ValueError if the row is not allowed."""
@@ -194,7 +215,10 @@ class Grammar:
             state.remaining -= 1
         segments = self._segments[state.modality]
         segment = segments[state.segment]
-        if row != segment.follow[0][0]:
+        marked = segment.pattern is not None and segment.count is None and state.steps is None
+        if marked and segment.pattern is not None and row == segment.follow[0][0]:
+            state.steps = segment.pattern.find_place(state.codes, len(segment.rows))[0]
+        elif row != (segment.end or segment.follow)[0][0]:
             state.codes += 1
             if segment.runs_on and state.codes == (segment.count or 0) * len(segment.rows):
                 state.segment, state.codes = state.segment + 1, 0
@@ -202,7 +226,7 @@ class Grammar:
             state.segment, state.codes = state.segment + 1, 0
         else:
             state.forced_done |= state.modality == self._forced_medium
-            state.modality, state.segment, state.codes = "text", 0, 0
+            state.modality, state.segment, state.codes, state.steps = "text", 0, 0, None
         return state
 
     def count_steady(self, state: RowState) -> int:
@@ -278,7 +302,7 @@ class Grammar:
         state.open_limit = min(self._max_open[name], self._min_open[name] + spare)
         state.remaining -= 1
         state.spans += 1
-        state.modality, state.segment, state.codes = name, 0, 0
+        state.modality, state.segment, state.codes, state.steps = name, 0, 0, None
 
     def _count_owed(self, state: RowState) -> int:
         """The least number of tokens that the answer must still have: text, the forced medium, the end of turn."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from unimodal.vocabulary import Vocabulary
 from unimodal.vocabulary.grid import Grid
+from unimodal.vocabulary.patterns import CodePattern
 
 Ranges = tuple[tuple[int, int], ...]  # half-open, ascending, not touching
 
@@ -20,7 +21,9 @@ class SpanSegment:
 
     block: None for rows that are no codes (the size of a picture, a mark). count: code steps; None if free. rows: the
     ranges of each group. follow: the mark behind the segment; both: a code or that mark. runs_on: the next segment
-    follows without a mark.
+    follows without a mark. pattern: in which order its codes are written, where it is not step by step; of a free
+    count, `follow` is then the mark behind the last step, `both` a code of the leading group or that mark, and `end`
+    what follows all codes.
     """
 
     block: str | None
@@ -29,6 +32,8 @@ class SpanSegment:
     follow: Ranges
     both: Ranges
     runs_on: bool
+    pattern: CodePattern | None = None
+    end: Ranges = ()
 
 
 def find_open_span(vocabulary: Vocabulary, prefix: Sequence[int]) -> Sequence[int]:
@@ -72,6 +77,12 @@ def compile_span(vocabulary: Vocabulary, modality: str, grid: Grid | None = None
         groups = tuple(((b.start, b.start + b.size),) for b in vocabulary.group_blocks(segment.block))
         follow = ((mark, mark + 1),)
         runs_on = not final and not layout.segments[index + 1].mark
+        pattern = layout.pattern
+        if pattern is not None:  # of the only segment
+            frame = vocabulary.get_control_id("<|frame|>")
+            closed = ((frame, frame + 1),) if segment.count is None else follow
+            both = merge_ranges([*groups[pattern.leader], *closed])
+            return (SpanSegment(segment.block, segment.count, groups, closed, both, False, pattern, follow),)
         both = merge_ranges([*groups[0], *follow])
         segments.append(SpanSegment(segment.block, segment.count, groups, follow, both, runs_on))
     return tuple(segments)

@@ -98,10 +98,13 @@ class HeadGroups:
     def from_vocabulary(cls, vocabulary: Vocabulary) -> HeadGroups:
         """A group for each block, and one for all other rows (text and controls)."""
         exits: dict[str, list[int]] = {}
+        leaders: dict[str, int] = {}  # of blocks in the order of a pattern: the group in whose place the mark stands
         for layout in vocabulary.layouts:
             for i, segment in enumerate(layout.segments):
                 if segment.count is None:
-                    last = i == len(layout.segments) - 1
+                    last = i == len(layout.segments) - 1 and layout.pattern is None
+                    if layout.pattern is not None:
+                        leaders[segment.block] = layout.pattern.leader
                     mark = vocabulary.get_end_id(layout.modality) if last else vocabulary.get_control_id("<|frame|>")
                     exits.setdefault(segment.block, []).append(mark)
         rest, at = [], 0
@@ -111,9 +114,12 @@ class HeadGroups:
         rest += [range(at, vocabulary.size)] if vocabulary.size > at else []
         groups = [HeadGroup("text", "text", rest[0], more=tuple(rest[1:]))]
         for block in vocabulary.blocks:
-            marks = sorted(set(exits.get(block.name, ()))) if block.group == 0 else []
-            before = vocabulary.group_blocks(block.name)[0 if block.pattern == "summed" else -1]
+            marks = sorted(set(exits.get(block.name, ()))) if block.group == leaders.get(block.name, 0) else []
+            own = vocabulary.group_blocks(block.name)
+            before = own[0 if block.pattern == "summed" else -1]
             after = before.rows if marks else range(0)  # a summed position is known by its first row
+            if marks and block.name in leaders:  # any group may be written before the mark
+                after = range(own[0].start, own[-1].start + own[-1].size)
             groups.append(HeadGroup(block.label, block.modality, block.rows, tuple(marks), after))
         return cls(groups, vocabulary.size)
 

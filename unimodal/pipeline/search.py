@@ -49,11 +49,14 @@ class CaptionVerifier:
 
     def read_codes(self, answer: Sequence[int]) -> np.ndarray:
         """The codes of a whole or partial span, int64 [N], or [N, G] of whole steps if there are several groups."""
-        blocks = [self.model.vocabulary.find_block(row) for row in answer]
-        codes = [row - block.start for row, block in zip(answer, blocks, strict=True) if block is not None]
-        groups = len({block.group for block in blocks if block is not None}) or 1
-        flat = np.array(codes[: len(codes) // groups * groups], dtype=np.int64)
-        return flat if groups == 1 else flat.reshape(-1, groups)
+        by_group: dict[int, list[int]] = {}  # of each group the steps come in order, whatever the order of groups
+        for row in answer:
+            block = self.model.vocabulary.find_block(row)
+            if block is not None:
+                by_group.setdefault(block.group, []).append(row - block.start)
+        steps = min(map(len, by_group.values()), default=0)
+        codes = np.array([by_group[group][:steps] for group in sorted(by_group)], dtype=np.int64).T
+        return codes.reshape(-1) if len(by_group) < 2 else codes
 
     def _complete(self, codes: np.ndarray) -> np.ndarray:
         """All codes of the picture that the first ones show; a whole span is returned as it is."""

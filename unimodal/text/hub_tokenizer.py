@@ -18,13 +18,15 @@ Legend: N code steps, G groups.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from unimodal.files import write_text_atomically
 from unimodal.text.tokenizer import CONFIG_FILE, TOKENIZER_FILE, AddedToken, TextTokenizer
-from unimodal.vocabulary import ROLES, SpanLayout, Vocabulary
+from unimodal.vocabulary import ROLES, Block, SpanLayout, Vocabulary
+from unimodal.vocabulary.patterns import CodePattern
 
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -121,6 +123,36 @@ def write_chat_template(vocabulary: Vocabulary) -> str:
 """
 
 
+def _spell_pattern(pattern: CodePattern, blocks: Sequence[Block], marked: bool) -> list[str]:
+    """The lines that spell a span's codes in the order of its pattern. marked: with a mark behind the last step."""
+
+    def spell(group: int, code: str) -> str:
+        block = blocks[group]
+        return f"{{{{- '<|{block.label}_%0{block.digits}d|>' | format({code}[{group}]) -}}}}"
+
+    mark = ["  {{- '<|frame|>' -}}"] if marked else []
+    if pattern.kind == "coarse_first":
+        halves = range(pattern.coarse), range(pattern.coarse, len(blocks))
+        first, second = (
+            [
+                "  {%- for code in part['codes'] -%}",
+                *(f"    {spell(group, 'code')}" for group in half),
+                "  {%- endfor -%}",
+            ]
+            for half in halves
+        )
+        return [*first, *mark, *second]
+    lines = ["  {%- set count = part['codes'] | length -%}",
+             f"  {{%- for time in range(count + {max(1, *pattern.delays)}) -%}}"]  # fmt: skip
+    for group, delay in enumerate(pattern.delays):
+        code = spell(group, f"part['codes'][time - {delay}]")
+        lines += [f"    {{%- if {delay} <= time < count + {delay} -%}}", f"      {code}"]
+        if group == pattern.leader and mark:
+            lines += ["    {%- elif time == count -%}", f"    {mark[0]}"]
+        lines.append("    {%- endif -%}")
+    return [*lines, "  {%- endfor -%}"]
+
+
 def _spell_span(vocabulary: Vocabulary, layout: SpanLayout) -> str:
     """The lines that spell one span from `part['codes']`, integers [N] or [N, G]."""
     modality = layout.modality
@@ -139,6 +171,9 @@ def _spell_span(vocabulary: Vocabulary, layout: SpanLayout) -> str:
         if index and segment.mark:
             lines.append("  {{- '<|frame|>' -}}")
         blocks = vocabulary.group_blocks(segment.block)
+        if layout.pattern is not None:
+            lines += _spell_pattern(layout.pattern, blocks, marked=segment.count is None)
+            continue
         codes = ["code"] if len(blocks) == 1 else [f"code[{block.group}]" for block in blocks]
         spelled = " ~ ".join(
             f"'<|{block.label}_%0{block.digits}d|>' | format({code})" for block, code in zip(blocks, codes, strict=True)

@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 
 from unimodal.media.registry import find_medium
 from unimodal.vocabulary.grid import GridMarks
+from unimodal.vocabulary.patterns import CodePattern
 
 ROLES = ("system", "user", "assistant")
 #: the controls of every vocabulary, in this order; those of further media follow
@@ -119,13 +120,15 @@ class SpanLayout:
     """The segments of one medium's span, in order.
 
     grid: the only segment is written in rows, as in `grid.py`, and may have any number of them; its count is that of
-    the default grid. features: the medium is written as these segments and read as features.
+    the default grid. features: the medium is written as these segments and read as features. pattern: the order in
+    which the codes of its one segment are written; None: step by step.
     """
 
     modality: str
     segments: tuple[Segment, ...]
     grid: GridMarks | None = None
     features: FeatureSpan | None = None
+    pattern: CodePattern | None = None
 
     def __init__(
         self,
@@ -133,19 +136,24 @@ class SpanLayout:
         segments: Iterable[Segment],
         grid: GridMarks | None = None,
         features: FeatureSpan | None = None,
+        pattern: CodePattern | None = None,
     ) -> None:
         object.__setattr__(self, "modality", modality)
         object.__setattr__(self, "segments", tuple(segments))
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "features", features)
+        object.__setattr__(self, "pattern", pattern)
 
     def to_dict(self) -> dict[str, object]:
-        """The layout as in `vocabulary.json`; `grid` and `features` only if it has them."""
+        """The layout as in `vocabulary.json`; `grid`, `features` and `pattern` only if it has
+        them."""
         fields: dict[str, object] = {"modality": self.modality, "segments": [asdict(one) for one in self.segments]}
         if self.grid is not None:
             fields["grid"] = asdict(self.grid)
         if self.features is not None:
             fields["features"] = asdict(self.features)
+        if self.pattern is not None:
+            fields["pattern"] = asdict(self.pattern)
         return fields
 
     @property
@@ -160,7 +168,9 @@ class SpanLayout:
 
     @property
     def num_marks(self) -> int:
-        return sum(segment.mark for segment in self.segments[1:])
+        """The marks between segments, and the one that a pattern has in a segment of free length."""
+        closing = self.pattern is not None and self.open_segment is not None
+        return closing + sum(segment.mark for segment in self.segments[1:])
 
     @property
     def min_steps(self) -> int:
@@ -246,5 +256,14 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
             raise ValueError(f"span layout {name!r} has a grid; it needs one segment of one group and as many codes")
         if any(segment.count is not None and segment.count < 1 for segment in layout.segments):
             raise ValueError(f"span layout {name!r} has an empty segment; counts start at 1")
+        if layout.pattern is not None:
+            first = groups[layout.segments[0].block][0]
+            if len(layout.segments) != 1 or layout.grid is not None or first.pattern != "flat":
+                raise ValueError(f"span layout {name!r} has a pattern; it needs one segment of codes at positions of "
+                                 "their own")  # fmt: skip
+            try:
+                layout.pattern.check(len(groups[layout.segments[0].block]))
+            except ValueError as error:
+                raise ValueError(f"span layout {name!r}: {error}") from None
         if layout.features is not None and (name != "image" or layout.features.count < 1):
             raise ValueError(f"span layout {name!r} has features; they are of pictures, and at least one of each")

@@ -7,10 +7,12 @@ with its segments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from unimodal.vocabulary.layout import Block, Segment, SpanLayout
+from unimodal.vocabulary.patterns import make_pattern
 from unimodal.vocabulary.vocabulary import Vocabulary
 
 
@@ -61,6 +63,28 @@ def lay_out_media(tokenizers: Sequence[MediaCoding]) -> tuple[list[Block], list[
             ]
         layouts.append(SpanLayout(tokenizer.modality, [*first, *own]))
     return [block for group in blocks.values() for block in group], layouts
+
+
+def order_layouts(
+    layouts: Iterable[SpanLayout], blocks: Sequence[Block], orders: Mapping[str, str]
+) -> list[SpanLayout]:
+    """The layouts, those of the media in `orders` with the pattern that is named there (`patterns.make_pattern`).
+
+    Raises ValueError for a medium without a span or with a single code a step, and for a pattern that does not fit.
+    """
+    found = list(layouts)
+    known = [layout.modality for layout in found]
+    for medium, text in orders.items():
+        if medium not in known:
+            raise ValueError(
+                f"code_order names {medium!r}, but there are spans of {', '.join(known) or 'no media'} only"
+            )
+        layout = found[known.index(medium)]
+        groups = sum(block.name == layout.segments[0].block for block in blocks)
+        if groups == 1:
+            raise ValueError(f"code_order names {medium!r}, which has one code a step; leave it out")
+        found[known.index(medium)] = replace(layout, pattern=make_pattern(text, groups))
+    return found
 
 
 def make_media_vocabulary(

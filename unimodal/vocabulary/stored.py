@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from unimodal.config import Config
 from unimodal.vocabulary.grid import GridMarks
 from unimodal.vocabulary.layout import Block, Control, FeatureSpan, Segment, SpanLayout
+from unimodal.vocabulary.patterns import CodePattern
 
 FORMAT_VERSION = 1
 
@@ -28,9 +29,10 @@ class StoredLayout(Config):
     segments: tuple[Segment, ...]
     grid: GridMarks | None = None
     features: FeatureSpan | None = None
+    pattern: CodePattern | None = None
 
     def build(self) -> SpanLayout:
-        return SpanLayout(self.modality, self.segments, self.grid, self.features)
+        return SpanLayout(self.modality, self.segments, self.grid, self.features, self.pattern)
 
 
 class StoredVocabulary(Config):

@@ -14,7 +14,7 @@ A *span* is one medium inside a sequence. Its `SpanLayout` fixes it completely:
     video  <|video_start|> 64 × image <|frame|> 64 × video <|frame|> 64 × video <|video_end|>
 
 A tokenizer with G groups owns G blocks of one name; its codes `[N, G]` are written step by step: the G codes of step
-0, then those of step 1, and so on. `positions` says which of them stand at one position (`positions.py`).
+0, then those of step 1, …, or as the layout's `pattern` says. `positions` says which of them stand at one position.
 
 Legend: N code steps of a span, G groups (codebooks) of a tokenizer, V rows of the vocabulary.
 """
@@ -325,7 +325,9 @@ class Vocabulary:
             if ((part < 0) | (part >= sizes)).any():
                 bad = part[(part < 0) | (part >= sizes)][0]
                 raise ValueError(f"{modality} code {bad} is outside 0..{sizes.min() - 1} of block {segment.block!r}")
-            rows += (part + np.array([block.start for block in blocks])).reshape(-1).tolist()
+            part += np.array([block.start for block in blocks])
+            pattern, mark = layout.pattern, self._find_step_mark(layout)
+            rows += part.reshape(-1).tolist() if pattern is None else pattern.write(part, mark)
             offset += count
         rows.append(self.get_end_id(modality))
         return rows
@@ -349,6 +351,9 @@ class Vocabulary:
             [block] = self._groups[layout.segments[0].block]
             return modality, *layout.grid.decode(ids[1:-1], block.rows)
         marks = layout.num_marks
+        if layout.pattern is not None:
+            within = layout.pattern.read(ids[1:-1], groups, self._find_step_mark(layout))
+            ids, marks = np.concatenate([ids[:1], within, ids[-1:]]), 0
         steps, left_over = divmod(len(ids) - 2 - marks, groups)
         if left_over or ids[-1] != self.get_end_id(modality):
             raise ValueError(f"the {modality} span of {len(ids)} tokens is cut off or badly formed")
@@ -368,6 +373,10 @@ class Vocabulary:
             at += count * groups
         codes = np.concatenate(parts)  # [N, G]
         return modality, codes[:, 0] if groups == 1 else codes, None
+
+    def _find_step_mark(self, layout: SpanLayout) -> int | None:
+        """What a pattern writes behind the last step of a span of free length."""
+        return None if layout.open_segment is None else self.get_control_id("<|frame|>")
 
     def _count_segments(self, layout: SpanLayout, steps: int) -> list[int]:
         free = steps - layout.fixed_steps

@@ -287,7 +287,7 @@ class SpeculativeRun(DecodingRun):
         return Row(
             row, config.seed, state.modality, segment and segment[0], segment and segment[1], len(self.answers[row]),
             state.codes, 1, candidates, sampler, self.parts.pad_id,
-            vocabulary.text_range if blocks is None else blocks[state.codes % len(blocks)].rows, lines=lines, mark=mark,
+            vocabulary.text_range if blocks is None else blocks[grammar.find_group(state)].rows, lines=lines, mark=mark,
         )  # fmt: skip
 
     def _draw_first_tokens(self, rows: list[int]) -> None:
