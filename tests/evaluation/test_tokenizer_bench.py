@@ -10,6 +10,13 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from unimodal.cli import app as cli
 from unimodal.evaluation.tokenizer_bench import picture_judges
+from unimodal.evaluation.tokenizer_bench.coded_items import (
+    CodedItems,
+    count_vocabulary,
+    flatten_codes,
+    list_sizes,
+)
+from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan, draw_codes, probe_codes, train_language_model
 from unimodal.evaluation.tokenizer_bench.entries import Entry, open_entries
 from unimodal.evaluation.tokenizer_bench.legibility import LineReader, draw_words, measure_reading
 from unimodal.evaluation.tokenizer_bench.picture_codecs import CODECS, choose_within, list_codecs, try_sizes
@@ -21,7 +28,10 @@ from unimodal.evaluation.tokenizer_bench.pictures import (
     measure_octaves,
     perturb_codes,
 )
+from unimodal.evaluation.tokenizer_bench.run import run_bench
+from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchSettings
 from unimodal.evaluation.tokenizer_bench.store import PartStore
+from unimodal.evaluation.tokenizer_bench.write import write_bench
 from unimodal.media.image import save_image
 from unimodal.tokenizers import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
@@ -239,3 +249,71 @@ def test_labels_of_one_name_are_told_apart(folders):
     assert [entry.label for entry in open_entries([path, path, f"b={path}"])] == [
         "llamagen-vq16#1", "llamagen-vq16#2", "b",
     ]  # fmt: skip
+
+
+# ---- what codes are good for
+
+
+@pytest.mark.parametrize("system", ["llamagen-vq16", "unitok-large", "beyond-words", "omnitokenizer-video"])
+def test_codes_of_any_layout_are_one_sequence_with_places_of_their_own(system):
+    tokenizer = build_small(system)
+    count = sum(number or 3 for _, number in tokenizer.segments)
+    groups = len(tokenizer.codebook_sizes)
+    sizes = torch.tensor(list_sizes(tokenizer, count, groups)).view(count, groups)
+    row = (torch.rand(count, groups) * sizes).long()
+    ids = flatten_codes(tokenizer, row)
+    assert len(ids) == count * groups and 1 <= int(ids.min()) <= int(ids.max()) < count_vocabulary(tokenizer)
+    low, high = (flatten_codes(tokenizer, corner) for corner in (torch.zeros_like(row), sizes - 1))
+    assert bool(((low <= ids) & (ids <= high)).all())
+    assert torch.equal((ids - low).view(count, groups), row)
+
+
+def test_a_probe_finds_what_codes_say_and_nothing_in_codes_that_say_nothing():
+    tokenizer = build_small("llamagen-vq16")
+    groups = [str(number % 4) for number in range(60)]
+    told = [torch.randint(16, (tokenizer.tokens_per_item, 1)) + 16 * (number % 4) for number in range(60)]
+    found = probe_codes(tokenizer, CodedItems(told, groups))
+    assert found["linear_probe"] == found["nearest_neighbour"] == 1 and found["chance"] == 0.25
+    untold = [torch.randint(64, (tokenizer.tokens_per_item, 1)) for _ in range(60)]
+    assert probe_codes(tokenizer, CodedItems(untold, groups))["linear_probe"] < 0.55
+    with pytest.raises(ValueError, match="two labels"):
+        probe_codes(tokenizer, CodedItems(told, [str(number) for number in range(60)]))
+
+
+def test_a_language_model_finds_codes_of_one_pattern_easier_than_drawn_ones():
+    tokenizer = build_small("llamagen-vq16")
+    plan = ModelPlan(width=32, layers=1, heads=2, updates=30, items_per_update=4, tokens=1600, learning_rate=1e-2)
+    size = tokenizer.tokens_per_item
+    easy = [((torch.arange(size) * 3 + number % 2) % 64)[:, None] for number in range(20)]
+    hard = [torch.randint(64, (size, 1)) for _ in range(20)]
+    figures = {}
+    for name, rows in (("easy", easy), ("hard", hard)):
+        items = CodedItems(rows, [""] * len(rows))
+        model, figures[name] = train_language_model(tokenizer, items, plan, lambda done, of: None)
+        drawn = draw_codes(model, tokenizer, (size, 1), 3, 0)
+        assert drawn.shape == (3, size, 1) and 0 <= int(drawn.min()) <= int(drawn.max()) < tokenizer.codebook_sizes[0]
+    assert figures["hard"]["uniform_nats"] == pytest.approx(size * np.log(tokenizer.codebook_sizes[0]), abs=1e-2)
+    assert figures["easy"]["nats_at_updates"] < 0.7 * figures["hard"]["nats_at_updates"]
+    assert {"nats_at_tokens", "updates_at_tokens"} <= set(figures["easy"])
+
+
+def test_the_downstream_part_joins_the_report_of_the_same_tokenizer(tmp_path, folders, monkeypatch):
+    labelled, out = tmp_path / "labelled", tmp_path / "bench.json"
+    for label in ("a", "b"):
+        (labelled / label).mkdir(parents=True)
+        for number in range(6):
+            picture = torch.full((3, 32, 32), 0.2 if label == "a" else 0.8) + torch.rand(3, 32, 32) * 0.2
+            save_image(picture, labelled / label / f"{number}.png")
+    monkeypatch.setattr(picture_judges, "JUDGED_SIDE", 32)
+    plan = ModelPlan(width=16, layers=1, heads=2, updates=3, items_per_update=4, tokens=100)
+    asked = BenchSettings(labelled, tmp_path / "parts", part=DOWNSTREAM, plan=plan)
+    found = run_bench(open_entries([str(folders["llamagen-vq16"])]), asked, lambda *progress: None)
+    sha256 = found.tokenizers["llamagen-vq16"]["sha256"]
+    earlier = {"medium": "image", "data": {"sha256": found.data["sha256"]}, "side": 32, "judges": {}, "codecs": {}}
+    out.write_text(json.dumps(earlier | {"tokenizers": {"llamagen-vq16": {"sha256": sha256, "usage": 1}, "old": {}}}))
+    assert "linear_probe" in write_bench(found, out)
+    figures = json.loads(out.read_text())["tokenizers"]["llamagen-vq16"]
+    assert figures["usage"] == 1 and figures["downstream"]["items"] == 12
+    assert figures["downstream"]["probe"]["labels"] == 2
+    assert figures["downstream"]["model"]["nats_at_updates"] > 0
+    assert "drawn_kid_like_lite2" in figures["downstream"]["model"]

@@ -322,6 +322,9 @@ def evaluate(
     lpips: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For `tokenizers`: the weights of LPIPS on VGG-16.")
     ] = None,
+    part: Annotated[
+        str, typer.Option(metavar="PART", help="For `tokenizers`: reconstruction (by default) or downstream.")
+    ] = "reconstruction",
     reading: Annotated[
         bool, typer.Option("--reading/--no-reading", help="For `tokenizers`: read small text in pictures.")
     ] = True,
@@ -336,9 +339,16 @@ def evaluate(
     if TOKENIZERS in suite:
         if len(set(suite)) > 1 or model is not None:
             raise ValueError("--suite tokenizers compares tokenizers and no model; run it alone, without --model")
-        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips, reading)
+        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips, reading, part)
         return
-    others = {"--tokenizers": named, "--size": side, "--judge": judges, "--lpips": lpips, "--no-reading": not reading}
+    others = {
+        "--tokenizers": named,
+        "--size": side,
+        "--judge": judges,
+        "--lpips": lpips,
+        "--no-reading": not reading,
+        "--part": part != "reconstruction",
+    }
     for option, value in others.items():
         if value:
             raise ValueError(f"{option} belongs to --suite {TOKENIZERS}")
@@ -362,19 +372,22 @@ def _compare_tokenizers(
     judges: list[Path] | None,
     lpips: Path | None,
     reading: bool,
+    part: str,
 ) -> None:
     from unimodal.evaluation.tokenizer_bench.entries import open_entries
-    from unimodal.evaluation.tokenizer_bench.run import BenchSettings, run_bench
+    from unimodal.evaluation.tokenizer_bench.run import run_bench
+    from unimodal.evaluation.tokenizer_bench.settings import PARTS, BenchSettings
     from unimodal.evaluation.tokenizer_bench.write import write_bench
 
     if not data.exists():
         raise ValueError(f"--data {data}: no such folder or dataset")
     if side is not None and not 16 <= side <= 2048:
         raise ValueError(f"--size {side}: give pixels from 16 to 2048")
+    check_choice("--part", part, PARTS)
     parts = out.with_name(f"{out.stem}.parts")
     with Reporter() as report:
         entries = open_entries(named)
-        settings = BenchSettings(data, parts, limit, seed, side, tuple(judges or ()), lpips, reading)
+        settings = BenchSettings(data, parts, limit, seed, side, tuple(judges or ()), lpips, reading, part)
         found = run_bench(entries, settings, report)
         report.clear()
         print(write_bench(found, out))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unimodal.data.media_items import ItemOptions, MediaItem, open_media_items
+from unimodal.data.media_items import FOLDER_GROUP, ItemOptions, MediaItem, open_media_items
 from unimodal.data.media_views import ViewOptions, crop_to_size
 from unimodal.media.access import load_medium
 
@@ -31,9 +31,10 @@ class BenchItems:
         return len(self.items)
 
 
-def choose_items(data: Path, modality: str, limit: int | None, seed: int) -> BenchItems:
-    """At most `limit` media, drawn by `seed`, in the order of the data. ValueError where there are none."""
-    found = open_media_items(str(data), modality, ItemOptions())
+def choose_items(data: Path, modality: str, limit: int | None, seed: int, by_folder: bool = False) -> BenchItems:
+    """At most `limit` media, drawn by `seed`, in the order of the data. by_folder: the group of a file is its folder.
+    ValueError where there are none."""
+    found = open_media_items(str(data), modality, ItemOptions(group=FOLDER_GROUP if by_folder else None))
     numbers = list(range(len(found)))
     if limit is not None and limit < len(numbers):
         numbers = sorted(random.Random(seed).sample(numbers, limit))

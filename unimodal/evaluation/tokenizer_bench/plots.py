@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimodal.evaluation.tokenizer_bench.run import BenchReport
+from unimodal.evaluation.tokenizer_bench.settings import BenchReport
 from unimodal.evaluation.tokenizer_bench.tables import list_rates, read_figure
 
 PLOTTED = (

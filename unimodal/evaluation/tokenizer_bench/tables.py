@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from unimodal.evaluation.tokenizer_bench.run import BenchReport
+from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport
 
 #: the measures of a column, and whether more is better
 PICTURE_COLUMNS = ("psnr_db", "ssim", "perceptual_lite0", "distance_lite0", "distance_lite2", "rfid_like_lite2")
@@ -26,6 +26,8 @@ def read_figure(rate: Mapping[str, object], name: str) -> float | None:
 
 def make_table(report: BenchReport) -> str:
     """Tokenizers at their full rate; codecs at the rates of the tokenizers, beside them."""
+    if report.part == DOWNSTREAM:
+        return _make_downstream_table(report)
     rows: list[Sequence[str]] = [("", "codes", "bytes", *PICTURE_COLUMNS)]
     for label, figures in report.tokenizers.items():
         rows.append(_make_row(label, list_rates(figures)[-1], figures["judges_that_are_its_own_parts"]))
@@ -36,11 +38,7 @@ def make_table(report: BenchReport) -> str:
                 reach = cast(float, rate["within_budget"])
                 note = "" if reach == 1 else f" ({reach:.0%} within {rate['budget_bytes']:g})"
                 rows.append(_make_row(f"{codec}{note}", rate, ()))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) if number == 0 else cell.rjust(width) for number, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
+    lines = _align(rows)
     note = "* judged by a network that is a part of the tokenizer itself"
     starred = any("*" in cell for row in rows for cell in row)
     heading = f"{report.medium}: {report.data['items']} items, judged at {report.side} × {report.side}"
@@ -56,3 +54,38 @@ def _make_row(label: str, rate: Mapping[str, object], own: object) -> Sequence[s
         star = "*" if any(column.endswith(name) for name in names) else ""
         cells.append("—" if value is None else f"{value:.4g}{star}")
     return cells
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) if number == 0 else cell.rjust(width) for number, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    ]
+
+
+def _make_downstream_table(report: BenchReport) -> str:
+    """Readers of the codes in per cent, and nats of an item under the small language model."""
+    names = ("linear_probe", "nearest_neighbour", "chance")
+    modelled = ("tokens_an_item", "uniform_nats", "nats_at_updates", "nats_at_tokens")
+    drawn = list(dict.fromkeys(
+        name for figures in report.tokenizers.values() for name in _read_part(figures, "model") if "drawn" in name
+    ))  # fmt: skip
+    rows: list[Sequence[str]] = [("", *names, *modelled, *drawn)]
+    notes = []
+    for label, figures in report.tokenizers.items():
+        probe, model = _read_part(figures, "probe"), _read_part(figures, "model")
+        if not probe:
+            notes.append(f"{label}: probe {cast(Mapping[str, object], figures['downstream'])['probe']}")
+        cells = [f"{100 * cast(float, probe[name]):.1f}%" if name in probe else "—" for name in names]
+        cells += [f"{cast(float, model[name]):.4g}" if name in model else "—" for name in (*modelled, *drawn)]
+        rows.append((label, *cells))
+    heading = f"{report.medium}: codes of {report.data['items']} items, read and modelled"
+    return "\n".join([heading, *_align(rows), *notes])
+
+
+def _read_part(figures: Mapping[str, object], name: str) -> Mapping[str, object]:
+    """Figures of the probe or the model; none where they were not measured."""
+    found = cast(Mapping[str, object], figures["downstream"]).get(name)
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,55 @@
+"""What a bench is asked, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan
+
+PART = 16  # items that are measured and kept together
+DEFAULT_SIDE = 128
+VERSION = 1  # of the measures: another one measures anew
+PARTS = RECONSTRUCTION, DOWNSTREAM = "reconstruction", "downstream"
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is compared and on what.
+
+    data: a folder of files or a dataset. limit: items at most, drawn by `seed`. side: pixels at which pictures are
+    judged, by default the largest of the tokenizers'. judges: folders of vision encoders that judge beside the packaged
+    networks. lpips: the folder of its weights. parts: where measured parts are kept. part: what is measured. plan: of
+    the language model of the downstream part.
+    """
+
+    data: Path
+    parts: Path
+    limit: int | None = None
+    seed: int = 0
+    side: int | None = None
+    judges: tuple[Path, ...] = ()
+    lpips: Path | None = None
+    legibility: bool = True
+    part: str = RECONSTRUCTION
+    plan: ModelPlan = ModelPlan()
+
+
+@dataclass
+class BenchReport:
+    """The figures: settings and hashes; tokenizers by label and codecs by name, each with its rates, cheapest first."""
+
+    medium: str
+    data: dict[str, object]
+    seed: int
+    side: int | None
+    judges: dict[str, object]
+    tokenizers: dict[str, dict[str, object]] = field(default_factory=dict)
+    codecs: dict[str, dict[str, object]] = field(default_factory=dict)
+    part: str = RECONSTRUCTION
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as its file has it; the part is said by the figures that are there."""
+        found = asdict(self)
+        del found["part"]
+        return found
