@@ -69,12 +69,12 @@ class AssembleRecipe(Config):
     out: Path = Path("model_cards/nano")
     sampling: dict[str, dict[str, float | int]] = {
         "text": {"temperature": 0.0},
-        # a code's own likeliest value, but for the finest codes: another seed, other detail (tools/measure_variety.py)
+        # the likeliest value of all but the finest codes: another seed changes detail only (tools/measure_variety.py)
         "image": {"temperature": 4.0, "top_k": 2, "first_codes": 58, "first_temperature": 0.2},
         "audio": {"temperature": 0.3, "top_k": 50, "guidance": 1.5},
         "video": {"temperature": 0.2, "top_k": 50},
     }
-    sayings: int = 8  # utterances of which the one is given that is read best
+    sayings: int = 8  # utterances that are made of a sentence; the one that is read best is kept
     sample_picture: str = "red apple"
     sample_clip: str = "beating heart"
 

@@ -3,7 +3,7 @@
     python recipes/assemble_smol.py [--set out=model_cards/smol]
 
 Takes the adapter folder of `recipes/finetune_lora.py recipes/configs/smol.yaml`. The evaluation reads the result, so
-what the card reports is what rounding leaves. The corpus's hashes are written beside the weights.
+the figures of the card are those of the rounded weights. The corpus's hashes are written beside the weights.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def run(cfg: AssembleSmol, dry_run: bool) -> None:
 
 
 def _count_steps(records: list[dict]) -> list[tuple[dict, int]]:
-    """Each logged record with the number of steps it stands for."""
+    """Pairs of a logged record and the number of steps that it covers."""
     before, found = 0, []
     for record in records:
         found.append((record, record["step"] - before))

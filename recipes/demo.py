@@ -77,7 +77,7 @@ class Tour:
         self.samples = _sort_by_kind(samples)
 
     def describe(self, kind: str, title: str) -> None:
-        """Asks about every sample of a kind."""
+        """Asks the model about every sample of a kind."""
         from unimodal.sequence.document import MEDIA_PARTS, Document
 
         files = self.samples.get(kind, [])[:MAX_SAMPLES]

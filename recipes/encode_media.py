@@ -3,8 +3,8 @@
     python recipes/encode_media.py [--set data=data/prepared]
 
 Writes data/prepared/image_codes.npz (codes int16 [M, V, 64]: every view of every picture), clip_codes.npz (codes
-int16 [C, 2, 192]: as it is and mirrored) and speech/codes.npz (codes int16 [ΣN] with offsets int64 [U + 1]), each with
-the hash of the tokenizer that made it.
+int16 [C, 2, 192]: each clip and its mirror image) and speech/codes.npz (codes int16 [ΣN] with offsets int64 [U + 1]),
+each with the hash of the tokenizer that made it.
 
 Shapes: M pictures, V views, S pixels a side, C clips, U utterances, N codes of one.
 """

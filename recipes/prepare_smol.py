@@ -4,9 +4,9 @@
 
 Reads the prepared data and the codes of recipes/encode_media.py, which are those of the tokenizers in ``media``.
 Writes to ``out`` a folder of shards for each source and ``row_words.json``: for every code that stands for something
-that has a name, the words that its row begins as. What the base already knows is kept by letting it speak: it answers
-questions about everyday things, and these answers are learnt again (sequence-level distillation, arXiv 1606.07947,
-of the model by itself), beside definitions and pages of novels.
+that has a name, the words whose rows its row is initialised from. So that the base keeps what it knows, it answers
+questions about everyday things first, and is trained on its own answers (sequence-level distillation, arXiv 1606.07947,
+with the model as its own teacher), on definitions and on pages of novels.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SmolData(Config):
 
 
 def open_media_sources(cfg: SmolData) -> dict[str, sources.Source]:
-    """The same tasks as nano's, in the same words."""
+    """The sources of nano's tasks, with nano's wording."""
     pictures = encoded_media.load_pictures(cfg.data, np.load(cfg.data / "image_codes.npz")["codes"])
     codes = np.load(cfg.data / "image_codes.npz")["codes"]
     plain = encoded_media.load_pictures(cfg.data, codes, styles=("noto",))
@@ -132,7 +132,7 @@ def answer_by_base(base: LoadedBase, asked: Sequence[str], cfg: SmolData) -> lis
 
 
 def make_text_documents(cfg: SmolData, base: LoadedBase, labels: Sequence[str]) -> dict[str, list[Document]]:
-    """Chat, definitions, and novels: a passage is begun and goes on."""
+    """Documents of chat, definitions and novels; passages of novels are cut in two, the second part is the answer."""
     kept = cfg.out / "answers.json"
     asked = make_questions(cfg, labels)
     if not kept.is_file() or list(json.loads(kept.read_text())) != asked:

@@ -60,7 +60,7 @@ def print_line(line: str) -> None:
 
 
 def describe(writer: ShardWriter, first: int, workers: int, count: int) -> None:
-    """What there is, what is done, and what these workers will do; bad rows are named by the first worker."""
+    """The state of the datasets and the share of these workers, as text; the first worker names bad rows."""
     print_line(f"tokenizers and vocabulary of {writer.tokenizer.folder}, {writer.tokenizer.vocabulary.size:,} rows")
     items = writer.list_items()
     mine = [item for number in range(first, first + workers) for item in items[number::count]]
@@ -82,7 +82,7 @@ def describe(writer: ShardWriter, first: int, workers: int, count: int) -> None:
 
 
 def show_plan(writer: ShardWriter, first: int, workers: int, count: int) -> None:
-    """The plan, one line a worker, and of each dataset one document as the decoder will see it; on stdout.
+    """Prints the plan, one line a worker, and one document of each dataset as the decoder will see it.
 
     A document that cannot be tokenized is named on stderr, or a ValueError, as in the run itself.
     """

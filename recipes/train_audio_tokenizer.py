@@ -59,16 +59,20 @@ class AudioTokenizerRecipe(Config):
     max_seconds: float = 4.0  # longer utterances are cut, and not spelled
     ctc_weight: float = 0.4
     reader_width: int = 192
-    reader_dilations: tuple[int, ...] = (1,)  # a block each; few, so that a code says by itself which sound it is
+    reader_dilations: tuple[int, ...] = (
+        1,
+    )  # one block each; few, so that a code says which sound it is without its neighbours
     codec_is_final: bool = False  # `keep_encoder` stays whole: only the head is trained
     train_head: bool = True
     head_crop_codes: int = 32
-    head_context_codes: int = 16  # coded on both sides of a crop, so that the codec sees about what it sees in use
+    head_context_codes: int = (
+        16  # codes on both sides of a crop that are coded too, so that the codec sees what it sees in use
+    )
     adversarial_weight: float = 1.0  # 0 leaves the discriminators out
     adversarial_from: int = 1500  # step
-    adversarial_items: int = 6  # of a batch; judging costs more than making
-    cycle_weight: float = 5.0  # of what the codec's own encoder reads in the made sound, against the codes it came from
-    cycle_margin_codes: int = 4  # at the ends of a crop, where the encoder misses what stood beside it
+    adversarial_items: int = 6  # of a batch; the discriminators cost more than the head
+    cycle_weight: float = 5.0  # weight of the difference between the codes of the made sound and those it was made from
+    cycle_margin_codes: int = 4  # codes left out at each end of a crop, where the encoder lacks the sound beside it
 
 
 class Utterance(TypedDict):
@@ -132,7 +136,7 @@ class Speech:
 
 
 class SpeechBatches:
-    """Endless batches of similar lengths; voices weigh as the 0.7th power of their count. The generator is the cursor.
+    """Endless batches of clips of similar length; voices are drawn in proportion to (number of clips)^0.7.
 
     A batch is a dict: ``x`` [B, T] as heard (gain, speed, some noise), ``clean`` [B, T] without the noise,
     ``lengths`` [B], ``text`` [ΣL] character ids and ``text_lengths`` [B] (0 where an utterance was cut).
@@ -322,8 +326,10 @@ class HeadTraining(nn.Module):
         return torch.stack(mels), torch.stack(waves), torch.stack(coded)
 
     def compare_codes(self, made: Tensor, coded: Tensor) -> Tensor:
-        """How far the made sound [B, T] is from being read as the codes [B, N, K] it was made of, after the idempotence
-        loss of arXiv 2410.11025: natural to a discriminator is not yet the right sound of speech."""
+        """The difference between the codes of the made sound [B, T] and the codes [B, N, K] it was made from.
+
+        The idempotence loss of arXiv 2410.11025: a sound may seem natural to a discriminator and still be the wrong one.
+        """
         codec, margin = self.frozen[0], self.cfg.cycle_margin_codes
         read, _ = codec.quantize(*codec.frames(made.float(), None))
         return (read - coded)[:, margin : coded.shape[1] - margin].abs().mean()

@@ -49,9 +49,9 @@ class ImageTokenizerRecipe(Config):
     )
     batch_size: int = 32
     shrinkage: float = 0.3  # of the semantic codes' discriminants
-    prefix_pictures: float = 0.35  # share of the pictures that the decoder sees a prefix of the codes of
+    prefix_pictures: float = 0.35  # share of the pictures of which the decoder sees a prefix of the codes only
     spoilt_pictures: float = 0.3  # share of those whose remaining pixel codes are partly random
-    stranger_pictures: float = 0.4  # share of all whose own concept and look are withheld, as if they were unseen
+    stranger_pictures: float = 0.4  # share of all pictures whose own concept and look are withheld, as if they were new
 
 
 class Pictures:
@@ -81,7 +81,7 @@ class Pictures:
 
 
 class RandomRows:
-    """Endless random draws of a dict; the generator's state is the cursor.
+    """Endless random draws, each a dict of tensors; the state of the generator says how far they are.
 
     ``rows``, ``views``, ``flips`` [B]: which picture, how seen; ``kept`` bool [B, N]: the codes that the decoder sees;
     ``spoilt`` [B, N - S - 1]: an id where a pixel code is replaced, else -1; ``stranger`` bool [B].
@@ -161,7 +161,7 @@ def fit_first_codes(
 
 
 def drop_own(nearest: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """nearest: [M, V, n + 1], nearest first; own: [M] → the first n, and the first n that are not the own one."""
+    """nearest [M, V, n + 1], nearest first, and own [M] → the first n, and the first n without the own one."""
     # stable: the others keep their order, the own one goes last and is cut off
     order = (nearest == own[:, None, None]).to(torch.uint8).argsort(dim=-1, stable=True)
     return nearest[..., :-1].clone(), nearest.gather(-1, order)[..., :-1].clone()

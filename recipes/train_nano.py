@@ -74,10 +74,10 @@ class NanoRecipe(Config):
     balance: float = 0.5  # 0: every item equally often, 1: every group of concepts
     default_style: str = "noto"  # what is drawn when no style is asked for
     text_dropout: float = 0.1  # share of wishes without their words, for guidance
-    ctc_weight: float = 0.3  # of the transcript read at the audio codes themselves, beside the answer (model/ctc.py)
-    speaking_ctc_weight: float = 0.0  # of the words read at the codes of speech that is the answer
-    weight_levels: int = 0  # of the saved weights, either side of 0; 0: all that half precision tells apart
-    text_weight: float = 2.0  # of a text label beside a media code: answers in words are short
+    ctc_weight: float = 0.3  # weight of the loss that reads the transcript at the audio codes (objectives/ctc.py)
+    speaking_ctc_weight: float = 0.0  # weight of the same loss at the codes of spoken answers
+    weight_levels: int = 0  # of the saved weights on either side of 0; 0 keeps half precision
+    text_weight: float = 2.0  # of a text label relative to a media code, since answers in words are short
     max_speech_codes: int = 160  # longer utterances are left out (31.25 codes a second)
     weights: dict[str, float] = {  # share of documents
         "image_to_name": 0.24,
@@ -111,7 +111,7 @@ class Documents:
 
 
 def collect_row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaTokenizer]) -> dict[range, Tensor]:
-    """What is known of each media row before training: its prototype, its thumbnail, or its levels."""
+    """The features that rows of media begin with: prototypes, thumbnails and levels, by block."""
     found = {block.rows: describe_codes(tokenizers[block.modality], block) for block in vocabulary.blocks}
     return {rows: features for rows, features in found.items() if features is not None}
 
@@ -127,7 +127,7 @@ def collect_row_words(
 
 
 def list_training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
-    """Every text of the first two draws of every item: what the text tokenizer is trained on."""
+    """The texts that the text tokenizer is trained on: those of the first two draws of every item."""
     for source in all_sources:
         for item in range(len(source)):
             for draw in range(2):
@@ -205,9 +205,9 @@ def begin_from(backbone: PreTrainedModel, folder: Path) -> int:
 
 
 def round_weights(weights: Tensor, levels: int) -> Tensor:
-    """float16; with ``levels``, each row of a matrix in whole multiples, at most so many, of a power of two of its own.
+    """Rounds to float16 and, with ``levels``, each row of a matrix to multiples -levels … levels of a power of two.
 
-    Then the file has fewer bits of information and compresses to less, in the history of a repository too.
+    The file then compresses to less, in the history of a repository too.
     """
     if not levels or weights.ndim < 2:
         return weights.half()

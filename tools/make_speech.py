@@ -193,7 +193,7 @@ def build_sentences(raw: Path, vocabulary_size: int = 1500, seed: int = 0) -> li
 
 
 def draw_held_out_splits(texts: list[str], kinds: dict[str, str]) -> dict[str, str]:
-    """Sentences of three words and more for `test` and `val` whose words stay in three training sentences or more."""
+    """Sentences of at least three words for `test` and `val`, whose words each stay in three training ones."""
     occurrences = Counter(word for text in texts for word in set(text.split()))
     splits: dict[str, str] = {}
     for text in texts:
@@ -234,7 +234,7 @@ def tidy(wave: np.ndarray, rate_hz: int) -> np.ndarray:
     margin = SAMPLE_RATE_HZ // 10
     start, stop = max(0, loud[0] * hop - margin), min(len(wave), (loud[-1] + 1) * hop + margin)
     wave = wave[start:stop] * (0.9 / peak)
-    silence = np.zeros(SAMPLE_RATE_HZ // 50)  # a cut in the noise floor stays off the first and last frame
+    silence = np.zeros(SAMPLE_RATE_HZ // 50)  # cuts lie in silence, off the first and last frame
     return np.round(np.concatenate([silence, wave, silence]) * 32767).astype(np.int16)
 
 
@@ -373,7 +373,7 @@ def load_sentences(out: Path) -> list[Sentence]:
 
 
 def list_sentences(voice: str, sentences: list[Sentence]) -> list[Sentence]:
-    """What a voice speaks, in a fixed shuffled order: its window of the training sentences, then validation and
+    """The sentences of a voice in a fixed shuffled order: its window of the training ones, then validation and
     test."""
     train = [sentence for sentence in sentences if sentence.split == "train"]
     start = list(TRAIN_SENTENCES).index(voice) * 997 % len(train)

@@ -40,7 +40,7 @@ def change_sampling(own: MediumSettings, text: str) -> MediumSettings:
 
 
 def count_visible(drawn: torch.Tensor) -> int:
-    """Of the pictures [B, 3, H, W], how many are taken if each must be `VISIBLE` from all that were taken before it."""
+    """Counts pictures of [B, 3, H, W]: one counts if it is at least `VISIBLE` from all that counted before."""
     x = drawn.flatten(1).double()
     apart = torch.cdist(x, x) / x.shape[1] ** 0.5 >= VISIBLE  # [B, B]
     taken: list[int] = []

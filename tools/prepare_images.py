@@ -124,7 +124,7 @@ def render_svg(markup: str) -> Image.Image:
 
 
 def index_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Files named by code points, keyed without `fe0f`. Sorted, so a double is settled the same way everywhere."""
+    """Code points without `fe0f` → file. Sorted, so that of two files for one key the same wins everywhere."""
     return {make_code_point_key(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
 
 

@@ -19,8 +19,9 @@ def describe_published(system):
 
 
 def describe_small(system):
-    """What `make test` sees of the small forms: one of each system and family."""
-    return {"system": system.system, "family": system.choose_settings(small=True)["family"]}
+    """What `make test` sees of the small forms: one of each family and of each kind of quantizer."""
+    settings = system.choose_settings(small=True)
+    return {"family": settings["family"], "quantizer": str((settings.get("quantizer") or {}).get("kind"))}
 
 
 @pytest.mark.parametrize(("system", "count"), COUNTED, ids=lambda value: getattr(value, "name", None))
