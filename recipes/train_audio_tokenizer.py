@@ -328,7 +328,7 @@ class HeadTraining(nn.Module):
     def compare_codes(self, made: Tensor, coded: Tensor) -> Tensor:
         """The difference between the codes of the made sound [B, T] and the codes [B, N, K] it was made from.
 
-        The idempotence loss of arXiv 2410.11025: a sound may seem natural to a discriminator and still be the wrong one.
+        The idempotence loss of arXiv 2410.11025: a sound may seem natural to a discriminator and still be wrong.
         """
         codec, margin = self.frozen[0], self.cfg.cycle_margin_codes
         read, _ = codec.quantize(*codec.frames(made.float(), None))
