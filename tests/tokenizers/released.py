@@ -15,10 +15,12 @@ from tests.tokenizers import (
     test_cosmos,
     test_flextok,
     test_gigatok,
+    test_moss_audio,
     test_moto,
     test_omnitokenizer,
     test_s3,
     test_seed,
+    test_snac,
     test_titok,
     test_tokenflow,
     test_unitok,
@@ -69,6 +71,8 @@ FILES: dict[str, tuple[str, Open]] = {
     "s3_v1_25hz": ("audio/s3tokenizer_v1_25hz", test_s3.load),
     "s3_v2": ("audio/s3tokenizer_v2_25hz", test_s3.load),
     "beats": ("audio/beats_tokenizer", test_beats.load),
+    "snac": ("audio/snac", test_snac.load),
+    "moss_audio": ("audio/moss_audio_tokenizer", test_moss_audio.load),
 }
 #: rows without a reference file → a system whose small form stands in
 SMALL = {

@@ -9,12 +9,16 @@ from unimodal.tokenizers.systems.moss_audio import MossAudioTokenizer
 NAME = "audio/moss_audio_tokenizer"
 
 
+def load(reference):
+    settings = MossAudioTokenizer.read_authors_config(reference.config)
+    return MossAudioTokenizer.from_authors(reference.weights, settings, reference.name)
+
+
 @pytest.fixture
 def theirs(open_reference):
     """The reference file, and the tokenizer of its weights."""
     reference = open_reference(NAME)
-    settings = MossAudioTokenizer.read_authors_config(reference.config)
-    return reference, MossAudioTokenizer.from_authors(reference.weights, settings, reference.name)
+    return reference, load(reference)
 
 
 def test_weights_of_the_authors_give_their_outputs(theirs):

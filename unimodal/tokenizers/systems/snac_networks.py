@@ -58,7 +58,7 @@ class EncoderBlock(nn.Module):
         return out
 
 
-class WindowAttention(nn.Module):
+class SnacAttention(nn.Module):
     """Attention of a step to its own window of W steps, added to the input [B, C, T]; T is a multiple of W. Rotary
     positions (halves) begin anew in each window."""
 
@@ -112,7 +112,7 @@ class SnacEncoder(nn.Module):
             layers.append(EncoderBlock(width, stride, width if depthwise else 1))
             width *= 2
         if window is not None:
-            layers.append(WindowAttention(width, window))
+            layers.append(SnacAttention(width, window))
         layers.append(weight_norm(nn.Conv1d(width, width, 7, padding=3, groups=width if depthwise else 1)))
         self.block = nn.Sequential(*layers)
 
@@ -173,7 +173,7 @@ class SnacDecoder(nn.Module):
                 weight_norm(nn.Conv1d(latent_width, width, 1)),
             ]
         if window is not None:
-            layers.append(WindowAttention(width, window))
+            layers.append(SnacAttention(width, window))
         for stride in rates:
             layers.append(DecoderBlock(width, stride, noise, depthwise))
             width //= 2

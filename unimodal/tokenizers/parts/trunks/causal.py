@@ -30,7 +30,7 @@ class LayerScale(nn.Module):
         return x * self.scale
 
 
-class CausalAttention(nn.Module):
+class StreamedAttention(nn.Module):
     """Each step looks at itself and the `context` - 1 steps before, with rotary positions (arXiv 2104.09864) of pairs
     (2i, 2i + 1). The rows of in_proj are queries, keys and values."""
 
@@ -63,7 +63,7 @@ class CausalLayer(nn.Module):
     def __init__(self, width: int, num_heads: int, inner: int, context: int, max_period: float, layer_scale: float):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.self_attn = CausalAttention(width, num_heads, context, max_period)
+        self.self_attn = StreamedAttention(width, num_heads, context, max_period)
         self.linear1, self.linear2 = nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False)
         self.layer_scale_1, self.layer_scale_2 = LayerScale(width, layer_scale), LayerScale(width, layer_scale)
 
