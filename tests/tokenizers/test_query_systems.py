@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from tests.campaigns import is_study
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import Condition
 from unimodal.tokenizers.parts.trunks.flex import Modulation
 from unimodal.tokenizers.parts.trunks.llama_blocks import make_rotation
 from unimodal.tokenizers.systems.instella import InstellaTokenizer
-from unimodal.tokenizers.systems.karl import ERRORS, KarlConfig, KarlTokenizer
+from unimodal.tokenizers.systems.karl import ERRORS, KarlConfig, KarlTokenizer, measure_halting
 from unimodal.tokenizers.systems.titok import TiTokConfig
 
 
@@ -101,6 +102,7 @@ class KnownErrorTokenizer(KarlTokenizer):
         return super().read_tokens(x, error, kept)
 
 
+@pytest.mark.study
 def test_the_halting_count_of_karl_grows_with_detail():
     size = {"width": 32, "num_layers": 1, "num_heads": 2}
     settings = {**read_system("karl").choose_settings(small=True), "image_size": 8, "patch_size": 4, "num_tokens": 6}
@@ -112,7 +114,7 @@ def test_the_halting_count_of_karl_grows_with_detail():
     contrast = torch.tensor([0.3] * 6 + [1.0] * 6)
     pictures = (0.5 + contrast[:, None, None, None] * board).expand(-1, 3, -1, -1) + 0.05 * torch.randn(12, 3, 8, 8)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), 3e-3)
-    for _ in range(100):  # after several hundred more, all of so small a form halts at once
+    for _ in range(600 if is_study() else 100):
         optimizer.zero_grad()
         tokenizer.reconstruct(pictures).loss.backward()
         optimizer.step()
@@ -120,8 +122,21 @@ def test_the_halting_count_of_karl_grows_with_detail():
     codes = tokenizer.encode(pictures)
     counts = codes.mask.sum(1).float()
     halting = tokenizer.read_tokens(pictures, torch.full((12,), 0.1))[1].sigmoid().mean(1)
-    assert halting[:6].mean() > halting[6:].mean() + 0.02 and counts[:6].mean() <= counts[6:].mean(), (halting, counts)
+    assert halting[:6].mean() > halting[6:].mean() + 0.02, halting
+    assert 1 < counts[:6].mean() < counts[6:].mean(), counts
     assert tokenizer.decode(codes).shape == pictures.shape
+
+
+def test_karl_asks_less_often_for_errors_that_it_has_reached_and_balances_what_is_needed():
+    tokenizer = build("karl").train()
+    assert {round(error, 3) for error in tokenizer.draw_errors(200).tolist()} == {0.005, 0.01, 0.02, 0.03, 0.04}
+    tokenizer.fade_chances(torch.tensor([0.02, 0.3]))
+    assert tokenizer.chances[3] < 0.2 < tokenizer.chances[1] and abs(float(tokenizer.chances.sum()) - 1) < 1e-5
+    logits, targets = torch.tensor([[-9.0, -9.0, -9.0, 9.0]]), torch.tensor([[0.0, 0, 0, 1]])
+    assert measure_halting(logits, targets) < 1e-3
+    torch.testing.assert_close(measure_halting(logits, 1 - targets), torch.tensor(18.0), atol=1e-2, rtol=0)
+    made = tokenizer.reconstruct(torch.rand(2, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    assert {"halting", "second_error"} <= made.numbers.keys() and made.loss.requires_grad
 
 
 def test_karl_asks_for_the_least_error_that_is_no_smaller_than_the_wanted_one():

@@ -100,7 +100,7 @@ class HieraTokTokenizer(SystemTokenizer):
             commitment=config.commitment,
         )
         self.head = PatchHead(size.width, config.patch_size)
-        self.apply(init_weights)
+        init_weights(self, size.width)
         self.codebook_sizes = self.quantizer.codebook_sizes
         self.tokens_per_item = sum(config.counts)
         self.segments = ((self.modality, self.tokens_per_item),)

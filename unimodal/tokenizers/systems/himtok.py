@@ -9,7 +9,7 @@ Shapes: B batch, N codes, T width of a token, h/w rows and columns of patches.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,12 +28,15 @@ from unimodal.tokenizers.systems.titok import ProxySettings, QueryTokenConfig
 
 class HiMTokConfig(QueryTokenConfig):
     """mixed: see `QueryEncoder`; the released weights have it, and a code then hangs on later queries too. pixels: the
-    decoder of pixels; `num_codes` are the channels of its map (its `depth` is not used)."""
+    decoder of pixels; `num_codes` are the channels of its map (its `depth` is not used). start, dead_share: of the
+    codebook, see `VectorQuantizer`; its authors begin with the weights of TiTok, a new one needs them."""
 
     family: str = "himtok"
     codebook_size: int = Field(default=1024, ge=2)
     commitment: float = 0.01
     pixels: ProxySettings = ProxySettings()
+    start: Literal["uniform", "kmeans"] = "uniform"
+    dead_share: float = Field(default=0.0, ge=0, lt=1)
 
 
 class HiMTokTokenizer(SystemTokenizer):
@@ -52,8 +55,9 @@ class HiMTokTokenizer(SystemTokenizer):
             mask="causal",
         )  # fmt: skip
         self.quantizer = VectorQuantizer(
-            config.codebook_size, config.token_width, "euclidean", True, True, commitment=config.commitment
-        )
+            config.codebook_size, config.token_width, "euclidean", True, True, commitment=config.commitment,
+            start=config.start, dead_share=config.dead_share,
+        )  # fmt: skip
         self.decoder = QueryDecoder(
             config.decoder, config.grid, config.num_tokens, config.token_width, zero_missing=True
         )
@@ -80,6 +84,12 @@ class HiMTokTokenizer(SystemTokenizer):
         pixels = self.pixels(self.head(self.decoder(tokens, kept), self.config.grid))
         return ((pixels.mean(1, keepdim=True) - 0.5) * 5).sigmoid()
 
+    def draw_kept(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """Which codes of each mask are decoded in a step of training: a drawn number of the first, bool [B, N]."""
+        drawn = PrefixPolicy("uniform").draw(batch, self.config.num_tokens, generator)
+        assert drawn is not None
+        return make_prefix_mask(drawn.to(self.quantizer.codebook.device), self.config.num_tokens)
+
     def reconstruct(
         self,
         x: Tensor,
@@ -88,11 +98,7 @@ class HiMTokTokenizer(SystemTokenizer):
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
         quantized = self.quantizer(self.encode_tokens(x))
-        kept = None
-        if self.training:
-            drawn = PrefixPolicy("uniform").draw(len(x), self.config.num_tokens, generator)
-            assert drawn is not None
-            kept = make_prefix_mask(drawn.to(x.device), self.config.num_tokens)
+        kept = self.draw_kept(len(x), generator) if self.training else None
         decoded = self.decode_tokens(quantized.values, kept)
         return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers, {"tokens": quantized.values})
 

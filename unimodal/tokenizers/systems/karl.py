@@ -1,11 +1,13 @@
 """KARL (arXiv 2507.07995): a picture gets as many tokens as its detail needs for a wanted error, told in one pass.
 
-The encoder reads the wanted error beside the picture; a head gives each token the probability that it is not needed.
-Training takes two passes. In the first so many tokens as were drawn reconstruct the picture, with some error; in the
-second all tokens are read with that error wanted, and the head learns that the first ones were needed and the others
-not. Deviations from its authors' code: codes end before the first token that is not needed, where theirs mask each by
-its own probability; the number is drawn for each picture and not for the batch; pixels are predicted, not the maps of a
-VAE or VQGAN.
+The encoder reads the wanted error beside the picture; a head gives each token the chance that it is not needed.
+Training takes two passes. In the first, which asks for next to no error, so many tokens as were drawn reconstruct the
+picture, with some error, and all of them are needed. In the second all tokens are read with that error wanted: the
+first ones were needed and the others not, each kind being half of the head's loss, and the tokens that the head keeps
+reconstruct the picture again. Errors that a first pass has reached are asked for less and less often in it. Deviations
+from its authors' code (ShivamDuggal4/karl @5c1a569): codes end before the first token that is not needed, where theirs
+mask each by its own probability; the number is drawn for each picture and not for the batch, from all numbers and not
+from multiples of 16; pixels are predicted, not the maps of a VAE or VQGAN.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -29,6 +31,20 @@ from unimodal.tokenizers.systems.titok import TiTokConfig, TiTokTokenizer
 ERRORS = (
     0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.09, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.24, 0.28, 0.32, 0.38
 )  # fmt: skip
+#: the largest error that the first pass asks for, and what a reached error's chance is multiplied with in each step
+NEARLY_NONE, FADING = 0.04, 0.99
+
+
+def measure_halting(logits: Tensor, targets: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The cross-entropy of tokens that are needed (target 0) plus that of tokens that are not (1), each the mean over
+    its kind. logits, targets: float [B, N]; kept: bool [B, N], False where there is no token."""
+    real = torch.ones_like(targets, dtype=torch.bool) if kept is None else kept
+    loss = logits.new_zeros(())
+    for kind in (0.0, 1.0):
+        chosen = real & (targets == kind)
+        if bool(chosen.any()):
+            loss = loss + binary_cross_entropy_with_logits(logits[chosen], targets[chosen])
+    return loss
 
 
 class KarlConfig(TiTokConfig):
@@ -52,6 +68,8 @@ class KarlTokenizer(TiTokTokenizer):
         width = config.encoder.width
         self.errors = nn.Parameter(torch.tensor(ERRORS)[:, None].repeat(1, width))
         self.halting = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 512), nn.Tanh(), nn.Linear(512, 1))
+        self.chances: Tensor  # of each error in the first pass
+        self.register_buffer("chances", (torch.tensor(ERRORS) <= NEARLY_NONE).float())
         self.ordered = True
 
     def embed_error(self, error: Tensor) -> Tensor:
@@ -78,7 +96,8 @@ class KarlTokenizer(TiTokTokenizer):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
-        """In training both passes; `decoded` is that of the first, whose tokens are all used."""
+        """In training both passes; `decoded` is that of the first, whose tokens are all used, and the mean squared
+        error of the second is part of `loss`."""
         wanted = torch.full((len(x),), self.config.wanted_error, device=x.device)
         if not self.training:
             z, logits = self.read_tokens(x, wanted)
@@ -88,17 +107,31 @@ class KarlTokenizer(TiTokTokenizer):
             return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers)
         num = self.config.num_tokens
         counts = torch.randint(1, num + 1, (len(x),), generator=generator).to(x.device)
-        drawn = torch.randint(0, len(ERRORS), (len(x),), generator=generator)
         kept = make_prefix_mask(counts, num)
-        z, logits = self.read_tokens(x, torch.tensor(ERRORS)[drawn].to(x), kept)
-        quantized = self.quantizer(z, kept)
-        decoded = self.decode_tokens(quantized.values, kept)
-        needed = binary_cross_entropy_with_logits(logits[kept], torch.zeros_like(logits[kept]))
-        _, logits = self.read_tokens(x, self.measure_error(x, decoded))
-        targets = make_halting_targets(counts, num)
-        halting = needed + binary_cross_entropy_with_logits(logits, targets)
-        numbers = {"halting": float(halting.detach()), **quantized.numbers}
-        return Reconstruction(decoded, quantized.loss + self.config.halting_weight * halting, quantized.ids, numbers)
+        z, logits = self.read_tokens(x, self.draw_errors(len(x), generator), kept)
+        first = self.quantizer(z, kept)
+        decoded = self.decode_tokens(first.values, kept)
+        halting = measure_halting(logits, torch.zeros_like(logits), kept)
+        reached = self.measure_error(x, decoded)
+        self.fade_chances(reached)
+        z, logits = self.read_tokens(x, reached)
+        second = self.quantizer(z)
+        halting = halting + measure_halting(logits, make_halting_targets(counts, num))
+        left = make_prefix_mask(count_before_halt(logits.detach().sigmoid(), self.config.threshold), num)
+        again = (self.decode_tokens(second.values, left) - x).square().mean()
+        numbers = {"halting": float(halting.detach()), "second_error": float(again.detach()), **first.numbers}
+        loss = first.loss + second.loss + again + self.config.halting_weight * halting
+        return Reconstruction(decoded, loss, first.ids, numbers)
+
+    def draw_errors(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """The errors that a first pass asks for, float [B]."""
+        drawn = torch.multinomial(self.chances.cpu(), batch, replacement=True, generator=generator)
+        return torch.tensor(ERRORS)[drawn].to(self.chances)
+
+    def fade_chances(self, reached: Tensor) -> None:
+        """Errors no smaller than the least that was reached, float [B], are asked for less often from now on."""
+        self.chances[torch.tensor(ERRORS, device=reached.device) >= reached.min()] *= FADING
+        self.chances /= self.chances.sum()
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         wanted = torch.full((len(x),), self.config.wanted_error, device=x.device)

@@ -58,7 +58,7 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
-        nn.init.trunc_normal_(self.in_proj_weight, std=0.02)
+        nn.init.xavier_uniform_(self.in_proj_weight)  # as that class begins
 
     def forward(
         self,
