@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # tests of the light modules do not pay for the import of tor
 VARIABLE = "UNIMODAL_REFERENCE_FILES"
 STATE, PROPERTY = "state.", "reference"
 #: folders of reference files whose systems are all here
-KINDS = ("visual",)
+KINDS = ("visual", "audio")
 
 
 @dataclass(frozen=True)
