@@ -81,6 +81,55 @@ def xcodec2() -> Any:
     )  # fmt: skip
 
 
+def neucodec() -> Any:
+    from transformers import NeuCodecConfig, NeuCodecModel, Wav2Vec2BertConfig
+
+    semantic = Wav2Vec2BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        feature_projection_input_dim=160,
+    )  # fmt: skip
+    return spread(
+        NeuCodecModel(
+            NeuCodecConfig(
+                hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+                head_dim=16, encoder_hidden_size=1, quantization_dim=64, quantization_levels=[4, 4, 4],
+                semantic_model_config=semantic,
+            )
+        )
+    )  # fmt: skip
+
+
+SEMANTIC_ACOUSTIC = {"codebook_size": 32, "target_bandwidths": [0.25, 0.5], "sample_rate": 16000}
+
+
+def make_semantic_acoustic() -> dict[str, Any]:
+    """Configs of the two halves: a DAC of 320 samples a code, and a HuBERT of the same rate."""
+    from transformers import DacConfig, HubertConfig
+
+    acoustic = DacConfig(
+        encoder_hidden_size=4, downsampling_ratios=[8, 8, 5], upsampling_ratios=[8, 8, 5],
+        decoder_hidden_size=32, hidden_size=8,
+    )  # fmt: skip
+    semantic = HubertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8, 8),
+        conv_stride=(8, 5, 8), conv_kernel=(10, 3, 10), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    return {"acoustic_model_config": acoustic, "semantic_model_config": semantic}
+
+
+def xcodec() -> Any:
+    from transformers import XcodecConfig, XcodecModel
+
+    return spread(XcodecModel(XcodecConfig(**SEMANTIC_ACOUSTIC, **make_semantic_acoustic())))
+
+
+def higgs_audio_v2() -> Any:
+    from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
+
+    config = HiggsAudioV2TokenizerConfig(**SEMANTIC_ACOUSTIC, codebook_dim=8, **make_semantic_acoustic())
+    return spread(HiggsAudioV2TokenizerModel(config), seed=1)
+
+
 def emu3_vq(**settings: Any) -> Any:
     from transformers import Emu3VQVAE, Emu3VQVAEConfig
 

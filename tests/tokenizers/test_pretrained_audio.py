@@ -14,8 +14,13 @@ SETTINGS = {
     "dac": {"num_codebooks": 3},
     "mimi": {"num_codebooks": 5},
     "xcodec2": {},
+    "neucodec": {},
+    "xcodec": {"bandwidth": 0.5},
+    "higgs_audio_v2": {"bandwidth": 0.5},
 }
-NUM_GROUPS = {"encodec": 2, "dac": 3, "mimi": 5, "xcodec2": 1}
+NUM_GROUPS = {
+    "encodec": 2, "dac": 3, "mimi": 5, "xcodec2": 1, "neucodec": 1, "xcodec": 2, "higgs_audio_v2": 2
+}  # fmt: skip
 LENGTHS = (1700, 1003, 1700, 1280)
 
 
@@ -32,6 +37,16 @@ def reference_codes(name, network, sound):
             return network.encode(inputs["input_values"], n_quantizers=3).audio_codes[0].T
         if name == "mimi":
             return network.encode(sound[None, None], num_quantizers=5).audio_codes[0].T
+        if name in ("xcodec", "higgs_audio_v2"):
+            whole = torch.nn.functional.pad(sound, (0, -len(sound) % 320))
+            return network.encode(whole[None, None], bandwidth=0.5).audio_codes[0].T
+        if name == "neucodec":
+            from torchaudio.functional import resample
+            from transformers import NeuCodecFeatureExtractor
+
+            heard = resample(sound, 24000, 16000)
+            inputs = NeuCodecFeatureExtractor()(heard.numpy(), sampling_rate=16000, return_tensors="pt")
+            return network.encode(**inputs).audio_codes[0, :, : len(heard) // 320].T
         from transformers import Xcodec2FeatureExtractor
 
         inputs = Xcodec2FeatureExtractor()(sound.numpy(), sampling_rate=16000, return_tensors="pt")
@@ -98,7 +113,7 @@ def test_sounds_are_the_references(both):
         expected = reference_sound(name, network, codes.row(row)).clamp(-1, 1)
         count = len(codes.row(row)) * tokenizer.samples_per_code
         assert count - tokenizer.samples_per_code < len(expected) <= count
-        assert (decoded[row, 0, : len(expected)] - expected).abs().max() < 1e-5
+        assert (decoded[row, 0, : len(expected)] - expected).abs().max() < 3e-5
         assert (decoded[row, 0, len(expected) :] == 0).all()
 
 
@@ -134,7 +149,7 @@ def test_fewer_codebooks_decode_to_the_references_coarser_sound(name, tmp_path):
     codes = tokenizer.encode(x[:1])
     coarse = Codes(codes.ids[..., :1].contiguous(), codes.mask, order="time")
     expected = reference_sound(name, network, coarse.row(0)).clamp(-1, 1)
-    assert (tokenizer.decode(coarse)[0, 0, : len(expected)] - expected).abs().max() < 1e-5
+    assert (tokenizer.decode(coarse)[0, 0, : len(expected)] - expected).abs().max() < 3e-5
 
 
 def test_an_encodec_that_needs_scales_is_refused(tmp_path):

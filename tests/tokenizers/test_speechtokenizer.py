@@ -92,3 +92,40 @@ def test_the_first_book_alone_is_what_a_teacher_sees():
     made.features["semantic"].sum().backward()
     assert tokenizer.encoder.layers[0].conv.bias.grad.abs().sum() > 0
     assert all(p.grad is None for p in tokenizer.decoder.parameters())
+
+
+def test_encodec_is_the_same_network_and_takes_its_weights():
+    from transformers import EncodecConfig, EncodecModel
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(read_system("encodec-24khz").choose_settings(small=True)).eval()
+    trunk = tokenizer.config.trunk
+    network = EncodecModel(
+        EncodecConfig(
+            num_filters=trunk.width,
+            hidden_size=trunk.latent_width,
+            codebook_dim=trunk.latent_width,
+            upsampling_ratios=list(trunk.strides),
+            num_lstm_layers=trunk.lstm_layers,
+            codebook_size=tokenizer.config.codebook_size,
+            target_bandwidths=[18.0],
+        )
+    ).eval()
+    ours = tokenizer.state_dict()
+    taken = set()
+    for name, tensor in network.state_dict().items():
+        if name.endswith(".embed"):
+            torch.nn.init.normal_(tensor, std=0.05)
+        book = name.replace("quantizer.layers.", "quantizer.books.").replace(".codebook.embed", ".codebook")
+        for place in (book, name.replace(".conv.", ".transposed.")):
+            if place in ours:
+                ours[place].copy_(tensor)
+                taken.add(place)
+    assert {name for name in ours if "upkeep" not in name} == taken
+    x = torch.rand(1, 1, 450) - 0.5
+    with torch.inference_mode():
+        theirs = network.encode(x, bandwidth=18.0).audio_codes[0, :, :3]  # [B, G, N]
+        wave = network.decode(theirs[None], [None]).audio_values
+    codes = tokenizer.encode(x)
+    assert torch.equal(codes.ids.transpose(1, 2), theirs) and len(theirs.unique()) >= 6
+    torch.testing.assert_close(tokenizer.decode(codes), wave.clamp(-1, 1), atol=1e-5, rtol=1e-4)

@@ -35,6 +35,9 @@ SOURCES = {
     "dac": "descript/dac_16khz",
     "mimi": "kyutai/mimi",
     "xcodec2": "HKUSTAudio/xcodec2-hf",
+    "neucodec": "neuphonic/neucodec",
+    "xcodec": "hf-audio/xcodec-hubert-librispeech",
+    "higgs_audio_v2": "bosonai/higgs-audio-v2-tokenizer",
 }
 _FILES = ["*.json", "*.safetensors"]
 

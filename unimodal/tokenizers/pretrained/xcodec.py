@@ -1,0 +1,128 @@
+"""X-Codec (arXiv 2408.17175) and Higgs Audio v2: residual codes of what a HuBERT hears and of how it sounds.
+
+Sounds are filled up with silence to whole codes, as transformers' feature extractor does.
+
+Shapes: B batch, T samples, N codes, G groups.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from torch import Tensor
+
+from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
+from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
+from unimodal.tokenizers.sounds import pad_samples
+from unimodal.tokenizers.stored import TokenizerConfig
+
+
+class SemanticAcousticConfig(NetworkAudioConfig):
+    bandwidth: float  # kbit a second: picks the number of codebooks
+
+
+class SemanticAcousticTokenizer(NetworkAudioTokenizer):
+    """What both share."""
+
+    config: SemanticAcousticConfig
+
+    def pad_equal(self, x: Tensor, published: bool) -> Tensor:
+        return pad_samples(x, x.shape[-1] + -x.shape[-1] % self.samples_per_code)
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        codes = self.network.encode(x, bandwidth=self.config.bandwidth).audio_codes  # [B, G, N]
+        return codes.transpose(1, 2)
+
+    def decode_equal(self, ids: Tensor) -> Tensor:
+        return self.network.decode(ids.transpose(1, 2)).audio_values
+
+
+def choose_bandwidth(offered: list[float], asked: float | None, what: str) -> float:
+    """The bandwidth that was asked for, by default the largest. ValueError for one that is not offered."""
+    chosen = max(offered) if asked is None else asked
+    if chosen not in offered:
+        raise ValueError(f"this {what} has no bandwidth {asked}; it has {', '.join(map(str, offered))}")
+    return chosen
+
+
+# ---- X-Codec
+
+
+class XcodecTokenizerConfig(SemanticAcousticConfig):
+    family: Literal["xcodec"] = "xcodec"
+
+
+class XcodecTokenizer(SemanticAcousticTokenizer):
+    """X-Codec: 50 codes a second at 16 kHz, of 1 to 8 codebooks of 1,024."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = XcodecTokenizerConfig
+    config: XcodecTokenizerConfig
+
+    def __init__(self, config: XcodecTokenizerConfig):
+        super().__init__(config)
+        from transformers import XcodecConfig, XcodecModel
+
+        settings = build_config(XcodecConfig, config.network)
+        self.network = XcodecModel(settings).eval()
+        self.describe_equal(settings.codebook_size, settings.hop_length)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
+        """bandwidth: one of the checkpoint's `target_bandwidths`, by default the largest."""
+        from transformers import XcodecModel
+
+        check_kind(folder, ("xcodec",), "X-Codec")
+        model = load_reference(XcodecModel, folder)
+        chosen = choose_bandwidth(list(model.config.target_bandwidths), bandwidth, "X-Codec")
+        tokenizer = cls(
+            XcodecTokenizerConfig(
+                network=to_plain_config(model.config),
+                sample_rate_hz=model.config.sample_rate,
+                num_codebooks=model.quantizer.get_num_quantizers_for_bandwidth(chosen),
+                bandwidth=chosen,
+            )
+        )
+        tokenizer.network.load_state_dict(model.state_dict())
+        return tokenizer.eval()
+
+
+# ---- Higgs Audio v2
+
+
+class HiggsTokenizerConfig(SemanticAcousticConfig):
+    family: Literal["higgs_audio_v2"] = "higgs_audio_v2"
+
+
+class HiggsTokenizer(SemanticAcousticTokenizer):
+    """Higgs Audio v2: 25 codes a second at 24 kHz, of 8 codebooks of 1,024."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = HiggsTokenizerConfig
+    config: HiggsTokenizerConfig
+
+    def __init__(self, config: HiggsTokenizerConfig):
+        super().__init__(config)
+        from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
+
+        settings = build_config(HiggsAudioV2TokenizerConfig, config.network)
+        self.network = HiggsAudioV2TokenizerModel(settings).eval()
+        self.describe_equal(settings.codebook_size, settings.hop_length)
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
+        """bandwidth: one of the checkpoint's `target_bandwidths`, by default the largest."""
+        from transformers import HiggsAudioV2TokenizerModel
+
+        check_kind(folder, ("higgs_audio_v2_tokenizer",), "Higgs Audio v2")
+        model = load_reference(HiggsAudioV2TokenizerModel, folder)
+        chosen = choose_bandwidth(list(model.config.target_bandwidths), bandwidth, "Higgs tokenizer")
+        tokenizer = cls(
+            HiggsTokenizerConfig(
+                network=to_plain_config(model.config),
+                sample_rate_hz=model.config.sample_rate,
+                num_codebooks=model.quantizer.get_num_quantizers_for_bandwidth(chosen),
+                bandwidth=chosen,
+            )
+        )
+        tokenizer.network.load_state_dict(model.state_dict())
+        return tokenizer.eval()
