@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -92,6 +93,7 @@ class TokenizerRecipe(Config):
     family: str | None = None
     tokenizer: dict[str, JsonValue] = {}  # settings of the family's config, over those of the system
     initial: Annotated[str | None, MAY_CHANGE] = None
+    trunk: str | None = None  # of a system with a frozen trunk: a folder, or `whisper-tiny.en` of its package
     train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
     losses: LossSettings | None = None  # by default the tokenizer's own loss
     # what it is trained on
@@ -138,6 +140,8 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
     that it does not have."""
     torch.manual_seed(cfg.loop.seed)
     if cfg.initial is not None:
+        if cfg.trunk is not None:
+            raise ValueError("the initial tokenizer has its own trunk; leave trunk out")
         return load_initial(cfg, cfg.initial)
     settings: dict[str, JsonValue] = {"family": cfg.family, **cfg.tokenizer}
     if cfg.system is not None:
@@ -154,6 +158,10 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
         raise ValueError(f"tokenizer: {describe_error(error)}; `unimodal tokenizers show {shown}`") from None
     made = kind(config)
     assert isinstance(made, MediaTokenizer | LatentTokenizer)
+    if cfg.trunk is not None:
+        if not isinstance(made, SystemModule):
+            raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave trunk out")
+        made.fill_trunk(cfg.trunk)
     return made
 
 
@@ -212,7 +220,7 @@ def make_trained(
                 features = try_once(tokenizer, batch, size, conditions)
     bag: LossBag | None = None
     if reconstructs:
-        settings, decodes = cfg.losses or LossSettings(), tokenizer.can_decode
+        settings, decodes = (cfg.losses or LossSettings()).name_characters(list_texts(stream)), tokenizer.can_decode
         bag = LossBag(settings, tokenizer.modality, features, tokenizer.sample_rate_hz, decodes=decodes)
     elif cfg.losses is not None:
         raise ValueError(f"{tokenizer.config.family} is trained by a loss of its own; leave losses out")
@@ -231,6 +239,14 @@ def make_trained(
         trained = None if train == ALL else choose_trained(tokenizer, train, encoder)
         stages.append(StageParts(stage.first_step, trained, weights))
     return TrainedTokenizer(tokenizer, bag, stages, conditions)
+
+
+def list_texts(stream: MediaStream) -> Iterator[str]:
+    """The texts of all stages' media that can be read."""
+    for items in dict.fromkeys(part.items for part in stream.parts):
+        for index in range(len(items)):
+            with suppress(ValueError):  # left out and told when its turn comes
+                yield from (item.text for item in items.read(index))
 
 
 @torch.no_grad()
@@ -269,7 +285,8 @@ def open_stream(
             raise ValueError(f"a stage has the medium {medium}, and the tokenizer is one of {tokenizer.modality}")
         if (media, medium) not in opened:
             opened[media, medium] = open_media_items(media, medium, options)
-        views = ViewOptions(cfg.crop_scale, cfg.flip, cfg.upscale, cfg.crop_s, medium != tokenizer.modality)
+        whole = captioned and medium == "audio"  # texts are of whole sounds
+        views = ViewOptions(cfg.crop_scale, cfg.flip, cfg.upscale, cfg.crop_s, medium != tokenizer.modality, whole)
         given = cfg.sizes if stage.sizes is None else stage.sizes
         sizes = find_sizes(tokenizer, given) if medium in ("image", "video") else ()
         size = stage.batch_size or cfg.batch_size
@@ -399,7 +416,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         tokenizer.name_text_network(cfg.text_network)
     initial = hash_weights(tokenizer) if cfg.initial is not None else "none"
     conditions = ConditionMaker(tokenizer)
-    captioned = conditions.reads_text or (cfg.losses is not None and cfg.losses.caption > 0)
+    captioned = conditions.reads_text or (cfg.losses is not None and cfg.losses.reads_texts)
     stream = open_stream(cfg, tokenizer, parallel, left_out, captioned)
     try:
         module = make_trained(cfg, tokenizer, stream, conditions).to(parallel.device).train()
@@ -429,6 +446,9 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     tokenizer.round_to_half()
     if parallel.is_main:
         report = measure_tokenizer(tokenizer, held_out, conditions, cfg.run / SHEETS / "last.png")
+        if module.bag is not None and module.bag.spelling is not None:
+            errors = [module(b.media, b.lengths, 0, b.captions)[1]["character_errors"] for b in held_out]
+            report["character_errors"] = sum(errors) / max(1, len(errors))
         tokenizer.save(cfg.out)
         record = {
             "config": cfg.model_dump(mode="json"), "data_sha256": data, "weights_sha256": tokenizer.sha256,

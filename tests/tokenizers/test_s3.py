@@ -7,7 +7,8 @@ import torch
 
 from unimodal.tokenizers import pretrained
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
-from unimodal.tokenizers.systems.s3 import S3Tokenizer, list_windows
+from unimodal.tokenizers.parts.windows import list_windows
+from unimodal.tokenizers.systems.s3 import S3Tokenizer
 
 NAMES = ("s3tokenizer_v1", "s3tokenizer_v1_25hz", "s3tokenizer_v2_25hz")
 

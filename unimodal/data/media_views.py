@@ -26,7 +26,8 @@ class ViewOptions:
 
     crop_scale: the area of a random crop, as a share of the largest of its shape. flip: mirror half of them.
     upscale: magnify pictures that are smaller than the size, which are left out otherwise. crop_s: of longer sounds.
-    as_clips: a picture becomes a clip of one frame, for films' tokenizers.
+    as_clips: a picture becomes a clip of one frame, for films' tokenizers. whole: refuse sounds longer than crop_s,
+    whose texts would not be of the part that is taken.
     """
 
     crop_scale: tuple[float, float] = (0.8, 1.0)
@@ -34,6 +35,7 @@ class ViewOptions:
     upscale: bool = False
     crop_s: float = 2.0
     as_clips: bool = False
+    whole: bool = False
 
 
 def read_view(
@@ -59,6 +61,11 @@ def read_view(
     medium = load_medium(modality, source, target)
     if modality == "audio" and target.sample_rate_hz is not None:
         length = min(len(medium), round(options.crop_s * target.sample_rate_hz))
+        if options.whole and length < len(medium):
+            long_s = len(medium) / target.sample_rate_hz
+            raise ValueError(
+                f"it is {long_s:.1f} s long, and its text is of the whole; raise crop_s {options.crop_s:g}"
+            )
         first = rng.randint(0, len(medium) - length) if rng is not None else 0
         return medium[first : first + length]
     return medium

@@ -183,6 +183,7 @@ FAMILIES: dict[str, str] = {
     "gpstoken": "unimodal.tokenizers.systems.gpstoken:GPSTokenLatents",
     "himtok": "unimodal.tokenizers.systems.himtok:HiMTokTokenizer",
     "beats": "unimodal.tokenizers.systems.beats:BeatsTokenizer",
+    "whisper_bottleneck": "unimodal.tokenizers.systems.whisper_bottleneck:WhisperBottleneckTokenizer",
     "s3": "unimodal.tokenizers.systems.s3:S3Tokenizer",
     "speechtokenizer": "unimodal.tokenizers.systems.speechtokenizer:SpeechTokenizer",
     "bigcodec": "unimodal.tokenizers.systems.bigcodec:BigCodec",

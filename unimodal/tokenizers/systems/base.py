@@ -92,6 +92,11 @@ class SystemModule(StoredModule):
         made.load_state_dict(ours)
         return made.train(self.training)
 
+    def fill_trunk(self, source: str) -> None:
+        """Takes the weights of a frozen trunk from `source`, before training: a package's name or a folder. ValueError
+        for a system without one."""
+        raise ValueError(f"the {self.config.family} tokenizer has no trunk that is filled; leave trunk out")
+
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> SystemConfig:
         """Our settings from the authors' config, as their file has it. ValueError where the family cannot."""

@@ -28,6 +28,7 @@ from unimodal.tokenizers.parts.mel import WhisperMel
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer, average_real
 from unimodal.tokenizers.parts.trunks.whisper import WhisperEncoder, WhisperSizes, mark_real
+from unimodal.tokenizers.parts.windows import encode_windows
 from unimodal.tokenizers.sounds import encode_rows
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction
@@ -35,8 +36,6 @@ from unimodal.tokenizers.systems.key_map import KeyMap
 from unimodal.tokenizers.systems.sound import SoundConfig, SoundTokenizer
 
 POSITIONS = "encoder.positional_embedding"
-#: windows that are encoded together
-WINDOW_BATCH = 8
 #: version 2: scalars of a code, their levels, and how far tanh reaches
 SCALARS, LEVELS, REACH = 8, 3, 0.9990000128746033
 
@@ -143,20 +142,11 @@ class S3Tokenizer(SoundTokenizer):
 
     def encode_windows(self, mel: Tensor, published: bool = False) -> Tensor:
         """Bands of sounds of one length, [B, M, F] → ids [B, N, 1], window by window where they are long."""
-        windows = list_windows(mel.shape[-1], self.config.window_frames, self.config.overlap_frames, published)
-        full = [start for start, end in windows if end - start == self.config.window_frames]
-        found: list[Tensor] = []
-        for first in range(0, len(full), WINDOW_BATCH):
-            some = full[first : first + WINDOW_BATCH]
-            stacked = torch.cat([mel[..., start : start + self.config.window_frames] for start in some])
-            found += self.quantizer(self.encode_latents(stacked)).ids.chunk(len(some))
-        found += [self.quantizer(self.encode_latents(mel[..., start:end])).ids for start, end in windows[len(full) :]]
-        half = self.config.overlap_frames // 2 // self.config.frames_per_code
-        kept = [
-            ids[:, half if number else 0 : ids.shape[1] - (half if number + 1 < len(found) else 0)]
-            for number, ids in enumerate(found)
-        ]
-        return torch.cat(kept, dim=1)
+        size, overlap = self.config.window_frames, self.config.overlap_frames
+        return encode_windows(mel, self._encode_window, size, overlap, self.config.frames_per_code, published)
+
+    def _encode_window(self, mel: Tensor) -> Tensor:
+        return self.quantizer(self.encode_latents(mel)).ids
 
     # ---- training
 
@@ -252,14 +242,6 @@ def name_onnx_weight(node: OnnxNode, read: str, place: int, stem: int) -> str | 
     else:
         part = {"MatMul": "weight", "Mul": "weight", "Conv": "weight", "Add": "bias", "Add_1": "bias"}.get(operation)
     return None if part is None else f"encoder.{'.'.join(path)}.{part}".replace("mlp.mlp", "mlp")
-
-
-def list_windows(num_frames: int, size: int, overlap: int, published: bool) -> list[tuple[int, int]]:
-    """Where windows begin and end; published: also those that begin where the one before has reached the end."""
-    if num_frames <= size:
-        return [(0, num_frames)]
-    starts = range(0, num_frames if published else num_frames - overlap, size - overlap)
-    return [(start, min(start + size, num_frames)) for start in starts]
 
 
 #: the names of released models → version, stride of the first convolution
