@@ -23,7 +23,8 @@ def save_whisper(folder, positions=20):
     torch.manual_seed(0)
     config = WhisperConfig(
         num_mel_bins=80, d_model=16, encoder_layers=2, encoder_attention_heads=2, decoder_layers=1, vocab_size=64,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=16, max_source_positions=positions, pad_token_id=0,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=16, max_source_positions=positions,
+        pad_token_id=0,
     )  # fmt: skip
     model = WhisperModel(config).eval()
     model.save_pretrained(folder)
