@@ -258,7 +258,7 @@ def try_once(
     at = "" if size is None else f" at {size[0]}×{size[1]}"
     try:
         condition = conditions.make(batch.media, batch.captions)
-        made = tokenizer.eval().reconstruct(batch.media, batch.lengths, condition)
+        made = tokenizer.eval().reconstruct_codes(batch.media, batch.lengths, condition)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         own = "" if tokenizer.picture_size is None else "; its own size is {}×{}".format(*tokenizer.picture_size)

@@ -14,6 +14,8 @@ from unimodal.cli.app import app
 from unimodal.media.image import load_image, save_image
 from unimodal.media.video import save_video
 from unimodal.tokenizers import FAMILIES, load_tokenizer, register
+from unimodal.tokenizers.losses.perturbation import Perturbation
+from unimodal.tokenizers.losses.settings import PerturbationSettings
 
 LOSSES = "losses={l1: 1, l2: 0, adversarial: {weight: 0.1, start: 2, width: 4, num_layers: 1, lecam: 0.01}}"
 
@@ -223,6 +225,27 @@ def test_a_tokenizer_that_reads_captions_is_given_them_and_codes_a_file_with_one
     with pytest.raises(SystemExit):
         train(tmp_path, photos, "text_network=words", "loop.steps=1")
     assert "tiny_system reads no texts; leave text_network out" in capsys.readouterr().err
+
+
+def test_codes_are_perturbed_by_a_setting_of_the_recipe_and_decode_better_when_they_err(tmp_path, photos):
+    """RobusTok's property: of two trainings, the one that saw near codes loses less by them."""
+    losses = {}
+    for name, setting in (("plain", "{l2: 1}"), ("robust", "{l2: 1, perturbation: {share: 1.0, near: 8}}")):
+        train(tmp_path, photos, "loop.steps=60", "loop.evaluate_every=0", "tokenizer.codebook_size=64", "batch_size=8",
+              f"losses={setting}", name=name)  # fmt: skip
+        tokenizer, x = load_tokenizer(tmp_path / name), load_pictures(photos)
+        given = Perturbation(PerturbationSettings(share=1.0, near=8))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            losses[name] = float((tokenizer.reconstruct_codes(x, None, None, given).decoded - x).square().mean())
+    assert losses["robust"] < losses["plain"]
+    with pytest.raises(SystemExit):
+        latents = ("family=null", "system=titok-bl64-vae-c16", "small=true", "upscale=true", "sizes=[32]")
+        train(tmp_path, photos, *latents, "loop.steps=1", "losses={perturbation: {near: 4}}", name="no")
+
+
+def load_pictures(photos):
+    return torch.stack([load_image(photos / f"{number}.png")[:, :24, :24].float() / 255 for number in range(8)])
 
 
 def test_a_decoder_of_motion_is_given_the_frame_before(tmp_path, capsys):

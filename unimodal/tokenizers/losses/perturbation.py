@@ -6,8 +6,14 @@ Shapes: B batch, N positions, D width of a code, K codes of the table.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from unimodal.tokenizers.losses.settings import PerturbationSettings
+from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
 
 
 def perturb_values(
@@ -46,3 +52,31 @@ def anneal(step: int, begin: int, end: int, last: float) -> float:
     if step <= begin:
         return 1.0
     return last if step >= end else 1 + (last - 1) * (step - begin) / (end - begin)
+
+
+class Perturbation:
+    """Perturbs what any quantizer of one codebook made, by settings, as training goes on.
+
+    Distances are those of the table: where its rows have length 1, vectors are taken at length 1 too; where they have
+    another width than the vectors, the quantized ones stand in for these.
+    """
+
+    def __init__(self, settings: PerturbationSettings) -> None:
+        self.settings, self.step = settings, 0
+
+    def __call__(self, quantizer: Quantizer, z: Tensor, made: Quantized) -> Quantized:
+        """ValueError for a quantizer of several codes a position, and of more codes than can be listed."""
+        settings = self.settings
+        table = quantizer.make_table(0) if len(quantizer.codebook_sizes) == 1 and quantizer.num_levels == 1 else None
+        if table is None:
+            raise ValueError(f"perturbation is of codes of one listed codebook; {type(quantizer).__name__} has "
+                             f"{len(quantizer.codebook_sizes)} of {max(quantizer.codebook_sizes):,}")  # fmt: skip
+        rate = 1.0 if settings.steps is None else anneal(self.step, *settings.steps, settings.last)
+        if table.shape[1] != z.shape[2]:
+            z = made.values
+        elif torch.allclose(table.norm(dim=1), torch.ones(len(table)), atol=1e-3):
+            z = normalize(z, dim=-1)
+        near = min(len(table), max(1, round(settings.near * rate)))
+        chance = settings.chance * rate
+        values = perturb_values(z, made.values, table.to(z.device), chance, settings.share, near)
+        return replace(made, values=values)

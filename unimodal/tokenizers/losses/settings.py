@@ -93,6 +93,18 @@ class DistillationSettings(Config):
     similarity: float = Field(1.0, ge=0)
 
 
+class PerturbationSettings(Config):
+    """Codes that training replaces by near ones before they are decoded (RobusTok): in that share of the batch's items
+    each with that chance, by one of the `near` nearest codes. steps: between which chance and near sink to `last` of
+    what they are; None for never."""
+
+    share: float = Field(0.1, ge=0, le=1)
+    chance: float = Field(1.0, ge=0, le=1)
+    near: int = Field(100, ge=1)
+    steps: tuple[int, int] | None = None
+    last: float = Field(0.5, ge=0, le=1)
+
+
 class LossSettings(Config):
     """Weights of the losses; 0 or null leaves one out. quantizer: of what quantizer and system add of their own.
     spectral: of sounds, at three resolutions. caption: of the words that a language model reads off the codes;
@@ -106,6 +118,7 @@ class LossSettings(Config):
     perceptual: Annotated[PerceptualSettings | None, BeforeValidator(_expand)] = None
     adversarial: Annotated[AdversarialSettings | None, BeforeValidator(_expand)] = None
     alignment: AlignmentSettings | None = None
+    perturbation: PerturbationSettings | None = None
     caption: float = Field(0.0, ge=0)
     caption_model: str | None = None
     spelling: Annotated[SpellingSettings | None, BeforeValidator(_expand)] = None

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
 from unimodal.tokenizers.losses.bag import LossBag
+from unimodal.tokenizers.losses.perturbation import Perturbation
 from unimodal.tokenizers.losses.reconstruction import measure_l2
 from unimodal.tokenizers.systems.base import Reconstruction, SystemModule
 
@@ -118,6 +119,8 @@ class TrainedTokenizer(nn.Module):
         tokenizer whose loss of its own takes no condition."""
         super().__init__()
         self.tokenizer, self.bag, self.stages = tokenizer, bag, list(stages)
+        settings = None if bag is None else bag.settings.perturbation
+        self.perturbation = None if settings is None else Perturbation(settings)
         self.conditions = ConditionMaker(tokenizer) if conditions is None else conditions
         if bag is None and self.conditions.kinds:
             reads = ", ".join(sorted(self.conditions.kinds))
@@ -152,6 +155,8 @@ class TrainedTokenizer(nn.Module):
             _freeze_modules(self.tokenizer, stage.trained)
             self._stage = stage
             self._values.clear()
+        if self.perturbation is not None:
+            self.perturbation.step = step
         with _keep_frozen(self.tokenizer, stage.trained), self._keep_values(stage.trained):
             if self.bag is None:
                 loss, numbers = self.tokenizer.training_loss(x, lengths)
@@ -194,7 +199,8 @@ class TrainedTokenizer(nn.Module):
 
     def reconstruct(self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None) -> Reconstruction:
         assert isinstance(self.tokenizer, SystemModule)
-        return self.tokenizer.reconstruct(x, lengths, self.conditions.make(x, captions))
+        change = self.perturbation if self.training else None
+        return self.tokenizer.reconstruct_codes(x, lengths, self.conditions.make(x, captions), change)
 
 
 def _freeze_modules(tokenizer: nn.Module, trained: frozenset[str] | None) -> None:

@@ -6,16 +6,16 @@ Shapes: B batch, C channels, N positions, G groups, D width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
 from unimodal.tokenizers.onnx_weights import OnnxGraph
-from unimodal.tokenizers.parts.quantizers.interface import Quantizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
 from unimodal.tokenizers.stored import StoredModule, TokenizerConfig
 from unimodal.tokenizers.systems.key_map import KeyMap, fill_strictly, rename_to_authors
 
@@ -47,6 +47,10 @@ class Reconstruction:
     mask: Tensor | None = None
 
 
+#: the quantizer, the vectors [B, N, D] that it was given, and what it made of them → what is used in its place
+ChangeQuantized = Callable[[Quantizer, Tensor, Quantized], Quantized]
+
+
 class SystemModule(StoredModule):
     """A published system, of codes or of latents, stored in float32: its codes stay those of the authors' code."""
 
@@ -67,6 +71,20 @@ class SystemModule(StoredModule):
     ) -> Reconstruction:
         """x: float [B, C, …] as ``encode`` takes it → its reconstruction. generator: of what is drawn in training
         (prefix lengths, noise); the default generator where it is None."""
+
+    def reconstruct_codes(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        change: ChangeQuantized | None = None,
+    ) -> Reconstruction:
+        """``reconstruct``, whose features hold "codes" too, the quantized vectors [B, N, D] with gradient, where the
+        system has any. change: what is decoded in place of what the quantizer gave. ValueError for a change where there
+        is no quantizer."""
+        if change is not None:
+            raise ValueError(f"{self.config.family} has no quantizer whose codes could be changed")
+        return self.reconstruct(x, lengths, condition)
 
     def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of what is decoded, and the system's own losses; `unimodal.tokenizers.losses` has the
@@ -152,6 +170,33 @@ class SystemTokenizer(SystemModule, MediaTokenizer):
         assert isinstance(quantizer, Quantizer)
         known = block in self.block_sizes and 0 <= group < len(self.codebook_sizes)
         return quantizer.make_table(group) if known else None
+
+    def reconstruct_codes(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        change: ChangeQuantized | None = None,
+    ) -> Reconstruction:
+        quantizer = dict(self.named_children()).get("quantizer")
+        if not isinstance(quantizer, Quantizer):
+            return super().reconstruct_codes(x, lengths, condition, change)
+        found: list[Tensor] = []
+
+        def watch(_: nn.Module, given: tuple[Tensor, ...], made: Quantized) -> Quantized:
+            made = made if change is None else change(quantizer, given[0], made)
+            found.append(made.values)
+            return made
+
+        hook = quantizer.register_forward_hook(watch)
+        try:
+            made = self.reconstruct(x, lengths, condition)
+        finally:
+            hook.remove()
+        if not found or "codes" in made.features:
+            return made
+        codes = found[-1].reshape(len(x), -1, found[-1].shape[-1])  # of clips in chunks as many as there are
+        return replace(made, features={**made.features, "codes": codes})
 
 
 class SystemLatents(SystemModule, LatentTokenizer):
