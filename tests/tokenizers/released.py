@@ -80,6 +80,7 @@ SMALL = {
     "robustok": "robustok",
     "cosmos_video_latents": "cosmos-cv-4x8x8",
     "tatitok_latents": "tatitok-bl32-vae",
+    "vit_vq": "seit",
     "instella": "instella",
     "mingtok": "mingtok",
     "uniflow": "uniflow",

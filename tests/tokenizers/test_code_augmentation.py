@@ -79,11 +79,7 @@ def draw_pictures(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def stored():
     """Codes of a small tokenizer with random weights: its table, the tokenizer, training and unseen codes."""
     torch.manual_seed(0)
-    small = read_system("llamagen-vq16").choose_settings(small=True)
-    book = {**small["quantizer"], "codebook_size": 64}
-    finer = {"multipliers": [1, 1, 2], "attention_levels": [2], "latent_width": 12, "quantizer": book}  # 8×8 codes
-    tokenizer = build_tokenizer(small | finer).eval()
-    torch.nn.init.normal_(tokenizer.quantizer.codebook)
+    tokenizer = build_tokenizer(read_system("seit").choose_settings(small=True)).eval()  # 8×8 codes
     return tokenizer, tokenizer.code_features("image")
 
 

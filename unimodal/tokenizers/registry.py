@@ -173,6 +173,7 @@ FAMILIES: dict[str, str] = {
     "tatitok": "unimodal.tokenizers.systems.titok:TATiTokTokenizer",
     "tatitok_latents": "unimodal.tokenizers.systems.titok:TATiTokLatents",
     "instella": "unimodal.tokenizers.systems.instella:InstellaTokenizer",
+    "vit_vq": "unimodal.tokenizers.systems.vit_vq:VitVqTokenizer",
     "karl": "unimodal.tokenizers.systems.karl:KarlTokenizer",
     "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",
     "d_ar": "unimodal.tokenizers.systems.d_ar:DArTokenizer",

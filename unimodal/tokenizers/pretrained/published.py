@@ -254,6 +254,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
         companion="its picture encoder, facebook/vit-mae-large",
     ),
     "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
+    "vit_vq": PublishedWeights("vit_vq", "thuanz123/vitvqgan-imagenet-small", "MIT", config="seit"),
     "instella": PublishedWeights(
         "instella",
         "amd/Instella-T2I",
