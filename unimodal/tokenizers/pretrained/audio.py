@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from unimodal.tokenizers.parts.quantizers.interface import pass_straight_through
 from unimodal.tokenizers.parts.streaming import ChainStage, PointwiseStage, Stage
 from unimodal.tokenizers.pretrained.base import (
     NetworkConfig,
@@ -31,7 +32,7 @@ from unimodal.tokenizers.pretrained.base import (
     to_plain_config,
 )
 from unimodal.tokenizers.pretrained.causal import chain_layers
-from unimodal.tokenizers.sounds import SoundCodes
+from unimodal.tokenizers.sounds import SoundCodes, split_by_length
 from unimodal.tokenizers.stored import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -53,6 +54,24 @@ class NetworkAudioTokenizer(NetworkTokenizer, SoundCodes):
     def describe_equal(self, codebook_size: int, samples_per_code: int) -> None:
         """`describe` of codebooks of one size."""
         self.describe((codebook_size,) * self.config.num_codebooks, samples_per_code, self.config.sample_rate_hz)
+
+    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sounds of one length, [B, 1, T] → what is decoded, [B, 1, T'], with gradient, and what quantization adds to
+        the loss."""
+        raise ValueError(f"{self.config.family} is not trained by a loss of its own; see its source")
+
+    def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+        """Mean squared error over the samples that are real, and the distance of latents and codes. The codebooks of
+        EnCodec and Mimi are running averages that transformers does not learn: they stay."""
+        error, added, count = x.new_zeros(()), x.new_zeros(()), 0
+        for items, sounds in split_by_length(x, lengths):
+            decoded, loss = self.reconstruct_equal(sounds)
+            length = min(decoded.shape[-1], sounds.shape[-1])
+            error = error + (decoded[..., :length] - sounds[..., :length]).square().sum()
+            added = added + loss * len(items) / len(x)
+            count += len(items) * length
+        error = error / count
+        return error + added, {"mean_squared_error": float(error.detach()), "commitment": float(added.detach())}
 
 
 # ---- EnCodec
@@ -106,6 +125,12 @@ class EncodecTokenizer(NetworkAudioTokenizer):
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)[None], [None]).audio_values
+
+    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.network.encoder(x)
+        with torch.no_grad():
+            rows = self.network.quantizer.decode(self.network.quantizer.encode(latents, self.config.bandwidth))
+        return self.network.decoder(pass_straight_through(latents, rows)), (latents - rows).square().mean()
 
     @property
     def can_stream(self) -> bool:
@@ -177,6 +202,16 @@ class DacTokenizer(NetworkAudioTokenizer):
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(audio_codes=ids.transpose(1, 2)).audio_values[:, None]
+
+    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of both losses are the authors'."""
+        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % self.samples_per_code))
+        values, _, _, commitment, codebook = self.network.quantizer(
+            self.network.encoder(x), n_quantizers=self.config.num_codebooks
+        )
+        own = self.network.config
+        added = own.commitment_loss_weight * commitment + own.codebook_loss_weight * codebook  # of each item
+        return self.network.decoder(values), added.mean()
 
 
 def choose_codebooks(asked: int | None, default: int, most: int) -> int:

@@ -21,6 +21,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from unimodal.tokenizers.parts.quantizers.interface import pass_straight_through
 from unimodal.tokenizers.parts.streaming import BlockStage, ChainStage, PointwiseStage, Stage
 from unimodal.tokenizers.pretrained.audio import (
     NetworkAudioConfig,
@@ -115,6 +116,14 @@ class MimiTokenizer(NetworkAudioTokenizer):
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)).audio_values
+
+    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.network.encoder(x).latents
+        with torch.no_grad():
+            quantizer = self.network.quantizer
+            rows = quantizer.decode(quantizer.encode(latents, self.config.num_codebooks).transpose(0, 1))
+        decoded = self.network.decoder(pass_straight_through(latents, rows)).audio_values
+        return decoded, (latents - rows).square().mean()
 
     @property
     def can_stream(self) -> bool:
