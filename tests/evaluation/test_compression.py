@@ -25,6 +25,7 @@ def quick(monkeypatch, model):
     monkeypatch.setattr(compression, "METHOD_NAMES", SOME)
     monkeypatch.setattr(compression, "KEEPS", (0.25,))
     monkeypatch.setattr(compression, "SEEDS", 2)
+    monkeypatch.setattr(compression, "QUERIES", 4)
     for name, value in (("BATCH", 8), ("STEPS", 2), ("REPEATS", 1)):
         monkeypatch.setattr(compression_timing, name, value)
     answers = model.answers
