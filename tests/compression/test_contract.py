@@ -30,16 +30,43 @@ def test_every_method_is_registered_once_and_says_its_source():
         assert ("kv" in module.__name__.split(".")) == issubclass(method, CacheCompressor)
 
 
+@pytest.fixture(scope="module")
+def full(model, prompts, read):
+    """What the whole model says to the prompts."""
+    return read(model, prompts)
+
+
+@pytest.fixture(scope="module")
+def written(model, vocabulary, prompt, span, read):
+    """(rows with a picture of the model itself, or one that it is still writing; what the whole model says to them)"""
+    user, end = (vocabulary.get_control_id(x) for x in ("<|user|>", "<|end_of_turn|>"))
+    rows = [
+        prompt([3]) + span("image", 1) + [end, user, 4, end],
+        prompt([3]) + span("image", 1)[:9],
+        prompt([3], span("audio", 1)[:9]),  # an open span of the user's
+    ]
+    return rows, read(model, rows)
+
+
+@pytest.fixture(scope="module")
+def full_of_qwen(qwen, prompts, read):
+    return read(qwen, prompts)
+
+
+@pytest.fixture(scope="module")
+def two_media(model, prompts, read):
+    """What the whole model says to a prompt with a picture, and to one with a picture and a sound."""
+    return read(model, prompts[1:2]), read(model, prompts[:1])
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_keeping_everything_changes_nothing(name, model, vocabulary, prompts, read):
-    full = read(model, prompts)
+def test_keeping_everything_changes_nothing(name, model, vocabulary, prompts, read, full):
     with METHODS[name](1.0)(model, vocabulary):
         assert torch.allclose(read(model, prompts), full, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_does_something_and_leaving_restores_the_model(name, model, vocabulary, prompts, read):
-    full = read(model, prompts)
+def test_it_does_something_and_leaving_restores_the_model(name, model, vocabulary, prompts, read, full):
     before = (dict(vars(model.model)), model.config._attn_implementation, dict(model.config.to_dict()))
     with METHODS[name](0.4)(model, vocabulary):
         changed = read(model, prompts)
@@ -98,23 +125,16 @@ def test_merged_tokens_count_for_their_size(name, make_model, vocabulary, prompt
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, prompt, span, read):
-    """A picture in the model's own turn, and one that it is still writing."""
-    user, end = (vocabulary.get_control_id(x) for x in ("<|user|>", "<|end_of_turn|>"))
-    rows = [
-        prompt([3]) + span("image", 1) + [end, user, 4, end],
-        prompt([3]) + span("image", 1)[:9],
-        prompt([3], span("audio", 1)[:9]),  # an open span of the user's
-    ]
-    full = read(model, rows)
+def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, read, written):
+    rows, full = written
     with METHODS[name](0.3)(model, vocabulary):
         assert torch.allclose(read(model, rows), full, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_other_decoders(name, qwen, vocabulary, prompts, read):
+def test_other_decoders(name, qwen, vocabulary, prompts, read, full_of_qwen):
     """Qwen3 normalises queries and keys; only what every decoder layer of this kind takes is used."""
-    full = read(qwen, prompts)
+    full = full_of_qwen
     with METHODS[name](1.0)(qwen, vocabulary):
         assert torch.allclose(read(qwen, prompts), full, atol=1e-6)
     with METHODS[name](0.4)(qwen, vocabulary):
@@ -124,8 +144,8 @@ def test_other_decoders(name, qwen, vocabulary, prompts, read):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_the_named_media(name, model, vocabulary, prompts, read):
-    picture, both = read(model, prompts[1:2]), read(model, prompts[:1])
+def test_only_the_named_media(name, model, vocabulary, prompts, read, two_media):
+    picture, both = two_media
     with METHODS[name](0.3, modalities=("audio",))(model, vocabulary):
         assert torch.allclose(read(model, prompts[1:2]), picture, atol=1e-6)
         assert not torch.allclose(read(model, prompts[:1]), both, atol=1e-4)
