@@ -50,7 +50,7 @@ from unimodal.tokenizers import (
     read_family,
 )
 from unimodal.tokenizers.conditions import ConditionMaker
-from unimodal.tokenizers.configs.registry import read_system
+from unimodal.tokenizers.configs.registry import merge_settings, read_system
 from unimodal.tokenizers.losses.bag import LossBag
 from unimodal.tokenizers.losses.held_out import MediaBatch, measure_tokenizer
 from unimodal.tokenizers.losses.settings import LossSettings
@@ -146,7 +146,7 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
     settings: dict[str, JsonValue] = {"family": cfg.family, **cfg.tokenizer}
     if cfg.system is not None:
         system = read_system(cfg.system)
-        settings = {**system.choose_settings(cfg.small), **cfg.tokenizer}
+        settings = merge_settings(system.choose_settings(cfg.small), cfg.tokenizer)
     kind = find_family_class(str(settings["family"]))
     alone = issubclass(kind, LatentTokenizer) or (issubclass(kind, MediaTokenizer) and kind.continues is None)
     if not alone:

@@ -248,6 +248,30 @@ def load_pictures(photos):
     return torch.stack([load_image(photos / f"{number}.png")[:, :24, :24].float() / 255 for number in range(8)])
 
 
+def test_a_titok_first_predicts_a_teachers_codes_and_then_trains_its_decoder_on_pixels(tmp_path, photos, capsys):
+    train(tmp_path, photos, "loop.steps=16", "sizes=[32]", "upscale=true", "loop.evaluate_every=0", name="teacher")
+    stages = "stages=[{first_step: 16, train: decoder, losses: {imitation: 0, l2: 1, quantizer: 0}}]"
+    losses = f"losses={{l2: 0, imitation: {{teacher: {tmp_path}/teacher}}}}"
+    titok = ("family=null", "system=titok-b64", "small=true", "sizes=[32]", "upscale=true", "loop.evaluate_every=0")
+    train(tmp_path, photos, *titok, losses, stages, "loop.steps=16", "tokenizer.mixed=false", name="titok")
+    first = load_tokenizer(tmp_path / "titok").state_dict()
+    train(tmp_path, photos, *titok, losses, stages, "loop.steps=24", "tokenizer.mixed=false", name="titok")
+    lines = read_losses(tmp_path, "titok")
+    assert lines[15]["imitation"] < 0.9 * lines[0]["imitation"] and "l2" not in lines[0]
+    assert "imitation" not in lines[16] and lines[-1]["l2"] < lines[16]["l2"]
+    last = load_tokenizer(tmp_path / "titok").state_dict()
+    changed = {name.partition(".")[0] for name in last if not torch.equal(first[name], last[name])}
+    assert changed == {"decoder", "head", "proxy_codes", "proxy_decoder"}
+    capsys.readouterr()
+    for more, said in (
+        (("tokenizer.proxy.num_codes=16",), "has codes of 32, and this tokenizer predicts 16"),
+        (("tokenizer.patch_size=16", "tokenizer.proxy.multipliers=[1, 1, 1, 2, 2]"), "codes, and this tokenizer pre"),
+    ):
+        with pytest.raises(SystemExit):
+            train(tmp_path, photos, *titok, losses, "loop.steps=1", *more, name="no")
+        assert said in capsys.readouterr().err
+
+
 def test_a_decoder_of_motion_is_given_the_frame_before(tmp_path, capsys):
     films = tmp_path / "films"
     films.mkdir()

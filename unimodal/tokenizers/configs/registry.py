@@ -20,6 +20,7 @@ the authors', and a small form that trains on a processor:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from typing import Literal
 
@@ -132,6 +133,18 @@ def _read_fields(name: str) -> dict[str, JsonValue]:
     text = resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     found: dict[str, JsonValue] = yaml.load(text, LOADER)
     return found
+
+
+def merge_settings(settings: Mapping[str, JsonValue], changes: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Settings with others in their place, single ones of a part too; a part of another kind or family is taken
+    whole."""
+    merged = dict(settings)
+    for name, value in changes.items():
+        ours = merged.get(name)
+        if isinstance(ours, dict) and isinstance(value, dict) and not {"kind", "family"} & set(value):
+            value = merge_settings(ours, value)
+        merged[name] = value
+    return merged
 
 
 def build_tokenizer(settings: dict[str, JsonValue]) -> MediaModule:

@@ -20,6 +20,7 @@ from unimodal.tokenizers.losses.alignment import CosineAlignment
 from unimodal.tokenizers.losses.caption import CaptionLoss, CaptionModel, HubCaptionModel
 from unimodal.tokenizers.losses.distillation import DistillationLoss, TextTeacher
 from unimodal.tokenizers.losses.frozen_features import FrozenFeatures, load_frozen
+from unimodal.tokenizers.losses.imitation import CodeTeacher
 from unimodal.tokenizers.losses.judges import FeatureJudge, PatchJudge, WaveJudge
 from unimodal.tokenizers.losses.perceptual import Lpips, PerceptualLoss
 from unimodal.tokenizers.losses.reconstruction import mask_padding, measure_l1, measure_l2
@@ -74,6 +75,10 @@ class LossBag(nn.Module):
             self.alignment = CosineAlignment(width, self.teacher.widths[-1], settings.alignment.hidden)
         self.spelling = self._make_spelling(settings.spelling, features or {})
         self.distillation = self._make_distillation(settings.distillation, features or {}, sample_rate_hz)
+        self.imitation: CodeTeacher | None = None
+        if settings.imitation is not None:
+            num_codes = find_width("imitation", settings.imitation.feature, features or {})
+            self.imitation = CodeTeacher(settings.imitation.teacher, modality, num_codes)
         self.caption: CaptionLoss | None = None
         if settings.caption:
             if caption_model is None and settings.caption_model is not None:
@@ -194,6 +199,9 @@ class LossBag(nn.Module):
             add("quantizer", made.loss)
         if weights["alignment"]:
             add("alignment", self._align(made, real))
+        if weights["imitation"]:
+            assert self.settings.imitation is not None and self.imitation is not None
+            add("imitation", self.imitation(made.features[self.settings.imitation.feature], real))
         if weights["spelling"]:
             add("spelling", self._spell(made, captions))
         if weights["distillation"]:

@@ -93,6 +93,15 @@ class DistillationSettings(Config):
     similarity: float = Field(1.0, ge=0)
 
 
+class ImitationSettings(Config):
+    """teacher: the folder of a tokenizer whose codes the decoder predicts. feature: a name of
+    `Reconstruction.features`, the logits."""
+
+    weight: float = Field(1.0, gt=0)
+    teacher: str
+    feature: str = "proxy"
+
+
 class PerturbationSettings(Config):
     """Codes that training replaces by near ones before they are decoded (RobusTok): in that share of the batch's items
     each with that chance, by one of the `near` nearest codes. steps: between which chance and near sink to `last` of
@@ -109,7 +118,7 @@ class LossSettings(Config):
     """Weights of the losses; 0 or null leaves one out. quantizer: of what quantizer and system add of their own.
     spectral: of sounds, at three resolutions. caption: of the words that a language model reads off the codes;
     caption_model: the folder of that model, one of transformers, which stays as it is. frames: of a clip that pictures'
-    losses look at, drawn at random. spelling and distillation: of speech."""
+    losses look at, drawn at random. spelling and distillation: of speech. imitation: of another tokenizer's codes."""
 
     l1: float = Field(0.0, ge=0)
     l2: float = Field(1.0, ge=0)
@@ -118,6 +127,7 @@ class LossSettings(Config):
     perceptual: Annotated[PerceptualSettings | None, BeforeValidator(_expand)] = None
     adversarial: Annotated[AdversarialSettings | None, BeforeValidator(_expand)] = None
     alignment: AlignmentSettings | None = None
+    imitation: ImitationSettings | None = None
     perturbation: PerturbationSettings | None = None
     caption: float = Field(0.0, ge=0)
     caption_model: str | None = None
@@ -132,6 +142,7 @@ class LossSettings(Config):
             ("perceptual", self.perceptual),
             ("adversarial", self.adversarial),
             ("alignment", self.alignment),
+            ("imitation", self.imitation),
             ("spelling", self.spelling),
             ("distillation", self.distillation),
         ):

@@ -227,14 +227,15 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
 
     def decode_tokens(self, tokens: Tensor, kept: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         made = super().decode_tokens(tokens, kept, condition)
-        if self.config.proxy is None:
-            return made
-        soft = torch.einsum("bkhw,kd->bdhw", made.softmax(1), self.proxy_codes)
-        return self.proxy_decoder(soft)
+        return made if self.config.proxy is None else self.draw_proxy(made)
 
-    def predict_proxy(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+    def predict_proxy(self, tokens: Tensor, kept: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         """The decoder's logits over the codes of the proxy, [B, K, h, w]: what TiTok's first stage trains by."""
-        return super().decode_tokens(tokens, kept)
+        return super().decode_tokens(tokens, kept, condition)
+
+    def draw_proxy(self, logits: Tensor) -> Tensor:
+        """Logits over the codes of the proxy, [B, K, h, w] → pictures [B, 3, H, W], not clamped."""
+        return self.proxy_decoder(torch.einsum("bkhw,kd->bdhw", logits.softmax(1), self.proxy_codes))
 
     def reconstruct(
         self,
@@ -243,6 +244,7 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
+        """features: `tokens` [B, N, T], and of one with a proxy `proxy`, the logits over its codes [B, h·w, K]."""
         condition = self.drop_text(condition, len(x), generator)
         z = self.encode_tokens(x, condition, generator)
         quantized = self.quantizer(z)
@@ -254,8 +256,13 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
         else:
             kept = make_prefix_mask(torch.full((len(x),), self.config.num_tokens, device=z.device), z.shape[1])
             kept = kept if self.config.redundant else None
-        decoded = self.decode_tokens(quantized.values, kept, condition)
-        return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers, {"tokens": quantized.values})
+        features = {"tokens": quantized.values}
+        if self.config.proxy is None:
+            decoded = self.decode_tokens(quantized.values, kept, condition)
+        else:
+            logits = self.predict_proxy(quantized.values, kept, condition)
+            decoded, features["proxy"] = self.draw_proxy(logits), logits.flatten(2).transpose(1, 2)
+        return Reconstruction(decoded, quantized.loss, quantized.ids, quantized.numbers, features)
 
     def draw_prefixes(self, batch: int, generator: torch.Generator | None = None) -> Tensor | None:
         """Which tokens are kept, bool [B, N], from 1 to all; None where none is dropped."""
