@@ -83,14 +83,16 @@ def test_their_file_is_read_from_its_folder_by_any_of_its_names(theirs, tmp_path
         for name, tensor in reference.weights.items()
     }
     save_file(older, tmp_path / "tokenizer-e351c8d8-checkpoint125.safetensors")
-    with pytest.raises(MisfitError, match="tokenizer-e351c8d8-checkpoint125.safetensors lacks"):
-        pretrained.load("mimi", tmp_path)  # of the released size
-    read = MimiTokenizer.from_authors
+    read = MimiTokenizer.from_authors  # the released settings where none are given
     monkeypatch.setattr(
         MimiTokenizer, "from_authors", lambda weights, **settings: read(weights, reference.config, **settings)
     )
     again = pretrained.load("mimi", tmp_path, num_codebooks=6)
     assert again.sha256 == tokenizer.sha256
     again.save(tmp_path / "saved")
+    del older["downsample.conv.conv.conv.weight"]
+    save_file(older, tmp_path / "tokenizer-e351c8d8-checkpoint125.safetensors")
+    with pytest.raises(MisfitError, match=r"checkpoint125.safetensors lacks downsample.conv.conv.conv.weight; is it"):
+        pretrained.load("mimi", tmp_path)
     x = reference["input"]
     assert torch.equal(load_tokenizer(tmp_path / "saved").encode(x).ids, tokenizer.encode(x).ids)

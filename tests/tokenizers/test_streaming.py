@@ -1,10 +1,14 @@
 """Sound that is coded and decoded piece by piece: what the pieces give together is what the whole gives."""
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from tests import tiny_networks
+from tests.campaigns import is_study
 from unimodal.tokenizers import pretrained
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.parts.streaming import ConvStage, TransposedStage
@@ -51,6 +55,47 @@ def test_pieces_give_the_codes_and_the_sound_of_the_whole(name, tokenizers, camp
         assert torch.equal(streamed, codes.row(0))
         sound = torch.cat(list(tokenizer.decode_stream(cut_anywhere(rng, streamed))))
         torch.testing.assert_close(sound, tokenizer.decode(codes)[0, 0], atol=1e-5, rtol=0)
+
+
+@every_stream
+def test_a_long_sound_is_coded_in_pieces_by_itself_alone_and_in_a_batch(name, tokenizers, monkeypatch):
+    tokenizer = tokenizers[name]
+    x = torch.rand(3, 1, 1700, generator=torch.Generator().manual_seed(2)) - 0.5
+    lengths = torch.tensor([1700, 90, 1700])
+    codes = tokenizer.encode(x, lengths)
+    sound = tokenizer.decode(codes)
+    monkeypatch.setattr(tokenizer, "longest_at_once_s", 700 / tokenizer.sample_rate_hz)
+    opened = []
+    monkeypatch.setattr(tokenizer, "open_encoder", lambda published: opened.append(1) or open_encoder(published))
+    open_encoder = type(tokenizer).open_encoder.__get__(tokenizer)
+    again = tokenizer.encode(x, lengths)
+    assert len(opened) == 1 and torch.equal(again.ids, codes.ids)  # both long ones together
+    torch.testing.assert_close(tokenizer.decode(again), sound, atol=1e-5, rtol=0)
+
+
+@pytest.mark.study
+def test_ten_minutes_take_the_memory_of_one():
+    """Resident memory while ten minutes at 24 kHz are coded and decoded, whose samples alone are 58 MB."""
+    minutes, second = 10 if is_study() else 0.5, 24000
+    sizes = {"hidden_size": 16, "num_filters": 2, "codebook_size": 32, "codebook_dim": 8, "upsample_groups": 16,
+             "vector_quantization_hidden_dimension": 8, "num_quantizers": 4, "num_hidden_layers": 1, "head_dim": 8,
+             "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}  # fmt: skip
+    settings = {"family": "mimi", "sample_rate_hz": second, "num_codebooks": 4, "network": sizes}
+    tokenizer = build_tokenizer(settings).eval()
+    noise = torch.Generator().manual_seed(0)
+    sound = (torch.rand(second, generator=noise) - 0.5 for _ in range(int(60 * minutes)))
+    resident, samples = [], 0
+    for wave in tokenizer.decode_stream(tokenizer.encode_stream(sound)):
+        samples += len(wave)
+        resident.append(measure_resident_mb())
+    assert samples >= 60 * minutes * second
+    begun = max(resident[: len(resident) // 10 + 20])
+    assert max(resident) < begun + 12
+
+
+def measure_resident_mb():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 @every_stream

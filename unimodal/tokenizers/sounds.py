@@ -58,6 +58,8 @@ class SoundLengths:
     samples_per_code: int
     #: what the network needs at least
     fewest_samples: int = 1
+    #: a longer sound is coded and decoded in pieces, where the network can stream: memory does not grow with it
+    longest_at_once_s: float = 60.0
 
     def pad_equal(self, x: Tensor, published: bool) -> Tensor:
         """Sounds of one length as the network takes them, [B, 1, T]: overridden where a family pads or cuts them.
@@ -94,12 +96,31 @@ class SoundCodes(SoundLengths, MediaTokenizer):
         raise ValueError(self.no_decoder)
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
-        rows = encode_rows(x, lengths, lambda sounds: self.encode_equal(self.pad_equal(sounds, options.published)))
+        def encode(sounds: Tensor) -> Tensor:
+            pieces = self._cut_long(sounds, -1, 1)
+            if len(pieces) == 1 or options.published:
+                return self.encode_equal(self.pad_equal(sounds, options.published))
+            stage, nothing = self.open_encoder(published=False), sounds[..., :0]
+            return join_pieces([*(stage.push(piece) for piece in pieces), stage.push(nothing, last=True)], 1)
+
+        rows = encode_rows(x, lengths, encode)
         return Codes.from_rows([row.cpu() for row in rows], order="time").to(x.device)
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
+        def decode(ids: Tensor) -> Tensor:
+            pieces = self._cut_long(ids, 1, self.samples_per_code)
+            if len(pieces) == 1:
+                return self.decode_equal(ids)
+            stage, nothing = self.open_decoder(published=False), ids[:, :0]
+            return join_pieces([*(stage.push(piece) for piece in pieces), stage.push(nothing, last=True)], -1)
+
         lengths = [self.count_samples(count) for count in codes.counts]
-        return join_waves(decode_rows(codes, self.decode_equal), lengths, self.count_samples(codes.ids.shape[1]))
+        return join_waves(decode_rows(codes, decode), lengths, self.count_samples(codes.ids.shape[1]))
+
+    def _cut_long(self, x: Tensor, dim: int, samples: int) -> tuple[Tensor, ...]:
+        """Steps of so many samples each, whole or, where they are too many and the network can stream, in pieces."""
+        at_once = int(self.longest_at_once_s * (self.sample_rate_hz or 1)) // samples
+        return x.split(max(1, at_once // 4), dim) if self.can_stream and x.shape[dim] > at_once else (x,)
 
     # ---- piece by piece
 
@@ -147,6 +168,11 @@ class SoundCodes(SoundLengths, MediaTokenizer):
             raise ValueError(f"a piece of codes is int64 [n, {len(self.codebook_sizes)}]; got {shape}")
         self.check_codes(Codes.whole(piece[None]))
         return piece[None].to(self._make_silence().device)
+
+
+def join_pieces(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    """Pieces of one batch behind each other, without the empty ones, which may have another batch."""
+    return torch.cat([piece for piece in pieces if piece.numel()], dim)
 
 
 def run_pieces(stage: Stage, pieces: Iterable[Tensor], nothing: Tensor) -> Iterator[Tensor]:

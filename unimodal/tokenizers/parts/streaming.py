@@ -226,4 +226,6 @@ def make_causal_mask(queries: Tensor, keys: Tensor, context: int | None) -> Tens
 
 def append_steps(waiting: Tensor | None, x: Tensor) -> Tensor:
     """Steps behind those that wait."""
-    return x if waiting is None or not waiting.shape[-1] else torch.cat([waiting, x], -1)
+    if waiting is None or not waiting.shape[-1]:
+        return x
+    return torch.cat([waiting, x], -1) if x.shape[-1] else waiting
