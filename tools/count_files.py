@@ -3,8 +3,8 @@
     python tools/count_files.py            # the numbers
     python tools/count_files.py --list     # and the files, in the order in which they are first entered
 
-Both are counted the second time, when everything is imported: a question about a picture to `--model`, and a step of
-`recipes/finetune_lora.py` on a small random base with the tokenizers of `--model`.
+All are counted the second time, when everything is imported: questions in words and about a picture to `--model`, and
+a step of `recipes/finetune_lora.py` on a small random base with the tokenizers of `--model`.
 """
 
 from __future__ import annotations
@@ -45,12 +45,21 @@ def collect_files() -> Iterator[dict[str, str]]:
         threading.setprofile(None)
 
 
-def count_chat(model: Path) -> dict[str, str]:
+def count_words(model: Path) -> dict[str, str]:
+    """The files of a question in words."""
+    return count_question(model, False)
+
+
+def count_picture(model: Path) -> dict[str, str]:
     """The files of a question about a picture."""
+    return count_question(model, True)
+
+
+def count_question(model: Path, with_picture: bool) -> dict[str, str]:
     import unimodal
 
     loaded = unimodal.load(model)
-    question = [unimodal.Image(path=str(PICTURE)), "What is this?"]
+    question = [unimodal.Image(path=str(PICTURE)), "What is this?"] if with_picture else ["What is this?"]
     loaded.chat(question)
     with collect_files() as found:
         loaded.chat(question)
@@ -121,7 +130,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "model_cards" / "nano")
     parser.add_argument("--list", action="store_true", help="name the files, each with its first function")
     args = parser.parse_args()
-    for what, count in (("a question about a picture", count_chat), ("a step of fine-tuning", count_step)):
+    for what, count in (
+        ("a question in words", count_words),
+        ("a question about a picture", count_picture),
+        ("a step of fine-tuning", count_step),
+    ):
         found = count(args.model)
         print(f"{what} passes {len(found)} files")
         if args.list:

@@ -30,13 +30,12 @@ from unimodal.generation.depth_states import compute_code_states
 from unimodal.generation.fast.speculation import FastDecoder, SpeculativeRun
 from unimodal.generation.grammar import Grammar, GrammarBatch
 from unimodal.generation.guidance import needs_guidance
-from unimodal.generation.head import SlicedHead
+from unimodal.generation.head import SlicedHead, WeightState, read_weight_state
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
 from unimodal.generation.request import GenerationConfig, GenerationStats, TokenEvent
 from unimodal.generation.run import DecodingRun, PreparedBatch
 from unimodal.generation.session import GenerationSession
-from unimodal.generation.weight_state import WeightState, read_weight_state
 from unimodal.model.depth_decoder import find_depth_decoder
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.vocabulary import Vocabulary

@@ -5,6 +5,7 @@ Shapes: R rows of hidden states, K candidate rows of the vocabulary, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,18 @@ from unimodal.model.rows import ExtendedHead, read_head_bias, read_head_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: address and version of each of some parameters
+WeightState = tuple[tuple[int, int], ...]
+
+
+def read_weight_state(parameters: Iterable[nn.Parameter]) -> WeightState:
+    """The state by which a copy of weights knows that they have changed: it stays equal until one is written to.
+
+    Writes to inference tensors are not seen.
+    """
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
+
 
 # Allowed rows this close to each other are computed in one slice; rows between them are masked.
 _GAP = 64

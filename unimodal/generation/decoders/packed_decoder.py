@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.llama_layers import LlamaLayers, RotaryTable, WriteCache, attend
-from unimodal.generation.weight_state import WeightState, read_weight_state
+from unimodal.generation.head import WeightState, read_weight_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
