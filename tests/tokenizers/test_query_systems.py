@@ -7,8 +7,8 @@ from tests.campaigns import is_study
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import Condition
-from unimodal.tokenizers.parts.trunks.flex import Modulation
 from unimodal.tokenizers.parts.trunks.llama_blocks import make_rotation
+from unimodal.tokenizers.systems.d_ar import DArTokenizer
 from unimodal.tokenizers.systems.instella import InstellaTokenizer
 from unimodal.tokenizers.systems.karl import ERRORS, KarlConfig, KarlTokenizer, measure_halting
 from unimodal.tokenizers.systems.titok import TiTokConfig
@@ -165,15 +165,15 @@ def test_coarse_codes_of_hieratok_do_not_hang_on_finer_ones():
 
 def test_the_codes_of_d_ar_draw_step_by_step_and_a_prefix_gives_a_preview():
     tokenizer = build("d-ar")
-    torch.nn.init.normal_(tokenizer.decoder.out.weight, std=0.2)  # it begins at 0
-    for module in tokenizer.decoder.modules():
-        if isinstance(module, Modulation):
-            torch.nn.init.normal_(module.layer.weight, std=0.2)
-    starts = [tokenizer.find_window(torch.tensor([time]))[0].int().argmax() for time in (1.0, 0.75, 0.5, 0.25, 0.0)]
-    assert [int(start) for start in starts] == [0, 2, 4, 6, 6]
-    ids = torch.randint(200, (2, 8, 1))
+    for parameter in tokenizer.flow.parameters():  # it begins closed
+        torch.nn.init.normal_(parameter, std=0.3)
+    for layer in tokenizer.decoder_layers:
+        torch.nn.init.ones_(layer.gate1)
+    starts = tokenizer.find_window(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    assert starts.tolist() == [0, 2, 4, 6, 6]
+    ids = torch.randint(64, (2, 8, 1))
     later = ids.clone()
-    later[:, 4:] = (later[:, 4:] + 7) % 200
+    later[:, 4:] = (later[:, 4:] + 7) % 64
     noise = torch.randn(2, 3, 16, 16)
     previews = [tokenizer.decode(Codes.whole(each[:, :4]), noise=noise) for each in (ids, later)]
     whole = [tokenizer.decode(Codes.whole(each), noise=noise) for each in (ids, later)]
@@ -182,5 +182,20 @@ def test_the_codes_of_d_ar_draw_step_by_step_and_a_prefix_gives_a_preview():
     torch.testing.assert_close(mixed, torch.stack([whole[0][0], previews[0][1]]), atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="2 to 8 codes"):
         tokenizer.decode(Codes.whole(ids[:, :1]), noise=noise)
-    with pytest.raises(ValueError, match="no whole windows of 3 steps"):
+    with pytest.raises(ValueError, match="must be 3 steps of 2 codes"):
         build("d-ar", steps=3)
+
+
+def test_a_step_of_d_ar_trains_the_codes_up_to_its_window_alone():
+    """The authors' config is read, and weights go there and back under their names."""
+    tokenizer = build("d-ar").train()
+    made = tokenizer.reconstruct(torch.rand(2, 3, 16, 16), generator=torch.Generator().manual_seed(1))
+    assert made.features["flow"].shape == (2, 16, 12) and made.decoded.shape == (2, 3, 16, 16)
+    fields = {"encoder_dim": 64, "decoder_dim": 64, "num_encoder_layers": 1, "num_decoder_layers": 1, "vq_dim": 4}
+    fields |= {"vq_codebook_size": 16, "diff_decoder": {"dim": 64, "cond_dim": 64, "depth": 1, "data_std": 0.6}}
+    config = DArTokenizer.read_authors_config({"model": fields})
+    assert (config.window, config.steps, config.time_shift) == (32, 8, 1.0)
+    other = DArTokenizer(config)
+    theirs = {**other.collect_authors_state(), "quantize.codebook_used": torch.zeros(65536)}
+    assert DArTokenizer.from_authors(theirs, config).sha256 == other.sha256
+    assert "diff_decoder.net.blocks.0.adaLN_modulation.1.weight" in theirs

@@ -255,6 +255,7 @@ PUBLISHED: dict[str, PublishedWeights] = {
     ),
     "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
     "vit_vq": PublishedWeights("vit_vq", "thuanz123/vitvqgan-imagenet-small", "MIT", config="seit"),
+    "d_ar": PublishedWeights("d_ar", "showlab/D-AR", "MIT", file="D-AR-tokenizer_v1.pt", config="d-ar"),
     "instella": PublishedWeights(
         "instella",
         "amd/Instella-T2I",
