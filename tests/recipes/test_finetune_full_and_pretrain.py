@@ -57,10 +57,10 @@ def test_full_tuning_gives_a_stock_model(tiny_base, media_folder, pictures, tmp_
     assert model.generate("a red apple", to="image").media.shape == (3, 64, 64)
 
 
-def torchrun(commands, *words):
+def torchrun(commands, *words, environment=None):
     """Two ranks of a recipe on this machine: torchrun in a study, else the processes that torchrun begins."""
     [port] = free_ports(1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})}
     if is_study():
         ranks = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
         begun = [commands.begin([sys.executable, *ranks, *words], env=environment)]

@@ -8,6 +8,8 @@ import shutil
 import pytest
 import torch
 
+from tests.commands import ROOT
+from tests.recipes.test_finetune_full_and_pretrain import torchrun
 from tests.recipes.test_finetune_lora import recipe
 from tests.tokenizers import tiny_system
 from unimodal.cli.app import app
@@ -246,6 +248,43 @@ def test_codes_are_perturbed_by_a_setting_of_the_recipe_and_decode_better_when_t
 
 def load_pictures(photos):
     return torch.stack([load_image(photos / f"{number}.png")[:, :24, :24].float() / 255 for number in range(8)])
+
+
+def test_a_run_in_bfloat16_resumes_exactly_and_its_codes_are_those_of_float32(tmp_path, photos):
+    more = ("loop.precision=bfloat16", "loop.ema_decay=0.9", "sizes=[16, [16, 24]]", "loop.evaluate_every=0", LOSSES)
+    train(tmp_path, photos, *more, "loop.steps=10", name="whole")
+    train(tmp_path, photos, *more, "loop.steps=5", name="parts")
+    train(tmp_path, photos, *more, "loop.steps=10", name="parts")
+    assert read_losses(tmp_path, "whole") == read_losses(tmp_path, "parts")
+    whole, parts = (load_tokenizer(tmp_path / name) for name in ("whole", "parts"))
+    assert whole.sha256 == parts.sha256 and all(p.dtype == torch.float32 for p in whole.parameters())
+
+
+@pytest.mark.study
+@pytest.mark.timeout(600)
+def test_two_processes_train_one_tokenizer_and_resume_exactly(tmp_path, photos, commands):
+    """Each rank has batches of its own; one that accumulates two sees the same pictures in a step."""
+    environment = {"UNIMODAL_PLUGINS": "tests.tokenizers.tiny_system"}
+    fixed = [
+        f"media={photos}", "family=tiny_system", "sizes=[16]", "batch_size=4", "loop.learning_rate=0.01",
+        "loop.final_learning_rate=0.01", "loop.warmup_steps=0", "loop.log_every=1", "loop.evaluate_every=3",
+        "loop.plot=false", "losses={l1: 1}",
+    ]  # fmt: skip
+
+    def run(name, steps):
+        own = [f"run={tmp_path}/{name}_run", f"out={tmp_path}/{name}", f"loop.steps={steps}"]
+        words = [word for setting in [*fixed, *own] for word in ("--set", setting)]
+        torchrun(commands, str(ROOT / "recipes" / "train_tokenizer.py"), *words, environment=environment)
+
+    run("whole", 6)
+    run("parts", 3)
+    run("parts", 6)
+    assert read_losses(tmp_path, "whole") == read_losses(tmp_path, "parts")
+    two, parts = (load_tokenizer(tmp_path / name) for name in ("whole", "parts"))
+    assert two.sha256 == parts.sha256
+    train(tmp_path, photos, "loop.accumulation=2", "loop.steps=6", "losses={l1: 1}", name="one")
+    one, many = (read_losses(tmp_path, name) for name in ("one", "whole"))
+    assert [line["l1"] for line in many] == pytest.approx([line["l1"] for line in one], rel=1e-3)
 
 
 def test_a_titok_first_predicts_a_teachers_codes_and_then_trains_its_decoder_on_pixels(tmp_path, photos, capsys):
