@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--model", default="model_cards/nano", help="a model folder, whose tokenizers encode")
     parser.add_argument("--pictures", type=int, nargs="+", default=[200, 2000], help="the size of each corpus")
     parser.add_argument("--side", type=int, default=2000, help="pixels of the single picture")
-    parser.add_argument("--draws", type=int, default=5000)
+    parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # the process that measures
     args = parser.parse_args()
     if args.folder is not None:
