@@ -328,6 +328,10 @@ def evaluate(
     reading: Annotated[
         bool, typer.Option("--reading/--no-reading", help="For `tokenizers`: read small text in pictures.")
     ] = True,
+    recognisers: Annotated[
+        str,
+        typer.Option(metavar="R,R", help="For `tokenizers`: who reads speech: moonshine, pocketsphinx, or none."),
+    ] = "moonshine",
 ) -> None:
     """Measure the model on held-out data, or compare tokenizers, and write a report."""
     from unimodal.evaluation import TOKENIZERS, choose_suites, run_suites
@@ -339,7 +343,7 @@ def evaluate(
     if TOKENIZERS in suite:
         if len(set(suite)) > 1 or model is not None:
             raise ValueError("--suite tokenizers compares tokenizers and no model; run it alone, without --model")
-        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips, reading, part)
+        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips, reading, part, recognisers)
         return
     others = {
         "--tokenizers": named,
@@ -348,6 +352,7 @@ def evaluate(
         "--lpips": lpips,
         "--no-reading": not reading,
         "--part": part != "reconstruction",
+        "--recognisers": recognisers != "moonshine",
     }
     for option, value in others.items():
         if value:
@@ -373,6 +378,7 @@ def _compare_tokenizers(
     lpips: Path | None,
     reading: bool,
     part: str,
+    recognisers: str,
 ) -> None:
     from unimodal.evaluation.tokenizer_bench.entries import open_entries
     from unimodal.evaluation.tokenizer_bench.run import run_bench
@@ -385,9 +391,12 @@ def _compare_tokenizers(
         raise ValueError(f"--size {side}: give pixels from 16 to 2048")
     check_choice("--part", part, PARTS)
     parts = out.with_name(f"{out.stem}.parts")
+    names = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
     with Reporter() as report:
         entries = open_entries(named)
-        settings = BenchSettings(data, parts, limit, seed, side, tuple(judges or ()), lpips, reading, part)
+        settings = BenchSettings(
+            data, parts, limit, seed, side, tuple(judges or ()), lpips, reading, part, recognisers=names
+        )
         found = run_bench(entries, settings, report)
         report.clear()
         print(write_bench(found, out))

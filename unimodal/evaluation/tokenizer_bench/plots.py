@@ -7,10 +7,15 @@ from pathlib import Path
 from unimodal.evaluation.tokenizer_bench.settings import BenchReport
 from unimodal.evaluation.tokenizer_bench.tables import list_rates, read_figure
 
-PLOTTED = (
+PICTURE_CURVES = (
     ("psnr_db", "PSNR, dB (higher is better)"),
     ("distance_lite0", "feature distance, EfficientNet-lite0 (lower is better)"),
     ("distance_lite2", "feature distance, EfficientNet-lite2 (lower is better)"),
+)
+SOUND_CURVES = (
+    ("stoi", "STOI (higher is better)"),
+    ("pesq", "PESQ, wide band (higher is better)"),
+    ("mel_distance", "distance of log-mel bands (lower is better)"),
 )
 
 
@@ -23,21 +28,25 @@ def draw_curves(report: BenchReport, path: Path) -> None:
         raise ValueError("the plot of a bench needs matplotlib: pip install 'unimodal[bench]'") from None
     figure = Figure(figsize=(15, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (measure, title) in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
+    pictures = report.medium == "image"
+    curves, spent = (PICTURE_CURVES, "bytes") if pictures else (SOUND_CURVES, "bits_per_second")
+    for axes, (measure, title) in zip(figure.subplots(1, len(curves)), curves, strict=True):
         for kind, subjects in (("-o", report.tokenizers), ("--s", report.codecs)):
             for label, figures in subjects.items():
                 points = sorted(
-                    (float(str(rate["bytes"])), value)
+                    (float(str(rate[spent])), value)
                     for rate in list_rates(figures)
                     if (value := read_figure(rate, measure)) is not None
                 )
-                axes.plot(*zip(*points, strict=True), kind, label=label, markersize=4, linewidth=1.4)
+                if points:
+                    axes.plot(*zip(*points, strict=True), kind, label=label, markersize=4, linewidth=1.4)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("bytes a picture")
+        axes.set_xlabel("bytes a picture" if pictures else "bits a second")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    figure.suptitle(f"{report.data['items']} pictures at {report.side} × {report.side}", fontsize=11)
+    judged = f"pictures at {report.side} × {report.side}" if pictures else "sounds at 16 kHz"
+    figure.suptitle(f"{report.data['items']} {judged}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

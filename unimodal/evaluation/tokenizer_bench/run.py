@@ -10,6 +10,7 @@ from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.items import choose_items
 from unimodal.evaluation.tokenizer_bench.picture_bench import PictureBench
 from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport, BenchSettings
+from unimodal.evaluation.tokenizer_bench.sound_bench import SoundBench
 
 
 def run_bench(entries: Sequence[Entry], settings: BenchSettings, report: ReportProgress) -> BenchReport:
@@ -18,7 +19,8 @@ def run_bench(entries: Sequence[Entry], settings: BenchSettings, report: ReportP
     if settings.part == DOWNSTREAM:
         items = choose_items(settings.data, medium, settings.limit, settings.seed, by_folder=True)
         return run_downstream(entries, items, settings, report)
-    if medium != "image":
-        raise ValueError(f"there is no bench of {medium} tokenizers; there is one of image")
+    if medium not in ("image", "audio"):
+        raise ValueError(f"there is no bench of {medium} tokenizers; there is one of image and one of audio")
     items = choose_items(settings.data, medium, settings.limit, settings.seed)
-    return PictureBench(entries, items, settings, report).run()
+    kind = PictureBench if medium == "image" else SoundBench
+    return kind(entries, items, settings, report).run()

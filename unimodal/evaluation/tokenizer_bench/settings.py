@@ -20,7 +20,7 @@ class BenchSettings:
     data: a folder of files or a dataset. limit: items at most, drawn by `seed`. side: pixels at which pictures are
     judged, by default the largest of the tokenizers'. judges: folders of vision encoders that judge beside the packaged
     networks. lpips: the folder of its weights. parts: where measured parts are kept. part: what is measured. plan: of
-    the language model of the downstream part.
+    the language model of the downstream part. recognisers: who reads speech, by name.
     """
 
     data: Path
@@ -33,6 +33,7 @@ class BenchSettings:
     legibility: bool = True
     part: str = RECONSTRUCTION
     plan: ModelPlan = ModelPlan()
+    recognisers: tuple[str, ...] = ("moonshine",)
 
 
 @dataclass

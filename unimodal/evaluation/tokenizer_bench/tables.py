@@ -9,6 +9,9 @@ from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport
 
 #: the measures of a column, and whether more is better
 PICTURE_COLUMNS = ("psnr_db", "ssim", "perceptual_lite0", "distance_lite0", "distance_lite2", "rfid_like_lite2")
+SOUND_COLUMNS = (
+    "bits_per_second", "stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error", "dnsmos"
+)  # fmt: skip
 
 
 def list_rates(figures: Mapping[str, object]) -> list[Mapping[str, object]]:
@@ -28,28 +31,37 @@ def make_table(report: BenchReport) -> str:
     """Tokenizers at their full rate; codecs at the rates of the tokenizers, beside them."""
     if report.part == DOWNSTREAM:
         return _make_downstream_table(report)
-    rows: list[Sequence[str]] = [("", "codes", "bytes", *PICTURE_COLUMNS)]
+    columns = choose_columns(report)
+    rows: list[Sequence[str]] = [("", "codes", "bytes", *columns)]
     for label, figures in report.tokenizers.items():
-        rows.append(_make_row(label, list_rates(figures)[-1], figures["judges_that_are_its_own_parts"]))
+        rows.append(_make_row(label, list_rates(figures)[-1], figures["judges_that_are_its_own_parts"], columns))
     full = {round(cast(float, list_rates(figures)[-1]["bytes"]), 3) for figures in report.tokenizers.values()}
     for codec, figures in report.codecs.items():
         for rate in list_rates(figures):
             if rate["budget_bytes"] in full:
                 reach = cast(float, rate["within_budget"])
                 note = "" if reach == 1 else f" ({reach:.0%} within {rate['budget_bytes']:g})"
-                rows.append(_make_row(f"{codec}{note}", rate, ()))
+                rows.append(_make_row(f"{codec}{note}", rate, (), columns))
     lines = _align(rows)
     note = "* judged by a network that is a part of the tokenizer itself"
     starred = any("*" in cell for row in rows for cell in row)
-    heading = f"{report.medium}: {report.data['items']} items, judged at {report.side} × {report.side}"
+    judged = f"{report.side} × {report.side}" if report.medium == "image" else "16 kHz"
+    heading = f"{report.medium}: {report.data['items']} items, judged at {judged}"
     return "\n".join([heading, *lines, *([note] if starred else [])])
 
 
-def _make_row(label: str, rate: Mapping[str, object], own: object) -> Sequence[str]:
+def choose_columns(report: BenchReport) -> tuple[str, ...]:
+    """The measures of a table: those of the medium; of sounds also the word errors of each recogniser."""
+    if report.medium == "image":
+        return PICTURE_COLUMNS
+    return (*SOUND_COLUMNS, *(f"wer_{name}" for name in report.judges))
+
+
+def _make_row(label: str, rate: Mapping[str, object], own: object, columns: Sequence[str]) -> Sequence[str]:
     names = cast(Sequence[str], own)
     codes = rate.get("codes")
     cells = [label, "" if codes is None else f"{codes:g}", f"{rate['bytes']:g}"]
-    for column in PICTURE_COLUMNS:
+    for column in columns:
         value = read_figure(rate, column)
         star = "*" if any(column.endswith(name) for name in names) else ""
         cells.append("—" if value is None else f"{value:.4g}{star}")

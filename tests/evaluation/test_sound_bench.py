@@ -1,0 +1,139 @@
+"""The bench of sounds: its measures against what is known of them, one run beside Opus, what it refuses."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from unimodal.cli import app as cli
+from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges
+from unimodal.evaluation.tokenizer_bench.entries import Entry
+from unimodal.evaluation.tokenizer_bench.run import run_bench
+from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
+from unimodal.evaluation.tokenizer_bench.write import write_bench
+from unimodal.media.audio import save_audio
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
+
+
+def build_small(system):
+    torch.manual_seed(0)
+    return build_tokenizer(read_system(system).choose_settings(small=True)).eval()
+
+
+def draw_wave(seconds, hz=150.0):
+    return 0.5 * torch.sin(torch.arange(int(seconds * 16_000)) * 2 * torch.pi * hz / 16_000)
+
+
+@pytest.fixture
+def sounds(tmp_path, monkeypatch):
+    """A sound with its text, a short silence at another rate, and a file that is none; cheap judges of speech."""
+    monkeypatch.setattr(sound_judges, "DnsmosJudge", lambda: type("Judge", (), {"score": lambda self, x: 3.0})())
+    monkeypatch.setattr(sound_bench, "load_recogniser", lambda name: lambda x: "a sunny day" if len(x) > 9000 else "")
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    save_audio(draw_wave(1.2), folder / "wave.wav", 16_000)
+    (folder / "wave.txt").write_text("a sunny night")
+    save_audio(torch.zeros(30), folder / "short.wav", 44_100)
+    (folder / "broken.wav").write_bytes(b"no sound")
+    return folder
+
+
+def test_sounds_of_any_rate_and_length_stand_beside_opus_and_are_measured_once(sounds, tmp_path, monkeypatch):
+    entries = [Entry(name, build_small(name)) for name in ("tadicodec", "uniaudio2-sqcodec")]
+    settings = BenchSettings(sounds, tmp_path / "parts")
+    said = []
+    made = run_bench(entries, settings, lambda *progress: said.append(progress))
+    assert made.data["items"] == 2 and list(made.data["left_out"]) and said
+    for entry in entries:
+        figures = made.tokenizers[entry.label]
+        [rate] = figures["rates"]
+        assert rate["stoi_items"] == rate["pesq_items"] == 1  # none of a short silence
+        assert rate["wer_moonshine"] == 33.33 and figures["speed"]["encode_times_real_time"] > 0
+        codes = entry.tokenizer.encode(torch.rand(1, 1, int(1.2 * 24_000)))
+        one = entry.tokenizer.encode(torch.rand(1, 1, 17))
+        bits = entry.count_bits(codes.ids.shape[1]) + entry.count_bits(one.ids.shape[1])
+        assert rate["bytes"] == pytest.approx(bits / 16, abs=1e-3)
+        assert all(value >= 1 for name, value in figures["usage"].items() if name.startswith("perplexity"))
+    rates = made.codecs["opus"]["rates"]
+    assert {rate["budget_bytes"] for rate in rates} == {each["rates"][0]["bytes"] for each in made.tokenizers.values()}
+    assert all(0 <= rate["within_budget"] <= 1 and rate["bytes"] > 0 for rate in rates)
+    table = write_bench(made, tmp_path / "out.json")
+    assert "audio: 2 items, judged at 16 kHz" in table and "wer_moonshine" in table and "broken.wav" in table
+    assert (tmp_path / "out.png").is_file() and json.loads((tmp_path / "out.json").read_text())["medium"] == "audio"
+
+    def refuse(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(sound_bench.SoundBench, "_measure", refuse)
+    again = run_bench(entries, settings, lambda *_: None)
+    assert again.to_dict() == made.to_dict()
+    with pytest.raises(AssertionError, match="measured again"):
+        run_bench(entries, BenchSettings(sounds, tmp_path / "parts", seed=1), lambda *_: None)
+
+
+def test_a_text_beside_a_sound_is_read_by_a_tokenizer_that_reads_one(sounds, tmp_path, monkeypatch):
+    tokenizer, told = build_small("tadicodec"), []
+    plain = tokenizer.read_text
+    monkeypatch.setattr(tokenizer, "read_text", lambda text: told.append(text) or plain(text))
+    run_bench([Entry("mine", tokenizer)], BenchSettings(sounds, tmp_path / "parts", recognisers=()), lambda *_: None)
+    assert set(told) == {"a sunny night"}
+
+
+def test_what_cannot_be_compared_is_one_line(sounds, tmp_path, capsys, monkeypatch):
+    def fails(*arguments, says):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["evaluate", "--suite", "tokenizers", "--out", str(tmp_path / "x.json"), *map(str, arguments)])
+        err = capsys.readouterr().err
+        assert ended.value.code == 2 and says in err.splitlines()[-1]
+
+    build_small("s3-v1").save(tmp_path / "s3")
+    build_small("tadicodec").save(tmp_path / "tadicodec")
+    build_small("titok-s128").save(tmp_path / "titok")
+    data = ("--data", sounds)
+    fails(*data, "--tokenizers", tmp_path / "s3", says="leave it out")
+    fails(*data, "--tokenizers", tmp_path / "tadicodec", tmp_path / "titok", says="one medium")
+    monkeypatch.undo()  # the real recognisers
+    fails(*data, "--tokenizers", tmp_path / "tadicodec", "--recognisers", "whisper", says="choose from moonshine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "a.wav").write_bytes(b"no sound")
+    none = ("--tokenizers", tmp_path / "tadicodec", "--recognisers", "none")
+    fails("--data", tmp_path / "empty", *none, says="none of 1 sounds can be read")
+
+
+def test_missing_packages_are_named_with_what_installs_them(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for judge in (sound_judges.SoundJudge, lambda: sound_judges.load_recogniser("moonshine")):
+        with pytest.raises(ValueError, match=r"pip install 'unimodal\[bench\]'"):
+            judge()
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    with pytest.raises(ValueError, match=r"pip install 'unimodal\[bench\]'"):
+        sound_judges.load_recogniser("pocketsphinx")
+
+
+def test_opus_gives_back_the_length_and_says_where_it_has_too_few_bits():
+    wave = draw_wave(1.0)
+    rich, poor = (sound_codecs.code_with_opus(wave, 16_000, rate) for rate in (16_000, 100))
+    assert len(rich.samples) == len(poor.samples) == len(wave)
+    assert rich.reached and rich.num_bits <= 17_600 and not poor.reached
+    assert float((rich.samples - wave).square().mean()) < 0.01
+
+
+def test_the_pitch_of_a_tone_is_found_and_noise_has_none():
+    for hz in (80.0, 150.0, 320.0):
+        found = sound_judges.track_pitch(draw_wave(0.3, hz))
+        assert torch.allclose(found, torch.full_like(found, hz), rtol=0.02)
+    assert (sound_judges.track_pitch(torch.randn(8_000) * 0.1) == 0).float().mean() > 0.9
+    assert not sound_judges.track_pitch(torch.zeros(8_000)).any() and not len(sound_judges.track_pitch(torch.zeros(9)))
+
+
+def test_an_equal_sound_is_at_no_distance_and_noise_beside_it_at_some(monkeypatch):
+    monkeypatch.setattr(sound_judges, "DnsmosJudge", lambda: type("Judge", (), {"score": lambda self, x: 3.0})())
+    judge = sound_judges.SoundJudge()
+    sound = draw_wave(1.0) * (1 + torch.rand(16_000)) / 2
+    same, noisy = judge.measure(sound, sound), judge.measure(sound, sound + 0.1 * torch.randn(16_000))
+    assert set(same) == set(sound_judges.MEASURES)
+    assert same["mel_distance"] == same["stft_distance"] == same["f0_cents"] == 0 and same["pesq"] > 4
+    assert noisy["mel_distance"] > 0.1 and noisy["stft_distance"] > 0.1 and noisy["pesq"] < same["pesq"]
+    silent = judge.measure(torch.zeros(16_000), sound)
+    assert silent["stoi"] is None and silent["pesq"] is None and silent["stft_distance"] is None
