@@ -39,9 +39,12 @@ def make_packed_loss(
         named: Mapping[str, tuple[float, int]] = found["blocks" if by_block else "modalities"]
         sums = {f"loss_{name}": (summed, float(count)) for name, (summed, count) in named.items()}
         if batch.further.shape[2]:  # and the codes of summed positions by group
-            groups = {name: pair for name, pair in found["blocks"].items() if "." in name}
-            groups |= {f"{name}.0": found["blocks"][name] for name in {label.partition(".")[0] for label in groups}}
-            sums |= {f"loss_{name}": (summed, float(count)) for name, (summed, count) in groups.items()}
+            blocks: Mapping[str, tuple[float, int]] = found["blocks"]
+            summed_blocks = {name.partition(".")[0] for name in blocks if "." in name}
+            for name, (summed, count) in blocks.items():
+                if name.partition(".")[0] in summed_blocks:
+                    label = name if "." in name else f"{name}.0"
+                    sums[f"loss_{label}"] = (summed, float(count))
         return WeightedLoss(total, found["weight"], sums, int((batch.segment_ids > 0).sum()))
 
     return compute_loss
