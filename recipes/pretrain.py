@@ -49,7 +49,7 @@ class PretrainRecipe(Config):
     decoder: NanoConfig = NanoConfig()
     #: media of tokenizers with several codes a step, such as [image], that take one position a step in place of one a
     #: code: the model reads the sum of their rows, and a small network of the size `depth` writes them
-    #: (docs/vocabulary.md, "Several codes a step"); such a model is not exported
+    #: (docs/vocabulary.md, "Several codes a step at one position"); such a model is not exported
     summed: tuple[str, ...] = ()
     #: medium → the order in which the codes of its books are written: flat, delay, coarse_first
     code_order: dict[str, str] = {}

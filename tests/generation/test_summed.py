@@ -22,15 +22,15 @@ MIXED = {"text": SamplingConfig(temperature=1.3, top_k=20), "image": SamplingCon
 ALL_GREEDY = dict.fromkeys(("text", "image", "audio", "video"), GREEDY)
 
 
-def groups(name, modality, *sizes, pattern="summed"):
-    return [Block(name=name, modality=modality, group=g, size=s, pattern=pattern) for g, s in enumerate(sizes)]
+def groups(name, modality, *sizes, layout="summed"):
+    return [Block(name=name, modality=modality, group=g, size=s, layout=layout) for g, s in enumerate(sizes)]
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
     """Pictures of three codes a position, one of them certain; sounds of two and of any length; flat clips of two."""
     blocks = [*groups("image", "image", 11, 1, 7), *groups("audio", "audio", 6, 5),
-              *groups("video", "video", 4, 3, pattern="flat")]  # fmt: skip
+              *groups("video", "video", 4, 3, layout="flat")]  # fmt: skip
     layouts = [SpanLayout("image", [Segment("image", 3)]), SpanLayout("audio", [Segment("audio")]),
                SpanLayout("video", [Segment("video", 2), Segment("video", 2)])]  # fmt: skip
     return Vocabulary.build(30, blocks, layouts, text_reserved=[0, 7])

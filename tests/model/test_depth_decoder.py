@@ -41,8 +41,8 @@ SMALL = DepthSettings(num_layers=2, width=16)
 def make_vocabulary(text_size=PADDED):
     """Three codes a step for pictures, two for sounds, one for clips."""
     blocks = [
-        *(Block(name="image", modality="image", group=g, size=9, pattern="summed") for g in range(3)),
-        *(Block(name="audio", modality="audio", group=g, size=6, pattern="summed") for g in range(2)),
+        *(Block(name="image", modality="image", group=g, size=9, layout="summed") for g in range(3)),
+        *(Block(name="audio", modality="audio", group=g, size=6, layout="summed") for g in range(2)),
         Block(name="video", modality="video", size=5),
     ]
     layouts = [

@@ -18,7 +18,7 @@ SIZES = NanoConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=2, in
 
 
 def test_a_picture_is_learnt_by_heart_and_a_code_by_the_code_beside_it():
-    blocks = [Block(name="image", modality="image", group=g, size=6, pattern="summed") for g in range(3)]
+    blocks = [Block(name="image", modality="image", group=g, size=6, layout="summed") for g in range(3)]
     vocabulary = Vocabulary.build(4, blocks, [SpanLayout("image", [Segment("image", 2)])])
     end = vocabulary.get_control_id("<|end_of_turn|>")
     rng = np.random.default_rng(0)

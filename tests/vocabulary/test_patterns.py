@@ -186,6 +186,6 @@ def test_orders_that_do_not_fit_are_one_line():
     with pytest.raises(ValueError, match="code_order names 'audio', but there are spans of image only"):
         order_layouts(layouts, blocks, {"audio": "delay"})
     pattern = CodePattern(kind="delay", delays=(0, 1))
-    blocks = [Block(name="audio", modality="audio", group=g, size=4, pattern="summed") for g in range(2)]
+    blocks = [Block(name="audio", modality="audio", group=g, size=4, layout="summed") for g in range(2)]
     with pytest.raises(ValueError, match="has a pattern; it needs one segment of codes at positions of their own"):
         Vocabulary.build(3, blocks, [SpanLayout("audio", [Segment("audio")], pattern=pattern)])

@@ -14,12 +14,12 @@ from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, parse_vo
 from unimodal.vocabulary.positions import sum_blocks, unfold
 
 
-def groups(name, *sizes, pattern="flat"):
-    return [Block(name=name, modality=name, group=g, size=size, pattern=pattern) for g, size in enumerate(sizes)]
+def groups(name, *sizes, layout="flat"):
+    return [Block(name=name, modality=name, group=g, size=size, layout=layout) for g, size in enumerate(sizes)]
 
 
 def build(image="summed", audio="summed"):
-    blocks = [*groups("image", 9, 5, 7, pattern=image), *groups("audio", 4, 6, pattern=audio)]
+    blocks = [*groups("image", 9, 5, 7, layout=image), *groups("audio", 4, 6, layout=audio)]
     layouts = [SpanLayout("image", [Segment("image", 4)]), SpanLayout("audio", [Segment("audio")])]
     return Vocabulary.build(20, blocks, layouts)
 
@@ -80,9 +80,9 @@ def test_packed_documents_keep_all_their_codes():
         assert (batch.further[row][batch.segment_ids[row] == 0] == -1).all()
 
 
-def test_the_pattern_is_saved_and_a_flat_vocabulary_says_nothing_of_it():
+def test_the_layout_is_saved_and_a_flat_vocabulary_says_nothing_of_it():
     flat, summed = build("flat", "flat"), build()
-    assert "pattern" not in json.dumps(flat.to_dict())
+    assert all("layout" not in block for block in flat.to_dict()["blocks"])
     assert parse_vocabulary(json.loads(json.dumps(summed.to_dict()))) == summed != flat
     assert flat.positions.is_flat and summed.positions.width == 3
     assert flat.positions.fold([3, 99_999]) == ([3, 99_999], [])  # ids of features lie beyond the rows
@@ -107,13 +107,13 @@ def test_codes_out_of_order_are_refused(rows):
         (lambda: sum_blocks(build().blocks, ["video"]), "summed names 'video', but there are codes of image, audio"),
         (lambda: sum_blocks(groups("image", 9), ["image"]), "block 'image' has one code a step; leave it out"),
         (
-            lambda: Vocabulary.build(9, [*groups("image", 4), *groups("image", 4, 4, pattern="summed")[1:]]),
+            lambda: Vocabulary.build(9, [*groups("image", 4), *groups("image", 4, 4, layout="summed")[1:]]),
             "image.1 is summed and image flat",
         ),
         (
             lambda: Vocabulary.build(
                 9,
-                [*groups("image", 4, 4, pattern="summed"), *groups("video", 4, 4)],
+                [*groups("image", 4, 4, layout="summed"), *groups("video", 4, 4)],
                 [SpanLayout("video", [Segment("image", 2), Segment("video", 2)])],
             ),
             "'video' mixes flat and summed blocks",

@@ -1,6 +1,6 @@
 """The codes of a summed position: their rows summed on the way in, a small decoder over the groups on the way out.
 
-A tokenizer with G groups writes G codes a step. In the pattern `summed` they stand at one position of the sequence
+A tokenizer with G groups writes G codes a step. In the layout `summed` they stand at one position of the sequence
 (`vocabulary/positions.py`): the decoder reads the sum of their rows, as MusicGen (arXiv 2306.05284) and Moshi (arXiv
 2410.00037) do, and its state h predicts them one after the other through a transformer over the G places, as the RQ-
 Transformer (arXiv 2203.01941), UniTok (arXiv 2502.20321) and Moshi do.

@@ -116,7 +116,7 @@ class HeadGroups:
         for block in vocabulary.blocks:
             marks = sorted(set(exits.get(block.name, ()))) if block.group == leaders.get(block.name, 0) else []
             own = vocabulary.group_blocks(block.name)
-            before = own[0 if block.pattern == "summed" else -1]
+            before = own[0 if block.layout == "summed" else -1]
             after = before.rows if marks else range(0)  # a summed position is known by its first row
             if marks and block.name in leaders:  # any group may be written before the mark
                 after = range(own[0].start, own[-1].start + own[-1].size)

@@ -40,7 +40,7 @@ _STRICT = ConfigDict(extra="forbid")  # for records that are read from a file
 class Block:
     """The rows of one codebook: code `c` of group `group` is row `start + c`, for `0 <= c < size`.
 
-    pattern: whether the codes of a step are one position each (`flat`) or all groups' together one (`summed`,
+    layout: whether the codes of a step are one position each (`flat`) or all groups' together one (`summed`,
     `positions.py`).
     """
 
@@ -50,7 +50,7 @@ class Block:
     start: int = 0
     size: int
     sha256: str = ""
-    pattern: Literal["flat", "summed"] = "flat"
+    layout: Literal["flat", "summed"] = "flat"
     __pydantic_config__: ClassVar = _STRICT
 
     @property
@@ -67,10 +67,10 @@ class Block:
         return f"<|{self.label}_{code:0{self.digits}d}|>"
 
     def to_dict(self) -> dict[str, object]:
-        """The block as in `vocabulary.json`; `pattern` only if it is not `flat`."""
+        """The block as in `vocabulary.json`; `layout` only if it is not `flat`."""
         fields = asdict(self)
-        if self.pattern == "flat":
-            del fields["pattern"]
+        if self.layout == "flat":
+            del fields["layout"]
         return fields
 
     @property
@@ -221,8 +221,8 @@ def check_blocks(blocks: Sequence[Block], start: int) -> dict[str, tuple[Block, 
         earlier = groups.get(block.name, ())
         if block.group != len(earlier) or any(block.modality != other.modality for other in earlier):
             raise ValueError(f"block {block.label} does not follow on; number the groups of one tokenizer 0, 1, 2, …")
-        if any(block.pattern != other.pattern for other in earlier):
-            raise ValueError(f"block {block.label} is {block.pattern} and {earlier[0].label} {earlier[0].pattern}")
+        if any(block.layout != other.layout for other in earlier):
+            raise ValueError(f"block {block.label} is {block.layout} and {earlier[0].label} {earlier[0].layout}")
         groups[block.name] = (*earlier, block)
         start += block.size
     return groups
@@ -242,7 +242,7 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
             raise ValueError(f"span layout {name!r} names block {missing[0]!r}, which does not exist")
         if len({len(groups[segment.block]) for segment in layout.segments}) != 1:
             raise ValueError(f"span layout {name!r} mixes blocks with different numbers of groups")
-        if len({groups[segment.block][0].pattern for segment in layout.segments}) != 1:
+        if len({groups[segment.block][0].layout for segment in layout.segments}) != 1:
             raise ValueError(f"span layout {name!r} mixes flat and summed blocks; lay them out alike")
         if sum(segment.count is None for segment in layout.segments) > 1:
             raise ValueError(f"span layout {name!r} has two segments of free length; only one can be read back")
@@ -258,7 +258,7 @@ def check_layouts(layouts: Sequence[SpanLayout], groups: Mapping[str, Sequence[B
             raise ValueError(f"span layout {name!r} has an empty segment; counts start at 1")
         if layout.pattern is not None:
             first = groups[layout.segments[0].block][0]
-            if len(layout.segments) != 1 or layout.grid is not None or first.pattern != "flat":
+            if len(layout.segments) != 1 or layout.grid is not None or first.layout != "flat":
                 raise ValueError(f"span layout {name!r} has a pattern; it needs one segment of codes at positions of "
                                  "their own")  # fmt: skip
             try:

@@ -1,11 +1,11 @@
 """Rows ⇄ positions of the sequence: one row a position, or the codes of a whole step summed at one.
 
-A tokenizer with G groups gives G codes a step. Its blocks have the pattern `flat`, where they are G positions, or
+A tokenizer with G groups gives G codes a step. Its blocks have the layout `flat`, where they are G positions, or
 `summed`, where they are one (the patterns `flattening` and `parallel` of MusicGen, arXiv 2306.05284). At a summed
 position the decoder reads the sum of the G rows and a small network writes the codes one behind the other
 (`model/depth_decoder.py`).
 
-Documents, spans, the grammar and answers are rows in both patterns. Only what the decoder reads is *folded*: the rows
+Documents, spans, the grammar and answers are rows in both layouts. Only what the decoder reads is *folded*: the rows
 of a position become one.
 
     rows        <|image_start|> image_7 image.1_3 image_2 image.1_9 <|image_end|>
@@ -35,7 +35,7 @@ class PositionMap:
         self._place = np.zeros(num_rows, dtype=np.int16)  # [V] the place of a row within its position
         self._count = np.ones(num_rows, dtype=np.int16)  # [V] the codes of a position that holds the row
         self._owner = np.full(num_rows, NOTHING, dtype=np.int16)  # [V] the number of the row's summed block
-        summed = [block for block in blocks if block.pattern == "summed"]
+        summed = [block for block in blocks if block.layout == "summed"]
         names = [block.name for block in summed]
         for block in summed:
             self._place[block.start : block.start + block.size] = block.group
@@ -112,7 +112,7 @@ def unfold(positions: Iterable[Position]) -> list[int]:
 
 
 def sum_blocks(blocks: Iterable[Block], media: Collection[str]) -> list[Block]:
-    """The blocks, those of these media with the pattern `summed`, the others `flat`.
+    """The blocks, those of these media with the layout `summed`, the others `flat`.
 
     Raises ValueError for a medium without blocks, and for one whose tokenizer has a single group: nothing to sum.
     """
@@ -127,4 +127,4 @@ def sum_blocks(blocks: Iterable[Block], media: Collection[str]) -> list[Block]:
             raise ValueError(
                 f"summed names {medium!r}, whose block {single[0].name!r} has one code a step; leave it out"
             )
-    return [replace(block, pattern="summed" if block.modality in media else "flat") for block in found]
+    return [replace(block, layout="summed" if block.modality in media else "flat") for block in found]

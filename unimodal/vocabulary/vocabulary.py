@@ -281,7 +281,7 @@ class Vocabulary:
 
     def is_summed(self, modality: str) -> bool:
         """Whether the codes of a step of this medium stand at one position."""
-        return self._groups[self.get_layout(modality).segments[0].block][0].pattern == "summed"
+        return self._groups[self.get_layout(modality).segments[0].block][0].layout == "summed"
 
     def count_span_positions(self, modality: str, steps: int | None = None, grid: Grid | None = None) -> int:
         """`count_span_rows` in positions of the sequence, which are what a model has room for."""
