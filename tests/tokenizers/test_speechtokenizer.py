@@ -98,7 +98,7 @@ def test_encodec_is_the_same_network_and_takes_its_weights():
     from transformers import EncodecConfig, EncodecModel
 
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(read_system("encodec-24khz").choose_settings(small=True)).eval()
+    tokenizer = build_tokenizer(read_system("encodec-24-learned").choose_settings(small=True)).eval()
     trunk = tokenizer.config.trunk
     network = EncodecModel(
         EncodecConfig(

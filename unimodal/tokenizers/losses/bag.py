@@ -29,10 +29,13 @@ from unimodal.tokenizers.losses.settings import (
     AdversarialSettings,
     DistillationSettings,
     LossSettings,
+    MelSettings,
     PerceptualSettings,
     SpellingSettings,
 )
+from unimodal.tokenizers.losses.spectra import MelLoss, StftLoss
 from unimodal.tokenizers.losses.spelling import SpellingLoss
+from unimodal.tokenizers.losses.wave_adversarial import WaveAdversarialLoss
 from unimodal.tokenizers.pretrained.speech_encoders import load_speech_encoder
 from unimodal.tokenizers.systems.base import Reconstruction
 
@@ -65,6 +68,10 @@ class LossBag(nn.Module):
             raise ValueError("losses perceptual and alignment are of pictures, and this tokenizer is one of sounds")
         self.frozen: dict[str, FrozenFeatures] = {}  # shared; not a submodule twice
         self.spectral = self._make_spectral(settings.spectral, modality, sample_rate_hz)
+        self.mel = self._make_mel(settings.mel, modality, sample_rate_hz)
+        if settings.stft and modality != "audio":
+            raise ValueError(f"the loss stft is of sounds, and this tokenizer is one of {modality}")
+        self.stft = StftLoss() if settings.stft else None
         self.perceptual = self._make_perceptual(settings.perceptual)
         self.adversarial = self._make_adversarial(settings.adversarial)
         self.alignment: CosineAlignment | None = None
@@ -119,6 +126,14 @@ class LossBag(nn.Module):
 
         return SpectralLoss(sample_rate_hz)
 
+    @staticmethod
+    def _make_mel(settings: MelSettings | None, modality: str, sample_rate_hz: int | None) -> MelLoss | None:
+        if settings is None:
+            return None
+        if modality != "audio" or sample_rate_hz is None:
+            raise ValueError(f"the loss mel is of sounds, and this tokenizer is one of {modality}")
+        return MelLoss(sample_rate_hz, settings.form, settings.windows, settings.bands)
+
     def _make_perceptual(self, settings: PerceptualSettings | None) -> nn.Module | None:
         if settings is None:
             return None
@@ -126,20 +141,28 @@ class LossBag(nn.Module):
             return Lpips.load(Path(settings.network).expanduser())
         return PerceptualLoss(self._load_frozen(settings.network))
 
-    def _make_adversarial(self, settings: AdversarialSettings | None) -> AdversarialLoss | None:
+    def _make_adversarial(self, settings: AdversarialSettings | None) -> AdversarialLoss | WaveAdversarialLoss | None:
         if settings is None:
             return None
-        chosen = settings.judge or ("waves" if self.modality == "audio" else "patch")
-        if (chosen == "waves") != (self.modality == "audio"):
+        chosen, forms = settings.judge or ("waves" if self.modality == "audio" else "patch"), settings.wave_forms
+        if (chosen == "waves" or bool(forms)) != (self.modality == "audio"):
             raise ValueError(f"the judge {chosen} does not fit a tokenizer of {self.modality}; leave judge out")
+        if forms:
+            odd = sorted(settings.model_fields_set & {"kind", "lecam", "lecam_decay", "network", "num_layers"})
+            if odd:
+                raise ValueError(f"the judges of {chosen} have losses of their own; leave {', '.join(odd)} out")
+            return WaveAdversarialLoss(forms, settings.width, settings.matching, bool(settings.adaptive))
+        if settings.matching is not None:
+            raise ValueError(f"the judge {chosen} matches no features; leave matching out, or take dac or encodec")
         judge: nn.Module
         if chosen == "waves":
             judge = WaveJudge()
         elif chosen == "features":
             judge = FeatureJudge(self._load_frozen(settings.network))
         else:
-            judge = PatchJudge(settings.width, settings.num_layers)
-        return AdversarialLoss(judge, settings.kind, settings.adaptive, settings.lecam, settings.lecam_decay)
+            judge = PatchJudge(64 if settings.width is None else settings.width, settings.num_layers)
+        adaptive = settings.adaptive is not False
+        return AdversarialLoss(judge, settings.kind, adaptive, settings.lecam, settings.lecam_decay)
 
     @staticmethod
     def _load_captioner(folder: str, features: Mapping[str, int]) -> tuple[CaptionModel, tuple[int, int]]:
@@ -190,7 +213,16 @@ class LossBag(nn.Module):
             value, more = self.spectral(decoded[:, 0], mask_padding(real, lengths)[:, 0])
             add("spectral", value)
             numbers |= more
-        made_pictures, real_pictures = self._draw_pictures(decoded, real, generator)
+        if self.modality == "audio" and (weights["mel"] or weights["stft"]):
+            waves = (decoded[:, 0], mask_padding(real, lengths)[:, 0])
+            if weights["mel"]:
+                assert self.mel is not None
+                add("mel", self.mel(*waves))
+            if weights["stft"]:
+                assert self.stft is not None
+                add("stft", self.stft(*waves))
+        masked = mask_padding(real, lengths) if self.modality == "audio" else real
+        made_pictures, real_pictures = self._draw_pictures(decoded, masked, generator)
         if weights["perceptual"]:
             assert self.perceptual is not None
             add("perceptual", self.perceptual(made_pictures, real_pictures))

@@ -6,21 +6,26 @@ losses: {l1: 1, perceptual: 0.1, adversarial: {weight: 0.5, start: 20000}}
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field
 
 from unimodal.config import Config
 from unimodal.tokenizers.losses.adversarial import Kind
 from unimodal.tokenizers.losses.frozen_features import PACKAGED
+from unimodal.tokenizers.losses.spectra import MelForm
 from unimodal.tokenizers.losses.spelling import collect_characters
+from unimodal.tokenizers.losses.wave_adversarial import WaveForm
 
 #: in place of characters: those of the texts that are trained on
 OF_DATA = "data"
 #: losses that are set up by more than a weight
-WITH_SETTINGS = ("perceptual", "adversarial", "alignment", "spelling", "distillation")
+WITH_SETTINGS = ("mel", "perceptual", "adversarial", "alignment", "spelling", "distillation")
 #: losses that compare what is decoded with what was encoded
-OF_DECODED = ("l1", "l2", "spectral", "perceptual", "adversarial")
+OF_DECODED = ("l1", "l2", "spectral", "mel", "stft", "perceptual", "adversarial")
+
+#: published codecs whose judges there are
+WAVE_FORMS = "|".join(get_args(WaveForm))
 
 
 def _expand(value: object) -> object:
@@ -38,21 +43,38 @@ class PerceptualSettings(Config):
     lpips: bool = False
 
 
+class MelSettings(Config):
+    """form: vocos (one resolution) or dac (seven, added up). windows, bands: in place of the form's."""
+
+    weight: float = Field(1.0, gt=0)
+    form: MelForm = "vocos"
+    windows: tuple[int, ...] = ()
+    bands: tuple[int, ...] = ()
+
+
 class AdversarialSettings(Config):
-    """judge: patch (PatchGAN), features (heads over a frozen `network`), waves (spectra and periods of sounds); by
-    default patch for pictures and films, waves for sounds. start: the first step with it. frames: of a clip that are
-    judged, drawn at random."""
+    """judge: patch (PatchGAN), features (heads over a frozen `network`), waves (small ones of spectra and periods), or
+    those of published codecs with their own losses: dac, encodec, wavtokenizer, or several as wavtokenizer+dac; by
+    default patch for pictures and films, waves for sounds. kind, lecam, network, num_layers: of the first three.
+    matching: of features, of published codecs; by default theirs. adaptive: by default for all but published codecs.
+    width: of a judge's first layer, 64 of patch and the published one of codecs. start: the first step with it."""
 
     weight: float = Field(0.5, gt=0)
-    judge: str | None = Field(None, pattern="^(patch|features|waves)$")
+    judge: str | None = Field(None, pattern=rf"^(patch|features|waves|({WAVE_FORMS})(\+({WAVE_FORMS}))*)$")
     kind: Kind = "hinge"
     start: int = Field(0, ge=0)
-    adaptive: bool = True
+    adaptive: bool | None = None
     lecam: float = Field(0.0, ge=0)
     lecam_decay: float = Field(0.999, gt=0, lt=1)
-    width: int = Field(64, ge=1)
+    width: int | None = Field(None, ge=1)
     num_layers: int = Field(3, ge=1)
+    matching: float | None = Field(None, ge=0)
     network: str = PACKAGED
+
+    @property
+    def wave_forms(self) -> list[WaveForm]:
+        """The published codecs whose judges these are; none where `judge` is another."""
+        return [form for form in get_args(WaveForm) if form in (self.judge or "").split("+")]
 
 
 class AlignmentSettings(Config):
@@ -116,14 +138,17 @@ class PerturbationSettings(Config):
 
 class LossSettings(Config):
     """Weights of the losses; 0 or null leaves one out. quantizer: of what quantizer and system add of their own.
-    spectral: of sounds, at three resolutions. caption: of the words that a language model reads off the codes;
-    caption_model: the folder of that model, one of transformers, which stays as it is. frames: of a clip that pictures'
-    losses look at, drawn at random. spelling and distillation: of speech. imitation: of another tokenizer's codes."""
+    spectral, mel, stft: of sounds; spectral is of three resolutions, stft DAC's. caption: of the words that a language
+    model reads off the codes; caption_model: the folder of that model, one of transformers, which stays as it is.
+    frames: of a clip that pictures' losses look at, drawn at random. spelling and distillation: of speech.
+    imitation: of another tokenizer's codes."""
 
     l1: float = Field(0.0, ge=0)
     l2: float = Field(1.0, ge=0)
     quantizer: float = Field(1.0, ge=0)
     spectral: float = Field(0.0, ge=0)
+    mel: Annotated[MelSettings | None, BeforeValidator(_expand)] = None
+    stft: float = Field(0.0, ge=0)
     perceptual: Annotated[PerceptualSettings | None, BeforeValidator(_expand)] = None
     adversarial: Annotated[AdversarialSettings | None, BeforeValidator(_expand)] = None
     alignment: AlignmentSettings | None = None
@@ -138,7 +163,9 @@ class LossSettings(Config):
     def read_weights(self) -> dict[str, float]:
         """The weight of each loss by its name, 0 where it is left out."""
         weights = {"l1": self.l1, "l2": self.l2, "quantizer": self.quantizer, "spectral": self.spectral}
+        weights["stft"] = self.stft
         for name, part in (
+            ("mel", self.mel),
             ("perceptual", self.perceptual),
             ("adversarial", self.adversarial),
             ("alignment", self.alignment),

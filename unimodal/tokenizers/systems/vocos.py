@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from unimodal.tokenizers.parts.heads.spectrum import SpectrumPadding
 from unimodal.tokenizers.parts.mel_bands import MelBands
+from unimodal.tokenizers.parts.quantizers.vector import VectorQuantizer
 from unimodal.tokenizers.parts.trunks.seanet import SeanetEncoder, SeanetSettings
 from unimodal.tokenizers.parts.trunks.vocos import VocosDecoder, VocosSettings
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -156,7 +157,9 @@ class VocosEncodec(SoundTokenizer):
         self.describe(sizes, config.trunk.samples_per_code, config.sample_rate_hz)
 
     def _read_rows(self, level: int) -> Tensor:
-        return self.quantizer.book(level).get_parameter("codebook").detach()
+        book = self.quantizer.book(level)
+        assert isinstance(book, VectorQuantizer)
+        return book.codebook.detach()
 
     def train(self, mode: bool = True) -> Self:
         """EnCodec's part stays in eval mode: it is frozen."""

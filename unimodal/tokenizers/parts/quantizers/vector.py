@@ -24,6 +24,8 @@ class VectorQuantizer(TableQuantizer):
     real vectors of training. dead_share, pull_unused: how unused rows come back; see `CodebookUpkeep`.
     """
 
+    codebook: Tensor
+
     def __init__(
         self,
         codebook_size: int,
@@ -54,9 +56,11 @@ class VectorQuantizer(TableQuantizer):
         )
         self.learned_by_gradient = learned_by == "gradient"
         averaged, bound = learned_by == "averages", 1 / codebook_size
-        self.codebook = nn.Parameter(
-            torch.empty(codebook_size, num_dims).uniform_(-bound, bound), requires_grad=not averaged
-        )
+        rows = torch.empty(codebook_size, num_dims).uniform_(-bound, bound)
+        if averaged:  # no gradient trains it: a checkpoint of a training holds it as a buffer
+            self.register_buffer("codebook", rows)
+        else:
+            self.codebook = nn.Parameter(rows)
         self.upkeep: CodebookUpkeep | None = None
         if averaged or start == "kmeans" or dead_share or pull_unused:
             self.upkeep = CodebookUpkeep(
