@@ -96,3 +96,14 @@ def test_a_released_checkpoint_says_its_own_settings(tmp_path):
     assert pretrained.load("beats", tmp_path / "Tokenizer_iter3.pt", pickle=True).sha256 == tokenizer.sha256
     with pytest.raises(ValueError, match="is a pickle|has no config.json"):
         pretrained.load("beats", tmp_path / "Tokenizer_iter3.pt")
+
+
+def test_a_long_sound_is_read_in_windows_that_lose_no_label():
+    torch.manual_seed(0)
+    settings = {**read_system("beats").choose_settings(small=True), "window_frames": 64, "overlap_frames": 32}
+    tokenizer = build_tokenizer(settings).eval()
+    sound = 0.3 * torch.randn(1, 1, 24000, generator=torch.Generator().manual_seed(0))  # 148 frames
+    codes, whole = tokenizer.encode(sound), tokenizer.encode(sound, published=True)
+    assert codes.counts == whole.counts == [9 * 8]
+    first = tokenizer.encode(sound[..., : 63 * 160 + 400])
+    assert torch.equal(codes.ids[:, :24], first.ids[:, :24]) and not torch.equal(codes.ids, whole.ids)

@@ -24,6 +24,7 @@ from unimodal.tokenizers.parts.quantizers.interface import Quantized, QuantizeOp
 from unimodal.tokenizers.parts.quantizers.upkeep import CodebookUpkeep
 from unimodal.tokenizers.parts.ranks import add_over_ranks
 from unimodal.tokenizers.parts.trunks.beats import BeatsEncoder, BeatsSizes
+from unimodal.tokenizers.parts.windows import encode_windows
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction
 from unimodal.tokenizers.systems.key_map import KeyMap
@@ -38,7 +39,7 @@ COUNTERS = r"quantize\.(embedding\.)?(cluster_size|embed_avg)"
 
 class BeatsConfig(SoundConfig):
     """The settings of the authors' `TokenizersConfig`. embed_width: of a patch before the projection to width.
-    commitment, decay: of the quantizer."""
+    commitment, decay: of the quantizer. window_frames, overlap_frames: of long sounds, 100 a second."""
 
     family: Literal["beats"] = "beats"
     patch_size: int = Field(default=16, ge=1)
@@ -59,6 +60,8 @@ class BeatsConfig(SoundConfig):
     code_width: int = Field(default=256, ge=1)
     commitment: float = 1.0
     decay: float = Field(default=0.99, gt=0, lt=1)
+    window_frames: int = Field(default=3008, ge=1)
+    overlap_frames: int = Field(default=416, ge=0)
 
     @property
     def can_decode(self) -> bool:
@@ -72,6 +75,12 @@ class BeatsConfig(SoundConfig):
                 raise ValueError(f"{what} {count} does not divide a width of {self.width}")
         if NUM_MELS % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide {NUM_MELS} bands")
+        unit = 2 * self.patch_size
+        if self.window_frames % unit or self.overlap_frames % unit or self.overlap_frames >= self.window_frames:
+            raise ValueError(
+                f"window_frames {self.window_frames} and overlap_frames {self.overlap_frames} are not two multiples of "
+                f"{unit}, the first larger"
+            )
         if self.sample_rate_hz != KaldiFbank.sample_rate_hz:
             raise ValueError(f"BEATs hears sounds of {KaldiFbank.sample_rate_hz} Hz; sample_rate_hz is not to be set")
         return self
@@ -108,9 +117,10 @@ class MeanDirections(VectorQuantizer):
 class BeatsTokenizer(SoundTokenizer):
     """Sounds of 16 kHz → a code for each patch of 160 ms and 16 bands: eight a step, low bands first.
 
-    ``encode``: float [B, 1, T] → Codes [B, N, 1]; a sound that is shorter than a patch is filled up with silence.
-    ``published=True`` encodes the batch as one, with padding masked by the authors' rule, which takes a patch to be as
-    long as the N-th part of the sound. There is no ``decode``.
+    ``encode``: float [B, 1, T] → Codes [B, N, 1]; a sound that is shorter than a patch is filled up with silence, and
+    one over 30 s is read in windows that overlap. ``published=True`` reads all sounds whole and, with lengths, encodes
+    the batch as one, with padding masked by the authors' rule, which takes a patch to be as long as the N-th part of
+    the sound. There is no ``decode``.
     """
 
     config_class: ClassVar[type[BeatsConfig]] = BeatsConfig
@@ -166,11 +176,20 @@ class BeatsTokenizer(SoundTokenizer):
         return self.encoder(self.post_extract_proj(self.layer_norm(patches)), mask)
 
     def encode_equal(self, x: Tensor) -> Tensor:
-        return self.quantizer(self.quantize_layer(self.encode_patches(self.read_bands(x)))).ids
+        config, bands = self.config, self.read_bands(x).transpose(1, 2)
+        per_code = config.patch_size**2 // NUM_MELS  # frames
+        return encode_windows(bands, self._encode_window, config.window_frames, config.overlap_frames, per_code)
+
+    def _encode_window(self, bands: Tensor) -> Tensor:
+        """[B, M, F] → [B, N, 1]."""
+        return self.quantizer(self.quantize_layer(self.encode_patches(bands.transpose(1, 2)))).ids
 
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
-        if not options.published or lengths is None:
+        if not options.published:
             return super().encode_batch(x, lengths, options)
+        if lengths is None:
+            whole = self.pad_equal(x.float(), published=True)
+            return Codes.whole(self._encode_window(self.read_bands(whole).transpose(1, 2)), order="time")
         bands = self.read_bands(self.pad_equal(x.float(), published=True))
         mask = self.mask_as_published(x.shape[-1], lengths, bands.shape[1])
         ids = self.quantizer(self.quantize_layer(self.encode_patches(bands, mask))).ids
