@@ -5,6 +5,8 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,12 +38,37 @@ MAY_IMPORT = {
 ROOT_MODULES = {"__init__", "__main__", "_torchaudio", "_version", "config", "files", "released"}
 
 LINE_CAPS = {"unimodal": 400, "recipes": 500, "tests": 600, "tools": 600}
+NO_PARTICIPLES = {"embed", "feed", "need", "seed"}  # verbs that end as participles do
+CONTRACTS = {"training_loss"}  # a noun that the contract of tokenizers fixes
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "misc", "common"}
 HEAVY = {"torch", "torchaudio", "transformers", "tokenizers", "peft", "xformers", "av", "scipy", "numpy", "PIL"}
 
 
 def python_files(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the tests ask of a module: its classes, and its functions that are named by a participle."""
+
+    has_docstring: bool
+    classes: tuple[str, ...]
+    participles: tuple[str, ...]
+
+
+@cache  # each file is parsed once for all tests
+def read_facts(source: str) -> Facts:
+    tree = ast.parse(source)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name not in CONTRACTS:
+            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            first = node.name.lstrip("_").split("_")[0]
+            if first.endswith(("ed", "ing")) and first not in NO_PARTICIPLES and not is_property:
+                found.append(node.name)
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+    return Facts(bool(ast.get_docstring(tree)), tuple(classes), tuple(found))
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
@@ -221,7 +248,7 @@ def test_every_module_says_what_it_is_for():
         str(path.relative_to(ROOT))
         for folder in ("unimodal", "recipes", "tools")
         for path in python_files(folder)
-        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+        if (source := path.read_text()).strip() and not read_facts(source).has_docstring
     ]
     assert found == [], "a module begins with its idea and, for a published method, its source"
 
@@ -243,24 +270,10 @@ def test_the_notice_names_every_package_that_is_fetched():
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
-NO_PARTICIPLES = {"embed", "feed", "need", "seed"}  # verbs that end as participles do
-CONTRACTS = {"training_loss"}  # a noun that the contract of tokenizers fixes
-
-
-def find_participles(source: str) -> list[str]:
-    """The functions and methods, properties excepted, whose name begins with a participle."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name not in CONTRACTS:
-            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
-            first = node.name.lstrip("_").split("_")[0]
-            if first.endswith(("ed", "ing")) and first not in NO_PARTICIPLES and not is_property:
-                found.append(node.name)
-    return found
-
 
 def test_functions_are_verbs():
-    found = {module: names for module, source in read_sources().items() if (names := find_participles(source))}
+    """Functions and methods; properties may be participles."""
+    found = {module: names for module, source in read_sources().items() if (names := read_facts(source).participles)}
     assert found == {}, "a function is named by a verb: encode_row for coded, fit_history for fitting"
 
 
@@ -268,15 +281,14 @@ def test_the_check_of_names_sees_functions_methods_and_closures():
     source = (
         "class A:\n    @property\n    def made(self): ...\n    def told(self): ...\n    async def _coded_row(self): ..."
     )
-    assert find_participles(source + "\ndef fit():\n    def fitting(): ...") == ["_coded_row", "fitting"]
+    assert read_facts(source + "\ndef fit():\n    def fitting(): ...").participles == ("_coded_row", "fitting")
 
 
 def test_no_two_classes_have_one_name():
     places: dict[str, list[str]] = {}
     for module, source in read_sources().items():
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name, []).append(module)
+        for name in read_facts(source).classes:
+            places.setdefault(name, []).append(module)
     assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}, "one name, one thing"
 
 
