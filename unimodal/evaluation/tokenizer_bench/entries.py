@@ -24,6 +24,7 @@ from unimodal.tokenizers import (
 )
 from unimodal.tokenizers.pretrained.checkpoint import SOURCES
 from unimodal.tokenizers.pretrained.published import PUBLISHED
+from unimodal.tokenizers.registry import find_continued_medium
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,16 @@ def _open(named: str) -> tuple[str, MediaTokenizer]:
         raise ValueError(f"{source} has continuous latents and no codes, so no bits to compare; leave it out")
     own = folder.resolve()
     tail = own.parent.name if own.name.endswith("_tokenizer") else own.name
-    return label or tail, load_tokenizer(folder)
+    return label or tail, load_tokenizer(folder, _open_continued(own))
+
+
+def _open_continued(folder: Path) -> MediaTokenizer | None:
+    """The tokenizer that the one in a folder builds on, which lies beside it in a model's folder; None for one that
+    stands alone. ValueError where it is not there."""
+    medium = find_continued_medium(folder)
+    if medium is None:
+        return None
+    beside = folder.parent / f"{medium}_tokenizer"
+    if not is_tokenizer(beside):
+        raise ValueError(f"{folder} continues the codes of {medium}: its {medium}_tokenizer belongs beside it")
+    return load_tokenizer(beside)

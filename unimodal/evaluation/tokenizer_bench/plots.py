@@ -28,25 +28,26 @@ def draw_curves(report: BenchReport, path: Path) -> None:
         raise ValueError("the plot of a bench needs matplotlib: pip install 'unimodal[bench]'") from None
     figure = Figure(figsize=(15, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    pictures = report.medium == "image"
-    curves, spent = (PICTURE_CURVES, "bytes") if pictures else (SOUND_CURVES, "bits_per_second")
+    curves = SOUND_CURVES if report.medium == "audio" else PICTURE_CURVES
+    spent = "bytes" if report.medium == "image" else "bits_per_second"
     for axes, (measure, title) in zip(figure.subplots(1, len(curves)), curves, strict=True):
         for kind, subjects in (("-o", report.tokenizers), ("--s", report.codecs)):
             for label, figures in subjects.items():
                 points = sorted(
                     (float(str(rate[spent])), value)
                     for rate in list_rates(figures)
-                    if (value := read_figure(rate, measure)) is not None
+                    if spent in rate and (value := read_figure(rate, measure)) is not None
                 )
                 if points:
                     axes.plot(*zip(*points, strict=True), kind, label=label, markersize=4, linewidth=1.4)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("bytes a picture" if pictures else "bits a second")
+        axes.set_xlabel("bytes a picture" if spent == "bytes" else "bits a second")
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
-    judged = f"pictures at {report.side} × {report.side}" if pictures else "sounds at 16 kHz"
+    names = {"image": "pictures", "audio": "sounds", "video": "films"}
+    judged = f"{names[report.medium]} at " + ("16 kHz" if report.side is None else f"{report.side} × {report.side}")
     figure.suptitle(f"{report.data['items']} {judged}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

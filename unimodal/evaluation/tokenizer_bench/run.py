@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from unimodal.evaluation.suite import ReportProgress
 from unimodal.evaluation.tokenizer_bench.downstream_bench import run_downstream
 from unimodal.evaluation.tokenizer_bench.entries import Entry
+from unimodal.evaluation.tokenizer_bench.film_bench import FilmBench
 from unimodal.evaluation.tokenizer_bench.items import choose_items
 from unimodal.evaluation.tokenizer_bench.picture_bench import PictureBench
 from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport, BenchSettings
@@ -19,8 +20,15 @@ def run_bench(entries: Sequence[Entry], settings: BenchSettings, report: ReportP
     if settings.part == DOWNSTREAM:
         items = choose_items(settings.data, medium, settings.limit, settings.seed, by_folder=True)
         return run_downstream(entries, items, settings, report)
-    if medium not in ("image", "audio"):
-        raise ValueError(f"there is no bench of {medium} tokenizers; there is one of image and one of audio")
+    if medium not in BENCHES:
+        raise ValueError(f"there is no bench of {medium} tokenizers; there is one of {', '.join(BENCHES)}")
     items = choose_items(settings.data, medium, settings.limit, settings.seed)
-    kind = PictureBench if medium == "image" else SoundBench
-    return kind(entries, items, settings, report).run()
+    return BENCHES[medium](entries, items, settings, report).run()
+
+
+#: medium → its reconstruction part
+BENCHES: dict[str, type[PictureBench] | type[SoundBench] | type[FilmBench]] = {
+    "image": PictureBench,
+    "audio": SoundBench,
+    "video": FilmBench,
+}

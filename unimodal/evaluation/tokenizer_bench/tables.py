@@ -38,14 +38,14 @@ def make_table(report: BenchReport) -> str:
     full = {round(cast(float, list_rates(figures)[-1]["bytes"]), 3) for figures in report.tokenizers.values()}
     for codec, figures in report.codecs.items():
         for rate in list_rates(figures):
-            if rate["budget_bytes"] in full:
+            if rate["budget_bytes"] in full or not rate["budget_bytes"]:  # at no bytes: the first frame of films
                 reach = cast(float, rate["within_budget"])
                 note = "" if reach == 1 else f" ({reach:.0%} within {rate['budget_bytes']:g})"
                 rows.append(_make_row(f"{codec}{note}", rate, (), columns))
     lines = _align(rows)
     note = "* judged by a network that is a part of the tokenizer itself"
     starred = any("*" in cell for row in rows for cell in row)
-    judged = f"{report.side} × {report.side}" if report.medium == "image" else "16 kHz"
+    judged = "16 kHz" if report.medium == "audio" else f"{report.side} × {report.side}"
     heading = f"{report.medium}: {report.data['items']} items, judged at {judged}"
     return "\n".join([heading, *lines, *([note] if starred else [])])
 
@@ -54,6 +54,8 @@ def choose_columns(report: BenchReport) -> tuple[str, ...]:
     """The measures of a table: those of the medium; of sounds also the word errors of each recogniser."""
     if report.medium == "image":
         return PICTURE_COLUMNS
+    if report.medium == "video":
+        return ("bits_per_second", *PICTURE_COLUMNS[:-1])
     return (*SOUND_COLUMNS, *(f"wer_{name}" for name in report.judges))
 
 

@@ -1,0 +1,69 @@
+"""The bench of films: one run, with what the first frame alone would give."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimodal.evaluation.tokenizer_bench import film_bench
+from unimodal.evaluation.tokenizer_bench.entries import Entry, open_entries
+from unimodal.evaluation.tokenizer_bench.run import run_bench
+from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
+from unimodal.evaluation.tokenizer_bench.write import write_bench
+from unimodal.media.video import save_video
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
+
+
+def build_small(system):
+    torch.manual_seed(0)
+    return build_tokenizer(read_system(system).choose_settings(small=True)).eval()
+
+
+class ColourJudge:
+    """In place of networks that are packages of their own."""
+
+    name, parts = "lite2", frozenset()
+
+    def extract(self, pictures):
+        return torch.nn.functional.normalize(pictures.mean((2, 3)) + 0.1, dim=1)
+
+
+class NoMaps(torch.nn.Module):
+    def forward(self, x):
+        return [x.flatten(2)]
+
+
+def test_films_are_judged_frame_by_frame_beside_their_first_frame(tmp_path, monkeypatch):
+    monkeypatch.setattr(film_bench, "open_judges", lambda folders: [ColourJudge()])
+    monkeypatch.setattr("unimodal.evaluation.tokenizer_bench.pictures.EfficientNetFeatures", NoMaps)
+    films = tmp_path / "films"
+    films.mkdir()
+    moving = torch.rand(1, 3, 40, 48).repeat(9, 1, 1, 1)
+    save_video(torch.stack([torch.roll(frame, 5 * step, 2) for step, frame in enumerate(moving)]), films / "a.mp4", 8)
+    save_video(moving, films / "b.mp4", 8)
+    (films / "broken.mp4").write_bytes(b"no film")
+    entries = [Entry(name, build_small(name)) for name in ("moto", "omnitokenizer-video")]
+    made = run_bench(entries, BenchSettings(films, tmp_path / "parts"), lambda *_: None)
+    assert made.data["items"] == 2 and len(made.data["left_out"]) == 1
+    for entry in entries:
+        [rate] = made.tokenizers[entry.label]["rates"]
+        assert rate["codes"] == entry.tokenizer.tokens_per_item
+        assert rate["bytes"] == pytest.approx(entry.count_bits(entry.tokenizer.tokens_per_item) / 8, abs=1e-3)
+        assert rate["bits_per_second"] > 0 and rate["psnr_db"]["mean"] > 0 and "distance_lite2" in rate
+    rates = made.codecs["still"]["rates"]
+    assert [rate["frames_of"] for rate in rates] == ["moto", "omnitokenizer-video"]
+    table = write_bench(made, tmp_path / "out.json")
+    assert "video: 2 items" in table and "still" in table and "broken.mp4" in table
+    assert (tmp_path / "out.png").is_file() and json.loads((tmp_path / "out.json").read_text())["medium"] == "video"
+    monkeypatch.setattr(film_bench.FilmBench, "_read", None)  # all is measured
+    assert run_bench(entries, BenchSettings(films, tmp_path / "parts"), lambda *_: None).to_dict() == made.to_dict()
+
+
+def test_a_tokenizer_that_continues_another_is_opened_with_the_one_beside_it(tmp_path):
+    nano = Path(__file__).parents[2] / "model_cards" / "nano"
+    (tmp_path / "video_tokenizer").mkdir()
+    shutil.copy(nano / "video_tokenizer" / "config.json", tmp_path / "video_tokenizer")
+    with pytest.raises(ValueError, match="image_tokenizer belongs beside it"):
+        open_entries([str(tmp_path / "video_tokenizer")])

@@ -1,0 +1,221 @@
+"""The reconstruction part of a bench of films: each tokenizer takes the frames that it was made for, and every frame
+that it decodes is judged as a picture.
+
+Tokenizers of other frame rates see other frames of the same film, so that their rates are compared by the second:
+`bits_per_second`. Beside them stands the first frame, repeated (`still`): what is kept without any code of motion.
+
+Shapes: T frames, S side of a frame, N positions, G groups.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from unimodal.data.media_items import MediaItem
+from unimodal.evaluation.suite import ReportProgress
+from unimodal.evaluation.tokenizer_bench.entries import Entry
+from unimodal.evaluation.tokenizer_bench.items import BenchItems
+from unimodal.evaluation.tokenizer_bench.picture_judges import open_judges
+from unimodal.evaluation.tokenizer_bench.pictures import Figure, PictureMeasures, keep_first, list_rates
+from unimodal.evaluation.tokenizer_bench.settings import DEFAULT_SIDE, PART, VERSION, BenchReport, BenchSettings
+from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
+from unimodal.media.access import load_medium
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import Condition, MediaTokenizer
+from unimodal.tokenizers.losses.perceptual import Lpips
+from unimodal.tokenizers.usage import CodebookUsage
+
+STILL = "still"
+
+
+class FilmBench:
+    """Measures tokenizers of films on the same items."""
+
+    def __init__(
+        self, entries: Sequence[Entry], items: BenchItems, settings: BenchSettings, report: ReportProgress
+    ) -> None:
+        """ValueError for a tokenizer that does not decode, or reads features of a text."""
+        for entry in entries:
+            tokenizer = entry.tokenizer
+            needed = (tokenizer.encode_conditions | tokenizer.decode_conditions) - tokenizer.optional_conditions
+            if not tokenizer.can_decode:
+                raise ValueError(f"{entry.label}: {tokenizer.no_decoder}; leave it out")
+            if "features" in needed:
+                raise ValueError(f"{entry.label} reads features, which films do not give; leave it out")
+        self.entries, self.items, self.settings, self.report = entries, items, settings, report
+        sizes = [max(entry.tokenizer.picture_size) for entry in entries if entry.tokenizer.picture_size is not None]
+        self.side = settings.side or max(sizes, default=DEFAULT_SIDE)
+        self.judges = open_judges(settings.judges)
+        self.measures = PictureMeasures(self.judges, None if settings.lpips is None else Lpips.load(settings.lpips))
+        self.store = PartStore(settings.parts)
+        self.chunks = [range(start, min(start + PART, len(items))) for start in range(0, len(items), PART)]
+
+    def run(self) -> BenchReport:
+        tokenizers: dict[str, dict[str, object]] = {}
+        still: list[dict[str, object]] = []
+        count = 0
+        for entry in self.entries:
+            measured = self._collect(entry)
+            count = len(measured["seconds"])
+            if not count:
+                first = next(iter(self.items.left_out.items()), ("", "there are no files"))
+                raise ValueError(f"none of {len(self.items)} films can be read: {first[0]}: {first[1]}")
+            tokenizers[entry.label] = self._describe(entry, measured)
+            figures = _summarise(measured, STILL)
+            still.append({"budget_bytes": 0.0, "bytes": 0.0, "within_budget": 1.0, "frames_of": entry.label, **figures})
+        data: dict[str, object] = {
+            "path": str(self.settings.data),
+            "sha256": self.items.sha256,
+            "items": count,
+            "left_out": dict(self.items.left_out),
+        }
+        judges: dict[str, object] = {judge.name: type(judge).__name__ for judge in self.judges}
+        made = BenchReport("video", data, self.settings.seed, self.side, judges, tokenizers)
+        made.codecs = {STILL: {"rates": still}}
+        return made
+
+    def _collect(self, entry: Entry) -> Arrays:
+        """The measures of all items, part by part."""
+        judges = [judge.name for judge in self.judges]
+        subject = json.dumps(
+            [VERSION, "video", self.items.sha256, self.side, judges, str(self.settings.lpips), entry.tokenizer.sha256]
+            + [self.settings.seed]
+        )
+        parts: list[Arrays] = []
+        for chunk in self.chunks:
+            self.report(f"{entry.label}: coding films", chunk.start, len(self.items))
+            part = self.store.find_or_measure(subject, str(chunk.start), partial(self._code, entry, chunk))
+            self.items.left_out |= dict(json.loads(str(part.pop("left_out"))))
+            parts.append(part)
+        filled = [part for part in parts if len(part["seconds"])] or parts[:1]
+        names = dict.fromkeys(name for part in filled for name in part)
+        return {name: np.concatenate([_fill(part, name) for part in filled]) for name in names}
+
+    def _code(self, entry: Entry, chunk: range) -> Arrays:
+        """The measures of a part, under "CODES:measure"; nan where a film has fewer codes."""
+        tokenizer = entry.tokenizer
+        rows: list[dict[str, float | str]] = []
+        for item in self.items.items[chunk.start : chunk.stop]:
+            try:
+                x, real = self._read(tokenizer, item)
+            except (ValueError, OSError) as error:
+                self.items.left_out[item.name] = " ".join(str(error).split())
+                continue
+            if chunk.start == 0 and not rows:  # what is slow the first time alone
+                first = tokenizer.encode(x, condition=make_condition(tokenizer, "encode", x, item))
+                self._rebuild(tokenizer, first, x, item)
+            begun = time.perf_counter()
+            codes = tokenizer.encode(x, condition=make_condition(tokenizer, "encode", x, item))
+            encoded = time.perf_counter()
+            self._rebuild(tokenizer, codes, x, item)
+            row: dict[str, float | str] = {
+                "encode_s": encoded - begun,
+                "decode_s": time.perf_counter() - encoded,
+                "seconds": x.shape[2] / (tokenizer.frames_per_second or 1.0),
+                "count": codes.ids.shape[1],
+                "ids": json.dumps(codes.row(0).cpu().flatten().tolist()),
+            }
+            for rate in list_rates(tokenizer, codes.ids.shape[1]):
+                made = self._rebuild(tokenizer, keep_first(codes, rate), x, item)
+                name = "all" if rate == codes.ids.shape[1] else str(rate)
+                row |= {f"{name}:{key}": value for key, value in self._compare(real, made).items()}
+            row |= {f"{STILL}:{key}": value for key, value in self._compare(real, real[:1].expand_as(real)).items()}
+            rows.append(row)
+        names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
+        why = [[name, self.items.left_out[name]] for name in names if name in self.items.left_out]
+        packed: Arrays = {"seconds": np.zeros(0), "left_out": np.array(json.dumps(why))}
+        for key in dict.fromkeys(name for row in rows for name in row):
+            packed[key] = np.array([row.get(key, np.nan) for row in rows])
+        return packed
+
+    def _read(self, tokenizer: MediaTokenizer, item: MediaItem) -> tuple[Tensor, Tensor]:
+        """A film as the tokenizer takes it, [1, 3, T, h, w], and its frames at the bench's size, [T, 3, S, S]."""
+        target, square = tokenizer.file_target, (self.side, self.side)
+        own = load_medium("video", item.source, replace(target, picture_size=target.picture_size or square))
+        real = load_medium("video", item.source, replace(target, picture_size=square))
+        return own.float().transpose(0, 1)[None].contiguous(), real.float()
+
+    def _rebuild(self, tokenizer: MediaTokenizer, codes: Codes, x: Tensor, item: MediaItem) -> Tensor:
+        """Codes of one film → frames [T, 3, S, S]."""
+        noise = tokenizer.draw_noise(codes, [self.settings.seed]) if "noise" in tokenizer.decode_settings else None
+        made = tokenizer.decode(codes, make_condition(tokenizer, "decode", x, item), noise)[0].float().transpose(0, 1)
+        if made.shape[-2:] != (self.side, self.side):
+            made = interpolate(made, (self.side, self.side), mode="bicubic", antialias=True)
+        return made.clamp(0, 1)
+
+    def _compare(self, real: Tensor, made: Tensor) -> dict[str, float]:
+        """The means over the frames of one film, as far as the decoded one goes."""
+        real = real[: len(made)]
+        made = made[: len(real)]
+        originals, maps = self.measures.describe_originals(real), self.measures.read_maps(real)
+        compared = self.measures.compare(real, made, originals, maps)
+        return {name: float(value.mean()) for name, value in compared.items() if not name.startswith("features_")}
+
+    def _describe(self, entry: Entry, measured: Arrays) -> dict[str, object]:
+        tokenizer, usage = entry.tokenizer, CodebookUsage(entry.tokenizer)
+        for ids in measured["ids"]:
+            row = torch.tensor(json.loads(str(ids)), dtype=torch.int64).view(1, -1, len(tokenizer.codebook_sizes))
+            usage.add(Codes.whole(row))
+        rates = []
+        prefixes = {name.split(":")[0] for name in measured if ":" in name} - {STILL, "all"}
+        for name in [*sorted(prefixes, key=int), "all"]:
+            counts = measured["count"] if name == "all" else np.minimum(measured["count"], int(name))
+            bits = np.array([entry.count_bits(int(one)) for one in counts])
+            rates.append(
+                {
+                    "codes": round(float(counts.mean()), 2),
+                    "bytes": round(float(bits.mean()) / 8, 3),
+                    "bits_per_second": round(float(bits.sum() / measured["seconds"].sum()), 2),
+                    **_summarise(measured, name),
+                }
+            )
+        seconds = float(measured["seconds"].sum())
+        return {
+            "family": tokenizer.config.family,
+            "sha256": tokenizer.sha256,
+            "parameters": sum(weight.numel() for weight in tokenizer.parameters()),
+            "picture_size": tokenizer.picture_size,
+            "frames_per_second": tokenizer.frames_per_second,
+            "codebooks": list(tokenizer.codebook_sizes),
+            "judges_that_are_its_own_parts": sorted(
+                judge.name for judge in self.judges if judge.parts & entry.list_parts()
+            ),
+            "rates": rates,
+            "usage": {name: round(value, 5) for name, value in usage.report().items()},
+            "speed": {
+                f"{side}_times_real_time": round(seconds / max(float(measured[f"{side}_s"].sum()), 1e-9), 2)
+                for side in ("encode", "decode")
+            },
+        }
+
+
+def _fill(part: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A measure of a part; nan where none of its films has it."""
+    return part[name] if name in part else np.full(len(part["seconds"]), np.nan)
+
+
+def _summarise(measured: Arrays, rate: str) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, values in measured.items():
+        own, _, measure = name.partition(":")
+        if own == rate and measure:
+            figure = Figure.of(values[~np.isnan(values)])
+            found[measure] = {"mean": figure.mean, "ci95": figure.ci95}
+    return found
+
+
+def make_condition(tokenizer: MediaTokenizer, side: str, x: Tensor, item: MediaItem) -> Condition | None:
+    """What the tokenizer reads on that side beside a film [1, 3, T, h, w]: its first frame, its text."""
+    kinds = tokenizer.encode_conditions if side == "encode" else tokenizer.decode_conditions
+    text = (item.text,) if "text" in kinds and (item.text or "text" not in tokenizer.optional_conditions) else None
+    medium = x[:, :, 0] if "medium" in kinds else None
+    return None if text is None and medium is None else Condition(text=text, medium=medium)
