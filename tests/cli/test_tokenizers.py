@@ -73,7 +73,7 @@ def test_show_says_what_a_family_takes(capsys):
         ("model_cards/nano", "is not the folder of a tokenizer; name one of its audio_tokenizer, image_tokenizer"),
         ("docs", "is not the folder of a tokenizer; it holds none"),
         ("README.md", "README.md is a file; name the folder of a tokenizer"),
-        ("unheard", "there is no tokenizer family 'unheard'; known are"),
+        ("xyzzy", "there is no tokenizer family 'xyzzy'; known are"),
         ("TiTok-L33", "there is no tokenizer 'TiTok-L33'; near it are titok-l32, "),
         ("llamagen", "there is no tokenizer 'llamagen'; near it are llamagen-vq"),
     ],

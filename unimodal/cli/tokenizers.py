@@ -122,7 +122,8 @@ def _describe_system(name: str) -> Iterator[tuple[str, str]]:
     train += f"python recipes/train_tokenizer.py --set system={name}"
     if not facts.small:
         yield "to train it", f"{train} --set media=FOLDER"
-    yield "a small form", f"{train} --set small=true --set media=FOLDER"
+    if facts.parameters:
+        yield "a small form", f"{train} --set small=true --set media=FOLDER"
     yield from _describe_weights(name, system)
 
 
