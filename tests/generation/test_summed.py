@@ -190,6 +190,10 @@ def test_searches_write_summed_answers(model, vocabulary, ask):
         found = search.run(engine, ask([3]), config, lambda answers: [float(sum(answer)) for answer in answers])
         assert vocabulary.decode_span(found.answer[:-1])[0] == "image"
         assert found.score == max(candidate.score for candidate in found.candidates)
+    judged = []
+    beam = make_search("beam", beams=1, expand=2, stages=(1, 2))
+    beam.run(engine, ask([3]), config, lambda answers: [judged.append(len(one)) or 0.0 for one in answers])
+    assert judged[:2] == [4, 4] and set(judged) == {4, 7, 12}, "whole steps are judged"
 
 
 def test_what_cannot_read_positions_says_so(model, vocabulary, ask):

@@ -56,7 +56,8 @@ def describe_plan(model: nn.Module, template: Template, corpus: Corpus, batch: P
     spans = []
     if not isinstance(vocabulary, AdoptedVocabulary):  # else they are all the other rows
         spans = [("text", vocabulary.text_range), ("controls", vocabulary.control_range)]
-    spans += [(f"{block.label} ({block.modality})", block.rows) for block in vocabulary.blocks]
+    for block in vocabulary.blocks:
+        spans.append((f"{block.label} ({block.modality}{', summed' if block.layout == 'summed' else ''})", block.rows))
     lines += [f"  {span.start:>8,} … {span.stop - 1:>8,}  {name}" for name, span in spans]
     lines.append(f"parameters: {num_all:,}, trained {num_trained:,} ({num_trained / num_all:.1%})")
     lines.append(

@@ -51,6 +51,12 @@ class Writer:
         if self.config.force not in self.engine.vocabulary.media:
             raise ValueError(f"search needs a forced medium, not {self.config.force!r}; ask for an image, say")
 
+    @property
+    def num_groups(self) -> int:
+        """The codes of a step of the forced medium."""
+        vocabulary = self.engine.vocabulary
+        return len(vocabulary.group_blocks(vocabulary.get_layout(str(self.config.force)).segments[0].block))
+
     def take_seeds(self, num: int) -> list[int]:
         """``num`` seeds that no candidate has had yet; the first of all is the request's own."""
         seeds = [self.config.seed + (number << 32) for number in range(self._used, self._used + num)]
@@ -58,7 +64,7 @@ class Writer:
         return seeds
 
     def write(self, starts: Sequence[list[int]], upto: int | None = None) -> Composition[list[list[int]]]:
-        """Continue each partial answer with a seed of its own, to its end or until it has ``upto`` codes."""
+        """Continue each partial answer with a seed of its own, to its end or until it has ``upto`` code steps."""
         rows, positions = [], self.engine.vocabulary.positions
         for start, seed in zip(starts, self.take_seeds(len(starts)), strict=True):
             other = self.config.unconditional
@@ -66,7 +72,7 @@ class Writer:
                 "seed": seed,
                 "max_new_tokens": self.config.max_new_tokens - positions.count(start),
                 "unconditional": None if other is None else (*other, *start),
-                "pause": None if upto is None else 1 + upto - len(start),
+                "pause": None if upto is None else 1 + upto * self.num_groups - len(start),
             }
             rows.append(GenerationRequest([*self.prompt, *start], self.config.model_copy(update=changes)))
         new = yield rows
@@ -121,13 +127,13 @@ class Search(ABC):
 
 
 def check_stages(stages: Sequence[int], codes: int) -> None:
-    """Raises ValueError unless the stages are ascending numbers of codes inside a span."""
+    """Raises ValueError unless the stages are ascending numbers of code steps inside a span."""
     if list(stages) != sorted(set(stages)) or not all(0 < stage < codes for stage in stages):
         raise ValueError(f"stages {tuple(stages)} must ascend between 0 and the {codes} codes of the span")
 
 
 def count_codes(writer: Writer) -> int:
-    """The number of codes of the forced medium. Raises ValueError if it is free."""
+    """The number of code steps of the forced medium. Raises ValueError if it is free."""
     assert writer.config.force is not None
     layout = writer.engine.vocabulary.get_layout(writer.config.force)
     if layout.open_segment is not None or layout.num_marks:

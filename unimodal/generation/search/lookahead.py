@@ -17,7 +17,7 @@ from unimodal.generation.search.base import Candidate, Search, Verifier, Writer,
 class Lookahead(Search):
     """Lookahead search. Each beam is continued ``expand`` times to its end; the best ``beams`` are cut to the stage.
 
-    stages: numbers of codes that answers are cut to.
+    stages: numbers of code steps that answers are cut to.
     """
 
     beams: int = 1
@@ -37,6 +37,6 @@ class Lookahead(Search):
             best = sorted(whole.values(), key=lambda candidate: -candidate.score)
             if stage is None:
                 break
-            prefixes = {tuple(candidate.answer[: 1 + stage]): None for candidate in best}
+            prefixes = {tuple(candidate.answer[: 1 + stage * writer.num_groups]): None for candidate in best}
             starts = [list(prefix) for prefix in list(prefixes)[: self.beams]]
         return list(whole.values())
