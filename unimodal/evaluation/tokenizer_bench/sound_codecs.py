@@ -18,16 +18,18 @@ from torch import Tensor
 from unimodal.media.audio import resample
 
 OPUS_RATE, PACKET_S = 48_000, 0.06
+LOWEST_RATE = 500  # bits a second that libopus takes
 
 
 @dataclass(frozen=True)
 class OpusSound:
     """What came back, and the bits of its packets. reached: whether they are within the budget of as many whole
-    packets, or a tenth more."""
+    packets, or a tenth more. bit_rate: that libopus was asked for."""
 
     samples: Tensor  # float32 [T]
     num_bits: int
     reached: bool
+    bit_rate: int
 
 
 def code_with_opus(samples: Tensor, rate_hz: int, bits_per_second: float) -> OpusSound:
@@ -37,10 +39,10 @@ def code_with_opus(samples: Tensor, rate_hz: int, bits_per_second: float) -> Opu
     num_packets = math.ceil(len(samples) / rate_hz / PACKET_S)
     budget = bits_per_second * num_packets * PACKET_S
     wide = resample(samples, rate_hz, OPUS_RATE)
-    num_bits = 0
+    num_bits, bit_rate = 0, max(LOWEST_RATE, round(bits_per_second))
     with av.open(memory, "w", format="ogg") as container:
         stream = container.add_stream("libopus", rate=OPUS_RATE, layout="mono")
-        stream.codec_context.bit_rate = max(500, round(bits_per_second))
+        stream.codec_context.bit_rate = bit_rate
         stream.codec_context.options = {"frame_duration": "60", "vbr": "off", "application": "audio"}
         block = (wide.clamp(-1, 1) * 32767).short().numpy()[None]
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="s16", layout="mono")
@@ -55,4 +57,4 @@ def code_with_opus(samples: Tensor, rate_hz: int, bits_per_second: float) -> Opu
     decoded = torch.from_numpy(np.concatenate(parts).astype(np.float32) / scale) if parts else torch.zeros(0)
     back = resample(decoded, OPUS_RATE, rate_hz)[: len(samples)]
     back = torch.nn.functional.pad(back, (0, len(samples) - len(back)))
-    return OpusSound(back, num_bits, num_bits <= 1.1 * budget)
+    return OpusSound(back, num_bits, num_bits <= 1.1 * budget, bit_rate)
