@@ -219,6 +219,8 @@ def make_trained(
                 example = example or batch
                 features = try_once(tokenizer, batch, size, conditions)
     bag: LossBag | None = None
+    if isinstance(tokenizer, SystemModule) and tokenizer.taught_by and cfg.losses is None:
+        raise ValueError(f"{tokenizer.config.family} learns nothing alone; teach it: --set '{tokenizer.taught_by}'")
     if reconstructs:
         settings, decodes = (cfg.losses or LossSettings()).name_characters(list_texts(stream)), tokenizer.can_decode
         bag = LossBag(settings, tokenizer.modality, features, tokenizer.sample_rate_hz, decodes=decodes)

@@ -64,3 +64,12 @@ def test_a_codec_is_taught_by_a_speech_encoder(tmp_path, sounds, capsys):
     with pytest.raises(SystemExit):
         train(tmp_path, sounds, "system=speechtokenizer", "small=true", "trunk=whisper-tiny.en")
     assert "has no trunk that is filled; leave trunk out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("system", "teacher"), [("s3-v2", "losses={spelling: 1}"), ("beats", "losses={distillation: ")]
+)
+def test_an_encoder_that_rebuilds_nothing_asks_for_a_teacher(tmp_path, sounds, capsys, system, teacher):
+    with pytest.raises(SystemExit):
+        train(tmp_path, sounds, f"system={system}", "small=true", "crop_s=0.2")
+    assert f"learns nothing alone; teach it: --set '{teacher}" in capsys.readouterr().err

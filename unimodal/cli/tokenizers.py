@@ -89,6 +89,8 @@ def _describe_system(name: str) -> Iterator[tuple[str, str]]:
     """A published system: what it is, its figures, where they are from and what proves our network."""
     from unimodal.tokenizers.configs.facts import collect_facts, list_proofs
     from unimodal.tokenizers.configs.registry import read_system
+    from unimodal.tokenizers.registry import find_family_class
+    from unimodal.tokenizers.systems.base import SystemModule
 
     system = read_system(name)
     facts = collect_facts(system)
@@ -120,6 +122,9 @@ def _describe_system(name: str) -> Iterator[tuple[str, str]]:
             yield "setting", f"{key} = {setting}"
     train = f"UNIMODAL_PLUGINS={system.plugin} " if system.plugin else ""
     train += f"python recipes/train_tokenizer.py --set system={name}"
+    kind = find_family_class(str(system.choose_settings(small=True)["family"]))
+    if issubclass(kind, SystemModule) and kind.taught_by:
+        train += f" --set '{kind.taught_by}'"
     if not facts.small:
         yield "to train it", f"{train} --set media=FOLDER"
     if facts.parameters:

@@ -56,6 +56,8 @@ class SystemModule(StoredModule):
 
     #: False of a system that has a loss of its own and no `reconstruct`
     reconstructs: ClassVar[bool] = True
+    #: losses to train by, as the recipe takes them, of a system that rebuilds nothing and learns nothing without them
+    taught_by: ClassVar[str] = ""
     stored_dtype: ClassVar[torch.dtype] = torch.float32
     #: our names of weights → the authors', where they do not depend on the settings
     key_map: ClassVar[KeyMap] = KeyMap()

@@ -124,6 +124,7 @@ class BeatsTokenizer(SoundTokenizer):
     """
 
     config_class: ClassVar[type[BeatsConfig]] = BeatsConfig
+    taught_by = "losses={distillation: {feature: codes, network: FOLDER}}"
     no_decoder = "BEATs' codes are labels to train a model by; it has no decoder"
     key_map: ClassVar[KeyMap] = KeyMap(
         rules=(

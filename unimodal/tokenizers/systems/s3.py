@@ -91,6 +91,7 @@ class S3Tokenizer(SoundTokenizer):
     """
 
     config_class: ClassVar[type[S3Config]] = S3Config
+    taught_by = "losses={spelling: 1}"
     no_decoder = (
         "S3Tokenizer only encodes: its codes say what is spoken, and CosyVoice's flow model makes speech of them"
     )
