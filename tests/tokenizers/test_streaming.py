@@ -15,7 +15,7 @@ from unimodal.tokenizers.parts.streaming import ConvStage, TransposedStage
 
 #: networks of transformers, with settings; systems that only look back
 NETWORKS = {"mimi": {"num_codebooks": 5}, "encodec": {"bandwidth": 1.2}}
-SYSTEMS = ("moss-audio",)
+SYSTEMS = ("moss-audio", "uniaudio2-sqcodec")
 every_stream = pytest.mark.parametrize("name", [*NETWORKS, *SYSTEMS])
 
 

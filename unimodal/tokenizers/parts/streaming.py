@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv_transpose1d, pad
+from torch.nn.functional import conv1d, conv_transpose1d, pad
 
 PadMode = Literal["constant", "reflect", "replicate"]
 
@@ -88,7 +88,7 @@ class BlockStage(Stage):
 
 
 class ConvStage(Stage):
-    """A convolution over time without padding of its own, behind `left` steps of padding and before `right`.
+    """A convolution over time, its own padding left out, behind `left` steps of padding and before `right`.
 
     At the end the padding on the right grows until every input step is in an output, as EnCodec pads (arXiv
     2210.13438); left + right is what the kernel reaches beyond its stride. pad_mode: "reflect" needs the first steps
@@ -135,8 +135,8 @@ class ConvStage(Stage):
         self.waiting = x[..., count * self.stride :]
         if not count:
             return x.new_zeros(len(x), self.conv.out_channels, 0)
-        out: Tensor = self.conv(x[..., : (count - 1) * self.stride + self.reach])
-        return out
+        conv, x = self.conv, x[..., : (count - 1) * self.stride + self.reach]
+        return conv1d(x, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 class TransposedStage(Stage):

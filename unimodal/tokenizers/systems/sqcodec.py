@@ -24,6 +24,15 @@ from torch.nn.functional import pad
 from torch.nn.utils.parametrizations import weight_norm
 
 from unimodal.tokenizers.parts.quantizers.rounded import RoundedQuantizer
+from unimodal.tokenizers.parts.streaming import (
+    BlockStage,
+    ChainStage,
+    ConvStage,
+    PointwiseStage,
+    Stage,
+    SumStage,
+    TransposedStage,
+)
 from unimodal.tokenizers.sounds import pad_samples
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
@@ -213,6 +222,29 @@ class SQDecoder(nn.Module):
         return x
 
 
+def open_layer(layer: nn.Module) -> Stage:
+    """A stream of one layer of a causal encoder or decoder."""
+    if isinstance(layer, PaddedConv):
+        around = layer.padding[0]
+        return ConvStage(layer, layer.before or int(around), int(around))
+    if isinstance(layer, GrowingConv):
+        return TransposedStage(layer, 0, layer.cut)
+    if isinstance(layer, PReLUUnit):
+        inner = (layer.conv1, layer.activation1, layer.conv2, layer.activation2)
+        return SumStage(PointwiseStage(nn.Identity()), ChainStage([open_layer(part) for part in inner]))
+    if isinstance(layer, SamplePool):
+        pooled = [BlockStage(int(layer.pooling.kernel_size[0])), PointwiseStage(layer.pooling)]
+        return ChainStage([open_layer(layer.conv), PointwiseStage(layer.activation), *pooled])
+    if isinstance(layer, SampleRepeat):
+        repeat = PointwiseStage(lambda x: x.repeat_interleave(layer.pool, dim=-1))
+        return ChainStage([repeat, open_layer(layer.conv), PointwiseStage(layer.activation)])
+    if isinstance(layer, EncoderLevel):
+        return ChainStage([*map(open_layer, layer.convs), open_layer(layer.down)])
+    if isinstance(layer, DecoderLevel):
+        return ChainStage([open_layer(layer.up), *map(open_layer, layer.convs)])
+    return PointwiseStage(layer)
+
+
 class SQCodecTokenizer(SoundTokenizer):
     """Sound ⇄ D codes of 19 values a frame."""
 
@@ -247,6 +279,30 @@ class SQCodecTokenizer(SoundTokenizer):
     def reconstruct_equal(self, x: Tensor, generator: torch.Generator | None) -> Reconstruction:
         made = self.quantizer(self.encode_latents(self.pad_equal(x, False)))
         return Reconstruction(self.decoder(made.values.transpose(1, 2)), made.loss, made.ids)
+
+    # ---- piece by piece
+
+    @property
+    def can_stream(self) -> bool:
+        return self.config.causal
+
+    def open_encoder(self, published: bool) -> Stage:
+        def quantize(latents: Tensor) -> Tensor:
+            return self.quantizer(latents.tanh().transpose(1, 2)).ids
+
+        stages: list[Stage] = [BlockStage(self.samples_per_code)]
+        for layer in self.encoder.layers:
+            stages.append(open_layer(layer))
+            if isinstance(layer, EncoderLevel):
+                stages.append(PointwiseStage(self.encoder.shared_activation))
+        return ChainStage([*stages, PointwiseStage(quantize, self.make_no_codes())])
+
+    def open_decoder(self, published: bool) -> Stage:
+        def look_up(ids: Tensor) -> Tensor:
+            return self.quantizer.look_up(ids).transpose(1, 2)
+
+        nothing = next(self.parameters()).new_zeros(1, self.config.num_channels, 0)
+        return ChainStage([PointwiseStage(look_up, nothing), *map(open_layer, self.decoder.layers)])
 
     # ---- the authors' files
 
