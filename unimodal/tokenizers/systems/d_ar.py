@@ -24,7 +24,7 @@ from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
-from unimodal.tokenizers.systems.d_ar_networks import GatedBlock, WindowFlow, norm_freely, rotate_map
+from unimodal.tokenizers.systems.d_ar_networks import ScaledBlock, WindowFlow, norm_freely, rotate_map
 from unimodal.tokenizers.systems.key_map import KeyMap
 
 
@@ -90,14 +90,14 @@ class DArTokenizer(SystemTokenizer):
         self.patchify = nn.Conv2d(3, width, config.patch_size, config.patch_size)
         self.query_embedding = nn.Embedding(config.num_places, config.query_width)
         self.query_linear = nn.Linear(config.query_width, width)
-        self.encoder_layers = nn.ModuleList(GatedBlock(width, head) for _ in range(config.encoder_layers))
+        self.encoder_layers = nn.ModuleList(ScaledBlock(width, head) for _ in range(config.encoder_layers))
         self.quant_in_conv = nn.Conv2d(width, config.token_width, 1, bias=False)
         self.quantizer = VectorQuantizer(
             config.codebook_size, config.token_width, "euclidean", True, True, commitment=config.commitment
         )
         self.quant_out_conv = nn.Conv2d(config.token_width, width, 1, bias=False)
         self.decoder_embedding = nn.Embedding(config.num_places, width)
-        self.decoder_layers = nn.ModuleList(GatedBlock(width, head) for _ in range(config.decoder_layers))
+        self.decoder_layers = nn.ModuleList(ScaledBlock(width, head) for _ in range(config.decoder_layers))
         self.flow = WindowFlow(
             width, head, config.flow_layers, config.flow_patch, config.align_layer, config.align_widths,
             config.image_size // config.patch_size,

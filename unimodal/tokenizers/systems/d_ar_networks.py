@@ -67,7 +67,7 @@ class NormedAttention(nn.Module):
         return self.proj(scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
+class SiluForward(nn.Module):
     """Two layers with a SiLU between, four times as wide inside."""
 
     def __init__(self, width: int):
@@ -78,12 +78,12 @@ class FeedForward(nn.Module):
         return self.fc2(silu(self.fc1(x)))
 
 
-class GatedBlock(nn.Module):
+class ScaledBlock(nn.Module):
     """Attention and feed-forward after norms, each times a learned vector that begins at 0."""
 
     def __init__(self, width: int, head_width: int):
         super().__init__()
-        self.attention, self.mlp = NormedAttention(width, head_width), FeedForward(width)
+        self.attention, self.mlp = NormedAttention(width, head_width), SiluForward(width)
         self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
         self.gate1, self.gate2 = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
         self.apply(init_narrowly)
@@ -95,7 +95,7 @@ class GatedBlock(nn.Module):
         return x + self.mlp(self.norm2(x)) * self.gate2
 
 
-class TimeEmbedding(nn.Module):
+class FlowTime(nn.Module):
     """Times in [0, 1], float [B] → [B, D]: waves of up to 10,000 steps of a thousandth, and two layers."""
 
     def __init__(self, width: int):
@@ -116,7 +116,7 @@ class FlowBlock(nn.Module):
     def __init__(self, width: int, head_width: int):
         super().__init__()
         self.attention, self.cross_attn = NormedAttention(width, head_width), NormedAttention(width, head_width)
-        self.mlp, self.time_embed = FeedForward(width), TimeEmbedding(width)
+        self.mlp, self.time_embed = SiluForward(width), FlowTime(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.cond_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.apply(init_narrowly)

@@ -25,9 +25,9 @@ from unimodal.tokenizers.parts.quantizers import BernoulliQuantizer
 from unimodal.tokenizers.parts.trunks.llama_blocks import (
     EPS,
     DoublingLayer,
+    HalfRotation,
     HalvingLayer,
     LlamaBlock,
-    Rotation,
     make_rotation,
 )
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -93,7 +93,7 @@ def run_blocks(
     """Blocks over queries and a map, x: [B, N + side², D], whose map `layers` resize by `factor` → (the same with the
     map at its last size, that side)."""
 
-    def turn(span: float | None) -> Rotation:
+    def turn(span: float | None) -> HalfRotation:
         return make_rotation(num_queries, (side, side), span, config.axes, x.device)
 
     resized = list(part.resized_after)

@@ -18,7 +18,7 @@ THETA = 10_000.0
 
 
 @dataclass(frozen=True)
-class Rotation:
+class HalfRotation:
     """Cosines and sines [N, 1, d] by which queries and keys are turned."""
 
     cos: Tensor
@@ -33,7 +33,7 @@ class Rotation:
 
 def make_rotation(
     num_queries: int, grid: tuple[int, int], span: float | None, axes: Sequence[int], device: torch.device
-) -> Rotation:
+) -> HalfRotation:
     """Positions of queries (first axis) and of a map (second and third), an axis having so many of the d dimensions.
 
     span: how many places the map's positions are spread over, whatever its size; None counts them.
@@ -51,7 +51,7 @@ def make_rotation(
         frequencies = THETA ** (-torch.arange(0, size, 2, dtype=torch.float64, device=device) / size)
         angles.append((ids[:, axis, None].double() * frequencies).repeat_interleave(2, dim=1))
     angle = torch.cat(angles, 1)[:, None]
-    return Rotation(angle.cos().float(), angle.sin().float())
+    return HalfRotation(angle.cos().float(), angle.sin().float())
 
 
 class RotatedAttention(nn.Module):
@@ -63,7 +63,7 @@ class RotatedAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.norm_q, self.norm_k = nn.RMSNorm(width // num_heads, EPS), nn.RMSNorm(width // num_heads, EPS)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x: Tensor, rotation: HalfRotation) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (self.num_heads, -1)) for layer in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotation.turn(self.norm_q(q)), rotation.turn(self.norm_k(k))
         mixed = scaled_dot_product_attention(*(each.transpose(1, 2) for each in (q, k, v)))
@@ -90,7 +90,7 @@ class LlamaBlock(nn.Module):
         self.input_layernorm, self.post_attention_layernorm = nn.RMSNorm(width, EPS), nn.RMSNorm(width, EPS)
         self.attn, self.mlp = RotatedAttention(width, num_heads), GatedLayer(width)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x: Tensor, rotation: HalfRotation) -> Tensor:
         x = x + self.attn(self.input_layernorm(x), rotation)
         return x + self.mlp(self.post_attention_layernorm(x))
 
