@@ -63,8 +63,8 @@ def test_show_says_what_a_released_tokenizer_gives(capsys):
 
 
 def test_show_says_what_a_family_takes(capsys):
-    status, out, _ = run(capsys, "show", "mimi")
-    assert status == 0 and "kyutai/mimi" in out and "setting of a checkpoint  num_codebooks = None" in out
+    status, out, _ = run(capsys, "show", "encodec")
+    assert status == 0 and "facebook/encodec" in out and "setting of a checkpoint  bandwidth = None" in out
 
 
 @pytest.mark.parametrize(

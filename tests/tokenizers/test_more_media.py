@@ -9,6 +9,7 @@ import torch
 from unimodal.media.limits import MediaLimits
 from unimodal.media.registry import MEDIA, FileTarget
 from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.vocabulary import make_media_vocabulary
 
 
@@ -35,6 +36,33 @@ def draw_shape(side: int, seed: int) -> torch.Tensor:
     places = torch.stack(torch.meshgrid(*[torch.arange(side).float()] * 3, indexing="ij"))
     distance = (places - middle.view(3, 1, 1, 1)).norm(dim=0)
     return ((distance < side / 3) & (distance > side / 8)).float()
+
+
+def test_coarse_scales_of_a_scene_decode_alone_and_its_classes_are_learned():
+    """I²-World's codes within a scene: a small form is trained on a few scenes of half-filled columns."""
+    tokenizer = build_tokenizer(read_system("i2-world").choose_settings(small=True))
+    scenes = torch.zeros(4, 1, 16, 16, 4)
+    for scene, (x, y) in zip(scenes, [(0, 0), (0, 8), (8, 0), (8, 8)], strict=True):
+        scene[0, x : x + 8, y : y + 8, :2] = 1
+    optimizer = torch.optim.AdamW(tokenizer.train().parameters(), 1e-2)
+    first = None
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss, numbers = tokenizer.training_loss(scenes)
+        loss.backward()
+        optimizer.step()
+        first = first or numbers["cross_entropy"]
+    assert numbers["cross_entropy"] < 0.7 * first
+    codes = tokenizer.eval().encode(scenes)
+    assert codes.ids.shape == (4, 2 * 2 + 4 * 4 + 8 * 8, 1)
+    whole, coarse = tokenizer.decode(codes), tokenizer.decode(Codes.whole(codes.ids[:, :4]))
+    assert whole.shape == coarse.shape == scenes.shape
+    later = codes.ids.clone()
+    later[:, 4:] = (later[:, 4:] + 1) % 32
+    mask = torch.arange(84).expand(4, -1) < 4
+    assert torch.equal(tokenizer.decode(Codes(later, mask)), coarse)
+    with pytest.raises(ValueError, match="a voxel has one of 2 classes; got 5"):
+        tokenizer.encode(scenes * 5)
 
 
 def test_a_shape_comes_back_from_its_file_its_blocks_and_its_tree(voxels, tmp_path):

@@ -104,6 +104,9 @@ def make_media(tokenizer) -> torch.Tensor:
     size = tokenizer.picture_size or (32, 32)
     if tokenizer.modality == "audio":
         return torch.rand(2, 1, 4000, generator=generator) * 2 - 1
+    if tokenizer.modality == "voxels":
+        config = tokenizer.config
+        return (torch.rand(2, 1, config.side, config.side, config.height, generator=generator) > 0.5).float()
     if tokenizer.modality == "mask":
         return (torch.rand(2, 1, *size, generator=generator) > 0.5).float()
     if tokenizer.modality == "video":

@@ -172,6 +172,7 @@ FAMILIES: dict[str, str] = {
     "titok_latents": "unimodal.tokenizers.systems.titok:TiTokLatents",
     "tatitok": "unimodal.tokenizers.systems.titok:TATiTokTokenizer",
     "tatitok_latents": "unimodal.tokenizers.systems.titok:TATiTokLatents",
+    "i2_world": "unimodal.tokenizers.systems.i2_world:SceneTokenizer",
     "octree": "unimodal.tokenizers.more_media.voxels:OctreeTokenizer",
     "voxel_blocks": "unimodal.tokenizers.more_media.voxels:BlockTokenizer",
     "svg_paths": "unimodal.tokenizers.more_media.svg_paths:PathTokenizer",

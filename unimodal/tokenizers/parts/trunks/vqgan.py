@@ -24,7 +24,8 @@ class ConvSettings(BaseModel):
     """Sizes and conventions of both trunks.
 
     width: channels of the first level. multipliers: of each level's channels over width, finest first; every level but
-    the last halves the picture. num_blocks: residual blocks of a level. extra_blocks: how many more a level of the
+    the last halves the picture. num_blocks: residual blocks of a level; level_blocks: of each level, finest first,
+    where they differ. extra_blocks: how many more a level of the
     decoder has. middle_blocks: residual blocks at the coarsest map; middle_attention: attention after the first one.
     attention_levels: levels with attention after every block, 0 the finest. latent_width: Z.
     downsampling: where a picture is padded to be halved: "behind" (right and below) or "around". upsampling: "nearest",
@@ -38,6 +39,7 @@ class ConvSettings(BaseModel):
     width: int = Field(default=128, ge=1)
     multipliers: tuple[int, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
     num_blocks: int = Field(default=2, ge=1)
+    level_blocks: tuple[int, ...] = ()
     extra_blocks: int = Field(default=1, ge=0)
     middle_blocks: int = Field(default=2, ge=1)
     middle_attention: bool = True
@@ -56,9 +58,16 @@ class ConvSettings(BaseModel):
         """Pixels of a position's side."""
         return 2 ** (len(self.multipliers) - 1)
 
+    def count_blocks(self, level: int) -> int:
+        """Residual blocks of a level of the encoder, 0 the finest."""
+        return self.level_blocks[level] if self.level_blocks else self.num_blocks
+
     @model_validator(mode="after")
     def check_fit(self) -> Self:
-        """ValueError for widths that the norms cannot divide, and for attention at a level that is not there."""
+        """ValueError for widths that the norms cannot divide, and for attention or blocks of levels that are not
+        there."""
+        if self.level_blocks and len(self.level_blocks) != len(self.multipliers):
+            raise ValueError(f"level_blocks {self.level_blocks} must be as many as multipliers {self.multipliers}")
         for multiplier in self.multipliers:
             if self.width * multiplier % self.num_norm_groups:
                 raise ValueError(
@@ -194,7 +203,7 @@ class ConvEncoder(nn.Module):
             wider, last = settings.width * multiplier, level == len(settings.multipliers) - 1
             resize = None if last else HalfSize(wider, settings)
             attends = level in settings.attention_levels
-            self.levels.append(ConvLevel(channels, wider, settings.num_blocks, attends, resize, plain))
+            self.levels.append(ConvLevel(channels, wider, settings.count_blocks(level), attends, resize, plain))
             channels = wider
         self.middle = build_middle(channels, settings)
         self.norm_out = nn.GroupNorm(settings.num_norm_groups, channels, EPSILON)
@@ -220,7 +229,10 @@ class ConvDecoder(nn.Module):
         for level in reversed(range(len(settings.multipliers))):
             narrower = settings.width * settings.multipliers[level]
             resize = DoubleSize(narrower, settings) if level else None
-            attends, num_blocks = level in settings.attention_levels, settings.num_blocks + settings.extra_blocks
+            attends, num_blocks = (
+                level in settings.attention_levels,
+                settings.count_blocks(level) + settings.extra_blocks,
+            )
             self.levels.append(ConvLevel(channels, narrower, num_blocks, attends, resize, settings))
             channels = narrower
         self.norm_out = nn.GroupNorm(settings.num_norm_groups, channels, EPSILON)
