@@ -12,6 +12,7 @@ from tests.tools.test_tokenizers_of_systems import write_medium
 from tools import convert_checkpoint
 from unimodal.cli.app import main
 from unimodal.data.token_shards import TokenShards
+from unimodal.export.card import Statement, make_card
 from unimodal.model.depth_decoder import find_depth_decoder
 from unimodal.pipeline import load
 from unimodal.sequence.cutting import RowFitter
@@ -115,6 +116,8 @@ def test_a_model_from_scratch_is_saved_with_its_depth_decoder_and_served(make_me
         assert answer.status_code == 200 and answer.json()["data"], answer.text
         asked = {"modality": "image", "codes": drawn.part.codes.reshape(-1).tolist()}
         assert server.post("/v1/detokenize", asked).status_code == 200
+    card = make_card(tmp_path / "out", "me/model", Statement("mit", (), "Noise."))
+    assert "and a depth decoder" in card and "library_name: unimodal" in card and 'any-to-any", model' not in card
     full = [one for one in settings_of(tmp_path, tmp_path / "out", file) if not one.startswith(("lora", "out", "run"))]
     recipe("finetune_full", *full, f"out={tmp_path}/again", f"run={tmp_path}/run2")
     assert load(tmp_path / "again", device="cpu").generate("noise", to="image").modality == "image"

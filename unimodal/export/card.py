@@ -123,9 +123,10 @@ def _check(path: Path, known: Mapping[str, object], text: str, statement: Statem
 def _collect_metadata(folder: Path, statement: Statement) -> CardMetadata:
     """The entries of the card's YAML block, in order, without empty ones."""
     record = _read_if_there(folder / EXPORT_FILE)
-    media = read_vocabulary(folder / VOCABULARY_FILE).media
+    vocabulary = read_vocabulary(folder / VOCABULARY_FILE)
+    media, is_flat = vocabulary.media, vocabulary.positions.is_flat
     base = record.get("base_model")
-    found: CardMetadata = {"library_name": "transformers", "pipeline_tag": "any-to-any"}
+    found: CardMetadata = {"library_name": "transformers" if is_flat else "unimodal", "pipeline_tag": "any-to-any"}
     if statement.license:
         found = {"license": statement.license, **found}
     if base:
@@ -155,6 +156,7 @@ def _fill_template(folder: Path, repo: str, metadata: CardMetadata, statement: S
         rows=f"{config.get('vocab_size', vocabulary.size):,}",
         media=_join_names(vocabulary.media),
         media_names=vocabulary.media,
+        summed=_join_names([name for name in vocabulary.media if vocabulary.is_summed(name)]),
         modalities=_join_names(("text", *vocabulary.media)),
         base=metadata.get("base_model"),
         samples=list(_list_samples(folder)),
