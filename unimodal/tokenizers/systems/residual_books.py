@@ -11,14 +11,15 @@ from unimodal.tokenizers.systems.sound import SoundConfig
 
 class ResidualBooks(SoundConfig):
     """num_codebooks: G, each of codebook_size values. dropout: the share of sounds that keep a random number of books
-    in a step of training. dead_share: see `CodebookUpkeep`; the authors revive rows below a count of 2."""
+    in a step of training. dead_share: see `CodebookUpkeep`; the authors revive rows below a count of 2, which is about
+    the mean count of their trainings, or above it. decay: of the averages; short trainings want less than 0.99."""
 
     num_codebooks: int = Field(default=8, ge=1)
     codebook_size: int = Field(default=1024, ge=2)
     commitment: float = Field(default=1.0, ge=0)
     dropout: float = Field(default=0.0, ge=0, le=1)
     decay: float = Field(default=0.99, gt=0, lt=1)
-    dead_share: float = Field(default=0.1, ge=0)
+    dead_share: float = Field(default=0.5, ge=0)
 
     def make_quantizer(self, width: int) -> ResidualQuantizer:
         """Books of running averages, begun by k-means, as EnCodec's."""
