@@ -23,6 +23,7 @@ every_stream = pytest.mark.parametrize("name", [*NETWORKS, *SYSTEMS])
 def tokenizers(tmp_path_factory):
     """Tokenizers that can stream, by name."""
     made = {}
+    torch.manual_seed(0)
     for name, settings in NETWORKS.items():
         folder = tmp_path_factory.mktemp(name)
         getattr(tiny_networks, name)().save_pretrained(folder)
@@ -44,6 +45,16 @@ def cut_anywhere(rng, x):
     return torch.tensor_split(x, sorted(rng.randint(0, len(x)) for _ in range(rng.randint(0, 12))))
 
 
+def check_codes(tokenizer, x, streamed, whole):
+    """The same codes. A convolution of a piece rounds otherwise than that of the whole, by a few units of the last
+    place: a step that lies between two codes, so that a change of the sound by 10⁻⁵ moves it, may fall either way."""
+    assert streamed.shape == whole.shape
+    differing = (streamed != whole).any(1)
+    if differing.any():
+        moved = [(tokenizer.encode((x * scale)[None, None]).row(0) != whole).any(1) for scale in (1 + 1e-5, 1 - 1e-5)]
+        assert (differing <= (moved[0] | moved[1])).all() and int(differing.sum()) <= 1
+
+
 @every_stream
 def test_pieces_give_the_codes_and_the_sound_of_the_whole(name, tokenizers, campaign):
     tokenizer = tokenizers[name]
@@ -52,9 +63,9 @@ def test_pieces_give_the_codes_and_the_sound_of_the_whole(name, tokenizers, camp
         x = make_sound(rng)
         codes = tokenizer.encode(x[None, None])
         streamed = torch.cat(list(tokenizer.encode_stream(cut_anywhere(rng, x))))
-        assert torch.equal(streamed, codes.row(0))
-        sound = torch.cat(list(tokenizer.decode_stream(cut_anywhere(rng, streamed))))
-        torch.testing.assert_close(sound, tokenizer.decode(codes)[0, 0], atol=1e-5, rtol=0)
+        check_codes(tokenizer, x, streamed, codes.row(0))
+        sound = torch.cat(list(tokenizer.decode_stream(cut_anywhere(rng, codes.row(0)))))
+        torch.testing.assert_close(sound, tokenizer.decode(codes)[0, 0], atol=2e-5, rtol=0)
 
 
 @every_stream
