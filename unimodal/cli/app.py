@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unimodal._version import __version__
+from unimodal.cli.evaluate import evaluate
 from unimodal.cli.export import export, push
 from unimodal.cli.progress import Reporter
 from unimodal.cli.serve import serve
@@ -293,116 +294,7 @@ def detokenize(
     print(out)
 
 
-@app.command(cls=Command)
-def evaluate(
-    suite: Annotated[
-        list[str], typer.Option("--suite", metavar="S", help="A suite, `all` or `tokenizers`; may be repeated.")
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="report.json", help="The report; finished parts are kept.")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="[MORE TOKENIZERS]", show_default=False)] = None,
-    data: Annotated[
-        Path, typer.Option(metavar="DIR", help="The prepared data; for `tokenizers` any folder of files or dataset.")
-    ] = Path("data/prepared"),
-    limit: Annotated[int | None, typer.Option(metavar="N", help="At most so many items of a suite.")] = None,
-    seed: Seed = 0,
-    model: Model = None,
-    compared: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tokenizers", metavar="A B …", help="For `tokenizers`: folders, LABEL=FOLDER, or NAME=CHECKPOINT."
-        ),
-    ] = None,
-    side: Annotated[
-        int | None, typer.Option("--size", metavar="PIXELS", help="For `tokenizers`: at which pictures are judged.")
-    ] = None,
-    judges: Annotated[
-        list[Path] | None,
-        typer.Option("--judge", metavar="DIR", help="For `tokenizers`: one more vision encoder that judges."),
-    ] = None,
-    lpips: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For `tokenizers`: the weights of LPIPS on VGG-16.")
-    ] = None,
-    part: Annotated[
-        str, typer.Option(metavar="PART", help="For `tokenizers`: reconstruction (by default) or downstream.")
-    ] = "reconstruction",
-    reading: Annotated[
-        bool, typer.Option("--reading/--no-reading", help="For `tokenizers`: read small text in pictures.")
-    ] = True,
-    recognisers: Annotated[
-        str,
-        typer.Option(metavar="R,R", help="For `tokenizers`: who reads speech: moonshine, pocketsphinx, or none."),
-    ] = "moonshine",
-) -> None:
-    """Measure the model on held-out data, or compare tokenizers, and write a report."""
-    from unimodal.evaluation import TOKENIZERS, choose_suites, run_suites
-
-    check_folder(out)
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit {limit}: give the number of items to try, at least 1")
-    named = [*(compared or []), *(more or [])]
-    if TOKENIZERS in suite:
-        if len(set(suite)) > 1 or model is not None:
-            raise ValueError("--suite tokenizers compares tokenizers and no model; run it alone, without --model")
-        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips, reading, part, recognisers)
-        return
-    others = {
-        "--tokenizers": named,
-        "--size": side,
-        "--judge": judges,
-        "--lpips": lpips,
-        "--no-reading": not reading,
-        "--part": part != "reconstruction",
-        "--recognisers": recognisers != "moonshine",
-    }
-    for option, value in others.items():
-        if value:
-            raise ValueError(f"{option} belongs to --suite {TOKENIZERS}")
-    names = choose_suites(suite)
-    if not data.is_dir():
-        raise ValueError(f"--data {data}: no such folder; fetch and prepare the data first (make nano)")
-    with Reporter() as report:
-        loaded = load_model(model, report)
-        for table in run_suites(names, loaded, data, out, limit, seed, report):
-            report.clear()
-            print(table, flush=True)
-
-
-def _compare_tokenizers(
-    named: list[str],
-    out: Path,
-    data: Path,
-    limit: int | None,
-    seed: int,
-    side: int | None,
-    judges: list[Path] | None,
-    lpips: Path | None,
-    reading: bool,
-    part: str,
-    recognisers: str,
-) -> None:
-    from unimodal.evaluation.tokenizer_bench.entries import open_entries
-    from unimodal.evaluation.tokenizer_bench.run import run_bench
-    from unimodal.evaluation.tokenizer_bench.settings import PARTS, BenchSettings
-    from unimodal.evaluation.tokenizer_bench.write import write_bench
-
-    if not data.exists():
-        raise ValueError(f"--data {data}: no such folder or dataset")
-    if side is not None and not 16 <= side <= 2048:
-        raise ValueError(f"--size {side}: give pixels from 16 to 2048")
-    check_choice("--part", part, PARTS)
-    parts = out.with_name(f"{out.stem}.parts")
-    names = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
-    with Reporter() as report:
-        entries = open_entries(named)
-        settings = BenchSettings(
-            data, parts, limit, seed, side, tuple(judges or ()), lpips, reading, part, recognisers=names
-        )
-        found = run_bench(entries, settings, report)
-        report.clear()
-        print(write_bench(found, out))
-
-
-for command in (export, push, serve, upgrade):
+for command in (evaluate, export, push, serve, upgrade):
     app.command(cls=Command)(command)
 app.add_typer(tokenizers)
 
