@@ -171,3 +171,35 @@ def test_the_inverse_transform_gives_back_what_was_transformed(padding):
     torch.testing.assert_close(inverse(spectrum), x, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="hop of at most half"):
         InverseStft(64, 48)
+
+
+def test_released_folders_load_with_their_own_config(open_reference, tmp_path, monkeypatch):
+    """As the repositories have them: a pickle beside a config.yaml, and EnCodec's weights elsewhere."""
+    import yaml
+
+    from unimodal.tokenizers import pretrained
+    from unimodal.tokenizers.pretrained import checkpoint
+
+    for name, kind in (("vocos_mel", VocosMel), ("vocos_encodec", VocosEncodec)):
+        reference = open_reference(f"audio/{name}")
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {
+            key: {"class_path": "…", "init_args": reference.config[key]}
+            for key in ("feature_extractor", "backbone", "head")
+        }
+        config |= {key: value for key, value in reference.config.items() if key == "encodec"}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        own = {key: value for key, value in reference.weights.items() if "encodec." not in key}
+        encodec = {key.partition("encodec.")[2]: value for key, value in reference.weights.items() if key not in own}
+        torch.save(own, folder / "pytorch_model.bin")
+        monkeypatch.setattr(checkpoint, "download_folder", lambda place, patterns, folder=folder: folder)
+        more = {}
+        if encodec:
+            with pytest.raises(ValueError, match="leaves out its EnCodec, facebook/encodec_24khz; name its folder"):
+                pretrained.load(name, pickle=True)
+            torch.save(encodec, tmp_path / "encodec.th")
+            more = {"companion": tmp_path / "encodec.th"}
+        load = pretrained.load if encodec else pretrained.load_latents
+        loaded = load(name, pickle=True, **more)
+        assert loaded.sha256 == kind.from_authors(reference.weights, loaded.config).sha256

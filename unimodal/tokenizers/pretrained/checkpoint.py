@@ -106,7 +106,7 @@ def _load_published(
         return _load_saved(name, path, settings)
     known_file = bool(entry.file) and (os.fspath(place) == entry.hub_id or (path / entry.file).is_file())
     if known_file:  # the repository that the table names, or a copy of it
-        settings = {"file": entry.file, "config": entry.config, **settings}
+        settings = {"file": entry.file, "config": entry.config or None, **settings}
     if path.exists():
         return read(name, path, **settings)
     file = str(settings.get("file") or "")

@@ -351,11 +351,12 @@ PUBLISHED: dict[str, PublishedWeights] = {
         file="WavTokenizer_small_600_24k_4096.ckpt",
         config="wavtokenizer-40",
     ),
-    "vocos_mel": PublishedWeights("vocos_mel", "charactr/vocos-mel-24khz", "MIT"),
+    "vocos_mel": PublishedWeights("vocos_mel", "charactr/vocos-mel-24khz", "MIT", file="pytorch_model.bin"),
     "vocos_encodec": PublishedWeights(
         "vocos_encodec",
         "charactr/vocos-encodec-24khz",
         "MIT",
+        file="pytorch_model.bin",
         companion="its EnCodec, facebook/encodec_24khz",
     ),
 }
