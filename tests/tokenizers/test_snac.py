@@ -9,6 +9,7 @@ from unimodal.tokenizers import Codes
 from unimodal.tokenizers.configs.facts import count_bits
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.systems.snac import SnacTokenizer
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 NAMES = ("audio/snac", "audio/snac_attn")
 
@@ -130,3 +131,19 @@ def test_any_number_of_frames_decodes_and_noise_is_that_of_a_seed(name):
     for row, wave in zip(rows, together, strict=True):
         alone = tokenizer.decode(Codes.from_rows([row]))[0]
         torch.testing.assert_close(wave[:, : alone.shape[-1]], alone)
+
+
+def test_a_frame_has_the_ids_of_orpheus():
+    """Seven tokens a frame, the place's block of 4,096 added to each code, behind row 128,266."""
+    tokenizer = build("snac-24")
+    blocks = [Block(name="audio", modality="audio", group=g, size=s) for g, s in enumerate(tokenizer.codebook_sizes)]
+    vocabulary = Vocabulary.build(128_266 - 14, blocks, [SpanLayout("audio", [Segment("audio")])])
+    codes = torch.randint(4096, (3, 7), generator=torch.Generator().manual_seed(0))
+    rows = vocabulary.encode_span("audio", codes)[1:-1]
+    coarse, middle, fine = (
+        stream.ids[0, :, 0].tolist() for stream in tokenizer.streams.split(Codes.whole(codes[None]))
+    )
+    for frame in range(3):
+        written = [coarse[frame], middle[2 * frame], *fine[4 * frame : 4 * frame + 2], middle[2 * frame + 1],
+                   *fine[4 * frame + 2 : 4 * frame + 4]]  # fmt: skip
+        assert rows[7 * frame : 7 * frame + 7] == [128_266 + 4096 * place + code for place, code in enumerate(written)]
