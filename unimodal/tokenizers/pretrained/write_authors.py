@@ -58,6 +58,8 @@ def _shape_pickle(name: str, state: dict[str, torch.Tensor]) -> tuple[str, dict[
     """The name of the released file, and the weights as they lie within it."""
     row = PUBLISHED[name]
     file = Path(row.file or "pytorch_model.bin")
+    if file.suffix == ".safetensors":
+        file = Path("pytorch_model.bin")
     content: dict[str, object] = {row.prefix + key: tensor for key, tensor in state.items()}
     root = PICKLED_ROOTS.get(file.suffix)
     nested = (root,) if root in row.roots else row.roots if root is not None else ()
