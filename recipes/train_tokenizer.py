@@ -383,25 +383,42 @@ def print_table(report: dict[str, float]) -> None:
         print(f"{name.ljust(width)}  {value:.6g}")
 
 
-def show_plan(cfg: TokenizerRecipe, stream: MediaStream, module: TrainedTokenizer, first: MediaBatch) -> None:
-    tokenizer = module.tokenizer
+def describe_tokenizer(cfg: TokenizerRecipe, tokenizer: AnyTokenizer) -> str:
+    """One line: what is trained, and what becomes of a file."""
     trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
+    if isinstance(tokenizer, LatentTokenizer):
+        gives = f"latents of width {tokenizer.width}"
+    else:
+        counts, second = [count for _, count in tokenizer.segments], tokenizer.tokens_per_second
+        known = [count for count in counts if count is not None]
+        number = f"{sum(known):,}" if known else f"{second:g} a second" if second is not None else "more the larger it is"
+        some = " or more" if 0 < len(known) < len(counts) else ""
+        sizes = [f"{size:,}" for size in dict.fromkeys(tokenizer.block_sizes.values())]
+        gives = f"codes ({number}{some}) of {' and '.join(sizes)} values"
+        groups = len(tokenizer.codebook_sizes)
+        gives += f", {groups} at each position" if groups > 1 else ""
     name = cfg.system or tokenizer.config.family
-    gives = f"latents of width {tokenizer.width}" if isinstance(tokenizer, LatentTokenizer) else "codes " + ", ".join(
-        f"{count or 'any number'} × {block}" for block, count in tokenizer.segments
-    )  # fmt: skip
-    print(f"{name}: {tokenizer.modality}, {trained:,} trained parameters, {gives}")
+    return f"{name}: {tokenizer.modality}, {trained:,} trained parameters; a file becomes {gives}"
+
+
+def describe_data(cfg: TokenizerRecipe, stream: MediaStream) -> Iterator[str]:
+    """A line for each stage: what is trained on, what is held out, at which sizes."""
     for part in stream.parts:
         items, from_step = part.items, f" from step {part.first_step:,} on" if part.first_step else ""
         sizes = f", at {', '.join(f'{h}×{w}' for h, w in part.sizes)}" if part.sizes else ""
         if isinstance(items, FileItems):
             groups = [items.find_group(index) for index in range(len(items))]
             held = sum(is_held_out(group, cfg.one_held_out_of) for group in groups)
-            print(f"{items.folder}: {len(items) - held} files to train on, {held} held out{sizes}{from_step}")
+            yield f"{items.folder}: {len(items) - held} files to train on, {held} held out{sizes}{from_step}"
         else:
-            print(f"{cfg.media}: {len(items):,} rows, one in {cfg.one_held_out_of} held out{sizes}{from_step}")
+            yield f"{cfg.media}: {len(items):,} rows, one in {cfg.one_held_out_of} held out{sizes}{from_step}"
+
+
+def show_plan(cfg: TokenizerRecipe, stream: MediaStream, module: TrainedTokenizer, first: MediaBatch) -> None:
+    print(describe_tokenizer(cfg, module.tokenizer), *describe_data(cfg, stream), sep="\n")
     loss, numbers = module(first.media, first.lengths, 0, first.captions)
-    print(f"a batch: {list(first.media.shape)}, loss {float(loss.detach()):.4g} {numbers}")
+    parts = [f"{name} {value:.4g}" for name, value in {"loss": float(loss.detach()), **numbers}.items()]
+    print(f"a batch of {' × '.join(map(str, first.media.shape))}: {', '.join(parts)}")
 
 
 def run(cfg: TokenizerRecipe, flags: Flags) -> None:
@@ -428,6 +445,8 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         if flags.dry_run:
             show_plan(cfg, stream, module, batches.next_batch())
             return print(describe_resume(cfg.run, identity, flags.restart))
+        if parallel.is_main:
+            print(describe_tokenizer(cfg, tokenizer), *describe_data(cfg, stream), sep="\n", file=sys.stderr, flush=True)
         held_out = read_held_out(cfg, stream, tokenizer)
         wrapped = parallel.wrap(module)
 

@@ -161,7 +161,8 @@ def test_a_plan_and_mistakes_of_training(sounds, tmp_path, monkeypatch, capsys):
     ours = (f"media={sounds}", "family=my_sounds", f"out={tmp_path}/out", f"run={tmp_path}/run")
     recipe("train_tokenizer", *ours, flags=["--dry-run"])
     plan = capsys.readouterr().out
-    assert "my_sounds: audio" in plan and "any number × audio" in plan
+    assert "my_sounds: audio" in plan and re.search(r"a file becomes codes \([\d.]+ a second\) of [\d,]+ values", plan)
+    assert re.search(r"a batch of [\d ×]+: loss [\d.]+, ", plan) and "{" not in plan
     counts = re.search(r"(\d+) files to train on, (\d+) held out", plan)
     assert counts is not None and sum(map(int, counts.groups())) == 20 and int(counts[2]) > 0
     assert not list(tmp_path.iterdir())
@@ -170,7 +171,8 @@ def test_a_plan_and_mistakes_of_training(sounds, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stopped:
             recipe("train_tokenizer", *settings)
         assert stopped.value.code == 2
-        [line] = capsys.readouterr().err.strip().splitlines()
+        *begun, line = capsys.readouterr().err.strip().splitlines()
+        assert len(begun) in (0, 2) and all("trained parameters" in said or "held out" in said for said in begun)
         return line
 
     assert "no tokenizer family 'unheard'" in fails(f"media={sounds}", "family=unheard")
