@@ -391,7 +391,9 @@ def describe_tokenizer(cfg: TokenizerRecipe, tokenizer: AnyTokenizer) -> str:
     else:
         counts, second = [count for _, count in tokenizer.segments], tokenizer.tokens_per_second
         known = [count for count in counts if count is not None]
-        number = f"{sum(known):,}" if known else f"{second:g} a second" if second is not None else "more the larger it is"
+        number = (
+            f"{sum(known):,}" if known else f"{second:g} a second" if second is not None else "more the larger it is"
+        )
         some = " or more" if 0 < len(known) < len(counts) else ""
         sizes = [f"{size:,}" for size in dict.fromkeys(tokenizer.block_sizes.values())]
         gives = f"codes ({number}{some}) of {' and '.join(sizes)} values"
@@ -409,7 +411,8 @@ def describe_data(cfg: TokenizerRecipe, stream: MediaStream) -> Iterator[str]:
         if isinstance(items, FileItems):
             groups = [items.find_group(index) for index in range(len(items))]
             held = sum(is_held_out(group, cfg.one_held_out_of) for group in groups)
-            yield f"{items.folder}: {len(items) - held} files to train on, {held} held out{sizes}{from_step}"
+            kept = f"{held:,} held out" if held else "none held out, so one of them is measured"
+            yield f"{items.folder}: {len(items) - held:,} files to train on, {kept}{sizes}{from_step}"
         else:
             yield f"{cfg.media}: {len(items):,} rows, one in {cfg.one_held_out_of} held out{sizes}{from_step}"
 
@@ -446,7 +449,9 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
             show_plan(cfg, stream, module, batches.next_batch())
             return print(describe_resume(cfg.run, identity, flags.restart))
         if parallel.is_main:
-            print(describe_tokenizer(cfg, tokenizer), *describe_data(cfg, stream), sep="\n", file=sys.stderr, flush=True)
+            print(
+                describe_tokenizer(cfg, tokenizer), *describe_data(cfg, stream), sep="\n", file=sys.stderr, flush=True
+            )
         held_out = read_held_out(cfg, stream, tokenizer)
         wrapped = parallel.wrap(module)
 

@@ -81,6 +81,7 @@ SMALL = {
     "cosmos_video_latents": "cosmos-cv-4x8x8",
     "tatitok_latents": "tatitok-bl32-vae",
     "vit_vq": "seit",
+    "maskgit_vqgan": "maskgit-vqgan",
     "d_ar": "d-ar",
     "instella": "instella",
     "mingtok": "mingtok",

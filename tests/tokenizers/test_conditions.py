@@ -47,6 +47,7 @@ def test_words_have_vectors_of_their_own_and_a_text_model_gives_its_last(words):
         (TextSettings(network=None), "name none; set text_network"),
         (TextSettings(network="nowhere/at-all"), "nowhere/at-all cannot be loaded"),
         (TextSettings(network=str(words), width=8), "vectors of width 16"),
+        (TextSettings(network=str(words), width=16, length=10**6), r"positions, and .* text of length 1000000; name"),
     ):
         with pytest.raises(ValueError, match=said):
             load_text_features(settings, "any")

@@ -6,9 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.tokenizers.small_systems import build_small
+from tests.tokenizers.tiny_system import TinyConfig, TinySystem
 from unimodal.tokenizers import pretrained
 from unimodal.tokenizers.codes import Codes, Latents
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import Condition
+from unimodal.tokenizers.losses.bag import LossBag
+from unimodal.tokenizers.losses.settings import LossSettings
+from unimodal.tokenizers.losses.trained_tokenizer import TrainedTokenizer
 from unimodal.tokenizers.parts.codebook_clustering import pull_unused_codes
 from unimodal.tokenizers.systems.titok import TATiTokTokenizer, TiTokLatents, TiTokTokenizer
 from unimodal.tokenizers.systems.titok_names import SIZES, read_titok_settings
@@ -245,3 +251,44 @@ def test_continuous_tokens_vary_in_training_alone_and_of_another_number_are_refu
     torch.testing.assert_close(tokenizer.decode(latents), tokenizer.reconstruct(picture).decoded.clamp(0, 1))
     with pytest.raises(ValueError, match="is 6 tokens of width 6"):
         tokenizer.decode(Latents(latents.values[:, :5], latents.mask[:, :5]))
+
+
+def test_the_second_stage_begins_from_the_teachers_decoder(tmp_path):
+    teacher = build_small("maskgit-vqgan")
+    torch.save(teacher.collect_authors_state(), tmp_path / "maskgit.bin")
+    teacher.save(tmp_path / "teacher")
+    sizes = teacher.config.model_dump(
+        include={"num_codes", "depth", "channels", "multipliers", "num_blocks", "num_groups"}
+    )
+    known = read_system("titok-b64").choose_settings(small=True)
+    student = build_tokenizer(known | {"image_size": 32, "patch_size": teacher.config.factor, "proxy": sizes})
+    x = torch.rand(2, 3, 32, 32)
+
+    def train(model, source=tmp_path / "teacher", **more):
+        loss = LossSettings(l2=0, imitation={"teacher": str(source), "copy_decoder": True, **more})
+        bag = LossBag(loss, "image", {"proxy": sizes["num_codes"]})
+        TrainedTokenizer(model, bag)
+        return bag.imitation
+
+    held = train(student)
+    codes = held.tokenizer.encode(x)
+    logits = 1e4 * torch.nn.functional.one_hot(codes.ids[..., 0].clone(), sizes["num_codes"]).float()
+    drawn = student.draw_proxy(logits.transpose(1, 2).unflatten(2, codes.grid[1:])).clamp(0, 1)
+    assert torch.allclose(drawn, held.tokenizer.decode(codes), atol=1e-5)
+    place = f"maskgit_vqgan={tmp_path}/maskgit.bin"
+    with pytest.raises(ValueError, match=r"maskgit.bin lacks .*no published size"):  # not the released size
+        train(student, place, pickle=True)
+    with pytest.raises(ValueError, match="pickle"):
+        train(student, place)
+    with pytest.raises(ValueError, match="nowhere is not there; give a tokenizer's folder, or NAME=FOLDER"):
+        train(student, "nowhere")
+    with pytest.raises(ValueError, match="other sizes than tokenizer.proxy .*set its depth, channels"):
+        train(
+            build_tokenizer(
+                known | {"image_size": 32, "patch_size": teacher.config.factor, "proxy": sizes | {"channels": 4}}
+            )
+        )
+    with pytest.raises(ValueError, match="is of a MaskGIT VQGAN and the teacher is a tiny_system"):
+        student.copy_decoder(TinySystem(TinyConfig()))
+    with pytest.raises(ValueError, match="tiny_system has no decoder of another tokenizer's codes"):
+        TinySystem(TinyConfig()).copy_decoder(teacher)

@@ -130,6 +130,12 @@ class NetworkFeatures:
             raise ValueError(
                 f"{source} gives vectors of width {width}, and the tokenizer reads text of {settings.width}"
             )
+        places = loaded.config.to_dict().get("max_position_embeddings")  # T5 has positions without a last one
+        if isinstance(places, int) and places < settings.length:
+            raise ValueError(
+                f"{source} has {places} positions, and the tokenizer reads text of length {settings.length}; name "
+                "another text_network, or set tokenizer.text.length"
+            )
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], device: torch.device) -> Condition:

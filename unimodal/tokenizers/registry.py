@@ -177,6 +177,7 @@ FAMILIES: dict[str, str] = {
     "voxel_blocks": "unimodal.tokenizers.more_media.voxels:BlockTokenizer",
     "svg_paths": "unimodal.tokenizers.more_media.svg_paths:PathTokenizer",
     "instella": "unimodal.tokenizers.systems.instella:InstellaTokenizer",
+    "maskgit_vqgan": "unimodal.tokenizers.systems.maskgit_vqgan:MaskgitVqganTokenizer",
     "vit_vq": "unimodal.tokenizers.systems.vit_vq:VitVqTokenizer",
     "karl": "unimodal.tokenizers.systems.karl:KarlTokenizer",
     "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",

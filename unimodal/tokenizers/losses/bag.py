@@ -84,8 +84,9 @@ class LossBag(nn.Module):
         self.distillation = self._make_distillation(settings.distillation, features or {}, sample_rate_hz)
         self.imitation: CodeTeacher | None = None
         if settings.imitation is not None:
-            num_codes = find_width("imitation", settings.imitation.feature, features or {})
-            self.imitation = CodeTeacher(settings.imitation.teacher, modality, num_codes)
+            own = settings.imitation
+            num_codes = find_width("imitation", own.feature, features or {})
+            self.imitation = CodeTeacher(own.teacher, modality, num_codes, own.pickle)
         self.caption: CaptionLoss | None = None
         if settings.caption:
             if caption_model is None and settings.caption_model is not None:
@@ -93,6 +94,11 @@ class LossBag(nn.Module):
             if caption_model is None or caption_widths is None:
                 raise ValueError("the caption loss needs a language model; name its folder in losses.caption_model")
             self.caption = CaptionLoss(*caption_widths, caption_model)
+
+    @property
+    def begins_from_teacher(self) -> bool:
+        """Whether the teacher's decoder is copied before training."""
+        return self.settings.imitation is not None and self.settings.imitation.copy_decoder
 
     @staticmethod
     def _make_spelling(settings: SpellingSettings | None, features: Mapping[str, int]) -> SpellingLoss | None:

@@ -116,11 +116,14 @@ class DistillationSettings(Config):
 
 
 class ImitationSettings(Config):
-    """teacher: the folder of a tokenizer whose codes the decoder predicts. feature: a name of
-    `Reconstruction.features`, the logits."""
+    """teacher: the folder of a tokenizer whose codes the decoder predicts, or released weights as NAME=FOLDER; pickle:
+    these may be a pickle. copy_decoder: codebook and decoder of the teacher are what the second stage begins from.
+    feature: a name of `Reconstruction.features`, the logits."""
 
     weight: float = Field(1.0, gt=0)
     teacher: str
+    pickle: bool = False
+    copy_decoder: bool = False
     feature: str = "proxy"
 
 

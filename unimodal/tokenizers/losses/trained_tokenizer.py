@@ -126,6 +126,9 @@ class TrainedTokenizer(nn.Module):
             reads = ", ".join(sorted(self.conditions.kinds))
             family = tokenizer.config.family
             raise ValueError(f"{family} reads {reads} beside the medium, which its own training_loss does not take")
+        if bag is not None and bag.begins_from_teacher and isinstance(tokenizer, SystemModule):
+            assert bag.imitation is not None
+            tokenizer.copy_decoder(bag.imitation.tokenizer)  # a run that goes on loads its own behind this
         trained = [stage.trained for stage in stages]
         for name, parameter in tokenizer.named_parameters():
             if all(names is not None and name not in names for names in trained):

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from unimodal.files import describe_error, read_json
-from unimodal.tokenizers.configs.registry import read_system
+from unimodal.tokenizers.configs.registry import list_systems, read_system
 from unimodal.tokenizers.onnx_weights import read_onnx
 from unimodal.tokenizers.pretrained.authors import (
     ROOTS,
@@ -100,6 +100,13 @@ def load_published(
         raise ValueError(f"{error} {describe_likeness(weights)}") from None
 
 
+def _is_only_size(entry: PublishedWeights) -> bool:
+    """Whether no other published size is of the family."""
+    sizes = (read_system(name) for name in list_systems())
+    found = [size.name for size in sizes if size.tokenizer is not None and size.tokenizer["family"] == entry.family]
+    return found == [entry.config]
+
+
 class ForeignConfigError(ValueError):
     """A config that the family cannot read."""
 
@@ -132,7 +139,7 @@ def _read_config(
         entry = PUBLISHED[name]
         if not there and entry.settings and pickle:
             config, fields = source, read_authors_settings(source, entry.settings)
-        elif not there and entry.config and not entry.hub_id:  # the only size that was released
+        elif not there and entry.config and (not entry.hub_id or _is_only_size(entry)):
             config = entry.config
         elif not there:
             raise ValueError(f"{folder} has no config.json; name a config of `unimodal tokenizers list`, or a file")
@@ -254,6 +261,13 @@ PUBLISHED: dict[str, PublishedWeights] = {
         companion="its picture encoder, facebook/vit-mae-large",
     ),
     "cosmos_video_latents": PublishedWeights("cosmos_video_latents", "nvidia/Cosmos-0.1-Tokenizer-CV4x8x8", NVIDIA),
+    "maskgit_vqgan": PublishedWeights(
+        "maskgit_vqgan",
+        "fun-research/TiTok",
+        "Apache-2.0",
+        file="maskgit-vqgan-imagenet-f16-256.bin",
+        config="maskgit-vqgan",
+    ),
     "vit_vq": PublishedWeights("vit_vq", "thuanz123/vitvqgan-imagenet-small", "MIT", config="seit"),
     "d_ar": PublishedWeights("d_ar", "showlab/D-AR", "MIT", file="D-AR-tokenizer_v1.pt", config="d-ar"),
     "instella": PublishedWeights(

@@ -117,6 +117,11 @@ class SystemModule(StoredModule):
         for a system without one."""
         raise ValueError(f"the {self.config.family} tokenizer has no trunk that is filled; leave trunk out")
 
+    def copy_decoder(self, teacher: MediaTokenizer) -> None:
+        """Takes the codebook and the decoder of the tokenizer whose codes it predicts. ValueError for a system that
+        predicts none, and for a teacher with others."""
+        raise ValueError(f"{self.config.family} has no decoder of another tokenizer's codes; leave copy_decoder out")
+
     @classmethod
     def read_authors_config(cls, fields: Mapping[str, object]) -> SystemConfig:
         """Our settings from the authors' config, as their file has it. ValueError where the family cannot."""

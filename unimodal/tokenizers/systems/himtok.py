@@ -18,10 +18,11 @@ from torch.nn.functional import binary_cross_entropy
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
-from unimodal.tokenizers.parts.heads.pixels import CodeLogitHead, MaskgitDecoder
+from unimodal.tokenizers.parts.heads.pixels import CodeLogitHead
 from unimodal.tokenizers.parts.prefix import PrefixPolicy, make_prefix_mask
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder
+from unimodal.tokenizers.parts.trunks.maskgit import MaskgitDecoder
 from unimodal.tokenizers.systems.base import Reconstruction, SystemTokenizer
 from unimodal.tokenizers.systems.titok import ProxySettings, QueryTokenConfig
 

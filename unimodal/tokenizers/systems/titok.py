@@ -16,15 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Codes, Latents
-from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.interface import CodingOptions, Condition, MediaTokenizer
 from unimodal.tokenizers.parts.codebook_clustering import pull_unused_codes
-from unimodal.tokenizers.parts.heads.pixels import CodeLogitHead, MaskgitDecoder, PatchHead
+from unimodal.tokenizers.parts.heads.pixels import CodeLogitHead, PatchHead
 from unimodal.tokenizers.parts.prefix import PrefixPolicy, make_prefix_mask
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.parts.quantizers.bernoulli import BernoulliQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 from unimodal.tokenizers.parts.query_networks import QueryDecoder, QueryEncoder
 from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
+from unimodal.tokenizers.parts.trunks.maskgit import MaskgitDecoder
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemLatents, SystemModule, SystemTokenizer
 from unimodal.tokenizers.systems.key_map import KeyMap
 from unimodal.tokenizers.systems.titok_names import KEY_MAP, read_titok_settings
@@ -232,6 +233,31 @@ class TiTokTokenizer(QueryTokenNetworks, SystemTokenizer):
     def predict_proxy(self, tokens: Tensor, kept: Tensor | None = None, condition: Condition | None = None) -> Tensor:
         """The decoder's logits over the codes of the proxy, [B, K, h, w]: what TiTok's first stage trains by."""
         return super().decode_tokens(tokens, kept, condition)
+
+    def copy_decoder(self, teacher: MediaTokenizer) -> None:
+        """What 1d-tokenizer's second stage begins from: codebook and decoder of the MaskGIT-VQGAN."""
+        if self.config.proxy is None:
+            return super().copy_decoder(teacher)
+        parts = dict(teacher.named_children())
+        codes, decoder = parts.get("quantizer"), parts.get("decoder")
+        if not isinstance(codes, VectorQuantizer) or not isinstance(decoder, MaskgitDecoder):
+            family = teacher.config.family
+            raise ValueError(
+                f"copy_decoder is of a MaskGIT VQGAN and the teacher is a {family}; leave copy_decoder out"
+            )
+        given = {"proxy_codes": codes.codebook, **{f"proxy_decoder.{n}": w for n, w in decoder.state_dict().items()}}
+        shapes = {name: weight.shape for name, weight in given.items()}
+        own = {name: weight for name, weight in self.state_dict().items() if name.startswith("proxy_")}
+        odd = sorted(
+            name for name in own.keys() | shapes.keys() if name not in own or shapes.get(name) != own[name].shape
+        )
+        if odd:
+            raise ValueError(
+                f"the teacher's decoder has other sizes than tokenizer.proxy ({odd[0]}, {len(odd)} in all); set its "
+                "depth, channels, multipliers, num_blocks and num_groups to the teacher's, or leave copy_decoder out"
+            )
+        for name, weight in own.items():
+            weight.copy_(given[name].detach())
 
     def draw_proxy(self, logits: Tensor) -> Tensor:
         """Logits over the codes of the proxy, [B, K, h, w] → pictures [B, 3, H, W], not clamped."""
