@@ -10,8 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from unimodal.tokenizers.parts.quantizers.interface import pass_straight_through
 from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
 from unimodal.tokenizers.sounds import pad_samples
@@ -36,6 +39,21 @@ class SemanticAcousticTokenizer(NetworkAudioTokenizer):
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)).audio_values
+
+    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `encode` and `decode` of the network, with the gradient straight through the codes; the loss is the
+        commitment. What hears the semantics stays frozen."""
+        network, whole = self.network, self.pad_equal(x, False)
+        heard = network.encoder_semantic(network._extract_semantic_features(whole).detach().transpose(1, 2))
+        margin = network.pad
+        acoustic = network.acoustic_encoder(whole)
+        if acoustic.shape[-1] != heard.shape[-1]:
+            acoustic = network.acoustic_encoder(pad(whole, (margin, margin)))
+        z = network.fc(torch.cat([acoustic, heard], dim=1).transpose(1, 2)).transpose(1, 2)  # [B, D, N]
+        with torch.no_grad():
+            found = network.quantizer.decode(network.quantizer.encode(z, self.config.bandwidth))
+        decoded = network.acoustic_decoder(network.fc2(pass_straight_through(z, found).transpose(1, 2)).transpose(1, 2))
+        return decoded, (z - found).square().mean()
 
 
 def choose_bandwidth(offered: list[float], asked: float | None, what: str) -> float:
