@@ -223,7 +223,8 @@ def make_trained(
         raise ValueError(f"{tokenizer.config.family} learns nothing alone; teach it: --set '{tokenizer.taught_by}'")
     if reconstructs:
         settings, decodes = (cfg.losses or LossSettings()).name_characters(list_texts(stream)), tokenizer.can_decode
-        bag = LossBag(settings, tokenizer.modality, features, tokenizer.sample_rate_hz, decodes=decodes)
+        family, rate = tokenizer.config.family, tokenizer.sample_rate_hz
+        bag = LossBag(settings, tokenizer.modality, features, rate, decodes=decodes, family=family)
     elif cfg.losses is not None:
         raise ValueError(f"{tokenizer.config.family} is trained by a loss of its own; leave losses out")
     chosen = [cfg.train] + [stage.train if stage.train is not None else cfg.train for stage in cfg.stages]

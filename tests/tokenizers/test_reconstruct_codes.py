@@ -7,19 +7,23 @@ from tests.tokenizers.small_systems import build_small, list_kinds
 from tests.tokenizers.test_published_systems import make_media
 from tests.tokenizers.tiny_system import TinyConfig, TinySystem
 from unimodal.tokenizers.conditions import ConditionMaker
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.losses.bag import LossBag
 from unimodal.tokenizers.losses.perturbation import Perturbation
 from unimodal.tokenizers.losses.settings import LossSettings, PerturbationSettings
 from unimodal.tokenizers.losses.trained_tokenizer import TrainedTokenizer
+from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 
 #: of codes that are set after training, and of books that are no one quantizer's
 WITHOUT = {"tokenbridge", "cubid", "uniaudio2-reasoning"}
+#: families that encode what follows by what was decoded so far
+FED_BACK = {"comit", "i2_world"}
 FROZEN = {"vocos-encodec"}  # whose encoder is never trained
 
 
 @pytest.mark.parametrize("name", list_kinds())
-def test_every_system_of_codes_gives_its_quantized_vectors_with_a_gradient(name):
+def test_every_system_of_codes_gives_its_quantized_vectors_with_a_gradient(name, monkeypatch):
     tokenizer = build_small(name)
     if not tokenizer.reconstructs:
         return
@@ -30,6 +34,63 @@ def test_every_system_of_codes_gives_its_quantized_vectors_with_a_gradient(name)
     if "codes" in made.features:
         codes = made.features["codes"]
         assert codes.dim() == 3 and len(codes) == len(x) and codes.requires_grad != (name in FROZEN)
+    check_the_caption_loss(tokenizer, made, x, monkeypatch)
+    check_a_perturbation(tokenizer, x, condition, made)
+
+
+class MeanReader:
+    """In place of a language model: what it loses is the mean of the media's embeddings."""
+
+    width = 4
+
+    def __init__(self, folder):
+        assert folder == "reader"
+
+    def __call__(self, media, captions):
+        return media.square().mean()
+
+
+def check_the_caption_loss(tokenizer, made, x, monkeypatch):
+    """It reads the codes, or is refused by the family's name before any training."""
+    monkeypatch.setattr("unimodal.tokenizers.losses.bag.HubCaptionModel", MeanReader)
+    settings = LossSettings(l2=0, quantizer=0, caption=1, caption_model="reader")
+    widths = {name: values.shape[-1] for name, values in made.features.items()}
+    family = tokenizer.config.family
+
+    def set_up():
+        return LossBag(settings, tokenizer.modality, widths, decodes=tokenizer.can_decode, family=family)
+
+    if "codes" in made.features:
+        loss, numbers = set_up()(made, x, 0, captions=["a cat"] * len(x))
+        assert torch.isfinite(loss) and loss.requires_grad and numbers["caption"] > 0
+    else:
+        with pytest.raises(ValueError, match=f"^{family} has no vectors of codes .*; leave losses.caption out$"):
+            set_up()
+
+
+def check_a_perturbation(tokenizer, x, condition, made):
+    """It changes what is decoded and not the codes, or is refused by the family's name before any training."""
+    settings = LossSettings(l2=0, perturbation=PerturbationSettings(share=1.0, near=4))
+    bag = LossBag(settings, tokenizer.modality, decodes=tokenizer.can_decode)
+    quantizer = dict(tokenizer.named_children()).get("quantizer")
+    one = isinstance(quantizer, Quantizer) and len(quantizer.codebook_sizes) == 1 and quantizer.num_levels == 1
+    if one and quantizer.make_table(0) is not None and not tokenizer.perturbs_codes:
+        change = TrainedTokenizer(tokenizer, bag).perturbation
+        changed = tokenizer.reconstruct_codes(x, None, condition, change)
+        assert changed.ids is None or tokenizer.config.family in FED_BACK or torch.equal(changed.ids, made.ids)
+        assert not torch.equal(changed.features["codes"], made.features["codes"])
+    else:
+        with pytest.raises(ValueError, match=f"^{tokenizer.config.family}[ :].*; (set|leave|.*or leave)[^\n]*$"):
+            TrainedTokenizer(tokenizer, bag)
+
+
+def test_what_perturbs_its_codes_already_is_not_perturbed_twice():
+    with pytest.raises(ValueError, match="perturbs its codes by its own setting perturbed_share; set it to 0"):
+        TrainedTokenizer(build_small("robustok"), LossBag(LossSettings(perturbation=PerturbationSettings()), "image"))
+    known = read_system("robustok").choose_settings(small=True)
+    for change, said in (({"num_branches": 2}, "one branch of one scale"), ({"near_codes": 10**6}, "near_codes is")):
+        with pytest.raises(ValueError, match=said):
+            build_tokenizer({**known, **change})
 
 
 def test_a_perturbation_of_the_recipe_is_in_training_alone_and_refused_where_there_is_no_one_codebook():

@@ -33,6 +33,11 @@ class CorpusTokenizer:
     ) -> None:
         self.folder = find_tokenizer_folder(model)
         self.vocabulary = read_vocabulary(self.folder / VOCABULARY_FILE)
+        if not self.vocabulary.text_size:
+            raise ValueError(
+                f"{self.folder} has media tokenizers but no text rows; make it anew with --text of "
+                "`tools/convert_checkpoint.py tokenizers`, or name a model's folder"
+            )
         processor = read_processor(self.folder)
         self.template = open_template(processor.template, self.vocabulary, self.folder)
         self.coder = MediaCoder(self.folder, self.vocabulary, processor, device)

@@ -47,6 +47,7 @@ class LossBag(nn.Module):
 
     features: name → width of what the tokenizer gives for alignment. sample_rate_hz: of sounds. caption_model: of the
     caption loss, with the widths of the codes' vectors and of itself. decodes: False of a tokenizer that only encodes.
+    family: what the tokenizer is called in messages.
     Raises ValueError for a loss that the medium or the tokenizer does not have, and for an alignment with features that
     the tokenizer does not give.
     """
@@ -60,6 +61,7 @@ class LossBag(nn.Module):
         caption_model: CaptionModel | None = None,
         caption_widths: tuple[int, int] | None = None,
         decodes: bool = True,
+        family: str = "this tokenizer",
     ):
         super().__init__()
         settings = settings if decodes else settings.leave_out_decoded()
@@ -90,7 +92,7 @@ class LossBag(nn.Module):
         self.caption: CaptionLoss | None = None
         if settings.caption:
             if caption_model is None and settings.caption_model is not None:
-                caption_model, caption_widths = self._load_captioner(settings.caption_model, features or {})
+                caption_model, caption_widths = load_captioner(settings.caption_model, features or {}, family)
             if caption_model is None or caption_widths is None:
                 raise ValueError("the caption loss needs a language model; name its folder in losses.caption_model")
             self.caption = CaptionLoss(*caption_widths, caption_model)
@@ -169,14 +171,6 @@ class LossBag(nn.Module):
             judge = PatchJudge(64 if settings.width is None else settings.width, settings.num_layers)
         adaptive = settings.adaptive is not False
         return AdversarialLoss(judge, settings.kind, adaptive, settings.lecam, settings.lecam_decay)
-
-    @staticmethod
-    def _load_captioner(folder: str, features: Mapping[str, int]) -> tuple[CaptionModel, tuple[int, int]]:
-        if "codes" not in features:
-            there = ", ".join(features) or "none"
-            raise ValueError(f'the caption loss reads the features "codes", and this tokenizer gives {there}')
-        model = HubCaptionModel(folder)
-        return model, (features["codes"], model.width)
 
     def _load_frozen(self, network: str) -> FrozenFeatures:
         if network not in self.frozen:
@@ -294,6 +288,16 @@ class LossBag(nn.Module):
         if captions is None or "codes" not in made.features:
             raise ValueError('the caption loss needs a caption for each item, and a tokenizer with features "codes"')
         return self.caption(made.features["codes"], captions)
+
+
+def load_captioner(folder: str, features: Mapping[str, int], family: str) -> tuple[CaptionModel, tuple[int, int]]:
+    """The language model of the caption loss, with the widths of the codes' vectors and of itself. ValueError for a
+    tokenizer that has no such vectors in training."""
+    if "codes" not in features:
+        raise ValueError(f"{family} has no vectors of codes while it is trained (continuous latents, or codes that are "
+                         "set afterwards); leave losses.caption out")  # fmt: skip
+    model = HubCaptionModel(folder)
+    return model, (features["codes"], model.width)
 
 
 def find_width(loss: str, feature: str, features: Mapping[str, int]) -> int:

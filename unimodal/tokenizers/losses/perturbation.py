@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from unimodal.tokenizers.interface import MediaTokenizer
 from unimodal.tokenizers.losses.settings import PerturbationSettings
 from unimodal.tokenizers.parts.quantizers.interface import Quantized, Quantizer
+from unimodal.tokenizers.systems.base import SystemModule
 
 
 def perturb_values(
@@ -66,11 +68,7 @@ class Perturbation:
 
     def __call__(self, quantizer: Quantizer, z: Tensor, made: Quantized) -> Quantized:
         """ValueError for a quantizer of several codes a position, and of more codes than can be listed."""
-        settings = self.settings
-        table = quantizer.make_table(0) if len(quantizer.codebook_sizes) == 1 and quantizer.num_levels == 1 else None
-        if table is None:
-            raise ValueError(f"perturbation is of codes of one listed codebook; {type(quantizer).__name__} has "
-                             f"{len(quantizer.codebook_sizes)} of {max(quantizer.codebook_sizes):,}")  # fmt: skip
+        settings, table = self.settings, list_table(quantizer)
         rate = 1.0 if settings.steps is None else anneal(self.step, *settings.steps, settings.last)
         if table.shape[1] != z.shape[2]:
             z = made.values
@@ -80,3 +78,29 @@ class Perturbation:
         chance = settings.chance * rate
         values = perturb_values(z, made.values, table.to(z.device), chance, settings.share, near)
         return replace(made, values=values)
+
+
+def list_table(quantizer: Quantizer) -> Tensor:
+    """The vectors of the only codebook, float [K, D]. ValueError for several codebooks or levels, and for more codes
+    than can be listed."""
+    table = quantizer.make_table(0) if len(quantizer.codebook_sizes) == 1 and quantizer.num_levels == 1 else None
+    if table is None:
+        raise ValueError(f"perturbation is of codes of one listed codebook; {type(quantizer).__name__} has "
+                         f"{len(quantizer.codebook_sizes)} of {max(quantizer.codebook_sizes):,}; leave "
+                         "losses.perturbation out")  # fmt: skip
+    return table
+
+
+def check_perturbed(tokenizer: SystemModule) -> None:
+    """ValueError for a tokenizer whose codes cannot be perturbed, and for one whose own settings perturb them."""
+    family = tokenizer.config.family
+    quantizer = dict(tokenizer.named_children()).get("quantizer")
+    if not isinstance(tokenizer, MediaTokenizer) or not isinstance(quantizer, Quantizer):
+        raise ValueError(f"{family} has no quantizer whose codes could be perturbed; leave losses.perturbation out")
+    if tokenizer.perturbs_codes:
+        raise ValueError(f"{family} perturbs its codes by its own setting perturbed_share; set it to 0 with tokenizer, "
+                         "or leave losses.perturbation out")  # fmt: skip
+    try:
+        list_table(quantizer)
+    except ValueError as error:
+        raise ValueError(f"{family}: {error}") from None

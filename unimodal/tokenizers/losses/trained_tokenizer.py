@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaTokenizer
 from unimodal.tokenizers.losses.bag import LossBag
-from unimodal.tokenizers.losses.perturbation import Perturbation
+from unimodal.tokenizers.losses.perturbation import Perturbation, check_perturbed
 from unimodal.tokenizers.losses.reconstruction import measure_l2
 from unimodal.tokenizers.systems.base import Reconstruction, SystemModule
 
@@ -116,10 +116,13 @@ class TrainedTokenizer(nn.Module):
         conditions: ConditionMaker | None = None,
     ):
         """conditions: makes what the tokenizer reads beside the media; by default one is built. ValueError for a
-        tokenizer whose loss of its own takes no condition."""
+        tokenizer whose loss of its own takes no condition, and for a perturbation or a copied decoder that it cannot
+        have."""
         super().__init__()
         self.tokenizer, self.bag, self.stages = tokenizer, bag, list(stages)
         settings = None if bag is None else bag.settings.perturbation
+        if settings is not None and isinstance(tokenizer, SystemModule):
+            check_perturbed(tokenizer)
         self.perturbation = None if settings is None else Perturbation(settings)
         self.conditions = ConditionMaker(tokenizer) if conditions is None else conditions
         if bag is None and self.conditions.kinds:

@@ -63,6 +63,11 @@ class SystemModule(StoredModule):
     key_map: ClassVar[KeyMap] = KeyMap()
     config: SystemConfig
 
+    @property
+    def perturbs_codes(self) -> bool:
+        """Whether its own settings replace codes by near ones in training (RobusTok)."""
+        return False
+
     @abstractmethod
     def reconstruct(
         self,

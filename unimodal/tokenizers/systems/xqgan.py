@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Codes
@@ -69,6 +69,16 @@ class XqganConfig(SystemConfig):
     perturbed_share: float = Field(0.0, ge=0, le=1)
     perturbed_chance: float = Field(1.0, ge=0, le=1)
     near_codes: int = Field(100, ge=1)
+
+    @model_validator(mode="after")
+    def check_perturbed(self) -> Self:
+        """ValueError for codes that cannot be perturbed: of several branches or scales, of signs, or too few."""
+        if self.perturbed_share and (self.num_branches > 1 or len(self.scales) > 1 or self.signs):
+            raise ValueError("codes are perturbed where there is one branch of one scale and a table; set "
+                             "perturbed_share 0")  # fmt: skip
+        if self.perturbed_share and self.near_codes > self.codebook_size:
+            raise ValueError(f"near_codes is {self.near_codes}, and codebook_size {self.codebook_size}; give fewer")
+        return self
 
 
 def make_branch(config: XqganConfig) -> Quantizer:
@@ -239,10 +249,13 @@ class XqganTokenizer(SystemTokenizer):
         features = {"latents": z, "meaning": meaning}
         return Reconstruction(self.decode_latents(values), made.loss, made.ids, made.numbers, features)
 
+    @property
+    def perturbs_codes(self) -> bool:
+        return self.config.perturbed_share > 0
+
     def _perturb(self, z: Tensor, values: Tensor, generator: torch.Generator | None) -> Tensor:
         config, branch = self.config, self.branches[0]
-        if config.num_branches > 1 or not isinstance(branch, VectorQuantizer):
-            raise ValueError("codes are perturbed where there is one branch of one scale; set perturbed_share 0")
+        assert isinstance(branch, VectorQuantizer)
         unit = nn.functional.normalize(z, dim=-1)
         share, chance = config.perturbed_share, config.perturbed_chance
         return perturb_values(unit, values, branch.rows, chance, share, config.near_codes, generator)
