@@ -72,6 +72,30 @@ def test_sounds_of_any_rate_and_length_stand_beside_opus_and_are_measured_once(s
         run_bench(entries, BenchSettings(sounds, tmp_path / "parts", seed=1), lambda *_: None)
 
 
+def test_residual_codes_are_judged_at_one_two_and_all_codebooks_with_opus_at_the_bits_of_each(sounds, tmp_path):
+    entry = Entry("mine", build_small("speechtokenizer"))
+    made = run_bench([entry], BenchSettings(sounds, tmp_path / "parts", recognisers=()), lambda *_: None)
+    rates = made.tokenizers["mine"]["rates"]
+    assert [rate["groups"] for rate in rates] == [1, 2, 3] and len({rate["codes"] for rate in rates}) == 1
+    assert [rate["bytes"] / rates[0]["bytes"] for rate in rates] == pytest.approx([1, 2, 3], rel=1e-3)
+    assert len({rate["mel_distance"]["mean"] for rate in rates}) == 3
+    assert [rate["budget_bytes"] for rate in made.codecs["opus"]["rates"]] == [rate["bytes"] for rate in rates]
+    assert "mine" in write_bench(made, tmp_path / "out.json")
+
+
+@pytest.mark.parametrize("system", ["dac-24", "encodec-24", "mimi", "moss-audio", "speechtokenizer", "vocos-encodec"])
+def test_what_calls_its_codes_residual_decodes_fewer_groups_to_the_same_length(system):
+    tokenizer = build_small(system)
+    for name, value in tokenizer.state_dict().items():
+        if name.endswith(("embed", "embed_sum")):  # codebooks that are averages begin at 0
+            value.normal_()
+    codes = tokenizer.encode(torch.rand(1, 1, 2_000) * 0.1)
+    whole = tokenizer.decode(codes)
+    for groups in sound_bench.list_group_counts(tokenizer)[:-1]:
+        fewer = tokenizer.decode(sound_bench.keep_groups(codes, groups))
+        assert fewer.shape == whole.shape and not torch.equal(fewer, whole)
+
+
 def test_a_text_beside_a_sound_is_read_by_a_tokenizer_that_reads_one(sounds, tmp_path, monkeypatch):
     tokenizer, told = build_small("tadicodec"), []
     plain = tokenizer.read_text

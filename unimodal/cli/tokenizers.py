@@ -217,6 +217,8 @@ def _describe_codes(tokenizer: MediaTokenizer) -> Iterator[tuple[str, str]]:
         bits = tokenizer.tokens_per_second * sum(math.log2(size) for size in tokenizer.codebook_sizes)
         yield "a second", f"{tokenizer.tokens_per_second:g} positions, {bits:,.0f} bits"
     yield "a prefix", "decodes to a coarser result" if tokenizer.ordered else "does not decode by itself"
+    if groups > 1:
+        yield "fewer groups", "decode to a coarser result" if tokenizer.residual else "do not decode by themselves"
     yield "decoder", "yes" if tokenizer.can_decode else "none: it only encodes"
 
 

@@ -298,6 +298,8 @@ class MediaTokenizer(MediaCodec[Codes]):
     tokens_per_second: float | None = None
     #: True if a prefix of the codes decodes to a coarser result
     ordered: bool = False
+    #: True if the first of several groups decode by themselves to a coarser result, as residual codes do
+    residual: bool = False
     #: how the groups or positions are made of several streams; None for one stream
     streams: StreamLayout | None = None
     #: block name → columns, of blocks whose codes are a picture in raster order

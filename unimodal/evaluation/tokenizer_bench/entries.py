@@ -39,12 +39,13 @@ class Entry:
         """Bits of one position: the sum over its codes of log2 of their number of values, of blocks of one size."""
         return sum(log2(size) for size in self.tokenizer.codebook_sizes)
 
-    def count_bits(self, positions: int) -> float:
-        """Bits of the first so many positions of an item of one size, block by block."""
+    def count_bits(self, positions: int, groups: int | None = None) -> float:
+        """Bits of the first so many positions of an item of one size, block by block; of the first groups alone where
+        these are given."""
         bits, left = 0.0, positions
         for block, count in self.tokenizer.segments:
             taken = left if count is None else min(left, count)
-            bits += taken * sum(log2(size) for size in self.tokenizer.group_sizes(block))
+            bits += taken * sum(log2(size) for size in self.tokenizer.group_sizes(block)[:groups])
             left -= taken
         return bits
 

@@ -1,5 +1,5 @@
 """The reconstruction part of a bench of sounds: tokenizers at their own rates, compared at 16 kHz, and Opus at the
-bits of each.
+bits of each. Residual codes are decoded at 1, 2, 4, … and all of their codebooks.
 
 A sound is read from its file at each tokenizer's rate. What a measure cannot be taken of (PESQ of silence) counts in no
 mean; `…_items` says of how many it could. Word errors are of a .txt beside the sound, or else of what the same
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -70,22 +71,24 @@ class SoundBench:
         opus: list[dict[str, object]] = []
         count = 0
         for entry in self.entries:
-            measured = self._collect(entry, f"{entry.label}: coding sounds", ["tokenizer"], self._code)
+            measured = self._collect(entry, f"{entry.label}: coding sounds", [], self._code)
             count = len(measured["bytes"])
             if not count:
                 first = next(iter(self.items.left_out.items()), ("", "there are no files"))
                 raise ValueError(f"none of {len(self.items)} sounds can be read: {first[0]}: {first[1]}")
             tokenizers[entry.label] = self._describe(entry, measured)
-            budgets = dict(zip(measured["name"].tolist(), measured["bytes"].tolist(), strict=True))
-            code = partial(self._code_with_opus, budgets)
-            coded = self._collect(entry, f"coding with Opus at the bits of {entry.label}", ["opus"], code)
-            opus.append(
-                {
-                    "budget_bytes": round(float(measured["bytes"].mean()), 3),
-                    "within_budget": round(float(coded["reached"].mean()), 4),
-                    **self._summarise(coded),
-                }
-            )
+            for groups in list_group_counts(entry.tokenizer):
+                spent = choose_rate(measured, groups)["bytes"]
+                code = partial(self._code_with_opus, dict(zip(measured["name"].tolist(), spent.tolist(), strict=True)))
+                said = f"coding with Opus at the bits of {entry.label} ({groups} of each position)"
+                coded = self._collect(entry, said, ["opus", groups], code)
+                opus.append(
+                    {
+                        "budget_bytes": round(float(spent.mean()), 3),
+                        "within_budget": round(float(coded["reached"].mean()), 4),
+                        **self._summarise(coded),
+                    }
+                )
         data: dict[str, object] = {
             "path": str(self.settings.data),
             "sha256": self.items.sha256,
@@ -101,7 +104,7 @@ class SoundBench:
     # ---- items
 
     def _collect(
-        self, entry: Entry, said: str, what: Sequence[str], measure: Callable[[Entry, range], Arrays]
+        self, entry: Entry, said: str, what: Sequence[str | int], measure: Callable[[Entry, range], Arrays]
     ) -> Arrays:
         """The measures of all items, part by part."""
         subject = json.dumps(
@@ -129,6 +132,7 @@ class SoundBench:
         return found
 
     def _code(self, entry: Entry, chunk: range) -> Arrays:
+        """The measures of a part, under "GROUPS:measure"."""
         tokenizer = entry.tokenizer
         rows: list[dict[str, float | str | None]] = []
         assert tokenizer.sample_rate_hz is not None
@@ -141,11 +145,16 @@ class SoundBench:
             encoded = time.perf_counter()
             made = self._rebuild(tokenizer, codes, told)
             spent = {"encode_s": encoded - begun, "decode_s": time.perf_counter() - encoded}
-            bits = entry.count_bits(codes.ids.shape[1])
-            back = resample(made, tokenizer.sample_rate_hz, RATE)[: len(original)]
+            positions = codes.ids.shape[1]
             ids = codes.row(0).cpu().flatten().tolist()
-            rows.append({"name": item.name, "codes": codes.ids.shape[1], "bytes": bits / 8, "ids": json.dumps(ids)})
-            rows[-1] |= {**spent, **self._measure(item, original, back)}
+            rows.append({"name": item.name, "codes": positions, "ids": json.dumps(ids), **spent})
+            rows[-1] |= {"bytes": entry.count_bits(positions) / 8, "seconds": len(original) / RATE}
+            for groups in list_group_counts(tokenizer):
+                fewer = keep_groups(codes, groups)
+                rebuilt = made if fewer is codes else self._rebuild(tokenizer, fewer, told)
+                back = resample(rebuilt, tokenizer.sample_rate_hz, RATE)[: len(original)]
+                figures = {"bytes": entry.count_bits(positions, groups) / 8, **self._measure(item, original, back)}
+                rows[-1] |= {f"{groups}:{name}": value for name, value in figures.items()}
         return self._pack(rows, chunk)
 
     def _rebuild(self, tokenizer: MediaTokenizer, codes: Codes, told: str) -> Tensor:
@@ -204,7 +213,14 @@ class SoundBench:
             "sample_rate_hz": tokenizer.sample_rate_hz,
             "codebooks": list(tokenizer.codebook_sizes),
             "judges_that_are_its_own_parts": [],
-            "rates": [{"codes": round(float(measured["codes"].mean()), 2), **self._summarise(measured)}],
+            "rates": [
+                {
+                    "codes": round(float(measured["codes"].mean()), 2),
+                    "groups": groups,
+                    **self._summarise(choose_rate(measured, groups)),
+                }
+                for groups in list_group_counts(tokenizer)
+            ],
             "usage": {name: round(value, 5) for name, value in usage.report().items()},
             "speed": {
                 f"{side}_times_real_time": round(seconds / max(float(measured[f"{side}_s"].sum()), 1e-9), 2)
@@ -231,6 +247,24 @@ class SoundBench:
             if any(said):
                 found[f"wer_{name}"] = compute_word_error_rate(said, heard)
         return found
+
+
+def list_group_counts(tokenizer: MediaTokenizer) -> list[int]:
+    """The numbers of groups that are decoded: all; of residual codes also 1, 2, 4, …."""
+    every = len(tokenizer.codebook_sizes)
+    powers = [2**power for power in range(every.bit_length()) if 2**power < every]
+    return [*(powers if tokenizer.residual else []), every]
+
+
+def keep_groups(codes: Codes, groups: int) -> Codes:
+    """The first so many groups of every position."""
+    return codes if groups >= codes.ids.shape[2] else replace(codes, ids=codes.ids[..., :groups])
+
+
+def choose_rate(measured: Arrays, groups: int) -> Arrays:
+    """What was measured at so many groups, without that number before the names."""
+    mark = f"{groups}:"
+    return {name.removeprefix(mark): value for name, value in measured.items() if name.startswith(mark)}
 
 
 def read_transcript(item: MediaItem) -> str:

@@ -50,6 +50,7 @@ class NetworkAudioTokenizer(NetworkTokenizer, SoundCodes):
     """``encode``: float [B, 1, T] in [-1, 1] → Codes [B, N, G]; ``decode`` → [B, 1, N · samples_per_code]."""
 
     config: NetworkAudioConfig
+    residual = True
 
     def describe_equal(self, codebook_size: int, samples_per_code: int) -> None:
         """`describe` of codebooks of one size."""

@@ -64,6 +64,7 @@ class BigCodec(SoundTokenizer):
         endings=WEIGHT_NORM,
     )
     config: BigCodecConfig
+    residual = True
 
     def __init__(self, config: BigCodecConfig):
         super().__init__(config)
@@ -83,7 +84,6 @@ class BigCodec(SoundTokenizer):
             assert isinstance(inner, VectorQuantizer)
             nn.init.normal_(inner.codebook)
         self.quantizer = ResidualQuantizer(books, through_levels=True)
-        self.ordered = config.num_codebooks > 1
         self.describe((config.codebook_size,) * config.num_codebooks, networks.samples_per_code, config.sample_rate_hz)
 
     def pad_equal(self, x: Tensor, published: bool) -> Tensor:

@@ -97,6 +97,7 @@ class MossAudioTokenizer(SoundTokenizer):
         )
     )
     config: MossAudioConfig
+    residual = True
 
     def __init__(self, config: MossAudioConfig):
         super().__init__(config)

@@ -55,7 +55,7 @@ class SpeechTokenizer(SoundTokenizer):
         endings=WEIGHT_NORM,
     )
     config: SpeechTokenizerConfig
-    ordered = True
+    residual = True
 
     def __init__(self, config: SpeechTokenizerConfig):
         super().__init__(config)

@@ -143,7 +143,7 @@ class VocosEncodec(SoundTokenizer):
         endings=WEIGHT_NORM,
     )
     config: VocosEncodecConfig
-    ordered = True
+    residual = True
 
     def __init__(self, config: VocosEncodecConfig):
         super().__init__(config)

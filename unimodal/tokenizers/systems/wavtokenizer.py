@@ -76,12 +76,12 @@ class WavTokenizer(SoundTokenizer):
         endings=WEIGHT_NORM,
     )
     config: WavTokenizerConfig
+    residual = True
 
     def __init__(self, config: WavTokenizerConfig):
         super().__init__(config)
         self.encoder, self.decoder = SeanetEncoder(config.trunk), VocosDecoder(config.decoder)
         self.quantizer = config.make_quantizer(config.trunk.latent_width)
-        self.ordered = config.num_codebooks > 1
         sizes = (config.codebook_size,) * config.num_codebooks
         self.describe(sizes, config.trunk.samples_per_code, config.sample_rate_hz)
 
