@@ -19,6 +19,7 @@ from unimodal.media.image import save_image
 from unimodal.media.video import save_video
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.sequence.templates.own import IGNORE
+from unimodal.vocabulary import make_media_vocabulary
 
 NANO = Path(__file__).resolve().parents[2] / "model_cards" / "nano"
 
@@ -126,6 +127,12 @@ def test_a_broken_tokenizer_is_no_bad_row(tmp_path, several):
     tokenize = CorpusTokenizer(tmp_path / "model")
     with pytest.raises(ValueError, match="image_tokenizer"):
         tokenize(several)
+
+
+def test_a_folder_of_media_alone_says_how_it_gets_text(tmp_path):
+    make_media_vocabulary([]).save(tmp_path / "vocabulary.json")
+    with pytest.raises(ValueError, match="no text rows; make it anew with --text"):
+        CorpusTokenizer(tmp_path)
 
 
 def test_a_folder_without_the_decoder_will_do(tmp_path, several):

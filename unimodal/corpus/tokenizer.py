@@ -33,7 +33,7 @@ class CorpusTokenizer:
     ) -> None:
         self.folder = find_tokenizer_folder(model)
         self.vocabulary = read_vocabulary(self.folder / VOCABULARY_FILE)
-        if not self.vocabulary.text_size:
+        if not self.vocabulary.text_sha256 and len(self.vocabulary.text_reserved) == self.vocabulary.text_size:
             raise ValueError(
                 f"{self.folder} has media tokenizers but no text rows; make it anew with --text of "
                 "`tools/convert_checkpoint.py tokenizers`, or name a model's folder"
