@@ -3,11 +3,12 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from unimodal.cli import app as cli
-from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges
+from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges, speaker_judge
 from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.run import run_bench
 from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
@@ -94,6 +95,70 @@ def test_what_calls_its_codes_residual_decodes_fewer_groups_to_the_same_length(s
     for groups in sound_bench.list_group_counts(tokenizer)[:-1]:
         fewer = tokenizer.decode(sound_bench.keep_groups(codes, groups))
         assert fewer.shape == whole.shape and not torch.equal(fewer, whole)
+
+
+def make_slaney_bands():
+    """librosa's `filters.mel(sr=16000, n_fft=400, n_mels=40)`, literally: float64 [40, 201]."""
+    step, edge, ratio = 200 / 3, 1000.0, np.log(6.4) / 27
+
+    def to_hz(mel):
+        return step * mel if mel < edge / step else edge * np.exp(ratio * (mel - edge / step))
+
+    points = np.array([to_hz(mel) for mel in np.linspace(0, edge / step + np.log(8000 / edge) / ratio, 42)])
+    bands = np.zeros((40, 201))
+    for row in range(40):
+        for column, hz in enumerate(np.linspace(0, 8000, 201)):
+            rising = (hz - points[row]) / (points[row + 1] - points[row])
+            falling = (points[row + 2] - hz) / (points[row + 2] - points[row + 1])
+            bands[row, column] = max(0, min(rising, falling)) * 2 / (points[row + 2] - points[row])
+    return bands
+
+
+@pytest.fixture
+def speaker(tmp_path, monkeypatch):
+    """The judge with weights that are drawn, in place of the package's."""
+    torch.manual_seed(0)
+    lstm, linear = torch.nn.LSTM(40, 256, 3, batch_first=True), torch.nn.Linear(256, 256)
+    state = {f"lstm.{name}": value for name, value in lstm.state_dict().items()}
+    state |= {f"linear.{name}": value for name, value in linear.state_dict().items()}
+    torch.save({"step": 1, "model_state": {**state, "similarity_weight": torch.ones(1)}}, tmp_path / "pretrained.pt")
+    monkeypatch.setattr(speaker_judge, "find_weights", lambda: tmp_path / "pretrained.pt")
+    return speaker_judge.SpeakerJudge()
+
+
+def test_the_bands_of_the_speaker_judge_are_those_of_librosa(speaker):
+    sound = (draw_wave(0.2) + 0.1 * torch.randn(3200)).numpy().astype(np.float64)
+    filled = np.pad(sound, 200)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+    frames = np.stack([filled[start : start + 400] * window for start in range(0, len(filled) - 399, 160)])
+    wanted = np.abs(np.fft.rfft(frames)) ** 2 @ make_slaney_bands().T
+    assert np.allclose(speaker.compute_bands(torch.from_numpy(sound).float()), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_a_speaker_is_the_mean_of_parts_as_the_package_cuts_them(speaker):
+    expected = {1: [0], 31_519: [0], 31_520: [0, 77], 43_839: [0, 77], 43_840: [0, 77, 154]}
+    assert {count: speaker_judge.list_parts(count) for count in expected} == expected
+    sound = 0.001 * torch.randn(40_000, generator=torch.Generator().manual_seed(0))
+    raised = sound * (10**-1.5 / sound.square().mean().sqrt())
+    bands = speaker.compute_bands(raised)
+    parts = [torch.relu(speaker.linear(speaker.lstm(bands[None, at : at + 160])[1][0][-1]))[0] for at in (0, 77)]
+    mean = sum(part / part.norm() for part in parts)
+    assert torch.allclose(speaker.embed(sound), mean / mean.norm(), atol=1e-5)
+    assert speaker.compare(sound, sound) == pytest.approx(1, abs=1e-5) and speaker.compare(sound, sound * 0) == 0
+
+
+def test_a_missing_speaker_judge_says_what_installs_it(sounds, tmp_path, monkeypatch):
+    monkeypatch.setattr(sound_judges, "find_weights", lambda: None)
+    entry = Entry("mine", build_small("tadicodec"))
+    made = run_bench([entry], BenchSettings(sounds, tmp_path / "parts", recognisers=()), lambda *_: None)
+    assert "speaker_cosine: not measured: pip install --no-deps Resemblyzer" in write_bench(made, tmp_path / "x.json")
+    monkeypatch.setattr(speaker_judge, "find_weights", lambda: None)
+    with pytest.raises(ValueError, match="pip install --no-deps Resemblyzer"):
+        speaker_judge.SpeakerJudge()
+    (tmp_path / "cut.pt").write_bytes(b"no weights")
+    monkeypatch.setattr(speaker_judge, "find_weights", lambda: tmp_path / "cut.pt")
+    with pytest.raises(ValueError, match="install it again"):
+        speaker_judge.SpeakerJudge()
 
 
 def test_a_text_beside_a_sound_is_read_by_a_tokenizer_that_reads_one(sounds, tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from unimodal.evaluation.tokenizer_bench.pictures import Figure
 from unimodal.evaluation.tokenizer_bench.settings import PART, VERSION, BenchReport, BenchSettings
 from unimodal.evaluation.tokenizer_bench.sound_codecs import code_with_opus
 from unimodal.evaluation.tokenizer_bench.sound_judges import MEASURES, RATE, SoundJudge, load_recogniser
+from unimodal.evaluation.tokenizer_bench.speaker_judge import INSTALL
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
 from unimodal.media.access import load_medium
 from unimodal.media.audio import resample
@@ -37,6 +38,8 @@ from unimodal.media.registry import FileTarget
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import Condition, MediaTokenizer
 from unimodal.tokenizers.usage import CodebookUsage
+
+SPEAKER = "speaker_cosine"
 
 
 class SoundBench:
@@ -96,6 +99,7 @@ class SoundBench:
             "left_out": dict(self.items.left_out),
         }
         judges: dict[str, object] = {name: "recogniser" for name in self.recognisers}
+        judges[SPEAKER] = f"not measured: {INSTALL}" if self.judge.speaker is None else "SpeakerJudge"
         made = BenchReport(medium="audio", data=data, seed=self.settings.seed, side=None, judges=judges)
         made.tokenizers = tokenizers
         made.codecs = {"opus": {"rates": sorted(opus, key=lambda rate: float(str(rate["budget_bytes"])))}}
@@ -109,7 +113,7 @@ class SoundBench:
         """The measures of all items, part by part."""
         subject = json.dumps(
             [VERSION, "audio", self.items.sha256, self.settings.recognisers, entry.tokenizer.sha256, *what]
-            + [self.settings.seed]
+            + [self.settings.seed, self.judge.speaker is not None]
         )
         parts: list[Arrays] = []
         for chunk in self.chunks:
@@ -240,7 +244,7 @@ class SoundBench:
             if len(values):
                 figure = Figure.of(values)
                 found[name] = {"mean": figure.mean, "ci95": figure.ci95}
-            if len(values) < len(measured[name]):
+            if len(values) < len(measured[name]) and (name != SPEAKER or self.judge.speaker is not None):
                 found[f"{name}_items"] = len(values)
         for name in self.recognisers:
             said, heard = ([str(text) for text in measured[f"{side}:{name}"]] for side in ("said", "heard"))

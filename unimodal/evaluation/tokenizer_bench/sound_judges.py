@@ -6,6 +6,7 @@ recognisers hear.
   three resolutions (arXiv 1910.11480), None of silence.
 - `f0_cents`: mean error of the pitch where both are voiced; `voicing_error`: share of frames where one alone is.
 - `dnsmos`: DNSMOS P.835 of the rebuilt sound, which knows no original.
+- `speaker_cosine`: of the speakers' vectors, by `speaker_judge.py`; None of silence and where Resemblyzer is missing.
 - Recognisers: Moonshine tiny (arXiv 2410.15608) and pocketsphinx, which are no part of any tokenizer here.
 
 Shapes: T samples, F frames.
@@ -23,11 +24,12 @@ import torch
 from torch import Tensor
 
 from unimodal.evaluation.judges import DnsmosJudge
+from unimodal.evaluation.tokenizer_bench.speaker_judge import SpeakerJudge, find_weights
 from unimodal.tokenizers.parts.mel import AmplitudeMel
 
 RATE = 16_000
-MEASURES = ("stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error", "dnsmos")
-BETTER_UP = ("stoi", "pesq", "dnsmos")
+MEASURES = ("stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error", "dnsmos", "speaker_cosine")
+BETTER_UP = ("stoi", "pesq", "dnsmos", "speaker_cosine")
 RECOGNISERS = ("moonshine", "pocketsphinx")
 INSTALL = "pip install 'unimodal[bench]'"
 #: RMS below which a sound is silence, about -80 dB
@@ -44,6 +46,7 @@ class SoundJudge:
             raise ValueError(f"the bench judges sounds by {' and '.join(missing)}: {INSTALL}")
         self.mel = AmplitudeMel(RATE, 1024, 256, 80, 0.0, 8000.0)
         self.dnsmos = DnsmosJudge()
+        self.speaker = None if find_weights() is None else SpeakerJudge()
 
     @torch.inference_mode()
     def measure(self, original: Tensor, made: Tensor) -> dict[str, float | None]:
@@ -58,6 +61,7 @@ class SoundJudge:
             "mel_distance": float((self.mel(padded[0][None]) - self.mel(padded[1][None])).abs().mean()),
             "stft_distance": None if silent else _measure_stft(*padded),
             "dnsmos": self.dnsmos.score(b),
+            "speaker_cosine": None if silent or self.speaker is None else self.speaker.compare(a, b),
         }
         return {**figures, **_measure_pitch(a, b)}
 

@@ -10,7 +10,8 @@ from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport
 #: the measures of a column, and whether more is better
 PICTURE_COLUMNS = ("psnr_db", "ssim", "perceptual_lite0", "distance_lite0", "distance_lite2", "rfid_like_lite2")
 SOUND_COLUMNS = (
-    "bits_per_second", "stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error", "dnsmos"
+    "bits_per_second", "stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error", "dnsmos",
+    "speaker_cosine",
 )  # fmt: skip
 
 
@@ -47,7 +48,8 @@ def make_table(report: BenchReport) -> str:
     starred = any("*" in cell for row in rows for cell in row)
     judged = "16 kHz" if report.medium == "audio" else f"{report.side} × {report.side}"
     heading = f"{report.medium}: {report.data['items']} items, judged at {judged}"
-    return "\n".join([heading, *lines, *([note] if starred else [])])
+    missing = [f"{name}: {kind}" for name, kind in report.judges.items() if str(kind).startswith("not measured")]
+    return "\n".join([heading, *lines, *([note] if starred else []), *missing])
 
 
 def choose_columns(report: BenchReport) -> tuple[str, ...]:
@@ -56,7 +58,7 @@ def choose_columns(report: BenchReport) -> tuple[str, ...]:
         return PICTURE_COLUMNS
     if report.medium == "video":
         return ("bits_per_second", *PICTURE_COLUMNS[:-1])
-    return (*SOUND_COLUMNS, *(f"wer_{name}" for name in report.judges))
+    return (*SOUND_COLUMNS, *(f"wer_{name}" for name, kind in report.judges.items() if kind == "recogniser"))
 
 
 def _make_row(label: str, rate: Mapping[str, object], own: object, columns: Sequence[str]) -> Sequence[str]:
