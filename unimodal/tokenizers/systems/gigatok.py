@@ -11,10 +11,10 @@ Shapes: B batch, N codes, D quantized dimensions, Z channels of the map, h and w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss
 
@@ -23,12 +23,13 @@ from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import make_quantizer
 from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.map_tokens import MapToTokens, TokenForm, TokensToMap
-from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, ConvSettings
+from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder
 from unimodal.tokenizers.rows import check_counts
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
 from unimodal.tokenizers.systems.conv_names import list_conv_rules
+from unimodal.tokenizers.systems.conv_pictures import ConvPictureConfig
 from unimodal.tokenizers.systems.key_map import KeyMap
 
 #: name of a size → width, layers and heads, as the authors' `blocks.py` has them
@@ -43,7 +44,7 @@ SIZES = {
 }
 
 
-class GigatokConfig(SystemConfig, ConvSettings):
+class GigatokConfig(ConvPictureConfig):
     """The settings of the convolutions have GigaTok's defaults here. form: whether the codes are a sequence of
     `num_tokens` or a grid ("grid_twice": of layers that attend twice). encoder and decoder: the two transformers.
     map_weight and map_distance: of the distance between the decoder's map and the encoder's in training. direct_weight:
@@ -55,7 +56,6 @@ class GigatokConfig(SystemConfig, ConvSettings):
     middle_attention: bool = False
     upsampling: Literal["nearest", "shuffle"] = "shuffle"
     adaptive_norm: bool = True
-    image_size: int = Field(default=256, ge=1)
     form: TokenForm = "tokens"
     num_tokens: int = Field(default=256, ge=1)
     encoder: TransformerSize
@@ -67,13 +67,6 @@ class GigatokConfig(SystemConfig, ConvSettings):
     align_layer: int | None = None
     align_width: int = Field(default=768, ge=1)
 
-    @model_validator(mode="after")
-    def check_size(self) -> Self:
-        """ValueError for pictures that are no whole number of positions."""
-        if self.image_size % self.factor:
-            raise ValueError(f"image_size {self.image_size} is no multiple of {self.factor}, what the levels halve to")
-        return self
-
 
 class GigatokTokenizer(SystemTokenizer):
     """Pictures float [B, 3, S, S] in [0, 1] ⇄ codes [B, N, 1]."""
@@ -84,7 +77,7 @@ class GigatokTokenizer(SystemTokenizer):
 
     def __init__(self, config: GigatokConfig):
         super().__init__(config)
-        side = config.image_size // config.factor
+        side = config.side
         self.grid = (side, side)
         self.tokens_per_item = config.num_tokens if config.form == "tokens" else side**2
         width, num_tokens = config.latent_width, self.tokens_per_item

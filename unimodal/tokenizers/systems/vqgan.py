@@ -17,29 +17,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import log2, prod
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, JsonValue, model_validator
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.parts.quantizers import make_quantizer
 from unimodal.tokenizers.parts.split_ids import join_ids, split_ids
-from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder, ConvSettings
+from unimodal.tokenizers.parts.trunks.vqgan import ConvDecoder, ConvEncoder
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig, SystemTokenizer
 from unimodal.tokenizers.systems.conv_names import ConvNames, list_conv_rules
+from unimodal.tokenizers.systems.conv_pictures import ConvPictureConfig
 from unimodal.tokenizers.systems.key_map import KeyMap
 
 #: the most values of one group: a language model has a row for each
 LARGEST_GROUP = 2**16
 
 
-class VqganConfig(SystemConfig, ConvSettings):
-    """image_size: of the squares that files are fitted to. quantizer: its kind and settings, as `make_quantizer` reads
+class VqganConfig(ConvPictureConfig):
+    """quantizer: its kind and settings, as `make_quantizer` reads
     them. project: 1×1 convolutions between the map's Z channels and the quantizer's D; without them the two are equal.
     split: the sizes of the groups that one id is given as, of which the product is the codebook's size; none for the
     id as it is. A group of more than 65,536 values must be asked for by `flat_ids`. names: what the authors call the
@@ -47,19 +48,11 @@ class VqganConfig(SystemConfig, ConvSettings):
     """
 
     family: Literal["vqgan"] = "vqgan"
-    image_size: int = Field(default=256, ge=1)
     names: ConvNames = "llamagen"
     quantizer: dict[str, JsonValue]
     project: bool = True
     split: tuple[int, ...] = ()
     flat_ids: bool = False
-
-    @model_validator(mode="after")
-    def check_size(self) -> Self:
-        """ValueError for pictures that are no whole number of positions."""
-        if self.image_size % self.factor:
-            raise ValueError(f"image_size {self.image_size} is no multiple of {self.factor}, what the levels halve to")
-        return self
 
 
 class VqganTokenizer(SystemTokenizer):
@@ -85,7 +78,7 @@ class VqganTokenizer(SystemTokenizer):
                 "or set project: true"
             )
         self.codebook_sizes = check_group_sizes(self.quantizer.codebook_sizes, config.split, config.flat_ids)
-        side = config.image_size // config.factor
+        side = config.side
         self.picture_size = (config.image_size, config.image_size)
         self.tokens_per_item = side**2
         count = self.quantizer.count_codes(side**2)
@@ -144,7 +137,7 @@ class VqganTokenizer(SystemTokenizer):
         return Codes.whole(ids, (1, *self.find_grid(x)))
 
     def decode_batch(self, coded: Codes, options: CodingOptions) -> Tensor:
-        side = self.config.image_size // self.config.factor
+        side = self.config.side
         grid = (side, side) if coded.grid is None else coded.grid[1:]
         if any(count != prod(grid) for count in coded.counts) or coded.ids.shape[2] != len(self.codebook_sizes):
             raise ValueError(

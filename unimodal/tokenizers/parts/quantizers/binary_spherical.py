@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,20 +15,13 @@ from unimodal.tokenizers.parts.quantizers.entropy import measure_bit_entropy, me
 from unimodal.tokenizers.parts.quantizers.interface import (
     Quantized,
     QuantizeOptions,
-    Quantizer,
     average_real,
     pass_straight_through,
 )
-from unimodal.tokenizers.parts.quantizers.signs import (
-    FirstBit,
-    check_group_bits,
-    list_sign_codes,
-    pack_bits,
-    unpack_bits,
-)
+from unimodal.tokenizers.parts.quantizers.signs import FirstBit, SignQuantizer, list_sign_codes
 
 
-class BinarySphericalQuantizer(Quantizer):
+class BinarySphericalQuantizer(SignQuantizer):
     """Vectors are scaled to length 1; each dimension becomes ±1/√D, and the bits of a group are one code, the most
     significant first. A value of exactly 0 is bit 0.
 
@@ -50,14 +42,8 @@ class BinarySphericalQuantizer(Quantizer):
         entropy_bits: Sequence[int] | None = None,
         first_bit: FirstBit = "most",
     ):
-        super().__init__()
-        self.group_bits, self.first_bit = check_group_bits(group_bits), first_bit
-        self.num_dims, self.codebook_sizes = sum(group_bits), tuple(2**bits for bits in group_bits)
-        self.commitment, self.entropy_weight = commitment, entropy_weight
-        self.sureness, self.diversity, self.inverse_temperature = sureness, diversity, inverse_temperature
-        self.entropy_bits = self.group_bits if entropy_bits is None else check_group_bits(entropy_bits)
-        if sum(self.entropy_bits) != self.num_dims:
-            raise ValueError(f"entropy_bits are together {self.num_dims} bits; got {self.entropy_bits}")
+        super().__init__(group_bits, first_bit, commitment, entropy_weight, diversity, entropy_bits)
+        self.sureness, self.inverse_temperature = sureness, inverse_temperature
 
     @property
     def size(self) -> float:
@@ -67,7 +53,7 @@ class BinarySphericalQuantizer(Quantizer):
     def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         z = normalize(z, dim=-1)
         bits = z > 0
-        values = (bits.float() * 2 - 1) * self.size
+        values = self.to_values(bits)
         loss = self.commitment * average_real((z - values).square().sum(-1), mask)
         if self.entropy_weight and self.training:
             loss = loss + self._regularize_unit(z, mask)
@@ -79,26 +65,11 @@ class BinarySphericalQuantizer(Quantizer):
         return self._regularize_unit(normalize(z, dim=-1), mask)
 
     def _regularize_unit(self, z: Tensor, mask: Tensor | None) -> Tensor:
-        if max(self.entropy_bits) > 18:
-            raise ValueError(
-                f"the entropy of {max(self.entropy_bits)} bits has too many codes to list; "
-                "set entropy_bits to smaller groups or entropy_weight to 0"
-            )
+        parts = self.split_for_entropy(z)
         of_each = average_real(measure_bit_entropy(4 * z * self.size * self.inverse_temperature).sum(-1), mask)
         of_all = z.new_zeros(())
-        for part in z.split(self.entropy_bits, dim=-1):
+        for part in parts:
             codes = list_sign_codes(part.shape[-1], self.first_bit, z.device) * self.size
             of_all = of_all + measure_entropy(2 * part @ codes.T * self.inverse_temperature, mask).of_all
         penalty = self.sureness * of_each - self.diversity * of_all
         return self.entropy_weight * penalty / self.inverse_temperature
-
-    def to_ids(self, bits: Tensor) -> Tensor:
-        """bits: bool [..., D] → int64 [..., G]."""
-        return pack_bits(bits, self.group_bits, self.first_bit)
-
-    def look_up_batch(self, ids: Tensor) -> Tensor:
-        return (unpack_bits(ids, self.group_bits, self.first_bit).float() * 2 - 1) * self.size
-
-    def make_table(self, group: int = 0) -> Tensor | None:
-        bits = self.group_bits[group]
-        return None if bits > 16 else list_sign_codes(bits, self.first_bit, torch.device("cpu")) * self.size

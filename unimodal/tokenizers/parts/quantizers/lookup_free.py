@@ -16,20 +16,13 @@ from unimodal.tokenizers.parts.quantizers.entropy import measure_entropy
 from unimodal.tokenizers.parts.quantizers.interface import (
     Quantized,
     QuantizeOptions,
-    Quantizer,
     average_real,
     pass_straight_through,
 )
-from unimodal.tokenizers.parts.quantizers.signs import (
-    FirstBit,
-    check_group_bits,
-    list_sign_codes,
-    pack_bits,
-    unpack_bits,
-)
+from unimodal.tokenizers.parts.quantizers.signs import FirstBit, SignQuantizer, list_sign_codes
 
 
-class LookupFreeQuantizer(Quantizer):
+class LookupFreeQuantizer(SignQuantizer):
     """Signs of D dimensions in groups of consecutive ones; bit i of a group has weight 2^i, so the first dimension is
     the least significant (`first_bit` "most" turns that round). A value of exactly 0 is bit 0.
 
@@ -52,32 +45,21 @@ class LookupFreeQuantizer(Quantizer):
         pool_groups: bool = False,
         first_bit: FirstBit = "least",
     ):
-        super().__init__()
-        self.group_bits, self.commitment = check_group_bits(group_bits), commitment
-        self.num_dims, self.codebook_sizes = sum(group_bits), tuple(2**bits for bits in group_bits)
-        self.entropy_weight, self.diversity, self.temperature = entropy_weight, diversity, temperature
-        self.entropy_bits = self.group_bits if entropy_bits is None else check_group_bits(entropy_bits)
-        self.pool_groups, self.first_bit = pool_groups, first_bit
-        if sum(self.entropy_bits) != self.num_dims:
-            raise ValueError(f"entropy_bits are together {self.num_dims} bits; got {self.entropy_bits}")
+        super().__init__(group_bits, first_bit, commitment, entropy_weight, diversity, entropy_bits)
+        self.temperature, self.pool_groups = temperature, pool_groups
         if pool_groups and len(set(self.entropy_bits)) > 1:
             raise ValueError(f"pool_groups needs groups of one size; got {self.entropy_bits}")
 
     def quantize_batch(self, z: Tensor, mask: Tensor | None, options: QuantizeOptions) -> Quantized:
         bits = z > 0
-        values = bits.float() * 2 - 1
+        values = self.to_values(bits)
         loss = self.commitment * average_real((z - values).square(), mask) + self.regularize(z, mask)
         return Quantized(pass_straight_through(z, values), self.to_ids(bits), loss, values)
 
     def regularize(self, z: Tensor, mask: Tensor | None) -> Tensor:
         if not self.entropy_weight or not self.training:
             return z.new_zeros(())
-        if max(self.entropy_bits) > 18:
-            raise ValueError(
-                f"the entropy of {max(self.entropy_bits)} bits has too many codes to list; "
-                "set entropy_bits to smaller groups or entropy_weight to 0"
-            )
-        parts = list(z.split(self.entropy_bits, dim=-1))
+        parts = self.split_for_entropy(z)
         if self.pool_groups:
             parts = [z.unflatten(-1, (len(parts), -1))]
         total = z.new_zeros(())
@@ -85,18 +67,3 @@ class LookupFreeQuantizer(Quantizer):
             logits = 2 * part @ list_sign_codes(part.shape[-1], self.first_bit, z.device).T
             total = total + measure_entropy(logits / self.temperature, mask).make_loss(all_weight=self.diversity)
         return self.entropy_weight * total
-
-    def to_ids(self, bits: Tensor) -> Tensor:
-        """bits: bool [..., D] → int64 [..., G]."""
-        return pack_bits(bits, self.group_bits, self.first_bit)
-
-    def to_bits(self, ids: Tensor) -> Tensor:
-        """ids: int64 [..., G] → bool [..., D]; the inverse of ``to_ids``."""
-        return unpack_bits(ids, self.group_bits, self.first_bit)
-
-    def look_up_batch(self, ids: Tensor) -> Tensor:
-        return self.to_bits(ids).float() * 2 - 1
-
-    def make_table(self, group: int = 0) -> Tensor | None:
-        bits = self.group_bits[group]
-        return None if bits > 16 else list_sign_codes(bits, self.first_bit)
