@@ -69,6 +69,11 @@ def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(syst
         assert torch.equal(again.encode(x).ids, codes.ids)
         alone = tokenizer.encode(x[1:2])
         assert torch.equal(alone.row(0), codes.row(1))
+        modes = [part.training for part in tokenizer.train().modules()]
+        with torch.autocast("cpu", torch.bfloat16):  # as a call amid training
+            assert torch.equal(tokenizer.encode(x).ids, codes.ids)
+        assert [part.training for part in tokenizer.modules()] == modes
+        assert tokenizer.eval().sha256 == again.sha256
         check_ids_under_autocast(tokenizer, x)
         check_features(tokenizer)
 

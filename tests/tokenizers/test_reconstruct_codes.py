@@ -9,7 +9,7 @@ from tests.tokenizers.tiny_system import TinyConfig, TinySystem
 from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.interface import MediaTokenizer
-from unimodal.tokenizers.losses.bag import LossBag
+from unimodal.tokenizers.losses.bag import LossBag, choose_features
 from unimodal.tokenizers.losses.perturbation import Perturbation
 from unimodal.tokenizers.losses.settings import LossSettings, PerturbationSettings
 from unimodal.tokenizers.losses.trained_tokenizer import TrainedTokenizer
@@ -111,3 +111,28 @@ def test_a_perturbation_of_the_recipe_is_in_training_alone_and_refused_where_the
     books = build_small("dualtoken-384")
     with pytest.raises(ValueError, match="perturbation is of codes of one listed codebook"):
         books.reconstruct_codes(make_media(books), None, None, Perturbation(PerturbationSettings()))
+
+
+@pytest.mark.parametrize("name", ["snac-24", "speechtokenizer", "tadicodec"])
+def test_sounds_of_several_lengths_have_the_vectors_that_they_have_alone(name):
+    """And a mask as long as these, for losses that look at what is real."""
+    tokenizer = build_small(name)
+    frame = tokenizer.samples_per_code
+    lengths = [3 * frame - 5, 5 * frame, 1, 5 * frame]
+    x = torch.zeros(4, 1, 5 * frame)
+    for row, length in zip(x, lengths, strict=True):
+        row[:, :length] = torch.rand(length, generator=torch.Generator().manual_seed(length)) - 0.5
+    values, mask = choose_features(tokenizer.reconstruct_codes(x, torch.tensor(lengths)), "codes")
+    for row, length in enumerate(lengths):
+        alone = tokenizer.reconstruct_codes(x[row : row + 1, :, :length]).features["codes"][0]
+        torch.testing.assert_close(values[row][mask[row]], alone, atol=1e-5, rtol=0)
+
+
+def test_the_shortest_sounds_have_a_finite_loss():
+    tokenizer = build_small("tadicodec").train()
+    try:
+        for seed in range(4):
+            torch.manual_seed(seed)
+            assert tokenizer.training_loss(torch.rand(2, 1, 2), torch.tensor([1, 2]))[0].isfinite()
+    finally:
+        tokenizer.eval()

@@ -111,3 +111,19 @@ def test_what_is_no_sound_of_one_channel_is_refused():
     tokenizer = PatchSounds(PatchConfig()).eval()
     with pytest.raises(ValueError, match=r"takes \[B, 1, T\]"):
         tokenizer.encode(torch.zeros(1, 2, 100))
+
+
+def test_weights_of_another_precision_are_refused_and_sounds_of_one_are_taken():
+    torch.manual_seed(0)
+    sounds, latents = PatchSounds(PatchConfig()).eval(), PatchLatents(PatchConfig())
+    x = torch.rand(1, 1, 37) - 0.5
+    for kind in (torch.float16, torch.bfloat16, torch.float64):
+        assert torch.equal(sounds.encode(x.to(kind)).ids, sounds.encode(x.to(kind).float()).ids)
+        assert latents.encode(x.to(kind)).values.dtype == torch.float32
+    codes = sounds.encode(x)
+    with pytest.raises(
+        ValueError, match=r"weights are bfloat16, and codes are made in float32; call \.float\(\) on it"
+    ):
+        sounds.bfloat16().encode(x)
+    with pytest.raises(ValueError, match="weights are float64"):
+        sounds.double().decode(codes)

@@ -6,7 +6,8 @@ batched and answer row by row: an item gives the same codes alone and beside lon
 does not (a statistic over the batch, say), ``published=True`` follows that rule.
 
 A family sets the attributes below and writes ``encode_batch`` and ``decode_batch``; the base class checks the arguments
-of ``encode`` and ``decode`` against what the family says that it takes, and runs it under ``inference_mode``.
+of ``encode`` and ``decode`` against what the family says that it takes, and runs it as `exact` says: the codes of a
+medium do not hang on autocast, nor on whether the tokenizer is still in training mode.
 
 - `MediaTokenizer`: media ⇄ `Codes`. `LatentTokenizer`: media ⇄ `Latents`, for continuous bottlenecks.
 - `MediaReader`: pictures → features that a decoder is fed in place of embedding rows; no codes, no way back.
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from unimodal.media.registry import MEDIA, FileTarget
 from unimodal.tokenizers.codes import Codes, Latents
+from unimodal.tokenizers.exact import run_exactly
 from unimodal.tokenizers.rows import check_lengths
 from unimodal.tokenizers.stored import StoredModule
 from unimodal.tokenizers.streams import StreamLayout
@@ -186,7 +188,7 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
             medium = MEDIA.get(self.modality)
             timed = medium is None or "t" in medium.axes
             check_lengths(lengths, x, timed if self.takes_lengths is None else self.takes_lengths, self.config.family)
-        with torch.inference_mode():
+        with run_exactly(self, x.device):
             return self.encode_batch(x, lengths, CodingOptions(condition, published=published))
 
     def decode(
@@ -223,7 +225,7 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
             raise ValueError(f"steps is {steps}; give at least 1")
         if guidance is not None and not (isfinite(guidance) and guidance >= 0):
             raise ValueError(f"guidance {guidance} is not usable; give a number from 0 on")
-        with torch.inference_mode():
+        with run_exactly(self, codes.mask.device):
             if "noise" in self.decode_settings:
                 noise = self.draw_noise(codes, [0] * len(codes)) if noise is None else noise
             return self.decode_batch(codes, CodingOptions(condition, noise, steps, guidance, published))
@@ -250,7 +252,7 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         return noise.to(codes.mask.device)
 
     def _check_media(self, x: Tensor) -> Tensor:
-        """Media in the type of the weights, where they come in half or double precision. ValueError for what is no
+        """Media in float32, where they come in half or double precision. ValueError for what is no
         batch of finite floats, and for pictures and frames on another scale than [0, 1]."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -266,8 +268,7 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
             if coloured and not -OVERSHOOT <= lowest <= highest <= 1 + OVERSHOOT:
                 advice = "(x + 1) / 2" if highest <= 1 + OVERSHOOT else "x / 255" if lowest >= 0 else "another scale"
                 raise ValueError(f"pictures and frames are in [0, 1]; got {lowest:.4g} to {highest:.4g}: give {advice}")
-        weights = next(self.parameters(), x)
-        return x if x.dtype == torch.float32 else x.to(weights.dtype)
+        return x.float()
 
     def _check_condition(self, condition: Condition | None, taken: frozenset[str], batch: int, side: str) -> None:
         if condition is None:

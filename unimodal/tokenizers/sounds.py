@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Codes, Latents
+from unimodal.tokenizers.exact import run_exactly
 from unimodal.tokenizers.interface import CodingOptions, MediaTokenizer
 from unimodal.tokenizers.parts.streaming import Stage
 from unimodal.tokenizers.rows import decode_rows, group_by_size
@@ -136,13 +137,13 @@ class SoundCodes(SoundLengths, MediaTokenizer):
         if not self.can_stream:
             return super().encode_stream(pieces, published)
         checked = (self._check_piece(piece) for piece in pieces)
-        return run_pieces(self.open_encoder(published), checked, self._make_silence())
+        return run_pieces(self, self.open_encoder(published), checked, self._make_silence())
 
     def decode_stream(self, pieces: Iterable[Tensor], published: bool = False) -> Iterator[Tensor]:
         if not self.can_stream or not self.can_decode:
             return super().decode_stream(pieces, published)
         checked = (self._check_codes_piece(piece) for piece in pieces)
-        waves = run_pieces(self.open_decoder(published), checked, self.make_no_codes())
+        waves = run_pieces(self, self.open_decoder(published), checked, self.make_no_codes())
         return (wave[0].clamp(-1, 1) for wave in waves)
 
     def make_no_codes(self) -> Tensor:
@@ -175,11 +176,12 @@ def join_pieces(pieces: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat([piece for piece in pieces if piece.numel()], dim)
 
 
-def run_pieces(stage: Stage, pieces: Iterable[Tensor], nothing: Tensor) -> Iterator[Tensor]:
-    """What a stage makes of pieces [1, …] and, behind the last, of `nothing`, without the leading 1; nothing empty."""
+def run_pieces(tokenizer: nn.Module, stage: Stage, pieces: Iterable[Tensor], nothing: Tensor) -> Iterator[Tensor]:
+    """What a stage of a tokenizer makes of pieces [1, …] and, behind the last, of `nothing`, without the leading 1;
+    nothing empty."""
 
     def push(piece: Tensor, last: bool = False) -> Tensor:
-        with torch.inference_mode():  # not over a yield: the caller's code runs there
+        with run_exactly(tokenizer, nothing.device):  # not over a yield: the caller's code runs there
             return stage.push(piece, last)[0]
 
     for piece in pieces:

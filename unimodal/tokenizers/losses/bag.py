@@ -309,10 +309,11 @@ def find_width(loss: str, feature: str, features: Mapping[str, int]) -> int:
 
 
 def choose_features(made: Reconstruction, name: str) -> tuple[Tensor, Tensor]:
-    """Features [B, N, D] of a reconstruction, and which of them are real, bool [B, N]."""
+    """Features [B, N, D] of a reconstruction, and which of them are real, bool [B, N]: as many for each code."""
     values = made.features[name]
-    whole = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-    return values, whole if made.mask is None else made.mask
+    if made.mask is None:
+        return values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+    return values, made.mask.repeat_interleave(values.shape[1] // made.mask.shape[1], 1)
 
 
 def _cut_alike(made: Tensor, real: Tensor) -> Tensor:

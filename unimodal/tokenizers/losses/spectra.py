@@ -4,6 +4,8 @@ Published forms:
 - `vocos` (arXiv 2306.00814; WavTokenizer too): |ln m - ln m̂| of 100 mel bands at one resolution, at least 1e-7.
 - `dac` (arXiv 2306.06546): |log₁₀ m - log₁₀ m̂| of few bands to many at seven resolutions, added up, at least 1e-5.
 
+A sound that is shorter than a window takes is filled up with silence.
+
 Shapes: B batch, T samples, M bands, F frames.
 """
 
@@ -14,7 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import l1_loss
+from torch.nn.functional import l1_loss, pad
 
 from unimodal.tokenizers.parts.mel_bands import MelBands
 
@@ -52,7 +54,8 @@ class MelLoss(nn.Module):
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
         """made, real: [B, T] → scalar."""
-        check_length(made, max(scale.fewest_samples for scale in self.scales if isinstance(scale, MelBands)))
+        fewest = max(scale.fewest_samples for scale in self.scales if isinstance(scale, MelBands))
+        made, real = fill_up(made, fewest), fill_up(real, fewest)
         total = made.new_zeros((), dtype=torch.float32)
         with torch.autocast(made.device.type, enabled=False):
             for scale in self.scales:
@@ -74,7 +77,7 @@ class StftLoss(nn.Module):
 
     def forward(self, made: Tensor, real: Tensor) -> Tensor:
         """made, real: [B, T] → scalar."""
-        check_length(made, max(self.windows) // 2 + 1)
+        made, real = (fill_up(x, max(self.windows) // 2 + 1) for x in (made, real))
         total = made.new_zeros((), dtype=torch.float32)
         with torch.autocast(made.device.type, enabled=False):
             for size in self.windows:
@@ -92,10 +95,6 @@ def measure_magnitude(spectrum: Tensor) -> Tensor:
     return torch.view_as_real(spectrum).square().sum(-1).clamp_min(1e-12).sqrt()
 
 
-def check_length(x: Tensor, fewest: int) -> None:
-    """ValueError for sounds [B, T] that are too short for a window."""
-    if x.shape[-1] < fewest:
-        raise ValueError(
-            f"sounds of {x.shape[-1]} samples are too short for this loss, which needs {fewest}: give longer ones, a "
-            "larger crop_s, or smaller windows"
-        )
+def fill_up(x: Tensor, fewest: int) -> Tensor:
+    """Sounds [B, T], with silence behind them where they are shorter than a window takes."""
+    return pad(x, (0, max(0, fewest - x.shape[-1])))

@@ -5,6 +5,8 @@
 - `SpectrumJudge`: a complex spectrum, dilated in time (EnCodec, arXiv 2210.13438).
 - `ResolutionJudge`: magnitudes (UnivNet, arXiv 2106.07889, as WavTokenizer has it).
 
+A sound that is shorter than a judge takes is filled up with silence.
+
 Shapes: B batch, T samples, F frames, K frequency bins, C channels.
 """
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, pad
 from torch.nn.utils.parametrizations import weight_norm
 
-from unimodal.tokenizers.losses.spectra import check_length
+from unimodal.tokenizers.losses.spectra import fill_up
 
 BANDS = ((0.0, 0.1), (0.1, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))  # shares of the bins
 
@@ -57,6 +59,7 @@ class PeriodJudge(nn.Module):
         self.out = make_conv(widths[-1], 1, (3, 1))
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        x = fill_up(x, self.period + 1)
         spare = self.period - x.shape[-1] % self.period
         if spare < self.period or self.whole:
             x = pad(x[:, None], (0, spare), mode="reflect")[:, 0]
@@ -84,8 +87,9 @@ class BandJudge(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """[B, T] → real and imaginary parts [B, 2, ceil(T / hop), K]: frames lie as steps of a convolution do."""
-        margin, spare = (self.window_size - self.hop) // 2, -x.shape[-1] % self.hop
-        check_length(x, margin + spare + 1)
+        margin = (self.window_size - self.hop) // 2
+        x = fill_up(x, margin + self.hop)
+        spare = -x.shape[-1] % self.hop
         x = pad(x[:, None], (margin, margin + spare), mode="reflect")[:, 0]
         spectrum = torch.stft(x, self.window_size, self.hop, window=self.window, return_complex=True)[..., 2:-2]
         return torch.view_as_real(spectrum).permute(0, 3, 2, 1)
@@ -115,7 +119,7 @@ class SpectrumJudge(nn.Module):
         self.out = make_conv(width, 1, (3, 3))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        check_length(x, self.window_size)
+        x = fill_up(x, self.window_size)
         spectrum = torch.stft(
             x, self.window_size, self.hop, window=self.window, center=False, return_complex=True
         ) / self.window.square().sum().sqrt()  # fmt: skip
@@ -144,7 +148,7 @@ class ResolutionJudge(nn.Module):
         self.out = make_conv(width, 1, (3, 3))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        check_length(x, self.window_size // 2 + 1)
+        x = fill_up(x, self.window_size // 2 + 1)
         spectrum = torch.stft(x, self.window_size, self.hop, window=self.window, return_complex=True)
         maps = run_stack(self.layers, spectrum.abs()[:, None], 0.1)
         return [*maps, self.out(maps[-1])]

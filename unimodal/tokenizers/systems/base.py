@@ -6,7 +6,7 @@ Shapes: B batch, C channels, N positions, G groups, D width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -207,8 +207,11 @@ class SystemTokenizer(SystemModule, MediaTokenizer):
             hook.remove()
         if not found or "codes" in made.features:
             return made
-        codes = found[-1].reshape(len(x), -1, found[-1].shape[-1])  # of clips in chunks as many as there are
-        return replace(made, features={**made.features, "codes": codes})
+        return replace(made, features={**made.features, "codes": self.join_values(found, x, lengths)})
+
+    def join_values(self, found: Sequence[Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
+        """What the quantizer gave in each call of one ``reconstruct`` → the codes' vectors of the batch, [B, N, D]."""
+        return found[-1].reshape(len(x), -1, found[-1].shape[-1])  # of clips in chunks as many as there are
 
 
 class SystemLatents(SystemModule, LatentTokenizer):

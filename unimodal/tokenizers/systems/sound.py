@@ -8,6 +8,7 @@ Shapes: B batch, T samples, N positions, G groups, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -100,6 +101,18 @@ class SoundSystem(SystemModule):
 
 class SoundTokenizer(SoundSystem, SystemTokenizer, SoundCodes):
     """A published system of codes of sounds."""
+
+    def join_values(self, found: Sequence[Tensor], x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Where ``reconstruct`` takes sounds of one length together, each lot called the quantizer as often; 0 past the
+        end of the shorter ones."""
+        lots = [items for items, _ in split_by_length(x, lengths)]
+        if len(found[-1]) == len(x):
+            return super().join_values(found, x, lengths)
+        calls = len(found) // len(lots)
+        rows: dict[int, Tensor] = {}
+        for number, items in enumerate(lots, 1):
+            rows.update(zip(items, found[number * calls - 1], strict=True))
+        return pad_media([rows[item] for item in range(len(x))])
 
 
 class SoundLatents(SoundSystem, SystemLatents, SoundLengths):

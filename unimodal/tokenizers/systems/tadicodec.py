@@ -250,6 +250,7 @@ class TaDiCodecTokenizer(SoundTokenizer):
         made = self.quantizer(self.encode_mel(mel, real))
         drawn = torch.rand(3, num, generator=generator)
         longest = torch.where(drawn[0] < config.prompt_drop, 0.0, 0.4 * drawn[1]) * hops
+        longest = torch.minimum(longest, hops - 1)  # a frame at least is learned, also of the shortest sound
         target = (places >= longest[:, None]).to(x.device) & real
         step = draw_forward_step(mel, config.sigma, generator)
         noisy = torch.where(target[..., None], step.noisy, mel)
@@ -262,7 +263,8 @@ class TaDiCodecTokenizer(SoundTokenizer):
         estimate = noisy + (1 - step.time)[:, None, None] * velocity * target[..., None]
         decoded = self.vocoder(estimate.transpose(1, 2))[..., : x.shape[-1]]
         loss = flow + made.loss
-        return Reconstruction(decoded, loss, made.ids, {"flow": float(flow.detach())}, {"mel": mel})
+        mask = real[:, :: mel.shape[1] // made.ids.shape[1]]
+        return Reconstruction(decoded, loss, made.ids, {"flow": float(flow.detach())}, {"mel": mel}, mask)
 
     def _embed_texts(self, condition: Condition | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         if condition is None or condition.text is None or self.text_emb is None:
