@@ -6,6 +6,7 @@ import torch
 
 from unimodal.tokenizers.configs.registry import build_tokenizer, list_systems, read_system
 from unimodal.tokenizers.interface import LatentTokenizer, MediaTokenizer
+from unimodal.tokenizers.registry import find_family_class
 from unimodal.tokenizers.systems.base import SystemModule
 
 
@@ -16,11 +17,9 @@ def list_kinds() -> tuple[str, ...]:
     for name in list_systems():
         system = read_system(name)
         found.setdefault((system.system, system.choose_settings(small=True)["family"]), name)
-    return tuple(name for name in found.values() if is_built(name))
-
-
-def is_built(name: str) -> bool:
-    return isinstance(build_small(name), SystemModule)
+    return tuple(
+        name for (_, family), name in found.items() if issubclass(find_family_class(str(family)), SystemModule)
+    )
 
 
 @cache
