@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimodal.evaluation.tokenizer_bench import film_bench
+from unimodal.evaluation.tokenizer_bench import film_bench, film_codecs
 from unimodal.evaluation.tokenizer_bench.entries import Entry, open_entries
 from unimodal.evaluation.tokenizer_bench.run import run_bench
 from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
@@ -54,11 +54,36 @@ def test_films_are_judged_frame_by_frame_beside_their_first_frame(tmp_path, monk
         assert rate["bits_per_second"] > 0 and rate["psnr_db"]["mean"] > 0 and "distance_lite2" in rate
     rates = made.codecs["still"]["rates"]
     assert [rate["frames_of"] for rate in rates] == ["moto", "omnitokenizer-video"]
+    for codec in film_codecs.CODECS:
+        rates = made.codecs[codec]["rates"]
+        assert [rate["budget_bytes"] for rate in rates] == sorted(
+            figures["rates"][0]["bytes"] for figures in made.tokenizers.values()
+        )
+        assert all(
+            rate["bytes"] > 0 and rate["psnr_db"]["mean"] > 0 and 0 <= rate["within_budget"] <= 1 for rate in rates
+        )
     table = write_bench(made, tmp_path / "out.json")
     assert "video: 2 items" in table and "still" in table and "broken.mp4" in table
     assert (tmp_path / "out.png").is_file() and json.loads((tmp_path / "out.json").read_text())["medium"] == "video"
     monkeypatch.setattr(film_bench.FilmBench, "_read", None)  # all is measured
     assert run_bench(entries, BenchSettings(films, tmp_path / "parts"), lambda *_: None).to_dict() == made.to_dict()
+
+
+@pytest.mark.parametrize("codec", film_codecs.CODECS)
+def test_a_codec_takes_the_finest_quality_within_its_bytes_and_gives_back_every_frame(codec):
+    frame = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (33, 40), mode="bilinear")[0]
+    film = torch.stack([torch.roll(frame, 2 * step, 2) for step in range(5)])
+    coder = film_codecs.FilmCoder(codec, film, 8.0)
+    poor, some, rich = (coder.choose_within(budget) for budget in (1, 700, 1e6))
+    assert poor.num_bytes > 1 and poor.num_bytes < some.num_bytes <= 700 < rich.num_bytes
+    errors = [float((coded.frames - film).square().mean()) for coded in (poor, some, rich)]
+    assert poor.frames.shape == film.shape and errors[0] > errors[1] > errors[2]
+
+
+def test_parameter_sets_and_notes_of_a_packet_do_not_count():
+    shared = b"\0\0\0\1\x67abc" + b"\0\0\1\x68d" + b"\0\0\1\x06note"
+    assert film_codecs.count_picture_bytes(shared + b"\0\0\1\x65picture") == 11
+    assert film_codecs.count_picture_bytes(b"\0\0\0\1\x41pic") == 8
 
 
 def test_a_tokenizer_that_continues_another_is_opened_with_the_one_beside_it(tmp_path):

@@ -5,8 +5,9 @@
 - `entries.py` the tokenizers that are compared; `items.py` the files, read alike for all of them.
 - `pictures.py` what is measured of pictures, by the networks of `picture_judges.py`; `picture_codecs.py` JPEG, WebP and
   AVIF at the same bytes; `legibility.py` words that a reader must still read.
-- `sound_bench.py` what is measured of sounds, by `sound_judges.py`; `sound_codecs.py` Opus at the same bits.
-- `film_bench.py` what is measured of films, frame by frame.
+- `sound_bench.py` what is measured of sounds, by `sound_judges.py` and `speaker_judge.py`; `sound_codecs.py`
+  Opus at the same bits.
+- `film_bench.py` what is measured of films, frame by frame; `film_codecs.py` H.264 and VP9 at the same bytes.
 - `store.py` keeps what is measured, so that an interrupted bench goes on; `tables.py` and `plots.py` show it.
 - `run.py` puts these together, `write.py` leaves the report.
 """

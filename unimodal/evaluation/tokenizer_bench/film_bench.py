@@ -2,7 +2,8 @@
 that it decodes is judged as a picture.
 
 Tokenizers of other frame rates see other frames of the same film, so that their rates are compared by the second:
-`bits_per_second`. Beside them stands the first frame, repeated (`still`): what is kept without any code of motion.
+`bits_per_second`. Beside them stand H.264 and VP9 at the bytes of each, and the first frame, repeated (`still`): what
+is kept without any code of motion.
 
 Shapes: T frames, S side of a frame, N positions, G groups.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,7 @@ from torch.nn.functional import interpolate
 from unimodal.data.media_items import MediaItem
 from unimodal.evaluation.suite import ReportProgress
 from unimodal.evaluation.tokenizer_bench.entries import Entry
+from unimodal.evaluation.tokenizer_bench.film_codecs import CODECS, FilmCoder
 from unimodal.evaluation.tokenizer_bench.items import BenchItems
 from unimodal.evaluation.tokenizer_bench.picture_judges import open_judges
 from unimodal.evaluation.tokenizer_bench.pictures import Figure, PictureMeasures, keep_first, list_rates
@@ -61,7 +63,7 @@ class FilmBench:
 
     def run(self) -> BenchReport:
         tokenizers: dict[str, dict[str, object]] = {}
-        still: list[dict[str, object]] = []
+        beside: dict[str, list[dict[str, object]]] = {name: [] for name in (*CODECS, STILL)}
         count = 0
         for entry in self.entries:
             measured = self._collect(entry)
@@ -71,7 +73,10 @@ class FilmBench:
                 raise ValueError(f"none of {len(self.items)} films can be read: {first[0]}: {first[1]}")
             tokenizers[entry.label] = self._describe(entry, measured)
             figures = _summarise(measured, STILL)
-            still.append({"budget_bytes": 0.0, "bytes": 0.0, "within_budget": 1.0, "frames_of": entry.label, **figures})
+            named: dict[str, object] = {"frames_of": entry.label}
+            beside[STILL].append({"budget_bytes": 0.0, "bytes": 0.0, "within_budget": 1.0, **named, **figures})
+            for codec in CODECS:
+                beside[codec] += [{**figures, **named} for figures in _describe_codec(codec, entry, measured)]
         data: dict[str, object] = {
             "path": str(self.settings.data),
             "sha256": self.items.sha256,
@@ -80,7 +85,8 @@ class FilmBench:
         }
         judges: dict[str, object] = {judge.name: type(judge).__name__ for judge in self.judges}
         made = BenchReport("video", data, self.settings.seed, self.side, judges, tokenizers)
-        made.codecs = {STILL: {"rates": still}}
+        for name, found in beside.items():
+            made.codecs[name] = {"rates": sorted(found, key=lambda rate: float(str(rate["budget_bytes"])))}
         return made
 
     def _collect(self, entry: Entry) -> Arrays:
@@ -101,7 +107,7 @@ class FilmBench:
         return {name: np.concatenate([_fill(part, name) for part in filled]) for name in names}
 
     def _code(self, entry: Entry, chunk: range) -> Arrays:
-        """The measures of a part, under "CODES:measure"; nan where a film has fewer codes."""
+        """The measures of a part, under "CODES:measure" and "CODEC@CODES:measure"; nan where a film has fewer codes."""
         tokenizer = entry.tokenizer
         rows: list[dict[str, float | str]] = []
         for item in self.items.items[chunk.start : chunk.stop]:
@@ -124,10 +130,15 @@ class FilmBench:
                 "count": codes.ids.shape[1],
                 "ids": json.dumps(codes.row(0).cpu().flatten().tolist()),
             }
+            coders = {codec: FilmCoder(codec, real, tokenizer.frames_per_second or 1.0) for codec in CODECS}
             for rate in list_rates(tokenizer, codes.ids.shape[1]):
                 made = self._rebuild(tokenizer, keep_first(codes, rate), x, item)
                 name = "all" if rate == codes.ids.shape[1] else str(rate)
                 row |= {f"{name}:{key}": value for key, value in self._compare(real, made).items()}
+                for codec, coder in coders.items():
+                    coded = coder.choose_within(entry.count_bits(rate) / 8)
+                    figures = {"bytes": float(coded.num_bytes), **self._compare(real, coded.frames)}
+                    row |= {f"{codec}@{name}:{key}": value for key, value in figures.items()}
             row |= {f"{STILL}:{key}": value for key, value in self._compare(real, real[:1].expand_as(real)).items()}
             rows.append(row)
         names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
@@ -166,10 +177,8 @@ class FilmBench:
             row = torch.tensor(json.loads(str(ids)), dtype=torch.int64).view(1, -1, len(tokenizer.codebook_sizes))
             usage.add(Codes.whole(row))
         rates = []
-        prefixes = {name.split(":")[0] for name in measured if ":" in name} - {STILL, "all"}
-        for name in [*sorted(prefixes, key=int), "all"]:
-            counts = measured["count"] if name == "all" else np.minimum(measured["count"], int(name))
-            bits = np.array([entry.count_bits(int(one)) for one in counts])
+        for name in _list_names(measured):
+            counts, bits = _count_codes(entry, measured, name)
             rates.append(
                 {
                     "codes": round(float(counts.mean()), 2),
@@ -195,6 +204,35 @@ class FilmBench:
                 f"{side}_times_real_time": round(seconds / max(float(measured[f"{side}_s"].sum()), 1e-9), 2)
                 for side in ("encode", "decode")
             },
+        }
+
+
+def _list_names(measured: Arrays) -> list[str]:
+    """The numbers of codes that films were decoded at, the fewest first, as they stand before the measures."""
+    prefixes = {name.split(":")[0] for name in measured if ":" in name and "@" not in name} - {STILL, "all"}
+    return [*sorted(prefixes, key=int), "all"]
+
+
+def _count_codes(entry: Entry, measured: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The codes of each film at such a number, and their bits."""
+    counts = measured["count"] if name == "all" else np.minimum(measured["count"], int(name))
+    return counts, np.array([entry.count_bits(int(one)) for one in counts])
+
+
+def _describe_codec(codec: str, entry: Entry, measured: Arrays) -> Iterator[dict[str, object]]:
+    """The rates of a codec at the bytes of a tokenizer's codes; films with fewer codes than a rate count at all."""
+    for name in _list_names(measured):
+        used, budgets = measured[f"{codec}@{name}:bytes"], _count_codes(entry, measured, name)[1] / 8
+        there = ~np.isnan(used)
+        used, budgets, seconds = used[there], budgets[there], measured["seconds"][there]
+        figures = _summarise(measured, f"{codec}@{name}")
+        del figures["bytes"]
+        yield {
+            "budget_bytes": round(float(budgets.mean()), 3),
+            "bytes": round(float(used.mean()), 3),
+            "bits_per_second": round(8 * float(used.sum() / seconds.sum()), 2),
+            "within_budget": round(float((used <= budgets).mean()), 4),
+            **figures,
         }
 
 
