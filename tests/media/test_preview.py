@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from unimodal.media.preview import draw_contact_sheet, draw_spectrogram
+from unimodal.media.sheet import draw_sheet
 
 
 def flat(*colour: float, height: int = 10, width: int = 10) -> torch.Tensor:
@@ -89,3 +90,10 @@ def test_bad_requests():
         draw_spectrogram(torch.zeros(0), 16000)
     with pytest.raises(ValueError, match="not numbers"):
         draw_spectrogram(torch.tensor([float("inf")]), 16000)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 128, 129, 1000])
+def test_a_sheet_holds_sounds_of_any_length(samples):
+    """Half a window is reflected at each end, which a shorter sound cannot be."""
+    sheet = draw_sheet([(torch.rand(1, samples), torch.rand(1, samples + 3)), (torch.rand(1, 700), torch.rand(1, 5))])
+    assert sheet.shape[0] == 3 and sheet.isfinite().all()

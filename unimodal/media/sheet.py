@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 GAP = 2  # pixels between pictures
 MOST_FRAMES = 8  # of a clip
@@ -23,7 +23,9 @@ def draw_medium(item: Tensor) -> Tensor:
     if item.dim() == 4:
         chosen = torch.linspace(0, len(item) - 1, min(len(item), MOST_FRAMES)).round().long()
         return torch.cat(list(item[chosen].clamp(0, 1)), dim=2)
-    spectrum = torch.stft(item.flatten().float(), 256, 64, window=torch.hann_window(256), return_complex=True).abs()
+    wave = item.flatten().float()
+    wave = pad(wave, (0, max(0, 129 - len(wave))))  # half a window is reflected
+    spectrum = torch.stft(wave, 256, 64, window=torch.hann_window(256), return_complex=True).abs()
     loud = (spectrum.clamp_min(1e-4).log10() + 4) / 6  # [F, T]
     return loud.clamp(0, 1).flip(0).expand(3, -1, -1)
 
