@@ -206,6 +206,8 @@ def test_opus_gives_back_the_length_and_says_where_it_has_too_few_bits():
     assert len(rich.samples) == len(poor.samples) == len(wave)
     assert rich.reached and rich.num_bits <= 17_600 and not poor.reached
     assert float((rich.samples - wave).square().mean()) < 0.01
+    shortest = sound_codecs.code_with_opus(wave[:1], 16_000, 35 * 16_000)  # the bits of one frame of SNAC
+    assert len(shortest.samples) == 1 and shortest.reached and shortest.bit_rate == sound_codecs.HIGHEST_RATE
 
 
 def test_the_pitch_of_a_tone_is_found_and_noise_has_none():

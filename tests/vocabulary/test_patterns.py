@@ -172,7 +172,10 @@ def test_moshis_streams_come_back_and_a_cut_one_gives_its_whole_steps(steps, cut
 
 def test_orders_that_do_not_fit_are_one_line():
     for text, said in (
-        ("backwards", "is no order of codes; write flat, delay"),
+        *(
+            (text, "is no order of codes; write flat, delay")
+            for text in ("backwards", "", "flat 1", "coarse_first 1 2")
+        ),
         ("delay 1 2 3", "delays are one for each of 3 groups, and one of them 0"),
         ("delay 0 1", "delays are one for each of 3 groups"),
         ("coarse_first 3", "coarse is from 1 to 2 of 3 groups; got 3"),

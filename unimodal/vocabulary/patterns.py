@@ -120,8 +120,9 @@ def _list_places(pattern: CodePattern, num_steps: int, num_groups: int) -> np.nd
 def make_pattern(text: str, num_groups: int) -> CodePattern | None:
     """A pattern from a setting: "flat", "delay" (MusicGen's: each group a step later), "delay 0 1 1 …", "coarse_first"
     or "coarse_first 2". None for flat. Raises ValueError for others, and for one that does not fit."""
-    name, *numbers = text.replace("-", "_").split()
-    if not all(number.isdigit() for number in numbers) or name not in ("flat", "delay", "coarse_first"):
+    name, *numbers = text.replace("-", "_").split() or [""]
+    most = {"flat": 0, "delay": len(numbers), "coarse_first": 1}  # numbers behind the name
+    if not all(number.isdecimal() for number in numbers) or len(numbers) > most.get(name, -1):
         raise ValueError(
             f"{text!r} is no order of codes; write flat, delay, delay 0 1 1, coarse_first or coarse_first 2"
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from unimodal.media.audio import resample
 
 OPUS_RATE, PACKET_S = 48_000, 0.06
-LOWEST_RATE = 500  # bits a second that libopus takes
+LOWEST_RATE, HIGHEST_RATE = 500, 256_000  # bits a second that libopus takes for one channel
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class OpusSound:
 
 def code_with_opus(samples: Tensor, rate_hz: int, bits_per_second: float) -> OpusSound:
     """samples: float32 [T] at rate_hz, mono → the same length at the same rate, coded in packets of 60 ms at a constant
-    rate; libopus goes no lower than about 6 kbit/s."""
+    rate; libopus goes no lower than about 6 kbit/s, and no higher than 256, which the one code of a sound shorter than
+    a frame can ask for."""
     memory = io.BytesIO()
     num_packets = math.ceil(len(samples) / rate_hz / PACKET_S)
     budget = bits_per_second * num_packets * PACKET_S
     wide = resample(samples, rate_hz, OPUS_RATE)
-    num_bits, bit_rate = 0, max(LOWEST_RATE, round(bits_per_second))
+    num_bits, bit_rate = 0, min(max(LOWEST_RATE, round(bits_per_second)), HIGHEST_RATE)
     with av.open(memory, "w", format="ogg") as container:
         stream = container.add_stream("libopus", rate=OPUS_RATE, layout="mono")
         stream.codec_context.bit_rate = bit_rate
