@@ -39,14 +39,14 @@ class StageParts:
 
 
 class _Watcher(TorchFunctionMode):
-    """Collects every tensor of a module that any function of torch is called with."""
+    """Collects every tensor of a module that any function of torch is called with, but for questions of its kind."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.tensors, self.names = tensors, set[str]()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        for value in _flatten((args, kwargs)):
+        for value in () if func.__name__ in ("__get__", "is_floating_point") else _flatten((args, kwargs)):
             self.names |= {name for name, tensor in self.tensors.items() if tensor is value}
         return func(*args, **(kwargs or {}))
 
