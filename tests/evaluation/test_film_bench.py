@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unimodal.evaluation.tokenizer_bench import film_bench, film_codecs
+from unimodal.evaluation.tokenizer_bench import film_bench, film_codecs, timing
 from unimodal.evaluation.tokenizer_bench.entries import Entry, open_entries
 from unimodal.evaluation.tokenizer_bench.run import run_bench
 from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
@@ -38,6 +38,8 @@ class NoMaps(torch.nn.Module):
 def test_films_are_judged_frame_by_frame_beside_their_first_frame(tmp_path, monkeypatch):
     monkeypatch.setattr(film_bench, "open_judges", lambda folders: [ColourJudge()])
     monkeypatch.setattr("unimodal.evaluation.tokenizer_bench.pictures.EfficientNetFeatures", NoMaps)
+    monkeypatch.setattr(timing, "BATCHES", (1, 2))
+    monkeypatch.setattr(timing, "TIMED_RUNS", 1)
     films = tmp_path / "films"
     films.mkdir()
     moving = torch.rand(1, 3, 40, 48).repeat(9, 1, 1, 1)
@@ -48,6 +50,8 @@ def test_films_are_judged_frame_by_frame_beside_their_first_frame(tmp_path, monk
     made = run_bench(entries, BenchSettings(films, tmp_path / "parts"), lambda *_: None)
     assert made.data["items"] == 2 and len(made.data["left_out"]) == 1
     for entry in entries:
+        speed = made.tokenizers[entry.label]["speed"]
+        assert speed["encode_ms_batch_2"] > 0 and speed["decode_peak_mb"] > 0
         [rate] = made.tokenizers[entry.label]["rates"]
         assert rate["codes"] == entry.tokenizer.tokens_per_item
         assert rate["bytes"] == pytest.approx(entry.count_bits(entry.tokenizer.tokens_per_item) / 8, abs=1e-3)

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from unimodal.cli import app as cli
-from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges, speaker_judge
+from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges, speaker_judge, timing
 from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.run import run_bench
 from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
+from unimodal.evaluation.tokenizer_bench.tables import make_table
 from unimodal.evaluation.tokenizer_bench.write import write_bench
 from unimodal.media.audio import save_audio
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
+
+SPEEDS = ("ms_batch_1", "ms_batch_2", "times_real_time_batch_2", "peak_mb")
 
 
 def build_small(system):
@@ -31,6 +34,8 @@ def sounds(tmp_path, monkeypatch):
     """A sound with its text, a short silence at another rate, and a file that is none; cheap judges of speech."""
     monkeypatch.setattr(sound_judges, "DnsmosJudge", lambda: type("Judge", (), {"score": lambda self, x: 3.0})())
     monkeypatch.setattr(sound_bench, "load_recogniser", lambda name: lambda x: "a sunny day" if len(x) > 9000 else "")
+    monkeypatch.setattr(timing, "BATCHES", (1, 2))
+    monkeypatch.setattr(timing, "TIMED_RUNS", 1)
     folder = tmp_path / "sounds"
     folder.mkdir()
     save_audio(draw_wave(1.2), folder / "wave.wav", 16_000)
@@ -51,6 +56,8 @@ def test_sounds_of_any_rate_and_length_stand_beside_opus_and_are_measured_once(s
         [rate] = figures["rates"]
         assert rate["stoi_items"] == rate["pesq_items"] == 1  # none of a short silence
         assert rate["wer_moonshine"] == 33.33 and figures["speed"]["encode_times_real_time"] > 0
+        assert {f"{side}_{what}" for side in ("encode", "decode") for what in SPEEDS} <= set(figures["speed"])
+        assert min(figures["speed"].values()) > 0
         codes = entry.tokenizer.encode(torch.rand(1, 1, int(1.2 * 24_000)))
         one = entry.tokenizer.encode(torch.rand(1, 1, 17))
         bits = entry.count_bits(codes.ids.shape[1]) + entry.count_bits(one.ids.shape[1])
@@ -81,7 +88,7 @@ def test_residual_codes_are_judged_at_one_two_and_all_codebooks_with_opus_at_the
     assert [rate["bytes"] / rates[0]["bytes"] for rate in rates] == pytest.approx([1, 2, 3], rel=1e-3)
     assert len({rate["mel_distance"]["mean"] for rate in rates}) == 3
     assert [rate["budget_bytes"] for rate in made.codecs["opus"]["rates"]] == [rate["bytes"] for rate in rates]
-    assert "mine" in write_bench(made, tmp_path / "out.json")
+    assert "mine" in make_table(made)
 
 
 @pytest.mark.parametrize("system", ["dac-24", "encodec-24", "mimi", "moss-audio", "speechtokenizer", "vocos-encodec"])
@@ -151,7 +158,7 @@ def test_a_missing_speaker_judge_says_what_installs_it(sounds, tmp_path, monkeyp
     monkeypatch.setattr(sound_judges, "find_weights", lambda: None)
     entry = Entry("mine", build_small("tadicodec"))
     made = run_bench([entry], BenchSettings(sounds, tmp_path / "parts", recognisers=()), lambda *_: None)
-    assert "speaker_cosine: not measured: pip install --no-deps Resemblyzer" in write_bench(made, tmp_path / "x.json")
+    assert "speaker_cosine: not measured: pip install --no-deps Resemblyzer" in make_table(made)
     monkeypatch.setattr(speaker_judge, "find_weights", lambda: None)
     with pytest.raises(ValueError, match="pip install --no-deps Resemblyzer"):
         speaker_judge.SpeakerJudge()
@@ -159,6 +166,26 @@ def test_a_missing_speaker_judge_says_what_installs_it(sounds, tmp_path, monkeyp
     monkeypatch.setattr(speaker_judge, "find_weights", lambda: tmp_path / "cut.pt")
     with pytest.raises(ValueError, match="install it again"):
         speaker_judge.SpeakerJudge()
+
+
+def test_the_peak_of_memory_is_what_tensors_hold_at_one_time():
+    def work():
+        first = torch.zeros(250_000)  # 1 MB
+        second = first + 1
+        del first
+        return second + 1
+
+    assert timing.measure_peak_bytes(work) == pytest.approx(2e6, rel=0.01)
+
+
+def test_sixteen_at_once_are_left_out_where_one_takes_long(monkeypatch):
+    monkeypatch.setattr(timing, "MOST_SECONDS", 0.0)
+    found = timing.measure_speed(lambda batch: (lambda: torch.zeros(9), lambda: torch.ones(9)), seconds=1.0)
+    assert set(found) == {
+        f"{side}_{what}"
+        for side in ("encode", "decode")
+        for what in ("ms_batch_1", "times_real_time_batch_1", "peak_mb")
+    }
 
 
 def test_a_text_beside_a_sound_is_read_by_a_tokenizer_that_reads_one(sounds, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@
 - `sound_bench.py` what is measured of sounds, by `sound_judges.py` and `speaker_judge.py`; `sound_codecs.py`
   Opus at the same bits.
 - `film_bench.py` what is measured of films, frame by frame; `film_codecs.py` H.264 and VP9 at the same bytes.
+- `timing.py` speed and memory of a tokenizer.
 - `store.py` keeps what is measured, so that an interrupted bench goes on; `tables.py` and `plots.py` show it.
 - `run.py` puts these together, `write.py` leaves the report.
 """

@@ -30,6 +30,7 @@ from unimodal.evaluation.tokenizer_bench.picture_judges import open_judges
 from unimodal.evaluation.tokenizer_bench.pictures import Figure, PictureMeasures, keep_first, list_rates
 from unimodal.evaluation.tokenizer_bench.settings import DEFAULT_SIDE, PART, VERSION, BenchReport, BenchSettings
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
+from unimodal.evaluation.tokenizer_bench.timing import Work, measure_speed
 from unimodal.media.access import load_medium
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import Condition, MediaTokenizer
@@ -201,10 +202,41 @@ class FilmBench:
             "rates": rates,
             "usage": {name: round(value, 5) for name, value in usage.report().items()},
             "speed": {
-                f"{side}_times_real_time": round(seconds / max(float(measured[f"{side}_s"].sum()), 1e-9), 2)
-                for side in ("encode", "decode")
+                **{
+                    f"{side}_times_real_time": round(seconds / max(float(measured[f"{side}_s"].sum()), 1e-9), 2)
+                    for side in ("encode", "decode")
+                },
+                **self._find_speed(entry),
             },
         }
+
+    def _find_speed(self, entry: Entry) -> dict[str, float]:
+        """The speed of the first film that can be read."""
+        tokenizer = entry.tokenizer
+
+        def measure() -> dict[str, np.ndarray]:
+            item = next(item for item in self.items.items if item.name not in self.items.left_out)
+            x, _ = self._read(tokenizer, item)
+
+            def prepare(batch: int) -> tuple[Work, Work]:
+                many = x.repeat(batch, 1, 1, 1, 1)
+                conditions = [make_condition(tokenizer, side, many, item) for side in ("encode", "decode")]
+                codes = tokenizer.encode(many, condition=conditions[0])
+                seeds = [self.settings.seed] * batch
+                noise = tokenizer.draw_noise(codes, seeds) if "noise" in tokenizer.decode_settings else None
+                return (
+                    partial(tokenizer.encode, many, condition=conditions[0]),
+                    partial(tokenizer.decode, codes, conditions[1], noise),
+                )
+
+            figures = measure_speed(prepare, x.shape[2] / (tokenizer.frames_per_second or 1.0))
+            return {name: np.array(value) for name, value in figures.items()}
+
+        self.report(f"{entry.label}: timing", 0, None)
+        subject = json.dumps(
+            [VERSION, "video speed", self.items.sha256, self.side, tokenizer.sha256, self.settings.seed]
+        )
+        return {name: float(value) for name, value in self.store.find_or_measure(subject, "speed", measure).items()}
 
 
 def _list_names(measured: Arrays) -> list[str]:
@@ -252,8 +284,9 @@ def _summarise(measured: Arrays, rate: str) -> dict[str, object]:
 
 
 def make_condition(tokenizer: MediaTokenizer, side: str, x: Tensor, item: MediaItem) -> Condition | None:
-    """What the tokenizer reads on that side beside a film [1, 3, T, h, w]: its first frame, its text."""
+    """What the tokenizer reads on that side beside films [B, 3, T, h, w] of one item: their first frame, its text."""
     kinds = tokenizer.encode_conditions if side == "encode" else tokenizer.decode_conditions
-    text = (item.text,) if "text" in kinds and (item.text or "text" not in tokenizer.optional_conditions) else None
+    told = "text" in kinds and (item.text or "text" not in tokenizer.optional_conditions)
+    text = (item.text,) * len(x) if told else None
     medium = x[:, :, 0] if "medium" in kinds else None
     return None if text is None and medium is None else Condition(text=text, medium=medium)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from statistics import median
 
 import numpy as np
 import torch
@@ -31,12 +29,12 @@ from unimodal.evaluation.tokenizer_bench.pictures import (
 )
 from unimodal.evaluation.tokenizer_bench.settings import DEFAULT_SIDE, PART, VERSION, BenchReport, BenchSettings
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
+from unimodal.evaluation.tokenizer_bench.timing import Work, measure_speed
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.losses.perceptual import Lpips
 from unimodal.tokenizers.usage import CodebookUsage
 
 PERTURBED = "perturbed"
-TIMED_RUNS = 3
 
 
 class PictureBench:
@@ -177,21 +175,20 @@ class PictureBench:
         return {**found, "counts": counts, "lengths": counts, "ids": codes.ids.numpy().astype(np.int32)}
 
     def _time(self, entry: Entry) -> dict[str, float]:
-        """Milliseconds a picture to encode and to decode, alone and sixteen at once: medians of three, after one."""
+        """The speed of pictures of the first part."""
         self.report(f"{entry.label}: timing", 0, None)
         real, read = read_pictures(self.items, self.chunks[0], self.side)
-        found: dict[str, float] = {}
-        for batch in (1, PART):
+
+        def prepare(batch: int) -> tuple[Work, Work]:
             x = real.repeat(-(-batch // len(real)), 1, 1, 1)[:batch]
             texts = [read[index % len(read)].text for index in range(batch)]
             codes = encode_pictures(entry.tokenizer, x, texts)
-            work: dict[str, Callable[[], object]] = {
-                "encode": partial(encode_pictures, entry.tokenizer, x, texts),
-                "decode": partial(decode_pictures, entry.tokenizer, codes, self.side, texts),
-            }
-            for name, run in work.items():
-                found[f"{name}_ms_batch_{batch}"] = round(1000 * _time_median(run) / batch, 2)
-        return found
+            return (
+                partial(encode_pictures, entry.tokenizer, x, texts),
+                partial(decode_pictures, entry.tokenizer, codes, self.side, texts),
+            )
+
+        return measure_speed(prepare)
 
     def _measure_legibility(self, entry: Entry, sha256: str) -> dict[str, dict[str, float]]:
         def measure(height: float) -> Arrays:
@@ -263,13 +260,3 @@ class PictureBench:
             found[f"{number}:bytes"] = np.array([coded.num_bytes for coded in chosen])
             before = chosen
         return found
-
-
-def _time_median(run: Callable[[], object]) -> float:
-    run()
-    times = []
-    for _ in range(TIMED_RUNS):
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    return median(times)

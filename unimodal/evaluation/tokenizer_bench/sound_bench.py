@@ -32,6 +32,7 @@ from unimodal.evaluation.tokenizer_bench.sound_codecs import code_with_opus
 from unimodal.evaluation.tokenizer_bench.sound_judges import MEASURES, RATE, SoundJudge, load_recogniser
 from unimodal.evaluation.tokenizer_bench.speaker_judge import INSTALL
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
+from unimodal.evaluation.tokenizer_bench.timing import Work, measure_speed
 from unimodal.media.access import load_medium
 from unimodal.media.audio import resample
 from unimodal.media.registry import FileTarget
@@ -39,6 +40,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import Condition, MediaTokenizer
 from unimodal.tokenizers.usage import CodebookUsage
 
+TIMED_SECONDS = 4.0  # of a sound
 SPEAKER = "speaker_cosine"
 
 
@@ -227,10 +229,42 @@ class SoundBench:
             ],
             "usage": {name: round(value, 5) for name, value in usage.report().items()},
             "speed": {
-                f"{side}_times_real_time": round(seconds / max(float(measured[f"{side}_s"].sum()), 1e-9), 2)
-                for side in ("encode", "decode")
+                **{
+                    f"{side}_times_real_time": round(seconds / max(float(measured[f"{side}_s"].sum()), 1e-9), 2)
+                    for side in ("encode", "decode")
+                },
+                **self._find_speed(entry),
             },
         }
+
+    def _find_speed(self, entry: Entry) -> dict[str, float]:
+        """The speed of the longest sound of the first part that can be read, or its first seconds."""
+        tokenizer = entry.tokenizer
+        assert tokenizer.sample_rate_hz is not None
+        rate = tokenizer.sample_rate_hz
+
+        def measure() -> dict[str, np.ndarray]:
+            read = next(found for chunk in self.chunks if (found := self._read(chunk, rate)))
+            item, _, sound = max(read, key=lambda part: len(part[2]))
+            x, told = sound[None, None, : int(TIMED_SECONDS * rate)], read_transcript(item)
+
+            def prepare(batch: int) -> tuple[Work, Work]:
+                many = x.repeat(batch, 1, 1)
+                condition = make_condition(tokenizer, "encode", told, batch)
+                codes = tokenizer.encode(many, condition=condition)
+                seeds = [self.settings.seed] * batch
+                noise = tokenizer.draw_noise(codes, seeds) if "noise" in tokenizer.decode_settings else None
+                return (
+                    partial(tokenizer.encode, many, condition=condition),
+                    partial(tokenizer.decode, codes, make_condition(tokenizer, "decode", told, batch), noise),
+                )
+
+            figures = measure_speed(prepare, x.shape[-1] / rate)
+            return {name: np.array(value) for name, value in figures.items()}
+
+        self.report(f"{entry.label}: timing", 0, None)
+        subject = json.dumps([VERSION, "speed", self.items.sha256, tokenizer.sha256, self.settings.seed])
+        return {name: float(value) for name, value in self.store.find_or_measure(subject, "speed", measure).items()}
 
     def _summarise(self, measured: Arrays) -> dict[str, object]:
         """Means of every measure, with how many items it could be taken of where these are not all."""
@@ -279,7 +313,7 @@ def read_transcript(item: MediaItem) -> str:
     return beside.read_text("utf-8-sig", errors="replace").strip() if beside.is_file() else ""
 
 
-def make_condition(tokenizer: MediaTokenizer, side: str, told: str) -> Condition | None:
-    """The transcript, for a tokenizer that reads one on that side; None where there is none."""
+def make_condition(tokenizer: MediaTokenizer, side: str, told: str, batch: int = 1) -> Condition | None:
+    """The transcript, so many times, for a tokenizer that reads one on that side; None where there is none."""
     kinds = tokenizer.encode_conditions if side == "encode" else tokenizer.decode_conditions
-    return Condition(text=(told,)) if "text" in kinds and told else None
+    return Condition(text=(told,) * batch) if "text" in kinds and told else None
