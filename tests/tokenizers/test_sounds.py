@@ -127,3 +127,14 @@ def test_weights_of_another_precision_are_refused_and_sounds_of_one_are_taken():
         sounds.bfloat16().encode(x)
     with pytest.raises(ValueError, match="weights are float64"):
         sounds.double().decode(codes)
+
+
+def test_samples_that_are_integers_and_several_channels_are_refused_with_what_to_give():
+    sounds, x = PatchSounds(PatchConfig()).eval(), torch.rand(1, 1, 37) - 0.5
+    assert sounds.encode(16 * x).ids.shape == sounds.encode(x).ids.shape  # a loud file
+    with pytest.raises(ValueError, match=r"got torch.int16; x.float\(\) / 32768 of 16-bit samples"):
+        sounds.encode((x * 32767).short())
+    with pytest.raises(ValueError, match=r"sounds are in \[-1, 1\]; got .*: give x / 32768"):
+        sounds.encode((x * 32767).round())
+    with pytest.raises(ValueError, match=r"got \(1, 2, 37\); x.mean\(1, keepdim=True\) of several channels"):
+        sounds.encode(x.expand(-1, 2, -1))

@@ -33,15 +33,13 @@ from unimodal.media.registry import MEDIA, FileTarget
 from unimodal.tokenizers.codes import Codes, Latents
 from unimodal.tokenizers.exact import run_exactly
 from unimodal.tokenizers.rows import check_lengths
+from unimodal.tokenizers.scale import check_floats, check_scale
 from unimodal.tokenizers.stored import StoredModule
 from unimodal.tokenizers.streams import StreamLayout
 from unimodal.tokenizers.text_settings import TextSettings
 
 FitMode = Literal["pad", "crop", "stretch"]
 CodedT = TypeVar("CodedT", Codes, Latents)
-
-#: how far values of pictures and frames may lie outside [0, 1], as a resampled edge does
-OVERSHOOT = 0.25
 
 
 @dataclass(frozen=True)
@@ -252,22 +250,12 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         return noise.to(codes.mask.device)
 
     def _check_media(self, x: Tensor) -> Tensor:
-        """Media in float32, where they come in half or double precision. ValueError for what is no
-        batch of finite floats, and for pictures and frames on another scale than [0, 1]."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            advice = "; x.float() / 255 of bytes" if kind == torch.uint8 else ""
-            raise ValueError(f"encode takes a float tensor [B, C, …]; got {kind}{advice}")
+        """Media in float32, where they come in half or double precision. ValueError for what is no batch of finite
+        floats on the medium's scale."""
+        check_floats(x)
         if not x.numel():
             raise ValueError(f"there is nothing to encode in a tensor of shape {tuple(x.shape)}")
-        if not x.is_meta:
-            lowest, highest = torch.stack(x.aminmax()).tolist()
-            if not (isfinite(lowest) and isfinite(highest)):
-                raise ValueError("the media hold numbers that are not finite; look for a division by 0 before encode")
-            coloured = self.modality in ("image", "video") and x.dim() > 2 and x.shape[1] == 3  # not maps of features
-            if coloured and not -OVERSHOOT <= lowest <= highest <= 1 + OVERSHOOT:
-                advice = "(x + 1) / 2" if highest <= 1 + OVERSHOOT else "x / 255" if lowest >= 0 else "another scale"
-                raise ValueError(f"pictures and frames are in [0, 1]; got {lowest:.4g} to {highest:.4g}: give {advice}")
+        check_scale(x, self.modality)
         return x.float()
 
     def _check_condition(self, condition: Condition | None, taken: frozenset[str], batch: int, side: str) -> None:

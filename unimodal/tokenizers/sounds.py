@@ -19,12 +19,14 @@ from unimodal.tokenizers.exact import run_exactly
 from unimodal.tokenizers.interface import CodingOptions, MediaTokenizer
 from unimodal.tokenizers.parts.streaming import Stage
 from unimodal.tokenizers.rows import decode_rows, group_by_size
+from unimodal.tokenizers.scale import check_scale
 
 
 def check_sounds(x: Tensor) -> None:
     """ValueError for what is no batch of sounds of one channel."""
     if x.dim() != 3 or x.shape[1] != 1 or x.shape[2] == 0:
-        raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}")
+        advice = "; x.mean(1, keepdim=True) of several channels" if x.dim() == 3 and x.shape[1] > 1 else ""
+        raise ValueError(f"the audio tokenizer takes [B, 1, T] with T ≥ 1; got {tuple(x.shape)}{advice}")
 
 
 def split_by_length(x: Tensor, lengths: Tensor | None) -> Iterator[tuple[list[int], Tensor]]:
@@ -158,8 +160,7 @@ class SoundCodes(SoundLengths, MediaTokenizer):
         if not isinstance(piece, Tensor) or piece.dim() != 1 or not piece.is_floating_point():
             shape = f"{piece.dtype} {tuple(piece.shape)}" if isinstance(piece, Tensor) else type(piece).__name__
             raise ValueError(f"a piece of a sound is a float tensor [t]; got {shape}")
-        if not bool(piece.isfinite().all()):
-            raise ValueError("a piece of the sound holds numbers that are not finite")
+        check_scale(piece, self.modality)
         return piece[None, None].to(self._make_silence())
 
     def _check_codes_piece(self, piece: Tensor) -> Tensor:
