@@ -53,6 +53,7 @@ def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(syst
     assert sum(p.numel() for p in tokenizer.parameters()) < 1_000_000
     if not isinstance(tokenizer, MediaTokenizer | LatentTokenizer):
         pytest.skip("reads only")
+    assert tokenizer.sample_rate_hz is None or tokenizer.sample_rate_hz >= 1000  # that a file can be read at
     if not list(tokenizer.parameters()):
         pytest.skip("without weights; test_more_media.py has it")
     x = make_media(tokenizer)

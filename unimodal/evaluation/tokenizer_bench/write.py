@@ -23,7 +23,7 @@ def write_bench(report: BenchReport, out: Path) -> str:
         draw_curves(report, out.with_suffix(".png"))
     left_out = report.data["left_out"]
     assert isinstance(left_out, dict)
-    lines = [f"left out: {name}: {why}" for name, why in left_out.items()]
+    lines = [f"left out: {why}" if name in why else f"left out: {name}: {why}" for name, why in left_out.items()]
     return "\n".join([table, *lines])
 
 
