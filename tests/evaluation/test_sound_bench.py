@@ -32,7 +32,9 @@ def draw_wave(seconds, hz=150.0):
 @pytest.fixture
 def sounds(tmp_path, monkeypatch):
     """A sound with its text, a short silence at another rate, and a file that is none; cheap judges of speech."""
-    monkeypatch.setattr(sound_judges, "DnsmosJudge", lambda: type("Judge", (), {"score": lambda self, x: 3.0})())
+    monkeypatch.setattr(
+        sound_judges, "DnsmosJudge", lambda threads: type("Judge", (), {"score": lambda self, x: 3.0})()
+    )
     monkeypatch.setattr(sound_bench, "load_recogniser", lambda name: lambda x: "a sunny day" if len(x) > 9000 else "")
     monkeypatch.setattr(timing, "BATCHES", (1, 2))
     monkeypatch.setattr(timing, "TIMED_RUNS", 1)
@@ -246,7 +248,9 @@ def test_the_pitch_of_a_tone_is_found_and_noise_has_none():
 
 
 def test_an_equal_sound_is_at_no_distance_and_noise_beside_it_at_some(monkeypatch):
-    monkeypatch.setattr(sound_judges, "DnsmosJudge", lambda: type("Judge", (), {"score": lambda self, x: 3.0})())
+    monkeypatch.setattr(
+        sound_judges, "DnsmosJudge", lambda threads: type("Judge", (), {"score": lambda self, x: 3.0})()
+    )
     judge = sound_judges.SoundJudge()
     sound = draw_wave(1.0) * (1 + torch.rand(16_000)) / 2
     same, noisy = judge.measure(sound, sound), judge.measure(sound, sound + 0.1 * torch.randn(16_000))

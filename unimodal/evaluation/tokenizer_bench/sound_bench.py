@@ -13,9 +13,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +43,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import Condition, MediaTokenizer
 from unimodal.tokenizers.usage import CodebookUsage
 
+T = TypeVar("T")
 TIMED_SECONDS = 4.0  # of a sound
 SPEAKER = "speaker_cosine"
 
@@ -66,6 +70,7 @@ class SoundBench:
         self.recognisers: dict[str, Callable[[Tensor], str]] = {
             name: load_recogniser(name) for name in settings.recognisers
         }
+        self.lock = Lock()  # of the recognisers
         self.store = PartStore(settings.parts)
         self.heard: dict[tuple[str, str], str] = {}  # (recogniser, item) → what it hears in the original
         self.by_opus: dict[tuple[str, int], dict[str, float | str | None]] = {}  # (item, bit rate) → measures
@@ -141,6 +146,7 @@ class SoundBench:
         """The measures of a part, under "GROUPS:measure"."""
         tokenizer = entry.tokenizer
         rows: list[dict[str, float | str | None]] = []
+        tasks: list[Callable[[], dict[str, float | str | None]]] = []
         assert tokenizer.sample_rate_hz is not None
         for item, original, sound in self._read(chunk, tokenizer.sample_rate_hz):
             told, x = read_transcript(item), sound[None, None]
@@ -155,13 +161,26 @@ class SoundBench:
             ids = codes.row(0).cpu().flatten().tolist()
             rows.append({"name": item.name, "codes": positions, "ids": json.dumps(ids), **spent})
             rows[-1] |= {"bytes": entry.count_bits(positions) / 8, "seconds": len(original) / RATE}
+            rebuilt: dict[int, Tensor] = {}
             for groups in list_group_counts(tokenizer):
                 fewer = keep_groups(codes, groups)
-                rebuilt = made if fewer is codes else self._rebuild(tokenizer, fewer, told)
-                back = resample(rebuilt, tokenizer.sample_rate_hz, RATE)[: len(original)]
-                figures = {"bytes": entry.count_bits(positions, groups) / 8, **self._measure(item, original, back)}
-                rows[-1] |= {f"{groups}:{name}": value for name, value in figures.items()}
+                wave = made if fewer is codes else self._rebuild(tokenizer, fewer, told)
+                rebuilt[groups] = resample(wave, tokenizer.sample_rate_hz, RATE)[: len(original)]
+                rows[-1][f"{groups}:bytes"] = entry.count_bits(positions, groups) / 8
+            tasks.append(partial(self._measure_rates, item, original, rebuilt))
+        for row, figures in zip(rows, run_side_by_side(tasks), strict=True):
+            row |= figures
         return self._pack(rows, chunk)
+
+    def _measure_rates(
+        self, item: MediaItem, original: Tensor, rebuilt: Mapping[int, Tensor]
+    ) -> dict[str, float | str | None]:
+        """rebuilt: groups → what they decode to."""
+        return {
+            f"{groups}:{name}": value
+            for groups, made in rebuilt.items()
+            for name, value in self._measure(item, original, made).items()
+        }
 
     def _rebuild(self, tokenizer: MediaTokenizer, codes: Codes, told: str) -> Tensor:
         """codes of one sound → float32 [T] at the tokenizer's rate."""
@@ -170,24 +189,27 @@ class SoundBench:
 
     def _code_with_opus(self, budgets: Mapping[str, float], entry: Entry, chunk: range) -> Arrays:
         """budgets: name → bytes of the codes of that item."""
-        rows: list[dict[str, float | str | None]] = []
-        for item, original, _ in self._read(chunk, RATE):
-            coded = code_with_opus(original, RATE, 8 * budgets[item.name] * RATE / max(len(original), 1))
-            rows.append({"bytes": coded.num_bits / 8, "reached": float(coded.reached)})
-            key = (item.name, coded.bit_rate)
-            if key not in self.by_opus:  # below its lowest rate all budgets give one sound
-                self.by_opus[key] = self._measure(item, original, coded.samples)
-            rows[-1] |= self.by_opus[key]
-        return self._pack(rows, chunk)
+        read = self._read(chunk, RATE)
+        tasks = [partial(self._measure_opus, item, original, budgets[item.name]) for item, original, _ in read]
+        return self._pack(run_side_by_side(tasks), chunk)
+
+    def _measure_opus(self, item: MediaItem, original: Tensor, budget: float) -> dict[str, float | str | None]:
+        """One sound, coded by Opus in so many bytes."""
+        coded = code_with_opus(original, RATE, 8 * budget * RATE / max(len(original), 1))
+        key = (item.name, coded.bit_rate)
+        if key not in self.by_opus:  # below its lowest rate all budgets give one sound
+            self.by_opus[key] = self._measure(item, original, coded.samples)
+        return {"bytes": coded.num_bits / 8, "reached": float(coded.reached), **self.by_opus[key]}
 
     def _measure(self, item: MediaItem, original: Tensor, made: Tensor) -> dict[str, float | str | None]:
         figures: dict[str, float | str | None] = {"seconds": len(original) / RATE}
         figures |= self.judge.measure(original, made)
         told = read_transcript(item)
-        for name, hear in self.recognisers.items():
-            if not told and (name, item.name) not in self.heard:
-                self.heard[name, item.name] = hear(original)
-            figures |= {f"heard:{name}": hear(made), f"said:{name}": told or self.heard[name, item.name]}
+        with self.lock:
+            for name, hear in self.recognisers.items():
+                if not told and (name, item.name) not in self.heard:
+                    self.heard[name, item.name] = hear(original)
+                figures |= {f"heard:{name}": hear(made), f"said:{name}": told or self.heard[name, item.name]}
         return figures
 
     def _pack(self, rows: Sequence[Mapping[str, object]], chunk: range) -> Arrays:
@@ -285,6 +307,12 @@ class SoundBench:
             if any(said):
                 found[f"wer_{name}"] = compute_word_error_rate(said, heard)
         return found
+
+
+def run_side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """What tasks give, in their order, as many at once as torch has threads."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(lambda task: task(), tasks))
 
 
 def list_group_counts(tokenizer: MediaTokenizer) -> list[int]:

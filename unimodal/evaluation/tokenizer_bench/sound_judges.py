@@ -18,6 +18,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -38,14 +39,15 @@ WINDOWS = (512, 1024, 2048)
 
 
 class SoundJudge:
-    """Raises ValueError if a package is not installed."""
+    """`measure` may run in several threads. Raises ValueError if a package is not installed."""
 
     def __init__(self) -> None:
         missing = [name for name in ("pystoi", "pesq") if importlib.util.find_spec(name) is None]
         if missing:
             raise ValueError(f"the bench judges sounds by {' and '.join(missing)}: {INSTALL}")
         self.mel = AmplitudeMel(RATE, 1024, 256, 80, 0.0, 8000.0)
-        self.dnsmos = DnsmosJudge()
+        self.dnsmos = DnsmosJudge(1)  # sounds are measured side by side, so one thread for each
+        self.lock = Lock()
         self.speaker = None if find_weights() is None else SpeakerJudge()
 
     @torch.inference_mode()
@@ -56,14 +58,18 @@ class SoundJudge:
         padded = [torch.nn.functional.pad(x, (0, max(0, max(WINDOWS) - length))) for x in (a, b)]
         silent = float(a.square().mean().sqrt()) < SILENCE if length else True
         figures: dict[str, float | None] = {
-            "stoi": None if silent else _measure_stoi(a.numpy(), b.numpy()),
-            "pesq": None if silent else _measure_pesq(a.numpy(), b.numpy()),
+            **({"stoi": None, "pesq": None} if silent else self._measure_by_packages(a.numpy(), b.numpy())),
             "mel_distance": float((self.mel(padded[0][None]) - self.mel(padded[1][None])).abs().mean()),
             "stft_distance": None if silent else _measure_stft(*padded),
             "dnsmos": self.dnsmos.score(b),
             "speaker_cosine": None if silent or self.speaker is None else self.speaker.compare(a, b),
         }
         return {**figures, **_measure_pitch(a, b)}
+
+    def _measure_by_packages(self, original: np.ndarray, made: np.ndarray) -> dict[str, float | None]:
+        """One sound at a time: STOI is warned about by the filters of the whole process, and PESQ keeps its tables."""
+        with self.lock:
+            return {"stoi": _measure_stoi(original, made), "pesq": _measure_pesq(original, made)}
 
 
 def _measure_stoi(original: np.ndarray, made: np.ndarray) -> float | None:
@@ -111,7 +117,9 @@ def track_pitch(x: Tensor, low_hz: float = 60.0, high_hz: float = 400.0) -> Tens
     inside = correlation[:, first : last + 1]
     best = inside.amax(1, keepdim=True)
     lag = (inside >= 0.9 * best).int().argmax(1)  # an octave lower has a peak as high
-    lag = torch.stack([inside[row, at : at + 12].argmax() + at for row, at in enumerate(lag.tolist())]) + first
+    near = lag[:, None] + torch.arange(12)
+    peaks = inside.gather(1, near.clamp_max(last - first)).masked_fill(near > last - first, -torch.inf)
+    lag = lag + peaks.argmax(1) + first
     return torch.where((best[:, 0] > 0.5) & loud, RATE / lag.float(), torch.zeros(()))
 
 
