@@ -9,7 +9,7 @@ from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan
 
 PART = 16  # items that are measured and kept together
 DEFAULT_SIDE = 128
-VERSION = 3  # of the measures: another one measures anew
+VERSION = 4  # of the measures: another one measures anew
 PARTS = RECONSTRUCTION, DOWNSTREAM = "reconstruction", "downstream"
 
 
