@@ -15,16 +15,18 @@ from unimodal.vocabulary import make_media_vocabulary
 
 @pytest.fixture
 def voxels(own_registrations):
-    return load_plugin("voxels")
+    return load_plugin("voxels", "voxels")
 
 
 @pytest.fixture
 def drawings(own_registrations):
-    return load_plugin("svg_paths")
+    return load_plugin("svg_paths", "svg")
 
 
-def load_plugin(name):
+def load_plugin(name, medium):
+    """The module as a user's first import finds it, also where a test before has registered its medium."""
     place = f"unimodal.tokenizers.more_media.{name}"
+    MEDIA.pop(medium, None)
     sys.modules.pop(place, None)
     return importlib.import_module(place)
 
