@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.tiny_model import NANO_WORDING, tiny_folder, tiny_tokenizers
+from unimodal.media.registry import MEDIA
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model_folder.settings import MediumLimits, MediumSettings, ProcessorConfig
 from unimodal.model_folder.write import save_model
@@ -30,10 +31,14 @@ def make_shape(plugin, path):
 
 
 @pytest.mark.parametrize(
-    ("plugin", "make", "suffix"), [("svg_paths", make_drawing, ".svg"), ("voxels", make_shape, ".binvox")]
+    ("plugin", "of", "make", "suffix"),
+    [("svg_paths", "svg", make_drawing, ".svg"), ("voxels", "voxels", make_shape, ".binvox")],
 )
-def test_a_further_medium_is_read_rendered_and_written(own_registrations, monkeypatch, tmp_path, plugin, make, suffix):
+def test_a_further_medium_is_read_rendered_and_written(
+    own_registrations, monkeypatch, tmp_path, plugin, of, make, suffix
+):
     name = f"unimodal.tokenizers.more_media.{plugin}"
+    MEDIA.pop(of, None)  # of another test's
     monkeypatch.setenv("UNIMODAL_PLUGINS", name)
     sys.modules.pop(name, None)
     file = tmp_path / f"a{suffix}"
