@@ -68,6 +68,7 @@ class SceneTokenizer(SystemTokenizer):
     classes, 1 where it is filled) → Codes [B, N, 1]."""
 
     modality: ClassVar[str] = "voxels"
+    takes_lengths = False
     config_class: ClassVar[type[TokenizerConfig]] = SceneConfig
     config: SceneConfig
 
