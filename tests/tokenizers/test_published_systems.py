@@ -69,8 +69,11 @@ def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(syst
         codes = tokenizer.encode(x)
         assert torch.equal(again.encode(x).ids, codes.ids)
         alone = tokenizer.encode(x[1:2])
-        found, wanted = codes.row(1), alone.row(0)  # one code of random weights may lie at a tie that rounding decides
-        assert found.shape == wanted.shape and int((found != wanted).sum()) <= 1
+        differ = (codes.row(1) != alone.row(0)).any(1)
+        if bool(differ.any()):  # a code at a tie: a change of the medium by 10⁻⁵ moves it, too
+            nudged = [tokenizer.encode(x[1:2] * scale).row(0) for scale in (1 - 1e-5, 1 + 1e-5)]
+            moved = torch.stack([(row != alone.row(0)).any(1) for row in nudged]).any(0)
+            assert int(differ.sum()) == 1 and bool(moved[differ].all())
         modes = [part.training for part in tokenizer.train().modules()]
         with torch.autocast("cpu", torch.bfloat16):  # as a call amid training
             assert torch.equal(tokenizer.encode(x).ids, codes.ids)
