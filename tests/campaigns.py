@@ -1,16 +1,29 @@
-"""Random campaigns: a slice of each in `make test`, the whole in `make study`, with a seed that is printed.
+"""Tests that have a whole form, of which `make test` runs a part: one idea in three forms, by a seed that is printed.
 
     def test_any_batch_gives_what_its_rows_give_alone(campaign):
         for rng in campaign(slice=8, whole=400):      # a random.Random for each case
             ...
 
-A test over a product of parameters (bases × decoders × media …) that is marked `@pytest.mark.sliced` runs as many of
-its cases in `make test` as show every value of every parameter, chosen by the seed; `make study` runs all. Where a
-parameter has many values of few kinds, `sliced(by=describe)` covers what `describe(**parameters)` says of a case
-instead, a dict of its kinds: of 80 published systems, one of each family.
+    @pytest.mark.sweep                                # every system is a promise of its own
+    @pytest.mark.parametrize("name", SYSTEMS)
+    def test_codes_come_back(name): ...
 
-Property tests of hypothesis are campaigns too: `examples(50)` draws 50 in `make test` and twenty times as many in `make
-study`. Trainings that are short in `make test` ask `is_study()` how long they may be, and are marked `study`. That
+    @pytest.mark.sweep("trainings of recipes")        # one sweep over all tests that carry these words
+    def test_it_trains_and_goes_on(): ...
+
+    @pytest.mark.sliced                               # a product: bases × decoders × media …
+    ...
+
+A campaign draws random cases: `slice` of them wherever tests run, `whole` in `make study`. A sweep is a list of named
+things that must all pass before anything lands, the cases of one test or tests of one kind: `make test` runs one part
+of three (`--sweep 1/3`), `.ci/run` all (`--sweep whole`, as a plain `pytest FILE` does). The three parts are apart and
+together the whole, and each has at least one case of every sweep. A product marked `sliced` runs as many of its cases
+as show every value of every parameter, and all in `make study`. Where a parameter has many values of few kinds,
+`sliced(by=describe)` covers what `describe(**parameters)` says of a case instead, a dict of its kinds: of 80 published
+systems, one of each family. With both marks, a part of that cover is run.
+
+Property tests of hypothesis are campaigns too: `examples(50)` draws 50, and twenty times as many in `make study`.
+Trainings that are short in `make test` ask `is_study()` how long they may be, and are marked `study`. That
 target runs what is so marked (campaigns and property tests are by themselves) and writes docs/study.md: cases, seed,
 outcome and processor time of each test; it may be run in parts.
 
@@ -30,6 +43,7 @@ SEED = int(os.environ.get("UNIMODAL_SEED", "0"))
 TIMES = 20  # examples of a property test in a study, for one in `make test`
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "study.md"
 
+WHOLE = "whole"  # of --sweep
 COLUMNS = ("test", "cases", "seed", "outcome", "processor time")
 
 Campaign = Callable[[int, int], Iterator[random.Random]]
@@ -121,27 +135,78 @@ def slice_products(items: list[pytest.Item]) -> list[pytest.Item]:
     return left
 
 
-class Study:
-    """Marks what a study runs, names the case that failed, and writes the table of a study."""
+def read_part(text: str) -> tuple[int, int] | None:
+    """`--sweep N/M` → the part N of M; None for the whole."""
+    number, slash, count = text.partition("/")
+    if text == WHOLE:
+        return None
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise pytest.UsageError(f"--sweep {text}: write {WHOLE}, or N/M for the part N of M, such as 1/3")
+    return int(number), int(count)
 
-    def __init__(self) -> None:
+
+def choose_part(names: list[str], number: int, count: int) -> set[str]:
+    """Which cases of one sweep are part `number` of `count`: parts that are apart, each with at least one case."""
+    drawn = sorted(names, key=lambda name: random.Random(f"{SEED} {name}").random())
+    return set(drawn[(number - 1) % len(drawn) :: count])
+
+
+def leave_sweeps(items: list[pytest.Item], number: int, count: int) -> list[pytest.Item]:
+    """The cases of tests marked `sweep` that are not in part `number` of `count`; a skipped case is no choice.
+
+    Tests of the same parameters draw the same of them, so that what a fixture builds for one of these serves all.
+    """
+    sweeps: dict[str, dict[str, pytest.Item]] = defaultdict(dict)
+    for item in items:
+        marker = item.get_closest_marker("sweep")
+        if marker is not None and not any(item.iter_markers("skip")):
+            test, _, parameters = item.nodeid.partition("[")
+            of, case = (marker.args[0], item.nodeid) if marker.args else (test, parameters)
+            sweeps[of][case] = item
+    left = []
+    for cases in sweeps.values():
+        chosen = choose_part(list(cases), number, count)
+        left += [item for case, item in cases.items() if case not in chosen]
+    return left
+
+
+class Study:
+    """Chooses what of sweeps and products this run is to do, marks what a study runs, names the case of a campaign that
+    failed, and writes the table of a study.
+
+    part: N of M, of every sweep; None for the whole.
+    """
+
+    def __init__(self, part: tuple[int, int] | None = None) -> None:
+        self.part = None if is_study() else part
         self.cases: dict[str, str] = {}
         self.outcomes: dict[str, str] = {}
         self.seconds: dict[str, float] = defaultdict(float)
 
+    def describe_run(self) -> str:
+        """Which part of what has a whole form this run does."""
+        sweeps = "whole" if self.part is None else "part {} of {} (all: --sweep whole)".format(*self.part)
+        return f"campaigns: {'whole' if is_study() else 'a slice'}, sweeps: {sweeps}, UNIMODAL_SEED={SEED}"
+
+    def pytest_report_header(self) -> str:
+        return self.describe_run()
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        terminalreporter.write_line(f"campaigns: {'whole' if is_study() else 'a slice'}, UNIMODAL_SEED={SEED}")
+        terminalreporter.write_line(self.describe_run())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-        """Marks what a study runs; behind the choice by -k and -m, leaves the rest of a product to a study."""
+        """Marks what a study runs; behind the choice by -k and -m, leaves the rest of sweeps and products to others."""
         for item in items:
             test = getattr(item, "obj", None)
             drawn = getattr(test, "is_hypothesis_test", False) or "campaign" in getattr(item, "fixturenames", ())
             if drawn or item.get_closest_marker("sliced"):
                 item.add_marker("study")
         yield
-        if not is_study() and (left := set(slice_products(items))):
+        left = set() if is_study() else set(slice_products(items))
+        if self.part is not None:
+            left |= set(leave_sweeps([item for item in items if item not in left], *self.part))
+        if left:
             config.hook.pytest_deselected(items=list(left))
             items[:] = [item for item in items if item not in left]
 

@@ -14,7 +14,7 @@ import sys
 import pytest
 from hypothesis import settings
 
-from tests.campaigns import TIMES, Study, campaign, is_study
+from tests.campaigns import TIMES, WHOLE, Study, campaign, is_study, read_part
 from tests.commands import HAS_GPU, Commands, Launcher, fork_launcher
 from tests.scheduling import Order
 from tests.timing import ProcessorTime
@@ -105,10 +105,14 @@ def open_reference(record_property):
     return read
 
 
+def pytest_addoption(parser):
+    parser.addoption("--sweep", default=WHOLE, metavar="N/M", help=f"the part N of M of every sweep, or {WHOLE}")
+
+
 def pytest_configure(config):
     config.pluginmanager.register(References())
     config.pluginmanager.register(ProcessorTime())
-    config.pluginmanager.register(Study())
+    config.pluginmanager.register(Study(read_part(config.getoption("--sweep"))))
     config.pluginmanager.register(Order())
 
 

@@ -28,6 +28,7 @@ def describe_row(system, books, bits_a_second):
     return {"system": system}
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced(by=describe_row)
 @pytest.mark.parametrize(("system", "books", "bits_a_second"), ROWS)
 def test_a_published_size_has_its_bits_a_second(system, books, bits_a_second):

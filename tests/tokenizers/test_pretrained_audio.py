@@ -65,7 +65,7 @@ def reference_sound(name, network, codes):
         return network.decode(ids).audio_values[0, 0]
 
 
-@pytest.fixture(scope="module", params=list(SETTINGS))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.sweep) for name in SETTINGS])
 def both(request, tmp_path_factory):
     """(family, tokenizer read from a saved checkpoint, the reference network)"""
     network = getattr(tiny_networks, request.param)()

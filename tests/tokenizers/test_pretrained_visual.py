@@ -17,7 +17,7 @@ NETWORKS = {
 SETTINGS = {"emu3": {"image_size": 32}, "chameleon": {}, "janus": {}}
 
 
-@pytest.fixture(scope="module", params=list(NETWORKS))
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.sweep) for name in NETWORKS])
 def both(request, tmp_path_factory):
     """(family, tokenizer read from a saved checkpoint, the reference network)"""
     network = NETWORKS[request.param]()

@@ -24,6 +24,7 @@ def describe_small(system):
     return {"family": settings["family"], "quantizer": str((settings.get("quantizer") or {}).get("kind"))}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("system", "count"), COUNTED, ids=lambda value: getattr(value, "name", None))
 def test_a_published_size_has_its_published_count(system, count):
     found = count_parameters(system.choose_settings(), count)
@@ -34,6 +35,7 @@ def test_a_published_size_has_its_published_count(system, count):
         assert round(found / unit) == round(count.count / unit)
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced(by=describe_published)
 @pytest.mark.parametrize("system", PUBLISHED, ids=lambda system: system.name)
 def test_a_published_size_is_built_without_storage_and_says_its_codes(system):
@@ -45,6 +47,7 @@ def test_a_published_size_is_built_without_storage_and_says_its_codes(system):
         assert tokenizer.codebook_sizes and tokenizer.segments
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced(by=describe_small)
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
 def test_a_small_form_has_a_finite_loss_with_a_gradient_and_keeps_its_codes(system, tmp_path):

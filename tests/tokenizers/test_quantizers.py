@@ -84,7 +84,7 @@ NO_FIXED_POINT = (
     "strided_residual",
     "vector-cosine",
 )
-every_quantizer = pytest.mark.parametrize("name", CASES)
+every_quantizer = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.sweep) for name in CASES])
 
 
 def make(name: str) -> Quantizer:

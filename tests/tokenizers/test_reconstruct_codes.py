@@ -22,6 +22,7 @@ FED_BACK = {"comit", "i2_world"}
 FROZEN = {"vocos-encodec"}  # whose encoder is never trained
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", list_kinds())
 def test_every_system_of_codes_gives_its_quantized_vectors_with_a_gradient(name, monkeypatch):
     tokenizer = build_small(name)

@@ -17,6 +17,7 @@ def load(name, *arguments, **settings):
     return way(name, *arguments, **settings)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_released_system_loads_from_safetensors_from_a_pickle_and_from_what_was_saved(
     name, open_reference, tmp_path
@@ -46,6 +47,7 @@ def test_every_released_system_loads_from_safetensors_from_a_pickle_and_from_wha
         load(name, tmp_path / "saved", pickle=True)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_hub_id_gives_the_file_and_the_config_of_the_table(name, tmp_path, monkeypatch):
     """A folder stands in for the hub's."""

@@ -18,6 +18,7 @@ def build_small(name: str):
     return build_tokenizer(read_system(name).choose_settings(small=True)).eval()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_sure_probabilities_give_what_the_codes_give(name):
     tokenizer = build_small(name)

@@ -16,7 +16,9 @@ from unimodal.tokenizers.parts.streaming import ConvStage, TransposedStage
 #: networks of transformers, with settings; systems that only look back
 NETWORKS = {"mimi": {"num_codebooks": 5}, "encodec": {"bandwidth": 1.2}}
 SYSTEMS = ("moss-audio", "uniaudio2-sqcodec")
-every_stream = pytest.mark.parametrize("name", [*NETWORKS, *SYSTEMS])
+every_stream = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.sweep) for name in (*NETWORKS, *SYSTEMS)]
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ RELEASED = [FAMILIES[family] for family in dict.fromkeys(row.family for row in P
 RELEASED += ["llamagen-vq16", "ibq-16384", "open-magvit2-256", "gigatok-bl-2d", "titok-s128", "robustok"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("system", dict.fromkeys(RELEASED))
 def test_a_tokenizer_is_written_as_its_authors_checkpoint_and_read_again(system, tmp_path):
     tokenizer = build_small(system)
