@@ -344,10 +344,14 @@ class TokenizerTrainer(Trainer[MediaBatch]):
 
     began: tuple[float, int] | None = None
     last_psnr: float | None = None
+    processor_s = 0.0  # of this process, in all steps but the first, which also sets things up
 
     def train_step(self) -> dict[str, float | tuple[float, float]]:
+        first, begun = self.began is None, time.process_time()
         self.began = self.began or (time.monotonic(), self.step)
-        return super().train_step()
+        logged = super().train_step()
+        self.processor_s += 0.0 if first else time.process_time() - begun
+        return logged
 
     def evaluate(self) -> dict[str, float]:
         losses = super().evaluate()
@@ -479,7 +483,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         tokenizer.save(cfg.out)
         record = {
             "config": cfg.model_dump(mode="json"), "data_sha256": data, "weights_sha256": tokenizer.sha256,
-            "held_out": report, "left_out": dict(left_out.reasons),
+            "held_out": report, "left_out": dict(left_out.reasons), "processor_s": round(trainer.processor_s, 3),
         }  # fmt: skip
         write_json(cfg.out / "recipe.json", record)
         print_table(report)

@@ -1,40 +1,78 @@
 """Trains the small form of every system of a medium on the same files for the same processor time, and compares them.
 
-    python tools/compare_systems.py image photos --out data/systems --seconds 120
-    python tools/compare_systems.py audio sounds --out data/systems --seconds 120 --seeds 3 --systems wavtokenizer-small
+    python tools/prepare_comparison.py
+    python tools/compare_systems.py image data/comparison/image/train --out data/systems \
+        --held-out data/comparison/image/held_out --probe data/comparison/image/probe
+    python tools/compare_systems.py audio sounds --out data/systems --seeds 3 --systems wavtokenizer-40 snac-24
 
-Each system is trained by `recipes/train_tokenizer.py` on one thread: a trial of a few steps says how many fit the
-seconds of processor time, and that number is what is trained and recorded. Finished ones are kept, so an interrupted
-comparison goes on. `OUT/MEDIUM.json` lists steps and seconds of each and why those that are missing could not be
-trained; then `unimodal evaluate --suite tokenizers` writes `OUT/MEDIUM_bench.json` with its table and curves, on files
-that no system was trained on: those of `--held-out`, by default the tenth that the recipe leaves out by name.
+Each system is trained by `recipes/train_tokenizer.py` on one thread, in a process of its own: a trial of a few steps
+says how many fit the seconds of processor time, and that number is what is trained and recorded. What counts is the
+time of the steps (reading files, forward, backward, optimizer), not that of starting. Finished ones are kept, so an
+interrupted comparison goes on. `OUT/MEDIUM.json` lists steps, seconds and sizes of each, and why those that are missing
+could not be trained; then `unimodal evaluate --suite tokenizers` writes `OUT/MEDIUM_bench.json` with its table and
+curves, on files that no system was trained on: those of `--held-out`, by default the tenth that the recipe leaves out
+by name. `--probe` names files in folders, for the part that trains on the codes.
 
-Small forms differ in the size of their pictures and in parameters, which the table says: it compares what a minute on a
-processor buys, not the published sizes.
+Small forms differ in parameters and codes, which the table says: it compares what a minute on a processor buys, not
+the published sizes. Pictures and films have one size (`--size`) where the form has no other. `CHANGED` lists what is
+changed of single systems so that they can be compared at all.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import multiprocessing
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
+
+from pydantic import JsonValue
 
 from unimodal.data.media_items import FileItems, is_held_out
 from unimodal.files import read_json, write_json
-from unimodal.tokenizers import MediaTokenizer, find_family_class
+from unimodal.tokenizers import MediaTokenizer, find_family_class, load_tokenizer
+from unimodal.tokenizers.configs.facts import count_bits, describe_codes, describe_size
 from unimodal.tokenizers.configs.registry import list_systems, read_system
+from unimodal.training.command import Flags
 
 ROOT = Path(__file__).resolve().parents[1]
-TRIAL_STEPS = (2, 8)
+TRIAL_STEPS = 5
 ONE_HELD_OUT_OF = 10
+WARMUP_STEPS = 50
+BATCH = {"image": 16, "audio": 8, "video": 8}
+CROP_S = 1.0  # of a sound
+Settings = dict[str, JsonValue]
+
+#: system → settings of the recipe. Small forms of four codecs are of a rate at which no word is heard; those that only
+#: encode learn by spelling what is said.
+CHANGED: dict[str, Settings] = {
+    "dac-16": {"tokenizer": {"sample_rate_hz": 16000, "network": {
+        "sampling_rate": 16000, "downsampling_ratios": [2, 4, 5, 8], "decoder_hidden_size": 64}}},
+    "encodec-24": {"tokenizer": {"sample_rate_hz": 24000, "bandwidth": 1.8, "network": {
+        "sampling_rate": 24000, "upsampling_ratios": [8, 5, 4, 2], "target_bandwidths": [0.45, 0.9, 1.8]}}},
+    "mimi": {"tokenizer": {"sample_rate_hz": 24000, "network": {
+        "sampling_rate": 24000, "upsampling_ratios": [8, 6, 5, 4]}}},
+    "moss-audio": {"tokenizer": {
+        "sample_rate_hz": 24000,
+        "encoder": [{"patch": 60, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 16},
+                    {"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32}],
+        "decoder": [{"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32},
+                    {"patch": 60, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 60}]}},
+    "s3-v1": {"losses": {"spelling": 1}},
+    "s3-v2": {"losses": {"spelling": 1}},
+    "whisper-bottleneck": {"losses": {"spelling": 1}},
+}  # fmt: skip
 
 
 def choose_systems(medium: str) -> list[str]:
-    """One published system of each family and name whose codes can be decoded: their small forms are alike."""
+    """One published system of each family and name that has codes: their small forms are alike."""
     found: dict[tuple[str, str], str] = {}
     for name in list_systems():
         system = read_system(name)
@@ -45,36 +83,95 @@ def choose_systems(medium: str) -> list[str]:
     return list(found.values())
 
 
-def train(system: str, media: Path, out: Path, steps: int, seed: int, batch: int) -> tuple[float, str]:
-    """Trains a small form. Returns its processor time in seconds, and what was said where it failed."""
-    command = [
-        sys.executable, str(ROOT / "recipes" / "train_tokenizer.py"), "--restart",
-        f"--set=system={system}", "--set=small=true", f"--set=media={media}", f"--set=out={out}",
-        f"--set=run={out.with_suffix('.run')}", f"--set=one_held_out_of={ONE_HELD_OUT_OF}", "--set=upscale=true",
-        f"--set=batch_size={batch}", f"--set=loop.steps={steps}", f"--set=loop.seed={seed}", "--set=loop.threads=1",
-        "--set=loop.plot=false", f"--set=loop.warmup_steps={min(50, steps // 4)}", "--set=workers=0",
-        f"--set=loop.checkpoint_every_s={1e6}",
-    ]  # fmt: skip
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    shutil.rmtree(out.with_suffix(".run"), ignore_errors=True)
-    return seconds, last if done.returncode else ""
+def load_recipe() -> ModuleType:
+    """`recipes/train_tokenizer.py` as a module: importing it once costs less than a program for every system."""
+    spec = importlib.util.spec_from_file_location("train_tokenizer", ROOT / "recipes" / "train_tokenizer.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def count_steps(system: str, media: Path, scratch: Path, seconds: float, batch: int) -> tuple[int, str]:
-    """The steps that fit the processor time, the start of the program not counted; and why there are none."""
-    times = []
-    for steps in TRIAL_STEPS:
-        used, failed = train(system, media, scratch, steps, 0, batch)
-        shutil.rmtree(scratch, ignore_errors=True)
-        if failed:
-            return 0, failed
-        times.append(used)
-    each = max((times[1] - times[0]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0]), 1e-4)
-    return max(1, round(seconds / each)), ""
+def make_settings(
+    asked: argparse.Namespace, system: str, out: Path, steps: int, seed: int, size: int | None
+) -> dict[str, object]:
+    """The settings of the recipe, for a number of steps. size: of pictures and films; None for the form's own."""
+    sizes: Settings = {} if size is None else {"sizes": [size]}
+    return {
+        "system": system, "small": True, "media": str(asked.media), "out": out, "run": out.with_suffix(".run"),
+        "one_held_out_of": ONE_HELD_OUT_OF, "held_out_items": 16, "upscale": True, "workers": 0, "crop_s": CROP_S,
+        "batch_size": asked.batch or BATCH[asked.medium], **sizes, **CHANGED.get(system, {}),
+        "loop": {"steps": steps, "seed": seed, "threads": 1, "plot": False, "learning_rate": asked.learning_rate,
+                 "warmup_steps": min(WARMUP_STEPS, steps // 4), "checkpoint_every_s": 1e6, "log_every": 20},
+    }  # fmt: skip
+
+
+def train(asked: argparse.Namespace, system: str, out: Path, seed: int, log: Path) -> dict[str, object]:
+    """Trains a small form for the processor time. Returns what is known of it then."""
+    recipe = load_recipe()
+    with open(log, "w", encoding="utf-8", buffering=1) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    scratch = out.with_suffix(".trial")
+
+    def run(place: Path, steps: int, size: int | None) -> tuple[float, object]:
+        settings = make_settings(asked, system, place, steps, seed, size)
+        recipe.run(recipe.TokenizerRecipe.model_validate(settings), Flags(restart=True))
+        record = read_json(place / "recipe.json")
+        used = record["processor_s"]
+        assert isinstance(used, float)
+        return used, record["held_out"]
+
+    size: int | None = None if asked.medium == "audio" else asked.size
+    try:
+        try:
+            used, _ = run(scratch, TRIAL_STEPS, size)
+        except (ValueError, RuntimeError, AssertionError):
+            if size is None:
+                raise
+            size = None
+            used, _ = run(scratch, TRIAL_STEPS, size)
+        steps = max(2, round(asked.seconds * (TRIAL_STEPS - 1) / max(used, 1e-3)))
+        used, held_out = run(out, steps, size)
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
+        traceback.print_exc()
+        return {"failed": " ".join(str(error).split()) or type(error).__name__}
+    finally:
+        for place in (scratch, scratch.with_suffix(".run"), out.with_suffix(".run")):
+            shutil.rmtree(place, ignore_errors=True)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {"failed": "", "steps": steps, "processor_s": used, "held_out": held_out,
+            "all_s": round(usage.ru_utime + usage.ru_stime, 1), **describe(out)}  # fmt: skip
+
+
+def describe(folder: Path) -> dict[str, object]:
+    """Size, codes, bits and parameters of a trained tokenizer."""
+    tokenizer = load_tokenizer(folder)
+    return {
+        "takes": describe_size(tokenizer), "codes": " + ".join(describe_codes(tokenizer)),
+        "bits": count_bits(tokenizer), "parameters": sum(p.numel() for p in tokenizer.parameters()),
+        "decodes": tokenizer.can_decode,
+    }  # fmt: skip
+
+
+def train_apart(asked: argparse.Namespace, system: str, out: Path, seed: int) -> dict[str, object]:
+    """`train` in a process of its own, so that one that ends badly does not end the comparison."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_train_and_send, args=(theirs, asked, system, out, seed, out.with_suffix(".log")))
+    process.start()
+    theirs.close()
+    try:
+        found: dict[str, object] = ours.recv()
+    except EOFError:
+        found = {"failed": "the process ended without a word"}
+    process.join()
+    return found
+
+
+def _train_and_send(pipe: Connection, asked: argparse.Namespace, system: str, out: Path, seed: int, log: Path) -> None:
+    pipe.send(train(asked, system, out, seed, log))
 
 
 def keep_held_out(media: Path, medium: str, into: Path) -> Path:
@@ -89,50 +186,70 @@ def keep_held_out(media: Path, medium: str, into: Path) -> Path:
     return into
 
 
+def compare(asked: argparse.Namespace, trained: dict[str, Path], part: str) -> None:
+    """Runs a part of the bench. Raises SystemExit where it fails."""
+    probed = part == "downstream"
+    data = asked.probe if probed else asked.held_out
+    data = data or keep_held_out(asked.media, asked.medium, asked.out / f"{asked.medium}_held_out")
+    command = [sys.executable, "-m", "unimodal", "evaluate", "--suite", "tokenizers", "--data", str(data)]
+    command += ["--limit", str(asked.probe_limit if probed else asked.limit), "--part", part]
+    command += ["--out", str(asked.out / f"{asked.medium}_{'probe' if probed else 'bench'}.json")]
+    command += ["--tokenizers", *(f"{label}={folder}" for label, folder in trained.items())]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("medium", choices=("image", "audio", "video"))
     parser.add_argument("media", type=Path, help="a folder of files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, help="files to compare on; by default those that are held out")
-    parser.add_argument("--seconds", type=float, default=120, help="of processor time a system")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--probe", type=Path, help="files in a folder for each label; by default there is no such part")
+    parser.add_argument("--seconds", type=float, default=60, help="of processor time a system")
+    parser.add_argument("--batch", type=int, help="16 pictures, 8 seconds of sound or 8 films")
+    parser.add_argument("--size", type=int, default=32, help="pixels of pictures and films")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--systems", nargs="*", help="names of `unimodal tokenizers list`; by default one of each kind")
     parser.add_argument("--limit", type=int, default=100, help="files of the comparison")
+    parser.add_argument("--probe-limit", type=int, default=400, help="files of the part that trains on the codes")
+    parser.add_argument("--only-train", action="store_true", help="leave the comparison for another time")
     asked = parser.parse_args()
     if not asked.media.is_dir():
         parser.error(f"{asked.media} is no folder")
     asked.out.mkdir(parents=True, exist_ok=True)
     path = asked.out / f"{asked.medium}.json"
     record = read_json(path) if path.is_file() else {}
-    assert isinstance(record, dict)
-    trained: list[str] = []
+    settings = {"asked_s": asked.seconds, "batch": asked.batch or BATCH[asked.medium],
+                "learning_rate": asked.learning_rate}  # fmt: skip
+    trained: dict[str, Path] = {}
     for name in asked.systems or choose_systems(asked.medium):
         for seed in range(asked.seeds):
-            label = name if asked.seeds == 1 else f"{name}-seed{seed}"
-            folder, known = asked.out / label, record.get(label)
-            same = isinstance(known, dict) and known["asked_s"] == asked.seconds and known["batch"] == asked.batch
-            if not (same and (known["failed"] or folder.is_dir())):
+            label = name if seed == 0 else f"{name}-seed{seed}"
+            folder, known = asked.out / asked.medium / label, record.get(label)
+            same = isinstance(known, dict) and {key: known.get(key) for key in settings} == settings
+            assert known is None or isinstance(known, dict)
+            if known is None or not same or not (known["failed"] or folder.is_dir()):
                 shutil.rmtree(folder, ignore_errors=True)
-                steps, failed = count_steps(name, asked.media, asked.out / f"{label}.trial", asked.seconds, asked.batch)
-                used = 0.0
-                if not failed:
-                    used, failed = train(name, asked.media, folder, steps, seed, asked.batch)
-                known = {"system": name, "seed": seed, "asked_s": asked.seconds, "batch": asked.batch, "steps": steps,
-                         "processor_s": round(used, 1), "failed": failed}  # fmt: skip
+                folder.parent.mkdir(exist_ok=True)
+                known = {"system": name, "seed": seed, **settings, **train_apart(asked, name, folder, seed)}
                 record[label] = known
                 write_json(path, record)
-            print(f"{label}: " + (f"not trained: {known['failed']}" if known["failed"] else f"{known['steps']} steps"))
+            says = f"not trained: {known['failed']}" if known["failed"] else f"{known['steps']} steps"
+            print(f"{label}: {says}", flush=True)
             if not known["failed"]:
-                trained.append(f"{label}={folder}")
+                trained[label] = folder
+    if asked.only_train:
+        return
     if not trained:
         raise SystemExit("no system could be trained on these files")
-    held_out = asked.held_out or keep_held_out(asked.media, asked.medium, asked.out / f"{asked.medium}_held_out")
-    report = asked.out / f"{asked.medium}_bench.json"
-    command = [sys.executable, "-m", "unimodal", "evaluate", "--suite", "tokenizers", "--data", str(held_out)]
-    command += ["--limit", str(asked.limit), "--out", str(report), "--tokenizers", *trained]
-    raise SystemExit(subprocess.run(command).returncode)
+    decoding = {label: folder for label, folder in trained.items() if record[label]["decodes"]}  # type: ignore[index,call-overload]
+    if decoding:
+        compare(asked, decoding, "reconstruction")
+    if asked.probe:
+        compare(asked, trained, "downstream")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,15 @@
 """Which systems are compared, and on which files."""
 
+import argparse
+import struct
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from tools import compare_systems
+from tools import compare_systems, prepare_comparison
 from unimodal.data.media_items import FileItems, is_held_out
-from unimodal.tokenizers.configs.registry import read_system
+from unimodal.tokenizers.configs.registry import build_tokenizer, merge_settings, read_system
 
 
 @pytest.mark.parametrize("medium", ["image", "audio", "video"])
@@ -23,3 +28,39 @@ def test_what_is_compared_on_is_what_the_recipe_holds_out(tmp_path):
     items = FileItems(media, "image")
     wanted = {items.find_group(index) for index in range(40) if is_held_out(items.find_group(index), 10)}
     assert {path.relative_to(kept).as_posix() for path in kept.rglob("*.png")} == wanted and wanted
+
+
+@pytest.mark.parametrize("system", compare_systems.CHANGED)
+def test_what_is_changed_of_a_system_is_a_setting_that_it_has(system):
+    kind = read_system(system)
+    changed = compare_systems.CHANGED[system]
+    tokenizer = build_tokenizer(merge_settings(kind.choose_settings(small=True), changed.get("tokenizer", {})))
+    assert tokenizer.sample_rate_hz >= 16_000 or "tokenizer" not in changed
+
+
+def test_settings_are_those_of_the_recipe():
+    recipe = compare_systems.load_recipe()
+    asked = argparse.Namespace(medium="image", media=Path("photos"), size=32, batch=None, learning_rate=1e-3)
+    cfg = recipe.TokenizerRecipe.model_validate(
+        compare_systems.make_settings(asked, "titok-b64", Path("a"), 100, 1, 32)
+    )
+    assert cfg.small and cfg.sizes == (32,) and cfg.batch_size == 16 and cfg.loop.steps == 100
+
+
+def test_notes_are_read_from_a_sound_font(tmp_path):
+    waves = [np.arange(number, dtype="<i2") for number in (5, 7)]
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+    heads, start = b"", 0
+    for name, wave in zip((b"flute", b"drum"), waves, strict=True):
+        heads += struct.pack("<20sIIIIIBbHH", name, start, start + len(wave), 0, 0, 22050, 60, 0, 0, 1)
+        start += len(wave)
+    heads += struct.pack("<20sIIIIIBbHH", b"EOS", 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    body = chunk(b"LIST", b"sdta" + chunk(b"smpl", np.concatenate(waves).tobytes()))
+    body += chunk(b"LIST", b"pdta" + chunk(b"shdr", heads))
+    (tmp_path / "a.sf2").write_bytes(chunk(b"RIFF", b"sfbk" + body))
+    found = list(prepare_comparison.read_notes(tmp_path / "a.sf2"))
+    assert [(name, rate) for name, _, rate in found] == [("flute", 22050), ("drum", 22050)]
+    assert all(np.array_equal(found[number][1], wave) for number, wave in enumerate(waves))

@@ -1,0 +1,197 @@
+"""Writes the folders that `tools/compare_systems.py` trains and compares tokenizers on, from the fetched packages.
+
+    python tools/fetch_data.py --set images --set video --set audio --set text --set sounds
+    python tools/prepare_comparison.py [image] [audio] [video] [--raw data/raw] [--out data/comparison]
+
+    image/train     Noto and Fluent 3D, 64 pixels on white, the name of each in a .txt beside it
+    image/held_out  Twemoji, another style, of the concepts that are not in train
+    image/probe     Twemoji of concepts of train, for the downstream part
+    audio/train     three synthetic voices with their texts, sound effects, notes of instruments
+    audio/held_out  a human voice: prompts of a telephone exchange
+    audio/probe     ten sentences by each synthetic voice, and ten sound effects and notes, none of them in train
+    video/train     animated emoji, 64 pixels, 9 frames at 8 a second
+    video/held_out  those of the concepts that are not in train
+
+Pictures lie in a folder for each group of emoji, sounds of the probe in one for each voice or kind: the labels of the
+downstream part. A folder that is there already is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tools import make_speech, prepare_clips, prepare_images
+from unimodal.data.encoded_media import make_code_point_key
+
+VOICES = ("slt", "rms", "kal16")
+SENTENCES = 300  # of train, by each voice
+PROBED = 10  # of each voice or kind
+HUMAN_SECONDS = (1.5, 5.0)  # shorter prompts are letters and digits, longer ones menus
+HUMAN_CLIPS = 100
+SOUND_SECONDS = 4.0
+NOTES = 300
+FILMS = (400, 60)  # of train, held out
+SMALLEST_NOTE_S = 0.5
+
+
+def write_sound(path: Path, wave: np.ndarray, rate_hz: int, text: str = "") -> None:
+    """wave: float or int16 [T], cut to `SOUND_SECONDS`."""
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave[: round(SOUND_SECONDS * rate_hz)], rate_hz, subtype="PCM_16")
+    if text:
+        path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+
+
+def prepare_pictures(raw: Path, out: Path) -> None:
+    concepts = prepare_images.read_concepts(raw)
+    styles = {
+        "noto": prepare_images.read_bitmap_style(
+            raw / "emoji-datasource-google" / "package" / "img" / "google" / "64", ".png"
+        ),
+        "fluent3d": prepare_images.read_bitmap_style(raw / "lobehub-fluent-emoji-3d" / "package" / "assets", ".webp"),
+        "twemoji": prepare_images.read_svg_style(raw / "twemoji-svg" / "package"),
+    }
+    for concept in concepts:
+        for style, draw in styles.items():
+            held_out = concept["split"] == "heldout"
+            if style != "twemoji" and held_out:
+                continue
+            part = "train" if style != "twemoji" else "held_out" if held_out else "probe"
+            pixels = draw(concept)
+            if pixels is not None:
+                path = out / part / concept["group"] / f"{style}-{concept['key']}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+                path.with_suffix(".txt").write_text(concept["label"] + "\n", encoding="utf-8")
+
+
+def read_notes(path: Path) -> Iterator[tuple[str, np.ndarray, int]]:
+    """(name, int16 [T], samples a second) of every recording in a SoundFont 2: RIFF with the chunks `smpl`, all
+    recordings end to end, and `shdr`, 46 bytes for each of them."""
+    data = memoryview(path.read_bytes())
+    chunks: dict[bytes, memoryview] = {}
+
+    def collect(first: int, last: int) -> None:
+        while first + 8 <= last:
+            name, size = bytes(data[first : first + 4]), struct.unpack_from("<I", data, first + 4)[0]
+            if name in (b"RIFF", b"LIST"):
+                collect(first + 12, first + 8 + size)
+            else:
+                chunks[name] = data[first + 8 : first + 8 + size]
+            first += 8 + size + size % 2
+
+    collect(0, len(data))
+    samples = np.frombuffer(chunks[b"smpl"], "<i2")
+    for name, start, end, _, _, rate_hz, *_ in struct.iter_unpack("<20sIIIIIBbHH", chunks[b"shdr"]):
+        label = name.split(b"\0")[0].decode("ascii", "replace").strip()
+        if end > start and label != "EOS":
+            yield label, samples[start:end], rate_hz
+
+
+def prepare_sounds(raw: Path, out: Path) -> None:
+    sentences = [s for s in make_speech.build_sentences(raw) if s.kind != "short"]
+    for voice in VOICES:
+        train = [s for s in make_speech.list_sentences(voice, sentences) if s.split == "train"][:SENTENCES]
+        test = [s for s in sentences if s.split == "test"][:PROBED]
+        for sentence, wave in make_speech.make_flite_speaker(voice)(train + test):
+            part = "train" if sentence.split == "train" else "probe"
+            place = out / part / voice / f"{sentence.id:05d}.wav"
+            write_sound(place, wave, make_speech.SAMPLE_RATE_HZ, sentence.text)
+    folder = make_speech.find_one(raw, "*.flac", "supersonic-scsynth-samples").parent
+    effects = [(path.stem, *read_effect(path)) for path in sorted(folder.glob("*.flac"))]
+    notes = list(read_notes(make_speech.find_one(raw, "*.sf2", "fluid-soundfont-gm")))
+    notes = [note for note in notes if len(note[1]) > SMALLEST_NOTE_S * note[2]]
+    random.Random(0).shuffle(effects)
+    random.Random(0).shuffle(notes)
+    for kind, found in (("effects", effects), ("notes", notes[: NOTES + PROBED])):
+        for number, (name, wave, rate_hz) in enumerate(found):
+            part = "probe" if number < PROBED else "train"
+            safe = "".join(letter if letter.isalnum() else "_" for letter in name)
+            write_sound(out / part / kind / f"{number:03d}-{safe}.wav", wave, rate_hz)
+    prepare_human_voice(raw, out / "held_out")
+
+
+def read_effect(path: Path) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    wave, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    return wave.mean(1), rate_hz
+
+
+def prepare_human_voice(raw: Path, out: Path) -> None:
+    import av
+
+    root = make_speech.find_one(raw, "digits/1.g722", "asterisk-core-sounds-en-g722").parent.parent
+    kept = 0
+    for path in sorted(root.glob("*.g722")):
+        with av.open(str(path), format="g722") as container:
+            wave = np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
+        if HUMAN_SECONDS[0] <= len(wave) / make_speech.SAMPLE_RATE_HZ <= HUMAN_SECONDS[1] and kept < HUMAN_CLIPS:
+            write_sound(out / f"{path.stem}.wav", wave, make_speech.SAMPLE_RATE_HZ)
+            kept += 1
+
+
+def prepare_films(raw: Path, out: Path) -> None:
+    split = {concept["key"]: concept["split"] for concept in prepare_images.read_concepts(raw)}
+    paths = {}
+    for number in (1, 2, 3, 4):
+        folder = make_speech.find_one(raw, "*.webp", f"lobehub-fluent-emoji-anim-{number}").parent
+        paths.update({make_code_point_key(path.stem): path for path in sorted(folder.glob("*.webp"))})
+    keys = sorted(key for key in paths if key in split)
+    random.Random(0).shuffle(keys)
+    for part, kind, wanted in (("train", "train", FILMS[0]), ("held_out", "heldout", FILMS[1])):
+        kept = 0
+        for key in (key for key in keys if split[key] == kind):
+            clip, moved = prepare_clips.choose_best_clip(paths[key])
+            if moved < prepare_clips.MIN_MOTION:
+                continue
+            frames = [Image.fromarray(frame) for frame in clip]
+            place = out / part / f"{key}.webp"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            frames[0].save(
+                place, save_all=True, append_images=frames[1:], duration=round(1000 / prepare_clips.FPS),
+                lossless=True, minimize_size=False, method=0,
+            )  # fmt: skip
+            kept += 1
+            if kept == wanted:
+                break
+
+
+PREPARE: dict[str, Callable[[Path, Path], None]] = {
+    "image": prepare_pictures, "audio": prepare_sounds, "video": prepare_films,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("media", nargs="*", choices=(*PREPARE, []), help="by default all three")
+    parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="folder of the unpacked packages")
+    parser.add_argument("--out", type=Path, default=Path("data/comparison"))
+    asked = parser.parse_args()
+    for medium in asked.media or PREPARE:
+        folder = asked.out / medium
+        if folder.is_dir():
+            continue
+        scratch = folder.with_name(f".{medium}")
+        try:
+            PREPARE[medium](asked.raw, scratch)
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"error: {error}; run python tools/fetch_data.py --set images and so on first") from None
+        scratch.rename(folder)
+        counts = {part.name: sum(1 for path in part.rglob("*.*") if path.suffix != ".txt") for part in folder.iterdir()}
+        print(f"{folder}: {json.dumps(counts)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
