@@ -38,6 +38,7 @@ def drive(batch, arrivals):
     return [answers[key] for key in order]
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("sampling", [ALL_GREEDY, MIXED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("schedule", ["together", "one a step", "late", "in twos"])
@@ -57,6 +58,7 @@ def test_answers_are_those_given_alone_whenever_a_row_joins(engine, ask, samplin
     assert drive(batch, arrivals) == expected  # and again over the places that the first left behind
 
 
+@pytest.mark.sweep("campaigns of the engine")
 @settings(examples(10), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     starts=st.lists(st.integers(0, 12), min_size=1, max_size=12),
@@ -110,6 +112,7 @@ def test_guidance_that_is_over_costs_no_second_stream(model, vocabulary, ask):
     assert [answers[key] for key in keys] == engine.generate([ask([3, 4]), ask([5])], [config, other])
 
 
+@pytest.mark.sweep
 def test_a_watcher_may_end_its_row_or_fail_and_its_neighbours_go_on(engine, ask):
     prompts, configs = varied(ask, MIXED)
     expected = [engine.generate([p], c)[0] for p, c in zip(prompts, configs, strict=True)]
@@ -168,6 +171,7 @@ def test_after_a_failed_step_the_batch_can_be_cleared_and_used(model, vocabulary
     assert drive(batch, [[request]]) == engine.generate([request.prompt], request.config)
 
 
+@pytest.mark.sweep("campaigns of the engine")
 def test_memory_settles_and_places_are_used_again(model, vocabulary, ask):
     batch = ContinuousBatch(Engine(model, vocabulary))
     requests = [

@@ -74,6 +74,7 @@ def score_transcripts(model, vocabulary, prompt, transcripts, weight):
     return ((1 - weight) * told - weight * loss).tolist()
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("weight", [0.3, 0.95])
 @pytest.mark.parametrize("seed", range(3))

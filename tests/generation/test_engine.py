@@ -70,6 +70,7 @@ def varied(ask, sampling):
     return [p for p, _ in rows], [GenerationConfig(sampling=sampling, **{"max_new_tokens": 40, **c}) for _, c in rows]
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("sampling", [ALL_GREEDY, MIXED], ids=["greedy", "sampled"])
 def test_batched_padded_cached_and_sliced_equals_the_naive_loop(engine, model, vocabulary, ask, sampling):
@@ -80,6 +81,7 @@ def test_batched_padded_cached_and_sliced_equals_the_naive_loop(engine, model, v
     assert len({tuple(answer) for answer in answers}) == len(answers)
 
 
+@pytest.mark.sweep
 def test_a_row_does_not_depend_on_its_neighbours(engine, ask):
     prompts, configs = varied(ask, MIXED)
     together = engine.generate(prompts, configs)
@@ -87,6 +89,7 @@ def test_a_row_does_not_depend_on_its_neighbours(engine, ask):
     assert engine.generate(prompts[::-1], configs[::-1]) == together[::-1]
 
 
+@pytest.mark.sweep
 def test_guidance_changes_the_picture_and_follows_the_other_prompt(engine, vocabulary, ask):
     def draw(scale, other=()):
         config = GenerationConfig(
@@ -128,6 +131,7 @@ def test_finished_rows_leave_the_batch(engine, ask):
     assert engine.stats.step_tokens < 3 * 15
 
 
+@pytest.mark.sweep
 def test_seeds_reproduce_and_differ(engine, ask):
     config = GenerationConfig(max_new_tokens=20, force="image")
     first, again, other = (
@@ -138,6 +142,7 @@ def test_seeds_reproduce_and_differ(engine, ask):
     assert engine.generate([ask([3])], config.model_copy(update={"seed": 1}))[0] == first
 
 
+@pytest.mark.sweep("campaigns of the engine")
 @examples(12)
 @given(st.data())
 def test_no_answer_breaks_its_grammar(model, vocabulary, data):
@@ -189,6 +194,7 @@ def test_an_open_span_is_continued(engine, vocabulary, ask):
     assert rest == answer[4:]
 
 
+@pytest.mark.sweep
 def test_events_tell_the_answer_token_by_token(engine, vocabulary, ask):
     prompts, configs = varied(ask, MIXED)
     events = []
@@ -216,6 +222,7 @@ def test_an_exception_in_the_callback_ends_the_call_and_leaves_the_engine_usable
     assert engine.generate([ask([3])], config) == engine.generate([ask([3])], config)
 
 
+@pytest.mark.sweep
 def test_stop_sequences_end_text_only(engine, ask):
     config = GenerationConfig(max_new_tokens=40, allow=("text",), min_text_tokens=30, seed=2)
     free = engine.generate([ask([3])], config)[0]

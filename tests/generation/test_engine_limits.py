@@ -91,6 +91,7 @@ def test_lean_is_for_stock_llama_with_static_rope_only(model, make_model, vocabu
     assert "depend on the length" in find_lean_problem(dynamic)
 
 
+@pytest.mark.sweep("campaigns of the engine")
 def test_new_rows_and_lora_are_generated_from_as_trained(make_model, vocabulary, ask):
     """An engine over base + new rows + LoRA writes what the merged stock model writes."""
     peft = pytest.importorskip("peft")

@@ -54,6 +54,7 @@ def engine(request, model, vocabulary):
     return Engine(model, vocabulary, request.param, weights="model" if request.param == "lean" else "auto")
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_greedy_answers_are_the_plain_loops(engine, ask, name):
@@ -64,6 +65,7 @@ def test_greedy_answers_are_the_plain_loops(engine, ask, name):
     assert [engine.generate([p], c, method=method)[0] for p, c in zip(prompts, configs, strict=True)] == plain
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("name", IDENTICAL)
 @pytest.mark.parametrize("more", [{}, {"top_k": 9, "top_p": 0.9}], ids=["plain", "filtered"])
@@ -72,6 +74,7 @@ def test_with_the_noise_of_each_place_sampled_answers_are_the_plain_loops(engine
     assert engine.generate(prompts, configs, method=make_decoder(name)) == engine.generate(prompts, configs)
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_a_session_changes_nothing(engine, ask, name):
@@ -120,6 +123,7 @@ def distribution(model, vocabulary, prompt, bare, scale, temperature):
     return chances
 
 
+@pytest.mark.sweep
 @pytest.mark.study
 @pytest.mark.parametrize(
     "name", ["plain", "jacobi", "sjd", "coupled-sjd", "sjd, remembering", "coupled-sjd, remembering"]
@@ -161,6 +165,7 @@ def test_sampled_pictures_follow_the_exact_distribution(small, small_model, name
     assert method is None or engine.stats.accepted > num // 10  # guesses were judged, not only drawn anew
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("name", sorted(DECODERS))
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
@@ -188,6 +193,7 @@ def test_jacobi_takes_fewer_passes_where_places_hardly_depend_on_each_other(make
     assert engine.stats.accepted > 20
 
 
+@pytest.mark.sweep("campaigns of the engine")
 def test_coupled_noise_accepts_more_than_fresh_noise(model, vocabulary, ask):
     """The published point of the coupling, over 40 clips of the same model."""
     configs = [
@@ -235,6 +241,7 @@ def test_the_memory_forgets_the_oldest_and_prefers_the_newest():
         DraftMemory(context=0)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["sjd", "coupled-sjd", "gsd"])
 def test_a_window_begins_with_what_is_remembered(model, vocabulary, ask, name):
     """Greedy: in a few passes with a memory of the answer, unchanged by a wrong one; memories are shared by rows."""
@@ -254,6 +261,7 @@ def test_a_window_begins_with_what_is_remembered(model, vocabulary, ask, name):
     assert engine.generate([ask([3])], config, method=wrong) == plain and engine.stats.forwards <= forwards + 1
 
 
+@pytest.mark.sweep("campaigns of the engine")
 def test_groups_accept_at_least_what_single_tokens_do(model, vocabulary, ask):
     """GSD without neighbours is coupled SJD; with neighbours it keeps more guesses."""
     configs = [GenerationConfig(max_new_tokens=60, force="audio", max_codes={"audio": 40}, seed=s) for s in range(20)]

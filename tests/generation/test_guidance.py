@@ -21,6 +21,7 @@ def naive(model, vocabulary, prompt, other, scales):
     return answer
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("kind", ["lean", "reference"])
 @pytest.mark.parametrize("interval", [(0, 6), (2, 5), (1, 2), (0, 3), (4, 40)])

@@ -82,6 +82,7 @@ def draw_decoder(rng, vocabulary):
     return name, decoder
 
 
+@pytest.mark.sweep("campaigns of the engine")
 def test_any_batch_is_answered_as_its_rows_are_alone(campaign, engines, vocabulary, ask):
     for rng in campaign(10, 400):
         kind = rng.choice(["lean", "reference", *KINDS])
@@ -102,6 +103,7 @@ def test_any_batch_is_answered_as_its_rows_are_alone(campaign, engines, vocabula
             assert engine.generate(prompts, configs) == answers, name
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("memory", ["none", "another answer", "parts of it"])
 @pytest.mark.parametrize("name", DECODERS)
@@ -141,6 +143,7 @@ def nano():
     return load(Path(__file__).resolve().parents[2] / "model_cards" / "nano", device="cpu")
 
 
+@pytest.mark.sweep("campaigns of the engine")
 def test_the_released_model_answers_mixed_batches_with_any_decoder(campaign, nano):
     """The first batch once filled the cache: a clip goes on behind a picture that is finished, and loses no guess."""
     words = [

@@ -68,6 +68,7 @@ def check_spans(vocabulary, config, answer):
     assert config.min_codes.get(modality, 1) <= len(codes) <= config.max_codes.get(modality, len(codes))
 
 
+@pytest.mark.sweep("campaigns of the engine")
 @pytest.mark.parametrize("name", ["lean", "reference"])
 def test_greedy_answers_are_a_naive_loops(name, model, vocabulary, ask):
     engine = Engine(model, vocabulary, name)

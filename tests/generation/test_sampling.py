@@ -49,6 +49,7 @@ def test_candidates_that_tie_with_the_last_one_stay():
     assert torch.isfinite(filter_logits(torch.tensor([[2.0, 1.0, 1.0, 0.0]]), [2], [1.0])).sum() == 3
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "config",
     [

@@ -42,6 +42,7 @@ def conversation(engine, vocabulary, ask, sampling, session):
     return answers
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.9)], ids=["greedy", "sampled"])
 def test_turns_that_share_a_cache_answer_alike(engine, vocabulary, ask, sampling):

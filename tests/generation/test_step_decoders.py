@@ -49,6 +49,7 @@ def append(texts, new):
     return [[*text, *row] for text, row in zip(texts, new.tolist(), strict=True)]
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize(
     "changes",
@@ -111,6 +112,7 @@ def test_streams_that_remain_take_no_more_room_than_they_need(model, kind):
             assert decoder.length == len(texts[0])
 
 
+@pytest.mark.sweep
 @torch.inference_mode()
 def test_streams_may_become_longer_than_was_said(model, kind):
     """The memory that was taken is no limit: it grows."""
@@ -142,6 +144,7 @@ def test_what_was_read_is_not_read_again(model, kind):
     assert_ends(model, decoder.step(more), append(prompts, more))
 
 
+@pytest.mark.sweep
 @torch.inference_mode()
 def test_tokens_see_what_they_are_told_and_stand_where_they_are_told(model, kind):
     """A tree of guesses: two branches behind the first new token, each blind to the other."""
@@ -191,6 +194,7 @@ def test_keeping_some_of_the_tokens_read_is_reading_only_those(model, kind):
     assert_ends(model, decoder.step(more), append(texts[1:3], more))
 
 
+@pytest.mark.sweep
 @torch.inference_mode()
 def test_streams_join_those_that_are_there(model, kind):
     decoder = KINDS[kind](model)

@@ -111,6 +111,7 @@ def vary(vocabulary, ask, sampling):
     return [p for p, _ in rows], [GenerationConfig(sampling=sampling, **{"max_new_tokens": 30, **c}) for _, c in rows]
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("sampling", [ALL_GREEDY, MIXED], ids=["greedy", "sampled"])
 def test_any_batch_is_what_a_naive_loop_writes_for_each_row(engine, model, vocabulary, ask, sampling):
@@ -142,6 +143,7 @@ def test_the_budget_is_counted_in_positions(engine, vocabulary, ask):
         engine.generate([ask([3])], config.model_copy(update={"max_new_tokens": room + 1}))
 
 
+@pytest.mark.sweep
 def test_a_pause_within_a_position_goes_on_and_a_session_reads_nothing_twice(engine, vocabulary, ask):
     prompt, config = ask([3, 4]), GenerationConfig(max_new_tokens=6, force="image", sampling=MIXED, seed=3)
     session = engine.open_session()
@@ -161,6 +163,7 @@ def test_a_pause_within_a_position_goes_on_and_a_session_reads_nothing_twice(eng
     assert engine.stats.cached_tokens >= len(prompt) + 3
 
 
+@pytest.mark.sweep
 def test_log_likelihood_is_that_of_the_steps(engine, model, vocabulary, ask):
     prompts = [ask([3, 4]), ask([2])]
     config = GenerationConfig(max_new_tokens=30, force="image", seed=2)

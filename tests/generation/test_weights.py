@@ -72,6 +72,7 @@ def test_what_does_not_fit_is_refused(model, vocabulary, make_model):
     assert type(Engine(adapted, vocabulary).decoder) is LeanDecoder
 
 
+@pytest.mark.sweep("campaigns of the engine")
 def test_the_step_compiles_whole_and_once(model, vocabulary, ask):
     """Traced without a break and not again for later steps; the answers are the uncompiled ones."""
     import torch._dynamo.testing

@@ -30,6 +30,7 @@ def draw(seed, grid, temperature=0.9, **changes):
     )  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("kind", ["lean", "reference"])
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
@@ -49,6 +50,7 @@ def test_rows_with_marks_are_written_in_parallel(model, kind, window):
         assert fast[0][:begin] == plain[0][:begin] and fast != plain
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("window", [1, 3, 99])
 def test_batches_of_marked_pictures_are_what_each_is_alone(model, window):
     """Of unequal sizes, one whose rows the prompt begins, one behind words; and a pause inside a row."""

@@ -13,6 +13,7 @@ from unimodal.config import load_config
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.sweep("recipes at work")
 def test_the_table_has_a_line_for_every_initialiser(tiny_base, media_folder, pictures, monkeypatch, capsys):
     argv = ["compare_initialisers.py", "--base", str(tiny_base), "--media", str(media_folder), "--data", str(pictures)]
     argv += ["--donor", str(media_folder), "--steps", "2", "--tokens", "256", "--rank", "2"]
@@ -26,6 +27,7 @@ def test_the_table_has_a_line_for_every_initialiser(tiny_base, media_folder, pic
     assert all(float(line.split()[3]) > 0 for line in lines[1:])
 
 
+@pytest.mark.sweep("recipes at work")
 def test_sharing_is_compared_on_concepts_that_are_held_out(tiny_base, media_folder, tmp_path, monkeypatch, capsys):
     """On the layout of tools/prepare_images.py; the same seed gives the same table."""
     words = ["red apple", "blue car", "green tree", "cat", "dog", "house"]

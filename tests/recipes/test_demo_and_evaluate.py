@@ -27,6 +27,7 @@ def samples(tmp_path):
     return folder
 
 
+@pytest.mark.sweep("recipes at work")
 def test_the_tour_shows_all_six_and_where_the_gallery_lies(samples, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "DRAW", ("a cat",))
     monkeypatch.setattr(demo, "SAY", ("good day",))

@@ -84,6 +84,7 @@ def tune(folder, base, noisy, *settings):
     return codec, load(folder / "out", device="cpu")
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_model_learns_clean_speech_from_noisy_and_writes_meaning_before_sound(tiny_base, noisy, tmp_path):
     steps = ("loop.steps=12", "loop.learning_rate=0.02", "loop.log_every=1", "loop.evaluate_every=12")
     _, model = tune(tmp_path, tiny_base, noisy, *steps)

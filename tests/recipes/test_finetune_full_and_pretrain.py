@@ -75,6 +75,7 @@ def torchrun(commands, *words, environment=None):
         assert process.returncode == 0, errors[-3000:]
 
 
+@pytest.mark.sweep("recipes at work")
 @pytest.mark.study
 @pytest.mark.timeout(300)
 def test_the_same_script_runs_under_torchrun(commands, tiny_base, media_folder, pictures, tmp_path):

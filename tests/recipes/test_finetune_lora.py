@@ -51,6 +51,7 @@ def settings(tiny_base, media_folder, pictures, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.sweep("recipes at work")
 def test_it_trains_saves_an_adapter_and_the_pipeline_reads_it(settings, tmp_path, pictures):
     recipe("finetune_lora", *settings)
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -67,6 +68,7 @@ def test_it_trains_saves_an_adapter_and_the_pipeline_reads_it(settings, tmp_path
     assert model.generate("a red apple", to="image").media.shape == (3, 64, 64)
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_stopped_run_resumes_to_the_same_losses_and_weights(settings, tmp_path, monkeypatch, capsys):
     from unimodal.training.loop import Trainer
 
@@ -134,6 +136,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(settings, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -182,6 +185,7 @@ def test_a_share_beside_documents_for_validation_and_columns_that_are_not_used_a
     assert err.count(f"not used of {tmp_path}/few.jsonl: id") == 1
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_row_with_a_missing_picture_or_an_unknown_role_names_its_line(settings, pictures, tmp_path, capsys):
     bad = tmp_path / "bad"
     shutil.copytree(pictures.parent, bad)
@@ -198,6 +202,7 @@ def test_a_row_with_a_missing_picture_or_an_unknown_role_names_its_line(settings
     assert "line 3" in err and "line 4" in err and "gone.png" in err
 
 
+@pytest.mark.sweep("recipes at work")
 @pytest.mark.parametrize("way", ["fail", "skip"])
 def test_a_damaged_picture_is_met_before_the_first_step(settings, pictures, tmp_path, capsys, way):
     bad = tmp_path / "bad"
@@ -263,6 +268,7 @@ def test_a_place_that_takes_no_file_is_told_before_anything_is_computed(settings
     assert stop.value.code == 2 and err.startswith(f"error: {name}: ") and "No space left on device" in err
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_run_that_was_changed_says_what_and_restart_begins_anew(settings, tiny_base, pictures, tmp_path, capsys):
     """Whatever decides what is learnt: answers, pictures, base and settings; a path and the steps may change."""
     from transformers import LlamaForCausalLM
@@ -317,6 +323,7 @@ def test_a_run_that_was_changed_says_what_and_restart_begins_anew(settings, tiny
     assert {"last.pt", "run.json", "metrics.jsonl"} <= {path.name for path in earlier.iterdir()}
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_half_written_checkpoint_is_named(settings, tmp_path, capsys):
     recipe("finetune_lora", *settings)
     data = (tmp_path / "run" / "last.pt").read_bytes()
@@ -343,6 +350,7 @@ def test_a_share_that_holds_out_nothing_is_told(settings, pictures, tmp_path, ca
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.sweep("recipes at work")
 def test_epochs_in_place_of_steps(settings, tmp_path, capsys):
     by_epochs = [*(setting for setting in settings if "loop.steps" not in setting), "loop.epochs=2"]
     recipe("finetune_lora", *by_epochs)
@@ -357,6 +365,7 @@ def test_epochs_in_place_of_steps(settings, tmp_path, capsys):
     assert "order of the documents epochs → steps" in capsys.readouterr().err
 
 
+@pytest.mark.sweep("recipes at work")
 def test_media_are_encoded_while_training_and_nothing_is_kept(settings, tmp_path, monkeypatch, capsys):
     """The losses are those of a run that encoded first."""
     from unimodal.coder.media_coder import MediaCoder
@@ -377,6 +386,7 @@ def test_media_are_encoded_while_training_and_nothing_is_kept(settings, tmp_path
     assert not (tmp_path / "codes").exists() and "encoded 0 media" in capsys.readouterr().err
 
 
+@pytest.mark.sweep("recipes at work")
 def test_the_tuned_model_is_pushed_whole(settings, tmp_path, monkeypatch, capsys):
     sent = {}
 
@@ -446,6 +456,7 @@ def test_codes_with_a_name_begin_as_their_words(tiny_base, media_folder, tmp_pat
             read_row_words(path, template)
 
 
+@pytest.mark.sweep("recipes at work")
 def test_the_released_folder_is_small_and_answers_alike(settings, tmp_path, pictures):
     """recipes/assemble_smol.py: half-precision LoRA, rows in 8 bits, and the record of what was trained."""
     recipe("finetune_lora", *settings)

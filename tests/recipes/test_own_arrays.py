@@ -91,6 +91,7 @@ CLIPS = {
 }  # fmt: skip
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("message", CLIPS)
 def test_clips_that_cannot_be_trained_on(tmp_path, message):
     arrays = make_arrays()

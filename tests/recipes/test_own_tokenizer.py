@@ -102,6 +102,7 @@ def media(command, trained, tmp_path_factory):
     return folder
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_language_model_can_be_tuned_on_its_codes(command, media, sounds, tiny_base, tmp_path):
     settings = [
         f"base={tiny_base}", f"media={media}", f"out={tmp_path}/out", f"run={tmp_path}/run",

@@ -26,6 +26,7 @@ def media(tmp_path_factory, tiny_base):
     return folder / "media"
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_language_model_is_fine_tuned_on_their_codes(tiny_base, media, pictures, tmp_path):
     recipe(
         "finetune_lora", f"base={tiny_base}", f"media={media}", f"out={tmp_path}/out", f"run={tmp_path}/run",

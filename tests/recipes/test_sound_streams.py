@@ -34,6 +34,7 @@ ROUTES = {
 }
 
 
+@pytest.mark.sweep("recipes at work")
 @pytest.mark.parametrize("name", ROUTES)
 def test_a_checkpoint_becomes_codes_that_a_language_model_writes(name, tiny_base, tmp_path, capsys):
     write, order, groups = ROUTES[name]

@@ -63,6 +63,7 @@ def settings_of(folder, base, file, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.sweep("recipes at work")
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_one_setting_sums_the_codes_of_a_step_and_everything_else_stays(
     system, make_media, tiny_base, tmp_path, capsys
@@ -103,6 +104,7 @@ def main_of_cli(*arguments):
     return ended.value.code
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_model_from_scratch_is_saved_with_its_depth_decoder_and_served(make_media, tiny_base, tmp_path):
     _, file = make_media("unitok-large")
     lora = [one for one in settings_of(tmp_path, tiny_base, file) if not one.startswith(("base", "lora"))]

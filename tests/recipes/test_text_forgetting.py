@@ -39,6 +39,7 @@ def tuned(base_folder, media_folder, out):
     return model, lambda: save_tuned(out, model, str(base_folder), template, media, LoopConfig())
 
 
+@pytest.mark.sweep("recipes at work")
 def test_untrained_adapters_forget_nothing_and_trained_ones_are_measured(tiny_base, media_folder, data, tmp_path):
     model, save = tuned(tiny_base, media_folder, tmp_path / "model")
     save()

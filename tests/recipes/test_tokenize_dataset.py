@@ -106,6 +106,7 @@ def single(run, data, tmp_path_factory):
     return out, stdout, stderr
 
 
+@pytest.mark.sweep("recipes at work")
 def test_one_worker_writes_every_row_or_names_it(single, data):
     out, stdout, stderr = single
     pets, talk = TokenShards(out / "pets"), TokenShards(out / "talk")
@@ -148,6 +149,7 @@ def test_two_workers_of_an_array_and_of_torchrun_write_the_same_bytes(run, singl
     assert "  bad row " in first[2] and "  bad row " not in second[2]  # the first worker has told
 
 
+@pytest.mark.sweep("recipes at work")
 def test_processes_write_the_same_bytes(run, single, data, tmp_path):
     code, stdout, stderr = run(*settings(data, tmp_path, "workers=2"))
     assert code == 0, stderr
@@ -163,6 +165,7 @@ def test_a_bad_row_may_stop_everything_with_its_line(run, data, tmp_path):
     assert last.endswith("mend it, or set on_bad_row to skip") and not list(tmp_path.iterdir())
 
 
+@pytest.mark.sweep("recipes at work")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_damaged_picture_stops_a_worker_with_its_line(run, data, tmp_path, workers, monkeypatch, capsys):
     """It is found only when it is decoded, in a worker; nothing half-written stays."""
@@ -176,6 +179,7 @@ def test_a_damaged_picture_stops_a_worker_with_its_line(run, data, tmp_path, wor
     assert not list(tmp_path.glob("pets/.partial*")) and not (tmp_path / "pets" / "report.json").exists()
 
 
+@pytest.mark.sweep("recipes at work")
 def test_after_interruptions_the_same_command_goes_on(commands, run, data, tmp_path):
     """Stopped once and killed once: finished shards are not touched again, and no row is lost or written twice."""
     rows = [json.dumps({"image": f"{number % 3}.png", "text": f"words {number}"}) + "\n" for number in range(NUM_ROWS)]

@@ -73,6 +73,7 @@ def test_many_are_told_five_times(template, tmp_path, capsys):
     assert len(said) == MOST_TOLD and "further ones" in said[-1] and documents.num_too_long == 12
 
 
+@pytest.mark.sweep("recipes at work")
 def test_nothing_but_too_long_documents_is_one_line(template, tmp_path):
     given = corpus(rows_of(tmp_path / "rows.jsonl", [200, 300]), template, length=64)
     with pytest.raises(ValueError, match=r"1000 documents in a row have more than 64 tokens \(corpus.length\)"):

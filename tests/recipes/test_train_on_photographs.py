@@ -42,6 +42,7 @@ def train(tmp_path, photos, name, steps):
     )  # fmt: skip
 
 
+@pytest.mark.sweep("recipes at work")
 @pytest.mark.study
 @pytest.mark.timeout(3600)
 def test_three_hundred_photographs_train_a_tokenizer_that_codes_a_file(tmp_path, photos, capsys):

@@ -45,6 +45,7 @@ def read_metrics(tmp_path, name="a"):
     return [{k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines]
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_codec_learns_from_a_folder_and_goes_on_the_same(tmp_path, sounds, capsys):
     train(tmp_path, sounds, "loop.steps=10")
     assert "perplexity_audio" in capsys.readouterr().out

@@ -62,6 +62,7 @@ def read_losses(tmp_path, name="a"):
     return [{k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines]
 
 
+@pytest.mark.sweep("recipes at work")
 def test_mixed_sizes_train_and_an_interrupted_run_goes_on_the_same(tmp_path, photos, capsys):
     more = ("sizes=[16, [16, 24]]", "loop.accumulation=2", "loop.ema_decay=0.9", "workers=2", LOSSES)
     train(tmp_path, photos, *more, "loop.steps=6", name="whole")
@@ -114,6 +115,7 @@ def test_tuning_the_decoder_alone_keeps_every_code(tmp_path, photos, capsys):
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_file_is_tokenized_at_the_size_that_was_trained(tmp_path, photos, capsys):
     system = ("family=null", "system=llamagen-vq16", "small=true", "upscale=true", "loop.steps=1")
     train(tmp_path, photos, *system, "sizes=[40, 16]")
@@ -197,6 +199,7 @@ def test_codes_that_stand_for_features_are_trained_by_their_own_loss(tmp_path, p
     assert "seed is trained by a loss of its own; leave losses out" in capsys.readouterr().err
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_tokenizer_that_reads_captions_is_given_them_and_codes_a_file_with_one(tmp_path, photos, capsys):
     textok = ("family=null", "system=textok", "small=true", "upscale=true", "loop.steps=1", "sizes=[32]")
     with pytest.raises(SystemExit):
@@ -229,6 +232,7 @@ def test_a_tokenizer_that_reads_captions_is_given_them_and_codes_a_file_with_one
     assert "tiny_system reads no texts; leave text_network out" in capsys.readouterr().err
 
 
+@pytest.mark.sweep("recipes at work")
 def test_codes_are_perturbed_by_a_setting_of_the_recipe_and_decode_better_when_they_err(tmp_path, photos):
     """RobusTok's property: of two trainings, the one that saw near codes loses less by them."""
     losses = {}
@@ -260,6 +264,7 @@ def test_a_run_in_bfloat16_resumes_exactly_and_its_codes_are_those_of_float32(tm
     assert whole.sha256 == parts.sha256 and all(p.dtype == torch.float32 for p in whole.parameters())
 
 
+@pytest.mark.sweep("recipes at work")
 @pytest.mark.study
 @pytest.mark.timeout(600)
 def test_two_processes_train_one_tokenizer_and_resume_exactly(tmp_path, photos, commands):
@@ -287,6 +292,7 @@ def test_two_processes_train_one_tokenizer_and_resume_exactly(tmp_path, photos, 
     assert [line["l1"] for line in many] == pytest.approx([line["l1"] for line in one], rel=1e-3)
 
 
+@pytest.mark.sweep("recipes at work")
 def test_a_titok_first_predicts_a_teachers_codes_and_then_trains_its_decoder_on_pixels(tmp_path, photos, capsys):
     train(tmp_path, photos, "loop.steps=16", "sizes=[32]", "upscale=true", "loop.evaluate_every=0", name="teacher")
     stages = "stages=[{first_step: 16, train: decoder, losses: {imitation: 0, l2: 1, quantizer: 0}}]"

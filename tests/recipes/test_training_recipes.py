@@ -74,6 +74,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.sweep("recipes at work")
 def test_image_recipe_trains_and_resumes(work: Path) -> None:
     settings = [
         f"data={work}/prepared", f"run={work}/runs/image", f"out={work}/models/image_tokenizer", "batch_size=4",
@@ -87,6 +88,7 @@ def test_image_recipe_trains_and_resumes(work: Path) -> None:
     assert first["weights_sha256"] == again["weights_sha256"]
 
 
+@pytest.mark.sweep("recipes at work")
 def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
     models, data = work / "models", work / "prepared"
     recipe(

@@ -93,6 +93,7 @@ def logits_of(model, ids):
         return model.get_output_embeddings()(hidden)[0]
 
 
+@pytest.mark.sweep
 def test_it_trains_and_is_read_answered_from_and_exported(converted, data, tmp_path, capsys):
     kind, folder = converted
     recipe("finetune_lora", *settings_of(folder, data, tmp_path))
@@ -130,6 +131,7 @@ def test_it_trains_and_is_read_answered_from_and_exported(converted, data, tmp_p
     assert (ours[:, outside] - expected[:, outside]).abs().max() < 1e-5
 
 
+@pytest.mark.sweep
 def test_dry_run_says_what_would_be_done(converted, data, tmp_path, capsys):
     kind, folder = converted
     recipe("finetune_lora", *settings_of(folder, data, tmp_path), flags=["--dry-run"])
@@ -139,6 +141,7 @@ def test_dry_run_says_what_would_be_done(converted, data, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", list(CLASSES))
 def test_the_loss_is_that_of_the_whole_head(kind, tmp_path_factory):
     """Text scored among all rows that are no codes, codes among the codes, in whatever order the rows lie."""
@@ -205,6 +208,7 @@ def test_what_is_trained_on_are_the_prompts_of_a_chat(data, tmp_path, tmp_path_f
     assert drawing.tolist() == prompt_of(chat, Document([Turn("user", "a blue car")]), "image")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from recipes.assemble_nano import AssembleRecipe
 from unimodal import load
 from unimodal.model_folder.settings import MediumSettings, read_sampling
@@ -15,6 +17,7 @@ def test_a_rebuilt_nano_samples_as_the_released_one():
     assert read_sampling(NANO) == wanted
 
 
+@pytest.mark.sweep("recipes at work")
 def test_at_least_six_of_ten_seeds_draw_another_picture_that_is_the_same_at_first():
     model = load(NANO, device="cpu")
     documents = [Document([Turn("user", model.wording.phrase_request("red apple", "image"))])] * 10

@@ -28,6 +28,7 @@ def tokenizer(request) -> MediaTokenizer:
     return tiny_tokenizers()[name] if name in SHAPES else make(name)
 
 
+@pytest.mark.sweep
 def test_a_batch_gives_what_its_items_give_alone(tokenizer):
     x = media(tokenizer)
     lengths = None
@@ -92,6 +93,7 @@ def test_save_and_load_keep_codes_and_hash(tokenizer, tmp_path):
     assert again.sha256 == tokenizer.sha256 == hash_stored(tmp_path)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -132,6 +134,7 @@ def test_media_of_another_scale_or_kind_are_one_line(tokenizer, change, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_media_of_every_float_type_are_those_values_in_the_type_of_the_weights(tokenizer, dtype):
     x = media(tokenizer, 2).to(dtype)

@@ -120,6 +120,7 @@ def test_straight_lines_are_walked_exactly_in_any_number_of_steps():
         sample_flow(lambda x, time: x, noise, 1, 2.0)
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_longer_prefix_is_nearer_once_the_tail_was_dropped_in_training():
     tokenizer = build(image_size=4, largest_grid=(2, 2), num_tokens=2, levels=(8,), encoder=TINY, decoder=TINY)
     levels = torch.randint(8, (64, 2, 1))  # a code says the brightness of one half of a picture

@@ -31,6 +31,7 @@ def trained(captions):
     return made.eval(), Latents(tokens, torch.ones(4, 6, dtype=torch.bool)), losses
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_caption_flows_to_its_own_picture_and_back(trained, captions):
     made, own, losses = trained
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])

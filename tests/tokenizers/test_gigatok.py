@@ -102,6 +102,7 @@ def test_the_distance_of_maps_trains_the_way_back_alone():
     assert any(p.grad is not None for p in tokenizer.token_decoder.parameters())
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "changes"), [("gigatok-ss", {}), ("gigatok-bl-2d", {}), ("gigatok-bl-2d", {"form": "grid_twice"})]
 )

@@ -23,6 +23,7 @@ def tokenizer():
     return build_tokenizer(read_system("gpstoken-m128").choose_settings(small=True)).eval()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("num_regions", [1, 2, 7, 16])
 def test_regions_cover_the_picture_and_are_smaller_where_there_is_detail(num_regions):
     regions = split_regions(draw_picture(), num_regions, least=4)

@@ -60,6 +60,7 @@ def test_a_missing_code_is_the_same_as_a_shorter_row(tokenizer):
         tokenizer.encode(torch.zeros(2, 3, 16, 16))
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_longer_prefix_is_nearer_once_the_tail_was_dropped_in_training():
     """The first code says the half, the second the quarter."""
     size = {"width": 32, "num_layers": 1, "num_heads": 2}

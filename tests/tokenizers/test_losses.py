@@ -123,6 +123,7 @@ def test_the_adaptive_weight_is_the_quotient_of_gradients_at_the_last_layer():
     assert torch.allclose(weight, one.norm() / (other.norm() + 1e-4)) and not weight.requires_grad
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_lpips_is_its_formula_and_reads_its_files(tmp_path, pair):
     torch.manual_seed(1)
     trunk, heads = {}, {}

@@ -40,6 +40,7 @@ def draw_shape(side: int, seed: int) -> torch.Tensor:
     return ((distance < side / 3) & (distance > side / 8)).float()
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_coarse_scales_of_a_scene_decode_alone_and_its_classes_are_learned():
     """I²-World's codes within a scene: a small form is trained on a few scenes of half-filled columns."""
     tokenizer = build_tokenizer(read_system("i2-world").choose_settings(small=True))

@@ -140,6 +140,7 @@ def test_a_saved_folder_gives_the_same_codes_without_its_source(both, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["family"] == name
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["encodec", "dac", "mimi"])
 def test_fewer_codebooks_decode_to_the_references_coarser_sound(name, tmp_path):
     network = getattr(tiny_networks, name)()

@@ -110,6 +110,7 @@ def emu3(tmp_path, **settings):
     return pretrained.load("emu3", tmp_path, **settings), network
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_pictures_of_other_sizes_in_a_padded_batch_do_not_change_codes(tmp_path):
     tokenizer, network = emu3(tmp_path, image_size=None)
     assert tokenizer.tokens_per_item is None and tokenizer.segments == (("image", None),)
@@ -135,6 +136,7 @@ def describe_shape(shape):
     return {"large": pixels > 96 * 96, "small": pixels < 48 * 48, "square": shape[0] == shape[1]}
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced(by=describe_shape)
 @pytest.mark.parametrize("shape", [(50, 70), (300, 40), (17, 17), (90, 200), (64, 64)])
 def test_a_file_is_fitted_as_emu3s_own_processor_fits_it(shape, tmp_path):
@@ -153,6 +155,7 @@ def test_a_file_is_fitted_as_emu3s_own_processor_fits_it(shape, tmp_path):
     assert torch.equal(tokenizer.encode(fitted[None]).ids[0, :, 0], expected.flatten())
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_square_is_cropped_from_the_middle(tmp_path):
     tokenizer, _ = emu3(tmp_path, image_size=32)
     picture = torch.zeros(3, 64, 128, dtype=torch.uint8)
@@ -179,6 +182,7 @@ def test_clips_keep_all_their_codes(clips):
     assert len(codes.ids.unique()) > 8
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_clips_taller_than_long_are_what_the_reference_crops(tmp_path):
     tokenizer, network = emu3(tmp_path)
     video = pretrained.load("emu3_video", tmp_path, image_size=16, num_frames=4)
@@ -208,6 +212,7 @@ def test_a_shorter_clip_of_a_batch(clips):
 # ---- Chameleon and Janus: fitting, the decoder, whole checkpoints
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("shape", [(50, 70), (300, 40), (32, 32), (33, 90), (20, 20)])
 @pytest.mark.parametrize("name", ["chameleon", "janus"])
@@ -248,6 +253,7 @@ def test_chameleons_decoder_is_the_vqgan_that_janus_has(tmp_path):
         assert torch.allclose(decoder(latent), janus.decoder(latent), atol=1e-5)
 
 
+@pytest.mark.sweep("tokenizers at work")
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 def test_a_decoder_that_is_given_draws_and_is_saved(suffix, tmp_path):
     from safetensors.torch import save_file

@@ -102,6 +102,7 @@ class KnownErrorTokenizer(KarlTokenizer):
         return super().read_tokens(x, error, kept)
 
 
+@pytest.mark.sweep("tokenizers at work")
 @pytest.mark.study
 def test_the_halting_count_of_karl_grows_with_detail():
     size = {"width": 32, "num_layers": 1, "num_heads": 2}

@@ -114,6 +114,7 @@ def test_a_perturbation_of_the_recipe_is_in_training_alone_and_refused_where_the
         books.reconstruct_codes(make_media(books), None, None, Perturbation(PerturbationSettings()))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["snac-24", "speechtokenizer", "tadicodec"])
 def test_sounds_of_several_lengths_have_the_vectors_that_they_have_alone(name):
     """And a mask as long as these, for losses that look at what is real."""

@@ -92,6 +92,7 @@ def test_torchscript_is_read_on_request_alone(tmp_path):
     assert found.sha256 == tokenizer.sha256
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_checkpoint_of_another_system_or_size_says_what_it_looks_like(tmp_path):
     titok = write_checkpoint(build_small("titok-s128"), tmp_path / "titok")
     vqgan = write_checkpoint(build_small("llamagen-vq16"), tmp_path / "llamagen")
@@ -110,6 +111,7 @@ def test_a_checkpoint_of_another_system_or_size_says_what_it_looks_like(tmp_path
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_checkpoint_of_another_published_size_is_named():
     from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
     from unimodal.tokenizers.pretrained.likeness import describe_likeness

@@ -80,6 +80,7 @@ def build(name, small=False):
         return build_tokenizer(read_system(name).choose_settings(small=small)).eval()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("name", "hop", "bits_a_second"), [("snac-24", 512, 984.375), ("snac-32", 384, 1875), ("snac-44", 384, 2583.984)]
 )

@@ -52,6 +52,7 @@ def train_spelling(system, texts_of, settings, steps):
     return before, module.eval()(sounds, None, 0, texts)[1], module
 
 
+@pytest.mark.sweep
 @pytest.mark.study
 @pytest.mark.parametrize(
     ("signs", "characters"), [("жи你한", None), ("abcd", "data"), ("жизн", "data"), ("你好嗎天", None)]

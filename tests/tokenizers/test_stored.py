@@ -39,6 +39,7 @@ def flow(tmp_path, monkeypatch):
 # ---- the released folders
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: f"{folder.parent.name} {folder.name}")
 def test_a_released_folder_is_format_0_and_goes_up_without_another_hash(folder, tmp_path):
     assert "format" not in json.loads((folder / "config.json").read_text())

@@ -86,6 +86,7 @@ def test_a_long_sound_is_coded_in_pieces_by_itself_alone_and_in_a_batch(name, to
     torch.testing.assert_close(tokenizer.decode(again), sound, atol=1e-5, rtol=0)
 
 
+@pytest.mark.sweep("tokenizers at work")
 @pytest.mark.study
 def test_ten_minutes_take_the_memory_of_one():
     """Resident memory while ten minutes at 24 kHz are coded and decoded, whose samples alone are 58 MB."""

@@ -138,6 +138,7 @@ def test_a_text_tokenizer_is_kept_with_the_weights_and_missed_where_it_is_not_th
         again.decode(codes, Condition(text=("w299",)), steps=1)
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_training_lowers_the_loss_of_flow_and_vocoder():
     tokenizer = make_small().train()
     x = torch.sin(torch.arange(2 * 1024) / torch.tensor([[[9.0]], [[23.0]]]))

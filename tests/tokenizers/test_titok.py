@@ -129,6 +129,7 @@ def train(tokenizer, compute_loss, steps):
     return tokenizer.eval()
 
 
+@pytest.mark.sweep("tokenizers at work")
 @pytest.mark.parametrize("kind", ["config.json", "pickle"])
 def test_it_loads_a_folder_as_the_hub_has_it_and_a_bare_pickle(tmp_path, monkeypatch, kind):
     monkeypatch.setitem(SIZES, "small", (32, 2, 4))
@@ -184,6 +185,7 @@ def test_ids_do_not_depend_on_autocast():
     assert torch.equal(inside, tokenizer.quantizer(z).ids) and inside.dtype == torch.int64
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_longer_prefix_is_nearer_once_the_tail_was_dropped_in_training():
     colours = torch.rand(32, 3)  # a code says one channel of a picture of one colour
     pictures, ids = colours[:, :, None, None].expand(-1, -1, 8, 8), (colours[:, :2] * 8).long().unsqueeze(-1)
@@ -198,6 +200,7 @@ def test_a_longer_prefix_is_nearer_once_the_tail_was_dropped_in_training():
     assert errors[1] < 0.75 * errors[0], errors
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_decoder_that_reads_the_caption_is_nearer_at_equal_codes():
     colours = torch.rand(32, 3)  # the caption says the colour, which one code of two cannot
     pictures, text = colours[:, :, None, None].expand(-1, -1, 8, 8), Condition(features=4 * colours[:, None] - 2)
@@ -253,6 +256,7 @@ def test_continuous_tokens_vary_in_training_alone_and_of_another_number_are_refu
         tokenizer.decode(Latents(latents.values[:, :5], latents.mask[:, :5]))
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_the_second_stage_begins_from_the_teachers_decoder(tmp_path):
     teacher = build_small("maskgit-vqgan")
     torch.save(teacher.collect_authors_state(), tmp_path / "maskgit.bin")

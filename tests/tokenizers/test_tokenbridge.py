@@ -27,6 +27,7 @@ def make_media(tokenizer, count=3):
     return torch.rand(count, 3, *frames, *tokenizer.picture_size, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", [*LATENTS, "tokenbridge"])
 def test_codes_decode_to_nearly_what_the_latents_do_and_nearer_with_more_bins(name):
     apart = {}

@@ -138,6 +138,7 @@ def make_tiny():
     return tokenizer, x, features
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_reasoning_codec_codes_each_item_by_itself_and_long_sounds_window_by_window():
     tokenizer, x, features = make_tiny()
     codes = tokenizer.encode(x, torch.tensor([960, 300]), Condition(features=features))

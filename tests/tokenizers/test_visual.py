@@ -47,6 +47,7 @@ def video(image: ImageTokenizer) -> VideoTokenizer:
     return tokenizer
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_picture_is_64_codes_and_comes_back_as_a_picture(image: ImageTokenizer) -> None:
     codes = image.encode(torch.rand(3, 3, 64, 64))
     assert codes.ids.shape == (3, 64, 1) and bool(codes.mask.all())
@@ -113,6 +114,7 @@ def test_the_cosine_basis_is_orthonormal_and_begins_with_the_mean() -> None:
     assert turns[1:4].max() < turns[-4:].min()
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_look_is_the_nearest_known_picture_and_gives_back_its_thumbnail(image: ImageTokenizer) -> None:
     pictures = torch.rand(NUM_LOOKS, 3, 64, 64)
     tokenizer = ImageTokenizer(image.config)
@@ -128,6 +130,7 @@ def test_a_look_is_the_nearest_known_picture_and_gives_back_its_thumbnail(image:
     assert cell.tolist() == [-1.0] * 9 + [0.0] * 9 + [1.0] * 9
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_semantic_codes_find_the_concept_in_an_unseen_style() -> None:
     """Features = concept + a strong style direction: prototypes must ignore the style, plain nearest neighbours do
     not."""

@@ -283,6 +283,7 @@ def draw_text(generator: torch.Generator, count: int) -> torch.Tensor:
     return pictures
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_binary_tokenizer_trained_on_drawn_text_keeps_strokes_that_it_has_not_seen():
     tokenizer = build("beyond-words").train()
     generator = torch.Generator().manual_seed(0)

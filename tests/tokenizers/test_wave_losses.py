@@ -40,6 +40,7 @@ def test_mel_losses_are_the_published_formulas(pair):
         MelLoss(16000, "dac", (256, 64), (40,))
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_a_sound_that_is_shorter_than_a_window_is_filled_up_with_silence(pair):
     """One of a single sample too: a short file amid others does not end a training."""
     for short in (1, 100):
@@ -63,6 +64,7 @@ def test_the_stft_loss_is_the_published_formula(pair):
     assert silence.grad.isfinite().all()
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("form", "count"), [("dac", 42519760), ("encodec", 283398), ("wavtokenizer", 41705968)])
 def test_judges_have_the_size_of_their_authors(form, count):
     with torch.device("meta"):
@@ -87,6 +89,7 @@ def test_judges_see_what_their_authors_show_them(pair):
     assert [h.shape[-1] for h in maps] == [257, 129, 65, 33, 33, 33] and maps[-1].shape[1] == 1
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_codec_losses_are_the_published_formulas(pair):
     """Each from the judges' maps, as its authors wrote it."""
     made, real = pair
@@ -118,6 +121,7 @@ def test_codec_losses_are_the_published_formulas(pair):
             torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.sweep("tokenizers at work")
 def test_codec_and_judges_learn_in_one_pass_what_they_would_in_two(pair):
     torch.manual_seed(0)
     made, real = pair[0][:, None].clone().requires_grad_(), pair[1][:, None]
