@@ -59,12 +59,14 @@ def two_media(model, prompts, read):
     return read(model, prompts[1:2]), read(model, prompts[:1])
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 def test_keeping_everything_changes_nothing(name, model, vocabulary, prompts, read, full):
     with METHODS[name](1.0)(model, vocabulary):
         assert torch.allclose(read(model, prompts), full, atol=1e-6)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 def test_it_does_something_and_leaving_restores_the_model(name, model, vocabulary, prompts, read, full):
     before = (dict(vars(model.model)), model.config._attn_implementation, dict(model.config.to_dict()))
@@ -76,6 +78,7 @@ def test_it_does_something_and_leaving_restores_the_model(name, model, vocabular
     assert torch.allclose(changed[3], full[3], atol=1e-5)  # a row without spans
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("positions", ["kept", "compacted"])
 @pytest.mark.parametrize("name", NAMES)
@@ -86,6 +89,7 @@ def test_rows_of_a_padded_batch_are_what_they_are_alone(name, positions, model, 
             assert torch.allclose(read(model, [row])[0], alone, atol=2e-5), name
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", TOKEN_METHODS)
 def test_padding_behind_is_as_good_as_padding_in_front(name, model, vocabulary, prompts):
     pad, longest = vocabulary.get_control_id("<|pad|>"), max(map(len, prompts))
@@ -97,6 +101,7 @@ def test_padding_behind_is_as_good_as_padding_in_front(name, model, vocabulary, 
             assert torch.allclose(logits[: len(row)], model(torch.tensor([row])).logits[0], atol=2e-5)
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("positions", ["kept", "compacted"])
 @pytest.mark.parametrize("name", CAUSAL)
@@ -108,6 +113,7 @@ def test_with_a_cache_as_without(name, positions, model, vocabulary, prompts, re
             assert torch.allclose(cached, whole, atol=2e-5)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", MERGING)
 def test_merged_tokens_count_for_their_size(name, make_model, vocabulary, prompt, monkeypatch):
     """One layer, no positions, a span of equal codes: a merged token with log(size) is worth its copies exactly."""
@@ -124,6 +130,7 @@ def test_merged_tokens_count_for_their_size(name, make_model, vocabulary, prompt
     assert not torch.allclose(pruned, full, atol=1e-3)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, read, written):
     rows, full = written
@@ -131,6 +138,7 @@ def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, read
         assert torch.allclose(read(model, rows), full, atol=1e-5)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 def test_other_decoders(name, qwen, vocabulary, prompts, read, full_of_qwen):
     """Qwen3 normalises queries and keys; only what every decoder layer of this kind takes is used."""
@@ -143,6 +151,7 @@ def test_other_decoders(name, qwen, vocabulary, prompts, read, full_of_qwen):
     assert not torch.allclose(together, full[:2], atol=1e-3)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_named_media(name, model, vocabulary, prompts, read, two_media):
     picture, both = two_media

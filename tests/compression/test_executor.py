@@ -53,6 +53,7 @@ def stock(model, ids, positions):
     return model(ids, attention_mask=torch.ones_like(ids), position_ids=positions).logits[0]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 @pytest.mark.parametrize("positions", ["kept", "compacted"])
 def test_pruning_is_the_stock_forward_on_what_is_left(positions, attention, model, vocabulary, row, read):
@@ -271,6 +272,7 @@ def test_sessions_and_fast_decoders_are_refused_inside(model, vocabulary, prompt
     assert engine.generate(prompts, config, session=session) == engine.generate(prompts, config)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("kind", "refused"),
     [

@@ -62,6 +62,7 @@ def planned(method, hidden, count, **fields):
     return method.plan(hidden, Span.from_states(hidden, count, **fields))
 
 
+@pytest.mark.sweep
 @pytest.mark.sliced
 @pytest.mark.parametrize("name", EMBEDDING_ONLY)
 @pytest.mark.parametrize("count", [1, 5, 9, 15])
@@ -407,6 +408,7 @@ def test_globalcom_gives_crops_budgets_by_the_thumbnail():
     assert torch.equal(plan.index, local.topk(5).indices.sort(-1).values)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", EMBEDDING_ONLY)
 def test_equal_tokens_are_no_trouble(name):
     """Codes repeat: distances of nothing, ties everywhere, and still as many different tokens as asked for."""

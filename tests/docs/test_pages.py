@@ -90,6 +90,7 @@ def checkout(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.sweep
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", pages_to_run(), ids=lambda page: page.name)
 def test_the_commands_and_programs_of_a_page_do_what_it_says(page, checkout, commands):

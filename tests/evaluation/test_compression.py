@@ -132,6 +132,7 @@ def test_all_methods_are_tried_at_all_shares():
     assert set(names[2:]) == {(name, keep) for name in METHODS for keep in compression.KEEPS}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_in_a_chat(name, model, codes):
     """Through the pipeline, with its template, tokenizers and engine: a picture in two codebooks and a clip."""

@@ -135,6 +135,7 @@ def check_base_everywhere(kind, tied, vocabulary, folder, thorough=True):
     check_engine(stock, vocabulary, thorough)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", BASES)
 def test_a_base_is_the_same_everywhere(kind, campaign, vocabulary, tmp_path):
     special = is_study() or "sliding_window" in BASES[kind] or kind in ("gpt2", "granite")
@@ -151,6 +152,7 @@ def test_another_base_is_the_same_everywhere(kind, vocabulary, tmp_path):
             check_base_everywhere(kind, tied, vocabulary, tmp_path / str(tied))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_base_that_cannot_be_built_on_is_refused_in_one_line(kind, tmp_path):
     settings, reason = REFUSED[kind]

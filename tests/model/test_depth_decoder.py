@@ -90,6 +90,7 @@ def explain(model, vocabulary, rows):
     return rule.apply(head(torch.stack(states)))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kind", BASES if is_study() else KINDS)
 def test_every_base_reads_the_sum_and_learns_each_code(kind):
     vocabulary = make_vocabulary()

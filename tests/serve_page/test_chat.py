@@ -10,7 +10,7 @@ from tests.serve_page.conftest import served
 from tests.tiny_model import tiny_model
 from unimodal.media.image import to_bytes
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.sweep("the page")]
 
 
 def test_enter_sends_and_shift_enter_breaks_the_line(page):

@@ -11,7 +11,7 @@ from tests.tiny_model import tiny_model
 from unimodal.media.image import save_image, to_bytes
 from unimodal.sequence.document import Image
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.sweep("the page")]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from tests.serve_page.asking import DONE, answer_with, ask, asked, refuse_with, reload, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.sweep("the page")]
 
 
 def read_log(page):

@@ -4,7 +4,7 @@ import pytest
 
 from tests.serve_page.asking import answer_with, ask, asked, refuse_with, reload, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.sweep("the page")]
 
 GROUND = "getComputedStyle(document.body).backgroundColor"
 
