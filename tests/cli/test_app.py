@@ -23,6 +23,8 @@ from unimodal.media.image import load_image, save_image
 from unimodal.media.video import load_video, save_video
 from unimodal.model_folder.find import MODEL_VARIABLE
 
+pytestmark = pytest.mark.sweep("commands")
+
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):

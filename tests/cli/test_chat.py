@@ -17,6 +17,8 @@ from unimodal.model_folder.find import MODEL_VARIABLE
 from unimodal.pipeline.requests import AnswerSettings, fit_history
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn
 
+pytestmark = pytest.mark.sweep("commands")
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:

@@ -13,6 +13,8 @@ import pytest
 from tests.tiny_model import tiny_folder
 from unimodal.cli import app as cli
 
+pytestmark = pytest.mark.sweep("commands")
+
 
 def refuse(capsys, *more):
     """The command in this process, where it ends before it serves: its status, stdout and stderr."""

@@ -10,6 +10,8 @@ from unimodal.tokenizers import FAMILIES, LatentTokenizer, MediaReader, find_fam
 from unimodal.tokenizers.configs.registry import list_systems, read_system
 from unimodal.tokenizers.pretrained.published import PUBLISHED
 
+pytestmark = pytest.mark.sweep("commands")
+
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stopped:

@@ -16,6 +16,9 @@ from unimodal.pipeline.compression import compress
 from unimodal.pipeline.requests import count_answer_tokens, count_room
 from unimodal.sequence.document import Document, Image, Text, Turn, Video
 
+pytestmark = pytest.mark.sweep("evaluations")
+
+
 SOME = (*BASELINES, "divprune", "fastv", "todre", "snapkv", *(("tokenselect",) if is_study() else ()))
 
 

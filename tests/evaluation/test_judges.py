@@ -17,6 +17,8 @@ from unimodal.evaluation.judges import (
     find_nearest,
 )
 
+pytestmark = pytest.mark.sweep("evaluations")
+
 
 def test_psnr_is_that_of_its_definition():
     a = torch.zeros(2, 3, 8, 8)

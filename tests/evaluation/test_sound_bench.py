@@ -17,6 +17,9 @@ from unimodal.evaluation.tokenizer_bench.write import write_bench
 from unimodal.media.audio import save_audio
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 
+pytestmark = pytest.mark.sweep("evaluations")
+
+
 SPEEDS = ("ms_batch_1", "ms_batch_2", "times_real_time_batch_2", "peak_mb")
 
 

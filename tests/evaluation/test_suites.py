@@ -15,6 +15,8 @@ from unimodal.model_folder.settings import CtcReading
 from unimodal.pipeline import Output
 from unimodal.sequence.document import Text
 
+pytestmark = pytest.mark.sweep("evaluations")
+
 
 class Listener:
     """In place of Whisper, whose weights are no part of the tests: hears every sound as the same words."""

@@ -36,6 +36,8 @@ from unimodal.media.image import save_image
 from unimodal.tokenizers import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 
+pytestmark = pytest.mark.sweep("evaluations")
+
 
 def build_small(system):
     torch.manual_seed(0)

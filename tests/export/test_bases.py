@@ -20,6 +20,9 @@ from unimodal.text.tokenizer import train_text_tokenizer
 from unimodal.tuning.save import save_tuned
 from unimodal.tuning.vocabulary import make_joint_template, open_media
 
+pytestmark = pytest.mark.sweep("exports")
+
+
 #: `make study` exports all of them
 CHOSEN = tuple(BASES) if is_study() else ("gemma2", "gpt2", "granite")
 

@@ -16,6 +16,9 @@ from unimodal.pipeline import load
 from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Document, Turn
 
+pytestmark = pytest.mark.sweep("exports")
+
+
 KINDS = {
     "emu3": "Emu3ForConditionalGeneration",
     "chameleon": "ChameleonForConditionalGeneration",

@@ -10,6 +10,9 @@ from tests.tiny_model import tiny_folder
 from unimodal.cli.app import main
 from unimodal.export.stock import export_model
 
+pytestmark = pytest.mark.sweep("exports")
+
+
 SAID = ("--license", "apache-2.0", "--data", "Sentences of the tests.")
 
 

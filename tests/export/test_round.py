@@ -15,6 +15,9 @@ from unimodal.model.adapter_files import is_adapter
 from unimodal.pipeline import load
 from unimodal.sequence.document import Image
 
+pytestmark = pytest.mark.sweep("exports")
+
+
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "tests" / "fixtures" / "quickstart"
 

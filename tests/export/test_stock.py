@@ -25,6 +25,9 @@ from unimodal.pipeline import load
 from unimodal.sequence.document import Document
 from unimodal.vocabulary import read_vocabulary
 
+pytestmark = pytest.mark.sweep("exports")
+
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -16,6 +16,8 @@ from unimodal.media.audio import load_audio, save_audio
 from unimodal.media.image import save_image
 from unimodal.sequence.document import Document, Image, Text, Turn
 
+pytestmark = pytest.mark.sweep("exports")
+
 
 @pytest.fixture(scope="module")
 def pipe(exported):

@@ -14,6 +14,8 @@ from unimodal.pipeline import load
 from unimodal.pipeline.search import CaptionVerifier
 from unimodal.sequence.document import Document, Image, Text, Turn
 
+pytestmark = pytest.mark.sweep("the pipeline")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -25,6 +25,9 @@ from unimodal.pipeline import load
 from unimodal.pipeline.requests import AnswerSettings, prepare, render_prompt
 from unimodal.sequence.document import Document, Image, Turn
 
+pytestmark = pytest.mark.sweep("the pipeline")
+
+
 GREEDY = GenerationConfig(max_new_tokens=12, force="text", sampling={"text": {"temperature": 0}})
 COUNT = 36  # features of a picture
 

@@ -19,6 +19,9 @@ from unimodal.pipeline.speech import MOST_CHARACTERS, PAUSE_S, find_breath, list
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve.sound_stream import SoundStream
 
+pytestmark = pytest.mark.sweep("the pipeline")
+
+
 TEXT = "Well, it is a sunny day. What is this? The old man walks under seven trees, and he sees a blue car!"
 UTTERANCES = ["well it is a sunny day", "what is this", "the old man walks under seven trees", "and he sees a blue car"]
 

@@ -19,6 +19,8 @@ from unimodal.pipeline.requests import count_room
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.tokenizers import FAMILIES, hash_stored, load_tokenizer
 
+pytestmark = pytest.mark.sweep("the pipeline")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -19,6 +19,8 @@ from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.serve.chat import list_notes
 
+pytestmark = pytest.mark.sweep("the server")
+
 
 def words(outputs):
     return " ".join(output.text for output in outputs if output.text)

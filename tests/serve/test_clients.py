@@ -14,6 +14,8 @@ from unimodal.pipeline.requests import AnswerSettings, prepare
 from unimodal.sequence.document import Audio, Document, Text, Turn, Video
 from unimodal.serve.protocol import ApiError, name_fields
 
+pytestmark = pytest.mark.sweep("the server")
+
 
 def words(outputs):
     return " ".join(output.text for output in outputs if output.text)

@@ -17,6 +17,9 @@ from tests.serve.test_under_pressure import slow  # noqa: F401  # a fixture
 from unimodal.serve.connections import KEPT_FREE, SAID_EVERY_S, count_most_connections, make_quiet_handler
 from unimodal.serve.settings import ServeConfig
 
+pytestmark = pytest.mark.sweep("the server")
+
+
 HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
 WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 

@@ -16,6 +16,8 @@ from unimodal.coder.partial import decode_prefix
 from unimodal.media.image import to_bytes
 from unimodal.sequence.document import Audio, Document
 
+pytestmark = pytest.mark.sweep("the server")
+
 
 def png_of(answer, index=0):
     return pixels(base64.b64decode(answer.data[index].b64_json))

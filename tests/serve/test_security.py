@@ -26,6 +26,8 @@ from unimodal.serve.media_input import decode_data_url
 from unimodal.serve.protocol import ApiError
 from unimodal.serve.remote import fetch, find_public_address, is_public
 
+pytestmark = pytest.mark.sweep("the server")
+
 
 def refused(answer, status, param=None):
     """A JSON error of this status; its message."""

@@ -20,6 +20,9 @@ from unimodal.sequence.document import Document, Turn
 from unimodal.serve.tickets import Ticket
 from unimodal.serve.worker import Worker
 
+pytestmark = pytest.mark.sweep("the server")
+
+
 LONG = {"modalities": ["text"], "max_tokens": 400, "temperature": 1.0, "seed": 1}
 
 

@@ -17,6 +17,8 @@ from unimodal.serve.tickets import Ticket
 from unimodal.serve.waiting import WaitingRows
 from unimodal.serve.worker import Worker
 
+pytestmark = pytest.mark.sweep("the server")
+
 
 def ask(model, words, **settings):
     return make_row(model, Document([Turn("user", words)]), AnswerSettings(**settings))

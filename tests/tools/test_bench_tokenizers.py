@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
 import torch
 
 from tools.bench_tokenizers import compare, list_network_duels, list_quantizer_duels
+
+pytestmark = pytest.mark.sweep("tools at work")
 
 
 def test_every_pair_is_run_in_turns_and_gives_a_row():

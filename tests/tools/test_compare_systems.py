@@ -11,6 +11,8 @@ from tools import compare_systems, prepare_comparison
 from unimodal.data.media_items import FileItems, is_held_out
 from unimodal.tokenizers.configs.registry import build_tokenizer, merge_settings, read_system
 
+pytestmark = pytest.mark.sweep("tools at work")
+
 
 @pytest.mark.parametrize("medium", ["image", "audio", "video"])
 def test_one_system_of_each_kind_is_compared(medium):

@@ -16,6 +16,9 @@ from unimodal.pipeline.requests import AnswerSettings, prepare, render_prompt
 from unimodal.sequence.document import Document, Image, Turn
 from unimodal.tokenizers import load_tokenizer
 
+pytestmark = pytest.mark.sweep("tools at work")
+
+
 GRID = (4, 5)
 SYSTEM = "You are a helpful assistant."
 OPTIONS = {"emu3": ["--grid", "4x5"], "chameleon": [], "janus": []}

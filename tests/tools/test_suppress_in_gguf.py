@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.sweep("tools at work")
+
+
 gguf = pytest.importorskip("gguf")
 
 from tools.suppress_in_gguf import KEY, suppress  # noqa: E402

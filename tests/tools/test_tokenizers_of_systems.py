@@ -18,6 +18,8 @@ from unimodal.export.card import Statement, make_card
 from unimodal.pipeline import load
 from unimodal.tokenizers import load_tokenizer
 
+pytestmark = pytest.mark.sweep("tools at work")
+
 
 def run(*arguments):
     convert_checkpoint.main([str(argument) for argument in arguments])

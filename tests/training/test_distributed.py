@@ -20,6 +20,8 @@ from unimodal.training.distributed import leave, start
 from unimodal.training.loop import Interrupted, Trainer
 from unimodal.training.settings import LoopConfig
 
+pytestmark = pytest.mark.sweep("ranks")
+
 
 class Model(nn.Module):
     """Blocks in a list, as FSDP2 wants them, and a head that not every batch reaches."""
