@@ -1,8 +1,8 @@
 """How long tests take in processor time, which a busy machine stretches less than the clock: a pytest plugin.
 
-After a run it prints the twenty slowest tests and the time of each folder beside its budget, which stands in
-CONTRIBUTING.md. A test's time holds its set-up and tear-down, its threads, and the processes that it waited for. What
-several tests share (a module's server, a session's model) counts for the test that was first to need it.
+After a run it prints the twenty slowest tests and the time of each folder, in `make test` beside its budget, which
+stands in CONTRIBUTING.md. A test's time holds its set-up and tear-down, its threads, and the processes that it waited
+for. What several tests share (a module's server, a session's model) counts for the test that was first to need it.
 """
 
 import re
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import commands
+from tests.campaigns import WHOLE
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOWEST = 20
@@ -53,7 +54,7 @@ class ProcessorTime:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += getattr(report, "processor_s", 0.0)
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
         if len(self.seconds) < WORTH_A_TABLE:
             return
         write = terminalreporter.write_line
@@ -65,11 +66,12 @@ class ProcessorTime:
             parts = name.split("::")[0].split("/")
             folders[parts[1] if len(parts) > 2 else "."] += seconds
         budgets = read_budgets((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-        write("by folder, beside the budget in CONTRIBUTING.md:")
+        whole = config.getoption("--sweep") == WHOLE
+        write(f"by folder{'' if whole else ', beside the budget in CONTRIBUTING.md'}:")
         for folder, seconds in sorted(folders.items(), key=lambda item: -item[1]):
-            budget = budgets.get(folder)
+            budget = None if whole else budgets.get(folder)  # that is for a third of the sweeps
             over = "  OVER ITS BUDGET" if budget is not None and seconds > budget else ""
-            write(f"  {seconds:6.1f} s  of {'—' if budget is None else f'{budget:.0f}'} s  {folder}{over}")
+            write(f"  {seconds:6.1f} s {'' if budget is None else f' of {budget:.0f} s'}  {folder}{over}")
 
 
 BEGAN = pytest.StashKey[float]()

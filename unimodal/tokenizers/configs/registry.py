@@ -20,6 +20,8 @@ the authors', and a small form that trains on a processor:
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from importlib import resources
 from typing import Literal
@@ -108,28 +110,33 @@ class PublishedSystem(BaseModel):
 
 def list_systems() -> list[str]:
     """The names of all published systems, sorted."""
-    return sorted(
-        path.name.removesuffix(".yaml")
-        for path in resources.files(__package__).iterdir()
-        if path.name.endswith(".yaml")
-    )
+    return list(_list_names())
+
+
+@functools.cache
+def _list_names() -> tuple[str, ...]:
+    """The files of this folder, which is looked through once in a process."""
+    files = [path.name for path in resources.files(__package__).iterdir()]
+    return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
 
 
 def read_system(name: str) -> PublishedSystem:
     """One published system. Raises ValueError for a name that is not there."""
-    if name not in list_systems():
+    if name not in _list_names():
         raise ValueError(f"there is no published system {name!r}; `unimodal tokenizers list` names them")
-    fields = _read_fields(name)
+    fields = copy.deepcopy(_read_fields(name))
     like = fields.get("small")
     if isinstance(like, str):
-        fields |= {"small": _read_fields(like)["small"], "small_like": like}
+        fields |= {"small": copy.deepcopy(_read_fields(like)["small"]), "small_like": like}
     try:
         return PublishedSystem.model_validate({"name": name, **fields})
     except ValidationError as error:
         raise ValueError(f"{name}.yaml: {describe_error(error)}") from None
 
 
+@functools.cache
 def _read_fields(name: str) -> dict[str, JsonValue]:
+    """One file, read once in a process; not to be changed."""
     text = resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     found: dict[str, JsonValue] = yaml.load(text, LOADER)
     return found
