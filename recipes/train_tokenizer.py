@@ -114,6 +114,8 @@ class TokenizerRecipe(Config):
     workers: Annotated[int, MAY_CHANGE] = Field(2, ge=0)  # that decode files
     batch_size: int = Field(16, ge=1)
     stages: tuple[Stage, ...] = ()
+    #: trains so many seconds of this process's processor time; loop.steps is only the first guess
+    processor_s: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/tokenizer")
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/tokenizer")
     loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, log_every=50, evaluate_every=500)
@@ -344,13 +346,19 @@ class TokenizerTrainer(Trainer[MediaBatch]):
 
     began: tuple[float, int] | None = None
     last_psnr: float | None = None
+    budget_s: float | None = None
     processor_s = 0.0  # of this process, in all steps but the first, which also sets things up
 
     def train_step(self) -> dict[str, float | tuple[float, float]]:
         first, begun = self.began is None, time.process_time()
         self.began = self.began or (time.monotonic(), self.step)
         logged = super().train_step()
-        self.processor_s += 0.0 if first else time.process_time() - begun
+        if not first:
+            self.processor_s += time.process_time() - begun
+            if self.budget_s is not None:
+                each = self.processor_s / (self.step - self.began[1] - 1)
+                left = max(0, round((self.budget_s - self.processor_s) / each))
+                self.cfg = self.cfg.model_copy(update={"steps": self.step + left})
         return logged
 
     def evaluate(self) -> dict[str, float]:
@@ -380,12 +388,6 @@ class TokenizerTrainer(Trainer[MediaBatch]):
         left_min = (self.cfg.steps - self.step) * seconds / 60
         parts.append(f"{left_min:,.1f} min left for {self.cfg.steps - self.step:,} steps")
         print(f"step {self.step}/{self.cfg.steps}: {', '.join(parts)}", file=sys.stderr, flush=True)
-
-
-def print_table(report: dict[str, float]) -> None:
-    width = max(map(len, report))
-    for name, value in report.items():
-        print(f"{name.ljust(width)}  {value:.6g}")
 
 
 def describe_tokenizer(cfg: TokenizerRecipe, tokenizer: AnyTokenizer) -> str:
@@ -469,6 +471,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
             module, batches, loss, cfg.loop, cfg.run, validation=validation, parallel=parallel, identity=identity,
             restart=flags.restart,
         )  # fmt: skip
+        trainer.budget_s = cfg.processor_s
         trainer.run()
     finally:
         stream.close()
@@ -484,9 +487,10 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         record = {
             "config": cfg.model_dump(mode="json"), "data_sha256": data, "weights_sha256": tokenizer.sha256,
             "held_out": report, "left_out": dict(left_out.reasons), "processor_s": round(trainer.processor_s, 3),
+            "steps": trainer.step,
         }  # fmt: skip
         write_json(cfg.out / "recipe.json", record)
-        print_table(report)
+        print(*(f"{name:24}  {value:.6g}" for name, value in report.items()), sep="\n")
         ending = f"; {len(left_out)} files could not be used, see its recipe.json" if len(left_out) else ""
         print(f"wrote {cfg.out}{ending}", file=sys.stderr)
     parallel.close()

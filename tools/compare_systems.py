@@ -5,13 +5,13 @@
         --held-out data/comparison/image/held_out --probe data/comparison/image/probe
     python tools/compare_systems.py audio sounds --out data/systems --seeds 3 --systems wavtokenizer-40 snac-24
 
-Each system is trained by `recipes/train_tokenizer.py` on one thread, in a process of its own: a trial of a few steps
-says how many fit the seconds of processor time, and that number is what is trained and recorded. What counts is the
-time of the steps (reading files, forward, backward, optimizer), not that of starting. Finished ones are kept, so an
-interrupted comparison goes on. `OUT/MEDIUM.json` lists steps, seconds and sizes of each, and why those that are missing
-could not be trained; then `unimodal evaluate --suite tokenizers` writes `OUT/MEDIUM_bench.json` with its table and
-curves, on files that no system was trained on: those of `--held-out`, by default the tenth that the recipe leaves out
-by name. `--probe` names files in folders, for the part that trains on the codes.
+Each system is trained by `recipes/train_tokenizer.py` on one thread, in a process of its own, for as many steps as fit
+the seconds of processor time. What counts is the time of the steps (reading files, forward, backward, optimizer), not
+that of starting. Finished ones are kept, so an interrupted comparison goes on. `OUT/MEDIUM.json` lists steps, seconds
+and sizes of each, and why those that are missing could not be trained; then the bench of `unimodal evaluate --suite
+tokenizers` writes `OUT/MEDIUM_bench.json` with its table and curves, on files that no system was trained on: those of
+`--held-out`, by default the tenth that the recipe leaves out by name. `--probe` names files in folders, for the part
+that trains on the codes.
 
 Small forms differ in parameters and codes, which the table says: it compares what a minute on a processor buys, not
 the published sizes. Pictures and films have one size (`--size`) where the form has no other. `CHANGED` lists what is
@@ -26,13 +26,14 @@ import multiprocessing
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import traceback
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from pydantic import JsonValue
 
 from unimodal.data.media_items import FileItems, is_held_out
@@ -43,15 +44,16 @@ from unimodal.tokenizers.configs.registry import list_systems, read_system
 from unimodal.training.command import Flags
 
 ROOT = Path(__file__).resolve().parents[1]
-TRIAL_STEPS = 5
+RESTART = Flags(restart=True)
+FIRST_GUESS = 1000  # steps
 ONE_HELD_OUT_OF = 10
-WARMUP_STEPS = 50
+WARMUP_STEPS = 20
 BATCH = {"image": 16, "audio": 8, "video": 8}
 CROP_S = 1.0  # of a sound
 Settings = dict[str, JsonValue]
 
 #: system → settings of the recipe. Small forms of four codecs are of a rate at which no word is heard; those that only
-#: encode learn by spelling what is said.
+#: encode learn by spelling what is said; a system that reads texts is given whole sounds.
 CHANGED: dict[str, Settings] = {
     "dac-16": {"tokenizer": {"sample_rate_hz": 16000, "network": {
         "sampling_rate": 16000, "downsampling_ratios": [2, 4, 5, 8], "decoder_hidden_size": 64}}},
@@ -65,9 +67,10 @@ CHANGED: dict[str, Settings] = {
                     {"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32}],
         "decoder": [{"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32},
                     {"patch": 60, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 60}]}},
-    "s3-v1": {"losses": {"spelling": 1}},
-    "s3-v2": {"losses": {"spelling": 1}},
-    "whisper-bottleneck": {"losses": {"spelling": 1}},
+    "s3-v1": {"losses": {"spelling": 1}, "crop_s": 4.0},
+    "s3-v2": {"losses": {"spelling": 1}, "crop_s": 4.0},
+    "tadicodec": {"crop_s": 4.0},
+    "whisper-bottleneck": {"losses": {"spelling": 1}, "crop_s": 4.0},
 }  # fmt: skip
 
 
@@ -83,8 +86,9 @@ def choose_systems(medium: str) -> list[str]:
     return list(found.values())
 
 
+@cache
 def load_recipe() -> ModuleType:
-    """`recipes/train_tokenizer.py` as a module: importing it once costs less than a program for every system."""
+    """`recipes/train_tokenizer.py` as a module."""
     spec = importlib.util.spec_from_file_location("train_tokenizer", ROOT / "recipes" / "train_tokenizer.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -93,17 +97,17 @@ def load_recipe() -> ModuleType:
     return module
 
 
-def make_settings(
-    asked: argparse.Namespace, system: str, out: Path, steps: int, seed: int, size: int | None
-) -> dict[str, object]:
-    """The settings of the recipe, for a number of steps. size: of pictures and films; None for the form's own."""
+def make_settings(asked: argparse.Namespace, system: str, out: Path, seed: int, size: int | None) -> dict[str, object]:
+    """The settings of the recipe. size: of pictures and films; None for the form's own."""
     sizes: Settings = {} if size is None else {"sizes": [size]}
     return {
         "system": system, "small": True, "media": str(asked.media), "out": out, "run": out.with_suffix(".run"),
         "one_held_out_of": ONE_HELD_OUT_OF, "held_out_items": 16, "upscale": True, "workers": 0, "crop_s": CROP_S,
         "batch_size": asked.batch or BATCH[asked.medium], **sizes, **CHANGED.get(system, {}),
-        "loop": {"steps": steps, "seed": seed, "threads": 1, "plot": False, "learning_rate": asked.learning_rate,
-                 "warmup_steps": min(WARMUP_STEPS, steps // 4), "checkpoint_every_s": 1e6, "log_every": 20},
+        "processor_s": asked.seconds,
+        "loop": {"steps": FIRST_GUESS, "seed": seed, "threads": 1, "plot": False,
+                 "learning_rate": asked.learning_rate, "warmup_steps": WARMUP_STEPS, "checkpoint_every_s": 1e6,
+                 "log_every": 20},
     }  # fmt: skip
 
 
@@ -113,35 +117,22 @@ def train(asked: argparse.Namespace, system: str, out: Path, seed: int, log: Pat
     with open(log, "w", encoding="utf-8", buffering=1) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    scratch = out.with_suffix(".trial")
-
-    def run(place: Path, steps: int, size: int | None) -> tuple[float, object]:
-        settings = make_settings(asked, system, place, steps, seed, size)
-        recipe.run(recipe.TokenizerRecipe.model_validate(settings), Flags(restart=True))
-        record = read_json(place / "recipe.json")
-        used = record["processor_s"]
-        assert isinstance(used, float)
-        return used, record["held_out"]
-
-    size: int | None = None if asked.medium == "audio" else asked.size
     try:
+        size: int | None = None if asked.medium == "audio" else asked.size
         try:
-            used, _ = run(scratch, TRIAL_STEPS, size)
+            recipe.run(recipe.TokenizerRecipe.model_validate(make_settings(asked, system, out, seed, size)), RESTART)
         except (ValueError, RuntimeError, AssertionError):
-            if size is None:
+            if size is None or out.with_suffix(".run").is_dir():  # or it failed while it trained
                 raise
-            size = None
-            used, _ = run(scratch, TRIAL_STEPS, size)
-        steps = max(2, round(asked.seconds * (TRIAL_STEPS - 1) / max(used, 1e-3)))
-        used, held_out = run(out, steps, size)
+            recipe.run(recipe.TokenizerRecipe.model_validate(make_settings(asked, system, out, seed, None)), RESTART)
+        record = read_json(out / "recipe.json")
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         traceback.print_exc()
         return {"failed": " ".join(str(error).split()) or type(error).__name__}
     finally:
-        for place in (scratch, scratch.with_suffix(".run"), out.with_suffix(".run")):
-            shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(out.with_suffix(".run"), ignore_errors=True)
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"failed": "", "steps": steps, "processor_s": used, "held_out": held_out,
+    return {"failed": "", **{name: record[name] for name in ("steps", "processor_s", "held_out")},
             "all_s": round(usage.ru_utime + usage.ru_stime, 1), **describe(out)}  # fmt: skip
 
 
@@ -156,8 +147,10 @@ def describe(folder: Path) -> dict[str, object]:
 
 
 def train_apart(asked: argparse.Namespace, system: str, out: Path, seed: int) -> dict[str, object]:
-    """`train` in a process of its own, so that one that ends badly does not end the comparison."""
-    context = multiprocessing.get_context("spawn")
+    """`train` in a process of its own, so that one that ends badly does not end the comparison. It is forked, which
+    costs less than to import everything anew."""
+    load_recipe()
+    context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_train_and_send, args=(theirs, asked, system, out, seed, out.with_suffix(".log")))
     process.start()
@@ -187,17 +180,29 @@ def keep_held_out(media: Path, medium: str, into: Path) -> Path:
 
 
 def compare(asked: argparse.Namespace, trained: dict[str, Path], part: str) -> None:
-    """Runs a part of the bench. Raises SystemExit where it fails."""
-    probed = part == "downstream"
+    """Runs a part of the bench. Raises ValueError where it fails."""
+    from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan
+    from unimodal.evaluation.tokenizer_bench.entries import open_entries
+    from unimodal.evaluation.tokenizer_bench.run import run_bench
+    from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchSettings
+    from unimodal.evaluation.tokenizer_bench.write import write_bench
+
+    probed = part == DOWNSTREAM
     data = asked.probe if probed else asked.held_out
     data = data or keep_held_out(asked.media, asked.medium, asked.out / f"{asked.medium}_held_out")
-    command = [sys.executable, "-m", "unimodal", "evaluate", "--suite", "tokenizers", "--data", str(data)]
-    command += ["--limit", str(asked.probe_limit if probed else asked.limit), "--part", part]
-    command += ["--out", str(asked.out / f"{asked.medium}_{'probe' if probed else 'bench'}.json")]
-    command += ["--tokenizers", *(f"{label}={folder}" for label, folder in trained.items())]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    out = asked.out / f"{asked.medium}_{'probe' if probed else 'bench'}.json"
+    settings = BenchSettings(
+        data, out.with_suffix(".parts"), asked.probe_limit if probed else asked.limit, legibility=False, part=part,
+        plan=ModelPlan(updates=asked.model_updates, tokens=0),
+    )  # fmt: skip
+
+    def report(label: str, done: int, of: int | None) -> None:
+        if not done:
+            print(label, file=sys.stderr, flush=True)
+
+    torch.set_num_threads(1)
+    entries = open_entries([f"{label}={folder}" for label, folder in trained.items()])
+    print(write_bench(run_bench(entries, settings, report), out), flush=True)
 
 
 def main() -> None:
@@ -215,6 +220,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", help="names of `unimodal tokenizers list`; by default one of each kind")
     parser.add_argument("--limit", type=int, default=100, help="files of the comparison")
     parser.add_argument("--probe-limit", type=int, default=400, help="files of the part that trains on the codes")
+    parser.add_argument("--model-updates", type=int, default=0, help="of a language model of the codes; 0: none")
     parser.add_argument("--only-train", action="store_true", help="leave the comparison for another time")
     asked = parser.parse_args()
     if not asked.media.is_dir():
@@ -224,7 +230,7 @@ def main() -> None:
     record = read_json(path) if path.is_file() else {}
     settings = {"asked_s": asked.seconds, "batch": asked.batch or BATCH[asked.medium],
                 "learning_rate": asked.learning_rate}  # fmt: skip
-    trained: dict[str, Path] = {}
+    trained, decoding = dict[str, Path](), dict[str, Path]()
     for name in asked.systems or choose_systems(asked.medium):
         for seed in range(asked.seeds):
             label = name if seed == 0 else f"{name}-seed{seed}"
@@ -241,11 +247,12 @@ def main() -> None:
             print(f"{label}: {says}", flush=True)
             if not known["failed"]:
                 trained[label] = folder
+                if known["decodes"]:
+                    decoding[label] = folder
     if asked.only_train:
         return
     if not trained:
         raise SystemExit("no system could be trained on these files")
-    decoding = {label: folder for label, folder in trained.items() if record[label]["decodes"]}  # type: ignore[index,call-overload]
     if decoding:
         compare(asked, decoding, "reconstruction")
     if asked.probe:

@@ -18,6 +18,7 @@ from unimodal.evaluation.tokenizer_bench.coded_items import (
 )
 from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan, draw_codes, probe_codes, train_language_model
 from unimodal.evaluation.tokenizer_bench.entries import Entry, open_entries
+from unimodal.evaluation.tokenizer_bench.items import choose_items
 from unimodal.evaluation.tokenizer_bench.legibility import LineReader, draw_words, measure_reading
 from unimodal.evaluation.tokenizer_bench.picture_codecs import CODECS, choose_within, list_codecs, try_sizes
 from unimodal.evaluation.tokenizer_bench.picture_judges import measure_frechet_distance, measure_kernel_distance
@@ -25,6 +26,7 @@ from unimodal.evaluation.tokenizer_bench.pictures import (
     PERTURBED_SHARE,
     keep_first,
     list_rates,
+    make_condition,
     measure_octaves,
     perturb_codes,
 )
@@ -319,3 +321,19 @@ def test_the_downstream_part_joins_the_report_of_the_same_tokenizer(tmp_path, fo
     assert figures["downstream"]["probe"]["labels"] == 2
     assert figures["downstream"]["model"]["nats_at_updates"] > 0
     assert "drawn_kid_like_lite2" in figures["downstream"]["model"]
+
+
+def test_a_tokenizer_of_captions_is_given_the_text_beside_each_picture(tmp_path):
+    for name, text in (("cat", "a cat"), ("dog", "a dog")):
+        save_image(torch.zeros(3, 32, 32), tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    texts = [item.text for item in choose_items(tmp_path, "image", None, 0).items]
+    assert texts == ["a cat", "a dog"]
+    tokenizer = build_small("textok")
+    encode, decode = (make_condition(tokenizer, side, texts) for side in ("encode", "decode"))
+    assert encode.features.shape == (2, 5, 12) and torch.equal(encode.features, decode.features)
+    assert torch.equal(encode.features[0, 0], encode.features[1, 0])  # the first word is the same
+    assert not torch.equal(encode.features[0, 1], encode.features[1, 1])
+    assert make_condition(build_small("llamagen-vq16"), "encode", texts) is None
+    with pytest.raises(ValueError, match="write one in a .txt beside each file"):
+        make_condition(tokenizer, "encode", ["a cat", ""])

@@ -14,13 +14,14 @@ ROWS = [
     ("encodec-24", 2, 1500), ("encodec-24", 6, 4500),
     ("dac-24", 2, 1500), ("dac-24", 4, 3000), ("dac-24", 8, 6000),
     ("speechtokenizer", 2, 1000), ("speechtokenizer", 4, 2000), ("speechtokenizer", 8, 4000),
-    ("bigcodec", 1, 1040), ("tadicodec", 1, 87.5),
+    ("bigcodec", 1, 1040), ("tadicodec", 1, 87.5), ("xcodec2", 1, 800), ("neucodec", 1, 800),
+    ("higgs-audio-v2", 4, 1000), ("higgs-audio-v2", 8, 2000), ("mimi", 16, 2200),  # Qwen3-TTS has Mimi's rate and books
     ("snac-24", 7, 984.375), ("snac-32", 15, 1875), ("snac-44", 15, 2583.984375),
 ]  # fmt: skip
 
 
 #: systems whose number of books is fixed
-FIXED = ("bigcodec", "tadicodec", "snac-24", "snac-32", "snac-44")
+FIXED = ("bigcodec", "tadicodec", "xcodec2", "neucodec", "snac-24", "snac-32", "snac-44")
 
 
 def describe_row(system, books, bits_a_second):

@@ -42,11 +42,11 @@ def test_what_is_changed_of_a_system_is_a_setting_that_it_has(system):
 
 def test_settings_are_those_of_the_recipe():
     recipe = compare_systems.load_recipe()
-    asked = argparse.Namespace(medium="image", media=Path("photos"), size=32, batch=None, learning_rate=1e-3)
-    cfg = recipe.TokenizerRecipe.model_validate(
-        compare_systems.make_settings(asked, "titok-b64", Path("a"), 100, 1, 32)
+    asked = argparse.Namespace(
+        medium="image", media=Path("photos"), size=32, batch=None, learning_rate=1e-3, seconds=45
     )
-    assert cfg.small and cfg.sizes == (32,) and cfg.batch_size == 16 and cfg.loop.steps == 100
+    cfg = recipe.TokenizerRecipe.model_validate(compare_systems.make_settings(asked, "titok-b64", Path("a"), 1, 32))
+    assert cfg.small and cfg.sizes == (32,) and cfg.batch_size == 16 and cfg.processor_s == 45
 
 
 def test_notes_are_read_from_a_sound_font(tmp_path):

@@ -98,7 +98,7 @@ def _fit_ridge(x: Tensor, y: Tensor, num_labels: int, asked: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """The decoder and its training, the same for every tokenizer.
+    """The decoder and its training, the same for every tokenizer; no updates and no tokens: there is none.
 
     updates: of `items_per_update` items each. tokens: seen in all at the second figure. one_held_out_of: items that are
     measured and never trained on.

@@ -60,10 +60,12 @@ def run_downstream(
             figures["probe"] = probe_codes(tokenizer, coded)
         except ValueError as error:
             figures["probe"] = f"not measured: {error}"
-        report(f"{entry.label}: a language model of its codes", 0, None)
-        subject = json.dumps([subject, asdict(settings.plan)])
-        measured = store.find_or_measure(subject, "model", partial(_model_codes, entry, coded, settings.plan, report))
-        figures["model"] = {name: float(value) for name, value in measured.items()}
+        if settings.plan.updates or settings.plan.tokens:
+            report(f"{entry.label}: a language model of its codes", 0, None)
+            subject = json.dumps([subject, asdict(settings.plan)])
+            measure = partial(_model_codes, entry, coded, settings.plan, report)
+            measured = store.find_or_measure(subject, "model", measure)
+            figures["model"] = {name: float(value) for name, value in measured.items()}
         found[entry.label] = {"family": tokenizer.config.family, "sha256": tokenizer.sha256, "downstream": figures}
     data: dict[str, object] = {
         "path": str(settings.data), "sha256": items.sha256, "items": len(items), "left_out": dict(items.left_out)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,8 +32,8 @@ class BenchItems:
 
 
 def choose_items(data: Path, modality: str, limit: int | None, seed: int, by_folder: bool = False) -> BenchItems:
-    """At most `limit` media, drawn by `seed`, in the order of the data. by_folder: the group of a file is its folder.
-    ValueError where there are none."""
+    """At most `limit` media, drawn by `seed`, in the order of the data, each with the text of its row or of the .txt
+    beside its file. by_folder: the group of a file is its folder. ValueError where there are none."""
     found = open_media_items(str(data), modality, ItemOptions(group=FOLDER_GROUP if by_folder else None))
     numbers = list(range(len(found)))
     if limit is not None and limit < len(numbers):
@@ -43,10 +43,19 @@ def choose_items(data: Path, modality: str, limit: int | None, seed: int, by_fol
     chosen = BenchItems(modality, [], digest.hexdigest())
     for number in numbers:
         try:
-            chosen.items += found.read(number)
+            chosen.items += [replace(item, text=read_text(item)) for item in found.read(number)]
         except (ValueError, OSError) as error:
             chosen.left_out[found.describe_place(number)] = " ".join(str(error).split())
     return chosen
+
+
+def read_text(item: MediaItem) -> str:
+    """What is said in a sound or shown in a picture: by a dataset's row, or the .txt beside its file; "" where neither
+    says."""
+    if item.text or not isinstance(item.source, str):
+        return item.text
+    beside = Path(item.source).with_suffix(".txt")
+    return beside.read_text("utf-8-sig", errors="replace").strip() if beside.is_file() else ""
 
 
 def read_pictures(items: BenchItems, part: range, side: int) -> tuple[Tensor, list[MediaItem]]:

@@ -194,8 +194,9 @@ class PictureBench:
         def measure(height: float) -> Arrays:
             reader = LineReader()
             pictures, words, lines = draw_words(self.side, height, self.settings.seed)
-            codes = encode_pictures(entry.tokenizer, pictures, [""] * len(words))
-            made = decode_pictures(entry.tokenizer, codes, self.side, [""] * len(words))
+            told = ["a word"] * len(words)  # to a tokenizer that reads captions; not which
+            codes = encode_pictures(entry.tokenizer, pictures, told)
+            made = decode_pictures(entry.tokenizer, codes, self.side, told)
             figures: Arrays = {}
             for kind, shown in (("", made), ("original_", pictures)):
                 read = measure_reading(reader, shown, words, lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
@@ -25,6 +26,7 @@ from unimodal.evaluation.tokenizer_bench.picture_judges import (
     measure_kernel_distance,
 )
 from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.interface import Condition, MediaTokenizer
 from unimodal.tokenizers.losses.frozen_features import EfficientNetFeatures
 from unimodal.tokenizers.losses.perceptual import Lpips, scale_to_one
@@ -112,14 +114,25 @@ def measure_octaves(real: Tensor, made: Tensor) -> dict[str, Tensor]:
 
 
 def make_condition(tokenizer: MediaTokenizer, side: str, texts: Sequence[str]) -> Condition | None:
-    """What the tokenizer reads beside pictures, as far as a picture's file gives it: its text. ValueError for more."""
+    """What the tokenizer reads beside pictures, as far as a picture's file gives it: its text, or features of that.
+    ValueError for more, and for pictures without a text."""
     wanted = tokenizer.encode_conditions if side == "encode" else tokenizer.decode_conditions
-    if not wanted:
+    if not wanted or not (wanted - tokenizer.optional_conditions or all(texts)):
         return None
-    if wanted != {"text"}:
-        raise ValueError(f"the {tokenizer.config.family} tokenizer reads {', '.join(sorted(wanted))} to {side}, which "
-                         "files of pictures do not give; leave it out")  # fmt: skip
-    return Condition(text=tuple(texts))
+    family = tokenizer.config.family
+    if wanted - {"text", "features"}:
+        raise ValueError(f"the {family} tokenizer reads {', '.join(sorted(wanted))} to {side}, which files of pictures "
+                         "do not give; leave it out")  # fmt: skip
+    if not all(texts):
+        raise ValueError(f"the {family} tokenizer reads a text to {side}: write one in a .txt beside each file")
+    maker = open_conditions(tokenizer)
+    return maker.choose(maker.make_of_texts(texts, next(tokenizer.parameters()).device), wanted)
+
+
+@lru_cache(maxsize=1)
+def open_conditions(tokenizer: MediaTokenizer) -> ConditionMaker:
+    """The text model of the tokenizer that is measured, read once."""
+    return ConditionMaker(tokenizer)
 
 
 def encode_pictures(tokenizer: MediaTokenizer, real: Tensor, texts: Sequence[str]) -> Codes:

@@ -14,6 +14,7 @@ Shapes: B batch, T samples, N codes, G groups.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar
 
@@ -51,6 +52,11 @@ class NetworkAudioTokenizer(NetworkTokenizer, SoundCodes):
 
     config: NetworkAudioConfig
     residual = True
+
+    def __init__(self, config: NetworkAudioConfig):
+        super().__init__(config)
+        with torch.device("cpu"):  # its constants are made now, also where this network is built without storage
+            importlib.import_module("torchaudio.compliance.kaldi")
 
     def describe_equal(self, codebook_size: int, samples_per_code: int) -> None:
         """`describe` of codebooks of one size."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from torch import Tensor
 
 from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
 from unimodal.tokenizers.stored import TokenizerConfig
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
 
 
 class NeucodecTokenizerConfig(NetworkAudioConfig):
@@ -58,18 +61,30 @@ class NeucodecTokenizer(NetworkAudioTokenizer):
         return tokenizer.eval()
 
     def encode_equal(self, x: Tensor) -> Tensor:
-        from torchaudio.functional import resample
-
-        heard = resample(x[:, 0], self.config.sample_rate_hz, self.heard_rate_hz)  # [B, T']
+        heard = self.resample(x)
         if heard.shape[-1] < self.heard_per_code:
             raise ValueError(
                 f"a sound of {x.shape[-1]} samples is shorter than one code; give at least {self.samples_per_code}"
             )
-        inputs = self.features(list(heard.cpu().numpy()), sampling_rate=self.heard_rate_hz, return_tensors="pt").to(
-            x.device
-        )
-        found = self.network.encode(**inputs)
+        found = self.network.encode(**self.make_inputs(heard))
         return found.audio_codes[:, 0, : heard.shape[-1] // self.heard_per_code, None].long()
+
+    def resample(self, x: Tensor) -> Tensor:
+        """[B, 1, T] → [B, T'] at the rate that the encoder hears."""
+        from torchaudio.functional import resample
+
+        heard: Tensor = resample(x[:, 0], self.config.sample_rate_hz, self.heard_rate_hz)
+        return heard
+
+    def make_inputs(self, heard: Tensor) -> BatchFeature:
+        """What the network's `encode` reads, of sounds [B, T'] of one length; without a gradient to them."""
+        sounds = list(heard.detach().cpu().numpy())
+        return self.features(sounds, sampling_rate=self.heard_rate_hz, return_tensors="pt").to(heard.device)
+
+    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As the network's `forward`; its quantizer passes the gradient straight through and has no loss."""
+        found = self.network.encode(**self.make_inputs(self.resample(x)), output_latents=True)
+        return self.network.decode(latents=found.latents).audio_values, x.new_zeros(())
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(audio_codes=ids.transpose(1, 2)).audio_values

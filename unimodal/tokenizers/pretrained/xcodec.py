@@ -8,17 +8,20 @@ Shapes: B batch, T samples, N codes, G groups.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from unimodal.tokenizers.parts.quantizers.interface import pass_straight_through
-from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
+from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer, wrap_network
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
 from unimodal.tokenizers.sounds import pad_samples
 from unimodal.tokenizers.stored import TokenizerConfig
+
+if TYPE_CHECKING:
+    from transformers import XcodecConfig, XcodecModel
 
 
 class SemanticAcousticConfig(NetworkAudioConfig):
@@ -29,6 +32,37 @@ class SemanticAcousticTokenizer(NetworkAudioTokenizer):
     """What both share."""
 
     config: SemanticAcousticConfig
+    #: what it is called in messages, and the `model_type` of its checkpoints
+    title: ClassVar[str]
+    model_type: ClassVar[str]
+
+    def __init__(self, config: SemanticAcousticConfig):
+        super().__init__(config)
+        settings_class, model_class = self.find_classes()
+        settings = build_config(settings_class, config.network)
+        self.network = model_class(settings).eval()
+        self.describe_equal(settings.codebook_size, settings.hop_length)
+
+    @classmethod
+    def find_classes(cls) -> tuple[type[XcodecConfig], type[XcodecModel]]:
+        """transformers' classes of the config and the network; Higgs' have the same parts."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
+        """bandwidth: one of the checkpoint's `target_bandwidths`, by default the largest."""
+        check_kind(folder, (cls.model_type,), cls.title)
+        model = load_reference(cls.find_classes()[1], folder)
+        chosen = choose_bandwidth(list(model.config.target_bandwidths), bandwidth, cls.title)
+        config = cls.config_class.model_validate(
+            {
+                "network": to_plain_config(model.config),
+                "sample_rate_hz": model.config.sample_rate,
+                "num_codebooks": model.quantizer.get_num_quantizers_for_bandwidth(chosen),
+                "bandwidth": chosen,
+            }
+        )
+        return wrap_network(cls(config), model)
 
     def pad_equal(self, x: Tensor, published: bool) -> Tensor:
         return pad_samples(x, x.shape[-1] + -x.shape[-1] % self.samples_per_code)
@@ -64,9 +98,6 @@ def choose_bandwidth(offered: list[float], asked: float | None, what: str) -> fl
     return chosen
 
 
-# ---- X-Codec
-
-
 class XcodecTokenizerConfig(SemanticAcousticConfig):
     family: Literal["xcodec"] = "xcodec"
 
@@ -76,36 +107,14 @@ class XcodecTokenizer(SemanticAcousticTokenizer):
 
     config_class: ClassVar[type[TokenizerConfig]] = XcodecTokenizerConfig
     config: XcodecTokenizerConfig
-
-    def __init__(self, config: XcodecTokenizerConfig):
-        super().__init__(config)
-        from transformers import XcodecConfig, XcodecModel
-
-        settings = build_config(XcodecConfig, config.network)
-        self.network = XcodecModel(settings).eval()
-        self.describe_equal(settings.codebook_size, settings.hop_length)
+    title = "X-Codec"
+    model_type = "xcodec"
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
-        """bandwidth: one of the checkpoint's `target_bandwidths`, by default the largest."""
-        from transformers import XcodecModel
+    def find_classes(cls) -> tuple[type[XcodecConfig], type[XcodecModel]]:
+        from transformers import XcodecConfig, XcodecModel
 
-        check_kind(folder, ("xcodec",), "X-Codec")
-        model = load_reference(XcodecModel, folder)
-        chosen = choose_bandwidth(list(model.config.target_bandwidths), bandwidth, "X-Codec")
-        tokenizer = cls(
-            XcodecTokenizerConfig(
-                network=to_plain_config(model.config),
-                sample_rate_hz=model.config.sample_rate,
-                num_codebooks=model.quantizer.get_num_quantizers_for_bandwidth(chosen),
-                bandwidth=chosen,
-            )
-        )
-        tokenizer.network.load_state_dict(model.state_dict())
-        return tokenizer.eval()
-
-
-# ---- Higgs Audio v2
+        return XcodecConfig, XcodecModel
 
 
 class HiggsTokenizerConfig(SemanticAcousticConfig):
@@ -117,30 +126,11 @@ class HiggsTokenizer(SemanticAcousticTokenizer):
 
     config_class: ClassVar[type[TokenizerConfig]] = HiggsTokenizerConfig
     config: HiggsTokenizerConfig
-
-    def __init__(self, config: HiggsTokenizerConfig):
-        super().__init__(config)
-        from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
-
-        settings = build_config(HiggsAudioV2TokenizerConfig, config.network)
-        self.network = HiggsAudioV2TokenizerModel(settings).eval()
-        self.describe_equal(settings.codebook_size, settings.hop_length)
+    title = "Higgs tokenizer"
+    model_type = "higgs_audio_v2_tokenizer"
 
     @classmethod
-    def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
-        """bandwidth: one of the checkpoint's `target_bandwidths`, by default the largest."""
-        from transformers import HiggsAudioV2TokenizerModel
+    def find_classes(cls) -> tuple[type[XcodecConfig], type[XcodecModel]]:
+        from transformers import HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel
 
-        check_kind(folder, ("higgs_audio_v2_tokenizer",), "Higgs Audio v2")
-        model = load_reference(HiggsAudioV2TokenizerModel, folder)
-        chosen = choose_bandwidth(list(model.config.target_bandwidths), bandwidth, "Higgs tokenizer")
-        tokenizer = cls(
-            HiggsTokenizerConfig(
-                network=to_plain_config(model.config),
-                sample_rate_hz=model.config.sample_rate,
-                num_codebooks=model.quantizer.get_num_quantizers_for_bandwidth(chosen),
-                bandwidth=chosen,
-            )
-        )
-        tokenizer.network.load_state_dict(model.state_dict())
-        return tokenizer.eval()
+        return HiggsAudioV2TokenizerConfig, HiggsAudioV2TokenizerModel

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from torch import Tensor
 
 from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
 from unimodal.tokenizers.stored import TokenizerConfig
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
 
 
 class Xcodec2TokenizerConfig(NetworkAudioConfig):
@@ -58,12 +61,19 @@ class Xcodec2Tokenizer(NetworkAudioTokenizer):
             raise ValueError(
                 f"a sound of {x.shape[-1]} samples is shorter than one code; give at least {self.samples_per_code - 1}"
             )
-        inputs = self.features(
-            list(x[:, 0].cpu().numpy()), sampling_rate=self.config.sample_rate_hz, return_tensors="pt"
-        ).to(x.device)
-        found = self.network.encode(**inputs)
+        found = self.network.encode(**self.make_inputs(x))
         num = int(found.audio_codes_mask.sum(-1).max())  # the clips are of one length
         return found.audio_codes[:, 0, :num, None].long()
+
+    def make_inputs(self, x: Tensor) -> BatchFeature:
+        """What the network's `encode` reads, of sounds [B, 1, T] of one length; without a gradient to them."""
+        sounds = list(x[:, 0].detach().cpu().numpy())
+        return self.features(sounds, sampling_rate=self.config.sample_rate_hz, return_tensors="pt").to(x.device)
+
+    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As the network's `forward`; its quantizer passes the gradient straight through and has no loss."""
+        found = self.network.encode(**self.make_inputs(x), output_latents=True)
+        return self.network.decode(latents=found.latents).audio_values, x.new_zeros(())
 
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(audio_codes=ids.transpose(1, 2)).audio_values

@@ -12,7 +12,7 @@ Shapes: B batch, T samples, N frames, D channels, which are the groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from math import prod
 from typing import ClassVar, Literal, Self
@@ -37,7 +37,7 @@ from unimodal.tokenizers.sounds import pad_samples
 from unimodal.tokenizers.stored import TokenizerConfig
 from unimodal.tokenizers.systems.authors_fields import AuthorsFields
 from unimodal.tokenizers.systems.base import Reconstruction, SystemConfig
-from unimodal.tokenizers.systems.key_map import KeyMap, MisfitError
+from unimodal.tokenizers.systems.key_map import WEIGHT_NORM, KeyMap, MisfitError
 from unimodal.tokenizers.systems.sound import SoundConfig, SoundTokenizer
 
 DILATIONS = (1, 3, 5, 7, 9)
@@ -332,7 +332,8 @@ class SQCodecTokenizer(SoundTokenizer):
         assert isinstance(config, SQCodecConfig)
         names = _list_shared_names(config)
         return KeyMap(
-            rules=((r"encoder\.shared_activation\.weight", names[0]), *_list_rules()),
+            rules=((r"encoder\.shared_activation\.weight", names[0]), *_LEVELS),
+            endings=WEIGHT_NORM,
             ignored=tuple(name.replace(".", r"\.") for name in names[1:]),
         )
 
@@ -355,10 +356,10 @@ def _list_shared_names(config: SQCodecConfig) -> list[str]:
     return [f"encoder.{first + level}.down_conv.activation.weight" for level in range(len(config.strides))]
 
 
-def _list_rules() -> Iterator[tuple[str, str]]:
-    """Levels by number, and weight norm in its old form."""
-    layer = r"(encoder|decoder)\.layers\.(\d+)\."
-    for ours, theirs in ((r"down\.()", "down_conv.layer."), (r"up\.()", "up_conv.layer."), (r"((?:.*\.)?)", r"\3")):
-        yield layer + ours + r"parametrizations\.weight\.original0", rf"\1.\2.{theirs}weight_g"
-        yield layer + ours + r"parametrizations\.weight\.original1", rf"\1.\2.{theirs}weight_v"
-        yield layer + ours + r"(weight|bias)", rf"\1.\2.{theirs}\4"
+#: levels by number
+_LAYER = r"(encoder|decoder)\.layers\.(\d+)\."
+_LEVELS = (
+    (_LAYER + r"down\.(.*)", r"\1.\2.down_conv.layer.\3"),
+    (_LAYER + r"up\.(.*)", r"\1.\2.up_conv.layer.\3"),
+    (_LAYER + r"(.*)", r"\1.\2.\3"),
+)
