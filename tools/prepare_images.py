@@ -22,20 +22,19 @@ import argparse
 import hashlib
 import io
 import json
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from unimodal.data.emoji_packages import open_emoji_styles
 from unimodal.data.encoded_media import make_code_point_key
 from unimodal.files import write_bytes_atomically
 
 SIZE = 64  # side of a packed picture, pixels
-RENDER_SIZE = 256  # side at which vector pictures are drawn before they are reduced
 HELD_OUT_FRACTION = 0.05
 SPLIT_SEED = 0
 STYLES = ("noto", "fluent3d", "fluentflat", "twemoji")
@@ -116,63 +115,6 @@ def put_on_white(picture: Image.Image) -> np.ndarray:
     return np.asarray(rgb)  # [64, 64, 3]
 
 
-def render_svg(markup: str) -> Image.Image:
-    import resvg_py
-
-    png = resvg_py.svg_to_bytes(svg_string=markup, width=RENDER_SIZE, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png)))
-
-
-def index_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Code points without `fe0f` → file. Sorted, so that of two files for one key the same wins everywhere."""
-    return {make_code_point_key(path.stem): path for path in sorted(folder.glob(f"*{suffix}"))}
-
-
-def read_bitmap_style(folder: Path, suffix: str) -> Callable[[dict], np.ndarray | None]:
-    files = index_files(folder, suffix)
-
-    def draw(concept: dict) -> np.ndarray | None:
-        path = files.get(concept["key"])
-        if path is None:
-            return None
-        with Image.open(path) as picture:
-            return put_on_white(picture)
-
-    return draw
-
-
-def read_svg_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
-    files = index_files(folder, ".svg")
-
-    def draw(concept: dict) -> np.ndarray | None:
-        path = files.get(concept["key"])
-        return None if path is None else put_on_white(render_svg(path.read_text("utf-8")))
-
-    return draw
-
-
-def open_iconify_style(folder: Path) -> Callable[[dict], np.ndarray | None]:
-    """An Iconify set: `chars.json` maps code points to icon names; the few it lacks are found by their label."""
-    icon_set = json.loads((folder / "icons.json").read_text("utf-8"))
-    chars: dict[str, str] = json.loads((folder / "chars.json").read_text("utf-8"))
-    names = {make_code_point_key(code): name for code, name in sorted(chars.items())}
-    aliases: dict[str, dict] = icon_set.get("aliases", {})
-
-    def draw(concept: dict) -> np.ndarray | None:
-        name = names.get(concept["key"], re.sub(r"[^a-z0-9]+", "-", concept["label"].lower()).strip("-"))
-        alias = aliases.get(name, {})
-        icon = icon_set["icons"].get(alias.get("parent", name))
-        if icon is None:
-            return None
-        width = icon.get("width", icon_set.get("width", 16))
-        height = icon.get("height", icon_set.get("height", 16))
-        markup = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        pixels = put_on_white(render_svg(markup))
-        return pixels[:, ::-1] if alias.get("hFlip") else pixels
-
-    return draw
-
-
 def write_files(folder: Path, written: dict[str, bytes]) -> None:
     """Write the files, then their sha256 into `manifest.json` beside what it holds of other files."""
     for name, data in written.items():
@@ -191,12 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raw: Path = options.raw
     try:
         concepts = read_concepts(raw)
-        draw_of_style: dict[str, Callable[[dict], np.ndarray | None]] = {
-            "noto": read_bitmap_style(raw / "emoji-datasource-google" / "package" / "img" / "google" / "64", ".png"),
-            "fluent3d": read_bitmap_style(raw / "lobehub-fluent-emoji-3d" / "package" / "assets", ".webp"),
-            "fluentflat": open_iconify_style(raw / "iconify-json-fluent-emoji-flat" / "package"),
-            "twemoji": read_svg_style(raw / "twemoji-svg" / "package"),
-        }
+        draw_of_style = open_emoji_styles(raw)
     except FileNotFoundError as error:
         print(f"{error.filename} is missing: run `python tools/fetch_data.py --set images` first", file=sys.stderr)
         raise SystemExit(2) from None
@@ -207,9 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, concept in enumerate(concepts):
         concept["id"] = number
         for style in STYLES:
-            picture = draw_of_style[style](concept)
+            picture = draw_of_style[style](concept["key"], concept["label"])
             if picture is not None:
-                pixels.append(picture)
+                pixels.append(put_on_white(picture))
                 concept_ids.append(number)
                 styles.append(style)
         if number % 300 == 0:
