@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from unimodal.compression import METHODS
+from unimodal.compression.tokens.pvc import ProgressiveEncoder
+from unimodal.compression.tokens.tokenflex import FlexProjector
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -30,6 +33,18 @@ def vocabulary():
             SpanLayout("video", [Segment("image", 16), Segment("video", 9), Segment("video", 9)]),
         ],
     )
+
+
+def make_method(name, keep, **settings):
+    """A method of that name; a learned one with a random module for states of 32 values."""
+    torch.manual_seed(0)
+    if name == "tokenflex":
+        settings["projector"] = FlexProjector(32)
+        torch.nn.init.normal_(settings["projector"].down.weight, std=0.1)
+    if name == "pvc":
+        settings["encoder"] = ProgressiveEncoder(32)
+        torch.nn.init.normal_(settings["encoder"].out.weight, std=0.1)
+    return METHODS[name](keep, **settings)
 
 
 def cache_name(model):

@@ -6,24 +6,32 @@ import re
 import pytest
 import torch
 
-from tests.compression.conftest import STEPS
+from tests.compression.conftest import STEPS, make_method
 from unimodal.compression import BASELINES, METHODS, CacheCompressor, Compressor
 
 NAMES = list(METHODS)
 TOKEN_METHODS = [name for name in NAMES if issubclass(METHODS[name], Compressor)]
 CACHE_METHODS = [name for name in NAMES if issubclass(METHODS[name], CacheCompressor)]
 #: what these choose does not depend on what comes behind the span
-CAUSAL = [name for name in TOKEN_METHODS if name not in ("fastv", "transprune")]
-MERGING = ["pooling", "tome", "token_transforming", "m3", "tokenflex", "ppe"]
+CAUSAL = [name for name in TOKEN_METHODS if name not in ("fastv", "transprune", "todre")]
+#: what merges by means, and its setting that makes sizes count
+MERGING = {
+    "pooling": {},
+    "tome": {},
+    "token_transforming": {},
+    "m3": {"counts_sizes": True},
+    "ppe": {"counts_sizes": True},
+}
+OURS = (*BASELINES, "novelty")  # not published
 
 
 def test_every_method_is_registered_once_and_says_its_source():
-    assert set(BASELINES) <= set(NAMES) and len(NAMES) == len(set(METHODS.values())) == 26
+    assert set(BASELINES) <= set(NAMES) and len(NAMES) == len(set(METHODS.values())) == 27
     for name, method in METHODS.items():
         module = inspect.getmodule(method)
         assert module.__doc__ and method.__doc__
-        assert name in BASELINES or "arXiv" in module.__doc__, f"{name} names no source"
-        assert ("arXiv" in method.paper) == (name not in BASELINES)
+        assert name in OURS or "arXiv" in module.__doc__, f"{name} names no source"
+        assert ("arXiv" in method.paper) == (name not in OURS)
         for number in re.findall(r"\d{4}\.\d{5}", method.paper):
             assert number in module.__doc__ and number in method.__doc__
         assert "Raises ValueError" in " ".join(method.__doc__.split()) or "raises ValueError" in method.__doc__
@@ -62,7 +70,7 @@ def two_media(model, prompts, read):
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", NAMES)
 def test_keeping_everything_changes_nothing(name, model, vocabulary, prompts, read, full):
-    with METHODS[name](1.0)(model, vocabulary):
+    with make_method(name, 1.0)(model, vocabulary):
         assert torch.allclose(read(model, prompts), full, atol=1e-6)
 
 
@@ -70,7 +78,7 @@ def test_keeping_everything_changes_nothing(name, model, vocabulary, prompts, re
 @pytest.mark.parametrize("name", NAMES)
 def test_it_does_something_and_leaving_restores_the_model(name, model, vocabulary, prompts, read, full):
     before = (dict(vars(model.model)), model.config._attn_implementation, dict(model.config.to_dict()))
-    with METHODS[name](0.4)(model, vocabulary):
+    with make_method(name, 0.4)(model, vocabulary):
         changed = read(model, prompts)
     assert (dict(vars(model.model)), model.config._attn_implementation, dict(model.config.to_dict())) == before
     assert torch.equal(read(model, prompts), full)
@@ -83,7 +91,7 @@ def test_it_does_something_and_leaving_restores_the_model(name, model, vocabular
 @pytest.mark.parametrize("positions", ["kept", "compacted"])
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_a_padded_batch_are_what_they_are_alone(name, positions, model, vocabulary, prompts, read):
-    with METHODS[name](0.4, positions=positions)(model, vocabulary):
+    with make_method(name, 0.4, positions=positions)(model, vocabulary):
         together = read(model, prompts)
         for row, alone in zip(prompts, together, strict=True):
             assert torch.allclose(read(model, [row])[0], alone, atol=2e-5), name
@@ -95,7 +103,7 @@ def test_padding_behind_is_as_good_as_padding_in_front(name, model, vocabulary, 
     pad, longest = vocabulary.get_control_id("<|pad|>"), max(map(len, prompts))
     ids = torch.tensor([row + [pad] * (longest - len(row)) for row in prompts])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in prompts])
-    with METHODS[name](0.4)(model, vocabulary), torch.inference_mode():
+    with make_method(name, 0.4)(model, vocabulary), torch.inference_mode():
         together = model(ids, attention_mask=mask).logits
         for row, logits in zip(prompts, together, strict=True):
             assert torch.allclose(logits[: len(row)], model(torch.tensor([row])).logits[0], atol=2e-5)
@@ -106,7 +114,7 @@ def test_padding_behind_is_as_good_as_padding_in_front(name, model, vocabulary, 
 @pytest.mark.parametrize("positions", ["kept", "compacted"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_with_a_cache_as_without(name, positions, model, vocabulary, prompts, read):
-    with METHODS[name](0.4, positions=positions)(model, vocabulary), torch.inference_mode():
+    with make_method(name, 0.4, positions=positions)(model, vocabulary), torch.inference_mode():
         for row in prompts[:3]:
             cached = read(model, [row])[0]
             whole = model(torch.tensor([row + STEPS])).logits[0, len(row) - 1 :]
@@ -122,9 +130,9 @@ def test_merged_tokens_count_for_their_size(name, make_model, vocabulary, prompt
     ids = torch.tensor([prompt([3], vocabulary.encode_span("image", [5] * 16), [6])])
     with torch.inference_mode():
         full = model(ids).logits[0, -1]
-        with METHODS[name](0.3)(model, vocabulary):
+        with make_method(name, 0.3, **MERGING[name])(model, vocabulary):
             merged = model(ids).logits[0, -1]
-        with METHODS["stride"](0.3)(model, vocabulary):
+        with make_method("stride", 0.3)(model, vocabulary):
             pruned = model(ids).logits[0, -1]
     assert torch.allclose(merged, full, atol=1e-5)
     assert not torch.allclose(pruned, full, atol=1e-3)
@@ -134,7 +142,7 @@ def test_merged_tokens_count_for_their_size(name, make_model, vocabulary, prompt
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, read, written):
     rows, full = written
-    with METHODS[name](0.3)(model, vocabulary):
+    with make_method(name, 0.3)(model, vocabulary):
         assert torch.allclose(read(model, rows), full, atol=1e-5)
 
 
@@ -143,9 +151,9 @@ def test_what_the_model_writes_is_never_compressed(name, model, vocabulary, read
 def test_other_decoders(name, qwen, vocabulary, prompts, read, full_of_qwen):
     """Qwen3 normalises queries and keys; only what every decoder layer of this kind takes is used."""
     full = full_of_qwen
-    with METHODS[name](1.0)(qwen, vocabulary):
+    with make_method(name, 1.0)(qwen, vocabulary):
         assert torch.allclose(read(qwen, prompts), full, atol=1e-6)
-    with METHODS[name](0.4)(qwen, vocabulary):
+    with make_method(name, 0.4)(qwen, vocabulary):
         together = read(qwen, prompts[:2])
         assert torch.allclose(read(qwen, prompts[1:2])[0], together[1], atol=2e-5)
     assert not torch.allclose(together, full[:2], atol=1e-3)
@@ -155,7 +163,7 @@ def test_other_decoders(name, qwen, vocabulary, prompts, read, full_of_qwen):
 @pytest.mark.parametrize("name", NAMES)
 def test_only_the_named_media(name, model, vocabulary, prompts, read, two_media):
     picture, both = two_media
-    with METHODS[name](0.3, modalities=("audio",))(model, vocabulary):
+    with make_method(name, 0.3, modalities=("audio",))(model, vocabulary):
         assert torch.allclose(read(model, prompts[1:2]), picture, atol=1e-6)
         assert not torch.allclose(read(model, prompts[:1]), both, atol=1e-4)
 
@@ -190,19 +198,26 @@ def test_a_layer_that_the_model_lacks_is_refused_in_one_line(name, model, make_m
     before = dict(vars(model.model))
     with (
         pytest.raises(ValueError, match="acts before layer 4, but this model has 4, numbered from 0"),
-        METHODS[name](0.4, layer=4)(model, vocabulary),
+        make_method(name, 0.4, layer=4)(model, vocabulary),
     ):
         raise AssertionError("it was let in")
     assert dict(vars(model.model)) == before
-    with METHODS[name](0.4, layer=3)(model, vocabulary), METHODS["stride"](0.9)(model, vocabulary):
+    with make_method(name, 0.4, layer=3)(model, vocabulary), make_method("stride", 0.9)(model, vocabulary):
         read(model, prompts, [])
     two = make_model(num_layers=2)
-    with METHODS[name](0.4)(two, vocabulary) as session:
+    with make_method(name, 0.4)(two, vocabulary) as session:
         read(two, prompts, [])
     assert session.stats.tokens_after < session.stats.tokens_before
 
 
-@pytest.mark.parametrize("name", ["fastv", "summary_query", "globalcom", "transprune"])
+@pytest.mark.parametrize("name", ["tokenflex", "pvc"])
+def test_a_learned_method_refuses_without_its_module(name, model, vocabulary):
+    with pytest.raises(ValueError, match="is learned; give .* trained with the decoder") as error:
+        METHODS[name](0.5)(model, vocabulary).__enter__()
+    assert METHODS[name].is_learned and "\n" not in str(error.value) and "forward" not in vars(model.model)
+
+
+@pytest.mark.parametrize("name", ["fastv", "summary_query", "globalcom", "transprune", "document_correlation"])
 def test_one_layer_is_too_few_for_what_looks_at_the_one_before(name, make_model, vocabulary):
     with pytest.raises(ValueError, match="acts before layer 1, but this model has 1, numbered from 0"):
-        METHODS[name](0.4)(make_model(num_layers=1), vocabulary).__enter__()
+        make_method(name, 0.4)(make_model(num_layers=1), vocabulary).__enter__()

@@ -13,13 +13,14 @@ from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.document_correlation import DocumentCorrelation, divide_budget, measure_density
 from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.fastv import FastV
-from unimodal.compression.tokens.globalcom import GlobalCom, compute_crop_ratios, split_regions
+from unimodal.compression.tokens.globalcom import GlobalCom, compute_crop_ratios, find_crops, sum_regions
 from unimodal.compression.tokens.grids import allot, average_line, find_grid, interpolate_line
 from unimodal.compression.tokens.m3 import M3, number_windows
+from unimodal.compression.tokens.novelty import Novelty
 from unimodal.compression.tokens.pooling import Pooling
-from unimodal.compression.tokens.ppe import PPE, choose_members, find_density_peaks
+from unimodal.compression.tokens.ppe import PPE, choose_members, count_neighbours, find_density_peaks
 from unimodal.compression.tokens.prefix import Prefix
-from unimodal.compression.tokens.pvc import PVC
+from unimodal.compression.tokens.pvc import PVC, ProgressiveEncoder
 from unimodal.compression.tokens.random_tokens import RandomTokens
 from unimodal.compression.tokens.stride import Stride
 from unimodal.compression.tokens.summary_query import SummaryQuery
@@ -29,18 +30,23 @@ from unimodal.compression.tokens.tokenflex import FlexProjector, TokenFLEX
 from unimodal.compression.tokens.tome import ToMe
 from unimodal.compression.tokens.transprune import TransPrune
 
+#: what the plan needs is more than the states, or the count is its own
+LOOKING = ("fastv", "transprune", "summary_query", "globalcom", "document_correlation", "m3")
 EMBEDDING_ONLY = [
     name
     for name, method in METHODS.items()
-    if issubclass(method, Compressor) and name not in ("fastv", "transprune", "summary_query", "globalcom", "m3")
+    if issubclass(method, Compressor) and name not in LOOKING and not method.is_learned
 ]
 
 
 class Given:
     """Attention and transitions that a test decides."""
 
-    def __init__(self, attention=None, changed=None):
-        self.attention, self.changed = attention or {}, changed
+    def __init__(self, attention=None, changed=None, keys=None):
+        self.attention, self.changed, self.keys = attention or {}, changed, keys
+
+    def measure_keys(self, span, layer):
+        return self.keys
 
     def measure_attention(self, span, query, layer):
         return self.attention[query, layer]
@@ -151,6 +157,25 @@ def test_tome_merges_the_most_similar_pairs_first():
     assert plan.merge[0, 4].tolist() == [0, 0, 0.5, 0, 0, 0.5, 0, 0]
 
 
+@pytest.mark.parametrize("num", [16, 15, 9])
+def test_tome_goes_on_with_the_order_of_the_round_before(num):
+    """The published order, written out with lists: what was not merged, strongest tie first, then the odd ones."""
+    hidden = states(1, num)
+    groups = [[token] for token in range(num)]
+    while len(groups) > 2:
+        means = torch.stack([hidden[0, group].mean(0) for group in groups])
+        even, odd = groups[::2], [list(group) for group in groups[1::2]]
+        ties = compute_cosines(means[None, ::2], means[None, 1::2])[0]
+        order = sorted(range(len(even)), key=lambda place: -float(ties[place].max()))
+        merged = order[: min(len(groups) - 2, len(groups) // 2)]
+        for place in merged:
+            odd[int(ties[place].argmax())] += even[place]
+        groups = [even[place] for place in order if place not in merged] + odd
+    plan = planned(ToMe(), hidden, 2)
+    found = [row.nonzero()[:, 0].tolist() for row in plan.merge[0]]
+    assert sorted(found) == sorted(sorted(group) for group in groups)
+
+
 def test_tome_weighs_by_size_over_rounds():
     """A round merges at most half, so 16 → 2 takes three; what is left is the mean of its members."""
     hidden = states(1)
@@ -160,6 +185,21 @@ def test_tome_weighs_by_size_over_rounds():
     assert torch.allclose(belongs.sum(1), torch.ones(1, 16), atol=1e-5)
     again = ToMe().plan(hidden, Span(hidden, torch.zeros(1, 16), torch.full((1, 16), 3.0), count=2))
     assert torch.allclose(again.sizes, plan.sizes * 3) and torch.allclose(again.merge, plan.merge, atol=1e-6)
+
+
+def test_tome_compares_keys_in_every_layer():
+    hidden, keys = states(1), states(1, width=4)
+    plan = planned(ToMe(metric="keys"), hidden, 9, layer=1, observer=Given(keys=keys))
+    assert torch.equal(plan.merge, planned(ToMe(), keys, 9).merge)
+    every = ToMe(0.25, metric="keys", every_layer=True)
+    assert every.find_sites(4) == (1, 2, 3) and every.find_watched_layers(4) == (0, 1, 2)
+    spans = [Span.from_states(states(1, num), num, layer=layer) for layer, num in ((1, 16), (2, 12), (3, 8))]
+    for span in spans:
+        span.original = 16
+    assert [every.count_kept([span], 4)[0] for span in spans] == [12, 8, 4]
+    for wrong in ({"metric": "values"}, {"metric": "keys", "layer": 0}, {"layer": -1}):
+        with pytest.raises(ValueError):
+            ToMe(**wrong)
 
 
 def test_token_transforming_is_many_to_many_and_becomes_merging_when_cold():
@@ -206,21 +246,22 @@ def test_tokenflex_pools_to_any_number_and_draws_one_for_each_step():
     for count in (2, 4, 7):
         pooled = planned(Pooling(), hidden, count)
         plan = planned(flex, hidden, count)
+        assert plan.sizes is None
         assert torch.allclose(plan.states, pooled.merge @ hidden, atol=1e-6)  # an untrained projector is pooling
     drawn = [flex.draw(generator) for _ in range(60)]
     assert {d.keep for d in drawn} == {0.25, 0.5, 1.0} and all(d.projector is flex.projector for d in drawn)
 
 
-def test_ppe_clusters_and_keeps_positions_of_members():
+def test_ppe_clusters_and_keeps_positions_of_its_last_members():
     centres = torch.eye(8)[:3] * 10
     hidden = (centres[torch.tensor([0] * 6 + [1] * 5 + [2] * 5)] + 0.1 * torch.randn(16, 8))[None]
-    plan = planned(PPE(num_positions=4), hidden, 3)
-    assert plan.sizes[0].tolist() == [6, 5, 5]
-    members = plan.members[0].tolist()
-    assert members == [[0, 1, 3, 4], [6, 7, 8, 9], [11, 12, 13, 14]]
+    plan = planned(PPE(num_positions=4, counts_sizes=True), hidden, 3)
+    assert plan.sizes[0].tolist() == [6, 5, 5] and planned(PPE(), hidden, 3).sizes is None
+    assert plan.members[0].tolist() == [[5, 4, 3, 2], [10, 9, 8, 7], [15, 14, 13, 12]]
     index, assigned = find_density_peaks(torch.zeros(1, 6, 4), 4)  # equal tokens: as many clusters as asked
     assert len(assigned.unique()) == 4 and torch.equal(assigned.gather(1, index), torch.arange(4)[None])
-    assert choose_members(torch.tensor([[0, 1, 1, 0]]), 2, 1).tolist() == [[[0], [1]]]
+    assert choose_members(torch.tensor([[0, 1, 1, 0]]), 2, 5).tolist() == [[[3, 0, 3, 0, 3], [2, 1, 2, 1, 2]]]
+    assert [count_neighbours(count) for count in (1, 2, 4, 5, 64)] == [1, 1, 2, 5, 5]
 
 
 # ---- choosing by embeddings
@@ -276,22 +317,29 @@ def test_todre_takes_the_largest_summed_distance_and_drops_all_late():
         and ToDRE(0.5, relevance=0).find_sites(8) == (0,)
     )
     late = Span.from_states(hidden, 10, layer=6)
-    assert ToDRE(0.5).count_kept([late], 8) == [0] and planned(ToDRE(), hidden, 0).index.shape == (1, 0)
-    for mass, count in ((0.04, 10), (0.01, 0)):  # attention to ten tokens
-        late.observer = Given({("last", 5): torch.full((1, 10), mass)})
+    assert ToDRE(0.5, relevance=1.0).count_kept([late], 8) == [0] and planned(ToDRE(), hidden, 0).index.shape == (1, 0)
+    for mass, count in ((0.04, 10), (0.01, 0)):  # attention of the words to ten tokens
+        late.observer = Given({("after", 5): torch.full((1, 10), mass)})
         assert ToDRE(0.5, relevance=0.2).count_kept([late], 8) == [count]
 
 
 def test_centerclip_keeps_medoids_of_every_segment():
+    """Segments of two frames: a second frame that repeats the first adds nothing."""
     groups = torch.eye(8)[:4] * 20
     noise = torch.randn(24, 8) * 0.3
     hidden = (groups[torch.tensor([0] * 5 + [1] * 7 + [2] * 6 + [3] * 6)] + noise)[None]
-    plan = planned(CenterCLIP(), hidden, 4, segments=(12, 12), modality="video")
-    expected = []
-    for start, end in ((0, 5), (5, 12), (12, 18), (18, 24)):
-        part = hidden[0, start:end]
-        expected.append(start + int(torch.cdist(part, part).sum(0).argmin()))
-    assert plan.index[0].tolist() == expected
+    for segments, frames in (((12, 12), 1), ((6, 6, 6, 6), 2), ((6, 6, 6, 6, 24), 2)):
+        whole = hidden if len(segments) < 5 else torch.cat([hidden, torch.zeros(1, 24, 8)], 1)
+        count = 4 if len(segments) < 5 else 8
+        plan = planned(CenterCLIP(frames=frames), whole, count, segments=segments, modality="video")
+        expected = []
+        for start, end in ((0, 5), (5, 12), (12, 18), (18, 24)):
+            part = hidden[0, start:end]
+            expected.append(start + int(torch.cdist(part, part).sum(0).argmin()))
+        assert plan.index[0, :4].tolist() == expected
+    still = torch.cat([hidden[:, :12], hidden[:, :12]], 1)
+    kept = planned(CenterCLIP(), still, 2, segments=(12, 12), modality="video").index[0] % 12
+    assert sorted(int(token >= 5) for token in kept) == [0, 1]  # one of each group, not one of each frame
     index = find_medoids(hidden, 5)[0]
     distance = torch.cdist(hidden[0], hidden[0])
     near = distance[index].argmin(0)
@@ -311,23 +359,48 @@ def test_documents_give_repeated_parts_few_tokens():
     assert counts[0] < counts[2] < counts[1] and abs(sum(counts) - 24) <= 1
     assert DocumentCorrelation(0.5).count_kept(spans[:1], 4) == [8]  # alone it has the whole budget
     assert divide_budget(30, [1, 1, 100], [16, 16, 16]) == [7, 7, 16]
-    odd_ones = planned(DocumentCorrelation(), torch.cat([blank[:, :12], -dense[:, :4] * 5], 1), 4).index[0]
-    assert odd_ones.tolist() == [12, 13, 14, 15]
+    attention = torch.tensor([[1.0, 2, 3, 4] * 4]) ** 4
+    fields = {"layer": 1, "observer": Given({("summary", 0): attention})}
+    best = planned(DocumentCorrelation(samples=False), dense, 4, **fields).index[0]
+    assert best.tolist() == [3, 7, 11, 15]
+    seen = torch.zeros(16)
+    for seed in range(200):  # drawn in proportion to the summary's attention
+        seen[planned(DocumentCorrelation(seed=seed), dense, 1, **fields).index[0]] += 1
+    share = seen.view(4, 4).sum(0) / 200
+    assert torch.allclose(share, torch.tensor([1.0, 16, 81, 256]) / 354, atol=0.08)
 
 
-def test_pvc_frames_of_a_still_scene_fill_in_what_is_missing():
+def test_novelty_of_a_still_scene_fills_in_what_is_missing():
     """A static clip chooses over its frames what the picture chooses at once, and nothing twice."""
     scene = states(1, 12)
     clip = scene.repeat(1, 4, 1)
-    chosen = planned(PVC(), clip, 8, segments=(12,) * 4, modality="video").index[0]
+    chosen = planned(Novelty(), clip, 8, segments=(12,) * 4, modality="video").index[0]
     assert [int(((chosen // 12) == f).sum()) for f in range(4)] == [2] * 4  # equal shares
     places = (chosen % 12).tolist()
     assert len(set(places)) == 8
-    picture = planned(PVC(repeats=4), scene, 8).index[0]
+    picture = planned(Novelty(repeats=4), scene, 8).index[0]
     assert sorted(places) == picture.tolist()
     moving = torch.cat([scene, torch.cat([scene[:, :6], states(1, 6)], 1)], 1)
-    index = planned(PVC(), moving, 12, segments=(12, 12), modality="video").index[0].tolist()
+    index = planned(Novelty(), moving, 12, segments=(12, 12), modality="video").index[0].tolist()
     assert sum(i >= 18 for i in index) > sum(12 <= i < 18 for i in index)  # the second frame adds what is new
+
+
+def test_pvc_averages_frames_that_its_encoder_made_different():
+    """Untrained, a still clip says the same in every frame; an encoder that knows the frame makes them different."""
+    encoder, scene = ProgressiveEncoder(8), states(1, 16)
+    plain = planned(PVC(repeats=2, encoder=encoder), scene, 8)
+    assert torch.allclose(plain.states[:, :4], plain.states[:, 4:], atol=1e-6)
+    assert torch.allclose(plain.states[:, :4], planned(Pooling(), scene, 4).merge @ scene, atol=1e-6)
+    torch.nn.init.normal_(encoder.out.weight)
+    torch.nn.init.normal_(encoder.frame.weight)
+    learned = planned(PVC(repeats=2, encoder=encoder), scene, 8)
+    assert not torch.allclose(learned.states[:, :4], learned.states[:, 4:], atol=1e-2)
+    clip = torch.cat([scene, states(1, 16)], 1)
+    frames = planned(PVC(encoder=encoder), clip, 8, segments=(16, 16), modality="video").states
+    changed = planned(
+        PVC(encoder=encoder), clip + torch.cat([scene * 0, scene], 1), 8, segments=(16, 16), modality="video"
+    )
+    assert torch.allclose(frames[:, :4], changed.states[:, :4], atol=1e-5)  # causal over frames
 
 
 # ---- choosing by attention
@@ -355,27 +428,26 @@ def test_summary_query_sums_layers_and_keeps_the_order():
 
 def test_transprune_joins_transitions_and_attention_in_stages():
     changed, attention = torch.rand(1, 16), torch.rand(1, 16)
-    source = Given({("after", 1): attention}, changed)
+    source = Given({("after", 2): attention}, changed)  # of the layer behind the stage
+    scores = changed / changed.sum() + attention / attention.sum()  # 1 : 1
+    plan = planned(TransPrune(), states(1), 5, layer=2, observer=source)
+    assert torch.equal(plan.index, scores.topk(5).indices.sort(-1).values)
     plan = planned(TransPrune(attention_weight=0.0), states(1), 5, layer=2, observer=source)
     assert torch.equal(plan.index, changed.topk(5).indices.sort(-1).values)  # transitions alone are a criterion
-    plan = planned(TransPrune(attention_weight=1e6), states(1), 5, layer=2, observer=source)
-    assert torch.equal(plan.index, attention.topk(5).indices.sort(-1).values)
-    assert TransPrune().find_sites(32) == (8, 10, 13) and TransPrune().find_changing_layers(32) == tuple(range(7, 13))
-    counts = [
-        TransPrune(0.125).count_kept([Span.from_states(states(1, 64), 64, layer=layer)], 32)[0] for layer in (8, 10, 13)
-    ]
-    assert counts == [32, 16, 8]
+    assert TransPrune().find_sites(32) == (7, 9, 12) and TransPrune().find_changing_layers(32) == tuple(range(6, 12))
+    for keep, expected in ((0.125, [56, 40, 8]), (0.5, [59, 50, 32])):
+        spans = [Span.from_states(states(1, 64), 64, layer=layer) for layer in (7, 9, 12)]
+        assert [TransPrune(keep).count_kept([span], 32)[0] for span in spans] == expected
 
 
 def test_transitions_are_growth_times_turn():
     """Of a module that turns one token only, and of one that lengthens one only."""
     from types import SimpleNamespace
 
-    from unimodal.compression.running.executor import note_transitions
+    from unimodal.compression.running.transitions import note_transitions
 
     given = torch.tensor([[[1.0, 0.0]] * 4])
-    media = torch.tensor([[True, True, True, False]])
-    stream = SimpleNamespace(media=media, valid=torch.ones_like(media), changed=None)
+    stream = SimpleNamespace(valid=torch.tensor([[True, True, True, False]]), changed=None)  # the last is padding
     made = given.clone()
     made[0, 1] = torch.tensor([0.0, 1.0])
     made[0, 2] *= 3
@@ -393,19 +465,32 @@ def test_globalcom_gives_crops_budgets_by_the_thumbnail():
         Span.from_states(states(1), 16, layer=1, observer=Given({("summary", 0): row[None]}))
         for row in (scores, *torch.rand(4, 16))
     )
-    spans = [thumbnail, *crops]
-    counts = GlobalCom(0.5).count_kept(spans, 4)
+    spans, method = [thumbnail, *crops], GlobalCom(0.5, grid=(2, 2))
+    counts = method.count_kept(spans, 4)
     assert counts[0] == 8 and counts[1] > counts[2] == counts[3] == counts[4]
     ratios = compute_crop_ratios(0.5, torch.tensor([40.0, 0.0, 0.0, 0.0]))
     p = torch.tensor([4.0, 0, 0, 0]).softmax(0)
     assert torch.allclose(ratios, (0.5 * (1 + p - 0.25)).clamp(max=1)) and abs(float(ratios.mean()) - 0.5) < 1e-6
-    assert [part.sum().item() for part in split_regions(scores, 4)] == [40, 0, 0, 0]
-    hints = GlobalCom(0.5).give_hints(spans)
-    assert (hints[1] == 10).all() and (hints[2] == 0).all() and (hints[0] == 0).all()
-    assert GlobalCom(0.5).count_kept([thumbnail], 4) == [8]  # one picture: its own summary decides
+    assert sum_regions(scores, (2, 2)).tolist() == [40, 0, 0, 0]
+    hints = method.give_hints(spans)
+    whole = F.interpolate(scores.view(1, 1, 4, 4), size=(8, 8), mode="bilinear", align_corners=False)[0, 0]
+    for hint, (row, column) in zip(hints[1:], ((0, 0), (0, 4), (4, 0), (4, 4)), strict=True):
+        assert torch.allclose(hint[0], whole[row : row + 4, column : column + 4].flatten())
+    assert (hints[0] == 0).all()
     local = crops[0].measure_attention("summary")
-    plan = planned(GlobalCom(), states(1), 5, layer=1, observer=crops[0].observer)
+    plan = planned(method, states(1), 5, layer=1, observer=crops[0].observer)
     assert torch.equal(plan.index, local.topk(5).indices.sort(-1).values)
+
+
+def test_a_second_picture_is_no_crop_unless_it_is_declared():
+    scores = torch.rand(7, 16)
+    spans = [Span.from_states(states(1), 16, layer=1, observer=Given({("summary", 0): row[None]})) for row in scores]
+    assert GlobalCom(0.5).count_kept(spans, 4) == [8] * 7
+    assert all((hint == 0).all() for hint in GlobalCom(0.5).give_hints(spans))
+    assert find_crops(spans, (1, 2)) == [(0, [1, 2]), (3, [4, 5])]  # and one is left over
+    assert find_crops(spans, (3, 3)) == []
+    with pytest.raises(ValueError, match="grid is"):
+        GlobalCom(grid=(0, 2))
 
 
 @pytest.mark.sweep

@@ -80,10 +80,7 @@ def test_pvc_trains_its_encoder(model, batch, vocabulary):
         with method(model, vocabulary):
             return loss_of(model, batch)
 
-    with torch.no_grad(), PVC(0.5)(model, vocabulary):
-        plain = float(loss_of(model, batch))
     losses = train(method.encoder.parameters(), step, 25)
-    assert losses[0] == pytest.approx(plain, rel=1e-5)  # it starts as nothing
     assert losses[-1] < 0.7 * losses[0]
 
 

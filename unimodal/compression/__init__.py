@@ -27,6 +27,7 @@ from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.fastv import FastV
 from unimodal.compression.tokens.globalcom import GlobalCom
 from unimodal.compression.tokens.m3 import M3
+from unimodal.compression.tokens.novelty import Novelty
 from unimodal.compression.tokens.pooling import Pooling
 from unimodal.compression.tokens.ppe import PPE
 from unimodal.compression.tokens.prefix import Prefix
@@ -76,6 +77,7 @@ METHODS: dict[str, type[Method]] = {
     "centerclip": CenterCLIP,
     "ppe": PPE,
     "pvc": PVC,
+    "novelty": Novelty,
     "snapkv": SnapKV,
     "h2o": H2O,
     "keyformer": Keyformer,

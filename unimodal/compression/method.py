@@ -14,9 +14,10 @@ Shapes: as in `plan.py`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -27,6 +28,36 @@ from unimodal.media.registry import MEDIA
 from unimodal.vocabulary import Vocabulary
 
 
+def check_kinds(settings: Method) -> None:
+    """Raises ValueError for a whole number that is none, and for a number that is not finite."""
+    for spec in fields(settings):
+        value, kind = vars(settings)[spec.name], str(spec.type).removesuffix(" | None")
+        if value is None or kind not in ("int", "float"):
+            continue
+        if kind == "int" and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"{spec.name} is {value!r}; give a whole number")
+        if kind == "float" and (not isinstance(value, int | float) or not math.isfinite(value)):
+            raise ValueError(f"{spec.name} is {value!r}; give a finite number")
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raises ValueError for a number below `least`."""
+    if value < least:
+        raise ValueError(f"{name} is {value}; give a whole number of at least {least}")
+
+
+def check_odd(name: str, value: int) -> None:
+    """Raises ValueError for a number below 1, and for an even one."""
+    if value < 1 or value % 2 == 0:
+        raise ValueError(f"{name} is {value}; give an odd number of at least 1")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises ValueError for a number outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}; give a number between 0 and 1")
+
+
 @dataclass
 class Method(ABC):
     """Settings that all methods share, those for tokens and those for the cache.
@@ -35,7 +66,8 @@ class Method(ABC):
     positions: "kept", every token keeps its position and decoding continues at the original length; "compacted",
     positions are counted again without the dropped tokens, and decoding continues behind them.
 
-    Raises ValueError for a share outside (0, 1], an unknown medium, and an unknown rule for positions.
+    Raises ValueError for a share outside (0, 1], an unknown medium, an unknown rule for positions, and for a setting
+    that is not a number of its kind.
     """
 
     keep: float = 0.5
@@ -45,10 +77,13 @@ class Method(ABC):
 
     #: what is shortened: the tokens of a span, or the entries that the cache keeps of them
     acts_on: ClassVar[Literal["tokens", "cache"]]
-    #: where the method was published; empty for a baseline
+    #: where the method was published; empty for a baseline, and for a rule of our own
     paper: ClassVar[str] = ""
+    #: whether it needs a module that was trained with the decoder; without one it refuses to open
+    is_learned: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep is {self.keep}; it is the share of tokens to keep, above 0 and at most 1")
         if unknown := set(self.modalities) - set(MEDIA):
@@ -71,6 +106,8 @@ class Compressor(Method):
     acts_on: ClassVar[Literal["tokens"]] = "tokens"
     #: whether the class overrides `count_kept` or `give_hints`, which are called with all spans of a row together
     judges_rows: ClassVar[bool] = False
+    #: whether the plan needs the attention of the coming layer, `Span.measure_attention(…, span.layer)`
+    previews: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

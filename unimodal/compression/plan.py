@@ -56,6 +56,8 @@ class SpanObserver(Protocol):
 
     def measure_attention(self, span: Span, query: Query, layer: int) -> Tensor: ...
 
+    def measure_keys(self, span: Span, layer: int) -> Tensor: ...
+
     def measure_transitions(self, span: Span) -> Tensor: ...
 
 
@@ -103,10 +105,19 @@ class Span:
     def measure_attention(self, query: Query, layer: int | None = None) -> Tensor:
         """The attention that the tokens receive from `query` in a layer, the mean over heads, float32 [B, N].
 
-        layer: by default the last before this site. `find_watched_layers` of the method must name it.
+        layer: by default the last before this site; `find_watched_layers` of the method must name it. The site itself
+        is the coming layer, for a method that `previews`.
         """
         assert self.observer is not None, "this span has no attention"
         return self.observer.measure_attention(self, query, self.layer - 1 if layer is None else layer)
+
+    def measure_keys(self, layer: int | None = None) -> Tensor:
+        """The keys of the tokens in a layer, the mean over heads, with their positions turned back, [B, N, W].
+
+        layer: as in `measure_attention`.
+        """
+        assert self.observer is not None, "this span has no keys"
+        return self.observer.measure_keys(self, self.layer - 1 if layer is None else layer)
 
     def measure_transitions(self) -> Tensor:
         """How much the tokens changed in the layers of `find_changing_layers` so far, [B, N] (see TransPrune)."""

@@ -11,7 +11,8 @@ The attack searches for pixels, each within `ATTACK` of the picture's own, for w
 tokens. It tries random squares (Square Attack, arXiv 1912.00049), which needs no gradient. The whole model scores no
 tokens: it gets the pixels that the search starts from.
 
-Random pruning is the mean of five seeds. `blind` is the model asked without the medium, the least that any method gets.
+Random pruning is the mean of five seeds. Methods that are trained with a decoder are left out. `blind` is the model
+asked without the medium, the least that any method gets.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ NOISE_STD = 2 / 255  # of a pixel in [0, 1]
 LONG = 512  # codes of the timed prompts
 ATTACK, QUERIES = 4 / 255, 16  # the largest change of a pixel in [0, 1], and the pictures tried
 SQUARES = (0.3, 0.05)  # share of the picture that the first and the last change cover
-METHOD_NAMES = tuple(METHODS)
+METHOD_NAMES = tuple(name for name, method in METHODS.items() if not method.is_learned)
 
 #: answer, number of the question → how right it is, between 0 and 1
 Judge: TypeAlias = Callable[[str, int], float]

@@ -84,7 +84,8 @@ def make_markdown(figures: CompressionFigures) -> str:
     lines += [
         "",
         f"Questions: {asked}. Asked without the medium, the model is right on: {alone}.",
-        f"{timing}; scoring is inside the time to the first token.",
+        f"{timing}; scoring is inside the time to the first token. FASA finds its frequencies on every prompt "
+        "here, which costs more than it saves; as published they are found once (`FASA.calibrate`).",
         f"Attacked pixels differ by at most {figures['attack_most']:g}, the worst of {figures['attack_queries']} tries "
         "for the tokens kept; the whole model has the first of them. Methods that merge, or act on the cache, keep no "
         "set of tokens to attack.",

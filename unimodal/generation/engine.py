@@ -102,7 +102,7 @@ class Engine:
 
     @property
     def intercepted(self) -> bool:
-        """Whether the model's forward is replaced, as compression does."""
+        """Whether the model's forward, called here, is replaced, as compression does where its context is open."""
         return self._reference.intercepted
 
     @property

@@ -1,7 +1,8 @@
 """DapQ (arXiv 2603.11564): pseudo-queries at the answer's positions; position matters more than content.
 
 The observation window of SnapKV lies inside the prompt. Here the queries of the last tokens are rotated forward by the
-window's length, to the positions that the answer's tokens will have, and score the entries from there.
+window's length, to the positions that the answer's tokens will have, and score the entries from there: all of the
+prompt, its end included.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.kv.snapkv import smooth_attention
+from unimodal.compression.method import check_odd, check_whole
 from unimodal.compression.running.look import Look
-from unimodal.compression.running.rotation import rotate_by
 
 
 @dataclass
@@ -34,15 +35,19 @@ class DapQ(CacheCompressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"window {self.window} and kernel {self.kernel} must be at least 1, the kernel odd")
+        check_whole("window", self.window, 1)
+        check_odd("kernel", self.kernel)
 
     def score(self, look: Look) -> Tensor:
-        num = min(self.window, look.query.shape[2])
-        return smooth_attention(look, look.attend(make_pseudo_queries(look, num)), self.kernel)
+        observes = look.find_window(self.window, is_behind_media=False)
+        query = make_pseudo_queries(look, observes)
+        last = torch.full(observes.shape, len(look.slots) - 1, device=query.device)  # behind the whole prompt
+        inside = torch.zeros_like(observes[:, :0])
+        return smooth_attention(look, look.attend(query, last), observes, self.kernel, inside)
 
 
-def make_pseudo_queries(look: Look, num: int) -> Tensor:
-    """The newest `num` queries, each rotated forward by `num` positions, [B, H, num, W]."""
-    query = look.query[:, :, -num:]
-    return rotate_by(look.rotary, query, torch.full((len(query), 1, num), num, device=query.device))
+def make_pseudo_queries(look: Look, observes: Tensor) -> Tensor:
+    """The newest n queries, each rotated forward by the number of those that observe, bool [B, n]: [B, H, n, W]."""
+    query = look.query[:, :, -observes.shape[1] :]
+    offset = observes.sum(1)[:, None, None].expand(-1, 1, query.shape[2])
+    return look.rotation.rotate_by(query, offset)

@@ -1,22 +1,28 @@
 """FASA (arXiv 2602.03152): a few rotary frequencies of a head tell which entries matter; attend to those in full.
 
 A head's logit is a sum over rotary frequency pairs. The dominant pairs of a head are those whose own logits rank the
-entries most like the whole sum does: their best entries overlap most, over the last queries of the prompt. At every
-step entries are scored by the dominant pairs alone, and the best ones are attended to with all pairs. The paper finds
-the dominant pairs once for a model; here they are found on each prompt.
+entries most like the whole sum does: their best entries overlap most, over the last queries of a prompt. At every step
+entries are scored by the dominant pairs alone, and the best ones are attended to with all pairs.
+
+The paper finds the dominant pairs once for a model, from a few texts: `FASA(…).calibrate(model, vocabulary, rows)`.
+Without that they are found on each prompt, which for a short one costs more time than the method saves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.method import check_whole
 from unimodal.compression.running.attention_rows import compute_logits
 from unimodal.compression.running.look import Look
+from unimodal.compression.running.session import CompressionTarget, find_decoder
+from unimodal.vocabulary import Vocabulary
 
 QUERIES = 8  # the last so many of the prompt find the dominant pairs
 
@@ -26,45 +32,87 @@ class FASA(CacheCompressor):
     """Attend at every step to the entries that a few rotary frequencies of a head rank best (FASA, arXiv 2602.03152).
 
     scores [B, K, L]: the logits of the dominant pairs alone; nothing is dropped.
-    num_pairs: dominant pairs of each head. Raises ValueError for less than one, and for what `CacheCompressor` refuses.
+    num_pairs: dominant pairs of each head. pairs: those of a model, int64 [layers, H, num_pairs], by `calibrate`; None:
+    they are found on each prompt. Raises ValueError for less than one pair, and for what `CacheCompressor` refuses.
     """
 
     paper: ClassVar[str] = "FASA, arXiv 2602.03152"
     num_pairs: int = 4
+    pairs: Tensor | None = field(default=None, repr=False, compare=False)
     acts: ClassVar[Literal["evict", "select", "prefill"]] = "select"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_pairs < 1:
-            raise ValueError(f"num_pairs is {self.num_pairs}; give at least 1")
+        check_whole("num_pairs", self.num_pairs, 1)
+
+    @torch.inference_mode()
+    def calibrate(self, model: CompressionTarget, vocabulary: Vocabulary | None, rows: Sequence[Sequence[int]]) -> FASA:
+        """The same method with the dominant pairs of a model, from prompts that are read one by one.
+
+        Raises ValueError without a row of more than one token.
+        """
+        decoder, vocabulary = find_decoder(model, vocabulary)
+        probe = _Calibration(self.keep, num_pairs=self.num_pairs)
+        device = next(decoder.parameters()).device
+        with probe(model, vocabulary):
+            for row in rows:
+                decoder(input_ids=torch.tensor([list(row)], device=device), use_cache=False)
+        if not probe.agreement:
+            raise ValueError("FASA finds its pairs on prompts of several tokens; give at least one")
+        layers = [probe.agreement[index] for index in sorted(probe.agreement)]
+        return replace(self, pairs=torch.cat([choose_pairs(each, self.num_pairs) for each in layers]).cpu())
 
     def observe(self, look: Look) -> None:
-        query = look.query[:, :, -QUERIES:]
-        look.layer.memory["pairs"] = find_dominant_pairs(
-            look, query, min(self.num_pairs, query.shape[-1] // 2), self.keep
-        )
+        if self.pairs is None:
+            agreement = measure_agreement(look, look.query[:, :, -QUERIES:], self.keep)
+            look.layer.memory["pairs"] = choose_pairs(agreement, self.num_pairs)
 
     def score(self, look: Look) -> Tensor:
         pairs = look.layer.memory.get("pairs")
-        if pairs is None:  # rows were removed since the prompt: find the pairs at this step
-            pairs = find_dominant_pairs(look, look.query, min(self.num_pairs, look.query.shape[-1] // 2), self.keep)
-        by_pair = compute_pair_logits(look, look.query)  # [B, H, F, Q, L]
-        chosen = pairs[:, :, :, None, None].expand(-1, -1, -1, *by_pair.shape[3:])
-        scores = by_pair.gather(2, chosen).sum(2).mean(2)  # [B, H, L]
+        if self.pairs is not None:
+            pairs = self.pairs[look.index].to(look.query.device).expand(len(look.query), -1, -1)
+        elif pairs is None:  # rows were removed since the prompt: find the pairs at this step
+            pairs = choose_pairs(measure_agreement(look, look.query, self.keep), self.num_pairs)
+        query, keys = split_heads(look, look.query)
+        query, keys = (x.gather(2, _spread(pairs, x)) for x in (query, keys))  # [B, H, num_pairs, Q or L, 2]
+        scores = (query @ keys.transpose(-1, -2)).sum(2).mean(2) * look.rule.scaling  # [B, H, L]
         return look.average_groups(scores)
+
+
+class _Calibration(FASA):
+    """Sums the agreement of every pair over the prompts that it sees; it attends to everything."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.keep = min(self.keep, 0.999)
+        self.scope = "prompt"
+        self.agreement: dict[int, Tensor] = {}  # layer → [1, H, F]
+
+    def observe(self, look: Look) -> None:
+        found = measure_agreement(look, look.query[:, :, -QUERIES:], self.keep)
+        self.agreement[look.index] = self.agreement.get(look.index, torch.zeros_like(found)) + found
+
+
+def _spread(pairs: Tensor, x: Tensor) -> Tensor:
+    """pairs int64 [B, H, P] as an index into x [B, H, F, N, 2] along F."""
+    return pairs[..., None, None].expand(-1, -1, -1, *x.shape[3:])
+
+
+def split_heads(look: Look, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [B, H, Q, W] and the keys of each head by the F pairs that a frequency turns: [B, H, F, Q or L, 2]."""
+    keys = look.keys.repeat_interleave(query.shape[1] // look.keys.shape[1], 1)
+    first, second = (look.rotation.split_pairs(x).transpose(2, 3).float() for x in (query, keys))
+    return first, second
 
 
 def compute_pair_logits(look: Look, query: Tensor) -> Tensor:
     """The logits split by the F rotary frequency pairs, [B, H, F, Q, L]; their sum over F is the logits."""
-    keys = look.keys.repeat_interleave(query.shape[1] // look.keys.shape[1], 1)
-    half = query.shape[-1] // 2
-    q = torch.stack([query[..., :half], query[..., half:]], -1).permute(0, 1, 3, 2, 4)  # [B, H, F, Q, 2]
-    k = torch.stack([keys[..., :half], keys[..., half:]], -1).permute(0, 1, 3, 2, 4)
-    return q.float() @ k.float().transpose(-1, -2) * look.scaling
+    queries, keys = split_heads(look, query)
+    return queries @ keys.transpose(-1, -2) * look.rule.scaling
 
 
-def find_dominant_pairs(look: Look, query: Tensor, num_pairs: int, keep: float) -> Tensor:
-    """The pairs of every head that agree most with all pairs about which entries are best, int64 [B, H, num_pairs].
+def measure_agreement(look: Look, query: Tensor, keep: float) -> Tensor:
+    """How many of the best entries of all pairs together are each pair's best too, summed over queries: [B, H, F].
 
     query: [B, H, Q, W]. keep: the share of the entries that count as best.
     """
@@ -72,10 +120,14 @@ def find_dominant_pairs(look: Look, query: Tensor, num_pairs: int, keep: float) 
     free = (look.slots.evictable & look.slots.valid[:, None]).any(1)  # [B, L], where a choice is made
     bias = bias.masked_fill(~free[:, None, None], -torch.inf)
     count = free.sum(-1).mul(keep).round().clamp(min=1)[:, None, None, None]  # [B, 1, 1, 1]
-    whole = _mark_best(compute_logits(query, look.keys, look.scaling) + bias, count)  # [B, H, Q, L]
+    whole = _mark_best(compute_logits(query, look.keys, look.rule) + bias, count)  # [B, H, Q, L]
     own = _mark_best(compute_pair_logits(look, query) + bias[:, :, None], count[..., None])
     valid = look.slots.valid[:, None, -query.shape[2] :, None]
-    agreement = (own & (whole & valid)[:, :, None]).flatten(3).sum(-1)  # [B, H, F]
+    return (own & (whole & valid)[:, :, None]).flatten(3).sum(-1)
+
+
+def choose_pairs(agreement: Tensor, num_pairs: int) -> Tensor:
+    """The pairs [..., F] → [..., P] that agree most, the first of equal ones; P = `num_pairs`, at most F."""
     return agreement.argsort(dim=-1, descending=True, stable=True)[..., :num_pairs]
 
 

@@ -1,7 +1,8 @@
 """H2O (arXiv 2306.14048): keep heavy hitters, the entries with the most attention so far, and a recent window.
 
 Attention is summed over all queries of the prompt and of the answer as it is written. Whenever there are more entries
-than the budget, those with the least attention are dropped.
+than the budget, those with the least attention are dropped. Half of the budget is for the newest entries, as published;
+where only media entries go (the scope "media") the newest entries are words, which stay anyway.
 """
 
 from __future__ import annotations
@@ -25,22 +26,27 @@ class H2O(CacheCompressor):
     """Keep the entries that got the most attention so far (heavy hitters, H2O, arXiv 2306.14048).
 
     scores [B, K, L]: attention summed over all queries of the prompt and of every step behind it.
-    recent: entries among this many newest slots stay before the heavy hitters. Raises ValueError for what
-    `CacheCompressor` refuses.
+    recent_share, recent: the share of the budget, and the least number, of newest slots that stay before the heavy
+    hitters. Raises ValueError for what `CacheCompressor` refuses.
     """
 
     paper: ClassVar[str] = "H2O, arXiv 2306.14048"
 
-    recent: int = 8
+    recent_share: float = 0.5
     at_every_step: ClassVar[bool] = True
 
     def score(self, look: Look) -> Tensor:
         received = look.average_groups(sum_attention(look))  # [B, K, L]
-        layer = look.layer
-        if layer.score is not None and not look.first:
-            received = received + F.pad(layer.score, (0, received.shape[-1] - layer.score.shape[-1]))
-        layer.score = received
-        return received
+        return accumulate_scores(look, received)
+
+
+def accumulate_scores(look: Look, received: Tensor) -> Tensor:
+    """What the entries received in this call [B, K, L], plus what they received before; remembered for the next."""
+    layer = look.layer
+    if layer.score is not None and not look.first:
+        received = received + F.pad(layer.score, (0, received.shape[-1] - layer.score.shape[-1]))
+    layer.score = received
+    return received
 
 
 def sum_attention(look: Look) -> Tensor:
@@ -51,6 +57,6 @@ def sum_attention(look: Look) -> Tensor:
     total = torch.zeros((*look.query.shape[:2], look.keys.shape[2]), device=look.keys.device)
     for start in range(0, num, QUERIES):
         part = slice(start, start + QUERIES)
-        probs = compute_attention_rows(look.query[:, :, part], look.keys, at[:, part], look.slots, look.scaling)
+        probs = compute_attention_rows(look.query[:, :, part], look.keys, at[:, part], look.slots, look.rule)
         total += (probs * valid[:, None, part, None]).sum(2)
     return total

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from unimodal.compression.method import Method
+from unimodal.compression.method import Method, check_share
 from unimodal.compression.running.look import Look
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.vocabulary import Vocabulary
@@ -24,19 +24,23 @@ from unimodal.vocabulary import Vocabulary
 class CacheCompressor(Method):
     """A method that acts on the cache: every key/value head keeps, or attends to, its best entries.
 
-    keep: the share of evictable entries that stays. scope: "media", entries of input spans are evictable; "prompt",
-    entries of words too. recent: within the share, entries among this many newest slots stay before all others.
+    keep: the share that stays of all evictable entries that were read, in this call and in earlier ones. scope:
+    "media", entries of input spans are evictable; "prompt", entries of words too. recent: within the share, entries
+    among this many newest slots stay before all others. recent_share: the same as a share of the entries that stay; the
+    larger number counts.
 
-    Raises ValueError for an unknown scope and for a negative `recent`, and for what `Method` refuses.
+    Raises ValueError for an unknown scope, a negative `recent`, a `recent_share` outside [0, 1], and for what `Method`
+    refuses.
     """
 
     _: KW_ONLY
     scope: Literal["media", "prompt"] = "media"
     recent: int = 0
+    recent_share: float = 0.0
 
     acts_on: ClassVar[Literal["cache"]] = "cache"
-    #: evict: drop entries after the prompt; select: attend to some of them at every step behind the prompt; prefill:
-    #: attend sparsely within the prompt
+    #: evict: drop entries when a prompt or a later turn was read; select: attend to some of them at every step behind
+    #: the prompt; prefill: attend sparsely within the prompt
     acts: ClassVar[Literal["evict", "select", "prefill"]] = "evict"
     #: whether a method that evicts scores, and drops, at every step behind the prompt too
     at_every_step: ClassVar[bool] = False
@@ -47,13 +51,33 @@ class CacheCompressor(Method):
             raise ValueError(f"scope {self.scope!r} is unknown; use media or prompt")
         if self.recent < 0:
             raise ValueError(f"recent is {self.recent}; it is a number of entries, at least 0")
+        check_share("recent_share", self.recent_share)
 
     def __call__(self, model: CompressionTarget, vocabulary: Vocabulary | None = None) -> CompressionSession:
         return CompressionSession(self, model, vocabulary)
 
     @abstractmethod
     def score(self, look: Look) -> Tensor:
-        """The worth of every slot to every key/value head, float [B, K, L]."""
+        """The worth of every slot to every key/value head, float [B, K, L].
+
+        A method that attends sparsely within the prompt may score for every query head instead, [B, H, L].
+        """
+
+    def is_active(self, look: Look) -> bool:
+        """Whether the method acts in this layer."""
+        return True
+
+    def count_kept(self, look: Look, scores: Tensor, num: Tensor) -> Tensor:
+        """How many of a row's `num` evictable entries stay, or are attended to, int64 [B]."""
+        return (num * self.keep).round().long().clamp(min=1)
+
+    def count_recent(self, kept: Tensor) -> Tensor:
+        """How many of the newest slots stay before all others, int64 [B], where `kept` entries stay in all."""
+        return (kept * self.recent_share).long().clamp(min=self.recent)
+
+    def count_chunk(self, num: int) -> int:
+        """How many of `num` new tokens a method that selects reads at a time; a prompt in one chunk is read in full."""
+        return num
 
     def observe(self, look: Look) -> None:
-        """Called with the prompt of a method that selects; nothing is dropped there."""
+        """Called with the prompt of a method that selects, before it is attended to."""

@@ -2,6 +2,8 @@
 
 The attention of an observation window at the end of the prompt is averaged, smoothed along the entries so that
 neighbours of a peak stay with it, and averaged over the query heads of each key/value head; every head keeps its best.
+The window itself stays, as published. Where only media entries go (the scope "media"), the window ends at the newest
+span: else a span shorter than the window would be judged by its own tokens, the later of which see more than the first.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.method import check_odd, check_whole
 from unimodal.compression.running.look import Look
 
 
@@ -21,8 +24,9 @@ class SnapKV(CacheCompressor):
     """Keep what the last tokens of the prompt attend to (SnapKV, arXiv 2404.14469).
 
     scores [B, K, L]: the mean attention of the observation window, smoothed along the entries.
-    window: number of queries in the observation window. kernel: number of entries that are smoothed over, odd. `recent`
-    is at least 1. Raises ValueError for a window or kernel below 1, an even kernel, and what `CacheCompressor` refuses.
+    window: at most so many tokens observe; with the scope "prompt" they are kept before all others. kernel: number of
+    entries that are smoothed over, odd. Raises ValueError for a window or kernel below 1, an even kernel, and what
+    `CacheCompressor` refuses.
     """
 
     paper: ClassVar[str] = "SnapKV, arXiv 2404.14469"
@@ -32,15 +36,24 @@ class SnapKV(CacheCompressor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"window {self.window} and kernel {self.kernel} must be at least 1, the kernel odd")
-        self.recent = max(self.recent, 1)
+        check_whole("window", self.window, 1)
+        check_odd("kernel", self.kernel)
+        self.recent = max(self.recent, self.window if self.scope == "prompt" else 1)
 
     def score(self, look: Look) -> Tensor:
-        return smooth_attention(look, look.attend_newest(min(self.window, look.query.shape[2])), self.kernel)
+        observes = look.find_window(self.window, self.scope == "media")
+        return smooth_attention(look, look.attend_newest(observes.shape[1]), observes, self.kernel)
 
 
-def smooth_attention(look: Look, probs: Tensor, kernel: int) -> Tensor:
-    """The attention of a window [B, H, Q, L] → its mean, smoothed over `kernel` entries, [B, K, L]."""
-    mean = look.average_groups(probs.mean(2))
-    return F.avg_pool1d(mean, kernel, stride=1, padding=kernel // 2)
+def smooth_attention(look: Look, probs: Tensor, observes: Tensor, kernel: int, inside: Tensor | None = None) -> Tensor:
+    """The attention of a window [B, H, Q, L] → its mean, smoothed over `kernel` entries, [B, K, L].
+
+    observes: bool [B, Q], which of the newest tokens ask. inside: bool [B, n], which of the newest entries take no part
+    and have score 0; by default those that ask.
+    """
+    weight = observes.to(probs.dtype)
+    mean = look.average_groups((probs * weight[:, None, :, None]).sum(2) / weight.sum(1)[:, None, None])
+    own = observes if inside is None else inside
+    out = F.pad(own, (mean.shape[-1] - own.shape[1], 0))[:, None]  # bool [B, 1, L]
+    smooth = F.avg_pool1d(mean.masked_fill(out, 0.0), kernel, stride=1, padding=kernel // 2)
+    return smooth.masked_fill(out, 0.0)

@@ -1,6 +1,6 @@
 """A few rows of the attention matrix, computed again as q·Kᵀ, so that the model keeps its fused kernel.
 
-While a method that needs them is active, the model's attention goes through one registered function, which calls the
+While a method that needs them is active, the model's attention goes through a hook (`interception.py`), which calls the
 model's kernel and keeps queries and keys of the watched layers until the next plan.
 
 Shapes: B rows, S spans, H query heads, K key/value heads, Q queries, L slots, N tokens of a span, W head width.
@@ -8,70 +8,127 @@ Shapes: B rows, S spans, H query heads, K key/value heads, Q queries, L slots, N
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from unimodal.compression.plan import Query, Span
+from unimodal.compression.running.rotation import LayerRotation
 from unimodal.compression.running.slots import Slots
 from unimodal.compression.running.stream import TokenStream
 
-NEAR = 16  # the last so many tokens of a row may count as the words behind a span
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """How a layer makes attention logits of queries and keys.
+
+    scaling: their factor. window: a query sees keys less than so many positions before it; None for all. softcap:
+    logits are bent to stay below it (Gemma 2); None for no bound.
+    """
+
+    scaling: float
+    window: int | None = None
+    softcap: float | None = None
 
 
-def compute_logits(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """query [B, H, Q, W], keys [B, K, L, W] → scaled logits float32 [B, H, Q, L]."""
+def compute_logits(query: Tensor, keys: Tensor, rule: AttentionRule) -> Tensor:
+    """query [B, H, Q, W], keys [B, K, L, W] → logits float32 [B, H, Q, L]."""
     num_rows, num_heads, num, width = query.shape
     grouped = query.reshape(num_rows, keys.shape[1], -1, width)  # the heads of a group, query by query
-    return (grouped.float() @ keys.float().transpose(2, 3) * scaling).view(num_rows, num_heads, num, -1)
+    logits = (grouped.float() @ keys.float().transpose(2, 3) * rule.scaling).view(num_rows, num_heads, num, -1)
+    return logits if rule.softcap is None else (logits / rule.softcap).tanh() * rule.softcap
 
 
-def compute_attention_rows(query: Tensor, keys: Tensor, at: Tensor, slots: Slots, scaling: float) -> Tensor:
+def compute_attention_rows(query: Tensor, keys: Tensor, at: Tensor, slots: Slots, rule: AttentionRule) -> Tensor:
     """Attention of queries at slots `at` int64 [B, Q] over all slots, float32 [B, H, Q, L], causal and size-weighted.
 
     A query that sees no slot (padding) gives zeros.
     """
-    logits = compute_logits(query, keys, scaling) + slots.make_bias(torch.float32, query.shape[1])[:, :, None]
-    later = torch.arange(keys.shape[2], device=keys.device) > at[..., None]  # [B, Q, L]
-    return logits.masked_fill(later[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
+    return mask_logits(compute_logits(query, keys, rule), at, slots, rule).softmax(-1).nan_to_num(0.0)
+
+
+def mask_logits(logits: Tensor, at: Tensor, slots: Slots, rule: AttentionRule) -> Tensor:
+    """logits [B, H, Q, L] of queries at slots `at` int64 [B, Q]: log(size) added, -inf for what they do not see."""
+    num_heads = logits.shape[1]
+    logits = logits + slots.make_bias(torch.float32, num_heads)[:, :, None]
+    return logits.masked_fill(slots.find_hidden(at, rule.window, num_heads), -torch.inf)
+
+
+class WatchedLayer(NamedTuple):
+    """What is noted of one layer as it runs."""
+
+    query: Tensor  # [B, H, N, W]
+    keys: Tensor  # [B, K, L, W]
+    slots: Slots  # of the keys
+    rule: AttentionRule
+    stream: TokenStream  # the tokens as they were then
+    rotation: LayerRotation
 
 
 class ForwardObserver:
     """A `SpanObserver` of one running forward.
 
-    seen: by watched layer, its query [B, H, N, W], its keys [B, K, L, W] and their slots. stream: the tokens now.
+    seen: what was noted of each watched layer. Tokens may have been dropped since: they are found by their places.
+    stream: the tokens now. preview: computes the queries and keys of the coming layer, and nothing else of it.
     """
 
-    def __init__(self, scaling: float) -> None:
-        self.scaling = scaling
-        self.seen: dict[int, tuple[Tensor, Tensor, Slots]] = {}
+    def __init__(self) -> None:
+        self.seen: dict[int, WatchedLayer] = {}
         self.stream: TokenStream | None = None
+        self.preview: Callable[[], WatchedLayer] | None = None
 
-    def forget(self) -> None:
-        """Drop the kept queries and keys: once tokens are dropped, their columns are no longer valid."""
-        self.seen.clear()
+    def _find_layer(self, span: Span, layer: int) -> WatchedLayer:
+        if layer == span.layer and layer not in self.seen:
+            assert self.preview is not None
+            self.seen[layer] = self.preview()
+        assert layer in self.seen, f"layer {layer} is not watched"
+        return self.seen[layer]
 
+    @torch.no_grad()
     def measure_attention(self, span: Span, query: Query, layer: int) -> Tensor:
-        stream, place = self.stream, span.place
-        assert stream is not None and place is not None and layer in self.seen, f"layer {layer} is not watched"
-        queries, keys, slots = self.seen[layer]
-        rows, columns, ends = place
+        now, place = self.stream, span.place
+        assert now is not None and place is not None
+        watched = self._find_layer(span, layer)
+        then, rows = watched.stream, place.rows
+        columns = then.find_columns(rows, now.place[rows[:, None], place.columns])  # [S, N]
         if query == "summary":
-            at = ends[:, None]  # [S, 1]
-        else:
-            near = 1 if query == "last" else min(NEAR, len(stream))
-            at = torch.arange(len(stream) - near, len(stream), device=rows.device).expand(len(rows), near)
-        weight = torch.ones_like(at, dtype=torch.float32)
-        if query == "after":  # words behind the span; the last token of the row if there are none
-            weight = (stream.valid & ~stream.media)[rows].gather(1, at) & (at > columns[:, -1:])
-            weight[:, -1] |= ~weight.any(1)
-            weight = weight.float()
-        past = keys.shape[2] - len(stream)
-        picked = queries[rows].gather(2, at[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
-        probs = compute_attention_rows(picked, keys[rows], at + past, slots.select_rows(rows), self.scaling)
+            at = then.find_columns(rows, now.place[rows, place.ends][:, None])  # [S, 1]
+            weight = torch.ones_like(at, dtype=torch.float32)
+        elif query == "last":
+            at = torch.full_like(columns[:, :1], len(then) - 1)
+            weight = torch.ones_like(at, dtype=torch.float32)
+        else:  # words behind the span; the last token of the row if there are none
+            first = min(int(columns[:, -1].min()) + 1, len(then) - 1)
+            at = torch.arange(first, len(then), device=rows.device).expand(len(rows), -1)
+            words = (then.valid & ~then.media)[rows].gather(1, at) & (at > columns[:, -1:])
+            words[:, -1] |= ~words.any(1)
+            weight = words.float()
+        past = watched.keys.shape[2] - len(then)
+        picked = watched.query[rows].gather(
+            2, at[:, None, :, None].expand(-1, watched.query.shape[1], -1, watched.query.shape[3])
+        )
+        slots = watched.slots.select_rows(rows)
+        probs = compute_attention_rows(picked, watched.keys[rows], at + past, slots, watched.rule)
         judged = (probs.mean(1) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)  # [S, H, Q, L] → [S, L]
         return judged.gather(1, columns + past)
 
+    @torch.no_grad()
+    def measure_keys(self, span: Span, layer: int) -> Tensor:
+        now, place = self.stream, span.place
+        assert now is not None and place is not None
+        watched = self._find_layer(span, layer)
+        rows, then = place.rows, watched.stream
+        columns = then.find_columns(rows, now.place[rows[:, None], place.columns])
+        at = (columns + watched.keys.shape[2] - len(then))[:, None]  # [S, 1, N]
+        keys = watched.keys[rows]
+        wide = at.expand(-1, keys.shape[1], -1)
+        positions = watched.slots.positions[rows].expand(-1, keys.shape[1], -1).gather(2, wide)
+        keys = keys.gather(2, wide[..., None].expand(-1, -1, -1, keys.shape[-1]))
+        return watched.rotation.rotate_by(keys, -positions).mean(1)
+
     def measure_transitions(self, span: Span) -> Tensor:
         assert self.stream is not None and self.stream.changed is not None and span.place is not None
-        rows, columns, _ = span.place
-        return self.stream.changed[rows[:, None], columns]
+        return self.stream.changed[span.place.rows[:, None], span.place.columns]

@@ -12,27 +12,27 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unimodal.compression.running.contracts import CacheMethod
 from unimodal.compression.running.interception import AttentionOutput, LayerAttention
 from unimodal.compression.running.look import Look
-from unimodal.compression.running.rotation import rotate_by
-from unimodal.compression.running.slots import Slots
+from unimodal.compression.running.slots import Slots, gather_slots
 
 FIRST = 1e6  # above any score
 
 
-def choose_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: int) -> Tensor:
+def choose_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: Tensor) -> Tensor:
     """Which slots stay, bool [B, K, L]: all that are not evictable, and each head's best of the others.
 
-    scores: [B, K, L]. budget: int64 [B], the number of evictable slots that stay. recent: within the budget, the newest
-    so many slots stay before all others.
+    scores: [B, K, L]. budget: int64 [B], the number of evictable slots that stay. recent: int64 [B], within the budget,
+    the newest so many slots stay before all others.
     """
     free = slots.evictable & slots.valid[:, None]  # [B, K or 1, L]
-    if recent:
-        place = torch.arange(len(slots), device=free.device)
-        scores = torch.where(place < len(slots) - recent, scores.float(), FIRST + place)
+    place = torch.arange(len(slots), device=free.device)
+    is_new = place >= len(slots) - recent[:, None, None]  # [B, 1, L]
+    scores = torch.where(is_new, FIRST + place, scores.float())
     ranked = scores.masked_fill(~free, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     rank = torch.empty_like(ranked).scatter_(
         -1, ranked, torch.arange(len(slots), device=ranked.device).expand_as(ranked)
@@ -53,37 +53,61 @@ def index_slots(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 def attend_compressed(method: CacheMethod, look: Look, attention: LayerAttention, may_evict: bool) -> AttentionOutput:
     """Compute one layer's attention under a cache method; then evict entries, if `may_evict`."""
+    if method.keep == 1 or not method.is_active(look):
+        return attention.compute()
     if method.acts == "select":
         if look.first:
-            method.observe(look)
-        elif method.keep < 1:
-            return _attend_selected(method, look, attention)
-    if method.acts == "prefill" and look.first and method.keep < 1:
+            _observe(method, look)
+        if look.first and method.count_chunk(look.query.shape[2]) == look.query.shape[2]:
+            return attention.compute()
+        return _attend_in_chunks(method, look, attention)
+    if method.acts == "prefill" and look.first:
         return _attend_sparsely(method, look, attention)
     out = attention.compute()
-    if method.acts == "evict" and may_evict and method.keep < 1 and (look.first or method.at_every_step):
-        _evict(method, look)
+    if method.acts == "evict" and may_evict:
+        _count_tokens(look)
+        if look.reads or method.at_every_step:
+            _evict(method, look)
     return out
 
 
-def _count_budget(method: CacheMethod, slots: Slots) -> Tensor:
-    """The number of evictable entries that stay, int64 [B]."""
-    num = (slots.evictable[:, 0] & slots.valid).sum(1)  # the same number in all heads
-    return (num * method.keep).round().long().clamp(min=1)
+@torch.no_grad()
+def _observe(method: CacheMethod, look: Look) -> None:
+    method.observe(look)
 
 
+def _count_tokens(look: Look) -> None:
+    """Count the new tokens of a layer: evictable ones that were read, and steps of the answer."""
+    layer, num = look.layer, look.query.shape[2]
+    valid = look.slots.valid[:, -num:]
+    if layer.num_evictable is None or layer.num_steps is None:
+        layer.num_evictable = layer.num_steps = valid.new_zeros(len(valid), dtype=torch.int64)
+    if look.reads:
+        layer.num_evictable = layer.num_evictable + (look.slots.evictable[:, 0, -num:] & valid).sum(1)
+    else:
+        layer.num_steps = layer.num_steps + num
+
+
+@torch.no_grad()
 def _choose(method: CacheMethod, look: Look) -> tuple[Tensor, Tensor]:
-    """The entries to attend to, for a method that drops none: index int64 [B, K, M] and valid bool [B, M]."""
-    return index_slots(choose_slots(method.score(look), look.slots, _count_budget(method, look.slots), method.recent))
+    """The entries to attend to, for a method that drops none: index int64 [B, K, M] and valid bool [B, M].
+
+    K is the number of heads that the method scores for.
+    """
+    slots, scores = look.slots, method.score(look)
+    num = (slots.evictable[:, 0] & slots.valid).sum(1)  # the same number in all heads
+    kept = method.count_kept(look, scores, num)
+    return index_slots(choose_slots(scores, slots, kept, method.count_recent(kept)))
 
 
+@torch.no_grad()
 def _evict(method: CacheMethod, look: Look) -> None:
+    """Drop entries until the evictable ones are a share of all those that were read, in this call and before."""
     layer = look.layer
+    assert layer.num_evictable is not None
     scores = method.score(look)
-    if look.first:
-        layer.budget = _count_budget(method, look.slots)
-    assert layer.budget is not None
-    keep = choose_slots(scores, look.slots, layer.budget, method.recent)
+    kept = method.count_kept(look, scores, layer.num_evictable)
+    keep = choose_slots(scores, look.slots, kept, method.count_recent(kept))
     if not bool((keep == look.slots.valid[:, None]).all()):
         index, valid = index_slots(keep)
         layer.evict(index, *_plan_eviction(method, look, keep, index, valid))
@@ -99,33 +123,66 @@ def _plan_eviction(
     gone = (look.slots.valid[:, None] & ~keep).long().cumsum(-1)  # [B, K, L], each head counts its own
     offset = -gone.gather(-1, index)
     after = replace(after, positions=after.positions + offset, shift=look.slots.shift + gone[:, 0, -1])
-    return after, lambda keys: rotate_by(look.rotary, keys, offset)
+    return after, lambda keys: look.rotation.rotate_by(keys, offset)
+
+
+def _attend_in_chunks(method: CacheMethod, look: Look, attention: LayerAttention) -> AttentionOutput:
+    """Attention over selected entries, chosen anew for every chunk of the new tokens.
+
+    Chunks are counted from the end, where rows of a batch are aligned.
+    """
+    num, length = look.query.shape[2], len(look.slots)
+    size = method.count_chunk(num)
+    outs = []
+    for start in range(num - (num - 1) // size * size - size, num, size):
+        part, end = slice(max(start, 0), start + size), length - num + start + size
+        one = replace(look, query=look.query[:, :, part], keys=look.keys[:, :, :end], slots=look.slots.cut(end))
+        call = replace(
+            attention,
+            query=attention.query[:, :, part],
+            key=attention.key[:, :, :end],
+            value=attention.value[:, :, :end],
+        )
+        outs.append(_attend_selected(method, one, call))
+    return torch.cat([out for out, _ in outs], 1), None
 
 
 def _attend_selected(method: CacheMethod, look: Look, attention: LayerAttention) -> AttentionOutput:
     """The attention of a step over the entries that the method selects for every head."""
     query, key, value = attention.query, attention.key, attention.value
     index, valid = _choose(method, look)  # [B, K, M], [B, M]
-    wide = index[..., None].expand(-1, -1, -1, key.shape[-1])
-    num_new, groups = query.shape[2], query.shape[1] // key.shape[1]
-    bias = look.slots.take(index, valid).make_bias(query.dtype, key.shape[1])  # [B, K or 1, M]
-    later = index[:, :, None] > look.find_newest(num_new)[:, None, :, None]  # [B, K, Q, M]
-    mask = bias.expand(-1, key.shape[1], -1)[:, :, None].masked_fill(later, -torch.inf).repeat_interleave(groups, 1)
-    return attention.compute_with(query, key.gather(2, wide), value.gather(2, wide), mask)
+    mask = make_selected_mask(look, index, valid, look.find_newest(query.shape[2]), query.dtype)
+    return attention.compute_with(query, gather_slots(key, index), gather_slots(value, index), mask)
+
+
+def make_selected_mask(look: Look, index: Tensor, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask [B, H, Q, M] of queries at slots `at` int64 [B, Q] or [B, K, Q] over the slots index int64 [B, K, M]."""
+    num_heads, num_groups = look.query.shape[1], index.shape[1]
+    bias = look.slots.take(index, valid).make_bias(dtype, num_groups).expand(-1, num_groups, -1)  # [B, K, M]
+    own = at[:, None].expand(-1, num_groups, -1) if at.ndim == 2 else at
+    hidden = index[:, :, None] > own[..., None]  # [B, K, Q, M]
+    if look.rule.window is not None:
+        positions = look.slots.positions.expand(-1, num_groups, -1)
+        gap = positions.gather(2, own)[..., None] - positions.gather(2, index)[:, :, None]
+        hidden = hidden | (gap >= look.rule.window)
+    mask = bias[:, :, None].masked_fill(hidden, -torch.inf)
+    blind = mask.isneginf().all(-1, keepdim=True)  # padding
+    return mask.masked_fill(blind, 0.0).repeat_interleave(num_heads // num_groups, 1)
 
 
 def _attend_sparsely(method: CacheMethod, look: Look, attention: LayerAttention) -> AttentionOutput:
     """Dense attention among the tokens that each head selects; the others get zeros from this layer's attention."""
-    query, key, value = attention.query, attention.key, attention.value
-    index, valid = _choose(method, look)  # [B, K, M], [B, M]
-    groups, size = query.shape[1] // key.shape[1], index.shape[-1]
-    wide = index[..., None].expand(-1, -1, -1, query.shape[-1])
-    wide_q = wide.repeat_interleave(groups, 1)
-    bias = look.slots.take(index, valid).make_bias(query.dtype, key.shape[1]).expand(-1, key.shape[1], -1)
-    later = torch.ones(size, size, dtype=torch.bool, device=key.device).triu(1)
-    blind = torch.eye(size, dtype=torch.bool, device=key.device) & ~valid[:, None, :, None]
-    mask = bias[:, :, None].masked_fill(later, -torch.inf).masked_fill(blind, 0.0).repeat_interleave(groups, 1)
-    out, _ = attention.compute_with(query.gather(2, wide_q), key.gather(2, wide), value.gather(2, wide), mask)
-    out = out.transpose(1, 2) * valid[:, None, :, None]  # [B, H, M, W]
+    index, valid = _choose(method, look)  # [B, K or H, M], [B, M]
+    num_heads = look.query.shape[1]
+    index = index.repeat_interleave(num_heads // index.shape[1], 1)  # [B, H, M]
+    query = attention.query
+    key, value = (x.repeat_interleave(num_heads // x.shape[1], 1) for x in (attention.key, attention.value))
+    mask = make_selected_mask(look, index, valid, index, query.dtype)
+    chosen = (gather_slots(query, index), gather_slots(key, index), gather_slots(value, index))
+    # torch's kernel: every head has keys of its own now, and the model's would repeat them for its groups
+    out = F.scaled_dot_product_attention(*chosen, attn_mask=mask, scale=look.rule.scaling)
+    out = out * valid[:, None, :, None]  # [B, H, M, W]
     # padding on the left repeats slots: add, so that its zeros change nothing
-    return query.new_zeros(query.shape).scatter_add(2, wide_q, out).transpose(1, 2).contiguous(), None
+    wide = index[..., None].expand(-1, -1, -1, out.shape[-1])
+    whole = out.new_zeros((*query.shape[:3], out.shape[-1])).scatter_add(2, wide, out)
+    return whole.transpose(1, 2).contiguous(), None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimodal.compression.plan import CompressionStats, Plan, Positions, Span
 from unimodal.compression.running.look import Look
@@ -22,6 +22,7 @@ class TokenMethod(Protocol):
 
     acts_on: ClassVar[Literal["tokens"]]
     judges_rows: ClassVar[bool]
+    previews: ClassVar[bool]
     keep: float
     modalities: tuple[str, ...]
     positions: Positions
@@ -51,20 +52,28 @@ class CacheMethod(Protocol):
     modalities: tuple[str, ...]
     positions: Positions
     scope: Literal["media", "prompt"]
-    recent: int
 
     def score(self, look: Look) -> Tensor: ...
+
+    def is_active(self, look: Look) -> bool: ...
+
+    def count_kept(self, look: Look, scores: Tensor, num: Tensor) -> Tensor: ...
+
+    def count_recent(self, kept: Tensor) -> Tensor: ...
+
+    def count_chunk(self, num: int) -> int: ...
 
     def observe(self, look: Look) -> None: ...
 
 
 @dataclass(eq=False)
 class OpenMethod:
-    """A method whose context is open, and its results.
+    """A method whose context is open on a decoder, and its results.
 
     chosen: span → places, int64 [M], of the tokens that it kept in the last call with input spans.
     """
 
     method: TokenMethod | CacheMethod
+    backbone: nn.Module
     stats: CompressionStats = field(default_factory=CompressionStats)
     chosen: dict[LocatedSpan, Tensor] = field(default_factory=dict)

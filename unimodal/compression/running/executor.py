@@ -1,120 +1,130 @@
 """The one executor: runs a stock decoder's layers and applies every plan to states, positions, masks and cache.
 
 While a context is open, this replaces the decoder's `forward`, so that everything that calls the model compresses:
-`generate()`, a training loop, the engine (which then uses the model's own forward and not its lean step). Layers,
-weights and attention kernel stay the model's own. Positions are given at every step: decoding continues at the original
-length whatever the cache holds. Contexts of several methods may be open at once; each acts at its own sites.
+`generate()`, a training loop, the engine (which then uses the model's own forward and not its lean step). A call made
+where no context is open (`scope.py`) goes to the decoder's own forward. Layers, weights and attention kernel stay the
+model's own. Positions are given at every step: decoding continues at the original length whatever the cache holds.
+Contexts of several methods may be open at once; each acts at its own sites. An executor holds nothing of a call, so
+that threads may run it at the same time.
 
 Shapes: B rows, N tokens of a call, S spans planned together, D width.
 """
 
 from __future__ import annotations
 
-import inspect
+import threading
 import time
+from functools import partial
 from types import MethodType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from unimodal.compression.plan import Plan, Span, count_share
-from unimodal.compression.running.attention_rows import ForwardObserver
+from unimodal.compression.running.attention_rows import ForwardObserver, WatchedLayer
+from unimodal.compression.running.checks import check_attention, check_forward
 from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
-from unimodal.compression.running.forward_pass import ForwardPass
-from unimodal.compression.running.interception import intercept_attention
-from unimodal.compression.running.rotation import STATIC_ROPE
+from unimodal.compression.running.decoder_parts import DecoderParts
+from unimodal.compression.running.forward_pass import ForwardPass, LayerPass, LayerPreview, LayerTables, preview_layer
+from unimodal.compression.running.interception import INTERCEPTION, KERNELS, find_hook, hook_attention
+from unimodal.compression.running.scope import enter, find_open, leave
 from unimodal.compression.running.slots import SlotLayer
-from unimodal.compression.running.spans import LocatedSpan, find_input_spans
+from unimodal.compression.running.spans import LocatedSpan, TurnState, find_input_spans
 from unimodal.compression.running.stream import LiveSpan, SpanGroup, TokenStream
-from unimodal.model.comparison import find_tolerance, measure_difference
+from unimodal.compression.running.transitions import note_transitions
 from unimodal.vocabulary import Vocabulary
 
 #: decoders whose forward is known to equal Llama's; others are compared with this one once
 PROVEN = ("LlamaModel", "Qwen2Model", "Qwen3Model")
-_NEEDS = "compression needs a decoder like Llama's"
 
 
 class PlanExecutor:
     """Takes the place of the `forward` of a decoder like LlamaModel or Qwen3Model while methods are open.
 
-    Raises ValueError for a decoder without the parts of Llama's, with attention that is not full, or with rotary
-    positions that depend on the length.
+    Raises ValueError for a decoder whose own forward does more than this one, and for what `DecoderParts` refuses.
     """
 
-    def __init__(self, backbone: nn.Module, vocabulary: Vocabulary) -> None:
-        config = backbone.config
-        missing = [name for name in ("layers", "rotary_emb", "norm") if not hasattr(backbone, name)]
-        if missing:
-            raise ValueError(f"{type(backbone).__name__} has no {missing[0]}; {_NEEDS}")
-        settings = config.to_dict()  # a config has only the settings of its family
-        kinds = set(settings.get("layer_types") or ["full_attention"])
-        if kinds == {"full_attention"} and any(
-            type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers
-        ):
-            kinds.add("sliding_attention")  # Mistral and Phi-3 have a window but no `layer_types`
-        if kinds != {"full_attention"}:
-            others = ", ".join(sorted(kinds - {"full_attention"}))
-            raise ValueError(f"compression needs full attention in every layer; this model has {others}")
-        rope = (settings.get("rope_parameters") or {}).get("rope_type", "default")
-        if rope not in STATIC_ROPE:
-            raise ValueError(f"rotary positions of type {rope!r} depend on the length; compression needs fixed ones")
-        self.backbone, self.vocabulary = backbone, vocabulary
-        self.layers = list(backbone.layers[: config.num_hidden_layers])
-        self.methods: list[OpenMethod] = []
-        names = inspect.signature(type(self.layers[0]).forward).parameters
-        self.cache_name = "cache" if "cache" in names else "past_key_values"
-        attention = dict(self.layers[0].named_children()).get("self_attn")
-        if attention is None or "scaling" not in vars(attention):
-            raise ValueError(f"{type(backbone).__name__} has no self_attn.scaling; {_NEEDS}")
-        self.scaling: float = attention.scaling
-        if type(backbone).__name__ not in PROVEN:
-            self._check_own()
+    _lock: ClassVar[threading.RLock] = threading.RLock()
 
-    @torch.no_grad()
-    def _check_own(self) -> None:
-        """Raises ValueError for a decoder whose forward does more, as Granite's does, which scales embeddings."""
-        ids = torch.tensor([[3, 1, 2]], device=next(self.backbone.parameters()).device)
-        expected = self.backbone(input_ids=ids, use_cache=False).last_hidden_state
-        try:
-            found = self.forward(input_ids=ids, use_cache=False).last_hidden_state
-            fits = measure_difference(found, expected) <= find_tolerance(self.backbone)
-        except (AttributeError, RuntimeError, TypeError):
-            fits = False
-        if not fits:
-            raise ValueError(f"{type(self.backbone).__name__} does more than the layers of Llama's; {_NEEDS}")
+    def __init__(self, backbone: nn.Module, vocabulary: Vocabulary) -> None:
+        self.backbone, self.vocabulary = backbone, vocabulary
+        self.parts = DecoderParts(backbone)
+        self.users = 0  # contexts that are open, of all threads
+        self.is_proven = type(backbone).__name__ in PROVEN
+        self.shows_attention = self.is_proven  # to methods that look into it
+        if not self.is_proven:
+            check_forward(self.parts, lambda **call: self._run([], **call))
 
     @classmethod
-    def find(cls, backbone: nn.Module) -> PlanExecutor | None:
+    def open(cls, opened: OpenMethod, vocabulary: Vocabulary) -> PlanExecutor:
+        """Add a method here and install the executor of its decoder, one for all contexts.
+
+        Raises ValueError for a second cache method, for a layer that the model lacks, for a kernel that takes no dense
+        mask, and for what the executor refuses.
+        """
+        backbone = opened.backbone
+        with cls._lock:
+            executor = cls._find(backbone) or cls(backbone, vocabulary)
+            executor._check(opened.method)
+            executor.users += 1
+            if executor.users == 1:
+                INTERCEPTION.install()
+                backbone.forward = executor.forward
+        enter(opened)
+        return executor
+
+    def close(self, opened: OpenMethod) -> None:
+        """Remove a method; with the last one the decoder gets its own forward back."""
+        leave(opened)
+        with self._lock:
+            self.users -= 1
+            if not self.users:
+                del self.backbone.forward
+                INTERCEPTION.remove()
+
+    @classmethod
+    def _find(cls, backbone: nn.Module) -> PlanExecutor | None:
         """The executor in the place of a decoder's forward, or None."""
         forward = vars(backbone).get("forward")
         return forward.__self__ if isinstance(forward, MethodType) and isinstance(forward.__self__, cls) else None
 
-    def open(self, opened: OpenMethod) -> None:
-        """Add a method. Raises ValueError for a second cache method, and for a layer that the model lacks."""
-        if opened.method.acts_on == "cache":
-            if self.cache_method is not None:
+    def _check(self, method: TokenMethod | CacheMethod) -> None:
+        num_layers = len(self.parts.layers)
+        if method.acts_on == "cache":
+            if any(other.method.acts_on == "cache" for other in find_open(self.backbone)):
                 raise ValueError("one cache method at a time; leave the other's context first")
+            looks = True
         else:
-            opened.method.check(len(self.layers))
-        self.methods.append(opened)
-        self.backbone.forward = self.forward
-
-    def close(self, opened: OpenMethod) -> None:
-        """Remove a method; with the last one the decoder gets its own forward back."""
-        self.methods.remove(opened)
-        if not self.methods:
-            del self.backbone.forward
-
-    @property
-    def cache_method(self) -> CacheMethod | None:
-        return next((opened.method for opened in self.methods if opened.method.acts_on == "cache"), None)
+            method.check(num_layers)
+            for index in method.find_changing_layers(num_layers):
+                self.parts.list_modules_of(index)
+            looks = method.previews or bool(method.find_watched_layers(num_layers))
+        own = self.backbone.config._attn_implementation
+        if own not in KERNELS:
+            raise ValueError(f"compression does not work with attention {own!r}; use one of {', '.join(KERNELS)}")
+        if looks and not self.shows_attention:
+            INTERCEPTION.install()
+            try:
+                check_attention(self.parts, self._run_alone)
+            finally:
+                INTERCEPTION.remove()
+            self.shows_attention = True
 
     # ---- the forward
 
-    def forward(
+    def forward(self, *args: object, **settings: object) -> object:
+        """The decoder's forward: compressed where contexts are open, and its own everywhere else."""
+        opened = find_open(self.backbone)
+        if not opened:
+            return type(self.backbone).forward(self.backbone, *args, **settings)
+        return self._run(opened, *args, **settings)  # type: ignore[arg-type]  # as the decoder's own would take them
+
+    def _run(
         self,
+        methods: list[OpenMethod],
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -127,7 +137,8 @@ class PlanExecutor:
         """input_ids [B, N] → last_hidden_state [B, N, D], with zeros for dropped tokens; no router logits.
 
         Raises ValueError for a call that cannot be compressed: without ids, with a mask of its own, with several
-        documents in a row, with a cache of another kind or begun outside the context, or with inner outputs requested.
+        documents in a row, with a span of which an earlier call read a part, with a cache of another kind or begun
+        outside the context, or with inner outputs requested.
         """
         cache = cache if cache is not None else past_key_values
         _check_call(input_ids, attention_mask, settings)
@@ -141,24 +152,51 @@ class PlanExecutor:
         if position_ids is None:
             position_ids = torch.arange(past, past + num, device=input_ids.device)[None]
         positions = position_ids.expand(num_rows, num)
-        embedded = self.backbone.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
-        found: list[LocatedSpan] = []
-        if num > 1:
-            found = find_input_spans(input_ids, valid, self.vocabulary, self.vocabulary.media, is_first=past == 0)
-            if found and bool(((positions[:, 1:] <= positions[:, :-1]) & valid[:, 1:] & valid[:, :-1]).any()):
-                raise ValueError("compression takes one document a row; unpack the rows first")
-        evictable = self._find_evictable(input_ids, valid, found)
+        found = self._find_spans(input_ids, valid, positions, cache_layers, is_first=past == 0)
+        cache_method = next((o.method for o in methods if o.method.acts_on == "cache"), None)
+        evictable = self._find_evictable(cache_method, input_ids, valid, found)
+        embedded = self.parts.embed(input_ids, inputs_embeds)
         stream = TokenStream.begin(embedded, input_ids, valid, positions, found, evictable)
-        stream = self._run_layers(stream, cache_layers, cache, past == 0, settings)
+        config, num_layers = self.backbone.config, len(self.parts.layers)
+        active = [(o, o.method) for o in methods if o.method.acts_on == "tokens" and stream.spans]
+        call = ForwardPass(
+            config.num_attention_heads,
+            num_layers,
+            cache_method,
+            past == 0,
+            past == 0 or num > 1,
+            frozenset(i for _, method in active for i in method.find_watched_layers(num_layers)),
+            frozenset(i for _, method in active for i in method.find_changing_layers(num_layers)),
+            config._attn_implementation,
+        )
+        settings = {**settings, self.parts.cache_name: cache, "use_cache": cache is not None}
+        stream = self._run_layers(stream, call, active, cache_layers, settings)
         for layer in cache_layers:
             layer.seen += num
         states = stream.put_back(self.backbone.norm(stream.hidden), num)
         name = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         return MoeModelOutputWithPast(last_hidden_state=states, **{name: cache})
 
-    def _find_evictable(self, ids: Tensor, valid: Tensor, found: list[LocatedSpan]) -> Tensor:
+    def _find_spans(
+        self, ids: Tensor, valid: Tensor, positions: Tensor, cache_layers: list[SlotLayer], is_first: bool
+    ) -> list[LocatedSpan]:
+        """The spans of a call that may be compressed. The cache remembers in whose turn, and where, the call ended."""
+        before = TurnState.begin(len(ids)) if is_first or not cache_layers else cache_layers[0].turn
+        found: list[LocatedSpan] = []
+        if ids.shape[1] == 1 and not is_first:
+            after = None if before is None else before.step()
+        else:
+            found, after = find_input_spans(ids, valid, self.vocabulary, self.vocabulary.media, before)
+        if cache_layers:
+            cache_layers[0].turn = after
+        if found and bool(((positions[:, 1:] <= positions[:, :-1]) & valid[:, 1:] & valid[:, :-1]).any()):
+            raise ValueError("compression takes one document a row; unpack the rows first")
+        return found
+
+    def _find_evictable(
+        self, method: CacheMethod | None, ids: Tensor, valid: Tensor, found: list[LocatedSpan]
+    ) -> Tensor:
         """Which of the new tokens the cache method may drop, bool [B, N]; none without such a method."""
-        method = self.cache_method
         free = torch.zeros_like(valid)
         if method is not None:
             for located in found:
@@ -176,48 +214,56 @@ class PlanExecutor:
             cache = DynamicCache()
         if not isinstance(cache, Cache) or cache.is_compileable:
             raise ValueError(f"compression needs a DynamicCache, not a {type(cache).__name__}")
-        if not all(isinstance(layer, SlotLayer) for layer in cache.layers) or len(cache.layers) != len(self.layers):
+        layers = self.parts.layers
+        if not all(isinstance(layer, SlotLayer) for layer in cache.layers) or len(cache.layers) != len(layers):
             if cache.get_seq_length():
                 raise ValueError("this cache was begun outside the compression context; begin a new one inside it")
-            cache.layers = [SlotLayer() for _ in self.layers]
+            cache.layers = [SlotLayer() for _ in layers]
         return cache.layers, cache
 
     def _run_layers(
         self,
         stream: TokenStream,
+        call: ForwardPass,
+        active: list[tuple[OpenMethod, TokenMethod]],
         cache_layers: list[SlotLayer],
-        cache: Cache | None,
-        is_first: bool,
         settings: dict[str, object],
     ) -> TokenStream:
-        num_layers, config = len(self.layers), self.backbone.config
-        active = [(o, o.method) for o in self.methods if o.method.acts_on == "tokens" and stream.spans]
-        forward = ForwardPass(
-            self.backbone.rotary_emb,
-            config.num_attention_heads,
-            ForwardObserver(self.scaling),
-            self.cache_method,
-            is_first,
-            frozenset(i for _, method in active for i in method.find_watched_layers(num_layers)),
-            frozenset(i for _, method in active for i in method.find_changing_layers(num_layers)),
-        )
+        num_layers = len(self.parts.layers)
         before = sum(map(len, stream.spans))
         for opened, _ in active:
             opened.chosen.clear()
-        settings = {**settings, self.cache_name: cache, "use_cache": cache is not None}
-        if forward.listens:
-            settings["compression"] = forward
-        with intercept_attention(config, forward.listens) as forward.kernel:
-            for index, layer in enumerate(self.layers):
-                for opened, method in active:
-                    if index in method.find_sites(num_layers):
-                        stream = self._compress(opened, method, stream, index, forward.observer)
-                cache_layer = cache_layers[index] if cache_layers else None
-                stream.hidden = _run_layer(layer, index in forward.changing, stream, forward, cache_layer, settings)
+        for index, layer in enumerate(self.parts.layers):
+            cache_layer = cache_layers[index] if cache_layers else None
+            for opened, method in active:
+                if index in method.find_sites(num_layers):
+                    call.observer.preview = partial(self._preview, call, index, stream, cache_layer)
+                    stream = self._compress(opened, method, stream, index, call.observer)
+            tables, hook = call.enter_layer(index, self.parts.kinds[index], stream, cache_layer)
+            changing = self.parts.list_modules_of(index) if index in call.changing else ()
+            stream.hidden = _run_layer(layer, changing, stream, tables, hook, settings)
         for opened, _ in active:
             opened.stats.tokens_before += before
             opened.stats.tokens_after += sum(map(len, stream.spans))
         return stream
+
+    def _preview(
+        self, call: ForwardPass, index: int, stream: TokenStream, cache_layer: SlotLayer | None
+    ) -> WatchedLayer:
+        """The queries and keys of a layer that is about to run."""
+        kind = self.parts.kinds[index]
+        tables = call.make_tables(kind, stream, None if cache_layer is None else cache_layer.slots)
+        preview = LayerPreview(kind, tables.slots, stream, cache_layer)
+        return preview_layer(self.parts.layers[index], preview, tables)
+
+    def _run_alone(self, index: int, states: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """One layer of the decoder on states [1, N, D] at positions [1, N], for a check."""
+        rotary = self.parts.kinds[index].rotation.make_tables(states, positions[..., None])
+        plain = torch.arange(states.shape[1], device=states.device)[None]
+        settings = {self.parts.cache_name: cache, "use_cache": True}
+        return self.parts.layers[index](
+            states, attention_mask=None, position_ids=plain, position_embeddings=rotary, **settings
+        )
 
     # ---- plans
 
@@ -249,7 +295,6 @@ class PlanExecutor:
                 )
         if plans:
             stream = stream.apply_plans(plans, method.positions == "compacted")
-            observer.forget()
         return stream
 
     def _judge_rows(
@@ -264,7 +309,7 @@ class PlanExecutor:
         for members in by_row.values():
             groups = [SpanGroup([live], len(live), stream.find_places([live])) for live in members]
             together = [_make_span(stream, group, site, observer) for group in groups]
-            counts.update(zip(members, method.count_kept(together, len(self.layers)), strict=True))
+            counts.update(zip(members, method.count_kept(together, len(self.parts.layers)), strict=True))
             hints.update(zip(members, method.give_hints(together) or [], strict=False))
         return [counts[live] for live in spans], hints
 
@@ -286,7 +331,7 @@ def _make_span(stream: TokenStream, group: SpanGroup, site: int, observer: Forwa
         sizes,
         located.modality,
         group.count,
-        located.segments,
+        group.spans[0].segments,
         len(located.columns),
         site,
         observer=observer,
@@ -296,46 +341,37 @@ def _make_span(stream: TokenStream, group: SpanGroup, site: int, observer: Forwa
 
 def _run_layer(
     layer: nn.Module,
-    is_changing: bool,
+    changing: tuple[nn.Module, ...],
     stream: TokenStream,
-    forward: ForwardPass,
-    cache_layer: SlotLayer | None,
+    tables: LayerTables,
+    hook: LayerPass,
     settings: dict[str, object],
 ) -> Tensor:
-    """Run one layer; return its states [B, N, D]. is_changing: add its changes of the tokens to the stream's."""
-    tables = forward.enter_layer(stream, cache_layer)
+    """Run one layer; return its states [B, N, D]. changing: modules whose changes are added to the stream's."""
     # The tables hold the rotation. Pass positions without gaps: a gap would begin a packed document.
     plain = torch.arange(len(stream), device=stream.ids.device)[None]
-    hooks = [
-        module.register_forward_hook(
-            lambda _, args, named, out: note_transitions(stream, args, named, out), with_kwargs=True
-        )
-        for module in ((layer.self_attn, layer.mlp) if is_changing else ())
-    ]
+    if hook.listens:
+        settings = {**settings, "compression": hook}
+
+    def note(
+        _: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor | tuple[Tensor, ...]
+    ) -> None:
+        if find_hook() is hook:  # not another thread's call of the same module
+            note_transitions(stream, args, named, out)
+
+    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in changing]
     try:
-        return layer(
-            stream.hidden, attention_mask=tables.mask, position_ids=plain, position_embeddings=tables.rotary, **settings
-        )
+        with hook_attention(hook if hook.listens else None):
+            return layer(
+                stream.hidden,
+                attention_mask=tables.mask,
+                position_ids=plain,
+                position_embeddings=tables.rotary,
+                **settings,
+            )
     finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def note_transitions(
-    stream: TokenStream, args: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor | tuple[Tensor, ...]
-) -> None:
-    """Add one module's change of its input to the stream's transitions (see TransPrune).
-
-    args, named: the module's arguments, its states [B, N, D] first or as `hidden_states`. out: its output.
-    """
-    before = args[0] if args else named["hidden_states"]
-    after = out[0] if isinstance(out, tuple) else out
-    growth = after.float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-6)
-    turn = 1 - nn.functional.cosine_similarity(after.float(), before.float(), dim=-1)
-    of_media = stream.media & stream.valid
-    weight = turn.masked_fill(~of_media, -torch.inf).softmax(-1).nan_to_num(0.0)  # [B, N]
-    change = growth * weight
-    stream.changed = change if stream.changed is None else stream.changed + change
+        for module_hook in hooks:
+            module_hook.remove()
 
 
 def _check_call(ids: Tensor | None, mask: Tensor | None, settings: dict[str, object]) -> None:

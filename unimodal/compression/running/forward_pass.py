@@ -1,22 +1,23 @@
-"""The state of one forward under compression, which the layers' attention reads, and tables that layers share.
+"""The state of one forward under compression: tables that layers share, and the hook of each layer's attention.
 
-Shapes: B rows, N tokens now, L slots of a cache layer, H query heads, K key/value heads, W head width.
+Shapes: B rows, N tokens now, L slots of a cache layer, H query heads, K key/value heads, R rotated components.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from unimodal.compression.running.attention_rows import ForwardObserver
+from unimodal.compression.running.attention_rows import AttentionRule, ForwardObserver, WatchedLayer
 from unimodal.compression.running.cache_executor import attend_compressed
 from unimodal.compression.running.contracts import CacheMethod
-from unimodal.compression.running.interception import AttentionOutput, LayerAttention
+from unimodal.compression.running.decoder_parts import LayerKind
+from unimodal.compression.running.interception import AttentionOutput, LayerAttention, hook_attention
 from unimodal.compression.running.look import Look
-from unimodal.compression.running.rotation import make_rotary_tables
 from unimodal.compression.running.slots import SlotLayer, Slots
 from unimodal.compression.running.stream import TokenStream
 
@@ -26,77 +27,148 @@ class LayerTables(NamedTuple):
 
     slots: Slots  # those of its cache and behind them the new ones
     mask: Tensor | None  # [B or 1, H or 1, N, L]
-    rotary: tuple[Tensor, Tensor]  # cos and sin, [B, N, W]
+    rotary: tuple[Tensor, Tensor]  # cos and sin, [B, N, R]
 
 
 @dataclass(eq=False)
 class ForwardPass:
-    """The `AttentionHook` of one call; `slots` and `cache_layer` are those of the layer that runs.
+    """One call of a decoder.
 
-    is_first: nothing was read before. watched: layers whose queries and keys are noted. changing: layers whose change
-    of the tokens is summed. kernel: the name of the model's own attention.
+    is_first: nothing was read before. reads: the call has more than a token of an answer. watched: layers whose queries
+    and keys are noted. changing: layers whose change of the tokens is summed. kernel: the name of the model's
+    attention.
     """
 
-    rotary: nn.Module
     num_heads: int
-    observer: ForwardObserver
+    num_layers: int
     cache_method: CacheMethod | None
     is_first: bool
+    reads: bool
     watched: frozenset[int]
     changing: frozenset[int]
     kernel: str = "sdpa"
-    slots: Slots | None = None
-    cache_layer: SlotLayer | None = None
-    tables: dict[tuple[Slots, Slots | None], LayerTables] = field(default_factory=dict)
+    observer: ForwardObserver = field(default_factory=ForwardObserver)
+    tables: dict[tuple[Slots, Slots | None, LayerKind], LayerTables] = field(default_factory=dict)
 
-    @property
-    def listens(self) -> bool:
-        """Whether the layers' attention must go through this pass."""
-        return bool(self.watched) or self.cache_method is not None
-
-    def enter_layer(self, stream: TokenStream, cache_layer: SlotLayer | None) -> LayerTables:
-        """The tables of the coming layer. Layers with the same tokens and the same slots before them share them."""
-        fresh, prior = stream.slots, None if cache_layer is None else cache_layer.slots
-        tables = self.tables.get((fresh, prior))
+    def make_tables(self, kind: LayerKind, stream: TokenStream, prior: Slots | None) -> LayerTables:
+        """The arguments of a layer of this kind; layers with the same slots share them. prior: the cache's slots."""
+        fresh = stream.slots
+        tables = self.tables.get((fresh, prior, kind))
         if tables is None:
             positions = stream.positions if prior is None else stream.positions - prior.shift[:, None, None]
             slots = fresh if prior is None else prior.append(fresh, positions[..., 0])
-            rotary = make_rotary_tables(self.rotary, stream.hidden, positions)
-            mask = make_mask(slots, len(stream), stream.hidden.dtype, self.kernel, self.num_heads)
-            tables = self.tables[fresh, prior] = LayerTables(slots, mask, rotary)
-        self.slots, self.cache_layer = tables.slots, cache_layer
+            rotary = kind.rotation.make_tables(stream.hidden, positions)
+            mask = make_mask(slots, len(stream), stream.hidden.dtype, self.kernel, self.num_heads, kind.window)
+            tables = self.tables[fresh, prior, kind] = LayerTables(slots, mask, rotary)
+        return tables
+
+    def enter_layer(
+        self, index: int, kind: LayerKind, stream: TokenStream, cache_layer: SlotLayer | None
+    ) -> tuple[LayerTables, LayerPass]:
+        """The tables of the coming layer and its hook."""
+        tables = self.make_tables(kind, stream, None if cache_layer is None else cache_layer.slots)
         if cache_layer is not None:
             cache_layer.slots = tables.slots  # a cache method may drop some of them while the layer runs
-        return tables
+        return tables, LayerPass(self, index, kind, tables.slots, stream, cache_layer)
+
+
+@dataclass(eq=False)
+class LayerPass:
+    """The `AttentionHook` of one layer in one call. It holds all it needs: checkpointing may run a layer again."""
+
+    call: ForwardPass
+    index: int
+    kind: LayerKind
+    slots: Slots
+    stream: TokenStream
+    cache_layer: SlotLayer | None
+
+    @property
+    def listens(self) -> bool:
+        """Whether the layer's modules are asked for what goes through them."""
+        call = self.call
+        return self.index in call.watched or self.index in call.changing or call.cache_method is not None
 
     def attend(self, attention: LayerAttention) -> AttentionOutput:
         """Compute one layer's attention, under the cache method if there is one, and show it to the observer."""
-        assert self.slots is not None
-        query, key, index = attention.query, attention.key, attention.module.layer_idx
-        if index in self.watched:
-            self.observer.seen[index] = (query, key, self.slots)
-        if self.cache_method is None:
+        call, query, key = self.call, attention.query, attention.key
+        rule = make_rule(attention, self.kind.window)
+        if self.index in call.watched:
+            call.observer.seen[self.index] = WatchedLayer(
+                query.detach(), key.detach(), self.slots, rule, self.stream, self.kind.rotation
+            )
+        method = call.cache_method
+        if method is None:
             return attention.compute()
-        layer = SlotLayer() if self.cache_layer is None else self.cache_layer
-        look = Look(query, key, self.slots, layer, self.observer.scaling, self.rotary, self.is_first)
-        return attend_compressed(self.cache_method, look, attention, may_evict=self.cache_layer is not None)
+        look = Look(
+            query.detach(), key.detach(), self.slots, self.cache_layer or SlotLayer(), rule, self.kind.rotation,
+            call.is_first, call.reads, self.index, call.num_layers,
+        )  # fmt: skip
+        return attend_compressed(method, look, attention, may_evict=self.cache_layer is not None)
 
 
-def make_mask(slots: Slots, num_new: int, dtype: torch.dtype, kernel: str, num_heads: int) -> Tensor | None:
+class _Seen(Exception):
+    """Ends a layer that was run for its queries and keys alone."""
+
+
+@dataclass(eq=False)
+class LayerPreview:
+    """The `AttentionHook` of a layer that is run for its queries and keys alone, before it is run."""
+
+    kind: LayerKind
+    slots: Slots
+    stream: TokenStream
+    cache_layer: SlotLayer | None
+    found: WatchedLayer | None = None
+
+    def attend(self, attention: LayerAttention) -> AttentionOutput:
+        key, layer = attention.key, self.cache_layer
+        if layer is not None and layer.slots is not None:
+            key = torch.cat([layer.keys, key], 2)
+        rule = make_rule(attention, self.kind.window)
+        self.found = WatchedLayer(attention.query, key, self.slots, rule, self.stream, self.kind.rotation)
+        raise _Seen
+
+
+@torch.no_grad()
+def preview_layer(layer: nn.Module, preview: LayerPreview, tables: LayerTables) -> WatchedLayer:
+    """The queries and keys that a layer will have for the tokens of a stream."""
+    plain = torch.arange(len(preview.stream), device=preview.stream.ids.device)[None]
+    with hook_attention(preview), suppress(_Seen):
+        layer(preview.stream.hidden, attention_mask=tables.mask, position_ids=plain, position_embeddings=tables.rotary)
+    assert preview.found is not None
+    return preview.found
+
+
+def make_rule(attention: LayerAttention, window: int | None) -> AttentionRule:
+    """How the kernel makes logits of these queries and keys; only "eager" knows a softcap."""
+    scaling, softcap = attention.settings.get("scaling"), attention.settings.get("softcap")
+    return AttentionRule(
+        float(scaling) if isinstance(scaling, int | float) else attention.query.shape[-1] ** -0.5,
+        window,
+        float(softcap) if isinstance(softcap, int | float) and attention.name == "eager" else None,
+    )
+
+
+def make_mask(
+    slots: Slots, num_new: int, dtype: torch.dtype, kernel: str, num_heads: int, window: int | None = None
+) -> Tensor | None:
     """The mask added to the logits of the newest `num_new` tokens, [B or 1, H or 1, num_new, L]; None for plain causal.
 
     Aligned bottom-right. A query of padding sees itself, since a row of the softmax without a key would be NaN.
     """
     length = len(slots)
-    if slots.plain and (num_new == 1 or (num_new == length and kernel != "eager")):
-        return None
-    if num_new == 1:
-        return slots.make_bias(dtype, num_heads)[:, :, None]
-    keys = torch.arange(length, device=slots.valid.device)
-    queries = keys[length - num_new :, None]
-    mask = torch.zeros(num_new, length, dtype=dtype, device=keys.device).masked_fill_(keys > queries, -torch.inf)
-    if slots.plain:
-        return mask[None, None]
-    mask = mask + slots.make_bias(dtype, num_heads)[:, :, None]
-    blind = (keys == queries) & ~slots.valid[:, length - num_new :, None]
+    at = torch.arange(length - num_new, length, device=slots.valid.device).expand(len(slots.valid), num_new)
+    is_near = window is None or (length <= window and not slots.has_gaps)
+    if slots.plain and is_near:
+        if num_new == 1 or (num_new == length and kernel != "eager"):
+            return None
+        hidden = slots.find_hidden(at[:1], None)
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+    mask = slots.make_bias(dtype, num_heads)[:, :, None]
+    if num_new == 1 and is_near:
+        return mask
+    mask = mask.masked_fill(slots.find_hidden(at, None if is_near else window, num_heads), -torch.inf)
+    places = torch.arange(length, device=at.device)
+    blind = (places == at[..., None]) & ~slots.valid[:, length - num_new :, None]  # [B, N, L]
     return mask.masked_fill(blind[:, None], 0.0)

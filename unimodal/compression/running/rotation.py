@@ -1,12 +1,20 @@
 """Rotary tables for explicit positions: one for each token, several (PPE), or a cached key rotated to a new one.
 
 A key at position p is R(p) k; rotations add up, so a cached key moves to position p' by R(p' - p). A merged token with
-P source positions divides its rotary frequencies evenly among them (positional preservation embedding).
+P source positions divides its rotary frequencies evenly among them (positional preservation embedding). Decoders differ
+in which components a frequency turns, and in how many: the model's own function of its module is used, and asked.
 
-Shapes: B rows, N tokens, P positions of a token, H heads, W head width; frequency f turns the pair (f, f + W / 2).
+Shapes: B rows, N tokens, P positions of a token, H heads, W head width, R ≤ W rotated components, F = R / 2
+frequencies.
 """
 
 from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +22,97 @@ from torch import Tensor, nn
 #: kinds of rotary tables in which a position's angle does not depend on the length of the sequence
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
+#: (queries, keys, cos, sin) → both rotated
+RotaryFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-def make_rotary_tables(rotary: nn.Module, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """positions int64 [B, N, P] → cos and sin [B, N, W] by the model's own rotary module, in the type of `like`."""
-    num_rows, num, count = positions.shape
-    cos, sin = rotary(like, position_ids=positions.flatten(1))  # [B, N * P, W]
-    if count == 1:
+
+class KeyRotation(Protocol):
+    """What a cache method may ask of a layer's positions."""
+
+    def rotate_by(self, states: Tensor, offset: Tensor) -> Tensor: ...
+
+    def split_pairs(self, states: Tensor) -> Tensor: ...
+
+
+class LayerRotation:
+    """The rotary positions of one kind of layer.
+
+    rotary: the model's module that makes cos and sin. kind: the kind of layer, for a model that has tables by kind.
+    apply: the model's function. turns: False for layers without positions.
+    """
+
+    def __init__(self, rotary: nn.Module, kind: str = "full_attention", apply: RotaryFunction | None = None) -> None:
+        self.rotary, self.kind, self.turns = rotary, kind, True
+        self.apply = apply or apply_halves
+        self.takes_kind = "layer_type" in inspect.signature(rotary.forward).parameters
+
+    def stop(self) -> LayerRotation:
+        """The same for layers whose queries and keys have no positions."""
+        other = LayerRotation(self.rotary, self.kind, self.apply)
+        other.turns = False
+        return other
+
+    def _compute(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, N, R] of positions int64 [B, N], in the type of `like`."""
+        kind = {"layer_type": self.kind} if self.takes_kind else {}
+        return self.rotary(like, position_ids=positions, **kind)
+
+    def make_tables(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """positions int64 [B, N, P] → cos and sin [B, N, R] by the model's own rotary module."""
+        num_rows, num, count = positions.shape
+        cos, sin = self._compute(like, positions.flatten(1))  # [B, N * P, R]
+        if count == 1:
+            return cos, sin
+        half = cos.shape[-1] // 2
+        section = torch.arange(half, device=cos.device) * count // half  # [R / 2], which of the P positions
+        is_twice = bool(torch.equal(sin[..., :half], sin[..., half:]))  # the tables repeat, or each value does
+        section = torch.cat([section, section]) if is_twice else section.repeat_interleave(2)
+        section = section.expand(num_rows, num, 1, -1)
+        cos, sin = (table.unflatten(1, (num, count)).gather(2, section).squeeze(2) for table in (cos, sin))
         return cos, sin
-    half = cos.shape[-1] // 2
-    section = torch.arange(half, device=cos.device) * count // half  # [W / 2], which of the P positions
-    section = torch.cat([section, section]).expand(num_rows, num, 1, -1)
-    cos, sin = (table.unflatten(1, (num, count)).gather(2, section).squeeze(2) for table in (cos, sin))
-    return cos, sin
+
+    def rotate_by(self, states: Tensor, offset: Tensor) -> Tensor:
+        """Move rotated queries or keys [B, H, N, W] by offset int64 [B, H or 1, N] positions."""
+        if not self.turns:
+            return states
+        num_rows, num_heads, num, width = states.shape
+        flat = offset.expand(num_rows, num_heads, num).reshape(num_rows * num_heads, num)
+        cos, sin = self._compute(states, flat)  # [B * H, N, R]
+        name = f"{self.kind}_attention_scaling" if self.takes_kind else "attention_scaling"
+        scale: float = vars(self.rotary)[name]  # the state contains it already
+        lines = states.reshape(num_rows * num_heads, 1, num, width)
+        turned, _ = self.apply(lines[..., : cos.shape[-1]], lines[..., : cos.shape[-1]], cos / scale, sin / scale)
+        return torch.cat([turned, lines[..., cos.shape[-1] :]], -1).view(states.shape)
+
+    @cached_property
+    def _partner(self) -> tuple[int, int]:
+        """How many components are rotated, and how far the partner of component 0 lies behind it."""
+        one = torch.tensor([[1]], device=next(iter(self.rotary.buffers())).device)
+        cos, sin = self._compute(torch.zeros(1, 1, 1, device=one.device), one)
+        unit = torch.zeros(1, 1, 1, cos.shape[-1], device=one.device)
+        unit[..., 0] = 1
+        turned, _ = self.apply(unit, unit, cos, sin)
+        return cos.shape[-1], int(turned[0, 0, 0, 1:].abs().argmax()) + 1
+
+    def split_pairs(self, states: Tensor) -> Tensor:
+        """[..., W] → [..., W / 2, 2]: the two components that a frequency turns side by side, unrotated pairs last."""
+        rotated, step = self._partner
+        whole, rest = states[..., :rotated], states[..., rotated:].unflatten(-1, (-1, 2))
+        if step == 1:
+            return torch.cat([whole.unflatten(-1, (-1, 2)), rest], -2)
+        return torch.cat([torch.stack(whole.chunk(2, -1), -1), rest], -2)
 
 
-def rotate_by(rotary: nn.Module, states: Tensor, offset: Tensor) -> Tensor:
-    """Move rotated queries or keys [B, H, N, W] by offset int64 [B, H or 1, N] positions."""
-    num_rows, num_heads, num = offset.shape
-    cos, sin = rotary(states, position_ids=offset.reshape(num_rows, num_heads * num))
-    scale = rotary.attention_scaling  # the state contains it already
-    cos, sin = (table.view(num_rows, num_heads, num, -1) / scale for table in (cos, sin))
-    first, second = states.chunk(2, -1)
-    return states * cos + torch.cat([-second, first], -1) * sin
+def apply_halves(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate [B, H, N, R] as Llama does: frequency f turns components f and f + R / 2."""
+
+    def rotate(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+
+    return rotate(query), rotate(key)
+
+
+def find_rotary_function(attention: nn.Module) -> RotaryFunction | None:
+    """The function of a model's own file that rotates queries and keys, or None."""
+    return vars(sys.modules[type(attention).__module__]).get("apply_rotary_pos_emb")

@@ -38,15 +38,16 @@ CompressionTarget: TypeAlias = HasEngine | DecodingEngine | nn.Module
 class CompressionSession:
     """`with method(model) as session: …`. Entering installs the executor, leaving removes it.
 
-    stats: statistics since it was opened. Raises ValueError for a target without a decoder, and for a bare decoder
-    without its vocabulary. Entering raises ValueError for a decoder that lacks what the method needs.
+    Calls made in this thread or task are compressed, and no others (`scope.py`). stats: statistics since it was opened.
+    Raises ValueError for a target without a decoder, and for a bare decoder without its vocabulary. Entering raises
+    ValueError for a decoder that lacks what the method needs.
     """
 
     def __init__(
         self, method: TokenMethod | CacheMethod, target: CompressionTarget, vocabulary: Vocabulary | None = None
     ) -> None:
-        self._open = OpenMethod(method)
         self.backbone, self.vocabulary = find_decoder(target, vocabulary)
+        self._open = OpenMethod(method, self.backbone)
 
     @property
     def method(self) -> TokenMethod | CacheMethod:
@@ -65,8 +66,7 @@ class CompressionSession:
         return [places.tolist() for places in self._open.chosen.values()]
 
     def __enter__(self) -> CompressionSession:
-        self._executor = PlanExecutor.find(self.backbone) or PlanExecutor(self.backbone, self.vocabulary)
-        self._executor.open(self._open)
+        self._executor = PlanExecutor.open(self._open, self.vocabulary)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from unimodal.compression.running.spans import TurnState
+
 
 @dataclass(frozen=True, eq=False)
 class Slots:
@@ -50,6 +52,22 @@ class Slots:
             sizes = self.log_size.to(dtype)
             bias = bias + (sizes if sizes.shape[1] == 1 else sizes.repeat_interleave(num_heads // sizes.shape[1], 1))
         return bias.masked_fill(~self.valid[:, None], -torch.inf)
+
+    def find_hidden(self, at: Tensor, window: int | None, num_heads: int = 1) -> Tensor:
+        """Which slots queries at slots `at` int64 [B, Q] do not see, bool [B, num_heads or 1, Q, L]: later ones, and
+        with a window those at positions that far back."""
+        places = torch.arange(len(self), device=at.device)
+        hidden = (places > at[..., None])[:, None]  # [B, 1, Q, L]
+        if window is None or len(self) <= window and not self.has_gaps:
+            return hidden
+        own = self.positions.gather(2, at[:, None].expand(-1, self.positions.shape[1], -1))  # [B, K or 1, Q]
+        far = own[..., None] - self.positions[:, :, None] >= window  # [B, K or 1, Q, L]
+        return hidden | (far if far.shape[1] == 1 else far.repeat_interleave(num_heads // far.shape[1], 1))
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether the positions of some row leave gaps, because tokens between were dropped."""
+        return bool((self.positions.amax(-1) - self.positions.amin(-1) >= len(self)).any())
 
     def append(self, new: Slots, positions: Tensor) -> Slots:
         """These slots, followed by those of new tokens at `positions` int64 [B, N]."""
@@ -105,8 +123,10 @@ class SlotLayer(DynamicLayer):
     """A growing cache layer (keys and values [B, K, L, W]) with its slots and a cache method's memory.
 
     seen: the number of tokens read, dropped ones included. score: [B, K, L], selected and gathered as the keys are.
-    budget: int64 [B], the number of evictable slots that may stay. memory: other tensors of a method, which are dropped
-    when rows are selected, tokens are cropped or slots are dropped.
+    num_evictable: int64 [B], how many evictable tokens were read, dropped ones included: the budget is a share of it.
+    num_steps: int64 [B], tokens of the answer, read one by one. memory: other tensors of a method, which are dropped
+    when rows are selected, tokens are cropped or slots are dropped. turn: what is known of each row where the last call
+    ended; the first layer of a cache keeps it.
     """
 
     keys: Tensor
@@ -117,7 +137,9 @@ class SlotLayer(DynamicLayer):
         self.seen = 0
         self.slots: Slots | None = None
         self.score: Tensor | None = None
-        self.budget: Tensor | None = None
+        self.num_evictable: Tensor | None = None
+        self.num_steps: Tensor | None = None
+        self.turn: TurnState | None = None
         self.memory: dict[str, Tensor] = {}
 
     def get_seq_length(self) -> int:
@@ -128,7 +150,8 @@ class SlotLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.seen, self.slots, self.score, self.budget, self.memory = 0, None, None, None, {}
+        self.seen, self.slots, self.score, self.turn, self.memory = 0, None, None, None, {}
+        self.num_evictable = self.num_steps = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the newest tokens; `tokens_to_remove` is their negative number. Evicted ones do not come back."""
@@ -137,7 +160,7 @@ class SlotLayer(DynamicLayer):
             self.seen -= abs(tokens_to_remove)
             self.slots = self.slots.cut(self.keys.shape[-2])
             self.score = None if self.score is None else self.score[..., : len(self.slots)]
-            self.memory = {}
+            self.turn, self.memory = None, {}
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
@@ -158,14 +181,20 @@ class SlotLayer(DynamicLayer):
         if self.slots is not None:
             self.slots = self.slots.select_rows(rows)
         self.score = None if self.score is None else self.score[rows]
-        self.budget = None if self.budget is None else self.budget[rows]
+        self.num_evictable = None if self.num_evictable is None else self.num_evictable[rows]
+        self.num_steps = None if self.num_steps is None else self.num_steps[rows]
+        self.turn = None if self.turn is None else self.turn.select_rows(rows)
         self.memory = {}
 
     def evict(self, index: Tensor, slots: Slots, move: Callable[[Tensor], Tensor] | None = None) -> None:
         """Keep the slots of index int64 [B, K, M] of every head. move: rotates the kept keys [B, K, M, W]."""
-        wide = index[..., None].expand(-1, -1, -1, self.keys.shape[-1])
-        self.keys, self.values = self.keys.gather(2, wide), self.values.gather(2, wide)
+        self.keys, self.values = gather_slots(self.keys, index), gather_slots(self.values, index)
         if move is not None:
             self.keys = move(self.keys)
         self.score = None if self.score is None else self.score.gather(2, index)
         self.slots, self.memory = slots, {}
+
+
+def gather_slots(states: Tensor, index: Tensor) -> Tensor:
+    """Of keys, values or queries [B, H, L, W], those at slots index int64 [B, H, M], each head's own: [B, H, M, W]."""
+    return states.gather(2, index[..., None].expand(-1, -1, -1, states.shape[-1]))

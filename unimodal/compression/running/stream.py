@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -24,13 +25,20 @@ from unimodal.compression.running.spans import LocatedSpan
 
 @dataclass(frozen=True, eq=False)
 class LiveSpan:
-    """A span in its present state: as it was read, and the places of its remaining tokens, on the device."""
+    """A span in its present state: as it was read, the places of its remaining tokens, and its code runs now."""
 
     located: LocatedSpan
-    places: Tensor  # int64 [N]
+    places: Tensor  # int64 [N], on the device
+    segments: tuple[int, ...]  # the lengths of the runs, N in all
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def take(self, kept: Tensor) -> LiveSpan:
+        """The span with the tokens of kept int64 [M] only, ascending; a run that is gone is none."""
+        edges = torch.tensor(self.segments).cumsum(0)
+        runs = torch.bucketize(kept.cpu(), edges, right=True).bincount(minlength=len(edges))
+        return LiveSpan(self.located, self.places[kept], tuple(int(n) for n in runs if n))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +90,7 @@ class TokenStream:
         for located in found:
             columns = torch.tensor(located.columns, device=ids.device)
             media[located.row, columns] = True
-            spans.append(LiveSpan(located, columns))
+            spans.append(LiveSpan(located, columns, located.segments))
         place = torch.arange(num, device=ids.device).expand(num_rows, num)
         shift = torch.zeros(num_rows, dtype=torch.int64, device=ids.device)
         stream = cls(hidden, ids, place, valid, positions[..., None], media, evictable, shift, spans, bool(valid.all()))
@@ -120,7 +128,7 @@ class TokenStream:
         """(span, count to keep) → groups of one modality, one layout, one length and one count."""
         kinds: dict[tuple[str, tuple[int, ...], int, int], list[LiveSpan]] = {}
         for span, count in spans:
-            kinds.setdefault((span.located.modality, span.located.segments, len(span), count), []).append(span)
+            kinds.setdefault((span.located.modality, span.segments, len(span.located.columns), count), []).append(span)
         for (*_, count), members in kinds.items():
             yield SpanGroup(members, count, self.find_places(members))
 
@@ -146,13 +154,9 @@ class TokenStream:
                 old = log_size if log_size is not None else hidden.new_zeros(keep.shape, dtype=torch.float32)
                 log_size = old.index_put((lines, chosen), plan.sizes.float().log())
             if plan.members is not None:
-                count = plan.members.shape[-1]
-                assert self.positions.shape[-1] == 1, "the positions of a token are shared out once"
-                sources = columns.gather(1, plan.members.flatten(1)).view_as(plan.members)
-                positions = positions.expand(-1, -1, count).clone()
-                positions[lines, chosen] = self.positions[..., 0][lines[..., None], sources]
+                positions = share_positions(positions, lines, columns, chosen, plan.members)
             for span, kept in zip(group.spans, index, strict=True):
-                after[span] = LiveSpan(span.located, span.places[kept])
+                after[span] = span.take(kept)
         shift = self.shift
         if compacts:
             gone = (self.valid & ~keep).long().cumsum(1)  # [B, N]
@@ -195,3 +199,19 @@ class TokenStream:
         states = hidden * self.valid[..., None].to(hidden.dtype)
         spread = hidden.new_zeros(len(hidden), num, hidden.shape[2])
         return spread.scatter(1, self.place[..., None].expand_as(states), states)
+
+
+def share_positions(positions: Tensor, lines: Tensor, columns: Tensor, chosen: Tensor, members: Tensor) -> Tensor:
+    """Positions int64 [B, N, P], with those of merged tokens taken from their members: [B, N, P'].
+
+    A token's P positions each hold for one of P equal sections of the rotary frequencies. Section by section, a merged
+    token takes the position that its member has there, so that merging may be repeated: P' is the least common multiple
+    of P and of the number of members. lines [S, 1], columns [S, N], chosen [S, M]: the places of the spans' tokens and
+    of the merged ones. members: int64 [S, M, number].
+    """
+    count = lcm(positions.shape[-1], members.shape[-1])
+    wide = positions.repeat_interleave(count // positions.shape[-1], -1)
+    sources = columns.gather(1, members.flatten(1)).view_as(members)
+    sources = sources.repeat_interleave(count // members.shape[-1], -1)  # [S, M, P']
+    shared = wide[lines[..., None], sources, torch.arange(count, device=wide.device)]
+    return wide.index_put((lines, chosen), shared)

@@ -1,7 +1,9 @@
 """CenterCLIP (arXiv 2205.00823): the tokens of every segment of a clip are clustered, and the medoids go on.
 
-k-medoids by Euclidean distance with a KKZ start: the token of the largest norm first, then always the one farthest
-from its nearest centre. A segment is a run of the span: a frame's codes, or those of one codebook.
+A segment is several frames, so that what repeats from frame to frame goes; the authors cut 12 frames into 6 segments.
+k-medoids by Euclidean distance with a KKZ start: the token of the largest norm first, then always the one farthest from
+its nearest centre. Here a frame is a run of the span, and a picture or a sound, whose runs are codebooks, is one
+segment a run.
 """
 
 from __future__ import annotations
@@ -13,27 +15,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.method import Compressor
+from unimodal.compression.method import Compressor, check_whole
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.choosing import choose_spread_out
 from unimodal.compression.tokens.grids import allot
 
-ITERATIONS = 10
+ITERATIONS = 80
 
 
 @dataclass
 class CenterCLIP(Compressor):
     """Keep the medoids of every segment, in their order (CenterCLIP, arXiv 2205.00823).
 
-    hidden [B, N, D] → `span.count` tokens, shared out among the segments in proportion to their lengths. No settings
-    of its own; raises ValueError for what `Method` refuses.
+    hidden [B, N, D] → `span.count` tokens, shared out among the segments in proportion to their lengths.
+    frames: of a clip, in a segment. Raises ValueError for less than one, and for what `Method` refuses.
     """
 
     paper: ClassVar[str] = "CenterCLIP, arXiv 2205.00823"
 
+    frames: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("frames", self.frames, 1)
+
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         chosen, offset = [], 0
-        for length, count in zip(span.segments, allot(span.count, span.segments), strict=True):
+        step = self.frames if span.modality == "video" else 1
+        lengths = [sum(span.segments[start : start + step]) for start in range(0, len(span.segments), step)]
+        for length, count in zip(lengths, allot(span.count, lengths), strict=True):
             if count:
                 chosen.append(offset + find_medoids(hidden[:, offset : offset + length].float(), count))
             offset += length

@@ -2,9 +2,9 @@
 
 A token is redundant if many others of its crop are nearly like it (a share above `many` has a cosine above `alike`). A
 crop's information density is the share of its tokens that are not redundant; the spans of a row get tokens in
-proportion to their densities. Inside a span the paper keeps tokens by their correlation with the CLS token. Codes have
-none: the mean of the tokens takes its place, and the tokens least like the mean, which say most of what is written,
-are kept.
+proportion to their densities. Inside a span tokens are sampled by their correlation with the span's summary. In the
+paper this is the attention of the picture encoder's CLS token; codes have none, and the token that closes the span
+takes its place. The authors have published no code; how strict "alike" and "many" are is ours.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from unimodal.compression.method import Compressor
+from unimodal.compression.method import Compressor, check_share, check_whole
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.choosing import choose_best, compute_cosines
+from unimodal.compression.tokens.random_tokens import draw_uniform
 
 
 @dataclass
 class DocumentCorrelation(Compressor):
-    """Give each span tokens by its information density, and keep those least like its mean (arXiv 2407.14439).
+    """Give each span tokens by its information density, sampled by its summary's attention (arXiv 2407.14439).
 
     hidden [B, N, D] → `span.count` tokens; the share of `keep` holds for the spans of a row together.
     alike: two tokens are alike from this cosine on, in [-1, 1]. many: a token is redundant if a larger share of the
-    span's tokens than this is like it. Raises ValueError for what `Method` refuses.
+    span's tokens than this is like it. layer: the site; the attention of the layer before it is taken. samples: draw
+    tokens in proportion to their attention, without replacement; False: take the best. seed: of the draw, which depends
+    on the codes too. Raises ValueError for a share outside [0, 1], a layer below 1, on entering for one that the model
+    lacks, and for what `Method` refuses.
     """
 
     paper: ClassVar[str] = "Token-level correlation, arXiv 2407.14439"
@@ -34,6 +38,20 @@ class DocumentCorrelation(Compressor):
 
     alike: float = 0.8
     many: float = 0.25
+    layer: int = 1
+    samples: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_whole("layer", self.layer, 1)
+        check_share("many", self.many)
+
+    def find_sites(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layer,)
+
+    def find_watched_layers(self, num_layers: int) -> tuple[int, ...]:
+        return (self.layer - 1,)
 
     def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
         densities = [measure_density(span.hidden, self.alike, self.many) for span in spans]
@@ -42,7 +60,10 @@ class DocumentCorrelation(Compressor):
         return divide_budget(total, weight, [span.original for span in spans])
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        return Plan(choose_best(-compute_cosines(hidden, hidden.mean(1, keepdim=True))[..., 0], span.count))
+        scores = span.measure_attention("summary").clamp_min(1e-9).log()
+        if self.samples:  # the largest of log p plus Gumbel noise are a draw by p
+            scores = scores - (-draw_uniform(span.ids, self.seed).clamp(1e-9, 1 - 1e-7).log()).log()
+        return Plan(choose_best(scores, span.count))
 
 
 def measure_density(hidden: Tensor, alike: float, many: float) -> float:

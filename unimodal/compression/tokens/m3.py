@@ -28,12 +28,14 @@ SCALES = (1.0, 0.5, 0.25, 0.125)
 class M3(Compressor):
     """Average tokens at the finest of the nested scales that keeps at most `keep` of them (M3, arXiv 2405.17430).
 
-    hidden [B, N, D] → the mean of every window, with the window's size; at least one a run of codes. No settings of its
-    own; raises ValueError for what `Method` refuses.
+    hidden [B, N, D] → the mean of every window; at least one a run of codes. counts_sizes: log(size) is added to the
+    attention over merged tokens, which the paper does not do. Raises ValueError for what `Method` refuses.
     """
 
     paper: ClassVar[str] = "Matryoshka multimodal models (M3), arXiv 2405.17430"
     judges_rows: ClassVar[bool] = True
+
+    counts_sizes: bool = False
 
     def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
         return [int(self._choose_windows(span)[-1]) + 1 for span in spans]
@@ -52,7 +54,8 @@ class M3(Compressor):
         windows = self._choose_windows(span)
         merge, sizes = merge_clusters(windows.to(hidden.device).expand(len(hidden), -1), span.count, span.sizes)
         first = torch.stack([(windows == w).nonzero()[0, 0] for w in range(span.count)])
-        return Plan(first.to(hidden.device).expand(len(hidden), -1), merge, sizes=sizes)
+        index = first.to(hidden.device).expand(len(hidden), -1)
+        return Plan(index, merge, sizes=sizes if self.counts_sizes else None)
 
 
 def number_windows(segments: Sequence[int], scale: int, is_raster: bool) -> Tensor:

@@ -1,10 +1,9 @@
-"""Progressive visual token compression (PVC, arXiv 2412.09613): every frame adds tokens that earlier frames lack.
+"""Progressive visual token compression (PVC, arXiv 2412.09613): every frame adds what earlier frames lack, as learnt.
 
-A picture is a static clip of `repeats` frames. Every frame gets an equal number of tokens. Each of them is the token
-that is farthest by cosine from everything chosen so far, in this frame and in earlier ones: a still scene is filled in
-over the frames, and nothing is kept twice. In the paper the tokens come from an encoder with causal attention over the
-frames and norms that depend on the frame's number; `ProgressiveEncoder` is that part, to be trained with the decoder.
-Untrained, it adds nothing.
+A picture is a static clip of `repeats` frames. An encoder whose attention is causal over the frames, with norms that
+depend on the frame's number, lets every frame know what earlier ones said; then each frame is averaged over its share
+of the tokens. The encoder is trained with the decoder, and without one the method refuses. In the paper it is the last
+layers of a picture encoder and a projector; codes have no picture encoder, and here it acts on their embeddings.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.compression.method import Compressor
+from unimodal.compression.method import Compressor, check_whole
 from unimodal.compression.plan import Plan, Span
-from unimodal.compression.tokens.choosing import compute_cosines
-from unimodal.compression.tokens.grids import allot
+from unimodal.compression.tokens.grids import allot, average_line, find_grid, find_raster
+from unimodal.compression.tokens.stride import choose_evenly
 
 
 class ProgressiveEncoder(nn.Module):
@@ -44,60 +43,46 @@ class ProgressiveEncoder(nn.Module):
 
 @dataclass
 class PVC(Compressor):
-    """Keep of every frame what earlier frames lack (progressive visual token compression, PVC, arXiv 2412.09613).
+    """Average frames that a learned encoder made different (progressive visual token compression, PVC, arXiv
+    2412.09613).
 
-    hidden [B, N, D] → `span.count` tokens, in equal numbers from every frame.
-    repeats: the number of frames that a picture or a sound counts for. encoder: adds to the states of the tokens that
-    go on; without one they are kept as they are. Raises ValueError for less than one repeat, and for what `Method`
-    refuses.
+    hidden [B, N, D] → `span.count` tokens, in equal shares from every frame.
+    encoder: trained with the decoder. repeats: the number of frames that a picture or a sound counts for. Raises
+    ValueError for less than one repeat, on entering without an encoder, and for what `Method` refuses.
     """
 
     paper: ClassVar[str] = "PVC, arXiv 2412.09613"
+    is_learned: ClassVar[bool] = True
 
     repeats: int = 4
     encoder: ProgressiveEncoder | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.repeats < 1:
-            raise ValueError(f"repeats is {self.repeats}; give at least 1")
+        check_whole("repeats", self.repeats, 1)
+
+    def check(self, num_layers: int) -> None:
+        super().check(num_layers)
+        if self.encoder is None:
+            raise ValueError("PVC is learned; give encoder=ProgressiveEncoder(width), trained with the decoder")
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        is_clip = span.modality == "video"
-        lengths = span.segments if is_clip else (len(span),) * self.repeats
-        index, frames = choose_progressively(compute_cosines(hidden), lengths, allot(span.count, lengths), is_clip)
-        index, order = index.sort(-1)
-        frames = frames.gather(1, order)
-        if self.encoder is None:
-            return Plan(index)
-        states = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-        return Plan(index, states=states + self.encoder(states, frames))
+        assert self.encoder is not None
+        lengths = span.segments if span.modality == "video" else (len(span),) * self.repeats
+        clip = hidden if span.modality == "video" else hidden.repeat(1, self.repeats, 1)
+        frames = torch.repeat_interleave(torch.tensor(lengths)).to(hidden.device).expand(len(hidden), -1)
+        encoded = clip + self.encoder(clip, frames)
+        parts = []
+        for frame, count in zip(encoded.split(list(lengths), 1), allot(span.count, lengths), strict=True):
+            if count:
+                parts.append(average_frame(frame.shape[1], count, span.modality != "audio").to(frame) @ frame)
+        return Plan(choose_evenly(len(span), span.count, hidden), states=torch.cat(parts, 1))
 
 
-def choose_progressively(
-    similar: Tensor, lengths: tuple[int, ...], counts: list[int], is_clip: bool
-) -> tuple[Tensor, Tensor]:
-    """Tokens chosen frame by frame, by cosines [B, N, N] → in the order chosen, and the frame of each, int64 [B, M].
-
-    lengths, counts: the tokens of each frame, and how many of them are chosen. is_clip: frames are consecutive runs;
-    otherwise every frame is the whole span again.
-    """
-    rows = torch.arange(len(similar), device=similar.device)
-    nearest = similar.new_full(similar.shape[:2], -torch.inf)  # cosine with the nearest chosen
-    typical = similar.sum(-1)  # the first of all is the one least like the others
-    taken = torch.zeros_like(nearest, dtype=torch.bool)
-    chosen: list[Tensor] = []
-    frames: list[Tensor] = []
-    offset = 0
-    for frame, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        outside = torch.ones(similar.shape[1], dtype=torch.bool, device=similar.device)
-        outside[offset : offset + length] = False
-        for _ in range(count):
-            likeness = nearest if chosen else typical
-            new = likeness.masked_fill(taken | outside, torch.inf).argmin(-1)  # [B]
-            taken[rows, new] = True
-            nearest = torch.maximum(nearest, similar[rows, new])
-            chosen.append(new)
-            frames.append(torch.full_like(new, frame))
-        offset += length if is_clip else 0
-    return torch.stack(chosen, 1), torch.stack(frames, 1)
+def average_frame(num: int, count: int, is_raster: bool) -> Tensor:
+    """The matrix [M, N] that averages of N tokens over M windows, squares of a raster where they form a grid."""
+    sides = find_raster(num) if is_raster else None
+    grid = find_grid(count, sides) if sides else None
+    if sides is None or grid is None:
+        return average_line(num, count)
+    return torch.kron(average_line(sides[0], grid[0]), average_line(sides[1], grid[1]))

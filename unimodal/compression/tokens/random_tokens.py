@@ -26,8 +26,13 @@ class RandomTokens(Compressor):
     seed: int = 0
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        draws = []
-        for row in span.ids.cpu().numpy():
-            generator = torch.Generator().manual_seed((zlib.crc32(row.tobytes()) << 16) + self.seed)
-            draws.append(torch.rand(len(row), generator=generator))
-        return Plan(choose_best(torch.stack(draws).to(hidden.device), span.count))
+        return Plan(choose_best(draw_uniform(span.ids, self.seed), span.count))
+
+
+def draw_uniform(ids: Tensor, seed: int) -> Tensor:
+    """A number in [0, 1) for every token, float32 [B, N], by the seed and the codes int64 [B, N] of its span."""
+    draws = []
+    for row in ids.cpu().numpy():
+        generator = torch.Generator().manual_seed((zlib.crc32(row.tobytes()) << 16) + seed)
+        draws.append(torch.rand(len(row), generator=generator))
+    return torch.stack(draws).to(ids.device)

@@ -19,5 +19,10 @@ class Stride(Compressor):
     """
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        at = ((torch.arange(span.count, device=hidden.device) + 0.5) * len(span) / span.count).long()
-        return Plan(at.expand(len(hidden), -1))
+        return Plan(choose_evenly(len(span), span.count, hidden))
+
+
+def choose_evenly(num: int, count: int, hidden: Tensor) -> Tensor:
+    """M = `count` of N = `num` places at even distances, for every row of hidden [B, …]: int64 [B, M]."""
+    at = ((torch.arange(count, device=hidden.device) + 0.5) * num / count).long()
+    return at.expand(len(hidden), -1)

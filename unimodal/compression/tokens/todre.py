@@ -1,8 +1,9 @@
-"""ToDRE (arXiv 2505.18757): diversity first, then no visual tokens at all.
+"""ToDRE (arXiv 2505.18757): diversity first, then no visual tokens once the question has no use for them.
 
 Before the decoder, tokens are chosen one by one: always the one whose summed cosine distance to the chosen is largest
 (max-sum diversification). Late in the decoder the words have taken up what they need ("information migration"): from
-`drop_at` of the depth on, a span goes as a whole as soon as the last token's attention to it is below `relevance`.
+`drop_at` of the depth on, a span goes as a whole as soon as the words behind it pay it less attention, as a mean over
+words and heads, than `relevance`. The authors have published no code; the depth and the threshold are ours.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unimodal.compression.method import Compressor
+from unimodal.compression.method import Compressor, check_share
 from unimodal.compression.plan import Plan, Span, count_share
 from unimodal.compression.tokens.choosing import choose_spread_out, compute_cosines
 
@@ -24,8 +25,8 @@ class ToDRE(Compressor):
     """Keep the most diverse tokens, and none of them late in the decoder (ToDRE, arXiv 2505.18757).
 
     hidden [B, N, D] → `span.count` tokens by greedy max-sum cosine distance; later all N or none.
-    drop_at: the share of the layers from which on spans may go, in [0, 1]. relevance: the last token's attention to a
-    span, in [0, 1], below which it goes; 1 drops every span at `drop_at`, 0 drops none.
+    drop_at: the share of the layers from which on spans may go, in [0, 1]. relevance: the attention of the words to a
+    span, in [0, 1], below which it goes; 1 drops every span at `drop_at` unseen, 0 drops none.
     Raises ValueError for a share outside [0, 1], on entering for a model of too few layers, and for what `Method`
     refuses.
     """
@@ -34,13 +35,12 @@ class ToDRE(Compressor):
     judges_rows: ClassVar[bool] = True
 
     drop_at: float = 0.75
-    relevance: float = 1.0
+    relevance: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in (("drop_at", self.drop_at), ("relevance", self.relevance)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; give a number between 0 and 1")
+        check_share("drop_at", self.drop_at)
+        check_share("relevance", self.relevance)
 
     def find_late_layers(self, num_layers: int) -> range:
         """The layers before which a span may go as a whole; none of them if everything is kept."""
@@ -59,7 +59,7 @@ class ToDRE(Compressor):
     def _count(self, span: Span) -> int:
         if span.layer == 0:
             return count_share(self.keep, span.original)
-        if self.relevance < 1 and float(span.measure_attention("last").sum()) >= self.relevance:
+        if self.relevance < 1 and float(span.measure_attention("after").sum()) >= self.relevance:
             return len(span)
         return 0
 

@@ -1,7 +1,8 @@
 """TokenFLEX (arXiv 2504.03154): one projector for any number of tokens, trained with a random number at each step.
 
-The span is pooled to n windows and passed through a SwiGLU projector. Here the projector adds to the pooled tokens and
-is zero at first, so that an untrained one is plain pooling. In training:
+The span is pooled to n windows and passed through a SwiGLU projector, which is trained with the decoder; without one
+the method refuses, since plain pooling is another row of the table. Here the projector adds to the pooled tokens and is
+zero at first. As published a pooled token counts once in the attention. In training:
 
     flex = TokenFLEX(projector=FlexProjector(width))
     with flex.draw(generator)(model, vocabulary):  # another number of tokens in every step
@@ -43,15 +44,23 @@ class FlexProjector(nn.Module):
 
 @dataclass
 class TokenFLEX(Compressor):
-    """Pool to any number of tokens, with a learned projector if there is one (TokenFLEX, arXiv 2504.03154).
+    """Pool to any number of tokens, and pass them through a learned projector (TokenFLEX, arXiv 2504.03154).
 
-    hidden [B, N, D] → `span.count` means with their sizes, plus the projector's output for each. projector: by default
-    none. Raises ValueError for what `Method` refuses.
+    hidden [B, N, D] → `span.count` means, plus the projector's output for each. projector: trained with the decoder.
+    counts_sizes: log(size) is added to the attention over pooled tokens. Raises ValueError on entering without a
+    projector, and for what `Method` refuses.
     """
 
     paper: ClassVar[str] = "TokenFLEX, arXiv 2504.03154"
+    is_learned: ClassVar[bool] = True
 
     projector: FlexProjector | None = field(default=None, repr=False, compare=False)
+    counts_sizes: bool = False
+
+    def check(self, num_layers: int) -> None:
+        super().check(num_layers)
+        if self.projector is None:
+            raise ValueError("TokenFLEX is learned; give projector=FlexProjector(width), trained with the decoder")
 
     def draw(self, generator: torch.Generator, shares: Sequence[float] = SHARES) -> TokenFLEX:
         """The same method with one of the shares drawn by `generator`, for one training step."""
@@ -59,9 +68,9 @@ class TokenFLEX(Compressor):
         return replace(self, keep=shares[pick])
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
+        assert self.projector is not None
         plan = pool_span(hidden, span, span.count)
-        if self.projector is None:
-            return plan
         assert plan.merge is not None
         states = plan.merge.to(hidden.dtype) @ hidden  # [B, M, D]
-        return replace(plan, merge=None, states=states + self.projector(states))
+        sizes = plan.sizes if self.counts_sizes else None
+        return replace(plan, merge=None, states=states + self.projector(states), sizes=sizes)

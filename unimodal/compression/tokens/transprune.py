@@ -1,9 +1,12 @@
 """TransPrune (arXiv 2507.20630): keep the tokens whose representation changes most on its way through the layers.
 
 A token's transition in a module (attention or feed-forward) is how much its length grows times how much it turns:
-(‖out‖ / ‖in‖) · softmax over tokens of (1 − cos(out, in)). Transitions are summed over the layers up to each stage and
-added to the attention that the words behind the span pay; both are normalised over the tokens. Tokens go in three
-stages, behind the depths that layers 7, 9 and 12 have among 32.
+(‖out‖ / ‖in‖) · softmax over the row's tokens of (1 − cos(out, in)), between the module's own input and output.
+Transitions are summed over the layers before each stage and added to the attention that all words behind the span pay
+in the layer behind the stage; both are normalised over the span's tokens and count alike. In a decoder of 32 layers
+tokens go before layers 7, 9 and 12 (numbered from 0), and transitions count from layer 6 on; other depths are in
+proportion. The authors keep 0.875, 0.625 and 0.125 of the tokens: this is `keep=0.125`. Other shares lie on the line to
+1.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from unimodal.compression.method import Compressor
 from unimodal.compression.plan import Plan, Span, count_share
 from unimodal.compression.tokens.choosing import choose_best
 
-DEPTHS = (8 / 32, 10 / 32, 13 / 32)  # of the sites, each before the layer that follows layer 7, 9 or 12
+DEPTHS = (7 / 32, 9 / 32, 12 / 32)  # of the sites
+RATIOS = (0.875, 0.625, 0.125)  # kept at each site
 
 
 @dataclass
@@ -32,32 +36,33 @@ class TransPrune(Compressor):
 
     paper: ClassVar[str] = "TransPrune, arXiv 2507.20630"
     judges_rows: ClassVar[bool] = True
+    previews: ClassVar[bool] = True
 
-    attention_weight: float = 0.5
+    attention_weight: float = 1.0
 
     def find_sites(self, num_layers: int) -> tuple[int, ...]:
         return tuple(sorted({max(1, min(round(depth * num_layers), num_layers - 1)) for depth in DEPTHS}))
-
-    def find_watched_layers(self, num_layers: int) -> tuple[int, ...]:
-        return tuple(layer - 1 for layer in self.find_sites(num_layers))
 
     def find_changing_layers(self, num_layers: int) -> tuple[int, ...]:
         sites = self.find_sites(num_layers)
         return tuple(range(sites[0] - 1, sites[-1]))
 
     def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
-        """The same ratio from stage to stage, so that the last one keeps the share `keep`."""
+        """The stage's share: the published ratios moved in proportion, so that the last one is `keep`."""
         sites = self.find_sites(num_layers)
-        return [
-            min(len(span), count_share(self.keep ** ((sites.index(span.layer) + 1) / len(sites)), span.original))
-            for span in spans
-        ]
+        counts = []
+        for span in spans:
+            ratio = RATIOS[-len(sites) :][sites.index(span.layer)]
+            share = 1 - (1 - self.keep) * (1 - ratio) / (1 - RATIOS[-1])
+            counts.append(min(len(span), count_share(share, span.original)))
+        return counts
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         scores = _normalise(span.measure_transitions())
-        scores = scores + self.attention_weight * _normalise(span.measure_attention("after"))
+        if self.attention_weight:
+            scores = scores + self.attention_weight * _normalise(span.measure_attention("after", span.layer))
         return Plan(choose_best(scores, span.count))
 
 
 def _normalise(scores: Tensor) -> Tensor:
-    return scores / scores.sum(-1, keepdim=True).clamp_min(1e-9)
+    return scores / scores.sum(-1, keepdim=True).clamp_min(1e-8)

@@ -51,8 +51,12 @@ class ReferenceDecoder:
 
     @property
     def intercepted(self) -> bool:
-        """Whether this model's forward is replaced, as compression does."""
-        return "forward" in vars(self.backbone)
+        """Whether calls of this model, made here, are compressed."""
+        if "forward" not in vars(self.backbone):  # no context is open anywhere
+            return False
+        from unimodal.compression.running.scope import is_compressing
+
+        return is_compressing(self.backbone)
 
     def prefill(
         self, prompts: Prompts, pad_id: int, capacity: int, prefixes: Sequence[CachedPrefix | None] = ()

@@ -1,0 +1,83 @@
+"""Checks of an unknown decoder by running it: a few tokens in the executor and in the decoder's own forward.
+
+Shapes: B rows, H heads, N tokens, W head width, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from unimodal.compression.running.decoder_parts import NEEDS, DecoderParts, LayerKind
+from unimodal.compression.running.interception import AttentionOutput, LayerAttention, hook_attention
+from unimodal.model.comparison import find_tolerance, measure_difference
+
+NUM_TOKENS = 6
+SHIFT = 5  # positions by which the second run is moved
+#: a layer is run once and gives states [B, N, D]: (index of the layer, states, positions [B, N], cache) → states
+LayerRunner = Callable[[int, Tensor, Tensor, DynamicCache], Tensor]
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """The `AttentionHook` that notes every call."""
+
+    calls: list[LayerAttention] = field(default_factory=list)
+
+    def attend(self, attention: LayerAttention) -> AttentionOutput:
+        self.calls.append(attention)
+        return attention.compute()
+
+
+@torch.no_grad()
+def check_forward(parts: DecoderParts, forward: Callable[..., object]) -> None:
+    """Raises ValueError for a decoder whose own forward does more than `forward`, which runs its layers in turn."""
+    backbone = parts.backbone
+    device = next(backbone.parameters()).device
+    ids = torch.arange(1, NUM_TOKENS + 1, device=device)[None] % backbone.config.vocab_size
+    expected = type(backbone).forward(backbone, input_ids=ids, use_cache=False).last_hidden_state
+    try:
+        found = forward(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[attr-defined]
+        fits = measure_difference(found, expected) <= find_tolerance(backbone)
+    except (AttributeError, RuntimeError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{type(backbone).__name__} does more than the layers of Llama's; {NEEDS}")
+
+
+@torch.no_grad()
+def check_attention(parts: DecoderParts, run_layer: LayerRunner) -> None:
+    """Finds out how each layer turns its keys (`LayerRotation`), for methods that look into the attention.
+
+    Raises ValueError for layers whose attention is not one call over the keys and values that the cache holds, and for
+    keys that cannot be turned to another position.
+    """
+    backbone, name = parts.backbone, type(parts.backbone).__name__
+    parameter = next(backbone.parameters())
+    noise = torch.Generator().manual_seed(0)
+    states = torch.randn(1, NUM_TOKENS, backbone.config.hidden_size, generator=noise).to(parameter)
+    places = torch.arange(NUM_TOKENS, device=parameter.device)[None]
+    still: dict[LayerKind, LayerKind] = {}  # kinds → the same without positions
+    for index, kind in enumerate(parts.kinds):
+        pair: list[LayerAttention] = []
+        for shift in (0, SHIFT):
+            recorder, cache = _Recorder(), DynamicCache()
+            with hook_attention(recorder):
+                run_layer(index, states, places + shift, cache)
+            held = cache.layers[index].keys if index < len(cache.layers) else None
+            if len(recorder.calls) != 1 or held is None or not torch.equal(held, recorder.calls[0].key):
+                raise ValueError(
+                    f"{name} attends to other keys than its cache holds; use a method that acts on tokens before the "
+                    "decoder, such as divprune"
+                )
+            pair.append(recorder.calls[0])
+        own, moved = (call.key for call in pair)
+        offset = torch.full((1, 1, NUM_TOKENS), SHIFT, device=own.device)
+        if measure_difference(own, moved) <= find_tolerance(backbone) / 10:
+            parts.kinds[index] = still.setdefault(kind, LayerKind(kind.name, kind.window, kind.rotation.stop()))
+        elif measure_difference(kind.rotation.rotate_by(own, offset), moved) > find_tolerance(backbone):
+            raise ValueError(f"{name} turns its keys in a way that this method does not know; {NEEDS}")
