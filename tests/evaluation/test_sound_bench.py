@@ -2,14 +2,17 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from unimodal.cli import app as cli
-from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges, speaker_judge, timing
+from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges, speaker_judge, timing, workers
 from unimodal.evaluation.tokenizer_bench.entries import Entry
+from unimodal.evaluation.tokenizer_bench.moonshine import cut_at_quiet, read_pieces
 from unimodal.evaluation.tokenizer_bench.run import run_bench
 from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
 from unimodal.evaluation.tokenizer_bench.tables import make_table
@@ -38,7 +41,7 @@ def sounds(tmp_path, monkeypatch):
     monkeypatch.setattr(
         sound_judges, "DnsmosJudge", lambda threads: type("Judge", (), {"score": lambda self, x: 3.0})()
     )
-    monkeypatch.setattr(sound_bench, "load_recogniser", lambda name: lambda x: "a sunny day" if len(x) > 9000 else "")
+    monkeypatch.setattr(sound_judges, "load_recogniser", lambda name: lambda x: "a sunny day" if len(x) > 9000 else "")
     monkeypatch.setattr(timing, "BATCHES", (1, 2))
     monkeypatch.setattr(timing, "TIMED_RUNS", 1)
     folder = tmp_path / "sounds"
@@ -56,6 +59,7 @@ def test_sounds_of_any_rate_and_length_stand_beside_opus_and_are_measured_once(s
     said = []
     made = run_bench(entries, settings, lambda *progress: said.append(progress))
     assert made.data["items"] == 2 and list(made.data["left_out"]) and said
+    assert made.originals == {"dnsmos": {"mean": 3.0, "ci95": 0.0}, "wer_moonshine": 33.33}
     for entry in entries:
         figures = made.tokenizers[entry.label]
         [rate] = figures["rates"]
@@ -78,16 +82,21 @@ def test_sounds_of_any_rate_and_length_stand_beside_opus_and_are_measured_once(s
     def refuse(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(sound_bench.SoundBench, "_measure", refuse)
+    monkeypatch.setattr(sound_bench, "judge_sound", refuse)
     again = run_bench(entries, settings, lambda *_: None)
     assert again.to_dict() == made.to_dict()
     with pytest.raises(AssertionError, match="measured again"):
         run_bench(entries, BenchSettings(sounds, tmp_path / "parts", seed=1), lambda *_: None)
 
 
-def test_residual_codes_are_judged_at_one_two_and_all_codebooks_with_opus_at_the_bits_of_each(sounds, tmp_path):
+@pytest.mark.parametrize("every_rate", [False, True])
+def test_residual_codes_are_judged_at_one_two_and_all_codebooks_with_opus_at_the_bits_of_each(
+    sounds, tmp_path, every_rate
+):
     entry = Entry("mine", build_small("speechtokenizer"))
-    made = run_bench([entry], BenchSettings(sounds, tmp_path / "parts", recognisers=()), lambda *_: None)
+    settings = BenchSettings(sounds, tmp_path / "parts", recognisers=(), every_rate=every_rate)
+    made = run_bench([entry], settings, lambda *_: None)
+    assert ["dnsmos" in rate for rate in made.tokenizers["mine"]["rates"]] == [every_rate, every_rate, True]
     rates = made.tokenizers["mine"]["rates"]
     assert [rate["groups"] for rate in rates] == [1, 2, 3] and len({rate["codes"] for rate in rates}) == 1
     assert [rate["bytes"] / rates[0]["bytes"] for rate in rates] == pytest.approx([1, 2, 3], rel=1e-3)
@@ -232,14 +241,44 @@ def test_missing_packages_are_named_with_what_installs_them(monkeypatch):
         sound_judges.load_recogniser("pocketsphinx")
 
 
-def test_opus_gives_back_the_length_and_says_where_it_has_too_few_bits():
+def test_opus_gives_back_the_length_and_is_asked_for_no_rate_at_which_it_keeps_nothing():
     wave = draw_wave(1.0)
-    rich, poor = (sound_codecs.code_with_opus(wave, 16_000, rate) for rate in (16_000, 100))
-    assert len(rich.samples) == len(poor.samples) == len(wave)
-    assert rich.reached and rich.num_bits <= 17_600 and not poor.reached
-    assert float((rich.samples - wave).square().mean()) < 0.01
-    shortest = sound_codecs.code_with_opus(wave[:1], 16_000, 35 * 16_000)  # the bits of one frame of SNAC
-    assert len(shortest.samples) == 1 and shortest.reached and shortest.bit_rate == sound_codecs.HIGHEST_RATE
+    assert [sound_codecs.choose_bit_rate(rate) for rate in (100, 3_000.4, 35 * 16_000)] == [2_500, 3_000, 256_000]
+    rich, poor = (sound_codecs.code_with_opus(wave, 16_000, rate) for rate in (16_000, sound_codecs.LOWEST_RATE))
+    assert len(rich.samples) == len(poor.samples) == len(wave) and rich.num_bits <= 17_600
+    assert float((rich.samples - wave).square().mean()) < 0.01 and float(poor.samples.square().mean()) > 0.01
+    assert sound_codecs.is_within(rich.num_bits, 1.0, 16_000) and not sound_codecs.is_within(poor.num_bits, 1.0, 1_000)
+    below = sound_codecs.code_with_opus(wave, 16_000, 2_000)  # why there is a lowest one
+    assert float(below.samples.square().mean()) < 1e-6
+    assert len(sound_codecs.code_with_opus(wave[:1], 16_000, 256_000).samples) == 1
+
+
+def test_a_long_sound_is_cut_where_it_is_quiet():
+    sound = torch.rand(50 * 16_000) + 0.1
+    sound[17 * 16_000 : 18 * 16_000] = 0
+    parts = cut_at_quiet(sound)
+    assert torch.equal(torch.cat(parts), sound) and max(map(len, parts)) <= 20 * 16_000
+    assert 17 * 16_000 <= len(parts[0]) < 18 * 16_000 and cut_at_quiet(sound[:9])[0].tolist() == sound[:9].tolist()
+
+
+def test_pieces_of_text_are_read_with_lengths_of_one_byte_and_two():
+    assert read_pieces(b"\x01a\x00\x02bc") == [b"a", b"", b"bc"]
+    assert read_pieces(b"\xc8\x01" + b"x" * 200) == [b"x" * 200]
+
+
+def test_tasks_answer_in_their_order_whoever_works(monkeypatch):
+    def make_pool(count, context, begin, given):
+        return ThreadPoolExecutor(count, initializer=begin, initargs=given)
+
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", make_pool)
+    monkeypatch.setattr(workers, "_judge", None)
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        with workers.Workers(lambda: 10, count) as crew:
+            assert crew.run([partial(lambda add, judge: judge + add, number) for number in range(9)]) == list(
+                range(10, 19)
+            )
+    torch.set_num_threads(threads)
 
 
 def test_the_pitch_of_a_tone_is_found_and_noise_has_none():
@@ -256,9 +295,10 @@ def test_an_equal_sound_is_at_no_distance_and_noise_beside_it_at_some(monkeypatc
     )
     judge = sound_judges.SoundJudge()
     sound = draw_wave(1.0) * (1 + torch.rand(16_000)) / 2
-    same, noisy = judge.measure(sound, sound), judge.measure(sound, sound + 0.1 * torch.randn(16_000))
-    assert set(same) == set(sound_judges.MEASURES)
+    same, noisy = judge.compare(sound, sound), judge.compare(sound, sound + 0.1 * torch.randn(16_000))
+    assert set(same) == set(sound_judges.COMPARED)
     assert same["mel_distance"] == same["stft_distance"] == same["f0_cents"] == 0 and same["pesq"] > 4
     assert noisy["mel_distance"] > 0.1 and noisy["stft_distance"] > 0.1 and noisy["pesq"] < same["pesq"]
-    silent = judge.measure(torch.zeros(16_000), sound)
+    silent = judge.compare(torch.zeros(16_000), sound)
     assert silent["stoi"] is None and silent["pesq"] is None and silent["stft_distance"] is None
+    assert judge.judge_speech(sound, judge.describe(torch.zeros(16_000)))["speaker_cosine"] is None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unimodal.cli.progress import Reporter
 from unimodal.cli.shared import Model, Seed, check_choice, check_folder, load_model
+
+if TYPE_CHECKING:
+    from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
 
 
 def evaluate(
@@ -49,9 +52,17 @@ def evaluate(
         str,
         typer.Option(metavar="R,R", help="For `tokenizers`: who reads speech: moonshine, pocketsphinx, or none."),
     ] = "moonshine",
+    every_rate: Annotated[
+        bool,
+        typer.Option("--every-rate", help="For `tokenizers`: networks judge sounds at every rate, not the full alone."),
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="For `tokenizers`: processes that judge, by default 2.", show_default=False)
+    ] = 2,
 ) -> None:
     """Measure the model on held-out data, or compare tokenizers, and write a report."""
     from unimodal.evaluation import TOKENIZERS, choose_suites, run_suites
+    from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
 
     check_folder(out)
     if limit is not None and limit < 1:
@@ -60,7 +71,15 @@ def evaluate(
     if TOKENIZERS in suite:
         if len(set(suite)) > 1 or model is not None:
             raise ValueError("--suite tokenizers compares tokenizers and no model; run it alone, without --model")
-        _compare_tokenizers(named, out, data, limit, seed, side, judges, lpips, reading, part, recognisers)
+        if workers < 1:
+            raise ValueError(f"--workers {workers}: give the number of processes that judge, at least 1")
+        names = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
+        parts = out.with_name(f"{out.stem}.parts")
+        settings = BenchSettings(
+            data, parts, limit, seed, side, tuple(judges or ()), lpips, reading, part,
+            recognisers=names, every_rate=every_rate, workers=workers,
+        )  # fmt: skip
+        _compare_tokenizers(named, settings, out)
         return
     others = {
         "--tokenizers": named,
@@ -70,6 +89,8 @@ def evaluate(
         "--no-reading": not reading,
         "--part": part != "reconstruction",
         "--recognisers": recognisers != "moonshine",
+        "--every-rate": every_rate,
+        "--workers": workers != 2,
     }
     for option, value in others.items():
         if value:
@@ -84,36 +105,18 @@ def evaluate(
             print(table, flush=True)
 
 
-def _compare_tokenizers(
-    named: list[str],
-    out: Path,
-    data: Path,
-    limit: int | None,
-    seed: int,
-    side: int | None,
-    judges: list[Path] | None,
-    lpips: Path | None,
-    reading: bool,
-    part: str,
-    recognisers: str,
-) -> None:
+def _compare_tokenizers(named: list[str], settings: BenchSettings, out: Path) -> None:
     from unimodal.evaluation.tokenizer_bench.entries import open_entries
     from unimodal.evaluation.tokenizer_bench.run import run_bench
-    from unimodal.evaluation.tokenizer_bench.settings import PARTS, BenchSettings
+    from unimodal.evaluation.tokenizer_bench.settings import PARTS
     from unimodal.evaluation.tokenizer_bench.write import write_bench
 
-    if not data.exists():
-        raise ValueError(f"--data {data}: no such folder or dataset")
-    if side is not None and not 16 <= side <= 2048:
-        raise ValueError(f"--size {side}: give pixels from 16 to 2048")
-    check_choice("--part", part, PARTS)
-    parts = out.with_name(f"{out.stem}.parts")
-    names = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
+    if not settings.data.exists():
+        raise ValueError(f"--data {settings.data}: no such folder or dataset")
+    if settings.side is not None and not 16 <= settings.side <= 2048:
+        raise ValueError(f"--size {settings.side}: give pixels from 16 to 2048")
+    check_choice("--part", settings.part, PARTS)
     with Reporter() as report:
-        entries = open_entries(named)
-        settings = BenchSettings(
-            data, parts, limit, seed, side, tuple(judges or ()), lpips, reading, part, recognisers=names
-        )
-        found = run_bench(entries, settings, report)
+        found = run_bench(open_entries(named), settings, report)
         report.clear()
         print(write_bench(found, out))

@@ -144,6 +144,11 @@ def _make_normaliser() -> Callable[[str], str]:
     return EnglishTextNormalizer({})
 
 
+def has_words(text: str) -> bool:
+    """Whether words are left of a text after Whisper's English normaliser."""
+    return bool(_make_normaliser()(text))
+
+
 def compute_word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
     """Word errors per hundred reference words over all sentences, after Whisper's English normaliser on both sides.
 

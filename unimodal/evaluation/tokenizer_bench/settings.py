@@ -9,7 +9,7 @@ from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan
 
 PART = 16  # items that are measured and kept together
 DEFAULT_SIDE = 128
-VERSION = 4  # of the measures: another one measures anew
+VERSION = 5  # of the measures: another one measures anew
 PARTS = RECONSTRUCTION, DOWNSTREAM = "reconstruction", "downstream"
 
 
@@ -34,11 +34,14 @@ class BenchSettings:
     part: str = RECONSTRUCTION
     plan: ModelPlan = ModelPlan()
     recognisers: tuple[str, ...] = ("moonshine",)
+    every_rate: bool = False
+    workers: int = 1
 
 
 @dataclass
 class BenchReport:
-    """The figures: settings and hashes; tokenizers by label and codecs by name, each with its rates, cheapest first."""
+    """The figures: settings and hashes; tokenizers by label and codecs by name, each with its rates, cheapest first.
+    originals: what judges that need no original say of the originals."""
 
     medium: str
     data: dict[str, object]
@@ -47,6 +50,7 @@ class BenchReport:
     judges: dict[str, object]
     tokenizers: dict[str, dict[str, object]] = field(default_factory=dict)
     codecs: dict[str, dict[str, object]] = field(default_factory=dict)
+    originals: dict[str, object] = field(default_factory=dict)
     part: str = RECONSTRUCTION
 
     def to_dict(self) -> dict[str, object]:

@@ -12,30 +12,36 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Lock
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unimodal.data.media_items import MediaItem
-from unimodal.evaluation.judges import compute_word_error_rate
+from unimodal.evaluation.judges import compute_word_error_rate, has_words
 from unimodal.evaluation.suite import ReportProgress
 from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.items import BenchItems
 from unimodal.evaluation.tokenizer_bench.pictures import Figure
 from unimodal.evaluation.tokenizer_bench.settings import PART, VERSION, BenchReport, BenchSettings
-from unimodal.evaluation.tokenizer_bench.sound_codecs import code_with_opus
-from unimodal.evaluation.tokenizer_bench.sound_judges import MEASURES, RATE, SoundJudge, load_recogniser
+from unimodal.evaluation.tokenizer_bench.sound_codecs import LOWEST_RATE, choose_bit_rate, code_with_opus, is_within
+from unimodal.evaluation.tokenizer_bench.sound_judges import (
+    MEASURES,
+    RATE,
+    Comparison,
+    Original,
+    SoundJudge,
+    describe_original,
+    judge_sound,
+)
 from unimodal.evaluation.tokenizer_bench.speaker_judge import INSTALL
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
 from unimodal.evaluation.tokenizer_bench.timing import Work, measure_speed
+from unimodal.evaluation.tokenizer_bench.workers import Workers
 from unimodal.media.access import load_medium
 from unimodal.media.audio import resample
 from unimodal.media.registry import FileTarget
@@ -43,7 +49,6 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import Condition, MediaTokenizer
 from unimodal.tokenizers.usage import CodebookUsage
 
-T = TypeVar("T")
 TIMED_SECONDS = 4.0  # of a sound
 SPEAKER = "speaker_cosine"
 
@@ -66,89 +71,117 @@ class SoundBench:
                     f"{entry.label} reads {', '.join(sorted(needed))}, which files of sounds do not give; leave it out"
                 )
         self.entries, self.items, self.settings, self.report = entries, items, settings, report
-        self.judge = SoundJudge()
-        self.recognisers: dict[str, Callable[[Tensor], str]] = {
-            name: load_recogniser(name) for name in settings.recognisers
-        }
-        self.lock = Lock()  # of the recognisers
+        make = partial(SoundJudge, settings.recognisers)
+        self.has_speaker = make().speaker is not None  # and what is missing is said before processes begin
+        self.workers = Workers(make, max(1, min(settings.workers, len(items))))
         self.store = PartStore(settings.parts)
-        self.heard: dict[tuple[str, str], str] = {}  # (recogniser, item) → what it hears in the original
-        self.by_opus: dict[tuple[str, int], dict[str, float | str | None]] = {}  # (item, bit rate) → measures
         self.chunks = [range(start, min(start + PART, len(items))) for start in range(0, len(items), PART)]
 
     def run(self) -> BenchReport:
+        with self.workers:
+            return self._run()
+
+    def _run(self) -> BenchReport:
         tokenizers: dict[str, dict[str, object]] = {}
         opus: list[dict[str, object]] = []
-        count = 0
+        originals = self._join([self._find_originals(chunk) for chunk in self.chunks])
+        count = len(originals["seconds"])
+        if not count:
+            first = next(iter(self.items.left_out.items()), ("", "there are no files"))
+            raise ValueError(f"none of {len(self.items)} sounds can be read: {first[0]}: {first[1]}")
         for entry in self.entries:
-            measured = self._collect(entry, f"{entry.label}: coding sounds", [], self._code)
-            count = len(measured["bytes"])
-            if not count:
-                first = next(iter(self.items.left_out.items()), ("", "there are no files"))
-                raise ValueError(f"none of {len(self.items)} sounds can be read: {first[0]}: {first[1]}")
-            tokenizers[entry.label] = self._describe(entry, measured)
+            measured = self._join([self._find_coded(entry, chunk) for chunk in self.chunks])
+            tokenizers[entry.label] = self._describe(entry, measured, originals)
             for groups in list_group_counts(entry.tokenizer):
-                spent = choose_rate(measured, groups)["bytes"]
-                code = partial(self._code_with_opus, dict(zip(measured["name"].tolist(), spent.tolist(), strict=True)))
                 said = f"coding with Opus at the bits of {entry.label} ({groups} of each position)"
-                coded = self._collect(entry, said, ["opus", groups], code)
-                opus.append(
-                    {
-                        "budget_bytes": round(float(spent.mean()), 3),
-                        "within_budget": round(float(coded["reached"].mean()), 4),
-                        **self._summarise(coded),
-                    }
-                )
+                full = groups == len(entry.tokenizer.codebook_sizes)
+                opus.append(self._measure_opus(said, measured[f"{groups}:bytes"], originals, full))
         data: dict[str, object] = {
             "path": str(self.settings.data),
             "sha256": self.items.sha256,
             "items": count,
             "left_out": dict(self.items.left_out),
         }
-        judges: dict[str, object] = {name: "recogniser" for name in self.recognisers}
-        judges[SPEAKER] = f"not measured: {INSTALL}" if self.judge.speaker is None else "SpeakerJudge"
+        judges: dict[str, object] = {name: "recogniser" for name in self.settings.recognisers}
+        judges[SPEAKER] = "SpeakerJudge" if self.has_speaker else f"not measured: {INSTALL}"
         made = BenchReport(medium="audio", data=data, seed=self.settings.seed, side=None, judges=judges)
         made.tokenizers = tokenizers
         made.codecs = {"opus": {"rates": sorted(opus, key=lambda rate: float(str(rate["budget_bytes"])))}}
+        made.originals = self._summarise_originals(originals)
         return made
 
     # ---- items
 
-    def _collect(
-        self, entry: Entry, said: str, what: Sequence[str | int], measure: Callable[[Entry, range], Arrays]
-    ) -> Arrays:
-        """The measures of all items, part by part."""
-        subject = json.dumps(
-            [VERSION, "audio", self.items.sha256, self.settings.recognisers, entry.tokenizer.sha256, *what]
-            + [self.settings.seed, self.judge.speaker is not None]
-        )
-        parts: list[Arrays] = []
-        for chunk in self.chunks:
-            self.report(said, chunk.start, len(self.items))
-            part = self.store.find_or_measure(subject, str(chunk.start), partial(measure, entry, chunk))
-            self.items.left_out |= dict(json.loads(str(part.pop("left_out"))))
-            parts.append(part)
-        filled = [part for part in parts if len(part["bytes"])] or parts[:1]
-        return {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}
+    def _subject(self, *what: object) -> str:
+        """What decides whether a part is the same: the code's version, the data, the judges and what is measured."""
+        judges = [self.settings.recognisers, self.has_speaker]
+        return json.dumps([VERSION, "audio", self.items.sha256, *judges, *what])
 
-    def _read(self, chunk: range, rate_hz: int) -> list[tuple[MediaItem, Tensor, Tensor]]:
-        """The items of a part that can be read, with their sounds [T] at 16 kHz and at rate_hz."""
+    @staticmethod
+    def _join(parts: Sequence[Arrays]) -> Arrays:
+        """Arrays of all parts, of those names that all have."""
+        filled = [part for part in parts if len(part["seconds"])] or list(parts[:1])
+        names = [name for name in filled[0] if all(name in part for part in filled)]
+        return {name: np.concatenate([part[name] for part in filled]) for name in names}
+
+    def _find_originals(self, chunk: range) -> Arrays:
+        """Of the sounds of a part that can be read: "name", "seconds", "told" (what is said in them, "" where nothing
+        tells it), "heard:RECOGNISER", "dnsmos" and the voices of the speakers, [M, D]."""
+
+        def measure() -> Arrays:
+            read = self._read(chunk, RATE)
+            tasks = [partial(describe_original, sound.numpy()) for _, sound in read]
+            found = self.workers.run(tasks)
+            rows: list[dict[str, object]] = [
+                {"name": item.name, "told": read_transcript(item), "seconds": len(sound) / RATE, "dnsmos": one.dnsmos}
+                | {f"heard:{name}": text for name, text in one.heard.items()}
+                for (item, sound), one in zip(read, found, strict=True)
+            ]
+            names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
+            why = [[name, self.items.left_out[name]] for name in names if name in self.items.left_out]
+            voices = {"voice": np.stack([one.voice for one in found])} if found and self.has_speaker else {}
+            return {**_pack(rows), **voices, "left_out": np.array(json.dumps(why))}
+
+        self.report("hearing the originals", chunk.start, len(self.items))
+        part = self.store.find_or_measure(self._subject("originals"), str(chunk.start), measure)
+        self.items.left_out |= dict(json.loads(str(part.pop("left_out"))))
+        return part
+
+    def _read(self, chunk: range, rate_hz: int) -> list[tuple[MediaItem, Tensor]]:
+        """The items of a part that can be read, with their sounds [T] at rate_hz. Those that cannot are named in
+        `left_out`."""
         found = []
         for item in self.items.items[chunk.start : chunk.stop]:
+            if item.name in self.items.left_out:
+                continue
             try:
-                sounds = [load_medium("audio", item.source, FileTarget(sample_rate_hz=hz)) for hz in (RATE, rate_hz)]
-                found.append((item, sounds[0], sounds[1]))
+                found.append((item, load_medium("audio", item.source, FileTarget(sample_rate_hz=rate_hz))))
             except (ValueError, OSError) as error:
                 self.items.left_out[item.name] = " ".join(str(error).split())
         return found
 
+    def _judge_all(self, originals: Arrays, asked: Sequence[Mapping[str, Comparison]]) -> list[dict[str, object]]:
+        """Figures of every sound of a part, under "KEY:measure". asked: of each the comparisons, by key."""
+        tasks = []
+        for row, comparisons in enumerate(asked):
+            voice = originals["voice"][row] if "voice" in originals else None
+            tasks.append(partial(judge_sound, Original({}, 0.0, voice), comparisons))
+        return self.workers.run(tasks)
+
+    def _find_coded(self, entry: Entry, chunk: range) -> Arrays:
+        self.report(f"{entry.label}: coding sounds", chunk.start, len(self.items))
+        subject = self._subject(entry.tokenizer.sha256, self.settings.seed, self.settings.every_rate)
+        return self.store.find_or_measure(subject, str(chunk.start), partial(self._code, entry, chunk))
+
     def _code(self, entry: Entry, chunk: range) -> Arrays:
         """The measures of a part, under "GROUPS:measure"."""
         tokenizer = entry.tokenizer
-        rows: list[dict[str, float | str | None]] = []
-        tasks: list[Callable[[], dict[str, float | str | None]]] = []
+        rows: list[dict[str, object]] = []
+        asked: list[dict[str, Comparison]] = []
         assert tokenizer.sample_rate_hz is not None
-        for item, original, sound in self._read(chunk, tokenizer.sample_rate_hz):
+        originals = self._find_originals(chunk)
+        pairs = zip(self._read(chunk, RATE), self._read(chunk, tokenizer.sample_rate_hz), strict=True)
+        for (item, original), (_, sound) in pairs:
             told, x = read_transcript(item), sound[None, None]
             if chunk.start == 0 and not rows:  # what is slow the first time alone
                 self._rebuild(tokenizer, tokenizer.encode(x, condition=make_condition(tokenizer, "encode", told)), told)
@@ -159,75 +192,61 @@ class SoundBench:
             spent = {"encode_s": encoded - begun, "decode_s": time.perf_counter() - encoded}
             positions = codes.ids.shape[1]
             ids = codes.row(0).cpu().flatten().tolist()
-            rows.append({"name": item.name, "codes": positions, "ids": json.dumps(ids), **spent})
-            rows[-1] |= {"bytes": entry.count_bits(positions) / 8, "seconds": len(original) / RATE}
-            rebuilt: dict[int, Tensor] = {}
+            rows.append({"codes": positions, "ids": json.dumps(ids), "seconds": len(original) / RATE, **spent})
+            asked.append({})
             for groups in list_group_counts(tokenizer):
                 fewer = keep_groups(codes, groups)
                 wave = made if fewer is codes else self._rebuild(tokenizer, fewer, told)
-                rebuilt[groups] = resample(wave, tokenizer.sample_rate_hz, RATE)[: len(original)]
+                wave = resample(wave, tokenizer.sample_rate_hz, RATE)[: len(original)]
+                heard = fewer is codes or self.settings.every_rate
+                asked[-1][str(groups)] = Comparison(original.numpy(), wave.numpy(), heard)
                 rows[-1][f"{groups}:bytes"] = entry.count_bits(positions, groups) / 8
-            tasks.append(partial(self._measure_rates, item, original, rebuilt))
-        for row, figures in zip(rows, run_side_by_side(tasks), strict=True):
+        for row, figures in zip(rows, self._judge_all(originals, asked), strict=True):
             row |= figures
-        return self._pack(rows, chunk)
-
-    def _measure_rates(
-        self, item: MediaItem, original: Tensor, rebuilt: Mapping[int, Tensor]
-    ) -> dict[str, float | str | None]:
-        """rebuilt: groups → what they decode to."""
-        return {
-            f"{groups}:{name}": value
-            for groups, made in rebuilt.items()
-            for name, value in self._measure(item, original, made).items()
-        }
+        return _pack(rows)
 
     def _rebuild(self, tokenizer: MediaTokenizer, codes: Codes, told: str) -> Tensor:
         """codes of one sound → float32 [T] at the tokenizer's rate."""
         noise = tokenizer.draw_noise(codes, [self.settings.seed]) if "noise" in tokenizer.decode_settings else None
         return tokenizer.decode(codes, make_condition(tokenizer, "decode", told), noise)[0, 0].float()
 
-    def _code_with_opus(self, budgets: Mapping[str, float], entry: Entry, chunk: range) -> Arrays:
-        """budgets: name → bytes of the codes of that item."""
-        read = self._read(chunk, RATE)
-        tasks = [partial(self._measure_opus, item, original, budgets[item.name]) for item, original, _ in read]
-        return self._pack(run_side_by_side(tasks), chunk)
+    # ---- Opus
 
-    def _measure_opus(self, item: MediaItem, original: Tensor, budget: float) -> dict[str, float | str | None]:
-        """One sound, coded by Opus in so many bytes."""
-        coded = code_with_opus(original, RATE, 8 * budget * RATE / max(len(original), 1))
-        key = (item.name, coded.bit_rate)
-        if key not in self.by_opus:  # below its lowest rate all budgets give one sound
-            self.by_opus[key] = self._measure(item, original, coded.samples)
-        return {"bytes": coded.num_bits / 8, "reached": float(coded.reached), **self.by_opus[key]}
+    def _measure_opus(self, said: str, spent: np.ndarray, originals: Arrays, full: bool) -> dict[str, object]:
+        """Opus at the bytes [M] of the codes of each sound. full: whether these are all codes, at which networks judge
+        too."""
+        seconds = originals["seconds"]
+        budgets = 8 * spent / np.maximum(seconds, 1 / RATE)
+        rates = [choose_bit_rate(float(budget)) for budget in budgets]
+        at = dict(zip(originals["name"].tolist(), rates, strict=True))
+        parts = []
+        for chunk in self.chunks:
+            self.report(said, chunk.start, len(self.items))
+            asked = [at[item.name] for item in self.items.items[chunk.start : chunk.stop] if item.name in at]
+            # at the lowest rate all budgets below give one sound, so it is judged whole at once
+            heard = full or self.settings.every_rate or set(asked) == {LOWEST_RATE}
+            code = partial(self._code_with_opus, asked, heard, chunk)
+            parts.append(self.store.find_or_measure(self._subject("opus", asked, heard), str(chunk.start), code))
+        coded = self._join(parts)
+        reached = [is_within(8 * b, s, budget) for b, s, budget in zip(coded["bytes"], seconds, budgets, strict=True)]
+        within = {"budget_bytes": round(float(spent.mean()), 3), "within_budget": round(float(np.mean(reached)), 4)}
+        return {**within, **self._summarise(coded, originals)}
 
-    def _measure(self, item: MediaItem, original: Tensor, made: Tensor) -> dict[str, float | str | None]:
-        figures: dict[str, float | str | None] = {"seconds": len(original) / RATE}
-        figures |= self.judge.measure(original, made)
-        told = read_transcript(item)
-        with self.lock:
-            for name, hear in self.recognisers.items():
-                if not told and (name, item.name) not in self.heard:
-                    self.heard[name, item.name] = hear(original)
-                figures |= {f"heard:{name}": hear(made), f"said:{name}": told or self.heard[name, item.name]}
-        return figures
-
-    def _pack(self, rows: Sequence[Mapping[str, object]], chunk: range) -> Arrays:
-        """Rows of figures as arrays [M]; None is nan."""
-        names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
-        why = [[name, self.items.left_out[name]] for name in names if name in self.items.left_out]
-        packed: Arrays = {"bytes": np.zeros(0), "left_out": np.array(json.dumps(why))}
-        for name in rows[0] if rows else ():
-            values = [row[name] for row in rows]
-            texts = any(isinstance(value, str) for value in values)
-            packed[name] = np.array(values if texts else [np.nan if value is None else value for value in values])
-            if not texts:
-                packed[name] = packed[name].astype(np.float64)
-        return packed
+    def _code_with_opus(self, bit_rates: Sequence[int], heard: bool, chunk: range) -> Arrays:
+        rows: list[dict[str, object]] = []
+        asked: list[dict[str, Comparison]] = []
+        for (_, original), bit_rate in zip(self._read(chunk, RATE), bit_rates, strict=True):
+            coded = code_with_opus(original, RATE, bit_rate)
+            rows.append({"bytes": coded.num_bits / 8, "seconds": len(original) / RATE})
+            asked.append({"opus": Comparison(original.numpy(), coded.samples.numpy(), heard)})
+        figures = self._judge_all(self._find_originals(chunk), asked)
+        for row, found in zip(rows, figures, strict=True):
+            row |= {name.removeprefix("opus:"): value for name, value in found.items()}
+        return _pack(rows)
 
     # ---- figures
 
-    def _describe(self, entry: Entry, measured: Arrays) -> dict[str, object]:
+    def _describe(self, entry: Entry, measured: Arrays, originals: Arrays) -> dict[str, object]:
         tokenizer = entry.tokenizer
         usage = CodebookUsage(tokenizer)
         for ids in measured["ids"]:
@@ -245,7 +264,7 @@ class SoundBench:
                 {
                     "codes": round(float(measured["codes"].mean()), 2),
                     "groups": groups,
-                    **self._summarise(choose_rate(measured, groups)),
+                    **self._summarise(choose_rate(measured, groups), originals),
                 }
                 for groups in list_group_counts(tokenizer)
             ],
@@ -267,7 +286,7 @@ class SoundBench:
 
         def measure() -> dict[str, np.ndarray]:
             read = next(found for chunk in self.chunks if (found := self._read(chunk, rate)))
-            item, _, sound = max(read, key=lambda part: len(part[2]))
+            item, sound = max(read, key=lambda part: len(part[1]))
             x, told = sound[None, None, : int(TIMED_SECONDS * rate)], read_transcript(item)
 
             def prepare(batch: int) -> tuple[Work, Work]:
@@ -288,31 +307,56 @@ class SoundBench:
         subject = json.dumps([VERSION, "speed", self.items.sha256, tokenizer.sha256, self.settings.seed])
         return {name: float(value) for name, value in self.store.find_or_measure(subject, "speed", measure).items()}
 
-    def _summarise(self, measured: Arrays) -> dict[str, object]:
-        """Means of every measure, with how many items it could be taken of where these are not all."""
-        seconds = float(measured["seconds"].sum())
+    def _summarise(self, measured: Arrays, originals: Arrays) -> dict[str, object]:
+        """Means of every measure, with how many items it could be taken of where these are not all. What networks do
+        not judge at a rate is not there."""
+        seconds = float(originals["seconds"].sum())
         found: dict[str, object] = {
             "bytes": round(float(measured["bytes"].mean()), 3),
             "bits_per_second": round(8 * float(measured["bytes"].sum()) / max(seconds, 1e-9), 2),
         }
         for name in MEASURES:
-            values = measured[name][~np.isnan(measured[name])]
-            if len(values):
-                figure = Figure.of(values)
-                found[name] = {"mean": figure.mean, "ci95": figure.ci95}
-            if len(values) < len(measured[name]) and (name != SPEAKER or self.judge.speaker is not None):
-                found[f"{name}_items"] = len(values)
-        for name in self.recognisers:
-            said, heard = ([str(text) for text in measured[f"{side}:{name}"]] for side in ("said", "heard"))
-            if any(said):
-                found[f"wer_{name}"] = compute_word_error_rate(said, heard)
+            if name in measured and (name != SPEAKER or self.has_speaker):
+                found |= _describe_values(name, measured[name])
+        for name in self.settings.recognisers:
+            if f"heard:{name}" in measured:
+                found |= self._count_word_errors(name, measured[f"heard:{name}"], originals)
+        return found
+
+    def _count_word_errors(self, name: str, heard: np.ndarray, originals: Arrays) -> dict[str, object]:
+        """Against what is said, or else what the same recogniser hears in the original."""
+        pairs = zip(originals["told"].tolist(), originals[f"heard:{name}"].tolist(), strict=True)
+        said = [str(told or first) for told, first in pairs]
+        return {f"wer_{name}": compute_word_error_rate(said, heard.tolist())} if any(map(has_words, said)) else {}
+
+    def _summarise_originals(self, originals: Arrays) -> dict[str, object]:
+        """What judges say of the originals; word errors of those alone of which it is known what is said."""
+        found: dict[str, object] = _describe_values("dnsmos", originals["dnsmos"])
+        known = [number for number, told in enumerate(originals["told"].tolist()) if told]
+        for name in self.settings.recognisers:
+            part = {key: originals[key][known] for key in ("told", f"heard:{name}")}
+            found |= self._count_word_errors(name, part[f"heard:{name}"], part)
         return found
 
 
-def run_side_by_side(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """What tasks give, in their order, as many at once as torch has threads."""
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(lambda task: task(), tasks))
+def _describe_values(name: str, values: np.ndarray) -> dict[str, object]:
+    """The mean of values [M], nan where a measure could not be taken, and of how many it could where not of all."""
+    known = values[~np.isnan(values)]
+    found: dict[str, object] = {}
+    if len(known):
+        figure = Figure.of(known)
+        found[name] = {"mean": figure.mean, "ci95": figure.ci95}
+    return found | ({f"{name}_items": len(known)} if len(known) < len(values) else {})
+
+
+def _pack(rows: Sequence[Mapping[str, object]]) -> Arrays:
+    """Rows of figures as arrays [M]; None is nan."""
+    packed: Arrays = {"seconds": np.zeros(0)}
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        texts = any(isinstance(value, str) for value in values)
+        packed[name] = np.array(values) if texts else np.array(values, dtype=np.float64)
+    return packed
 
 
 def list_group_counts(tokenizer: MediaTokenizer) -> list[int]:

@@ -18,29 +18,35 @@ from torch import Tensor
 from unimodal.media.audio import resample
 
 OPUS_RATE, PACKET_S = 48_000, 0.06
-LOWEST_RATE, HIGHEST_RATE = 500, 256_000  # bits a second that libopus takes for one channel
+#: bits a second that libopus is asked for: below the lowest it writes packets that hold no sound
+LOWEST_RATE, HIGHEST_RATE = 2_500, 256_000
 
 
 @dataclass(frozen=True)
 class OpusSound:
-    """What came back, and the bits of its packets. reached: whether they are within the budget of as many whole
-    packets, or a tenth more. bit_rate: that libopus was asked for."""
+    """What came back, and the bits of its packets."""
 
     samples: Tensor  # float32 [T]
     num_bits: int
-    reached: bool
-    bit_rate: int
 
 
-def code_with_opus(samples: Tensor, rate_hz: int, bits_per_second: float) -> OpusSound:
+def choose_bit_rate(bits_per_second: float) -> int:
+    """The rate that libopus is asked for: never one at which it would keep nothing, nor more than it takes, which the
+    one code of a sound shorter than a frame can ask for."""
+    return min(max(LOWEST_RATE, round(bits_per_second)), HIGHEST_RATE)
+
+
+def is_within(num_bits: float, seconds: float, bits_per_second: float) -> bool:
+    """Whether packets are within the budget of as many whole packets, or a tenth more."""
+    return num_bits <= 1.1 * bits_per_second * math.ceil(seconds / PACKET_S) * PACKET_S
+
+
+def code_with_opus(samples: Tensor, rate_hz: int, bit_rate: int) -> OpusSound:
     """samples: float32 [T] at rate_hz, mono → the same length at the same rate, coded in packets of 60 ms at a constant
-    rate; libopus goes no lower than about 6 kbit/s, and no higher than 256, which the one code of a sound shorter than
-    a frame can ask for."""
+    rate; of speech little is understood below 6 kbit/s."""
     memory = io.BytesIO()
-    num_packets = math.ceil(len(samples) / rate_hz / PACKET_S)
-    budget = bits_per_second * num_packets * PACKET_S
     wide = resample(samples, rate_hz, OPUS_RATE)
-    num_bits, bit_rate = 0, min(max(LOWEST_RATE, round(bits_per_second)), HIGHEST_RATE)
+    num_bits = 0
     with av.open(memory, "w", format="ogg") as container:
         stream = container.add_stream("libopus", rate=OPUS_RATE, layout="mono")
         stream.codec_context.bit_rate = bit_rate
@@ -58,4 +64,4 @@ def code_with_opus(samples: Tensor, rate_hz: int, bits_per_second: float) -> Opu
     decoded = torch.from_numpy(np.concatenate(parts).astype(np.float32) / scale) if parts else torch.zeros(0)
     back = resample(decoded, OPUS_RATE, rate_hz)[: len(samples)]
     back = torch.nn.functional.pad(back, (0, len(samples) - len(back)))
-    return OpusSound(back, num_bits, num_bits <= 1.1 * budget, bit_rate)
+    return OpusSound(back, num_bits)

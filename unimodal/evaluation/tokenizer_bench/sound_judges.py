@@ -16,60 +16,109 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from threading import Lock
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unimodal.evaluation.judges import DnsmosJudge
+from unimodal.evaluation.tokenizer_bench.moonshine import Moonshine
 from unimodal.evaluation.tokenizer_bench.speaker_judge import SpeakerJudge, find_weights
 from unimodal.tokenizers.parts.mel import AmplitudeMel
 
 RATE = 16_000
-MEASURES = ("stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error", "dnsmos", "speaker_cosine")
-BETTER_UP = ("stoi", "pesq", "dnsmos", "speaker_cosine")
+COMPARED = ("stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error")
+MEASURES = (*COMPARED, "dnsmos", "speaker_cosine")
 RECOGNISERS = ("moonshine", "pocketsphinx")
+#: what makes pocketsphinx several times faster, by its manual: one pass, fewer paths, every second frame's densities
+FAST = {"fwdflat": False, "bestpath": False, "maxhmmpf": 3000, "maxwpf": 5, "ds": 2, "topn": 2}
 INSTALL = "pip install 'unimodal[bench]'"
 #: RMS below which a sound is silence, about -80 dB
 SILENCE = 1e-4
 WINDOWS = (512, 1024, 2048)
 
 
-class SoundJudge:
-    """`measure` may run in several threads. Raises ValueError if a package is not installed."""
+@dataclass(frozen=True)
+class Original:
+    """What is found once of an original. heard: by recogniser. voice: of its speaker, None where that is not judged."""
 
-    def __init__(self) -> None:
+    heard: dict[str, str]
+    dnsmos: float
+    voice: np.ndarray | None
+
+
+class SoundJudge:
+    """recognisers: who reads speech, by name. Raises ValueError if a package is not installed."""
+
+    def __init__(self, recognisers: Sequence[str] = ()) -> None:
         missing = [name for name in ("pystoi", "pesq") if importlib.util.find_spec(name) is None]
         if missing:
             raise ValueError(f"the bench judges sounds by {' and '.join(missing)}: {INSTALL}")
         self.mel = AmplitudeMel(RATE, 1024, 256, 80, 0.0, 8000.0)
-        self.dnsmos = DnsmosJudge(1)  # sounds are measured side by side, so one thread for each
-        self.lock = Lock()
+        self.dnsmos = DnsmosJudge(1)  # sounds are judged side by side, so one thread for each
         self.speaker = None if find_weights() is None else SpeakerJudge()
+        self.recognisers = {name: load_recogniser(name) for name in recognisers}
 
     @torch.inference_mode()
-    def measure(self, original: Tensor, made: Tensor) -> dict[str, float | None]:
-        """original, made: float [T] at 16 kHz; what is longer is cut off."""
+    def describe(self, original: Tensor) -> Original:
+        """original: float [T] at 16 kHz."""
+        voice = None if self.speaker is None else self.speaker.embed(original).numpy() * (not is_silent(original))
+        heard = {name: hear(original) for name, hear in self.recognisers.items()}
+        return Original(heard, self.dnsmos.score(original), voice)
+
+    def judge_speech(self, made: Tensor, original: Original) -> dict[str, float | str | None]:
+        """What networks say of a rebuilt sound: `dnsmos`, `speaker_cosine`, and "heard:NAME" of every recogniser."""
+        found: dict[str, float | str | None] = {"dnsmos": self.dnsmos.score(made), "speaker_cosine": None}
+        if original.voice is not None and self.speaker is not None and original.voice.any():
+            found["speaker_cosine"] = float(torch.from_numpy(original.voice) @ self.speaker.embed(made))
+        return found | {f"heard:{name}": hear(made) for name, hear in self.recognisers.items()}
+
+    @torch.inference_mode()
+    def compare(self, original: Tensor, made: Tensor) -> dict[str, float | None]:
+        """The measures that take no network. original, made: float [T] at 16 kHz; what is longer is cut off."""
         length = min(len(original), len(made))
         a, b = original[:length].float(), made[:length].float()
         padded = [torch.nn.functional.pad(x, (0, max(0, max(WINDOWS) - length))) for x in (a, b)]
-        silent = float(a.square().mean().sqrt()) < SILENCE if length else True
+        silent = is_silent(a)
         figures: dict[str, float | None] = {
-            **({"stoi": None, "pesq": None} if silent else self._measure_by_packages(a.numpy(), b.numpy())),
+            "stoi": None if silent else _measure_stoi(a.numpy(), b.numpy()),
+            "pesq": None if silent else _measure_pesq(a.numpy(), b.numpy()),
             "mel_distance": float((self.mel(padded[0][None]) - self.mel(padded[1][None])).abs().mean()),
             "stft_distance": None if silent else _measure_stft(*padded),
-            "dnsmos": self.dnsmos.score(b),
-            "speaker_cosine": None if silent or self.speaker is None else self.speaker.compare(a, b),
         }
         return {**figures, **_measure_pitch(a, b)}
 
-    def _measure_by_packages(self, original: np.ndarray, made: np.ndarray) -> dict[str, float | None]:
-        """One sound at a time: STOI is warned about by the filters of the whole process, and PESQ keeps its tables."""
-        with self.lock:
-            return {"stoi": _measure_stoi(original, made), "pesq": _measure_pesq(original, made)}
+
+@dataclass(frozen=True)
+class Comparison:
+    """A rebuilt sound beside its original, float32 [T] each. heard: whether networks judge it too."""
+
+    original: np.ndarray
+    made: np.ndarray
+    heard: bool
+
+
+def describe_original(original: np.ndarray, judge: SoundJudge) -> Original:
+    """A task of a process that judges."""
+    return judge.describe(torch.from_numpy(original))
+
+
+def judge_sound(original: Original, asked: Mapping[str, Comparison], judge: SoundJudge) -> dict[str, object]:
+    """Another: the figures of one sound's comparisons, under "KEY:measure"."""
+    found: dict[str, object] = {}
+    for key, each in asked.items():
+        real, made = torch.from_numpy(each.original), torch.from_numpy(each.made)
+        figures: dict[str, float | str | None] = {**judge.compare(real, made)}
+        if each.heard:
+            figures |= judge.judge_speech(made[: len(real)], original)
+        found |= {f"{key}:{name}": value for name, value in figures.items()}
+    return found
+
+
+def is_silent(sound: Tensor) -> bool:
+    return not len(sound) or float(sound.square().mean().sqrt()) < SILENCE
 
 
 def _measure_stoi(original: np.ndarray, made: np.ndarray) -> float | None:
@@ -138,30 +187,10 @@ def _measure_pitch(a: Tensor, b: Tensor) -> dict[str, float | None]:
 def load_recogniser(name: str) -> Callable[[Tensor], str]:
     """A recogniser of English: float [T] at 16 kHz → text. ValueError if it is not installed."""
     if name == "moonshine":
-        return _load_moonshine()
+        return Moonshine().transcribe
     if name == "pocketsphinx":
         return _load_pocketsphinx()
     raise ValueError(f"there is no recogniser {name!r}; choose from {', '.join(RECOGNISERS)}")
-
-
-def _load_moonshine() -> Callable[[Tensor], str]:
-    package = importlib.util.find_spec("moonshine_voice")
-    if package is None or not package.submodule_search_locations:
-        raise ValueError(f"the bench reads speech by moonshine-voice: {INSTALL}")
-    from moonshine_voice.moonshine_api import ModelArch
-    from moonshine_voice.transcriber import Transcriber
-
-    folder = Path(package.submodule_search_locations[0]) / "assets" / "tiny-en"
-    if not folder.is_dir():
-        raise ValueError(f"this moonshine-voice ships no weights: {INSTALL}")
-    options = {"identify_speakers": "false"}  # a network of its own, which takes a third of the time
-    network = Transcriber(str(folder), ModelArch.TINY, options=options)
-
-    def transcribe(sound: Tensor) -> str:
-        lines = network.transcribe_without_streaming(sound.tolist(), RATE).lines
-        return " ".join(line.text.strip() for line in lines)
-
-    return transcribe
 
 
 def _load_pocketsphinx() -> Callable[[Tensor], str]:
@@ -169,7 +198,7 @@ def _load_pocketsphinx() -> Callable[[Tensor], str]:
         from pocketsphinx import Decoder
     except ImportError:
         raise ValueError(f"the bench reads speech by pocketsphinx: {INSTALL}") from None
-    decoder = Decoder(samprate=RATE, loglevel="FATAL")
+    decoder = Decoder(samprate=RATE, loglevel="FATAL", **FAST)
 
     def transcribe(sound: Tensor) -> str:
         decoder.start_utt()

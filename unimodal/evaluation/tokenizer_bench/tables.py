@@ -36,6 +36,9 @@ def make_table(report: BenchReport) -> str:
     rows: list[Sequence[str]] = [("", "codes", "bytes", *columns)]
     for label, figures in report.tokenizers.items():
         rows.append(_make_row(label, list_rates(figures)[-1], figures["judges_that_are_its_own_parts"], columns))
+    if report.originals:
+        known = [read_figure(report.originals, column) for column in columns]
+        rows.append(("originals", "", "", *("—" if value is None else f"{value:.4g}" for value in known)))
     full = {round(cast(float, list_rates(figures)[-1]["bytes"]), 3) for figures in report.tokenizers.values()}
     for codec, figures in report.codecs.items():
         for rate in list_rates(figures):
