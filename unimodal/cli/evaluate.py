@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from unimodal.cli.shared import Model, Seed, check_choice, check_folder, load_mo
 
 if TYPE_CHECKING:
     from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
+
+WEIGHTS = ("inception", "lpips", "utmos")
 
 
 def evaluate(
@@ -41,6 +44,12 @@ def evaluate(
     ] = None,
     lpips: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For `tokenizers`: the weights of LPIPS on VGG-16.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="For `tokenizers`: weights of inception (rFID), lpips or utmos; may be repeated."
+        ),
     ] = None,
     part: Annotated[
         str, typer.Option(metavar="PART", help="For `tokenizers`: reconstruction (by default) or downstream.")
@@ -75,9 +84,10 @@ def evaluate(
             raise ValueError(f"--workers {workers}: give the number of processes that judge, at least 1")
         names = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
         parts = out.with_name(f"{out.stem}.parts")
+        files = read_weights(weights or ())
         settings = BenchSettings(
-            data, parts, limit, seed, side, tuple(judges or ()), lpips, reading, part,
-            recognisers=names, every_rate=every_rate, workers=workers,
+            data, parts, limit, seed, side, tuple(judges or ()), files.get("lpips", lpips), files.get("inception"),
+            files.get("utmos"), reading, part, recognisers=names, every_rate=every_rate, workers=workers,
         )  # fmt: skip
         _compare_tokenizers(named, settings, out)
         return
@@ -86,6 +96,7 @@ def evaluate(
         "--size": side,
         "--judge": judges,
         "--lpips": lpips,
+        "--weights": weights,
         "--no-reading": not reading,
         "--part": part != "reconstruction",
         "--recognisers": recognisers != "moonshine",
@@ -103,6 +114,19 @@ def evaluate(
         for table in run_suites(names, loaded, data, out, limit, seed, report):
             report.clear()
             print(table, flush=True)
+
+
+def read_weights(named: Sequence[str]) -> dict[str, Path]:
+    """NAME=PATH of networks that judge. ValueError for other names, and for files that are not there."""
+    found = {}
+    for each in named:
+        name, separator, path = each.partition("=")
+        if name not in WEIGHTS or not separator:
+            raise ValueError(f"--weights {each}: give NAME=PATH with a name of {', '.join(WEIGHTS)}")
+        found[name] = Path(path).expanduser()
+        if not found[name].exists():
+            raise ValueError(f"--weights {each}: there is no such file")
+    return found
 
 
 def _compare_tokenizers(named: list[str], settings: BenchSettings, out: Path) -> None:

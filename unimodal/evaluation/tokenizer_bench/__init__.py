@@ -4,9 +4,9 @@
 
 - `entries.py` the tokenizers that are compared; `items.py` the files, read alike for all of them.
 - `pictures.py` what is measured of pictures, by the networks of `picture_judges.py`; `picture_codecs.py` JPEG, WebP and
-  AVIF at the same bytes; `legibility.py` words that a reader must still read.
-- `sound_bench.py` what is measured of sounds, by `sound_judges.py` and `speaker_judge.py`; `sound_codecs.py`
-  Opus at the same bits.
+  AVIF at the same bytes; `inception.py` the network of the FID; `legibility.py` words that a reader must still read.
+- `sound_bench.py` what is measured of sounds, by `sound_judges.py`, `speaker_judge.py`, `moonshine.py`, `utmos.py`, in
+  processes of `workers.py`; `sound_rates.py` how many codebooks are decoded; `sound_codecs.py` Opus at the same bits.
 - `film_bench.py` what is measured of films, frame by frame; `film_codecs.py` H.264 and VP9 at the same bytes.
 - `timing.py` speed and memory of a tokenizer.
 - `store.py` keeps what is measured, so that an interrupted bench goes on; `tables.py` and `plots.py` show it.

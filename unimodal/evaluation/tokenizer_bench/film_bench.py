@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -26,9 +26,13 @@ from unimodal.evaluation.suite import ReportProgress
 from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.film_codecs import CODECS, FilmCoder
 from unimodal.evaluation.tokenizer_bench.items import BenchItems
-from unimodal.evaluation.tokenizer_bench.picture_judges import open_judges
+from unimodal.evaluation.tokenizer_bench.picture_judges import (
+    measure_frechet_distance,
+    measure_kernel_distance,
+    open_judges,
+)
 from unimodal.evaluation.tokenizer_bench.pictures import Figure, PictureMeasures, keep_first, list_rates
-from unimodal.evaluation.tokenizer_bench.settings import DEFAULT_SIDE, PART, VERSION, BenchReport, BenchSettings
+from unimodal.evaluation.tokenizer_bench.settings import DEFAULT_SIDE, FILM_VERSION, PART, BenchReport, BenchSettings
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
 from unimodal.evaluation.tokenizer_bench.timing import Work, measure_speed
 from unimodal.media.access import load_medium
@@ -37,7 +41,7 @@ from unimodal.tokenizers.interface import Condition, MediaTokenizer
 from unimodal.tokenizers.losses.perceptual import Lpips
 from unimodal.tokenizers.usage import CodebookUsage
 
-STILL = "still"
+STILL, REAL = "still", "real"
 
 
 class FilmBench:
@@ -94,8 +98,8 @@ class FilmBench:
         """The measures of all items, part by part."""
         judges = [judge.name for judge in self.judges]
         subject = json.dumps(
-            [VERSION, "video", self.items.sha256, self.side, judges, str(self.settings.lpips), entry.tokenizer.sha256]
-            + [self.settings.seed]
+            [FILM_VERSION, "video", self.items.sha256, self.side, judges, str(self.settings.lpips)]
+            + [entry.tokenizer.sha256, self.settings.seed]
         )
         parts: list[Arrays] = []
         for chunk in self.chunks:
@@ -105,12 +109,12 @@ class FilmBench:
             parts.append(part)
         filled = [part for part in parts if len(part["seconds"])] or parts[:1]
         names = dict.fromkeys(name for part in filled for name in part)
-        return {name: np.concatenate([_fill(part, name) for part in filled]) for name in names}
+        return {name: _join(filled, name) for name in names}
 
     def _code(self, entry: Entry, chunk: range) -> Arrays:
         """The measures of a part, under "CODES:measure" and "CODEC@CODES:measure"; nan where a film has fewer codes."""
         tokenizer = entry.tokenizer
-        rows: list[dict[str, float | str]] = []
+        rows: list[dict[str, float | str | np.ndarray]] = []
         for item in self.items.items[chunk.start : chunk.stop]:
             try:
                 x, real = self._read(tokenizer, item)
@@ -124,7 +128,7 @@ class FilmBench:
             codes = tokenizer.encode(x, condition=make_condition(tokenizer, "encode", x, item))
             encoded = time.perf_counter()
             self._rebuild(tokenizer, codes, x, item)
-            row: dict[str, float | str] = {
+            row: dict[str, float | str | np.ndarray] = {
                 "encode_s": encoded - begun,
                 "decode_s": time.perf_counter() - encoded,
                 "seconds": x.shape[2] / (tokenizer.frames_per_second or 1.0),
@@ -140,13 +144,15 @@ class FilmBench:
                     coded = coder.choose_within(entry.count_bits(rate) / 8)
                     figures = {"bytes": float(coded.num_bytes), **self._compare(real, coded.frames)}
                     row |= {f"{codec}@{name}:{key}": value for key, value in figures.items()}
+            row |= {f"{REAL}:features_{judge.name}": judge.extract(real).mean(0).numpy() for judge in self.judges}
             row |= {f"{STILL}:{key}": value for key, value in self._compare(real, real[:1].expand_as(real)).items()}
             rows.append(row)
         names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
         why = [[name, self.items.left_out[name]] for name in names if name in self.items.left_out]
         packed: Arrays = {"seconds": np.zeros(0), "left_out": np.array(json.dumps(why))}
         for key in dict.fromkeys(name for row in rows for name in row):
-            packed[key] = np.array([row.get(key, np.nan) for row in rows])
+            shape = np.shape(next(row[key] for row in rows if key in row))
+            packed[key] = np.array([row.get(key, np.full(shape, np.nan)) for row in rows])
         return packed
 
     def _read(self, tokenizer: MediaTokenizer, item: MediaItem) -> tuple[Tensor, Tensor]:
@@ -164,13 +170,16 @@ class FilmBench:
             made = interpolate(made, (self.side, self.side), mode="bicubic", antialias=True)
         return made.clamp(0, 1)
 
-    def _compare(self, real: Tensor, made: Tensor) -> dict[str, float]:
-        """The means over the frames of one film, as far as the decoded one goes."""
+    def _compare(self, real: Tensor, made: Tensor) -> dict[str, float | np.ndarray]:
+        """The means over the frames of one film, as far as the decoded one goes; of features [D] too."""
         real = real[: len(made)]
         made = made[: len(real)]
         originals, maps = self.measures.describe_originals(real), self.measures.read_maps(real)
         compared = self.measures.compare(real, made, originals, maps)
-        return {name: float(value.mean()) for name, value in compared.items() if not name.startswith("features_")}
+        return {
+            **{name: float(value.mean()) for name, value in compared.items() if not name.startswith("features_")},
+            **{name: value.mean(0) for name, value in compared.items() if name.startswith("features_")},
+        }
 
     def _describe(self, entry: Entry, measured: Arrays) -> dict[str, object]:
         tokenizer, usage = entry.tokenizer, CodebookUsage(entry.tokenizer)
@@ -234,14 +243,14 @@ class FilmBench:
 
         self.report(f"{entry.label}: timing", 0, None)
         subject = json.dumps(
-            [VERSION, "video speed", self.items.sha256, self.side, tokenizer.sha256, self.settings.seed]
+            [FILM_VERSION, "video speed", self.items.sha256, self.side, tokenizer.sha256, self.settings.seed]
         )
         return {name: float(value) for name, value in self.store.find_or_measure(subject, "speed", measure).items()}
 
 
 def _list_names(measured: Arrays) -> list[str]:
     """The numbers of codes that films were decoded at, the fewest first, as they stand before the measures."""
-    prefixes = {name.split(":")[0] for name in measured if ":" in name and "@" not in name} - {STILL, "all"}
+    prefixes = {name.split(":")[0] for name in measured if ":" in name and "@" not in name} - {STILL, REAL, "all"}
     return [*sorted(prefixes, key=int), "all"]
 
 
@@ -268,16 +277,26 @@ def _describe_codec(codec: str, entry: Entry, measured: Arrays) -> Iterator[dict
         }
 
 
-def _fill(part: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    """A measure of a part; nan where none of its films has it."""
-    return part[name] if name in part else np.full(len(part["seconds"]), np.nan)
+def _join(parts: Sequence[Arrays], name: str) -> np.ndarray:
+    """A measure of all parts; nan where none of a part's films has it."""
+    shape = next(part[name].shape[1:] for part in parts if name in part)
+    return np.concatenate(
+        [part[name] if name in part else np.full((len(part["seconds"]), *shape), np.nan) for part in parts]
+    )
 
 
 def _summarise(measured: Arrays, rate: str) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, values in measured.items():
         own, _, measure = name.partition(":")
-        if own == rate and measure:
+        if own == rate and measure.startswith("features_"):
+            there = ~np.isnan(values).any(1)
+            real, made = (torch.from_numpy(each[there]) for each in (measured[f"{REAL}:{measure}"], values))
+            judge = measure.removeprefix("features_")
+            if len(real) > 1:
+                found[f"kid_like_{judge}"] = round(measure_kernel_distance(real, made), 5)
+                found[f"rfid_like_{judge}"] = round(measure_frechet_distance(real, made), 4)
+        elif own == rate and measure:
             figure = Figure.of(values[~np.isnan(values)])
             found[measure] = {"mean": figure.mean, "ci95": figure.ci95}
     return found

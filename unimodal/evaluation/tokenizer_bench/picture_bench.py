@@ -14,7 +14,13 @@ from unimodal.evaluation.suite import ReportProgress
 from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.items import BenchItems, read_pictures
 from unimodal.evaluation.tokenizer_bench.legibility import HEIGHTS, LineReader, draw_words, measure_reading
-from unimodal.evaluation.tokenizer_bench.picture_codecs import CodedPicture, choose_within, list_codecs, try_sizes
+from unimodal.evaluation.tokenizer_bench.picture_codecs import (
+    CODED,
+    CodedPicture,
+    choose_within,
+    list_codecs,
+    try_sizes,
+)
 from unimodal.evaluation.tokenizer_bench.picture_judges import open_judges
 from unimodal.evaluation.tokenizer_bench.pictures import (
     PERTURBED_AMONG,
@@ -27,7 +33,14 @@ from unimodal.evaluation.tokenizer_bench.pictures import (
     perturb_codes,
     summarise,
 )
-from unimodal.evaluation.tokenizer_bench.settings import DEFAULT_SIDE, PART, VERSION, BenchReport, BenchSettings
+from unimodal.evaluation.tokenizer_bench.settings import (
+    DEFAULT_SIDE,
+    PART,
+    VERSION,
+    BenchReport,
+    BenchSettings,
+    hash_weights,
+)
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
 from unimodal.evaluation.tokenizer_bench.timing import Work, measure_speed
 from unimodal.tokenizers.codes import Codes
@@ -35,6 +48,7 @@ from unimodal.tokenizers.losses.perceptual import Lpips
 from unimodal.tokenizers.usage import CodebookUsage
 
 PERTURBED = "perturbed"
+FID_SIDE = 256  # of pictures in the tables of papers: the middle square, resized
 
 
 class PictureBench:
@@ -46,7 +60,10 @@ class PictureBench:
         self.entries, self.items, self.settings, self.report = entries, items, settings, report
         sizes = [max(entry.tokenizer.picture_size) for entry in entries if entry.tokenizer.picture_size is not None]
         self.side = settings.side or max(sizes, default=DEFAULT_SIDE)
-        self.judges = open_judges(settings.judges)
+        if settings.inception is not None and self.side != FID_SIDE:
+            raise ValueError(f"rFID is that of pictures of {FID_SIDE} pixels, and these are judged at {self.side}: "
+                             f"give --size {FID_SIDE}, or leave --weights inception out")  # fmt: skip
+        self.judges = open_judges(settings.judges, settings.inception)
         lpips = None if settings.lpips is None else Lpips.load(settings.lpips)
         self.measures = PictureMeasures(self.judges, lpips)
         self.store = PartStore(settings.parts)
@@ -68,7 +85,7 @@ class PictureBench:
             },
             seed=self.settings.seed,
             side=self.side,
-            judges={judge.name: type(judge).__name__ for judge in self.judges},
+            judges={judge.name: type(judge).__name__ for judge in self.judges} | hash_weights(self.settings),
         )
         budgets: set[float] = set()
         for entry in self.entries:
@@ -83,7 +100,8 @@ class PictureBench:
     def _subject(self, *what: object) -> str:
         """What decides whether a part is the same: the code's version, the data, the judges and what is measured."""
         judges = [judge.name for judge in self.judges]
-        return json.dumps([VERSION, self.items.sha256, self.side, judges, str(self.settings.lpips), *map(str, what)])
+        weights = [str(path) for path in (self.settings.lpips, self.settings.inception) if path is not None] or ["None"]
+        return json.dumps([VERSION, self.items.sha256, self.side, judges, *weights, *map(str, what)])
 
     def _find_originals(self, chunk: range) -> Arrays:
         def measure() -> Arrays:
@@ -123,7 +141,8 @@ class PictureBench:
             measured = {name.split(":", 1)[1]: value for name, value in joined.items() if name.startswith(f"{rate}:")}
             figures = summarise(measured, originals, self.judges)
             if rate == PERTURBED:
-                perturbed = {name: value for name, value in figures.items() if "_like_" in name or name == "psnr_db"}
+                kept = [name for name in figures if "_like_" in name or name in ("psnr_db", "rfid")]
+                perturbed = {name: figures[name] for name in kept}
                 continue
             positions = np.minimum(counts, int(rate))
             bits = float(np.mean([entry.count_bits(int(one)) for one in positions]))
@@ -145,7 +164,7 @@ class PictureBench:
             "speed": self._time(entry),
         }
         if perturbed is not None:
-            renamed = {name.replace("rfid_", "pfid_"): value for name, value in perturbed.items()}
+            renamed = {name.replace("rfid", "pfid"): value for name, value in perturbed.items()}
             found[PERTURBED] = {"share": PERTURBED_SHARE, "among_nearest": PERTURBED_AMONG, **renamed}
         if self.settings.legibility:
             found["legibility"] = self._measure_legibility(entry, sha256)
@@ -175,20 +194,26 @@ class PictureBench:
         return {**found, "counts": counts, "lengths": counts, "ids": codes.ids.numpy().astype(np.int32)}
 
     def _time(self, entry: Entry) -> dict[str, float]:
-        """The speed of pictures of the first part."""
+        """The speed of pictures of the first part that can be read."""
+
+        def measure() -> Arrays:
+            found = (read_pictures(self.items, chunk, self.side) for chunk in self.chunks)
+            real, read = next(part for part in found if len(part[0]))
+
+            def prepare(batch: int) -> tuple[Work, Work]:
+                x = real.repeat(-(-batch // len(real)), 1, 1, 1)[:batch]
+                texts = [read[index % len(read)].text for index in range(batch)]
+                codes = encode_pictures(entry.tokenizer, x, texts)
+                return (
+                    partial(encode_pictures, entry.tokenizer, x, texts),
+                    partial(decode_pictures, entry.tokenizer, codes, self.side, texts),
+                )
+
+            return {name: np.array(value) for name, value in measure_speed(prepare).items()}
+
         self.report(f"{entry.label}: timing", 0, None)
-        real, read = read_pictures(self.items, self.chunks[0], self.side)
-
-        def prepare(batch: int) -> tuple[Work, Work]:
-            x = real.repeat(-(-batch // len(real)), 1, 1, 1)[:batch]
-            texts = [read[index % len(read)].text for index in range(batch)]
-            codes = encode_pictures(entry.tokenizer, x, texts)
-            return (
-                partial(encode_pictures, entry.tokenizer, x, texts),
-                partial(decode_pictures, entry.tokenizer, codes, self.side, texts),
-            )
-
-        return measure_speed(prepare)
+        subject = self._subject("speed", entry.tokenizer.sha256, self.settings.seed)
+        return {name: float(value) for name, value in self.store.find_or_measure(subject, "speed", measure).items()}
 
     def _measure_legibility(self, entry: Entry, sha256: str) -> dict[str, dict[str, float]]:
         def measure(height: float) -> Arrays:
@@ -217,7 +242,7 @@ class PictureBench:
         parts = []
         for chunk in self.chunks:
             self.report(f"coding with {codec}", chunk.start, len(self.items))
-            subject = self._subject("codec", codec, *budgets)
+            subject = self._subject("codec", codec, CODED, *budgets)
             measure = partial(self._code_with_codec, codec, budgets, chunk)
             parts.append(self.store.find_or_measure(subject, str(chunk.start), measure))
         joined = self._join(parts)

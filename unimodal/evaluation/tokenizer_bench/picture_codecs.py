@@ -1,7 +1,8 @@
 """JPEG, WebP and AVIF at very few bytes, without what every file of theirs shares.
 
 Counted are the bytes that say something of the picture: of a JPEG its scan (tables and headers could be shared), of a
-WebP the data of its VP8 chunk without the container, of an AVIF its media data. A picture may be coded at a smaller
+WebP the data of its VP8 chunk without start code and size, of an AVIF its media data without the sequence's header. A
+picture may be coded at a smaller
 size and magnified again. The best picture by mean squared error within the budget counts; where none fits, the smallest
 file counts, and the row says by its bytes that the budget is out of the codec's reach.
 
@@ -25,6 +26,9 @@ SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.1875, 0.125, 0.09375)  # of the side th
 SMALLEST_SIDE = 8
 QUALITIES = (0, 2, 5, 10, 20, 30, 45, 60, 75, 85, 92)
 CODECS = ("jpeg", "webp", "avif")
+CODED = 2  # version of what counts
+START_OF_VP8 = 7  # bytes of a frame: a start code, width and height (RFC 6386, 9.1)
+SHARED_UNITS = (1, 2)  # kinds of AV1's units: the header of the sequence, and the mark before each picture
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,42 @@ def count_payload(codec: str, data: bytes) -> int:
         scan = data.index(b"\xff\xda")
         return len(data) - scan - 2 - int.from_bytes(data[scan + 2 : scan + 4], "big") - 2
     if codec == "webp":
-        return sum(size for name, size in _list_chunks(data) if name in (b"VP8 ", b"VP8L", b"ALPH"))
-    return sum(size for name, size in _list_boxes(data) if name == b"mdat")
+        chunks = {data[at - 8 : at - 4]: size for at, size in _list_chunks(data)}
+        return chunks.get(b"VP8 ", START_OF_VP8) - START_OF_VP8 + chunks.get(b"VP8L", 0) + chunks.get(b"ALPH", 0)
+    return sum(count_units(data[at : at + size]) for name, at, size in _list_boxes(data) if name == b"mdat")
 
 
-def _list_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Names and sizes of the chunks of a RIFF file."""
+def count_units(data: bytes) -> int:
+    """The bytes of AV1's units (section 5.3 of its specification) that pictures could not share."""
+    at = found = 0
+    while at < len(data):
+        begin, head = at, data[at]
+        at += 2 if head & 4 else 1
+        size = len(data) - at
+        if head & 2:  # it says its size, seven bits a byte, the lowest first
+            size = shift = 0
+            while True:
+                byte = data[at]
+                size |= (byte & 127) << shift
+                at, shift = at + 1, shift + 7
+                if byte < 128:
+                    break
+        at += size
+        found += 0 if head >> 3 & 15 in SHARED_UNITS else at - begin
+    return found
+
+
+def _list_chunks(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the contents of the chunks of a RIFF file begin, and their sizes."""
     at = 12
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], "little")
-        yield data[at : at + 4], size
+        yield at + 8, size
         at += 8 + size + size % 2
 
 
-def _list_boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Names and sizes of the contents of the outer boxes of an ISO media file."""
+def _list_boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Names of the outer boxes of an ISO media file, where their contents begin and their sizes."""
     at = 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
@@ -106,5 +131,5 @@ def _list_boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
         if size == 1:
             size, head = int.from_bytes(data[at + 8 : at + 16], "big"), 16
         size = size or len(data) - at
-        yield data[at + 4 : at + 8], size - head
+        yield data[at + 4 : at + 8], at + head, size - head
         at += size

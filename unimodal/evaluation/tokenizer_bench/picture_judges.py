@@ -5,7 +5,7 @@
 - Any vision encoder of transformers (DINOv2, CLIP, SigLIP) from a folder.
 
 Distances of sets on these features carry "-like" in their names: the Fréchet inception distance is that of one network
-(Inception-v3) and one preparation of pictures, and no other.
+and one preparation of pictures, those of `inception.py`, and no other.
 
 Shapes: B pictures, S side, D features, M and N sizes of sets.
 """
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from unimodal.evaluation.tokenizer_bench.inception import FidInception
 from unimodal.tokenizers.losses.frozen_features import EncoderFeatures
 
 JUDGED_SIDE = 128  # pixels at which the packaged networks look
@@ -101,9 +102,23 @@ class FolderJudge(PictureJudge):
         return self.features.read_patches(pictures).mean(1)
 
 
-def open_judges(folders: tuple[Path, ...] = ()) -> list[PictureJudge]:
-    """The two packaged networks, and one of each folder."""
-    return [PackagedJudge(0), PackagedJudge(2), *(FolderJudge(folder) for folder in folders)]
+class InceptionJudge(PictureJudge):
+    """The network of the FID, of a file of its weights; sets of its features are compared under the true name."""
+
+    name = "inception"
+
+    def __init__(self, path: Path) -> None:
+        self.network = FidInception.load(path)
+
+    def compute(self, pictures: Tensor) -> Tensor:
+        features: Tensor = self.network((pictures.clamp(0, 1) * 255).round())
+        return features
+
+
+def open_judges(folders: tuple[Path, ...] = (), inception: Path | None = None) -> list[PictureJudge]:
+    """The two packaged networks, one of each folder, and that of the FID where its weights are named."""
+    named = [] if inception is None else [InceptionJudge(inception)]
+    return [PackagedJudge(0), PackagedJudge(2), *(FolderJudge(folder) for folder in folders), *named]
 
 
 def measure_cosine(real: Tensor, made: Tensor) -> Tensor:

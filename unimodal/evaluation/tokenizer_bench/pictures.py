@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from unimodal.evaluation.judges import compute_psnr, compute_ssim
+from unimodal.evaluation.tokenizer_bench.inception import measure_inception_distance
 from unimodal.evaluation.tokenizer_bench.picture_judges import (
+    InceptionJudge,
     PictureJudge,
     measure_cosine,
     measure_frechet_distance,
@@ -200,7 +202,9 @@ def summarise(
     for judge in judges:
         name = f"features_{judge.name}"
         real, made = torch.from_numpy(originals[name]), torch.from_numpy(measured[name])
-        if len(real) > 1:
+        if len(real) > 1 and isinstance(judge, InceptionJudge):
+            found["rfid"] = round(measure_inception_distance(real, made), 4)
+        elif len(real) > 1:
             found[f"kid_like_{judge.name}"] = round(measure_kernel_distance(real, made), 5)
             found[f"rfid_like_{judge.name}"] = round(measure_frechet_distance(real, made), 4)
     return found

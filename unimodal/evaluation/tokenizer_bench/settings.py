@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan
 
 PART = 16  # items that are measured and kept together
 DEFAULT_SIDE = 128
-VERSION = 5  # of the measures: another one measures anew
+VERSION, SOUND_VERSION, FILM_VERSION = 4, 5, 5  # of the measures: another one measures anew
 PARTS = RECONSTRUCTION, DOWNSTREAM = "reconstruction", "downstream"
 
 
@@ -19,8 +20,10 @@ class BenchSettings:
 
     data: a folder of files or a dataset. limit: items at most, drawn by `seed`. side: pixels at which pictures are
     judged, by default the largest of the tokenizers'. judges: folders of vision encoders that judge beside the packaged
-    networks. lpips: the folder of its weights. parts: where measured parts are kept. part: what is measured. plan: of
-    the language model of the downstream part. recognisers: who reads speech, by name.
+    networks. lpips: the folder of its weights. inception, utmos: files of the weights of the FID and of UTMOS. parts:
+    where measured parts are kept. part: what is measured. plan: of the language model of the downstream part.
+    recognisers: who reads speech, by name. every_rate: whether networks judge sounds at each rate; by default at the
+    full one. workers: processes that judge.
     """
 
     data: Path
@@ -30,12 +33,24 @@ class BenchSettings:
     side: int | None = None
     judges: tuple[Path, ...] = ()
     lpips: Path | None = None
+    inception: Path | None = None
+    utmos: Path | None = None
     legibility: bool = True
     part: str = RECONSTRUCTION
     plan: ModelPlan = ModelPlan()
     recognisers: tuple[str, ...] = ("moonshine",)
     every_rate: bool = False
     workers: int = 1
+
+
+def hash_weights(settings: BenchSettings) -> dict[str, object]:
+    """The hashes of the files of weights that an owner names, by network."""
+    files = {"inception": settings.inception, "utmos": settings.utmos}
+    return {
+        f"{name}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+        for name, path in files.items()
+        if path is not None
+    }
 
 
 @dataclass

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from unimodal.evaluation.suite import ReportProgress
 from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.items import BenchItems
 from unimodal.evaluation.tokenizer_bench.pictures import Figure
-from unimodal.evaluation.tokenizer_bench.settings import PART, VERSION, BenchReport, BenchSettings
+from unimodal.evaluation.tokenizer_bench.settings import PART, SOUND_VERSION, BenchReport, BenchSettings, hash_weights
 from unimodal.evaluation.tokenizer_bench.sound_codecs import LOWEST_RATE, choose_bit_rate, code_with_opus, is_within
 from unimodal.evaluation.tokenizer_bench.sound_judges import (
     MEASURES,
@@ -37,6 +36,12 @@ from unimodal.evaluation.tokenizer_bench.sound_judges import (
     SoundJudge,
     describe_original,
     judge_sound,
+)
+from unimodal.evaluation.tokenizer_bench.sound_rates import (
+    choose_rate,
+    explain_one_rate,
+    keep_groups,
+    list_group_counts,
 )
 from unimodal.evaluation.tokenizer_bench.speaker_judge import INSTALL
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
@@ -71,7 +76,7 @@ class SoundBench:
                     f"{entry.label} reads {', '.join(sorted(needed))}, which files of sounds do not give; leave it out"
                 )
         self.entries, self.items, self.settings, self.report = entries, items, settings, report
-        make = partial(SoundJudge, settings.recognisers)
+        make = partial(SoundJudge, settings.recognisers, settings.utmos)
         self.has_speaker = make().speaker is not None  # and what is missing is said before processes begin
         self.workers = Workers(make, max(1, min(settings.workers, len(items))))
         self.store = PartStore(settings.parts)
@@ -104,6 +109,7 @@ class SoundBench:
         }
         judges: dict[str, object] = {name: "recogniser" for name in self.settings.recognisers}
         judges[SPEAKER] = "SpeakerJudge" if self.has_speaker else f"not measured: {INSTALL}"
+        judges |= hash_weights(self.settings)
         made = BenchReport(medium="audio", data=data, seed=self.settings.seed, side=None, judges=judges)
         made.tokenizers = tokenizers
         made.codecs = {"opus": {"rates": sorted(opus, key=lambda rate: float(str(rate["budget_bytes"])))}}
@@ -114,8 +120,8 @@ class SoundBench:
 
     def _subject(self, *what: object) -> str:
         """What decides whether a part is the same: the code's version, the data, the judges and what is measured."""
-        judges = [self.settings.recognisers, self.has_speaker]
-        return json.dumps([VERSION, "audio", self.items.sha256, *judges, *what])
+        judges = [self.settings.recognisers, self.has_speaker, str(self.settings.utmos)]
+        return json.dumps([SOUND_VERSION, "audio", self.items.sha256, *judges, *what])
 
     @staticmethod
     def _join(parts: Sequence[Arrays]) -> Arrays:
@@ -134,6 +140,7 @@ class SoundBench:
             found = self.workers.run(tasks)
             rows: list[dict[str, object]] = [
                 {"name": item.name, "told": read_transcript(item), "seconds": len(sound) / RATE, "dnsmos": one.dnsmos}
+                | ({} if one.utmos is None else {"utmos": one.utmos})
                 | {f"heard:{name}": text for name, text in one.heard.items()}
                 for (item, sound), one in zip(read, found, strict=True)
             ]
@@ -165,7 +172,7 @@ class SoundBench:
         tasks = []
         for row, comparisons in enumerate(asked):
             voice = originals["voice"][row] if "voice" in originals else None
-            tasks.append(partial(judge_sound, Original({}, 0.0, voice), comparisons))
+            tasks.append(partial(judge_sound, Original({}, 0.0, None, voice), comparisons))
         return self.workers.run(tasks)
 
     def _find_coded(self, entry: Entry, chunk: range) -> Arrays:
@@ -264,6 +271,7 @@ class SoundBench:
                 {
                     "codes": round(float(measured["codes"].mean()), 2),
                     "groups": groups,
+                    **explain_one_rate(entry.tokenizer),
                     **self._summarise(choose_rate(measured, groups), originals),
                 }
                 for groups in list_group_counts(tokenizer)
@@ -304,7 +312,7 @@ class SoundBench:
             return {name: np.array(value) for name, value in figures.items()}
 
         self.report(f"{entry.label}: timing", 0, None)
-        subject = json.dumps([VERSION, "speed", self.items.sha256, tokenizer.sha256, self.settings.seed])
+        subject = json.dumps([SOUND_VERSION, "speed", self.items.sha256, tokenizer.sha256, self.settings.seed])
         return {name: float(value) for name, value in self.store.find_or_measure(subject, "speed", measure).items()}
 
     def _summarise(self, measured: Arrays, originals: Arrays) -> dict[str, object]:
@@ -331,7 +339,9 @@ class SoundBench:
 
     def _summarise_originals(self, originals: Arrays) -> dict[str, object]:
         """What judges say of the originals; word errors of those alone of which it is known what is said."""
-        found: dict[str, object] = _describe_values("dnsmos", originals["dnsmos"])
+        found: dict[str, object] = {}
+        for name in ("dnsmos", "utmos"):
+            found |= _describe_values(name, originals[name]) if name in originals else {}
         known = [number for number, told in enumerate(originals["told"].tolist()) if told]
         for name in self.settings.recognisers:
             part = {key: originals[key][known] for key in ("told", f"heard:{name}")}
@@ -357,24 +367,6 @@ def _pack(rows: Sequence[Mapping[str, object]]) -> Arrays:
         texts = any(isinstance(value, str) for value in values)
         packed[name] = np.array(values) if texts else np.array(values, dtype=np.float64)
     return packed
-
-
-def list_group_counts(tokenizer: MediaTokenizer) -> list[int]:
-    """The numbers of groups that are decoded: all; of residual codes also 1, 2, 4, …."""
-    every = len(tokenizer.codebook_sizes)
-    powers = [2**power for power in range(every.bit_length()) if 2**power < every]
-    return [*(powers if tokenizer.residual else []), every]
-
-
-def keep_groups(codes: Codes, groups: int) -> Codes:
-    """The first so many groups of every position."""
-    return codes if groups >= codes.ids.shape[2] else replace(codes, ids=codes.ids[..., :groups])
-
-
-def choose_rate(measured: Arrays, groups: int) -> Arrays:
-    """What was measured at so many groups, without that number before the names."""
-    mark = f"{groups}:"
-    return {name.removeprefix(mark): value for name, value in measured.items() if name.startswith(mark)}
 
 
 def read_transcript(item: MediaItem) -> str:

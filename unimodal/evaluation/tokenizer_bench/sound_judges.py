@@ -6,6 +6,7 @@ recognisers hear.
   three resolutions (arXiv 1910.11480), None of silence.
 - `f0_cents`: mean error of the pitch where both are voiced; `voicing_error`: share of frames where one alone is.
 - `dnsmos`: DNSMOS P.835 of the rebuilt sound, which knows no original.
+- `utmos`: UTMOS of the rebuilt sound, where its weights are named.
 - `speaker_cosine`: of the speakers' vectors, by `speaker_judge.py`; None of silence and where Resemblyzer is missing.
 - Recognisers: Moonshine tiny (arXiv 2410.15608) and pocketsphinx, which are no part of any tokenizer here.
 
@@ -18,6 +19,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,11 +28,12 @@ from torch import Tensor
 from unimodal.evaluation.judges import DnsmosJudge
 from unimodal.evaluation.tokenizer_bench.moonshine import Moonshine
 from unimodal.evaluation.tokenizer_bench.speaker_judge import SpeakerJudge, find_weights
+from unimodal.evaluation.tokenizer_bench.utmos import Utmos
 from unimodal.tokenizers.parts.mel import AmplitudeMel
 
 RATE = 16_000
 COMPARED = ("stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error")
-MEASURES = (*COMPARED, "dnsmos", "speaker_cosine")
+MEASURES = (*COMPARED, "dnsmos", "speaker_cosine", "utmos")
 RECOGNISERS = ("moonshine", "pocketsphinx")
 #: what makes pocketsphinx several times faster, by its manual: one pass, fewer paths, every second frame's densities
 FAST = {"fwdflat": False, "bestpath": False, "maxhmmpf": 3000, "maxwpf": 5, "ds": 2, "topn": 2}
@@ -46,19 +49,22 @@ class Original:
 
     heard: dict[str, str]
     dnsmos: float
+    utmos: float | None
     voice: np.ndarray | None
 
 
 class SoundJudge:
-    """recognisers: who reads speech, by name. Raises ValueError if a package is not installed."""
+    """recognisers: who reads speech, by name. utmos: the file of its weights. Raises ValueError if a package is not
+    installed."""
 
-    def __init__(self, recognisers: Sequence[str] = ()) -> None:
+    def __init__(self, recognisers: Sequence[str] = (), utmos: Path | None = None) -> None:
         missing = [name for name in ("pystoi", "pesq") if importlib.util.find_spec(name) is None]
         if missing:
             raise ValueError(f"the bench judges sounds by {' and '.join(missing)}: {INSTALL}")
         self.mel = AmplitudeMel(RATE, 1024, 256, 80, 0.0, 8000.0)
         self.dnsmos = DnsmosJudge(1)  # sounds are judged side by side, so one thread for each
         self.speaker = None if find_weights() is None else SpeakerJudge()
+        self.utmos = None if utmos is None else Utmos.load(utmos)
         self.recognisers = {name: load_recogniser(name) for name in recognisers}
 
     @torch.inference_mode()
@@ -66,13 +72,16 @@ class SoundJudge:
         """original: float [T] at 16 kHz."""
         voice = None if self.speaker is None else self.speaker.embed(original).numpy() * (not is_silent(original))
         heard = {name: hear(original) for name, hear in self.recognisers.items()}
-        return Original(heard, self.dnsmos.score(original), voice)
+        utmos = None if self.utmos is None else self.utmos.score(original)
+        return Original(heard, self.dnsmos.score(original), utmos, voice)
 
     def judge_speech(self, made: Tensor, original: Original) -> dict[str, float | str | None]:
         """What networks say of a rebuilt sound: `dnsmos`, `speaker_cosine`, and "heard:NAME" of every recogniser."""
         found: dict[str, float | str | None] = {"dnsmos": self.dnsmos.score(made), "speaker_cosine": None}
         if original.voice is not None and self.speaker is not None and original.voice.any():
             found["speaker_cosine"] = float(torch.from_numpy(original.voice) @ self.speaker.embed(made))
+        if self.utmos is not None:
+            found["utmos"] = self.utmos.score(made)
         return found | {f"heard:{name}": hear(made) for name, hear in self.recognisers.items()}
 
     @torch.inference_mode()
@@ -190,6 +199,8 @@ def load_recogniser(name: str) -> Callable[[Tensor], str]:
         return Moonshine().transcribe
     if name == "pocketsphinx":
         return _load_pocketsphinx()
+    if name == "whisper":
+        raise ValueError("Whisper is a part of tokenizers and judges none; choose from " + ", ".join(RECOGNISERS))
     raise ValueError(f"there is no recogniser {name!r}; choose from {', '.join(RECOGNISERS)}")
 
 

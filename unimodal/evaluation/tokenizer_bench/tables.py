@@ -58,10 +58,15 @@ def make_table(report: BenchReport) -> str:
 def choose_columns(report: BenchReport) -> tuple[str, ...]:
     """The measures of a table: those of the medium; of sounds also the word errors of each recogniser."""
     if report.medium == "image":
-        return PICTURE_COLUMNS
+        return (*PICTURE_COLUMNS, *(name for name in ("lpips", "rfid") if _is_measured(report, name)))
     if report.medium == "video":
-        return ("bits_per_second", *PICTURE_COLUMNS[:-1])
-    return (*SOUND_COLUMNS, *(f"wer_{name}" for name, kind in report.judges.items() if kind == "recogniser"))
+        return ("bits_per_second", *PICTURE_COLUMNS)
+    named = ("utmos",) if _is_measured(report, "utmos") else ()
+    return (*SOUND_COLUMNS, *named, *(f"wer_{name}" for name, kind in report.judges.items() if kind == "recogniser"))
+
+
+def _is_measured(report: BenchReport, name: str) -> bool:
+    return any(name in list_rates(figures)[-1] for figures in report.tokenizers.values())
 
 
 def _make_row(label: str, rate: Mapping[str, object], own: object, columns: Sequence[str]) -> Sequence[str]:

@@ -21,7 +21,7 @@ Work = Callable[[], object]
 
 def measure_speed(prepare: Callable[[int], tuple[Work, Work]], seconds: float | None = None) -> dict[str, float]:
     """Milliseconds an item to encode and to decode in each of `BATCHES`, medians of three runs after one; of media with
-    time also how many times faster than they last; and the peak of memory of one item, in MB.
+    time also how many times faster than they last; and the peak of memory in MB, `…_peak_mb` of one item.
 
     prepare: a batch size → what encodes and what decodes so many items. seconds: how long one item lasts. Where one
     item takes more than `MOST_SECONDS`, sixteen are not tried.
@@ -37,8 +37,8 @@ def measure_speed(prepare: Callable[[int], tuple[Work, Work]], seconds: float | 
             found[f"{name}_ms_batch_{batch}"] = round(1000 * spent / batch, 2)
             if seconds is not None:
                 found[f"{name}_times_real_time_batch_{batch}"] = round(seconds * batch / spent, 2)
-            if batch == 1:
-                found[f"{name}_peak_mb"] = round(measure_peak_bytes(run) / 1e6, 2)
+            peak = "peak_mb" if batch == 1 else f"peak_mb_batch_{batch}"
+            found[f"{name}_{peak}"] = round(measure_peak_bytes(run) / 1e6, 2)
     return found
 
 
