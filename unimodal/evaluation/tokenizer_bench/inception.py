@@ -177,9 +177,10 @@ class FidInception(nn.Module):
     @classmethod
     def load(cls, path: Path) -> FidInception:
         """Raises ValueError for a file that holds other weights."""
-        made = cls()
         try:
-            made.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            made = cls()
+            made.load_state_dict(state)
         except (OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError, EOFError) as error:
             said = " ".join(str(error).split())[:120]
             raise ValueError(

@@ -61,9 +61,10 @@ class Utmos(nn.Module):
     @classmethod
     def load(cls, path: Path) -> Utmos:
         """Raises ValueError for a file that holds other weights."""
-        made = cls()
         try:
-            made.load_published(torch.load(path, map_location="cpu", weights_only=True))
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            made = cls()
+            made.load_published(state)
         except (OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError, EOFError) as error:
             said = " ".join(str(error).split())[:120]
             raise ValueError(f"{path} does not hold UTMOS ({said}); name SpeechMOS' utmos22_strong file") from None
