@@ -62,6 +62,7 @@ class SemanticAcousticTokenizer(NetworkAudioTokenizer):
                 "bandwidth": chosen,
             }
         )
+        assert isinstance(config, SemanticAcousticConfig)
         return wrap_network(cls(config), model)
 
     def pad_equal(self, x: Tensor, published: bool) -> Tensor:
