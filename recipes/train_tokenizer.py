@@ -34,6 +34,7 @@ from torch import Tensor
 
 from unimodal.coder.batches import group_by_size, stack_media
 from unimodal.config import MAY_CHANGE, Config
+from unimodal.data.labelled_media import read_labelled
 from unimodal.data.media_items import FileItems, ItemOptions, MediaItems, is_held_out, open_media_items
 from unimodal.data.media_stream import LeftOut, MediaStream, StreamPart, View
 from unimodal.data.media_views import Size, ViewOptions
@@ -50,6 +51,7 @@ from unimodal.tokenizers import (
     read_family,
 )
 from unimodal.tokenizers.conditions import ConditionMaker
+from unimodal.tokenizers.configs.facts import describe_trained
 from unimodal.tokenizers.configs.registry import merge_settings, read_system
 from unimodal.tokenizers.losses.bag import LossBag
 from unimodal.tokenizers.losses.held_out import MediaBatch, measure_tokenizer
@@ -65,6 +67,7 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
 )
 from unimodal.tokenizers.pretrained.published import PUBLISHED
 from unimodal.tokenizers.systems.base import SystemModule
+from unimodal.training.checkpoint import has_checkpoint
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import Parallel, start
 from unimodal.training.identity import describe_resume, describe_settings, hash_weights
@@ -93,7 +96,9 @@ class TokenizerRecipe(Config):
     family: str | None = None
     tokenizer: dict[str, JsonValue] = {}  # settings of the family's config, over those of the system
     initial: Annotated[str | None, MAY_CHANGE] = None
-    trunk: str | None = None  # of a system with a frozen trunk: a folder, or `whisper-tiny.en` of its package
+    trunk: str | None = None  # of a system with a frozen one: a folder, `whisper-tiny.en` or `efficientnet`
+    begin_from: Annotated[str | None, MAY_CHANGE] = None  # the folder of a tokenizer whose weights are taken that fit
+    labelled: str | None = None  # media in one folder for each thing shown, for what is fitted before training
     train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
     losses: LossSettings | None = None  # by default the tokenizer's own loss
     # what it is trained on
@@ -105,6 +110,7 @@ class TokenizerRecipe(Config):
     text_network: str | None = None  # the text model that a tokenizer reads captions through: a folder, or `words`
     group: str | None = None  # the column whose values are held out whole; folder: the folder that a file lies in
     one_held_out_of: int = Field(10, ge=2)
+    held_out: Annotated[str | None, MAY_CHANGE] = None  # media that are measured in place of those held out
     held_out_items: Annotated[int, MAY_CHANGE] = Field(128, ge=1)  # that are measured, at most
     sizes: tuple[int | Size, ...] = ()  # pixels, or height and width; each batch has one of them
     crop_scale: tuple[float, float] = (0.8, 1.0)  # area of a random crop
@@ -160,11 +166,24 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
         raise ValueError(f"tokenizer: {describe_error(error)}; `unimodal tokenizers show {shown}`") from None
     made = kind(config)
     assert isinstance(made, MediaTokenizer | LatentTokenizer)
-    if cfg.trunk is not None:
+    if cfg.trunk is not None or cfg.begin_from is not None:
         if not isinstance(made, SystemModule):
-            raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave trunk out")
-        made.fill_trunk(cfg.trunk)
+            given = "begin_from" if cfg.trunk is None else "trunk"
+            raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave {given} out")
+        if cfg.trunk is not None:
+            made.fill_trunk(cfg.trunk)
+        if cfg.begin_from is not None:
+            count = made.take_weights(load_tokenizer(cfg.begin_from))
+            print(f"{count} of {len(made.state_dict())} weights are from {cfg.begin_from}", file=sys.stderr)
     return made
+
+
+def fit_to_labels(tokenizer: AnyTokenizer, folder: str, stream: MediaStream) -> None:
+    """What no gradient learns, by every medium below the folder. ValueError for a tokenizer that fits nothing."""
+    if not isinstance(tokenizer, SystemModule):
+        raise ValueError(f"the {tokenizer.config.family} tokenizer fits nothing to labels; leave labelled out")
+    size = next(iter(stream.parts[0].sizes), None)
+    tokenizer.fit_to_labels(read_labelled(folder, tokenizer.modality, tokenizer.file_target, size))
 
 
 def choose_picture_size(cfg: TokenizerRecipe, tokenizer: AnyTokenizer) -> AnyTokenizer:
@@ -331,7 +350,8 @@ class Batches:
 def read_held_out(cfg: TokenizerRecipe, stream: MediaStream, tokenizer: AnyTokenizer) -> list[MediaBatch]:
     """What is held out of the last stage's media, in batches, at the first of its sizes."""
     part = stream.parts[-1]
-    views = stream.read_held_out(len(stream.parts) - 1, cfg.held_out_items, part.sizes[0] if part.sizes else None)
+    others = None if cfg.held_out is None else open_media_items(cfg.held_out, part.items.modality, ItemOptions())
+    views = stream.read_held_out(len(stream.parts) - 1, cfg.held_out_items, next(iter(part.sizes), None), others)
     medium = find_medium(tokenizer.modality)
     batches = []
     for first in range(0, len(views), part.batch_size):
@@ -390,26 +410,6 @@ class TokenizerTrainer(Trainer[MediaBatch]):
         print(f"step {self.step}/{self.cfg.steps}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
 
-def describe_tokenizer(cfg: TokenizerRecipe, tokenizer: AnyTokenizer) -> str:
-    """One line: what is trained, and what becomes of a file."""
-    trained = sum(p.numel() for p in tokenizer.parameters() if p.requires_grad)
-    if isinstance(tokenizer, LatentTokenizer):
-        gives = f"latents of width {tokenizer.width}"
-    else:
-        counts, second = [count for _, count in tokenizer.segments], tokenizer.tokens_per_second
-        known = [count for count in counts if count is not None]
-        number = (
-            f"{sum(known):,}" if known else f"{second:g} a second" if second is not None else "more the larger it is"
-        )
-        some = " or more" if 0 < len(known) < len(counts) else ""
-        sizes = [f"{size:,}" for size in dict.fromkeys(tokenizer.block_sizes.values())]
-        gives = f"codes ({number}{some}) of {' and '.join(sizes)} values"
-        groups = len(tokenizer.codebook_sizes)
-        gives += f", {groups} at each position" if groups > 1 else ""
-    name = cfg.system or tokenizer.config.family
-    return f"{name}: {tokenizer.modality}, {trained:,} trained parameters; a file becomes {gives}"
-
-
 def describe_data(cfg: TokenizerRecipe, stream: MediaStream) -> Iterator[str]:
     """A line for each stage: what is trained on, what is held out, at which sizes."""
     for part in stream.parts:
@@ -425,7 +425,7 @@ def describe_data(cfg: TokenizerRecipe, stream: MediaStream) -> Iterator[str]:
 
 
 def show_plan(cfg: TokenizerRecipe, stream: MediaStream, module: TrainedTokenizer, first: MediaBatch) -> None:
-    print(describe_tokenizer(cfg, module.tokenizer), *describe_data(cfg, stream), sep="\n")
+    print(describe_trained(module.tokenizer, cfg.system), *describe_data(cfg, stream), sep="\n")
     loss, numbers = module(first.media, first.lengths, 0, first.captions)
     parts = [f"{name} {value:.4g}" for name, value in {"loss": float(loss.detach()), **numbers}.items()]
     print(f"a batch of {' × '.join(map(str, first.media.shape))}: {', '.join(parts)}")
@@ -452,13 +452,13 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         batches = Batches(stream, tokenizer, parallel.device)
         data = " ".join(dict.fromkeys(part.items.compute_fingerprint() for part in stream.parts))
         identity = describe_settings(cfg) | {"media files": data[:32], "initial": initial}
+        if cfg.labelled is not None and (flags.restart or not has_checkpoint(cfg.run)):
+            fit_to_labels(tokenizer, cfg.labelled, stream)
         if flags.dry_run:
             show_plan(cfg, stream, module, batches.next_batch())
             return print(describe_resume(cfg.run, identity, flags.restart))
         if parallel.is_main:
-            print(
-                describe_tokenizer(cfg, tokenizer), *describe_data(cfg, stream), sep="\n", file=sys.stderr, flush=True
-            )
+            print(describe_trained(tokenizer, cfg.system), *describe_data(cfg, stream), sep="\n", file=sys.stderr)
         held_out = read_held_out(cfg, stream, tokenizer)
         wrapped = parallel.wrap(module)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unimodal.training import checkpoint
 from unimodal.training.checkpoint import load_checkpoint, save_checkpoint
 from unimodal.training.loop import Interrupted, Trainer
-from unimodal.training.optimizers import find_learning_rate, group_parameters
+from unimodal.training.optimizers import PlainMuon, find_learning_rate, group_parameters
 from unimodal.training.settings import LoopConfig
 
 
@@ -174,3 +174,16 @@ def test_accumulated_steps_equal_one_large_step(tmp_path: Path) -> None:
         run.run()
         weights.append(model.weight.detach().clone())
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=0)
+
+
+def test_muon_on_a_processor_is_torch_s_but_for_its_bfloat16():
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.eye(12, 20)) for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.05, "adjust_lr_fn": "match_rms_adamw"}
+    pair = (PlainMuon([ours], **settings), torch.optim.Muon([theirs], **settings))
+    for _ in range(3):
+        ours.grad = torch.randn(12, 20)
+        theirs.grad = ours.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    assert ours.dtype == torch.float32 and torch.allclose(ours, theirs, atol=5e-3)

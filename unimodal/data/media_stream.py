@@ -149,8 +149,11 @@ class MediaStream:
         medium = read_view(part.items.modality, item.source, self.target, size, part.options, rng)
         return View(medium, item.name, item.text)
 
-    def read_held_out(self, place: int, most: int, size: Size | None) -> list[View]:
-        """Up to `most` held-out items of a part, their middles; of training items where none is held out."""
+    def read_held_out(self, place: int, most: int, size: Size | None, others: MediaItems | None = None) -> list[View]:
+        """Up to `most` held-out items of a part, their middles; of training items where none is held out. others: what
+        is measured in their place, evenly chosen."""
+        if others is not None:
+            return self._read_evenly(others, most, size)
         part = self.parts[place]
         found: list[View] = []
         for held in (True, False):
@@ -169,6 +172,18 @@ class MediaStream:
             if found:
                 break
         return found[:most]
+
+    def _read_evenly(self, items: MediaItems, most: int, size: Size | None) -> list[View]:
+        options, found = self.parts[-1].options, []
+        count = min(most, len(items))
+        for index in (number * len(items) // count for number in range(count)):
+            try:
+                for item in items.read(index):
+                    medium = read_view(items.modality, item.source, self.target, size, options, None)
+                    found.append(View(medium, item.name, item.text))
+            except (ValueError, OSError) as error:
+                self.left_out.add(items.describe_place(index), str(error))
+        return found
 
     def _is_held_out(self, group: str) -> bool:
         return is_held_out(group, self.one_held_out_of)

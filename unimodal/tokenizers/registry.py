@@ -180,6 +180,7 @@ FAMILIES: dict[str, str] = {
     "maskgit_vqgan": "unimodal.tokenizers.systems.maskgit_vqgan:MaskgitVqganTokenizer",
     "vit_vq": "unimodal.tokenizers.systems.vit_vq:VitVqTokenizer",
     "karl": "unimodal.tokenizers.systems.karl:KarlTokenizer",
+    "meaning_first": "unimodal.tokenizers.systems.meaning_first:MeaningFirstTokenizer",
     "hieratok": "unimodal.tokenizers.systems.hieratok:HieraTokTokenizer",
     "d_ar": "unimodal.tokenizers.systems.d_ar:DArTokenizer",
     "flextok": "unimodal.tokenizers.systems.flextok:FlexTokTokenizer",

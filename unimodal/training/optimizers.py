@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unimodal.training.settings import LoopConfig
 
@@ -49,10 +49,46 @@ def make_optimizers(model: nn.Module, cfg: LoopConfig, splits_weights: bool = Fa
         torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=cfg.betas, fused=True)
     ]
     if hidden:
-        kind = ShardedMuon if splits_weights else torch.optim.Muon
+        kind = ShardedMuon if splits_weights else PlainMuon
         muon = kind(hidden, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)
     return optimizers
+
+
+class PlainMuon(torch.optim.Muon):
+    """torch's Muon, which iterates in bfloat16; here in float32 where the weights are on a processor, most of which
+    multiply bfloat16 tens of times slower."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        assert closure is None, "the loop computes the gradients"
+        if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
+            super().step()
+            return
+        for group in self.param_groups:
+            assert group["nesterov"] and group["adjust_lr_fn"] == "match_rms_adamw", "as `make_optimizers` sets them"
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight.grad))
+                momentum.lerp_(weight.grad, 1 - group["momentum"])
+                update = make_orthogonal(
+                    weight.grad.lerp(momentum, group["momentum"]), group["ns_coefficients"], group["ns_steps"]
+                )
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-0.2 * group["lr"] * max(weight.shape) ** 0.5)
+
+
+def make_orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """About the nearest orthogonal matrix, by so many quintic Newton-Schulz iterations (Jordan et al. 2024)."""
+    a, b, c = coefficients
+    turned = matrix.shape[0] > matrix.shape[1]
+    x = matrix.float().T if turned else matrix.float()
+    x = x / x.norm().clamp_min(1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if turned else x
 
 
 class ShardedMuon(torch.optim.Muon):

@@ -80,6 +80,26 @@ def describe_codes(module: MediaModule) -> Iterator[str]:
             yield f"{number} of {' and '.join(f'{size:,}' for size in sizes)}"
 
 
+def describe_trained(module: MediaTokenizer | LatentTokenizer, system: str | None = None) -> str:
+    """One line: what is trained, and what becomes of a file. system: its name, in place of the family's."""
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if isinstance(module, LatentTokenizer):
+        gives = f"latents of width {module.width}"
+    else:
+        counts, second = [count for _, count in module.segments], module.tokens_per_second
+        known = [count for count in counts if count is not None]
+        number = (
+            f"{sum(known):,}" if known else f"{second:g} a second" if second is not None else "more the larger it is"
+        )
+        some = " or more" if 0 < len(known) < len(counts) else ""
+        sizes = [f"{size:,}" for size in dict.fromkeys(module.block_sizes.values())]
+        gives = f"codes ({number}{some}) of {' and '.join(sizes)} values"
+        groups = len(module.codebook_sizes)
+        gives += f", {groups} at each position" if groups > 1 else ""
+    name = system or module.config.family
+    return f"{name}: {module.modality}, {trained:,} trained parameters; a file becomes {gives}"
+
+
 def count_bits(tokenizer: MediaTokenizer) -> float | None:
     """The bits of an item's codes, or of a second's; None where neither has a number."""
     if any(count is None for _, count in tokenizer.segments):

@@ -23,7 +23,7 @@ from unimodal.tokenizers.losses.frozen_features import FrozenFeatures, load_froz
 from unimodal.tokenizers.losses.imitation import CodeTeacher
 from unimodal.tokenizers.losses.judges import FeatureJudge, PatchJudge, WaveJudge
 from unimodal.tokenizers.losses.perceptual import Lpips, PerceptualLoss
-from unimodal.tokenizers.losses.reconstruction import mask_padding, measure_l1, measure_l2
+from unimodal.tokenizers.losses.reconstruction import mask_padding, measure_l1, measure_l2, measure_root
 from unimodal.tokenizers.losses.settings import (
     OF_DECODED,
     AdversarialSettings,
@@ -71,6 +71,8 @@ class LossBag(nn.Module):
         self.frozen: dict[str, FrozenFeatures] = {}  # shared; not a submodule twice
         self.spectral = self._make_spectral(settings.spectral, modality, sample_rate_hz)
         self.mel = self._make_mel(settings.mel, modality, sample_rate_hz)
+        if settings.root and modality == "audio":
+            raise ValueError("the loss root is of pictures and films, and this tokenizer is one of sounds")
         if settings.stft and modality != "audio":
             raise ValueError(f"the loss stft is of sounds, and this tokenizer is one of {modality}")
         self.stft = StftLoss() if settings.stft else None
@@ -208,6 +210,8 @@ class LossBag(nn.Module):
             add("l1", measure_l1(decoded, real, lengths))
         if weights["l2"]:
             add("l2", measure_l2(decoded, real, lengths))
+        if weights["root"]:
+            add("root", measure_root(decoded, real))
         if weights["spectral"]:
             assert self.spectral is not None
             value, more = self.spectral(decoded[:, 0], mask_padding(real, lengths)[:, 0])

@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: added to a mean squared error of values in [0, 1], whose root would else be steep where it is small: that of 40 dB
+ROOT_EPS = 1e-4
+
 
 def mask_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x: [B, C, T, …] with 0 past each item's length. lengths: int64 [B], or None where all is real."""
@@ -25,6 +28,12 @@ def measure_l1(made: Tensor, real: Tensor, lengths: Tensor | None = None) -> Ten
 def measure_l2(made: Tensor, real: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Mean squared error of [B, C, …] over what is real, a scalar."""
     return _average((made - real).square(), lengths)
+
+
+def measure_root(made: Tensor, real: Tensor) -> Tensor:
+    """The mean over items of the root of each one's mean squared error, [B, C, …] both, a scalar: it weighs items as
+    decibels do, so that hard ones do not drown the rest."""
+    return ((made - real).square().flatten(1).mean(1) + ROOT_EPS).sqrt().mean()
 
 
 def _average(error: Tensor, lengths: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ OF_DATA = "data"
 #: losses that are set up by more than a weight
 WITH_SETTINGS = ("mel", "perceptual", "adversarial", "alignment", "spelling", "distillation")
 #: losses that compare what is decoded with what was encoded
-OF_DECODED = ("l1", "l2", "spectral", "mel", "stft", "perceptual", "adversarial")
+OF_DECODED = ("l1", "l2", "root", "spectral", "mel", "stft", "perceptual", "adversarial")
 
 #: published codecs whose judges there are
 WAVE_FORMS = "|".join(get_args(WaveForm))
@@ -140,7 +140,8 @@ class PerturbationSettings(Config):
 
 
 class LossSettings(Config):
-    """Weights of the losses; 0 or null leaves one out. quantizer: of what quantizer and system add of their own.
+    """Weights of the losses; 0 or null leaves one out. root: of each item's root of mean square error.
+    quantizer: of what quantizer and system add of their own.
     spectral, mel, stft: of sounds; spectral is of three resolutions, stft DAC's. caption: of the words that a language
     model reads off the codes; caption_model: the folder of that model, one of transformers, which stays as it is.
     frames: of a clip that pictures' losses look at, drawn at random. spelling and distillation: of speech.
@@ -148,6 +149,7 @@ class LossSettings(Config):
 
     l1: float = Field(0.0, ge=0)
     l2: float = Field(1.0, ge=0)
+    root: float = Field(0.0, ge=0)
     quantizer: float = Field(1.0, ge=0)
     spectral: float = Field(0.0, ge=0)
     mel: Annotated[MelSettings | None, BeforeValidator(_expand)] = None
@@ -166,7 +168,7 @@ class LossSettings(Config):
     def read_weights(self) -> dict[str, float]:
         """The weight of each loss by its name, 0 where it is left out."""
         weights = {"l1": self.l1, "l2": self.l2, "quantizer": self.quantizer, "spectral": self.spectral}
-        weights["stft"] = self.stft
+        weights |= {"stft": self.stft, "root": self.root}
         for name, part in (
             ("mel", self.mel),
             ("perceptual", self.perceptual),

@@ -56,13 +56,13 @@ class _MBConv(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Pictures → 1280 pooled features."""
+    """Pictures → 1280 pooled features. num_stages: how many of the seven it has; all in the weights of the package."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_stages: int = len(STAGES)) -> None:
         super().__init__()
         self.stem = _SameConv(3, 32, 3, 2)
         blocks, channels = [], 32
-        for expand, out, repeats, stride, kernel in STAGES:
+        for expand, out, repeats, stride, kernel in STAGES[:num_stages]:
             for index in range(repeats):
                 blocks.append(_MBConv(channels, out, expand, stride if index == 0 else 1, kernel))
                 channels = out

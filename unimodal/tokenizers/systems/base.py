@@ -6,7 +6,7 @@ Shapes: B batch, C channels, N positions, G groups, D width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Self
 
@@ -121,6 +121,21 @@ class SystemModule(StoredModule):
         """Takes the weights of a frozen trunk from `source`, before training: a package's name or a folder. ValueError
         for a system without one."""
         raise ValueError(f"the {self.config.family} tokenizer has no trunk that is filled; leave trunk out")
+
+    def fit_to_labels(self, labelled: Iterable[tuple[Tensor, str]]) -> None:
+        """Fits in closed form, before training, what no gradient learns, by media [C, …] and what each shows.
+        ValueError for a system that has nothing of the kind."""
+        raise ValueError(f"the {self.config.family} tokenizer fits nothing to labels; leave labelled out")
+
+    def take_weights(self, other: StoredModule) -> int:
+        """Takes from another tokenizer every weight of the same name and shape; returns how many. ValueError where
+        there is none."""
+        own, theirs = self.state_dict(), other.state_dict()
+        taken = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
+        if not taken:
+            raise ValueError(f"{other.config.family} has no weight in common with {self.config.family}")
+        self.load_state_dict({**own, **{name: theirs[name] for name in taken}})
+        return len(taken)
 
     def copy_decoder(self, teacher: MediaTokenizer) -> None:
         """Takes the codebook and the decoder of the tokenizer whose codes it predicts. ValueError for a system that
