@@ -82,12 +82,12 @@ def evaluate(
             raise ValueError("--suite tokenizers compares tokenizers and no model; run it alone, without --model")
         if workers < 1:
             raise ValueError(f"--workers {workers}: give the number of processes that judge, at least 1")
-        names = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
+        hearing = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
         parts = out.with_name(f"{out.stem}.parts")
         files = read_weights(weights or ())
         settings = BenchSettings(
             data, parts, limit, seed, side, tuple(judges or ()), files.get("lpips", lpips), files.get("inception"),
-            files.get("utmos"), reading, part, recognisers=names, every_rate=every_rate, workers=workers,
+            files.get("utmos"), reading, part, recognisers=hearing, every_rate=every_rate, workers=workers,
         )  # fmt: skip
         _compare_tokenizers(named, settings, out)
         return

@@ -146,7 +146,8 @@ class SoundBench:
             ]
             names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
             why = [[name, self.items.left_out[name]] for name in names if name in self.items.left_out]
-            voices = {"voice": np.stack([one.voice for one in found])} if found and self.has_speaker else {}
+            known = [one.voice for one in found if one.voice is not None]
+            voices = {"voice": np.stack(known)} if known else {}
             return {**_pack(rows), **voices, "left_out": np.array(json.dumps(why))}
 
         self.report("hearing the originals", chunk.start, len(self.items))
