@@ -1,11 +1,14 @@
-"""Trains nano, a stock Llama of about 10 M parameters, from scratch on the joint vocabulary of text, pictures, clips
-and speech.
+"""Trains nano, a stock Llama of 10 to 20 M parameters, from scratch on the joint vocabulary of text, pictures, clips
+and sounds.
 
     python recipes/train_nano.py recipes/configs/nano.yaml [--set loop.steps=200] [--dry-run]
 
-Reads the codes of recipes/encode_media.py; writes checkpoints and metrics under
-``run`` and at the end the weights with the text tokenizer and the vocabulary manifest to ``out``. Six tasks are
-mixed: each medium named and made. Interrupt it when you like; the same command goes on.
+Reads the codes of recipes/encode_media.py; writes checkpoints and metrics under ``run`` and at the end the weights with
+the text tokenizer and the vocabulary manifest to ``out``. ``weights`` says which tasks are mixed, and how often each
+(`unimodal/data/encoded_tasks.py`): every medium named and made, scenes asked about, drawn and talked about.
+``tokenizers`` names the folder of each medium's tokenizer, of any family. A training of several parts names the run or
+the model of the part before in ``initial``, which may have had fewer media. Interrupt it when you like; the same
+command goes on.
 
 Shapes: V rows, D width.
 """
@@ -26,12 +29,14 @@ from torch.nn.utils import parametrize
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.data import encoded_media, sources
+from unimodal.data.encoded_tasks import CODE_FILES, SPEECH_TASKS, open_tasks
 from unimodal.data.mixture import Batches, Mixture
 from unimodal.data.order import make_generator
 from unimodal.files import write_bytes_atomically, write_text_atomically
 from unimodal.model.attention import Packing, register_attention, set_attention
 from unimodal.model.build import NanoConfig, build_nano, count_parameters
 from unimodal.model.structured_rows import add_structure, load_rows, remove_structure
+from unimodal.model_folder.layout import locate_tokenizer
 from unimodal.objectives.ctc import compute_ctc_loss, find_spoken_answers, find_spoken_requests
 from unimodal.objectives.next_token import HeadGroups, compute_cross_entropy, shift_labels
 from unimodal.sequence.packing import PackedBatch
@@ -39,21 +44,23 @@ from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers import MediaTokenizer
-from unimodal.tokenizers.nano.audio import AudioTokenizer
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
+from unimodal.tokenizers.registry import find_continued_medium, load_tokenizer
 from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import Flags, run_training
 from unimodal.training.identity import describe_resume, describe_settings, hash_files, hash_json, hash_weights
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.rows import describe_codes
-from unimodal.vocabulary import Vocabulary, make_media_vocabulary
+from unimodal.vocabulary import Vocabulary, make_media_vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MEDIA_FOLDERS = ("image_tokenizer", "audio_tokenizer", "video_tokenizer")
+MEDIA = ("image", "audio", "video")
+#: what says what the media show, in the folder of the data
+WORDS = ("concepts.json", "speech/utterances.json", "sounds/sounds.json", "scenes/scenes.jsonl", "scenes/moves.jsonl")
 
 
 class NanoRecipe(Config):
@@ -61,7 +68,9 @@ class NanoRecipe(Config):
     models: Annotated[Path, MAY_CHANGE] = Path("data/models")
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/nano")
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/nano")
-    #: a run or a finished model to begin from: its text tokenizer and weights, no optimizer
+    #: medium → folder of its tokenizer, where it is not `models`/MEDIUM_tokenizer
+    tokenizers: Annotated[dict[str, Path], MAY_CHANGE] = {}
+    #: a run or a finished model to begin from: its text tokenizer and weights, no optimizer; a model may lack media
     initial: Annotated[Path | None, MAY_CHANGE] = None
     text_pieces: int = 1024
     decoder: NanoConfig = NanoConfig(hidden_size=256, num_layers=7, num_heads=4, num_kv_heads=4, intermediate_size=704)
@@ -76,10 +85,11 @@ class NanoRecipe(Config):
     text_dropout: float = 0.1  # share of wishes without their words, for guidance
     ctc_weight: float = 0.3  # weight of the loss that reads the transcript at the audio codes (objectives/ctc.py)
     speaking_ctc_weight: float = 0.0  # weight of the same loss at the codes of spoken answers
+    ctc_block: str = ""  # the block whose codes say what is spoken; by default the first one of any length
     weight_levels: int = 0  # of the saved weights on either side of 0; 0 keeps half precision
     text_weight: float = 2.0  # of a text label relative to a media code, since answers in words are short
-    max_speech_codes: int = 160  # longer utterances are left out (31.25 codes a second)
-    weights: dict[str, float] = {  # share of documents
+    max_speech_codes: int = 160  # longer utterances and sounds are left out (31.25 codes a second)
+    weights: dict[str, float] = {  # share of documents; tasks without a weight are left out
         "image_to_name": 0.24,
         "text_to_image": 0.2,
         "text_to_styled_image": 0.1,
@@ -88,6 +98,9 @@ class NanoRecipe(Config):
         "video_to_name": 0.03,
         "text_to_video": 0.05,
     }
+
+
+SpeechTask = sources.SpeechToText | sources.TextToSpeech
 
 
 class Documents:
@@ -126,54 +139,51 @@ def collect_row_words(
     }
 
 
-def list_training_texts(all_sources: list[sources.Source]) -> Iterator[str]:
-    """The texts that the text tokenizer is trained on: those of the first two draws of every item."""
+def list_training_texts(all_sources: list[sources.Source], most: int = 30_000) -> Iterator[str]:
+    """The texts that the text tokenizer is trained on: those of the first two draws of at most so many items each."""
     for source in all_sources:
-        for item in range(len(source)):
+        for item in range(0, len(source), -(-len(source) // most)):
             for draw in range(2):
                 yield from (turn.text for turn in source.make_document(item, draw).turns if turn.text)
 
 
-def load_sources(
-    cfg: NanoRecipe, image: ImageTokenizer, video: VideoTokenizer, audio: AudioTokenizer
-) -> dict[str, sources.Source]:
-    """The sources of the training split that have a weight; codes of another tokenizer are refused."""
-    codes = {}
-    for name, tokenizer in (("image_codes", image), ("clip_codes", video)):
-        path = cfg.data / f"{name}.npz"
-        if name == "clip_codes" and not (cfg.weights["video_to_name"] or cfg.weights["text_to_video"]):
-            continue
-        if not path.exists():
-            raise ValueError(f"{path} is missing; make it with `python recipes/encode_media.py`")
-        codes[name] = np.load(path)["codes"]
-        assert codes[name].shape[-1] == tokenizer.tokens_per_item
-    pictures = encoded_media.load_pictures(cfg.data, codes["image_codes"])
-    plain = encoded_media.load_pictures(cfg.data, codes["image_codes"], styles=(cfg.default_style,))
-    styled = encoded_media.load_pictures(
-        cfg.data, codes["image_codes"], styles=tuple(sorted({*encoded_media.TRAINING_STYLES} - {cfg.default_style}))
-    )
-    speech = encoded_media.load_speech(cfg.data / "speech", max_codes=cfg.max_speech_codes)
-    listed: list[sources.Source] = [
-        sources.MediaToName(pictures),
-        sources.NameToMedia(plain, style_share=0.2),
-        sources.NameToMedia(styled, style_share=1.0, name="text_to_styled_image"),
-        sources.SpeechToText(speech),
-        sources.TextToSpeech(speech),
-    ]
-    if "clip_codes" in codes:
-        clips = encoded_media.load_clips(cfg.data, codes["clip_codes"])
-        listed += [sources.MediaToName(clips), sources.NameToMedia(clips)]
-    return {source.name: source for source in listed if cfg.weights[source.name]}
+def open_tokenizers(cfg: NanoRecipe) -> dict[str, MediaTokenizer]:
+    """The tokenizer of each medium that has a folder. Raises ValueError for a folder that is named and not there."""
+    found: dict[str, MediaTokenizer] = {}
+    for medium in MEDIA:
+        folder = cfg.tokenizers.get(medium, locate_tokenizer(cfg.models, medium))
+        if folder.exists() or medium in cfg.tokenizers:
+            continued = find_continued_medium(folder)
+            found[medium] = load_tokenizer(folder, None if continued is None else found.get(continued))
+    if not found:
+        raise ValueError(f"there is no tokenizer in {cfg.models}; train one, or name its folder in `tokenizers`")
+    image = found.get("image")
+    if "video" not in found and isinstance(image, ImageTokenizer):  # clips come later; their rows are laid out now
+        found["video"] = VideoTokenizer(VideoTokenizerConfig(), image)
+    return found
+
+
+def find_spoken_block(vocabulary: Vocabulary, name: str = "") -> range:
+    """The rows of the codes that say what is spoken: of the block of this name, or of the first one of any length."""
+    segments = vocabulary.get_layout("audio").segments
+    free = [segment.block for segment in segments if segment.count is None]
+    return vocabulary.get_block_range(name or (free or [segments[0].block])[0])
 
 
 def map_codes_to_words(
-    speech: encoded_media.EncodedSpeech, audio: range, text: TextTokenizer
+    speech: encoded_media.EncodedSpeech, vocabulary: Vocabulary, audio: range, text: TextTokenizer
 ) -> Callable[[Tensor], Tensor | None]:
-    """From the audio rows of an utterance to the ids of its words, None for rows that are no utterance."""
-    known = {speech.get_codes(item).astype(np.int64).tobytes(): item for item in range(len(speech))}
+    """From the rows of an utterance that lie in `audio` to the ids of its words, None for rows that are no utterance.
+
+    audio: the block of `find_spoken_block`.
+    """
+    known = {}
+    for item in range(len(speech)):
+        rows = np.array(vocabulary.encode_span("audio", speech.get_codes(item)))
+        known[rows[(rows >= audio.start) & (rows < audio.stop)].astype(np.int64).tobytes()] = item
 
     def read_words(rows: Tensor) -> Tensor | None:
-        item = known.get((rows - audio.start).numpy().tobytes())
+        item = known.get(rows.numpy().tobytes())
         return None if item is None else torch.tensor(text.encode(f" {speech.get_text(item)}"))
 
     return read_words
@@ -186,8 +196,11 @@ def make_tensors(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
     )  # type: ignore[return-value]
 
 
-def begin_from(backbone: PreTrainedModel, folder: Path) -> int:
-    """The weights of an earlier run, or of a finished model; → the steps that the run had made (0 of a model)."""
+def begin_from(backbone: PreTrainedModel, folder: Path, vocabulary: Vocabulary) -> int:
+    """The weights of an earlier run, or of a finished model; → the steps that the run had made (0 of a model).
+
+    A model with other media gives the rows of its text, of its controls and of the blocks that both have.
+    """
     earlier = load_checkpoint(folder)
     if earlier is not None:
         backbone.load_state_dict(earlier["model"])
@@ -197,11 +210,29 @@ def begin_from(backbone: PreTrainedModel, folder: Path) -> int:
     from safetensors.torch import load_file
 
     state = {name.removeprefix("model."): t.float() for name, t in load_file(folder / "model.safetensors").items()}
-    load_rows(backbone.get_input_embeddings(), state.pop("embed_tokens.weight"))
+    embedding, rows = backbone.get_input_embeddings(), state.pop("embed_tokens.weight")
+    theirs = read_vocabulary(folder / "vocabulary.json")
+    load_rows(embedding, take_rows(embedding.weight.detach().clone(), rows, vocabulary, theirs))
     found = backbone.load_state_dict(state, strict=False)
     if found.unexpected_keys or any("embed_tokens" not in name for name in found.missing_keys):
         raise ValueError(f"the model in {folder} has other layers than these settings; give its own sizes")
     return 0
+
+
+def take_rows(fresh: Tensor, rows: Tensor, ours: Vocabulary, theirs: Vocabulary) -> Tensor:
+    """Rows [V, D] of our vocabulary, begun anew, with those of another model's rows that mean the same."""
+    if ours.text_sha256 != theirs.text_sha256:
+        raise ValueError("the model to begin from has another text tokenizer; drop `initial`")
+    fresh[: ours.text_size] = rows[: theirs.text_size]
+    for control in ours.controls:
+        if theirs.has_control(control.name):
+            fresh[control.id] = rows[theirs.get_control_id(control.name)]
+    known = {(block.label, block.sha256): block for block in theirs.blocks}
+    for block in ours.blocks:
+        same = known.get((block.label, block.sha256))
+        if same is not None and same.size == block.size:
+            fresh[block.start : block.start + block.size] = rows[same.start : same.start + same.size]
+    return fresh
 
 
 def round_weights(weights: Tensor, levels: int) -> Tensor:
@@ -235,20 +266,20 @@ def save_decoder(model: PreTrainedModel, folder: Path, levels: int = 0) -> None:
 def run(cfg: NanoRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
-    image = ImageTokenizer.load(cfg.models / "image_tokenizer")
-    audio = AudioTokenizer.load(cfg.models / "audio_tokenizer")
-    if (cfg.models / "video_tokenizer").exists():
-        video = VideoTokenizer.load(cfg.models / "video_tokenizer", image)
-    else:  # clips come later; their rows are laid out now
-        video = VideoTokenizer(VideoTokenizerConfig(), image)
-    all_sources = load_sources(cfg, image, video, audio)
+    tokenizers = open_tokenizers(cfg)
+    hashes = {medium: tokenizer.sha256 for medium, tokenizer in tokenizers.items()}
+    names = [name for name, weight in cfg.weights.items() if weight]
+    all_sources = open_tasks(cfg.data, names, hashes, cfg.default_style, cfg.max_speech_codes)
     known = cfg.run if (cfg.run / "tokenizer.json").exists() and not flags.restart else cfg.initial
     if known is not None:
         text = TextTokenizer.load(known)
         write_text_atomically(cfg.run / "tokenizer.json", (known / "tokenizer.json").read_text())
     else:
-        text = train_text_tokenizer(list_training_texts(list(all_sources.values())), cfg.text_pieces, cfg.run)
-    vocabulary = make_media_vocabulary([image, audio, video], text.size, text_reserved=(), text_sha256=text.sha256)
+        texts = [*list_training_texts(list(all_sources.values()))]
+        if all_sources.keys().isdisjoint(SPEECH_TASKS):  # what a later part will hear and say
+            texts += encoded_media.list_spoken_texts(cfg.data / "speech")
+        text = train_text_tokenizer(texts, cfg.text_pieces, cfg.run)
+    vocabulary = make_media_vocabulary(tokenizers.values(), text.size, text_reserved=(), text_sha256=text.sha256)
     template = Template(vocabulary, text)
     shares = {name: cfg.weights[name] for name in all_sources}
     sets = {
@@ -270,10 +301,10 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     for name, documents in sets.items():
         example = documents[0]
         print(f"{name}: {len(documents.source)} items, e.g. {len(example)} tokens", file=sys.stderr)
-    data_files = (cfg.data / "image_codes.npz", cfg.data / "clip_codes.npz", cfg.data / "speech" / "codes.npz")
+    data_files = [cfg.data / file for file, tasks in CODE_FILES.items() if not all_sources.keys().isdisjoint(tasks)]
     identity = describe_settings(cfg) | {
         "codes": hash_files(data_files),
-        "concepts and texts": hash_files([cfg.data / "concepts.json", cfg.data / "speech" / "utterances.json"]),
+        "concepts and texts": hash_files([path for path in map(cfg.data.joinpath, WORDS) if path.is_file()]),
         "text tokenizer": text.sha256[:16],
         "vocabulary": hash_json(vocabulary.to_dict()),
     }
@@ -284,19 +315,19 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     register_attention()
     set_attention(model, "varlen")
     embedding = model.get_input_embeddings()
-    naming = all_sources["image_to_name"]
-    assert isinstance(naming, sources.MediaToName)
-    words = collect_row_words(vocabulary, naming.media, text)
-    add_structure(
-        embedding, collect_row_features(vocabulary, {"image": image, "audio": audio, "video": video}), words=words
-    )
+    naming = all_sources.get("image_to_name")
+    # prototypes and looks stand for known things, and their rows for the words of these
+    named = isinstance(naming, sources.MediaToName) and bool(tokenizers["image"].exemplar_blocks)
+    words = collect_row_words(vocabulary, naming.media, text) if named else {}
+    add_structure(embedding, collect_row_features(vocabulary, tokenizers), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)
-    audio_rows, text_rows = vocabulary.get_block_range("audio"), range(text.size)
+    text_rows = range(text.size)
     classes = torch.tensor([*text_rows, pad])  # the padding row is the blank
-    speaking = all_sources.get("text_to_audio")
-    assert isinstance(speaking, sources.TextToSpeech | None)
-    words_of = map_codes_to_words(speaking.speech, audio_rows, text) if speaking and cfg.speaking_ctc_weight else None
+    spoken = [task for name in SPEECH_TASKS if isinstance(task := all_sources.get(name), SpeechTask)]
+    reads = bool(spoken) and bool(cfg.ctc_weight or cfg.speaking_ctc_weight)
+    audio_rows = find_spoken_block(vocabulary, cfg.ctc_block) if reads else range(0)
+    words_of = map_codes_to_words(spoken[0].speech, vocabulary, audio_rows, text) if reads else None
 
     def loss(batch: PackedBatch, step: int) -> tuple[Tensor, dict[str, float]]:
         ids, labels, positions = make_tensors(batch)
@@ -309,10 +340,12 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
                 modality_weights={"text": cfg.text_weight},
             )  # fmt: skip
             total, utterances = result.mean, {}
-            if cfg.ctc_weight:
-                heard = find_spoken_answers(ids, labels, positions, audio_rows, text_rows)
+            if words_of is not None and cfg.ctc_weight:
+                found = find_spoken_answers(ids, labels, positions, audio_rows, text_rows)
+                flat = ids.reshape(-1)  # sounds that are named are no utterances
+                heard = [(places, told) for places, told in found if words_of(flat[places]) is not None]
                 utterances["ctc"] = (cfg.ctc_weight, heard)
-            if words_of is not None:
+            if words_of is not None and cfg.speaking_ctc_weight:
                 said = find_spoken_requests(ids, labels, positions, audio_rows, words_of)
                 utterances["ctc_speaking"] = (cfg.speaking_ctc_weight, said)
             numbers = {f"loss_{name}": part / count for name, (part, count) in result.per_block.items() if count}
@@ -325,7 +358,7 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
 
     initial_steps = 0
     if cfg.initial is not None:
-        initial_steps = begin_from(backbone, cfg.initial)
+        initial_steps = begin_from(backbone, cfg.initial, vocabulary)
         identity["initial"] = hash_weights(backbone)
     trainer = Trainer(backbone, batches, loss, cfg.loop, cfg.run, identity=identity, restart=flags.restart)
     trainer.run()
@@ -335,10 +368,10 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     save_decoder(model, cfg.out, cfg.weight_levels)
     save_hub_tokenizer(cfg.out, vocabulary, text, model_max_length=cfg.decoder.max_positions)
     vocabulary.save(cfg.out / "vocabulary.json")
-    hashes = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in data_files if p.exists()}
+    of_data = {str(p.relative_to(cfg.data)): hashlib.sha256(p.read_bytes()).hexdigest() for p in data_files}
     earlier = cfg.initial / "recipe.json" if cfg.initial else None
     record = {
-        "config": cfg.model_dump(mode="json"), "initial_steps": initial_steps, "data_sha256": hashes,
+        "config": cfg.model_dump(mode="json"), "initial_steps": initial_steps, "data_sha256": of_data,
         "epochs": mixture.count_epochs(),
         "initial_recipe": json.loads(earlier.read_text()) if earlier and earlier.is_file() else None,
     }  # fmt: skip

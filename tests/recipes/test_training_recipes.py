@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,18 @@ import torch
 from safetensors.torch import load_file
 
 from unimodal.data import encoded_media, sources
+from unimodal.data.encoded_tasks import CODE_FILES, MEDIUM_OF_TASK, open_tasks
+from unimodal.data.named_sounds import NamedSound
+from unimodal.data.scenes.compose import Painter
+from unimodal.data.scenes.plan import Planner
+from unimodal.data.scenes.scene import Thing, write_scenes
 from unimodal.sequence.templates.own import Template
 from unimodal.text.tokenizer import TextTokenizer
-from unimodal.vocabulary import read_vocabulary
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 STYLES = ("noto", "fluent3d", "fluentflat", "twemoji")
+EFFECTS = ("crow", "bell")
 LABELS = ("red circle", "blue square", "green stripe", "small dot", "old house", "tall tree")
 
 
@@ -71,7 +78,27 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.concatenate(sounds).tofile(data / "speech" / "audio.int16")
     (data / "speech" / "utterances.json").write_text(json.dumps(utterances))
     (data / "speech" / "manifest.json").write_text(json.dumps({"sha256": {}}))
+    write_scenes_and_sounds(data)
     return folder
+
+
+def write_scenes_and_sounds(data: Path) -> None:
+    """Six scenes and two clips of two things, and two effects, as the tools prepare them."""
+    things = [Thing(0, "cat", "c", "train"), Thing(1, "box", "b", "train")]
+    sprites = np.full((2, 64, 64, 4), 255, np.uint8)
+    planner = Planner(things, {0: [0], 1: [1]}, ["", ""])
+    pictures, clips = [[planner.plan(i, "train", kind) for i in range(n)] for kind, n in ((None, 6), ("clip", 2))]
+    (data / "scenes").mkdir()
+    (data / "sounds").mkdir()
+    (data / "scenes" / "things.json").write_text(json.dumps([asdict(thing) for thing in things]))
+    write_scenes(data / "scenes" / "scenes.jsonl", pictures)
+    write_scenes(data / "scenes" / "moves.jsonl", clips)
+    painter = Painter(sprites)
+    np.savez(data / "scenes" / "scenes.npz", pixels=np.stack([painter.draw(scene) for scene in pictures]))
+    np.savez(data / "scenes" / "moves.npz", frames=np.stack([painter.draw_clip(scene) for scene in clips]))
+    effects = [NamedSound(str(i), name, "effect", name, "", "train", 5000 * i, 5000) for i, name in enumerate(EFFECTS)]
+    (data / "sounds" / "sounds.json").write_text(json.dumps([asdict(effect) for effect in effects]))
+    (4000 * np.sin(np.arange(10_000) * 0.2)).astype(np.int16).tofile(data / "sounds" / "audio.int16")
 
 
 @pytest.mark.sweep("recipes at work")
@@ -104,6 +131,10 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
     recipe("encode_media", f"data={data}", f"models={models}")
     codes = np.load(data / "clip_codes.npz")["codes"]
     assert codes.shape == (4, 2, 192)
+    assert np.load(data / "scenes" / "scene_codes.npz")["codes"].shape == (6, 64)
+    before = (data / "image_codes.npz").stat().st_mtime_ns
+    recipe("encode_media", f"data={data}", f"models={models}")  # done already: nothing is written again
+    assert (data / "image_codes.npz").stat().st_mtime_ns == before
     with np.load(data / "speech" / "codes.npz") as speech:
         assert len(speech["offsets"]) == len(json.loads((data / "speech" / "utterances.json").read_text())) + 1
         assert speech["offsets"][-1] == len(speech["codes"])
@@ -114,10 +145,19 @@ def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
         "decoder.intermediate_size=48", "tokens_per_step=512", "planned_documents=200", "loop.warmup_steps=1",
     ]  # fmt: skip
     recipe("train_nano", *settings, "loop.steps=2")
-    more = ["speaking_ctc_weight=0.3", "weight_levels=15", f"out={models}/nano_more", f"run={work}/runs/nano_more"]
+    weights = ", ".join(f"{task}: 0.1" for task in MEDIUM_OF_TASK)  # every task that there is
+    more = [
+        "speaking_ctc_weight=0.3",
+        "weight_levels=15",
+        f"weights={{{weights}}}",
+        f"out={models}/nano_more",
+        f"run={work}/runs/nano_more",
+    ]
     recipe("train_nano", *settings, "loop.steps=3", f"initial={work}/runs/nano", *more)
     metrics = [json.loads(line) for line in (work / "runs/nano_more/metrics.jsonl").read_text().splitlines()]
     assert any("ctc_speaking" in record and "ctc" in record for record in metrics)
+    record = json.loads((work / "runs/nano_more/recipe.json").read_text())
+    assert set(record["epochs"]) == {*MEDIUM_OF_TASK} and set(record["data_sha256"]) == {*CODE_FILES}
     for name, weights in load_file(models / "nano_more" / "model.safetensors").items():
         if weights.ndim == 2:  # whole multiples of a power of two, at most 15 of them either way
             top = weights.float().abs().amax(1, keepdim=True).clamp(min=2.0**-14)
@@ -138,8 +178,9 @@ def test_speech_to_be_written_is_read_as_the_transcript_of_the_same_codes(work: 
     train_nano = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")
     model, speech = work / "models" / "nano", encoded_media.load_speech(work / "prepared" / "speech", max_codes=160)
     text, vocabulary = TextTokenizer.load(model), read_vocabulary(model / "vocabulary.json")
-    audio, template = vocabulary.get_block_range("audio"), Template(vocabulary, text)
-    words_of = train_nano["map_codes_to_words"](speech, audio, text)
+    audio, template = train_nano["find_spoken_block"](vocabulary), Template(vocabulary, text)
+    assert audio == vocabulary.get_block_range("audio")
+    words_of = train_nano["map_codes_to_words"](speech, vocabulary, audio, text)
     for item in range(len(speech)):
         answer = template.render(sources.SpeechToText(speech).make_document(item))
         request = template.render(sources.TextToSpeech(speech).make_document(item))
@@ -147,6 +188,32 @@ def test_speech_to_be_written_is_read_as_the_transcript_of_the_same_codes(work: 
         rows = torch.tensor([label for label in request.labels.tolist() if label in audio])
         assert words_of(rows).tolist() == told
         assert words_of(rows[:-1]) is None
+
+
+def test_codes_of_another_tokenizer_and_unknown_tasks_are_refused(work: Path) -> None:
+    data = work / "prepared"
+    with pytest.raises(ValueError, match="holds codes of another tokenizer .*; run `python recipes/encode_media.py`"):
+        open_tasks(data, ["scene_talk"], {"image": "0" * 64})
+    with pytest.raises(ValueError, match="there is no task 'scene_song'; choose from image_to_name"):
+        open_tasks(data, ["scene_song"], {})
+    with pytest.raises(ValueError, match="the task sound_to_name needs a tokenizer of audio"):
+        open_tasks(data, ["sound_to_name"], {"image": ""})
+
+
+def test_a_model_with_more_media_takes_the_rows_that_both_have() -> None:
+    """Rows of text, controls and shared blocks go to their new places; others begin anew."""
+    take_rows = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")["take_rows"]
+    image, sound = Block("image", "image", 0, 6, "a" * 64), Block("audio", "audio", 0, 5, "b" * 64)
+    layouts = [SpanLayout("image", [Segment("image", 4)]), SpanLayout("audio", [Segment("audio", None)])]
+    theirs = Vocabulary.build(10, [image], layouts[:1], (), "t")
+    ours = Vocabulary.build(10, [sound, image], layouts[::-1], (), "t")
+    rows, fresh = torch.arange(theirs.size).float()[:, None] + 1000, torch.zeros(ours.size, 1)
+    taken = take_rows(fresh, rows, ours, theirs)[:, 0]
+    assert torch.equal(taken[:10], rows[:10, 0])
+    assert taken[ours.get_control_id("<|bos|>")] == rows[theirs.get_control_id("<|bos|>"), 0]
+    mine, other = ours.get_block_range("image"), theirs.get_block_range("image")
+    assert mine != other and torch.equal(taken[mine.start : mine.stop], rows[other.start : other.stop, 0])
+    assert not taken[ours.get_block_range("audio").start : ours.get_block_range("audio").stop].any()
 
 
 def test_a_wrong_setting_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

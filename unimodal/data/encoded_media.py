@@ -54,7 +54,8 @@ def load_concepts(path: str | Path) -> list[Concept]:
 class EncodedConcepts:
     """Pictures or clips by their codes, with the concepts they show, restricted to one split and some styles.
 
-    codes: int [M, N] or [M, V, N] (view 0 is the item itself), concept: int [M], style: str [M] or None.
+    codes: int [M, N], [M, V, N] or, of several groups, [M, V, N, G] (view 0 is the item itself), concept: int [M],
+    style: str [M] or None.
     """
 
     def __init__(
@@ -67,14 +68,18 @@ class EncodedConcepts:
         styles: Sequence[str] = TRAINING_STYLES,
         part: type[Image] | type[Video] = Image,
     ) -> None:
-        if codes.ndim not in (2, 3) or len(codes) != len(concept) or (style is not None and len(style) != len(concept)):
+        if (
+            codes.ndim not in (2, 3, 4)
+            or len(codes) != len(concept)
+            or (style is not None and len(style) != len(concept))
+        ):
             raise ValueError(
                 f"codes {list(codes.shape)} do not belong to {len(concept)} items: encode the prepared arrays again"
             )
         if split == "train" and (kept := set(styles) & set(EVALUATION_STYLES)):
             raise ValueError(f"style {sorted(kept)[0]!r} is for evaluation only; choose from {TRAINING_STYLES}")
         self.part: type[Image] | type[Video] = part
-        self._codes = codes if codes.ndim == 3 else codes[:, None]  # [M, V, N]
+        self._codes = codes[:, None] if codes.ndim == 2 else codes  # [M, V, N] or [M, V, N, G]
         self._concepts = concepts
         self._concept = np.asarray(concept)
         self._style = style
@@ -102,7 +107,7 @@ class EncodedConcepts:
         return "" if self._style is None else str(self._style[self.items[item]])
 
     def get_view(self, item: int, number: int = 0) -> np.ndarray:
-        """Codes int64 [N] of one view; numbers past the last view start again at 0."""
+        """Codes int64 [N] or [N, G] of one view; numbers past the last view start again at 0."""
         return self._codes[self.items[item], number % self.num_views].astype(np.int64)
 
 
@@ -115,7 +120,7 @@ class Utterance(TypedDict):
 
 
 class EncodedSpeech:
-    """Utterances by their codes, as `recipes/encode_media.py` writes them: int [ΣN], with offsets [U + 1] into it."""
+    """Utterances by their codes, as `recipes/encode_media.py` writes them: int [ΣN] or [ΣN, G], offsets [U + 1]."""
 
     def __init__(
         self,
@@ -150,7 +155,7 @@ class EncodedSpeech:
         return str(self._utterances[self.items[item]]["voice"])
 
     def get_codes(self, item: int) -> np.ndarray:
-        """Codes int64 [N] of an utterance."""
+        """Codes int64 [N] or [N, G] of an utterance."""
         row = self.items[item]
         return self._flat[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
 
@@ -170,11 +175,38 @@ def load_clips(prepared: Path, codes: np.ndarray, split: str = "train") -> Encod
     return EncodedConcepts(codes, arrays["concept"], load_concepts(prepared / "concepts.json"), split=split, part=Video)
 
 
-def load_speech(folder: Path, split: str = "train", max_codes: int | None = None) -> EncodedSpeech:
-    """`utterances.json` and `codes.npz` of the speech folder."""
-    arrays = _load_arrays(folder / "codes.npz", "python recipes/encode_media.py")
+def load_speech(
+    folder: Path, split: str = "train", max_codes: int | None = None, sha256: str | None = None
+) -> EncodedSpeech:
+    """`utterances.json` and `codes.npz` of the speech folder; sha256: of the tokenizer that has to have made them."""
+    arrays = read_codes(folder / "codes.npz", sha256)
     utterances = _read_entries(list[Utterance], folder / "utterances.json", "python tools/make_speech.py pack")
     return EncodedSpeech(arrays["codes"], arrays["offsets"], utterances, split, max_codes)
+
+
+def list_spoken_texts(folder: Path, split: str = "train") -> list[str]:
+    """The texts of a split of the speech folder; none where there is no such folder."""
+    path = folder / "utterances.json"
+    if not path.is_file():
+        return []
+    utterances = _read_entries(list[Utterance], path, "python tools/make_speech.py pack")
+    return [utterance["text"] for utterance in utterances if utterance["split"] == split]
+
+
+def read_codes(path: Path, sha256: str | None = None) -> Mapping[str, np.ndarray]:
+    """The arrays of a file that `recipes/encode_media.py` wrote: `codes`, and `offsets` where lengths differ.
+
+    sha256: of the tokenizer that must have made them. Raises ValueError, in one line, for a file that is missing and
+    for codes of another tokenizer.
+    """
+    command = "python recipes/encode_media.py"
+    arrays = _load_arrays(path, command)
+    made_by = str(arrays["sha256"]) if "sha256" in arrays else None
+    if sha256 is not None and made_by not in (None, sha256):
+        raise ValueError(
+            f"{path} holds codes of another tokenizer ({str(made_by)[:12]}, not {sha256[:12]}); run `{command}` again"
+        )
+    return arrays
 
 
 def _read_entries(kind: type[T], path: Path, command: str) -> T:

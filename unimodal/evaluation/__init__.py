@@ -118,6 +118,13 @@ SUITES = {
     "speaking": "unimodal.evaluation.speaking",
     "clip_naming": "unimodal.evaluation.clip_naming",
     "clip_drawing": "unimodal.evaluation.clip_drawing",
+    "picture_variety": "unimodal.evaluation.picture_variety",
+    "scene_reading": "unimodal.evaluation.scene_reading",
+    "scene_drawing": "unimodal.evaluation.scene_drawing",
+    "conversation": "unimodal.evaluation.conversation",
+    "moving": "unimodal.evaluation.moving",
+    "sound_naming": "unimodal.evaluation.sound_naming",
+    "everyday_speech": "unimodal.evaluation.everyday_speech",
     "compression": "unimodal.evaluation.compression",
     "text_forgetting": "unimodal.evaluation.text_forgetting",
 }

@@ -164,3 +164,21 @@ def compute_word_error_rate(references: Sequence[str], hypotheses: Sequence[str]
     if not pairs:
         raise ValueError("there is no sentence to compare with; prepare the speech data again")
     return round(100 * jiwer.wer([reference for reference, _ in pairs], [text for _, text in pairs]), 2)
+
+
+def count_word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[tuple[int, int]]:
+    """(word errors, reference words) of each sentence that has words, after Whisper's English normaliser on both sides.
+
+    Raises ValueError if jiwer is not installed.
+    """
+    try:
+        import jiwer
+    except ImportError:
+        raise ValueError("the speech suites need jiwer: pip install 'unimodal[eval]'") from None
+    normalise, counts = _make_normaliser(), []
+    for reference, text in zip(references, hypotheses, strict=True):
+        words = normalise(reference).split()
+        if words:
+            found = jiwer.process_words(" ".join(words), normalise(text))
+            counts.append((found.substitutions + found.deletions + found.insertions, len(words)))
+    return counts

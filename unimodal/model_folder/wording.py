@@ -16,6 +16,7 @@ from unimodal.text.numerals import spell_numerals
 from unimodal.text.sentences import split_sentences
 
 ONE_BREATH = 40  # letters that any model says at a time
+COUNTS = "no|one|two|three|four|five|six|seven|eight|nine|ten"
 UNSPOKEN_MARKS = "%&@#§"  # marks that stand for words; other punctuation is heard as a pause or not at all
 
 
@@ -70,7 +71,7 @@ class Wording(Config):
             wish = self.in_voice.replace("{voice}", voice) if voice is not None and self.in_voice else self.wishes[to]
             return wish.replace("{text}", spoken)
         thing = prompt.rstrip(".")
-        if self.add_article and not re.match(r"(a|an|the|some|my|two|three|\d+) ", thing.lower()):
+        if self.add_article and not re.match(rf"(a|an|the|some|my|{COUNTS}|\d+) ", thing.lower()):
             from unimodal.data.sources import add_article
 
             thing = add_article(thing)
