@@ -36,9 +36,8 @@ from unimodal.model_folder.layout import (
 )
 from unimodal.model_folder.settings import CtcReading, MediumLimits, ProcessorConfig
 from unimodal.model_folder.wording import Wording
-from unimodal.tokenizers.nano.audio import AudioTokenizer
-from unimodal.tokenizers.nano.image import ImageTokenizer
-from unimodal.tokenizers.nano.video import VideoTokenizer
+from unimodal.tokenizers import MediaTokenizer
+from unimodal.tokenizers.registry import find_continued_medium, load_tokenizer
 from unimodal.training.command import run_recipe
 from unimodal.vocabulary import parse_vocabulary, read_vocabulary
 
@@ -51,7 +50,19 @@ WORDING = Wording(
     voices=("kal16", "rms", "slt", "joe"),
     wish_starts={
         "image": ("draw ", "paint ", "a picture of ", "make a picture of ", "show me "),
-        "audio": ("say: ", "say this: ", "say in the voice of ", "speak: ", "read aloud", "read this: ", "voice "),
+        "audio": (
+            "say: ",
+            "say this: ",
+            "say in the voice of ",
+            "speak: ",
+            "read aloud",
+            "read this: ",
+            "voice ",
+            "the sound of ",
+            "make the sound of ",
+            "let me hear ",
+            "play ",
+        ),  # fmt: skip
         "video": ("a clip of ", "a video of ", "make a video of ", "animate ", "film ", "show me "),
     },
     add_article=True,
@@ -74,17 +85,25 @@ class AssembleRecipe(Config):
         "audio": {"temperature": 0.3, "top_k": 50, "guidance": 1.5},
         "video": {"temperature": 0.2, "top_k": 50},
     }
+    #: medium → folder of its tokenizer, where it is not `models`/MEDIUM_tokenizer
+    tokenizers: dict[str, Path] = {}
+    decoder: str = "nano"  # the folder of `models` that recipes/train_nano.py wrote
+    voices: tuple[str, ...] = WORDING.voices
+    history_turns: int = 0  # earlier exchanges that a chat shows to the model; talk about scenes was trained with three
+    audio_seconds: float = 5.0
+    audio_codes: int = 250
     sayings: int = 8  # utterances that are made of a sentence; the one that is read best is kept
     sample_picture: str = "red apple"
     sample_clip: str = "beating heart"
 
 
-def check_codes(cfg: AssembleRecipe, image: ImageTokenizer) -> None:
+def check_codes(cfg: AssembleRecipe, image: MediaTokenizer) -> None:
     """The tokenizer as released still gives the codes that the decoder was trained on."""
     pixels, codes = np.load(cfg.data / "images.npz")["pixels"], np.load(cfg.data / "image_codes.npz")["codes"]
     rows = np.random.default_rng(0).choice(len(pixels), 64, replace=False)
     x = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2).float() / 255
-    same = (image.encode(x).ids[..., 0].numpy() == codes[rows, 0]).mean()
+    made = image.encode(x).ids.numpy()
+    same = (made.reshape(len(rows), -1) == codes[rows, 0].reshape(len(rows), -1)).mean()
     if (
         same < 0.99
     ):  # the trunk's features were kept in half precision when the codes were made: a tie may fall the other way
@@ -115,34 +134,41 @@ def write_samples(cfg: AssembleRecipe, folder: Path) -> None:
     write_json(folder / "samples.json", truth)
 
 
+def find_tokenizer(cfg: AssembleRecipe, modality: str) -> Path:
+    """The folder of a medium's tokenizer."""
+    return cfg.tokenizers.get(modality, locate_tokenizer(cfg.models, modality))
+
+
 def run(cfg: AssembleRecipe, dry_run: bool) -> None:
-    image = ImageTokenizer.load(locate_tokenizer(cfg.models, "image"))
-    audio = AudioTokenizer.load(locate_tokenizer(cfg.models, "audio"))
+    image = load_tokenizer(find_tokenizer(cfg, "image"))
+    audio = load_tokenizer(find_tokenizer(cfg, "audio"))
     if dry_run:
         return
     check_codes(cfg, image)
     cfg.out.mkdir(parents=True, exist_ok=True)
     for modality in MODALITIES:
-        for file in sorted(locate_tokenizer(cfg.models, modality).glob("*.*")):
+        for file in sorted(find_tokenizer(cfg, modality).glob("*.*")):
             if file.suffix in (".json", ".safetensors"):
                 write_bytes_atomically(locate_tokenizer(cfg.out, modality) / file.name, file.read_bytes())
     for name in DECODER_FILES:
-        write_bytes_atomically(cfg.out / name, (cfg.models / "nano" / name).read_bytes())
+        write_bytes_atomically(cfg.out / name, (cfg.models / cfg.decoder / name).read_bytes())
     # the picture decoder may have been trained on since: clips continue the pictures of the released one
     video_folder = locate_tokenizer(cfg.out, "video")
-    settings = {**read_json(video_folder / CONFIG_FILE), "image_tokenizer_sha256": image.sha256}
-    write_json(video_folder / CONFIG_FILE, settings)
-    video = VideoTokenizer.load(video_folder, image)
-    hashes = dict.fromkeys(image.block_sizes, image.sha256) | {"audio": audio.sha256, "video": video.sha256}
-    manifest = read_vocabulary(cfg.models / "nano" / VOCABULARY_FILE).to_dict()
+    continued = find_continued_medium(video_folder)
+    if continued is not None:
+        settings = {**read_json(video_folder / CONFIG_FILE), "image_tokenizer_sha256": image.sha256}
+        write_json(video_folder / CONFIG_FILE, settings)
+    video = load_tokenizer(video_folder, None if continued is None else image)
+    hashes = {"image": image.sha256, "audio": audio.sha256, "video": video.sha256}
+    manifest = read_vocabulary(cfg.models / cfg.decoder / VOCABULARY_FILE).to_dict()
     for block in manifest["blocks"]:
-        block["sha256"] = hashes[block["name"]]
+        block["sha256"] = hashes[block["modality"]]
     parse_vocabulary(manifest).save(cfg.out / VOCABULARY_FILE)
     write_json(cfg.out / GENERATION_FILE, {**read_json(cfg.out / GENERATION_FILE), "unimodal": cfg.sampling})
     processor = ProcessorConfig(
-        limits={"audio": MediumLimits(seconds=5.0, codes=250)},
-        history_turns=0,
-        wording=WORDING,
+        limits={"audio": MediumLimits(seconds=cfg.audio_seconds, codes=cfg.audio_codes)},
+        history_turns=cfg.history_turns,
+        wording=WORDING.model_copy(update={"voices": cfg.voices}),
         reading=CtcReading(sayings=cfg.sayings),  # as recipes/train_nano.py trains it
     )
     write_json(cfg.out / PROCESSOR_FILE, processor.model_dump(mode="json"))
