@@ -212,6 +212,8 @@ def begin_from(backbone: PreTrainedModel, folder: Path, vocabulary: Vocabulary) 
     state = {name.removeprefix("model."): t.float() for name, t in load_file(folder / "model.safetensors").items()}
     embedding, rows = backbone.get_input_embeddings(), state.pop("embed_tokens.weight")
     theirs = read_vocabulary(folder / "vocabulary.json")
+    if rows.shape[1] != embedding.weight.shape[1]:
+        raise ValueError(f"the model in {folder} has rows of width {rows.shape[1]}; give its own sizes")
     load_rows(embedding, take_rows(embedding.weight.detach().clone(), rows, vocabulary, theirs))
     found = backbone.load_state_dict(state, strict=False)
     if found.unexpected_keys or any("embed_tokens" not in name for name in found.missing_keys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from tools import prepare_scenes, prepare_sounds
+from tools import pack_voices, prepare_scenes, prepare_sounds
 from unimodal.data.datasets import DatasetConfig, open_dataset
 from unimodal.data.named_sounds import EncodedSounds, NameToSound, SoundToName, read_sounds
 from unimodal.data.scenes.scene import SPLITS, has_held_out, read_scenes, read_things
@@ -173,3 +173,33 @@ def test_sounds_have_names_and_what_is_held_out_is_not_in_training(tmp_path, mon
             [part] = [part for part in document.parts if hasattr(part, "codes")]
             assert part.codes.tolist() == encoded.get_codes(item).tolist()
     assert sounds[0].is_named_by("a hi-hat!") and not sounds[-1].is_named_by("a piccolo")
+
+
+def test_voices_are_packed_as_speech(tmp_path, capsys):
+    import soundfile
+
+    for number, place in enumerate(("train/slt/1", "train/slt-worn/2", "test/awb/3", "human/human/one")):
+        path = tmp_path / "voices" / f"{place}.wav"
+        path.parent.mkdir(parents=True)
+        soundfile.write(path, np.full(100 + number, 0.1 * number), 16_000, subtype="PCM_16")
+        path.with_suffix(".txt").write_text(f"text {number}\n")
+    pack_voices.main(["--voices", str(tmp_path / "voices"), "--out", str(tmp_path / "speech")])
+    prepared = load_prepared_speech(tmp_path)
+    found = {(one.text, one.voice, one.split, one.num_samples) for one in prepared.utterances}
+    assert found == {
+        ("text 0", "slt", "train", 100), ("text 1", "slt", "train", 101), ("text 2", "awb", "test", 102),
+        ("text 3", "human", "human", 103),
+    }  # fmt: skip
+    for one in prepared.utterances:
+        assert float(prepared.take(one).mean()) == pytest.approx(0.1 * int(one.text[-1]), abs=1e-3)
+    pack_voices.main(["--voices", str(tmp_path / "voices"), "--out", str(tmp_path / "speech"), "--skip-worn"])
+    assert len(load_prepared_speech(tmp_path).utterances) == 3
+    with pytest.raises(SystemExit):
+        pack_voices.main(["--voices", str(tmp_path / "none"), "--out", str(tmp_path / "other")])
+    assert "make them with `python tools/make_voices.py speak`" in capsys.readouterr().err
+
+
+def load_prepared_speech(folder):
+    from unimodal.evaluation.prepared import Speech
+
+    return Speech.load(folder)
