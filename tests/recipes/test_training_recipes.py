@@ -203,7 +203,8 @@ def test_codes_of_another_tokenizer_and_unknown_tasks_are_refused(work: Path) ->
 def test_a_model_with_more_media_takes_the_rows_that_both_have() -> None:
     """Rows of text, controls and shared blocks go to their new places; others begin anew."""
     take_rows = runpy.run_path(str(ROOT / "recipes" / "train_nano.py"), run_name="imported")["take_rows"]
-    image, sound = Block("image", "image", 0, 6, "a" * 64), Block("audio", "audio", 0, 5, "b" * 64)
+    image = Block(name="image", modality="image", group=0, size=6, sha256="a" * 64)
+    sound = Block(name="audio", modality="audio", group=0, size=5, sha256="b" * 64)
     layouts = [SpanLayout("image", [Segment("image", 4)]), SpanLayout("audio", [Segment("audio", None)])]
     theirs = Vocabulary.build(10, [image], layouts[:1], (), "t")
     ours = Vocabulary.build(10, [sound, image], layouts[::-1], (), "t")
