@@ -15,7 +15,7 @@ KINDS = ("llama", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "granite"
 
 @pytest.fixture(scope="session")
 def get_base(vocabulary):
-    return functools.cache(lambda kind: make_base(kind, None, vocab_size=vocabulary.size, num_hidden_layers=3))
+    return functools.cache(lambda kind: make_base(kind, None, vocab_size=vocabulary.size))
 
 
 def draw_method(rng):

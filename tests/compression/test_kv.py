@@ -415,3 +415,16 @@ def test_dapq_counts_its_window_in_each_row(model, vocabulary, prompt, span, rea
         together = read(model, rows)
         for row, found in zip(rows, together, strict=True):
             assert torch.allclose(read(model, [row])[0], found, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", [FASA(0.3), TokenSelect(0.3), Keyformer(0.3), H2O(0.3), SnapKV(0.3)], ids=str)
+def test_a_row_goes_on_as_alone_when_others_leave_the_batch(method, model, vocabulary, prompts, read):
+    """What a method remembers of a row stays with it."""
+    with torch.inference_mode(), method(model, vocabulary):
+        alone = read(model, prompts[:1], [7, 8])[0]
+        read(model, prompts[:2], [7])
+        read.cache.batch_select_indices(torch.tensor([0]))
+        at = torch.tensor([[len(prompts[0]) + 1]])
+        held = {cache_name(model): read.cache}
+        out = model(torch.tensor([[8]]), position_ids=at, use_cache=True, **held)
+    assert torch.allclose(out.logits[0, -1], alone[2], atol=2e-5)

@@ -71,7 +71,7 @@ class FASA(CacheCompressor):
         pairs = look.layer.memory.get("pairs")
         if self.pairs is not None:
             pairs = self.pairs[look.index].to(look.query.device).expand(len(look.query), -1, -1)
-        elif pairs is None:  # rows were removed since the prompt: find the pairs at this step
+        elif pairs is None:  # the cache was cropped since the prompt: find the pairs at this step
             pairs = choose_pairs(measure_agreement(look, look.query, self.keep), self.num_pairs)
         query, keys = split_heads(look, look.query)
         query, keys = (x.gather(2, _spread(pairs, x)) for x in (query, keys))  # [B, H, num_pairs, Q or L, 2]

@@ -2,7 +2,7 @@
 
 Attention is summed over all queries of the prompt and of the answer as it is written. Whenever there are more entries
 than the budget, those with the least attention are dropped. Half of the budget is for the newest entries, as published;
-where only media entries go (the scope "media") the newest entries are words, which stay anyway.
+where only media entries go (the scope "media") the newest entries are mostly words, which stay anyway.
 """
 
 from __future__ import annotations

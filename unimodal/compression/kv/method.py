@@ -75,9 +75,12 @@ class CacheCompressor(Method):
         """How many of the newest slots stay before all others, int64 [B], where `kept` entries stay in all."""
         return (kept * self.recent_share).long().clamp(min=self.recent)
 
-    def count_chunk(self, num: int) -> int:
-        """How many of `num` new tokens a method that selects reads at a time; a prompt in one chunk is read in full."""
-        return num
+    def count_chunk(self, num: int) -> int | None:
+        """How many of the `num` tokens of a prompt or a later turn a method that selects reads at a time.
+
+        None: it attends to all of them in full, and selects at the steps of the answer only.
+        """
+        return None
 
     def observe(self, look: Look) -> None:
-        """Called with the prompt of a method that selects, before it is attended to."""
+        """Called with each prompt or later turn of a method that selects, before it is attended to."""

@@ -33,8 +33,8 @@ class TokenSelect(CacheCompressor):
 
     scores [B, K, L]: the summed votes, the same for all heads; nothing is dropped.
     reuse: cosine of queries from which on the last choice is used again; above 1, it never is. sinks: entries at the
-    first so many positions are always attended to. chunk: tokens of a prompt that are read at a time; None: the prompt
-    is attended to in full. Raises ValueError for a chunk below 1, negative sinks, and for what `CacheCompressor`
+    first so many positions are always attended to. chunk: tokens of a prompt that are read at a time; None: prompts
+    are attended to in full. Raises ValueError for a chunk below 1, negative sinks, and for what `CacheCompressor`
     refuses.
     """
 
@@ -69,8 +69,8 @@ class TokenSelect(CacheCompressor):
         memory.update(asked=flat, votes=votes)
         return votes.masked_fill(always, ALWAYS)[:, None].expand(-1, look.keys.shape[1], -1)
 
-    def count_chunk(self, num: int) -> int:
-        return num if self.chunk is None else min(num, self.chunk)
+    def count_chunk(self, num: int) -> int | None:
+        return None if self.chunk is None else min(num, self.chunk)
 
     def count_kept(self, look: Look, scores: Tensor, num: Tensor) -> Tensor:
         """The share of the entries before the new tokens, and all entries of the new tokens."""

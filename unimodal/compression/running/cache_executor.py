@@ -56,10 +56,11 @@ def attend_compressed(method: CacheMethod, look: Look, attention: LayerAttention
     if method.keep == 1 or not method.is_active(look):
         return attention.compute()
     if method.acts == "select":
-        if look.first:
+        if look.reads:
             _observe(method, look)
-        if look.first and method.count_chunk(look.query.shape[2]) == look.query.shape[2]:
-            return attention.compute()
+            size = method.count_chunk(look.query.shape[2])
+            if size is None or (look.first and size == look.query.shape[2]):
+                return attention.compute()
         return _attend_in_chunks(method, look, attention)
     if method.acts == "prefill" and look.first:
         return _attend_sparsely(method, look, attention)
@@ -132,7 +133,7 @@ def _attend_in_chunks(method: CacheMethod, look: Look, attention: LayerAttention
     Chunks are counted from the end, where rows of a batch are aligned.
     """
     num, length = look.query.shape[2], len(look.slots)
-    size = method.count_chunk(num)
+    size = method.count_chunk(num) or num
     outs = []
     for start in range(num - (num - 1) // size * size - size, num, size):
         part, end = slice(max(start, 0), start + size), length - num + start + size

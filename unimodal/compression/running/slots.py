@@ -124,9 +124,9 @@ class SlotLayer(DynamicLayer):
 
     seen: the number of tokens read, dropped ones included. score: [B, K, L], selected and gathered as the keys are.
     num_evictable: int64 [B], how many evictable tokens were read, dropped ones included: the budget is a share of it.
-    num_steps: int64 [B], tokens of the answer, read one by one. memory: other tensors of a method, which are dropped
-    when rows are selected, tokens are cropped or slots are dropped. turn: what is known of each row where the last call
-    ended; the first layer of a cache keeps it.
+    num_steps: int64 [B], tokens of the answer, read one by one. memory: other tensors [B, …] of a method, which are
+    dropped when tokens are cropped or slots are dropped. turn: what is known of each row where the last call ended; the
+    first layer of a cache keeps it.
     """
 
     keys: Tensor
@@ -184,7 +184,7 @@ class SlotLayer(DynamicLayer):
         self.num_evictable = None if self.num_evictable is None else self.num_evictable[rows]
         self.num_steps = None if self.num_steps is None else self.num_steps[rows]
         self.turn = None if self.turn is None else self.turn.select_rows(rows)
-        self.memory = {}
+        self.memory = {name: held[rows] for name, held in self.memory.items()}
 
     def evict(self, index: Tensor, slots: Slots, move: Callable[[Tensor], Tensor] | None = None) -> None:
         """Keep the slots of index int64 [B, K, M] of every head. move: rotates the kept keys [B, K, M, W]."""
