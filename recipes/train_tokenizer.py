@@ -97,6 +97,7 @@ class TokenizerRecipe(Config):
     tokenizer: dict[str, JsonValue] = {}  # settings of the family's config, over those of the system
     initial: Annotated[str | None, MAY_CHANGE] = None
     trunk: str | None = None  # of a system with a frozen one: a folder, `whisper-tiny.en` or `efficientnet`
+    trunk_memory_mb: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # for what it makes of whole media that come again
     begin_from: Annotated[str | None, MAY_CHANGE] = None  # the folder of a tokenizer whose weights are taken that fit
     labelled: str | None = None  # media in one folder for each thing shown, for what is fitted before training
     train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
@@ -120,8 +121,7 @@ class TokenizerRecipe(Config):
     workers: Annotated[int, MAY_CHANGE] = Field(2, ge=0)  # that decode files
     batch_size: int = Field(16, ge=1)
     stages: tuple[Stage, ...] = ()
-    #: trains so many seconds of this process's processor time; loop.steps is only the first guess
-    processor_s: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)
+    processor_s: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)  # to train for; loop.steps is a first guess
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/tokenizer")
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/tokenizer")
     loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, log_every=50, evaluate_every=500)
@@ -172,6 +172,7 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
             raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave {given} out")
         if cfg.trunk is not None:
             made.fill_trunk(cfg.trunk)
+            made.keep_trunk(cfg.trunk_memory_mb * 2**20)
         if cfg.begin_from is not None:
             count = made.take_weights(load_tokenizer(cfg.begin_from))
             print(f"{count} of {len(made.state_dict())} weights are from {cfg.begin_from}", file=sys.stderr)
@@ -397,8 +398,7 @@ class TokenizerTrainer(Trainer[MediaBatch]):
     def say(self, report: Mapping[str, float]) -> None:
         """One line: how good it is, and how long it goes on."""
         assert self.began is not None
-        seconds = (time.monotonic() - self.began[0]) / max(1, self.step - self.began[1])
-        parts = []
+        seconds, parts = (time.monotonic() - self.began[0]) / max(1, self.step - self.began[1]), []
         if "psnr" in report:
             more = "" if self.last_psnr is None else f" ({report['psnr'] - self.last_psnr:+.2f})"
             parts.append(f"{report['psnr']:.2f} dB{more}")

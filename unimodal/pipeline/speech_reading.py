@@ -125,5 +125,6 @@ def _find_rows(model: LoadedModel) -> tuple[range, int]:
     """The rows of the codes that are read, and the row of the blank."""
     reading, vocabulary = model.processor.reading, model.vocabulary
     assert reading is not None
-    block = vocabulary.get_layout(reading.modality).segments[0].block
+    layout = vocabulary.get_layout(reading.modality)
+    block = layout.segments[layout.open_segment or 0].block  # not that of codes of the whole sound in front
     return vocabulary.get_block_range(block), vocabulary.get_control_id(reading.blank)

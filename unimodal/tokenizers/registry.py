@@ -191,6 +191,7 @@ FAMILIES: dict[str, str] = {
     "himtok": "unimodal.tokenizers.systems.himtok:HiMTokTokenizer",
     "beats": "unimodal.tokenizers.systems.beats:BeatsTokenizer",
     "whisper_bottleneck": "unimodal.tokenizers.systems.whisper_bottleneck:WhisperBottleneckTokenizer",
+    "whisper_codec": "unimodal.tokenizers.systems.whisper_codec:WhisperCodecTokenizer",
     "s3": "unimodal.tokenizers.systems.s3:S3Tokenizer",
     "speechtokenizer": "unimodal.tokenizers.systems.speechtokenizer:SpeechTokenizer",
     "bigcodec": "unimodal.tokenizers.systems.bigcodec:BigCodec",

@@ -74,11 +74,12 @@ class LogMel(nn.Module):
         self.spectrum = Spectrum(window_size, hop)
         self.floor, self.mean, self.deviation = floor, mean, deviation
         top_hz = sample_rate_hz / 2
-        bands = melscale_fbanks(
-            window_size // 2 + 1, 0.0, top_hz, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
-        )
-        self.register_buffer("bands", bands.T.contiguous(), persistent=False)  # [M, K]
-        self.register_buffer("inverse_bands", torch.linalg.pinv(self.bands), persistent=False)  # [K, M]
+        with torch.device("cpu"):  # constants, also where the rest is built without storage
+            bands = melscale_fbanks(
+                window_size // 2 + 1, 0.0, top_hz, num_mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
+            )
+            self.register_buffer("bands", bands.T.contiguous(), persistent=False)  # [M, K]
+            self.register_buffer("inverse_bands", torch.linalg.pinv(self.bands), persistent=False)  # [K, M]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, T], T a multiple of hop → [B, M, F]."""

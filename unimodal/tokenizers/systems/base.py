@@ -137,6 +137,10 @@ class SystemModule(StoredModule):
         self.load_state_dict({**own, **{name: theirs[name] for name in taken}})
         return len(taken)
 
+    def keep_trunk(self, most_bytes: int) -> None:
+        """Keeps what a frozen trunk makes of media that come again in training, up to so much memory; of systems with
+        one."""
+
     def copy_decoder(self, teacher: MediaTokenizer) -> None:
         """Takes the codebook and the decoder of the tokenizer whose codes it predicts. ValueError for a system that
         predicts none, and for a teacher with others."""

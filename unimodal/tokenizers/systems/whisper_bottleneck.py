@@ -20,6 +20,7 @@ from torch.nn.functional import gelu, layer_norm, pad
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.parts.kept_features import KeptFeatures
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import average_real
 from unimodal.tokenizers.parts.speech_encoders import WhisperSpeech
@@ -121,6 +122,7 @@ class WhisperBottleneckTokenizer(SoundTokenizer):
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.down = StepNetwork(joined, config.width, len(config.levels), config.num_layers)
         self.up = StepNetwork(len(config.levels), config.width, joined, config.num_layers)
+        self.kept: KeptFeatures | None = None
         hop = self.trunk.mel.hop
         self.frames_per_code = 2 * config.steps_per_code
         self.describe(self.quantizer.codebook_sizes, hop * self.frames_per_code, self.trunk.sample_rate_hz)
@@ -131,6 +133,9 @@ class WhisperBottleneckTokenizer(SoundTokenizer):
         if not isinstance(found, WhisperSpeech) or found.encoder.sizes != self.trunk.encoder.sizes:
             raise ValueError(f"the trunk {source} is no Whisper of the sizes in the tokenizer's settings")
         self.trunk.load_state_dict(found.state_dict())
+
+    def keep_trunk(self, most_bytes: int) -> None:
+        self.kept = KeptFeatures(most_bytes) if most_bytes else None
 
     # ---- from bands to codes
 
@@ -183,6 +188,25 @@ class WhisperBottleneckTokenizer(SoundTokenizer):
 
     # ---- training
 
+    def hear_items(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Sounds [B, 1, T] → what the trunk hears of each, joined to codes and padded, [B, N, steps_per_code · W], and
+        which codes are real, bool [B, N]. ValueError for sounds of more than one window."""
+        frames = max(self.trunk.mel.count_frames(int(n)) for n in ([x.shape[-1]] if lengths is None else lengths))
+        if frames > self.config.window_frames:
+            raise ValueError(f"a sound to train on is at most {self.config.window_frames / 100:g} s long; cut it")
+
+        def hear(sounds: Tensor) -> Tensor:
+            return self.join_steps(self.hear(self.read_bands(sounds)))
+
+        def find(sounds: Tensor) -> Tensor:
+            assert self.kept is not None
+            return torch.cat([self.kept.find(sound, hear) for sound in sounds.split(1)])
+
+        rows = encode_rows(x, lengths, hear if self.kept is None else find)
+        counts = torch.tensor([len(row) for row in rows], device=x.device)
+        joined = torch.stack([pad(row, (0, 0, 0, int(counts.max()) - len(row))) for row in rows])
+        return joined, torch.arange(joined.shape[1], device=x.device) < counts.unsqueeze(1)
+
     def reconstruct(
         self,
         x: Tensor,
@@ -192,13 +216,7 @@ class WhisperBottleneckTokenizer(SoundTokenizer):
     ) -> Reconstruction:
         """The codes' scalars as the features "codes", for the spelling loss; nothing is decoded. loss: the squared
         error of the rebuilt features. ValueError for sounds of more than one window."""
-        frames = max(self.trunk.mel.count_frames(int(n)) for n in ([x.shape[-1]] if lengths is None else lengths))
-        if frames > self.config.window_frames:
-            raise ValueError(f"a sound to train on is at most {self.config.window_frames / 100:g} s long; cut it")
-        rows = encode_rows(x, lengths, lambda sounds: self.join_steps(self.hear(self.read_bands(sounds))))
-        counts = torch.tensor([len(row) for row in rows], device=x.device)
-        joined = torch.stack([pad(row, (0, 0, 0, int(counts.max()) - len(row))) for row in rows])
-        mask = torch.arange(joined.shape[1], device=x.device) < counts.unsqueeze(1)
+        joined, mask = self.hear_items(x, lengths)
         made = self.quantizer(self.down(joined, mask), mask)
         error = average_real((self.up(made.values, mask) - joined).square(), mask)
         numbers = {"feature_error": float(error.detach()), **made.numbers}

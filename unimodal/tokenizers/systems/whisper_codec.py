@@ -1,0 +1,301 @@
+"""Speech of any voice ⇄ codes: what Whisper hears (`whisper_bottleneck.py`) as 25 codes a second, how it is said as
+6.25 a second, who says it as a few codes of the whole sound (as BiCodec, arXiv 2503.01710, has them), and a decoder.
+
+    voice voice voice voice voice voice | prosody content content content content | prosody content …
+
+The codes of content are those of `whisper_bottleneck`: they know what is said and little of who says it. Voice and
+prosody are read off log-mel frames; a decoder rebuilds these frames from all three, and a head makes sound of them
+(Vocos, arXiv 2306.00814). It is trained in parts: the content, as a `whisper-bottleneck` that spells; the head alone,
+from the frames of sounds (`train: [head]`); then the rest, from frozen content (`train: [voice, prosody, decoder]`).
+
+Prosody has numbers behind those of content in the same block, so that any row of codes decodes: a code of prosody is of
+the content behind it, up to the next one. A sound is filled up with silence to whole groups of prosody and content.
+
+The voice can be another one: ``decode`` takes ``Condition(medium=…)``, a clip of it, and `change_voice` the codes of a
+clip or one of the voices that the config knows by name.
+
+Shapes: B batch, T samples, M mel bands, F frames, N codes, P prosody codes, V voice codes, K scalars.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import one_hot, pad
+
+from unimodal.tokenizers.codes import Codes
+from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.nano.audio_head import IstftHead
+from unimodal.tokenizers.nano.audio_mel import LogMel
+from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.parts.quantizers.interface import average_real
+from unimodal.tokenizers.registry import load_tokenizer
+from unimodal.tokenizers.sounds import check_sounds, join_waves, pad_samples
+from unimodal.tokenizers.stored import TokenizerConfig, read_fields
+from unimodal.tokenizers.systems.base import Reconstruction
+from unimodal.tokenizers.systems.whisper_bottleneck import WhisperBottleneckConfig, WhisperBottleneckTokenizer
+from unimodal.tokenizers.systems.whisper_codec_networks import MelDecoder, ProsodyEncoder, VoiceEncoder
+
+
+class WhisperCodecConfig(WhisperBottleneckConfig):
+    """Beside the settings of the content: voice_codes, voice_levels, prosody_levels: of the codes of a sound and of a
+    group. codes_per_prosody: codes of content in a group. window_size, hop, bands, mel_floor, mel_mean, mel_deviation:
+    of the log-mel frames between decoder and head. reader_width: of the networks that read voice and prosody.
+    decoder_width, dilations: of the decoder at the codes' rate, frame_width, frame_blocks: at the frames'. head_width,
+    head_blocks, head_expansion: of the head. voices: by name, the codes of voices that it knows."""
+
+    family: Literal["whisper_codec"] = "whisper_codec"  # type: ignore[assignment]
+    voice_codes: int = Field(default=6, ge=1)
+    voice_levels: tuple[int, ...] = (8, 8, 8)
+    codes_per_prosody: int = Field(default=4, ge=1)
+    prosody_levels: tuple[int, ...] = (8, 8, 4)
+    window_size: int = Field(default=1024, ge=2)
+    hop: int = Field(default=256, ge=1)
+    bands: int = Field(default=80, ge=1)
+    mel_floor: float = Field(default=1e-3, gt=0)
+    mel_mean: float = -5.0
+    mel_deviation: float = Field(default=2.5, gt=0)
+    reader_width: int = Field(default=96, ge=1)
+    decoder_width: int = Field(default=320, ge=1)
+    dilations: tuple[int, ...] = (1, 2, 4, 1, 2)
+    frame_width: int = Field(default=192, ge=1)
+    frame_blocks: int = Field(default=2, ge=0)
+    head_width: int = Field(default=256, ge=1)
+    head_blocks: int = Field(default=5, ge=1)
+    head_expansion: int = Field(default=3, ge=1)
+    voices: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def can_decode(self) -> bool:
+        return True
+
+    @property
+    def samples_per_group(self) -> int:
+        """Samples that a code of prosody and its content stand for."""
+        return 320 * self.steps_per_code * self.codes_per_prosody
+
+    @model_validator(mode="after")
+    def check_frames(self) -> Self:
+        """ValueError for frames that do not fill a group, and for voices of other codes."""
+        if self.samples_per_group % self.hop:
+            raise ValueError(f"a hop of {self.hop} does not divide the {self.samples_per_group} samples of a group")
+        for name, ids in self.voices.items():
+            if len(ids) != self.voice_codes or not all(0 <= code < prod(self.voice_levels) for code in ids):
+                raise ValueError(f"the voice {name} is {list(ids)}, not {self.voice_codes} codes of a voice")
+        return self
+
+
+class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
+    """``encode``: float [B, 1, T] → Codes [B, V + P + N, 1]; ``decode`` takes ``Condition(medium=…)``, float
+    [B, 1, T'], a clip of the voice to speak with."""
+
+    config_class: ClassVar[type[TokenizerConfig]] = WhisperCodecConfig
+    decode_conditions = frozenset({"medium"})
+    optional_conditions = frozenset({"medium"})
+    config: WhisperCodecConfig
+
+    def __init__(self, config: WhisperCodecConfig):
+        super().__init__(config)
+        content, scalars = len(config.levels), len(config.prosody_levels)
+        self.voice_quantizer = FiniteScalarQuantizer(config.voice_levels)
+        self.prosody_quantizer = FiniteScalarQuantizer(config.prosody_levels)
+        self.mel = LogMel(
+            config.sample_rate_hz, config.window_size, config.hop, config.bands, config.mel_floor, config.mel_mean,
+            config.mel_deviation,
+        )  # fmt: skip
+        frames = config.samples_per_group // config.hop
+        self.voice = VoiceEncoder(config.bands, config.reader_width, config.voice_codes, len(config.voice_levels))
+        self.prosody = ProsodyEncoder(config.bands, config.reader_width, frames, scalars)
+        samples = 320 * config.steps_per_code
+        joined = next(n for n in range(1, config.codes_per_prosody + 1) if n * samples % config.hop == 0)
+        self.decoder = MelDecoder(
+            (content, scalars + config.codes_per_prosody, config.voice_codes * len(config.voice_levels)),
+            config.decoder_width, config.frame_width, config.dilations, config.frame_blocks, joined,
+            joined * samples // config.hop, config.bands,
+        )  # fmt: skip
+        self.head = IstftHead(
+            config.bands, config.head_width, config.head_blocks, config.head_expansion, config.window_size, config.hop
+        )
+        self.samples_per_content = samples
+        self.num_content = self.quantizer.codebook_sizes[0]
+        sizes = {"voice": self.voice_quantizer.codebook_size}
+        sizes["audio"] = self.num_content + self.prosody_quantizer.codebook_size
+        self.codebook_sizes, self.block_sizes = (max(sizes.values()),), sizes
+        self.segments = (("voice", config.voice_codes), ("audio", None))
+        self.code_levels = {"voice": tuple(config.voice_levels)}
+        group = config.codes_per_prosody + 1
+        self.tokens_per_second = config.sample_rate_hz * group / config.samples_per_group
+        self.samples_per_code = config.samples_per_group // group
+
+    def fill_trunk(self, source: str) -> None:
+        """source: as of `whisper_bottleneck`; or the folder of a trained `whisper_bottleneck`, for all of the content;
+        or that of a `whisper_codec` or `mel_fsq`, for the head; several are joined by `+`. ValueError for one of other
+        sizes."""
+        for part in source.split("+"):
+            folder = Path(part).expanduser()
+            family = read_fields(folder).get("family") if (folder / "model.safetensors").is_file() else None
+            if family not in ("whisper_bottleneck", "whisper_codec", "mel_fsq"):
+                super().fill_trunk(part)
+                continue
+            other = load_tokenizer(folder)
+            names = ("trunk", "down", "up") if family == "whisper_bottleneck" else ("head",)
+            try:
+                for name in names:
+                    self.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise ValueError(f"{folder} has parts of other sizes: {reason}") from None
+
+    # ---- sound to codes
+
+    def pad_group(self, x: Tensor) -> Tensor:
+        """Silence behind sounds [B, 1, T] to whole groups."""
+        size = self.config.samples_per_group
+        return pad_samples(x, -(-x.shape[-1] // size) * size)
+
+    def read_voice(self, log_mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Scalars [B, V, K] and ids int64 [B, V]."""
+        return self.voice_quantizer.quantize(self.voice(log_mel, mask))
+
+    def encode_voice(self, clips: Tensor) -> Tensor:
+        """Clips of one length, float [B, 1, T] → the codes of who speaks in them, int64 [B, V]."""
+        check_sounds(clips)
+        log_mel = self.mel(self.pad_group(clips.float())[:, 0])
+        return self.read_voice(log_mel, log_mel.new_ones(len(clips), 1, log_mel.shape[-1]))[1]
+
+    def encode_equal(self, x: Tensor) -> Tensor:
+        x = self.pad_group(x)
+        content = super().encode_equal(x)[..., 0].unflatten(1, (-1, self.config.codes_per_prosody))  # [B, P, …]
+        log_mel = self.mel(x[:, 0])
+        mask = log_mel.new_ones(len(x), 1, log_mel.shape[-1])
+        voice = self.read_voice(log_mel, mask)[1]
+        prosody = self.prosody_quantizer.quantize(self.prosody(log_mel, mask))[1] + self.num_content
+        return torch.cat([voice, torch.cat([prosody.unsqueeze(-1), content], -1).flatten(1)], 1).unsqueeze(-1)
+
+    # ---- codes to sound
+
+    def split_row(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The codes of an item, int64 [n] → of the voice [V], of content [N], and of the prosody of each [N]."""
+        voice = pad(row[: self.config.voice_codes], (0, max(0, self.config.voice_codes - len(row))))
+        rest = row[self.config.voice_codes :]
+        is_content = rest < self.num_content
+        told = torch.where(is_content, -1, rest - self.num_content)
+        last = torch.cummax(torch.where(is_content, -1, torch.arange(len(rest), device=row.device)), 0).values
+        middle = self.prosody_quantizer.codebook_size // 2  # before any is told
+        prosody = torch.where(last >= 0, told[last.clamp_min(0)], middle)[is_content]
+        return voice, rest[is_content], prosody
+
+    def widen_prosody(self, values: Tensor) -> Tensor:
+        """Scalars of each code's prosody [B, N, K] → with its place in the group, [B, N, K + codes_per_prosody]."""
+        places = torch.arange(values.shape[1], device=values.device) % self.config.codes_per_prosody
+        return torch.cat(
+            [values, one_hot(places, self.config.codes_per_prosody).float().expand(len(values), -1, -1)], 2
+        )
+
+    def decode_row(self, row: Tensor, voice: Tensor | None = None) -> Tensor:
+        """int64 [n] → [1, t]. voice: int64 [V], in place of the row's own."""
+        own, content, prosody = self.split_row(row)
+        if not len(content):
+            return row.new_zeros(1, self.samples_per_content, dtype=torch.float32)
+        more = -len(content) % self.decoder.joined
+        content, prosody = (torch.cat([x, x[-1:].expand(more)])[None] for x in (content, prosody))
+        mask = torch.ones_like(content, dtype=torch.bool)
+        scalars = self.voice_quantizer.to_values(own if voice is None else voice).flatten()[None]
+        log_mel = self.decoder(
+            self.quantizer.to_values(content), self.widen_prosody(self.prosody_quantizer.to_values(prosody)), scalars,
+            mask,
+        )  # fmt: skip
+        wave = self.head(log_mel, log_mel.new_ones(1, 1, log_mel.shape[-1]))
+        return wave[:, : wave.shape[1] - more * self.samples_per_content]
+
+    def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
+        clips = None if options.condition is None else options.condition.medium
+        voices = [None] * len(codes) if clips is None else list(self.encode_voice(clips))
+        rows = [self.decode_row(codes.row(item)[:, 0], voice) for item, voice in enumerate(voices)]
+        lengths = [row.shape[-1] for row in rows]
+        return join_waves(rows, lengths, max(lengths))
+
+    # ---- voices
+
+    def name_voice(self, name: str, clip: Tensor) -> None:
+        """Remembers the voice of a clip, float [1, T], in the config under a name."""
+        ids = tuple(self.encode_voice(clip[None])[0].tolist())
+        self.config = self.config.model_copy(update={"voices": {**self.config.voices, name: ids}})
+
+    def find_voice(self, name: str) -> Tensor:
+        """The codes of a voice by its name, int64 [V]. ValueError for one that is not known."""
+        if name not in self.config.voices:
+            known = ", ".join(self.config.voices) or "none"
+            raise ValueError(f"there is no voice {name!r}; there are {known}; or give a clip of it")
+        return torch.tensor(self.config.voices[name])
+
+    def change_voice(self, codes: Codes, voice: Tensor) -> Codes:
+        """The same said by another voice, int64 [V] or [B, V]."""
+        ids = codes.ids.clone()
+        ids[:, : self.config.voice_codes, 0] = voice.to(ids.device)
+        return Codes(ids, codes.mask, codes.grid, codes.order)
+
+    def code_features(self, block: str, group: int = 0) -> Tensor | None:
+        """Scalars of the codes; those of content and of prosody stand in columns of their own."""
+        if block == "voice" and group == 0:
+            return self.voice_quantizer.make_table()
+        if block != "audio" or group != 0:
+            return None
+        content, prosody = self.quantizer.make_table(), self.prosody_quantizer.make_table()
+        width = content.shape[1] + prosody.shape[1] + 1
+        table = content.new_zeros(len(content) + len(prosody), width)
+        table[: len(content), : content.shape[1]] = content
+        table[len(content) :, content.shape[1] : -1] = prosody
+        table[len(content) :, -1] = 1
+        return table
+
+    # ---- training
+
+    def reconstruct(
+        self,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        condition: Condition | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        """features: "codes", the content's scalars. loss: the mean error of the log-mel frames, and of the rebuilt
+        features where the content is trained. decoded: None in training where the head is not trained; where the
+        decoder is not, the head learns from the frames of the sound itself, and that is all."""
+        check_sounds(x)
+        size = self.config.samples_per_group
+        given = torch.full((len(x),), x.shape[-1]) if lengths is None else lengths.cpu()
+        whole = -(-given // size) * size
+        padded = self.pad_group(x.float())
+        padded = padded * (torch.arange(padded.shape[-1]) < given[:, None]).to(x.device)[:, None]
+        log_mel = self.mel(padded[:, 0])
+        frames = (torch.arange(log_mel.shape[-1]) * self.config.hop < whole[:, None]).to(x.device)
+        frame_mask = frames[:, None].float()
+        if self.training and is_trained(self.head) and not is_trained(self.decoder):
+            decoded = self.head(log_mel, frame_mask)[:, None, : x.shape[-1]]
+            return Reconstruction(decoded, decoded.new_zeros(()))
+        joined, mask = self.hear_items(padded, whole)
+        made = self.quantizer(self.down(joined, mask), mask)
+        voice, _ = self.read_voice(log_mel, frame_mask)
+        prosody, _ = self.prosody_quantizer.quantize(self.prosody(log_mel, frame_mask))
+        spread = self.widen_prosody(prosody.repeat_interleave(self.config.codes_per_prosody, 1))
+        rebuilt = self.decoder(made.values, spread, voice.flatten(1), mask)
+        error = average_real((rebuilt - log_mel).transpose(1, 2).abs(), frames)
+        numbers = {"mel_error": float(error.detach()), **made.numbers}
+        loss = error
+        if is_trained(self.up):
+            features = average_real((self.up(made.values, mask) - joined).square(), mask)
+            loss = loss + self.config.feature_weight * features
+            numbers["feature_error"] = float(features.detach())
+        heard = self.head(rebuilt, frame_mask) if not self.training or is_trained(self.head) else None
+        decoded = None if heard is None else heard[:, None, : x.shape[-1]]
+        return Reconstruction(decoded, loss, made.ids, numbers, {"codes": made.values}, mask)
+
+
+def is_trained(part: nn.Module) -> bool:
+    """Whether a part of the network is trained at this step."""
+    return any(weight.requires_grad for weight in part.parameters())
