@@ -48,8 +48,8 @@ RESTART = Flags(restart=True)
 FIRST_GUESS = 1000  # steps
 ONE_HELD_OUT_OF = 10
 WARMUP_STEPS = 20
-BATCH = {"image": 16, "audio": 8, "video": 8}
-CROP_S = 1.0  # of a sound
+BATCH = {"image": 16, "audio": 4, "video": 8}
+CROP_S = 0.5  # of a sound
 Settings = dict[str, JsonValue]
 
 #: system → settings of the recipe. Small forms of four codecs are of a rate at which no word is heard; those that only
@@ -67,10 +67,11 @@ CHANGED: dict[str, Settings] = {
                     {"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32}],
         "decoder": [{"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32},
                     {"patch": 60, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 60}]}},
-    "s3-v1": {"losses": {"spelling": 1}, "crop_s": 4.0},
-    "s3-v2": {"losses": {"spelling": 1}, "crop_s": 4.0},
+    "s3-v1": {"losses": {"spelling": 1}, "crop_s": 4.0, "tokenizer": {"window_frames": 416, "context": 218}},
+    "s3-v2": {"losses": {"spelling": 1}, "crop_s": 4.0, "tokenizer": {"window_frames": 416}},
     "tadicodec": {"crop_s": 4.0},
-    "whisper-bottleneck": {"losses": {"spelling": 1}, "crop_s": 4.0},
+    "whisper-bottleneck": {"losses": {"spelling": 1}, "crop_s": 4.0,
+                           "tokenizer": {"window_frames": 416, "context": 218}},
 }  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def train(asked: argparse.Namespace, system: str, out: Path, seed: int, log: Pat
         try:
             recipe.run(recipe.TokenizerRecipe.model_validate(make_settings(asked, system, out, seed, size)), RESTART)
         except (ValueError, RuntimeError, AssertionError):
-            if size is None or out.with_suffix(".run").is_dir():  # or it failed while it trained
+            if size is None:
                 raise
             recipe.run(recipe.TokenizerRecipe.model_validate(make_settings(asked, system, out, seed, None)), RESTART)
         record = read_json(out / "recipe.json")
@@ -213,7 +214,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, help="files to compare on; by default those that are held out")
     parser.add_argument("--probe", type=Path, help="files in a folder for each label; by default there is no such part")
     parser.add_argument("--seconds", type=float, default=60, help="of processor time a system")
-    parser.add_argument("--batch", type=int, help="16 pictures, 8 seconds of sound or 8 films")
+    parser.add_argument("--batch", type=int, help="16 pictures, 4 half seconds of sound or 8 films")
     parser.add_argument("--size", type=int, default=32, help="pixels of pictures and films")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=1)

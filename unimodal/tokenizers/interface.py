@@ -287,6 +287,8 @@ class MediaTokenizer(MediaCodec[Codes]):
     tokens_per_second: float | None = None
     #: True if a prefix of the codes decodes to a coarser result
     ordered: bool = False
+    #: how many codes the shortest prefix has that an ordered tokenizer decodes
+    shortest_prefix: int = 1
     #: True if the first of several groups decode by themselves to a coarser result, as residual codes do
     residual: bool = False
     #: how the groups or positions are made of several streams; None for one stream

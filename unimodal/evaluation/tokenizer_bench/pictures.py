@@ -153,11 +153,12 @@ def decode_pictures(tokenizer: MediaTokenizer, codes: Codes, side: int, texts: S
 
 
 def list_rates(tokenizer: MediaTokenizer, num_positions: int) -> list[int]:
-    """The numbers of codes that are decoded: all; of an ordered tokenizer also 1, 2, 4, …."""
+    """The numbers of codes that are decoded: all; of an ordered tokenizer also 1, 2, 4, … from its shortest prefix
+    on."""
     if not tokenizer.ordered:
         return [num_positions]
     powers = [2**power for power in range(num_positions.bit_length()) if 2**power < num_positions]
-    return [*powers, num_positions]
+    return [*(power for power in powers if power >= tokenizer.shortest_prefix), num_positions]
 
 
 def keep_first(codes: Codes, count: int) -> Codes:

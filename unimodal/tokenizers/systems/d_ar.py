@@ -106,6 +106,7 @@ class DArTokenizer(SystemTokenizer):
         nn.init.trunc_normal_(self.decoder_embedding.weight, std=0.02)
         self.codebook_sizes, self.tokens_per_item = self.quantizer.codebook_sizes, config.num_tokens
         self.segments, self.ordered = ((self.modality, config.num_tokens),), True
+        self.shortest_prefix = config.window
         self.picture_size = (config.image_size, config.image_size)
         self.decode_settings = frozenset({"noise"})
 
