@@ -215,7 +215,7 @@ class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         clips = None if options.condition is None else options.condition.medium
-        voices = [None] * len(codes) if clips is None else list(self.encode_voice(clips))
+        voices: list[Tensor | None] = [None] * len(codes) if clips is None else [*self.encode_voice(clips)]
         rows = [self.decode_row(codes.row(item)[:, 0], voice) for item, voice in enumerate(voices)]
         lengths = [row.shape[-1] for row in rows]
         return join_waves(rows, lengths, max(lengths))
