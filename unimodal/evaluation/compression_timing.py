@@ -88,12 +88,17 @@ class HeldMemory:
 
 
 class _StorageCount(TorchDispatchMode):
-    """Counts the bytes of living storages that operations have made."""
+    """Counts the bytes of living storages that operations have made.
+
+    total: the bytes of all that are noted, those that died since the last look included: only where it exceeds the peak
+    are the living ones counted.
+    """
 
     def __init__(self, held: HeldMemory) -> None:
         super().__init__()
         self.held = held
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}  # by address: views count once
+        self.total = 0
 
     def __torch_dispatch__(
         self,
@@ -106,9 +111,13 @@ class _StorageCount(TorchDispatchMode):
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                self.alive[storage.data_ptr()] = (StorageWeakRef(storage), storage.nbytes())
-        self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
-        self.held.most = max(self.held.most, sum(size for _, size in self.alive.values()))
+                address, size = storage.data_ptr(), storage.nbytes()
+                self.total += size - (self.alive[address][1] if address in self.alive else 0)
+                self.alive[address] = (StorageWeakRef(storage), size)
+        if self.total > self.held.most:
+            self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
+            self.total = sum(size for _, size in self.alive.values())
+            self.held.most = max(self.held.most, self.total)
         return result
 
 

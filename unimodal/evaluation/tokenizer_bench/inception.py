@@ -36,7 +36,7 @@ class Convolution(nn.Module):
         return relu(self.bn(self.conv(x)))
 
 
-class Block(nn.Module):
+class InceptionBlock(nn.Module):
     """Branches of convolutions, whose outputs are joined. branches: names in order; a part in brackets splits."""
 
     branches: tuple[tuple[str, ...], ...]
@@ -55,7 +55,7 @@ class Block(nn.Module):
         return [self.get_submodule("branch_pool")(mean)]
 
 
-class BlockA(Block):
+class BlockA(InceptionBlock):
     branches = (("branch1x1",), ("branch5x5_1", "branch5x5_2"), ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"))
 
     def __init__(self, channels: int, pooled: int) -> None:
@@ -69,7 +69,7 @@ class BlockA(Block):
         self.branch_pool = Convolution(channels, pooled, 1)
 
 
-class BlockB(Block):
+class BlockB(InceptionBlock):
     branches = (("branch3x3",), ("branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"))
 
     def __init__(self, channels: int) -> None:
@@ -83,7 +83,7 @@ class BlockB(Block):
         return [max_pool2d(x, 3, 2)]
 
 
-class BlockC(Block):
+class BlockC(InceptionBlock):
     branches = (
         ("branch1x1",),
         ("branch7x7_1", "branch7x7_2", "branch7x7_3"),
@@ -104,7 +104,7 @@ class BlockC(Block):
         self.branch_pool = Convolution(channels, 192, 1)
 
 
-class BlockD(Block):
+class BlockD(InceptionBlock):
     branches = (("branch3x3_1", "branch3x3_2"), ("branch7x7x3_1", "branch7x7x3_2", "branch7x7x3_3", "branch7x7x3_4"))
 
     def __init__(self, channels: int) -> None:
@@ -120,7 +120,7 @@ class BlockD(Block):
         return [max_pool2d(x, 3, 2)]
 
 
-class BlockE(Block):
+class BlockE(InceptionBlock):
     """last: pools by the maximum."""
 
     branches = (

@@ -94,7 +94,7 @@ class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
     """``encode``: float [B, 1, T] → Codes [B, V + P + N, 1]; ``decode`` takes ``Condition(medium=…)``, float
     [B, 1, T'], a clip of the voice to speak with."""
 
-    config_class: ClassVar[type[TokenizerConfig]] = WhisperCodecConfig
+    config_class: ClassVar[type[WhisperBottleneckConfig]] = WhisperCodecConfig
     decode_conditions = frozenset({"medium"})
     optional_conditions = frozenset({"medium"})
     config: WhisperCodecConfig
