@@ -34,11 +34,11 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from pydantic import JsonValue
 
 from unimodal.data.media_items import FileItems, is_held_out
 from unimodal.files import read_json, write_json
 from unimodal.tokenizers import MediaTokenizer, find_family_class, load_tokenizer
+from unimodal.tokenizers.configs.compared import CHANGED, Settings
 from unimodal.tokenizers.configs.facts import count_bits, describe_codes, describe_size
 from unimodal.tokenizers.configs.registry import list_systems, read_system
 from unimodal.training.command import Flags
@@ -50,29 +50,6 @@ ONE_HELD_OUT_OF = 10
 WARMUP_STEPS = 20
 BATCH = {"image": 16, "audio": 4, "video": 8}
 CROP_S = 0.5  # of a sound
-Settings = dict[str, JsonValue]
-
-#: system → settings of the recipe. Small forms of four codecs are of a rate at which no word is heard; those that only
-#: encode learn by spelling what is said; a system that reads texts is given whole sounds.
-CHANGED: dict[str, Settings] = {
-    "dac-16": {"tokenizer": {"sample_rate_hz": 16000, "network": {
-        "sampling_rate": 16000, "downsampling_ratios": [2, 4, 5, 8], "decoder_hidden_size": 64}}},
-    "encodec-24": {"tokenizer": {"sample_rate_hz": 24000, "bandwidth": 1.8, "network": {
-        "sampling_rate": 24000, "upsampling_ratios": [8, 5, 4, 2], "target_bandwidths": [0.45, 0.9, 1.8]}}},
-    "mimi": {"tokenizer": {"sample_rate_hz": 24000, "network": {
-        "sampling_rate": 24000, "upsampling_ratios": [8, 6, 5, 4]}}},
-    "moss-audio": {"tokenizer": {
-        "sample_rate_hz": 24000,
-        "encoder": [{"patch": 60, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 16},
-                    {"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32}],
-        "decoder": [{"patch": 2, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 32},
-                    {"patch": 60, "width": 32, "num_heads": 2, "num_layers": 1, "inner": 64, "output_width": 60}]}},
-    "s3-v1": {"losses": {"spelling": 1}, "crop_s": 4.0, "tokenizer": {"window_frames": 416, "context": 218}},
-    "s3-v2": {"losses": {"spelling": 1}, "crop_s": 4.0, "tokenizer": {"window_frames": 416}},
-    "tadicodec": {"crop_s": 4.0},
-    "whisper-bottleneck": {"losses": {"spelling": 1}, "crop_s": 4.0,
-                           "tokenizer": {"window_frames": 416, "context": 218}},
-}  # fmt: skip
 
 
 def choose_systems(medium: str) -> list[str]:

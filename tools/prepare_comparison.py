@@ -29,8 +29,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tools import make_speech, prepare_clips, prepare_images
+from unimodal.data.emoji_clips import FPS, MIN_MOTION, choose_best_clip
+from unimodal.data.emoji_concepts import put_on_white, read_concepts
+from unimodal.data.emoji_packages import open_emoji_styles
 from unimodal.data.encoded_media import make_code_point_key
+from unimodal.data.speaking_programs import SAMPLE_RATE_HZ, find_one, make_flite_speaker
+from unimodal.data.spoken_sentences import build_sentences, list_sentences
 
 VOICES = ("slt", "rms", "kal16")
 SENTENCES = 300  # of train, by each voice
@@ -54,25 +58,20 @@ def write_sound(path: Path, wave: np.ndarray, rate_hz: int, text: str = "") -> N
 
 
 def prepare_pictures(raw: Path, out: Path) -> None:
-    concepts = prepare_images.read_concepts(raw)
-    styles = {
-        "noto": prepare_images.read_bitmap_style(
-            raw / "emoji-datasource-google" / "package" / "img" / "google" / "64", ".png"
-        ),
-        "fluent3d": prepare_images.read_bitmap_style(raw / "lobehub-fluent-emoji-3d" / "package" / "assets", ".webp"),
-        "twemoji": prepare_images.read_svg_style(raw / "twemoji-svg" / "package"),
-    }
+    concepts = read_concepts(raw)
+    every = open_emoji_styles(raw)
+    styles = {style: every[style] for style in ("noto", "fluent3d", "twemoji")}
     for concept in concepts:
         for style, draw in styles.items():
             held_out = concept["split"] == "heldout"
             if style != "twemoji" and held_out:
                 continue
             part = "train" if style != "twemoji" else "held_out" if held_out else "probe"
-            pixels = draw(concept)
-            if pixels is not None:
+            picture = draw(concept["key"], concept["label"])
+            if picture is not None:
                 path = out / part / concept["group"] / f"{style}-{concept['key']}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(path)
+                Image.fromarray(put_on_white(picture)).save(path)
                 path.with_suffix(".txt").write_text(concept["label"] + "\n", encoding="utf-8")
 
 
@@ -100,17 +99,17 @@ def read_notes(path: Path) -> Iterator[tuple[str, np.ndarray, int]]:
 
 
 def prepare_sounds(raw: Path, out: Path) -> None:
-    sentences = [s for s in make_speech.build_sentences(raw) if s.kind != "short"]
+    sentences = [s for s in build_sentences(raw) if s.kind != "short"]
     for voice in VOICES:
-        train = [s for s in make_speech.list_sentences(voice, sentences) if s.split == "train"][:SENTENCES]
+        train = [s for s in list_sentences(voice, sentences) if s.split == "train"][:SENTENCES]
         test = [s for s in sentences if s.split == "test"][:PROBED]
-        for sentence, wave in make_speech.make_flite_speaker(voice)(train + test):
+        for sentence, wave in make_flite_speaker(voice)(train + test):
             part = "train" if sentence.split == "train" else "probe"
             place = out / part / voice / f"{sentence.id:05d}.wav"
-            write_sound(place, wave, make_speech.SAMPLE_RATE_HZ, sentence.text)
-    folder = make_speech.find_one(raw, "*.flac", "supersonic-scsynth-samples").parent
+            write_sound(place, wave, SAMPLE_RATE_HZ, sentence.text)
+    folder = find_one(raw, "*.flac", "supersonic-scsynth-samples").parent
     effects = [(path.stem, *read_effect(path)) for path in sorted(folder.glob("*.flac"))]
-    notes = list(read_notes(make_speech.find_one(raw, "*.sf2", "fluid-soundfont-gm")))
+    notes = list(read_notes(find_one(raw, "*.sf2", "fluid-soundfont-gm")))
     notes = [note for note in notes if len(note[1]) > SMALLEST_NOTE_S * note[2]]
     random.Random(0).shuffle(effects)
     random.Random(0).shuffle(notes)
@@ -132,35 +131,35 @@ def read_effect(path: Path) -> tuple[np.ndarray, int]:
 def prepare_human_voice(raw: Path, out: Path) -> None:
     import av
 
-    root = make_speech.find_one(raw, "digits/1.g722", "asterisk-core-sounds-en-g722").parent.parent
+    root = find_one(raw, "digits/1.g722", "asterisk-core-sounds-en-g722").parent.parent
     kept = 0
     for path in sorted(root.glob("*.g722")):
         with av.open(str(path), format="g722") as container:
             wave = np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
-        if HUMAN_SECONDS[0] <= len(wave) / make_speech.SAMPLE_RATE_HZ <= HUMAN_SECONDS[1] and kept < HUMAN_CLIPS:
-            write_sound(out / f"{path.stem}.wav", wave, make_speech.SAMPLE_RATE_HZ)
+        if HUMAN_SECONDS[0] <= len(wave) / SAMPLE_RATE_HZ <= HUMAN_SECONDS[1] and kept < HUMAN_CLIPS:
+            write_sound(out / f"{path.stem}.wav", wave, SAMPLE_RATE_HZ)
             kept += 1
 
 
 def prepare_films(raw: Path, out: Path) -> None:
-    split = {concept["key"]: concept["split"] for concept in prepare_images.read_concepts(raw)}
+    split = {concept["key"]: concept["split"] for concept in read_concepts(raw)}
     paths = {}
     for number in (1, 2, 3, 4):
-        folder = make_speech.find_one(raw, "*.webp", f"lobehub-fluent-emoji-anim-{number}").parent
+        folder = find_one(raw, "*.webp", f"lobehub-fluent-emoji-anim-{number}").parent
         paths.update({make_code_point_key(path.stem): path for path in sorted(folder.glob("*.webp"))})
     keys = sorted(key for key in paths if key in split)
     random.Random(0).shuffle(keys)
     for part, kind, wanted in (("train", "train", FILMS[0]), ("held_out", "heldout", FILMS[1])):
         kept = 0
         for key in (key for key in keys if split[key] == kind):
-            clip, moved = prepare_clips.choose_best_clip(paths[key])
-            if moved < prepare_clips.MIN_MOTION:
+            clip, moved = choose_best_clip(paths[key])
+            if moved < MIN_MOTION:
                 continue
             frames = [Image.fromarray(frame) for frame in clip]
             place = out / part / f"{key}.webp"
             place.parent.mkdir(parents=True, exist_ok=True)
             frames[0].save(
-                place, save_all=True, append_images=frames[1:], duration=round(1000 / prepare_clips.FPS),
+                place, save_all=True, append_images=frames[1:], duration=round(1000 / FPS),
                 lossless=True, minimize_size=False, method=0,
             )  # fmt: skip
             kept += 1

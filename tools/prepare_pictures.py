@@ -6,7 +6,7 @@ Reads what `prepare_images.py` wrote and the unpacked `openclipart-png` of `tool
 writes, deterministically, under data/prepared/pictures:
 
 - `train/main/emoji/KEY/STYLE.png`: the training concepts in the three training styles, one folder a concept.
-- `train/more/views/KEY/STYLE.png`: each once more, turned, moved, scaled and recoloured (`prepare_views.augment`).
+- `train/more/views/KEY/STYLE.png`: each once more, turned, moved, scaled and recoloured.
 - `train/more/clipart/FOLDER/NAME.png`: clip art that shows something at this size, of files of a moderate size.
 - `train/main/scenes/NUMBER.png`: two to four training emoji, smaller, on a plain or shaded ground.
 - `heldout/KEY/STYLE.png`: the concepts that are never trained on, in the training styles.
@@ -31,9 +31,12 @@ import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tools.prepare_images import SIZE, put_on_white  # noqa: E402
-from tools.prepare_views import EVALUATION_STYLE, augment  # noqa: E402
-from unimodal.data.encoded_media import load_concepts  # noqa: E402
+from unimodal.data.augmented_views import augment  # noqa: E402
+from unimodal.data.emoji_concepts import SIZE, put_on_white  # noqa: E402
+from unimodal.data.encoded_media import (
+    EVALUATION_STYLES,  # noqa: E402
+    load_concepts,  # noqa: E402
+)
 from unimodal.files import write_bytes_atomically, write_json  # noqa: E402
 
 CLIP_ART = Path("openclipart-png/usr/share/openclipart/png")
@@ -146,7 +149,7 @@ def write_pictures(raw: Path, prepared: Path, num_scenes: int, seed: int) -> dic
     training: list[int] = []
     for row, (owner, style) in enumerate(zip(owners, styles, strict=True)):
         concept, name = concepts[int(owner)], f"{concepts[int(owner)].key}/{style}"
-        if style == EVALUATION_STYLE:
+        if style in EVALUATION_STYLES:
             folders["unseen_style"].write(name, pixels[row])
         elif concept.split != "train":
             folders["heldout"].write(name, pixels[row])

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,10 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tools.compare_systems import CHANGED, ROOT
 from unimodal.files import read_json, write_json, write_text_atomically
+from unimodal.tokenizers.configs.compared import CHANGED
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tokenizers.md"
 FOLDER = ROOT / "docs" / "comparison"
 PLOT = FOLDER / "systems.png"

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from tools import prepare_clips, prepare_images
-from tools.prepare_images import choose_held_out_families, find_family, put_on_white
+from unimodal.data.emoji_clips import MIN_MOTION, measure_motion
+from unimodal.data.emoji_concepts import choose_held_out_families, find_family, put_on_white
 
 SKIN = "1F3FD"
 
@@ -127,7 +128,7 @@ def test_clips_move_and_keep_the_concept(raw, tmp_path):
     steps = np.diff([left_edge(frame) for frame in frames[1]])
     assert left_edge(frames[1][0]) == 0 and steps.sum() == pytest.approx(72, abs=4) and (abs(steps - 9) <= 4).all()
     # the one that is still for a second starts later, where it moves
-    assert prepare_clips.measure_motion(frames[0]) > prepare_clips.MIN_MOTION and left_edge(frames[0][-1]) > 60
+    assert measure_motion(frames[0]) > MIN_MOTION and left_edge(frames[0][-1]) > 60
 
 
 def test_genders_and_directions_are_one_family():

@@ -36,7 +36,7 @@ from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
 from unimodal.tokenizers.parts.quantizers.interface import average_real
 from unimodal.tokenizers.registry import load_tokenizer
 from unimodal.tokenizers.sounds import check_sounds, join_waves, pad_samples
-from unimodal.tokenizers.stored import TokenizerConfig, read_fields
+from unimodal.tokenizers.stored import read_fields
 from unimodal.tokenizers.systems.base import Reconstruction
 from unimodal.tokenizers.systems.whisper_bottleneck import WhisperBottleneckConfig, WhisperBottleneckTokenizer
 from unimodal.tokenizers.systems.whisper_codec_networks import MelDecoder, ProsodyEncoder, VoiceEncoder
