@@ -125,7 +125,8 @@ def collect(folder: Path, medium: Medium) -> Comparison:
         held_out = known["held_out"]
         if medium == "audio" and "mean_squared_error" in held_out and "crop_s" not in CHANGED.get(name, {}):
             measured["mean_squared_error"] = float(f"{held_out['mean_squared_error']:.4g}")  # of the same sounds
-        system.seeds.append(measured)
+        if measured or not system.seeds:  # a further seed counts when it has been judged
+            system.seeds.append(measured)
     return found
 
 
