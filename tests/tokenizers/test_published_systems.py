@@ -42,7 +42,7 @@ def test_a_published_size_is_built_without_storage_and_says_its_codes(system):
     with torch.device("meta"):
         tokenizer = build_tokenizer(system.choose_settings())
     stored = sum(p.numel() for p in tokenizer.parameters() if not p.is_meta)
-    assert stored < 1000  # a vector that a class of transformers makes on the processor, wherever it is built
+    assert stored < 2000  # windows that classes of transformers and torchaudio make on the processor, wherever built
     if isinstance(tokenizer, MediaTokenizer):
         assert tokenizer.codebook_sizes and tokenizer.segments
 

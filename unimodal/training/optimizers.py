@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,17 +67,40 @@ class PlainMuon(torch.optim.Muon):
             super().step()
             return
         for group in self.param_groups:
-            assert group["nesterov"] and group["adjust_lr_fn"] == "match_rms_adamw", "as `make_optimizers` sets them"
+            assert group["nesterov"], "the default"
             for weight in group["params"]:
                 if weight.grad is None:
                     continue
                 momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight.grad))
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
-                update = make_orthogonal(
-                    weight.grad.lerp(momentum, group["momentum"]), group["ns_coefficients"], group["ns_steps"]
-                )
+                gradient = weight.grad.lerp(momentum, group["momentum"])
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-0.2 * group["lr"] * max(weight.shape) ** 0.5)
+                add_orthogonal(weight, gradient, cast(MuonGroup, group))
+
+
+class MuonGroup(TypedDict):
+    """The settings of a group of weights that are used here."""
+
+    lr: float
+    eps: float
+    ns_coefficients: tuple[float, float, float]
+    ns_steps: int
+    adjust_lr_fn: str | None
+
+
+def add_orthogonal(weight: Tensor, gradient: Tensor, group: MuonGroup) -> None:
+    """Moves a whole matrix by one step of Muon, without momentum and decay, in place: on a processor in float32, on
+    another device as torch's Muon does, in bfloat16."""
+    assert group["adjust_lr_fn"] == "match_rms_adamw", "as `make_optimizers` sets it"
+    if weight.device.type == "cpu":
+        update = make_orthogonal(gradient, group["ns_coefficients"], group["ns_steps"])
+        weight.add_(update, alpha=-0.2 * group["lr"] * max(weight.shape) ** 0.5)
+        return
+    weight.grad = gradient
+    torch.optim.Muon(
+        [weight], group["lr"], weight_decay=0.0, momentum=0.0, nesterov=False, eps=group["eps"],
+        ns_coefficients=group["ns_coefficients"], ns_steps=group["ns_steps"], adjust_lr_fn=group["adjust_lr_fn"],
+    ).step()  # fmt: skip
 
 
 def make_orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
@@ -113,10 +137,6 @@ class ShardedMuon(torch.optim.Muon):
                 momentum.lerp_(weight.grad, 1 - group["momentum"])
                 whole = torch.zeros(weight.shape, dtype=weight.dtype, device=momentum.device)
                 whole.grad = weight.grad.lerp(momentum, group["momentum"]).full_tensor()
-                torch.optim.Muon(
-                    [whole], group["lr"], weight_decay=0.0, momentum=0.0, nesterov=False, eps=group["eps"],
-                    ns_coefficients=group["ns_coefficients"], ns_steps=group["ns_steps"],
-                    adjust_lr_fn=group["adjust_lr_fn"],
-                ).step()  # fmt: skip
+                add_orthogonal(whole, whole.grad, cast(MuonGroup, group))
                 update = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(update)

@@ -19,6 +19,7 @@ Shapes: B batch, T samples, N positions of 0.4 s, F = 10 N frames of 25 Hz, D wi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -350,9 +351,14 @@ class ReasoningCodecTokenizer(SoundTokenizer):
         if config.sqcodec is None:
             return KEY_MAP
         codec = SQCodecTokenizer.find_key_map(config.sqcodec)
-        inner = tuple((rf"sqcodec\.{ours}", f"sqcodec.{theirs}") for ours, theirs in codec.rules)
+        inner = [(rf"sqcodec\.{ours}", f"sqcodec.{theirs}") for ours, theirs in codec.rules]
+        endings = [
+            (ours + re.escape(ending.removeprefix(".")), theirs + written.removeprefix("."))
+            for ours, theirs in inner
+            for ending, written in codec.endings
+        ]  # of SQ-Codec alone, whose weight norm has the older form
         ignored = tuple(rf"sqcodec\.{name}" for name in codec.ignored)
-        return KeyMap((*inner, *KEY_MAP.rules), (*KEY_MAP.ignored, *ignored))
+        return KeyMap((*endings, *inner, *KEY_MAP.rules), (*KEY_MAP.ignored, *ignored))
 
     @classmethod
     def from_authors(cls, weights: Mapping[str, Tensor], config: SystemConfig, source: str = "the checkpoint") -> Self:
