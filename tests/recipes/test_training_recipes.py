@@ -101,7 +101,6 @@ def write_scenes_and_sounds(data: Path) -> None:
     (4000 * np.sin(np.arange(10_000) * 0.2)).astype(np.int16).tofile(data / "sounds" / "audio.int16")
 
 
-@pytest.mark.sweep("recipes at work")
 def test_image_recipe_trains_and_resumes(work: Path) -> None:
     settings = [
         f"data={work}/prepared", f"run={work}/runs/image", f"out={work}/models/image_tokenizer", "batch_size=4",
@@ -115,7 +114,6 @@ def test_image_recipe_trains_and_resumes(work: Path) -> None:
     assert first["weights_sha256"] == again["weights_sha256"]
 
 
-@pytest.mark.sweep("recipes at work")
 def test_the_other_recipes_lead_to_a_model_that_answers(work: Path) -> None:
     models, data = work / "models", work / "prepared"
     recipe(
