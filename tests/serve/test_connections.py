@@ -215,4 +215,7 @@ def test_a_hang_up_and_the_time_limit_free_all_rows(slow, what, end):  # noqa: F
                 )
             assert end == "limit" and answer.status_code == 504
         assert served.idle(10)
+        until = time.monotonic() + 10  # a hang-up is seen between two steps
+        while (worker.num_rows or worker._waiting or worker._composing) and time.monotonic() < until:
+            time.sleep(0.05)
         assert not worker.num_rows and not worker._waiting and not worker._composing
