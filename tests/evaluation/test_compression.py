@@ -65,7 +65,7 @@ def test_the_suite_writes_a_table_and_a_plot_beside_the_report(quick, model, dat
     )
     at_first = {rows[name]["tokens_left_percent"] for name in (*BASELINES, "divprune", "fastv")}
     assert at_first == {25.0}  # equal tokens
-    assert rows["todre"]["tokens_left_percent"] in (0, 25.0)  # late all of them go, where attention has turned away
+    assert rows["todre"]["tokens_left_percent"] == 25.0  # random weights attend to them to the end, so none go late
     assert len(rows["random"]["picture_percent_range"]) == 2
     assert rows["stride"]["memory_mib_batch_8"] < rows["whole model, plain forward"]["memory_mib_batch_8"]
     written = (tmp_path / "report_compression.md").read_text()
