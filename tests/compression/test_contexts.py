@@ -2,6 +2,7 @@
 
 import contextvars
 import itertools
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -95,7 +96,16 @@ def test_a_turn_that_goes_on_in_a_later_call_is_still_read(model, vocabulary, pr
     assert torch.allclose(out.logits[0, -1], whole, atol=1e-5)
 
 
-def test_threads_compress_one_model_each_in_its_own_way(model, vocabulary, prompts, read):
+@pytest.fixture
+def switch_often():
+    """Lets threads take turns a thousand times as often."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(5e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_compress_one_model_each_in_its_own_way(model, vocabulary, prompts, read, switch_often):
     """A context belongs to the thread, or the task, that opened it: 24 calls at once, and none disturbs another."""
     ids = [torch.tensor([row]) for row in prompts[:3]]
 

@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.pipeline.test_speech_reading import says
-from tests.serve.conftest import image_part, png, serving, user, wav
+from tests.serve.conftest import HTTP, image_part, png, serving, user, wav
 from tests.serve.test_under_pressure import slow  # noqa: F401  # a fixture
 from unimodal.serve.connections import KEPT_FREE, SAID_EVERY_S, count_most_connections, make_quiet_handler
 from unimodal.serve.settings import ServeConfig
@@ -201,21 +201,19 @@ def test_a_hang_up_and_the_time_limit_free_all_rows(slow, what, end):  # noqa: F
     """In the middle of the drafts of a sentence, with more sentences to come, and of the search of a transcript."""
     with serving(says(sayings=3), timeout_s=30.0 if end == "hang-up" else 1.0) as served:
         slow(served, 0.2)
-        url, worker = served.url, served.service.worker
-        patience = 1.0 if end == "hang-up" else 30.0
-        with contextlib.ExitStack() as stack:
-            if end == "hang-up":
-                stack.enter_context(pytest.raises(httpx.TimeoutException))
-            if what == "speech":
-                body = {"input": "hi. oh. well.", "voice": "default"}
-                answer = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=patience)
-            else:
-                answer = httpx.post(
-                    f"{url}/v1/audio/transcriptions", files={"file": ("a.wav", wav())}, timeout=patience
-                )
-            assert end == "limit" and answer.status_code == 504
+        worker = served.service.worker
+        path, body = REQUESTS[what]
+        body = {"files": {"file": ("a.wav", wav())}} if body is None else {"json": body | {"input": "hi. oh. well."}}
+        if end == "hang-up":
+            request = HTTP.build_request("POST", served.url + path, **body)
+            head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+            connection = connect(served, f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+            until = time.monotonic() + 20
+            while not (worker.num_running and (worker.num_rows or what == "transcript")) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert worker.num_running
+            connection.close()
+        else:
+            assert HTTP.post(served.url + path, **body).status_code == 504
         assert served.idle(10)
-        until = time.monotonic() + 10  # a hang-up is seen between two steps
-        while (worker.num_rows or worker._waiting or worker._composing) and time.monotonic() < until:
-            time.sleep(0.05)
         assert not worker.num_rows and not worker._waiting and not worker._composing

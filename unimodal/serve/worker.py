@@ -259,11 +259,10 @@ class Worker:
         """Take an answer of several rows out of everything, its rows first."""
         if one in self._ready:
             self._ready.remove(one)
+        self._free_rows(batch, [key for key, ticket in self._rows.items() if ticket.owner is one])
         with self._changed:
             self._waiting.remove_drafts(one)
             self._composing.remove(one)
-        keys = [key for key, ticket in self._rows.items() if ticket.owner is one]
-        self._free_rows(batch, keys)
         one.composition.close()
 
     def _drop(self, batch: ContinuousBatch, ticket: Ticket) -> None:

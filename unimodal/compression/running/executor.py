@@ -354,9 +354,11 @@ def _run_layer(
         settings = {**settings, "compression": hook}
 
     def note(
-        _: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor | tuple[Tensor, ...]
+        _: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor | tuple[Tensor, ...] | None = None
     ) -> None:
-        if find_hook() is hook:  # not another thread's call of the same module
+        # Another thread's call of the same module may come here, too, and without `named` while the hook is being set.
+        if find_hook() is hook:
+            assert out is not None
             note_transitions(stream, args, named, out)
 
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in changing]
