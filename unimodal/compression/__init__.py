@@ -9,14 +9,22 @@
 `running/` applies its plans. `docs/compression.md` has the table of the methods.
 """
 
+from unimodal.compression.kv.adakv import AdaKV
 from unimodal.compression.kv.dapq import DapQ
+from unimodal.compression.kv.expected_attention import ExpectedAttention
 from unimodal.compression.kv.fasa import FASA
 from unimodal.compression.kv.h2o import H2O
+from unimodal.compression.kv.keydiff import KeyDiff
 from unimodal.compression.kv.keyformer import Keyformer
+from unimodal.compression.kv.knorm import Knorm
+from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.pyramidkv import PyramidKV
 from unimodal.compression.kv.snapkv import SnapKV
+from unimodal.compression.kv.streaming_llm import StreamingLLM
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
 from unimodal.compression.kv.tokenselect import TokenSelect
+from unimodal.compression.kv.tova import TOVA
 from unimodal.compression.method import Compressor, Method
 from unimodal.compression.plan import CompressionStats, Plan, Span
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
@@ -78,9 +86,17 @@ METHODS: dict[str, type[Method]] = {
     "ppe": PPE,
     "pvc": PVC,
     "novelty": Novelty,
+    "streaming_llm": StreamingLLM,
     "snapkv": SnapKV,
+    "pyramidkv": PyramidKV,
+    "adakv": AdaKV,
+    "tova": TOVA,
     "h2o": H2O,
     "keyformer": Keyformer,
+    "knorm": Knorm,
+    "keydiff": KeyDiff,
+    "lagkv": LagKV,
+    "expected_attention": ExpectedAttention,
     "dapq": DapQ,
     "tokenselect": TokenSelect,
     "fasa": FASA,

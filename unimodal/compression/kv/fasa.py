@@ -65,10 +65,10 @@ class FASA(CacheCompressor):
     def observe(self, look: Look) -> None:
         if self.pairs is None:
             agreement = measure_agreement(look, look.query[:, :, -QUERIES:], self.keep)
-            look.layer.memory["pairs"] = choose_pairs(agreement, self.num_pairs)
+            look.state.memory["pairs"] = choose_pairs(agreement, self.num_pairs)
 
     def score(self, look: Look) -> Tensor:
-        pairs = look.layer.memory.get("pairs")
+        pairs = look.state.memory.get("pairs")
         if self.pairs is not None:
             pairs = self.pairs[look.index].to(look.query.device).expand(len(look.query), -1, -1)
         elif pairs is None:  # the cache was cropped since the prompt: find the pairs at this step
@@ -117,7 +117,7 @@ def measure_agreement(look: Look, query: Tensor, keep: float) -> Tensor:
     query: [B, H, Q, W]. keep: the share of the entries that count as best.
     """
     bias = look.slots.make_bias(torch.float32, query.shape[1])[:, :, None]  # [B, 1 or H, 1, L]
-    free = (look.slots.evictable & look.slots.valid[:, None]).any(1)  # [B, L], where a choice is made
+    free = (look.slots.evictable & look.slots.find_held()).any(1)  # [B, L], where a choice is made
     bias = bias.masked_fill(~free[:, None, None], -torch.inf)
     count = free.sum(-1).mul(keep).round().clamp(min=1)[:, None, None, None]  # [B, 1, 1, 1]
     whole = _mark_best(compute_logits(query, look.keys, look.rule) + bias, count)  # [B, H, Q, L]

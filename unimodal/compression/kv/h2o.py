@@ -27,25 +27,31 @@ class H2O(CacheCompressor):
 
     scores [B, K, L]: attention summed over all queries of the prompt and of every step behind it.
     recent_share, recent: the share of the budget, and the least number, of newest slots that stay before the heavy
-    hitters. Raises ValueError for what `CacheCompressor` refuses.
+    hitters. averages: divide the sum by the number of positions that see the entry, which else favours old ones (the
+    "observed attention" of kvpress). Raises ValueError for what `CacheCompressor` refuses.
     """
 
     paper: ClassVar[str] = "H2O, arXiv 2306.14048"
 
     recent_share: float = 0.5
+    averages: bool = False
     at_every_step: ClassVar[bool] = True
 
     def score(self, look: Look) -> Tensor:
         received = look.average_groups(sum_attention(look))  # [B, K, L]
-        return accumulate_scores(look, received)
+        total = accumulate_scores(look, received)
+        if not self.averages:
+            return total
+        positions = look.slots.positions
+        return total / (positions[..., -1:] - positions + 1).clamp(min=1)
 
 
 def accumulate_scores(look: Look, received: Tensor) -> Tensor:
     """What the entries received in this call [B, K, L], plus what they received before; remembered for the next."""
-    layer = look.layer
-    if layer.score is not None and not look.first:
-        received = received + F.pad(layer.score, (0, received.shape[-1] - layer.score.shape[-1]))
-    layer.score = received
+    state = look.state
+    if state.score is not None and not look.first:
+        received = received + F.pad(state.score, (0, received.shape[-1] - state.score.shape[-1]))
+    state.score = received
     return received
 
 

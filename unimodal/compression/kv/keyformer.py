@@ -48,7 +48,7 @@ class Keyformer(CacheCompressor):
 
     def score(self, look: Look) -> Tensor:
         num = look.query.shape[2]
-        done = look.layer.num_steps if look.layer.num_steps is not None else torch.zeros(len(look.query))
+        done = look.state.num_steps if look.state.num_steps is not None else torch.zeros(len(look.query))
         warmth = self.first + (self.last - self.first) * (done / self.steps).clamp(max=1.0)  # [B]
         at, valid = look.find_newest(num), look.slots.valid[:, -num:]
         total = torch.zeros((*look.query.shape[:2], look.keys.shape[2]), device=look.keys.device)

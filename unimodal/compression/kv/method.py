@@ -19,6 +19,8 @@ from unimodal.compression.running.look import Look
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.vocabulary import Vocabulary
 
+ALWAYS = 1e5  # the score of an entry that stays before all others but the recent ones
+
 
 @dataclass
 class CacheCompressor(Method):
@@ -68,11 +70,15 @@ class CacheCompressor(Method):
         return True
 
     def count_kept(self, look: Look, scores: Tensor, num: Tensor) -> Tensor:
-        """How many of a row's `num` evictable entries stay, or are attended to, int64 [B]."""
+        """How many of a row's `num` evictable entries stay, or are attended to, int64 [B], or [B, K] for each head."""
         return (num * self.keep).round().long().clamp(min=1)
 
     def count_recent(self, kept: Tensor) -> Tensor:
-        """How many of the newest slots stay before all others, int64 [B], where `kept` entries stay in all."""
+        """How many of the newest slots stay before all others, int64 [B], where `kept` entries stay in all.
+
+        kept: int64 [B], or [B, K].
+        """
+        kept = kept if kept.ndim == 1 else kept.amin(1)
         return (kept * self.recent_share).long().clamp(min=self.recent)
 
     def count_chunk(self, num: int) -> int | None:

@@ -19,12 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.method import ALWAYS, CacheCompressor
 from unimodal.compression.method import check_whole
 from unimodal.compression.running.attention_rows import AttentionRule, compute_logits
 from unimodal.compression.running.look import Look
-
-ALWAYS = 1e5  # above any vote
 
 
 @dataclass
@@ -60,7 +58,7 @@ class TokenSelect(CacheCompressor):
         asked = (look.query * weight[:, None, :, None].to(look.query.dtype)).sum(2)  # [B, H, W]
         candidates = slots.evictable[:, 0] & slots.valid & ~always
         votes = count_votes(asked, look.keys, candidates)  # [B, L]
-        memory, flat = look.layer.memory, asked.flatten(1)
+        memory, flat = look.state.memory, asked.flatten(1)
         if "asked" in memory:
             again = F.cosine_similarity(flat, memory["asked"], dim=-1) >= self.reuse  # [B]
             old = F.pad(memory["votes"], (0, votes.shape[1] - memory["votes"].shape[1]))

@@ -62,8 +62,8 @@ class PlanExecutor:
     def open(cls, opened: OpenMethod, vocabulary: Vocabulary) -> PlanExecutor:
         """Add a method here and install the executor of its decoder, one for all contexts.
 
-        Raises ValueError for a second cache method, for a layer that the model lacks, for a kernel that takes no dense
-        mask, and for what the executor refuses.
+        Raises ValueError for cache methods that do not go together, for a layer that the model lacks, for a kernel that
+        takes no dense mask, and for what the executor refuses.
         """
         backbone = opened.backbone
         with cls._lock:
@@ -94,8 +94,7 @@ class PlanExecutor:
     def _check(self, method: TokenMethod | CacheMethod) -> None:
         num_layers = len(self.parts.layers)
         if method.acts_on == "cache":
-            if any(other.method.acts_on == "cache" for other in find_open(self.backbone)):
-                raise ValueError("one cache method at a time; leave the other's context first")
+            _check_together([o.method for o in find_open(self.backbone) if o.method.acts_on == "cache"], method)
             looks = True
         else:
             method.check(num_layers)
@@ -153,8 +152,8 @@ class PlanExecutor:
             position_ids = torch.arange(past, past + num, device=input_ids.device)[None]
         positions = position_ids.expand(num_rows, num)
         found = self._find_spans(input_ids, valid, positions, cache_layers, is_first=past == 0)
-        cache_method = next((o.method for o in methods if o.method.acts_on == "cache"), None)
-        evictable = self._find_evictable(cache_method, input_ids, valid, found)
+        cache_methods = [o.method for o in methods if o.method.acts_on == "cache"]
+        evictable = self._find_evictable(cache_methods, input_ids, valid, found)
         embedded = self.parts.embed(input_ids, inputs_embeds)
         stream = TokenStream.begin(embedded, input_ids, valid, positions, found, evictable)
         config, num_layers = self.backbone.config, len(self.parts.layers)
@@ -162,7 +161,7 @@ class PlanExecutor:
         call = ForwardPass(
             config.num_attention_heads,
             num_layers,
-            cache_method,
+            cache_methods,
             past == 0,
             past == 0 or num > 1,
             frozenset(i for _, method in active for i in method.find_watched_layers(num_layers)),
@@ -194,11 +193,11 @@ class PlanExecutor:
         return found
 
     def _find_evictable(
-        self, method: CacheMethod | None, ids: Tensor, valid: Tensor, found: list[LocatedSpan]
+        self, methods: list[CacheMethod], ids: Tensor, valid: Tensor, found: list[LocatedSpan]
     ) -> Tensor:
-        """Which of the new tokens the cache method may drop, bool [B, N]; none without such a method."""
+        """Which of the new tokens the cache methods may drop, bool [B, N]; they agree, and none do without such one."""
         free = torch.zeros_like(valid)
-        if method is not None:
+        for method in methods[:1]:
             for located in found:
                 if located.modality in method.modalities:
                     free[located.row, list(located.columns)] = True
@@ -374,6 +373,18 @@ def _run_layer(
     finally:
         for module_hook in hooks:
             module_hook.remove()
+
+
+def _check_together(open_here: list[CacheMethod], method: CacheMethod) -> None:
+    """Raises ValueError for a cache method that does not go with those that are open."""
+    for other in open_here:
+        names = f"{type(other).__name__} and {type(method).__name__}"
+        if other.acts != "evict" and method.acts != "evict":
+            raise ValueError(f"{names} both choose what to attend to; leave the other's context first")
+        for name in ("scope", "modalities", "positions"):
+            mine, theirs = vars(method)[name], vars(other)[name]
+            if mine != theirs:
+                raise ValueError(f"{names} differ in {name}, {theirs!r} and {mine!r}; give both the same")
 
 
 def _check_call(ids: Tensor | None, mask: Tensor | None, settings: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ Shapes: B rows, N tokens now, L slots of a cache layer, H query heads, K key/val
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class ForwardPass:
 
     num_heads: int
     num_layers: int
-    cache_method: CacheMethod | None
+    cache_methods: Sequence[CacheMethod]
     is_first: bool
     reads: bool
     watched: frozenset[int]
@@ -87,7 +88,7 @@ class LayerPass:
     def listens(self) -> bool:
         """Whether the layer's modules are asked for what goes through them."""
         call = self.call
-        return self.index in call.watched or self.index in call.changing or call.cache_method is not None
+        return self.index in call.watched or self.index in call.changing or bool(call.cache_methods)
 
     def attend(self, attention: LayerAttention) -> AttentionOutput:
         """Compute one layer's attention, under the cache method if there is one, and show it to the observer."""
@@ -97,14 +98,13 @@ class LayerPass:
             call.observer.seen[self.index] = WatchedLayer(
                 query.detach(), key.detach(), self.slots, rule, self.stream, self.kind.rotation
             )
-        method = call.cache_method
-        if method is None:
+        if not call.cache_methods:
             return attention.compute()
         look = Look(
-            query.detach(), key.detach(), self.slots, self.cache_layer or SlotLayer(), rule, self.kind.rotation,
-            call.is_first, call.reads, self.index, call.num_layers,
+            query.detach(), key.detach(), attention.value.detach(), self.slots, self.cache_layer or SlotLayer(), rule,
+            self.kind.rotation, call.is_first, call.reads, self.index, call.num_layers,
         )  # fmt: skip
-        return attend_compressed(method, look, attention, may_evict=self.cache_layer is not None)
+        return attend_compressed(call.cache_methods, look, attention, may_evict=self.cache_layer is not None)
 
 
 class _Seen(Exception):

@@ -12,20 +12,22 @@ from torch import Tensor
 
 from unimodal.compression.running.attention_rows import AttentionRule, compute_attention_rows
 from unimodal.compression.running.rotation import KeyRotation
-from unimodal.compression.running.slots import SlotLayer, Slots
+from unimodal.compression.running.slots import MethodState, SlotLayer, Slots
 
 
 @dataclass(eq=False)
 class Look:
     """One layer after its queries and keys were computed and rotated.
 
-    slots: of the L keys, the new ones included. layer: the cache layer, where a method may remember scores. rule: how
-    the layer makes logits. rotation: its positions. first: nothing was read before the new tokens. reads: the new
-    tokens are a prompt or a later turn, and not one token of the answer. index: the layer's number among `num_layers`.
+    slots: of the L keys and values, the new ones included. layer: the cache layer. rule: how the layer makes logits.
+    rotation: its positions. first: nothing was read before the new tokens. reads: the new tokens are a prompt or a
+    later turn, and not one token of the answer. index: the layer's number among `num_layers`. number: the method's
+    among those for the cache, by which the layer knows its memory.
     """
 
     query: Tensor  # [B, H, Q, W]
     keys: Tensor  # [B, K, L, W]
+    values: Tensor  # [B, K, L, W], of a width of their own in some decoders
     slots: Slots
     layer: SlotLayer
     rule: AttentionRule
@@ -34,6 +36,12 @@ class Look:
     reads: bool = True
     index: int = 0
     num_layers: int = 1
+    number: int = 0
+
+    @property
+    def state(self) -> MethodState:
+        """What the method remembers of this layer."""
+        return self.layer.get_state(self.number)
 
     def attend_newest(self, num: int) -> Tensor:
         """The attention of the newest `num` tokens, float32 [B, H, num, L]; zeros for padding."""

@@ -31,6 +31,8 @@ class KeyRotation(Protocol):
 
     def rotate_by(self, states: Tensor, offset: Tensor) -> Tensor: ...
 
+    def rotate_to_mean(self, states: Tensor, positions: Tensor) -> Tensor: ...
+
     def split_pairs(self, states: Tensor) -> Tensor: ...
 
 
@@ -78,11 +80,23 @@ class LayerRotation:
         num_rows, num_heads, num, width = states.shape
         flat = offset.expand(num_rows, num_heads, num).reshape(num_rows * num_heads, num)
         cos, sin = self._compute(states, flat)  # [B * H, N, R]
-        name = f"{self.kind}_attention_scaling" if self.takes_kind else "attention_scaling"
-        scale: float = vars(self.rotary)[name]  # the state contains it already
         lines = states.reshape(num_rows * num_heads, 1, num, width)
-        turned, _ = self.apply(lines[..., : cos.shape[-1]], lines[..., : cos.shape[-1]], cos / scale, sin / scale)
-        return torch.cat([turned, lines[..., cos.shape[-1] :]], -1).view(states.shape)
+        return self._turn(lines, cos, sin).view(states.shape)
+
+    def rotate_to_mean(self, states: Tensor, positions: Tensor) -> Tensor:
+        """The mean of states without positions [B, H, N, W] at each of positions int64 [B, F]."""
+        if not self.turns:
+            return states
+        cos, sin = self._compute(states, positions)  # [B, F, R]
+        return self._turn(states, cos.mean(1, keepdim=True), sin.mean(1, keepdim=True))
+
+    def _turn(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate the first R components of states [B, H, N, W] by tables [B, N or 1, R] of the model's module."""
+        name = f"{self.kind}_attention_scaling" if self.takes_kind else "attention_scaling"
+        scale: float = vars(self.rotary)[name]  # the states contain it already
+        first = states[..., : cos.shape[-1]]
+        turned, _ = self.apply(first, first, cos / scale, sin / scale)
+        return torch.cat([turned, states[..., cos.shape[-1] :]], -1)
 
     @cached_property
     def _partner(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ agree.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,21 +26,27 @@ class Slots:
     """The slots of one or several cache layers; its tables are never changed, so that layers can share one.
 
     evictable: which a cache method may drop. shift: how many positions new tokens of the row move back.
-    plain: every slot is valid and of size 1, so that no mask is needed beyond the causal one.
+    plain: every slot is valid and of size 1, so that no mask is needed beyond the causal one. held: which of the valid
+    slots each head holds; None: all of them.
     """
 
-    valid: Tensor  # bool [B, L], the same for all heads
+    valid: Tensor  # bool [B, L], slots that some head holds
     positions: Tensor  # int64 [B, K or 1, L], the first source position of each
     evictable: Tensor  # bool [B, K or 1, L]
     shift: Tensor  # int64 [B]
     log_size: Tensor | None = None  # [B, K or 1, L]
     plain: bool = True
+    held: Tensor | None = None  # bool [B, K, L]
     _selected: list[tuple[Tensor, Slots]] = field(
         default_factory=list, init=False, repr=False
     )  # the last rows and their slots
 
     def __len__(self) -> int:
         return self.valid.shape[1]
+
+    def find_held(self) -> Tensor:
+        """The slots that each head holds, bool [B, K or 1, L]."""
+        return self.valid[:, None] if self.held is None else self.held
 
     def make_bias(self, dtype: torch.dtype, num_heads: int = 1) -> Tensor:
         """The mask added to the logits of every query, [B, num_heads or 1, L]: log(size), or -inf for invalid slots.
@@ -51,7 +57,9 @@ class Slots:
         if self.log_size is not None:
             sizes = self.log_size.to(dtype)
             bias = bias + (sizes if sizes.shape[1] == 1 else sizes.repeat_interleave(num_heads // sizes.shape[1], 1))
-        return bias.masked_fill(~self.valid[:, None], -torch.inf)
+        held = self.find_held()
+        held = held if held.shape[1] == 1 else held.repeat_interleave(num_heads // held.shape[1], 1)
+        return bias.masked_fill(~held, -torch.inf)
 
     def find_hidden(self, at: Tensor, window: int | None, num_heads: int = 1) -> Tensor:
         """Which slots queries at slots `at` int64 [B, Q] do not see, bool [B, num_heads or 1, Q, L]: later ones, and
@@ -74,6 +82,7 @@ class Slots:
         sizes = None
         if self.log_size is not None or new.log_size is not None:
             sizes = _join(*(_make_zeros(s) if s.log_size is None else s.log_size for s in (self, new)))
+        held = None if self.held is None and new.held is None else _join(self.find_held(), new.find_held())
         return Slots(
             torch.cat([self.valid, new.valid], 1),
             _join(self.positions, positions[:, None]),
@@ -81,6 +90,7 @@ class Slots:
             self.shift + new.shift,
             sizes,
             self.plain and new.plain,
+            held,
         )
 
     def select_rows(self, rows: Tensor) -> Slots:
@@ -94,13 +104,16 @@ class Slots:
         return self._map(lambda table: table[..., :length], self.valid[:, :length], self.shift)
 
     def take(self, index: Tensor, valid: Tensor) -> Slots:
-        """The slots of index int64 [B, K, M], each head's own; valid [B, M]."""
-        return self._map(lambda table: table.expand(-1, index.shape[1], -1).gather(-1, index), valid, self.shift)
+        """The slots of index int64 [B, K, M], each head's own; valid bool [B, K, M]."""
+        own = self._map(lambda table: table.expand(-1, index.shape[1], -1).gather(-1, index), valid.any(1), self.shift)
+        differ = bool((valid != valid[:, :1]).any())
+        return replace(own, held=valid if differ else None, plain=own.log_size is None and bool(valid.all()))
 
     def _map(self, change: Callable[[Tensor], Tensor], valid: Tensor, shift: Tensor) -> Slots:
         sizes = None if self.log_size is None else change(self.log_size)
-        plain = sizes is None and (self.plain or bool(valid.all()))
-        return Slots(valid, change(self.positions), change(self.evictable), shift, sizes, plain)
+        held = None if self.held is None else change(self.held)
+        plain = sizes is None and held is None and (self.plain or bool(valid.all()))
+        return Slots(valid, change(self.positions), change(self.evictable), shift, sizes, plain, held)
 
 
 def _are_equal(old: Tensor, new: Tensor) -> bool:
@@ -119,14 +132,44 @@ def _join(old: Tensor, new: Tensor) -> Tensor:
     return torch.cat([old.expand(-1, heads, -1), new.expand(-1, heads, -1)], -1)
 
 
-class SlotLayer(DynamicLayer):
-    """A growing cache layer (keys and values [B, K, L, W]) with its slots and a cache method's memory.
+@dataclass(eq=False)
+class MethodState:
+    """What one cache method remembers of one layer.
 
-    seen: the number of tokens read, dropped ones included. score: [B, K, L], selected and gathered as the keys are.
-    num_evictable: int64 [B], how many evictable tokens were read, dropped ones included: the budget is a share of it.
-    num_steps: int64 [B], tokens of the answer, read one by one. memory: other tensors [B, …] of a method, which are
-    dropped when tokens are cropped or slots are dropped. turn: what is known of each row where the last call ended; the
-    first layer of a cache keeps it.
+    score: [B, K, L], selected and gathered as the keys are. num_evictable: int64 [B], how many evictable tokens were
+    read, dropped ones included: the budget is a share of it. num_steps: int64 [B], tokens of the answer, read one by
+    one. kept: int64 [B], how many evictable tokens the method left at last: the next method's are a share of it.
+    memory: other tensors [B, …], which are dropped when tokens are cropped or slots are dropped.
+    """
+
+    score: Tensor | None = None
+    num_evictable: Tensor | None = None
+    num_steps: Tensor | None = None
+    kept: Tensor | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def map_slots(self, change: Callable[[Tensor], Tensor]) -> MethodState:
+        """With the score [B, K, L] of other slots, and without what may belong to those that are gone."""
+        return replace(self, score=None if self.score is None else change(self.score), memory={})
+
+    def select_rows(self, rows: Tensor) -> MethodState:
+        def pick(held: Tensor | None) -> Tensor | None:
+            return None if held is None else held[rows]
+
+        return MethodState(
+            pick(self.score),
+            pick(self.num_evictable),
+            pick(self.num_steps),
+            pick(self.kept),
+            {name: held[rows] for name, held in self.memory.items()},
+        )
+
+
+class SlotLayer(DynamicLayer):
+    """A growing cache layer (keys and values [B, K, L, W]) with its slots and the memory of cache methods.
+
+    seen: the number of tokens read, dropped ones included. states: what each cache method remembers, in the order in
+    which they act. turn: what is known of each row where the last call ended; the first layer of a cache keeps it.
     """
 
     keys: Tensor
@@ -136,11 +179,14 @@ class SlotLayer(DynamicLayer):
         super().__init__()
         self.seen = 0
         self.slots: Slots | None = None
-        self.score: Tensor | None = None
-        self.num_evictable: Tensor | None = None
-        self.num_steps: Tensor | None = None
         self.turn: TurnState | None = None
-        self.memory: dict[str, Tensor] = {}
+        self.states: list[MethodState] = []
+
+    def get_state(self, number: int) -> MethodState:
+        """What the cache method of that number remembers."""
+        while len(self.states) <= number:
+            self.states.append(MethodState())
+        return self.states[number]
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -150,8 +196,7 @@ class SlotLayer(DynamicLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.seen, self.slots, self.score, self.turn, self.memory = 0, None, None, None, {}
-        self.num_evictable = self.num_steps = None
+        self.seen, self.slots, self.turn, self.states = 0, None, None, []
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the newest tokens; `tokens_to_remove` is their negative number. Evicted ones do not come back."""
@@ -159,8 +204,9 @@ class SlotLayer(DynamicLayer):
         if tokens_to_remove and self.slots is not None:
             self.seen -= abs(tokens_to_remove)
             self.slots = self.slots.cut(self.keys.shape[-2])
-            self.score = None if self.score is None else self.score[..., : len(self.slots)]
-            self.turn, self.memory = None, {}
+            length = len(self.slots)
+            self.states = [state.map_slots(lambda score: score[..., :length]) for state in self.states]
+            self.turn = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
@@ -180,19 +226,16 @@ class SlotLayer(DynamicLayer):
     def _select_rows(self, rows: Tensor) -> None:
         if self.slots is not None:
             self.slots = self.slots.select_rows(rows)
-        self.score = None if self.score is None else self.score[rows]
-        self.num_evictable = None if self.num_evictable is None else self.num_evictable[rows]
-        self.num_steps = None if self.num_steps is None else self.num_steps[rows]
+        self.states = [state.select_rows(rows) for state in self.states]
         self.turn = None if self.turn is None else self.turn.select_rows(rows)
-        self.memory = {name: held[rows] for name, held in self.memory.items()}
 
     def evict(self, index: Tensor, slots: Slots, move: Callable[[Tensor], Tensor] | None = None) -> None:
         """Keep the slots of index int64 [B, K, M] of every head. move: rotates the kept keys [B, K, M, W]."""
         self.keys, self.values = gather_slots(self.keys, index), gather_slots(self.values, index)
         if move is not None:
             self.keys = move(self.keys)
-        self.score = None if self.score is None else self.score.gather(2, index)
-        self.slots, self.memory = slots, {}
+        self.states = [state.map_slots(lambda score: score.gather(2, index)) for state in self.states]
+        self.slots = slots
 
 
 def gather_slots(states: Tensor, index: Tensor) -> Tensor:
