@@ -76,6 +76,8 @@ def test_the_fit_is_of_labels_and_training_makes_the_codes_of_a_picture_once(mon
         tokenizer.fit_to_labels([])
     tokenizer.fit_to_labels((picture, f"thing {index}") for index, picture in enumerate(pictures))
     assert float(tokenizer.meaning.projection.abs().sum()) > 0
+    told = [*tokenizer.trunk.parameters(), *tokenizer.trunk.buffers(), *tokenizer.meaning.buffers()]
+    assert all(torch.equal(value, value.half().to(value.dtype)) for value in told)  # codes are those after a load
     counted, encode = [], tokenizer.encode_meaning
     monkeypatch.setattr(tokenizer, "encode_meaning", lambda x: counted.append(len(x)) or encode(x))
     other = torch.rand(1, 3, 32, 32, generator=generator)

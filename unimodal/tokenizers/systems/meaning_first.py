@@ -114,19 +114,23 @@ class MeaningFirstTokenizer(SystemTokenizer):
         self.trunk.load_state_dict(load_pretrained().state_dict())
 
     def fit_to_labels(self, labelled: Iterable[tuple[Tensor, str]]) -> None:
+        """Rounds the trunk to what is stored, too: its features, and so the codes, are those after a load."""
+        self.trunk.to(self.stored_dtype).float()
+        device = self.meaning.mean.device
         names: dict[str, int] = {}
         features, labels, keys = [], [], []
         items = iter(labelled)
         while some := list(islice(items, READ_AT_ONCE)):
             pictures = [turn_picture(picture) for picture, _ in some]
             keys += [hash_picture(picture) for picture in pictures]
-            features.append(self.extract_features(torch.stack(pictures)))
+            features.append(self.extract_features(torch.stack(pictures).to(device)).cpu())
             labels += [names.setdefault(label, len(names)) for _, label in some]
         if not labels:
             raise ValueError("there are no pictures with labels to fit the meaning codes by")
-        self.meaning.fit(torch.cat(features), torch.tensor(labels), self.config.shrinkage)
-        self.meaning.half().float()  # as stored, so that codes made now equal codes made after a load
+        self.meaning.cpu().fit(torch.cat(features), torch.tensor(labels), self.config.shrinkage)
+        self.meaning.to(self.stored_dtype).float()
         self._remembered = dict(zip(keys, self.meaning(torch.cat(features)), strict=True))
+        self.meaning.to(device)
 
     def take_weights(self, other: StoredModule) -> int:
         """Every weight of the same name and shape; of nano's first picture tokenizer, which has other codes in front,
