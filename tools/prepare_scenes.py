@@ -195,8 +195,10 @@ def build_sprites(raw: Path, concepts: Sequence[Concept]) -> tuple[list[Thing], 
         found.append(entry)
         if number % 400 == 0:
             print(f"{number} emoji", file=sys.stderr, flush=True)
-    families = {name: family for name, family, *_ in found}
-    splits = {family: split for _, family, split, *_ in found}
+    # clip art of a concept that is held out is held out, though no emoji of its group stands in scenes
+    families = {one.label.lower(): one.family for one in concepts if one.split != "train"}
+    families |= {name: family for name, family, *_ in found}
+    splits = {one.family: one.split for one in concepts}
     for name, family, sprite in list_clip_art(raw, families):
         rank = hashlib.sha256(f"{SPLIT_SEED}:{family}".encode()).digest()
         own = "heldout" if int.from_bytes(rank[:4], "big") < HELD_OUT_CONCEPTS * 2**32 else "train"

@@ -80,9 +80,13 @@ def test_shares_have_wilsons_interval():
 def test_answers_are_compared_by_their_words():
     assert is_same_answer("It is on the left.", "on the left") and is_same_answer("Three", "three")
     assert not is_same_answer("on the right", "on the left") and not is_same_answer("", "two")
-    leaf = Thing(0, "maple leaf", "f", "train")
-    assert is_thing_named("maple leaves", leaf) and is_thing_named("a maple leaf!", leaf)
-    assert not is_thing_named("a leaf", leaf)
+    leaf, things = Thing(0, "leaf", "f", "train"), [Thing(i, n, n, "train") for i, n in enumerate(("leaf", "fig leaf"))]
+    assert is_thing_named("leaves", leaf, things) and is_thing_named("a leaf!", leaf, things)
+    assert not is_thing_named("a fig", leaf, things) and not is_thing_named("a leaf", things[1], things)
+    assert not is_thing_named("a fig leaf", leaf, things) and not is_thing_named("two fig leaves", leaf, things)
+    guitar = NamedSound("0", "guitar, C4", "note", "guitar", "C4", "train")
+    assert guitar.is_named_by("a guitar, C4", ("guitar", "electric guitar"))
+    assert not guitar.is_named_by("electric guitar, C4", ("guitar", "electric guitar"))
 
 
 def test_scene_reading_counts_what_is_right(model, scenes, monkeypatch):

@@ -6,7 +6,7 @@ Shapes: N codes, G groups; samples are int16 at 16 kHz.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from unimodal.data.order import make_generator
 from unimodal.data.sources import make_informal, pick
-from unimodal.data.words import split_words
+from unimodal.data.words import find_named
 from unimodal.files import read_json_as
 from unimodal.sequence.document import Audio, Document, Part, Text, Turn
 
@@ -47,9 +47,9 @@ class NamedSound:
         """What makes the sound: the instrument of a note, or the effect."""
         return self.sample if self.kind == "note" else self.name
 
-    def is_named_by(self, answer: str) -> bool:
-        """Whether an answer holds every word of what makes the sound."""
-        return set(split_words(self.source)) <= set(split_words(answer))
+    def is_named_by(self, answer: str, names: Iterable[str]) -> bool:
+        """Whether an answer names what makes the sound, among all names: `electric guitar` is no `guitar`."""
+        return self.source in find_named(answer, names)
 
 
 def read_sounds(folder: Path) -> list[NamedSound]:

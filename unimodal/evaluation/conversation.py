@@ -52,7 +52,7 @@ def talk(
             documents[index] = Document([*documents[index].turns, Turn("user", parts)])
         answers = answer_texts(model, documents, seed, report)
         right[about] = [
-            is_thing_named(answer, prepared.things[prepared.scenes[row].things[0].thing]) if turn == 0
+            is_thing_named(answer, prepared.things[prepared.scenes[row].things[0].thing], prepared.things) if turn == 0
             else is_same_answer(answer, questions[turn].answer)
             for row, answer, questions in zip(rows.tolist(), answers, asked, strict=True)
         ]  # fmt: skip

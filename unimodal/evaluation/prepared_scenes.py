@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unimodal.data.scenes.scene import PREPARE, Kind, Scene, Split, Thing, read_scenes, read_things
 from unimodal.data.scenes.words import SceneWords, pluralise
-from unimodal.data.words import split_words
+from unimodal.data.words import find_named
 from unimodal.evaluation.prepared import sample
 from unimodal.evaluation.suite import ReportProgress
 from unimodal.pipeline import Unimodal
@@ -80,10 +80,10 @@ def is_same_answer(answer: str, right: str) -> bool:
     return _list_plain(answer) == _list_plain(right)
 
 
-def is_thing_named(answer: str, thing: Thing) -> bool:
-    """Whether an answer holds the name of a thing, in singular or plural."""
-    words = split_words(answer)
-    return any(set(split_words(name)) <= set(words) for name in (thing.name, pluralise(thing.name)))
+def is_thing_named(answer: str, thing: Thing, things: Sequence[Thing]) -> bool:
+    """Whether an answer names a thing, in singular or plural, and none of a longer name: `hot dog` is no `dog`."""
+    named = find_named(answer, [form for one in things for form in (one.name, pluralise(one.name))])
+    return not named.isdisjoint((thing.name, pluralise(thing.name)))
 
 
 def _list_plain(text: str) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from unimodal.data.encoded_media import EVALUATION_STYLES
 from unimodal.data.scenes.scene import Scene, Split
 from unimodal.data.scenes.segment import Part, find_parts, name_place
 from unimodal.data.scenes.words import PLACES
@@ -41,13 +42,14 @@ class ThingJudge:
         self.judge = PackagedJudge(2)
         with np.load(folder / "sprites.npz") as stored:
             pixels, thing, style = stored["pixels"], stored["thing"], stored["style"]
-        kept = np.flatnonzero(np.array([prepared.things[one].split == "train" for one in thing]) & (style != "twemoji"))
+        kept = np.flatnonzero(np.array([prepared.things[one].split == "train" for one in thing]))
+        kept = kept[~np.isin(style[kept], EVALUATION_STYLES)]
         alpha = pixels[kept][..., 3:].astype(np.float32) / 255
         white = pixels[kept][..., :3] * alpha + 255 * (1 - alpha)  # [K, 64, 64, 3]
         sprites = torch.from_numpy(white).permute(0, 3, 1, 2).float() / 255
         self.features = normalize(self.judge.extract(sprites), dim=-1)  # [K, D]
         self.thing = torch.from_numpy(thing[kept].astype(np.int64))
-        self.num_things = len(prepared.things)
+        self.names = [thing.name for thing in prepared.things]
 
     def compare(self, picture: Tensor, part: Part) -> Tensor:
         """A part of a picture [3, H, W] → how like each thing it is, the best of its sprites, [T]."""
@@ -59,7 +61,7 @@ class ThingJudge:
             0, 1
         )
         likeness = (normalize(self.judge.extract(cut), dim=-1) @ self.features.T)[0]  # [K]
-        return torch.full((self.num_things,), -1.0).scatter_reduce(0, self.thing, likeness, "amax")
+        return torch.full((len(self.names),), -1.0).scatter_reduce(0, self.thing, likeness, "amax")
 
 
 def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
@@ -106,7 +108,8 @@ def judge_drawings(
             right["relation"].append(len(parts) == 2 and _find_relation(scene, parts, likeness) == scene.relation)
         elif not colour:  # painted things are not what the network knows
             near = likeness[0].topk(NUM_NEAREST).indices.tolist() if likeness else []
-            right[f"name_in_{NUM_NEAREST}"].append(scene.things[0].thing in near)
+            found = [judge.names[thing] for thing in near]  # two things may have one name
+            right[f"name_in_{NUM_NEAREST}"].append(judge.names[scene.things[0].thing] in found)
     return {name: measure_share(found) for name, found in right.items()}
 
 

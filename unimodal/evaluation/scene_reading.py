@@ -2,8 +2,8 @@
 
 For scenes of what was trained on (`seen`), put together as never in training (`combination`), of concepts that were
 never seen (`concept`) and in the style that was never seen (`style`). An answer is right if it has the words of the
-scene's own (`three`, `red`, `on the left`); a name, if it holds the name of the thing. The judge is what the scene was
-drawn from. Shares are in per cent with Wilson's 95% interval.
+scene's own (`three`, `red`, `on the left`); a name, if it holds that of the thing and no longer one (`hot dog` is no
+`dog`). The judge is what the scene was drawn from. Shares are in per cent with Wilson's 95% interval.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def read(
     documents: list[Document] = [ask(medium, question.text) for medium, question in zip(media, asked, strict=True)]
     answers = answer_texts(model, documents, seed, report)
     right = [
-        is_thing_named(answer, prepared.things[prepared.scenes[row].things[0].thing])
+        is_thing_named(answer, prepared.things[prepared.scenes[row].things[0].thing], prepared.things)
         if about == "what"
         else is_same_answer(answer, question.answer)
         for row, answer, question in zip(rows, answers, asked, strict=True)

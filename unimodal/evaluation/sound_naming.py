@@ -2,7 +2,8 @@
 
 `effect` and `note` in the splits that are held out: `variant` (other takes of what was trained on), `sample`
 (recordings of known names that were never heard) and `combination` (notes that an instrument never played in training).
-A name is right if the answer holds every word of the effect or the instrument; `note` also counts the note's name.
+A name is right if the answer has its words and not those of a longer one (`electric guitar` is no `guitar`); `note`
+counts the note's name.
 `made` reports sounds that are asked for by name: the share whose own kind is among the 5 training sounds most alike.
 Its judge is no network: means and spreads of 40 mel bands and how loudness runs; `made_original` is the same of
 held-out sounds. Shares are in per cent with Wilson's 95% interval.
@@ -13,7 +14,7 @@ Shapes: B sounds, T samples, D features.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     for name in sorted(groups):
         if not name.endswith(" train"):
             some = [groups[name][row] for row in sample(np.arange(len(groups[name])), limit or DEFAULT_LIMIT, seed)]
-            figures[name] = name_sounds(model, some, samples, seed, report)
+            figures[name] = name_sounds(model, some, {sound.source for sound in sounds}, samples, seed, report)
     gallery = [sound for sound in sounds if sound.split == "train"]
     known = torch.stack([describe_sound(take(sound, samples)) for sound in gallery])
     centre, spread = known.mean(0), known.std(0).clamp_min(1e-3)
@@ -68,8 +69,10 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
 
 
 def name_sounds(
-    model: Unimodal, sounds: Sequence[NamedSound], samples: np.ndarray, seed: int, report: ReportProgress
-) -> dict[str, object]:
+    model: Unimodal, sounds: Sequence[NamedSound], names: Collection[str], samples: np.ndarray, seed: int,
+    report: ReportProgress,
+) -> dict[str, object]:  # fmt: skip
+    """The share of sounds that are named right. names: of all sounds that there are."""
     documents = []
     for start in range(0, len(sounds), BATCH):
         report("coding sounds", start, len(sounds))
@@ -77,7 +80,7 @@ def name_sounds(
         for codes in model.coder.encode("audio", waves):
             documents.append(Document([Turn("user", [Audio(codes=codes), Text(ASK[0])])]))
     answers = answer_texts(model, documents, seed, report)
-    right = [sound.is_named_by(answer) for sound, answer in zip(sounds, answers, strict=True)]
+    right = [sound.is_named_by(answer, names) for sound, answer in zip(sounds, answers, strict=True)]
     found: dict[str, object] = {"named": measure_share(right)}
     if sounds[0].kind == "note":
         noted = [sound.note.lower() in answer.lower() for sound, answer in zip(sounds, answers, strict=True)]

@@ -195,6 +195,21 @@ def test_answers_are_true_of_the_scene(planner, things, campaign):
                     assert answer == scene.background
 
 
+def test_every_name_is_asked_for_with_yes_and_with_no_and_none_that_is_held_out():
+    things = [Thing(i, f"thing{i:03}", f"f{i}", "heldout" if i % 3 == 0 else "train") for i in range(300)]
+    answers = Counter()
+    for case in range(900):
+        scene = Scene("one", "train", (Placed(case % 100 * 3 + 1, 0, 9, 9, 9),))
+        question = SceneWords(scene, things).ask_whether(make_generator(case))
+        answers[int(question.text.split("thing")[1].rstrip("?")), question.answer] += 1
+    assert all(number % 3 for number, _ in answers)
+    for first in (0, 200):  # early things and late ones
+        told = Counter({answer: 0 for answer in ("yes", "no")})
+        for (number, answer), count in answers.items():
+            told[answer] += count * (first <= number < first + 100)
+        assert 0.2 < told["yes"] / told.total() < 0.8
+
+
 def test_documents_of_every_task_hold_the_scene_and_its_words(planner, things):
     pictures = [scene for scene in plan_some(planner, 12)]
     clips = [planner.plan(number, "train", "clip") for number in range(6)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from unimodal.data.scenes.colours import COLOURS
 from unimodal.data.scenes.scene import Placed, Scene, Thing
-from unimodal.data.sources import draw_some, pick
+from unimodal.data.sources import pick
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 PLACES = {  # name → (column, row), each 0, 1 or 2, the first of them left and at the top
@@ -226,8 +226,9 @@ class SceneWords:
             asked = f"Are the {pluralise(name)} {said}?" if many else f"Is the {name} {said}?"
             return Question("whether", asked, "yes" if true else "no")
         present = {self.name(one) for one in self.scene.things}
-        others = [thing.name for thing in draw_some(draws, self.things[:200], 1)]
-        name = self.name(placed) if true or others[0] in present else others[0]
+        split = self.things[placed.thing].split  # what is held out is not named in training, nor told to be absent
+        other = pick(draws, [thing.name for thing in self.things if thing.split == split])
+        name = self.name(placed) if true or other in present else other
         return Question("whether", f"Is there {add_article(name)}?", "yes" if name in present else "no")
 
     def ask_happens(self, draws: random.Random) -> Question:
