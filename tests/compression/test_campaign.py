@@ -74,8 +74,9 @@ def test_no_row_depends_on_its_neighbours(campaign, get_base, vocabulary, prompt
         methods = [draw_method(rng, *shared)]
         if rng.random() < 0.4:
             methods.append(draw_method(rng, *shared))
-        if sum(method.acts_on == "cache" and method.acts != "evict" for method in methods) > 1:
-            methods.pop()  # two that choose what to attend to
+        acts = [method.acts for method in methods if method.acts_on == "cache"]
+        if len(acts) == 2 and ("evict" not in acts or ("store" in acts and shared[1] == "compacted")):
+            methods.pop()  # refused together
         turns = [[draw_turn(rng, prompt, span) for _ in range(rng.randint(1, 4))]]
         turns += [[draw_turn(rng, prompt, span)[1:] for _ in turns[0]] for _ in range(rng.randint(0, 2))]
         on_left, steps = rng.random() < 0.7, [7, 8][: rng.randint(0, 2)]

@@ -14,10 +14,12 @@ from unimodal.compression.kv.keydiff import KeyDiff
 from unimodal.compression.kv.knorm import Knorm
 from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.pyramidkv import PyramidKV
+from unimodal.compression.kv.quantized import Quantized
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.streaming_llm import StreamingLLM
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
 from unimodal.compression.kv.tova import TOVA
+from unimodal.compression.running.packed import PackedStates
 from unimodal.compression.tokens.divprune import DivPrune
 
 
@@ -174,6 +176,8 @@ def test_methods_that_contradict_each_other_are_refused_in_one_line(model, vocab
         (SnapKV(0.5), H2O(0.5, scope="prompt"), "SnapKV and H2O differ in scope, 'media' and 'prompt'"),
         (FASA(0.5), TokenSparseAttention(0.5), "both choose what to attend to"),
         (SnapKV(0.5), H2O(0.5, positions="compacted"), "differ in positions"),
+        (Quantized(0.5), Quantized(0.2), "both pack entries"),
+        (Quantized(0.5), SnapKV(0.5, positions="compacted"), "packed keys cannot be moved"),
     ):
         with (
             pytest.raises(ValueError, match=match) as error,
@@ -195,3 +199,77 @@ def test_compacted_heads_that_keep_less_close_up_to_the_end(model, vocabulary, w
         positions, held = layer.slots.positions[0], layer.slots.find_held()[0].expand(2, -1)
         for own, stays in zip(positions, held, strict=True):
             assert (own[stays].diff() == 1).all() and own[-1] == positions[0, -1]
+
+
+def test_the_newest_entries_are_counted_without_the_padding_between_turns(model, vocabulary, prompt):
+    """A short turn beside a long one is padded in the middle of the cache: that is no entry."""
+    first, later = [prompt([4] * 20), prompt([5] * 20)], [[7, 8, 9], [5] * 20]
+    ids = torch.tensor([[0] * 17 + later[0], later[1]])
+    with torch.inference_mode(), SnapKV(0.3, scope="prompt", window=16)(model, vocabulary):
+        found = []
+        for rows in ((0, 1), (0,)):
+            cache = DynamicCache(config=model.config)
+            settings = {cache_name(model): cache, "use_cache": True}
+            model(torch.tensor([first[row] for row in rows]), **settings)
+            new, length = (ids, 20) if len(rows) == 2 else (torch.tensor([later[0]]), 3)
+            mask = torch.ones(len(rows), len(first[0]) + length)
+            mask[0, len(first[0]) : -3] = 0
+            at = (mask.cumsum(1) - 1).long()[:, -length:]
+            model(new, attention_mask=mask, position_ids=at, **settings)
+            step = torch.tensor([[6]] * len(rows))
+            at = at[:, -1:] + 1
+            found.append(model(step, position_ids=at, **settings).logits[0])
+    assert torch.allclose(*found, atol=2e-5)
+
+
+def test_a_quantized_cache_is_read_as_it_is_stored(model, vocabulary, words, read):
+    """Keys by channel over groups of entries, values by entry over groups of channels; the newest stay exact."""
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(torch.tensor([words]), **{cache_name(model): cache}, use_cache=True)
+        with Quantized(0.25, scope="prompt", group=4, recent=10)(model, vocabulary):
+            read(model, [words], [])
+    assert Quantized(0.5).packing[0] == 8 and Quantized(0.49).packing[0] == 4 and Quantized(0.1).packing[0] == 2
+
+    def round_group(x, dim):
+        low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
+        return ((x - low) / (high - low) * 15).round() / 15 * (high - low) + low
+
+    layer, whole = read.cache.layers[0], cache.layers[0]
+    keys, values = layer.read()
+    assert torch.equal(keys[:, :, 50:], whole.keys[:, :, 50:]) and torch.equal(
+        values[:, :, 50:], whole.values[:, :, 50:]
+    )
+    groups = whole.keys[:, :, :48].unflatten(2, (12, 4))
+    assert torch.allclose(keys[:, :, :48], round_group(groups, 3).flatten(2, 3), atol=1e-5)
+    rounded = round_group(whole.values[:, :, :50].unflatten(-1, (2, 4)), -1).flatten(-2)
+    assert torch.allclose(values[:, :, :50], rounded, atol=1e-5)
+
+
+def test_packed_entries_keep_their_codes(model, vocabulary, words):
+    """Beside eviction at every step, through selected rows and cropped tokens, nothing is packed again."""
+    torch.manual_seed(0)
+    states = [torch.randn(2, 2, 40, 8) for _ in range(2)]
+    packed = PackedStates.begin(*states, bits=2, size=4).pack(torch.arange(40).expand(2, 2, -1) < 33, 4)
+    before = packed.unpack()
+    assert torch.equal(before[0][:, :, 33:], states[0][:, :, 33:])
+    index = torch.stack([torch.randperm(40)[:20].sort().values for _ in range(4)]).view(2, 2, 20)
+    valid = torch.ones_like(index, dtype=torch.bool)
+    valid[0, 1, :3] = False
+    after = packed.append(*(x[:, :, :2] for x in states)).take(index, valid).select_rows(torch.tensor([1, 0])).unpack()
+    wide = index[..., None].expand(-1, -1, -1, 8)
+    for old, new in zip(before, after, strict=True):
+        expected = old.gather(2, wide) * valid[..., None]
+        assert torch.equal(new, expected.flip(0))
+    wide = [torch.randn(1, 2, 512, 64).half() for _ in range(2)]
+    whole = sum(x.numel() * 2 for x in wide)
+    small = PackedStates.begin(*wide, bits=2, size=32).pack(torch.ones(1, 2, 512, dtype=torch.bool), 32)
+    assert whole > 4 * small.count_bytes()
+
+
+def test_what_evicts_and_what_packs_go_together(model, vocabulary, prompts, read):
+    for scope in ("media", "prompt"):
+        with H2O(0.5, scope=scope)(model, vocabulary), Quantized(0.25, group=4, scope=scope)(model, vocabulary):
+            together = read(model, prompts)
+            for row, found in zip(prompts, together, strict=True):
+                assert torch.allclose(read(model, [row])[0], found, atol=2e-4)

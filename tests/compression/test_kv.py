@@ -360,7 +360,7 @@ def test_rows_keep_their_own_budgets():
     free = torch.tensor([[False, True, True, True, True, False], [False, False, False, True, True, False]])[:, None]
     slots = Slots(valid, torch.arange(6).expand(2, 1, 6), free, torch.zeros(2, dtype=torch.int64), plain=False)
     scores = torch.tensor([[[9.0, 1, 4, 3, 2, 9]], [[9.0, 9, 9, 1, 2, 9]]])
-    keep = choose_slots(scores, slots, torch.tensor([2, 1]), torch.zeros(2))
+    keep = choose_slots(scores, slots, torch.tensor([2, 1]), torch.zeros(2, dtype=torch.int64))
     assert keep[:, 0].int().tolist() == [[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 1, 1]]
     index, kept = index_slots(keep)
     assert index[0, 0].tolist() == [0, 2, 3, 5] and index[1, 0, 1:].tolist() == [2, 4, 5]

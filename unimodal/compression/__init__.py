@@ -20,6 +20,7 @@ from unimodal.compression.kv.knorm import Knorm
 from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.kv.pyramidkv import PyramidKV
+from unimodal.compression.kv.quantized import Quantized
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.streaming_llm import StreamingLLM
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
@@ -99,6 +100,7 @@ METHODS: dict[str, type[Method]] = {
     "expected_attention": ExpectedAttention,
     "dapq": DapQ,
     "tokenselect": TokenSelect,
+    "quantized": Quantized,
     "fasa": FASA,
     "token_sparse": TokenSparseAttention,
 }

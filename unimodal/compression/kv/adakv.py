@@ -15,7 +15,6 @@ from torch import Tensor
 
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.method import check_share
-from unimodal.compression.running.cache_executor import rank_scores
 from unimodal.compression.running.look import Look
 
 
@@ -46,10 +45,10 @@ class AdaKV(SnapKV):
         recent = self.count_recent(kept)
         free = look.slots.evictable & look.slots.find_held()
         free = free.expand_as(scores)
-        is_new = torch.arange(scores.shape[-1], device=free.device) >= scores.shape[-1] - recent[:, None, None]
+        is_new = look.slots.find_recent(recent)
         if self.safeguard == "least":
             floor = (kept * self.floor).long().clamp(min=1 if self.floor else 0)
-            worth = rank_scores(scores, recent).masked_fill(~free, -torch.inf)
+            worth = scores.float().masked_fill(is_new, torch.finfo(torch.float32).max).masked_fill(~free, -torch.inf)
             rank = worth.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
             worth = worth.masked_fill((rank < floor[:, None, None]) & free, torch.inf)
             return count_winners(worth, kept)

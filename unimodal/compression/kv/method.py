@@ -28,7 +28,7 @@ class CacheCompressor(Method):
 
     keep: the share that stays of all evictable entries that were read, in this call and in earlier ones. scope:
     "media", entries of input spans are evictable; "prompt", entries of words too. recent: within the share, entries
-    among this many newest slots stay before all others. recent_share: the same as a share of the entries that stay; the
+    among this many newest ones stay before all others. recent_share: the same as a share of the entries that stay; the
     larger number counts.
 
     Raises ValueError for an unknown scope, a negative `recent`, a `recent_share` outside [0, 1], and for what `Method`
@@ -42,8 +42,8 @@ class CacheCompressor(Method):
 
     acts_on: ClassVar[Literal["cache"]] = "cache"
     #: evict: drop entries when a prompt or a later turn was read; select: attend to some of them at every step behind
-    #: the prompt; prefill: attend sparsely within the prompt
-    acts: ClassVar[Literal["evict", "select", "prefill"]] = "evict"
+    #: the prompt; prefill: attend sparsely within the prompt; store: pack entries into few bits
+    acts: ClassVar[Literal["evict", "select", "prefill", "store"]] = "evict"
     #: whether a method that evicts scores, and drops, at every step behind the prompt too
     at_every_step: ClassVar[bool] = False
 
@@ -62,7 +62,8 @@ class CacheCompressor(Method):
     def score(self, look: Look) -> Tensor:
         """The worth of every slot to every key/value head, float [B, K, L].
 
-        A method that attends sparsely within the prompt may score for every query head instead, [B, H, L].
+        A method that attends sparsely within the prompt may score for every query head instead, [B, H, L]. One that
+        packs scores those above 0 that it packs.
         """
 
     def is_active(self, look: Look) -> bool:
@@ -74,7 +75,7 @@ class CacheCompressor(Method):
         return (num * self.keep).round().long().clamp(min=1)
 
     def count_recent(self, kept: Tensor) -> Tensor:
-        """How many of the newest slots stay before all others, int64 [B], where `kept` entries stay in all.
+        """How many of the newest entries stay before all others, int64 [B], where `kept` entries stay in all.
 
         kept: int64 [B], or [B, K].
         """
@@ -87,6 +88,11 @@ class CacheCompressor(Method):
         None: it attends to all of them in full, and selects at the steps of the answer only.
         """
         return None
+
+    @property
+    def packing(self) -> tuple[int, int]:
+        """In how many bits a method that packs stores a number, and how many numbers share a scale."""
+        raise NotImplementedError
 
     def observe(self, look: Look) -> None:
         """Called with each prompt or later turn of a method that selects, before it is attended to."""

@@ -45,7 +45,7 @@ class TokenSparseAttention(CacheCompressor):
     coverage: float | None = None
     least: int = 1
     layers: tuple[int, ...] | None = None
-    acts: ClassVar[Literal["evict", "select", "prefill"]] = "prefill"
+    acts: ClassVar[Literal["evict", "select", "prefill", "store"]] = "prefill"
 
     def __post_init__(self) -> None:
         super().__post_init__()

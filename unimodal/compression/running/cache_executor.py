@@ -28,23 +28,17 @@ def choose_slots(scores: Tensor, slots: Slots, budget: Tensor, recent: Tensor, a
     """Which slots stay, bool [B, K, L]: all that are not evictable, and each head's best of the others.
 
     scores: [B, K, L]. budget: int64 [B], or [B, K] for each head, the number of evictable slots that stay. recent:
-    int64 [B], within the budget, the newest so many slots stay before all others. among: bool [B, K, L], the slots to
+    int64 [B], within the budget, the newest so many entries stay before all others. among: bool [B, K, L], the slots to
     choose from; by default those that are held.
     """
     held = slots.find_held() if among is None else among
     free = slots.evictable & held  # [B, K or 1, L]
-    ranked = rank_scores(scores, recent).masked_fill(~free, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(ranked).scatter_(
-        -1, ranked, torch.arange(len(slots), device=ranked.device).expand_as(ranked)
-    )
+    place = torch.arange(len(slots), device=free.device)
+    worth = torch.where(slots.find_recent(recent), FIRST + place, scores.float())
+    ranked = worth.masked_fill(~free, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    rank = torch.empty_like(ranked).scatter_(-1, ranked, place.expand_as(ranked))
     by_head = budget[:, None, None] if budget.ndim == 1 else budget[..., None]
     return (held & ~free) | (free & (rank < by_head))
-
-
-def rank_scores(scores: Tensor, recent: Tensor) -> Tensor:
-    """The scores [B, K, L], with those of the newest slots above all others; recent int64 [B], how many they are."""
-    place = torch.arange(scores.shape[-1], device=scores.device)
-    return torch.where(place >= scores.shape[-1] - recent[:, None, None], FIRST + place, scores.float())
 
 
 def index_slots(keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,10 +55,13 @@ def attend_compressed(
     """Compute one layer's attention under cache methods; then evict entries, if `may_evict`."""
     looks = [replace(look, number=number) for number in range(len(methods))]
     active = [(method, own) for method, own in zip(methods, looks, strict=True) if _acts(method, own)]
-    out = _attend([pair for pair in active if pair[0].acts != "evict"], attention)
+    out = _attend([pair for pair in active if pair[0].acts in ("select", "prefill")], attention)
     evicting = [pair for pair in active if pair[0].acts == "evict"]
     if may_evict and evicting:
         _evict(evicting)
+    for method, own in active:
+        if may_evict and method.acts == "store" and look.reads:
+            _pack(method, own)
     return out
 
 
@@ -102,6 +99,13 @@ def _count_tokens(look: Look) -> None:
         state.num_evictable = state.num_evictable + (look.slots.evictable[:, 0, -num:] & valid).sum(1)
     else:
         state.num_steps = state.num_steps + num
+
+
+@torch.no_grad()
+def _pack(method: CacheMethod, look: Look) -> None:
+    """Pack what a method chooses of the entries that are left."""
+    assert look.layer.slots is not None
+    look.layer.pack(method.score(replace(look, slots=look.layer.slots)) > 0, *method.packing)
 
 
 @torch.no_grad()

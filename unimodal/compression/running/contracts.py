@@ -46,12 +46,15 @@ class CacheMethod(Protocol):
     """Scores the entries of a cache layer; `CacheCompressor` says what each of these does."""
 
     acts_on: ClassVar[Literal["cache"]]
-    acts: ClassVar[Literal["evict", "select", "prefill"]]
+    acts: ClassVar[Literal["evict", "select", "prefill", "store"]]
     at_every_step: ClassVar[bool]
     keep: float
     modalities: tuple[str, ...]
     positions: Positions
     scope: Literal["media", "prompt"]
+
+    @property
+    def packing(self) -> tuple[int, int]: ...
 
     def score(self, look: Look) -> Tensor: ...
 

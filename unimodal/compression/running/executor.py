@@ -379,8 +379,11 @@ def _check_together(open_here: list[CacheMethod], method: CacheMethod) -> None:
     """Raises ValueError for a cache method that does not go with those that are open."""
     for other in open_here:
         names = f"{type(other).__name__} and {type(method).__name__}"
-        if other.acts != "evict" and method.acts != "evict":
-            raise ValueError(f"{names} both choose what to attend to; leave the other's context first")
+        for kinds, do in ((("select", "prefill"), "choose what to attend to"), (("store",), "pack entries")):
+            if other.acts in kinds and method.acts in kinds:
+                raise ValueError(f"{names} both {do}; leave the other's context first")
+        if "store" in (other.acts, method.acts) and "compacted" in (other.positions, method.positions):
+            raise ValueError(f"{names}: packed keys cannot be moved; use positions='kept'")
         for name in ("scope", "modalities", "positions"):
             mine, theirs = vars(method)[name], vars(other)[name]
             if mine != theirs:

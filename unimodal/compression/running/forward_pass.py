@@ -124,7 +124,7 @@ class LayerPreview:
     def attend(self, attention: LayerAttention) -> AttentionOutput:
         key, layer = attention.key, self.cache_layer
         if layer is not None and layer.slots is not None:
-            key = torch.cat([layer.keys, key], 2)
+            key = torch.cat([layer.read()[0], key], 2)
         rule = make_rule(attention, self.kind.window)
         self.found = WatchedLayer(attention.query, key, self.slots, rule, self.stream, self.kind.rotation)
         raise _Seen

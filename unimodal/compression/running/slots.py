@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from unimodal.compression.running.packed import PackedStates
 from unimodal.compression.running.spans import TurnState
 
 
@@ -47,6 +48,12 @@ class Slots:
     def find_held(self) -> Tensor:
         """The slots that each head holds, bool [B, K or 1, L]."""
         return self.valid[:, None] if self.held is None else self.held
+
+    def find_recent(self, count: Tensor) -> Tensor:
+        """The newest so many slots of what each head holds, bool [B, K or 1, L]; count int64 [B]."""
+        held = self.find_held()
+        behind = held.flip(-1).cumsum(-1).flip(-1)  # from this slot on
+        return held & (behind <= count[:, None, None])
 
     def make_bias(self, dtype: torch.dtype, num_heads: int = 1) -> Tensor:
         """The mask added to the logits of every query, [B, num_heads or 1, L]: log(size), or -inf for invalid slots.
@@ -168,7 +175,8 @@ class MethodState:
 class SlotLayer(DynamicLayer):
     """A growing cache layer (keys and values [B, K, L, W]) with its slots and the memory of cache methods.
 
-    seen: the number of tokens read, dropped ones included. states: what each cache method remembers, in the order in
+    seen: the number of tokens read, dropped ones included. packed: keys and values, if some are packed into few bits;
+    `keys` and `values` are empty then, and `read` gives all. states: what each cache method remembers, in the order in
     which they act. turn: what is known of each row where the last call ended; the first layer of a cache keeps it.
     """
 
@@ -179,6 +187,7 @@ class SlotLayer(DynamicLayer):
         super().__init__()
         self.seen = 0
         self.slots: Slots | None = None
+        self.packed: PackedStates | None = None
         self.turn: TurnState | None = None
         self.states: list[MethodState] = []
 
@@ -194,12 +203,34 @@ class SlotLayer(DynamicLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         raise ValueError("this cache was filled under compression; go on inside the same context, or start a new cache")
 
+    def read(self) -> tuple[Tensor, Tensor]:
+        """All keys and values, [B, K, L, W] each."""
+        return (self.keys, self.values) if self.packed is None else self.packed.unpack()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **settings: object
+    ) -> tuple[Tensor, Tensor]:
+        if self.packed is None:
+            return super().update(key_states, value_states, *args, **settings)
+        self.packed = self.packed.append(key_states, value_states)
+        return self.packed.unpack()
+
+    def pack(self, chosen: Tensor, bits: int, size: int) -> None:
+        """Pack the entries of chosen bool [B, K, L], `size` numbers with one scale."""
+        if self.packed is None:
+            self.packed = PackedStates.begin(self.keys, self.values, bits, size)
+            self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
+        self.packed = self.packed.pack(chosen, size)
+
     def reset(self) -> None:
+        self.packed = None
         super().reset()
         self.seen, self.slots, self.turn, self.states = 0, None, None, []
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the newest tokens; `tokens_to_remove` is their negative number. Evicted ones do not come back."""
+        self.keys, self.values = self.read()
+        self.packed = None
         super().crop(tokens_to_remove)
         if tokens_to_remove and self.slots is not None:
             self.seen -= abs(tokens_to_remove)
@@ -226,14 +257,20 @@ class SlotLayer(DynamicLayer):
     def _select_rows(self, rows: Tensor) -> None:
         if self.slots is not None:
             self.slots = self.slots.select_rows(rows)
+        if self.packed is not None:
+            self.packed = self.packed.select_rows(rows)
         self.states = [state.select_rows(rows) for state in self.states]
         self.turn = None if self.turn is None else self.turn.select_rows(rows)
 
     def evict(self, index: Tensor, slots: Slots, move: Callable[[Tensor], Tensor] | None = None) -> None:
         """Keep the slots of index int64 [B, K, M] of every head. move: rotates the kept keys [B, K, M, W]."""
-        self.keys, self.values = gather_slots(self.keys, index), gather_slots(self.values, index)
-        if move is not None:
-            self.keys = move(self.keys)
+        if self.packed is not None:
+            assert move is None, "packed keys are not rotated again"
+            self.packed = self.packed.take(index, slots.find_held().expand(-1, index.shape[1], -1))
+        else:
+            self.keys, self.values = gather_slots(self.keys, index), gather_slots(self.values, index)
+            if move is not None:
+                self.keys = move(self.keys)
         self.states = [state.map_slots(lambda score: score.gather(2, index)) for state in self.states]
         self.slots = slots
 
