@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 
 from unimodal.pipeline import Unimodal, load
-from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.pipeline.unimodal import BATCH
 from unimodal.sequence.document import Document, Turn
 

@@ -14,7 +14,8 @@ from unimodal.cli.terminal import Screen
 from unimodal.media.audio import save_audio
 from unimodal.media.image import load_image, save_image
 from unimodal.model_folder.find import MODEL_VARIABLE
-from unimodal.pipeline.requests import AnswerSettings, fit_history
+from unimodal.pipeline.requests import fit_history
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn
 
 pytestmark = pytest.mark.sweep("commands")
@@ -229,3 +230,28 @@ def test_the_command_without_a_prompt_is_the_chat(monkeypatch, capsys):
         cli.main(["chat", "--image", "my picture.png", "--to", "text", "--tokens", "3"])
     out, err = capsys.readouterr()
     assert stop.value.code == 0 and len(out.splitlines()) == 1 and "image attached" in err
+
+
+def test_what_is_compressed_is_told_beside_the_answer(monkeypatch, capsys, tmp_path):
+    settings = AnswerSettings(to="text", tokens=3, compress=("divprune:0.25", "snapkv:0.5"))
+    chat = TerminalChat(tiny_model(), Reporter(), settings, tmp_path)
+    out, err = converse(monkeypatch, capsys, chat, "/image 'my picture.png'\nwhat is it?\nand now?\n/clear\n")
+    told = [line for line in err.splitlines() if line.startswith("compressed by divprune:0.25,snapkv:0.5: ")]
+    assert len(out.splitlines()) == len(told) == 2 and "tokens of the prompt are kept" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compress", "divprun:0.5"], "did you mean divprune"),
+        (["--compress", "divprune:0"], "keep is 0"),
+        (["--compress", "pvc"], "learned"),
+        (["--compress", "stride:0.5", "--decoder", "jacobi"], "leave one out"),
+        (["--compress", "stride:0.5", "--weights", "int8"], "leave one of them out"),
+    ],
+)
+def test_wrong_compression_is_one_line(options, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["chat", "hello", "--model", str(tiny_folder()), *options])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unimodal: ")]
+    assert caught.value.code == 2 and len(lines) == 1 and message in lines[0]

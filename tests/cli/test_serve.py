@@ -68,6 +68,9 @@ def test_it_says_where_answers_and_ends_on_ctrl_c(commands):
         (["--api-key", ""], "--api-key"),  # of a variable that was not set
         (["--host", "no.such.host.invalid"], "choose another --host"),
         (["--weights", "int3"], "--weights"),
+        (["--weights", "int8", "--compress", "stride"], "--weights"),
+        (["--compress", "divprun"], "did you mean divprune"),
+        (["--compress", "tokenflex:0.5"], "learned"),
         (["--model", "no/such/folder/at/all"], "no such folder"),
     ],
 )

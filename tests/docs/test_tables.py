@@ -15,7 +15,7 @@ from unimodal.data.datasets import DatasetConfig
 from unimodal.data.importers import IMPORTERS
 from unimodal.generation import DECODERS
 from unimodal.generation.search import SEARCHES
-from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.released import RELEASES
 from unimodal.training.identity import list_free_settings
 

@@ -213,6 +213,14 @@ def test_a_report_grows_by_suite_and_starts_again_for_another_model(model, data,
     weights = hashlib.sha256((model.folder / "model.safetensors").read_bytes()).hexdigest()
     assert report["sha256"] == {**model.coder.sha256, "decoder": weights} and report["limit"] == 1
     assert printed.startswith("image_reconstruction\n") and "webp.bytes" in printed
+    with pytest.raises(ValueError, match="tries every method itself"):
+        list(run_suites(["compression"], model, data, out, limit=1, compress=["stride:0.5"]))
+    beside = out.with_name("compressed.json")
+    beside.write_bytes(out.read_bytes())
+    [printed] = run_suites(["video_reconstruction"], model, data, beside, limit=1, compress=["stride:0.5"])
+    told = json.loads(beside.read_text())
+    assert printed.startswith("compressed by stride:0.5: ") and list(told["suites"]) == ["video_reconstruction"]
+    assert told["compress"] == "stride:0.5"
     list(run_suites(["video_reconstruction"], model, data, out, limit=2))  # other settings: nothing is mixed
     assert set(json.loads(out.read_text())["suites"]) == {"video_reconstruction"}
     out.write_text('{"my": "notes"}')

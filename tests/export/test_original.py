@@ -13,7 +13,8 @@ from tests import tiny_checkpoints
 from tools import convert_checkpoint
 from unimodal.cli import app as cli
 from unimodal.pipeline import load
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Turn
 
 pytestmark = pytest.mark.sweep("exports")

@@ -13,7 +13,8 @@ from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model_folder.settings import MediumLimits, ProcessorConfig
 from unimodal.model_folder.write import save_model
 from unimodal.pipeline import Unimodal, load
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Audio, Document, Turn
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tokenizers import pretrained

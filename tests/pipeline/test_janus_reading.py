@@ -22,7 +22,8 @@ from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig, GenerationRequest
 from unimodal.model.feature_rows import FeatureRows
 from unimodal.pipeline import load
-from unimodal.pipeline.requests import AnswerSettings, prepare, render_prompt
+from unimodal.pipeline.requests import prepare, render_prompt
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Image, Turn
 
 pytestmark = pytest.mark.sweep("the pipeline")

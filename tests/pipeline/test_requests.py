@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 
 from tests.tiny_model import tiny_model
-from unimodal.pipeline.requests import (
-    AnswerChanges,
-    AnswerSettings,
-    count_answer_tokens,
-    count_room,
-    fit_history,
-    prepare,
-)
+from unimodal.pipeline.requests import count_answer_tokens, count_room, fit_history, prepare
 from unimodal.pipeline.rows import make_row
+from unimodal.pipeline.settings import AnswerChanges, AnswerSettings
 from unimodal.sequence.document import Document, Text, Turn
 
 

@@ -14,7 +14,8 @@ from tests.pipeline.test_speech_reading import codes_of, says
 from tests.serve.conftest import lively_model, serving
 from tests.tiny_model import NANO_WORDING
 from unimodal.model_folder.wording import Wording
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.pipeline.speech import MOST_CHARACTERS, PAUSE_S, find_breath, list_utterances
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve.sound_stream import SoundStream

@@ -13,7 +13,8 @@ from unimodal.generation.ctc_beam import compose_transcript
 from unimodal.generation.search.ctc_verifier import CtcVerifier
 from unimodal.model_folder.settings import CtcReading
 from unimodal.pipeline.compression import compress
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Audio, Document, Text, Turn
 
 ASKED = "What is said?"

@@ -19,7 +19,8 @@ from unimodal.model.image_head import ImageHead
 from unimodal.model.lora import LoraSettings
 from unimodal.objectives.next_token import HeadGroups, compute_sliced_cross_entropy
 from unimodal.pipeline import load
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Image, Turn
 from unimodal.tuning.vocabulary import make_feature_memory, make_joint_template, open_media
 

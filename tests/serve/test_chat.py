@@ -15,7 +15,8 @@ import torch
 from tests.campaigns import is_study
 from tests.serve.conftest import HTTP, JSON, data_url, gif, image_part, opened, pixels, png, user, wav
 from unimodal.media.image import to_bytes
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Audio, Document, Image, Text, Turn, Video
 from unimodal.serve.chat import list_notes
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.media.test_formats import film
 from tests.serve.conftest import data_url, image_part, pixels, png, user, wav
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Audio, Document, Text, Turn, Video
 from unimodal.serve.protocol import ApiError, name_fields
 

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from tests.serve.conftest import HTTP, data_url, image_part, json_head, png, serving, user, wav
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve import remote
 from unimodal.serve import server as server_module

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.serve.conftest import image_part, json_head, lively_model, pixels, png, serving, user
-from unimodal.pipeline.requests import AnswerSettings
 from unimodal.pipeline.rows import make_row
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve.tickets import Ticket
 from unimodal.serve.worker import Worker

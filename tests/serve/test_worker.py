@@ -10,8 +10,8 @@ import pytest
 from tests.pipeline.test_speech_reading import reads_twice, says, spoken
 from tests.serve.conftest import lively_model
 from unimodal.generation.request import PAUSE, GenerationConfig, GenerationRequest
-from unimodal.pipeline.requests import AnswerSettings
 from unimodal.pipeline.rows import make_row
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Turn
 from unimodal.serve.tickets import Ticket
 from unimodal.serve.waiting import WaitingRows

@@ -12,7 +12,8 @@ from tests import tiny_checkpoints, tiny_networks
 from tools import convert_checkpoint
 from unimodal.generation.request import GenerationConfig
 from unimodal.pipeline import load
-from unimodal.pipeline.requests import AnswerSettings, prepare, render_prompt
+from unimodal.pipeline.requests import prepare, render_prompt
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Image, Turn
 from unimodal.tokenizers import load_tokenizer
 

@@ -22,6 +22,7 @@ from unimodal.cli.shared import (
     BesideFile,
     BesideText,
     Command,
+    Compress,
     Decoder,
     Guidance,
     Model,
@@ -37,6 +38,7 @@ from unimodal.cli.shared import (
     TopP,
     Weights,
     check_choice,
+    check_compress,
     check_file,
     check_folder,
     check_model,
@@ -127,6 +129,7 @@ def chat(
     negative: Negative = None,
     decoder: Decoder = None,
     weights: Weights = "auto",
+    compress: Compress = None,
     folder: Annotated[Path, typer.Option(metavar="DIR", help="Where media in answers are saved.")] = Path("."),
     pictures: Annotated[
         str, typer.Option(metavar="P", help="How a terminal shows them: auto, kitty, iterm, sixel, blocks or off.")
@@ -140,6 +143,7 @@ def chat(
     check_choice("--to", to, ("text", *MEDIA))
     check_choice("--pictures", pictures, PICTURE_WAYS)
     check_ways(decoder, weights)
+    methods = check_compress(compress, decoder, weights)
     if prompt is not None and not prompt.strip():
         raise ValueError("the prompt is empty; leave it out for an interactive session")
     if not folder.is_dir():
@@ -171,6 +175,7 @@ def chat(
             tokens=tokens,
             negative=negative,
             decoder=decoder,
+            compress=methods,
         )
         terminal_chat = TerminalChat(load_model(model, report, weights), report, settings, folder, screen, mute)
         for kind, source in files:

@@ -14,9 +14,10 @@ from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen, find_player, play_sound
 from unimodal.cli.terminal_pictures import draw, draw_clip
 from unimodal.files import join_lines
-from unimodal.generation.request import TokenEvent
+from unimodal.generation.request import CompressionEvent, TokenEvent
 from unimodal.media.registry import MEDIA
 from unimodal.pipeline import AnswerSettings, Output, Unimodal
+from unimodal.pipeline.compression import describe_kept
 from unimodal.pipeline.requests import fit_history
 from unimodal.sequence.document import MEDIA_PARTS, Media, Part, Turn
 
@@ -61,7 +62,8 @@ class TerminalChat:
     ) -> None:
         self.model, self.report, self.settings, self.folder = model, report, settings, folder
         self.screen, self.mute = screen or Screen("off"), mute
-        self.memory = model.engine.open_session()  # what was read for one turn is not read again for the next
+        # what was read for one turn is not read again for the next, unless it is compressed
+        self.memory = None if settings.compress else model.engine.open_session()
         self.history: list[Turn] = []
         self.pending: list[Part] = []
         self.last: Output | None = None
@@ -110,7 +112,8 @@ class TerminalChat:
         elif command == "/clear":
             self.history.clear()
             self.pending.clear()
-            self.memory.clear()
+            if self.memory is not None:
+                self.memory.clear()
             _notify("forgotten")
         elif command.removeprefix("/") in MEDIA:
             self.attach(MEDIA_PARTS[command.removeprefix("/")](path=_read_path(command, rest)))
@@ -152,10 +155,15 @@ class TerminalChat:
         turn = model.user_turn([*self.pending, *([words] if words else [])])
         document = fit_history(model, [*self.history, turn], settings)
         writer = _TokenPrinter(model, self.report)
-        outputs = model.answers([document], settings, session=self.memory, on_token=writer)[0]
+        kept: list[CompressionEvent] = []
+        outputs = model.answers([document], settings, session=self.memory, on_token=writer, on_compressed=kept.append)[
+            0
+        ]
         self.settings = self.settings.replace(seed=self.settings.seed + 1)
         self.report.clear()
         writer.finish()
+        for event in kept:
+            _notify(describe_kept(settings.methods, event.num_tokens, event.num_kept))
         self.pending.clear()
         self.history = [*document.turns, Turn("assistant", [output.part for output in outputs])]
         if not outputs:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unimodal.cli.progress import Reporter
-from unimodal.cli.shared import Model, Seed, check_choice, check_folder, load_model
+from unimodal.cli.shared import Compress, Model, Seed, check_choice, check_compress, check_folder, load_model
 
 if TYPE_CHECKING:
     from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
@@ -29,6 +29,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(metavar="N", help="At most so many items of a suite.")] = None,
     seed: Seed = 0,
     model: Model = None,
+    compress: Compress = None,
     compared: Annotated[
         list[str] | None,
         typer.Option(
@@ -80,6 +81,8 @@ def evaluate(
     if TOKENIZERS in suite:
         if len(set(suite)) > 1 or model is not None:
             raise ValueError("--suite tokenizers compares tokenizers and no model; run it alone, without --model")
+        if compress:
+            raise ValueError("--compress shortens what a model reads, and --suite tokenizers has none; leave it out")
         if workers < 1:
             raise ValueError(f"--workers {workers}: give the number of processes that judge, at least 1")
         hearing = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
@@ -111,7 +114,7 @@ def evaluate(
         raise ValueError(f"--data {data}: no such folder; fetch and prepare the data first (make nano)")
     with Reporter() as report:
         loaded = load_model(model, report)
-        for table in run_suites(names, loaded, data, out, limit, seed, report):
+        for table in run_suites(names, loaded, data, out, limit, seed, report, check_compress(compress) or ()):
             report.clear()
             print(table, flush=True)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from unimodal.cli.progress import Reporter
-from unimodal.cli.shared import Model, Weights, check_ways, load_model
+from unimodal.cli.shared import Compress, Model, Weights, check_compress, check_ways, load_model
 
 #: settings that are lists → the option that is given once for each
 SINGULAR = {"aliases": "alias", "allow_hosts": "allow-host", "allow_origins": "allow-origin"}
@@ -42,6 +42,10 @@ def serve(
     allow_remote_urls: Annotated[
         bool, typer.Option("--allow-remote-urls", help="Fetch media from public http(s) addresses, too.")
     ] = False,
+    compress: Compress = None,
+    allow_compress: Annotated[
+        bool, typer.Option("--allow-compress", help="Let a request choose in the field `compress`.")
+    ] = False,
     weights: Weights = "auto",
 ) -> None:
     """Serve a model over HTTP: OpenAI's API and a web chat."""
@@ -50,6 +54,7 @@ def serve(
     from unimodal.serve.settings import ServeConfig, listen, read_key
 
     check_ways(None, weights)
+    methods = check_compress(compress, None, weights) or ()
     try:
         config = ServeConfig(
             host=host,
@@ -66,6 +71,8 @@ def serve(
             max_connections=max_connections,
             max_body_mb=max_body_mb,
             allow_remote_urls=allow_remote_urls,
+            compress=methods,
+            allow_compress=allow_compress,
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -83,9 +90,11 @@ def serve(
     sock = listen(config)  # before seconds of loading; who connects meanwhile waits
     with Reporter() as report:
         loaded = load_model(model, report, weights)
+        from unimodal.pipeline.compression import check_methods
         from unimodal.serve.server import create_app, make_server
 
         report("loading the tokenizers")
+        check_methods(loaded, config.compress)
         server = make_server(create_app(loaded, config))
     address = sock.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]

@@ -73,6 +73,14 @@ Decoder = Annotated[
 Weights = Annotated[
     str, typer.Option("--weights", metavar="W", help="auto, or bfloat16 or int8: faster on a CPU, a little less exact.")
 ]
+Compress = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--compress",
+        metavar="M[:SHARE]",
+        help="Read media in fewer tokens, as divprune:0.25; may be repeated.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write; its suffix is the format.")]
 
 
@@ -136,6 +144,19 @@ def check_ways(decoder: str | None, weights: str) -> None:
 
     check_choice("--decoder", decoder, (*DECODERS, "plain"))
     check_choice("--weights", weights, ("auto", "float32", "bfloat16", "int8"))
+
+
+def check_compress(
+    asked: list[str] | None, decoder: str | None = None, weights: str = "auto"
+) -> tuple[str, ...] | None:
+    """The methods of `--compress`; None without. Raises ValueError for what does not go with them."""
+    if not asked:
+        return None
+    if decoder not in (None, "plain"):
+        raise ValueError(f"--decoder {decoder} needs the whole prompt, which --compress shortens; leave one out")
+    if weights in ("bfloat16", "int8"):
+        raise ValueError(f"--weights {weights} are not read under --compress; leave one of them out")
+    return tuple(asked)
 
 
 def check_file(source: Path | bytes) -> str:

@@ -27,7 +27,8 @@ from unimodal.compression.kv.token_sparse import TokenSparseAttention
 from unimodal.compression.kv.tokenselect import TokenSelect
 from unimodal.compression.kv.tova import TOVA
 from unimodal.compression.method import Compressor, Method
-from unimodal.compression.plan import CompressionStats, Plan, Span
+from unimodal.compression.plan import CompressionStats, KeptTokens, Plan, Span
+from unimodal.compression.running.opening import estimate_kept, finds_work, open_methods
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.compression.tokens.centerclip import CenterCLIP
 from unimodal.compression.tokens.divprune import DivPrune
@@ -58,9 +59,13 @@ __all__ = [
     "CompressionStats",
     "CompressionTarget",
     "Compressor",
+    "KeptTokens",
     "Method",
     "Plan",
     "Span",
+    "estimate_kept",
+    "finds_work",
+    "open_methods",
 ]
 
 #: the methods that every table shows for comparison, at the same number of tokens

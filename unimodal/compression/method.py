@@ -91,6 +91,11 @@ class Method(ABC):
         if self.positions not in ("kept", "compacted"):
             raise ValueError(f"positions {self.positions!r} is unknown; use kept or compacted")
 
+    @property
+    def acts_on_words(self) -> bool:
+        """Whether words of a prompt are shortened too."""
+        return False
+
     @abstractmethod
     def __call__(self, model: CompressionTarget, vocabulary: Vocabulary | None = None) -> CompressionSession:
         """A context in which `model` compresses what it reads.

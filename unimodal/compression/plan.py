@@ -138,6 +138,16 @@ class CompressionStats:
     planning_s: float = 0.0
 
 
+class KeptTokens(NamedTuple):
+    """What compression left of one prompt.
+
+    num: its tokens. kept: those that the cache holds, the mean over layers and heads, rounded.
+    """
+
+    num: int
+    kept: int
+
+
 def count_share(keep: float, num: int) -> int:
     """The share `keep` of `num` tokens as a number: at least 1, but 0 for a share of 0 (a crop without weight)."""
     return min(num, max(1, round(keep * num))) if keep > 0 else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,26 +66,39 @@ def run_suites(
     limit: int | None = None,
     seed: int = 0,
     report: ReportProgress | None = None,
+    compress: Sequence[str] = (),
 ) -> Iterator[str]:
     """Run suites one by one; save the report after each and yield its table.
 
-    A report at `out` of the same model, seed and limit is continued: its other suites stay. Further files of a suite
-    are written beside it. Raises ValueError as `run_suite` does, and for a file at `out` that is no report.
+    A report at `out` of the same model, seed, limit and compression is continued: its other suites stay. Further files
+    of a suite are written beside it. compress: methods that shorten all that the model reads. Raises ValueError as
+    `run_suite` does, for a file at `out` that is no report, and for methods that are unknown or do not fit.
     """
+    from unimodal.compression import open_methods
     from unimodal.evaluation.report import EvaluationReport, continue_report, save_report
     from unimodal.files import write_text_atomically
+    from unimodal.pipeline.compression import check_methods, describe_methods
 
-    names = choose_suites(names)
+    names, methods = choose_suites(names), check_methods(model, compress)
+    if methods and COMPRESSION in names:
+        raise ValueError(f"--suite {COMPRESSION} tries every method itself; leave --compress out, or name other suites")
     hashes = {**model.coder.sha256, **{name: _hash_file(path) for name, path in _list_weights(model.folder).items()}}
-    document = continue_report(out, EvaluationReport(model.folder.name, hashes, seed, limit, suites={}))
+    told = describe_methods(methods)
+    fresh = EvaluationReport(model.folder.name, hashes, seed, limit, told, suites={})
+    document = continue_report(out, fresh)
     for name in names:
-        figures = run_suite(name, model, data_folder, limit, seed, report)
+        with open_methods(methods, model.engine) as sessions:
+            figures = run_suite(name, model, data_folder, limit, seed, report)
         document.suites[name] = dict(figures)
         save_report(document, out)
         suite = open_suite(name)
         for end, text in suite.files(figures).items():
             write_text_atomically(out.with_name(out.stem + end), text)
-        yield suite.table(name, figures)
+        table = suite.table(name, figures)
+        if sessions:
+            before, after = sessions[0].stats.tokens_before, sessions[-1].stats.tokens_after
+            table = f"compressed by {told}: {after} of {before} tokens of media reached the last layer\n{table}"
+        yield table
 
 
 def _list_weights(folder: Path) -> dict[str, Path]:
@@ -106,6 +119,8 @@ def _ignore_progress(text: str, done: int, total: int | None) -> None:
     """Progress that nobody asked for."""
 
 
+#: the suite that compares methods of compression
+COMPRESSION = "compression"
 #: the comparison of tokenizers (`tokenizer_bench`), which measures no model
 TOKENIZERS = "tokenizers"
 SUITES = {

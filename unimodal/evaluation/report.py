@@ -17,14 +17,15 @@ from unimodal.files import read_json_as, write_json
 class EvaluationReport:
     """The report of a model.
 
-    sha256: by file or tokenizer. limit: the most items of a suite; None for each suite's own. suites: name of a suite →
-    its figures.
+    sha256: by file or tokenizer. limit: the most items of a suite; None for each suite's own. compress: the methods
+    that shortened what the model read; "" for none. suites: name of a suite → its figures.
     """
 
     model: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     limit: int | None = None
+    compress: str = ""
     _: KW_ONLY
     suites: dict[str, dict[str, object]]
 
@@ -48,7 +49,7 @@ class EvaluationReport:
 
 
 def continue_report(path: Path, fresh: EvaluationReport) -> EvaluationReport:
-    """The report at `path` if it has the weights, seed and limit of the fresh one, else the fresh one.
+    """The report at `path` if it has the weights, seed, limit and compression of the fresh one, else the fresh one.
 
     Raises ValueError if the file holds something else; it is not changed then.
     """
@@ -58,7 +59,7 @@ def continue_report(path: Path, fresh: EvaluationReport) -> EvaluationReport:
         found = read_json_as(EvaluationReport, path)
     except ValueError:
         raise ValueError(f"{path} exists and is not a report; name another file with --out") from None
-    is_same = (found.sha256, found.seed, found.limit) == (fresh.sha256, fresh.seed, fresh.limit)
+    is_same = all(vars(found)[name] == vars(fresh)[name] for name in ("sha256", "seed", "limit", "compress"))
     return replace(fresh, suites=found.suites) if is_same else fresh
 
 

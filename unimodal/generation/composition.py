@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
+from unimodal.compression import open_methods
 from unimodal.generation.request import PAUSE, Composition, GenerationRequest, ResultT
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def step_composition(
             ids: Sequence[list[int]] = ()
             if rows:
                 prompts, configs = [row.prompt for row in rows], [row.config for row in rows]
-                ids = engine.generate(prompts, configs, method=method, session=session)
+                with open_methods(rows[0].methods, engine):  # all rows of an answer have the same
+                    ids = engine.generate(prompts, configs, method=method, session=session)
             rows = composition.send(ids)
     except StopIteration as end:
         result: ResultT = end.value

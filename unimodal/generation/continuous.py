@@ -23,12 +23,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unimodal.compression import Method, open_methods
+from unimodal.generation.decoders.compressed_slots import CompressedSlots
 from unimodal.generation.decoders.slot_decoders import make_slots
 from unimodal.generation.decoders.step_decoder import SlotDecoder
 from unimodal.generation.grammar import GrammarBatch
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
-from unimodal.generation.request import FinishedRequest, GenerationRequest, GenerationStats, TokenEvent
+from unimodal.generation.request import (
+    CompressionEvent,
+    FinishedRequest,
+    GenerationRequest,
+    GenerationStats,
+    TokenEvent,
+)
 from unimodal.generation.run import PreparedBatch
 
 if TYPE_CHECKING:
@@ -38,14 +46,22 @@ if TYPE_CHECKING:
 class JoinableRun(PlainRun):
     """A run that starts without rows; rows join and leave between its steps.
 
-    run_on: the most steps between two chances to join, while the grammars allow the same.
+    slots: the decoder of its streams. run_on: the most steps between two chances to join, while the grammars allow the
+    same. stats: where it is counted what is computed.
     """
 
-    def __init__(self, parts: EngineParts, on_token: Callable[[TokenEvent], None], run_on: int) -> None:
-        self.slots: SlotDecoder = make_slots(parts.decoder, parts.max_positions)
+    def __init__(
+        self,
+        parts: EngineParts,
+        slots: SlotDecoder,
+        on_token: Callable[[TokenEvent], None],
+        run_on: int,
+        stats: GenerationStats,
+    ) -> None:
+        self.slots = slots
         nobody = PreparedBatch([], [], GrammarBatch([]), [], [])
-        super().__init__(replace(parts, decoder=self.slots), nobody, on_token)
-        self.run_on, self.watched = run_on, False
+        super().__init__(replace(parts, decoder=slots), nobody, on_token)
+        self.run_on, self.watched, self.stats = run_on, False, stats
 
     def join(self, batch: PreparedBatch) -> None:
         """Read the prompts of further rows and append these to the others."""
@@ -103,86 +119,56 @@ class _Seat:
     error: Exception | None = None
 
 
-class ContinuousBatch:
-    """Rows that are answered together. ``run_on``: see `JoinableRun`."""
+class _Lane:
+    """Rows that take their steps together: those that are not compressed, or those under the same methods.
 
-    def __init__(self, engine: Engine, run_on: int = 4) -> None:
-        self.engine = engine
-        self.run = JoinableRun(engine.parts, self._tell, run_on)
-        self._seats: list[_Seat] = []  # one a row
-        self._next_key = count()
+    slots: the decoder of its streams. on_token: told the events of a seat.
+    """
 
-    def __len__(self) -> int:
-        return len(self._seats)
+    def __init__(
+        self,
+        parts: EngineParts,
+        slots: SlotDecoder,
+        run_on: int,
+        stats: GenerationStats,
+        methods: tuple[Method, ...] = (),
+    ) -> None:
+        self.run = JoinableRun(parts, slots, self._tell, run_on, stats)
+        self.seats: list[_Seat] = []  # one a row
+        self.methods = methods
 
-    @property
-    def num_streams(self) -> int:
-        return len(self.run.streams)
-
-    @property
-    def stats(self) -> GenerationStats:
-        """What was computed since the batch was made or cleared."""
-        return self.run.stats
-
-    def check(self, request: GenerationRequest) -> None:
-        """Raises ValueError for a request that `admit` would refuse. Another thread may call this."""
-        self.engine.prepare([request.prompt], [request.config])
-
-    @torch.inference_mode()
-    def admit(self, requests: Sequence[GenerationRequest]) -> list[int]:
-        """Read the prompts, add their rows, and return a key for each.
-
-        Raises ValueError where `Engine.generate` would; no row is changed then.
-        """
-        if not requests:
-            return []
-        batch = self.engine.prepare([r.prompt for r in requests], [r.config for r in requests])
-        self.flush()
-        if not len(self):
-            self.engine.refresh_head()
+    def join(self, batch: PreparedBatch, seats: Sequence[_Seat]) -> None:
         self.run.join(batch)
-        seats = [_Seat(next(self._next_key), request) for request in requests]
-        self._seats += seats
-        return [seat.key for seat in seats]
+        self.seats += seats
+        slots = self.run.slots
+        if isinstance(slots, CompressedSlots):
+            for seat, (num, kept) in zip(seats, slots.joined, strict=False):  # behind them are unconditional streams
+                if seat.request.on_compressed is not None:
+                    seat.request.on_compressed(CompressionEvent(seat.key, num, kept))
 
-    @torch.inference_mode()
-    def flush(self) -> None:
-        """Read the tokens that wait for the next step, so that rows can join. After an exception call `clear`."""
-        self.run.read_waiting()
+    def takes(self, methods: Sequence[Method]) -> bool:
+        """Whether rows under these methods may join it."""
+        slots = self.run.slots
+        return self.methods == tuple(methods) and (not isinstance(slots, CompressedSlots) or slots.can_join)
 
-    @torch.inference_mode()
-    def advance_rows(self) -> list[FinishedRequest]:
-        """Write at least one token of every row; remove and return the finished rows.
-
-        After an exception the rows cannot go on: call `clear`.
-        """
-        if not len(self):
-            return []
-        self.run.advance()
+    def take_finished(self) -> list[FinishedRequest]:
         rows = [row for row, state in enumerate(self.run.grammar.states) if state.finished]
-        done = [FinishedRequest(self._seats[row].key, self.run.answers[row], self._seats[row].error) for row in rows]
-        self._leave(rows)
+        done = [FinishedRequest(self.seats[row].key, self.run.answers[row], self.seats[row].error) for row in rows]
+        self.leave(rows)
         return done
 
-    @torch.inference_mode()
-    def cancel(self, keys: Sequence[int]) -> None:
-        """Drop rows at once; keys of rows that have left are ignored."""
-        self._leave([row for row, seat in enumerate(self._seats) if seat.key in keys])
-
-    def clear(self) -> list[int]:
-        """Drop all rows and the decoder's cache; return the rows' keys. No later request gets one of these."""
-        keys = [seat.key for seat in self._seats]
-        self.run = JoinableRun(self.engine.parts, self._tell, self.run.run_on)
-        self._seats = []
-        return keys
-
-    def _leave(self, rows: Sequence[int]) -> None:
+    def leave(self, rows: Sequence[int]) -> None:
         if rows:
             self.run.leave(set(rows))
-            self._seats = [seat for row, seat in enumerate(self._seats) if row not in rows]
+            self.seats = [seat for row, seat in enumerate(self.seats) if row not in rows]
+
+    def close(self) -> None:
+        """End the compression of its streams."""
+        if isinstance(self.run.slots, CompressedSlots):
+            self.run.slots.close()
 
     def _tell(self, event: TokenEvent) -> None:
-        seat = self._seats[event.row]
+        seat = self.seats[event.row]
         if seat.request.on_token is None:
             return
         over: bool | None = True
@@ -192,3 +178,134 @@ class ContinuousBatch:
             seat.error = error
         if over:
             self.run.grammar.states[event.row].finished = True
+
+
+class ContinuousBatch:
+    """Rows that are answered together. ``run_on``: see `JoinableRun`.
+
+    Rows under the same methods of compression share a decoder of their own (`compressed_slots.py`), beside the one of
+    all rows that are not compressed; a step of the batch is one of each.
+    """
+
+    def __init__(self, engine: Engine, run_on: int = 4) -> None:
+        self.engine, self.run_on = engine, run_on
+        self._next_key = count()
+        self._lanes: list[_Lane] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        self.stats = GenerationStats()  # what was computed since the batch was made or cleared
+        self._plain = self._open_lane(self.engine.parts, ())
+        self._lanes = [self._plain]
+
+    def _open_lane(self, parts: EngineParts, methods: tuple[Method, ...]) -> _Lane:
+        decoder = parts.decoder
+        slots = decoder if isinstance(decoder, CompressedSlots) else make_slots(decoder, parts.max_positions)
+        return _Lane(parts, slots, self.run_on, self.stats, methods)
+
+    @property
+    def run(self) -> JoinableRun:
+        """The run of the rows that are not compressed."""
+        return self._plain.run
+
+    def __len__(self) -> int:
+        return sum(len(lane.seats) for lane in self._lanes)
+
+    @property
+    def num_streams(self) -> int:
+        return sum(len(lane.run.streams) for lane in self._lanes)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises ValueError for a request that `admit` would refuse. Another thread may call this."""
+        self.engine.prepare([request.prompt], [request.config], bool(request.methods))
+        with open_methods(request.methods, self.engine):
+            pass
+
+    @torch.inference_mode()
+    def admit(self, requests: Sequence[GenerationRequest]) -> list[int]:
+        """Read the prompts, add their rows, and return a key for each.
+
+        Raises ValueError where `Engine.generate` would, and for what a method of compression refuses; no row is changed
+        then.
+        """
+        if not requests:
+            return []
+        groups = _group_alike(requests)
+        batches = [self._prepare([requests[number] for number in group]) for group in groups]
+        self.flush()
+        if not len(self):
+            self.engine.refresh_head()
+        seats = [_Seat(next(self._next_key), request) for request in requests]
+        try:
+            lanes = [self._find_lane(requests[group[0]].methods) for group in groups]
+            for lane, group, batch in zip(lanes, groups, batches, strict=True):
+                lane.join(batch, [seats[number] for number in group])
+        except Exception:
+            self.cancel([seat.key for seat in seats])
+            raise
+        return [seat.key for seat in seats]
+
+    def _prepare(self, alike: Sequence[GenerationRequest]) -> PreparedBatch:
+        return self.engine.prepare([r.prompt for r in alike], [r.config for r in alike], bool(alike[0].methods))
+
+    def _find_lane(self, methods: tuple[Method, ...]) -> _Lane:
+        """The lane that rows under these methods join; a new one if there is none."""
+        for lane in self._lanes:
+            if lane.takes(methods):
+                return lane
+        lane = self._open_lane(self.engine.make_compressed_parts(methods), methods)
+        self._lanes.append(lane)
+        return lane
+
+    @torch.inference_mode()
+    def flush(self) -> None:
+        """Read the tokens that wait for the next step, so that rows can join. After an exception call `clear`."""
+        for lane in self._lanes:
+            lane.run.read_waiting()
+
+    @torch.inference_mode()
+    def advance_rows(self) -> list[FinishedRequest]:
+        """Write at least one token of every row; remove and return the finished rows.
+
+        After an exception the rows cannot go on: call `clear`.
+        """
+        done: list[FinishedRequest] = []
+        for lane in self._lanes:
+            if lane.seats:
+                lane.run.advance()
+                done += lane.take_finished()
+        self._close_empty()
+        return done
+
+    @torch.inference_mode()
+    def cancel(self, keys: Sequence[int]) -> None:
+        """Drop rows at once; keys of rows that have left are ignored."""
+        for lane in self._lanes:
+            lane.leave([row for row, seat in enumerate(lane.seats) if seat.key in keys])
+        self._close_empty()
+
+    def clear(self) -> list[int]:
+        """Drop all rows and the decoder's cache; return the rows' keys. No later request gets one of these."""
+        keys = [seat.key for lane in self._lanes for seat in lane.seats]
+        for lane in self._lanes:
+            lane.close()
+        self._begin()
+        return keys
+
+    def _close_empty(self) -> None:
+        """Close the lanes of methods under which no row is left."""
+        for lane in [lane for lane in self._lanes if lane.methods and not lane.seats]:
+            lane.close()
+            self._lanes.remove(lane)
+
+
+def _group_alike(requests: Sequence[GenerationRequest]) -> list[list[int]]:
+    """The numbers of requests under the same methods of compression, in order."""
+    groups: list[list[int]] = []
+    for number, request in enumerate(requests):
+        group = next((group for group in groups if requests[group[0]].methods == request.methods), None)
+        if group is None:
+            groups.append([number])
+        else:
+            group.append(number)
+    return groups

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unimodal.compression import Method
 from unimodal.generation.decoders.compiled_decoder import CompiledDecoder
+from unimodal.generation.decoders.compressed_slots import CompressedSlots
 from unimodal.generation.decoders.flush_streams import stack_positions
 from unimodal.generation.decoders.lean_decoder import LeanDecoder
 from unimodal.generation.decoders.llama_layers import find_lean_problem
@@ -109,6 +111,10 @@ class Engine:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def make_compressed_parts(self, methods: Sequence[Method]) -> EngineParts:
+        """The parts for streams that come and go under these methods. Raises ValueError for what a method refuses."""
+        return replace(self._own_parts, decoder=CompressedSlots(self.model, self.vocabulary, methods))
+
     def open_session(self, size: int = 8) -> GenerationSession:
         """A session: later calls of `generate` reuse what they share with earlier prompts (`session.py`)."""
         return GenerationSession(self._own_parts.decoder, size)
@@ -190,10 +196,15 @@ class Engine:
             scores.append(float(found.gather(1, torch.tensor(list(answer), device=found.device)[:, None]).sum()))
         return scores
 
-    def prepare(self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig]) -> PreparedBatch:
-        """Requests with their grammars and the prompts of all their streams. Raises ValueError as `generate` does."""
+    def prepare(
+        self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig], compressed: bool = False
+    ) -> PreparedBatch:
+        """Requests with their grammars and the prompts of all their streams. Raises ValueError as `generate` does.
+
+        compressed: the prompts will be read under compression, even if no context is open here.
+        """
         positions = self.vocabulary.positions
-        if self.intercepted and not positions.is_flat:
+        if (compressed or self.intercepted) and not positions.is_flat:
             raise ValueError(
                 "compression follows single codes and this model reads the sum of several; use it on a flat model"
             )

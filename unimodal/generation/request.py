@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from pydantic import Field, field_validator
 
 from unimodal.config import Config
 from unimodal.generation.sampling import PLAIN, SamplingConfig
+
+if TYPE_CHECKING:
+    from unimodal.compression import Method
 
 
 class GenerationConfig(Config):
@@ -97,6 +100,19 @@ class TokenEvent:
 OnToken = Callable[[TokenEvent], bool | None]
 
 
+@dataclass(frozen=True)
+class CompressionEvent:
+    """What compression left of the prompt of a row: of its tokens those that the cache holds, the mean over layers."""
+
+    row: int
+    num_tokens: int
+    num_kept: int
+
+
+#: called once a prompt is read with compression
+OnCompressed = Callable[[CompressionEvent], None]
+
+
 @dataclass
 class GenerationStats:
     """What the last call computed. prompt_tokens, step_tokens: summed over streams."""
@@ -116,7 +132,9 @@ class GenerationRequest:
 
     on_token: called with each token, whose row is the request's key; True ends the answer there, an exception ends this
     row alone. compose: (on_token, row) → a composition that writes the answer with several rows in place of one, in
-    ``num_parts`` parts whose tokens are reported one part after the other.
+    ``num_parts`` parts whose tokens are reported one part after the other. methods: the prompt is read under these
+    methods of compression; on_compressed is told what they left. num_read: tokens of the prompt that are about to be
+    kept, where it is known; None: all.
     """
 
     prompt: Sequence[int]
@@ -124,6 +142,14 @@ class GenerationRequest:
     on_token: OnToken | None = None
     compose: Callable[[OnToken | None, int], Composition[list[int]]] | None = None
     num_parts: int = 1
+    methods: tuple[Method, ...] = ()
+    on_compressed: OnCompressed | None = None
+    num_read: int | None = None
+
+    @property
+    def length(self) -> int:
+        """The tokens of the prompt that take room."""
+        return len(self.prompt) if self.num_read is None else self.num_read
 
 
 ResultT = TypeVar("ResultT")

@@ -12,10 +12,12 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from unimodal.generation.request import GenerationRequest, OnToken
+from unimodal.compression import estimate_kept
+from unimodal.generation.request import GenerationRequest, OnCompressed, OnToken
 from unimodal.pipeline.parts import LoadedModel
-from unimodal.pipeline.requests import AnswerSettings, prepare
+from unimodal.pipeline.requests import prepare
 from unimodal.pipeline.search import make_search_answer, phrase_caption
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document
 
@@ -44,7 +46,11 @@ class CodesOfMedium(TypedDict):
 
 
 def make_row(
-    model: LoadedModel, document: Document, settings: AnswerSettings, on_token: OnToken | None = None
+    model: LoadedModel,
+    document: Document,
+    settings: AnswerSettings,
+    on_token: OnToken | None = None,
+    on_compressed: OnCompressed | None = None,
 ) -> GenerationRequest:
     """Makes the row that `Unimodal.answers` would run for a document.
 
@@ -59,7 +65,9 @@ def make_row(
     else:
         composed = make_search_answer(model, prepared, phrase_caption(model, prepared), JUDGED_AT_ONCE)
     if composed is None:
-        return GenerationRequest(prepared.prompt, prepared.config, on_token)
+        methods = prepared.methods
+        num_read = estimate_kept(prepared.prompt, methods, model.vocabulary) if methods else None
+        return GenerationRequest(prepared.prompt, prepared.config, on_token, None, 1, methods, on_compressed, num_read)
     return GenerationRequest(prepared.prompt, prepared.config, on_token, composed.compose, len(composed.parts))
 
 

@@ -29,7 +29,7 @@ def make_speech_answer(
 
     None for a request that is one row. judged_at_once: drafts that the reading judges in one piece of work; None: all.
     """
-    by_reading = prepared.settings.decoder is None
+    by_reading = prepared.settings.decoder is None and not prepared.methods
     if by_reading and is_transcription(model, prepared):
         return ComposedAnswer("text", [lambda: transcribe(model, prepared)])
     each = prepared.utterances or (prepared,)
@@ -50,7 +50,7 @@ def say(
     """The ids of an utterance: the best of several, by the words that they should spell, or one."""
     if words is not None:
         return (yield from say_best(model, words, prepared, judged_at_once))
-    [ids] = yield [GenerationRequest(prepared.prompt, prepared.config)]
+    [ids] = yield [GenerationRequest(prepared.prompt, prepared.config, methods=prepared.methods)]
     return list(ids)
 
 

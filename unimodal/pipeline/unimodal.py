@@ -30,17 +30,19 @@ from torch import Tensor
 
 from unimodal.coder.outputs import MediaCodes, Output
 from unimodal.coder.partial import PartialPictures
+from unimodal.compression import CompressionSession, open_methods
 from unimodal.generation.composition import exhaust, step_composition
 from unimodal.generation.fast.speculation import FastDecoder
-from unimodal.generation.request import OnToken, TokenEvent
+from unimodal.generation.request import CompressionEvent, OnCompressed, OnToken, TokenEvent
 from unimodal.generation.search.base import SESSION_SIZE
 from unimodal.generation.session import GenerationSession
 from unimodal.model_folder.find import find_model
 from unimodal.pipeline.composed import ComposedAnswer
 from unimodal.pipeline.fast_decoders import make_fast_decoder
 from unimodal.pipeline.parts import LoadedModel
-from unimodal.pipeline.requests import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings, Prepared, prepare
+from unimodal.pipeline.requests import Prepared, prepare
 from unimodal.pipeline.search import make_search_answer, phrase_caption
+from unimodal.pipeline.settings import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings
 from unimodal.pipeline.speech import join_sounds
 from unimodal.pipeline.speech_reading import make_speech_answer
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
@@ -74,7 +76,8 @@ class Unimodal(LoadedModel):
     `chat`, `generate` and `answers` take the `AnswerSettings` of a request, and keywords that change single ones:
     `model.chat("Hello", temperature=0.7)`. All three take these callbacks: ``on_progress(requests done, of how many)``;
     ``on_token(event)`` for every new token, whose `row` is the number of the document; and ``on_partial(number of the
-    document, coarse picture)`` while a picture is written. A ``session`` of `engine.open_session()` remembers what was
+    document, coarse picture)`` while a picture is written; ``on_compressed(event)`` with what `compress` left of the
+    prompt of document number `event.row`. A ``session`` of `engine.open_session()` remembers what was
     read, so that a conversation is read once.
     """
 
@@ -95,6 +98,7 @@ class Unimodal(LoadedModel):
         on_progress: OnProgress | None = None,
         on_token: OnToken | None = None,
         on_partial: OnPartial | None = None,
+        on_compressed: OnCompressed | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> list[Output]:
         """The answer to a user's turn of words and media: text, and media where the model puts them or `to` asks for
@@ -109,7 +113,7 @@ class Unimodal(LoadedModel):
             warnings.warn(note, stacklevel=2)
         document = Document([*history, turn])
         prepared = [prepare(self, document, settings.replace(**changes))]
-        return self._answer(prepared, None, session, on_progress, on_token, on_partial)[0]
+        return self._answer(prepared, None, session, on_progress, on_token, on_partial, on_compressed)[0]
 
     def generate(
         self,
@@ -122,6 +126,7 @@ class Unimodal(LoadedModel):
         on_progress: OnProgress | None = None,
         on_token: OnToken | None = None,
         on_partial: OnPartial | None = None,
+        on_compressed: OnCompressed | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> Output:
         """One picture, sound, clip or text for a prompt, which is put into the words that the model was trained on.
@@ -138,7 +143,7 @@ class Unimodal(LoadedModel):
         words = self.wording.phrase_request(prompt, settings.to, settings.voice)
         prepared = [prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))]
         caption = self.wording.phrase_caption(prompt, settings.to)
-        [outputs] = self._answer(prepared, caption, session, on_progress, on_token, on_partial)
+        [outputs] = self._answer(prepared, caption, session, on_progress, on_token, on_partial, on_compressed)
         if settings.to == "text":
             return Output(Text(" ".join(output.text for output in outputs if output.text)))
         return next(output for output in outputs if output.modality == settings.to)
@@ -156,7 +161,7 @@ class Unimodal(LoadedModel):
         prepared = prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))
         composed = self._find_composed(prepared, None)
         if composed is None:
-            yield from self._answer([prepared], None, None, None, None, None)[0]
+            yield from self._answer([prepared], None, None, None, None, None, None)[0]
             return
         told: list[int] = []
         steps = self._step_composed(prepared, composed, lambda event: told.append(event.id))
@@ -194,6 +199,7 @@ class Unimodal(LoadedModel):
         on_progress: OnProgress | None = None,
         on_token: OnToken | None = None,
         on_partial: OnPartial | None = None,
+        on_compressed: OnCompressed | None = None,
         **changes: Unpack[AnswerChanges],
     ) -> list[list[Output]]:
         """The answers to documents whose media have codes, in batches; none depends on its neighbours, unless weights
@@ -205,7 +211,7 @@ class Unimodal(LoadedModel):
         """
         each = _spread(settings, len(documents), seeds, changes)
         prepared = [prepare(self, document, own) for document, own in zip(documents, each, strict=True)]
-        return self._answer(prepared, None, session, on_progress, on_token, on_partial)
+        return self._answer(prepared, None, session, on_progress, on_token, on_partial, on_compressed)
 
     def _answer(
         self,
@@ -215,11 +221,14 @@ class Unimodal(LoadedModel):
         on_progress: OnProgress | None,
         on_token: OnToken | None,
         on_partial: OnPartial | None,
+        on_compressed: OnCompressed | None,
     ) -> list[list[Output]]:
         """The answers to prepared requests.
 
         caption: what a search wants its picture called; None: the words of each request.
         """
+        if session is not None and any(request.settings.methods for request in requests):
+            raise ValueError("a session keeps whole caches and compress shortens them; leave one of them out")
         if any(request.settings.search is not None for request in requests):
             for name, given in (("session", session), ("on_partial", on_partial)):
                 if given is not None:
@@ -229,26 +238,28 @@ class Unimodal(LoadedModel):
         if on_partial is not None:
             listeners.append(PartialPictures(self.coder, on_partial))
         found: dict[int, list[Output]] = {}
-        batches: dict[str | None, list[int]] = {}
+        batches: list[tuple[Prepared, list[int]]] = []  # by decoder and methods; the first is like all of them
         for number in sorted(composed, key=lambda number: len(requests[number].prompt)):  # little padding in a batch
             answer = composed[number]
             if answer is None:
-                batches.setdefault(requests[number].settings.decoder, []).append(number)
+                _find_batch(batches, requests[number]).append(number)
                 continue
             [outputs] = self.decode_answers([exhaust(self._step_composed(requests[number], answer, on_token, number))])
             found[number] = join_sounds(outputs) if requests[number].utterances else outputs
             if on_progress is not None:
                 on_progress(len(found), len(requests))
-        for decoder, numbers in batches.items():
+        for alike, numbers in batches:
             for start in range(0, len(numbers), BATCH):
                 batch = numbers[start : start + BATCH]
-                rows = self.engine.generate(
-                    [requests[number].prompt for number in batch],
-                    [requests[number].config for number in batch],
-                    _listen(listeners, batch) if listeners else None,
-                    self._find_decoder(decoder),
-                    session,
-                )
+                with open_methods(alike.methods, self.engine) as sessions:
+                    rows = self.engine.generate(
+                        [requests[number].prompt for number in batch],
+                        [requests[number].config for number in batch],
+                        _listen(listeners, batch) if listeners else None,
+                        self._find_decoder(alike.settings.decoder),
+                        session,
+                    )
+                _tell_kept(on_compressed, batch, sessions, requests)
                 found.update(zip(batch, self.decode_answers(rows), strict=True))
                 if on_progress is not None:
                     on_progress(len(found), len(requests))
@@ -320,6 +331,29 @@ def _spread(
         if given is not None and len(given) != num:
             raise ValueError(f"{num} documents came with {len(given)} {name}; give one for each")
     return each if seeds is None else [one.replace(seed=seed) for one, seed in zip(each, seeds, strict=True)]
+
+
+def _find_batch(batches: list[tuple[Prepared, list[int]]], request: Prepared) -> list[int]:
+    """The numbers of the requests that are answered together with this one; a new list if there are none."""
+    for alike, numbers in batches:
+        if (alike.settings.decoder, alike.methods) == (request.settings.decoder, request.methods):
+            return numbers
+    batches.append((request, []))
+    return batches[-1][1]
+
+
+def _tell_kept(
+    on_compressed: OnCompressed | None,
+    batch: Sequence[int],
+    sessions: Sequence[CompressionSession],
+    requests: Sequence[Prepared],
+) -> None:
+    """Tells what was left of every prompt that should be compressed, of those too that had nothing to compress."""
+    for place, number in enumerate(batch):
+        if on_compressed is not None and requests[number].settings.methods:
+            whole = len(requests[number].prompt)
+            num, kept = sessions[0].rows[place] if sessions else (whole, whole)
+            on_compressed(CompressionEvent(number, num, kept))
 
 
 def _listen(listeners: Sequence[OnToken], batch: Sequence[int]) -> Callable[[TokenEvent], None]:

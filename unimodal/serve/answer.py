@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unimodal.coder.partial import SHOWN_AFTER
-from unimodal.generation.request import TokenEvent
+from unimodal.generation.request import CompressionEvent, TokenEvent
 from unimodal.pipeline import Unimodal
 from unimodal.text.tokenizer import TextStream
 
@@ -50,7 +50,8 @@ class AnswerReader:
     """The `on_token` of one request.
 
     stop: texts that end the answer; they are not part of it. partial: emit pictures while they are written. emit:
-    called with every piece as soon as it is there. `pieces` are all pieces so far, except partial ones.
+    called with every piece as soon as it is there. `pieces` are all pieces so far, except partial ones; `compressed`
+    is what compression left of the prompt, once it was read under compression.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class AnswerReader:
         self.model, self.stop, self.partial, self.emit = model, stop, partial, emit
         self.pieces: list[WordsPiece | MediumPiece] = []
         self.stopped = False
+        self.compressed: CompressionEvent | None = None
         self._stream: TextStream | None = None  # of the run of words that is being written
         self._first = False  # whether nothing of that run has been given yet
         self._held = ""  # words that may be the beginning of a stop text
@@ -85,6 +87,10 @@ class AnswerReader:
             if not self.stopped:
                 self._add_code(event)
         return self.stopped
+
+    def note_compression(self, event: CompressionEvent) -> None:
+        """Called once the prompt was read under compression."""
+        self.compressed = event
 
     def finish(self) -> None:
         """Ends the answer; to be called when the row is done, whatever ended it."""

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from unimodal.media.registry import find_medium
-from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.serve import fields
 from unimodal.serve.protocol import MOST_CHARACTERS, ApiError, draw_seed
 
@@ -94,6 +94,7 @@ class ChatRequest(ApiRequest):
     stream_partial: bool = False
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative: str | None = Field(default=None, max_length=MOST_CHARACTERS)
+    compress: str | list[str] | None = Field(default=None, max_length=MOST_CHARACTERS)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -164,6 +165,7 @@ class ResponseRequest(ApiRequest):
     max_output_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
     stream: bool | None = False
+    compress: str | list[str] | None = Field(default=None, max_length=MOST_CHARACTERS)
 
 
 # ---- media

@@ -11,7 +11,10 @@ from time import time
 
 from starlette.responses import JSONResponse, Response
 
-from unimodal.pipeline.requests import AnswerSettings, fit_history
+from unimodal.compression import Method
+from unimodal.pipeline.compression import describe_kept, describe_methods
+from unimodal.pipeline.requests import fit_history
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Media, Turn
 from unimodal.serve.answer import AnswerReader
 from unimodal.serve.bodies import ChatRequest, parse
@@ -19,6 +22,7 @@ from unimodal.serve.choice import Choice
 from unimodal.serve.messages import complete_turns, read_turns
 from unimodal.serve.protocol import (
     DONE,
+    ApiError,
     Delta,
     FinishReason,
     Usage,
@@ -70,9 +74,27 @@ async def prepare_answer(
         return Choice(service, reader, await service.prepare(document, own, reader), kind or "wav", spoken)
 
     with name_fields(**names):
+        settings = choose_methods(service, asked, settings)
         document = await service.run(fit_history, service.model, turns, settings)
         choices = [await make_choice(number) for number in range(asked.n or 1)]
-    return ChatAnswer(service, asked, choices, list_notes(service, document, turns))
+    return ChatAnswer(service, asked, choices, list_notes(service, document, turns), settings.methods)
+
+
+def choose_methods(service: Service, asked: ChatRequest, settings: AnswerSettings) -> AnswerSettings:
+    """The settings with the methods of compression of the request, or else of the server; an empty list is none.
+
+    Raises ApiError for methods of a request that may name none, and for methods that there are not.
+    """
+    config = service.config
+    if asked.compress is None:
+        return settings.replace(compress=config.compress) if config.compress else settings
+    if not config.allow_compress:
+        message = "compress: this server does not let requests choose it (serve --allow-compress); leave it out"
+        raise ApiError(400, message, "unsupported_value", "compress")
+    try:
+        return settings.replace(compress=asked.compress) if asked.compress else settings
+    except ValueError as error:
+        raise ApiError(400, str(error), "invalid_value", "compress") from None
 
 
 def list_notes(service: Service, document: Document, turns: Sequence[Turn]) -> list[str]:
@@ -91,9 +113,31 @@ def list_notes(service: Service, document: Document, turns: Sequence[Turn]) -> l
 class ChatAnswer:
     """The answer to a chat request, on its way to the client."""
 
-    def __init__(self, service: Service, asked: ChatRequest, choices: Sequence[Choice], notes: Sequence[str]) -> None:
-        self.service, self.asked, self.choices, self.notes = service, asked, choices, notes
+    def __init__(
+        self,
+        service: Service,
+        asked: ChatRequest,
+        choices: Sequence[Choice],
+        notes: Sequence[str],
+        methods: Sequence[Method] = (),
+    ) -> None:
+        self.service, self.asked, self.choices, self.methods = service, asked, choices, methods
+        self._notes = notes
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What was left out of the files and of the conversation, and what compression has left of the prompt; before
+        the prompt is read, by which methods it will be compressed."""
+        if not self.methods:
+            return list(self._notes)
+        event = self.choices[0].reader.compressed
+        if event is not None:
+            return [*self._notes, describe_kept(self.methods, event.num_tokens, event.num_kept)]
+        if self.choices[0].request.methods:
+            return [*self._notes, f"compressed by {describe_methods(self.methods)}"]
+        num = len(self.choices[0].request.prompt)
+        return [*self._notes, describe_kept(self.methods, num, num)]
 
     async def write(self) -> dict[str, object]:
         """The whole `chat.completion`."""
@@ -130,7 +174,11 @@ class ChatAnswer:
         """
         most = self.asked.tokens
         written = sum(len(one.ids) if most is None else min(len(one.ids), most) for one in self.choices)
-        return count_usage(len(self.choices[0].request.prompt), written)
+        usage = count_usage(len(self.choices[0].request.prompt), written)
+        event = self.choices[0].reader.compressed
+        if event is not None:
+            usage["prompt_tokens_kept"] = event.num_kept
+        return usage
 
     def _write_head(self, kind: str) -> dict[str, object]:
         """The head of every object of an answer; `notes` say what was left out of the files that were sent."""
@@ -140,7 +188,7 @@ class ChatAnswer:
             "created": int(time()),
             "model": self.service.name,
         }
-        return {**head, "notes": list(self.notes)} if self.notes else dict(head)
+        return {**head, "notes": self.notes} if self.notes else dict(head)
 
 
 @dataclass(frozen=True)

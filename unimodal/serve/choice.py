@@ -14,7 +14,8 @@ from torch import Tensor
 
 from unimodal.generation.request import GenerationRequest
 from unimodal.media.registry import MEDIA
-from unimodal.pipeline.requests import AnswerSettings, UnfitRequestError
+from unimodal.pipeline.requests import UnfitRequestError
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import MEDIA_PARTS, Document, Text, Turn
 from unimodal.serve.answer import AnswerReader, MediumPiece, PartialPiece, Piece, WordsPiece
 from unimodal.serve.media_output import encode_sound, make_medium_url

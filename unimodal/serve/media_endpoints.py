@@ -13,8 +13,8 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
-from unimodal.pipeline.requests import AnswerSettings
 from unimodal.pipeline.rows import describe_codes
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Part, Text, Turn
 from unimodal.serve.answer import AnswerReader, MediumPiece, Piece
 from unimodal.serve.bodies import (

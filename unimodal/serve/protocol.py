@@ -19,7 +19,7 @@ assistant's another answer is written. An answer is sent back as it came.
 `modalities`: left out, the answer is words; one medium, or `["text", "audio"]`, and the answer holds it; otherwise it
 may hold what is listed. `audio`: `{"voice", "format"}`. Also `temperature`, `top_p`, `seed`, `max_tokens` /
 `max_completion_tokens`, `stop`, `n`, `stream`, `stream_options.include_usage`, and beyond OpenAI `top_k`, `guidance`,
-`negative`, `stream_partial`. Without `seed`, every request draws another.
+`negative`, `stream_partial`, `compress`. Without `seed`, every request draws another.
 
 Any other field of OpenAI's is without effect on an answer (`user`, `metadata`, `store`, …) or refused with 400 and its
 name: `fields.py` has the list. Unknown fields are refused, too.
@@ -43,6 +43,10 @@ is `data: {"error": {…}}`.
 many earlier messages the model was not shown, and what was done to an answer (a picture resized to `size`) stands as
 sentences in `notes`: of a `chat.completion`, of every chunk of a streamed one, and of what the other endpoints answer
 in JSON. Of transcriptions that are no JSON it stands in the header `X-Notes`.
+
+**Compression.** Where the server lets requests choose (`--allow-compress`), `compress` is a method with the share of
+the tokens of media that it keeps, `"divprune:0.25"`, or a list of several; `[]` turns the server's own off. What was
+kept of the prompt stands in `notes` and in `usage.prompt_tokens_kept`.
 
 **Tokenize.** `{"modality", "codes": [flat ints, all groups], "segments": [{"name", "start", "count", "grid": [t, h, w]
 or null}], "ordered", "groups"}`; `start` and `count` are in code steps. **Detokenize** takes the same flat codes;
@@ -153,6 +157,7 @@ class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_kept: NotRequired[int]
 
 
 class SpokenAnswer(TypedDict):

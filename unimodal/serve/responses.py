@@ -34,6 +34,7 @@ async def respond(exchange: Exchange) -> Response:
         top_p=asked.top_p,
         seed=asked.seed,
         max_tokens=asked.max_output_tokens,
+        compress=asked.compress,
     )
     turns = await read_turns(chat.messages, service.media, service.config.max_parts, "input")
     turns = complete_turns(service.model, turns, "text", None, "input")
@@ -178,7 +179,7 @@ class WrittenResponse:
             "top_p": asked.top_p,
             "truncation": "auto",
             "usage": usage,
-            **({"notes": list(self.answer.notes)} if self.answer.notes else {}),
+            **({"notes": self.answer.notes} if self.answer.notes else {}),
         }
 
 

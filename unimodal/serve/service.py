@@ -27,8 +27,9 @@ from torch import Tensor
 
 from unimodal.generation.request import GenerationRequest
 from unimodal.pipeline import Unimodal
-from unimodal.pipeline.requests import AnswerSettings, UnfitRequestError
+from unimodal.pipeline.requests import UnfitRequestError
 from unimodal.pipeline.rows import make_row
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document
 from unimodal.serve.answer import AnswerReader
 from unimodal.serve.media_input import MediaInput, make_limits
@@ -116,8 +117,8 @@ class Service:
         is begun, for whatever the model or the engine would refuse."""
 
         def make_request() -> GenerationRequest:
-            request = make_row(self.model, document, settings, reader)
-            self.model.engine.prepare([request.prompt], [request.config])
+            request = make_row(self.model, document, settings, reader, reader.note_compression)
+            self.model.engine.prepare([request.prompt], [request.config], bool(request.methods))
             return request
 
         return await self.run(make_request)

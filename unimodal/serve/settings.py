@@ -31,6 +31,8 @@ class ServeConfig(Config):
     head_timeout_s: seconds for the head of a request to arrive, before anything is known of who sends it.
     max_connections: connections that may be open; where the system allows fewer, so many less what files need.
     grace_s: seconds that requests have to end in when the server is told to stop; then they are answered with 503.
+    compress: methods of compression for conversations that name none ("divprune:0.25"); empty: they are read whole.
+    allow_compress: whether a request may name its own in the field `compress`.
     min_bytes_per_s: a large body has one second more for every so many bytes that came, so that one that drips does
         not hold its place for ever.
     """
@@ -54,6 +56,8 @@ class ServeConfig(Config):
     head_timeout_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     max_connections: int = Field(default=1000, ge=1)
     grace_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
+    compress: tuple[str, ...] = ()
+    allow_compress: bool = False
     min_bytes_per_s: float = Field(default=2**16, gt=0, allow_inf_nan=False)
 
     @field_validator("api_key")

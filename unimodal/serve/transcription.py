@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from unimodal.coder.batches import count_frames
 from unimodal.media.registry import MEDIA
-from unimodal.pipeline.requests import AnswerSettings
+from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Media, Text
 from unimodal.serve.bodies import TranscriptionRequest, parse_form
 from unimodal.serve.media_endpoints import WholeAnswer, answer_turn, check_medium, read_form

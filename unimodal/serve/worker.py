@@ -282,14 +282,14 @@ class Worker:
     def _admit(self, batch: ContinuousBatch) -> None:
         """Let as many of those who wait join as there are rows for. Drafts of one prompt read it once."""
         newcomers: list[Ticket] = []
-        prompts: set[tuple[int, ...]] = set()
+        prompts: dict[tuple[int, ...], int] = {}  # with the tokens of each that take room
         most = MOST_PROMPT_TOKENS_BESIDE_ROWS if len(batch) else MOST_PROMPT_TOKENS
         num_drafts = sum(ticket.owner is not None for ticket in self._rows.values())
         counts = [len(self._rows) - num_drafts, num_drafts]
         with self._changed:
             while (ticket := self._waiting.find_next(*counts)) is not None:
-                grown = prompts | {tuple(ticket.request.prompt)}
-                if newcomers and max(map(len, grown)) * len(grown) > most:
+                grown = prompts | {tuple(ticket.request.prompt): ticket.request.length}
+                if newcomers and max(grown.values()) * len(grown) > most:
                     break
                 self._waiting.take(ticket)
                 newcomers.append(ticket)

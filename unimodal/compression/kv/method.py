@@ -55,6 +55,10 @@ class CacheCompressor(Method):
             raise ValueError(f"recent is {self.recent}; it is a number of entries, at least 0")
         check_share("recent_share", self.recent_share)
 
+    @property
+    def acts_on_words(self) -> bool:
+        return self.scope == "prompt"
+
     def __call__(self, model: CompressionTarget, vocabulary: Vocabulary | None = None) -> CompressionSession:
         return CompressionSession(self, model, vocabulary)
 

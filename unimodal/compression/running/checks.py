@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from unimodal.compression.running.contracts import CacheMethod
 from unimodal.compression.running.decoder_parts import NEEDS, DecoderParts, LayerKind
 from unimodal.compression.running.interception import AttentionOutput, LayerAttention, hook_attention
 from unimodal.model.comparison import find_tolerance, measure_difference
@@ -81,3 +82,31 @@ def check_attention(parts: DecoderParts, run_layer: LayerRunner) -> None:
             parts.kinds[index] = still.setdefault(kind, LayerKind(kind.name, kind.window, kind.rotation.stop()))
         elif measure_difference(kind.rotation.rotate_by(own, offset), moved) > find_tolerance(backbone):
             raise ValueError(f"{name} turns its keys in a way that this method does not know; {NEEDS}")
+
+
+def check_call(ids: Tensor | None, mask: Tensor | None, settings: dict[str, object]) -> None:
+    """Raises ValueError for a call that cannot be compressed; removes from settings what is only checked."""
+    if ids is None:
+        raise ValueError("compression finds spans by their ids; call the model with input_ids")
+    if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
+        raise ValueError("compression makes the masks itself; give a 2-d attention_mask, or none")
+    if settings.pop("packing", None) is not None:
+        raise ValueError("compression takes one document a row; unpack the rows first")
+    for name in ("output_attentions", "output_hidden_states"):
+        if settings.pop(name, None):
+            raise ValueError(f"{name} is not available under compression: layers hold different tokens")
+
+
+def check_together(open_here: list[CacheMethod], method: CacheMethod) -> None:
+    """Raises ValueError for a cache method that does not go with those that are open."""
+    for other in open_here:
+        names = f"{type(other).__name__} and {type(method).__name__}"
+        for kinds, do in ((("select", "prefill"), "choose what to attend to"), (("store",), "pack entries")):
+            if other.acts in kinds and method.acts in kinds:
+                raise ValueError(f"{names} both {do}; leave the other's context first")
+        if "store" in (other.acts, method.acts) and "compacted" in (other.positions, method.positions):
+            raise ValueError(f"{names}: packed keys cannot be moved; use positions='kept'")
+        for name in ("scope", "modalities", "positions"):
+            mine, theirs = vars(method)[name], vars(other)[name]
+            if mine != theirs:
+                raise ValueError(f"{names} differ in {name}, {theirs!r} and {mine!r}; give both the same")

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from unimodal.compression.plan import CompressionStats, Plan, Positions, Span
+from unimodal.compression.plan import CompressionStats, KeptTokens, Plan, Positions, Span
 from unimodal.compression.running.look import Look
 from unimodal.compression.running.spans import LocatedSpan
 
@@ -74,9 +74,11 @@ class OpenMethod:
     """A method whose context is open on a decoder, and its results.
 
     chosen: span → places, int64 [M], of the tokens that it kept in the last call with input spans.
+    rows: of each row of the last prompt that was read with a cache, its tokens and what the cache keeps of them.
     """
 
     method: TokenMethod | CacheMethod
     backbone: nn.Module
     stats: CompressionStats = field(default_factory=CompressionStats)
     chosen: dict[LocatedSpan, Tensor] = field(default_factory=dict)
+    rows: list[KeptTokens] = field(default_factory=list)

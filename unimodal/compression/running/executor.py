@@ -25,16 +25,16 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from unimodal.compression.plan import Plan, Span, count_share
 from unimodal.compression.running.attention_rows import ForwardObserver, WatchedLayer
-from unimodal.compression.running.checks import check_attention, check_forward
+from unimodal.compression.running.checks import check_attention, check_call, check_forward, check_together
 from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
 from unimodal.compression.running.decoder_parts import DecoderParts
-from unimodal.compression.running.forward_pass import ForwardPass, LayerPass, LayerPreview, LayerTables, preview_layer
-from unimodal.compression.running.interception import INTERCEPTION, KERNELS, find_hook, hook_attention
+from unimodal.compression.running.forward_pass import ForwardPass, LayerPreview, preview_layer
+from unimodal.compression.running.interception import INTERCEPTION, KERNELS
+from unimodal.compression.running.layer_run import run_layer
 from unimodal.compression.running.scope import enter, find_open, leave
-from unimodal.compression.running.slots import SlotLayer
+from unimodal.compression.running.slots import SlotLayer, count_kept
 from unimodal.compression.running.spans import LocatedSpan, TurnState, find_input_spans
 from unimodal.compression.running.stream import LiveSpan, SpanGroup, TokenStream
-from unimodal.compression.running.transitions import note_transitions
 from unimodal.vocabulary import Vocabulary
 
 #: decoders whose forward is known to equal Llama's; others are compared with this one once
@@ -94,7 +94,7 @@ class PlanExecutor:
     def _check(self, method: TokenMethod | CacheMethod) -> None:
         num_layers = len(self.parts.layers)
         if method.acts_on == "cache":
-            _check_together([o.method for o in find_open(self.backbone) if o.method.acts_on == "cache"], method)
+            check_together([o.method for o in find_open(self.backbone) if o.method.acts_on == "cache"], method)
             looks = True
         else:
             method.check(num_layers)
@@ -140,7 +140,7 @@ class PlanExecutor:
         outside the context, or with inner outputs requested.
         """
         cache = cache if cache is not None else past_key_values
-        _check_call(input_ids, attention_mask, settings)
+        check_call(input_ids, attention_mask, settings)
         assert input_ids is not None
         cache_layers, cache = self._prepare_cache(cache, use_cache)
         past = cache_layers[0].seen if cache_layers else 0
@@ -172,6 +172,10 @@ class PlanExecutor:
         stream = self._run_layers(stream, call, active, cache_layers, settings)
         for layer in cache_layers:
             layer.seen += num
+        if past == 0 and cache_layers:
+            kept = count_kept(cache_layers, valid)
+            for opened in methods:
+                opened.rows = kept
         states = stream.put_back(self.backbone.norm(stream.hidden), num)
         name = "cache" if "cache" in MoeModelOutputWithPast.__dataclass_fields__ else "past_key_values"
         return MoeModelOutputWithPast(last_hidden_state=states, **{name: cache})
@@ -240,7 +244,7 @@ class PlanExecutor:
                     stream = self._compress(opened, method, stream, index, call.observer)
             tables, hook = call.enter_layer(index, self.parts.kinds[index], stream, cache_layer)
             changing = self.parts.list_modules_of(index) if index in call.changing else ()
-            stream.hidden = _run_layer(layer, changing, stream, tables, hook, settings)
+            stream.hidden = run_layer(layer, changing, stream, tables, hook, settings)
         for opened, _ in active:
             opened.stats.tokens_before += before
             opened.stats.tokens_after += sum(map(len, stream.spans))
@@ -336,68 +340,3 @@ def _make_span(stream: TokenStream, group: SpanGroup, site: int, observer: Forwa
         observer=observer,
         place=group.place,
     )
-
-
-def _run_layer(
-    layer: nn.Module,
-    changing: tuple[nn.Module, ...],
-    stream: TokenStream,
-    tables: LayerTables,
-    hook: LayerPass,
-    settings: dict[str, object],
-) -> Tensor:
-    """Run one layer; return its states [B, N, D]. changing: modules whose changes are added to the stream's."""
-    # The tables hold the rotation. Pass positions without gaps: a gap would begin a packed document.
-    plain = torch.arange(len(stream), device=stream.ids.device)[None]
-    if hook.listens:
-        settings = {**settings, "compression": hook}
-
-    def note(
-        _: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], out: Tensor | tuple[Tensor, ...] | None = None
-    ) -> None:
-        # Another thread's call of the same module may come here, too, and without `named` while the hook is being set.
-        if find_hook() is hook:
-            assert out is not None
-            note_transitions(stream, args, named, out)
-
-    hooks = [module.register_forward_hook(note, with_kwargs=True) for module in changing]
-    try:
-        with hook_attention(hook if hook.listens else None):
-            return layer(
-                stream.hidden,
-                attention_mask=tables.mask,
-                position_ids=plain,
-                position_embeddings=tables.rotary,
-                **settings,
-            )
-    finally:
-        for module_hook in hooks:
-            module_hook.remove()
-
-
-def _check_together(open_here: list[CacheMethod], method: CacheMethod) -> None:
-    """Raises ValueError for a cache method that does not go with those that are open."""
-    for other in open_here:
-        names = f"{type(other).__name__} and {type(method).__name__}"
-        for kinds, do in ((("select", "prefill"), "choose what to attend to"), (("store",), "pack entries")):
-            if other.acts in kinds and method.acts in kinds:
-                raise ValueError(f"{names} both {do}; leave the other's context first")
-        if "store" in (other.acts, method.acts) and "compacted" in (other.positions, method.positions):
-            raise ValueError(f"{names}: packed keys cannot be moved; use positions='kept'")
-        for name in ("scope", "modalities", "positions"):
-            mine, theirs = vars(method)[name], vars(other)[name]
-            if mine != theirs:
-                raise ValueError(f"{names} differ in {name}, {theirs!r} and {mine!r}; give both the same")
-
-
-def _check_call(ids: Tensor | None, mask: Tensor | None, settings: dict[str, object]) -> None:
-    """Raises ValueError for a call that cannot be compressed; removes from settings what is only checked."""
-    if ids is None:
-        raise ValueError("compression finds spans by their ids; call the model with input_ids")
-    if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
-        raise ValueError("compression makes the masks itself; give a 2-d attention_mask, or none")
-    if settings.pop("packing", None) is not None:
-        raise ValueError("compression takes one document a row; unpack the rows first")
-    for name in ("output_attentions", "output_hidden_states"):
-        if settings.pop(name, None):
-            raise ValueError(f"{name} is not available under compression: layers hold different tokens")

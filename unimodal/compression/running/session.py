@@ -6,7 +6,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 from torch import nn
 
-from unimodal.compression.plan import CompressionStats
+from unimodal.compression.plan import CompressionStats, KeptTokens
 from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
 from unimodal.compression.running.executor import PlanExecutor
 from unimodal.vocabulary import Vocabulary
@@ -56,6 +56,12 @@ class CompressionSession:
     @property
     def stats(self) -> CompressionStats:
         return self._open.stats
+
+    @property
+    def rows(self) -> list[KeptTokens]:
+        """What was kept of each row of the last prompt that was read with a cache. All contexts that are open here say
+        the same: they count what all of them left."""
+        return list(self._open.rows)
 
     @property
     def kept(self) -> list[list[int]]:

@@ -11,13 +11,14 @@ agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
+from unimodal.compression.plan import KeptTokens
 from unimodal.compression.running.packed import PackedStates
 from unimodal.compression.running.spans import TurnState
 
@@ -68,6 +69,12 @@ class Slots:
         held = held if held.shape[1] == 1 else held.repeat_interleave(num_heads // held.shape[1], 1)
         return bias.masked_fill(~held, -torch.inf)
 
+    def make_log_sizes(self) -> Tensor:
+        """The sizes as logarithms, [B, K or 1, L]; zeros where every slot stands for one token."""
+        if self.log_size is not None:
+            return self.log_size
+        return torch.zeros((len(self.valid), 1, len(self)), device=self.valid.device)
+
     def find_hidden(self, at: Tensor, window: int | None, num_heads: int = 1) -> Tensor:
         """Which slots queries at slots `at` int64 [B, Q] do not see, bool [B, num_heads or 1, Q, L]: later ones, and
         with a window those at positions that far back."""
@@ -88,7 +95,7 @@ class Slots:
         """These slots, followed by those of new tokens at `positions` int64 [B, N]."""
         sizes = None
         if self.log_size is not None or new.log_size is not None:
-            sizes = _join(*(_make_zeros(s) if s.log_size is None else s.log_size for s in (self, new)))
+            sizes = _join(self.make_log_sizes(), new.make_log_sizes())
         held = None if self.held is None and new.held is None else _join(self.find_held(), new.find_held())
         return Slots(
             torch.cat([self.valid, new.valid], 1),
@@ -126,11 +133,6 @@ class Slots:
 def _are_equal(old: Tensor, new: Tensor) -> bool:
     """Whether two selections of rows are equal; a mask never equals indices."""
     return old.dtype == new.dtype and torch.equal(old, new)
-
-
-def _make_zeros(slots: Slots) -> Tensor:
-    """Sizes of 1 as logarithms, [B, 1, L]."""
-    return torch.zeros((len(slots.valid), 1, len(slots)), device=slots.valid.device)
 
 
 def _join(old: Tensor, new: Tensor) -> Tensor:
@@ -273,6 +275,13 @@ class SlotLayer(DynamicLayer):
                 self.keys = move(self.keys)
         self.states = [state.map_slots(lambda score: score.gather(2, index)) for state in self.states]
         self.slots = slots
+
+
+def count_kept(layers: Sequence[SlotLayer], valid: Tensor) -> list[KeptTokens]:
+    """What the layers of a cache hold of each row of a prompt, valid bool [B, N]."""
+    held = [layer.slots.find_held().sum(-1).float().mean(1) for layer in layers if layer.slots is not None]
+    mean = torch.stack(held).mean(0).round().long() if held else valid.sum(1)
+    return [KeptTokens(int(num), int(kept)) for num, kept in zip(valid.sum(1), mean, strict=True)]
 
 
 def gather_slots(states: Tensor, index: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class LlamaSlots:
         return self._join(prompts, pad_id, capacity, prefixes, range(len(prompts)))
 
     def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
-        unique, numbers = _find_unique(prompts)
+        unique, numbers = find_unique(prompts)
         return self._join(unique, pad_id, max(capacities), (), numbers)
 
     def _join(
@@ -187,7 +187,7 @@ class ReferenceSlots(ReferenceDecoder):
         from unimodal.generation.decoders.reference_cache import check_whole
 
         fresh = ReferenceDecoder(self.model)
-        unique, numbers = _find_unique(prompts)
+        unique, numbers = find_unique(prompts)
         hidden = fresh.prefill(unique, pad_id, max(capacities))[numbers]
         if len(unique) < len(prompts):
             fresh.keep(numbers)
@@ -220,7 +220,7 @@ class ReferenceSlots(ReferenceDecoder):
         self.length -= spare
 
 
-def _find_unique(prompts: Prompts) -> tuple[list[tuple[Position, ...]], list[int]]:
+def find_unique(prompts: Prompts) -> tuple[list[tuple[Position, ...]], list[int]]:
     """The distinct prompts, and for each prompt its index among them: equal prompts are read once."""
     found: dict[tuple[Position, ...], int] = {}
     numbers = [found.setdefault(tuple(prompt), len(found)) for prompt in prompts]

@@ -1,0 +1,117 @@
+"""Compression as a setting of an answer: asked for by name or as a method, told, and refused in one line."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.tiny_model import tiny_model
+from unimodal.compression import METHODS, open_methods
+from unimodal.compression.tokens.divprune import DivPrune
+from unimodal.compression.tokens.tokenflex import TokenFLEX
+from unimodal.pipeline.compression import describe_kept, describe_methods, read_methods
+from unimodal.pipeline.requests import UnfitRequestError, prepare
+from unimodal.pipeline.settings import AnswerSettings
+from unimodal.sequence.document import Document, Image, Text, Turn
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def draw(seed):
+    """A PNG of noise."""
+    memory = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(memory, "PNG")
+    return memory.getvalue()
+
+
+@pytest.fixture(scope="module")
+def documents(model):
+    turns = [model.user_turn([Image(data=draw(seed)), "What is this?"]) for seed in range(3)]
+    return [Document([turn]) for turn in turns] + [Document([Turn("user", "Hello")])]
+
+
+@pytest.mark.parametrize("asked", ["divprune:0.5", "h2o:0.25", "fastv:0.5,snapkv:0.5", DivPrune(0.25), ["stride:0.3"]])
+def test_an_answer_is_that_in_the_open_context_and_what_was_kept_is_told(model, documents, asked):
+    told = []
+    answers = model.answers(documents, to="text", tokens=8, compress=asked, on_compressed=told.append)
+    for document, answer in zip(documents, answers, strict=True):
+        with open_methods(read_methods(asked), model.engine):
+            assert model.answers([document], to="text", tokens=8, seeds=[0])[0] == answer
+    assert sorted(event.row for event in told) == [0, 1, 2, 3]
+    kept = {event.row: (event.num_tokens, event.num_kept) for event in told}
+    assert all(kept[row][1] < kept[row][0] for row in range(3)) and kept[3][0] == kept[3][1]
+
+
+def test_rows_with_and_without_in_one_call(model, documents):
+    each = [AnswerSettings(to="text", tokens=6, compress=name) for name in ("pooling:0.5", None, "pooling:0.5", "h2o")]
+    alone = [model.answers([d], s)[0] for d, s in zip(documents, each, strict=True)]
+    assert model.answers(documents, each) == alone
+    assert not model.engine.intercepted
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("divprun:0.5", "did you mean divprune"),
+        ("divprune:0", "keep is 0"),
+        ("divprune:1.5", "keep is 1.5"),
+        ("divprune:nan", "finite"),
+        ("divprune:half", "no share"),
+        ("", "no compression method ''"),
+        ("divprune,", "no compression method ''"),
+        ("tokenflex:0.5", "learned"),
+        ([3], "no method"),
+    ],
+)
+def test_what_no_model_could_do_is_one_line(asked, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        AnswerSettings(compress=asked)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"decoder": "jacobi"}, {"search": "best-of-n", "to": "image"}])
+def test_what_needs_the_whole_prompt_is_refused(changes):
+    with pytest.raises(ValueError, match="leave one of them out"):
+        AnswerSettings(compress="stride:0.5", **changes)
+    assert AnswerSettings(compress="stride:0.5", decoder="plain").methods == (METHODS["stride"](0.5),)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [(TokenFLEX(0.5), "projector"), (METHODS["fastv"](0.5, layer=40), "layer 40")]
+)
+def test_what_this_model_cannot_do_is_a_fault_of_the_field(model, documents, asked, message):
+    with pytest.raises(UnfitRequestError, match=message) as caught:
+        prepare(model, documents[0], AnswerSettings(to="text", compress=asked))
+    assert caught.value.field == "compress"
+
+
+def test_a_session_keeps_whole_caches(model, documents):
+    with pytest.raises(ValueError, match="session"):
+        model.answers(documents[:1], to="text", session=model.engine.open_session(), compress="stride:0.5")
+
+
+def test_a_chat_of_several_turns(model):
+    picture = Image(data=draw(9))
+    first = model.user_turn([picture, "What is this?"])
+    answer = model.chat(first.parts, to="text", tokens=4, compress="divprune:0.5")
+    history = [first, Turn("assistant", [output.part for output in answer])]
+    told = []
+    model.chat(
+        [picture, Text("And this?")], history, to="text", tokens=4, compress="stride:0.5", on_compressed=told.append
+    )
+    [event] = told
+    num_codes = len(first.parts[0].require_codes())
+    assert event.num_tokens - event.num_kept == 2 * (num_codes - round(num_codes / 2))
+
+
+def test_methods_are_described_as_they_are_asked_for():
+    methods = read_methods("divprune:0.25, snapkv")
+    assert describe_methods(methods) == "divprune:0.25,snapkv:0.5"
+    assert "12 of 40 tokens" in describe_kept(methods, 40, 12)
+    assert "nothing to shorten" in describe_kept(methods, 40, 40)
+    assert "attends to a share" in describe_kept(read_methods("fasa"), 40, 40)
