@@ -11,10 +11,10 @@ from unimodal.compression.kv.expected_attention import ExpectedAttention
 from unimodal.compression.kv.fasa import FASA
 from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.keydiff import KeyDiff
+from unimodal.compression.kv.kivi import KIVI
 from unimodal.compression.kv.knorm import Knorm
 from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.pyramidkv import PyramidKV
-from unimodal.compression.kv.quantized import Quantized
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.streaming_llm import StreamingLLM
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
@@ -176,8 +176,8 @@ def test_methods_that_contradict_each_other_are_refused_in_one_line(model, vocab
         (SnapKV(0.5), H2O(0.5, scope="prompt"), "SnapKV and H2O differ in scope, 'media' and 'prompt'"),
         (FASA(0.5), TokenSparseAttention(0.5), "both choose what to attend to"),
         (SnapKV(0.5), H2O(0.5, positions="compacted"), "differ in positions"),
-        (Quantized(0.5), Quantized(0.2), "both pack entries"),
-        (Quantized(0.5), SnapKV(0.5, positions="compacted"), "packed keys cannot be moved"),
+        (KIVI(0.5), KIVI(0.2), "both pack entries"),
+        (KIVI(0.5), SnapKV(0.5, positions="compacted"), "packed keys cannot be moved"),
     ):
         with (
             pytest.raises(ValueError, match=match) as error,
@@ -227,9 +227,9 @@ def test_a_quantized_cache_is_read_as_it_is_stored(model, vocabulary, words, rea
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(torch.tensor([words]), **{cache_name(model): cache}, use_cache=True)
-        with Quantized(0.25, scope="prompt", group=4, recent=10)(model, vocabulary):
+        with KIVI(0.25, scope="prompt", group=4, recent=10)(model, vocabulary):
             read(model, [words], [])
-    assert Quantized(0.5).packing[0] == 8 and Quantized(0.49).packing[0] == 4 and Quantized(0.1).packing[0] == 2
+    assert KIVI(0.5).packing[0] == 8 and KIVI(0.49).packing[0] == 4 and KIVI(0.1).packing[0] == 2
 
     def round_group(x, dim):
         low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
@@ -269,7 +269,7 @@ def test_packed_entries_keep_their_codes(model, vocabulary, words):
 
 def test_what_evicts_and_what_packs_go_together(model, vocabulary, prompts, read):
     for scope in ("media", "prompt"):
-        with H2O(0.5, scope=scope)(model, vocabulary), Quantized(0.25, group=4, scope=scope)(model, vocabulary):
+        with H2O(0.5, scope=scope)(model, vocabulary), KIVI(0.25, group=4, scope=scope)(model, vocabulary):
             together = read(model, prompts)
             for row, found in zip(prompts, together, strict=True):
                 assert torch.allclose(read(model, [row])[0], found, atol=2e-4)

@@ -16,11 +16,11 @@ from unimodal.compression.kv.fasa import FASA
 from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.keydiff import KeyDiff
 from unimodal.compression.kv.keyformer import Keyformer
+from unimodal.compression.kv.kivi import KIVI
 from unimodal.compression.kv.knorm import Knorm
 from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.kv.pyramidkv import PyramidKV
-from unimodal.compression.kv.quantized import Quantized
 from unimodal.compression.kv.snapkv import SnapKV
 from unimodal.compression.kv.streaming_llm import StreamingLLM
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
@@ -105,7 +105,7 @@ METHODS: dict[str, type[Method]] = {
     "expected_attention": ExpectedAttention,
     "dapq": DapQ,
     "tokenselect": TokenSelect,
-    "quantized": Quantized,
+    "kivi": KIVI,
     "fasa": FASA,
     "token_sparse": TokenSparseAttention,
 }

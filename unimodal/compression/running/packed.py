@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Codes(NamedTuple):
+class PackedNumbers(NamedTuple):
     """Packed values [..., W]. low, scale: broadcast against them."""
 
     data: Tensor  # uint8 [..., W * bits / 8], rounded up
@@ -39,8 +39,8 @@ class PackedStates:
     widths: tuple[int, int]
     places: Tensor
     groups: Tensor
-    keys: Codes  # low and scale [B, K, G, W], by group
-    values: Codes  # low and scale [B, K, P, W / size, 1]
+    keys: PackedNumbers  # low and scale [B, K, G, W], by group
+    values: PackedNumbers  # low and scale [B, K, P, W / size, 1]
     exact: tuple[Tensor, Tensor]
     exact_places: Tensor
 
@@ -50,7 +50,7 @@ class PackedStates:
         num_rows, num_heads, length, width = keys.shape
         none = torch.zeros(num_rows, num_heads, 0, dtype=torch.int32, device=keys.device)
         places = torch.arange(length, device=keys.device, dtype=torch.int32).expand(num_rows, num_heads, -1)
-        by_group = Codes(pack_bits(keys[:, :, :0].to(torch.uint8), bits), keys[:, :, :0], keys[:, :, :0])
+        by_group = PackedNumbers(pack_bits(keys[:, :, :0].to(torch.uint8), bits), keys[:, :, :0], keys[:, :, :0])
         by_entry = quantize(values[:, :, :0].unflatten(-1, find_shape(values, size)), bits)
         by_entry = by_entry._replace(data=pack_bits(by_entry.data.flatten(-2), bits))
         widths = (width, values.shape[-1])
@@ -92,8 +92,8 @@ class PackedStates:
             self,
             places=self.places[rows],
             groups=self.groups[rows],
-            keys=Codes(*(part[rows] for part in self.keys)),
-            values=Codes(*(part[rows] for part in self.values)),
+            keys=PackedNumbers(*(part[rows] for part in self.keys)),
+            values=PackedNumbers(*(part[rows] for part in self.values)),
             exact=(self.exact[0][rows], self.exact[1][rows]),
             exact_places=self.exact_places[rows],
         )
@@ -122,7 +122,7 @@ class PackedStates:
             places=pick(self.places),
             groups=pick(self.groups),
             keys=self.keys._replace(data=pick(self.keys.data)),
-            values=Codes(*(pick(part) for part in self.values)),
+            values=PackedNumbers(*(pick(part) for part in self.values)),
         )
 
     def _drop_exact(self) -> PackedStates:
@@ -155,12 +155,12 @@ class PackedStates:
             self,
             places=torch.cat([self.places, places], 2),
             groups=torch.cat([self.groups, (group + old).to(torch.int32).expand_as(places)], 2),
-            keys=Codes(
+            keys=PackedNumbers(
                 torch.cat([self.keys.data, pack_bits(codes, self.bits)], 2),
                 torch.cat([self.keys.low, coded.low.squeeze(3)], 2),
                 torch.cat([self.keys.scale, coded.scale.squeeze(3)], 2),
             ),
-            values=Codes(
+            values=PackedNumbers(
                 torch.cat([self.values.data, pack_bits(value_codes.data.flatten(-2), self.bits)], 2),
                 torch.cat([self.values.low, value_codes.low], 2),
                 torch.cat([self.values.scale, value_codes.scale], 2),
@@ -181,7 +181,7 @@ def find_shape(states: Tensor, size: int) -> tuple[int, int]:
     return (width // size, size) if width % size == 0 else (1, width)
 
 
-def quantize(states: Tensor, bits: int, dim: int = -1, real: Tensor | None = None) -> Codes:
+def quantize(states: Tensor, bits: int, dim: int = -1, real: Tensor | None = None) -> PackedNumbers:
     """states in groups along `dim` → codes uint8 [...], and low and scale, of size 1 along `dim`.
 
     real: bool, broadcast against the states: those that count.
@@ -194,7 +194,7 @@ def quantize(states: Tensor, bits: int, dim: int = -1, real: Tensor | None = Non
     low = low.masked_fill(empty, 0.0)
     scale = (high.masked_fill(empty, 0.0) - low) / (2**bits - 1)
     codes = ((states - low) / scale.clamp_min(1e-8)).round().clamp(0, 2**bits - 1)
-    return Codes(codes.to(torch.uint8), low, scale)
+    return PackedNumbers(codes.to(torch.uint8), low, scale)
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

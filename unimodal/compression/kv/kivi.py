@@ -19,7 +19,7 @@ from unimodal.compression.running.look import Look
 
 
 @dataclass
-class Quantized(CacheCompressor):
+class KIVI(CacheCompressor):
     """Store entries in a few bits (KIVI, arXiv 2402.02750).
 
     keep: the share of 16 bits that an entry keeps; 8, 4 or 2 bits, the most that fit. group: entries, or channels, that
