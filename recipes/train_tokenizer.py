@@ -90,20 +90,19 @@ class Stage(Config):
 
 
 class TokenizerRecipe(Config):
-    # what is trained
-    system: str | None = None
+    system: str | None = None  # what is trained
     small: bool = False
     family: str | None = None
     tokenizer: dict[str, JsonValue] = {}  # settings of the family's config, over those of the system
     initial: Annotated[str | None, MAY_CHANGE] = None
     trunk: str | None = None  # of a system with a frozen one: a folder, `whisper-tiny.en` or `efficientnet`
     trunk_memory_mb: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # for what it makes of whole media that come again
+    trunk_folder: Annotated[Path | None, MAY_CHANGE] = None  # keeps it for later runs
     begin_from: Annotated[str | None, MAY_CHANGE] = None  # the folder of a tokenizer whose weights are taken that fit
     labelled: str | None = None  # media in one folder for each thing shown, for what is fitted before training
     train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
     losses: LossSettings | None = None  # by default the tokenizer's own loss
-    # what it is trained on
-    media: Annotated[str, MAY_CHANGE]
+    media: Annotated[str, MAY_CHANGE]  # what it is trained on
     media_root: Annotated[Path | None, MAY_CHANGE] = None
     from_hub: bool = False  # media is a dataset of the hub
     split: str = "train"
@@ -120,6 +119,7 @@ class TokenizerRecipe(Config):
     crop_s: float = Field(2.0, gt=0)  # of longer sounds
     workers: Annotated[int, MAY_CHANGE] = Field(2, ge=0)  # that decode files
     batch_size: int = Field(16, ge=1)
+    sorted_batches: int = Field(1, ge=1)  # of so many in a row, items of like length go together
     stages: tuple[Stage, ...] = ()
     processor_s: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)  # to train for; loop.steps is a first guess
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/tokenizer")
@@ -172,7 +172,7 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
             raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave {given} out")
         if cfg.trunk is not None:
             made.fill_trunk(cfg.trunk)
-            made.keep_trunk(cfg.trunk_memory_mb * 2**20)
+            made.keep_trunk(cfg.trunk_memory_mb * 2**20, cfg.trunk_folder)
         if cfg.begin_from is not None:
             count = made.take_weights(load_tokenizer(cfg.begin_from))
             print(f"{count} of {len(made.state_dict())} weights are from {cfg.begin_from}", file=sys.stderr)
@@ -315,7 +315,7 @@ def open_stream(
         given = cfg.sizes if stage.sizes is None else stage.sizes
         sizes = find_sizes(tokenizer, given) if medium in ("image", "video") else ()
         size = stage.batch_size or cfg.batch_size
-        parts.append(StreamPart(stage.first_step, opened[media, medium], sizes, size, views))
+        parts.append(StreamPart(stage.first_step, opened[media, medium], sizes, size, views, cfg.sorted_batches))
     return MediaStream(
         parts, tokenizer.file_target, cfg.one_held_out_of, cfg.loop.seed, cfg.workers, cfg.loop.accumulation,
         parallel.rank, parallel.num_ranks, left_out,

@@ -38,13 +38,15 @@ class View:
 @dataclass(frozen=True)
 class StreamPart:
     """What the stream gives from a step on, until the next part begins. sizes: of which each batch takes one; empty for
-    media without one."""
+    media without one. sorted_batches: of so many batches in a row the items are put in order of length and shared out
+    again, so that those of a batch are about equally long."""
 
     first_step: int
     items: MediaItems
     sizes: tuple[Size, ...]
     batch_size: int
     options: ViewOptions
+    sorted_batches: int = 1
 
 
 class LeftOut:
@@ -96,6 +98,8 @@ class MediaStream:
         self.number = 0  # of the next batch of this rank
         self._pool: ThreadPoolExecutor | None = None
         self._ahead: deque[Future[list[View]]] = deque()
+        self._groups: dict[int, list[list[View]]] = {}  # the last two groups of sorted batches
+        self._sorting = threading.Lock()
         self._numbers = [_list_training(part.items, one_held_out_of) for part in self.parts]
 
     def next_views(self) -> list[View]:
@@ -115,6 +119,27 @@ class MediaStream:
         return max(number for number, part in enumerate(self.parts) if part.first_step <= step)
 
     def _read_batch(self, number: int) -> list[View]:
+        place = self.find_part(number // self.accumulation)
+        count = self.parts[place].sorted_batches
+        first = number - number % count
+        numbers = range(first, first + count)
+        if count == 1 or {self.find_part(other // self.accumulation) for other in numbers} != {place}:
+            return self._read_unsorted(number)
+        with self._sorting:  # a group is read once, by the worker that needs it first
+            if first not in self._groups:
+                self._groups = dict(list(self._groups.items())[-1:])
+                self._groups[first] = self._sort_batches(numbers)
+            return self._groups[first][number - first]
+
+    def _sort_batches(self, numbers: Sequence[int]) -> list[list[View]]:
+        views = [view for number in numbers for view in self._read_unsorted(number)]
+        views.sort(key=lambda view: len(view.medium))
+        size = len(views) // len(numbers)
+        batches = [views[start : start + size] for start in range(0, len(views), size)]
+        make_generator(self.seed, "order", numbers[0]).shuffle(batches)
+        return batches
+
+    def _read_unsorted(self, number: int) -> list[View]:
         place = self.find_part(number // self.accumulation)
         part = self.parts[place]
         draw = number * self.num_ranks + self.rank  # of all ranks

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Self
 
 import torch
@@ -137,9 +138,9 @@ class SystemModule(StoredModule):
         self.load_state_dict({**own, **{name: theirs[name] for name in taken}})
         return len(taken)
 
-    def keep_trunk(self, most_bytes: int) -> None:
-        """Keeps what a frozen trunk makes of media that come again in training, up to so much memory; of systems with
-        one."""
+    def keep_trunk(self, most_bytes: int, folder: Path | None = None) -> None:
+        """Keeps what a frozen trunk makes of media that come again in training, up to so much memory, and in a folder
+        for later runs; of systems with one."""
 
     def copy_decoder(self, teacher: MediaTokenizer) -> None:
         """Takes the codebook and the decoder of the tokenizer whose codes it predicts. ValueError for a system that

@@ -1,12 +1,13 @@
-"""Speech of any voice ⇄ codes: what Whisper hears (`whisper_bottleneck.py`) as 25 codes a second, how it is said as
-6.25 a second, who says it as a few codes of the whole sound (as BiCodec, arXiv 2503.01710, has them), and a decoder.
+"""Speech of any voice ⇄ codes: what is said as 50 codes a second, how it is said as 6.25 a second, who says it as a few
+codes of the whole sound (as BiCodec, arXiv 2503.01710, has them), and a decoder.
 
-    voice voice voice voice voice voice | prosody content content content content | prosody content …
+    voice voice voice voice voice voice | prosody content content content … | prosody content …
 
-The codes of content are those of `whisper_bottleneck`: they know what is said and little of who says it. Voice and
-prosody are read off log-mel frames; a decoder rebuilds these frames from all three, and a head makes sound of them
-(Vocos, arXiv 2306.00814). It is trained in parts: the content, as a `whisper-bottleneck` that spells; the head alone,
-from the frames of sounds (`train: [head]`); then the rest, from frozen content (`train: [voice, prosody, decoder]`).
+Content is read from what a frozen Whisper hears, which knows many voices, and from log-mel frames, which have what it
+leaves out; voice and prosody from these frames alone. A decoder rebuilds the frames from all three, and a head makes
+sound of them (Vocos, arXiv 2306.00814). The codes are learnt together with the decoder, since codes that only spell do
+not tell it how a word sounds; `losses: {spelling: …}` keeps beside it what tells words apart. The head is trained
+alone, from the frames of sounds (`train: [head]`).
 
 Prosody has numbers behind those of content in the same block, so that any row of codes decodes: a code of prosody is of
 the content behind it, up to the next one. A sound is filled up with silence to whole groups of prosody and content.
@@ -38,21 +39,30 @@ from unimodal.tokenizers.registry import load_tokenizer
 from unimodal.tokenizers.sounds import check_sounds, join_waves, pad_samples
 from unimodal.tokenizers.stored import read_fields
 from unimodal.tokenizers.systems.base import Reconstruction
-from unimodal.tokenizers.systems.whisper_bottleneck import WhisperBottleneckConfig, WhisperBottleneckTokenizer
-from unimodal.tokenizers.systems.whisper_codec_networks import MelDecoder, ProsodyEncoder, VoiceEncoder
+from unimodal.tokenizers.systems.whisper_codec_networks import (
+    ContentEncoder,
+    MelDecoder,
+    ProsodyEncoder,
+    VoiceEncoder,
+)
+from unimodal.tokenizers.systems.whisper_hearing import WhisperHearing, WhisperHearingConfig
 
 
-class WhisperCodecConfig(WhisperBottleneckConfig):
-    """Beside the settings of the content: voice_codes, voice_levels, prosody_levels: of the codes of a sound and of a
-    group. codes_per_prosody: codes of content in a group. window_size, hop, bands, mel_floor, mel_mean, mel_deviation:
-    of the log-mel frames between decoder and head. reader_width: of the networks that read voice and prosody.
-    decoder_width, dilations: of the decoder at the codes' rate, frame_width, frame_blocks: at the frames'. head_width,
-    head_blocks, head_expansion: of the head. voices: by name, the codes of voices that it knows."""
+class WhisperCodecConfig(WhisperHearingConfig):
+    """encoder_width, encoder_blocks: of the network that reads content. voice_codes, voice_levels, prosody_levels: of
+    the codes of a sound and of a group. codes_per_prosody: codes of content in a group. window_size, hop, bands,
+    mel_floor, mel_mean, mel_deviation: of the log-mel frames between decoder and head. reader_width: of the networks
+    that read voice and prosody. decoder_width, dilations: of the decoder at the codes' rate, frame_width, frame_blocks:
+    at the frames'. head_width, head_blocks, head_expansion: of the head. voices: by name, the codes of voices that it
+    knows. Others as of `WhisperHearingConfig`."""
 
-    family: Literal["whisper_codec"] = "whisper_codec"  # type: ignore[assignment]
+    family: Literal["whisper_codec"] = "whisper_codec"
+    steps_per_code: int = Field(default=1, ge=1)
+    encoder_width: int = Field(default=256, ge=2)
+    encoder_blocks: int = Field(default=2, ge=0)
     voice_codes: int = Field(default=6, ge=1)
     voice_levels: tuple[int, ...] = (8, 8, 8)
-    codes_per_prosody: int = Field(default=4, ge=1)
+    codes_per_prosody: int = Field(default=8, ge=1)
     prosody_levels: tuple[int, ...] = (8, 8, 4)
     window_size: int = Field(default=1024, ge=2)
     hop: int = Field(default=256, ge=1)
@@ -71,10 +81,6 @@ class WhisperCodecConfig(WhisperBottleneckConfig):
     voices: dict[str, tuple[int, ...]] = {}
 
     @property
-    def can_decode(self) -> bool:
-        return True
-
-    @property
     def samples_per_group(self) -> int:
         """Samples that a code of prosody and its content stand for."""
         return 320 * self.steps_per_code * self.codes_per_prosody
@@ -90,11 +96,11 @@ class WhisperCodecConfig(WhisperBottleneckConfig):
         return self
 
 
-class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
+class WhisperCodecTokenizer(WhisperHearing):
     """``encode``: float [B, 1, T] → Codes [B, V + P + N, 1]; ``decode`` takes ``Condition(medium=…)``, float
     [B, 1, T'], a clip of the voice to speak with."""
 
-    config_class: ClassVar[type[WhisperBottleneckConfig]] = WhisperCodecConfig
+    config_class: ClassVar[type[WhisperCodecConfig]] = WhisperCodecConfig
     decode_conditions = frozenset({"medium"})
     optional_conditions = frozenset({"medium"})
     config: WhisperCodecConfig
@@ -113,10 +119,15 @@ class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
         self.prosody = ProsodyEncoder(config.bands, config.reader_width, frames, scalars)
         samples = 320 * config.steps_per_code
         joined = next(n for n in range(1, config.codes_per_prosody + 1) if n * samples % config.hop == 0)
+        together = joined * samples // config.hop
+        self.content = ContentEncoder(
+            config.steps_per_code * config.trunk_width, config.bands, config.encoder_width, config.encoder_blocks,
+            joined, together, content,
+        )  # fmt: skip
         self.decoder = MelDecoder(
             (content, scalars + config.codes_per_prosody, config.voice_codes * len(config.voice_levels)),
             config.decoder_width, config.frame_width, config.dilations, config.frame_blocks, joined,
-            joined * samples // config.hop, config.bands,
+            together, config.bands,
         )  # fmt: skip
         self.head = IstftHead(
             config.bands, config.head_width, config.head_blocks, config.head_expansion, config.window_size, config.hop
@@ -133,23 +144,20 @@ class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
         self.samples_per_code = config.samples_per_group // group
 
     def fill_trunk(self, source: str) -> None:
-        """source: as of `whisper_bottleneck`; or the folder of a trained `whisper_bottleneck`, for all of the content;
-        or that of a `whisper_codec` or `mel_fsq`, for the head; several are joined by `+`. ValueError for one of other
-        sizes."""
+        """source: `whisper-tiny.en` of its package or the folder of a Whisper of these sizes, for the trunk; or the
+        folder of a trained `whisper_codec` or `mel_fsq`, for the head; several are joined by `+`. ValueError for one of
+        other sizes."""
         for part in source.split("+"):
             folder = Path(part).expanduser()
             family = read_fields(folder).get("family") if (folder / "model.safetensors").is_file() else None
-            if family not in ("whisper_bottleneck", "whisper_codec", "mel_fsq"):
+            if family not in ("whisper_codec", "mel_fsq"):
                 super().fill_trunk(part)
                 continue
-            other = load_tokenizer(folder)
-            names = ("trunk", "down", "up") if family == "whisper_bottleneck" else ("head",)
             try:
-                for name in names:
-                    self.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
+                self.head.load_state_dict(load_tokenizer(folder).get_submodule("head").state_dict())
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1].strip()
-                raise ValueError(f"{folder} has parts of other sizes: {reason}") from None
+                raise ValueError(f"{folder} has a head of other sizes: {reason}") from None
 
     # ---- sound to codes
 
@@ -170,8 +178,10 @@ class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
 
     def encode_equal(self, x: Tensor) -> Tensor:
         x = self.pad_group(x)
-        content = super().encode_equal(x)[..., 0].unflatten(1, (-1, self.config.codes_per_prosody))  # [B, P, …]
-        log_mel = self.mel(x[:, 0])
+        log_mel, heard = self.mel(x[:, 0]), self.hear_windows(x)
+        whole = torch.ones(heard.shape[:2], dtype=torch.bool, device=heard.device)
+        ids = self.quantizer(self.content(heard, log_mel, whole)).ids[..., 0]
+        content = ids.unflatten(1, (-1, self.config.codes_per_prosody))  # [B, P, …]
         mask = log_mel.new_ones(len(x), 1, log_mel.shape[-1])
         voice = self.read_voice(log_mel, mask)[1]
         prosody = self.prosody_quantizer.quantize(self.prosody(log_mel, mask))[1] + self.num_content
@@ -263,9 +273,9 @@ class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
         condition: Condition | None = None,
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
-        """features: "codes", the content's scalars. loss: the mean error of the log-mel frames, and of the rebuilt
-        features where the content is trained. decoded: None in training where the head is not trained; where the
-        decoder is not, the head learns from the frames of the sound itself, and that is all."""
+        """features: "codes", the content's scalars. loss: the mean error of the log-mel frames. decoded: None in
+        training where the head is not trained; where the decoder is not, the head learns from the frames of the sound
+        itself, and that is all."""
         check_sounds(x)
         size = self.config.samples_per_group
         given = torch.full((len(x),), x.shape[-1]) if lengths is None else lengths.cpu()
@@ -278,22 +288,17 @@ class WhisperCodecTokenizer(WhisperBottleneckTokenizer):
         if self.training and is_trained(self.head) and not is_trained(self.decoder):
             decoded = self.head(log_mel, frame_mask)[:, None, : x.shape[-1]]
             return Reconstruction(decoded, decoded.new_zeros(()))
-        joined, mask = self.hear_items(padded, whole)
-        made = self.quantizer(self.down(joined, mask), mask)
+        heard, mask = self.hear_items(padded, whole)
+        made = self.quantizer(self.content(heard, log_mel, mask), mask)
         voice, _ = self.read_voice(log_mel, frame_mask)
         prosody, _ = self.prosody_quantizer.quantize(self.prosody(log_mel, frame_mask))
         spread = self.widen_prosody(prosody.repeat_interleave(self.config.codes_per_prosody, 1))
         rebuilt = self.decoder(made.values, spread, voice.flatten(1), mask)
         error = average_real((rebuilt - log_mel).transpose(1, 2).abs(), frames)
         numbers = {"mel_error": float(error.detach()), **made.numbers}
-        loss = error
-        if is_trained(self.up):
-            features = average_real((self.up(made.values, mask) - joined).square(), mask)
-            loss = loss + self.config.feature_weight * features
-            numbers["feature_error"] = float(features.detach())
-        heard = self.head(rebuilt, frame_mask) if not self.training or is_trained(self.head) else None
-        decoded = None if heard is None else heard[:, None, : x.shape[-1]]
-        return Reconstruction(decoded, loss, made.ids, numbers, {"codes": made.values}, mask)
+        wave = self.head(rebuilt, frame_mask) if not self.training or is_trained(self.head) else None
+        decoded = None if wave is None else wave[:, None, : x.shape[-1]]
+        return Reconstruction(decoded, error, made.ids, numbers, {"codes": made.values}, mask)
 
 
 def is_trained(part: nn.Module) -> bool:

@@ -1,14 +1,15 @@
-"""What a codec around Whisper's codes has of its own: the voice and the prosody of a sound as a few scalars, and the
+"""What a codec around Whisper's encoder has of its own: content, prosody and voice of a sound as a few scalars, and the
 way back to log-mel frames. All is masked at the true end of each item, which so gives the same in any batch.
 
-Shapes: B batch, M mel bands, F frames, N codes, P prosody codes, D width, K scalars.
+Shapes: B batch, M mel bands, F frames, N codes, P prosody codes, W width of what a trunk hears for a code, D width,
+K scalars.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, relu
 
 from unimodal.tokenizers.nano.audio_head import MaskedConvNeXt
 
@@ -42,6 +43,35 @@ class BandNetwork(nn.Module):
         for block in self.blocks:
             h = block(h, mask)
         return h
+
+
+class ContentEncoder(nn.Module):
+    """What a trunk hears [B, N, W] and log-mel frames [B, M, F] → what is quantized of each code, [B, N, K].
+
+    joined: how many codes are of `frames` frames together.
+    """
+
+    def __init__(
+        self, heard_width: int, num_mels: int, width: int, num_blocks: int, joined: int, frames: int, num_scalars: int
+    ):
+        super().__init__()
+        self.joined, self.frames = joined, frames
+        self.listen = nn.Linear(heard_width, width)
+        self.stem = nn.Conv1d(num_mels, width // 2, 5, padding=2)
+        self.merge = nn.Linear(frames * (width // 2), joined * width)
+        self.blocks = nn.ModuleList(MaskedConvNeXt(width, EXPANSION) for _ in range(num_blocks))
+        self.head = ScalarHead(width, num_scalars)
+
+    def forward(self, heard: Tensor, log_mel: Tensor, mask: Tensor) -> Tensor:
+        """mask: bool [B, N]; an item has a multiple of `joined` codes."""
+        real = mask.unsqueeze(1).float()
+        frame_mask = real[..., :: self.joined].repeat_interleave(self.frames, -1)
+        bands = relu(self.stem(log_mel * frame_mask)).transpose(1, 2).unflatten(1, (-1, self.frames)).flatten(2)
+        near = self.merge(bands).unflatten(2, (self.joined, -1)).flatten(1, 2)
+        h = (self.listen(heard) + near).transpose(1, 2) * real
+        for block in self.blocks:
+            h = block(h, real)
+        return self.head(h.transpose(1, 2))
 
 
 class VoiceEncoder(nn.Module):
