@@ -49,6 +49,7 @@ from unimodal.cli.shared import (
     load_model,
     make_counter,
     read_source,
+    read_voice,
 )
 from unimodal.cli.tokenizers import tokenizers
 from unimodal.cli.upgrade import upgrade
@@ -198,7 +199,9 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     tokens: Tokens = None,
-    voice: Annotated[str | None, typer.Option(metavar="NAME", help="Who speaks (audio).")] = None,
+    voice: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Who speaks (audio): a name, or a sound of the voice.")
+    ] = None,
     negative: Negative = None,
     decoder: Decoder = None,
     search: Annotated[
@@ -238,7 +241,7 @@ def generate(
             tokens=tokens,
             negative=negative,
             decoder=decoder,
-            voice=voice,
+            voice=read_voice(voice),
             search=search,
         )
         output = load_model(model, report, weights).generate(

@@ -166,6 +166,14 @@ def check_file(source: Path | bytes) -> str:
     return detect_kind(source)
 
 
+def read_voice(voice: str | None) -> str | Path | None:
+    """A name as it is, a path where a file of sound is meant. Raises ValueError for one that is not there."""
+    if voice is None or not (Path(voice).suffix or os.sep in voice):
+        return voice
+    check_file(Path(voice))
+    return Path(voice)
+
+
 def read_source(path: Path) -> Path | bytes:
     """The file or, for `-`, the content of stdin.
 

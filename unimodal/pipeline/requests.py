@@ -117,7 +117,7 @@ def prepare_prompt(
     methods = _find_methods(model, prompt, settings)
     if settings.voice is not None:
         raise ValueError(
-            f"the voice {settings.voice[:40]!r} belongs into the words of a request; use generate, or write them so"
+            f"the voice {str(settings.voice)[:40]!r} belongs into the words of a request; use generate, or write them"
         )
     to, room = settings.to, model.max_positions - model.vocabulary.positions.count(prompt)
     max_codes = {name: most for name, most in model.processor.max_codes.items() if name in model.vocabulary.media}

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 from unimodal.compression import Method
@@ -42,7 +43,7 @@ class AnswerChanges(TypedDict, total=False):
     negative: str | None
     guidance_interval: tuple[int, int] | None
     decoder: str | None
-    voice: str | None
+    voice: str | Path | None
     search: str | None
     search_settings: SearchSettings | None
     compress: AskedMethods | None
@@ -91,7 +92,8 @@ class AnswerSettings:
     guidance_interval: guide only the code steps [first, last) of a span.
     decoder: a fast decoder by name (`unimodal.generation.DECODERS`). "plain" writes token by token, also transcripts
         and speech, which a model with a second reading of speech otherwise chooses by it (`speech_reading.py`).
-    voice: who speaks. It is put into the words of a request, so `generate` takes it and a document does not.
+    voice: who speaks, by name, or the path of a clip of the voice (`voices.py`). A name is put into the words of a
+        request, so `generate` takes it and a document does not.
     search: "best-of-n", "beam" or "lookahead" writes several media and gives the one that the model itself would most
         likely call by the words of the request. search_settings: the search's own (`n`, `beams`, `expand`, `stages`).
     compress: methods by which what is read is shortened (`unimodal.compression`): "divprune:0.25" keeps a quarter of
@@ -112,7 +114,7 @@ class AnswerSettings:
     negative: str | None = None
     guidance_interval: tuple[int, int] | None = None
     decoder: str | None = None
-    voice: str | None = None
+    voice: str | Path | None = None
     search: str | None = None
     search_settings: SearchSettings | None = field(default=None, hash=False)
     compress: AskedMethods | None = field(default=None, hash=False)

@@ -54,8 +54,11 @@ def find_breath(model: LoadedModel) -> int:
     return MOST_CHARACTERS if not per_second else max(20, int(codes / per_second * LETTERS_PER_S))
 
 
-def join_sounds(outputs: Sequence[Output]) -> list[Output]:
-    """Joins the sounds of an answer, with a pause between them, and their codes without one."""
+def join_sounds(outputs: Sequence[Output], segments: Sequence[tuple[str, int | None]]) -> list[Output]:
+    """Joins the sounds of an answer, with a pause between them, and their codes without one.
+
+    segments: of the tokenizer's rows. What has a fixed number of codes, such as the voice, is that of the first sound.
+    """
     sounds = [output for output in outputs if output.modality == "audio" and output.media is not None]
     if len(sounds) < 2:
         return list(outputs)
@@ -63,11 +66,23 @@ def join_sounds(outputs: Sequence[Output]) -> list[Output]:
     for sound in sounds[1:]:
         assert sound.media is not None
         pieces += [make_pause(sound.media, sound.rate), sound.media]
-    codes = np.concatenate([sound.part.require_codes() for sound in sounds if not isinstance(sound.part, Text)])
+    codes = join_rows([sound.part.require_codes() for sound in sounds if not isinstance(sound.part, Text)], segments)
     joined = Output(
         MEDIA_PARTS["audio"](codes=codes), torch.cat([piece for piece in pieces if piece is not None]), sounds[0].rate
     )
     return [joined, *(output for output in outputs if output not in sounds)]
+
+
+def join_rows(rows: Sequence[np.ndarray], segments: Sequence[tuple[str, int | None]]) -> np.ndarray:
+    """One row of several, [N] or [N, G] each: what has a fixed number of codes as it is in the first, in front of and
+    behind the codes that run on from row to row."""
+    counts = [count for _, count in segments]
+    if None not in counts:
+        return np.concatenate(rows)
+    place = counts.index(None)
+    front, back = (sum(count or 0 for count in part) for part in (counts[:place], counts[place + 1 :]))
+    middles = [row[front : max(front, len(row) - back)] for row in rows]
+    return np.concatenate([rows[0][:front], *middles, rows[0][max(front, len(rows[0]) - back) :]])
 
 
 def make_pause(sound: torch.Tensor, rate_hz: float | None) -> torch.Tensor:

@@ -45,6 +45,7 @@ from unimodal.pipeline.search import make_search_answer, phrase_caption
 from unimodal.pipeline.settings import MODELS_OWN, PLAIN, AnswerChanges, AnswerSettings
 from unimodal.pipeline.speech import join_sounds
 from unimodal.pipeline.speech_reading import make_speech_answer
+from unimodal.pipeline.voices import find_voice_codes, give_voice
 from unimodal.sequence.document import Document, Media, Part, Text, Turn
 
 BATCH = 16  # requests that are answered together
@@ -140,13 +141,21 @@ class Unimodal(LoadedModel):
         settings = settings if to is None else settings.replace(to=to)
         if settings.to is None:
             raise ValueError("say what to make of the prompt: to='text' or one of the model's media")
-        words = self.wording.phrase_request(prompt, settings.to, settings.voice)
+        voice = find_voice_codes(self, settings.voice, settings.to)
+        words = self._phrase_request(prompt, settings, voice)
         prepared = [prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))]
         caption = self.wording.phrase_caption(prompt, settings.to)
         [outputs] = self._answer(prepared, caption, session, on_progress, on_token, on_partial, on_compressed)
         if settings.to == "text":
             return Output(Text(" ".join(output.text for output in outputs if output.text)))
-        return next(output for output in outputs if output.modality == settings.to)
+        output = next(output for output in outputs if output.modality == settings.to)
+        return output if voice is None else give_voice(self, output, voice)
+
+    def _phrase_request(self, prompt: str, settings: AnswerSettings, voice: Tensor | None) -> str:
+        """The words of a request. voice: of the tokenizer, which is not named in them."""
+        assert settings.to is not None
+        named = None if voice is not None or settings.voice is None else str(settings.voice)
+        return self.wording.phrase_request(prompt, settings.to, named)
 
     def speak(
         self, text: str, settings: AnswerSettings = MODELS_OWN, **changes: Unpack[AnswerChanges]
@@ -157,9 +166,14 @@ class Unimodal(LoadedModel):
         what cannot be said.
         """
         settings = settings.replace(**changes).replace(to="audio")
-        words = self.wording.phrase_request(text, "audio", settings.voice)
+        voice = find_voice_codes(self, settings.voice, "audio")
+        words = self._phrase_request(text, settings, voice)
         prepared = prepare(self, Document([Turn("user", words)]), settings.replace(voice=None))
         composed = self._find_composed(prepared, None)
+        for output in self._speak_utterances(prepared, composed):
+            yield output if voice is None or output.modality != "audio" else give_voice(self, output, voice)
+
+    def _speak_utterances(self, prepared: Prepared, composed: ComposedAnswer | None) -> Iterator[Output]:
         if composed is None:
             yield from self._answer([prepared], None, None, None, None, None, None)[0]
             return
@@ -245,7 +259,7 @@ class Unimodal(LoadedModel):
                 _find_batch(batches, requests[number]).append(number)
                 continue
             [outputs] = self.decode_answers([exhaust(self._step_composed(requests[number], answer, on_token, number))])
-            found[number] = join_sounds(outputs) if requests[number].utterances else outputs
+            found[number] = self._join_utterances(outputs) if requests[number].utterances else outputs
             if on_progress is not None:
                 on_progress(len(found), len(requests))
         for alike, numbers in batches:
@@ -264,6 +278,9 @@ class Unimodal(LoadedModel):
                 if on_progress is not None:
                     on_progress(len(found), len(requests))
         return [found[number] for number in range(len(requests))]
+
+    def _join_utterances(self, outputs: list[Output]) -> list[Output]:
+        return join_sounds(outputs, self.coder.get_tokenizer("audio").segments)
 
     def _find_composed(self, request: Prepared, caption: str | None) -> ComposedAnswer | None:
         """The answer by a search: the one that a request asks for, or that of a model with a second reading of speech.

@@ -46,6 +46,7 @@ from unimodal.tokenizers.systems.whisper_codec_networks import (
     VoiceEncoder,
 )
 from unimodal.tokenizers.systems.whisper_hearing import WhisperHearing, WhisperHearingConfig
+from unimodal.tokenizers.voices import VoicedTokenizer
 
 
 class WhisperCodecConfig(WhisperHearingConfig):
@@ -96,7 +97,7 @@ class WhisperCodecConfig(WhisperHearingConfig):
         return self
 
 
-class WhisperCodecTokenizer(WhisperHearing):
+class WhisperCodecTokenizer(WhisperHearing, VoicedTokenizer):
     """``encode``: float [B, 1, T] → Codes [B, V + P + N, 1]; ``decode`` takes ``Condition(medium=…)``, float
     [B, 1, T'], a clip of the voice to speak with."""
 
@@ -171,7 +172,6 @@ class WhisperCodecTokenizer(WhisperHearing):
         return self.voice_quantizer.quantize(self.voice(log_mel, mask))
 
     def encode_voice(self, clips: Tensor) -> Tensor:
-        """Clips of one length, float [B, 1, T] → the codes of who speaks in them, int64 [B, V]."""
         check_sounds(clips)
         log_mel = self.mel(self.pad_group(clips.float())[:, 0])
         return self.read_voice(log_mel, log_mel.new_ones(len(clips), 1, log_mel.shape[-1]))[1]
@@ -189,8 +189,9 @@ class WhisperCodecTokenizer(WhisperHearing):
 
     # ---- codes to sound
 
-    def split_row(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The codes of an item, int64 [n] → of the voice [V], of content [N], and of the prosody of each [N]."""
+    def split_row(self, row: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The codes of an item, int64 [n] → of the voice [V], of content [N], and for each of these the prosody [N] and
+        the place behind that code of prosody [N]."""
         voice = pad(row[: self.config.voice_codes], (0, max(0, self.config.voice_codes - len(row))))
         rest = row[self.config.voice_codes :]
         is_content = rest < self.num_content
@@ -198,27 +199,27 @@ class WhisperCodecTokenizer(WhisperHearing):
         last = torch.cummax(torch.where(is_content, -1, torch.arange(len(rest), device=row.device)), 0).values
         middle = self.prosody_quantizer.codebook_size // 2  # before any is told
         prosody = torch.where(last >= 0, told[last.clamp_min(0)], middle)[is_content]
-        return voice, rest[is_content], prosody
+        places = (torch.arange(len(rest), device=row.device) - last - 1)[is_content] % self.config.codes_per_prosody
+        return voice, rest[is_content], prosody, places
 
-    def widen_prosody(self, values: Tensor) -> Tensor:
-        """Scalars of each code's prosody [B, N, K] → with its place in the group, [B, N, K + codes_per_prosody]."""
-        places = torch.arange(values.shape[1], device=values.device) % self.config.codes_per_prosody
-        return torch.cat(
-            [values, one_hot(places, self.config.codes_per_prosody).float().expand(len(values), -1, -1)], 2
-        )
+    def widen_prosody(self, values: Tensor, places: Tensor) -> Tensor:
+        """Scalars of each code's prosody [B, N, K] and its place in the group, int64 [N] → [B, N, K +
+        codes_per_prosody]."""
+        where = one_hot(places, self.config.codes_per_prosody).float()
+        return torch.cat([values, where.expand(len(values), -1, -1)], 2)
 
     def decode_row(self, row: Tensor, voice: Tensor | None = None) -> Tensor:
         """int64 [n] → [1, t]. voice: int64 [V], in place of the row's own."""
-        own, content, prosody = self.split_row(row)
+        own, content, prosody, places = self.split_row(row)
         if not len(content):
             return row.new_zeros(1, self.samples_per_content, dtype=torch.float32)
         more = -len(content) % self.decoder.joined
-        content, prosody = (torch.cat([x, x[-1:].expand(more)])[None] for x in (content, prosody))
-        mask = torch.ones_like(content, dtype=torch.bool)
+        content, prosody, places = (torch.cat([x, x[-1:].expand(more)]) for x in (content, prosody, places))
+        mask = torch.ones_like(content, dtype=torch.bool)[None]
         scalars = self.voice_quantizer.to_values(own if voice is None else voice).flatten()[None]
         log_mel = self.decoder(
-            self.quantizer.to_values(content), self.widen_prosody(self.prosody_quantizer.to_values(prosody)), scalars,
-            mask,
+            self.quantizer.to_values(content)[None],
+            self.widen_prosody(self.prosody_quantizer.to_values(prosody)[None], places), scalars, mask,
         )  # fmt: skip
         wave = self.head(log_mel, log_mel.new_ones(1, 1, log_mel.shape[-1]))
         return wave[:, : wave.shape[1] - more * self.samples_per_content]
@@ -237,8 +238,10 @@ class WhisperCodecTokenizer(WhisperHearing):
         ids = tuple(self.encode_voice(clip[None])[0].tolist())
         self.config = self.config.model_copy(update={"voices": {**self.config.voices, name: ids}})
 
+    def list_voices(self) -> tuple[str, ...]:
+        return tuple(self.config.voices)
+
     def find_voice(self, name: str) -> Tensor:
-        """The codes of a voice by its name, int64 [V]. ValueError for one that is not known."""
         if name not in self.config.voices:
             known = ", ".join(self.config.voices) or "none"
             raise ValueError(f"there is no voice {name!r}; there are {known}; or give a clip of it")
@@ -292,7 +295,9 @@ class WhisperCodecTokenizer(WhisperHearing):
         made = self.quantizer(self.content(heard, log_mel, mask), mask)
         voice, _ = self.read_voice(log_mel, frame_mask)
         prosody, _ = self.prosody_quantizer.quantize(self.prosody(log_mel, frame_mask))
-        spread = self.widen_prosody(prosody.repeat_interleave(self.config.codes_per_prosody, 1))
+        group = self.config.codes_per_prosody
+        places = torch.arange(group, device=x.device).repeat(prosody.shape[1])
+        spread = self.widen_prosody(prosody.repeat_interleave(group, 1), places)
         rebuilt = self.decoder(made.values, spread, voice.flatten(1), mask)
         error = average_real((rebuilt - log_mel).transpose(1, 2).abs(), frames)
         numbers = {"mel_error": float(error.detach()), **made.numbers}
