@@ -11,6 +11,7 @@ import torch
 from unimodal.data.media_items import FileItems, ItemOptions, RowItems, is_held_out, open_media_items
 from unimodal.data.media_stream import LeftOut, MediaStream, StreamPart
 from unimodal.data.media_views import ViewOptions, crop_to_size
+from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.media.registry import FileTarget
 
@@ -54,6 +55,32 @@ def test_batches_do_not_depend_on_workers_and_go_on_where_they_were(photos):
         for one, other in zip(batch, many.next_views(), strict=True):
             assert torch.equal(one, other.medium)
     many.close()
+
+
+def test_sorted_batches_hold_the_same_items_of_like_lengths_whatever_the_workers(tmp_path):
+    rng = random.Random(1)
+    for number in range(24):
+        save_audio(torch.full((rng.randint(100, 4000),), number / 24), tmp_path / f"{number}.wav", 16_000)
+    items = open_media_items(str(tmp_path), "audio", ItemOptions())
+
+    def read(workers, count, skip=0):
+        options = ViewOptions(crop_s=9.0)
+        stream = MediaStream(
+            [StreamPart(0, items, (), 3, options, count)], FileTarget(sample_rate_hz=16_000), 100, workers=workers
+        )
+        stream.load_state_dict({"number": skip})
+        batches = [[view.name for view in stream.next_views()] for _ in range(8 - skip)]
+        lengths = [[len(view.medium) for view in stream.next_views()] for _ in range(4)]
+        stream.close()
+        return batches, lengths
+
+    plain, wide = read(0, 1)
+    batches, narrow = read(0, 4)
+    assert read(2, 4)[0] == batches and read(2, 4, skip=3)[0] == batches[3:]
+    for first in (0, 4):
+        ours, theirs = (sum(rows[first : first + 4], []) for rows in (batches, plain))
+        assert sorted(ours) == sorted(theirs) and ours != theirs
+    assert sum(max(row) - min(row) for row in narrow) < sum(max(row) - min(row) for row in wide)
 
 
 def test_ranks_share_an_epoch_and_all_is_seen(photos):

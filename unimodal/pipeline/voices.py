@@ -1,6 +1,6 @@
 """Who speaks: a name that the model was trained to read in a request, a name that its tokenizer knows, or a clip.
 
-The first is put into the words of the request. The codes of the others take the place of the voice that the model wrote.
+The first is put into the words of the request. The codes of the others take the place of those that the model wrote.
 
 Shapes: V codes of a voice.
 """
