@@ -9,7 +9,8 @@ From the codes of one block alone, as the values that they stand for (`code_feat
 - one look: for each pair of styles, a held-out concept's picture in the one is looked for among the pictures of *all*
   concepts in the other, its own and only one of them; nothing was fitted on it in either.
 
-Shares with 95% intervals (Wilson). Every picture is encoded, which takes some minutes.
+Shares with 95% intervals (Wilson's, of concepts: one is asked for in several styles). Every picture is encoded, which
+takes some minutes.
 
 Shapes: M pictures, S codes, K dimensions of a code, Q queries, G of a gallery.
 """
@@ -30,6 +31,7 @@ from torch.nn.functional import normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from unimodal.data.encoded_media import TRAINING_STYLES, load_concepts  # noqa: E402
+from unimodal.evaluation.shares import count_independent, find_interval  # noqa: E402
 from unimodal.files import write_json  # noqa: E402
 from unimodal.tokenizers import MediaTokenizer, load_tokenizer  # noqa: E402
 
@@ -72,26 +74,16 @@ def describe_pictures(tokenizer: MediaTokenizer, pixels: np.ndarray, block: str)
     return normalize(torch.cat(made), dim=-1)
 
 
-def find_interval(right: int, count: int) -> tuple[float, float]:
-    """The Wilson interval of a share, 95%."""
-    z, share = 1.96, right / count
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return float(middle - half), float(middle + half)
+def describe_share(right: Tensor, concepts: np.ndarray) -> dict[str, object]:
+    """right: bool [Q]; concepts: int [Q], of the queries, which are alike where they show one."""
+    share = float(right.float().mean())
+    low, high = find_interval(share, count_independent(right.tolist(), concepts.tolist()))
+    return {"share": round(share, 4), "n": len(right), "interval_95": [round(low, 4), round(high, 4)]}
 
 
-def describe_share(right: Tensor) -> dict[str, object]:
-    """right: bool [Q]."""
-    low, high = find_interval(int(right.sum()), len(right))
-    return {
-        "share": round(float(right.float().mean()), 4),
-        "n": len(right),
-        "interval_95": [round(low, 4), round(high, 4)],
-    }
-
-
-def name_seen(vectors: Tensor, pictures: Pictures, style: str) -> Tensor:
-    """Whether the nearest concept of each picture in that style is its own, of concepts that were trained on."""
+def name_seen(vectors: Tensor, pictures: Pictures, style: str) -> tuple[Tensor, np.ndarray]:
+    """Whether the nearest concept of each picture in that style is its own, bool [Q], of concepts that were trained on;
+    and these concepts, int [Q]."""
     known = ~pictures.held_out
     trained = known & np.isin(pictures.style, TRAINING_STYLES)
     labels = np.unique(pictures.concept[trained])
@@ -99,15 +91,18 @@ def name_seen(vectors: Tensor, pictures: Pictures, style: str) -> Tensor:
     sums.index_add_(0, torch.from_numpy(pictures.concept[trained]), vectors[torch.from_numpy(trained)])
     asked = known & (pictures.style == style) & np.isin(pictures.concept, labels)
     nearest = (vectors[torch.from_numpy(asked)] @ normalize(sums[labels], dim=-1).T).argmax(1)
-    return torch.from_numpy(labels[nearest.numpy()] == pictures.concept[asked])
+    return torch.from_numpy(labels[nearest.numpy()] == pictures.concept[asked]), pictures.concept[asked]
 
 
-def find_again(vectors: Tensor, pictures: Pictures, seen: str, asked: str) -> Tensor:
-    """Whether each held-out picture in the style `asked` has its own concept's picture in the style `seen` nearest."""
+def find_again(vectors: Tensor, pictures: Pictures, seen: str, asked: str) -> tuple[Tensor, np.ndarray]:
+    """Whether each held-out picture in the style `asked` has its own concept's picture in the style `seen` nearest,
+    bool [Q]; and their concepts, int [Q]."""
     gallery = pictures.style == seen
     wanted = pictures.held_out & (pictures.style == asked) & np.isin(pictures.concept, pictures.concept[gallery])
     nearest = (vectors[torch.from_numpy(wanted)] @ vectors[torch.from_numpy(gallery)].T).argmax(1)
-    return torch.from_numpy(pictures.concept[gallery][nearest.numpy()] == pictures.concept[wanted])
+    return torch.from_numpy(pictures.concept[gallery][nearest.numpy()] == pictures.concept[wanted]), (
+        pictures.concept[wanted]
+    )
 
 
 def measure_naming(vectors: Tensor, pictures: Pictures) -> dict[str, object]:
@@ -115,10 +110,11 @@ def measure_naming(vectors: Tensor, pictures: Pictures) -> dict[str, object]:
     styles = sorted(set(pictures.style.tolist()))
     new = [style for style in styles if style not in TRAINING_STYLES]
     pairs = {f"{a} → {b}": find_again(vectors, pictures, a, b) for a, b in permutations(styles, 2)}
+    both = torch.cat([right for right, _ in pairs.values()]), np.concatenate([of for _, of in pairs.values()])
     return {
-        "seen": {style: describe_share(name_seen(vectors, pictures, style)) for style in new},
-        "one_look": {name: describe_share(right) for name, right in pairs.items() if len(right)},
-        "one_look_all": describe_share(torch.cat(list(pairs.values()))),
+        "seen": {style: describe_share(*name_seen(vectors, pictures, style)) for style in new},
+        "one_look": {name: describe_share(*pair) for name, pair in pairs.items() if len(pair[0])},
+        "one_look_all": describe_share(*both),
     }
 
 

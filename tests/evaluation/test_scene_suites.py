@@ -14,7 +14,7 @@ from unimodal.data.scenes.plan import Planner
 from unimodal.data.scenes.scene import MOTIONS, SIDE, SPLITS, Placed, Scene, Thing, write_scenes
 from unimodal.evaluation import conversation, moving, picture_variety, run_suite, scene_drawing, scene_reading
 from unimodal.evaluation.prepared_scenes import PreparedScenes, is_same_answer, is_thing_named
-from unimodal.evaluation.shares import measure_share
+from unimodal.evaluation.shares import find_interval, measure_share
 
 NAMES = ("cat", "box", "owl", "leaf", "key", "drum")
 PER_SPLIT = 16
@@ -73,8 +73,33 @@ def answer(monkeypatch, suite, texts):
 def test_shares_have_wilsons_interval():
     assert measure_share([True] * 10) == {"count": 10, "percent": 100.0, "low": 72.2, "high": 100.0}  # his own example
     assert measure_share([]) == {"count": 0, "percent": 0.0, "low": 0.0, "high": 100.0}
+    assert find_interval(0.3, 100) == pytest.approx((0.2189, 0.3958), abs=1e-4)
     half = measure_share([True, False] * 200)
     assert half["low"] == pytest.approx(45.1, abs=0.2) and half["high"] == pytest.approx(54.9, abs=0.2)
+
+
+def test_answers_that_are_alike_in_groups_count_as_their_groups():
+    """Ten seeds of a wish that are all right or all wrong tell what one tells; spread evenly they tell ten times."""
+    alike = measure_share(
+        [number % 3 == 0 for number in range(30) for _ in range(10)], np.repeat(range(30), 10).tolist()
+    )
+    alone = measure_share([number % 3 == 0 for number in range(30)])
+    assert alike["percent"] == alone["percent"] and alike["count"] == 300 and alike["groups"] == 30
+    assert alike["low"] == pytest.approx(alone["low"], abs=0.5) and alike["high"] == pytest.approx(
+        alone["high"], abs=0.5
+    )
+    spread = measure_share([seed % 2 == 0 for _ in range(30) for seed in range(10)], np.repeat(range(30), 10).tolist())
+    assert (spread["low"], spread["high"]) == tuple(
+        measure_share([True, False] * 150)[name] for name in ("low", "high")
+    )
+    assert measure_share([True] * 20, [0] * 10 + [1] * 10)["low"] == measure_share([True] * 2)["low"]
+    rng = np.random.default_rng(0)  # the truth lies in the interval as often as it says
+    held = 0
+    for _ in range(300):
+        of = np.repeat(rng.beta(1, 1, 40), 10)
+        found = measure_share((rng.random(400) < of).tolist(), np.repeat(range(40), 10).tolist())
+        held += found["low"] <= 50 <= found["high"]
+    assert 0.9 < held / 300 < 0.99
 
 
 def test_answers_are_compared_by_their_words():
@@ -209,7 +234,7 @@ def test_sounds_are_named_and_made(model, sounds, monkeypatch):
     monkeypatch.setattr(sound_naming, "answer_media", make)
     figures = run_suite("sound_naming", model, sounds)
     assert figures["note combination"]["named"]["percent"] == figures["note combination"]["note"]["percent"] == 100
-    assert figures["effect variant"]["named"] == measure_share([False] * 4)
+    assert figures["effect variant"]["named"] == measure_share([False] * 4, ["crow", "hi-hat"] * 2)
     assert figures["made"]["percent"] == figures["made_original"]["percent"] == 100
     assert all(document.turns[0].text == "What do you hear?" for document in asked)
 

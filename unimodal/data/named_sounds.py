@@ -47,6 +47,11 @@ class NamedSound:
         """What makes the sound: the instrument of a note, or the effect."""
         return self.sample if self.kind == "note" else self.name
 
+    @property
+    def recording(self) -> str:
+        """What all takes of the sound have in common: the recording, or the instrument and the note."""
+        return f"{self.sample}, {self.note}" if self.kind == "note" else self.sample
+
     def is_named_by(self, answer: str, names: Iterable[str]) -> bool:
         """Whether an answer names what makes the sound, among all names: `electric guitar` is no `guitar`."""
         return self.source in find_named(answer, names)

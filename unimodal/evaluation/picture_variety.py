@@ -5,7 +5,8 @@ are apart (less than 25 dB from each other), `visible` of those that an eye tell
 `copies` is the share of drawings within 25 dB of one training picture. `among_5` is the share of drawings with a
 picture of the concept among the 5 training pictures most alike by EfficientNet-lite2, which no tokenizer of ours has
 inside; `by_classifier` the share whose concept is among the first 5 of a linear classifier of its features, fitted to
-the training pictures alone. Shares are in per cent; intervals of shares are Wilson's, of means 1.96 standard errors.
+the training pictures alone. Shares are in per cent; their intervals are Wilson's of concepts, whose ten drawings are
+alike; those of means are 1.96 standard errors.
 
 Shapes: B drawings, M training pictures, D features, C concepts.
 """
@@ -55,6 +56,7 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     known = normalize(judge.extract(pictures.take(gallery)), dim=-1)  # [M, D]
     made = normalize(judge.extract(drawn), dim=-1)
     wanted = np.repeat(asked, SEEDS)
+    of = wanted.tolist()
     found = concepts[find_nearest(made, known, NUM_NEAREST).numpy()]  # [B, 5]
     classes, number = np.unique(concepts, return_inverse=True)
     first = classes[
@@ -66,9 +68,9 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         "drawings": len(drawn),
         "different_of_10": _describe_mean(different),
         "visible_of_10": _describe_mean(visible),
-        "copies": measure_share(copies),
-        "among_5": measure_share((found == wanted[:, None]).any(1).tolist()),
-        "by_classifier": measure_share((first == wanted[:, None]).any(1).tolist()),
+        "copies": measure_share(copies, of),
+        "among_5": measure_share((found == wanted[:, None]).any(1).tolist(), of),
+        "by_classifier": measure_share((first == wanted[:, None]).any(1).tolist(), of),
     }
 
 

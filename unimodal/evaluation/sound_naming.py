@@ -6,7 +6,7 @@ A name is right if the answer has its words and not those of a longer one (`elec
 counts the note's name.
 `made` reports sounds that are asked for by name: the share whose own kind is among the 5 training sounds most alike.
 Its judge is no network: means and spreads of 40 mel bands and how loudness runs; `made_original` is the same of
-held-out sounds. Shares are in per cent with Wilson's 95% interval.
+held-out sounds. Shares are in per cent with Wilson's 95% interval, of recordings: a recording's takes are alike.
 
 Shapes: B sounds, T samples, D features.
 """
@@ -64,7 +64,8 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
         described = (torch.stack([describe_sound(wave) for wave in waves]) - centre) / spread
         scaled = [torch.nn.functional.normalize(x, dim=-1) for x in (described, (known - centre) / spread)]
         near = names[find_nearest(scaled[0], scaled[1], NUM_NEAREST).numpy()]  # [B, 5]
-        figures[name] = measure_share([sound.source in row for sound, row in zip(held, near, strict=True)])
+        right = [sound.source in row for sound, row in zip(held, near, strict=True)]
+        figures[name] = measure_share(right, [sound.recording for sound in held])
     return figures
 
 
@@ -81,10 +82,11 @@ def name_sounds(
             documents.append(Document([Turn("user", [Audio(codes=codes), Text(ASK[0])])]))
     answers = answer_texts(model, documents, seed, report)
     right = [sound.is_named_by(answer, names) for sound, answer in zip(sounds, answers, strict=True)]
-    found: dict[str, object] = {"named": measure_share(right)}
+    recordings = [sound.recording for sound in sounds]
+    found: dict[str, object] = {"named": measure_share(right, recordings)}
     if sounds[0].kind == "note":
         noted = [sound.note.lower() in answer.lower() for sound, answer in zip(sounds, answers, strict=True)]
-        found["note"] = measure_share(noted)
+        found["note"] = measure_share(noted, recordings)
     shown = list(zip(sounds, answers, strict=True))[:NUM_EXAMPLES]
     return {**found, "examples": [{"heard": sound.name, "answer": answer} for sound, answer in shown]}
 
