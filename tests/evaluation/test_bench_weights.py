@@ -12,6 +12,7 @@ from unimodal.evaluation.tokenizer_bench import inception, utmos
 from unimodal.evaluation.tokenizer_bench.picture_codecs import count_units
 from unimodal.evaluation.tokenizer_bench.picture_judges import InceptionJudge
 from unimodal.evaluation.tokenizer_bench.pictures import summarise
+from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchSettings, check_read, hash_weights
 
 
 @pytest.mark.parametrize(("real", "made"), [(7, 9), (40, 30), (40, 6)])
@@ -156,9 +157,30 @@ def test_other_files_and_names_are_one_line(tmp_path):
         inception.FidInception.load(tmp_path / "x.pt")
     assert "\n" not in str(said.value)
     assert read_weights([f"utmos={tmp_path / 'x.pt'}"]) == {"utmos": tmp_path / "x.pt"}
-    for named in ("fvd=x", "inception", f"lpips={tmp_path / 'nowhere'}"):
+    twice = [f"lpips={tmp_path}"] * 2
+    for named in (["fvd=x"], ["inception"], [f"lpips={tmp_path / 'nowhere'}"], twice):
         with pytest.raises(ValueError, match="--weights"):
-            read_weights([named])
+            read_weights(named)
+
+
+def test_weights_are_known_by_what_they_hold_and_refused_where_nothing_reads_them(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"one")
+    settings = BenchSettings(tmp_path, tmp_path, lpips=tmp_path, utmos=tmp_path / "a.pth")
+    first = hash_weights(settings)
+    assert set(first) == {"lpips_sha256", "utmos_sha256"} and first == hash_weights(settings)
+    (tmp_path / "a.pth").write_bytes(b"two")
+    assert {name for name, value in hash_weights(settings).items() if value != first[name]} == set(first)
+    check_read(BenchSettings(tmp_path, tmp_path, utmos=tmp_path), "audio")
+    check_read(BenchSettings(tmp_path, tmp_path, side=64, lpips=tmp_path), "video")
+    for given, medium, says in (
+        ({"utmos": tmp_path}, "image", "--weights utmos is of audio, and these tokenizers are of image"),
+        ({"inception": tmp_path}, "video", "--weights inception is of image"),
+        ({"every_rate": True}, "image", "--every-rate is of audio"),
+        ({"side": 64}, "audio", "--size is of image and video"),
+        ({"lpips": tmp_path, "part": DOWNSTREAM}, "image", "--lpips is of the reconstruction part"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check_read(BenchSettings(tmp_path, tmp_path, **given), medium)
 
 
 def test_units_of_av1_that_pictures_share_do_not_count():

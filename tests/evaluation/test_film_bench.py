@@ -9,6 +9,7 @@ import torch
 
 from unimodal.evaluation.tokenizer_bench import film_bench, film_codecs, timing
 from unimodal.evaluation.tokenizer_bench.entries import Entry, open_entries
+from unimodal.evaluation.tokenizer_bench.picture_judges import PictureJudge
 from unimodal.evaluation.tokenizer_bench.run import run_bench
 from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
 from unimodal.evaluation.tokenizer_bench.write import write_bench
@@ -21,12 +22,12 @@ def build_small(system):
     return build_tokenizer(read_system(system).choose_settings(small=True)).eval()
 
 
-class ColourJudge:
+class ColourJudge(PictureJudge):
     """In place of networks that are packages of their own."""
 
-    name, parts = "lite2", frozenset()
+    name = "lite2"
 
-    def extract(self, pictures):
+    def compute(self, pictures):
         return torch.nn.functional.normalize(pictures.mean((2, 3)) + 0.1, dim=1)
 
 

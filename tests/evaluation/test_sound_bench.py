@@ -87,6 +87,11 @@ def test_sounds_of_any_rate_and_length_stand_beside_opus_and_are_measured_once(s
     assert again.to_dict() == made.to_dict()
     with pytest.raises(AssertionError, match="measured again"):
         run_bench(entries, BenchSettings(sounds, tmp_path / "parts", seed=1), lambda *_: None)
+    (sounds / "wave.txt").write_text("a sunny day")  # another text needs no other measure, but by what reads it
+    changed = run_bench(entries[1:], settings, lambda *_: None)
+    assert changed.originals["wer_moonshine"] == changed.tokenizers[entries[1].label]["rates"][0]["wer_moonshine"] == 0
+    with pytest.raises(AssertionError, match="measured again"):
+        run_bench(entries[:1], settings, lambda *_: None)
 
 
 @pytest.mark.parametrize("every_rate", [False, True])

@@ -87,9 +87,9 @@ def evaluate(
             raise ValueError(f"--workers {workers}: give the number of processes that judge, at least 1")
         hearing = tuple(name.strip() for name in recognisers.split(",") if name.strip() not in ("", "none"))
         parts = out.with_name(f"{out.stem}.parts")
-        files = read_weights(weights or ())
+        files = read_weights([*(weights or ()), *([] if lpips is None else [f"lpips={lpips}"])])
         settings = BenchSettings(
-            data, parts, limit, seed, side, tuple(judges or ()), files.get("lpips", lpips), files.get("inception"),
+            data, parts, limit, seed, side, tuple(judges or ()), files.get("lpips"), files.get("inception"),
             files.get("utmos"), reading, part, recognisers=hearing, every_rate=every_rate, workers=workers,
         )  # fmt: skip
         _compare_tokenizers(named, settings, out)
@@ -120,12 +120,15 @@ def evaluate(
 
 
 def read_weights(named: Sequence[str]) -> dict[str, Path]:
-    """NAME=PATH of networks that judge. ValueError for other names, and for files that are not there."""
-    found = {}
+    """NAME=PATH of networks that judge. ValueError for other names, one that is given twice, and for files that are not
+    there."""
+    found: dict[str, Path] = {}
     for each in named:
         name, separator, path = each.partition("=")
         if name not in WEIGHTS or not separator:
             raise ValueError(f"--weights {each}: give NAME=PATH with a name of {', '.join(WEIGHTS)}")
+        if name in found:
+            raise ValueError(f"--weights {each}: the weights of {name} are given twice; name them once")
         found[name] = Path(path).expanduser()
         if not found[name].exists():
             raise ValueError(f"--weights {each}: there is no such file")

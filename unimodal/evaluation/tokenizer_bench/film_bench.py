@@ -27,12 +27,20 @@ from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.film_codecs import CODECS, FilmCoder
 from unimodal.evaluation.tokenizer_bench.items import BenchItems
 from unimodal.evaluation.tokenizer_bench.picture_judges import (
+    identify_judges,
     measure_frechet_distance,
     measure_kernel_distance,
     open_judges,
 )
 from unimodal.evaluation.tokenizer_bench.pictures import Figure, PictureMeasures, keep_first, list_rates
-from unimodal.evaluation.tokenizer_bench.settings import DEFAULT_SIDE, FILM_VERSION, PART, BenchReport, BenchSettings
+from unimodal.evaluation.tokenizer_bench.settings import (
+    DEFAULT_SIDE,
+    FILM_VERSION,
+    PART,
+    BenchReport,
+    BenchSettings,
+    hash_weights,
+)
 from unimodal.evaluation.tokenizer_bench.store import Arrays, PartStore
 from unimodal.evaluation.tokenizer_bench.timing import Work, measure_speed
 from unimodal.media.access import load_medium
@@ -63,6 +71,7 @@ class FilmBench:
         self.side = settings.side or max(sizes, default=DEFAULT_SIDE)
         self.judges = open_judges(settings.judges)
         self.measures = PictureMeasures(self.judges, None if settings.lpips is None else Lpips.load(settings.lpips))
+        self.weights = hash_weights(settings)
         self.store = PartStore(settings.parts)
         self.chunks = [range(start, min(start + PART, len(items))) for start in range(0, len(items), PART)]
 
@@ -88,7 +97,7 @@ class FilmBench:
             "items": count,
             "left_out": dict(self.items.left_out),
         }
-        judges: dict[str, object] = {judge.name: type(judge).__name__ for judge in self.judges}
+        judges: dict[str, object] = {judge.name: type(judge).__name__ for judge in self.judges} | self.weights
         made = BenchReport("video", data, self.settings.seed, self.side, judges, tokenizers)
         for name, found in beside.items():
             made.codecs[name] = {"rates": sorted(found, key=lambda rate: float(str(rate["budget_bytes"])))}
@@ -96,9 +105,9 @@ class FilmBench:
 
     def _collect(self, entry: Entry) -> Arrays:
         """The measures of all items, part by part."""
-        judges = [judge.name for judge in self.judges]
+        weights = [*self.weights.values()] or ["None"]
         subject = json.dumps(
-            [FILM_VERSION, "video", self.items.sha256, self.side, judges, str(self.settings.lpips)]
+            [FILM_VERSION, "video", self.items.sha256, self.side, identify_judges(self.judges), *weights]
             + [entry.tokenizer.sha256, self.settings.seed]
         )
         parts: list[Arrays] = []

@@ -11,12 +11,13 @@ Shapes: B pictures, C channels, S side, D = 2048 features.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d, relu
+
+from unimodal.evaluation.tokenizer_bench.named_weights import read_named
 
 SIDE = 299
 CLASSES = 1008
@@ -177,15 +178,8 @@ class FidInception(nn.Module):
     @classmethod
     def load(cls, path: Path) -> FidInception:
         """Raises ValueError for a file that holds other weights."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            made = cls()
-            made.load_state_dict(state)
-        except (OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-            said = " ".join(str(error).split())[:120]
-            raise ValueError(
-                f"{path} does not hold the Inception-v3 of the FID ({said}); name that of pytorch-fid or torch-fidelity"
-            ) from None
+        made = cls()
+        read_named(path, made.load_state_dict, "the Inception-v3 of the FID", "that of pytorch-fid or torch-fidelity")
         return made
 
 

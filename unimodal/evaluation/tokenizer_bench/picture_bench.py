@@ -21,7 +21,7 @@ from unimodal.evaluation.tokenizer_bench.picture_codecs import (
     list_codecs,
     try_sizes,
 )
-from unimodal.evaluation.tokenizer_bench.picture_judges import open_judges
+from unimodal.evaluation.tokenizer_bench.picture_judges import identify_judges, open_judges
 from unimodal.evaluation.tokenizer_bench.pictures import (
     PERTURBED_AMONG,
     PERTURBED_SHARE,
@@ -65,6 +65,7 @@ class PictureBench:
                              f"give --size {FID_SIDE}, or leave --weights inception out")  # fmt: skip
         self.judges = open_judges(settings.judges, settings.inception)
         lpips = None if settings.lpips is None else Lpips.load(settings.lpips)
+        self.weights = hash_weights(settings)
         self.measures = PictureMeasures(self.judges, lpips)
         self.store = PartStore(settings.parts)
         self.chunks = [range(start, min(start + PART, len(items))) for start in range(0, len(items), PART)]
@@ -85,7 +86,7 @@ class PictureBench:
             },
             seed=self.settings.seed,
             side=self.side,
-            judges={judge.name: type(judge).__name__ for judge in self.judges} | hash_weights(self.settings),
+            judges={judge.name: type(judge).__name__ for judge in self.judges} | self.weights,
         )
         budgets: set[float] = set()
         for entry in self.entries:
@@ -99,8 +100,8 @@ class PictureBench:
 
     def _subject(self, *what: object) -> str:
         """What decides whether a part is the same: the code's version, the data, the judges and what is measured."""
-        judges = [judge.name for judge in self.judges]
-        weights = [str(path) for path in (self.settings.lpips, self.settings.inception) if path is not None] or ["None"]
+        weights = [*self.weights.values()] or ["None"]
+        judges = identify_judges(self.judges)
         return json.dumps([VERSION, self.items.sha256, self.side, judges, *weights, *map(str, what)])
 
     def _find_originals(self, chunk: range) -> Arrays:

@@ -13,6 +13,7 @@ Shapes: B pictures, S side, D features, M and N sizes of sets.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from unimodal.evaluation.tokenizer_bench.inception import FidInception
+from unimodal.evaluation.tokenizer_bench.named_weights import hash_named
 from unimodal.tokenizers.losses.frozen_features import EncoderFeatures
 
 JUDGED_SIDE = 128  # pixels at which the packaged networks look
@@ -30,10 +32,11 @@ BATCH = 32
 
 
 class PictureJudge(ABC):
-    """Pooled features of pictures. name: in tables. parts: classes of networks whose presence in a tokenizer makes the
-    judge its own."""
+    """Pooled features of pictures. name: in tables. sha256: of weights that an owner names in a folder. parts: classes
+    of networks whose presence in a tokenizer makes the judge its own."""
 
     name: str
+    sha256: str = ""
     parts: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -94,7 +97,7 @@ class FolderJudge(PictureJudge):
     """A vision encoder of transformers: the mean of the last layer's patches."""
 
     def __init__(self, folder: Path) -> None:
-        self.name = folder.resolve().name
+        self.name, self.sha256 = folder.resolve().name, hash_named(folder)
         self.features = EncoderFeatures(folder)
         self.parts = frozenset({type(self.features.network).__name__})
 
@@ -113,6 +116,11 @@ class InceptionJudge(PictureJudge):
     def compute(self, pictures: Tensor) -> Tensor:
         features: Tensor = self.network((pictures.clamp(0, 1) * 255).round())
         return features
+
+
+def identify_judges(judges: Sequence[PictureJudge]) -> list[str]:
+    """What a part that they measured is known by."""
+    return [f"{judge.name} {judge.sha256}".strip() for judge in judges]
 
 
 def open_judges(folders: tuple[Path, ...] = (), inception: Path | None = None) -> list[PictureJudge]:

@@ -10,13 +10,15 @@ from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.film_bench import FilmBench
 from unimodal.evaluation.tokenizer_bench.items import choose_items
 from unimodal.evaluation.tokenizer_bench.picture_bench import PictureBench
-from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport, BenchSettings
+from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport, BenchSettings, check_read
 from unimodal.evaluation.tokenizer_bench.sound_bench import SoundBench
 
 
 def run_bench(entries: Sequence[Entry], settings: BenchSettings, report: ReportProgress) -> BenchReport:
-    """The figures of tokenizers of one medium. Raises ValueError for media without a bench and for missing data."""
+    """The figures of tokenizers of one medium. Raises ValueError for media without a bench, for settings that it does
+    not read and for missing data."""
     medium = entries[0].tokenizer.modality
+    check_read(settings, medium)
     if settings.part == DOWNSTREAM:
         items = choose_items(settings.data, medium, settings.limit, settings.seed, by_folder=True)
         return run_downstream(entries, items, settings, report)

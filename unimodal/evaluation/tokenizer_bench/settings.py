@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from unimodal.evaluation.tokenizer_bench.downstream import ModelPlan
+from unimodal.evaluation.tokenizer_bench.named_weights import hash_named
 
 PART = 16  # items that are measured and kept together
 DEFAULT_SIDE = 128
@@ -43,14 +43,32 @@ class BenchSettings:
     workers: int = 1
 
 
-def hash_weights(settings: BenchSettings) -> dict[str, object]:
-    """The hashes of the files of weights that an owner names, by network."""
-    files = {"inception": settings.inception, "utmos": settings.utmos}
-    return {
-        f"{name}_sha256": hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in files.items()
-        if path is not None
-    }
+#: setting → the option that gives it, and the media whose reconstruction part reads it
+READ_BY = {
+    "side": ("--size", ("image", "video")), "judges": ("--judge", ("image", "video")),
+    "lpips": ("--lpips", ("image", "video")), "inception": ("--weights inception", ("image",)),
+    "utmos": ("--weights utmos", ("audio",)), "every_rate": ("--every-rate", ("audio",)),
+}  # fmt: skip
+
+
+def check_read(settings: BenchSettings, medium: str) -> None:
+    """Raises ValueError for a setting that the part of this medium does not read."""
+    given, plain = vars(settings), vars(BenchSettings(settings.data, settings.parts))
+    for name, (option, media) in READ_BY.items():
+        if given[name] == plain[name]:
+            continue
+        if settings.part == DOWNSTREAM:
+            raise ValueError(f"{option} is of the reconstruction part; leave it out, or leave out --part {DOWNSTREAM}")
+        if medium not in media:
+            raise ValueError(
+                f"{option} is of {' and '.join(media)}, and these tokenizers are of {medium}; leave it out"
+            )
+
+
+def hash_weights(settings: BenchSettings) -> dict[str, str]:
+    """The hashes of the weights that an owner names, by network."""
+    files = {"lpips": settings.lpips, "inception": settings.inception, "utmos": settings.utmos}
+    return {f"{name}_sha256": hash_named(path) for name, path in files.items() if path is not None}
 
 
 @dataclass

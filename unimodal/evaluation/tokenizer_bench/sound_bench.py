@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,6 +78,7 @@ class SoundBench:
         make = partial(SoundJudge, settings.recognisers, settings.utmos)
         self.has_speaker = make().speaker is not None  # and what is missing is said before processes begin
         self.workers = Workers(make, max(1, min(settings.workers, len(items))))
+        self.weights = hash_weights(settings)
         self.store = PartStore(settings.parts)
         self.chunks = [range(start, min(start + PART, len(items))) for start in range(0, len(items), PART)]
 
@@ -109,7 +109,7 @@ class SoundBench:
         }
         judges: dict[str, object] = {name: "recogniser" for name in self.settings.recognisers}
         judges[SPEAKER] = "SpeakerJudge" if self.has_speaker else f"not measured: {INSTALL}"
-        judges |= hash_weights(self.settings)
+        judges |= self.weights
         made = BenchReport(medium="audio", data=data, seed=self.settings.seed, side=None, judges=judges)
         made.tokenizers = tokenizers
         made.codecs = {"opus": {"rates": sorted(opus, key=lambda rate: float(str(rate["budget_bytes"])))}}
@@ -120,7 +120,7 @@ class SoundBench:
 
     def _subject(self, *what: object) -> str:
         """What decides whether a part is the same: the code's version, the data, the judges and what is measured."""
-        judges = [self.settings.recognisers, self.has_speaker, str(self.settings.utmos)]
+        judges = [self.settings.recognisers, self.has_speaker, *(self.weights.values() or ["None"])]
         return json.dumps([SOUND_VERSION, "audio", self.items.sha256, *judges, *what])
 
     @staticmethod
@@ -139,7 +139,7 @@ class SoundBench:
             tasks = [partial(describe_original, sound.numpy()) for _, sound in read]
             found = self.workers.run(tasks)
             rows: list[dict[str, object]] = [
-                {"name": item.name, "told": read_transcript(item), "seconds": len(sound) / RATE, "dnsmos": one.dnsmos}
+                {"name": item.name, "seconds": len(sound) / RATE, "dnsmos": one.dnsmos}
                 | ({} if one.utmos is None else {"utmos": one.utmos})
                 | {f"heard:{name}": text for name, text in one.heard.items()}
                 for (item, sound), one in zip(read, found, strict=True)
@@ -153,7 +153,8 @@ class SoundBench:
         self.report("hearing the originals", chunk.start, len(self.items))
         part = self.store.find_or_measure(self._subject("originals"), str(chunk.start), measure)
         self.items.left_out |= dict(json.loads(str(part.pop("left_out"))))
-        return part
+        texts = {item.name: item.text for item in self.items.items}  # as they are now
+        return part | {"told": np.array([texts[name] for name in part["name"].tolist()])} if "name" in part else part
 
     def _read(self, chunk: range, rate_hz: int) -> list[tuple[MediaItem, Tensor]]:
         """The items of a part that can be read, with their sounds [T] at rate_hz. Those that cannot are named in
@@ -178,7 +179,10 @@ class SoundBench:
 
     def _find_coded(self, entry: Entry, chunk: range) -> Arrays:
         self.report(f"{entry.label}: coding sounds", chunk.start, len(self.items))
-        subject = self._subject(entry.tokenizer.sha256, self.settings.seed, self.settings.every_rate)
+        tokenizer, items = entry.tokenizer, self.items.items[chunk.start : chunk.stop]
+        reads_text = "text" in tokenizer.encode_conditions | tokenizer.decode_conditions
+        texts = [item.text for item in items] if reads_text else []
+        subject = self._subject(tokenizer.sha256, self.settings.seed, self.settings.every_rate, *texts)
         return self.store.find_or_measure(subject, str(chunk.start), partial(self._code, entry, chunk))
 
     def _code(self, entry: Entry, chunk: range) -> Arrays:
@@ -190,7 +194,7 @@ class SoundBench:
         originals = self._find_originals(chunk)
         pairs = zip(self._read(chunk, RATE), self._read(chunk, tokenizer.sample_rate_hz), strict=True)
         for (item, original), (_, sound) in pairs:
-            told, x = read_transcript(item), sound[None, None]
+            told, x = item.text, sound[None, None]
             if chunk.start == 0 and not rows:  # what is slow the first time alone
                 self._rebuild(tokenizer, tokenizer.encode(x, condition=make_condition(tokenizer, "encode", told)), told)
             begun = time.perf_counter()
@@ -296,7 +300,7 @@ class SoundBench:
         def measure() -> dict[str, np.ndarray]:
             read = next(found for chunk in self.chunks if (found := self._read(chunk, rate)))
             item, sound = max(read, key=lambda part: len(part[1]))
-            x, told = sound[None, None, : int(TIMED_SECONDS * rate)], read_transcript(item)
+            x, told = sound[None, None, : int(TIMED_SECONDS * rate)], item.text
 
             def prepare(batch: int) -> tuple[Work, Work]:
                 many = x.repeat(batch, 1, 1)
@@ -368,14 +372,6 @@ def _pack(rows: Sequence[Mapping[str, object]]) -> Arrays:
         texts = any(isinstance(value, str) for value in values)
         packed[name] = np.array(values) if texts else np.array(values, dtype=np.float64)
     return packed
-
-
-def read_transcript(item: MediaItem) -> str:
-    """What is said in a sound: of a dataset's row, or the .txt beside its file; "" where neither says."""
-    if item.text or not isinstance(item.source, str):
-        return item.text
-    beside = Path(item.source).with_suffix(".txt")
-    return beside.read_text("utf-8-sig", errors="replace").strip() if beside.is_file() else ""
 
 
 def make_condition(tokenizer: MediaTokenizer, side: str, told: str, batch: int = 1) -> Condition | None:

@@ -8,13 +8,14 @@ Shapes: T samples at 16 kHz, F frames, D width.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from unimodal.evaluation.tokenizer_bench.named_weights import read_named
 
 RATE = 16_000
 SHORTEST = 400  # samples of one frame
@@ -61,13 +62,8 @@ class Utmos(nn.Module):
     @classmethod
     def load(cls, path: Path) -> Utmos:
         """Raises ValueError for a file that holds other weights."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            made = cls()
-            made.load_published(state)
-        except (OSError, RuntimeError, AttributeError, TypeError, pickle.UnpicklingError, EOFError) as error:
-            said = " ".join(str(error).split())[:120]
-            raise ValueError(f"{path} does not hold UTMOS ({said}); name SpeechMOS' utmos22_strong file") from None
+        made = cls()
+        read_named(path, made.load_published, "UTMOS", "SpeechMOS' utmos22_strong file")
         return made
 
 
