@@ -321,9 +321,9 @@ def speak(voice: str, args: argparse.Namespace) -> None:
         name = f"{sentence.id:05d}"
         change = draw_change(f"{voice}-{name}") if sentence.split == "train" else None
         clip = samples if change is None else change_voice(samples, change)
-        save_clip(folders[sentence.split], name, sentence.text, clip)
         if sentence.split == "train" and sentence.id % WORN_OF == 0:
             save_clip(args.out / "train" / f"{voice}-worn", name, sentence.text, wear(clip, f"{voice}-{name}"))
+        save_clip(folders[sentence.split], name, sentence.text, clip)  # last: where it is, its worse copy is too
         done += 1
         if done % 100 == 0 or done == len(wanted):
             print(f"{voice}: {done} of {len(wanted)}", file=sys.stderr, flush=True)
