@@ -87,7 +87,8 @@ def fit_pictures(tokenizer: MediaTokenizer, pixels: np.ndarray) -> Tensor:
 
 
 def encode_all(job: Job) -> None:
-    """Encodes in parts, kept beside the file under the hashes of the media and the tokenizer, and joins them."""
+    """Encodes in parts, kept beside the file under the hashes of the media and the tokenizer, and joins them. ValueError
+    for pictures and clips with different numbers of codes, which have no one array."""
     source = hash_file(job.media)
     if job.out.is_file():
         with np.load(job.out) as stored:
@@ -97,16 +98,22 @@ def encode_all(job: Job) -> None:
             return
     parts = job.out.parent / f".{job.out.stem}-{job.tokenizer.sha256[:12]}-{source[:12]}"
     parts.mkdir(parents=True, exist_ok=True)
+    counts: set[int] = set()
     for first in range(0, job.count, PART):
         path = parts / f"{first:08}.npz"
         if not path.is_file():
             rows = job.encode(range(first, min(first + PART, job.count)))
+            counts |= {len(row) for row in rows}
+            if job.stacked and len(counts) > 1:
+                raise ValueError(f"{job.media} becomes {min(counts)} to {max(counts)} codes an item; "
+                                 "take a tokenizer that makes as many of each")  # fmt: skip
             save(path, codes=np.concatenate(rows), lengths=np.array([len(row) for row in rows]))
             print(f"{job.out.name}: {min(first + PART, job.count)} of {job.count}", file=sys.stderr, flush=True)
     found = [np.load(path) for path in sorted(parts.glob("*.npz"))]
     codes, lengths = (np.concatenate([part[name] for part in found]) for name in ("codes", "lengths"))
     hashes = {"sha256": np.array(job.tokenizer.sha256), "source_sha256": np.array(source)}
     if job.stacked:
+        assert len(np.unique(lengths)) == 1
         views = (job.views,) if job.views else ()
         save(job.out, codes=codes.reshape(job.count // (job.views or 1), *views, -1, *codes.shape[1:]), **hashes)
     else:

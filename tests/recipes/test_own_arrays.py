@@ -4,6 +4,7 @@ import json
 import runpy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,3 +152,23 @@ def test_views_of_other_pictures_are_refused(tmp_path):
     write_arrays(tmp_path, arrays)
     with pytest.raises(ValueError, match=r"views.npz: pixels has the shape \[1, "):
         read_recipe("encode_media")["run"](settings, False)
+
+
+def test_codes_of_an_array_are_as_many_of_each_and_others_are_refused(tmp_path):
+    recipe, media = read_recipe("encode_media"), tmp_path / "media.npz"
+    media.write_bytes(b"media")
+
+    def encode(counts, **more):
+        rows = [np.full((count, 2), count, np.int32) for count in counts]
+        job = recipe["Job"](
+            tmp_path / "codes.npz", media, len(rows), SimpleNamespace(sha256="ab" * 32), lambda part: rows, **more
+        )
+        recipe["encode_all"](job)
+        return np.load(tmp_path / "codes.npz")
+
+    with pytest.raises(ValueError, match="becomes 2 to 4 codes an item"):  # six codes are no two items of three
+        encode([2, 4])
+    assert not (tmp_path / "codes.npz").exists()
+    assert encode([2, 4], stacked=False)["offsets"].tolist() == [0, 2, 6]
+    (tmp_path / "codes.npz").unlink()
+    assert encode([3, 3, 3, 3], views=2)["codes"].shape == (2, 2, 3, 2)
