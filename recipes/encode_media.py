@@ -87,8 +87,9 @@ def fit_pictures(tokenizer: MediaTokenizer, pixels: np.ndarray) -> Tensor:
 
 
 def encode_all(job: Job) -> None:
-    """Encodes in parts, kept beside the file under the hashes of the media and the tokenizer, and joins them. ValueError
-    for pictures and clips with different numbers of codes, which have no one array."""
+    """Encodes in parts, kept beside the file under the hashes of the media and the tokenizer, and joins them.
+
+    Raises ValueError for pictures and clips that become different numbers of codes."""
     source = hash_file(job.media)
     if job.out.is_file():
         with np.load(job.out) as stored:
