@@ -66,7 +66,7 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
     find_sizes,
 )
 from unimodal.tokenizers.pretrained.published import PUBLISHED
-from unimodal.tokenizers.systems.base import SystemModule
+from unimodal.tokenizers.systems.base import ReconstructingModule, SystemModule
 from unimodal.training.checkpoint import has_checkpoint
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import Parallel, start
@@ -232,7 +232,7 @@ def make_trained(
     """The tokenizer with its losses and stages, tried at every size. Raises ValueError for parts that do not fit."""
     features: dict[str, int] = {}
     example: MediaBatch | None = None
-    reconstructs = isinstance(tokenizer, SystemModule) and tokenizer.reconstructs
+    reconstructs = isinstance(tokenizer, ReconstructingModule) and tokenizer.reconstructs
     for place, part in enumerate(stream.parts):
         for size in part.sizes or (None,):
             views = stream.read_held_out(place, 1, size)
@@ -279,7 +279,7 @@ def try_once(
     tokenizer: AnyTokenizer, batch: MediaBatch, size: Size | None, conditions: ConditionMaker
 ) -> dict[str, int]:
     """Name → width of what a tokenizer gives for alignment. ValueError where it does not take media of that size."""
-    assert isinstance(tokenizer, SystemModule)
+    assert isinstance(tokenizer, ReconstructingModule)
     at = "" if size is None else f" at {size[0]}×{size[1]}"
     try:
         condition = conditions.make(batch.media, batch.captions)

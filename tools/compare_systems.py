@@ -38,9 +38,10 @@ import torch
 from unimodal.data.media_items import FileItems, is_held_out
 from unimodal.files import read_json, write_json
 from unimodal.tokenizers import MediaTokenizer, find_family_class, load_tokenizer
-from unimodal.tokenizers.configs.compared import CHANGED, Settings
+from unimodal.tokenizers.configs.compared import CHANGED, SOUND_LOSSES, Settings
 from unimodal.tokenizers.configs.facts import count_bits, describe_codes, describe_size
 from unimodal.tokenizers.configs.registry import list_systems, read_system
+from unimodal.tokenizers.systems.base import ReconstructingModule
 from unimodal.training.command import Flags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,13 +76,20 @@ def load_recipe() -> ModuleType:
     return module
 
 
+def learns_by_decoding(system: str) -> bool:
+    """Whether the recipe's losses of what is decoded train it, and no loss of its own."""
+    kind = find_family_class(str(read_system(system).choose_settings(small=True)["family"]))
+    return issubclass(kind, ReconstructingModule) and kind.reconstructs
+
+
 def make_settings(asked: argparse.Namespace, system: str, out: Path, seed: int, size: int | None) -> dict[str, object]:
     """The settings of the recipe. size: of pictures and films; None for the form's own."""
     sizes: Settings = {} if size is None else {"sizes": [size]}
+    losses: Settings = {"losses": SOUND_LOSSES} if asked.medium == "audio" and learns_by_decoding(system) else {}
     return {
         "system": system, "small": True, "media": str(asked.media), "out": out, "run": out.with_suffix(".run"),
         "one_held_out_of": ONE_HELD_OUT_OF, "held_out_items": 16, "upscale": True, "workers": 0, "crop_s": CROP_S,
-        "batch_size": asked.batch or BATCH[asked.medium], **sizes, **CHANGED.get(system, {}),
+        "batch_size": asked.batch or BATCH[asked.medium], **sizes, **losses, **CHANGED.get(system, {}),
         "processor_s": asked.seconds,
         "loop": {"steps": FIRST_GUESS, "seed": seed, "threads": 1, "plot": False,
                  "learning_rate": asked.learning_rate, "warmup_steps": WARMUP_STEPS, "checkpoint_every_s": 1e6,

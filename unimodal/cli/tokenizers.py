@@ -218,7 +218,10 @@ def _describe_codes(tokenizer: MediaTokenizer) -> Iterator[tuple[str, str]]:
         yield "a second", f"{tokenizer.tokens_per_second:g} positions, {bits:,.0f} bits"
     yield "a prefix", "decodes to a coarser result" if tokenizer.ordered else "does not decode by itself"
     if groups > 1:
-        yield "fewer groups", "decode to a coarser result" if tokenizer.residual else "do not decode by themselves"
+        yield (
+            "fewer groups",
+            "decode to a coarser result" if tokenizer.coarser_groups else "do not decode by themselves",
+        )
     yield "decoder", "yes" if tokenizer.can_decode else "none: it only encodes"
 
 

@@ -105,8 +105,7 @@ class MediaModule(StoredModule):
         [3, h, w] in [0, 1]; sounds [T] and clips [T, 3, h, w], which are read at the rates and sizes above, stay.
 
         mode: how a picture of another shape is fitted, where the family leaves that to the model's folder. A family
-        that was trained with one rule overrides this method and keeps to its rule.
-        Raises ValueError for a picture where `picture_size` is not a square.
+        with one rule overrides this method. Raises ValueError for a picture where `picture_size` is not a square.
         """
         if medium.dtype != torch.uint8 or medium.dim() != 3:
             return medium
@@ -250,8 +249,7 @@ class MediaCodec(MediaModule, ABC, Generic[CodedT]):
         return noise.to(codes.mask.device)
 
     def _check_media(self, x: Tensor) -> Tensor:
-        """Media in float32, where they come in half or double precision. ValueError for what is no batch of finite
-        floats on the medium's scale."""
+        """Media in float32. ValueError for what is no batch of finite floats on the medium's scale."""
         check_floats(x)
         if not x.numel():
             raise ValueError(f"there is nothing to encode in a tensor of shape {tuple(x.shape)}")
@@ -280,7 +278,7 @@ class MediaTokenizer(MediaCodec[Codes]):
     codebook_sizes: tuple[int, ...]
     #: (block name, count or None for any length) in the order of the sequence: how the vocabulary lays a span out
     segments: tuple[tuple[str, int | None], ...]
-    #: whether `<|frame|>` stands before each of this tokenizer's own segments but the first of a span
+    #: whether `<|frame|>` stands before each of its own segments but the first of a span
     frame_marks: bool = False
     #: positions of an item, of media of one size; or positions a second
     tokens_per_item: int | None = None
@@ -309,17 +307,28 @@ class MediaTokenizer(MediaCodec[Codes]):
         """Values of each group of a block: the codebooks where there are several, else the block's own size."""
         return self.codebook_sizes if len(self.codebook_sizes) > 1 else (self.block_sizes[block],)
 
+    @property
+    def coarser_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Which groups decode by themselves to a coarser result, fewest first, no two of one number: of residual codes
+        the first 1, 2, 4, …; overridden by streams that refine each other."""
+        every = len(self.codebook_sizes) if self.residual else 0
+        return tuple(tuple(range(2**power)) for power in range(16) if 2**power < every)
+
+    def find_groups(self, count: int) -> tuple[int, ...]:
+        """Which groups codes of so many groups hold: those of a coarser result, else the first."""
+        return next((groups for groups in self.coarser_groups if len(groups) == count), tuple(range(count)))
+
     def check_codes(self, codes: Codes) -> None:
-        """ValueError unless every real code lies in its block. Fewer groups than there are codebooks are allowed, as
-        residual codes have them, and fewer positions than there are segments."""
-        groups, at = codes.ids.shape[2], 0
-        if not 1 <= groups <= len(self.codebook_sizes):
-            raise ValueError(f"{self.modality} codes come in {len(self.codebook_sizes)} groups; got {groups}")
-        free = max(0, codes.ids.shape[1] - sum(count or 0 for _, count in self.segments))
+        """ValueError unless every real code lies in its block. Fewer groups, and fewer positions, are allowed."""
+        groups, every = codes.ids.shape[2], len(self.codebook_sizes)
+        if not 1 <= groups <= every:
+            raise ValueError(f"{self.modality} codes come in {every} groups; got {groups}")
+        free, at = max(0, codes.ids.shape[1] - sum(count or 0 for _, count in self.segments)), 0
         for name, count in self.segments:
             place = slice(at, at + (free if count is None else count))
             at = place.stop
-            for ids, size in zip(codes.ids[:, place][codes.mask[:, place]].T, self.group_sizes(name), strict=False):
+            sizes = [self.group_sizes(name)[group] for group in self.find_groups(groups)]
+            for ids, size in zip(codes.ids[:, place][codes.mask[:, place]].T, sizes, strict=True):
                 if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
                     raise ValueError(f"{name} codes must lie in [0, {size}); got {int(ids.min())}…{int(ids.max())}")
 

@@ -70,6 +70,10 @@ class InterleavedStreams:
         """Sizes of each stream's codebooks → sizes of the groups of the joined codes."""
         return tuple(codebook_sizes[stream][group] for stream, _, group in self.places)
 
+    def choose_groups(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """The groups of the joined codes that hold the first `counts` groups of each stream; 0 leaves a stream out."""
+        return tuple(at for at, (stream, _, group) in enumerate(self.places) if group < counts[stream])
+
     def join(self, streams: Sequence[Codes]) -> Codes:
         """Streams [B, F · rate, groups] → codes [B, F, G]. Raises ValueError unless they have the same frames."""
         if len(streams) != len(self.rates):

@@ -40,12 +40,14 @@ class Entry:
         return sum(log2(size) for size in self.tokenizer.codebook_sizes)
 
     def count_bits(self, positions: int, groups: int | None = None) -> float:
-        """Bits of the first so many positions of an item of one size, block by block; of the first groups alone where
+        """Bits of the first so many positions of an item of one size, block by block; of so many groups alone where
         these are given."""
+        chosen = None if groups is None else self.tokenizer.find_groups(groups)
         bits, left = 0.0, positions
         for block, count in self.tokenizer.segments:
             taken = left if count is None else min(left, count)
-            bits += taken * sum(log2(size) for size in self.tokenizer.group_sizes(block)[:groups])
+            sizes = self.tokenizer.group_sizes(block)
+            bits += taken * sum(log2(size) for group, size in enumerate(sizes) if chosen is None or group in chosen)
             left -= taken
         return bits
 

@@ -207,7 +207,7 @@ class SoundBench:
             rows.append({"codes": positions, "ids": json.dumps(ids), "seconds": len(original) / RATE, **spent})
             asked.append({})
             for groups in list_group_counts(tokenizer):
-                fewer = keep_groups(codes, groups)
+                fewer = keep_groups(tokenizer, codes, groups)
                 wave = made if fewer is codes else self._rebuild(tokenizer, fewer, told)
                 wave = resample(wave, tokenizer.sample_rate_hz, RATE)[: len(original)]
                 heard = fewer is codes or self.settings.every_rate

@@ -1,4 +1,5 @@
-"""The rates at which codes of sounds are decoded: residual ones at their first codebooks, others at all of them."""
+"""The rates at which codes of sounds are decoded: residual ones at their first codebooks, streams that
+refine each other at the first of them, others at all."""
 
 from __future__ import annotations
 
@@ -10,10 +11,8 @@ from unimodal.tokenizers.interface import MediaTokenizer
 
 
 def list_group_counts(tokenizer: MediaTokenizer) -> list[int]:
-    """The numbers of groups that are decoded: all; of residual codes also 1, 2, 4, …."""
-    every = len(tokenizer.codebook_sizes)
-    powers = [2**power for power in range(every.bit_length()) if 2**power < every]
-    return [*(powers if tokenizer.residual else []), every]
+    """The numbers of groups that are decoded: all, and those of each coarser result."""
+    return [*(len(groups) for groups in tokenizer.coarser_groups), len(tokenizer.codebook_sizes)]
 
 
 def explain_one_rate(tokenizer: MediaTokenizer) -> dict[str, str]:
@@ -26,9 +25,10 @@ def explain_one_rate(tokenizer: MediaTokenizer) -> dict[str, str]:
     return {"one_rate": f"it decodes all of its {kind} together"}
 
 
-def keep_groups(codes: Codes, groups: int) -> Codes:
-    """The first so many groups of every position."""
-    return codes if groups >= codes.ids.shape[2] else replace(codes, ids=codes.ids[..., :groups])
+def keep_groups(tokenizer: MediaTokenizer, codes: Codes, groups: int) -> Codes:
+    """The so many groups of every position that decode by themselves."""
+    whole = groups >= codes.ids.shape[2]
+    return codes if whole else replace(codes, ids=codes.ids[..., list(tokenizer.find_groups(groups))])
 
 
 def choose_rate(measured: Arrays, groups: int) -> Arrays:

@@ -22,7 +22,7 @@ from unimodal.tokenizers.interface import Condition, LatentTokenizer, MediaToken
 from unimodal.tokenizers.losses.bag import LossBag
 from unimodal.tokenizers.losses.perturbation import Perturbation, check_perturbed
 from unimodal.tokenizers.losses.reconstruction import measure_l2
-from unimodal.tokenizers.systems.base import Reconstruction, SystemModule
+from unimodal.tokenizers.systems.base import ReconstructingModule, Reconstruction, SystemModule
 
 ALL, DECODER = "all", "decoder"
 AnyTokenizer = MediaTokenizer | LatentTokenizer
@@ -204,7 +204,7 @@ class TrainedTokenizer(nn.Module):
         return measure_l2(made.decoded[:, :, : x.shape[2]].clamp(-1, 1), x, lengths), spelled
 
     def reconstruct(self, x: Tensor, lengths: Tensor | None, captions: tuple[str, ...] | None) -> Reconstruction:
-        assert isinstance(self.tokenizer, SystemModule)
+        assert isinstance(self.tokenizer, ReconstructingModule)
         change = self.perturbation if self.training else None
         return self.tokenizer.reconstruct_codes(x, lengths, self.conditions.make(x, captions), change)
 

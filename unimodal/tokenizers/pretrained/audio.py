@@ -22,7 +22,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unimodal.tokenizers.parts.quantizers.interface import pass_straight_through
 from unimodal.tokenizers.parts.streaming import ChainStage, PointwiseStage, Stage
 from unimodal.tokenizers.pretrained.base import (
     NetworkConfig,
@@ -33,8 +32,11 @@ from unimodal.tokenizers.pretrained.base import (
     to_plain_config,
 )
 from unimodal.tokenizers.pretrained.causal import chain_layers
-from unimodal.tokenizers.sounds import SoundCodes, split_by_length
+from unimodal.tokenizers.pretrained.running_books import ENCODEC_BUFFERS, RunningBooks, reset_dac
+from unimodal.tokenizers.sounds import SoundCodes
 from unimodal.tokenizers.stored import TokenizerConfig
+from unimodal.tokenizers.systems.base import Reconstruction
+from unimodal.tokenizers.systems.sound import ReconstructedSounds
 
 if TYPE_CHECKING:
     from transformers import EncodecConfig
@@ -47,7 +49,13 @@ class NetworkAudioConfig(NetworkConfig):
     num_codebooks: int = Field(ge=1)
 
 
-class NetworkAudioTokenizer(NetworkTokenizer, SoundCodes):
+class RunningBooksConfig(NetworkAudioConfig):
+    """decay: of the running averages that the books are in training; short trainings want less than 0.99."""
+
+    decay: float = Field(default=0.99, gt=0, lt=1)
+
+
+class NetworkAudioTokenizer(ReconstructedSounds, NetworkTokenizer, SoundCodes):
     """``encode``: float [B, 1, T] in [-1, 1] → Codes [B, N, G]; ``decode`` → [B, 1, N · samples_per_code]."""
 
     config: NetworkAudioConfig
@@ -62,29 +70,37 @@ class NetworkAudioTokenizer(NetworkTokenizer, SoundCodes):
         """`describe` of codebooks of one size."""
         self.describe((codebook_size,) * self.config.num_codebooks, samples_per_code, self.config.sample_rate_hz)
 
-    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def list_books(self) -> list[RunningBooks]:
+        """The residual quantizers whose books are running averages."""
+        return []
+
+    def begin_books(self) -> None:
+        """For a new network, whose books the first batch begins; called once by each family that has such books."""
+        for books in self.list_books():
+            books.forget()
+
+    def train(self, mode: bool = True) -> Self:
+        """The network stays in eval mode; the books of running averages learn in training."""
+        super().train(mode)
+        for books in self.list_books():
+            for book in books.books:
+                book.train(mode)
+        return self
+
+    def reconstruct_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Sounds of one length, [B, 1, T] → what is decoded, [B, 1, T'], with gradient, and what quantization adds to
         the loss."""
         raise ValueError(f"{self.config.family} is not trained by a loss of its own; see its source")
 
-    def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
-        """Mean squared error over the samples that are real, and the distance of latents and codes. The codebooks of
-        EnCodec and Mimi are running averages that transformers does not learn: they stay."""
-        error, added, count = x.new_zeros(()), x.new_zeros(()), 0
-        for items, sounds in split_by_length(x, lengths):
-            decoded, loss = self.reconstruct_equal(sounds)
-            length = min(decoded.shape[-1], sounds.shape[-1])
-            error = error + (decoded[..., :length] - sounds[..., :length]).square().sum()
-            added = added + loss * len(items) / len(x)
-            count += len(items) * length
-        error = error / count
-        return error + added, {"mean_squared_error": float(error.detach()), "commitment": float(added.detach())}
+    def reconstruct_equal(self, x: Tensor, generator: torch.Generator | None) -> Reconstruction:
+        decoded, loss = self.reconstruct_latents(x)
+        return Reconstruction(decoded, loss, numbers={"commitment": float(loss.detach())})
 
 
 # ---- EnCodec
 
 
-class EncodecTokenizerConfig(NetworkAudioConfig):
+class EncodecTokenizerConfig(RunningBooksConfig):
     family: Literal["encodec"] = "encodec"
     bandwidth: float  # kbit a second: picks the number of codebooks
 
@@ -102,7 +118,11 @@ class EncodecTokenizer(NetworkAudioTokenizer):
         settings = build_config(EncodecConfig, config.network)
         _check_encodec(settings)
         self.network = EncodecModel(settings).eval()
+        self.begin_books()
         self.describe_equal(settings.codebook_size, settings.hop_length)
+
+    def list_books(self) -> list[RunningBooks]:
+        return [RunningBooks(self.network.quantizer.layers, ENCODEC_BUFFERS, self.config.decay)]
 
     @classmethod
     def from_checkpoint(cls, folder: Path, bandwidth: float | None = None) -> Self:
@@ -133,11 +153,10 @@ class EncodecTokenizer(NetworkAudioTokenizer):
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)[None], [None]).audio_values
 
-    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.network.encoder(x)
-        with torch.no_grad():
-            rows = self.network.quantizer.decode(self.network.quantizer.encode(latents, self.config.bandwidth))
-        return self.network.decoder(pass_straight_through(latents, rows)), (latents - rows).square().mean()
+    def reconstruct_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (books,) = self.list_books()
+        values, loss = books.quantize(self.network.encoder(x), self.config.num_codebooks)
+        return self.network.decoder(values), loss
 
     @property
     def can_stream(self) -> bool:
@@ -186,6 +205,7 @@ class DacTokenizer(NetworkAudioTokenizer):
 
         settings = build_config(DacConfig, config.network)
         self.network = DacModel(settings).eval()
+        reset_dac(self.network.modules())
         self.describe_equal(settings.codebook_size, settings.hop_length)
 
     @classmethod
@@ -210,7 +230,7 @@ class DacTokenizer(NetworkAudioTokenizer):
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(audio_codes=ids.transpose(1, 2)).audio_values[:, None]
 
-    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The weights of both losses are the authors'."""
         x = torch.nn.functional.pad(x, (0, -x.shape[-1] % self.samples_per_code))
         values, _, _, commitment, codebook = self.network.quantizer(

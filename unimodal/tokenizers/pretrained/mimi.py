@@ -21,11 +21,10 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from unimodal.tokenizers.parts.quantizers.interface import pass_straight_through
 from unimodal.tokenizers.parts.streaming import BlockStage, ChainStage, PointwiseStage, Stage
 from unimodal.tokenizers.pretrained.audio import (
-    NetworkAudioConfig,
     NetworkAudioTokenizer,
+    RunningBooksConfig,
     choose_codebooks,
     wrap_network,
 )
@@ -33,6 +32,7 @@ from unimodal.tokenizers.pretrained.authors import read_authors_weights
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
 from unimodal.tokenizers.pretrained.causal import MimiTransformerStage, chain_layers, open_layer
 from unimodal.tokenizers.pretrained.mimi_names import collect_for_authors, fill_from_authors, read_mimi_config
+from unimodal.tokenizers.pretrained.running_books import MIMI_BUFFERS, RunningBooks, reset_maps
 from unimodal.tokenizers.sounds import pad_samples
 from unimodal.tokenizers.stored import TokenizerConfig
 
@@ -40,7 +40,7 @@ from unimodal.tokenizers.stored import TokenizerConfig
 AUTHORS_FILE = "tokenizer-*.safetensors"
 
 
-class MimiTokenizerConfig(NetworkAudioConfig):
+class MimiTokenizerConfig(RunningBooksConfig):
     family: Literal["mimi"] = "mimi"
 
 
@@ -56,7 +56,15 @@ class MimiTokenizer(NetworkAudioTokenizer):
 
         settings = build_config(MimiConfig, config.network)
         self.network = MimiModel(settings).eval()
+        reset_maps(self.network.modules())
+        self.begin_books()
         self.describe_equal(settings.codebook_size, settings.frame_size)
+
+    def list_books(self) -> list[RunningBooks]:
+        """Those of meaning, and those of sound."""
+        quantizer = self.network.quantizer
+        both = (quantizer.semantic_residual_vector_quantizer, quantizer.acoustic_residual_vector_quantizer)
+        return [RunningBooks(part.layers, MIMI_BUFFERS, self.config.decay) for part in both]
 
     @classmethod
     def from_checkpoint(cls, folder: Path, num_codebooks: int | None = None) -> Self:
@@ -117,13 +125,22 @@ class MimiTokenizer(NetworkAudioTokenizer):
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)).audio_values
 
-    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        latents = self.network.encoder(x).latents
-        with torch.no_grad():
-            quantizer = self.network.quantizer
-            rows = quantizer.decode(quantizer.encode(latents, self.config.num_codebooks).transpose(0, 1))
-        decoded = self.network.decoder(pass_straight_through(latents, rows)).audio_values
-        return decoded, (latents - rows).square().mean()
+    def reconstruct_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both quantizers code the same latents, each with maps of its own to the width of the books."""
+        quantizer, latents = self.network.quantizer, self.network.encoder(x).latents
+        semantic = quantizer.num_semantic_quantizers
+        parts = (
+            (quantizer.semantic_residual_vector_quantizer, semantic),
+            (quantizer.acoustic_residual_vector_quantizer, self.config.num_codebooks - semantic),
+        )
+        total, losses = torch.zeros_like(latents), []
+        for (part, count), books in zip(parts, self.list_books(), strict=True):
+            if count:
+                narrow = latents if part.input_proj is None else part.input_proj(latents)
+                values, loss = books.quantize(narrow, count)
+                total = total + (values if part.output_proj is None else part.output_proj(values))
+                losses.append(loss * count / self.config.num_codebooks)
+        return self.network.decoder(total).audio_values, torch.stack(losses).sum()
 
     @property
     def can_stream(self) -> bool:

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
+from unimodal.tokenizers.pretrained.running_books import reset_maps
 from unimodal.tokenizers.stored import TokenizerConfig
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
+
+#: how the names begin of what hears the semantics and stays as it is
+HEARD = "semantic_encoder"
 
 
 class NeucodecTokenizerConfig(NetworkAudioConfig):
@@ -39,6 +43,7 @@ class NeucodecTokenizer(NetworkAudioTokenizer):
 
         settings = build_config(NeuCodecConfig, config.network)
         self.network = NeuCodecModel(settings).eval()
+        reset_maps(module for name, module in self.network.named_modules() if not name.startswith(HEARD))
         self.heard_rate_hz = settings.input_sampling_rate
         self.heard_per_code = settings.encoder_hop_length
         self.features = NeuCodecFeatureExtractor(sampling_rate=self.heard_rate_hz, hop_length=self.heard_per_code)
@@ -81,7 +86,7 @@ class NeucodecTokenizer(NetworkAudioTokenizer):
         sounds = list(heard.detach().cpu().numpy())
         return self.features(sounds, sampling_rate=self.heard_rate_hz, return_tensors="pt").to(heard.device)
 
-    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As the network's `forward`; its quantizer passes the gradient straight through and has no loss."""
         found = self.network.encode(**self.make_inputs(self.resample(x)), output_latents=True)
         return self.network.decode(latents=found.latents).audio_values, x.new_zeros(())

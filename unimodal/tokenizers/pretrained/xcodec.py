@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from unimodal.tokenizers.parts.quantizers.interface import pass_straight_through
-from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer, wrap_network
+from unimodal.tokenizers.pretrained.audio import NetworkAudioTokenizer, RunningBooksConfig, wrap_network
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
+from unimodal.tokenizers.pretrained.running_books import ENCODEC_BUFFERS, RunningBooks, reset_dac
 from unimodal.tokenizers.sounds import pad_samples
 from unimodal.tokenizers.stored import TokenizerConfig
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import XcodecConfig, XcodecModel
 
 
-class SemanticAcousticConfig(NetworkAudioConfig):
+class SemanticAcousticConfig(RunningBooksConfig):
     bandwidth: float  # kbit a second: picks the number of codebooks
 
 
@@ -41,7 +41,13 @@ class SemanticAcousticTokenizer(NetworkAudioTokenizer):
         settings_class, model_class = self.find_classes()
         settings = build_config(settings_class, config.network)
         self.network = model_class(settings).eval()
+        for part in (self.network.acoustic_encoder, self.network.acoustic_decoder):
+            reset_dac(part.modules())
+        self.begin_books()
         self.describe_equal(settings.codebook_size, settings.hop_length)
+
+    def list_books(self) -> list[RunningBooks]:
+        return [RunningBooks(self.network.quantizer.quantizers, ENCODEC_BUFFERS, self.config.decay)]
 
     @classmethod
     def find_classes(cls) -> tuple[type[XcodecConfig], type[XcodecModel]]:
@@ -75,7 +81,7 @@ class SemanticAcousticTokenizer(NetworkAudioTokenizer):
     def decode_equal(self, ids: Tensor) -> Tensor:
         return self.network.decode(ids.transpose(1, 2)).audio_values
 
-    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `encode` and `decode` of the network, with the gradient straight through the codes; the loss is the
         commitment. What hears the semantics stays frozen."""
         network, whole = self.network, self.pad_equal(x, False)
@@ -85,10 +91,9 @@ class SemanticAcousticTokenizer(NetworkAudioTokenizer):
         if acoustic.shape[-1] != heard.shape[-1]:
             acoustic = network.acoustic_encoder(pad(whole, (margin, margin)))
         z = network.fc(torch.cat([acoustic, heard], dim=1).transpose(1, 2)).transpose(1, 2)  # [B, D, N]
-        with torch.no_grad():
-            found = network.quantizer.decode(network.quantizer.encode(z, self.config.bandwidth))
-        decoded = network.acoustic_decoder(network.fc2(pass_straight_through(z, found).transpose(1, 2)).transpose(1, 2))
-        return decoded, (z - found).square().mean()
+        (books,) = self.list_books()
+        values, loss = books.quantize(z, self.config.num_codebooks)
+        return network.acoustic_decoder(network.fc2(values.transpose(1, 2)).transpose(1, 2)), loss
 
 
 def choose_bandwidth(offered: list[float], asked: float | None, what: str) -> float:

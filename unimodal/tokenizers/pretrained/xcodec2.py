@@ -17,10 +17,14 @@ from torch import Tensor
 
 from unimodal.tokenizers.pretrained.audio import NetworkAudioConfig, NetworkAudioTokenizer
 from unimodal.tokenizers.pretrained.base import build_config, check_kind, load_reference, to_plain_config
+from unimodal.tokenizers.pretrained.running_books import reset_maps
 from unimodal.tokenizers.stored import TokenizerConfig
 
 if TYPE_CHECKING:
     from transformers import BatchFeature
+
+#: how the names begin of what hears the semantics and stays as it is
+HEARD = "semantic_encoder"
 
 
 class Xcodec2TokenizerConfig(NetworkAudioConfig):
@@ -39,6 +43,7 @@ class Xcodec2Tokenizer(NetworkAudioTokenizer):
 
         settings = build_config(Xcodec2Config, config.network)
         self.network = Xcodec2Model(settings).eval()
+        reset_maps(module for name, module in self.network.named_modules() if not name.startswith(HEARD))
         self.features = Xcodec2FeatureExtractor(sampling_rate=settings.sampling_rate, hop_length=settings.hop_length)
         self.describe_equal(math.prod(settings.quantization_levels), settings.hop_length)
 
@@ -70,7 +75,7 @@ class Xcodec2Tokenizer(NetworkAudioTokenizer):
         sounds = list(x[:, 0].detach().cpu().numpy())
         return self.features(sounds, sampling_rate=self.config.sample_rate_hz, return_tensors="pt").to(x.device)
 
-    def reconstruct_equal(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def reconstruct_latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As the network's `forward`; its quantizer passes the gradient straight through and has no loss."""
         found = self.network.encode(**self.make_inputs(x), output_latents=True)
         return self.network.decode(latents=found.latents).audio_values, x.new_zeros(())

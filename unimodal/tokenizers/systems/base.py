@@ -52,22 +52,11 @@ class Reconstruction:
 ChangeQuantized = Callable[[Quantizer, Tensor, Quantized], Quantized]
 
 
-class SystemModule(StoredModule):
-    """A published system, of codes or of latents, stored in float32: its codes stay those of the authors' code."""
+class ReconstructingModule(StoredModule):
+    """A tokenizer that is trained by what it makes of media, with the losses of `unimodal.tokenizers.losses`."""
 
     #: False of a system that has a loss of its own and no `reconstruct`
     reconstructs: ClassVar[bool] = True
-    #: losses to train by, as the recipe takes them, of a system that rebuilds nothing and learns nothing without them
-    taught_by: ClassVar[str] = ""
-    stored_dtype: ClassVar[torch.dtype] = torch.float32
-    #: our names of weights → the authors', where they do not depend on the settings
-    key_map: ClassVar[KeyMap] = KeyMap()
-    config: SystemConfig
-
-    @property
-    def perturbs_codes(self) -> bool:
-        """Whether its own settings replace codes by near ones in training (RobusTok)."""
-        return False
 
     @abstractmethod
     def reconstruct(
@@ -93,6 +82,22 @@ class SystemModule(StoredModule):
         if change is not None:
             raise ValueError(f"{self.config.family} has no quantizer whose codes could be changed")
         return self.reconstruct(x, lengths, condition)
+
+
+class SystemModule(ReconstructingModule):
+    """A published system, of codes or of latents, stored in float32: its codes stay those of the authors' code."""
+
+    #: losses to train by, as the recipe takes them, of a system that rebuilds nothing and learns nothing without them
+    taught_by: ClassVar[str] = ""
+    stored_dtype: ClassVar[torch.dtype] = torch.float32
+    #: our names of weights → the authors', where they do not depend on the settings
+    key_map: ClassVar[KeyMap] = KeyMap()
+    config: SystemConfig
+
+    @property
+    def perturbs_codes(self) -> bool:
+        """Whether its own settings replace codes by near ones in training (RobusTok)."""
+        return False
 
     def training_loss(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
         """Mean squared error of what is decoded, and the system's own losses; `unimodal.tokenizers.losses` has the

@@ -239,13 +239,25 @@ class ReasoningCodecTokenizer(SoundTokenizer):
         """Rows of both kinds of codes, [B, 2 N, D] and [B, 5 N, D] → the flow's condition, [B, F, D]."""
         return self.cond_feature_emb(total + self._spread_reasoning(reasoning)).repeat_interleave(2, dim=1)
 
+    def _list_kept(self) -> list[int]:
+        """Books of reconstruction that a coarser sound has: both of meaning, and 1, 2, … of sound."""
+        return [2 + 2**power for power in range(8) if 2**power < self.config.num_acoustic]
+
+    def _choose_groups(self, kept: int) -> tuple[int, ...]:
+        return self.streams.choose_groups([self.streams.groups[0], kept])
+
+    @property
+    def coarser_groups(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(self._choose_groups(kept) for kept in self._list_kept())
+
     def look_up_condition(self, ids: Tensor) -> Tensor:
-        """Joined codes int64 [B, N, 56] → the flow's condition, [B, F, D]."""
-        reasoning, codes = (stream.ids for stream in self.streams.split(Codes.whole(ids)))
-        total = sum(
-            book.look_up(part)
-            for book, part in zip(self.books, codes.split([1, 1, self.config.num_acoustic], -1), strict=True)
-        )
+        """Joined codes int64 [B, N, 56], or those of `coarser_groups` → the flow's condition, [B, F, D]."""
+        reasoned, every = self.streams.groups
+        kept = next((count for count in self._list_kept() if len(self._choose_groups(count)) == ids.shape[-1]), every)
+        streams = InterleavedStreams(self.streams.rates, (reasoned, kept))
+        reasoning, codes = (stream.ids for stream in streams.split(Codes.whole(ids)))
+        parts = zip(self.books, codes.split([1, 1, kept - 2], -1), strict=True)
+        total = sum(book.look_up(part) for book, part in parts)
         assert isinstance(total, Tensor)
         return self.make_condition(self.audio_thinking.reasoning_vq.look_up(reasoning), total)
 

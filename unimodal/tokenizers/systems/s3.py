@@ -26,7 +26,7 @@ from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.onnx_weights import OnnxGraph, OnnxNode
 from unimodal.tokenizers.parts.mel import WhisperMel
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer, VectorQuantizer
-from unimodal.tokenizers.parts.quantizers.interface import Quantizer, average_real
+from unimodal.tokenizers.parts.quantizers.interface import Quantizer
 from unimodal.tokenizers.parts.trunks.whisper import WhisperEncoder, WhisperSizes, mark_real
 from unimodal.tokenizers.parts.windows import encode_windows
 from unimodal.tokenizers.sounds import encode_rows
@@ -43,7 +43,7 @@ SCALARS, LEVELS, REACH = 8, 3, 0.9990000128746033
 class S3Config(SoundConfig):
     """version: 2 has rotary positions, a memory beside attention, and scalars in place of a table. stride: of the first
     convolution; the second has 2. codebook_size: of version 1. window_frames, overlap_frames: of long sounds, 100 a
-    second. commitment: of vectors to their rows, in training."""
+    second. commitment: of vectors to the rows of version 1, in training."""
 
     family: Literal["s3"] = "s3"
     version: Literal[1, 2] = 1
@@ -159,7 +159,7 @@ class S3Tokenizer(SoundTokenizer):
         generator: torch.Generator | None = None,
     ) -> Reconstruction:
         """The codes' vectors as the features "codes", for losses of spelling and distillation; nothing is decoded.
-        loss: of the vectors to their rows; of version 2, from the numbers to the scalars they are rounded to.
+        loss: of the vectors to their rows; scalars have none, which would draw all of them to the middle level.
         ValueError for sounds of more than one window."""
         rows = encode_rows(x, lengths, lambda sounds: self.mel(sounds[:, 0]).transpose(1, 2))
         frames = torch.tensor([len(row) for row in rows], device=x.device)
@@ -169,10 +169,7 @@ class S3Tokenizer(SoundTokenizer):
         counts = torch.tensor([self.encoder.count_steps(len(row)) for row in rows], device=x.device)
         mask = mark_real(counts, latents.shape[1])
         made = self.quantizer(latents, mask)
-        loss = made.loss
-        if self.project_down is not None:
-            loss = self.config.commitment * average_real((latents.tanh() - made.values.detach()).square(), mask)
-        return Reconstruction(None, loss, made.ids, made.numbers, {"codes": made.values}, mask)
+        return Reconstruction(None, made.loss, made.ids, made.numbers, {"codes": made.values}, mask)
 
     # ---- the authors' files
 

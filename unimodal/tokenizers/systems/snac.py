@@ -106,6 +106,10 @@ class SnacTokenizer(SoundTokenizer):
         whole = self.hop * math.lcm(self.config.strides[0], self.config.window or 1)
         return pad_samples(x, -(-x.shape[-1] // whole) * whole)
 
+    @property
+    def coarser_groups(self) -> tuple[tuple[int, ...], ...]:
+        return self.quantizer.list_coarser()
+
     def encode_equal(self, x: Tensor) -> Tensor:
         return self.quantizer(self.encoder(x).transpose(1, 2)).ids
 

@@ -28,6 +28,7 @@ from unimodal.tokenizers.sounds import (
     split_by_length,
 )
 from unimodal.tokenizers.systems.base import (
+    ReconstructingModule,
     Reconstruction,
     SystemConfig,
     SystemLatents,
@@ -40,10 +41,8 @@ class SoundConfig(SystemConfig):
     sample_rate_hz: int = Field(default=16000, gt=0)
 
 
-class SoundSystem(SystemModule):
-    """A published system of sounds, of codes or of latents."""
-
-    config: SoundConfig
+class ReconstructedSounds(ReconstructingModule):
+    """A tokenizer of sounds, of codes or of latents, that is trained by what it makes of them."""
 
     def reconstruct_equal(self, x: Tensor, generator: torch.Generator | None) -> Reconstruction:
         """``reconstruct`` of sounds of one length, float [B, 1, T]; what is decoded may be longer or shorter."""
@@ -97,6 +96,12 @@ class SoundSystem(SystemModule):
         counted = (torch.arange(x.shape[-1]) < real.cpu()[:, None]).to(x.device)[:, None]
         error = ((made.decoded - x) * counted).square().sum() / counted.sum()
         return error + made.loss, {"mean_squared_error": float(error.detach()), **made.numbers}
+
+
+class SoundSystem(ReconstructedSounds, SystemModule):
+    """A published system of sounds, of codes or of latents."""
+
+    config: SoundConfig
 
 
 class SoundTokenizer(SoundSystem, SystemTokenizer, SoundCodes):

@@ -71,10 +71,21 @@ class StridedResidualQuantizer(Quantizer):
             streams.append(Codes.whole(found.ids))
         return Quantized(values, self.layout.join(streams).ids, loss, rows)
 
+    def list_coarser(self) -> tuple[tuple[int, ...], ...]:
+        """The codes of a frame that the first 1, 2, … levels have, without those of all."""
+        every = self.num_levels
+        return tuple(
+            self.layout.choose_groups([int(level < kept) for level in range(every)]) for kept in range(1, every)
+        )
+
     def look_up_batch(self, ids: Tensor) -> Tensor:
-        """ids: int64 [B, F, G], all codes of each frame → float32 [B, F · strides[0], D]."""
+        """ids: int64 [B, F, G], all codes of each frame, or those of the first levels → float32 [B, F · strides[0], D].
+        ValueError for another number of codes."""
+        counts = [len(groups) for groups in self.list_coarser()]
+        kept = counts.index(ids.shape[-1]) + 1 if ids.shape[-1] in counts else self.num_levels
+        layout = InterleavedStreams(self.layout.rates[:kept])
         values: list[Tensor] = []
-        for level, stream in enumerate(self.layout.split(Codes.whole(ids))):
+        for level, stream in enumerate(layout.split(Codes.whole(ids))):
             values.append(self.book(level).look_up(stream.ids).repeat_interleave(self.strides[level], 1))
         return torch.stack(values).sum(0)
 
