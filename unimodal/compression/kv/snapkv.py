@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,5 +56,15 @@ def smooth_attention(look: Look, probs: Tensor, observes: Tensor, kernel: int, i
     mean = look.average_groups((probs * weight[:, None, :, None]).sum(2) / weight.sum(1)[:, None, None])
     own = observes if inside is None else inside
     out = F.pad(own, (mean.shape[-1] - own.shape[1], 0))[:, None]  # bool [B, 1, L]
-    smooth = F.avg_pool1d(mean.masked_fill(out, 0.0), kernel, stride=1, padding=kernel // 2)
-    return smooth.masked_fill(out, 0.0)
+    return smooth_entries(mean.masked_fill(out, 0.0), look.slots.find_held(), kernel).masked_fill(out, 0.0)
+
+
+def smooth_entries(worth: Tensor, held: Tensor, kernel: int) -> Tensor:
+    """worth [B, K, L], 0 where nothing is held, averaged over each entry and its neighbours, `kernel` in all.
+
+    held: bool [B, K or 1, L]. Padding between the entries of two turns is no neighbour.
+    """
+    order = held.long().argsort(dim=-1, stable=True).expand_as(worth)  # the entries at the end, without gaps
+    packed = (worth * held).gather(-1, order)
+    smooth = F.avg_pool1d(packed, kernel, stride=1, padding=kernel // 2)
+    return torch.zeros_like(smooth).scatter(-1, order, smooth)

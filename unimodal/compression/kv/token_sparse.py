@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.snapkv import smooth_entries
 from unimodal.compression.method import check_odd, check_share, check_whole
 from unimodal.compression.running.look import Look
 
@@ -65,8 +66,8 @@ class TokenSparseAttention(CacheCompressor):
         probs = look.attend_newest(observes.shape[1])  # [B, H, Q, L]
         mean = (probs * weight[:, None, :, None]).sum(2) / weight.sum(1)[:, None, None]
         inside = F.pad(observes, (mean.shape[-1] - observes.shape[1], 0))[:, None]
-        smooth = F.avg_pool1d(mean.masked_fill(inside, 0.0), self.kernel, stride=1, padding=self.kernel // 2)
-        return smooth.masked_fill(inside, 0.0)
+        held = look.slots.valid[:, None]
+        return smooth_entries(mean.masked_fill(inside, 0.0), held, self.kernel).masked_fill(inside, 0.0)
 
     def count_kept(self, look: Look, scores: Tensor, num: Tensor) -> Tensor:
         """The share `keep`, or all but the least attended entries that cover no more than `coverage`."""
