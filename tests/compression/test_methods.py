@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from unimodal.compression import METHODS, Compressor, Span
 from unimodal.compression.tokens.centerclip import CenterCLIP, find_medoids
 from unimodal.compression.tokens.choosing import choose_spread_out, compute_cosines
+from unimodal.compression.tokens.density import find_density_peaks
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.document_correlation import DocumentCorrelation, divide_budget, measure_density
 from unimodal.compression.tokens.downsample import Downsample
@@ -18,7 +19,7 @@ from unimodal.compression.tokens.grids import allot, average_line, find_grid, in
 from unimodal.compression.tokens.m3 import M3, number_windows
 from unimodal.compression.tokens.novelty import Novelty
 from unimodal.compression.tokens.pooling import Pooling
-from unimodal.compression.tokens.ppe import PPE, choose_members, count_neighbours, find_density_peaks
+from unimodal.compression.tokens.ppe import PPE, choose_members, count_neighbours
 from unimodal.compression.tokens.prefix import Prefix
 from unimodal.compression.tokens.pvc import PVC, ProgressiveEncoder
 from unimodal.compression.tokens.random_tokens import RandomTokens
@@ -31,7 +32,10 @@ from unimodal.compression.tokens.tome import ToMe
 from unimodal.compression.tokens.transprune import TransPrune
 
 #: what the plan needs is more than the states, or the count is its own
-LOOKING = ("fastv", "transprune", "summary_query", "globalcom", "document_correlation", "m3")
+LOOKING = (
+    "fastv", "transprune", "summary_query", "globalcom", "document_correlation", "m3", "visionzip", "prumerge",
+    "pyramiddrop", "sparsevlm",
+)  # fmt: skip
 EMBEDDING_ONLY = [
     name
     for name, method in METHODS.items()
@@ -258,7 +262,7 @@ def test_ppe_clusters_and_keeps_positions_of_its_last_members():
     plan = planned(PPE(num_positions=4, counts_sizes=True), hidden, 3)
     assert plan.sizes[0].tolist() == [6, 5, 5] and planned(PPE(), hidden, 3).sizes is None
     assert plan.members[0].tolist() == [[5, 4, 3, 2], [10, 9, 8, 7], [15, 14, 13, 12]]
-    index, assigned = find_density_peaks(torch.zeros(1, 6, 4), 4)  # equal tokens: as many clusters as asked
+    index, assigned = find_density_peaks(torch.zeros(1, 6, 4), 4, 3)  # equal tokens: as many clusters as asked
     assert len(assigned.unique()) == 4 and torch.equal(assigned.gather(1, index), torch.arange(4)[None])
     assert choose_members(torch.tensor([[0, 1, 1, 0]]), 2, 5).tolist() == [[[3, 0, 3, 0, 3], [2, 1, 2, 1, 2]]]
     assert [count_neighbours(count) for count in (1, 2, 4, 5, 64)] == [1, 1, 2, 5, 5]

@@ -36,13 +36,17 @@ from unimodal.compression.tokens.document_correlation import DocumentCorrelation
 from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.fastv import FastV
 from unimodal.compression.tokens.globalcom import GlobalCom
+from unimodal.compression.tokens.horizon import InformationHorizon
 from unimodal.compression.tokens.m3 import M3
 from unimodal.compression.tokens.novelty import Novelty
 from unimodal.compression.tokens.pooling import Pooling
 from unimodal.compression.tokens.ppe import PPE
 from unimodal.compression.tokens.prefix import Prefix
+from unimodal.compression.tokens.prumerge import PruMerge
 from unimodal.compression.tokens.pvc import PVC
+from unimodal.compression.tokens.pyramiddrop import PyramidDrop
 from unimodal.compression.tokens.random_tokens import RandomTokens
+from unimodal.compression.tokens.sparsevlm import SparseVLM
 from unimodal.compression.tokens.stride import Stride
 from unimodal.compression.tokens.summary_query import SummaryQuery
 from unimodal.compression.tokens.todre import ToDRE
@@ -50,6 +54,7 @@ from unimodal.compression.tokens.token_transforming import TokenTransforming
 from unimodal.compression.tokens.tokenflex import TokenFLEX
 from unimodal.compression.tokens.tome import ToMe
 from unimodal.compression.tokens.transprune import TransPrune
+from unimodal.compression.tokens.visionzip import VisionZip
 
 __all__ = [
     "BASELINES",
@@ -84,7 +89,12 @@ METHODS: dict[str, type[Method]] = {
     "tokenflex": TokenFLEX,
     "fastv": FastV,
     "transprune": TransPrune,
+    "pyramiddrop": PyramidDrop,
+    "sparsevlm": SparseVLM,
+    "horizon": InformationHorizon,
     "todre": ToDRE,
+    "visionzip": VisionZip,
+    "prumerge": PruMerge,
     "summary_query": SummaryQuery,
     "globalcom": GlobalCom,
     "document_correlation": DocumentCorrelation,

@@ -19,6 +19,7 @@ from torch import Tensor
 from unimodal.compression.method import Compressor, check_whole
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.choosing import merge_clusters
+from unimodal.compression.tokens.density import find_density_peaks
 
 NEIGHBOURS = 5
 
@@ -42,28 +43,10 @@ class PPE(Compressor):
         check_whole("num_positions", self.num_positions, 1)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
-        index, assigned = find_density_peaks(hidden.float(), span.count)
+        index, assigned = find_density_peaks(hidden.float(), span.count, count_neighbours(span.count))
         merge, sizes = merge_clusters(assigned, span.count, span.sizes)
         members = choose_members(assigned, span.count, self.num_positions)
         return Plan(index, merge, sizes=sizes if self.counts_sizes else None, members=members)
-
-
-def find_density_peaks(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """DPC-KNN on states [B, N, D] → centres int64 [B, M], ascending, and the cluster of every token int64 [B, N]."""
-    distance = torch.cdist(states, states) / states.shape[-1] ** 0.5
-    num = distance.shape[1]
-    near = distance.topk(min(count_neighbours(count), num), largest=False).values
-    density = (-near.square().mean(-1)).exp()  # [B, N]
-    density = density - torch.arange(num, device=states.device) * 1e-6  # of equal ones, the earlier is the denser
-    denser = density[:, None] > density[..., None]  # [B, N, N]
-    top = distance.amax((1, 2))[:, None]
-    to_denser = distance.masked_fill(~denser, torch.inf).amin(-1)
-    peak = torch.where(to_denser.isinf(), top, to_denser) * density
-    centres = peak.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
-    to_centres = distance.gather(1, centres[..., None].expand(-1, -1, num))  # [B, M, N]
-    assigned = to_centres.argmin(1)
-    own = torch.arange(count, device=states.device).expand_as(centres)
-    return centres, assigned.scatter(1, centres, own)  # equal tokens may be centres: each its own
 
 
 def count_neighbours(count: int) -> int:
