@@ -90,6 +90,7 @@ def check_call(ids: Tensor | None, mask: Tensor | None, settings: dict[str, obje
         raise ValueError("compression finds spans by their ids; call the model with input_ids")
     if mask is not None and (isinstance(mask, dict) or mask.ndim != 2):
         raise ValueError("compression makes the masks itself; give a 2-d attention_mask, or none")
+    settings.pop("return_dict", None)
     if settings.pop("packing", None) is not None:
         raise ValueError("compression takes one document a row; unpack the rows first")
     for name in ("output_attentions", "output_hidden_states"):

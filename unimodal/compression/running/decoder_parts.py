@@ -53,6 +53,8 @@ class DecoderParts:
         self.cache_name = "cache" if "cache" in names else "past_key_values"
         scale = vars(backbone).get("embedding_multiplier", 1.0)  # Granite
         self.embedding_scale: float = float(scale)
+        rope = config.to_dict().get("rope_parameters") or {}
+        self.has_axes = "mrope_section" in rope  # positions in time, height and width (Qwen2-VL)
 
     def _make_rotation(self, kind: str, apply: RotaryFunction | None) -> LayerRotation:
         return LayerRotation(self.backbone.rotary_emb, kind, apply)

@@ -31,11 +31,11 @@ from unimodal.compression.running.decoder_parts import DecoderParts
 from unimodal.compression.running.forward_pass import ForwardPass, LayerPreview, preview_layer
 from unimodal.compression.running.interception import INTERCEPTION, KERNELS
 from unimodal.compression.running.layer_run import run_layer
+from unimodal.compression.running.reading import AxisPositions, CallInput, InputReader
 from unimodal.compression.running.scope import enter, find_open, leave
 from unimodal.compression.running.slots import SlotLayer, count_kept
-from unimodal.compression.running.spans import LocatedSpan, TurnState, find_input_spans
+from unimodal.compression.running.spans import LocatedSpan, TurnState
 from unimodal.compression.running.stream import LiveSpan, SpanGroup, TokenStream
-from unimodal.vocabulary import Vocabulary
 
 #: decoders whose forward is known to equal Llama's; others are compared with this one once
 PROVEN = ("LlamaModel", "Qwen2Model", "Qwen3Model")
@@ -49,8 +49,8 @@ class PlanExecutor:
 
     _lock: ClassVar[threading.RLock] = threading.RLock()
 
-    def __init__(self, backbone: nn.Module, vocabulary: Vocabulary) -> None:
-        self.backbone, self.vocabulary = backbone, vocabulary
+    def __init__(self, backbone: nn.Module, reader: InputReader) -> None:
+        self.backbone, self.reader = backbone, reader
         self.parts = DecoderParts(backbone)
         self.users = 0  # contexts that are open, of all threads
         self.is_proven = type(backbone).__name__ in PROVEN
@@ -59,7 +59,7 @@ class PlanExecutor:
             check_forward(self.parts, lambda **call: self._run([], **call))
 
     @classmethod
-    def open(cls, opened: OpenMethod, vocabulary: Vocabulary) -> PlanExecutor:
+    def open(cls, opened: OpenMethod, reader: InputReader) -> PlanExecutor:
         """Add a method here and install the executor of its decoder, one for all contexts.
 
         Raises ValueError for cache methods that do not go together, for a layer that the model lacks, for a kernel that
@@ -67,12 +67,13 @@ class PlanExecutor:
         """
         backbone = opened.backbone
         with cls._lock:
-            executor = cls._find(backbone) or cls(backbone, vocabulary)
+            executor = cls._find(backbone) or cls(backbone, reader)
             executor._check(opened.method)
             executor.users += 1
             if executor.users == 1:
                 INTERCEPTION.install()
                 backbone.forward = executor.forward
+                executor.reader.install()
         enter(opened)
         return executor
 
@@ -83,6 +84,7 @@ class PlanExecutor:
             self.users -= 1
             if not self.users:
                 del self.backbone.forward
+                self.reader.remove()
                 INTERCEPTION.remove()
 
     @classmethod
@@ -93,6 +95,8 @@ class PlanExecutor:
 
     def _check(self, method: TokenMethod | CacheMethod) -> None:
         num_layers = len(self.parts.layers)
+        if method.positions == "compacted" and self.has_axes:
+            raise ValueError("positions on several axes (M-RoPE) cannot be compacted; use positions='kept'")
         if method.acts_on == "cache":
             check_together([o.method for o in find_open(self.backbone) if o.method.acts_on == "cache"], method)
             looks = True
@@ -111,6 +115,13 @@ class PlanExecutor:
             finally:
                 INTERCEPTION.remove()
             self.shows_attention = True
+            for kind in self.parts.kinds:
+                kind.rotation.has_axes = self.has_axes
+
+    @property
+    def has_axes(self) -> bool:
+        """Whether positions lie on several axes."""
+        return self.reader.has_axes and self.parts.has_axes
 
     # ---- the forward
 
@@ -140,6 +151,8 @@ class PlanExecutor:
         outside the context, or with inner outputs requested.
         """
         cache = cache if cache is not None else past_key_values
+        given = self.reader.complete(CallInput(input_ids, attention_mask, position_ids))
+        input_ids, attention_mask, position_ids = given.ids, given.mask, given.position_ids
         check_call(input_ids, attention_mask, settings)
         assert input_ids is not None
         cache_layers, cache = self._prepare_cache(cache, use_cache)
@@ -155,7 +168,7 @@ class PlanExecutor:
         cache_methods = [o.method for o in methods if o.method.acts_on == "cache"]
         evictable = self._find_evictable(cache_methods, input_ids, valid, found)
         embedded = self.parts.embed(input_ids, inputs_embeds)
-        stream = TokenStream.begin(embedded, input_ids, valid, positions, found, evictable)
+        stream = TokenStream.begin(embedded, input_ids, valid, positions, found, evictable, given.blocks)
         config, num_layers = self.backbone.config, len(self.parts.layers)
         active = [(o, o.method) for o in methods if o.method.acts_on == "tokens" and stream.spans]
         call = ForwardPass(
@@ -167,6 +180,7 @@ class PlanExecutor:
             frozenset(i for _, method in active for i in method.find_watched_layers(num_layers)),
             frozenset(i for _, method in active for i in method.find_changing_layers(num_layers)),
             config._attn_implementation,
+            None if given.axes is None else AxisPositions(given.axes.expand(-1, num_rows, -1), past),
         )
         settings = {**settings, self.parts.cache_name: cache, "use_cache": cache is not None}
         stream = self._run_layers(stream, call, active, cache_layers, settings)
@@ -189,7 +203,7 @@ class PlanExecutor:
         if ids.shape[1] == 1 and not is_first:
             after = None if before is None else before.step()
         else:
-            found, after = find_input_spans(ids, valid, self.vocabulary, self.vocabulary.media, before)
+            found, after = self.reader.find_spans(ids, valid, before)
         if cache_layers:
             cache_layers[0].turn = after
         if found and bool(((positions[:, 1:] <= positions[:, :-1]) & valid[:, 1:] & valid[:, :-1]).any()):
@@ -206,7 +220,7 @@ class PlanExecutor:
                 if located.modality in method.modalities:
                     free[located.row, list(located.columns)] = True
             if method.scope == "prompt":
-                free |= (ids < self.vocabulary.text_size) & valid
+                free |= self.reader.find_words(ids) & valid
         return free
 
     def _prepare_cache(self, cache: Cache | None, use_cache: bool | None) -> tuple[list[SlotLayer], Cache | None]:

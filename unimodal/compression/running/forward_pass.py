@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unimodal.compression.running.attention_rows import AttentionRule, ForwardObserver, WatchedLayer
@@ -19,6 +20,7 @@ from unimodal.compression.running.contracts import CacheMethod
 from unimodal.compression.running.decoder_parts import LayerKind
 from unimodal.compression.running.interception import AttentionOutput, LayerAttention, hook_attention
 from unimodal.compression.running.look import Look
+from unimodal.compression.running.reading import AxisPositions
 from unimodal.compression.running.slots import SlotLayer, Slots
 from unimodal.compression.running.stream import TokenStream
 
@@ -37,7 +39,7 @@ class ForwardPass:
 
     is_first: nothing was read before. reads: the call has more than a token of an answer. watched: layers whose queries
     and keys are noted. changing: layers whose change of the tokens is summed. kernel: the name of the model's
-    attention.
+    attention. axes: positions on several axes, where the model has such.
     """
 
     num_heads: int
@@ -48,6 +50,7 @@ class ForwardPass:
     watched: frozenset[int]
     changing: frozenset[int]
     kernel: str = "sdpa"
+    axes: AxisPositions | None = None
     observer: ForwardObserver = field(default_factory=ForwardObserver)
     tables: dict[tuple[Slots, Slots | None, LayerKind], LayerTables] = field(default_factory=dict)
 
@@ -58,8 +61,10 @@ class ForwardPass:
         if tables is None:
             positions = stream.positions if prior is None else stream.positions - prior.shift[:, None, None]
             slots = fresh if prior is None else prior.append(fresh, positions[..., 0])
-            rotary = kind.rotation.make_tables(stream.hidden, positions)
-            mask = make_mask(slots, len(stream), stream.hidden.dtype, self.kernel, self.num_heads, kind.window)
+            rotary = kind.rotation.make_tables(stream.hidden, positions, self.axes)
+            mask = make_mask(
+                slots, len(stream), stream.hidden.dtype, self.kernel, self.num_heads, kind.window, stream.blocks
+            )
             tables = self.tables[fresh, prior, kind] = LayerTables(slots, mask, rotary)
         return tables
 
@@ -151,7 +156,13 @@ def make_rule(attention: LayerAttention, window: int | None) -> AttentionRule:
 
 
 def make_mask(
-    slots: Slots, num_new: int, dtype: torch.dtype, kernel: str, num_heads: int, window: int | None = None
+    slots: Slots,
+    num_new: int,
+    dtype: torch.dtype,
+    kernel: str,
+    num_heads: int,
+    window: int | None = None,
+    blocks: Tensor | None = None,
 ) -> Tensor | None:
     """The mask added to the logits of the newest `num_new` tokens, [B or 1, H or 1, num_new, L]; None for plain causal.
 
@@ -160,7 +171,7 @@ def make_mask(
     length = len(slots)
     at = torch.arange(length - num_new, length, device=slots.valid.device).expand(len(slots.valid), num_new)
     is_near = window is None or (length <= window and not slots.has_gaps)
-    if slots.plain and is_near:
+    if slots.plain and is_near and blocks is None:
         if num_new == 1 or (num_new == length and kernel != "eager"):
             return None
         hidden = slots.find_hidden(at[:1], None)
@@ -168,7 +179,17 @@ def make_mask(
     mask = slots.make_bias(dtype, num_heads)[:, :, None]
     if num_new == 1 and is_near:
         return mask
-    mask = mask.masked_fill(slots.find_hidden(at, None if is_near else window, num_heads), -torch.inf)
+    hidden = slots.find_hidden(at, None if is_near else window, num_heads)
+    if blocks is not None:
+        hidden = hidden & ~find_block_mates(blocks, length)[:, None]
+    mask = mask.masked_fill(hidden, -torch.inf)
     places = torch.arange(length, device=at.device)
     blind = (places == at[..., None]) & ~slots.valid[:, length - num_new :, None]  # [B, N, L]
     return mask.masked_fill(blind[:, None], 0.0)
+
+
+def find_block_mates(blocks: Tensor, length: int) -> Tensor:
+    """The later slots that new tokens see because both are of one block, bool [B, N, L]; blocks int64 [B, N]."""
+    place = torch.arange(blocks.shape[1], device=blocks.device)
+    mates = (blocks[:, :, None] == blocks[:, None]) & (blocks[:, :, None] >= 0) & (place > place[:, None])
+    return F.pad(mates, (length - blocks.shape[1], 0))

@@ -19,6 +19,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from unimodal.compression.running.reading import AxisPositions
+
 #: kinds of rotary tables in which a position's angle does not depend on the length of the sequence
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -45,6 +47,7 @@ class LayerRotation:
 
     def __init__(self, rotary: nn.Module, kind: str = "full_attention", apply: RotaryFunction | None = None) -> None:
         self.rotary, self.kind, self.turns = rotary, kind, True
+        self.has_axes = False  # whether positions may lie on several axes
         self.apply = apply or apply_halves
         self.takes_kind = "layer_type" in inspect.signature(rotary.forward).parameters
 
@@ -59,10 +62,18 @@ class LayerRotation:
         kind = {"layer_type": self.kind} if self.takes_kind else {}
         return self.rotary(like, position_ids=positions, **kind)
 
-    def make_tables(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """positions int64 [B, N, P] → cos and sin [B, N, R] by the model's own rotary module."""
+    def make_tables(self, like: Tensor, positions: Tensor, axes: AxisPositions | None = None) -> tuple[Tensor, Tensor]:
+        """positions int64 [B, N, P] → cos and sin [B, N, R] by the model's own rotary module.
+
+        axes: the positions are numbers of tokens, of which these are the positions.
+        """
         num_rows, num, count = positions.shape
-        cos, sin = self._compute(like, positions.flatten(1))  # [B, N * P, R]
+        flat = positions.flatten(1)  # [B, N * P]
+        if axes is None:
+            cos, sin = self._compute(like, flat)  # [B, N * P, R]
+        else:
+            at = (flat - axes.first).clamp(min=0).expand(len(axes.places), -1, -1)
+            cos, sin = self.rotary(like, position_ids=axes.places.gather(2, at))
         if count == 1:
             return cos, sin
         half = cos.shape[-1] // 2
@@ -77,6 +88,8 @@ class LayerRotation:
         """Move rotated queries or keys [B, H, N, W] by offset int64 [B, H or 1, N] positions."""
         if not self.turns:
             return states
+        if self.has_axes:
+            raise ValueError("keys whose positions lie on several axes (M-RoPE) cannot be moved; use another method")
         num_rows, num_heads, num, width = states.shape
         flat = offset.expand(num_rows, num_heads, num).reshape(num_rows * num_heads, num)
         cos, sin = self._compute(states, flat)  # [B * H, N, R]

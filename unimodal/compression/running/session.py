@@ -9,6 +9,8 @@ from torch import nn
 from unimodal.compression.plan import CompressionStats, KeptTokens
 from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
 from unimodal.compression.running.executor import PlanExecutor
+from unimodal.compression.running.reading import InputReader, VocabularyReader
+from unimodal.compression.vision_language.reader import find_reader
 from unimodal.vocabulary import Vocabulary
 
 
@@ -31,7 +33,7 @@ class HasEngine(Protocol):
     def engine(self) -> DecodingEngine: ...
 
 
-#: the target of a method; a bare causal LM of transformers needs its vocabulary too
+#: the target of a method: also a stock vision-language model; a bare causal LM of transformers needs its vocabulary too
 CompressionTarget: TypeAlias = HasEngine | DecodingEngine | nn.Module
 
 
@@ -46,7 +48,13 @@ class CompressionSession:
     def __init__(
         self, method: TokenMethod | CacheMethod, target: CompressionTarget, vocabulary: Vocabulary | None = None
     ) -> None:
-        self.backbone, self.vocabulary = find_decoder(target, vocabulary)
+        found = find_reader(target) if vocabulary is None else None
+        self.reader: InputReader
+        if found is not None:
+            self.backbone, self.reader = found.backbone, found
+        else:
+            self.backbone, own = find_decoder(target, vocabulary)
+            self.reader = VocabularyReader(own)
         self._open = OpenMethod(method, self.backbone)
 
     @property
@@ -72,7 +80,7 @@ class CompressionSession:
         return [places.tolist() for places in self._open.chosen.values()]
 
     def __enter__(self) -> CompressionSession:
-        self._executor = PlanExecutor.open(self._open, self.vocabulary)
+        self._executor = PlanExecutor.open(self._open, self.reader)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,5 +102,8 @@ def find_decoder(target: CompressionTarget, vocabulary: Vocabulary | None) -> tu
             f"{type(target).__name__} is no decoder; give a loaded Unimodal, an Engine or a causal LM"
         ) from None
     if vocabulary is None:
-        raise ValueError("a bare decoder needs its vocabulary to find the spans: method(model, vocabulary)")
+        raise ValueError(
+            "a bare decoder needs its vocabulary to find the spans: method(model, vocabulary); of a vision-language "
+            "model give the whole"
+        )
     return decoder, vocabulary

@@ -56,7 +56,7 @@ class TokenStream:
 
     place: the columns of the call that they came from. media: which are codes of input spans. evictable: which a cache
     method may drop. shift: how many positions later tokens move back. plain: no padding and no sizes. changed: summed
-    transitions (TransPrune). has_moved: some token is no longer in its own column.
+    transitions (TransPrune). has_moved: some token is no longer in its own column. blocks: see `CallInput`.
     """
 
     hidden: Tensor  # [B, N, D]
@@ -72,6 +72,7 @@ class TokenStream:
     log_size: Tensor | None = None  # [B, N]
     changed: Tensor | None = None  # [B, N]
     has_moved: bool = False
+    blocks: Tensor | None = None  # int64 [B, N]
 
     @classmethod
     def begin(
@@ -82,6 +83,7 @@ class TokenStream:
         positions: Tensor,
         found: Sequence[LocatedSpan],
         evictable: Tensor,
+        blocks: Tensor | None = None,
     ) -> TokenStream:
         """A call's tokens as they come: hidden [B, N, D], ids, valid, positions and evictable [B, N]."""
         num_rows, num = ids.shape
@@ -93,7 +95,9 @@ class TokenStream:
             spans.append(LiveSpan(located, columns, located.segments))
         place = torch.arange(num, device=ids.device).expand(num_rows, num)
         shift = torch.zeros(num_rows, dtype=torch.int64, device=ids.device)
-        stream = cls(hidden, ids, place, valid, positions[..., None], media, evictable, shift, spans, bool(valid.all()))
+        plain = bool(valid.all())
+        places = positions[..., None]
+        stream = cls(hidden, ids, place, valid, places, media, evictable, shift, spans, plain, blocks=blocks)
         padded_behind = not stream.plain and bool((valid[:, :-1] & ~valid[:, 1:]).any())
         return stream._take(valid) if padded_behind else stream
 
@@ -188,6 +192,7 @@ class TokenStream:
             evictable=pick(self.evictable),
             log_size=None if self.log_size is None else pick(self.log_size),
             changed=None if self.changed is None else pick(self.changed),
+            blocks=None if self.blocks is None else pick(self.blocks),
             plain=fewest == width and self.log_size is None,
             has_moved=True,
         )
