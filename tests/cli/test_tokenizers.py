@@ -3,10 +3,14 @@
 import re
 
 import pytest
+import soundfile
+import torch
 
+from tests.tiny_model import tiny_folder
+from tests.tokenizers.test_whisper_codec import build_small, make_sounds
 from unimodal.cli import app as cli
 from unimodal.cli.tokenizers import _describe_weights
-from unimodal.tokenizers import FAMILIES, LatentTokenizer, MediaReader, find_family_class, pretrained
+from unimodal.tokenizers import FAMILIES, LatentTokenizer, MediaReader, find_family_class, load_tokenizer, pretrained
 from unimodal.tokenizers.configs.registry import list_systems, read_system
 from unimodal.tokenizers.pretrained.published import PUBLISHED
 
@@ -104,3 +108,19 @@ def test_show_names_the_released_weights_of_that_size_and_of_no_other(capsys):
     status, out, _ = run(capsys, "show", "titok-b64")
     assert status == 0 and "titok=yucornetto/tokenizer_titok_b64_imagenet" in out and "l32" not in out
     assert "none of this size are known" in run(capsys, "show", "textok")[1]
+
+
+def test_a_voice_is_named_by_sounds_of_it(capsys, tmp_path):
+    clips = make_sounds(5000, 2)[:, 0]
+    for number, clip in enumerate(clips):
+        soundfile.write(tmp_path / f"{number}.wav", clip.numpy(), 16_000, subtype="FLOAT")
+    build_small().round_to_half().save(tmp_path / "codec")
+    sha256 = load_tokenizer(tmp_path / "codec").sha256
+    sounds = [str(tmp_path / f"{number}.wav") for number in range(2)]
+    status, out, _ = run(capsys, "name-voice", str(tmp_path / "codec"), "anna", *sounds)
+    tokenizer = load_tokenizer(tmp_path / "codec")
+    expected = tokenizer.encode_voice(torch.cat(list(clips))[None, None])[0]
+    assert status == 0 and torch.equal(tokenizer.find_voice("anna"), expected) and tokenizer.sha256 == sha256
+    assert out.split() == ["anna:", *", ".join(map(str, expected.tolist())).split()]
+    status, _, err = run(capsys, "name-voice", str(tiny_folder() / "audio_tokenizer"), "anna", sounds[0])
+    assert status and "has no codes of a voice" in err

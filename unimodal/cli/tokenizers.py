@@ -1,4 +1,4 @@
-"""`unimodal tokenizers list` and `unimodal tokenizers show NAME`: the known families, and what each gives."""
+"""`unimodal tokenizers list` and `show NAME`: the known families, and what each gives; `name-voice`: voices of one."""
 
 from __future__ import annotations
 
@@ -83,6 +83,32 @@ def show(
     width = max(len(what) for what, _ in lines)
     for what, value in lines:
         print(f"{what.ljust(width)}  {value}")
+
+
+@tokenizers.command("name-voice", cls=Command)
+def name_voice(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a tokenizer with codes of a voice.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the voice is called.")],
+    clips: Annotated[list[Path], typer.Argument(metavar="CLIP...", help="Sounds of the voice; more tell more.")],
+) -> None:
+    """Let a tokenizer of speech know a voice by name, from sounds of it."""
+    import torch
+
+    from unimodal.coder.media_coder import load_coder
+    from unimodal.tokenizers import is_tokenizer
+    from unimodal.tokenizers.voices import VoicedTokenizer
+
+    if not is_tokenizer(folder):
+        raise ValueError(f"{folder} is not the folder of a tokenizer")
+    coder = load_coder(folder)
+    tokenizer = coder.get_tokenizer("audio") if "audio" in coder.vocabulary.media else None
+    if not isinstance(tokenizer, VoicedTokenizer):
+        raise ValueError(
+            f"the tokenizer in {folder} has no codes of a voice, as those of the family whisper_codec have"
+        )
+    tokenizer.name_voice(name, torch.cat([coder.read(clip, "audio") for clip in clips])[None])
+    tokenizer.save(folder)
+    print(f"{name}: {', '.join(map(str, tokenizer.find_voice(name).tolist()))}")
 
 
 def _describe_system(name: str) -> Iterator[tuple[str, str]]:

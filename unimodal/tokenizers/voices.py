@@ -24,3 +24,7 @@ class VoicedTokenizer(ABC):
     @abstractmethod
     def encode_voice(self, clips: Tensor) -> Tensor:
         """Clips of one length, float [B, 1, T] → the codes of who speaks in them, int64 [B, V]."""
+
+    @abstractmethod
+    def name_voice(self, name: str, clip: Tensor) -> None:
+        """Keeps the voice of a clip, float [1, T], under a name; ``save`` writes it with the settings."""

@@ -171,6 +171,7 @@ class WhisperCodecTokenizer(WhisperHearing, VoicedTokenizer):
         """Scalars [B, V, K] and ids int64 [B, V]."""
         return self.voice_quantizer.quantize(self.voice(log_mel, mask))
 
+    @torch.no_grad()
     def encode_voice(self, clips: Tensor) -> Tensor:
         check_sounds(clips)
         log_mel = self.mel(self.pad_group(clips.float())[:, 0])
@@ -234,7 +235,6 @@ class WhisperCodecTokenizer(WhisperHearing, VoicedTokenizer):
     # ---- voices
 
     def name_voice(self, name: str, clip: Tensor) -> None:
-        """Remembers the voice of a clip, float [1, T], in the config under a name."""
         ids = tuple(self.encode_voice(clip[None])[0].tolist())
         self.config = self.config.model_copy(update={"voices": {**self.config.voices, name: ids}})
 
