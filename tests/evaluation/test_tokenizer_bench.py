@@ -190,6 +190,7 @@ def test_a_bench_compares_on_the_same_pictures_names_what_it_left_out_and_goes_o
     status, shown, err = run(capsys, *arguments)
     assert status == 0, err
     assert "llamagen-vq16" in shown and "mine" in shown and "webp" in shown and "broken.png" in shown
+    assert shown.count("at bytes") == 2  # by both judges, of the tokenizer whose codes are ordered
     found = json.loads(out.read_text())
     assert found["data"]["items"] == 3 and len(found["data"]["left_out"]) == 1
     assert (out.with_suffix(".png")).read_bytes().startswith(b"\x89PNG")

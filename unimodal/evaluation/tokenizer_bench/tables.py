@@ -1,14 +1,17 @@
-"""The figures of a bench as a table on the screen: one line a tokenizer or codec, at all of its codes."""
+"""The figures of a bench as tables on the screen: one line a tokenizer or codec, at all of its codes; and of pictures
+that are decoded from any number of codes one line a number of bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from unimodal.evaluation.tokenizer_bench.settings import DOWNSTREAM, BenchReport
 
 #: the measures of a column, and whether more is better
 PICTURE_COLUMNS = ("psnr_db", "ssim", "perceptual_lite0", "distance_lite0", "distance_lite2", "rfid_like_lite2")
+#: the measures of pictures that are shown at each number of bytes
+RATE_COLUMNS = ("distance_lite0", "distance_lite2")
 SOUND_COLUMNS = (
     "bits_per_second", "stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error", "dnsmos",
     "speaker_cosine",
@@ -52,7 +55,34 @@ def make_table(report: BenchReport) -> str:
     judged = "16 kHz" if report.medium == "audio" else f"{report.side} × {report.side}"
     heading = f"{report.medium}: {report.data['items']} items, judged at {judged}"
     missing = [f"{name}: {kind}" for name, kind in report.judges.items() if str(kind).startswith("not measured")]
-    return "\n".join([heading, *lines, *([note] if starred else []), *missing])
+    return "\n".join([heading, *lines, *([note] if starred else []), *missing, *_list_rate_tables(report)])
+
+
+def _list_rate_tables(report: BenchReport) -> Iterator[str]:
+    """Of pictures, where a tokenizer decodes any number of codes: a measure by bytes, beside what codecs reach with as
+    many. In brackets: which share of pictures a codec can code that small, the others being larger."""
+    ordered = {label: figures for label, figures in report.tokenizers.items() if len(list_rates(figures)) > 1}
+    if report.medium != "image" or not ordered:
+        return
+    for column in RATE_COLUMNS:
+        for label, figures in ordered.items():
+            own = cast(Sequence[str], figures["judges_that_are_its_own_parts"])
+            star = "*" if any(column.endswith(name) for name in own) else ""
+            rows: list[Sequence[str]] = [(f"{column} at bytes", "codes", label, *report.codecs)]
+            for rate in list_rates(figures):
+                cells = [_write_reach(codec, cast(float, rate["bytes"]), column) for codec in report.codecs.values()]
+                value = read_figure(rate, column)
+                rows.append((f"{rate['bytes']:g}", f"{rate['codes']:g}", f"{value:.3f}{star}", *cells))
+            yield from ("", *_align(rows))
+
+
+def _write_reach(codec: Mapping[str, object], budget: float, column: str) -> str:
+    """A measure of a codec within a number of bytes, with the share of pictures that it can code so small."""
+    for rate in list_rates(codec):
+        if abs(cast(float, rate["budget_bytes"]) - budget) < 1e-3:
+            reach, value = cast(float, rate["within_budget"]), read_figure(rate, column)
+            return f"{value:.3f}" + ("" if reach == 1 else f" ({reach:.0%})")
+    return "—"
 
 
 def choose_columns(report: BenchReport) -> tuple[str, ...]:
