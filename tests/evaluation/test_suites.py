@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from unimodal.cli import app as cli
-from unimodal.evaluation import SUITES, choose_suites, run_suite, run_suites
+from unimodal.evaluation import SUITES, choose_suites, listeners, run_suite, run_suites
 from unimodal.evaluation.prepared import EVALUATION_STYLES, TRAINING_STYLES, Clips, Pictures, Speech, sample
 from unimodal.evaluation.report import list_lines, make_table
 from unimodal.model_folder.find import MODEL_VARIABLE
 from unimodal.model_folder.settings import CtcReading
 from unimodal.pipeline import Output
 from unimodal.sequence.document import Text
+from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 
 pytestmark = pytest.mark.sweep("evaluations")
 
@@ -40,8 +41,8 @@ def sees_colours(model, monkeypatch):
 
 @pytest.fixture
 def listener(monkeypatch):
-    for suite in ("speech_reconstruction", "transcription", "speaking"):
-        monkeypatch.setattr(f"unimodal.evaluation.{suite}.WhisperJudge", Listener)
+    for place in ("listeners", "transcription"):
+        monkeypatch.setattr(f"unimodal.evaluation.{place}.WhisperJudge", Listener)
 
 
 def answer_with(monkeypatch, model, texts):
@@ -106,6 +107,8 @@ def test_video_reconstruction_tells_motion_from_stills(model, data):
 
 def test_speech_reconstruction_is_by_voice_with_the_human_apart(model, data, listener):
     figures = run_suite("speech_reconstruction", model, data)
+    figures = dict(figures)
+    assert figures.pop("judge") == "Whisper tiny.en"
     assert set(figures) == {"all", "awb", "human", "joe", "slt"} and figures["all"]["utterances"] == 3
     joe = figures["joe"]
     assert [joe[name] for name in ("utterances", "wer_original", "wer_rebuilt", "wer_added")] == [1, 0.0, 0.0, 0.0]
@@ -167,6 +170,14 @@ def test_transcription_is_judged_beside_whisper(model, data, monkeypatch, listen
     assert figures["all"] == {"utterances": 3, "wer": 33.33, "plain_wer": 33.33, "whisper_wer": 0.0}
     assert figures["human"]["utterances"] == 1
     assert all(document.turns[0].text == "What is said?" for document in asked)
+
+
+def test_whisper_reads_no_speech_of_a_tokenizer_around_whisper(model, monkeypatch, listener):
+    tokenizer = build_tokenizer(read_system("whisper-codec").choose_settings(small=True))
+    monkeypatch.setattr(listeners, "Moonshine", Listener)
+    assert listeners.choose_listener(model).name == "Whisper tiny.en"
+    monkeypatch.setattr(type(model.coder), "get_tokenizer", lambda coder, modality: tokenizer)
+    assert listeners.choose_listener(model).name == "Moonshine tiny"
 
 
 def test_speaking_asks_for_the_training_voices_in_turn(model, data, listener):

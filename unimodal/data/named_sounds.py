@@ -6,6 +6,7 @@ Shapes: N codes, G groups; samples are int16 at 16 kHz.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +95,13 @@ class EncodedSounds:
         return self._codes[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
 
 
-class SoundToName:
-    """Asks what a sound is; of a note also which instrument it is and, in a second turn, which note."""
+class SoundTask:
+    """What both tasks share. name: of the task."""
+
+    name: str
 
     def __init__(self, sounds: EncodedSounds, seed: int = 0) -> None:
-        self.name, self.sounds, self.seed = "sound_to_name", sounds, seed
+        self.sounds, self.seed = sounds, seed
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -107,7 +110,20 @@ class SoundToName:
         return self.sounds.get_sound(item).source
 
     def make_document(self, item: int, draw: int = 0) -> Document:
-        draws, sound = make_generator(self.seed, self.name, item, draw), self.sounds.get_sound(item)
+        draws = make_generator(self.seed, self.name, item, draw)
+        return self.write(self.sounds.get_sound(item), Audio(codes=self.sounds.get_codes(item)), draws)
+
+    def write(self, sound: NamedSound, audio: Audio, draws: random.Random) -> Document:
+        """The document of a sound, in the wording that a generator chooses."""
+        raise NotImplementedError
+
+
+class SoundToName(SoundTask):
+    """Asks what a sound is; of a note also which instrument it is and, in a second turn, which note."""
+
+    name = "sound_to_name"
+
+    def write(self, sound: NamedSound, audio: Audio, draws: random.Random) -> Document:
         asked = [(pick(draws, ASK), sound.name)]
         if sound.kind == "note" and draws.random() < 0.5:
             asked = [(pick(draws, ASK_INSTRUMENT), sound.sample), (pick(draws, ASK_NOTE), sound.note)]
@@ -115,27 +131,18 @@ class SoundToName:
         for question, answer in asked:
             parts: list[Part] = [Text(make_informal(draws, question))]
             if not turns:
-                parts.insert(0 if draws.random() < 0.75 else 1, Audio(codes=self.sounds.get_codes(item)))
+                parts.insert(0 if draws.random() < 0.75 else 1, audio)
             turns += [Turn("user", parts), Turn("assistant", answer)]
         return Document(turns)
 
 
-class NameToSound:
+class NameToSound(SoundTask):
     """Asks for a sound by its name; the sound is the answer."""
 
-    def __init__(self, sounds: EncodedSounds, seed: int = 0) -> None:
-        self.name, self.sounds, self.seed = "text_to_sound", sounds, seed
+    name = "text_to_sound"
 
-    def __len__(self) -> int:
-        return len(self.sounds)
-
-    def get_group(self, item: int) -> str:
-        return self.sounds.get_sound(item).source
-
-    def make_document(self, item: int, draw: int = 0) -> Document:
-        draws, sound = make_generator(self.seed, self.name, item, draw), self.sounds.get_sound(item)
+    def write(self, sound: NamedSound, audio: Audio, draws: random.Random) -> Document:
         wish = pick(draws, WISH_NOTE if sound.kind == "note" else WISH_EFFECT).format(
             name=sound.source, note=sound.note
         )
-        answer = Audio(codes=self.sounds.get_codes(item))
-        return Document([Turn("user", make_informal(draws, wish)), Turn("assistant", [answer])])
+        return Document([Turn("user", make_informal(draws, wish)), Turn("assistant", [audio])])

@@ -17,7 +17,9 @@ from unimodal.evaluation.judges import compute_picture_features
 from unimodal.evaluation.prepared import Pictures
 from unimodal.evaluation.suite import ReportProgress
 from unimodal.pipeline import Unimodal
-from unimodal.sequence.document import Document
+from unimodal.sequence.document import Audio, Document, Text, Turn
+
+SPEECH_BATCH = 16  # utterances that are coded at once
 
 
 def answer_texts(
@@ -27,6 +29,16 @@ def answer_texts(
     seeds, on_progress = range(seed, seed + len(documents)), _name_progress(report, "answering")
     answers = model.answers(documents, to="text", seeds=seeds, decoder=decoder, on_progress=on_progress)
     return [join_texts(answer).strip() for answer in answers]
+
+
+def ask_what_is_said(model: Unimodal, sounds: Sequence[Tensor], report: ReportProgress, text: str) -> list[Document]:
+    """The request for a transcript of each sound, float32 [T] at 16 kHz. text: what progress is reported as."""
+    documents = []
+    for start in range(0, len(sounds), SPEECH_BATCH):
+        report(text, start, len(sounds))
+        for codes in model.coder.encode("audio", list(sounds[start : start + SPEECH_BATCH])):
+            documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.ask("audio"))])]))
+    return documents
 
 
 def join_texts(answer: Sequence[Output]) -> str:

@@ -16,18 +16,18 @@ from statistics import fmean
 import numpy as np
 from torch import Tensor
 
-from unimodal.evaluation.asking import answer_media, answer_texts
+from unimodal.evaluation.asking import answer_media, answer_texts, ask_what_is_said
 from unimodal.evaluation.judges import DnsmosJudge, count_word_errors
 from unimodal.evaluation.prepared import Speech, sample
 from unimodal.evaluation.speech_reconstruction import rebuild
 from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.evaluation.tokenizer_bench.sound_judges import load_recogniser
 from unimodal.pipeline import Unimodal
-from unimodal.sequence.document import Audio, Document, Text, Turn
+from unimodal.sequence.document import Document, Turn
 
 DEFAULT_LIMIT = 200  # of each voice
 SPOKEN_LIMIT = 100
-BATCH, DRAWS = 16, 1000
+DRAWS = 1000
 
 
 def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
@@ -36,18 +36,15 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     figures: dict[str, object] = {"judge": "Moonshine tiny"}
     voices = speech.choose_unseen(limit or DEFAULT_LIMIT, seed, model.coder.find_max_seconds("audio"))
     for voice, items in voices.items():
-        documents = []
-        for start in range(0, len(items), BATCH):
-            report(f"coding the voice {voice}", start, len(items))
-            for codes in model.coder.encode("audio", [speech.take(item) for item in items[start : start + BATCH]]):
-                documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.ask("audio"))])]))
+        sounds = [speech.take(item) for item in items]
+        documents = ask_what_is_said(model, sounds, report, f"coding the voice {voice}")
         texts = [item.text for item in items]
         answers = answer_texts(model, documents, seed, report)
         heard, rebuilt = [], []
-        for index, item in enumerate(items):
+        for index, sound in enumerate(sounds):
             report(f"Moonshine listens to the voice {voice}", index, len(items))
-            heard.append(listen(speech.take(item)))
-            rebuilt.append(listen(rebuild(model, [speech.take(item)])[0]))
+            heard.append(listen(sound))
+            rebuilt.append(listen(rebuild(model, [sound])[0]))
         figures[voice] = {
             "utterances": len(items), "wer": measure_errors(texts, answers), "judge_wer": measure_errors(texts, heard),
             "rebuilt": measure_errors(texts, rebuilt),

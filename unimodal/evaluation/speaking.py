@@ -1,4 +1,6 @@
-"""Text → speech: Whisper's word error rate on the model's speech, for sentences that it was never trained on.
+"""Text → speech: the word error rate of a recogniser on the model's speech, for sentences that it was never trained on.
+
+`judge` is the recogniser: Whisper tiny.en, or Moonshine where Whisper is a part of the model's tokenizer.
 
 The voices of the training data take turns and are requested by name. `rebuilt_wer` is the rate of real recordings of
 the same sentences sent through the audio tokenizer, about the best that a decoder could reach. `dnsmos` is the
@@ -14,7 +16,8 @@ from statistics import fmean
 import numpy as np
 
 from unimodal.evaluation.asking import answer_media
-from unimodal.evaluation.judges import DnsmosJudge, WhisperJudge, compute_word_error_rate
+from unimodal.evaluation.judges import DnsmosJudge, compute_word_error_rate
+from unimodal.evaluation.listeners import choose_listener
 from unimodal.evaluation.prepared import Speech, SpokenSentence, sample
 from unimodal.evaluation.speech_reconstruction import rebuild
 from unimodal.evaluation.suite import ReportProgress, Suite
@@ -25,7 +28,7 @@ DEFAULT_LIMIT = 100  # sentences in all
 
 
 def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
-    speech, whisper, dnsmos = Speech.load(data_folder), WhisperJudge(), DnsmosJudge()
+    speech, listener, dnsmos = Speech.load(data_folder), choose_listener(model), DnsmosJudge()
     voices = sorted({item.voice for item in speech.utterances if item.split == "train"})
     first_of: dict[str, SpokenSentence] = {}
     for item in speech.utterances:
@@ -47,18 +50,19 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     heard, heard_rebuilt, scores, seconds = [], [], [], 0.0
     rate_hz = model.coder.get_rate("audio") or 16_000
     for index, (sound, item) in enumerate(zip(spoken, items, strict=True)):
-        report("Whisper listens", index, len(texts))
+        report(f"{listener.name} listens", index, len(texts))
         seconds += len(sound) / rate_hz
-        heard.append(whisper.transcribe(sound))
+        heard.append(listener.transcribe(sound))
         scores.append(dnsmos.score(sound))
-        heard_rebuilt.append(whisper.transcribe(rebuild(model, [speech.take(item)])[0]))
-    heard_plain = [whisper.transcribe(sound) for sound in plain] if chooses else heard
+        heard_rebuilt.append(listener.transcribe(rebuild(model, [speech.take(item)])[0]))
+    heard_plain = [listener.transcribe(sound) for sound in plain] if chooses else heard
     by_voice = {}
     for voice in voices:
         own = [index for index, name in enumerate(asked) if name == voice]
         if own:
             by_voice[voice] = compute_word_error_rate([texts[i] for i in own], [heard[i] for i in own])
     return {
+        "judge": listener.name,
         "sentences": len(texts),
         "wer": compute_word_error_rate(texts, heard),
         "plain_wer": compute_word_error_rate(texts, heard_plain),

@@ -1,4 +1,6 @@
-"""Sentences that were never trained on → codes → speech, read by Whisper tiny.en beside the originals.
+"""Sentences that were never trained on → codes → speech, read by a recogniser beside the originals.
+
+`judge` is the recogniser: Whisper tiny.en, or Moonshine where Whisper is a part of the model's tokenizer.
 
 Word error rates in per cent for every voice: of the original recordings, of those rebuilt from their codes, and the
 difference; and how natural both sound to DNSMOS, 1 to 5. `all` pools the synthetic voices; the human speaker, who is in
@@ -13,7 +15,8 @@ from statistics import fmean
 
 from torch import Tensor
 
-from unimodal.evaluation.judges import DnsmosJudge, WhisperJudge, compute_word_error_rate
+from unimodal.evaluation.judges import DnsmosJudge, compute_word_error_rate
+from unimodal.evaluation.listeners import choose_listener
 from unimodal.evaluation.prepared import Speech
 from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
@@ -24,7 +27,7 @@ BATCH = 8
 
 
 def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report: ReportProgress) -> dict[str, object]:
-    speech, whisper, dnsmos = Speech.load(data_folder), WhisperJudge(), DnsmosJudge()
+    speech, listener, dnsmos = Speech.load(data_folder), choose_listener(model), DnsmosJudge()
     figures: dict[str, object] = {}
     pooled = HeardSpeech()
     for voice, items in speech.choose_unseen(limit or DEFAULT_LIMIT, seed).items():
@@ -36,13 +39,13 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
             for item, original, rebuilt in zip(part, sounds, rebuild(model, sounds), strict=True):
                 own.texts.append(item.text)
                 for side, sound in ((own.original, original), (own.rebuilt, rebuilt)):
-                    side.append((whisper.transcribe(sound), dnsmos.score(sound)))
+                    side.append((listener.transcribe(sound), dnsmos.score(sound)))
         figures[voice] = own.compare()
         if voice != HUMAN:
             pooled.add(own)
     if pooled.texts:
         figures = {"all": pooled.compare(), **figures}
-    return figures
+    return {"judge": listener.name, **figures}
 
 
 @dataclass

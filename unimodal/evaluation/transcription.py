@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unimodal.evaluation.asking import answer_texts
+from unimodal.evaluation.asking import answer_texts, ask_what_is_said
 from unimodal.evaluation.judges import WhisperJudge, compute_word_error_rate
 from unimodal.evaluation.prepared import Speech
 from unimodal.evaluation.suite import ReportProgress, Suite
 from unimodal.pipeline import Unimodal
-from unimodal.sequence.document import Audio, Document, Text, Turn
 
 DEFAULT_LIMIT = 60  # of each voice
 HUMAN, HUMAN_LIMIT = "human", 182
-BATCH = 16
 NUM_EXAMPLES = 4
 
 
@@ -32,18 +30,15 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     figures: dict[str, object] = {}
     pooled: tuple[list[str], ...] = ([], [], [], [])
     for voice, items in voices.items():
-        documents = []
-        for start in range(0, len(items), BATCH):
-            report(f"coding the voice {voice}", start, len(items))
-            for codes in model.coder.encode("audio", [speech.take(item) for item in items[start : start + BATCH]]):
-                documents.append(Document([Turn("user", [Audio(codes=codes), Text(model.wording.ask("audio"))])]))
+        sounds = [speech.take(item) for item in items]
+        documents = ask_what_is_said(model, sounds, report, f"coding the voice {voice}")
         texts = [item.text for item in items]
         answers = answer_texts(model, documents, seed, report)
         plain = answer_texts(model, documents, seed, report, "plain") if model.processor.reading else answers
         heard = []
-        for index, item in enumerate(items):
+        for index, sound in enumerate(sounds):
             report(f"Whisper reads the voice {voice}", index, len(items))
-            heard.append(whisper.transcribe(speech.take(item)))
+            heard.append(whisper.transcribe(sound))
         figures[voice] = _compare(texts, answers, plain, heard) | {
             "examples": [
                 {"said": said, "answer": answer}
