@@ -97,7 +97,7 @@ class FilmBench:
             "items": count,
             "left_out": dict(self.items.left_out),
         }
-        judges: dict[str, object] = {judge.name: type(judge).__name__ for judge in self.judges} | self.weights
+        judges: dict[str, object] = {**{judge.name: type(judge).__name__ for judge in self.judges}, **self.weights}
         made = BenchReport("video", data, self.settings.seed, self.side, judges, tokenizers)
         for name, found in beside.items():
             made.codecs[name] = {"rates": sorted(found, key=lambda rate: float(str(rate["budget_bytes"])))}

@@ -86,7 +86,7 @@ class PictureBench:
             },
             seed=self.settings.seed,
             side=self.side,
-            judges={judge.name: type(judge).__name__ for judge in self.judges} | self.weights,
+            judges={**{judge.name: type(judge).__name__ for judge in self.judges}, **self.weights},
         )
         budgets: set[float] = set()
         for entry in self.entries:
