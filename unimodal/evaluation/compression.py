@@ -83,20 +83,20 @@ def run(model: Unimodal, data_folder: Path, limit: int | None, seed: int, report
     pictures = Pictures.load(data_folder)
     rows = sample(pictures.find_rows(EVALUATION_STYLES, "train"), number, seed)
     media = {
-        "picture": _ask_about_pictures(model, pictures, rows),
-        "clip": _ask_about_clips(model, Clips.load(data_folder), number, seed),
-        "speech": _ask_about_speech(model, Speech.load(data_folder), number, seed),
+        "picture": ask_about_pictures(model, pictures, rows),
+        "clip": ask_about_clips(model, Clips.load(data_folder), number, seed),
+        "speech": ask_about_speech(model, Speech.load(data_folder), number, seed),
     }
     perturbed = PerturbedPictures(model, pictures, rows[:ROBUST_LIMIT], seed)
-    blind = {name: questions.score(_answer_blindly(model, questions, seed)) for name, questions in media.items()}
-    whole = {name: _answer(model, questions, seed) for name, questions in media.items()}
+    blind = {name: questions.score(answer_blindly(model, questions, seed)) for name, questions in media.items()}
+    whole = {name: answer_questions(model, questions, seed) for name, questions in media.items()}
     configs = list(list_configs())
     rows_out: list[CompressionRow] = []
     for done, (name, keep, context) in enumerate(configs):
         report(f"compressing by {name}", done, len(configs))
         seeds = range(SEEDS) if name == "random" else (None,)
         tries = [_try_method(model, context, own, media, whole, perturbed, seed, keep) for own in seeds]
-        row = {"method": name, "keep": keep, "kind": _find_kind(name), **_average(tries)}
+        row = {"method": name, "keep": keep, "kind": find_kind(name), **_average(tries)}
         rows_out.append(cast(CompressionRow, row))
     return {
         "questions": {name: len(questions.parts) for name, questions in media.items()},
@@ -139,7 +139,8 @@ def _make_context(name: str, keep: float) -> OpenContext:
     return open_context
 
 
-def _find_kind(name: str) -> RowKind:
+def find_kind(name: str) -> RowKind:
+    """The kind of the row of a method."""
     if name not in METHODS:
         return "whole"
     return "baseline" if name in BASELINES else METHODS[name].acts_on
@@ -160,7 +161,7 @@ def _try_method(
     same = []
     with context(model, method_seed):
         for name, questions in media.items():
-            answers = _answer(model, questions, seed)
+            answers = answer_questions(model, questions, seed)
             figures[f"{name}_percent"] = questions.score(answers)
             same += [a == b for a, b in zip(answers, whole[name], strict=True)]
     figures["same_answer_percent"] = round(100 * fmean(same), 2)
@@ -209,7 +210,8 @@ def count_codes(document: Document) -> int:
 # ---- questions
 
 
-def _ask_about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -> Questions:
+def ask_about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -> Questions:
+    """Which thing a picture shows."""
     concepts = pictures.take_concepts(rows)
     codes = model.coder.encode("image", list(pictures.take(rows)))
     return Questions(
@@ -219,7 +221,8 @@ def _ask_about_pictures(model: Unimodal, pictures: Pictures, rows: np.ndarray) -
     )
 
 
-def _ask_about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Questions:
+def ask_about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Questions:
+    """Which thing a clip shows."""
     rows = sample(clips.find_rows("heldout"), number, seed)
     concepts = clips.take_concepts(rows)
     codes = model.coder.encode("video", list(clips.take(rows)))
@@ -230,7 +233,8 @@ def _ask_about_clips(model: Unimodal, clips: Clips, number: int, seed: int) -> Q
     )
 
 
-def _ask_about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -> Questions:
+def ask_about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -> Questions:
+    """What a voice says."""
     voices = speech.choose_unseen(number, seed, model.coder.find_max_seconds("audio"))
     items = [item for at in range(number) for own in voices.values() for item in own[at : at + 1]][:number]
     codes = model.coder.encode("audio", [speech.take(item) for item in items])
@@ -241,11 +245,12 @@ def _ask_about_speech(model: Unimodal, speech: Speech, number: int, seed: int) -
     )
 
 
-def _answer(model: Unimodal, questions: Questions, seed: int) -> list[str]:
+def answer_questions(model: Unimodal, questions: Questions, seed: int) -> list[str]:
+    """The answers in words, written token by token."""
     return answer_texts(model, questions.documents, seed, _ignore_progress, "plain")
 
 
-def _answer_blindly(model: Unimodal, questions: Questions, seed: int) -> list[str]:
+def answer_blindly(model: Unimodal, questions: Questions, seed: int) -> list[str]:
     """The answers to the question without a medium."""
     bare = Document([Turn("user", [Text(questions.question)])])
     return answer_texts(model, [bare] * len(questions.parts), seed, _ignore_progress, "plain")
@@ -323,7 +328,7 @@ class PerturbedPictures:
     def _score(self, questions: Questions, parts: list[Part]) -> float:
         """The judge's mean score of answers about these pictures, in per cent."""
         asked = replace(questions, parts=parts)
-        return asked.score(_answer(self.model, asked, self.seed))
+        return asked.score(answer_questions(self.model, asked, self.seed))
 
     def _find_kept(self, questions: Questions, parts: list[Part], session: CompressionSession) -> list[set[int]] | None:
         """The places of each picture's tokens that reached the last site; None if the method chooses no tokens."""
