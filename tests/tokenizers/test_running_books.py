@@ -95,3 +95,11 @@ def test_a_new_narrow_network_hears_sounds_apart(name):
         latents = heard(tokenizer.pad_equal(sounds, False)).transpose(1, 2).flatten(0, 1)
     apart = (latents - latents.mean(0)).norm(dim=-1).mean()
     assert apart > 0.3 * latents.norm(dim=-1).mean()
+
+
+@pytest.mark.parametrize("name", ["dac-16", "snac-24", "bigcodec"])
+def test_rows_that_are_searched_by_cosine_begin_as_long_as_the_authors(name):
+    """Rows of 1 / C, as of other tables, say next to nothing to the decoder, whose loss then cannot keep them apart."""
+    tokenizer = build(name)
+    tables = [value.detach() for key, value in tokenizer.named_parameters() if "codebook" in key]
+    assert tables and all(0.7 < float(table.std()) < 1.3 for table in tables)

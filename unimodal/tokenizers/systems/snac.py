@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions
@@ -81,18 +81,14 @@ class SnacTokenizer(SoundTokenizer):
             raise ValueError(f"attention has heads of width {HEAD_WIDTH}; widths {top} and {config.decoder_width} are "
                              "no multiples of it")  # fmt: skip
         self.encoder = SnacEncoder(config.encoder_width, config.encoder_rates, config.depthwise, config.window)
+        books = [
+            VectorQuantizer(config.codebook_size, config.codebook_width, "cosine", commitment=config.commitment)
+            for _ in config.strides
+        ]
+        for book in books:
+            nn.init.normal_(book.codebook)  # the authors' beginning: shorter rows say little to the decoder
         self.quantizer = StridedResidualQuantizer(
-            [
-                ProjectedQuantizer(
-                    VectorQuantizer(
-                        config.codebook_size, config.codebook_width, "cosine", commitment=config.commitment
-                    ),
-                    width,
-                )
-                for _ in config.strides
-            ],
-            config.strides,
-            config.dropout,
+            [ProjectedQuantizer(book, width) for book in books], config.strides, config.dropout
         )
         self.decoder = SnacDecoder(
             width, config.decoder_width, config.decoder_rates, config.noise, config.depthwise, config.window
