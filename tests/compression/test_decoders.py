@@ -19,6 +19,8 @@ CLOSED = ("diffllama", "minicpm3")
 METHODS_TRIED = [
     ("stride", "compacted", False), ("transprune", "kept", True), ("snapkv", "compacted", True), ("dapq", "kept", True),
     ("h2o", "compacted", True), ("fasa", "kept", True), ("token_sparse", "kept", True), ("ppe", "kept", False),
+    ("expected_attention", "compacted", True), ("adakv", "compacted", True), ("kvzip", "kept", True),
+    ("kivi", "kept", True),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from unimodal.compression.kv.h2o import H2O
 from unimodal.compression.kv.keydiff import KeyDiff
 from unimodal.compression.kv.kivi import KIVI
 from unimodal.compression.kv.knorm import Knorm
+from unimodal.compression.kv.kvzip import KVzip
 from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.pyramidkv import PyramidKV
 from unimodal.compression.kv.snapkv import SnapKV
@@ -177,6 +178,7 @@ def test_methods_that_contradict_each_other_are_refused_in_one_line(model, vocab
         (FASA(0.5), TokenSparseAttention(0.5), "both choose what to attend to"),
         (SnapKV(0.5), H2O(0.5, positions="compacted"), "differ in positions"),
         (KIVI(0.5), KIVI(0.2), "both pack entries"),
+        (KVzip(0.5), SnapKV(0.5), "KVzip and SnapKV cannot both evict"),
         (KIVI(0.5), SnapKV(0.5, positions="compacted"), "packed keys cannot be moved"),
     ):
         with (
@@ -273,3 +275,37 @@ def test_what_evicts_and_what_packs_go_together(model, vocabulary, prompts, read
             together = read(model, prompts)
             for row, found in zip(prompts, together, strict=True):
                 assert torch.allclose(read(model, [row])[0], found, atol=2e-4)
+
+
+def test_kvzip_keeps_what_a_repetition_attends_to(model, vocabulary, words, read):
+    """The stock attention of prompt, request and prompt again; all layers share one budget; nothing of it stays."""
+    with KVzip(0.4, scope="prompt", asked=(7, 8), sinks=2)(model, vocabulary):
+        read(model, [words], [])
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        out = model(torch.tensor([[*words, 7, 8, *words]]), output_attentions=True)
+    model.set_attn_implementation("sdpa")
+    most = torch.stack([weights[0, :, 60:, :60].amax(1).view(2, 2, -1).amax(1) for weights in out.attentions])
+    most[..., :2] = 2.0
+    expected = torch.zeros(most.numel(), dtype=torch.bool)
+    expected[most.flatten().argsort(descending=True)[: round(0.4 * 60 * 2 * 4)]] = True
+    for layer, kept in zip(read.cache.layers, expected.view(4, 2, 60), strict=True):
+        positions, held = layer.slots.positions.expand(-1, 2, -1)[0], layer.slots.find_held().expand(-1, 2, -1)[0]
+        for own, stays, wanted in zip(positions, held, kept, strict=True):
+            assert own[stays].tolist() == wanted.nonzero()[:, 0].tolist()
+    assert read.cache.get_seq_length() == 60 and len({tuple(counts) for counts in count_entries(read.cache)}) > 1
+
+
+def test_kvzip_scores_a_later_turn_by_its_own_repetition(model, vocabulary, prompt, span):
+    cache, user = DynamicCache(config=model.config), vocabulary.get_control_id("<|user|>")
+    settings = {cache_name(model): cache, "use_cache": True}
+    with torch.inference_mode(), KVzip(0.5)(model, vocabulary):
+        model(torch.tensor([prompt(span("image", 1))]), **settings)
+        before = [layer.get_state(0).score for layer in cache.layers]
+        model(torch.tensor([[7]]), **settings)
+        model(torch.tensor([[user, *span("image", 2), 5]]), **settings)
+    held = sum(int((layer.slots.evictable & layer.slots.find_held()).sum()) for layer in cache.layers)
+    assert held == round(0.5 * 32 * 2 * 4) and all(len(x) == 1 for x in before)
+    for old, layer in zip(before, cache.layers, strict=True):
+        kept = layer.get_state(0).score[0]
+        assert set(kept[0].tolist()) & set(old[0, 0].tolist())  # those of the first turn that are left

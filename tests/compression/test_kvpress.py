@@ -8,13 +8,17 @@ import torch
 from transformers import DynamicCache
 
 from tests.compression.conftest import cache_name
-from tools.compare_kvpress import PRESSES, RATIO, make_llama, make_prompt, pack_set, unpack_set
+from tools.compare_kvpress import PRESSES, RATIO, REPEAT, SUFFIX, make_llama, make_prompt, pack_set, unpack_set
 from unimodal.compression import METHODS
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
 EXPECTED = json.loads(Path(__file__).with_name("kvpress.json").read_text(encoding="utf-8"))["sets"]
 #: settings by which a method is that of kvpress, where its defaults are not: see the class
-SETTINGS = {"adakv": {"safeguard": "least"}, "h2o": {"averages": True, "recent_share": 0.0}}
+SETTINGS = {
+    "adakv": {"safeguard": "least"},
+    "h2o": {"averages": True, "recent_share": 0.0},
+    "kvzip": {"asked": (*REPEAT, *SUFFIX)},
+}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from unimodal.compression.kv.keydiff import KeyDiff
 from unimodal.compression.kv.keyformer import Keyformer
 from unimodal.compression.kv.kivi import KIVI
 from unimodal.compression.kv.knorm import Knorm
+from unimodal.compression.kv.kvzip import KVzip
 from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.kv.pyramidkv import PyramidKV
@@ -115,6 +116,7 @@ METHODS: dict[str, type[Method]] = {
     "expected_attention": ExpectedAttention,
     "dapq": DapQ,
     "tokenselect": TokenSelect,
+    "kvzip": KVzip,
     "kivi": KIVI,
     "fasa": FASA,
     "token_sparse": TokenSparseAttention,

@@ -39,7 +39,7 @@ class FASA(CacheCompressor):
     paper: ClassVar[str] = "FASA, arXiv 2602.03152"
     num_pairs: int = 4
     pairs: Tensor | None = field(default=None, repr=False, compare=False)
-    acts: ClassVar[Literal["evict", "select", "prefill", "store"]] = "select"
+    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "select"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,7 +30,7 @@ class KIVI(CacheCompressor):
     paper: ClassVar[str] = "KIVI, arXiv 2402.02750"
 
     group: int = 32
-    acts: ClassVar[Literal["evict", "select", "prefill", "store"]] = "store"
+    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "store"
 
     def __post_init__(self) -> None:
         super().__post_init__()

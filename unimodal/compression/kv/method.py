@@ -42,8 +42,9 @@ class CacheCompressor(Method):
 
     acts_on: ClassVar[Literal["cache"]] = "cache"
     #: evict: drop entries when a prompt or a later turn was read; select: attend to some of them at every step behind
-    #: the prompt; prefill: attend sparsely within the prompt; store: pack entries into few bits
-    acts: ClassVar[Literal["evict", "select", "prefill", "store"]] = "evict"
+    #: the prompt; prefill: attend sparsely within the prompt; store: pack entries into few bits; replay: evict by
+    #: the attention of a second reading
+    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "evict"
     #: whether a method that evicts scores, and drops, at every step behind the prompt too
     at_every_step: ClassVar[bool] = False
 
@@ -92,6 +93,11 @@ class CacheCompressor(Method):
         None: it attends to all of them in full, and selects at the steps of the answer only.
         """
         return None
+
+    @property
+    def repetition(self) -> tuple[tuple[int, ...], int]:
+        """Of a method that reads a prompt twice: the ids before the second reading, and how many first entries stay."""
+        raise NotImplementedError
 
     @property
     def packing(self) -> tuple[int, int]:

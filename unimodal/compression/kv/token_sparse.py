@@ -46,7 +46,7 @@ class TokenSparseAttention(CacheCompressor):
     coverage: float | None = None
     least: int = 1
     layers: tuple[int, ...] | None = None
-    acts: ClassVar[Literal["evict", "select", "prefill", "store"]] = "prefill"
+    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "prefill"
 
     def __post_init__(self) -> None:
         super().__post_init__()

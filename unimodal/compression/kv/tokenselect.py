@@ -40,7 +40,7 @@ class TokenSelect(CacheCompressor):
     reuse: float = 0.9
     sinks: int = 0
     chunk: int | None = 512
-    acts: ClassVar[Literal["evict", "select", "prefill", "store"]] = "select"
+    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "select"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -60,6 +60,8 @@ def attend_compressed(
     if may_evict and evicting:
         _evict(evicting)
     for method, own in active:
+        if may_evict and method.acts == "replay":
+            _count_tokens(own)
         if may_evict and method.acts == "store" and look.reads:
             _pack(method, own)
     return out
@@ -143,10 +145,10 @@ def _evict(evicting: list[tuple[CacheMethod, Look]]) -> None:
     held = look.slots.find_held()
     if keep is not None and not bool((keep == held).all()):
         index, valid = index_slots(keep.expand(-1, look.keys.shape[1], -1))
-        look.layer.evict(index, *_plan_eviction(method, look, keep, index, valid))
+        look.layer.evict(index, *plan_eviction(method, look, keep, index, valid))
 
 
-def _plan_eviction(
+def plan_eviction(
     method: CacheMethod, look: Look, keep: Tensor, index: Tensor, valid: Tensor
 ) -> tuple[Slots, Callable[[Tensor], Tensor] | None]:
     """The slots that are left, and a function that rotates their keys to compacted positions, or None."""

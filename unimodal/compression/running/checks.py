@@ -105,6 +105,8 @@ def check_together(open_here: list[CacheMethod], method: CacheMethod) -> None:
         for kinds, do in ((("select", "prefill"), "choose what to attend to"), (("store",), "pack entries")):
             if other.acts in kinds and method.acts in kinds:
                 raise ValueError(f"{names} both {do}; leave the other's context first")
+        if "replay" in (other.acts, method.acts) and {other.acts, method.acts} <= {"replay", "evict"}:
+            raise ValueError(f"{names} cannot both evict: one ranks the entries of all layers together")
         if "store" in (other.acts, method.acts) and "compacted" in (other.positions, method.positions):
             raise ValueError(f"{names}: packed keys cannot be moved; use positions='kept'")
         for name in ("scope", "modalities", "positions"):

@@ -46,7 +46,7 @@ class CacheMethod(Protocol):
     """Scores the entries of a cache layer; `CacheCompressor` says what each of these does."""
 
     acts_on: ClassVar[Literal["cache"]]
-    acts: ClassVar[Literal["evict", "select", "prefill", "store"]]
+    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]]
     at_every_step: ClassVar[bool]
     keep: float
     modalities: tuple[str, ...]
@@ -55,6 +55,9 @@ class CacheMethod(Protocol):
 
     @property
     def packing(self) -> tuple[int, int]: ...
+
+    @property
+    def repetition(self) -> tuple[tuple[int, ...], int]: ...
 
     def score(self, look: Look) -> Tensor: ...
 

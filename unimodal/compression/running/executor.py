@@ -32,6 +32,7 @@ from unimodal.compression.running.forward_pass import ForwardPass, LayerPreview,
 from unimodal.compression.running.interception import INTERCEPTION, KERNELS
 from unimodal.compression.running.layer_run import run_layer
 from unimodal.compression.running.reading import AxisPositions, CallInput, InputReader
+from unimodal.compression.running.replay import ReplayProbe, evict_by_replay
 from unimodal.compression.running.scope import enter, find_open, leave
 from unimodal.compression.running.slots import SlotLayer, count_kept
 from unimodal.compression.running.spans import LocatedSpan, TurnState
@@ -184,6 +185,14 @@ class PlanExecutor:
         )
         settings = {**settings, self.parts.cache_name: cache, "use_cache": cache is not None}
         stream = self._run_layers(stream, call, active, cache_layers, settings)
+        for number, method in enumerate(cache_methods):
+            if method.acts == "replay" and method.keep < 1 and call.reads and cache_layers:
+                if given.axes is not None or given.blocks is not None:
+                    raise ValueError(
+                        "this model's pictures cannot be read a second time; use another method than kvzip"
+                    )
+                again = partial(self._read_again, input_ids, inputs_embeds, valid, positions, cache_layers, settings)
+                evict_by_replay(method, number, cache_layers, again)
         for layer in cache_layers:
             layer.seen += num
         if past == 0 and cache_layers:
@@ -263,6 +272,31 @@ class PlanExecutor:
             opened.stats.tokens_before += before
             opened.stats.tokens_after += sum(map(len, stream.spans))
         return stream
+
+    def _read_again(
+        self,
+        ids: Tensor,
+        embedded: Tensor | None,
+        valid: Tensor,
+        positions: Tensor,
+        cache_layers: list[SlotLayer],
+        settings: dict[str, object],
+        probe: ReplayProbe,
+    ) -> None:
+        """Run the tokens of a call again behind themselves, under a probe; the caller restores the cache."""
+        asked = torch.tensor(probe.repetition[0], dtype=torch.int64, device=ids.device).expand(len(ids), -1)
+        own = self.parts.embed(ids, embedded)
+        states = torch.cat([self.parts.embed(asked, None).to(own), own], 1)
+        real = torch.cat([torch.ones_like(asked, dtype=torch.bool), valid], 1)
+        first = positions.masked_fill(~valid, -1).amax(1, keepdim=True) + 1
+        places = first + real.cumsum(1) - 1
+        stream = TokenStream.begin(states, torch.cat([asked, ids], 1), real, places, [], torch.zeros_like(real))
+        config = self.backbone.config
+        call = ForwardPass(
+            config.num_attention_heads, len(self.parts.layers), [probe], False, True, frozenset(), frozenset(),
+            config._attn_implementation,
+        )  # fmt: skip
+        self._run_layers(stream, call, [], cache_layers, settings)
 
     def _preview(
         self, call: ForwardPass, index: int, stream: TokenStream, cache_layer: SlotLayer | None

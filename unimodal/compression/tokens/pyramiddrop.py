@@ -33,7 +33,7 @@ class PyramidDrop(Compressor):
     previews: ClassVar[bool] = True
 
     def find_sites(self, num_layers: int) -> tuple[int, ...]:
-        return tuple(sorted({max(1, round(depth * num_layers)) for depth in DEPTHS}))
+        return tuple(sorted({max(1, min(round(depth * num_layers), num_layers - 1)) for depth in DEPTHS}))
 
     def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
         """The same part of what is left at every stage, so that `keep` is left behind the last."""
