@@ -121,9 +121,7 @@ class TokenizerRecipe(Config):
     batch_size: int = Field(16, ge=1)
     sorted_batches: int = Field(1, ge=1)  # of so many in a row, items of like length go together
     stages: tuple[Stage, ...] = ()
-    processor_s: Annotated[float | None, MAY_CHANGE] = Field(
-        None, gt=0
-    )  # to train for, from where a run begins or goes on
+    processor_s: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)  # to train for, anew after an interruption
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/tokenizer")
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/tokenizer")
     loop: LoopConfig = LoopConfig(steps=2000, learning_rate=1e-3, log_every=50, evaluate_every=500)
