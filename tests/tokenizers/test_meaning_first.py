@@ -96,6 +96,8 @@ def test_it_begins_from_the_first_nano(tmp_path):
     assert np.array_equal(tokenizer.trunk["lite0"].stem.weight.numpy(), first.trunk.stem.weight.numpy())
     other = build_tokenizer({"family": "meaning_first", "trunks": ["lite0"], "num_semantic": 8, "num_pixel": 56})
     other.take_weights(tokenizer)  # 54 of its 56 pixel codes
+    both = tokenizer.extract_features(torch.rand(1, 3, 32, 32))
+    assert both.shape == (1, 2560) and bool((both >= 0).all())
     assert torch.equal(other.decoder.mixing[:, 8:62], tokenizer.decoder.mixing[:, 10:])
     assert torch.equal(other.encoder.down.weight, tokenizer.encoder.down.weight)
     with pytest.raises(ValueError, match="trunk_stages is 2"):
