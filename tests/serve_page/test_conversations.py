@@ -174,6 +174,7 @@ def test_a_question_is_changed_and_asked_again(page):
     assert [message["content"] for message in body["messages"]] == ["one", "yes", "2"]
     assert page.locator(".user .words").all_inner_texts() == ["one", "2"]
     page.click("text=Undo")
+    page.wait_for_selector("#notice p", state="detached")
     assert page.locator(".user .words").all_inner_texts() == ["one", "two", "three"]
     reload(page)
     assert page.locator(".user .words").all_inner_texts() == ["one", "two", "three"]

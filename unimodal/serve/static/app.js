@@ -176,13 +176,13 @@ async function show(id) {
   follow(true);
 }
 
-/** Saves a turn of the conversation that is shown; tells once where the browser does not let us. */
-async function save(conversation, turn) {
-  if (turn.gone) return;
-  const { views, gone, ...kept } = turn;
+/** Saves turns of the conversation that is shown, all or none; tells once where the browser does not let us. */
+async function save(conversation, ...turns) {
+  const kept = turns.filter((turn) => !turn.gone).map(({ views, gone, ...one }) => one);
+  if (!kept.length) return;
   conversation.updated = Date.now();
   try {
-    await store.save(conversation, kept);
+    await store.save(conversation, ...kept);
   } catch (error) {
     if (state.unkept) return;
     state.unkept = true;
@@ -402,15 +402,18 @@ function replaceFrom(turn) {
   };
   take(removed);
   stopEditing();
-  notify("The question was changed; what followed it was taken out.", ["Undo", () => {
+  notify("The question was changed; what followed it was taken out.", ["Undo", async () => {
     if (state.running || state.conversation?.id !== conversation.id) return;
-    take(state.turns.splice(removed[0].place));
-    for (const one of removed) {
+    const back = removed.splice(0); // a second click finds nothing
+    if (!back.length) return;
+    take(state.turns.splice(back[0].place));
+    for (const one of back) {
       one.gone = false;
       append(one);
-      save(conversation, one);
     }
-    notify("");
+    notify("Putting back …");
+    await save(conversation, ...back);
+    if (!state.unkept) notify(""); // they are found after a reload
   }]);
 }
 
