@@ -7,7 +7,7 @@ import transformers
 
 PICTURE, CLIP, BEGIN, END, PAD = 90, 91, 92, 93, 0
 TEXT = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.3, "pad_token_id": PAD,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
@@ -29,7 +29,7 @@ def make_config(name):
         else:
             vision |= {"hidden_size": 16, "intermediate_size": 24, "out_hidden_size": 32, "window_size": 16,
                        "fullatt_block_indexes": [0]}  # fmt: skip
-        text = {**TEXT, "rope_parameters": rope}
+        text = {**TEXT, "num_hidden_layers": 3, "rope_parameters": rope}
         return getattr(transformers, f"{name}Config")(
             text_config=text, vision_config=vision, video_token_id=CLIP, vision_start_token_id=BEGIN,
             vision_end_token_id=END, **ids,
@@ -53,7 +53,7 @@ def make_config(name):
         )
     assert name == "Gemma3"
     vision = {"model_type": "siglip_vision_model", **SMALL, "image_size": 16, "patch_size": 4}
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    kinds = ["sliding_attention", "full_attention"]
     text = {**TEXT, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 12, "layer_types": kinds}
     return transformers.Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=16, boi_token_index=BEGIN, eoi_token_index=END,

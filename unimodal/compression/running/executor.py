@@ -17,6 +17,7 @@ import time
 from functools import partial
 from types import MethodType
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from unimodal.compression.plan import Plan, Span, count_share
 from unimodal.compression.running.attention_rows import ForwardObserver, WatchedLayer
 from unimodal.compression.running.checks import check_attention, check_call, check_forward, check_together
 from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
-from unimodal.compression.running.decoder_parts import DecoderParts
+from unimodal.compression.running.decoder_parts import DecoderParts, LayerKind
 from unimodal.compression.running.forward_pass import ForwardPass, LayerPreview, preview_layer
 from unimodal.compression.running.interception import INTERCEPTION, KERNELS
 from unimodal.compression.running.layer_run import run_layer
@@ -49,15 +50,18 @@ class PlanExecutor:
     """
 
     _lock: ClassVar[threading.RLock] = threading.RLock()
+    #: decoders that passed the check of their forward; with the kinds of their layers, that of their attention too
+    _passed: ClassVar[WeakKeyDictionary[nn.Module, list[LayerKind] | None]] = WeakKeyDictionary()
 
     def __init__(self, backbone: nn.Module, reader: InputReader) -> None:
         self.backbone, self.reader = backbone, reader
         self.parts = DecoderParts(backbone)
         self.users = 0  # contexts that are open, of all threads
-        self.is_proven = type(backbone).__name__ in PROVEN
-        self.shows_attention = self.is_proven  # to methods that look into it
-        if not self.is_proven:
+        if type(backbone).__name__ in PROVEN:
+            self._passed[backbone] = self.parts.kinds
+        if backbone not in self._passed:
             check_forward(self.parts, lambda **call: self._run([], **call))
+            self._passed[backbone] = None
 
     @classmethod
     def open(cls, opened: OpenMethod, reader: InputReader) -> PlanExecutor:
@@ -109,15 +113,22 @@ class PlanExecutor:
         own = self.backbone.config._attn_implementation
         if own not in KERNELS:
             raise ValueError(f"compression does not work with attention {own!r}; use one of {', '.join(KERNELS)}")
-        if looks and not self.shows_attention:
+        if looks:
+            self._open_attention()
+
+    def _open_attention(self) -> None:
+        """Let methods look into the attention: check it, once for every decoder, and how its layers turn their keys."""
+        kinds = self._passed[self.backbone]
+        if kinds is None:
             INTERCEPTION.install()
             try:
                 check_attention(self.parts, self._run_alone)
             finally:
                 INTERCEPTION.remove()
-            self.shows_attention = True
-            for kind in self.parts.kinds:
-                kind.rotation.has_axes = self.has_axes
+            kinds = self._passed[self.backbone] = self.parts.kinds
+        self.parts.kinds = kinds
+        for kind in kinds:
+            kind.rotation.has_axes = self.has_axes
 
     @property
     def has_axes(self) -> bool:
