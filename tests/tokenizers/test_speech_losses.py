@@ -95,6 +95,31 @@ def test_padding_is_not_spelled_and_errors_are_counted():
             loss(values, mask, wrong)
 
 
+def test_items_without_a_text_count_nothing_where_they_may():
+    torch.manual_seed(0)
+    loss = SpellingLoss(4, "abc", skip_empty=True)
+    values, mask = torch.randn(3, 9, 4, requires_grad=True), torch.ones(3, 9, dtype=torch.bool)
+    some = loss(values, mask, ("", "cab", ""))
+    torch.testing.assert_close(some, loss(values[1:2], mask[1:2], ("cab",)))
+    assert loss.measure_errors(values, mask, ("", "cab", "")) == loss.measure_errors(values[1:2], mask[1:2], ("cab",))
+    none = loss(values, mask, ("", "", ""))
+    none.backward()
+    assert none == 0 and all((parameter.grad == 0).all() for parameter in (*loss.parameters(), values))
+    with pytest.raises(ValueError, match="does not fit the 18 steps"):
+        loss(values, mask, ("", "a" * 40, ""))
+
+
+def test_only_what_needs_a_text_refuses_items_without_one():
+    def read(**losses):
+        settings = LossSettings.model_validate(losses)
+        return settings.reads_texts, settings.needs_texts
+
+    skip = {"without_text": "skip"}
+    assert [read(), read(spelling=1), read(spelling=skip), read(spelling=skip, caption=1)] == [
+        (False, False), (True, True), (True, False), (True, True),
+    ]  # fmt: skip
+
+
 def test_an_alphabet_gives_texts_back_in_their_simple_form():
     text = "  Ünï \n Жизнь 你好 "
     for alphabet in (Alphabet(), Alphabet(collect_characters([text]))):

@@ -50,7 +50,7 @@ class MediaItem:
 class ItemOptions:
     """How rows are read. group: the column that decides what is held out; `folder` for files. columns: our name of a
     column → the dataset's. split: of a dataset that has several. from_hub: the path may be a dataset of the hub.
-    captioned: what is said of each medium is read too, and an item without is not usable."""
+    captioned: what is said of each medium is read too, and an item without is not usable, unless caption_optional."""
 
     group: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +58,7 @@ class ItemOptions:
     from_hub: bool = False
     media_root: Path | None = None
     captioned: bool = False
+    caption_optional: bool = False
 
 
 class MediaItems(ABC):
@@ -100,7 +101,7 @@ class FileItems(MediaItems):
 
     def read(self, index: int) -> list[MediaItem]:
         path = self.paths[index]
-        text = _read_caption(path, self.options.columns) if self.options.captioned else ""
+        text = _read_caption(path, self.options) if self.options.captioned else ""
         return [MediaItem(str(path), quote_path(path), self.find_group(index), text)]
 
     def find_group(self, index: int) -> str:
@@ -120,8 +121,9 @@ class FileItems(MediaItems):
         return digest.hexdigest()
 
 
-def _read_caption(path: Path, columns: Mapping[str, str]) -> str:
-    """What the .txt or .json beside a medium's file says of it. ValueError where there is nothing."""
+def _read_caption(path: Path, options: ItemOptions) -> str:
+    """What the .txt or .json beside a medium's file says of it. ValueError where there is nothing and must be."""
+    columns = options.columns
     text, rows = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
     found = ""
     try:
@@ -131,7 +133,7 @@ def _read_caption(path: Path, columns: Mapping[str, str]) -> str:
             found = _find_caption(read_json(rows, "mend it"), columns)
     except UnicodeDecodeError:
         raise ValueError(f"{quote_path(text)} is not UTF-8 text") from None
-    if not found:
+    if not found and not options.caption_optional:
         asked = columns.get("text", " or ".join(TEXT_COLUMNS))
         raise ValueError(f"{quote_path(path)} has no caption: write it to {text.name}, or to {rows.name} under {asked}")
     return found
@@ -177,7 +179,7 @@ class RowItems(MediaItems):
         if not sources:
             raise ValueError(f"the row has no {find_medium(self.modality).noun}")
         text = _find_caption(row, self.options.columns)
-        if self.options.captioned and not text:
+        if self.options.captioned and not self.options.caption_optional and not text:
             raise ValueError("the row has no caption; name its column: columns={text: COLUMN}")
         made = []
         for source in sources:

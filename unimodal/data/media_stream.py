@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -162,7 +162,7 @@ class MediaStream:
                 if not usable:
                     continue
                 item = usable[rng.randrange(len(usable))]
-                return self._view(item, part, size, rng)
+                return self._view(item, part.items.modality, part.options, size, rng)
             except (ValueError, OSError) as error:
                 reason = f"{part.items.describe_place(index)}: {error}"
                 self.left_out.add(part.items.describe_place(index), str(error))
@@ -170,9 +170,11 @@ class MediaStream:
             f"{MOST_ATTEMPTS} draws from {count} items gave none to train on; {reason or 'all are held out'}"
         )
 
-    def _view(self, item: MediaItem, part: StreamPart, size: Size | None, rng: random.Random) -> View:
-        medium = read_view(part.items.modality, item.source, self.target, size, part.options, rng)
-        return View(medium, item.name, item.text)
+    def _view(
+        self, item: MediaItem, modality: str, options: ViewOptions, size: Size | None, rng: random.Random | None
+    ) -> View:
+        options = replace(options, whole=options.whole and bool(item.text))
+        return View(read_view(modality, item.source, self.target, size, options, rng), item.name, item.text)
 
     def read_held_out(self, place: int, most: int, size: Size | None, others: MediaItems | None = None) -> list[View]:
         """Up to `most` held-out items of a part, their middles; of training items where none is held out. others: what
@@ -190,8 +192,7 @@ class MediaStream:
                 try:
                     for item in part.items.read(index):
                         if self._is_held_out(item.group) == held:
-                            medium = read_view(part.items.modality, item.source, self.target, size, part.options, None)
-                            found.append(View(medium, item.name, item.text))
+                            found.append(self._view(item, part.items.modality, part.options, size, None))
                 except (ValueError, OSError) as error:
                     self.left_out.add(part.items.describe_place(index), str(error))
             if found:
@@ -204,8 +205,7 @@ class MediaStream:
         for index in (number * len(items) // count for number in range(count)):
             try:
                 for item in items.read(index):
-                    medium = read_view(items.modality, item.source, self.target, size, options, None)
-                    found.append(View(medium, item.name, item.text))
+                    found.append(self._view(item, items.modality, options, size, None))
             except (ValueError, OSError) as error:
                 self.left_out.add(items.describe_place(index), str(error))
         return found

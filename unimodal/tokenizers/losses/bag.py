@@ -109,7 +109,8 @@ class LossBag(nn.Module):
         if settings is None:
             return None
         width = find_width("spelling", settings.feature, features)
-        return SpellingLoss(width, settings.characters, settings.hidden, settings.per_code, settings.num_layers)
+        skip, form = settings.without_text == "skip", (settings.hidden, settings.per_code, settings.num_layers)
+        return SpellingLoss(width, settings.characters, *form, skip_empty=skip)
 
     @staticmethod
     def _make_distillation(
@@ -240,6 +241,8 @@ class LossBag(nn.Module):
             add("imitation", self.imitation(made.features[self.settings.imitation.feature], real))
         if weights["spelling"]:
             add("spelling", self._spell(made, captions))
+            if captions is not None and not all(captions):
+                numbers["with_text"] = sum(map(bool, captions)) / len(captions)
         if weights["distillation"]:
             assert self.settings.distillation is not None and self.distillation is not None
             values, mask = choose_features(made, self.settings.distillation.feature)
@@ -281,9 +284,11 @@ class LossBag(nn.Module):
 
     def _spell(self, made: Reconstruction, texts: Sequence[str] | None) -> Tensor:
         assert self.settings.spelling is not None and self.spelling is not None
-        if texts is None:
+        if texts is None and not self.spelling.skip_empty:
             raise ValueError("the spelling loss needs what is said in each item; give sounds with texts")
         values, mask = choose_features(made, self.settings.spelling.feature)
+        if texts is None:
+            texts = [""] * len(values)
         loss: Tensor = self.spelling(values, mask, texts)
         return loss
 

@@ -88,10 +88,12 @@ class AlignmentSettings(Config):
 
 class SpellingSettings(Config):
     """feature: a name of `Reconstruction.features`. characters: that texts are spelled in: null for bytes, `data` for
-    those of the texts that are trained on. hidden, num_layers: of the reader. per_code: its steps for each code."""
+    those of the texts that are trained on. hidden, num_layers: of the reader. per_code: its steps for each code.
+    without_text: an item that has none is left out, or (`skip`) is trained by the other losses alone."""
 
     weight: float = Field(1.0, gt=0)
     feature: str = "codes"
+    without_text: Literal["leave_out", "skip"] = "leave_out"
     characters: str | None = None
     hidden: int = Field(256, ge=1)
     num_layers: int = Field(2, ge=0)
@@ -184,8 +186,14 @@ class LossSettings(Config):
     @property
     def reads_texts(self) -> bool:
         """Whether a loss needs what is said or shown in each item."""
+        return self.spelling is not None or self.needs_texts
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether an item without a text cannot be trained on."""
         taught = self.distillation is not None and self.distillation.language_model is not None
-        return self.caption > 0 or self.spelling is not None or taught
+        spelled = self.spelling is not None and self.spelling.without_text == "leave_out"
+        return self.caption > 0 or spelled or taught
 
     def name_characters(self, texts: Iterable[str]) -> LossSettings:
         """The same with the characters of `texts` where spelling takes those of the data; texts are read only there."""

@@ -54,12 +54,20 @@ class Alphabet:
 
 class SpellingLoss(nn.Module):
     """The reader and its loss. per_code: steps of the reader for each code, since a text needs as many steps as signs,
-    and one more between equal neighbours. num_layers: residual convolutions over five codes."""
+    and one more between equal neighbours. num_layers: residual convolutions over five codes. skip_empty: an item
+    whose text is empty counts nothing; else it is an error."""
 
     def __init__(
-        self, width: int, characters: str | None = None, hidden: int = 256, per_code: int = 2, num_layers: int = 2
+        self,
+        width: int,
+        characters: str | None = None,
+        hidden: int = 256,
+        per_code: int = 2,
+        num_layers: int = 2,
+        skip_empty: bool = False,
     ):
         super().__init__()
+        self.skip_empty = skip_empty
         self.alphabet, self.per_code = Alphabet(characters), per_code
         self.enter = nn.Linear(width, hidden)
         self.layers = nn.ModuleList(nn.Conv1d(hidden, hidden, 5, padding=2) for _ in range(num_layers))
@@ -80,21 +88,23 @@ class SpellingLoss(nn.Module):
         """values: [B, N, D] with a gradient to the encoder, mask: bool [B, N], texts: one an item → the mean negative
         log-likelihood of a sign, a scalar. An item whose text has more signs than its codes have steps counts nothing.
 
-        Raises ValueError for another number of texts, an empty one, and where no item's text fits.
+        Raises ValueError for another number of texts, an empty one (unless skip_empty), and where no item's text fits.
         """
         if len(texts) != len(values):
             raise ValueError(f"{len(texts)} texts are given for {len(values)} items; give one for each")
         spelled = [self.alphabet.encode(text) for text in texts]
-        if not all(spelled):
+        told = [item for item, signs in enumerate(spelled) if signs]
+        if len(told) < len(spelled) and not self.skip_empty:
             raise ValueError("there is an empty text; give every item what is said in it")
+        if not told:
+            return 0 * sum(parameter.sum() for parameter in self.parameters()) + 0 * values.sum()
         steps = (mask.sum(1) * self.per_code).tolist()
-        fits = [count >= count_steps_needed(signs) for signs, count in zip(spelled, steps, strict=True)]
-        if not any(fits):
+        chosen = [item for item in told if steps[item] >= count_steps_needed(spelled[item])]
+        if not chosen:
             raise ValueError(
-                f"a text of {len(spelled[0])} signs does not fit the {steps[0]} steps of its codes, nor does any other "
-                "of the batch; raise spelling.per_code, or give whole sounds with their own texts"
+                f"a text of {len(spelled[told[0]])} signs does not fit the {steps[told[0]]} steps of its codes, nor "
+                "does any other of the batch; raise spelling.per_code, or give whole sounds with their own texts"
             )
-        chosen = [item for item, fit in enumerate(fits) if fit]
         scores = self.score(values, mask)[chosen].transpose(0, 1)  # [S, b, C]
         signs = [spelled[item] for item in chosen]
         losses = ctc_loss(
@@ -120,9 +130,10 @@ class SpellingLoss(nn.Module):
 
     def measure_errors(self, values: Tensor, mask: Tensor, texts: Sequence[str]) -> float:
         """Character errors of what is read from the codes: changed, missing and surplus characters, for each of the
-        texts'."""
+        texts'. Items without a text are not read."""
         wanted = [simplify_text(text) for text in texts]
-        errors = sum(count_edits(read, text) for read, text in zip(self.read(values, mask), wanted, strict=True))
+        pairs = zip(self.read(values, mask), wanted, strict=True)
+        errors = sum(count_edits(read, text) for read, text in pairs if text)
         return errors / max(1, sum(map(len, wanted)))
 
 
