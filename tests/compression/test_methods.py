@@ -31,23 +31,22 @@ from unimodal.compression.tokens.tokenflex import FlexProjector, TokenFLEX
 from unimodal.compression.tokens.tome import ToMe
 from unimodal.compression.tokens.transprune import TransPrune
 
-#: what the plan needs is more than the states, or the count is its own
-LOOKING = (
-    "fastv", "transprune", "summary_query", "globalcom", "document_correlation", "m3", "visionzip", "prumerge",
-    "pyramiddrop", "sparsevlm",
-)  # fmt: skip
+#: what acts before the decoder, and so plans by the states alone; the count of M3 is its own
 EMBEDDING_ONLY = [
     name
     for name, method in METHODS.items()
-    if issubclass(method, Compressor) and name not in LOOKING and not method.is_learned
+    if issubclass(method, Compressor) and not method.is_learned and name != "m3" and 0 in method(0.5).find_sites(8)
 ]
 
 
 class Given:
     """Attention and transitions that a test decides."""
 
-    def __init__(self, attention=None, changed=None, keys=None):
-        self.attention, self.changed, self.keys = attention or {}, changed, keys
+    def __init__(self, attention=None, changed=None, keys=None, inside=None):
+        self.attention, self.changed, self.keys, self.inside = attention or {}, changed, keys, inside
+
+    def measure_attention_inside(self, span, layer):
+        return self.inside
 
     def measure_keys(self, span, layer):
         return self.keys

@@ -10,6 +10,7 @@
 """
 
 from unimodal.compression.kv.adakv import AdaKV
+from unimodal.compression.kv.biformer import BiFormer
 from unimodal.compression.kv.dapq import DapQ
 from unimodal.compression.kv.expected_attention import ExpectedAttention
 from unimodal.compression.kv.fasa import FASA
@@ -32,12 +33,15 @@ from unimodal.compression.plan import CompressionStats, KeptTokens, Plan, Span
 from unimodal.compression.running.opening import estimate_kept, finds_work, open_methods
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.compression.tokens.centerclip import CenterCLIP
+from unimodal.compression.tokens.coarse_to_fine import CoarseToFine
+from unimodal.compression.tokens.diffrate import DiffRate
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.document_correlation import DocumentCorrelation
 from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.fastv import FastV
 from unimodal.compression.tokens.globalcom import GlobalCom
 from unimodal.compression.tokens.horizon import InformationHorizon
+from unimodal.compression.tokens.kmax import KMaX
 from unimodal.compression.tokens.m3 import M3
 from unimodal.compression.tokens.novelty import Novelty
 from unimodal.compression.tokens.pooling import Pooling
@@ -51,10 +55,12 @@ from unimodal.compression.tokens.sparsevlm import SparseVLM
 from unimodal.compression.tokens.stride import Stride
 from unimodal.compression.tokens.summary_query import SummaryQuery
 from unimodal.compression.tokens.todre import ToDRE
+from unimodal.compression.tokens.token_clustering import TokenClustering
 from unimodal.compression.tokens.token_transforming import TokenTransforming
 from unimodal.compression.tokens.tokenflex import TokenFLEX
 from unimodal.compression.tokens.tome import ToMe
 from unimodal.compression.tokens.transprune import TransPrune
+from unimodal.compression.tokens.vflowopt import VFlowOpt
 from unimodal.compression.tokens.visionzip import VisionZip
 
 __all__ = [
@@ -84,7 +90,10 @@ METHODS: dict[str, type[Method]] = {
     "downsample": Downsample,
     "prefix": Prefix,
     "tome": ToMe,
+    "diffrate": DiffRate,
     "token_transforming": TokenTransforming,
+    "kmax": KMaX,
+    "token_clustering": TokenClustering,
     "divprune": DivPrune,
     "m3": M3,
     "tokenflex": TokenFLEX,
@@ -93,11 +102,13 @@ METHODS: dict[str, type[Method]] = {
     "pyramiddrop": PyramidDrop,
     "sparsevlm": SparseVLM,
     "horizon": InformationHorizon,
+    "vflowopt": VFlowOpt,
     "todre": ToDRE,
     "visionzip": VisionZip,
     "prumerge": PruMerge,
     "summary_query": SummaryQuery,
     "globalcom": GlobalCom,
+    "coarse_to_fine": CoarseToFine,
     "document_correlation": DocumentCorrelation,
     "centerclip": CenterCLIP,
     "ppe": PPE,
@@ -116,6 +127,7 @@ METHODS: dict[str, type[Method]] = {
     "expected_attention": ExpectedAttention,
     "dapq": DapQ,
     "tokenselect": TokenSelect,
+    "biformer": BiFormer,
     "kvzip": KVzip,
     "kivi": KIVI,
     "fasa": FASA,

@@ -18,8 +18,9 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-#: whose attention scores a span's tokens: the span's end token, the last token of the row, or the words behind the span
-Query = Literal["summary", "last", "after"]
+#: whose attention scores a span's tokens: the span's end token, the last token of the row, the words behind the span,
+#: or those of them that are related to it, nearer to its embeddings than the mean word (SparseVLM)
+Query = Literal["summary", "last", "after", "related"]
 
 #: the positions of tokens behind dropped ones (see `Method`)
 Positions = Literal["kept", "compacted"]
@@ -34,6 +35,7 @@ class Plan:
     states: [B, M, D], computed by a learned module, in place of `merge @ hidden`.
     sizes: [B, M], for how many original tokens each stands; log(size) is added to the attention over keys.
     members: int64 [B, M, P], tokens whose positions divide the merged token's rotary frequencies among them (PPE).
+    back: how the N tokens come back at a later site; None: those that go are gone.
     """
 
     index: Tensor
@@ -41,6 +43,20 @@ class Plan:
     states: Tensor | None = None
     sizes: Tensor | None = None
     members: Tensor | None = None
+    back: Return | None = None
+
+
+class Return(NamedTuple):
+    """How the tokens of a span come back, those that went and those that stayed.
+
+    site: the site before which they do, above that of the plan; the number of layers is behind the last. taken: float
+    [B, N, M], their states then are `taken @ states` of those that stayed, plus `own` times those with which they were
+    planned. own: float [B, N]. No tokens are moved up behind those that go, and they may not get sizes or members.
+    """
+
+    site: int
+    taken: Tensor
+    own: Tensor
 
 
 class SpanPlace(NamedTuple):
@@ -49,12 +65,15 @@ class SpanPlace(NamedTuple):
     rows: Tensor  # int64 [B]
     columns: Tensor  # int64 [B, N]
     ends: Tensor  # int64 [B], the columns of the end tokens
+    whole: Tensor  # int64 [B, N as read], the places of all tokens of the span in the call
 
 
 class SpanObserver(Protocol):
     """Measures how a model treats the tokens of a span: the running model, or a stand-in in a test."""
 
     def measure_attention(self, span: Span, query: Query, layer: int) -> Tensor: ...
+
+    def measure_attention_inside(self, span: Span, layer: int) -> Tensor: ...
 
     def measure_keys(self, span: Span, layer: int) -> Tensor: ...
 
@@ -68,7 +87,7 @@ class Span:
     hidden: [B, N, D], the states that reach the site. ids: int64 [B, N], rows of the vocabulary.
     sizes: [B, N], for how many original tokens each token stands. count: the number M of tokens to keep of each span.
     segments: lengths of the runs of codes (one a frame or codebook) before any pruning. original: the number of tokens
-    then. layer: the site. hint: [B, N], the scores of `Compressor.give_hints`, if there are any.
+    then. layer: the site. num_layers: of the model. hint: [B, N], the scores of `Compressor.give_hints`, if any.
     """
 
     hidden: Tensor
@@ -79,6 +98,7 @@ class Span:
     segments: tuple[int, ...] = ()
     original: int = 0
     layer: int = 0
+    num_layers: int = 1
     hint: Tensor | None = None
     observer: SpanObserver | None = field(default=None, repr=False)
     place: SpanPlace | None = field(default=None, repr=False)  # for the observer
@@ -92,12 +112,14 @@ class Span:
         modality: str = "image",
         layer: int = 0,
         observer: SpanObserver | None = None,
+        num_layers: int = 1,
     ) -> Span:
         """Spans without a model, from their states [B, N, D] alone."""
         num = hidden.shape[1]
         ids = torch.arange(num, device=hidden.device).expand(hidden.shape[:2])
         sizes = hidden.new_ones(hidden.shape[:2])
-        return cls(hidden, ids, sizes, modality, count, tuple(segments) or (num,), num, layer, observer=observer)
+        runs = tuple(segments) or (num,)
+        return cls(hidden, ids, sizes, modality, count, runs, num, layer, num_layers, observer=observer)
 
     def __len__(self) -> int:
         return self.hidden.shape[1]
@@ -110,6 +132,14 @@ class Span:
         """
         assert self.observer is not None, "this span has no attention"
         return self.observer.measure_attention(self, query, self.layer - 1 if layer is None else layer)
+
+    def measure_attention_inside(self, layer: int | None = None) -> Tensor:
+        """The attention that the tokens pay to each other in a layer, the mean over heads, float32 [B, N, N].
+
+        layer: as in `measure_attention`.
+        """
+        assert self.observer is not None, "this span has no attention"
+        return self.observer.measure_attention_inside(self, self.layer - 1 if layer is None else layer)
 
     def measure_keys(self, layer: int | None = None) -> Tensor:
         """The keys of the tokens in a layer, the mean over heads, with their positions turned back, [B, N, W].

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unimodal.compression.plan import Query, Span
+from unimodal.compression.plan import Query, Span, SpanPlace
 from unimodal.compression.running.rotation import LayerRotation
 from unimodal.compression.running.slots import Slots
 from unimodal.compression.running.stream import TokenStream
@@ -72,12 +72,14 @@ class ForwardObserver:
     """A `SpanObserver` of one running forward.
 
     seen: what was noted of each watched layer. Tokens may have been dropped since: they are found by their places.
-    stream: the tokens now. preview: computes the queries and keys of the coming layer, and nothing else of it.
+    stream: the tokens now. begin: the tokens before the first layer. preview: computes the queries and keys of the
+    coming layer, and nothing else of it.
     """
 
     def __init__(self) -> None:
         self.seen: dict[int, WatchedLayer] = {}
         self.stream: TokenStream | None = None
+        self.begin: TokenStream | None = None
         self.preview: Callable[[], WatchedLayer] | None = None
 
     def _find_layer(self, span: Span, layer: int) -> WatchedLayer:
@@ -105,15 +107,43 @@ class ForwardObserver:
             at = torch.arange(first, len(then), device=rows.device).expand(len(rows), -1)
             words = (then.valid & ~then.media)[rows].gather(1, at) & (at > columns[:, -1:])
             words[:, -1] |= ~words.any(1)
-            weight = words.float()
-        past = watched.keys.shape[2] - len(then)
-        picked = watched.query[rows].gather(
-            2, at[:, None, :, None].expand(-1, watched.query.shape[1], -1, watched.query.shape[3])
-        )
+            weight = (self._find_related(then, place, at, words) if query == "related" else words).float()
+        mean = self._attend(watched, rows, at)  # [S, Q, L]
+        judged = (mean * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)  # [S, L]
+        return judged.gather(1, columns + mean.shape[2] - len(then))
+
+    def _attend(self, watched: WatchedLayer, rows: Tensor, at: Tensor) -> Tensor:
+        """The attention of the tokens in columns `at` int64 [S, Q] over all slots, the mean over heads, [S, Q, L]."""
+        wide = at[:, None, :, None].expand(-1, watched.query.shape[1], -1, watched.query.shape[3])
+        past = watched.keys.shape[2] - len(watched.stream)
         slots = watched.slots.select_rows(rows)
-        probs = compute_attention_rows(picked, watched.keys[rows], at + past, slots, watched.rule)
-        judged = (probs.mean(1) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)  # [S, H, Q, L] → [S, L]
-        return judged.gather(1, columns + past)
+        picked, keys = watched.query[rows].gather(2, wide), watched.keys[rows]
+        return compute_attention_rows(picked, keys, at + past, slots, watched.rule).mean(1)
+
+    def _find_related(self, then: TokenStream, place: SpanPlace, at: Tensor, words: Tensor) -> Tensor:
+        """Which words of columns `at` int64 [S, Q] are related to their span, bool [S, Q]; all of them if none is.
+
+        words: bool [S, Q]. A token of the span shares itself out over the words; related are those with more of it
+        than the mean word.
+        """
+        assert self.begin is not None
+        rows, begin = place.rows, self.begin
+        asked = begin.hidden[rows[:, None], begin.find_columns(rows, then.place[rows].gather(1, at))]
+        seen = begin.hidden[rows[:, None], begin.find_columns(rows, place.whole)]
+        products = (seen.float() @ asked.float().transpose(1, 2)).masked_fill(~words[:, None], -torch.inf)
+        share = products.softmax(-1).mean(1)  # [S, Q]
+        related = words & (share > 1 / words.sum(1, keepdim=True))
+        return torch.where(related.any(1, keepdim=True), related, words)
+
+    @torch.no_grad()
+    def measure_attention_inside(self, span: Span, layer: int) -> Tensor:
+        now, place = self.stream, span.place
+        assert now is not None and place is not None
+        watched, rows = self._find_layer(span, layer), place.rows
+        columns = watched.stream.find_columns(rows, now.place[rows[:, None], place.columns])  # [S, N]
+        mean = self._attend(watched, rows, columns)
+        at = columns + mean.shape[2] - len(watched.stream)
+        return mean.gather(2, at[:, None].expand(-1, at.shape[1], -1))
 
     @torch.no_grad()
     def measure_keys(self, span: Span, layer: int) -> Tensor:

@@ -7,13 +7,13 @@ model's own. Positions are given at every step: decoding continues at the origin
 Contexts of several methods may be open at once; each acts at its own sites. An executor holds nothing of a call, so
 that threads may run it at the same time.
 
-Shapes: B rows, N tokens of a call, S spans planned together, D width.
+Shapes: B rows, N tokens of a call, D width.
 """
 
 from __future__ import annotations
 
 import threading
-import time
+from dataclasses import replace
 from functools import partial
 from types import MethodType
 from typing import ClassVar
@@ -24,20 +24,21 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
-from unimodal.compression.plan import Plan, Span, count_share
-from unimodal.compression.running.attention_rows import ForwardObserver, WatchedLayer
+from unimodal.compression.running.attention_rows import WatchedLayer
 from unimodal.compression.running.checks import check_attention, check_call, check_forward, check_together
 from unimodal.compression.running.contracts import CacheMethod, OpenMethod, TokenMethod
 from unimodal.compression.running.decoder_parts import DecoderParts, LayerKind
 from unimodal.compression.running.forward_pass import ForwardPass, LayerPreview, preview_layer
 from unimodal.compression.running.interception import INTERCEPTION, KERNELS
 from unimodal.compression.running.layer_run import run_layer
+from unimodal.compression.running.planning import compress
 from unimodal.compression.running.reading import AxisPositions, CallInput, InputReader
 from unimodal.compression.running.replay import ReplayProbe, evict_by_replay
+from unimodal.compression.running.returning import bring_back
 from unimodal.compression.running.scope import enter, find_open, leave
 from unimodal.compression.running.slots import SlotLayer, count_kept
 from unimodal.compression.running.spans import LocatedSpan, TurnState
-from unimodal.compression.running.stream import LiveSpan, SpanGroup, TokenStream
+from unimodal.compression.running.stream import TokenStream
 
 #: decoders whose forward is known to equal Llama's; others are compared with this one once
 PROVEN = ("LlamaModel", "Qwen2Model", "Qwen3Model")
@@ -268,17 +269,20 @@ class PlanExecutor:
     ) -> TokenStream:
         num_layers = len(self.parts.layers)
         before = sum(map(len, stream.spans))
+        call.observer.begin = replace(stream)
         for opened, _ in active:
             opened.chosen.clear()
         for index, layer in enumerate(self.parts.layers):
             cache_layer = cache_layers[index] if cache_layers else None
+            stream = bring_back(stream, call.departed.pop(index, []))
             for opened, method in active:
                 if index in method.find_sites(num_layers):
                     call.observer.preview = partial(self._preview, call, index, stream, cache_layer)
-                    stream = self._compress(opened, method, stream, index, call.observer)
+                    stream = compress(opened, method, stream, call, index)
             tables, hook = call.enter_layer(index, self.parts.kinds[index], stream, cache_layer)
             changing = self.parts.list_modules_of(index) if index in call.changing else ()
             stream.hidden = run_layer(layer, changing, stream, tables, hook, settings)
+        stream = bring_back(stream, call.departed.pop(num_layers, []))
         for opened, _ in active:
             opened.stats.tokens_before += before
             opened.stats.tokens_after += sum(map(len, stream.spans))
@@ -326,76 +330,3 @@ class PlanExecutor:
         return self.parts.layers[index](
             states, attention_mask=None, position_ids=plain, position_embeddings=rotary, **settings
         )
-
-    # ---- plans
-
-    def _compress(
-        self, opened: OpenMethod, method: TokenMethod, stream: TokenStream, site: int, observer: ForwardObserver
-    ) -> TokenStream:
-        """Apply the plans of one method for one site."""
-        spans = [span for span in stream.spans if span.located.modality in method.modalities]
-        if not spans:
-            return stream
-        started = self._read_clock()
-        observer.stream = stream
-        counts = [count_share(method.keep, len(span.located.columns)) for span in spans]
-        hints: dict[LiveSpan, Tensor] = {}
-        if method.judges_rows:
-            counts, hints = self._judge_rows(method, stream, spans, site, observer)
-        shorter = [(span, count) for span, count in zip(spans, counts, strict=True) if count < len(span)]
-        plans: list[tuple[SpanGroup, Plan]] = []
-        for group in stream.group_spans(shorter):
-            span = _make_span(stream, group, site, observer)
-            if hints:
-                span.hint = torch.cat([hints[member] for member in group.spans])
-            plans.append((group, method.plan(span.hidden, span)))
-        opened.stats.planning_s += self._read_clock() - started
-        for group, plan in plans:
-            if plan.index.shape[1]:
-                opened.chosen.update(
-                    {member.located: member.places[i] for member, i in zip(group.spans, plan.index, strict=True)}
-                )
-        if plans:
-            stream = stream.apply_plans(plans, method.positions == "compacted")
-        return stream
-
-    def _judge_rows(
-        self, method: TokenMethod, stream: TokenStream, spans: list[LiveSpan], site: int, observer: ForwardObserver
-    ) -> tuple[list[int], dict[LiveSpan, Tensor]]:
-        """Ask a method about all spans of each row together: the count of each span, and hints by span."""
-        by_row: dict[int, list[LiveSpan]] = {}
-        for live in spans:
-            by_row.setdefault(live.located.row, []).append(live)
-        counts: dict[LiveSpan, int] = {}
-        hints: dict[LiveSpan, Tensor] = {}
-        for members in by_row.values():
-            groups = [SpanGroup([live], len(live), stream.find_places([live])) for live in members]
-            together = [_make_span(stream, group, site, observer) for group in groups]
-            counts.update(zip(members, method.count_kept(together, len(self.parts.layers)), strict=True))
-            hints.update(zip(members, method.give_hints(together) or [], strict=False))
-        return [counts[live] for live in spans], hints
-
-    def _read_clock(self) -> float:
-        if next(self.backbone.parameters()).is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def _make_span(stream: TokenStream, group: SpanGroup, site: int, observer: ForwardObserver) -> Span:
-    """A group of spans as a method sees it."""
-    located, lines, columns = group.spans[0].located, group.place.rows[:, None], group.place.columns
-    sizes = torch.ones_like(columns, dtype=torch.float32)
-    if stream.log_size is not None:
-        sizes = stream.log_size[lines, columns].exp()
-    return Span(
-        stream.hidden[lines, columns],
-        stream.ids[lines, columns],
-        sizes,
-        located.modality,
-        group.count,
-        group.spans[0].segments,
-        len(located.columns),
-        site,
-        observer=observer,
-        place=group.place,
-    )

@@ -21,6 +21,7 @@ from unimodal.compression.running.decoder_parts import LayerKind
 from unimodal.compression.running.interception import AttentionOutput, LayerAttention, hook_attention
 from unimodal.compression.running.look import Look
 from unimodal.compression.running.reading import AxisPositions
+from unimodal.compression.running.returning import Departure
 from unimodal.compression.running.slots import SlotLayer, Slots
 from unimodal.compression.running.stream import TokenStream
 
@@ -39,7 +40,7 @@ class ForwardPass:
 
     is_first: nothing was read before. reads: the call has more than a token of an answer. watched: layers whose queries
     and keys are noted. changing: layers whose change of the tokens is summed. kernel: the name of the model's
-    attention. axes: positions on several axes, where the model has such.
+    attention. axes: positions on several axes, where the model has such. departed: by site, what comes back there.
     """
 
     num_heads: int
@@ -53,6 +54,7 @@ class ForwardPass:
     axes: AxisPositions | None = None
     observer: ForwardObserver = field(default_factory=ForwardObserver)
     tables: dict[tuple[Slots, Slots | None, LayerKind], LayerTables] = field(default_factory=dict)
+    departed: dict[int, list[Departure]] = field(default_factory=dict)
 
     def make_tables(self, kind: LayerKind, stream: TokenStream, prior: Slots | None) -> LayerTables:
         """The arguments of a layer of this kind; layers with the same slots share them. prior: the cache's slots."""

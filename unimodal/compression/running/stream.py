@@ -126,7 +126,8 @@ class TokenStream:
         rows = torch.tensor([span.located.row for span in spans], device=self.ids.device)
         ends = torch.tensor([[span.located.end] for span in spans], device=self.ids.device)
         columns = self.find_columns(rows, torch.stack([span.places for span in spans]))
-        return SpanPlace(rows, columns, self.find_columns(rows, ends)[:, 0])
+        whole = torch.tensor([span.located.columns for span in spans], device=self.ids.device)
+        return SpanPlace(rows, columns, self.find_columns(rows, ends)[:, 0], whole)
 
     def group_spans(self, spans: Sequence[tuple[LiveSpan, int]]) -> Iterator[SpanGroup]:
         """(span, count to keep) → groups of one modality, one layout, one length and one count."""
@@ -172,10 +173,14 @@ class TokenStream:
 
     def _take(self, keep: Tensor) -> TokenStream:
         """The tokens of keep bool [B, N] in their order, at the right end of every row."""
+        return self.pick_columns(keep.long().argsort(dim=1, stable=True), keep)
+
+    def pick_columns(self, order: Tensor, keep: Tensor) -> TokenStream:
+        """The columns in an order, int64 [B, N], at whose end stand the tokens of keep bool [B, N]: only those."""
         counts = keep.sum(1)
         width, fewest = (int(x) for x in torch.stack([counts.max(), counts.min()]))
         width = max(width, 1)
-        take = keep.long().argsort(dim=1, stable=True)[:, len(self) - width :]  # [B, width]
+        take = order[:, len(self) - width :]  # [B, width]
 
         def pick(x: Tensor) -> Tensor:
             wide = take.view(*take.shape, *[1] * (x.ndim - 2)).expand(*take.shape, *x.shape[2:])

@@ -14,8 +14,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from unimodal.compression.method import Compressor
-from unimodal.compression.plan import Plan, Span, count_share
+from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.choosing import choose_best
+from unimodal.compression.tokens.stages import count_evenly, place_sites
 
 DEPTHS = (1 / 4, 1 / 2, 3 / 4)  # of the sites
 
@@ -33,16 +34,11 @@ class PyramidDrop(Compressor):
     previews: ClassVar[bool] = True
 
     def find_sites(self, num_layers: int) -> tuple[int, ...]:
-        return tuple(sorted({max(1, min(round(depth * num_layers), num_layers - 1)) for depth in DEPTHS}))
+        return place_sites(DEPTHS, num_layers)
 
     def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
         """The same part of what is left at every stage, so that `keep` is left behind the last."""
-        sites = self.find_sites(num_layers)
-        counts = []
-        for span in spans:
-            share = self.keep ** ((sites.index(span.layer) + 1) / len(sites))
-            counts.append(min(len(span), count_share(share, span.original)))
-        return counts
+        return count_evenly(spans, self.find_sites(num_layers), self.keep)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         return Plan(choose_best(span.measure_attention("last", span.layer), span.count))

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from unimodal.compression.method import Compressor, check_whole
-from unimodal.compression.plan import Plan, Span, count_share
+from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.choosing import compute_cosines
+from unimodal.compression.tokens.stages import count_linearly
 
 
 @dataclass
@@ -61,12 +62,7 @@ class ToMe(Compressor):
 
     def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
         """The share `keep` at the last site, and before it in proportion to the sites that are done."""
-        sites = self.find_sites(num_layers)
-        done = [(sites.index(span.layer) + 1) / len(sites) for span in spans]
-        shares = [
-            count_share(1 - (1 - self.keep) * part, span.original) for part, span in zip(done, spans, strict=True)
-        ]
-        return [min(len(span), count) for span, count in zip(spans, shares, strict=True)]
+        return count_linearly(spans, self.find_sites(num_layers), self.keep)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         compared = span.measure_keys() if self.metric == "keys" else hidden

@@ -18,8 +18,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from unimodal.compression.method import Compressor
-from unimodal.compression.plan import Plan, Span, count_share
+from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.choosing import choose_best
+from unimodal.compression.tokens.stages import count_by_ratios, place_sites
 
 DEPTHS = (7 / 32, 9 / 32, 12 / 32)  # of the sites
 RATIOS = (0.875, 0.625, 0.125)  # kept at each site
@@ -41,7 +42,7 @@ class TransPrune(Compressor):
     attention_weight: float = 1.0
 
     def find_sites(self, num_layers: int) -> tuple[int, ...]:
-        return tuple(sorted({max(1, min(round(depth * num_layers), num_layers - 1)) for depth in DEPTHS}))
+        return place_sites(DEPTHS, num_layers)
 
     def find_changing_layers(self, num_layers: int) -> tuple[int, ...]:
         sites = self.find_sites(num_layers)
@@ -49,13 +50,7 @@ class TransPrune(Compressor):
 
     def count_kept(self, spans: Sequence[Span], num_layers: int) -> list[int]:
         """The stage's share: the published ratios moved in proportion, so that the last one is `keep`."""
-        sites = self.find_sites(num_layers)
-        counts = []
-        for span in spans:
-            ratio = RATIOS[-len(sites) :][sites.index(span.layer)]
-            share = 1 - (1 - self.keep) * (1 - ratio) / (1 - RATIOS[-1])
-            counts.append(min(len(span), count_share(share, span.original)))
-        return counts
+        return count_by_ratios(spans, self.find_sites(num_layers), RATIOS, self.keep)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         scores = _normalise(span.measure_transitions())
