@@ -64,6 +64,23 @@ def test_any_methods_side_by_side_answer_as_alone(campaign, model, vocabulary, a
         assert not engine.intercepted and "forward" not in vars(model.model)
 
 
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].acts_on == "cache"])
+def test_rows_join_the_cache_of_a_method_and_answer_as_alone(name, model, vocabulary, ask, show):
+    """Of words too, and with the positions counted again where the method may: every second one."""
+    engine, number = Engine(model, vocabulary), NAMES.index(name)
+    positions = "compacted" if number % 2 and METHODS[name].acts != "store" else "kept"
+    methods = (METHODS[name](0.4, scope="prompt", positions=positions),)
+    _, [config, *_] = varied(ask, ALL_GREEDY)
+    config = config.model_copy(update={"max_new_tokens": 5, "force": "text"})
+    prompts = [ask([3, 4]), show(number, 7), show(number + 1, words=(5, 6, 7, 8, 9, 10))]
+    plain, *held = [
+        GenerationRequest(p, config, methods=m) for p, m in zip(prompts, ((), methods, methods), strict=True)
+    ]
+    expected = [answer_alone(engine, request) for request in (plain, *held)]
+    assert drive(ContinuousBatch(engine), [[plain, held[0]], [], held[1:]]) == expected
+
+
 def test_what_is_kept_is_told_and_counted(model, vocabulary, show, ask):
     engine, told = Engine(model, vocabulary), []
     config = GenerationConfig(max_new_tokens=3, force="text", sampling=ALL_GREEDY)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.running.contracts import CacheMethod
+from unimodal.compression.running.contracts import CacheMethod, CacheWatcher
 from unimodal.compression.running.interception import AttentionOutput, LayerAttention
 from unimodal.compression.running.look import Look
 from unimodal.compression.running.slots import Slots, gather_slots
@@ -50,11 +50,16 @@ def index_slots(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend_compressed(
-    methods: Sequence[CacheMethod], look: Look, attention: LayerAttention, may_evict: bool
+    methods: Sequence[CacheMethod | CacheWatcher], look: Look, attention: LayerAttention, may_evict: bool
 ) -> AttentionOutput:
     """Compute one layer's attention under cache methods; then evict entries, if `may_evict`."""
-    looks = [replace(look, number=number) for number in range(len(methods))]
-    active = [(method, own) for method, own in zip(methods, looks, strict=True) if _acts(method, own)]
+    active: list[tuple[CacheMethod, Look]] = []
+    for number, method in enumerate(methods):
+        own = replace(look, number=number)
+        if method.acts == "watch":
+            _observe(method, own)
+        elif method.keep < 1 and method.is_active(own):
+            active.append((method, own))
     out = _attend([pair for pair in active if pair[0].acts in ("select", "prefill")], attention)
     evicting = [pair for pair in active if pair[0].acts == "evict"]
     if may_evict and evicting:
@@ -65,10 +70,6 @@ def attend_compressed(
         if may_evict and method.acts == "store" and look.reads:
             _pack(method, own)
     return out
-
-
-def _acts(method: CacheMethod, look: Look) -> bool:
-    return method.keep < 1 and method.is_active(look)
 
 
 def _attend(choosing: list[tuple[CacheMethod, Look]], attention: LayerAttention) -> AttentionOutput:
@@ -87,7 +88,7 @@ def _attend(choosing: list[tuple[CacheMethod, Look]], attention: LayerAttention)
 
 
 @torch.no_grad()
-def _observe(method: CacheMethod, look: Look) -> None:
+def _observe(method: CacheMethod | CacheWatcher, look: Look) -> None:
     method.observe(look)
 
 

@@ -72,6 +72,14 @@ class CacheMethod(Protocol):
     def observe(self, look: Look) -> None: ...
 
 
+class CacheWatcher(Protocol):
+    """Looks at every layer of a call, and changes nothing."""
+
+    acts: ClassVar[Literal["watch"]]
+
+    def observe(self, look: Look) -> None: ...
+
+
 @dataclass(eq=False)
 class OpenMethod:
     """A method whose context is open on a decoder, and its results.

@@ -34,7 +34,7 @@ from unimodal.compression.running.layer_run import run_layer
 from unimodal.compression.running.planning import compress
 from unimodal.compression.running.reading import AxisPositions, CallInput, InputReader
 from unimodal.compression.running.replay import ReplayProbe, evict_by_replay
-from unimodal.compression.running.returning import bring_back
+from unimodal.compression.running.returning import return_tokens
 from unimodal.compression.running.scope import enter, find_open, leave
 from unimodal.compression.running.slots import SlotLayer, count_kept
 from unimodal.compression.running.spans import LocatedSpan, TurnState
@@ -203,7 +203,10 @@ class PlanExecutor:
                     raise ValueError(
                         "this model's pictures cannot be read a second time; use another method than kvzip"
                     )
-                again = partial(self._read_again, input_ids, inputs_embeds, valid, positions, cache_layers, settings)
+                request = method.repetition[0]
+                again = partial(
+                    self._read_again, request, input_ids, inputs_embeds, valid, positions, cache_layers, settings
+                )
                 evict_by_replay(method, number, cache_layers, again)
         for layer in cache_layers:
             layer.seen += num
@@ -274,7 +277,7 @@ class PlanExecutor:
             opened.chosen.clear()
         for index, layer in enumerate(self.parts.layers):
             cache_layer = cache_layers[index] if cache_layers else None
-            stream = bring_back(stream, call.departed.pop(index, []))
+            stream = return_tokens(stream, call.departed.pop(index, []))
             for opened, method in active:
                 if index in method.find_sites(num_layers):
                     call.observer.preview = partial(self._preview, call, index, stream, cache_layer)
@@ -282,7 +285,7 @@ class PlanExecutor:
             tables, hook = call.enter_layer(index, self.parts.kinds[index], stream, cache_layer)
             changing = self.parts.list_modules_of(index) if index in call.changing else ()
             stream.hidden = run_layer(layer, changing, stream, tables, hook, settings)
-        stream = bring_back(stream, call.departed.pop(num_layers, []))
+        stream = return_tokens(stream, call.departed.pop(num_layers, []))
         for opened, _ in active:
             opened.stats.tokens_before += before
             opened.stats.tokens_after += sum(map(len, stream.spans))
@@ -290,6 +293,7 @@ class PlanExecutor:
 
     def _read_again(
         self,
+        request: tuple[int, ...],
         ids: Tensor,
         embedded: Tensor | None,
         valid: Tensor,
@@ -298,8 +302,8 @@ class PlanExecutor:
         settings: dict[str, object],
         probe: ReplayProbe,
     ) -> None:
-        """Run the tokens of a call again behind themselves, under a probe; the caller restores the cache."""
-        asked = torch.tensor(probe.repetition[0], dtype=torch.int64, device=ids.device).expand(len(ids), -1)
+        """Run a request and the tokens of a call behind the call, under a probe; the caller restores the cache."""
+        asked = torch.tensor(request, dtype=torch.int64, device=ids.device).expand(len(ids), -1)
         own = self.parts.embed(ids, embedded)
         states = torch.cat([self.parts.embed(asked, None).to(own), own], 1)
         real = torch.cat([torch.ones_like(asked, dtype=torch.bool), valid], 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unimodal.compression.running.attention_rows import AttentionRule, ForwardObserver, WatchedLayer
 from unimodal.compression.running.cache_executor import attend_compressed
-from unimodal.compression.running.contracts import CacheMethod
+from unimodal.compression.running.contracts import CacheMethod, CacheWatcher
 from unimodal.compression.running.decoder_parts import LayerKind
 from unimodal.compression.running.interception import AttentionOutput, LayerAttention, hook_attention
 from unimodal.compression.running.look import Look
@@ -45,7 +45,7 @@ class ForwardPass:
 
     num_heads: int
     num_layers: int
-    cache_methods: Sequence[CacheMethod]
+    cache_methods: Sequence[CacheMethod | CacheWatcher]
     is_first: bool
     reads: bool
     watched: frozenset[int]

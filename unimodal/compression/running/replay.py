@@ -26,23 +26,16 @@ FIRST = 2.0  # above any attention
 
 
 class ReplayProbe:
-    """The cache method of a second reading: notes the most attention that each entry gets from any query and head.
+    """The `CacheWatcher` of a second reading: notes the most attention that each entry gets from any query and head.
 
     scores: by layer, [B, K, L], the second reading's own entries included. looks: the layers as they were.
     """
 
-    acts_on: ClassVar[Literal["cache"]] = "cache"
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "select"
-    at_every_step: ClassVar[bool] = False
+    acts: ClassVar[Literal["watch"]] = "watch"
 
-    def __init__(self, method: CacheMethod) -> None:
-        self.keep, self.modalities, self.positions, self.scope = 0.5, method.modalities, method.positions, method.scope
-        self.repetition = method.repetition
+    def __init__(self) -> None:
         self.scores: dict[int, Tensor] = {}
         self.looks: dict[int, Look] = {}
-
-    def is_active(self, look: Look) -> bool:
-        return True
 
     def observe(self, look: Look) -> None:
         num = look.query.shape[2]
@@ -55,22 +48,6 @@ class ReplayProbe:
         self.scores[look.index] = most.unflatten(1, (look.keys.shape[1], -1)).amax(2)
         self.looks[look.index] = look
 
-    def count_chunk(self, num: int) -> int | None:
-        return None
-
-    def score(self, look: Look) -> Tensor:
-        raise NotImplementedError
-
-    def count_kept(self, look: Look, scores: Tensor, num: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def count_recent(self, kept: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    @property
-    def packing(self) -> tuple[int, int]:
-        raise NotImplementedError
-
 
 @torch.no_grad()
 def evict_by_replay(
@@ -80,7 +57,7 @@ def evict_by_replay(
 
     number: the method's among those for the cache. Entries of earlier turns keep the scores that they had.
     """
-    probe, sinks = ReplayProbe(method), method.repetition[1]
+    probe, sinks = ReplayProbe(), method.repetition[1]
     saved = [(layer.slots, layer.keys, layer.values, layer.packed) for layer in layers]
     read_again(probe)
     worths, budgets = [], []

@@ -29,14 +29,14 @@ class Departure:
     plan: Plan
 
 
-def bring_back(stream: TokenStream, departures: Sequence[Departure]) -> TokenStream:
+def return_tokens(stream: TokenStream, departures: Sequence[Departure]) -> TokenStream:
     """The tokens of a call with those of some plans back in their places; what left last comes back first."""
     for departure in reversed(departures):
-        stream = _bring_back(stream, departure)
+        stream = _return_plan(stream, departure)
     return stream
 
 
-def _bring_back(now: TokenStream, departure: Departure) -> TokenStream:
+def _return_plan(now: TokenStream, departure: Departure) -> TokenStream:
     before, group, plan = departure.before, departure.group, departure.plan
     assert plan.back is not None
     lines, columns = group.place.rows[:, None], group.place.columns
