@@ -179,7 +179,8 @@ def compare(asked: argparse.Namespace, trained: dict[str, Path], part: str) -> N
     out = asked.out / f"{asked.medium}_{'probe' if probed else 'bench'}.json"
     settings = BenchSettings(
         data, out.with_suffix(".parts"), asked.probe_limit if probed else asked.limit, legibility=False, part=part,
-        plan=ModelPlan(updates=asked.model_updates, tokens=0),
+        plan=ModelPlan(updates=asked.model_updates, tokens=0), recognisers=tuple(asked.recognisers),
+        workers=asked.workers,
     )  # fmt: skip
 
     def report(label: str, done: int, of: int | None) -> None:
@@ -207,6 +208,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="files of the comparison")
     parser.add_argument("--probe-limit", type=int, default=400, help="files of the part that trains on the codes")
     parser.add_argument("--model-updates", type=int, default=0, help="of a language model of the codes; 0: none")
+    parser.add_argument("--recognisers", nargs="*", default=["moonshine"], help="who reads speech; pocketsphinx too")
+    parser.add_argument("--workers", type=int, default=2, help="processes that judge")
     parser.add_argument("--only-train", action="store_true", help="leave the comparison for another time")
     asked = parser.parse_args()
     if not asked.media.is_dir():

@@ -8,10 +8,20 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from pystoi import stoi
 
 from unimodal.cli import app as cli
-from unimodal.evaluation.tokenizer_bench import sound_bench, sound_codecs, sound_judges, speaker_judge, timing, workers
+from unimodal.evaluation.tokenizer_bench import (
+    sound_bench,
+    sound_codecs,
+    sound_judges,
+    sound_measures,
+    speaker_judge,
+    timing,
+    workers,
+)
 from unimodal.evaluation.tokenizer_bench.entries import Entry
+from unimodal.evaluation.tokenizer_bench.items import choose_items
 from unimodal.evaluation.tokenizer_bench.moonshine import cut_at_quiet, read_pieces
 from unimodal.evaluation.tokenizer_bench.run import run_bench
 from unimodal.evaluation.tokenizer_bench.settings import BenchSettings
@@ -19,6 +29,7 @@ from unimodal.evaluation.tokenizer_bench.tables import make_table
 from unimodal.evaluation.tokenizer_bench.write import write_bench
 from unimodal.media.audio import save_audio
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
+from unimodal.tokenizers.parts.mel import AmplitudeMel
 
 pytestmark = pytest.mark.sweep("evaluations")
 
@@ -82,7 +93,7 @@ def test_sounds_of_any_rate_and_length_stand_beside_opus_and_are_measured_once(s
     def refuse(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(sound_bench, "judge_sound", refuse)
+    monkeypatch.setattr(sound_bench, "judge_sounds", refuse)
     again = run_bench(entries, settings, lambda *_: None)
     assert again.to_dict() == made.to_dict()
     with pytest.raises(AssertionError, match="measured again"):
@@ -182,8 +193,9 @@ def test_a_speaker_is_the_mean_of_parts_as_the_package_cuts_them(speaker):
     bands = speaker.compute_bands(raised)
     parts = [torch.relu(speaker.linear(speaker.lstm(bands[None, at : at + 160])[1][0][-1]))[0] for at in (0, 77)]
     mean = sum(part / part.norm() for part in parts)
-    assert torch.allclose(speaker.embed(sound), mean / mean.norm(), atol=1e-5)
-    assert speaker.compare(sound, sound) == pytest.approx(1, abs=1e-5) and speaker.compare(sound, sound * 0) == 0
+    one, silent, short, two = speaker.embed([sound, sound * 0, sound[:9], sound])
+    assert torch.allclose(one, mean / mean.norm(), atol=1e-5) and torch.allclose(two, one, atol=1e-6)
+    assert not silent.any() and torch.allclose(short, speaker.embed([sound[:9]])[0], atol=1e-6)
 
 
 def test_a_missing_speaker_judge_says_what_installs_it(sounds, tmp_path, monkeypatch):
@@ -261,11 +273,14 @@ def test_missing_packages_are_named_with_what_installs_them(monkeypatch):
 
 def test_opus_gives_back_the_length_and_is_asked_for_no_rate_at_which_it_keeps_nothing():
     wave = draw_wave(1.0)
-    assert [sound_codecs.choose_bit_rate(rate) for rate in (100, 3_000.4, 35 * 16_000)] == [2_500, 3_000, 256_000]
+    assert [sound_codecs.choose_bit_rate(rate) for rate in (100, 3_000.4, 35 * 16_000)] == [2_533, 3_067, 256_000]
     rich, poor = (sound_codecs.code_with_opus(wave, 16_000, rate) for rate in (16_000, sound_codecs.LOWEST_RATE))
     assert len(rich.samples) == len(poor.samples) == len(wave) and rich.num_bits <= 17_600
     assert float((rich.samples - wave).square().mean()) < 0.01 and float(poor.samples.square().mean()) > 0.01
     assert sound_codecs.is_within(rich.num_bits, 1.0, 16_000) and not sound_codecs.is_within(poor.num_bits, 1.0, 1_000)
+    for rate in (2_500, 3_000, 7_201, 26_250):  # rates of packets of as many bytes are one
+        near = sound_codecs.code_with_opus(wave, 16_000, sound_codecs.choose_bit_rate(rate))
+        assert torch.equal(sound_codecs.code_with_opus(wave, 16_000, rate).samples, near.samples)
     below = sound_codecs.code_with_opus(wave, 16_000, 2_000)  # why there is a lowest one
     assert float(below.samples.square().mean()) < 1e-6
     assert len(sound_codecs.code_with_opus(wave[:1], 16_000, 256_000).samples) == 1
@@ -296,27 +311,70 @@ def test_tasks_answer_in_their_order_whoever_works(monkeypatch):
             assert crew.run([partial(lambda add, judge: judge + add, number) for number in range(9)]) == list(
                 range(10, 19)
             )
+            shared = crew.run_shared(range(11), lambda numbers, judge: [judge + each for each in numbers])
+            assert shared == list(range(10, 21)) and crew.run_shared([], partial(pytest.fail)) == []
     torch.set_num_threads(threads)
 
 
 def test_the_pitch_of_a_tone_is_found_and_noise_has_none():
     for hz in (80.0, 150.0, 320.0):
-        found = sound_judges.track_pitch(draw_wave(0.3, hz))
+        found = sound_measures.track_pitch(draw_wave(0.3, hz))
         assert torch.allclose(found, torch.full_like(found, hz), rtol=0.02)
-    assert (sound_judges.track_pitch(torch.randn(8_000) * 0.1) == 0).float().mean() > 0.9
-    assert not sound_judges.track_pitch(torch.zeros(8_000)).any() and not len(sound_judges.track_pitch(torch.zeros(9)))
-
-
-def test_an_equal_sound_is_at_no_distance_and_noise_beside_it_at_some(monkeypatch):
-    monkeypatch.setattr(
-        sound_judges, "DnsmosJudge", lambda threads: type("Judge", (), {"score": lambda self, x: 3.0})()
+    assert (sound_measures.track_pitch(torch.randn(8_000) * 0.1) == 0).float().mean() > 0.9
+    assert not sound_measures.track_pitch(torch.zeros(8_000)).any() and not len(
+        sound_measures.track_pitch(torch.zeros(9))
     )
-    judge = sound_judges.SoundJudge()
+
+
+def test_an_equal_sound_is_at_no_distance_and_noise_beside_it_at_some():
     sound = draw_wave(1.0) * (1 + torch.rand(16_000)) / 2
-    same, noisy = judge.compare(sound, sound), judge.compare(sound, sound + 0.1 * torch.randn(16_000))
-    assert set(same) == set(sound_judges.COMPARED)
+    original = sound_measures.ComparedOriginal(sound, make_bands())
+    same, noisy = original.compare(sound), original.compare(sound + 0.1 * torch.randn(16_000))
+    assert set(same) == set(sound_measures.COMPARED)
     assert same["mel_distance"] == same["stft_distance"] == same["f0_cents"] == 0 and same["pesq"] > 4
     assert noisy["mel_distance"] > 0.1 and noisy["stft_distance"] > 0.1 and noisy["pesq"] < same["pesq"]
-    silent = judge.compare(torch.zeros(16_000), sound)
+    silent = sound_measures.ComparedOriginal(torch.zeros(16_000), make_bands()).compare(sound)
     assert silent["stoi"] is None and silent["pesq"] is None and silent["stft_distance"] is None
-    assert judge.judge_speech(sound, judge.describe(torch.zeros(16_000)))["speaker_cosine"] is None
+
+
+def make_bands():
+    return AmplitudeMel(16_000, 1024, 256, 80, 0.0, 8000.0)
+
+
+def test_intelligibility_is_that_of_the_package_and_none_where_too_little_is_loud():
+    draws = torch.Generator().manual_seed(0)
+    sound = torch.randn(16_000, generator=draws) * draw_wave(1.0, 3.0)
+    sound[4_000:7_000] *= 1e-4  # which is left out
+    noise = torch.randn(16_000, generator=draws)
+    original = sound_measures.Intelligibility.of(sound.numpy())
+    for made in (sound, sound + 0.3 * noise, noise, 0 * sound):
+        assert original.measure(made.numpy()) == pytest.approx(stoi(sound.numpy(), made.numpy(), 16_000), abs=1e-9)
+    sound[3_000:] *= 1e-4
+    assert sound_measures.Intelligibility.of(sound.numpy()) is None
+
+
+def test_a_shorter_sound_is_compared_as_far_as_it_goes():
+    sound = draw_wave(1.0) * (1 + torch.rand(16_000)) / 2
+    made = sound + 0.1 * torch.randn(16_000)
+    cut = sound_measures.ComparedOriginal(sound[:9_000], make_bands()).compare(made)
+    assert sound_measures.ComparedOriginal(sound, make_bands()).compare(made[:9_000]) == cut
+
+
+def test_the_speaker_of_silence_is_not_compared(sounds):
+    judge = sound_judges.SoundJudge()
+    [silence] = judge.describe([torch.zeros(16_000)])
+    [found] = judge.judge_speech([draw_wave(1.0)], [silence.voice])
+    assert found == {"dnsmos": 3.0, "speaker_cosine": None}
+
+
+def test_data_are_known_by_their_contents(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"one")
+    (tmp_path / "b.wav").write_bytes(b"one")
+    first = choose_items(tmp_path, "audio", None, 0)
+    assert choose_items(tmp_path, "audio", None, 0).sha256 == first.sha256
+    (tmp_path / "b.wav").write_bytes(b"two")  # as long, under the same name
+    assert choose_items(tmp_path, "audio", None, 0).sha256 != first.sha256
+    (tmp_path / "b.wav").write_bytes(b"one")
+    assert choose_items(tmp_path, "audio", None, 0).sha256 == first.sha256
+    (tmp_path / "b.wav").rename(tmp_path / "c.wav")
+    assert choose_items(tmp_path, "audio", None, 0).sha256 != first.sha256

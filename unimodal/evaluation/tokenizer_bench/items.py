@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -33,20 +34,39 @@ class BenchItems:
 
 def choose_items(data: Path, modality: str, limit: int | None, seed: int, by_folder: bool = False) -> BenchItems:
     """At most `limit` media, drawn by `seed`, in the order of the data, each with the text of its row or of the .txt
-    beside its file. by_folder: the group of a file is its folder. ValueError where there are none."""
+    beside its file; their hash is of names and contents. by_folder: the group of a file is its folder. ValueError where
+    there are none."""
     found = open_media_items(str(data), modality, ItemOptions(group=FOLDER_GROUP if by_folder else None))
     numbers = list(range(len(found)))
     if limit is not None and limit < len(numbers):
         numbers = sorted(random.Random(seed).sample(numbers, limit))
-    digest = hashlib.sha256(found.compute_fingerprint().encode())
-    digest.update(repr(numbers).encode())
-    chosen = BenchItems(modality, [], digest.hexdigest())
+    chosen = BenchItems(modality, [], "")
+    digest = hashlib.sha256()
     for number in numbers:
         try:
-            chosen.items += [replace(item, text=read_text(item)) for item in found.read(number)]
+            items = [replace(item, text=read_text(item)) for item in found.read(number)]
+            hashes = [hash_source(item.source) for item in items]
         except (ValueError, OSError) as error:
             chosen.left_out[found.describe_place(number)] = " ".join(str(error).split())
-    return chosen
+            continue
+        chosen.items += items
+        for item, content in zip(items, hashes, strict=True):
+            digest.update(f"{item.name}\0{item.group}\0{content}\0".encode())
+    return replace(chosen, sha256=digest.hexdigest())
+
+
+def hash_source(source: str | bytes) -> str:
+    """The SHA-256 of a medium's file or bytes. A file is read once, unless its size or time of change differ."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    stamp = Path(source).stat()
+    return _hash_file(source, stamp.st_size, stamp.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash_file(path: str, size: int, changed_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_text(item: MediaItem) -> str:

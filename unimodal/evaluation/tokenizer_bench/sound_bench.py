@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -26,16 +27,16 @@ from unimodal.evaluation.tokenizer_bench.entries import Entry
 from unimodal.evaluation.tokenizer_bench.items import BenchItems
 from unimodal.evaluation.tokenizer_bench.pictures import Figure
 from unimodal.evaluation.tokenizer_bench.settings import PART, SOUND_VERSION, BenchReport, BenchSettings, hash_weights
-from unimodal.evaluation.tokenizer_bench.sound_codecs import LOWEST_RATE, choose_bit_rate, code_with_opus, is_within
+from unimodal.evaluation.tokenizer_bench.sound_codecs import LOWEST_RATE, choose_bit_rate, is_within
 from unimodal.evaluation.tokenizer_bench.sound_judges import (
     MEASURES,
-    RATE,
-    Comparison,
-    Original,
+    Asked,
     SoundJudge,
-    describe_original,
-    judge_sound,
+    describe_originals,
+    judge_opus,
+    judge_sounds,
 )
+from unimodal.evaluation.tokenizer_bench.sound_measures import RATE
 from unimodal.evaluation.tokenizer_bench.sound_rates import (
     choose_rate,
     explain_one_rate,
@@ -136,8 +137,7 @@ class SoundBench:
 
         def measure() -> Arrays:
             read = self._read(chunk, RATE)
-            tasks = [partial(describe_original, sound.numpy()) for _, sound in read]
-            found = self.workers.run(tasks)
+            found = self.workers.run_shared([sound.numpy() for _, sound in read], describe_originals)
             rows: list[dict[str, object]] = [
                 {"name": item.name, "seconds": len(sound) / RATE, "dnsmos": one.dnsmos}
                 | ({} if one.utmos is None else {"utmos": one.utmos})
@@ -169,14 +169,6 @@ class SoundBench:
                 self.items.left_out[item.name] = " ".join(str(error).split())
         return found
 
-    def _judge_all(self, originals: Arrays, asked: Sequence[Mapping[str, Comparison]]) -> list[dict[str, object]]:
-        """Figures of every sound of a part, under "KEY:measure". asked: of each the comparisons, by key."""
-        tasks = []
-        for row, comparisons in enumerate(asked):
-            voice = originals["voice"][row] if "voice" in originals else None
-            tasks.append(partial(judge_sound, Original({}, 0.0, None, voice), comparisons))
-        return self.workers.run(tasks)
-
     def _find_coded(self, entry: Entry, chunk: range) -> Arrays:
         self.report(f"{entry.label}: coding sounds", chunk.start, len(self.items))
         tokenizer, items = entry.tokenizer, self.items.items[chunk.start : chunk.stop]
@@ -189,11 +181,10 @@ class SoundBench:
         """The measures of a part, under "GROUPS:measure"."""
         tokenizer = entry.tokenizer
         rows: list[dict[str, object]] = []
-        asked: list[dict[str, Comparison]] = []
+        asked: list[Asked] = []
         assert tokenizer.sample_rate_hz is not None
-        originals = self._find_originals(chunk)
-        pairs = zip(self._read(chunk, RATE), self._read(chunk, tokenizer.sample_rate_hz), strict=True)
-        for (item, original), (_, sound) in pairs:
+        pairs = zip(self._ask(chunk), self._read(chunk, tokenizer.sample_rate_hz), strict=True)
+        for original, (item, sound) in pairs:
             told, x = item.text, sound[None, None]
             if chunk.start == 0 and not rows:  # what is slow the first time alone
                 self._rebuild(tokenizer, tokenizer.encode(x, condition=make_condition(tokenizer, "encode", told)), told)
@@ -204,18 +195,27 @@ class SoundBench:
             spent = {"encode_s": encoded - begun, "decode_s": time.perf_counter() - encoded}
             positions = codes.ids.shape[1]
             ids = codes.row(0).cpu().flatten().tolist()
-            rows.append({"codes": positions, "ids": json.dumps(ids), "seconds": len(original) / RATE, **spent})
-            asked.append({})
+            length = len(original.original)
+            rows.append({"codes": positions, "ids": json.dumps(ids), "seconds": length / RATE, **spent})
+            waves: dict[str, np.ndarray] = {}
             for groups in list_group_counts(tokenizer):
                 fewer = keep_groups(tokenizer, codes, groups)
                 wave = made if fewer is codes else self._rebuild(tokenizer, fewer, told)
-                wave = resample(wave, tokenizer.sample_rate_hz, RATE)[: len(original)]
-                heard = fewer is codes or self.settings.every_rate
-                asked[-1][str(groups)] = Comparison(original.numpy(), wave.numpy(), heard)
+                waves[str(groups)] = resample(wave, tokenizer.sample_rate_hz, RATE)[:length].numpy()
                 rows[-1][f"{groups}:bytes"] = entry.count_bits(positions, groups) / 8
-        for row, figures in zip(rows, self._judge_all(originals, asked), strict=True):
+            full = str(len(tokenizer.codebook_sizes))
+            asked.append(replace(original, made=waves, heard=frozenset(waves if self.settings.every_rate else [full])))
+        for row, figures in zip(rows, self.workers.run_shared(asked, judge_sounds), strict=True):
             row |= figures
         return _pack(rows)
+
+    def _ask(self, chunk: range) -> list[Asked]:
+        """The originals of a part that can be read, with the voices of their speakers, and nothing beside them yet."""
+        voices = self._find_originals(chunk).get("voice")
+        return [
+            Asked(sound.numpy(), None if voices is None else voices[row], {}, frozenset())
+            for row, (_, sound) in enumerate(self._read(chunk, RATE))
+        ]
 
     def _rebuild(self, tokenizer: MediaTokenizer, codes: Codes, told: str) -> Tensor:
         """codes of one sound → float32 [T] at the tokenizer's rate."""
@@ -245,16 +245,11 @@ class SoundBench:
         return {**within, **self._summarise(coded, originals)}
 
     def _code_with_opus(self, bit_rates: Sequence[int], heard: bool, chunk: range) -> Arrays:
-        rows: list[dict[str, object]] = []
-        asked: list[dict[str, Comparison]] = []
-        for (_, original), bit_rate in zip(self._read(chunk, RATE), bit_rates, strict=True):
-            coded = code_with_opus(original, RATE, bit_rate)
-            rows.append({"bytes": coded.num_bits / 8, "seconds": len(original) / RATE})
-            asked.append({"opus": Comparison(original.numpy(), coded.samples.numpy(), heard)})
-        figures = self._judge_all(self._find_originals(chunk), asked)
-        for row, found in zip(rows, figures, strict=True):
-            row |= {name.removeprefix("opus:"): value for name, value in found.items()}
-        return _pack(rows)
+        asked = list(zip(self._ask(chunk), bit_rates, strict=True))
+        found = self.workers.run_shared(asked, partial(judge_opus, heard=heard))
+        return _pack(
+            [{"seconds": len(each.original) / RATE, **figures} for (each, _), figures in zip(asked, found, strict=True)]
+        )
 
     # ---- figures
 

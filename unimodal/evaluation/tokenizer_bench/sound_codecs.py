@@ -18,8 +18,8 @@ from torch import Tensor
 from unimodal.media.audio import resample
 
 OPUS_RATE, PACKET_S = 48_000, 0.06
-#: bits a second that libopus is asked for: below the lowest it writes packets that hold no sound
-LOWEST_RATE, HIGHEST_RATE = 2_500, 256_000
+#: bits a second that libopus is asked for: packets of 19 bytes, below which they hold no sound, and of 1,920
+LOWEST_RATE, HIGHEST_RATE = 2_533, 256_000
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,11 @@ class OpusSound:
 
 
 def choose_bit_rate(bits_per_second: float) -> int:
-    """The rate that libopus is asked for: never one at which it would keep nothing, nor more than it takes, which the
-    one code of a sound shorter than a frame can ask for."""
-    return min(max(LOWEST_RATE, round(bits_per_second)), HIGHEST_RATE)
+    """The rate that libopus is asked for: that of the nearest whole bytes a packet, to which it rounds a constant rate
+    itself, so that rates which differ by less are coded once. Never one at which it would keep nothing, nor more than
+    it takes, which the one code of a sound shorter than a frame can ask for."""
+    packet = math.floor(bits_per_second * PACKET_S / 8 + 0.5)
+    return min(max(LOWEST_RATE, round(packet * 8 / PACKET_S)), HIGHEST_RATE)
 
 
 def is_within(num_bits: float, seconds: float, bits_per_second: float) -> bool:

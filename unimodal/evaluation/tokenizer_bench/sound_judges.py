@@ -1,24 +1,20 @@
-"""Sounds beside their originals, both at 16 kHz: STOI, PESQ, distances of spectra, pitch, naturalness, and what
-recognisers hear.
+"""What is said of sounds at 16 kHz: by the measures of `sound_measures.py` beside an original, and by networks.
 
-- `stoi` (pystoi), `pesq` (wide band, of the package pesq): None where they cannot be taken, as of silence.
-- `mel_distance`: mean absolute difference of log-mel bands; `stft_distance`: spectral convergence and log magnitudes at
-  three resolutions (arXiv 1910.11480), None of silence.
-- `f0_cents`: mean error of the pitch where both are voiced; `voicing_error`: share of frames where one alone is.
 - `dnsmos`: DNSMOS P.835 of the rebuilt sound, which knows no original.
 - `utmos`: UTMOS of the rebuilt sound, where its weights are named.
 - `speaker_cosine`: of the speakers' vectors, by `speaker_judge.py`; None of silence and where Resemblyzer is missing.
 - Recognisers: Moonshine tiny (arXiv 2410.15608) and pocketsphinx, which are no part of any tokenizer here.
 
-Shapes: T samples, F frames.
+Sounds are judged several at a time, in tasks of `workers.py`.
+
+Shapes: T samples, D width of a speaker's vector.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,20 +23,19 @@ from torch import Tensor
 
 from unimodal.evaluation.judges import DnsmosJudge
 from unimodal.evaluation.tokenizer_bench.moonshine import Moonshine
+from unimodal.evaluation.tokenizer_bench.sound_codecs import code_with_opus
+from unimodal.evaluation.tokenizer_bench.sound_measures import COMPARED, RATE, ComparedOriginal, is_silent
 from unimodal.evaluation.tokenizer_bench.speaker_judge import SpeakerJudge, find_weights
 from unimodal.evaluation.tokenizer_bench.utmos import Utmos
 from unimodal.tokenizers.parts.mel import AmplitudeMel
 
-RATE = 16_000
-COMPARED = ("stoi", "pesq", "mel_distance", "stft_distance", "f0_cents", "voicing_error")
 MEASURES = (*COMPARED, "dnsmos", "speaker_cosine", "utmos")
 RECOGNISERS = ("moonshine", "pocketsphinx")
 #: what makes pocketsphinx several times faster, by its manual: one pass, fewer paths, every second frame's densities
 FAST = {"fwdflat": False, "bestpath": False, "maxhmmpf": 3000, "maxwpf": 5, "ds": 2, "topn": 2}
 INSTALL = "pip install 'unimodal[bench]'"
-#: RMS below which a sound is silence, about -80 dB
-SILENCE = 1e-4
-WINDOWS = (512, 1024, 2048)
+
+Figures = dict[str, float | str | None]
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,17 @@ class Original:
     dnsmos: float
     utmos: float | None
     voice: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rebuilt sounds beside their original, float32 [T] each. made: by a key of the caller. heard: the keys of those
+    that networks judge too. voice: the original's, where that is judged."""
+
+    original: np.ndarray
+    voice: np.ndarray | None
+    made: Mapping[str, np.ndarray]
+    heard: frozenset[str]
 
 
 class SoundJudge:
@@ -68,129 +74,79 @@ class SoundJudge:
         self.recognisers = {name: load_recogniser(name) for name in recognisers}
 
     @torch.inference_mode()
-    def describe(self, original: Tensor) -> Original:
-        """original: float [T] at 16 kHz."""
-        voice = None if self.speaker is None else self.speaker.embed(original).numpy() * (not is_silent(original))
-        heard = {name: hear(original) for name, hear in self.recognisers.items()}
-        utmos = None if self.utmos is None else self.utmos.score(original)
-        return Original(heard, self.dnsmos.score(original), utmos, voice)
-
-    def judge_speech(self, made: Tensor, original: Original) -> dict[str, float | str | None]:
-        """What networks say of a rebuilt sound: `dnsmos`, `speaker_cosine`, and "heard:NAME" of every recogniser."""
-        found: dict[str, float | str | None] = {"dnsmos": self.dnsmos.score(made), "speaker_cosine": None}
-        if original.voice is not None and self.speaker is not None and original.voice.any():
-            found["speaker_cosine"] = float(torch.from_numpy(original.voice) @ self.speaker.embed(made))
-        if self.utmos is not None:
-            found["utmos"] = self.utmos.score(made)
-        return found | {f"heard:{name}": hear(made) for name, hear in self.recognisers.items()}
+    def describe(self, originals: Sequence[Tensor]) -> list[Original]:
+        """originals: float [T] each."""
+        voices: list[np.ndarray | None] = [None] * len(originals)
+        if self.speaker is not None:
+            found = self.speaker.embed(originals)
+            voices = [voice.numpy() * (not is_silent(sound)) for voice, sound in zip(found, originals, strict=True)]
+        return [
+            Original(
+                {name: hear(sound) for name, hear in self.recognisers.items()},
+                self.dnsmos.score(sound),
+                None if self.utmos is None else self.utmos.score(sound),
+                voice,
+            )
+            for sound, voice in zip(originals, voices, strict=True)
+        ]
 
     @torch.inference_mode()
-    def compare(self, original: Tensor, made: Tensor) -> dict[str, float | None]:
-        """The measures that take no network. original, made: float [T] at 16 kHz; what is longer is cut off."""
-        length = min(len(original), len(made))
-        a, b = original[:length].float(), made[:length].float()
-        padded = [torch.nn.functional.pad(x, (0, max(0, max(WINDOWS) - length))) for x in (a, b)]
-        silent = is_silent(a)
-        figures: dict[str, float | None] = {
-            "stoi": None if silent else _measure_stoi(a.numpy(), b.numpy()),
-            "pesq": None if silent else _measure_pesq(a.numpy(), b.numpy()),
-            "mel_distance": float((self.mel(padded[0][None]) - self.mel(padded[1][None])).abs().mean()),
-            "stft_distance": None if silent else _measure_stft(*padded),
-        }
-        return {**figures, **_measure_pitch(a, b)}
+    def judge_speech(self, made: Sequence[Tensor], voices: Sequence[np.ndarray | None]) -> list[Figures]:
+        """What networks say of each rebuilt sound: `dnsmos`, `speaker_cosine`, and "heard:NAME" of every recogniser.
+        voices: those of the originals."""
+        vectors = None if self.speaker is None else self.speaker.embed(made)
+        judged = []
+        for number, (sound, voice) in enumerate(zip(made, voices, strict=True)):
+            figures: Figures = {"dnsmos": self.dnsmos.score(sound), "speaker_cosine": None}
+            if vectors is not None and voice is not None and voice.any():
+                figures["speaker_cosine"] = float(torch.from_numpy(voice) @ vectors[number])
+            if self.utmos is not None:
+                figures["utmos"] = self.utmos.score(sound)
+            judged.append(figures | {f"heard:{name}": hear(sound) for name, hear in self.recognisers.items()})
+        return judged
+
+    @torch.inference_mode()
+    def judge(self, asked: Sequence[Asked]) -> list[Figures]:
+        """The figures of each original's rebuilt sounds, under "KEY:measure"."""
+        found: list[Figures] = []
+        spoken: list[tuple[int, str, Tensor]] = []
+        for number, each in enumerate(asked):
+            found.append({})
+            original = ComparedOriginal(torch.from_numpy(each.original), self.mel)
+            for key, wave in each.made.items():
+                made = torch.from_numpy(wave)[: len(each.original)]
+                found[number] |= {f"{key}:{name}": value for name, value in original.compare(made).items()}
+                if key in each.heard:
+                    spoken.append((number, key, made))
+        judged = self.judge_speech([made for _, _, made in spoken], [asked[number].voice for number, _, _ in spoken])
+        for (number, key, _), figures in zip(spoken, judged, strict=True):
+            found[number] |= {f"{key}:{name}": value for name, value in figures.items()}
+        return found
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A rebuilt sound beside its original, float32 [T] each. heard: whether networks judge it too."""
-
-    original: np.ndarray
-    made: np.ndarray
-    heard: bool
-
-
-def describe_original(original: np.ndarray, judge: SoundJudge) -> Original:
+def describe_originals(sounds: Sequence[np.ndarray], judge: SoundJudge) -> list[Original]:
     """A task of a process that judges."""
-    return judge.describe(torch.from_numpy(original))
+    return judge.describe([torch.from_numpy(sound) for sound in sounds])
 
 
-def judge_sound(original: Original, asked: Mapping[str, Comparison], judge: SoundJudge) -> dict[str, object]:
-    """Another: the figures of one sound's comparisons, under "KEY:measure"."""
-    found: dict[str, object] = {}
-    for key, each in asked.items():
-        real, made = torch.from_numpy(each.original), torch.from_numpy(each.made)
-        figures: dict[str, float | str | None] = {**judge.compare(real, made)}
-        if each.heard:
-            figures |= judge.judge_speech(made[: len(real)], original)
-        found |= {f"{key}:{name}": value for name, value in figures.items()}
-    return found
+def judge_sounds(asked: Sequence[Asked], judge: SoundJudge) -> list[Figures]:
+    """Another: the figures of rebuilt sounds."""
+    return judge.judge(asked)
 
 
-def is_silent(sound: Tensor) -> bool:
-    return not len(sound) or float(sound.square().mean().sqrt()) < SILENCE
-
-
-def _measure_stoi(original: np.ndarray, made: np.ndarray) -> float | None:
-    from pystoi import stoi
-
-    if len(original) < RATE // 2:  # 30 frames of 25.6 ms and their silence
-        return None
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        value = float(stoi(original, made, RATE))
-    return None if any("STOI" in str(each.message) or "frames" in str(each.message) for each in said) else value
-
-
-def _measure_pesq(original: np.ndarray, made: np.ndarray) -> float | None:
-    from pesq import PesqError, pesq
-
-    value = pesq(RATE, original, made, "wb", on_error=PesqError.RETURN_VALUES) if len(original) >= RATE // 4 else -1
-    return float(value) if value > 0 else None
-
-
-def _measure_stft(a: Tensor, b: Tensor) -> float:
-    parts = []
-    for window in WINDOWS:
-        shape = torch.hann_window(window)
-        x, y = (torch.stft(each, window, window // 4, window=shape, return_complex=True).abs() for each in (a, b))
-        parts.append(float((x - y).norm() / x.norm().clamp_min(1e-5)))
-        parts.append(float((x.clamp_min(1e-5).log() - y.clamp_min(1e-5).log()).abs().mean()))
-    return sum(parts) / len(WINDOWS)
-
-
-def track_pitch(x: Tensor, low_hz: float = 60.0, high_hz: float = 400.0) -> Tensor:
-    """float [T] at 16 kHz → Hz for every 10 ms, float [F], 0 where a frame of 50 ms is unvoiced: the first high peak of
-    the normalized autocorrelation (Boersma 1993, without its path)."""
-    size, hop = RATE // 20, RATE // 100
-    if len(x) < size:
-        return torch.zeros(0)
-    frames = x.unfold(0, size, hop)
-    frames = (frames - frames.mean(1, keepdim=True)) * torch.hann_window(size)
-    loud = frames.square().mean(1) > SILENCE**2
-    spectrum = torch.fft.rfft(frames, 2 * size).abs().square()
-    correlation = torch.fft.irfft(spectrum)[:, :size]
-    own = torch.fft.irfft(torch.fft.rfft(torch.hann_window(size), 2 * size).abs().square())[:size]
-    correlation = correlation / correlation[:, :1].clamp_min(1e-12) / (own / own[0]).clamp_min(1e-3)
-    first, last = int(RATE / high_hz), int(RATE / low_hz)
-    inside = correlation[:, first : last + 1]
-    best = inside.amax(1, keepdim=True)
-    lag = (inside >= 0.9 * best).int().argmax(1)  # an octave lower has a peak as high
-    near = lag[:, None] + torch.arange(12)
-    peaks = inside.gather(1, near.clamp_max(last - first)).masked_fill(near > last - first, -torch.inf)
-    lag = lag + peaks.argmax(1) + first
-    return torch.where((best[:, 0] > 0.5) & loud, RATE / lag.float(), torch.zeros(()))
-
-
-def _measure_pitch(a: Tensor, b: Tensor) -> dict[str, float | None]:
-    x, y = track_pitch(a), track_pitch(b)
-    if not len(x):
-        return {"f0_cents": None, "voicing_error": None}
-    both = (x > 0) & (y > 0)
-    cents = (1200 * (y[both] / x[both]).log2()).abs().mean() if both.any() else None
-    return {
-        "f0_cents": None if cents is None else float(cents),
-        "voicing_error": float(((x > 0) != (y > 0)).float().mean()),
-    }
+def judge_opus(asked: Sequence[tuple[Asked, int]], judge: SoundJudge, heard: bool) -> list[Figures]:
+    """Another: Opus codes each original at so many bits a second, and is judged as they are; also its "bytes".
+    heard: whether networks judge it too."""
+    coded = [code_with_opus(torch.from_numpy(each.original), RATE, rate) for each, rate in asked]
+    keys = frozenset(["opus"] if heard else [])
+    made = [
+        replace(each, made={"opus": opus.samples.numpy()}, heard=keys)
+        for (each, _), opus in zip(asked, coded, strict=True)
+    ]
+    return [
+        {"bytes": opus.num_bits / 8} | {name.removeprefix("opus:"): value for name, value in figures.items()}
+        for opus, figures in zip(coded, judge.judge(made), strict=True)
+    ]
 
 
 def load_recogniser(name: str) -> Callable[[Tensor], str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,25 +64,29 @@ class SpeakerJudge(nn.Module):
         return spectrum.abs().square().T @ self.bands
 
     @torch.inference_mode()
-    def embed(self, sound: Tensor) -> Tensor:
-        """float [T] at 16 kHz in [-1, 1] → the unit vector of its speaker [WIDTH], the mean over parts of 1.6 s; all 0
-        of digital silence."""
-        sound = sound.float()
+    def embed(self, sounds: Sequence[Tensor]) -> Tensor:
+        """Sounds float [T] at 16 kHz in [-1, 1] → unit vectors of their speakers [sounds, WIDTH], each the mean over
+        parts of 1.6 s; all 0 of digital silence. The parts of all sounds are read together."""
+        parts = [self._cut_parts(sound.float()) for sound in sounds]
+        counts = [len(each) for each in parts]
+        if not sum(counts):
+            return torch.zeros(len(sounds), WIDTH)
+        _, (hidden, _) = self.lstm(torch.cat(parts))
+        vectors = nn.functional.normalize(self.linear(hidden[-1]).relu(), dim=1)
+        means = [each.mean(0) if len(each) else torch.zeros(WIDTH) for each in vectors.split(counts)]
+        return nn.functional.normalize(torch.stack(means), dim=1)
+
+    def _cut_parts(self, sound: Tensor) -> Tensor:
+        """float [T] → the bands of its parts [P, PART, NUM_MELS], raised where it is quiet; none of digital silence."""
         loudness = float(sound.square().mean().sqrt()) if len(sound) else 0.0
         if not loudness:
-            return torch.zeros(WIDTH)
+            return torch.zeros(0, PART, NUM_MELS)
         if loudness < LOUDNESS:
             sound = sound * (LOUDNESS / loudness)
         starts = list_parts(len(sound))
         sound = nn.functional.pad(sound, (0, max(0, (starts[-1] + PART) * HOP - len(sound))))
         bands = self.compute_bands(sound)
-        _, (hidden, _) = self.lstm(torch.stack([bands[start : start + PART] for start in starts]))
-        vectors = nn.functional.normalize(self.linear(hidden[-1]).relu(), dim=1)
-        return nn.functional.normalize(vectors.mean(0), dim=0)
-
-    def compare(self, original: Tensor, made: Tensor) -> float:
-        """The cosine, 0 to 1, of the speakers of two sounds."""
-        return float(self.embed(original) @ self.embed(made))
+        return torch.stack([bands[start : start + PART] for start in starts])
 
 
 def list_parts(num_samples: int) -> list[int]:

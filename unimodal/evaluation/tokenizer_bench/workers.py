@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing.context import ForkServerContext, SpawnContext
 from types import TracebackType
 from typing import Generic, Self, TypeVar, cast
@@ -15,7 +16,10 @@ from typing import Generic, Self, TypeVar, cast
 import torch
 
 JudgeT = TypeVar("JudgeT")
+ItemT = TypeVar("ItemT")
 T = TypeVar("T")
+
+SHARED = 4  # items of one task at most
 
 _judge: object = None  # of this process, where it is a worker
 
@@ -47,6 +51,18 @@ class Workers(Generic[JudgeT]):
                 context.set_forkserver_preload([__name__])
             self._pool = ProcessPoolExecutor(self.count, context, _begin, (self._make,))
         return [each.result() for each in [self._pool.submit(_work, task) for task in tasks]]
+
+    def run_shared(self, items: Sequence[ItemT], work: Callable[[Sequence[ItemT], JudgeT], Sequence[T]]) -> list[T]:
+        """What `work` gives for each of the items, in their order. A task takes every so-and-so-many-th item, so that
+        all processes have as much to do, and a few items at once, which share what a judge does for many."""
+        if not items:
+            return []
+        tasks = min(self.count * -(-len(items) // (self.count * SHARED)), len(items))
+        dealt = [items[first::tasks] for first in range(tasks)]
+        found: list[T | None] = [None] * len(items)
+        for first, part in enumerate(self.run([partial(work, each) for each in dealt])):
+            found[first::tasks] = part
+        return cast(list[T], found)
 
     def __enter__(self) -> Self:
         return self
