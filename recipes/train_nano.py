@@ -19,6 +19,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +45,6 @@ from unimodal.sequence.templates.own import Rendered, Template
 from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.tokenizer import TextTokenizer, train_text_tokenizer
 from unimodal.tokenizers import MediaTokenizer
-from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.video import VideoTokenizer, VideoTokenizerConfig
 from unimodal.tokenizers.registry import find_continued_medium, load_tokenizer
 from unimodal.training.checkpoint import load_checkpoint
@@ -158,8 +158,10 @@ def open_tokenizers(cfg: NanoRecipe) -> dict[str, MediaTokenizer]:
     if not found:
         raise ValueError(f"there is no tokenizer in {cfg.models}; train one, or name its folder in `tokenizers`")
     image = found.get("image")
-    if "video" not in found and isinstance(image, ImageTokenizer):  # clips come later; their rows are laid out now
-        found["video"] = VideoTokenizer(VideoTokenizerConfig(), image)
+    if "video" not in found and image is not None and image.picture_size is not None:
+        with suppress(ValueError):  # pictures that cannot begin a clip
+            # clips come later; their rows are laid out now
+            found["video"] = VideoTokenizer(VideoTokenizerConfig(image_size=image.picture_size[0]), image)
     return found
 
 

@@ -44,11 +44,7 @@ from unimodal.tokenizers import (
     LatentTokenizer,
     MediaTokenizer,
     find_family_class,
-    is_tokenizer,
-    load_latent_tokenizer,
     load_tokenizer,
-    pretrained,
-    read_family,
 )
 from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.configs.facts import describe_trained
@@ -65,7 +61,7 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
     find_encoder_names,
     find_sizes,
 )
-from unimodal.tokenizers.pretrained.published import PUBLISHED
+from unimodal.tokenizers.pretrained.starting import load_initial, open_continued
 from unimodal.tokenizers.systems.base import ReconstructingModule, SystemModule
 from unimodal.training.checkpoint import has_checkpoint
 from unimodal.training.command import Flags, run_training
@@ -99,6 +95,7 @@ class TokenizerRecipe(Config):
     trunk_memory_mb: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # for what it makes of whole media that come again
     trunk_folder: Annotated[Path | None, MAY_CHANGE] = None  # keeps it for later runs
     begin_from: Annotated[str | None, MAY_CHANGE] = None  # the folder of a tokenizer whose weights are taken that fit
+    continued: Annotated[str | None, MAY_CHANGE] = None  # folder of the one that it continues, as clips do pictures
     labelled: str | None = None  # media in one folder for each thing shown, for what is fitted before training
     train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
     losses: LossSettings | None = None  # by default the tokenizer's own loss
@@ -150,22 +147,23 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
     if cfg.initial is not None:
         if cfg.trunk is not None:
             raise ValueError("the initial tokenizer has its own trunk; leave trunk out")
-        return load_initial(cfg, cfg.initial)
+        if cfg.tokenizer or cfg.small:
+            raise ValueError("the initial tokenizer has its own settings; leave tokenizer and small out")
+        return load_initial(cfg.initial, cfg.system, cfg.family, cfg.continued)
     settings: dict[str, JsonValue] = {"family": cfg.family, **cfg.tokenizer}
     if cfg.system is not None:
         system = read_system(cfg.system)
         settings = merge_settings(system.choose_settings(cfg.small), cfg.tokenizer)
     kind = find_family_class(str(settings["family"]))
-    alone = issubclass(kind, LatentTokenizer) or (issubclass(kind, MediaTokenizer) and kind.continues is None)
-    if not alone:
-        raise ValueError(f"{settings['family']} is no tokenizer that stands alone; see its own recipe")
+    if not issubclass(kind, LatentTokenizer | MediaTokenizer):
+        raise ValueError(f"{settings['family']} is no tokenizer")
     try:
         config = kind.config_class.model_validate(settings)
     except ValidationError as error:
         shown = cfg.system or cfg.family
         raise ValueError(f"tokenizer: {describe_error(error)}; `unimodal tokenizers show {shown}`") from None
-    made = kind(config)
-    assert isinstance(made, MediaTokenizer | LatentTokenizer)
+    continued = open_continued(kind, str(settings["family"]), cfg.continued)
+    made = kind(config) if continued is None else kind(config, continued)
     if cfg.trunk is not None or cfg.begin_from is not None:
         if not isinstance(made, SystemModule):
             given = "begin_from" if cfg.trunk is None else "trunk"
@@ -199,31 +197,6 @@ def choose_picture_size(cfg: TokenizerRecipe, tokenizer: AnyTokenizer) -> AnyTok
         own = "{}×{}".format(*tokenizer.picture_size or size)
         print(f"files will be tokenized at {own}, the image_size, and not at {size[0]}×{size[1]}", file=sys.stderr)
     return tokenizer
-
-
-def load_initial(cfg: TokenizerRecipe, source: str) -> AnyTokenizer:
-    """The tokenizer that is tuned. Raises ValueError where `system` or `family` says another one."""
-    if cfg.tokenizer or cfg.small:
-        raise ValueError("the initial tokenizer has its own settings; leave tokenizer and small out")
-    folder = Path(source).expanduser()
-    if is_tokenizer(folder):
-        family = read_family(folder)
-        latent = issubclass(find_family_class(family), LatentTokenizer)
-        loaded: AnyTokenizer = load_latent_tokenizer(folder) if latent else load_tokenizer(folder)
-    else:
-        name, equals, place = source.partition("=")
-        if not equals:
-            raise ValueError(f"initial: {source} is no tokenizer's folder; released weights are given as NAME=FOLDER")
-        latent = name in PUBLISHED and issubclass(find_family_class(PUBLISHED[name].family), LatentTokenizer)
-        load = pretrained.load_latents if latent else pretrained.load
-        loaded = load(name, place, **({"config": cfg.system} if cfg.system else {}))
-    wanted = cfg.family or (str(read_system(cfg.system).choose_settings(True)["family"]) if cfg.system else None)
-    if wanted not in (None, loaded.config.family):
-        raise ValueError(f"initial {source} is a {loaded.config.family}, and {cfg.system or cfg.family} a {wanted}")
-    other = read_system(cfg.system).list_differences(loaded.config) if cfg.system and is_tokenizer(folder) else []
-    if other:
-        raise ValueError(f"initial {source} is no {cfg.system}: other {', '.join(other[:4])}; leave system out")
-    return loaded
 
 
 def make_trained(

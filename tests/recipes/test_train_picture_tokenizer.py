@@ -6,6 +6,7 @@ import torch
 from tests.recipes.test_finetune_lora import recipe
 from unimodal.files import read_json
 from unimodal.media.image import save_image
+from unimodal.media.video import save_video
 from unimodal.tokenizers import load_tokenizer
 
 
@@ -41,6 +42,38 @@ def test_a_picture_tokenizer_is_fitted_to_labels_and_measured_on_media_of_its_ow
     assert f"{len(names)} of {len(names)} weights are from" in capsys.readouterr().err
     again = load_tokenizer(tmp_path / "b").state_dict()
     assert all(torch.allclose(again[key].float(), value.float(), atol=1e-3) for key, value in names.items())
+
+
+def train_clips(tmp_path, media, *settings):
+    shape = "{image_size: 32, width: 24, num_heads: 2, encoder_layers: 1, decoder_layers: 1, conv_channels: 16}"
+    recipe(
+        "train_tokenizer", "family=causal_motion_fsq", f"tokenizer={shape}", f"media={media}", f"run={tmp_path}/clips_run",
+        f"out={tmp_path}/clips", "losses={l2: 0, root: 1}", "batch_size=2", "loop.steps=2", "loop.plot=false",
+        "loop.evaluate_every=2", "workers=0", *settings,
+    )  # fmt: skip
+
+
+def test_clips_continue_a_picture_tokenizer_of_any_family(tmp_path, pictures, capsys):
+    train(tmp_path, pictures, f"labelled={pictures}/train")
+    generator = torch.Generator().manual_seed(0)
+    (tmp_path / "films").mkdir()
+    for number in range(4):
+        save_video(torch.rand(9, 3, 32, 32, generator=generator), tmp_path / "films" / f"{number}.webp", 8.0)
+    train_clips(tmp_path, tmp_path / "films", f"continued={tmp_path}/a", "one_held_out_of=3")
+    made = load_tokenizer(tmp_path / "clips", image := load_tokenizer(tmp_path / "a"))
+    assert made.config.image_tokenizer_sha256 == image.sha256
+    assert read_json(tmp_path / "clips" / "recipe.json")["held_out"]["psnr"] > 0
+    for settings, said in (
+        ([], "continues one of image; name its folder: continued=FOLDER"),
+        ([f"continued={tmp_path}/clips"], "config.json is missing"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            train_clips(tmp_path, tmp_path / "films", *settings, f"run={tmp_path}/other")
+        assert said in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train(tmp_path, pictures, f"continued={tmp_path}/a", f"run={tmp_path}/other")
+    assert "the meaning_first tokenizer continues no other; leave continued out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["labelled", "begin_from"])
