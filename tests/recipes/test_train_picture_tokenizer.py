@@ -47,8 +47,9 @@ def test_a_picture_tokenizer_is_fitted_to_labels_and_measured_on_media_of_its_ow
 def train_clips(tmp_path, media, *settings):
     shape = "{image_size: 32, width: 24, num_heads: 2, encoder_layers: 1, decoder_layers: 1, conv_channels: 16}"
     recipe(
-        "train_tokenizer", "family=causal_motion_fsq", f"tokenizer={shape}", f"media={media}", f"run={tmp_path}/clips_run",
-        f"out={tmp_path}/clips", "losses={l2: 0, root: 1}", "batch_size=2", "loop.steps=2", "loop.plot=false",
+        "train_tokenizer", "family=causal_motion_fsq", f"tokenizer={shape}", f"media={media}",
+        "losses={l2: 0, root: 1}",
+        f"run={tmp_path}/clips_run", f"out={tmp_path}/clips", "batch_size=2", "loop.steps=2", "loop.plot=false",
         "loop.evaluate_every=2", "workers=0", *settings,
     )  # fmt: skip
 
