@@ -1,5 +1,6 @@
 """A vocabulary with square pictures, sounds of any length and clips; random Llamas and a Qwen3 of a few layers."""
 
+import functools
 import inspect
 
 import numpy as np
@@ -7,8 +8,7 @@ import pytest
 import torch
 
 from unimodal.compression import METHODS
-from unimodal.compression.tokens.pvc import ProgressiveEncoder
-from unimodal.compression.tokens.tokenflex import FlexProjector
+from unimodal.compression.tokens.learned import LearnedCompressor
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary
 
@@ -37,14 +37,20 @@ def vocabulary():
 
 def make_method(name, keep, **settings):
     """A method of that name; a learned one with a random module for states of 32 values."""
+    kind = METHODS[name]
+    return kind(keep, **settings, **({kind.part: make_part(kind)} if issubclass(kind, LearnedCompressor) else {}))
+
+
+@functools.cache
+@torch.inference_mode(False)
+def make_part(kind):
+    """A module for up to 8 layers, none of whose weights is zero, as some are at first."""
     torch.manual_seed(0)
-    if name == "tokenflex":
-        settings["projector"] = FlexProjector(32)
-        torch.nn.init.normal_(settings["projector"].down.weight, std=0.1)
-    if name == "pvc":
-        settings["encoder"] = ProgressiveEncoder(32)
-        torch.nn.init.normal_(settings["encoder"].out.weight, std=0.1)
-    return METHODS[name](keep, **settings)
+    module = kind.make_part(32, 8)
+    for weight in module.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    return module.eval()
 
 
 def cache_name(model):

@@ -12,7 +12,7 @@ from unimodal.compression import BASELINES, METHODS, CacheCompressor, Compressor
 NAMES = list(METHODS)
 TOKEN_METHODS = [name for name in NAMES if issubclass(METHODS[name], Compressor)]
 CACHE_METHODS = [name for name in NAMES if issubclass(METHODS[name], CacheCompressor)]
-LATE = ("fastv", "transprune", "todre", "pyramiddrop", "sparsevlm", "coarse_to_fine")
+LATE = ("fastv", "transprune", "todre", "pyramiddrop", "sparsevlm", "coarse_to_fine", "explainability")
 #: what these choose does not depend on what comes behind the span
 CAUSAL = [name for name in TOKEN_METHODS if name not in LATE]
 #: what merges by means, and its setting that makes sizes count
@@ -28,7 +28,7 @@ OURS = (*BASELINES, "novelty")  # not published
 
 
 def test_every_method_is_registered_once_and_says_its_source():
-    assert set(BASELINES) <= set(NAMES) and len(NAMES) == len(set(METHODS.values())) == 48
+    assert set(BASELINES) <= set(NAMES) and len(NAMES) == len(set(METHODS.values())) == 53
     for name, method in METHODS.items():
         module = inspect.getmodule(method)
         assert module.__doc__ and method.__doc__
@@ -214,7 +214,7 @@ def test_a_layer_that_the_model_lacks_is_refused_in_one_line(name, model, make_m
     assert session.stats.tokens_after < session.stats.tokens_before
 
 
-@pytest.mark.parametrize("name", ["tokenflex", "pvc"])
+@pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].is_learned])
 def test_a_learned_method_refuses_without_its_module(name, model, vocabulary):
     with pytest.raises(ValueError, match="is learned; give .* trained with the decoder") as error:
         METHODS[name](0.5)(model, vocabulary).__enter__()

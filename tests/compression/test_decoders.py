@@ -80,7 +80,9 @@ def test_a_base_is_run_as_its_own_forward_runs_it(kind, method, bases, vocabular
     longest = max(map(len, rows))
     pads = torch.tensor([longest - len(row) for row in rows])[:, None]
     ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    keep = 0.15 if name in ("adakv", "kvzip") else 0.4  # these drop first what is past a window, which changes nothing
+    keep = (
+        0.15 if name in ("adakv", "kvzip", "transprune") else 0.4
+    )  # these drop first what is past a window, which changes nothing
     with METHODS[name](keep, positions=positions)(base, vocabulary):
         places = torch.arange(longest)
         together = base(

@@ -38,12 +38,16 @@ from unimodal.compression.tokens.diffrate import DiffRate
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.document_correlation import DocumentCorrelation
 from unimodal.compression.tokens.downsample import Downsample
+from unimodal.compression.tokens.explainability import Explainability
 from unimodal.compression.tokens.fastv import FastV
+from unimodal.compression.tokens.fit import FIT
 from unimodal.compression.tokens.globalcom import GlobalCom
 from unimodal.compression.tokens.horizon import InformationHorizon
 from unimodal.compression.tokens.kmax import KMaX
 from unimodal.compression.tokens.m3 import M3
 from unimodal.compression.tokens.novelty import Novelty
+from unimodal.compression.tokens.patch_summary import PatchSummary
+from unimodal.compression.tokens.pmod import PMoD
 from unimodal.compression.tokens.pooling import Pooling
 from unimodal.compression.tokens.ppe import PPE
 from unimodal.compression.tokens.prefix import Prefix
@@ -58,6 +62,7 @@ from unimodal.compression.tokens.todre import ToDRE
 from unimodal.compression.tokens.token_clustering import TokenClustering
 from unimodal.compression.tokens.token_transforming import TokenTransforming
 from unimodal.compression.tokens.tokenflex import TokenFLEX
+from unimodal.compression.tokens.tokenpacker import TokenPacker
 from unimodal.compression.tokens.tome import ToMe
 from unimodal.compression.tokens.transprune import TransPrune
 from unimodal.compression.tokens.vflowopt import VFlowOpt
@@ -97,7 +102,12 @@ METHODS: dict[str, type[Method]] = {
     "divprune": DivPrune,
     "m3": M3,
     "tokenflex": TokenFLEX,
+    "tokenpacker": TokenPacker,
+    "patch_summary": PatchSummary,
+    "fit": FIT,
     "fastv": FastV,
+    "explainability": Explainability,
+    "pmod": PMoD,
     "transprune": TransPrune,
     "pyramiddrop": PyramidDrop,
     "sparsevlm": SparseVLM,

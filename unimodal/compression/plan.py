@@ -35,6 +35,7 @@ class Plan:
     states: [B, M, D], computed by a learned module, in place of `merge @ hidden`.
     sizes: [B, M], for how many original tokens each stands; log(size) is added to the attention over keys.
     members: int64 [B, M, P], tokens whose positions divide the merged token's rotary frequencies among them (PPE).
+    gates: [B, M], factors of what the feed-forward of the coming layer adds to each (p-MoD).
     back: how the N tokens come back at a later site; None: those that go are gone.
     """
 
@@ -43,6 +44,7 @@ class Plan:
     states: Tensor | None = None
     sizes: Tensor | None = None
     members: Tensor | None = None
+    gates: Tensor | None = None
     back: Return | None = None
 
 

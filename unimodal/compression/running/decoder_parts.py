@@ -72,6 +72,11 @@ class DecoderParts:
             raise ValueError(f"{type(self.layers[index]).__name__} has no feed-forward that this method knows")
         return children["self_attn"], children[name]
 
+    def find_gated(self, index: int) -> nn.Module:
+        """The module of a layer whose output the feed-forward adds to the states: itself, or the norm behind it."""
+        children = dict(self.layers[index].named_children())
+        return children.get("post_feedforward_layernorm", self.list_modules_of(index)[1])
+
 
 def find_layer_windows(config: PretrainedConfig, num_layers: int) -> list[tuple[str, int | None]]:
     """The kind and the window of every layer, whether the config names `layer_types` or, as Mistral's, only a window.

@@ -284,7 +284,9 @@ class PlanExecutor:
                     stream = compress(opened, method, stream, call, index)
             tables, hook = call.enter_layer(index, self.parts.kinds[index], stream, cache_layer)
             changing = self.parts.list_modules_of(index) if index in call.changing else ()
-            stream.hidden = run_layer(layer, changing, stream, tables, hook, settings)
+            gated = None if stream.gates is None else self.parts.find_gated(index)
+            stream.hidden = run_layer(layer, changing, gated, stream, tables, hook, settings)
+            stream.gates = None
         stream = return_tokens(stream, call.departed.pop(num_layers, []))
         for opened, _ in active:
             opened.stats.tokens_before += before

@@ -95,7 +95,8 @@ class LayerPass:
     def listens(self) -> bool:
         """Whether the layer's modules are asked for what goes through them."""
         call = self.call
-        return self.index in call.watched or self.index in call.changing or bool(call.cache_methods)
+        looks = self.index in call.watched or self.index in call.changing or bool(call.cache_methods)
+        return looks or self.stream.gates is not None
 
     def attend(self, attention: LayerAttention) -> AttentionOutput:
         """Compute one layer's attention, under the cache method if there is one, and show it to the observer."""

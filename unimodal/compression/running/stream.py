@@ -56,7 +56,8 @@ class TokenStream:
 
     place: the columns of the call that they came from. media: which are codes of input spans. evictable: which a cache
     method may drop. shift: how many positions later tokens move back. plain: no padding and no sizes. changed: summed
-    transitions (TransPrune). has_moved: some token is no longer in its own column. blocks: see `CallInput`.
+    transitions (TransPrune). gates: factors of what the feed-forward of the coming layer adds (p-MoD). has_moved: some
+    token is no longer in its own column. blocks: see `CallInput`.
     """
 
     hidden: Tensor  # [B, N, D]
@@ -71,6 +72,7 @@ class TokenStream:
     plain: bool
     log_size: Tensor | None = None  # [B, N]
     changed: Tensor | None = None  # [B, N]
+    gates: Tensor | None = None  # [B, N]
     has_moved: bool = False
     blocks: Tensor | None = None  # int64 [B, N]
 
@@ -139,7 +141,7 @@ class TokenStream:
 
     def apply_plans(self, plans: Sequence[tuple[SpanGroup, Plan]], compacts: bool) -> TokenStream:
         """Apply the plans of groups. compacts: count positions again without the dropped tokens."""
-        hidden, positions, log_size = self.hidden, self.positions, self.log_size
+        hidden, positions, log_size, gates = self.hidden, self.positions, self.log_size, self.gates
         keep = self.valid.clone()
         after = {span: span for span in self.spans}
         for group, plan in plans:
@@ -160,6 +162,9 @@ class TokenStream:
                 log_size = old.index_put((lines, chosen), plan.sizes.float().log())
             if plan.members is not None:
                 positions = share_positions(positions, lines, columns, chosen, plan.members)
+            if plan.gates is not None:
+                gates = hidden.new_ones(keep.shape) if gates is None else gates
+                gates = gates.index_put((lines, chosen), plan.gates.to(gates.dtype))
             for span, kept in zip(group.spans, index, strict=True):
                 after[span] = span.take(kept)
         shift = self.shift
@@ -168,7 +173,9 @@ class TokenStream:
             positions = positions - gone[..., None]
             shift = shift + gone[:, -1]
         spans = [span for span in after.values() if len(span)]
-        changed = replace(self, hidden=hidden, positions=positions, log_size=log_size, shift=shift, spans=spans)
+        changed = replace(
+            self, hidden=hidden, positions=positions, log_size=log_size, gates=gates, shift=shift, spans=spans
+        )
         return changed._take(keep)
 
     def _take(self, keep: Tensor) -> TokenStream:
@@ -197,6 +204,7 @@ class TokenStream:
             evictable=pick(self.evictable),
             log_size=None if self.log_size is None else pick(self.log_size),
             changed=None if self.changed is None else pick(self.changed),
+            gates=None if self.gates is None else pick(self.gates),
             blocks=None if self.blocks is None else pick(self.blocks),
             plain=fewest == width and self.log_size is None,
             has_moved=True,

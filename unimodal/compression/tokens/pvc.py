@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.compression.method import Compressor, check_whole
+from unimodal.compression.method import check_whole
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.grids import allot, average_line, find_grid, find_raster
+from unimodal.compression.tokens.learned import LearnedCompressor, check_width
 from unimodal.compression.tokens.stride import choose_evenly
 
 
@@ -26,7 +27,7 @@ class ProgressiveEncoder(nn.Module):
 
     def __init__(self, width: int, num_heads: int = 4, max_frames: int = 64) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.width, self.num_heads = width, num_heads
         self.frame = nn.Embedding(max_frames, 2 * width)
         self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.frame.weight)
@@ -42,17 +43,18 @@ class ProgressiveEncoder(nn.Module):
 
 
 @dataclass
-class PVC(Compressor):
+class PVC(LearnedCompressor):
     """Average frames that a learned encoder made different (progressive visual token compression, PVC, arXiv
     2412.09613).
 
     hidden [B, N, D] → `span.count` tokens, in equal shares from every frame.
     encoder: trained with the decoder. repeats: the number of frames that a picture or a sound counts for. Raises
-    ValueError for less than one repeat, on entering without an encoder, and for what `Method` refuses.
+    ValueError for less than one repeat, on entering without an encoder, for a decoder of another width, and for what
+    `Method` refuses.
     """
 
     paper: ClassVar[str] = "PVC, arXiv 2412.09613"
-    is_learned: ClassVar[bool] = True
+    part: ClassVar[str] = "encoder"
 
     repeats: int = 4
     encoder: ProgressiveEncoder | None = field(default=None, repr=False, compare=False)
@@ -61,13 +63,13 @@ class PVC(Compressor):
         super().__post_init__()
         check_whole("repeats", self.repeats, 1)
 
-    def check(self, num_layers: int) -> None:
-        super().check(num_layers)
-        if self.encoder is None:
-            raise ValueError("PVC is learned; give encoder=ProgressiveEncoder(width), trained with the decoder")
+    @classmethod
+    def make_part(cls, width: int, num_layers: int) -> ProgressiveEncoder:
+        return ProgressiveEncoder(width)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         assert self.encoder is not None
+        check_width(self.encoder.width, hidden)
         lengths = span.segments if span.modality == "video" else (len(span),) * self.repeats
         clip = hidden if span.modality == "video" else hidden.repeat(1, self.repeats, 1)
         frames = torch.repeat_interleave(torch.tensor(lengths)).to(hidden.device).expand(len(hidden), -1)

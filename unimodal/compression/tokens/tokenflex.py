@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unimodal.compression.method import Compressor
 from unimodal.compression.plan import Plan, Span
+from unimodal.compression.tokens.learned import LearnedCompressor, check_width
 from unimodal.compression.tokens.pooling import pool_span
 
 SHARES = (0.25, 0.5, 1.0)  # 64, 144 and 256 tokens in the paper
@@ -31,7 +31,7 @@ class FlexProjector(nn.Module):
 
     def __init__(self, width: int, hidden_width: int | None = None) -> None:
         super().__init__()
-        inner = hidden_width or 2 * width
+        inner, self.width = hidden_width or 2 * width, width
         self.norm = nn.LayerNorm(width)
         self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
@@ -43,24 +43,23 @@ class FlexProjector(nn.Module):
 
 
 @dataclass
-class TokenFLEX(Compressor):
+class TokenFLEX(LearnedCompressor):
     """Pool to any number of tokens, and pass them through a learned projector (TokenFLEX, arXiv 2504.03154).
 
     hidden [B, N, D] → `span.count` means, plus the projector's output for each. projector: trained with the decoder.
     counts_sizes: log(size) is added to the attention over pooled tokens. Raises ValueError on entering without a
-    projector, and for what `Method` refuses.
+    projector, for a decoder of another width, and for what `Method` refuses.
     """
 
     paper: ClassVar[str] = "TokenFLEX, arXiv 2504.03154"
-    is_learned: ClassVar[bool] = True
+    part: ClassVar[str] = "projector"
 
     projector: FlexProjector | None = field(default=None, repr=False, compare=False)
     counts_sizes: bool = False
 
-    def check(self, num_layers: int) -> None:
-        super().check(num_layers)
-        if self.projector is None:
-            raise ValueError("TokenFLEX is learned; give projector=FlexProjector(width), trained with the decoder")
+    @classmethod
+    def make_part(cls, width: int, num_layers: int) -> FlexProjector:
+        return FlexProjector(width)
 
     def draw(self, generator: torch.Generator, shares: Sequence[float] = SHARES) -> TokenFLEX:
         """The same method with one of the shares drawn by `generator`, for one training step."""
@@ -69,6 +68,7 @@ class TokenFLEX(Compressor):
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         assert self.projector is not None
+        check_width(self.projector.width, hidden)
         plan = pool_span(hidden, span, span.count)
         assert plan.merge is not None
         states = plan.merge.to(hidden.dtype) @ hidden  # [B, M, D]
