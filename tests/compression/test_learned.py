@@ -127,7 +127,7 @@ def test_distillation_reaches_the_module_and_lowers_the_loss(kind, model, vocabu
             loss, count = compute_distillation_loss(method, model, vocabulary, ids, valid, learnt)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     finally:
         for weight in frozen:
             weight.requires_grad_(True)

@@ -65,4 +65,4 @@ def choose_learned(scores: Tensor, count: int, hidden: Tensor) -> Plan:
         return Plan(index)
     gate = scores.sigmoid().gather(1, index)[..., None]
     kept = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-    return Plan(index, states=kept * (1 + gate - gate.detach()).to(kept.dtype))
+    return Plan(index, states=kept * (1 + (gate - gate.detach())).to(kept.dtype))
