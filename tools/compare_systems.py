@@ -7,11 +7,11 @@
 
 Each system is trained by `recipes/train_tokenizer.py` on one thread, in a process of its own, for as many steps as fit
 the seconds of processor time. What counts is the time of the steps (reading files, forward, backward, optimizer), not
-that of starting. Finished ones are kept, so an interrupted comparison goes on. `OUT/MEDIUM.json` lists steps, seconds
-and sizes of each, and why those that are missing could not be trained; then the bench of `unimodal evaluate --suite
-tokenizers` writes `OUT/MEDIUM_bench.json` with its table and curves, on files that no system was trained on: those of
-`--held-out`, by default the tenth that the recipe leaves out by name. `--probe` names files in folders, for the part
-that trains on the codes.
+that of starting. Finished ones are kept, so an interrupted comparison goes on, and a later one of other systems or
+seeds at the same settings adds to it. `OUT/MEDIUM.json` lists steps, seconds and sizes of each, and why those that are
+missing could not be trained; then the bench of `unimodal evaluate --suite tokenizers` writes `OUT/MEDIUM_bench.json`
+with its table and curves, on files that no system was trained on: those of `--held-out`, by default the tenth that the
+recipe leaves out by name. `--probe` names files in folders, for the part that trains on the codes.
 
 Small forms differ in parameters and codes, which the table says: it compares what a minute on a processor buys, not
 the published sizes. Pictures and films have one size (`--size`) where the form has no other. `CHANGED` lists what is
@@ -219,7 +219,6 @@ def main() -> None:
     record = read_json(path) if path.is_file() else {}
     settings = {"asked_s": asked.seconds, "batch": asked.batch or BATCH[asked.medium],
                 "learning_rate": asked.learning_rate}  # fmt: skip
-    trained, decoding = dict[str, Path](), dict[str, Path]()
     for name in asked.systems or choose_systems(asked.medium):
         for seed in range(asked.seeds):
             label = name if seed == 0 else f"{name}-seed{seed}"
@@ -234,12 +233,16 @@ def main() -> None:
                 write_json(path, record)
             says = f"not trained: {known['failed']}" if known["failed"] else f"{known['steps']} steps"
             print(f"{label}: {says}", flush=True)
-            if not known["failed"]:
-                trained[label] = folder
-                if known["decodes"]:
-                    decoding[label] = folder
     if asked.only_train:
         return
+    trained, decoding = dict[str, Path](), dict[str, Path]()
+    for label, known in record.items():  # those of earlier calls too: what was judged already is not judged again
+        assert isinstance(known, dict)
+        folder = asked.out / asked.medium / label
+        if not known["failed"] and folder.is_dir() and {key: known.get(key) for key in settings} == settings:
+            trained[label] = folder
+            if known["decodes"]:
+                decoding[label] = folder
     if not trained:
         raise SystemExit("no system could be trained on these files")
     if decoding:

@@ -66,3 +66,28 @@ def test_notes_are_read_from_a_sound_font(tmp_path):
     found = list(prepare_comparison.read_notes(tmp_path / "a.sf2"))
     assert [(name, rate) for name, _, rate in found] == [("flute", 22050), ("drum", 22050)]
     assert all(np.array_equal(found[number][1], wave) for number, wave in enumerate(waves))
+
+
+def test_a_later_comparison_at_the_same_settings_adds_to_the_first(tmp_path, monkeypatch):
+    compared = []
+
+    def train(asked, name, folder, seed):
+        folder.mkdir()
+        return {"failed": "", "steps": 3, "decodes": name != "beats"}
+
+    monkeypatch.setattr(compare_systems, "train_apart", train)
+    monkeypatch.setattr(compare_systems, "compare", lambda asked, found, part: compared.append((part, sorted(found))))
+    for more in (
+        ["--systems", "mimi"],
+        ["--systems", "beats", "dac-16", "--seeds", "2"],
+        ["--systems", "mimi", "--seconds", "9"],
+    ):
+        monkeypatch.setattr(
+            "sys.argv", ["compare_systems", "audio", str(tmp_path), "--out", str(tmp_path / "out"), *more]
+        )
+        compare_systems.main()
+    assert compared == [
+        ("reconstruction", ["mimi"]),
+        ("reconstruction", ["dac-16", "dac-16-seed1", "mimi"]),
+        ("reconstruction", ["mimi"]),  # of other seconds: the others stand for nothing beside it
+    ]
