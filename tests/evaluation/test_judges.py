@@ -16,6 +16,7 @@ from unimodal.evaluation.judges import (
     compute_word_error_rate,
     find_nearest,
 )
+from unimodal.evaluation.tokenizer_bench.picture_judges import fold_norms
 
 pytestmark = pytest.mark.sweep("evaluations")
 
@@ -102,3 +103,17 @@ def test_dnsmos_hears_noise_in_speech_and_takes_any_length():
     assert 1 <= noisy < clean <= 5
     assert judge.score(sound.repeat(16_000 * 11 // len(sound) + 1)) == pytest.approx(clean, abs=0.3)
     assert judge.score(sound[:0]) == 1.0
+
+
+def test_norms_go_into_the_convolutions_before_them_without_a_change_of_what_comes_out():
+    draws = torch.Generator().manual_seed(0)
+    inner = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3, groups=2, bias=False), torch.nn.BatchNorm2d(6))
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.ReLU6(), inner).eval()
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=draws) + 0.5)
+    x = torch.rand(2, 3, 8, 8, generator=draws)
+    before = network(x)
+    fold_norms(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert torch.allclose(network(x), before, rtol=1e-5, atol=1e-5)

@@ -145,16 +145,17 @@ class FilmBench:
                 "ids": json.dumps(codes.row(0).cpu().flatten().tolist()),
             }
             coders = {codec: FilmCoder(codec, real, tokenizer.frames_per_second or 1.0) for codec in CODECS}
+            film = _Film(self.measures, real)
             for rate in list_rates(tokenizer, codes.ids.shape[1]):
                 made = self._rebuild(tokenizer, keep_first(codes, rate), x, item)
                 name = "all" if rate == codes.ids.shape[1] else str(rate)
-                row |= {f"{name}:{key}": value for key, value in self._compare(real, made).items()}
+                row |= {f"{name}:{key}": value for key, value in film.compare(made).items()}
                 for codec, coder in coders.items():
                     coded = coder.choose_within(entry.count_bits(rate) / 8)
-                    figures = {"bytes": float(coded.num_bytes), **self._compare(real, coded.frames)}
+                    figures = {"bytes": float(coded.num_bytes), **film.compare(coded.frames)}
                     row |= {f"{codec}@{name}:{key}": value for key, value in figures.items()}
-            row |= {f"{REAL}:features_{judge.name}": judge.extract(real).mean(0).numpy() for judge in self.judges}
-            row |= {f"{STILL}:{key}": value for key, value in self._compare(real, real[:1].expand_as(real)).items()}
+            row |= {f"{REAL}:{name}": value.mean(0) for name, value in film.originals.items()}
+            row |= {f"{STILL}:{key}": value for key, value in film.compare(real[:1].expand_as(real)).items()}
             rows.append(row)
         names = [item.name for item in self.items.items[chunk.start : chunk.stop]]
         why = [[name, self.items.left_out[name]] for name in names if name in self.items.left_out]
@@ -178,17 +179,6 @@ class FilmBench:
         if made.shape[-2:] != (self.side, self.side):
             made = interpolate(made, (self.side, self.side), mode="bicubic", antialias=True)
         return made.clamp(0, 1)
-
-    def _compare(self, real: Tensor, made: Tensor) -> dict[str, float | np.ndarray]:
-        """The means over the frames of one film, as far as the decoded one goes; of features [D] too."""
-        real = real[: len(made)]
-        made = made[: len(real)]
-        originals, maps = self.measures.describe_originals(real), self.measures.read_maps(real)
-        compared = self.measures.compare(real, made, originals, maps)
-        return {
-            **{name: float(value.mean()) for name, value in compared.items() if not name.startswith("features_")},
-            **{name: value.mean(0) for name, value in compared.items() if name.startswith("features_")},
-        }
 
     def _describe(self, entry: Entry, measured: Arrays) -> dict[str, object]:
         tokenizer, usage = entry.tokenizer, CodebookUsage(entry.tokenizer)
@@ -255,6 +245,26 @@ class FilmBench:
             [FILM_VERSION, "video speed", self.items.sha256, self.side, tokenizer.sha256, self.settings.seed]
         )
         return {name: float(value) for name, value in self.store.find_or_measure(subject, "speed", measure).items()}
+
+
+class _Film:
+    """The frames [T, 3, S, S] of a film, with what networks see in them, once for all that is compared with them."""
+
+    def __init__(self, measures: PictureMeasures, real: Tensor) -> None:
+        self.measures, self.real = measures, real
+        self.originals, self.maps = measures.describe_originals(real), measures.read_maps(real)
+
+    def compare(self, made: Tensor) -> dict[str, float | np.ndarray]:
+        """The means over the frames, as far as the decoded film goes; of features [D] too."""
+        count = min(len(self.real), len(made))
+        originals = {name: value[:count] for name, value in self.originals.items()}
+        compared = self.measures.compare(
+            self.real[:count], made[:count], originals, [part[:count] for part in self.maps]
+        )
+        return {
+            **{name: float(value.mean()) for name, value in compared.items() if not name.startswith("features_")},
+            **{name: value.mean(0) for name, value in compared.items() if name.startswith("features_")},
+        }
 
 
 def _list_names(measured: Arrays) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -268,7 +269,8 @@ class PictureBench:
         if not len(real):
             return found
         maps = self.measures.read_maps(real)
-        tried = [try_sizes(codec, picture, max(budgets)) for picture in real]
+        with ThreadPoolExecutor(self.settings.workers) as pool:  # codecs run beside Python
+            tried = list(pool.map(partial(try_sizes, codec, most_bytes=max(budgets)), real))
         before: list[CodedPicture] = []
         for number, budget in enumerate(budgets):
             chosen = [choose_within(files, budget) for files in tried]

