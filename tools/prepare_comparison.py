@@ -8,7 +8,8 @@
     image/probe     Twemoji of concepts of train, for the downstream part
     audio/train     three synthetic voices with their texts, sound effects, notes of instruments
     audio/held_out  a human voice: prompts of a telephone exchange
-    audio/probe     ten sentences by each synthetic voice, and ten sound effects and notes, none of them in train
+    audio/probe     ten sentences by each synthetic voice, and ten sound effects and notes, none of them in train, nor
+                    the other channel of one
     video/train     animated emoji, 64 pixels, 9 frames at 8 a second
     video/held_out  those of the concepts that are not in train
 
@@ -21,10 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -45,6 +48,7 @@ SOUND_SECONDS = 4.0
 NOTES = 300
 FILMS = (400, 60)  # of train, held out
 SMALLEST_NOTE_S = 0.5
+CHANNEL = re.compile(r"\s*(\([LR]\)?|(?<=[\s\d])[LR])$")  # "(L)", "(R" of a name that is cut, " L", "4R"
 
 
 def write_sound(path: Path, wave: np.ndarray, rate_hz: int, text: str = "") -> None:
@@ -75,9 +79,19 @@ def prepare_pictures(raw: Path, out: Path) -> None:
                 path.with_suffix(".txt").write_text(concept["label"] + "\n", encoding="utf-8")
 
 
-def read_notes(path: Path) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(name, int16 [T], samples a second) of every recording in a SoundFont 2: RIFF with the chunks `smpl`, all
-    recordings end to end, and `shdr`, 46 bytes for each of them."""
+class Recording(NamedTuple):
+    """One channel of a sound. source: what it was recorded as; the two halves of a stereo sound have the same."""
+
+    name: str
+    source: str
+    wave: np.ndarray  # int16 or float32 [T]
+    rate_hz: int
+
+
+def read_notes(path: Path) -> Iterator[Recording]:
+    """Every recording in a SoundFont 2: RIFF with the chunks `smpl`, all recordings end to end, and `shdr`, 46 bytes of
+    each. Its source is its name without a mark of its channel: the links between the halves of stereo sounds
+    that `shdr` has room for are all 0 in the font that is used."""
     data = memoryview(path.read_bytes())
     chunks: dict[bytes, memoryview] = {}
 
@@ -95,7 +109,20 @@ def read_notes(path: Path) -> Iterator[tuple[str, np.ndarray, int]]:
     for name, start, end, _, _, rate_hz, *_ in struct.iter_unpack("<20sIIIIIBbHH", chunks[b"shdr"]):
         label = name.split(b"\0")[0].decode("ascii", "replace").strip()
         if end > start and label != "EOS":
-            yield label, samples[start:end], rate_hz
+            yield Recording(label, CHANNEL.sub("", label), samples[start:end], rate_hz)
+
+
+def split_sources(found: Sequence[Recording], probed: int) -> dict[str, list[tuple[int, Recording]]]:
+    """Numbered recordings of `probe`, the first so many of different sources, and of `train`, those of all others."""
+    parts: dict[str, list[tuple[int, Recording]]] = {"probe": [], "train": []}
+    kept = set[str]()
+    for number, recording in enumerate(found):
+        if recording.source in kept:
+            continue  # the other half of one that is probed
+        probing = len(kept) < probed
+        kept |= {recording.source} if probing else set()
+        parts["probe" if probing else "train"].append((number, recording))
+    return parts
 
 
 def prepare_sounds(raw: Path, out: Path) -> None:
@@ -108,16 +135,16 @@ def prepare_sounds(raw: Path, out: Path) -> None:
             place = out / part / voice / f"{sentence.id:05d}.wav"
             write_sound(place, wave, SAMPLE_RATE_HZ, sentence.text)
     folder = find_one(raw, "*.flac", "supersonic-scsynth-samples").parent
-    effects = [(path.stem, *read_effect(path)) for path in sorted(folder.glob("*.flac"))]
+    effects = [Recording(path.stem, path.stem, *read_effect(path)) for path in sorted(folder.glob("*.flac"))]
     notes = list(read_notes(find_one(raw, "*.sf2", "fluid-soundfont-gm")))
-    notes = [note for note in notes if len(note[1]) > SMALLEST_NOTE_S * note[2]]
+    notes = [note for note in notes if len(note.wave) > SMALLEST_NOTE_S * note.rate_hz]
     random.Random(0).shuffle(effects)
     random.Random(0).shuffle(notes)
     for kind, found in (("effects", effects), ("notes", notes[: NOTES + PROBED])):
-        for number, (name, wave, rate_hz) in enumerate(found):
-            part = "probe" if number < PROBED else "train"
-            safe = "".join(letter if letter.isalnum() else "_" for letter in name)
-            write_sound(out / part / kind / f"{number:03d}-{safe}.wav", wave, rate_hz)
+        for part, recordings in split_sources(found, PROBED).items():
+            for number, (name, _, wave, rate_hz) in recordings:
+                safe = "".join(letter if letter.isalnum() else "_" for letter in name)
+                write_sound(out / part / kind / f"{number:03d}-{safe}.wav", wave, rate_hz)
     prepare_human_voice(raw, out / "held_out")
 
 

@@ -1,6 +1,7 @@
 """Which systems are compared, and on which files."""
 
 import argparse
+import random
 import struct
 from pathlib import Path
 
@@ -64,8 +65,25 @@ def test_notes_are_read_from_a_sound_font(tmp_path):
     body += chunk(b"LIST", b"pdta" + chunk(b"shdr", heads))
     (tmp_path / "a.sf2").write_bytes(chunk(b"RIFF", b"sfbk" + body))
     found = list(prepare_comparison.read_notes(tmp_path / "a.sf2"))
-    assert [(name, rate) for name, _, rate in found] == [("flute", 22050), ("drum", 22050)]
-    assert all(np.array_equal(found[number][1], wave) for number, wave in enumerate(waves))
+    assert [(each.name, each.rate_hz) for each in found] == [("flute", 22050), ("drum", 22050)]
+    assert all(np.array_equal(found[number].wave, wave) for number, wave in enumerate(waves))
+
+
+def test_the_two_halves_of_a_stereo_note_are_never_in_train_and_probe():
+    names = ["harp(L)", "drum", "harp(R)", "Strings G6 L", "oboe 4R", "Strings G6 R", "oboe 4L", "Power Bass Drum 1(R"]
+    assert [prepare_comparison.CHANNEL.sub("", name) for name in names] == [
+        "harp", "drum", "harp", "Strings G6", "oboe 4", "Strings G6", "oboe 4", "Power Bass Drum 1",
+    ]  # fmt: skip
+    wave = np.zeros(4, dtype=np.int16)
+    for order in range(9):
+        random.Random(order).shuffle(names)
+        found = [
+            prepare_comparison.Recording(name, prepare_comparison.CHANNEL.sub("", name), wave, 8) for name in names
+        ]
+        parts = prepare_comparison.split_sources(found, 2)
+        probe, train = ({each.source for _, each in parts[part]} for part in ("probe", "train"))
+        assert len(parts["probe"]) == len(probe) == 2 and not probe & train and len(probe | train) == 5
+        assert all(found[number] is each for part in parts.values() for number, each in part)
 
 
 def test_a_later_comparison_at_the_same_settings_adds_to_the_first(tmp_path, monkeypatch):
