@@ -8,8 +8,10 @@ from tests.compression.conftest import make_method
 from tests.compression.test_methods import Given, planned
 from unimodal.compression import Span
 from unimodal.compression.kv.biformer import score_regions
+from unimodal.compression.tokens.clca import CLCA
 from unimodal.compression.tokens.coarse_to_fine import CoarseToFine, find_tiles
 from unimodal.compression.tokens.diffrate import DiffRate, sum_rates
+from unimodal.compression.tokens.dtop import DToP
 from unimodal.compression.tokens.kmax import KMaX
 from unimodal.compression.tokens.token_clustering import TokenClustering, lay_out
 from unimodal.compression.tokens.vflowopt import (
@@ -194,3 +196,63 @@ def test_biformer_routes_to_regions_by_their_mean_keys():
         for token in range(10):
             region = keys[0, head, token // 4 * 4 : token // 4 * 4 + 4].mean(0)
             assert float(scores[0, head, token]) == pytest.approx(float(asked[0, head] @ region), abs=1e-5)
+
+
+class Sure(Given):
+    """A head whose confidence and classes a test decides."""
+
+    def __init__(self, sure, kind):
+        super().__init__()
+        self.sure = (torch.tensor([sure]), torch.tensor([kind]))
+
+    def measure_confidence(self, span):
+        return self.sure
+
+
+def test_dtop_lets_sure_tokens_leave_and_keeps_the_surest_of_each_class():
+    observer = Sure([0.99, 0.98, 0.97, 0.5, 0.96, 0.2], [7, 7, 7, 7, 8, 8])
+    hidden = torch.randn(1, 6, 8)
+    span = Span.from_states(hidden, 6, layer=2, num_layers=4, observer=observer)
+    method = DToP(0.5, threshold=0.95, each=2)
+    assert method.find_sites(24) == (12, 18) and method.count_kept([span], 4) == [5]
+    assert DToP(0.5, threshold=0.95, each=0).count_kept([span], 4) == [2]
+    assert planned(method, hidden, 5, layer=2, num_layers=4, observer=observer).index[0].tolist() == [0, 1, 3, 4, 5]
+    plan = planned(method, hidden, 3, layer=2, num_layers=4, observer=observer)  # then the unsure, then the surest
+    assert plan.index[0].tolist() == [1, 4, 5] and plan.back.site == 4
+    assert plan.back.own[0].tolist() == [1, 0, 1, 1, 0, 0]
+
+
+@torch.no_grad()
+def test_what_left_early_says_what_the_head_said_when_it_left(model, vocabulary, prompts):
+    ids, seen = torch.tensor([prompts[1]]), {}
+    watch = model.model.layers[2].register_forward_pre_hook(
+        lambda _, args: seen.update({"states": seen.get("states", args[0])})
+    )
+    with DToP(0.99)(model, vocabulary) as session:  # all layers see all: what the head would say there
+        model(ids)
+    with DToP(0.4)(model, vocabulary) as session:
+        logits = model(ids).logits
+    watch.remove()
+    start = prompts[1].index(vocabulary.get_start_id("image")) + 1
+    early = model.lm_head(model.model.norm(seen["states"]))[0, start : start + 16]
+    best = early.softmax(-1).max(-1)
+    left = (logits[0, start : start + 16] - early).abs().amax(-1) < 1e-5
+    stayed = [place - start for place in session.kept[0]]
+    assert 16 - int(left.sum()) >= len(stayed) and len(stayed) == 6 and not left[stayed].any()
+    assert len(best.indices.unique()) > 1 and session.stats.tokens_after == 16
+
+
+def test_clca_brings_the_means_of_the_layers_between_back(model, vocabulary, prompts):
+    hidden, scores = torch.randn(1, 16, 8), torch.rand(1, 16)
+    method = CLCA(0.5)
+    assert method.find_sites(8) == (2, 3, 4, 5) and method.find_end(8) == 6
+    spans = [Span.from_states(hidden, 1, layer=layer, num_layers=8) for layer in (2, 3, 4, 5)]
+    assert method.count_kept(spans, 8) == [7, 6, 5, 4]  # with four means, eight again
+    plan = planned(method, hidden, 7, layer=2, num_layers=8, observer=Given({("summary", 1): scores}))
+    order = scores[0].argsort(descending=True)
+    assert plan.index[0].tolist() == sorted(order[:7].tolist())
+    assert plan.back.own[0].nonzero()[:, 0].tolist() == [int(order[7])]  # the others do not come back
+    assert torch.allclose(plan.back.states[0, 0], hidden[0].mean(0), atol=1e-6)
+    with torch.no_grad(), method(model, vocabulary) as session:  # layers 1 and 2 of 4 are between
+        model(torch.tensor([prompts[1]]), use_cache=True)
+    assert session.stats.tokens_after == 8

@@ -33,11 +33,13 @@ from unimodal.compression.plan import CompressionStats, KeptTokens, Plan, Span
 from unimodal.compression.running.opening import estimate_kept, finds_work, open_methods
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.compression.tokens.centerclip import CenterCLIP
+from unimodal.compression.tokens.clca import CLCA
 from unimodal.compression.tokens.coarse_to_fine import CoarseToFine
 from unimodal.compression.tokens.diffrate import DiffRate
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.document_correlation import DocumentCorrelation
 from unimodal.compression.tokens.downsample import Downsample
+from unimodal.compression.tokens.dtop import DToP
 from unimodal.compression.tokens.explainability import Explainability
 from unimodal.compression.tokens.fastv import FastV
 from unimodal.compression.tokens.fit import FIT
@@ -112,11 +114,13 @@ METHODS: dict[str, type[Method]] = {
     "pyramiddrop": PyramidDrop,
     "sparsevlm": SparseVLM,
     "horizon": InformationHorizon,
+    "dtop": DToP,
     "vflowopt": VFlowOpt,
     "todre": ToDRE,
     "visionzip": VisionZip,
     "prumerge": PruMerge,
     "summary_query": SummaryQuery,
+    "clca": CLCA,
     "globalcom": GlobalCom,
     "coarse_to_fine": CoarseToFine,
     "document_correlation": DocumentCorrelation,

@@ -53,12 +53,14 @@ class Return(NamedTuple):
 
     site: the site before which they do, above that of the plan; the number of layers is behind the last. taken: float
     [B, N, M], their states then are `taken @ states` of those that stayed, plus `own` times those with which they were
-    planned. own: float [B, N]. No tokens are moved up behind those that go, and they may not get sizes or members.
+    planned, or times `states` [B, N, D]. own: float [B, N]. A token for which both are zero does not come back. No
+    tokens are moved up behind those that go, and they may not get sizes or members.
     """
 
     site: int
     taken: Tensor
     own: Tensor
+    states: Tensor | None = None
 
 
 class SpanPlace(NamedTuple):
@@ -80,6 +82,8 @@ class SpanObserver(Protocol):
     def measure_keys(self, span: Span, layer: int) -> Tensor: ...
 
     def measure_transitions(self, span: Span) -> Tensor: ...
+
+    def measure_confidence(self, span: Span) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(eq=False)
@@ -155,6 +159,12 @@ class Span:
         """How much the tokens changed in the layers of `find_changing_layers` so far, [B, N] (see TransPrune)."""
         assert self.observer is not None, "this span has no transitions"
         return self.observer.measure_transitions(self)
+
+    def measure_confidence(self) -> tuple[Tensor, Tensor]:
+        """What the model's head would say behind each token if this site were the end: the most likely row of the
+        vocabulary, int64 [B, N], and before it its probability, float32 [B, N]."""
+        assert self.observer is not None, "this span has no head"
+        return self.observer.measure_confidence(self)
 
 
 @dataclass

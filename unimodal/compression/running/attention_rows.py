@@ -73,7 +73,7 @@ class ForwardObserver:
 
     seen: what was noted of each watched layer. Tokens may have been dropped since: they are found by their places.
     stream: the tokens now. begin: the tokens before the first layer. preview: computes the queries and keys of the
-    coming layer, and nothing else of it.
+    coming layer, and nothing else of it. read_logits: what the model's head says of states.
     """
 
     def __init__(self) -> None:
@@ -81,6 +81,7 @@ class ForwardObserver:
         self.stream: TokenStream | None = None
         self.begin: TokenStream | None = None
         self.preview: Callable[[], WatchedLayer] | None = None
+        self.read_logits: Callable[[Tensor], Tensor] | None = None
 
     def _find_layer(self, span: Span, layer: int) -> WatchedLayer:
         if layer == span.layer and layer not in self.seen:
@@ -162,3 +163,9 @@ class ForwardObserver:
     def measure_transitions(self, span: Span) -> Tensor:
         assert self.stream is not None and self.stream.changed is not None and span.place is not None
         return self.stream.changed[span.place.rows[:, None], span.place.columns]
+
+    @torch.no_grad()
+    def measure_confidence(self, span: Span) -> tuple[Tensor, Tensor]:
+        assert self.read_logits is not None
+        best = self.read_logits(span.hidden).float().softmax(-1).max(-1)
+        return best.values, best.indices

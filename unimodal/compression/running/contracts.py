@@ -84,12 +84,14 @@ class CacheWatcher(Protocol):
 class OpenMethod:
     """A method whose context is open on a decoder, and its results.
 
-    chosen: span → places, int64 [M], of the tokens that it kept in the last call with input spans.
-    rows: of each row of the last prompt that was read with a cache, its tokens and what the cache keeps of them.
+    head: what makes logits of the decoder's states; None: its embeddings do. chosen: span → places, int64 [M], of the
+    tokens that it kept in the last call with input spans. rows: of each row of the last prompt that was read with a
+    cache, its tokens and what the cache keeps of them.
     """
 
     method: TokenMethod | CacheMethod
     backbone: nn.Module
+    head: nn.Module | None = None
     stats: CompressionStats = field(default_factory=CompressionStats)
     chosen: dict[LocatedSpan, Tensor] = field(default_factory=dict)
     rows: list[KeptTokens] = field(default_factory=list)

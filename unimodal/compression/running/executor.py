@@ -20,6 +20,7 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
@@ -281,6 +282,7 @@ class PlanExecutor:
             for opened, method in active:
                 if index in method.find_sites(num_layers):
                     call.observer.preview = partial(self._preview, call, index, stream, cache_layer)
+                    call.observer.read_logits = partial(self._read_logits, opened.head)
                     stream = compress(opened, method, stream, call, index)
             tables, hook = call.enter_layer(index, self.parts.kinds[index], stream, cache_layer)
             changing = self.parts.list_modules_of(index) if index in call.changing else ()
@@ -327,6 +329,11 @@ class PlanExecutor:
         tables = call.make_tables(kind, stream, None if cache_layer is None else cache_layer.slots)
         preview = LayerPreview(kind, tables.slots, stream, cache_layer)
         return preview_layer(self.parts.layers[index], preview, tables)
+
+    def _read_logits(self, head: nn.Module | None, states: Tensor) -> Tensor:
+        """The logits [B, N, V] of states [B, N, D] as if they were those behind the last layer."""
+        states = self.backbone.norm(states)
+        return F.linear(states, self.backbone.get_input_embeddings().weight) if head is None else head(states)
 
     def _run_alone(self, index: int, states: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """One layer of the decoder on states [1, N, D] at positions [1, N], for a check."""

@@ -44,15 +44,17 @@ def _return_plan(now: TokenStream, departure: Departure) -> TokenStream:
     held = torch.zeros(len(now.ids), width + 1, dtype=torch.bool, device=now.ids.device)
     held.scatter_(1, now.place.masked_fill(~now.valid, width), True)[:, width] = False
     stayed = torch.zeros_like(columns, dtype=torch.bool).scatter(1, plan.index, True)  # [S, n]
+    comes = (plan.back.taken.sum(-1) > 0) | (plan.back.own != 0)
     returns = torch.zeros_like(before.valid)
-    returns[lines, columns] = ~stayed
+    returns[lines, columns] = ~stayed & comes
 
     places = before.place[lines, columns]  # [S, n]
     at = now.find_columns(group.place.rows, places.gather(1, plan.index))  # [S, m]
     present = held[lines, places.gather(1, plan.index)]
     taken, own = _leave_out(plan.back.taken, plan.back.own, present)
     states = taken.to(now.hidden.dtype) @ now.hidden[lines, at].masked_fill(~present[..., None], 0)
-    states = states + own[..., None].to(states.dtype) * before.hidden[lines, columns]  # [S, n, D]
+    planned = before.hidden[lines, columns] if plan.back.states is None else plan.back.states
+    states = states + own[..., None].to(states.dtype) * planned.to(states.dtype)  # [S, n, D]
 
     joined = _join(now, before, returns, held, width)
     offset = len(now)
@@ -61,7 +63,7 @@ def _return_plan(now: TokenStream, departure: Departure) -> TokenStream:
     of_stayed = states.gather(1, plan.index[..., None].expand(-1, -1, states.shape[-1]))
     hidden = hidden.index_put((group.place.rows[seen[0]], at[seen]), of_stayed[seen])
     spans = {span.located: span for span in now.spans}
-    for span, went in zip(group.spans, ~stayed, strict=True):
+    for span, went in zip(group.spans, ~stayed & comes, strict=True):
         spans[span.located] = _lengthen(spans.get(span.located), span, span.places[went])
     joined = replace(joined, hidden=hidden, spans=list(spans.values()))
     return joined.pick_columns(joined.place.masked_fill(~joined.valid, -1).argsort(dim=1, stable=True), joined.valid)

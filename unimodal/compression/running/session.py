@@ -55,7 +55,7 @@ class CompressionSession:
         else:
             self.backbone, own = find_decoder(target, vocabulary)
             self.reader = VocabularyReader(own)
-        self._open = OpenMethod(method, self.backbone)
+        self._open = OpenMethod(method, self.backbone, find_head(target))
 
     @property
     def method(self) -> TokenMethod | CacheMethod:
@@ -85,6 +85,20 @@ class CompressionSession:
 
     def __exit__(self, *_: object) -> None:
         self._executor.close(self._open)
+
+
+def find_head(target: CompressionTarget) -> nn.Module | None:
+    """The head of a model, or None for one without, whose embeddings are taken instead."""
+    model: object = target
+    if not isinstance(model, nn.Module) and isinstance(model, HasEngine):
+        model = model.engine
+    if not isinstance(model, nn.Module) and isinstance(model, DecodingEngine):
+        model = model.model
+    try:
+        head = model.get_output_embeddings()  # type: ignore[attr-defined]  # of transformers
+    except (AttributeError, NotImplementedError):
+        return None
+    return head if isinstance(head, nn.Module) else None
 
 
 def find_decoder(target: CompressionTarget, vocabulary: Vocabulary | None) -> tuple[nn.Module, Vocabulary]:

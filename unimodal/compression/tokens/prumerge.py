@@ -62,7 +62,9 @@ class PruMerge(Compressor):
         kept = choose_best(scores, count)
         itself = torch.eye(num, device=hidden.device)
         cosines = compute_cosines(span.measure_keys()).masked_fill(itself.bool(), -torch.inf)
-        near = cosines.topk(min(self.neighbours, max(num - 1, 1)), -1).indices  # [B, N, neighbours]
+        # equal tokens, such as the ends of lines, tie: the first are taken, whatever the rounding of their keys
+        order = (cosines * 1e5).round().argsort(dim=-1, descending=True, stable=True)
+        near = order[..., : min(self.neighbours, max(num - 1, 1))]  # [B, N, neighbours]
         added = torch.zeros_like(cosines).scatter(-1, near, 1.0) * (1 - itself) * scores[:, None]
         whole = itself + added  # [B, N, N]
         if span.count == 1:
