@@ -5,7 +5,8 @@
 Reads `train/VOICE/NUMBER.wav` with `.txt` beside it, `test/…` and `human/…`, all of 16 kHz, and writes
 `utterances.json` ({id, text, voice, split, start, num_samples}), `audio.int16` (the samples one after the other) and,
 last, `manifest.json` with their sha256. The split is the name of the folder; clips of `VOICE-worn` are of that voice.
-`--skip-worn` leaves these out: worse recordings are good to be read, and no example of how to speak.
+`--skip-worn` leaves these out: worse recordings are good to be read, and no example of how to speak. Clips without a
+text, as most of `make_recordings.py`, are left out and counted.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def read_clip(path: Path) -> np.ndarray:
 
 def pack(voices: Path, out: Path, skip_worn: bool = False) -> None:
     """Writes the three files, in the order of the clips' names."""
-    paths = sorted(voices.glob("*/*/*.wav"))
+    found = sorted(path for path in voices.glob("*/*/*.wav") if not path.name.startswith("."))
+    paths = [path for path in found if path.with_suffix(".txt").is_file()]
     if not paths:
         raise ValueError(f"{voices} has no clips; make them with `python tools/make_voices.py speak`")
     utterances: list[dict[str, object]] = []
@@ -68,6 +70,8 @@ def pack(voices: Path, out: Path, skip_worn: bool = False) -> None:
     counts = Counter((str(entry["voice"]), str(entry["split"])) for entry in utterances)
     for (voice, split), count in sorted(counts.items()):
         print(f"{voice:9} {split:13} {count}", file=sys.stderr)
+    if len(found) > len(paths):
+        print(f"{len(found) - len(paths)} clips without a text are left out", file=sys.stderr)
     print(f"{len(utterances)} utterances, {start / SAMPLE_RATE_HZ / 3600:.2f} h in {out}", file=sys.stderr)
 
 

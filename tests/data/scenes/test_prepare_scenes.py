@@ -187,7 +187,12 @@ def test_voices_are_packed_as_speech(tmp_path, capsys):
         path.parent.mkdir(parents=True)
         soundfile.write(path, np.full(100 + number, 0.1 * number), 16_000, subtype="PCM_16")
         path.with_suffix(".txt").write_text(f"text {number}\n")
+    for name in ("asterisk-fr/a.wav", "slt/.1-part.wav"):  # no text; what an interrupted writing left
+        path = tmp_path / "voices" / "train" / name
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, np.zeros(100), 16_000, subtype="PCM_16")
     pack_voices.main(["--voices", str(tmp_path / "voices"), "--out", str(tmp_path / "speech")])
+    assert "1 clips without a text are left out" in capsys.readouterr().err
     prepared = load_prepared_speech(tmp_path)
     found = {(one.text, one.voice, one.split, one.num_samples) for one in prepared.utterances}
     assert found == {
