@@ -12,7 +12,7 @@ from unimodal.compression import BASELINES, METHODS, CacheCompressor, Compressor
 NAMES = list(METHODS)
 TOKEN_METHODS = [name for name in NAMES if issubclass(METHODS[name], Compressor)]
 CACHE_METHODS = [name for name in NAMES if issubclass(METHODS[name], CacheCompressor)]
-LATE = ("fastv", "transprune", "todre", "pyramiddrop", "sparsevlm", "coarse_to_fine", "explainability")
+LATE = ("fastv", "transprune", "todre", "pyramiddrop", "sparsevlm", "coarse_to_fine", "explainability", "frugal_prompt")
 #: what these choose does not depend on what comes behind the span
 CAUSAL = [name for name in TOKEN_METHODS if name not in LATE]
 #: what merges by means, and its setting that makes sizes count
@@ -28,7 +28,7 @@ OURS = (*BASELINES, "novelty")  # not published
 
 
 def test_every_method_is_registered_once_and_says_its_source():
-    assert set(BASELINES) <= set(NAMES) and len(NAMES) == len(set(METHODS.values())) == 55
+    assert set(BASELINES) <= set(NAMES) and len(NAMES) == len(set(METHODS.values())) == 57
     for name, method in METHODS.items():
         module = inspect.getmodule(method)
         assert module.__doc__ and method.__doc__

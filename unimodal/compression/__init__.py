@@ -35,6 +35,7 @@ from unimodal.compression.running.session import CompressionSession, Compression
 from unimodal.compression.tokens.centerclip import CenterCLIP
 from unimodal.compression.tokens.clca import CLCA
 from unimodal.compression.tokens.coarse_to_fine import CoarseToFine
+from unimodal.compression.tokens.code_merging import CodeMerging
 from unimodal.compression.tokens.diffrate import DiffRate
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.document_correlation import DocumentCorrelation
@@ -43,6 +44,7 @@ from unimodal.compression.tokens.dtop import DToP
 from unimodal.compression.tokens.explainability import Explainability
 from unimodal.compression.tokens.fastv import FastV
 from unimodal.compression.tokens.fit import FIT
+from unimodal.compression.tokens.frugal_prompt import FrugalPrompt
 from unimodal.compression.tokens.globalcom import GlobalCom
 from unimodal.compression.tokens.horizon import InformationHorizon
 from unimodal.compression.tokens.kmax import KMaX
@@ -100,6 +102,7 @@ METHODS: dict[str, type[Method]] = {
     "diffrate": DiffRate,
     "token_transforming": TokenTransforming,
     "kmax": KMaX,
+    "code_merging": CodeMerging,
     "token_clustering": TokenClustering,
     "divprune": DivPrune,
     "m3": M3,
@@ -112,6 +115,7 @@ METHODS: dict[str, type[Method]] = {
     "pmod": PMoD,
     "transprune": TransPrune,
     "pyramiddrop": PyramidDrop,
+    "frugal_prompt": FrugalPrompt,
     "sparsevlm": SparseVLM,
     "horizon": InformationHorizon,
     "dtop": DToP,

@@ -85,6 +85,8 @@ class SpanObserver(Protocol):
 
     def measure_confidence(self, span: Span) -> tuple[Tensor, Tensor]: ...
 
+    def measure_contributions(self, span: Span, num_layers: int) -> Tensor: ...
+
 
 @dataclass(eq=False)
 class Span:
@@ -159,6 +161,15 @@ class Span:
         """How much the tokens changed in the layers of `find_changing_layers` so far, [B, N] (see TransPrune)."""
         assert self.observer is not None, "this span has no transitions"
         return self.observer.measure_transitions(self)
+
+    def measure_contributions(self) -> Tensor:
+        """How much of each token there is in the last token of its row behind the layers before this site, [B, N].
+
+        A layer keeps half of a token, and fills the other half by the lengths of what its heads bring: attention times
+        the length of the value. `find_watched_layers` of the method must name all layers before the site.
+        """
+        assert self.observer is not None, "this span has no attention"
+        return self.observer.measure_contributions(self, self.layer)
 
     def measure_confidence(self) -> tuple[Tensor, Tensor]:
         """What the model's head would say behind each token if this site were the end: the most likely row of the

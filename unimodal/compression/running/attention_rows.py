@@ -66,6 +66,7 @@ class WatchedLayer(NamedTuple):
     rule: AttentionRule
     stream: TokenStream  # the tokens as they were then
     rotation: LayerRotation
+    lengths: Tensor | None = None  # [B, K, L], of the values
 
 
 class ForwardObserver:
@@ -169,3 +170,33 @@ class ForwardObserver:
         assert self.read_logits is not None
         best = self.read_logits(span.hidden).float().softmax(-1).max(-1)
         return best.values, best.indices
+
+    @torch.no_grad()
+    def measure_contributions(self, span: Span, num_layers: int) -> Tensor:
+        now, place, begin = self.stream, span.place, self.begin
+        assert now is not None and place is not None and begin is not None
+        size = len(begin)
+        flow = torch.eye(size, device=begin.ids.device).expand(len(begin.ids), -1, -1)  # [B, N, N] of the call
+        lines = torch.arange(len(begin.ids), device=flow.device)
+        for layer in range(num_layers):
+            watched = self._find_layer(span, layer)
+            assert watched.lengths is not None
+            then = watched.stream
+            at = torch.arange(len(then), device=flow.device).expand(len(flow), -1)
+            slots, past = watched.slots, watched.keys.shape[2] - len(then)
+            probs = compute_attention_rows(watched.query, watched.keys, at + past, slots, watched.rule)
+            heads = probs.shape[1] // watched.lengths.shape[1]
+            brought = (probs * watched.lengths.repeat_interleave(heads, 1)[:, :, None]).sum(1)  # [B, Q, L]
+            share = (brought / brought.sum(-1, keepdim=True).clamp_min(1e-9))[..., past:] * then.valid[..., None]
+            columns = begin.find_columns(lines, then.place)  # [B, Q]
+            columns = columns.masked_fill(~then.valid, size)  # padding goes to a bin
+            wide = torch.zeros(len(flow), len(then), size + 1, device=flow.device)
+            wide.scatter_add_(2, columns[:, None].expand(-1, len(then), -1), share)
+            moved = 0.5 * flow.gather(1, columns.clamp(max=size - 1)[..., None].expand(-1, -1, size))
+            moved = moved + 0.5 * wide[..., :size] @ flow
+            whole = torch.cat([flow, flow[:, :1]], 1)
+            flow = whole.scatter(1, columns[..., None].expand(-1, -1, size), moved)[:, :size]
+        rows = place.rows
+        last = begin.find_columns(rows, now.place[rows, -1:])  # [S, 1]
+        columns = begin.find_columns(rows, now.place[rows[:, None], place.columns])
+        return flow[rows[:, None], last].squeeze(1).gather(1, columns)

@@ -27,6 +27,9 @@ class TokenMethod(Protocol):
     modalities: tuple[str, ...]
     positions: Positions
 
+    @property
+    def acts_on_words(self) -> bool: ...
+
     def find_sites(self, num_layers: int) -> tuple[int, ...]: ...
 
     def find_watched_layers(self, num_layers: int) -> tuple[int, ...]: ...

@@ -32,13 +32,13 @@ from unimodal.compression.running.decoder_parts import DecoderParts, LayerKind
 from unimodal.compression.running.forward_pass import ForwardPass, LayerPreview, preview_layer
 from unimodal.compression.running.interception import INTERCEPTION, KERNELS
 from unimodal.compression.running.layer_run import run_layer
-from unimodal.compression.running.planning import compress
+from unimodal.compression.running.planning import compress, list_spans
 from unimodal.compression.running.reading import AxisPositions, CallInput, InputReader
 from unimodal.compression.running.replay import ReplayProbe, evict_by_replay
 from unimodal.compression.running.returning import return_tokens
 from unimodal.compression.running.scope import enter, find_open, leave
 from unimodal.compression.running.slots import SlotLayer, count_kept
-from unimodal.compression.running.spans import LocatedSpan, TurnState
+from unimodal.compression.running.spans import LocatedSpan, TurnState, find_word_spans
 from unimodal.compression.running.stream import TokenStream
 
 #: decoders whose forward is known to equal Llama's; others are compared with this one once
@@ -181,6 +181,8 @@ class PlanExecutor:
         found = self._find_spans(input_ids, valid, positions, cache_layers, is_first=past == 0)
         cache_methods = [o.method for o in methods if o.method.acts_on == "cache"]
         evictable = self._find_evictable(cache_methods, input_ids, valid, found)
+        if num > 1 and any(o.method.acts_on == "tokens" and o.method.acts_on_words for o in methods):
+            found = [*found, *find_word_spans(self.reader.find_words(input_ids) & valid, valid)]
         embedded = self.parts.embed(input_ids, inputs_embeds)
         stream = TokenStream.begin(embedded, input_ids, valid, positions, found, evictable, given.blocks)
         config, num_layers = self.backbone.config, len(self.parts.layers)
@@ -272,7 +274,7 @@ class PlanExecutor:
         settings: dict[str, object],
     ) -> TokenStream:
         num_layers = len(self.parts.layers)
-        before = sum(map(len, stream.spans))
+        before = [sum(map(len, list_spans(method, stream))) for _, method in active]
         call.observer.begin = replace(stream)
         for opened, _ in active:
             opened.chosen.clear()
@@ -290,9 +292,9 @@ class PlanExecutor:
             stream.hidden = run_layer(layer, changing, gated, stream, tables, hook, settings)
             stream.gates = None
         stream = return_tokens(stream, call.departed.pop(num_layers, []))
-        for opened, _ in active:
-            opened.stats.tokens_before += before
-            opened.stats.tokens_after += sum(map(len, stream.spans))
+        for (opened, method), num in zip(active, before, strict=True):
+            opened.stats.tokens_before += num
+            opened.stats.tokens_after += sum(map(len, list_spans(method, stream)))
         return stream
 
     def _read_again(

@@ -104,8 +104,9 @@ class LayerPass:
         rule = make_rule(attention, self.kind.window)
         if self.index in call.watched:
             call.observer.seen[self.index] = WatchedLayer(
-                query.detach(), key.detach(), self.slots, rule, self.stream, self.kind.rotation
-            )
+                query.detach(), key.detach(), self.slots, rule, self.stream, self.kind.rotation,
+                attention.value.detach().float().norm(dim=-1),
+            )  # fmt: skip
         if not call.cache_methods:
             return attention.compute()
         look = Look(

@@ -14,12 +14,13 @@ from unimodal.compression.plan import Plan, Span, count_share
 from unimodal.compression.running.contracts import OpenMethod, TokenMethod
 from unimodal.compression.running.forward_pass import ForwardPass
 from unimodal.compression.running.returning import Departure
+from unimodal.compression.running.spans import WORDS
 from unimodal.compression.running.stream import LiveSpan, SpanGroup, TokenStream
 
 
 def compress(opened: OpenMethod, method: TokenMethod, stream: TokenStream, call: ForwardPass, site: int) -> TokenStream:
     """The tokens of a call behind the plans of one method for one site."""
-    spans = [span for span in stream.spans if span.located.modality in method.modalities]
+    spans = list_spans(method, stream)
     if not spans:
         return stream
     started = _read_clock(stream)
@@ -48,6 +49,12 @@ def compress(opened: OpenMethod, method: TokenMethod, stream: TokenStream, call:
         returns = any(plan.back is not None for _, plan in plans)
         stream = stream.apply_plans(plans, method.positions == "compacted" and not returns)
     return stream
+
+
+def list_spans(method: TokenMethod, stream: TokenStream) -> list[LiveSpan]:
+    """The spans that a method may shorten."""
+    named = {*method.modalities, *([WORDS] if method.acts_on_words else [])}
+    return [span for span in stream.spans if span.located.modality in named]
 
 
 def _judge_rows(

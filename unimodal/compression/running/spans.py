@@ -28,6 +28,28 @@ class LocatedSpan:
     segments: tuple[int, ...]
 
 
+#: the modality of a run of words, which only methods of the scope "prompt" shorten
+WORDS = "text"
+
+
+def find_word_spans(words: Tensor, valid: Tensor) -> list[LocatedSpan]:
+    """The runs of words, bool [B, N], of a call; valid bool [B, N]. The last token of a row is in none.
+
+    The token behind a run is its end.
+    """
+    found: list[LocatedSpan] = []
+    for row, (marks, real) in enumerate(zip(words.tolist(), valid.tolist(), strict=True)):
+        last = max((column for column, one in enumerate(real) if one), default=0)
+        run: list[int] = []
+        for column in range(last + 1):
+            if real[column] and marks[column] and column < last:
+                run.append(column)
+            elif run and real[column]:
+                found.append(LocatedSpan(row, WORDS, tuple(run), column, (len(run),)))
+                run = []
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class TurnState:
     """What is known of every row where a call ended.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unimodal.compression.plan import Plan, SpanPlace
 from unimodal.compression.running.slots import Slots
-from unimodal.compression.running.spans import LocatedSpan
+from unimodal.compression.running.spans import WORDS, LocatedSpan
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class TokenStream:
         spans = []
         for located in found:
             columns = torch.tensor(located.columns, device=ids.device)
-            media[located.row, columns] = True
+            media[located.row, columns] = located.modality != WORDS
             spans.append(LiveSpan(located, columns, located.segments))
         place = torch.arange(num, device=ids.device).expand(num_rows, num)
         shift = torch.zeros(num_rows, dtype=torch.int64, device=ids.device)
