@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.campaigns import is_study
 from tests.compression.tiny_vision import BEGIN, CLIP, END, NAMES, PICTURE, Picture, make_inputs, make_model
 from unimodal.compression import METHODS, CacheCompressor, DivPrune
 
@@ -10,6 +11,8 @@ pytestmark = pytest.mark.sweep("vision-language models")
 FREE = [name for name, method in METHODS.items() if not method.is_learned]
 #: these turn keys to other positions, which M-RoPE does not allow
 TURNING = {"dapq", "expected_attention", "prumerge"}
+#: a model of each kind of positions and masks; those of the other kinds are alike, and share the methods among them
+KINDS = ("Qwen2VL", "Gemma3")
 ROWS = [[5, 6, Picture(1), 7, 8], [3, 4, 5, Picture(2, wide=True), 10, Picture(3), 11, 12, 13]]
 
 
@@ -52,8 +55,11 @@ def test_keeping_everything_is_the_models_own_forward_to_the_bit(model, name, me
 
 def test_every_method_shortens_and_no_row_depends_on_its_neighbour(model, name):
     """The rows take turns in being read alone, so that every method meets both: the padded one and the longer one."""
-    own = read(model, name, ROWS)
-    for number, kind in enumerate(FREE, NAMES.index(name)):
+    own, mine = read(model, name, ROWS), NAMES.index(name)
+    others = [other for other in NAMES if other not in KINDS]
+    for number, kind in enumerate(FREE, mine):
+        if name not in KINDS and not is_study() and number % len(others) != others.index(name):
+            continue
         if kind in TURNING and name.startswith("Qwen"):
             with pytest.raises(ValueError, match="M-RoPE"), METHODS[kind](0.5)(model):
                 read(model, name, ROWS)
