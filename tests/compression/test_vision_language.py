@@ -103,6 +103,22 @@ def test_clips(name):
     assert session.stats.tokens_before - session.stats.tokens_after == num - round(num / 2)
 
 
+@pytest.mark.parametrize("kind", ["streaming_llm", "tokenselect", "expected_attention", "kvzip"])
+@torch.no_grad()
+def test_first_entries_are_those_of_the_row_and_not_of_its_padding(kind):
+    """A plain call counts positions from the padding in front of a row."""
+    model = make_model("Llava")
+    with METHODS[kind](0.3, scope="prompt")(model):
+        logits = []
+        for rows in (ROWS, ROWS[:1]):
+            given = make_inputs("Llava", rows)
+            held = model(**given, use_cache=True).past_key_values
+            mask = torch.cat([given["attention_mask"], torch.ones(len(rows), 1, dtype=torch.long)], 1)
+            step = torch.full((len(rows), 1), 9)
+            logits.append(model(input_ids=step, attention_mask=mask, past_key_values=held).logits[0, -1])
+    assert torch.allclose(*logits, atol=2e-4)
+
+
 def test_pictures_without_a_word_between_them_are_told_apart():
     from unimodal.compression.vision_language.spans import find_media
 

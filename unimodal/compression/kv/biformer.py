@@ -44,8 +44,7 @@ class BiFormer(CacheCompressor):
         weight = (valid / valid.sum(1, keepdim=True).clamp(min=1))[:, None, :, None]
         asked = look.average_groups((look.query.float() * weight).sum(2))  # [B, K, W]
         held = slots.find_held()
-        far = slots.positions.masked_fill(~held, torch.iinfo(torch.int64).max)
-        number = (slots.positions - far.amin((1, 2), keepdim=True)) // self.region  # counted from a row's first entry
+        number = (slots.positions - slots.first_position) // self.region  # counted from a row's first entry
         scores = score_regions(asked, look.keys, held, number)
         if not look.reads:
             return scores

@@ -47,7 +47,8 @@ class ExpectedAttention(CacheCompressor):
     def score(self, look: Look) -> Tensor:
         slots, num = look.slots, look.query.shape[2]
         positions = slots.positions[:, 0, -num:]  # [B, Q], the same for all heads where tokens are new
-        counts = slots.valid[:, -num:] & (positions >= self.sinks)
+        sinks = slots.find_first(self.sinks)  # [B, K or 1, L]
+        counts = slots.valid[:, -num:] & ~sinks[:, 0, -num:]
         mean, cov = self.find_statistics(look, positions, counts)
         coming = positions[:, -1:] + 1 + torch.arange(self.future, device=positions.device)  # [B, future]
         mean = look.rotation.rotate_to_mean(mean[:, :, None], coming)[:, :, 0]
@@ -57,7 +58,6 @@ class ExpectedAttention(CacheCompressor):
             half = look.rotation.rotate_to_mean(cov, coming).transpose(2, 3)
             cov = look.rotation.rotate_to_mean(half, coming).transpose(2, 3)
             logits = logits + ((keys @ cov) * keys).sum(-1) * look.rule.scaling**2 / 2
-        sinks = slots.positions < self.sinks  # [B, K or 1, L]
         own = slots.find_held() & ~sinks
         own = own.expand(-1, look.keys.shape[1], -1).repeat_interleave(mean.shape[1] // look.keys.shape[1], 1)
         attention = logits.masked_fill(~own, -torch.inf).softmax(-1).nan_to_num(0.0)

@@ -37,5 +37,5 @@ class StreamingLLM(CacheCompressor):
         check_whole("sinks", self.sinks, 0)
 
     def score(self, look: Look) -> Tensor:
-        positions = look.slots.positions.expand(-1, look.keys.shape[1], -1)
-        return positions.float().masked_fill(positions < self.sinks, ALWAYS)
+        scores = look.slots.positions.float().masked_fill(look.slots.find_first(self.sinks), ALWAYS)
+        return scores.expand(-1, look.keys.shape[1], -1)

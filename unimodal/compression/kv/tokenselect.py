@@ -51,7 +51,7 @@ class TokenSelect(CacheCompressor):
     def score(self, look: Look) -> Tensor:
         slots, num = look.slots, look.query.shape[2]
         valid = slots.valid[:, -num:]
-        always = slots.positions[:, 0] < self.sinks  # [B, L]
+        always = slots.find_first(self.sinks)[:, 0]  # [B, L]
         if look.reads:
             always = always | F.pad(torch.ones_like(valid), (len(slots) - num, 0))  # the chunk itself
         weight = valid / valid.sum(1, keepdim=True).clamp(min=1)

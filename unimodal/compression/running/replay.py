@@ -70,7 +70,7 @@ def evict_by_replay(
             scores = torch.cat([state.score, scores[..., state.score.shape[-1] :]], -1)
         state.score = scores
         free = (slots.evictable & slots.find_held()).expand_as(scores)
-        worths.append(scores.masked_fill(slots.positions < sinks, FIRST).masked_fill(~free, -torch.inf))
+        worths.append(scores.masked_fill(slots.find_first(sinks), FIRST).masked_fill(~free, -torch.inf))
         budgets.append(state.num_evictable * method.keep * scores.shape[1])
     whole = torch.cat([worth.flatten(1) for worth in worths], 1)
     rank = whole.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)

@@ -56,6 +56,16 @@ class Slots:
         behind = held.flip(-1).cumsum(-1).flip(-1)  # from this slot on
         return held & (behind <= count[:, None, None])
 
+    @property
+    def first_position(self) -> Tensor:
+        """The first position of each row, int64 [B, 1, 1]: a caller may count them from the padding in front of it."""
+        held = self.positions.masked_fill(~self.valid[:, None], torch.iinfo(torch.int64).max)
+        return held.amin((1, 2), keepdim=True)
+
+    def find_first(self, count: int) -> Tensor:
+        """The slots at the first `count` positions of each row, bool [B, K or 1, L]."""
+        return self.valid[:, None] & (self.positions < self.first_position + count)
+
     def make_bias(self, dtype: torch.dtype, num_heads: int = 1) -> Tensor:
         """The mask added to the logits of every query, [B, num_heads or 1, L]: log(size), or -inf for invalid slots.
 
