@@ -1,6 +1,8 @@
 """Every published system that comes as a config: its published size is built and counted, its small form codes and
 trains."""
 
+import functools
+
 import pytest
 import torch
 
@@ -24,10 +26,17 @@ def describe_small(system):
     return {"family": settings["family"], "quantizer": str((settings.get("quantizer") or {}).get("kind"))}
 
 
+@functools.cache
+def build_published(name):
+    """The published size without storage, once for all that is read of it."""
+    with torch.device("meta"):
+        return build_tokenizer(read_system(name).choose_settings())
+
+
 @pytest.mark.sweep
 @pytest.mark.parametrize(("system", "count"), COUNTED, ids=lambda value: getattr(value, "name", None))
 def test_a_published_size_has_its_published_count(system, count):
-    found = count_parameters(system.choose_settings(), count)
+    found = count_parameters(build_published(system.name), count)
     if count.digits is None:
         assert found == count.count
     else:
@@ -39,8 +48,7 @@ def test_a_published_size_has_its_published_count(system, count):
 @pytest.mark.sliced(by=describe_published)
 @pytest.mark.parametrize("system", PUBLISHED, ids=lambda system: system.name)
 def test_a_published_size_is_built_without_storage_and_says_its_codes(system):
-    with torch.device("meta"):
-        tokenizer = build_tokenizer(system.choose_settings())
+    tokenizer = build_published(system.name)
     stored = sum(p.numel() for p in tokenizer.parameters() if not p.is_meta)
     assert stored < 2000  # windows that classes of transformers and torchaudio make on the processor, wherever built
     if isinstance(tokenizer, MediaTokenizer):

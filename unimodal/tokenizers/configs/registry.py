@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Literal
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -164,10 +163,8 @@ def build_tokenizer(settings: dict[str, JsonValue]) -> MediaModule:
     return kind(config)
 
 
-def count_parameters(settings: dict[str, JsonValue], count: ParameterCount) -> int:
-    """How many parameters the network of `settings` has where `count` counts; it is built without storage."""
-    with torch.device("meta"):
-        module = build_tokenizer(settings)
+def count_parameters(module: MediaModule, count: ParameterCount) -> int:
+    """How many parameters a network has where `count` counts."""
     return sum(
         parameter.numel()
         for name, parameter in module.named_parameters()
