@@ -38,6 +38,7 @@ from unimodal.training.identity import IDENTITY_FILE, check_identity, read_ident
 from unimodal.training.metrics import MetricsLog, Sums, add_sums, compute_means
 from unimodal.training.optimizers import find_learning_rate, make_optimizers
 from unimodal.training.plot import plot_losses
+from unimodal.training.processor import tell_slow_precision
 from unimodal.training.progress import Progress
 from unimodal.training.settings import LoopConfig
 from unimodal.training.trackers import TRACKERS, Tracker
@@ -298,6 +299,7 @@ class Trainer(Generic[BatchT]):
             for tracker in self.trackers:
                 tracker.close()
             return
+        tell_slow_precision(self.cfg.precision, self.parallel)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         progress = Progress(self.cfg.steps, self.step, shown=self.parallel.is_main)
         saved_at = logged_at = time.monotonic()
