@@ -156,7 +156,7 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
         settings = merge_settings(system.choose_settings(cfg.small), cfg.tokenizer)
     kind = find_family_class(str(settings["family"]))
     if not issubclass(kind, LatentTokenizer | MediaTokenizer):
-        raise ValueError(f"{settings['family']} is no tokenizer")
+        raise ValueError(f"{settings['family']} is no tokenizer: it gives no codes or latents to train")
     try:
         config = kind.config_class.model_validate(settings)
     except ValidationError as error:

@@ -177,7 +177,7 @@ def test_a_plan_and_mistakes_of_training(sounds, tmp_path, monkeypatch, capsys):
         return line
 
     assert "no tokenizer family 'unheard'" in fails(f"media={sounds}", "family=unheard")
-    assert "janus_reader is no tokenizer that stands alone" in fails(f"media={sounds}", "family=janus_reader")
+    assert "janus_reader is no tokenizer: it gives no codes" in fails(f"media={sounds}", "family=janus_reader")
     assert "tokenizer: width" in fails(*ours, "tokenizer.width=wide")
     assert "has no sound files" in fails(f"media={tmp_path}", "family=my_sounds")
     assert "not trained by a loss of its own" in fails(f"media={sounds}", "family=mel_fsq", f"run={tmp_path}/run")
