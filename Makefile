@@ -30,7 +30,7 @@ demo: $(VENV)/.core
 # Of tests marked `sweep`, a sixth of the cases (tests/campaigns.py); all: make test ARGS='--sweep whole', as .ci/run does.
 # Bytecode is kept even where the environment says otherwise: each worker would compile all of it again, for 12 s.
 test: $(VENV)/.dev
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --sweep 1/6 $(ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --sweep 1/8 $(ARGS)
 
 # The lowest versions that pyproject.toml allows, beside the torch that $(VENV) has, and the core of the suite on them.
 LOWEST := $(VENV)-lowest

@@ -16,7 +16,7 @@
 
 A campaign draws random cases: `slice` of them wherever tests run, `whole` in `make study`. A sweep is a list of named
 things that must all pass before anything lands, the cases of one test or tests of one kind: `make test` runs one part
-of six (`--sweep 1/6`), `.ci/run` all (`--sweep whole`, as a plain `pytest FILE` does). The six parts are apart and
+of eight (`--sweep 1/8`), `.ci/run` all (`--sweep whole`, as a plain `pytest FILE` does). The eight parts are apart and
 together the whole, and each has at least one case of every sweep. A product marked `sliced` runs as many of its cases
 as show every value of every parameter, and all in `make study`. Where a parameter has many values of few kinds,
 `sliced(by=describe)` covers what `describe(**parameters)` says of a case instead, a dict of its kinds: of 80 published
@@ -141,7 +141,7 @@ def read_part(text: str) -> tuple[int, int] | None:
     if text == WHOLE:
         return None
     if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise pytest.UsageError(f"--sweep {text}: write {WHOLE}, or N/M for the part N of M, such as 1/6")
+        raise pytest.UsageError(f"--sweep {text}: write {WHOLE}, or N/M for the part N of M, such as 1/8")
     return int(number), int(count)
 
 

@@ -69,7 +69,7 @@ class ProcessorTime:
         whole = config.getoption("--sweep") == WHOLE
         write(f"by folder{'' if whole else ', beside the budget in CONTRIBUTING.md'}:")
         for folder, seconds in sorted(folders.items(), key=lambda item: -item[1]):
-            budget = None if whole else budgets.get(folder)  # that is for a sixth of the sweeps
+            budget = None if whole else budgets.get(folder)  # that is for an eighth of the sweeps
             over = "  OVER ITS BUDGET" if budget is not None and seconds > budget else ""
             write(f"  {seconds:6.1f} s {'' if budget is None else f' of {budget:.0f} s'}  {folder}{over}")
 
