@@ -18,7 +18,7 @@ PIPER := $(VENV)-piper
 help:
 	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
 	@echo "make test    install the development tools too, run the test suite (make test ARGS='-k vocabulary')"
-	@echo "             a sixth of every sweep of systems, bases, decoders, pages; all of them: make test ARGS='--sweep whole'"
+	@echo "             an eighth of every sweep of systems, bases, decoders, pages; all of them: make test ARGS='--sweep whole'"
 	@echo "make lowest  the core of the suite on the lowest versions of everything     make test PYTHON=python3.13 VENV=.venv313"
 	@echo "make study   random campaigns and small trainings whole, their table in docs/study.md (make study SEED=7 ARGS='-k vocabulary')"
 	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
@@ -27,7 +27,7 @@ help:
 demo: $(VENV)/.core
 	$(BIN)/python recipes/demo.py $(ARGS)
 
-# Of tests marked `sweep`, a sixth of the cases (tests/campaigns.py); all: make test ARGS='--sweep whole', as .ci/run does.
+# Of tests marked `sweep`, an eighth of the cases (tests/campaigns.py); all: make test ARGS='--sweep whole', as .ci/run does.
 # Bytecode is kept even where the environment says otherwise: each worker would compile all of it again, for 12 s.
 test: $(VENV)/.dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --sweep 1/8 $(ARGS)
