@@ -1,5 +1,7 @@
 """Stock vision-language models of transformers, random and tiny, beside their own forward."""
 
+from functools import wraps
+
 import pytest
 import torch
 
@@ -27,6 +29,7 @@ def model(name):
     model = make_model(name)
     own, known = model.model.get_image_features, {}
 
+    @wraps(own)  # generate() asks for its parameters
     def get_image_features(pixel_values, *args, **settings):
         key = pixel_values.numpy().tobytes()
         if key not in known:
