@@ -17,7 +17,6 @@ what is there is not made again.
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import sys
 from collections import defaultdict
@@ -28,9 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unimodal.data.speaking_programs import SAMPLE_RATE_HZ, tidy
-from unimodal.data.spoken_text import normalise
-from unimodal.files import write_bytes_atomically
+from unimodal.data.speaking_programs import SAMPLE_RATE_HZ, save_clip, tidy
 
 LENGTHS_S = (0.2, 15.0)
 SUFFIXES = (".ogg", ".g722", ".wav")
@@ -88,9 +85,8 @@ def read_clip(path: Path) -> np.ndarray:
     """int16 [T] at 16 kHz. ValueError for one that cannot be read, is silent, too short or too long."""
     import av
 
-    options = {"format": "g722"} if path.suffix == ".g722" else {}
     try:
-        with av.open(str(path), **options) as container:
+        with av.open(str(path), format="g722" if path.suffix == ".g722" else None) as container:
             stream = container.streams.audio[0]
             resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
             frames = [made for frame in container.decode(stream) for made in resampler.resample(frame)]
@@ -103,17 +99,6 @@ def read_clip(path: Path) -> np.ndarray:
     if not LENGTHS_S[0] <= len(clip) / SAMPLE_RATE_HZ <= LENGTHS_S[1]:
         raise ValueError(f"it is not of {LENGTHS_S[0]} to {LENGTHS_S[1]} s")
     return clip
-
-
-def save_clip(folder: Path, name: str, text: str, clip: np.ndarray) -> None:
-    """The sound is written last: where it is, its text is too."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, clip, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
-    if text:
-        write_bytes_atomically(folder / f"{name}.txt", normalise(text).encode())
-    write_bytes_atomically(folder / f"{name}.wav", buffer.getvalue())
 
 
 def make_recordings(raw: Path, out: Path, limit: int) -> Iterator[str]:

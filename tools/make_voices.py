@@ -24,7 +24,6 @@ Everything but Kokoro's own rounding is deterministic; every file is written ato
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import re
@@ -48,6 +47,7 @@ from unimodal.data.speaking_programs import (
     make_flite_speaker,
     make_piper_speaker,
     resample,
+    save_clip,
     tidy,
 )
 from unimodal.data.spoken_text import UNWANTED, Sentence, make_short_utterances, make_spoken_form, normalise
@@ -295,16 +295,6 @@ def find_speaker(voice: str, args: argparse.Namespace) -> Speaker:
 
 
 # ---------------------------------------------------------------------------------------------- commands
-
-
-def save_clip(folder: Path, name: str, text: str, samples: np.ndarray) -> None:
-    """The sound is written last: where it is, its text is too."""
-    import soundfile
-
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
-    write_bytes_atomically(folder / f"{name}.txt", normalise(text).encode())
-    write_bytes_atomically(folder / f"{name}.wav", buffer.getvalue())
 
 
 def speak(voice: str, args: argparse.Namespace) -> None:

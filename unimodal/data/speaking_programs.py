@@ -6,6 +6,7 @@ flite speaks through its C library; piper, which is under the GPL, as a program 
 from __future__ import annotations
 
 import ctypes
+import io
 import shlex
 import subprocess
 import tempfile
@@ -14,7 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from unimodal.data.spoken_text import DAYS, LETTERS, MONTHS, NATO, ORDINALS, Sentence, make_spoken_form, spell_numbers
+from unimodal.data.spoken_text import (
+    DAYS,
+    LETTERS,
+    MONTHS,
+    NATO,
+    ORDINALS,
+    Sentence,
+    make_spoken_form,
+    normalise,
+    spell_numbers,
+)
+from unimodal.files import write_bytes_atomically
 
 SAMPLE_RATE_HZ = 16_000
 
@@ -61,6 +73,18 @@ def read_wave(path: Path) -> np.ndarray:
 
     wave, rate_hz = soundfile.read(path, dtype="float64", always_2d=True)
     return tidy(wave.mean(1), rate_hz)
+
+
+def save_clip(folder: Path, name: str, text: str, samples: np.ndarray) -> None:
+    """int16 [T] at 16 kHz as `folder/name.wav`, what is said beside it as .txt unless it is "". The sound is written
+    last: where it is, its text is too."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE_HZ, format="WAV", subtype="PCM_16")
+    if text:
+        write_bytes_atomically(folder / f"{name}.txt", normalise(text).encode())
+    write_bytes_atomically(folder / f"{name}.wav", buffer.getvalue())
 
 
 Speaker = Callable[[list[Sentence]], Iterator[tuple[Sentence, np.ndarray]]]
