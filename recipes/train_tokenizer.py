@@ -118,6 +118,7 @@ class TokenizerRecipe(Config):
     batch_size: int = Field(16, ge=1)
     sorted_batches: int = Field(1, ge=1)  # of so many in a row, items of like length go together
     stages: tuple[Stage, ...] = ()
+    in_8_bits: tuple[str, ...] = ()  # beginnings of the names of weights that are stored so: half the room
     processor_s: Annotated[float | None, MAY_CHANGE] = Field(None, gt=0)  # to train for, anew after an interruption
     run: Annotated[Path, MAY_CHANGE] = Path("data/runs/tokenizer")
     out: Annotated[Path, MAY_CHANGE] = Path("data/models/tokenizer")
@@ -175,6 +176,15 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
             count = made.take_weights(load_tokenizer(cfg.begin_from))
             print(f"{count} of {len(made.state_dict())} weights are from {cfg.begin_from}", file=sys.stderr)
     return made
+
+
+def check_names(tokenizer: AnyTokenizer, starts: Sequence[str]) -> None:
+    """ValueError for a beginning that no weight has."""
+    names = [tokenizer.to_stored_name(name) for name in tokenizer.state_dict()]
+    for given in starts:
+        if not any(name.startswith(given) for name in names):
+            parts = ", ".join(sorted({name.split(".")[0] for name in names}))
+            raise ValueError(f"in_8_bits: no weight begins with {given!r}; there are {parts}")
 
 
 def fit_to_labels(tokenizer: AnyTokenizer, folder: str, stream: MediaStream) -> None:
@@ -418,6 +428,8 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
             raise ValueError(f"{tokenizer.config.family} reads no texts; leave text_network out")
         tokenizer.name_text_network(cfg.text_network)
     initial = hash_weights(tokenizer) if cfg.initial is not None else "none"
+    check_names(tokenizer, cfg.in_8_bits)
+    tokenizer.round_to_8_bits(cfg.in_8_bits)  # what stays frozen is what is stored, from the first step on
     conditions = ConditionMaker(tokenizer)
     stream = open_stream(cfg, tokenizer, parallel, left_out, conditions.reads_text)
     try:
@@ -450,13 +462,13 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         stream.close()
     trainer.use_ema()
     module.eval().cpu()
-    tokenizer.round_to_half()
+    tokenizer.round_to_half().round_to_8_bits(cfg.in_8_bits)
     if parallel.is_main:
         report = measure_tokenizer(tokenizer, held_out, conditions, cfg.run / SHEETS / "last.png")
         if module.bag is not None and module.bag.spelling is not None:
             errors = [module(b.media, b.lengths, 0, b.captions)[1]["character_errors"] for b in held_out if b.captions]
             report["character_errors"] = sum(errors) / max(1, len(errors))
-        tokenizer.save(cfg.out)
+        tokenizer.save(cfg.out, cfg.in_8_bits)
         record = {
             "config": cfg.model_dump(mode="json"), "data_sha256": data, "weights_sha256": tokenizer.sha256,
             "held_out": report, "left_out": dict(left_out.reasons), "processor_s": round(trainer.processor_s, 3),

@@ -7,7 +7,7 @@ from tests.recipes.test_finetune_lora import recipe
 from unimodal.files import read_json
 from unimodal.media.image import save_image
 from unimodal.media.video import save_video
-from unimodal.tokenizers import load_tokenizer
+from unimodal.tokenizers import hash_stored, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,25 @@ def test_a_picture_tokenizer_is_fitted_to_labels_and_measured_on_media_of_its_ow
     assert f"{len(names)} of {len(names)} weights are from" in capsys.readouterr().err
     again = load_tokenizer(tmp_path / "b").state_dict()
     assert all(torch.allclose(again[key].float(), value.float(), atol=1e-3) for key, value in names.items())
+
+
+def test_weights_in_8_bits_are_those_that_are_trained_with_and_measured(tmp_path, pictures, capsys):
+    train(tmp_path, pictures, f"labelled={pictures}/train", name="plain")
+    train(tmp_path, pictures, f"labelled={pictures}/train", "in_8_bits=[trunk., decoder.]")
+    made, record = load_tokenizer(tmp_path / "a"), read_json(tmp_path / "a" / "recipe.json")
+    assert record["weights_sha256"] == made.sha256 == hash_stored(tmp_path / "a")
+    sizes = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("a", "plain")}
+    assert sizes["a"] < 0.75 * sizes["plain"]
+    # the meaning codes are fitted to the rounded trunk: to be stored once more changes nothing
+    kept = {name: value.clone() for name, value in made.state_dict().items()}
+    made.round_to_8_bits(("trunk.", "decoder."))
+    assert all(torch.equal(value, kept[name]) for name, value in made.state_dict().items())
+    x = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    made.fit_to_labels((picture, str(number % 6)) for number, picture in enumerate(x))  # rounds its trunk to half
+    assert all(torch.equal(value, kept[name]) for name, value in made.state_dict().items() if "trunk" in name)
+    with pytest.raises(SystemExit):
+        train(tmp_path, pictures, "in_8_bits=[trunks]", name="other")
+    assert "in_8_bits: no weight begins with 'trunks'; there are decoder, encoder, meaning" in capsys.readouterr().err
 
 
 def train_clips(tmp_path, media, *settings):

@@ -19,6 +19,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 #: behind the name of a matrix that is stored in 8 bits: the scales of its rows
 SCALE = "_scale"
+SMALLEST_ROW = 16  # values of a row that has a scale
 
 
 class TokenizerConfig(BaseModel):
@@ -78,21 +79,28 @@ class StoredModule(nn.Module):
                     tensor.copy_(tensor.to(self.stored_dtype).to(tensor.dtype))
         return self
 
+    def round_to_8_bits(self, in_8_bits: tuple[str, ...]) -> Self:
+        """Rounds the weights that `save` would store in 8 bits to what is stored."""
+        with torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                if is_stored_in_8_bits(self.to_stored_name(name), tensor, in_8_bits):
+                    levels, scale = _round_rows(tensor.to(self.stored_dtype).float())
+                    tensor.copy_((levels.float() * scale.float()).half())
+        return self
+
     def save(self, folder: str | Path, in_8_bits: tuple[str, ...] = ()) -> None:
         """Writes ``config.json`` and ``model.safetensors``; each appears whole or not at all.
 
-        in_8_bits: beginnings of the names of matrices to store as int8 with a ``…_scale`` for each row, in half the
-        room. That rounds them: use the tokenizer as it loads.
+        in_8_bits: beginnings of the names of matrices and kernels to store as int8 with a ``…_scale`` for each row, in
+        half the room. That rounds them: use the tokenizer as it loads, or `round_to_8_bits` before.
         """
         from safetensors.torch import save
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = self.collect_stored_state()
-        for name in [n for n, tensor in state.items() if in_8_bits and n.startswith(in_8_bits) and tensor.dim() == 2]:
-            scale = (state[name].float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-6).half()  # [R, 1]
-            state[f"{name}{SCALE}"] = scale
-            state[name] = (state[name].float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        for name in [n for n, tensor in state.items() if is_stored_in_8_bits(n, tensor, in_8_bits)]:
+            state[name], state[f"{name}{SCALE}"] = _round_rows(state[name].float())
         write_bytes_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
         _write_fields(folder, self.config.model_dump(mode="json"))
 
@@ -117,6 +125,19 @@ class StoredModule(nn.Module):
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"the weights in {folder} do not fit its config.json: {reason}") from None
         return self.eval()
+
+
+def is_stored_in_8_bits(name: str, tensor: Tensor, in_8_bits: tuple[str, ...]) -> bool:
+    """Whether a weight has one of these beginnings, and rows that are worth a scale."""
+    is_matrix = tensor.is_floating_point() and tensor.dim() > 1 and tensor[0].numel() >= SMALLEST_ROW
+    return bool(in_8_bits) and name.startswith(in_8_bits) and is_matrix
+
+
+def _round_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """weights: float32 [R, …] → int8 [R, …] of -127 to 127, and what a level of each row is, float16 [R, 1, …]."""
+    rows = tuple(range(1, weights.dim()))
+    scale = (weights.abs().amax(rows, keepdim=True) / 127).clamp_min(1e-6).half()
+    return (weights / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
 
 
 def hash_stored(folder: str | Path) -> str:
