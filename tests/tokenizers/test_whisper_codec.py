@@ -107,3 +107,11 @@ def test_what_is_trained_says_what_is_made_and_what_a_trunk_hears_is_kept(tmp_pa
     tokenizer.head.requires_grad_(True)
     alone = tokenizer.reconstruct(sounds)
     assert alone.ids is None and alone.decoded.shape == sounds.shape and not alone.loss
+
+
+def test_frames_and_what_is_heard_are_exact_in_a_training_of_lower_precision():
+    tokenizer, sounds = build_small(), make_sounds(5120)
+    exact = tokenizer.mel(sounds[:, 0]), tokenizer.hear_items(sounds, None)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = tokenizer.mel(sounds[:, 0]), tokenizer.hear_items(sounds, None)[0]
+    assert all(torch.equal(one, other) for one, other in zip(exact, rough, strict=True))

@@ -82,8 +82,9 @@ class LogMel(nn.Module):
             self.register_buffer("inverse_bands", torch.linalg.pinv(self.bands), persistent=False)  # [K, M]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, T], T a multiple of hop → [B, M, F]."""
-        mel = self.bands @ self.spectrum.stft(x).abs()
+        """x: [B, T], T a multiple of hop → [B, M, F], in no lower precision under autocast either."""
+        with torch.autocast(x.device.type, enabled=False):
+            mel = self.bands @ self.spectrum.stft(x).abs()
         return (mel.clamp_min(self.floor).log() - self.mean) / self.deviation
 
     def amplitude(self, log_mel: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions
 from unimodal.tokenizers.parts.kept_features import KeptFeatures
 from unimodal.tokenizers.parts.quantizers import FiniteScalarQuantizer
+from unimodal.tokenizers.parts.quantizers.interface import leave_autocast
 from unimodal.tokenizers.parts.speech_encoders import WhisperSpeech
 from unimodal.tokenizers.parts.trunks.whisper import WhisperSizes
 from unimodal.tokenizers.parts.windows import encode_windows
@@ -143,7 +144,8 @@ class WhisperHearing(SoundTokenizer):
             raise ValueError(f"a sound to train on is at most {self.config.window_frames / 100:g} s long; cut it")
 
         def hear(sounds: Tensor) -> Tensor:
-            return self.join_steps(self.hear(self.read_bands(sounds)))
+            with leave_autocast(sounds.device):  # what is kept on disk is the same for trainings of any precision
+                return self.join_steps(self.hear(self.read_bands(sounds)))
 
         def find(sounds: Tensor) -> Tensor:
             assert self.kept is not None
