@@ -1,7 +1,7 @@
 """Pack named sound effects, and the instruments of General MIDI note by note, as clips of 16 kHz.
 
     python tools/fetch_data.py --set sounds && pip install --no-deps tinysoundfont
-    python tools/prepare_sounds.py [--raw data/raw] [--out data/prepared]
+    python tools/prepare_sounds.py [--raw data/raw] [--out data/prepared] [--files data/prepared/voices/train/sounds]
 
 Writes, deterministically, to `OUT/sounds/`: `sounds.json`, a list of {id, name, kind, sample, note, split, start,
 num_samples}; `audio.int16`, the samples one after the other; and `manifest.json` with their sha256. `kind` is `effect`
@@ -12,6 +12,8 @@ or `note`; `sample` is the recording, or the instrument of a note.
   a name that has at least four is held out whole (`sample`); of the others the last variants are (`variant`).
 - Notes: C D E F G A B of octaves 3 to 5, each hard and soft, as far as an instrument goes. A tenth of the pairs of
   instrument and note, by a hash with seed 0, is held out (`combination`); of others a loudness in ten (`variant`).
+
+`--files` also writes each sound of `train` as a .wav file, for a tokenizer that is trained on them too.
 
 tinysoundfont is installed without what it depends on: that would be a sound card's library, which is not used here.
 
@@ -33,6 +35,7 @@ import numpy as np
 
 from unimodal.data.named_sounds import NamedSound
 from unimodal.data.order import make_generator
+from unimodal.data.speaking_programs import save_clip
 from unimodal.files import write_bytes_atomically
 
 SAMPLE_RATE_HZ = 16_000
@@ -233,9 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="folder of the unpacked packages")
     parser.add_argument("--out", type=Path, default=Path("data/prepared"), help="folder to write `sounds` to")
+    parser.add_argument("--files", type=Path, help="folder for the training sounds as files")
     options = parser.parse_args(arguments)
     try:
-        write_prepared(options.out / "sounds", [*list_effects(options.raw), *list_notes(options.raw)])
+        sounds = [*list_effects(options.raw), *list_notes(options.raw)]
+        write_prepared(options.out / "sounds", sounds)
+        for sound, samples in sounds if options.files is not None else ():
+            if sound.split == "train":
+                save_clip(options.files, sound.id, "", samples)
     except FileNotFoundError as error:
         print(f"{error.filename} is missing: run `python tools/fetch_data.py --set sounds` first", file=sys.stderr)
         raise SystemExit(2) from None

@@ -153,11 +153,14 @@ def test_sounds_have_names_and_what_is_held_out_is_not_in_training(tmp_path, mon
     font.write_bytes(b"")
     monkeypatch.setitem(sys.modules, "tinysoundfont", SimpleNamespace(Synth=Synth))
     monkeypatch.setattr(prepare_sounds, "INSTRUMENTS", {72: "piccolo", 73: "flute"})
-    prepare_sounds.main(["--raw", str(raw), "--out", str(out)])
+    prepare_sounds.main(["--raw", str(raw), "--out", str(out), "--files", str(tmp_path / "files")])
     sounds = read_sounds(out / "sounds")
     audio = np.fromfile(out / "sounds" / "audio.int16", np.int16)
     assert sounds[-1].start + sounds[-1].num_samples == len(audio)
     assert all(np.abs(audio[one.start : one.start + one.num_samples]).max() > 9_000 for one in sounds)
+    files = {path.stem: soundfile.read(path, dtype="int16")[0] for path in (tmp_path / "files").iterdir()}
+    assert files.keys() == {one.id for one in sounds if one.split == "train"}
+    assert all(np.array_equal(files[s.id], audio[s.start : s.start + s.num_samples]) for s in sounds if s.id in files)
     effects = [one for one in sounds if one.kind == "effect"]
     assert {one.name for one in effects} == {"crow", "hi-hat"} and len(effects) == 5 * prepare_sounds.VARIANTS
     [whole] = {one.sample for one in effects if one.split == "sample"}
