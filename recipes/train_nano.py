@@ -130,12 +130,17 @@ def collect_row_features(vocabulary: Vocabulary, tokenizers: Mapping[str, MediaT
 
 
 def collect_row_words(
-    vocabulary: Vocabulary, pictures: encoded_media.EncodedConcepts, text: TextTokenizer
+    vocabulary: Vocabulary, pictures: encoded_media.EncodedConcepts, tokenizer: MediaTokenizer, text: TextTokenizer
 ) -> dict[range, list[list[int]]]:
-    """The text rows of the name of each prototype and of each look."""
+    """The text rows of the name of each code that stands for a known thing: a prototype, a look, a labelled thing."""
+    if tokenizer.exemplar_blocks:
+        named = sources.name_codes(pictures, vocabulary)
+    else:
+        labels = {concept.key: concept.label.lower() for concept in pictures.concepts}
+        named = {block: [labels.get(key, key) for key in keys] for block, keys in tokenizer.code_names.items() if keys}
     return {
         vocabulary.get_block_range(block): [text.encode(f" {words}") for words in names]
-        for block, names in sources.name_codes(pictures, vocabulary).items()
+        for block, names in named.items()
     }
 
 
@@ -320,9 +325,10 @@ def run(cfg: NanoRecipe, flags: Flags) -> None:
     set_attention(model, "varlen")
     embedding = model.get_input_embeddings()
     naming = all_sources.get("image_to_name")
-    # prototypes and looks stand for known things, and their rows for the words of these
-    named = isinstance(naming, sources.MediaToName) and bool(tokenizers["image"].exemplar_blocks)
-    words = collect_row_words(vocabulary, naming.media, text) if named else {}
+    # prototypes, looks and labelled things stand for what is known, and their rows for the words of these
+    words = {}
+    if isinstance(naming, sources.MediaToName):
+        words = collect_row_words(vocabulary, naming.media, tokenizers["image"], text)
     add_structure(embedding, collect_row_features(vocabulary, tokenizers), words=words)
     backbone = model.get_decoder()
     groups = HeadGroups.from_vocabulary(vocabulary)

@@ -63,7 +63,6 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
 )
 from unimodal.tokenizers.pretrained.starting import load_initial, open_continued
 from unimodal.tokenizers.systems.base import ReconstructingModule, SystemModule
-from unimodal.training.checkpoint import has_checkpoint
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import Parallel, start
 from unimodal.training.identity import describe_resume, describe_settings, hash_weights
@@ -437,7 +436,7 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
         batches = Batches(stream, tokenizer, parallel.device)
         data = " ".join(dict.fromkeys(part.items.compute_fingerprint() for part in stream.parts))
         identity = describe_settings(cfg) | {"media files": data[:32], "initial": initial}
-        if cfg.labelled is not None and (flags.restart or not has_checkpoint(cfg.run)):
+        if cfg.labelled is not None:  # also when a run goes on: the shapes of what is fitted are those of the labels
             fit_to_labels(tokenizer, cfg.labelled, stream)
         if flags.dry_run:
             show_plan(cfg, stream, module, batches.next_batch())

@@ -44,6 +44,15 @@ def test_a_picture_tokenizer_is_fitted_to_labels_and_measured_on_media_of_its_ow
     assert all(torch.allclose(again[key].float(), value.float(), atol=1e-3) for key, value in names.items())
 
 
+def test_a_run_with_ids_of_known_things_goes_on(tmp_path, pictures, capsys):
+    settings = f"labelled={pictures}/train", "tokenizer={num_known: 2, known_dims: 4}"
+    train(tmp_path, pictures, *settings)
+    first = load_tokenizer(tmp_path / "a")
+    assert first.config.known == tuple(f"thing{number}" for number in range(6)) and first.tokens_per_item == 10
+    train(tmp_path, pictures, *settings, "loop.steps=3")
+    assert load_tokenizer(tmp_path / "a").config == first.config and "at step 2" in capsys.readouterr().err
+
+
 def test_weights_in_8_bits_are_those_that_are_trained_with_and_measured(tmp_path, pictures, capsys):
     train(tmp_path, pictures, f"labelled={pictures}/train", name="plain")
     train(tmp_path, pictures, f"labelled={pictures}/train", "in_8_bits=[trunk., decoder.]")

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from unimodal.tokenizers import load_tokenizer
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.configs.registry import build_tokenizer, read_system
 from unimodal.tokenizers.nano.image import ImageTokenizer
 from unimodal.tokenizers.nano.image_config import ImageTokenizerConfig
+from unimodal.tokenizers.parts.known_things import KnownThings
 from unimodal.tokenizers.parts.meaning_levels import MeaningLevels
 
 STYLES = 3
@@ -84,6 +86,47 @@ def test_the_fit_is_of_labels_and_training_makes_the_codes_of_a_picture_once(mon
     mixed = torch.cat([pictures[:2], pictures[:1].flip(-1), other])
     ids = tokenizer.train().recall_meaning(mixed)
     assert torch.equal(ids, tokenizer.recall_meaning(mixed)) and torch.equal(ids[0], ids[2]) and counted == [1]
+
+
+def test_ids_of_known_things_are_the_nearest_means_and_are_not_drawn(tmp_path):
+    features = make_things(120, noise=0.8)
+    known, labels = KnownThings(40, 120, 30), torch.arange(120).repeat_interleave(STYLES)
+    known.fit(features.flatten(0, 1), labels, 1.0)
+    places = known.project(features.flatten(0, 1))
+    centres = torch.stack([places[labels == label].mean(0) for label in range(120)])
+    angles = torch.nn.functional.cosine_similarity(places[:, None], centres[None], dim=-1)
+    assert torch.equal(known(features.flatten(0, 1), 3), angles.argsort(1, descending=True)[:, :3])
+    assert float((known(features.flatten(0, 1), 1)[:, 0] == labels).float().mean()) > 0.9
+    with pytest.raises(ValueError, match="30 directions of known things need more than 30 labels; there are 20"):
+        KnownThings(40, 20, 30).fit(features[:20, 0], torch.arange(20), 1.0)
+
+    tokenizer = build_small(num_known=2, known_dims=4, num_pixel=4)
+    x = torch.rand(7, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = (x + x.flip(-1)) / 2  # the fit sees one of a picture and its mirror image
+    assert tokenizer.encode(x).ids[:, :4].eq(0).all()
+    tokenizer.fit_to_labels((picture, f"thing {index}") for index, picture in enumerate(x))
+    codes = tokenizer.encode(x)
+    assert codes.ids.shape == (7, 8, 1) and tokenizer.tokens_per_item == 8
+    assert codes.ids[:, 0, 0].tolist() == [*range(7)]  # each is the only picture of its thing
+    assert tokenizer.code_names == {"known": tuple(f"thing {index}" for index in range(7))}
+    assert tokenizer.block_sizes == {"known": 7, "semantic": 4, "image": 16}
+    assert tokenizer.code_features("known").shape == (7, 4)
+    other = codes.ids.clone()
+    other[:, :2] = 6 - other[:, :2]
+    assert torch.equal(tokenizer.decode(Codes(other, codes.mask)), tokenizer.decode(codes))
+    tokenizer.round_to_half().save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.sha256 == tokenizer.sha256 and torch.equal(again.encode(x).ids, codes.ids)
+    trained = tokenizer.train().reconstruct(x)
+    assert torch.equal(trained.ids[:, :4], codes.ids[:, :4])  # what training remembers
+    plain = build_small()
+    assert tokenizer.take_weights(plain) > 50
+    assert torch.equal(tokenizer.decoder.mixing, plain.decoder.mixing[:, :6])
+    assert torch.equal(tokenizer.semantic_in, plain.semantic_in)
+    with pytest.raises(ValueError, match="num_known is 3, and there are 2 labels"):
+        build_small(num_known=3, num_semantic=1, semantic_levels=[2], known_dims=1).fit_to_labels(
+            (picture, str(index)) for index, picture in enumerate(x[:2])
+        )
 
 
 def test_it_begins_from_the_first_nano(tmp_path):

@@ -80,7 +80,7 @@ class EncodedConcepts:
             raise ValueError(f"style {sorted(kept)[0]!r} is for evaluation only; choose from {TRAINING_STYLES}")
         self.part: type[Image] | type[Video] = part
         self._codes = codes[:, None] if codes.ndim == 2 else codes  # [M, V, N] or [M, V, N, G]
-        self._concepts = concepts
+        self.concepts = concepts  # of every split
         self._concept = np.asarray(concept)
         self._style = style
         self.items = np.array(  # the rows of the given arrays that this split and these styles have
@@ -100,7 +100,7 @@ class EncodedConcepts:
         return self._codes.shape[1]
 
     def get_concept(self, item: int) -> Concept:
-        return self._concepts[self._concept[self.items[item]]]
+        return self.concepts[self._concept[self.items[item]]]
 
     def get_style(self, item: int) -> str:
         """The style of an item; "" for clips, which have none."""

@@ -297,6 +297,8 @@ class MediaTokenizer(MediaCodec[Codes]):
     code_levels: Mapping[str, tuple[int, ...]] = {}
     #: blocks whose codes are known items and not values along which neighbours are alike (nearest training pictures)
     exemplar_blocks: frozenset[str] = frozenset()
+    #: block name → labels of its codes, of blocks whose codes stand for things that were labelled
+    code_names: Mapping[str, tuple[str, ...]] = {}
 
     @cached_property
     def block_sizes(self) -> dict[str, int]:

@@ -88,7 +88,8 @@ class SpellingLoss(nn.Module):
         """values: [B, N, D] with a gradient to the encoder, mask: bool [B, N], texts: one an item → the mean negative
         log-likelihood of a sign, a scalar. An item whose text has more signs than its codes have steps counts nothing.
 
-        Raises ValueError for another number of texts, an empty one (unless skip_empty), and where no item's text fits.
+        Raises ValueError for another number of texts and, unless skip_empty, for an empty one and where no item's text
+        fits.
         """
         if len(texts) != len(values):
             raise ValueError(f"{len(texts)} texts are given for {len(values)} items; give one for each")
@@ -96,10 +97,10 @@ class SpellingLoss(nn.Module):
         told = [item for item, signs in enumerate(spelled) if signs]
         if len(told) < len(spelled) and not self.skip_empty:
             raise ValueError("there is an empty text; give every item what is said in it")
-        if not told:
-            return 0 * sum(parameter.sum() for parameter in self.parameters()) + 0 * values.sum()
         steps = (mask.sum(1) * self.per_code).tolist()
         chosen = [item for item in told if steps[item] >= count_steps_needed(spelled[item])]
+        if not chosen and self.skip_empty:
+            return 0 * sum(parameter.sum() for parameter in self.parameters()) + 0 * values.sum()
         if not chosen:
             raise ValueError(
                 f"a text of {len(spelled[told[0]])} signs does not fit the {steps[told[0]]} steps of its codes, nor "

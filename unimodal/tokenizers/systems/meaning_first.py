@@ -1,12 +1,14 @@
-"""A picture ⇄ ordered codes: first what it shows, in levels that unseen things have too, then how it looks.
+"""A picture ⇄ ordered codes: which known things it is like, what it shows, in levels that unseen things have too, then
+how it looks.
 
 The meaning codes come from frozen image networks (EfficientNet-lite0 and -lite1, as SEED, arXiv 2307.08041, has its
-frozen encoder), fitted in closed form to tell things apart across drawing styles (`parts.meaning_levels`). The pixel
-codes are finite scalars of a convolutional and transformer encoder. One decoder reads all; in training it is given a
-random number of the first codes of some pictures (FlexTok, arXiv 2502.13967), so any prefix decodes to a coarser
+frozen encoder), fitted in closed form to tell things apart across drawing styles (`parts.meaning_levels`). In front of
+them may stand ids of known things (`parts.known_things`), words for a language model, which the decoder does not read.
+The pixel codes are finite scalars of a convolutional and transformer encoder. One decoder reads all; in training it is
+given a random number of the first codes of some pictures (FlexTok, arXiv 2502.13967), so a prefix decodes to a coarser
 picture. No training picture is kept in it.
 
-Shapes: B batch, N codes, S meaning codes, M = N - S pixel codes, K dimensions of a code.
+Shapes: B batch, N codes, P ids of known things, S meaning codes, M = N - P - S pixel codes, K dimensions of a code.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
 from unimodal.tokenizers.nano.efficientnet import NUM_FEATURES, STAGES, TRUNKS, load_pretrained
 from unimodal.tokenizers.nano.image import ImageTokenizer
+from unimodal.tokenizers.parts.known_things import KnownThings
 from unimodal.tokenizers.parts.meaning_levels import MeaningLevels
 from unimodal.tokenizers.parts.picture_grid import PATCH, GridDecoder, GridEncoder, GridSizes
 from unimodal.tokenizers.parts.prefix import PrefixPolicy
@@ -37,10 +40,12 @@ READ_AT_ONCE = 32  # pictures that the trunk is given while the meaning codes ar
 
 
 class MeaningFirstConfig(SystemConfig):
-    """num_semantic, semantic_levels: how many meaning codes, and their levels. trunks: the frozen networks, of `lite0`
-    and `lite1`; trunk_size: pixels a side at which they look; trunk_stages: how many of their stages there are.
-    num_pixel, levels: pixel codes and their scalars. prefix_share: of the pictures, in training, whose decoder is given
-    the first codes only. shrinkage: of the discriminants."""
+    """num_semantic, semantic_levels: how many meaning codes, and their levels. num_known, known_dims: how many ids of
+    known things stand before them, and the directions that these are compared along; known: their labels, which the
+    fit fills in. trunks: the frozen networks, of `lite0` and `lite1`; trunk_size: pixels a side at which they look;
+    trunk_stages: how many of their stages there are. num_pixel, levels: pixel codes and their scalars. prefix_share: of
+    the pictures, in training, whose decoder is given the first codes only. shrinkage, known_shrinkage: of the
+    discriminants."""
 
     family: Literal["meaning_first"] = "meaning_first"
     image_size: int = Field(default=64, ge=16)
@@ -49,11 +54,15 @@ class MeaningFirstConfig(SystemConfig):
     trunk_stages: int = Field(default=len(STAGES), ge=1, le=len(STAGES))
     num_semantic: int = Field(default=10, ge=1)
     semantic_levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)
+    num_known: int = Field(default=0, ge=0)
+    known_dims: int = Field(default=400, ge=1)
+    known: tuple[str, ...] = ()
     num_pixel: int = Field(default=54, ge=1)
     levels: tuple[int, ...] = (8, 8, 8, 8)
     network: GridSizes = GridSizes()
     prefix_share: float = Field(default=0.3, ge=0, le=1)
     shrinkage: float = Field(default=3.0, gt=0)
+    known_shrinkage: float = Field(default=1.0, gt=0)
 
     @property
     def grid(self) -> int:
@@ -96,13 +105,27 @@ class MeaningFirstTokenizer(SystemTokenizer):
         self.codebook_sizes = (self.quantizer.codebook_size,)
         self.segments = (("semantic", config.num_semantic), ("image", config.num_pixel))
         self.block_sizes = {"semantic": self.meaning.size, "image": self.quantizer.codebook_size}
+        self.known: KnownThings | None = None
+        if config.num_known:
+            self.segments = (("known", config.num_known), *self.segments)
+            self.set_known(config.known)
         self.code_levels = {"semantic": self.meaning.levels, "image": self.quantizer.levels}
-        self.tokens_per_item = config.num_semantic + config.num_pixel
+        self.tokens_per_item = config.num_known + config.num_semantic + config.num_pixel
         self.picture_size = (config.image_size, config.image_size)
         self.ordered = True
         self._remembered: dict[bytes, Tensor] = {}
 
     # ---- what is fitted before training
+
+    def set_known(self, names: tuple[str, ...]) -> None:
+        """Room for things of these names; before the fit there are none, and every id is 0."""
+        config = self.config = self.config.model_copy(update={"known": names})
+        size = max(len(names), config.num_known)
+        self.known = KnownThings(NUM_FEATURES * len(config.trunks), size, config.known_dims).to(
+            self.meaning.mean.device
+        )
+        self.block_sizes = {"known": size, "semantic": self.meaning.size, "image": self.quantizer.codebook_size}
+        self.code_names = {"known": names}
 
     def fill_trunk(self, source: str) -> None:
         """source: `efficientnet`, the weights of the packages."""
@@ -131,12 +154,18 @@ class MeaningFirstTokenizer(SystemTokenizer):
             raise ValueError("there are no pictures with labels to fit the meaning codes by")
         self.meaning.cpu().fit(torch.cat(features), torch.tensor(labels), self.config.shrinkage)
         self.meaning.to(self.stored_dtype).float()
-        self._remembered = dict(zip(keys, self.meaning(torch.cat(features)), strict=True))
-        self.meaning.to(device)
+        if self.known is not None:
+            if len(names) < self.config.num_known:
+                raise ValueError(f"num_known is {self.config.num_known}, and there are {len(names)} labels")
+            self.set_known(tuple(names))
+            self.known.cpu().fit(torch.cat(features), torch.tensor(labels), self.config.known_shrinkage)
+            self.known.to(self.stored_dtype).float()
+        self._remembered = dict(zip(keys, self.describe(torch.cat(features)), strict=True))
+        self.to(device)
 
     def take_weights(self, other: StoredModule) -> int:
-        """Every weight of the same name and shape; of a tokenizer with another number of codes in front, and of nano's
-        first picture tokenizer, the encoder and the decoder of as many pixel codes as there are here."""
+        """Every weight of the same name and shape; of a tokenizer with another number of codes, and of nano's first
+        picture tokenizer, the encoder and the decoder of as many pixel codes as there are here."""
         theirs = other.state_dict()
         if isinstance(other, ImageTokenizer):
             before = 1 + other.config.num_semantic
@@ -144,16 +173,24 @@ class MeaningFirstTokenizer(SystemTokenizer):
             found |= {f"trunk.lite0.{name}": value for name, value in other.trunk.state_dict().items()}
             for name in ("weight", "bias"):
                 found[f"pixel_in.{name}"] = found.pop(f"decoder.pixel_in.{name}")
-        elif isinstance(other, MeaningFirstTokenizer) and other.config.num_semantic != self.config.num_semantic:
+        elif isinstance(other, MeaningFirstTokenizer) and (
+            (other.config.num_semantic, other.config.num_pixel) != (self.config.num_semantic, self.config.num_pixel)
+        ):
             before, found = other.config.num_semantic, dict(theirs)
         else:
             return super().take_weights(other)
         own, first, count = self.state_dict(), self.config.num_semantic, self.config.num_pixel
+        alike = min(before, first) if isinstance(other, MeaningFirstTokenizer) else 0  # meaning codes in front of both
         for name in ("encoder.mixing", "encoder.code_positions"):
             found[name] = found[name][:count]
-        for name, axis in (("decoder.mixing", 1), ("decoder.code_positions", 0)):
-            pixel = found[name].narrow(axis, before, min(count, found[name].shape[axis] - before))
-            found[name] = torch.cat([own[name].narrow(axis, 0, first), pixel], dim=axis)
+        for name, axis in (("decoder.mixing", 1), ("decoder.code_positions", 0), ("semantic_in", 0)):
+            front = own[name].narrow(axis, alike, first - alike)
+            if alike:
+                front = torch.cat([found[name].narrow(axis, 0, alike), front], dim=axis)
+            if name != "semantic_in":
+                pixel = found[name].narrow(axis, before, min(count, found[name].shape[axis] - before))
+                front = torch.cat([front, pixel], dim=axis)
+            found[name] = front
         taken = [name for name in own if name in found and found[name].shape == own[name].shape]
         self.load_state_dict({**own, **{name: found[name] for name in taken}})
         return len(taken)
@@ -168,13 +205,18 @@ class MeaningFirstTokenizer(SystemTokenizer):
         larger = larger.contiguous(memory_format=torch.channels_last)
         return torch.cat([trunk(larger) for trunk in self.trunk.values()], dim=1)
 
+    def describe(self, features: Tensor) -> Tensor:
+        """features: [B, F] → the ids of known things and of meaning, int64 [B, P + S]."""
+        ids: Tensor = self.meaning(features)
+        return ids if self.known is None else torch.cat([self.known(features, self.config.num_known), ids], dim=1)
+
     def encode_meaning(self, x: Tensor) -> Tensor:
-        """x: [B, 3, H, W] in [0, 1] → ids int64 [B, S]; zeros before the meaning codes are fitted."""
+        """x: [B, 3, H, W] in [0, 1] → ids int64 [B, P + S]; zeros before they are fitted."""
         if not self.meaning.fitted:
-            return torch.zeros(len(x), self.config.num_semantic, dtype=torch.int64, device=x.device)
+            count = self.config.num_known + self.config.num_semantic
+            return torch.zeros(len(x), count, dtype=torch.int64, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
-            ids: Tensor = self.meaning(self.extract_features(x))
-        return ids
+            return self.describe(self.extract_features(x))
 
     def recall_meaning(self, x: Tensor) -> Tensor:
         """``encode_meaning`` for training, where pictures come again and again, mirrored or not: a picture and its
@@ -187,9 +229,11 @@ class MeaningFirstTokenizer(SystemTokenizer):
         return torch.stack([self._remembered[key] for key in keys]).to(x.device)
 
     def decode_values(self, semantic: Tensor, values: Tensor, kept: Tensor | None = None) -> Tensor:
-        """semantic: ids [B, S]; values: of the pixel codes, [B, M, K]; kept: bool [B, N], False where a code is not
+        """semantic: ids [B, P + S]; values: of the pixel codes, [B, M, K]; kept: bool [B, N], False where a code is not
         known, None if all are → [B, 3, H, W], not clamped."""
-        meaning = torch.einsum("bsk,skd->bsd", self.meaning.to_values(semantic), self.semantic_in)
+        named = self.config.num_known  # ids that say nothing of how a thing looks
+        meaning = torch.einsum("bsk,skd->bsd", self.meaning.to_values(semantic[:, named:]), self.semantic_in)
+        kept = None if kept is None else kept[:, named:]
         made: Tensor = self.decoder(torch.cat([meaning, self.pixel_in(values)], dim=1), kept)
         return made
 
@@ -220,9 +264,11 @@ class MeaningFirstTokenizer(SystemTokenizer):
     # ---- the contract
 
     def code_features(self, block: str, group: int = 0) -> Tensor | None:
-        """The levels of a code, scaled to [-1, 1]: rows are made of them."""
+        """The levels of a code, scaled to [-1, 1], and the means of known things [C, D]: rows are made of them."""
         if group or block not in self.block_sizes:
             return None
+        if block == "known":
+            return None if self.known is None else self.known.centres.cpu()
         if block == "image":
             return self.quantizer.make_table()
         return self.meaning.to_values(torch.arange(self.meaning.size, device=self.meaning.basis.device)).cpu()
@@ -230,7 +276,8 @@ class MeaningFirstTokenizer(SystemTokenizer):
     def encode_batch(self, x: Tensor, lengths: Tensor | None, options: CodingOptions) -> Codes:
         self.check_size(x)
         ids = torch.cat([self.encode_meaning(x).unsqueeze(-1), self.quantizer(self.encoder(x)).ids], dim=1)
-        return Codes.whole(ids, order="meaning, then coarse to fine")
+        order = "meaning, then coarse to fine" if self.known is None else "known things, meaning, then coarse to fine"
+        return Codes.whole(ids, order=order)
 
     def decode_batch(self, codes: Codes, options: CodingOptions) -> Tensor:
         """Codes [B, n ≤ N, 1] → [B, 3, H, W]; a prefix of the codes gives a coarser picture."""
@@ -240,7 +287,7 @@ class MeaningFirstTokenizer(SystemTokenizer):
         missing = num - ids.shape[1]
         ids, kept = pad(ids, (0, 0, 0, missing)), pad(kept, (0, missing))
         ids = torch.where(kept.unsqueeze(-1), ids, torch.zeros_like(ids))
-        semantic, pixel = ids.split([self.config.num_semantic, self.config.num_pixel], dim=1)
+        semantic, pixel = ids.split([num - self.config.num_pixel, self.config.num_pixel], dim=1)
         return self.decode_values(semantic[..., 0], self.quantizer.look_up(pixel), kept).clamp(0, 1)
 
 
