@@ -44,7 +44,6 @@ from unimodal.tokenizers import (
     LatentTokenizer,
     MediaTokenizer,
     find_family_class,
-    load_tokenizer,
 )
 from unimodal.tokenizers.conditions import ConditionMaker
 from unimodal.tokenizers.configs.facts import describe_trained
@@ -61,7 +60,7 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
     find_encoder_names,
     find_sizes,
 )
-from unimodal.tokenizers.pretrained.starting import load_initial, open_continued
+from unimodal.tokenizers.pretrained.starting import load_initial, open_beginning, open_continued
 from unimodal.tokenizers.systems.base import ReconstructingModule, SystemModule
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import Parallel, start
@@ -164,16 +163,14 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
         raise ValueError(f"tokenizer: {describe_error(error)}; `unimodal tokenizers show {shown}`") from None
     continued = open_continued(kind, str(settings["family"]), cfg.continued)
     made = kind(config) if continued is None else kind(config, continued)
-    if cfg.trunk is not None or cfg.begin_from is not None:
+    if cfg.trunk is not None:
         if not isinstance(made, SystemModule):
-            given = "begin_from" if cfg.trunk is None else "trunk"
-            raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave {given} out")
-        if cfg.trunk is not None:
-            made.fill_trunk(cfg.trunk)
-            made.keep_trunk(cfg.trunk_memory_mb * 2**20, cfg.trunk_folder)
-        if cfg.begin_from is not None:
-            count = made.take_weights(load_tokenizer(cfg.begin_from))
-            print(f"{count} of {len(made.state_dict())} weights are from {cfg.begin_from}", file=sys.stderr)
+            raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave trunk out")
+        made.fill_trunk(cfg.trunk)
+        made.keep_trunk(cfg.trunk_memory_mb * 2**20, cfg.trunk_folder)
+    if cfg.begin_from is not None:
+        count = made.take_weights(open_beginning(cfg.begin_from, cfg.continued))
+        print(f"{count} of {len(made.state_dict())} weights are from {cfg.begin_from}", file=sys.stderr)
     return made
 
 

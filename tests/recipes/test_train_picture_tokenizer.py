@@ -92,6 +92,17 @@ def test_clips_continue_a_picture_tokenizer_of_any_family(tmp_path, pictures, ca
     made = load_tokenizer(tmp_path / "clips", image := load_tokenizer(tmp_path / "a"))
     assert made.config.image_tokenizer_sha256 == image.sha256
     assert read_json(tmp_path / "clips" / "recipe.json")["held_out"]["psnr"] > 0
+    train(tmp_path, pictures, f"labelled={pictures}/train", "loop.seed=1", name="b")
+    capsys.readouterr()
+    train_clips(
+        tmp_path, tmp_path / "films", f"continued={tmp_path}/b", f"begin_from={tmp_path}/clips", "one_held_out_of=3",
+        "loop.learning_rate=1e-12", f"run={tmp_path}/next_run", f"out={tmp_path}/next",
+    )  # fmt: skip
+    again = load_tokenizer(tmp_path / "next", other := load_tokenizer(tmp_path / "b"))
+    assert again.config.image_tokenizer_sha256 == other.sha256 != image.sha256
+    names = made.state_dict()
+    assert f"{len(names)} of {len(names)} weights are from" in capsys.readouterr().err
+    assert all(torch.allclose(again.state_dict()[key], value, atol=1e-3) for key, value in names.items())
     for settings, said in (
         ([], "continues one of image; name its folder: continued=FOLDER"),
         ([f"continued={tmp_path}/clips"], "config.json is missing"),

@@ -88,6 +88,16 @@ class StoredModule(nn.Module):
                     tensor.copy_((levels.float() * scale.float()).half())
         return self
 
+    def take_weights(self, other: StoredModule) -> int:
+        """Takes from another tokenizer every weight of the same name and shape; returns how many. ValueError where
+        there is none."""
+        own, theirs = self.state_dict(), other.state_dict()
+        taken = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
+        if not taken:
+            raise ValueError(f"{other.config.family} has no weight in common with {self.config.family}")
+        self.load_state_dict({**own, **{name: theirs[name] for name in taken}})
+        return len(taken)
+
     def save(self, folder: str | Path, in_8_bits: tuple[str, ...] = ()) -> None:
         """Writes ``config.json`` and ``model.safetensors``; each appears whole or not at all.
 

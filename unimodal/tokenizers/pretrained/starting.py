@@ -15,7 +15,7 @@ from unimodal.tokenizers.registry import (
     load_tokenizer,
     read_family,
 )
-from unimodal.tokenizers.stored import StoredModule
+from unimodal.tokenizers.stored import StoredModule, read_config
 
 
 def open_continued(kind: type[StoredModule], family: str, folder: str | None) -> MediaTokenizer | None:
@@ -32,6 +32,16 @@ def open_continued(kind: type[StoredModule], family: str, folder: str | None) ->
     if found.modality != medium:
         raise ValueError(f"continued {folder} is a tokenizer of {found.modality}; {family} continues one of {medium}")
     return found
+
+
+def open_beginning(folder: str, continued: str | None) -> StoredModule:
+    """The tokenizer in a folder, of which weights are taken. continued: the folder of another one than the one that it
+    continues, since its weights may go on from there."""
+    kind = find_family_class(read_family(Path(folder)))
+    if continued is None or not issubclass(kind, MediaTokenizer) or kind.continues is None:
+        return load_tokenizer(folder)
+    config = read_config(kind.config_class, folder)
+    return kind(config, open_continued(kind, config.family, continued)).load_weights(folder)
 
 
 def load_initial(

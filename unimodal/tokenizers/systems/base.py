@@ -133,16 +133,6 @@ class SystemModule(ReconstructingModule):
         ValueError for a system that has nothing of the kind."""
         raise ValueError(f"the {self.config.family} tokenizer fits nothing to labels; leave labelled out")
 
-    def take_weights(self, other: StoredModule) -> int:
-        """Takes from another tokenizer every weight of the same name and shape; returns how many. ValueError where
-        there is none."""
-        own, theirs = self.state_dict(), other.state_dict()
-        taken = [name for name, value in own.items() if name in theirs and theirs[name].shape == value.shape]
-        if not taken:
-            raise ValueError(f"{other.config.family} has no weight in common with {self.config.family}")
-        self.load_state_dict({**own, **{name: theirs[name] for name in taken}})
-        return len(taken)
-
     def keep_trunk(self, most_bytes: int, folder: Path | None = None) -> None:
         """Keeps what a frozen trunk makes of media that come again in training, up to so much memory, and in a folder
         for later runs; of systems with one."""
