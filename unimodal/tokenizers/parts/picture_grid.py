@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from unimodal.tokenizers.parts.mixers import Mixer, make_mixer_block
 from unimodal.tokenizers.parts.trunks.blocks import ResidualConv, TransformerBlock
 
 PATCH = 4  # pixels a side that the convolutions see as one place; two of them make a place of the grid
@@ -22,7 +23,8 @@ LAST = torch.channels_last  # convolutions on a processor are a quarter faster i
 class GridSizes(BaseModel):
     """channels, encoder_convs, decoder_convs: of the residual convolutions at a quarter of the side. width, num_heads,
     encoder_layers, decoder_layers: of the transformers; one layer of each works on the codes, the others on the
-    places."""
+    places. mixer: what mixes tokens in them, over the grid of places and the line of codes; heads are those of attention
+    and of PoNet."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     channels: int = Field(default=96, ge=8, multiple_of=8)
@@ -32,6 +34,7 @@ class GridSizes(BaseModel):
     decoder_convs: int = Field(default=2, ge=0)
     encoder_layers: int = Field(default=2, ge=1)
     decoder_layers: int = Field(default=4, ge=1)
+    mixer: Mixer = "attention"
 
 
 def make_cosine_basis(grid: int) -> Tensor:
@@ -50,9 +53,12 @@ def choose_frequencies(grid: int, count: int) -> Tensor:
     return basis[torch.arange(count) % len(basis)]
 
 
-def make_blocks(sizes: GridSizes, count: int) -> nn.Sequential:
-    """So many transformer blocks."""
-    return nn.Sequential(*(TransformerBlock(sizes.width, sizes.num_heads) for _ in range(count)))
+def make_blocks(sizes: GridSizes, count: int, grid: tuple[int, int]) -> nn.Sequential:
+    """So many blocks over a grid of (rows, columns), or over a line, a grid of one row."""
+    if sizes.mixer == "attention":
+        return nn.Sequential(*(TransformerBlock(sizes.width, sizes.num_heads) for _ in range(count)))
+    width, heads = sizes.width, sizes.num_heads
+    return nn.Sequential(*(make_mixer_block(sizes.mixer, width, heads, 4 * width, grid) for _ in range(count)))
 
 
 class GridEncoder(nn.Module):
@@ -67,10 +73,10 @@ class GridEncoder(nn.Module):
         ).to(memory_format=LAST)
         self.down = nn.Conv2d(sizes.channels, sizes.width, 2, stride=2).to(memory_format=LAST)
         self.positions = nn.Parameter(torch.randn(grid**2, sizes.width) * 0.02)
-        self.blocks = make_blocks(sizes, sizes.encoder_layers - 1)
+        self.blocks = make_blocks(sizes, sizes.encoder_layers - 1, (grid, grid))
         self.mixing = nn.Parameter(choose_frequencies(grid, num_codes))  # [M, P]
         self.code_positions = nn.Parameter(torch.randn(num_codes, sizes.width) * 0.02)
-        self.code_blocks = make_blocks(sizes, 1)
+        self.code_blocks = make_blocks(sizes, 1, (1, num_codes))
         self.out = nn.Sequential(nn.LayerNorm(sizes.width), nn.Linear(sizes.width, num_dims))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,11 +100,11 @@ class GridDecoder(nn.Module):
         self.grid = grid
         self.dropped_code = nn.Parameter(torch.randn(sizes.width) * 0.02)
         self.code_positions = nn.Parameter(torch.randn(count, sizes.width) * 0.02)
-        self.code_blocks = make_blocks(sizes, 1)
+        self.code_blocks = make_blocks(sizes, 1, (1, count))
         mixing = torch.cat([choose_frequencies(grid, first), choose_frequencies(grid, num_codes)])
         self.mixing = nn.Parameter(mixing.T.clone())  # [P, N]
         self.positions = nn.Parameter(torch.randn(grid**2, sizes.width) * 0.02)
-        self.blocks = make_blocks(sizes, sizes.decoder_layers - 1)
+        self.blocks = make_blocks(sizes, sizes.decoder_layers - 1, (grid, grid))
         self.up = nn.Sequential(nn.Conv2d(sizes.width, sizes.channels * 4, 1), nn.PixelShuffle(2))
         self.out = nn.Sequential(
             *(ResidualConv(sizes.channels) for _ in range(sizes.decoder_convs)),

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from unimodal.tokenizers.interface import Condition
+from unimodal.tokenizers.parts.mixers import divide_line
+from unimodal.tokenizers.parts.mixers.ponet import PoNetBlock
 from unimodal.tokenizers.parts.resamplers import QueryMask, QueryReading, QueryStart, Resampler
 from unimodal.tokenizers.parts.trunks.blocks import TransformerSize
 from unimodal.tokenizers.parts.trunks.vit import GridSize, LearnedPositions, PatchEmbedding, VitBlock
@@ -53,6 +55,7 @@ class QueryEncoder(nn.Module):
 
     mixed: the linear layer reads the [N, D] vectors as if they were stored [D, N], so that a token mixes the numbers of
     several queries: what TiTok's first weights were trained with (its authors call it their legacy problem).
+    pools: PoNet (arXiv 2110.02442) mixes the sequence in place of attention.
     """
 
     def __init__(
@@ -69,14 +72,16 @@ class QueryEncoder(nn.Module):
         mask: QueryMask = "full",
         scales: Sequence[GridSize] = (),
         copies: int = 0,
+        pools: bool = False,
     ):
         super().__init__()
         self.mixed = mixed
         self.embedding = PatchEmbedding(patch_size, size.width, grid, class_token=True)
         self.text = None if text is None else TextEmbedding(text, size.width)
         self.resampler = Resampler(
-            num_tokens, size.width, size.num_layers, size.num_heads, reading, start, mask, scales, copies
-        )
+            num_tokens, size.width, size.num_layers, size.num_heads, reading, start, mask, scales, copies,
+            find_segments(grid, num_tokens) if pools else (),
+        )  # fmt: skip
         self.out = nn.Conv2d(size.width, token_width, 1)
         init_weights(self, size.width)
 
@@ -117,7 +122,8 @@ class QueryEncoder(nn.Module):
 class QueryDecoder(nn.Module):
     """Tokens → one vector a patch: a class token and a mask token at each patch's place, then the tokens, then text
     where it is read, through transformer blocks. Tokens that are not there are not attended to, which is the same as a
-    shorter sequence; with zero_missing they are zeros at their place, which are (HiMTok, arXiv 2503.13026)."""
+    shorter sequence; with zero_missing they are zeros at their place, which are (HiMTok, arXiv 2503.13026). pools: PoNet
+    mixes the sequence in place of attention; those that are not there are then the last."""
 
     def __init__(
         self,
@@ -127,6 +133,7 @@ class QueryDecoder(nn.Module):
         token_width: int,
         text: TextSettings | None = None,
         zero_missing: bool = False,
+        pools: bool = False,
     ):
         super().__init__()
         self.zero_missing = zero_missing
@@ -138,7 +145,11 @@ class QueryDecoder(nn.Module):
         self.token_positions = nn.Parameter(scale * torch.randn(num_tokens, width))
         self.text = None if text is None else TextEmbedding(text, width)
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList([VitBlock(width, size.num_heads) for _ in range(size.num_layers)])
+        segments = find_segments(grid, num_tokens)
+        self.blocks = nn.ModuleList(
+            PoNetBlock(width, size.num_heads, segments, 4 * width) if pools else VitBlock(width, size.num_heads)
+            for _ in range(size.num_layers)
+        )
         self.norm_out = nn.LayerNorm(width)
         init_weights(self, size.width)
 
@@ -175,6 +186,11 @@ class QueryDecoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.norm_out(x[:, 1 : len(positions)])
+
+
+def find_segments(grid: GridSize, num_tokens: int) -> tuple[int, ...]:
+    """PoNet's segments of the sequence: the class token, the rows of patches, and the eighths of the tokens."""
+    return (1, *(grid[1],) * grid[0], *divide_line(num_tokens))
 
 
 def init_weights(network: nn.Module, width: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from unimodal.tokenizers.parts.mixers.ponet import PoNetBlock
 from unimodal.tokenizers.parts.trunks.vit import GridSize, VitBlock
 
 QueryReading = Literal["concatenated", "cross"]
@@ -55,7 +56,9 @@ class Resampler(nn.Module):
     noise, that of seed 0 outside training. To each start a learned position is added.
     mask: see `build_query_mask`; with "scales" the queries are grouped by `scales`, (rows, columns) each.
     copies: so many of the last learned queries stand a second time behind them, with positions of their own.
-    Raises ValueError for scales that do not add up to the queries.
+    segments: of features and queries together, to mix them by PoNet (arXiv 2110.02442) in place of attention; they are
+    then concatenated, all see all, and none is padding.
+    Raises ValueError for scales that do not add up to the queries, and for segments beside what needs attention.
     """
 
     def __init__(
@@ -69,8 +72,11 @@ class Resampler(nn.Module):
         mask: QueryMask = "full",
         scales: Sequence[GridSize] = (),
         copies: int = 0,
+        segments: Sequence[int] = (),
     ):
         super().__init__()
+        if segments and (reading != "concatenated" or mask != "full"):
+            raise ValueError(f"PoNet has no queries that are {reading} under a {mask} mask; choose attention")
         if copies and (start != "learned" or copies > num_queries // 2):
             raise ValueError(f"{copies} copies are no more than half of {num_queries} learned queries")
         self.num_queries, self.reading, self.start, self.scales = (
@@ -90,7 +96,12 @@ class Resampler(nn.Module):
         self.project_pools = nn.Linear(width, width) if start == "pooled" else None
         self.positions = nn.Parameter(scale * torch.randn(num_queries, width))
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = nn.ModuleList([VitBlock(width, num_heads, cross=reading == "cross") for _ in range(num_layers)])
+        self.blocks = nn.ModuleList(
+            PoNetBlock(width, num_heads, segments, 4 * width)
+            if segments
+            else VitBlock(width, num_heads, cross=reading == "cross")
+            for _ in range(num_layers)
+        )
         self.norm_out = nn.LayerNorm(width)
         self.mask: Tensor | None
         self.register_buffer("mask", build_query_mask(mask, num_queries, sizes), persistent=False)

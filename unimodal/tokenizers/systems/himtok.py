@@ -33,6 +33,7 @@ class HiMTokConfig(QueryTokenConfig):
     codebook, see `VectorQuantizer`; its authors begin with the weights of TiTok, a new one needs them."""
 
     family: str = "himtok"
+    mixer: Literal["attention"] = "attention"  # its queries see the earlier ones alone, which needs attention
     codebook_size: int = Field(default=1024, ge=2)
     commitment: float = 0.01
     pixels: ProxySettings = ProxySettings()

@@ -14,7 +14,7 @@ Shapes: B batch, N tokens, D width.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -51,6 +51,7 @@ class KarlConfig(TiTokConfig):
     """wanted_error: the mean absolute error of a picture in [0, 1] that ``encode`` asks for. threshold: of the
     probability that a token is not needed. halting_weight: of the head's loss."""
 
+    mixer: Literal["attention"] = "attention"  # a token that halted is seen by none, which needs attention
     family: str = "karl"
     wanted_error: float = Field(default=0.05, ge=0)
     threshold: float = Field(default=0.75, gt=0, lt=1)

@@ -51,7 +51,7 @@ class QueryTokenConfig(SystemConfig):
     """What TiTok's kin with codes and with latents share.
 
     token_width: T. mixed: see `QueryEncoder`. text: what the decoder reads, None where it reads none; text_in_encoder:
-    the encoder reads it too (TexTok).
+    the encoder reads it too (TexTok). mixer: what mixes the tokens, in both networks, which are more than a grid.
     """
 
     image_size: int = Field(default=256, ge=1)
@@ -63,6 +63,7 @@ class QueryTokenConfig(SystemConfig):
     mixed: bool = False
     text: TextSettings | None = None
     text_in_encoder: bool = False
+    mixer: Literal["attention", "ponet"] = "attention"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -79,6 +80,8 @@ class QueryTokenConfig(SystemConfig):
                 raise ValueError(f"{name}: {size.num_heads} heads do not divide a width of {size.width}")
         if self.text_in_encoder and self.text is None:
             raise ValueError("text_in_encoder needs the settings of text")
+        if self.mixer != "attention" and self.text is not None:
+            raise ValueError(f"reading text needs attention; leave text or the mixer {self.mixer} out")
         return self
 
 
@@ -138,12 +141,12 @@ class QueryTokenNetworks(SystemModule):
 
     def build_networks(self, encoder_out: int, redundant: int = 0) -> None:
         """encoder_out: what the encoder gives a token. redundant: tokens behind those of the codes."""
-        config, num = self.config, self.config.num_tokens + redundant
+        config, num, pools = self.config, self.config.num_tokens + redundant, self.config.mixer == "ponet"
         self.encoder = QueryEncoder(
             config.encoder, config.patch_size, config.grid, num, encoder_out, config.mixed,
-            config.text if config.text_in_encoder else None, copies=redundant,
+            config.text if config.text_in_encoder else None, copies=redundant, pools=pools,
         )  # fmt: skip
-        self.decoder = QueryDecoder(config.decoder, config.grid, num, config.token_width, config.text)
+        self.decoder = QueryDecoder(config.decoder, config.grid, num, config.token_width, config.text, pools=pools)
         self.picture_size = (config.image_size, config.image_size)
         self.tokens_per_item = config.num_tokens
         self.text_settings = config.text

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from unimodal.tokenizers.codes import Codes
 from unimodal.tokenizers.interface import CodingOptions, Condition
+from unimodal.tokenizers.parts.mixers import Mixer, make_mixer_block
 from unimodal.tokenizers.parts.positions import make_mae_positions
 from unimodal.tokenizers.parts.quantizers import VectorQuantizer
 from unimodal.tokenizers.stored import TokenizerConfig
@@ -40,9 +41,11 @@ class VitVqPart(BaseModel):
 
 
 class VitVqConfig(SystemConfig):
-    """The settings of the released small size by default."""
+    """The settings of the released small size by default. mixer: what mixes the patches, in blocks of its own; heads are
+    those of attention and of PoNet."""
 
     family: Literal["vit_vq"] = "vit_vq"
+    mixer: Mixer = "attention"
     image_size: int = Field(default=256, ge=1)
     patch_size: int = Field(default=8, ge=1)
     codebook_size: int = Field(default=8192, ge=2)
@@ -86,10 +89,15 @@ class VitVqBlock(nn.Module):
 class VitVqBlocks(nn.Module):
     """Positions that are computed, blocks and a last norm: [B, N, D] → [B, N, D]."""
 
-    def __init__(self, part: VitVqPart, side: int):
+    def __init__(self, part: VitVqPart, side: int, mixer: Mixer = "attention"):
         super().__init__()
         self.positions = nn.Parameter(make_mae_positions(side, part.width)[None], requires_grad=False)
-        self.blocks = nn.ModuleList(VitVqBlock(part) for _ in range(part.num_layers))
+        self.blocks = nn.ModuleList(
+            VitVqBlock(part)
+            if mixer == "attention"
+            else make_mixer_block(mixer, part.width, part.num_heads, part.inner, (side, side))
+            for _ in range(part.num_layers)
+        )
         self.norm = nn.LayerNorm(part.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +142,9 @@ class VitVqTokenizer(SystemTokenizer):
         super().__init__(config)
         size = config.patch_size
         self.project = nn.Conv2d(3, config.encoder.width, size, stride=size)
-        self.encoder, self.decoder = (VitVqBlocks(part, config.grid) for part in (config.encoder, config.decoder))
+        self.encoder, self.decoder = (
+            VitVqBlocks(part, config.grid, config.mixer) for part in (config.encoder, config.decoder)
+        )
         self.pre_quant = nn.Linear(config.encoder.width, config.token_width)
         self.quantizer = VectorQuantizer(
             config.codebook_size, config.token_width, "euclidean", True, True, commitment=config.commitment
