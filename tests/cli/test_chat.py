@@ -11,6 +11,8 @@ from unimodal.cli import app as cli
 from unimodal.cli.chat import HELP, TerminalChat
 from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen
+from unimodal.compression.tokens.fit import FIT
+from unimodal.compression.trained import save_compressor
 from unimodal.media.audio import save_audio
 from unimodal.media.image import load_image, save_image
 from unimodal.model_folder.find import MODEL_VARIABLE
@@ -240,12 +242,23 @@ def test_what_is_compressed_is_told_beside_the_answer(monkeypatch, capsys, tmp_p
     assert len(out.splitlines()) == len(told) == 2 and "tokens of the prompt are kept" in told[0]
 
 
+def test_the_folder_of_a_trained_compressor_is_named_like_a_method(monkeypatch, capsys, tmp_path):
+    decoder = tiny_model().engine.model.config
+    method = FIT(0.5, reader=FIT.make_part(decoder.hidden_size, decoder.num_hidden_layers))
+    save_compressor(tmp_path / "fit", method, decoder.hidden_size, decoder.num_hidden_layers)
+    asked = ["--image", "my picture.png", "--to", "text", "--tokens", "3", "--compress", f"{tmp_path / 'fit'}:0.25"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["chat", "what is it?", "--model", str(tiny_folder()), *asked])
+    assert stop.value.code == 0 and "compressed by fit:0.25: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--compress", "divprun:0.5"], "did you mean divprune"),
         (["--compress", "divprune:0"], "keep is 0"),
         (["--compress", "pvc"], "learned"),
+        (["--compress", "no/such/folder:0.5"], "no such folder"),
         (["--compress", "stride:0.5", "--decoder", "jacobi"], "leave one out"),
         (["--compress", "stride:0.5", "--weights", "int8"], "leave one of them out"),
     ],

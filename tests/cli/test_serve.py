@@ -71,6 +71,7 @@ def test_it_says_where_answers_and_ends_on_ctrl_c(commands):
         (["--weights", "int8", "--compress", "stride"], "--weights"),
         (["--compress", "divprun"], "did you mean divprune"),
         (["--compress", "tokenflex:0.5"], "learned"),
+        (["--compress", "no/such/folder"], "no such folder"),
         (["--model", "no/such/folder/at/all"], "no such folder"),
     ],
 )

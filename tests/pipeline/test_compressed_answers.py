@@ -1,16 +1,27 @@
 """Compression as a setting of an answer: asked for by name or as a method, told, and refused in one line."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 from tests.tiny_model import tiny_model
 from unimodal.compression import METHODS, open_methods
 from unimodal.compression.tokens.divprune import DivPrune
+from unimodal.compression.tokens.fit import FIT
 from unimodal.compression.tokens.tokenflex import TokenFLEX
-from unimodal.pipeline.compression import describe_kept, describe_methods, read_methods
+from unimodal.compression.trained import save_compressor
+from unimodal.pipeline.compression import (
+    check_methods,
+    describe_kept,
+    describe_methods,
+    identify_methods,
+    load_methods,
+    read_methods,
+)
 from unimodal.pipeline.requests import UnfitRequestError, prepare
 from unimodal.pipeline.settings import AnswerSettings
 from unimodal.sequence.document import Document, Image, Text, Turn
@@ -115,3 +126,58 @@ def test_methods_are_described_as_they_are_asked_for():
     assert "12 of 40 tokens" in describe_kept(methods, 40, 12)
     assert "nothing to shorten" in describe_kept(methods, 40, 40)
     assert "attends to a share" in describe_kept(read_methods("fasa"), 40, 40)
+
+
+# ---- folders of trained methods
+
+
+@pytest.fixture
+def trained(model, tmp_path):
+    """A folder with a compressor for the tiny model, and the method that is in it."""
+    torch.manual_seed(0)
+    width, num_layers = model.engine.model.config.hidden_size, model.engine.model.config.num_hidden_layers
+    method = FIT(0.5, groups=2, reader=FIT.make_part(width, num_layers))
+    save_compressor(tmp_path / "fit, mine", method, width, num_layers)
+    return tmp_path / "fit, mine", method
+
+
+def test_a_folder_names_a_trained_method(model, documents, trained):
+    folder, method = trained
+    [found] = load_methods(f"{folder}:0.25")
+    assert found.keep == 0.25 and found.groups == 2 and load_methods([str(folder)]) == (method,)
+    both = load_methods((f"{folder}", "divprune:0.5, snapkv"))
+    assert [type(one).__name__ for one in both] == ["FIT", "DivPrune", "SnapKV"]
+    told = []
+    answers = [
+        model.answers(documents[:1], to="text", tokens=4, compress=asked, on_compressed=told.append)
+        for asked in (load_methods(str(folder)), method)
+    ]
+    assert answers[0] == answers[1] and told[0].num_kept == told[1].num_kept < told[0].num_tokens
+    same, other = identify_methods([method]), identify_methods([replace(method, groups=4)])
+    assert same == identify_methods(load_methods(str(folder))) != other
+    assert same.startswith("fit:0.5@") and identify_methods(load_methods("stride")) == "stride:0.5"
+
+
+def test_a_folder_that_does_not_fit_is_one_line(model, trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    wide = FIT(0.5, reader=FIT.make_part(8, 2))
+    save_compressor(tmp_path / "wide", wide, 8, 2)
+    (tmp_path / "empty").mkdir()
+    for asked, message in [
+        (f"{tmp_path}/nowhere:0.5", "no such folder"),
+        (f"{tmp_path}/empty", "compressor.json.* cannot be read"),
+        (f"{folder}:half", "'half' is no share"),
+        (f"{folder}:2", "keep is 2"),
+        ("divprun", "did you mean divprune"),
+        ("fit", "--compress FOLDER"),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            load_methods(asked)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="trained for states of 8 values"):
+        check_methods(model, load_methods(f"{tmp_path}/wide"))
+    with pytest.raises(ValueError, match="no compression method"):  # a request of a server opens no folder
+        AnswerSettings(compress=str(folder))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stride").mkdir()  # a method's name is the method's
+    assert load_methods("stride:0.5") == (METHODS["stride"](0.5),)

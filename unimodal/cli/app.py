@@ -164,6 +164,7 @@ def chat(
         report("starting")
         from unimodal.cli.chat import TerminalChat
         from unimodal.pipeline import AnswerSettings
+        from unimodal.pipeline.compression import load_methods
         from unimodal.sequence.document import MEDIA_PARTS
 
         settings = AnswerSettings(
@@ -176,7 +177,7 @@ def chat(
             tokens=tokens,
             negative=negative,
             decoder=decoder,
-            compress=methods,
+            compress=load_methods(methods) if methods else None,
         )
         terminal_chat = TerminalChat(load_model(model, report, weights), report, settings, folder, screen, mute)
         for kind, source in files:

@@ -90,11 +90,9 @@ def serve(
     sock = listen(config)  # before seconds of loading; who connects meanwhile waits
     with Reporter() as report:
         loaded = load_model(model, report, weights)
-        from unimodal.pipeline.compression import check_methods
         from unimodal.serve.server import create_app, make_server
 
         report("loading the tokenizers")
-        check_methods(loaded, config.compress)
         server = make_server(create_app(loaded, config))
     address = sock.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]

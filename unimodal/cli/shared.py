@@ -78,7 +78,7 @@ Compress = Annotated[
     typer.Option(
         "--compress",
         metavar="M[:SHARE]",
-        help="Read media in fewer tokens, as divprune:0.25; may be repeated.",
+        help="Read media in fewer tokens: divprune:0.25, or the folder of a trained one; may be repeated.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write; its suffix is the format.")]

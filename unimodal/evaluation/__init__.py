@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from unimodal.pipeline.compression import AskedMethods
     from unimodal.evaluation.suite import ReportProgress, Suite
     from unimodal.pipeline import Unimodal
 
@@ -66,25 +67,26 @@ def run_suites(
     limit: int | None = None,
     seed: int = 0,
     report: ReportProgress | None = None,
-    compress: Sequence[str] = (),
+    compress: AskedMethods = (),
 ) -> Iterator[str]:
     """Run suites one by one; save the report after each and yield its table.
 
     A report at `out` of the same model, seed, limit and compression is continued: its other suites stay. Further files
-    of a suite are written beside it. compress: methods that shorten all that the model reads. Raises ValueError as
+    of a suite are written beside it. compress: methods that shorten all that the model reads, by name, by the folder of
+    a trained one, or made. Raises ValueError as
     `run_suite` does, for a file at `out` that is no report, and for methods that are unknown or do not fit.
     """
     from unimodal.compression import open_methods
     from unimodal.evaluation.report import EvaluationReport, continue_report, save_report
     from unimodal.files import write_text_atomically
-    from unimodal.pipeline.compression import check_methods, describe_methods
+    from unimodal.pipeline.compression import check_methods, describe_methods, identify_methods, load_methods
 
-    names, methods = choose_suites(names), check_methods(model, compress)
+    names, methods = choose_suites(names), check_methods(model, load_methods(compress))
     if methods and COMPRESSION in names:
         raise ValueError(f"--suite {COMPRESSION} tries every method itself; leave --compress out, or name other suites")
     hashes = {**model.coder.sha256, **{name: _hash_file(path) for name, path in _list_weights(model.folder).items()}}
     told = describe_methods(methods)
-    fresh = EvaluationReport(model.folder.name, hashes, seed, limit, told, suites={})
+    fresh = EvaluationReport(model.folder.name, hashes, seed, limit, identify_methods(methods), suites={})
     document = continue_report(out, fresh)
     for name in names:
         with open_methods(methods, model.engine) as sessions:

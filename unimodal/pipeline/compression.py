@@ -9,10 +9,16 @@ with compress(model, "divprune", keep=0.25) as session:
 from __future__ import annotations
 
 import difflib
+import hashlib
+import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
 from typing import TypeAlias
 
 from unimodal.compression import METHODS, CacheCompressor, CompressionSession, Method, open_methods
+from unimodal.compression.tokens.learned import LearnedCompressor, compare_widths
+from unimodal.compression.trained import load_compressor
 from unimodal.pipeline.parts import LoadedModel
 
 #: methods as a request names them: "divprune", "divprune:0.25", "divprune:0.25,snapkv:0.5", or made, or several
@@ -51,22 +57,54 @@ def read_methods(asked: AskedMethods) -> tuple[Method, ...]:
     return tuple(methods)
 
 
+def load_methods(asked: AskedMethods) -> tuple[Method, ...]:
+    """`read_methods` for who may read this machine's files: a method may be FOLDER or FOLDER:SHARE, too, where
+    recipes/train_compressor.py wrote one. A folder of a method's name is meant by a path: ./fit.
+
+    Raises ValueError, in one line, for a folder that is missing or holds no trained compressor.
+    """
+    methods: list[Method] = []
+    for one in [asked] if isinstance(asked, str | Method) else asked:
+        parts = one.split(",") if isinstance(one, str) and not _names_folder(one) else [one]
+        for part in parts:
+            text = part.strip() if isinstance(part, str) else ""
+            methods += [_load_folder(text)] if _names_folder(text) else read_methods([part])
+    return tuple(methods)
+
+
+def _names_folder(text: str) -> bool:
+    name = text.rpartition(":")[0] or text
+    if text in METHODS or name in METHODS:
+        return False
+    return any(Path(each).is_dir() or (os.sep in each and "," not in each) for each in (text, name) if each)
+
+
+def _load_folder(text: str) -> Method:
+    name, mark, share = text.rpartition(":")
+    whole = not mark or Path(text).is_dir()
+    folder = Path(text if whole else name)
+    if not folder.is_dir():
+        raise ValueError(f"compress {text[:200]!r}: no such folder; name one that recipes/train_compressor.py wrote")
+    return load_compressor(folder, None if whole else _read_share(text, share))
+
+
 def _read_method(text: str) -> Method:
     name, mark, share = text.partition(":")
-    settings: dict[str, object] = {}
-    if mark:
-        try:
-            settings["keep"] = float(share)
-        except ValueError:
-            message = f"compress {text[:60]!r}: {share[:40]!r} is no share; give METHOD:SHARE, such as divprune:0.25"
-            raise ValueError(message) from None
-    method = make_method(name, **settings)
+    method = make_method(name, **({"keep": _read_share(text, share)} if mark else {}))
     if method.is_learned:
         raise ValueError(
-            f"{name} is learned and has no weights of its own; give it in Python with the module that was trained: "
-            f"compress={type(method).__name__}(…)"
+            f"{name} is learned and has no weights of its own; give what recipes/train_compressor.py wrote: --compress "
+            f"FOLDER on the command line, compress=load_compressor(FOLDER) in Python"
         )
     return method
+
+
+def _read_share(text: str, share: str) -> float:
+    try:
+        return float(share)
+    except ValueError:
+        message = f"compress {text[:60]!r}: {share[:40]!r} is no share; give METHOD:SHARE, such as divprune:0.25"
+        raise ValueError(message) from None
 
 
 def check_methods(model: LoadedModel, asked: AskedMethods) -> tuple[Method, ...]:
@@ -74,6 +112,9 @@ def check_methods(model: LoadedModel, asked: AskedMethods) -> tuple[Method, ...]
     methods = read_methods(asked)
     if methods and not model.vocabulary.positions.is_flat:
         raise ValueError("compress follows single codes and this model reads the sum of several; leave it out")
+    for method in methods:
+        if isinstance(method, LearnedCompressor) and method.width is not None:
+            compare_widths(method.width, int(model.engine.model.config.hidden_size))
     with open_methods(methods, model.engine):
         return methods
 
@@ -82,6 +123,22 @@ def describe_methods(methods: Sequence[Method]) -> str:
     """The methods as they are asked for: "divprune:0.25,snapkv:0.5"."""
     names = {kind: name for name, kind in METHODS.items()}
     return ",".join(f"{names.get(type(method), type(method).__name__)}:{method.keep:g}" for method in methods)
+
+
+def identify_methods(methods: Sequence[Method]) -> str:
+    """`describe_methods`, where a method with a trained part is told from others of its name by its settings' and its
+    weights' hash: "tokenpacker:0.25@3fb1c2d4e5a6"."""
+    return ",".join(describe_methods([method]) + _hash_part(method) for method in methods)
+
+
+def _hash_part(method: Method) -> str:
+    if not isinstance(method, LearnedCompressor) or method.module is None:
+        return ""
+    settings = {spec.name: vars(method)[spec.name] for spec in fields(method) if spec.name != method.part}
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+    for name, weight in sorted(method.module.state_dict().items()):
+        digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
+    return f"@{digest.hexdigest()[:12]}"
 
 
 def describe_kept(methods: Sequence[Method], num_tokens: int, num_kept: int) -> str:

@@ -87,7 +87,7 @@ def choose_methods(service: Service, asked: ChatRequest, settings: AnswerSetting
     """
     config = service.config
     if asked.compress is None:
-        return settings.replace(compress=config.compress) if config.compress else settings
+        return settings.replace(compress=service.methods) if service.methods else settings
     if not config.allow_compress:
         message = "compress: this server does not let requests choose it (serve --allow-compress); leave it out"
         raise ApiError(400, message, "unsupported_value", "compress")

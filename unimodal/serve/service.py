@@ -27,6 +27,7 @@ from torch import Tensor
 
 from unimodal.generation.request import GenerationRequest
 from unimodal.pipeline import Unimodal
+from unimodal.pipeline.compression import check_methods, load_methods
 from unimodal.pipeline.requests import UnfitRequestError
 from unimodal.pipeline.rows import make_row
 from unimodal.pipeline.settings import AnswerSettings
@@ -48,11 +49,15 @@ Result = TypeVar("Result")
 
 
 class Service:
-    """`start` it before the first request and `stop` it after the last."""
+    """`start` it before the first request and `stop` it after the last.
+
+    methods: those of `config.compress`. Raises ValueError for methods that there are not or that do not fit the model.
+    """
 
     def __init__(self, model: Unimodal, config: ServeConfig) -> None:
         self.model, self.config = model, config
         self.name = model.folder.name
+        self.methods = check_methods(model, load_methods(config.compress))
         self.metrics = Metrics()
         self.worker = Worker(model, config.max_batch, self.metrics.count_turn, self.metrics.work.observe)
         self.pool = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 2)), thread_name_prefix="unimodal-media")

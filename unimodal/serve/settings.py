@@ -31,7 +31,8 @@ class ServeConfig(Config):
     head_timeout_s: seconds for the head of a request to arrive, before anything is known of who sends it.
     max_connections: connections that may be open; where the system allows fewer, so many less what files need.
     grace_s: seconds that requests have to end in when the server is told to stop; then they are answered with 503.
-    compress: methods of compression for conversations that name none ("divprune:0.25"); empty: they are read whole.
+    compress: methods of compression for conversations that name none ("divprune:0.25", or the folder of a trained one);
+        empty: they are read whole.
     allow_compress: whether a request may name its own in the field `compress`.
     min_bytes_per_s: a large body has one second more for every so many bytes that came, so that one that drips does
         not hold its place for ever.

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from unimodal.compression.method import Compressor
 from unimodal.compression.plan import Plan
 from unimodal.compression.tokens.choosing import choose_best
+
+
+@runtime_checkable
+class HasWidth(Protocol):
+    """A module that takes states of one width alone."""
+
+    width: int
 
 
 @dataclass
@@ -42,6 +49,11 @@ class LearnedCompressor(Compressor):
         assert held is None or isinstance(held, nn.Module)
         return held
 
+    @property
+    def width(self) -> int | None:
+        """The width of states that the module was trained for; None where it takes any, and without a module."""
+        return self.module.width if isinstance(self.module, HasWidth) else None
+
     def check(self, num_layers: int) -> None:
         super().check(num_layers)
         if self.module is None:
@@ -54,8 +66,13 @@ class LearnedCompressor(Compressor):
 
 def check_width(trained: int, hidden: Tensor) -> None:
     """Raises ValueError for states [..., D] of another width than a module was trained for."""
-    if hidden.shape[-1] != trained:
-        raise ValueError(f"this compressor was trained for states of {trained} values; these have {hidden.shape[-1]}")
+    compare_widths(trained, hidden.shape[-1])
+
+
+def compare_widths(trained: int, width: int) -> None:
+    """Raises ValueError for a decoder of another width than a module was trained for."""
+    if width != trained:
+        raise ValueError(f"this compressor was trained for states of {trained} values; these have {width}")
 
 
 def choose_learned(scores: Tensor, count: int, hidden: Tensor) -> Plan:
