@@ -1,4 +1,4 @@
-"""Mixers in the place of attention: the authors' formulas, their weights and cost, and tokenizers that are built of them."""
+"""Mixers in the place of attention: the authors' formulas, their weights and cost, and tokenizers made of them."""
 
 import pytest
 import torch

@@ -10,14 +10,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unimodal.pipeline.compression import AskedMethods
     from unimodal.evaluation.suite import ReportProgress, Suite
     from unimodal.pipeline import Unimodal
+    from unimodal.pipeline.compression import AskedMethods
 
 __all__ = ["SUITES", "TOKENIZERS", "choose_suites", "run_suite", "run_suites"]
 

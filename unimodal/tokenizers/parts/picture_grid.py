@@ -23,8 +23,8 @@ LAST = torch.channels_last  # convolutions on a processor are a quarter faster i
 class GridSizes(BaseModel):
     """channels, encoder_convs, decoder_convs: of the residual convolutions at a quarter of the side. width, num_heads,
     encoder_layers, decoder_layers: of the transformers; one layer of each works on the codes, the others on the
-    places. mixer: what mixes tokens in them, over the grid of places and the line of codes; heads are those of attention
-    and of PoNet."""
+    places. mixer: what mixes tokens in them, over the grid of places and the line of codes; heads are those of
+    attention and of PoNet."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     channels: int = Field(default=96, ge=8, multiple_of=8)

@@ -122,8 +122,8 @@ class QueryEncoder(nn.Module):
 class QueryDecoder(nn.Module):
     """Tokens → one vector a patch: a class token and a mask token at each patch's place, then the tokens, then text
     where it is read, through transformer blocks. Tokens that are not there are not attended to, which is the same as a
-    shorter sequence; with zero_missing they are zeros at their place, which are (HiMTok, arXiv 2503.13026). pools: PoNet
-    mixes the sequence in place of attention; those that are not there are then the last."""
+    shorter sequence; with zero_missing they are zeros at their place, which are (HiMTok, arXiv 2503.13026). pools:
+    PoNet mixes the sequence in place of attention; those that are not there are then the last."""
 
     def __init__(
         self,

@@ -41,8 +41,8 @@ class VitVqPart(BaseModel):
 
 
 class VitVqConfig(SystemConfig):
-    """The settings of the released small size by default. mixer: what mixes the patches, in blocks of its own; heads are
-    those of attention and of PoNet."""
+    """The settings of the released small size by default. mixer: what mixes the patches, in blocks of its own; heads
+    are those of attention and of PoNet."""
 
     family: Literal["vit_vq"] = "vit_vq"
     mixer: Mixer = "attention"
