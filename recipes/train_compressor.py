@@ -2,10 +2,10 @@
 
     python recipes/train_compressor.py recipes/configs/train_compressor.yaml [--set method=pmod] [--dry-run]
 
-The model stays as it is. Each step runs it twice on a batch of documents, whole and under the method, and lowers the
-divergence of what it expects at the words that it would answer. Any corpus with media in its questions will do. Writes
-a folder that `load_compressor` of `unimodal.compression.trained` opens. Interrupt it when you like; the same command
-goes on.
+The model stays as it is. Each step runs it on a batch of documents, whole and under the method, and lowers the
+divergence of what it expects at the words that it would answer, or what the method says that it learns by. Any corpus
+with media in its questions will do. Writes a folder that `load_compressor` of `unimodal.compression.trained` opens.
+Interrupt it when you like; the same command goes on.
 """
 
 from __future__ import annotations
@@ -83,18 +83,22 @@ def run(cfg: CompressorRecipe, flags: Flags) -> None:
     method = kind(cfg.keep, **cfg.settings, **{kind.part: module})  # type: ignore[arg-type]  # the class checks them
     shares = cfg.shares or (cfg.keep,)
 
-    def measure(one: Method, batch: PackedBatch) -> tuple[Tensor, int]:
+    def read(batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
         ids, labels, *_ = to_tensors(batch, parallel.device)
         valid = torch.from_numpy(batch.segment_ids > 0).to(parallel.device)
         learnt = torch.zeros_like(valid)
         learnt[:, :-1] = labels[:, 1:] != IGNORE
-        return compute_distillation_loss(one, decoder, vocabulary, ids, valid, learnt)
+        return ids, valid, learnt
+
+    def measure(one: Method, batch: PackedBatch) -> tuple[Tensor, int]:
+        return compute_distillation_loss(one, decoder, vocabulary, *read(batch))
 
     def compute_loss(batch: PackedBatch, step: int) -> WeightedLoss:
-        total, count = measure(replace(method, keep=shares[step % len(shares)]), batch)
+        asked = replace(method, keep=shares[step % len(shares)])
+        total, count = asked.compute_loss(decoder, vocabulary, *read(batch))
         total = total + 0.0 * sum(weight.sum() for weight in module.parameters())  # a batch may have no media
         return WeightedLoss(
-            total, count, {"divergence": (float(total.detach()), count)}, int((batch.segment_ids > 0).sum())
+            total, count, {kind.learns_by: (float(total.detach()), count)}, int((batch.segment_ids > 0).sum())
         )
 
     batches = corpus.make_batches(whole_passes=cfg.loop.epochs is not None)

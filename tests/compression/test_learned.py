@@ -1,6 +1,7 @@
 """Methods with learned parts: the rule of each written out, and that what it learns by has a gradient."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -11,6 +12,9 @@ from tests.compression.conftest import make_part
 from tests.compression.test_methods import Given, planned
 from unimodal.compression import Span
 from unimodal.compression.distillation import compute_distillation_loss
+from unimodal.compression.tokens import cacovid
+from unimodal.compression.tokens.atp import ATP, PruningThresholds, measure_redundancy, score_lattice
+from unimodal.compression.tokens.cacovid import CaCoVID, draw_combination, measure_choice
 from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.explainability import Explainability
 from unimodal.compression.tokens.fit import FIT
@@ -109,6 +113,118 @@ def test_pmod_gates_the_feed_forward_and_lets_the_others_by(make_model, vocabula
     expected = hidden[0] * weight[:, None]
     expected[kept] = seen["out"][0, start]
     assert torch.allclose(seen["end"][0, start : start + 16], expected, atol=1e-5)
+
+
+def test_atp_keeps_what_reaches_a_threshold_of_its_scores_or_of_the_lattice():
+    module = PruningThresholds()
+    method = ATP(0.25, thresholds=module)
+    inside, after = torch.rand(1, 16, 16), torch.rand(1, 16)
+    given = Given({("after", 1): after}, inside=inside)
+    span = Span.from_states(torch.randn(1, 16, 8), 1, layer=2, observer=given, num_layers=8)
+    received = inside[0].mean(0)
+    redundancy = (received / received.mean() + after[0] / after[0].mean()) / 2
+    assert torch.allclose(measure_redundancy(span)[0], redundancy, atol=1e-6)
+    lattice = score_lattice(span).view(4, 4)  # strides of 4 pixels, of 2, and of 1
+    finest, middle = lattice[1, 1], lattice[0, 2]
+    assert lattice[0, 0] > middle == lattice[2, 0] == lattice[2, 2] > finest == lattice[3, 0]
+    assert lattice.unique().tolist() == pytest.approx([6 / 16, 13.5 / 16, 15.5 / 16])
+    bounds = torch.tensor([1.2, 0.8])
+    module.forward = lambda scores, share, stage: bounds.expand(len(scores), 2)
+    kept = ((redundancy >= 1.2) | (lattice.flatten() >= 0.8)).nonzero()[:, 0].tolist()
+    [count] = method.count_kept([span], 8)
+    plan = method.plan(span.hidden, dataclasses.replace(span, count=count))
+    assert 4 <= count < 16 and plan.index[0].tolist() == kept
+    assert ATP(1.0, thresholds=module).count_kept([span], 8) == [16]
+    del module.forward
+    first = module(redundancy[None], 0.5, 0)  # as it begins: half of the share above one, half on the lattice
+    assert torch.allclose(first, torch.stack([redundancy.quantile(0.75)[None], torch.tensor([0.75])], -1))
+
+
+def test_atp_is_held_to_its_budget(model, vocabulary, prompts):
+    ids = torch.tensor([prompts[1]])
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    learnt = F.pad(torch.ones(1, 4, dtype=torch.bool), (ids.shape[1] - 4, 0))
+    module = PruningThresholds()
+    plain, _ = ATP(0.4, budget=0.0, thresholds=module).compute_loss(model, vocabulary, ids, valid, learnt)
+    with torch.no_grad():
+        for stage in module.stages:
+            stage[2].bias -= 5  # everything stays
+    method = ATP(0.4, thresholds=module)
+    loss, count = method.compute_loss(model, vocabulary, ids, valid, learnt)
+    loss.backward()
+    assert count == 4 and float(loss.detach()) > 4 * 10 * 0.1 and float(plain.detach()) > 0
+    pushed = [stage[2].bias.grad for stage in module.stages if stage[2].bias.grad is not None]
+    assert pushed and all((grad <= 0).all() for grad in pushed)  # thresholds are to rise
+
+
+def test_cacovid_divides_a_clip_over_its_frames_and_takes_the_best_of_each():
+    policy = copy.deepcopy(make_part(CaCoVID))
+    method = CaCoVID(0.25, policy=policy)
+    lengths, frames = [16, 16, 16, 16], torch.tensor([[0.2, -0.1, 0.05, 0.0]])
+    [budget] = method.divide(frames, lengths, 16)
+    shares = (frames[0] / 0.2 * 3).softmax(-1).clamp(1 / 8, 0.5 / (4 * 0.25))  # half a mean share to half of a frame
+    shares = (shares / shares.sum() * 16).round().clamp(1, 8)
+    assert sum(budget) == 16 and max(abs(a - float(b)) for a, b in zip(budget, shares, strict=True)) <= 1
+    assert method.divide(torch.zeros(1, 4), lengths, 16) == [[4, 4, 4, 4]] and method.divide(frames, lengths, 2)
+    hidden, after = torch.randn(1, 64, 32), torch.rand(1, 64)
+    span = Span.from_states(hidden, 16, lengths, "video", observer=Given({("after", 0): after}), num_layers=8)
+    plan = method.plan(hidden, span)
+    tokens, frames = policy(hidden, after / after.mean() - 1, lengths)
+    expected = [
+        16 * frame + int(at)
+        for frame, count in enumerate(method.divide(frames, lengths, 16)[0])
+        for at in tokens[0, 16 * frame : 16 * frame + 16].topk(count).indices
+    ]
+    assert plan.index[0].tolist() == sorted(expected)
+    other = policy(hidden, 3 * after, lengths)[0]
+    assert not torch.allclose(other, tokens)  # the question counts
+
+
+def test_cacovid_draws_of_one_group_and_pushes_what_did_better():
+    chances = torch.arange(12.0).softmax(-1)
+    groups = [set(range(9, 12)), set(range(6, 9)), set(range(3, 6)), set(range(3))]
+    for _ in range(20):
+        drawn = set(draw_combination(chances, 2, 1.5).tolist())
+        assert len(drawn) == 2 and any(drawn <= group for group in groups)
+    scores, chosen = torch.randn(1, 6), torch.tensor([[1, 0, 0, 1, 0, 0]]).bool()
+    odds = scores.sigmoid()[0]
+    logs = [odds[at].log() if chosen[0, at] else (1 - odds[at]).log() for at in range(6)]
+    weights = [2 / 3 if chosen[0, at] else 1 / 3 for at in range(6)]
+    mean = sum(w * log for w, log in zip(weights, logs, strict=True)) / sum(weights)
+    torch.testing.assert_close(measure_choice(scores, chosen)[0], mean)
+
+
+@pytest.mark.sweep
+def test_cacovid_learns_from_trials_what_is_rewarded(model, vocabulary, prompts, monkeypatch):
+    """The reward of this test is how many of the first half of the picture go on."""
+    ids = torch.tensor([prompts[1]])
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    learnt = F.pad(torch.ones(1, 4, dtype=torch.bool), (ids.shape[1] - 4, 0))
+    method = CaCoVID(0.25, trials=24, policy=CaCoVID.make_part(32, 4))
+    drawn, own = [], cacovid._TryingCaCoVID.plan
+    monkeypatch.setattr(cacovid._TryingCaCoVID, "plan", lambda *asked: drawn.append(own(*asked)) or drawn[-1])
+    monkeypatch.setattr(cacovid, "measure_rows", lambda *_: -(drawn[-1].index < 8).float().mean(1))
+    monkeypatch.setattr(cacovid, "expect", lambda model, ids, valid: model(ids).logits)
+    optimizer = torch.optim.AdamW(method.policy.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss, count = method.compute_loss(model, vocabulary, ids, valid, learnt)
+        loss.backward()
+        optimizer.step()
+    rewards = [float((plan.index < 8).float().mean()) for plan in drawn]
+    assert count == 4 and sum(rewards[-48:]) > sum(rewards[:24]) * 2 + 4
+    with method(model, vocabulary) as session, torch.no_grad():
+        model(ids)
+    start = prompts[1].index(vocabulary.get_start_id("image")) + 1
+    assert sum(at - start < 8 for at in session.kept[0]) >= 3
+
+
+def test_rewards_are_minus_the_divergence_of_a_row():
+    logits = torch.randn(2, 2, 3, 5)
+    learnt = torch.tensor([[0, 1, 1], [1, 0, 0]]).bool()
+    nats = cacovid.measure_rows(*logits.log_softmax(-1), learnt)
+    pairs = [F.kl_div(logits[1, 0, at].log_softmax(-1), logits[0, 0, at].softmax(-1), reduction="sum") for at in (1, 2)]
+    torch.testing.assert_close(nats[0], torch.stack(pairs).mean())
 
 
 @pytest.mark.sweep

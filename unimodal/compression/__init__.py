@@ -32,6 +32,8 @@ from unimodal.compression.method import Compressor, Method
 from unimodal.compression.plan import CompressionStats, KeptTokens, Plan, Span
 from unimodal.compression.running.opening import estimate_kept, finds_work, open_methods
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
+from unimodal.compression.tokens.atp import ATP
+from unimodal.compression.tokens.cacovid import CaCoVID
 from unimodal.compression.tokens.centerclip import CenterCLIP
 from unimodal.compression.tokens.clca import CLCA
 from unimodal.compression.tokens.coarse_to_fine import CoarseToFine
@@ -113,6 +115,8 @@ METHODS: dict[str, type[Method]] = {
     "fastv": FastV,
     "explainability": Explainability,
     "pmod": PMoD,
+    "atp": ATP,
+    "cacovid": CaCoVID,
     "transprune": TransPrune,
     "pyramiddrop": PyramidDrop,
     "frugal_prompt": FrugalPrompt,

@@ -25,9 +25,9 @@ Pattern = Literal["cross", "surrounding"]
 class GroupedAttention(ReplacedAttention):
     """Within it, attention over a grid is that of groups to groups (GRAT, arXiv 2505.14687).
 
-    group: tokens of a box along each axis of the grid. pattern: "cross", groups of the same place along an axis that has
-    several; "surrounding", groups at most `radius` away along every axis. Raises ValueError for boxes that do not fill
-    the grid, an unknown pattern and a negative radius.
+    group: tokens of a box along each axis of the grid. pattern: "cross", groups of the same place along an axis that
+    has several; "surrounding", groups at most `radius` away along every axis. Raises ValueError for boxes that do not
+    fill the grid, an unknown pattern and a negative radius.
     """
 
     paper: ClassVar[str] = "GRAT, arXiv 2505.14687"
@@ -42,7 +42,9 @@ class GroupedAttention(ReplacedAttention):
         after: int = 0,
     ):
         super().__init__(grid, before, after)
-        if len(group) != len(self.grid) or any(size < 1 or side % size for side, size in zip(grid, group, strict=False)):
+        if len(group) != len(self.grid) or any(
+            size < 1 or side % size for side, size in zip(grid, group, strict=False)
+        ):
             raise ValueError(f"groups of {tuple(group)} do not fill a grid of {self.grid}; choose divisors")
         if pattern not in ("cross", "surrounding"):
             raise ValueError(f"pattern {pattern!r} is unknown; use cross or surrounding")

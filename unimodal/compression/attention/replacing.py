@@ -1,7 +1,7 @@
 """What replaces full attention over a grid of tokens: a context in which torch's own attention is another.
 
 Networks that call `scaled_dot_product_attention` need no change. Calls over as many tokens as the grid has, and those
-around it, without a mask, are replaced; all others stay as they are. Entering does nothing to a network, so that leaving
+around it, without a mask, are replaced; all others stay as they are. Entering does nothing to a network, and leaving
 restores nothing.
 
 Shapes: B items, H heads, N tokens, D width of a head.

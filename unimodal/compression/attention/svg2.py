@@ -1,4 +1,4 @@
-"""SVG2 (Sparse VideoGen2, arXiv 2505.18875): queries and keys in clusters of like ones, and the key clusters that count.
+"""SVG2 (Sparse VideoGen2, arXiv 2505.18875): queries and keys in clusters of like ones, and the clusters that matter.
 
 For every head, k-means groups the queries and the keys, and tokens are ordered cluster by cluster. The softmax of the
 products of a query cluster's mean with the keys' means, each key mean counted as often as it has keys, says how much of
@@ -34,8 +34,8 @@ class SemanticAttention(ReplacedAttention):
     """Within it, attention over a grid is that of query clusters to the key clusters that count (SVG2).
 
     num_queries, num_keys: clusters, at most as many as tokens. top_p: share of the estimated attention that is kept.
-    least: share of the key clusters that are taken in any case. rounds: of k-means. Tokens around the grid attend to all
-    and are attended to by all. Raises ValueError for numbers out of range.
+    least: share of the key clusters that are taken in any case. rounds: of k-means. Tokens around the grid attend to
+    all and are attended to by all. Raises ValueError for numbers out of range.
     """
 
     paper: ClassVar[str] = "SVG2, arXiv 2505.18875"

@@ -92,7 +92,9 @@ def read_split(model: PreTrainedModel, ids: Tensor, group: dist.ProcessGroup | N
     training with dropout.
     """
     if not dist.is_available() or not dist.is_initialized():
-        raise ValueError("read_split needs a process group; start the program by torchrun, and init_process_group in it")
+        raise ValueError(
+            "read_split needs a process group; start the program by torchrun, and init_process_group in it"
+        )
     split = SequenceSplit(ids.shape[1], dist.get_world_size(group))
     positions = split.list_positions(dist.get_rank(group)).to(ids.device)
     own = torch.where(positions < split.num_tokens, ids[:, positions.clamp(max=split.num_tokens - 1)], 0)

@@ -14,9 +14,11 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from unimodal.compression.distillation import compute_distillation_loss
 from unimodal.compression.method import Compressor
 from unimodal.compression.plan import Plan
 from unimodal.compression.tokens.choosing import choose_best
+from unimodal.vocabulary import Vocabulary
 
 
 @runtime_checkable
@@ -36,11 +38,20 @@ class LearnedCompressor(Compressor):
     is_learned: ClassVar[bool] = True
     #: the field that holds the module
     part: ClassVar[str]
+    #: what `compute_loss` gives
+    learns_by: ClassVar[str] = "divergence"
 
     @classmethod
     @abstractmethod
     def make_part(cls, width: int, num_layers: int) -> nn.Module:
         """An untrained module for a decoder of this width [D] and depth."""
+
+    def compute_loss(
+        self, model: nn.Module, vocabulary: Vocabulary, ids: Tensor, valid: Tensor, learnt: Tensor
+    ) -> tuple[Tensor, int]:
+        """What the module is trained by, summed over tokens, and how many those are; the arguments, and what most
+        learn by, are those of `compute_distillation_loss`."""
+        return compute_distillation_loss(self, model, vocabulary, ids, valid, learnt)
 
     @property
     def module(self) -> nn.Module | None:
