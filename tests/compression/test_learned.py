@@ -18,6 +18,7 @@ from unimodal.compression.tokens.cacovid import CaCoVID, draw_combination, measu
 from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.explainability import Explainability
 from unimodal.compression.tokens.fit import FIT
+from unimodal.compression.tokens.langdc import LangDC, Written, count_words, spell
 from unimodal.compression.tokens.learned import choose_learned
 from unimodal.compression.tokens.patch_summary import PatchSelectors, PatchSummary
 from unimodal.compression.tokens.pmod import PMoD
@@ -225,6 +226,56 @@ def test_rewards_are_minus_the_divergence_of_a_row():
     nats = cacovid.measure_rows(*logits.log_softmax(-1), learnt)
     pairs = [F.kl_div(logits[1, 0, at].log_softmax(-1), logits[0, 0, at].softmax(-1), reduction="sum") for at in (1, 2)]
     torch.testing.assert_close(nats[0], torch.stack(pairs).mean())
+
+
+def test_langdc_writes_of_each_clip_until_nothing_is_left_to_say():
+    captioner = copy.deepcopy(make_part(LangDC))
+    clip = torch.randn(9, 32)
+    soft, stops = captioner(clip, 5)
+    again, _ = captioner(clip, 3)
+    assert torch.allclose(again, soft[:3], atol=1e-6) and stops.shape == (5,)  # each from those before it
+    assert not torch.allclose(captioner(torch.randn(9, 32), 3)[0], again, atol=1e-3)
+    assert [count_words(torch.tensor(each)) for each in ([-1.0, 2, 3], [-1.0, -1, -1], [1.0, -1, -1])] == [2, 3, 1]
+    method = LangDC(0.5, frames=2, captioner=captioner)
+    hidden = torch.randn(1, 36, 32)
+    span = Span.from_states(hidden, 1, [12, 12, 12], "video")
+    captioner.stop.weight.data.zero_()
+    captioner.stop.bias.data.fill_(-1)  # never: the bound is what stops it, in shares of the clips' lengths
+    [count] = method.count_kept([span], 8)
+    plan = method.plan(hidden, dataclasses.replace(span, count=count))
+    expected = torch.cat([captioner(hidden[0, :24], 12)[0], captioner(hidden[0, 24:], 6)[0]])
+    assert count == 18 and torch.allclose(plan.states[0], expected, atol=1e-5)
+    captioner.stop.bias.data.fill_(1)  # at once
+    assert method.count_kept([span], 8) == [2] and LangDC(1.0, captioner=captioner).count_kept([span], 8) == [36]
+
+
+def test_a_description_is_spelled_behind_the_head_and_ends_where_it_ends():
+    head, soft, stops = torch.nn.Linear(6, 9), torch.randn(4, 6), torch.randn(4)
+    words = torch.tensor([5, 2, 7])
+    expected = F.cross_entropy(head(soft[:3]), words)
+    expected = expected - ((1 - stops[:2].sigmoid()).log().sum() + stops[2].sigmoid().log()) / 3
+    torch.testing.assert_close(spell(Written(0, soft, stops), words, head), expected)
+    long = torch.randint(0, 9, (6,))
+    expected = F.cross_entropy(head(soft), long[:4]) - (1 - stops.sigmoid()).log().mean()
+    torch.testing.assert_close(spell(Written(0, soft, stops), long, head), expected)
+
+
+@pytest.mark.sweep
+def test_langdc_learns_to_say_as_much_as_there_is_to_say(model, vocabulary, prompts):
+    """A picture whose answer has three words: so many soft tokens go on, and not the eight of the bound."""
+    ids = torch.tensor([prompts[1]])
+    valid = torch.ones_like(ids, dtype=torch.bool)
+    learnt = F.pad(torch.ones(1, 4, dtype=torch.bool), (ids.shape[1] - 4, 0))
+    method = LangDC(0.5, captioner=LangDC.make_part(32, 4))
+    optimizer = torch.optim.AdamW(method.captioner.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(16):
+        optimizer.zero_grad()
+        loss, _ = method.compute_loss(model, vocabulary, ids, valid, learnt)
+        loss.backward()
+        optimizer.step()
+    with method(model, vocabulary) as session, torch.no_grad():
+        model(ids)
+    assert [len(kept) for kept in session.kept] == [3]
 
 
 @pytest.mark.sweep

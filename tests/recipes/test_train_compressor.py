@@ -20,7 +20,7 @@ def options(media_folder, pictures, folder, *more):
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("method", ["tokenpacker", "pmod", "atp", "cacovid"])
+@pytest.mark.parametrize("method", ["tokenpacker", "pmod", "cacovid"])
 def test_a_compressor_is_trained_saved_and_used(method, media_folder, pictures, tmp_path, capsys):
     asked = options(media_folder, pictures, tmp_path, f"method={method}", "loop.learning_rate=0.01")
     recipe("train_compressor", *asked, "loop.steps=3")

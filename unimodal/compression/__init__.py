@@ -50,6 +50,7 @@ from unimodal.compression.tokens.frugal_prompt import FrugalPrompt
 from unimodal.compression.tokens.globalcom import GlobalCom
 from unimodal.compression.tokens.horizon import InformationHorizon
 from unimodal.compression.tokens.kmax import KMaX
+from unimodal.compression.tokens.langdc import LangDC
 from unimodal.compression.tokens.m3 import M3
 from unimodal.compression.tokens.novelty import Novelty
 from unimodal.compression.tokens.patch_summary import PatchSummary
@@ -117,6 +118,7 @@ METHODS: dict[str, type[Method]] = {
     "pmod": PMoD,
     "atp": ATP,
     "cacovid": CaCoVID,
+    "langdc": LangDC,
     "transprune": TransPrune,
     "pyramiddrop": PyramidDrop,
     "frugal_prompt": FrugalPrompt,

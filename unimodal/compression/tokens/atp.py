@@ -66,8 +66,8 @@ class ATP(LearnedCompressor):
 
     hidden [B, N, D] → as many tokens as reach one of two thresholds, at least one. keep: the share that the thresholds
     were held to in training; of a span it may be more or less. budget: weight of that, in nats. thresholds: trained
-    with the decoder. Raises ValueError for a negative weight, on entering without thresholds or for a model of one layer,
-    and for what `Method` refuses.
+    with the decoder. Raises ValueError for a negative weight, on entering without thresholds or for a model of one
+    layer, and for what `Method` refuses.
     """
 
     paper: ClassVar[str] = "ATP-LLaVA, arXiv 2412.00447"
