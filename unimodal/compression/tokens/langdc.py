@@ -93,7 +93,7 @@ def make_waves(num: int, like: Tensor) -> Tensor:
 
 
 class Written(NamedTuple):
-    """What was written of one clip: its row of the batch, soft tokens [M, D] up to the bound, logits of stopping [M]."""
+    """What was written of one clip: its row of the batch, soft tokens [M, D], and the logits of stopping, [M]."""
 
     row: int
     soft: Tensor
@@ -188,7 +188,7 @@ def count_words(stops: Tensor) -> int:
 
 
 def spell(written: Written, words: Tensor, head: nn.Module) -> Tensor:
-    """How far soft tokens are from a description, int64 [L], behind the head, and stopping from its end, nats a word."""
+    """How far soft tokens are from a description, int64 [L], behind the head, and stopping from its end, in nats."""
     num = min(len(words), len(written.soft))
     if not num:
         return written.soft.sum() * 0
