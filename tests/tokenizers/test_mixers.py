@@ -166,6 +166,10 @@ def test_attention_stays_and_what_needs_it_refuses_a_mixer():
     ]:
         with pytest.raises(ValueError, match="attention"):
             build_small(name, settings)
+    for name, mixer in [("seit", "poolformer"), ("one-d-piece-s256", "ponet")]:  # no code of theirs would load it
+        assert build_small(name, {}).collect_authors_state()
+        with pytest.raises(ValueError, match=f"no mixer {mixer}"):
+            build_small(name, {"mixer": mixer}).collect_authors_state()
     with pytest.raises(ValueError, match="no mixer 'attention'"):
         make_mixer_block("attention", 8, 1, 8, (2, 2))
     with pytest.raises(ValueError, match="causal mask"):
