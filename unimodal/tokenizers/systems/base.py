@@ -184,7 +184,7 @@ class SystemModule(ReconstructingModule):
     def collect_authors_state(self) -> dict[str, Tensor]:
         """The weights under the authors' names: what their code loads. ValueError for a mixer that it has not."""
         if (mixer := self.config.model_dump().get("mixer", "attention")) != "attention":
-            raise ValueError(f"the authors' code of {self.config.family} has no mixer {mixer}; keep the folder as it is")
+            raise ValueError(f"their code of {self.config.family} has no mixer {mixer}; keep its folder as it is")
         key_map = self.find_key_map(self.config)
         return {rename_to_authors(name, key_map): tensor.contiguous() for name, tensor in self.state_dict().items()}
 
