@@ -283,8 +283,7 @@ class MediaTokenizer(MediaCodec[Codes]):
     #: positions of an item, of media of one size; or positions a second
     tokens_per_item: int | None = None
     tokens_per_second: float | None = None
-    #: True if a prefix of the codes decodes to a coarser result
-    ordered: bool = False
+    ordered: bool = False  # True if a prefix of the codes decodes to a coarser result
     #: how many codes the shortest prefix has that an ordered tokenizer decodes
     shortest_prefix: int = 1
     #: True if the first of several groups decode by themselves to a coarser result, as residual codes do
@@ -297,8 +296,7 @@ class MediaTokenizer(MediaCodec[Codes]):
     code_levels: Mapping[str, tuple[int, ...]] = {}
     #: blocks whose codes are known items and not values along which neighbours are alike (nearest training pictures)
     exemplar_blocks: frozenset[str] = frozenset()
-    #: block name → labels of its codes, of blocks whose codes stand for things that were labelled
-    code_names: Mapping[str, tuple[str, ...]] = {}
+    code_names: Mapping[str, tuple[str, ...]] = {}  # block name → labels, where its codes stand for labelled things
 
     @cached_property
     def block_sizes(self) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from unimodal.tokenizers.configs.registry import read_system
@@ -37,11 +38,11 @@ def open_continued(kind: type[StoredModule], family: str, folder: str | None) ->
 def open_beginning(folder: str, continued: str | None) -> StoredModule:
     """The tokenizer in a folder, of which weights are taken. continued: the folder of another one than the one that it
     continues, since its weights may go on from there."""
-    kind = find_family_class(read_family(Path(folder)))
-    if continued is None or not issubclass(kind, MediaTokenizer) or kind.continues is None:
+    kind = find_family_class(family := read_family(Path(folder)))
+    if continued is None or getattr(kind, "continues", None) is None:
         return load_tokenizer(folder)
-    config = read_config(kind.config_class, folder)
-    return kind(config, open_continued(kind, config.family, continued)).load_weights(folder)
+    make: Callable[..., StoredModule] = kind  # with what it continues, as its class takes it
+    return make(read_config(kind.config_class, folder), open_continued(kind, family, continued)).load_weights(folder)
 
 
 def load_initial(
