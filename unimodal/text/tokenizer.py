@@ -49,7 +49,9 @@ class TokenizerModel(TypedDict, total=False):
     type: str
     dropout: float | None
     unk_token: str | None
+    unk_id: int  # of Unigram
     continuing_subword_prefix: str | None
+    max_input_chars_per_word: int  # of WordPiece
     end_of_word_suffix: str | None
     fuse_unk: bool
     byte_fallback: bool
@@ -250,7 +252,7 @@ def train_text_tokenizer(
             f"cannot train {size} pieces on this text: {reason}; give more text or a smaller size"
         ) from None
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    data = _build_fast_tokenizer(processor)
+    data = build_fast_tokenizer(processor)
     folder = Path(folder)
     write_text_atomically(folder / TOKENIZER_FILE, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -258,8 +260,16 @@ def train_text_tokenizer(
     return TextTokenizer(data)
 
 
-def _build_fast_tokenizer(processor: SentencePieceProcessor) -> TokenizerData:
-    """The `tokenizer.json` of a SentencePiece BPE model: its pieces in the same order, without `<unk>`."""
+#: every space begins a new word: no piece of the model crosses one
+_SPLIT_AT_SPACES = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithNext", "invert": False}
+
+
+def build_fast_tokenizer(
+    processor: SentencePieceProcessor, pre_tokenizer: Mapping[str, object] = _SPLIT_AT_SPACES
+) -> TokenizerData:
+    """The `tokenizer.json` of a SentencePiece BPE model with byte fallback: its pieces in the same order, without
+    `<unk>`. pre_tokenizer: the step that cuts text where no piece of the model crosses.
+    """
     vocabulary: dict[str, int] = {}
     rank: dict[str, float] = {}
     for index in range(1, processor.get_piece_size()):
@@ -283,13 +293,7 @@ def _build_fast_tokenizer(processor: SentencePieceProcessor) -> TokenizerData:
         "padding": None,
         "added_tokens": [],
         "normalizer": None,
-        # every space begins a new word: no piece of the model crosses one
-        "pre_tokenizer": {
-            "type": "Split",
-            "pattern": {"String": " "},
-            "behavior": "MergedWithNext",
-            "invert": False,
-        },
+        "pre_tokenizer": dict(pre_tokenizer),
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         "model": {
