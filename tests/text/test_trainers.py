@@ -4,13 +4,14 @@ import itertools
 import json
 import random
 from collections import Counter
+from functools import cache
 
 import pytest
 from tokenizers import pre_tokenizers
 
 from tests.sequence.conftest import sentences
 from unimodal.text.pretokens import cut, make_word_pattern
-from unimodal.text.tokenizer import TextTokenizer
+from unimodal.text.tokenizer import TextTokenizer, TokenizerData
 from unimodal.text.trainers import KINDS, TrainingSettings, save, train
 from unimodal.text.trainers.less_is_better import Lexicon, Reader, ReadingSettings, is_worse
 from unimodal.text.trainers.plain import list_byte_letters
@@ -35,6 +36,11 @@ def settings_of(kind: str, **changes) -> TrainingSettings:
     return TrainingSettings(kind, SIZES.get(kind, 420), **changes)
 
 
+@cache  # of several tests
+def train_kind(kind: str) -> TokenizerData:
+    return train(LINES, settings_of(kind))
+
+
 def open_trained(kind: str, lines=LINES, **changes) -> TextTokenizer:
     return TextTokenizer(train(lines, settings_of(kind, **changes)))
 
@@ -48,8 +54,7 @@ def spell(tokenizer: TextTokenizer, text: str) -> list[str]:
 def test_every_string_survives_in_every_kind_and_autotokenizer_reads_the_same(kind, tmp_path):
     from transformers import AutoTokenizer
 
-    settings = settings_of(kind)
-    data = train(LINES, settings)
+    settings, data = settings_of(kind), train_kind(kind)
     tokenizer = TextTokenizer(data)
     assert settings.size in (None, tokenizer.size)
     save(data, tmp_path / "out", settings, LINES)

@@ -51,6 +51,7 @@ from unimodal.cli.shared import (
     read_source,
     read_voice,
 )
+from unimodal.cli.text import text
 from unimodal.cli.tokenizers import tokenizers
 from unimodal.cli.upgrade import upgrade
 from unimodal.media.registry import MEDIA
@@ -306,6 +307,7 @@ def detokenize(
 for command in (evaluate, export, push, serve, upgrade):
     app.command(cls=Command)(command)
 app.add_typer(tokenizers)
+app.add_typer(text)
 
 
 def main(argv: list[str] | None = None) -> None:

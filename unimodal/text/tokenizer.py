@@ -150,6 +150,18 @@ class TextTokenizer:
             for encoding, text in zip(encodings, texts, strict=True)
         ]
 
+    def locate(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The text rows of a text, and the characters [start, end) that each of them stands for."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._forbidden.isdisjoint(encoding.ids):
+            return encoding.ids, encoding.offsets
+        # spelled letter by letter around a special string: letters are found again by what they decode to
+        ids, spans, end = self._encode_around(text), [], 0
+        for count in range(1, len(ids) + 1):
+            start, end = end, max(end, len(self.decode(ids[:count]).removesuffix("\ufffd")))
+            spans.append((start, end))
+        return ids, spans
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of text rows; ValueError on any other row. Broken UTF-8 gives U+FFFD."""
         ids = [int(row) for row in ids]

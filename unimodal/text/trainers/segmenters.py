@@ -1,11 +1,11 @@
 """Morphology before statistics: a function that cuts words before pieces are learned.
 
-Bayram et al. 2025 ("Tokens with Meaning", arXiv:2508.14292) segment Turkish words by roots and affixes first and leave
-the rest to BPE. Here the analysis is anybody's: `module:function` names a function that takes a word and returns its
-segments, which joined are the word. No piece then crosses a segment's end in training.
+"Tokens with Meaning: A Hybrid Tokenization Approach for NLP" segments Turkish words by roots and affixes first
+and leaves the rest to BPE. Here the analysis is anybody's: `module:function` names a function that takes a word and
+returns its segments, which joined are the word. No piece then crosses a segment's end in training.
 
 A `tokenizer.json` cannot call a function: encoding follows the learned pieces alone, so a word may still be cut
-elsewhere. `unimodal text report --segments` measures how often. Their normalisation of sounds and shared rows of
+elsewhere. `unimodal text report --segments` measures how often. Its normalisation of sounds and shared rows of
 affixes are not here.
 """
 

@@ -1,7 +1,7 @@
 """Subwords by the tokenizers library: byte-level BPE, Unigram and WordPiece.
 
 `bpe` is byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; bytes as Radford et al. 2019): every byte has a row, so
-nothing is unknown. With `max_length` it is what KL3M calls character tokenizers (arXiv:2503.17247): pieces of a few
+nothing is unknown. With `max_length` it is what KL3M calls character-level tokenizers: pieces of a few
 characters, whose cuts stay the same when a letter is wrong. With `superwords` a second stage goes on over spaces
 (`superwords.py`).
 

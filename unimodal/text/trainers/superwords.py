@@ -1,7 +1,7 @@
 """Superwords: byte-pair encoding that goes on over spaces.
 
 A second stage drops the cuts at spaces and merges on (Liu et al. 2025, "SuperBPE", arXiv:2503.13423; learning across
-words is also what Sharthak et al. 2025, "TokenAdapt", arXiv:2505.09738, do, who cut lines at random lengths instead).
+words is also what the supertokens of TokenAdapt do, which cuts lines at random lengths instead).
 As in SuperBPE the text of the second stage is cut by the merges of the first one over whole lines, exactly as the
 finished tokenizer will cut it. Numbers keep their rule, and nothing crosses the end of a line.
 
