@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from unimodal.cli.progress import Reporter
@@ -34,7 +33,7 @@ DIGITS = ("free", "single", "left", "right")
 class ManyCommand(Command):
     """A command whose options that may be repeated also take several values at once: `--corpus a.txt b.txt`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as `Command`
         many = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
         spread: list[str] = []
         option = None
@@ -48,7 +47,7 @@ class ManyCommand(Command):
                 spread += [option, word]
             else:
                 spread.append(word)
-        return super().parse_args(ctx, spread)  # type: ignore[arg-type]  # typer's own copy of click's class
+        return super().parse_args(ctx, spread)
 
 
 Corpus = Annotated[

@@ -196,6 +196,21 @@ class Engine:
             scores.append(float(found.gather(1, torch.tensor(list(answer), device=found.device)[:, None]).sum()))
         return scores
 
+    @torch.inference_mode()
+    def compute_next(self, prompt: Sequence[int]) -> torch.Tensor:
+        """The probability [V] of every row of the vocabulary behind a prompt, whatever the grammar allows.
+
+        Raises ValueError for an empty prompt, and for one that ends within a summed position.
+        """
+        folded, begun = self.vocabulary.positions.fold(list(prompt))
+        if not folded or begun:
+            raise ValueError("a prompt is to hold at least one id, and to end with a whole position")
+        if len(folded) > self.max_positions:
+            raise ValueError(f"a prompt of {len(folded)} tokens exceeds the model's {self.max_positions} positions")
+        self.refresh_head()
+        hidden = self.decoder.prefill([folded], self.pad_id, len(folded))  # [1, D]
+        return self.head.compute_logits(hidden, self.head.select(((0, self.vocabulary.size),)))[0].float().softmax(0)
+
     def prepare(
         self, prompts: Sequence[Sequence[int]], configs: Sequence[GenerationConfig], compressed: bool = False
     ) -> PreparedBatch:

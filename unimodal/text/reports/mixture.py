@@ -32,7 +32,7 @@ _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
-class Mixture:
+class InferredMixture:
     """shares: category → share of the bytes of the training text. missing: merges that no sample has the pair of."""
 
     shares: dict[str, float]
@@ -56,7 +56,7 @@ class PairHistory:
 
 def infer_mixture(
     tokenizer: OpenedTokenizer, samples: Mapping[str, Sequence[str]], most_merges: int = MOST_MERGES
-) -> Mixture:
+) -> InferredMixture:
     """The shares of categories in a tokenizer's training text. samples: category → lines of it.
 
     Raises ValueError for fewer than two samples and for a tokenizer without merges.
@@ -71,7 +71,7 @@ def infer_mixture(
         raise ValueError("none of the tokenizer's merges occurs in the samples; give text that it was trained on")
     shares, slack = solve(history, sizes / _PER_BYTES)
     found = dict(zip(samples, (float(share) for share in shares), strict=True))
-    return Mixture(found, len(merges), sum(row < 0 for row in history.merged), slack)
+    return InferredMixture(found, len(merges), sum(row < 0 for row in history.merged), slack)
 
 
 def read_merges(tokenizer: OpenedTokenizer) -> list[Pair]:
