@@ -132,7 +132,7 @@ def report_tokenizer(
     ] = None,
     merges: Annotated[
         int, typer.Option("--merges", metavar="N", help="For --mixture: at most so many of its merges.")
-    ] = 3000,
+    ] = 1000,
     ids: Annotated[
         Path | None,
         typer.Option("--ids", metavar="FILE", help="Ids that a model wrote, one JSON list a line: are they canonical?"),

@@ -24,7 +24,7 @@ from unimodal.text.reports.opened import OpenedTokenizer
 Pair = tuple[str, str]
 Floats = NDArray[np.float64]
 
-MOST_MERGES = 3000
+MOST_MERGES = 1000  # as the authors do unless told
 _BATCH = 10  # competitors of a merge that are added in a round
 _MOST_ROUNDS = 100
 _PER_BYTES = 1e6  # counts are per so many bytes: the solver's tolerance is absolute
