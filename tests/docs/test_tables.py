@@ -10,6 +10,7 @@ import typer
 
 from tests.tiny_bases import BASES, MORE_BASES, REFUSED
 from unimodal.cli.app import app
+from unimodal.cli.text import KINDS
 from unimodal.compression import BASELINES, METHODS, Method
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.importers import IMPORTERS
@@ -102,6 +103,10 @@ def test_every_option_of_a_command_has_its_row(command, page):
         options.pop(name, None)
     said = {name: row["default"].strip("`") for name, row in read_table(page, "option").items()}
     assert said == options
+
+
+def test_every_kind_of_text_tokenizer_has_its_row():
+    assert tuple(read_table("text.md", "kind")) == KINDS
 
 
 def test_every_importer_has_its_row():
