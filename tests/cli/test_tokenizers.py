@@ -114,13 +114,14 @@ def test_a_voice_is_named_by_sounds_of_it(capsys, tmp_path):
     clips = make_sounds(5000, 2)[:, 0]
     for number, clip in enumerate(clips):
         soundfile.write(tmp_path / f"{number}.wav", clip.numpy(), 16_000, subtype="FLOAT")
-    build_small().round_to_half().save(tmp_path / "codec")
-    sha256 = load_tokenizer(tmp_path / "codec").sha256
+    build_small().save(tmp_path / "codec", in_8_bits=("decoder.",))
+    sha256, stored = load_tokenizer(tmp_path / "codec").sha256, (tmp_path / "codec" / "model.safetensors").read_bytes()
     sounds = [str(tmp_path / f"{number}.wav") for number in range(2)]
     status, out, _ = run(capsys, "name-voice", str(tmp_path / "codec"), "anna", *sounds)
     tokenizer = load_tokenizer(tmp_path / "codec")
     expected = tokenizer.encode_voice(torch.cat(list(clips))[None, None])[0]
     assert status == 0 and torch.equal(tokenizer.find_voice("anna"), expected) and tokenizer.sha256 == sha256
+    assert (tmp_path / "codec" / "model.safetensors").read_bytes() == stored
     assert out.split() == ["anna:", *", ".join(map(str, expected.tolist())).split()]
     status, _, err = run(capsys, "name-voice", str(tiny_folder() / "audio_tokenizer"), "anna", sounds[0])
     assert status and "has no codes of a voice" in err

@@ -107,7 +107,7 @@ def name_voice(
             f"the tokenizer in {folder} has no codes of a voice, as those of the family whisper_codec have"
         )
     tokenizer.name_voice(name, torch.cat([coder.read(clip, "audio") for clip in clips])[None])
-    tokenizer.save(folder)
+    tokenizer.save_config(folder)
     print(f"{name}: {', '.join(map(str, tokenizer.find_voice(name).tolist()))}")
 
 

@@ -112,7 +112,11 @@ class StoredModule(nn.Module):
         for name in [n for n, tensor in state.items() if is_stored_in_8_bits(n, tensor, in_8_bits)]:
             state[name], state[f"{name}{SCALE}"] = _round_rows(state[name].float())
         write_bytes_atomically(folder / WEIGHTS, save(state, metadata={"format": "pt"}))
-        _write_fields(folder, self.config.model_dump(mode="json"))
+        self.save_config(folder)
+
+    def save_config(self, folder: str | Path) -> None:
+        """Writes ``config.json`` alone, of a folder whose weights are these."""
+        _write_fields(Path(folder), self.config.model_dump(mode="json"))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

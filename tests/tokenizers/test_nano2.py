@@ -1,0 +1,34 @@
+"""The released tokenizers of nano 2: their records, what they continue, and a picture there and back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from unimodal.files import read_json
+from unimodal.media.image import load_image
+from unimodal.tokenizers import hash_stored, load_tokenizer
+
+CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+NANO2, SAMPLES = CARDS / "nano2", CARDS / "nano" / "samples"
+
+
+@pytest.mark.parametrize("medium", ["image", "video"])
+def test_the_weights_are_those_of_their_record(medium):
+    folder = NANO2 / f"{medium}_tokenizer"
+    tokenizer = load_tokenizer(folder)
+    assert read_json(folder / "recipe.json")["weights_sha256"] == tokenizer.sha256 == hash_stored(folder)
+
+
+def test_a_picture_is_named_and_drawn_and_begins_a_clip():
+    tokenizer = load_tokenizer(NANO2 / "image_tokenizer")
+    x = load_image(SAMPLES / "picture.png")[None].float() / 255
+    codes = tokenizer.encode(x)
+    assert codes.counts == [64] and len(tokenizer.code_names["known"]) == tokenizer.block_sizes["known"]
+    error = float((tokenizer.decode(codes) - x).square().mean())
+    assert -10 * torch.log10(torch.tensor(error)) > 20
+    clips = load_tokenizer(NANO2 / "video_tokenizer", tokenizer)
+    film = x.unsqueeze(2).expand(-1, -1, 9, -1, -1)
+    ids = clips.encode(film).ids
+    assert ids.shape == (1, 192, 1) and torch.equal(ids[:, :64], codes.ids)
+    assert float((clips.decode(clips.encode(film)) - film).square().mean()) < 0.01
