@@ -144,7 +144,9 @@ def test_what_cannot_be_upgraded_is_one_line(folder, tmp_path_factory, capsys):
 
 
 def test_the_released_folders_are_of_the_newest_format():
-    for folder in list_default_folders()[0].parent.iterdir():
+    released = [path.parent for path in list_default_folders()[0].parent.glob("*/vocabulary.json")]
+    assert {"nano", "smol"} <= {folder.name for folder in released}  # nano2 has no decoder yet
+    for folder in released:
         assert plan_upgrade(folder) == []
         assert read_processor(folder).limits == {"audio": MediumLimits(seconds=5.0, codes=250)}
         assert read_processor(folder).wording == NANO_WORDING

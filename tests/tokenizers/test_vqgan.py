@@ -288,8 +288,8 @@ def test_a_binary_tokenizer_trained_on_drawn_text_keeps_strokes_that_it_has_not_
     tokenizer = build("beyond-words").train()
     generator = torch.Generator().manual_seed(0)
     unseen = draw_text(torch.Generator().manual_seed(1), 4)
-    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=8e-3)
-    for _ in range(200 if is_study() else 24):
+    optimizer = torch.optim.Adam(tokenizer.parameters(), lr=4e-3)
+    for _ in range(200 if is_study() else 48):
         loss, _ = tokenizer.training_loss(draw_text(generator, 2))
         optimizer.zero_grad()
         loss.backward()
@@ -299,7 +299,7 @@ def test_a_binary_tokenizer_trained_on_drawn_text_keeps_strokes_that_it_has_not_
     dark = tokenizer.decode(codes).mean(1) < unseen.mean()
     found = (dark & (unseen[:, 0] < 0.5)).sum() / (unseen[:, 0] < 0.5).sum()
     false = (dark & (unseen[:, 0] > 0.5)).sum() / (unseen[:, 0] > 0.5).sum()
-    assert found - false > 0.3, (found, false)
+    assert found - false > 0.5, (found, false)
     flipped = codes.ids.clone()
     flipped[:, :, 0] ^= 1  # a bit is one channel's sign and no other's
     before, after = (tokenizer.quantizer.look_up(ids) for ids in (codes.ids, flipped))
