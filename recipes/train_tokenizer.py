@@ -148,7 +148,7 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
             raise ValueError("the initial tokenizer has its own trunk; leave trunk out")
         if cfg.tokenizer or cfg.small:
             raise ValueError("the initial tokenizer has its own settings; leave tokenizer and small out")
-        return load_initial(cfg.initial, cfg.system, cfg.family, cfg.continued)
+        return round_frozen(load_initial(cfg.initial, cfg.system, cfg.family, cfg.continued), cfg.in_8_bits)
     settings: dict[str, JsonValue] = {"family": cfg.family, **cfg.tokenizer}
     if cfg.system is not None:
         system = read_system(cfg.system)
@@ -167,20 +167,24 @@ def make_tokenizer(cfg: TokenizerRecipe) -> AnyTokenizer:
         if not isinstance(made, SystemModule):
             raise ValueError(f"the {made.config.family} tokenizer has no trunk that is filled; leave trunk out")
         made.fill_trunk(cfg.trunk)
-        made.keep_trunk(cfg.trunk_memory_mb * 2**20, cfg.trunk_folder)
     if cfg.begin_from is not None:
         count = made.take_weights(open_beginning(cfg.begin_from, cfg.continued))
         print(f"{count} of {len(made.state_dict())} weights are from {cfg.begin_from}", file=sys.stderr)
+    round_frozen(made, cfg.in_8_bits)
+    if cfg.trunk is not None and isinstance(made, SystemModule):  # what is kept is of the trunk as it stays
+        made.keep_trunk(cfg.trunk_memory_mb * 2**20, cfg.trunk_folder)
     return made
 
 
-def check_names(tokenizer: AnyTokenizer, starts: Sequence[str]) -> None:
-    """ValueError for a beginning that no weight has."""
+def round_frozen(tokenizer: AnyTokenizer, starts: Sequence[str]) -> AnyTokenizer:
+    """Rounds what is stored in 8 bits, so that what stays frozen is what is stored from the first step on. ValueError
+    for a beginning that no weight has."""
     names = [tokenizer.to_stored_name(name) for name in tokenizer.state_dict()]
     for given in starts:
         if not any(name.startswith(given) for name in names):
             parts = ", ".join(sorted({name.split(".")[0] for name in names}))
             raise ValueError(f"in_8_bits: no weight begins with {given!r}; there are {parts}")
+    return tokenizer.round_to_8_bits(tuple(starts))
 
 
 def fit_to_labels(tokenizer: AnyTokenizer, folder: str, stream: MediaStream) -> None:
@@ -424,8 +428,6 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
             raise ValueError(f"{tokenizer.config.family} reads no texts; leave text_network out")
         tokenizer.name_text_network(cfg.text_network)
     initial = hash_weights(tokenizer) if cfg.initial is not None else "none"
-    check_names(tokenizer, cfg.in_8_bits)
-    tokenizer.round_to_8_bits(cfg.in_8_bits)  # what stays frozen is what is stored, from the first step on
     conditions = ConditionMaker(tokenizer)
     stream = open_stream(cfg, tokenizer, parallel, left_out, conditions.reads_text)
     try:

@@ -54,6 +54,13 @@ def test_a_bottleneck_is_trained_by_spelling_behind_its_trunk(tmp_path, sounds, 
     assert metrics["spelling"] > 0 and "validation_character_errors" in metrics and "character_errors" in printed
     saved = load_tokenizer(tmp_path / "out")
     assert saved.encode(torch.zeros(1, 1, 3200)).ids.shape == (1, 5, 1)
+    kept, counts = ("trunk_memory_mb=1", f"trunk_folder={tmp_path}/heard", f"tokenizer={shape}", "crop_s=0.6"), []
+    for number, bits in enumerate(
+        ("[]", "[trunk.]", "[trunk.]")
+    ):  # another trunk's features are no features of this one
+        train(tmp_path, sounds, *settings, *kept, f"in_8_bits={bits}", f"run={tmp_path}/kept{number}")
+        counts.append(len(list((tmp_path / "heard").iterdir())))
+    assert counts[1] == counts[2] == 2 * counts[0] > 0
 
 
 def test_sounds_without_a_text_are_trained_by_the_other_losses(tmp_path, sounds, capsys):

@@ -104,11 +104,8 @@ def test_several_conversations_are_named_opened_and_deleted(page):
         assert page.locator("#welcome h2").is_visible() and page.locator(".turn").count() == 0
         assert len(asked(page, lambda words=words: ask(page, words))["messages"]) == 1
     assert "the second" in page.title()
-    page.wait_for_function("() => document.title.includes('the second')")
-    for _ in range(50):  # the list is drawn again once the answer is saved
-        if list_names(page):
-            break
-        page.wait_for_timeout(100)
+    list_names(page)  # opens the list, which is drawn when what is saved was read
+    page.locator("#conversations strong").nth(1).wait_for()
     assert list_names(page) == ["the second", "the first"]
     page.click("button[aria-label='Rename: the first']")
     page.keyboard.type("renamed")
