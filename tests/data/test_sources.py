@@ -302,3 +302,26 @@ def test_codes_are_named_in_their_order():
     oil = EncodedConcepts(np.zeros((1, 5), dtype=int), [0], concepts, np.array(["oil"]), styles=["oil"])
     with pytest.raises(ValueError, match="style 'oil' is unknown; use noto, fluent3d"):
         name_codes(oil, vocabulary)
+
+
+def test_rows_of_labelled_things_begin_as_their_names():
+    """A tokenizer whose codes stand for labels: the name of each concept with that key, in the order of the codes."""
+    from types import SimpleNamespace
+
+    from recipes.train_nano import collect_row_words
+    from unimodal.data.encoded_media import Concept, EncodedConcepts
+
+    concepts = [
+        Concept(id=n, key=key, family=key, label=label, tags=(), group="g", split="train")
+        for n, (key, label) in enumerate((("1f34e", "Red Apple"), ("26f5", "boat")))
+    ]
+    pictures = EncodedConcepts(np.zeros((2, 5), dtype=int), np.arange(2), concepts, np.array(["noto", "noto"]))
+    blocks = [Block(name="known", modality="image", size=3), Block(name="rest", modality="image", size=8)]
+    vocabulary = Vocabulary.build(100, blocks, [SpanLayout("image", [Segment("known", 2), Segment("rest", 3)])])
+    text = SimpleNamespace(encode=lambda words: words)
+    tokenizer = SimpleNamespace(exemplar_blocks=frozenset(), code_names={"known": ("26f5", "1f34e", "zebra")})
+    assert collect_row_words(vocabulary, pictures, tokenizer, text) == {
+        vocabulary.get_block_range("known"): [" boat", " red apple", " zebra"]
+    }
+    tokenizer.code_names = {"known": ()}  # not fitted
+    assert collect_row_words(vocabulary, pictures, tokenizer, text) == {}
