@@ -61,7 +61,7 @@ class OpenedTokenizer:
     @cached_property
     def spelled(self) -> dict[int, bytes]:
         """Row → the bytes that it stands for. Raises ValueError for a decoder that is not known here."""
-        spell = _find_speller(self.data)
+        spell = _Speller(self.data)
         return {row: spell(piece) for row, piece in self.pieces.items() if row != self.unknown_id}
 
     @cached_property
@@ -158,7 +158,3 @@ class _Speller:
         if self.letters is not None and all(letter in self.letters for letter in piece):
             return bytes(self.letters[letter] for letter in piece)
         return piece.encode("utf-8", "surrogatepass")
-
-
-def _find_speller(data: TokenizerData) -> _Speller:
-    return _Speller(data)
