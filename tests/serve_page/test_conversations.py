@@ -17,6 +17,7 @@ def list_names(page):
     """The names in the list of conversations, which is left open."""
     if not page.locator("#conversations").is_visible():
         page.click("#open-conversations")
+        page.locator("#conversations").wait_for()  # it is shown once it was drawn anew
     return page.locator("#conversations strong").all_inner_texts()
 
 
@@ -104,8 +105,6 @@ def test_several_conversations_are_named_opened_and_deleted(page):
         assert page.locator("#welcome h2").is_visible() and page.locator(".turn").count() == 0
         assert len(asked(page, lambda words=words: ask(page, words))["messages"]) == 1
     assert "the second" in page.title()
-    list_names(page)  # opens the list, which is drawn when what is saved was read
-    page.locator("#conversations strong").nth(1).wait_for()
     assert list_names(page) == ["the second", "the first"]
     page.click("button[aria-label='Rename: the first']")
     page.keyboard.type("renamed")
