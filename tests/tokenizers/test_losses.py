@@ -250,7 +250,8 @@ def test_a_bag_adds_what_its_settings_say_and_begins_when_they_say(monkeypatch):
 
 def test_parts_that_do_not_fit_are_named():
     for fields, modality, said in (
-        ({"perceptual": 1}, "audio", "of pictures, and this tokenizer is one of sounds"),
+        ({"perceptual": 1}, "audio", "name whisper-tiny.en or a folder"),
+        ({"alignment": {"feature": "codes"}}, "audio", "of pictures, and this tokenizer is one of sounds"),
         ({"spectral": 1}, "image", "spectral is of sounds, and this tokenizer is one of image"),
         ({"adversarial": {"judge": "patch"}}, "audio", "judge patch does not fit a tokenizer of audio"),
         ({"alignment": {"feature": "decoder"}}, "image", "features 'decoder', and this tokenizer gives codes"),

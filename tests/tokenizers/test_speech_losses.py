@@ -15,6 +15,7 @@ from unimodal.tokenizers.losses.distillation import (
     distill_by_time,
     match_steps,
 )
+from unimodal.tokenizers.losses.heard import HeardLoss
 from unimodal.tokenizers.losses.settings import LossSettings
 from unimodal.tokenizers.losses.spelling import Alphabet, SpellingLoss, collect_characters, count_edits
 from unimodal.tokenizers.losses.trained_tokenizer import TrainedTokenizer
@@ -195,3 +196,45 @@ def test_a_codec_is_taught_by_a_speech_encoder_and_by_a_language_model(tmp_path)
     total, numbers = bag(made, x, 0)
     total.backward()
     assert numbers["distillation"] > 0 and settings.read_weights()["distillation"] == 120
+
+
+@pytest.mark.parametrize("rate_hz", [16000, 24000])
+def test_what_an_encoder_hears_of_two_sounds_is_compared(tmp_path, rate_hz):
+    save_whisper(tmp_path, positions=60)
+    encoder = load_speech_encoder(str(tmp_path))
+    loss = HeardLoss(encoder, rate_hz, lead_s=0.1)
+    generator = torch.Generator().manual_seed(0)
+    real, made = (0.3 * torch.randn(3, rate_hz // 2, generator=generator) for _ in range(2))
+    made.requires_grad_()
+    assert loss(real, real) == 0
+    value = loss(made, real)
+    if rate_hz == encoder.sample_rate_hz:  # the formula, plainly
+        front = torch.zeros(3, 1600)
+        here, there = (encoder.list_hidden(torch.cat([front, x], 1))[1:] for x in (made, real))
+        plain = [((a - b).abs() / b.flatten(0, 1).std(0, correction=0)).mean() for a, b in zip(here, there, strict=True)]
+        torch.testing.assert_close(value, sum(plain) / 2)
+    (slope,) = torch.autograd.grad(value, made)
+    with torch.no_grad():
+        assert loss(made - 1e-3 * slope / slope.norm(), real) < value
+        # a padded item counts as it does alone, and what lies behind its end counts nothing
+        lengths = torch.tensor([rate_hz // 2, rate_hz // 4, rate_hz // 2])
+        noise = made.detach().clone()
+        noise[1, rate_hz // 4 :] = 9
+        assert loss(noise, real, lengths) == loss(made, real, lengths) != value
+        torch.testing.assert_close(
+            loss(made[1:2], real[1:2], lengths[1:2]), loss(made[1:2, : rate_hz // 4], real[1:2, : rate_hz // 4])
+        )
+
+
+def test_sounds_are_trained_by_what_an_encoder_hears(tmp_path):
+    save_whisper(tmp_path, positions=60)
+    settings = LossSettings.model_validate({"l2": 0, "perceptual": {"network": str(tmp_path), "weight": 0.5}})
+    bag = LossBag(settings, "audio", {}, 24000)
+    tokenizer = build_tokenizer(read_system("encodec-24").choose_settings(small=True))
+    x = 0.3 * torch.randn(2, 1, 6000, generator=torch.Generator().manual_seed(0))
+    made = tokenizer.reconstruct(x)
+    total, numbers = bag(made, x, 0, torch.tensor([6000, 4800]))
+    total.backward()
+    torch.testing.assert_close(float(total.detach()), 0.5 * numbers["perceptual"] + numbers["quantizer"])
+    assert any(weight.grad is not None and weight.grad.any() for weight in tokenizer.parameters())
+    assert not any(weight.requires_grad for weight in bag.parameters())

@@ -19,7 +19,9 @@ from unimodal.tokenizers.losses.adversarial import AdversarialLoss
 from unimodal.tokenizers.losses.alignment import CosineAlignment
 from unimodal.tokenizers.losses.caption import CaptionLoss, CaptionModel, HubCaptionModel
 from unimodal.tokenizers.losses.distillation import DistillationLoss, TextTeacher
+from unimodal.tokenizers.losses.frozen_features import PACKAGED as PICTURES
 from unimodal.tokenizers.losses.frozen_features import FrozenFeatures, load_frozen
+from unimodal.tokenizers.losses.heard import HeardLoss
 from unimodal.tokenizers.losses.imitation import CodeTeacher
 from unimodal.tokenizers.losses.judges import FeatureJudge, PatchJudge, WaveJudge
 from unimodal.tokenizers.losses.perceptual import Lpips, PerceptualLoss
@@ -66,8 +68,8 @@ class LossBag(nn.Module):
         super().__init__()
         settings = settings if decodes else settings.leave_out_decoded()
         self.settings, self.modality = settings, modality
-        if modality == "audio" and (settings.perceptual or settings.alignment):
-            raise ValueError("losses perceptual and alignment are of pictures, and this tokenizer is one of sounds")
+        if modality == "audio" and settings.alignment:
+            raise ValueError("the loss alignment is of pictures, and this tokenizer is one of sounds")
         self.frozen: dict[str, FrozenFeatures] = {}  # shared; not a submodule twice
         self.spectral = self._make_spectral(settings.spectral, modality, sample_rate_hz)
         self.mel = self._make_mel(settings.mel, modality, sample_rate_hz)
@@ -76,7 +78,7 @@ class LossBag(nn.Module):
         if settings.stft and modality != "audio":
             raise ValueError(f"the loss stft is of sounds, and this tokenizer is one of {modality}")
         self.stft = StftLoss() if settings.stft else None
-        self.perceptual = self._make_perceptual(settings.perceptual)
+        self.perceptual = self._make_perceptual(settings.perceptual, sample_rate_hz if modality == "audio" else None)
         self.adversarial = self._make_adversarial(settings.adversarial)
         self.alignment: CosineAlignment | None = None
         self.teacher: FrozenFeatures | None = None
@@ -145,9 +147,15 @@ class LossBag(nn.Module):
             raise ValueError(f"the loss mel is of sounds, and this tokenizer is one of {modality}")
         return MelLoss(sample_rate_hz, settings.form, settings.windows, settings.bands)
 
-    def _make_perceptual(self, settings: PerceptualSettings | None) -> nn.Module | None:
+    def _make_perceptual(self, settings: PerceptualSettings | None, sample_rate_hz: int | None) -> nn.Module | None:
         if settings is None:
             return None
+        if sample_rate_hz is not None:
+            if settings.lpips or settings.network == PICTURES:
+                raise ValueError(
+                    "perceptual compares sounds by a speech encoder: name whisper-tiny.en or a folder as its network"
+                )
+            return HeardLoss(load_speech_encoder(settings.network), sample_rate_hz)
         if settings.lpips:
             return Lpips.load(Path(settings.network).expanduser())
         return PerceptualLoss(self._load_frozen(settings.network))
@@ -230,7 +238,10 @@ class LossBag(nn.Module):
         made_pictures, real_pictures = self._draw_pictures(decoded, masked, generator)
         if weights["perceptual"]:
             assert self.perceptual is not None
-            add("perceptual", self.perceptual(made_pictures, real_pictures))
+            if isinstance(self.perceptual, HeardLoss):
+                add("perceptual", self.perceptual(decoded[:, 0], masked[:, 0], lengths))
+            else:
+                add("perceptual", self.perceptual(made_pictures, real_pictures))
         reconstruction = total
         if weights["quantizer"]:
             add("quantizer", made.loss)

@@ -36,7 +36,8 @@ def _expand(value: object) -> object:
 
 
 class PerceptualSettings(Config):
-    """network: `efficientnet`, the folder of a vision encoder of transformers, or one with the weights of LPIPS."""
+    """network: `efficientnet`, the folder of a vision encoder of transformers, or one with the weights of LPIPS; for
+    sounds `whisper-tiny.en`, or the folder of a speech encoder."""
 
     weight: float = Field(1.0, gt=0)
     network: str = PACKAGED
