@@ -136,6 +136,51 @@ def test_a_watcher_may_end_its_row_or_fail_and_its_neighbours_go_on(engine, ask)
     assert {event.row for event in heard} == {keys[0]}
 
 
+@pytest.mark.sweep
+@pytest.mark.sliced
+@pytest.mark.parametrize("sampling", [ALL_GREEDY, MIXED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_a_prompt_that_is_read_in_slices_between_steps_is_answered_as_alone(engine, ask, sampling, most):
+    prompts, configs = varied(ask, sampling)
+    requests = [GenerationRequest(p, c) for p, c in zip(prompts, configs, strict=True)]
+    expected = [engine.generate([p], c)[0] for p, c in zip(prompts, configs, strict=True)]
+    batch, answers, order = ContinuousBatch(engine), {}, []
+    for number, request in enumerate(requests):
+        turns = 0
+        while not batch.read_ahead(request, most):
+            turns += 1
+            answers.update({done.key: done.answer for done in batch.advance_rows()})
+        # every stream of the request leaves `most` tokens at most, and no turn reads more than these
+        longest = max(len(p) for p in (request.prompt, request.config.unconditional or ()))
+        assert turns >= -(-longest // most) - 2
+        order += batch.admit([request])
+        assert batch.run.slots.num_computed <= most
+    while len(batch):
+        answers.update({done.key: done.answer for done in batch.advance_rows()})
+    assert [answers[key] for key in order] == expected
+    assert not batch.reader.find_prefixes([prompts[-1]])  # what joined is held no longer
+
+
+def test_what_was_read_ahead_is_used_for_that_request_alone(model, vocabulary, ask):
+    engine = Engine(model, vocabulary)
+    batch = ContinuousBatch(engine)
+    long, other = (
+        GenerationRequest(ask([3] * num), GenerationConfig(max_new_tokens=8, force="audio", max_codes={"audio": 2}))
+        for num in (20, 17)
+    )
+    assert not batch.read_ahead(long, 4)
+    [key] = batch.admit([other])  # joins meanwhile, and changes nothing
+    while not batch.read_ahead(long, 4):
+        batch.advance_rows()
+    num_read = batch.reader.num_read
+    assert len(long.prompt) - 4 <= num_read < len(long.prompt)
+    batch.forget_read()
+    assert not batch.read_ahead(long, 4) and batch.reader.num_read == num_read + 4  # from the beginning
+    with pytest.raises(ValueError, match="empty"):
+        batch.read_ahead(GenerationRequest([], GenerationConfig()), 4)
+    assert batch.clear() in ([key], []) and not batch.read_ahead(long, 4) and batch.reader.num_read == 4
+
+
 def test_what_cannot_be_kept_is_refused_and_changes_nothing(model, vocabulary, ask):
     engine = Engine(model, vocabulary)
     batch = ContinuousBatch(engine)

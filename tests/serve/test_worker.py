@@ -9,6 +9,7 @@ import pytest
 
 from tests.pipeline.test_speech_reading import reads_twice, says, spoken
 from tests.serve.conftest import lively_model
+from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.request import PAUSE, GenerationConfig, GenerationRequest
 from unimodal.pipeline.rows import make_row
 from unimodal.pipeline.settings import AnswerSettings
@@ -133,6 +134,83 @@ def test_a_cancelled_answer_of_several_rows_leaves_nothing_behind(what):
     wait_until(lambda: not worker.num_rows and not worker._waiting.drafts)
     assert worker.submit(ask(model, "Draw a cat.", to="image")).future.result(30)
     worker.stop()
+
+
+def test_rows_go_on_while_a_long_prompt_is_read(monkeypatch):
+    """Counted: between two steps of the rows no more of it is read than a slice, short ones pass it, and its answer is
+    the one that it has alone."""
+    monkeypatch.setattr("unimodal.serve.worker.SLICE_BESIDE_ROWS", 4)
+    monkeypatch.setattr("unimodal.serve.worker.SLICE", 8)
+    model = lively_model()
+    long = GenerationRequest([*[5, 6, 7] * 9, 5], GenerationConfig(max_new_tokens=6, force="text", seed=4))
+    short = GenerationRequest([5, 6, 7], GenerationConfig(max_new_tokens=4, force="text", seed=5))
+    picture = ask(model, "Draw a cat.", to="image")
+    picture = dataclasses.replace(picture, prompt=picture.prompt[:4])  # nothing of it is long
+    alone = [model.engine.generate([one.prompt], one.config)[0] for one in (long, short, picture)]
+    worker, read, events = Worker(model, max_batch=8), [], []
+    tickets = [worker.submit(one) for one in (picture, long, short)]
+    twin = dataclasses.replace(long)
+    tickets.append(worker.submit(twin))  # the same prompt again: it is read once
+    for name, ticket in zip(("picture", "long", "short"), tickets, strict=False):
+        ticket.future.add_done_callback(lambda _, name=name: events.append(name))
+
+    original = ContinuousBatch.read_ahead
+
+    def read_ahead(batch, request, most):
+        before = batch.reader.num_read
+        ready = original(batch, request, most)
+        read.append((len(batch), most, batch.reader.num_read - before))
+        return ready
+
+    monkeypatch.setattr(ContinuousBatch, "read_ahead", read_ahead)
+    worker.start()
+    answers = [ticket.future.result(60) for ticket in tickets]
+    worker.stop()
+    assert answers == [alone[2], alone[0], alone[1], alone[0]]
+    assert [sorted(events)[0], len(events)] == ["long", 3] and events.index("short") < events.index("long")
+    slices = [num for _, _, num in read if num]
+    assert slices and all(num <= most for _, most, num in read) and sum(slices) < len(long.prompt)
+    assert any(rows for rows, _, num in read if num)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed", "stopped"])
+def test_a_long_prompt_that_goes_leaves_nothing_behind(monkeypatch, how):
+    monkeypatch.setattr("unimodal.serve.worker.SLICE_BESIDE_ROWS", 2)
+    monkeypatch.setattr("unimodal.serve.worker.SLICE", 2)
+    model = lively_model()
+    long = GenerationRequest([5, 6, 7] * 9, GenerationConfig(max_new_tokens=4, force="text"))
+    worker, reached, go_on = Worker(model, max_batch=4), threading.Event(), threading.Event()
+    original, calls = ContinuousBatch.read_ahead, []
+
+    def read_ahead(batch, request, most):
+        calls.append(request)
+        if len(calls) == 3:
+            reached.set()
+            assert go_on.wait(30)
+            if how == "failed":
+                raise RuntimeError("no memory")
+        return original(batch, request, most)
+
+    monkeypatch.setattr(ContinuousBatch, "read_ahead", read_ahead)
+    ticket = worker.submit(long)
+    worker.start()
+    assert reached.wait(30) and worker.num_waiting == 1
+    if how == "cancelled":
+        worker.cancel(ticket)
+    if how == "stopped":
+        worker._stopping = True
+    go_on.set()
+    if how == "cancelled":
+        with pytest.raises(CancelledError):
+            ticket.future.result(30)
+    else:
+        assert {"failed": "no memory", "stopped": "shutting down"}[how] in str(ticket.future.exception(30))
+    if how != "stopped":
+        wait_until(lambda: not worker._reading and not worker.num_waiting)
+        again = worker.submit(long)
+        assert again.future.result(30) == model.engine.generate([long.prompt], long.config)[0]
+    worker.stop()
+    assert not worker._reading
 
 
 def test_what_fails_in_an_answer_of_several_rows_fails_it_alone():

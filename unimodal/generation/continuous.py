@@ -26,10 +26,11 @@ import torch
 from unimodal.compression import Method, open_methods
 from unimodal.generation.decoders.compressed_slots import CompressedSlots
 from unimodal.generation.decoders.slot_decoders import make_slots
-from unimodal.generation.decoders.step_decoder import SlotDecoder
+from unimodal.generation.decoders.step_decoder import CachedPrefix, SlotDecoder
 from unimodal.generation.grammar import GrammarBatch
 from unimodal.generation.parts import EngineParts
 from unimodal.generation.plain import PlainRun
+from unimodal.generation.prompt_reader import PromptReader
 from unimodal.generation.request import (
     CompressionEvent,
     FinishedRequest,
@@ -63,14 +64,14 @@ class JoinableRun(PlainRun):
         super().__init__(replace(parts, decoder=slots), nobody, on_token)
         self.run_on, self.watched, self.stats = run_on, False, stats
 
-    def join(self, batch: PreparedBatch) -> None:
-        """Read the prompts of further rows and append these to the others."""
+    def join(self, batch: PreparedBatch, prefixes: Sequence[CachedPrefix | None] = ()) -> None:
+        """Read the prompts of further rows and append these to the others. prefixes: what is read of them already."""
         self.read_waiting()
         row_of = [*range(len(batch.configs)), *batch.guided]
         capacities = [
             len(ids) + batch.configs[row].max_new_tokens for ids, row in zip(batch.prompts, row_of, strict=True)
         ]
-        hidden = self.slots.join(batch.prompts, self.parts.pad_id, capacities)  # [S, D]
+        hidden = self.slots.join(batch.prompts, self.parts.pad_id, capacities, prefixes)  # [S, D]
         self.hidden = torch.cat([self.hidden, hidden]) if self.configs else hidden
         self.streams.add_rows(len(batch.configs), batch.guided)
         self.grammar.grammars += batch.grammar.grammars
@@ -137,8 +138,10 @@ class _Lane:
         self.seats: list[_Seat] = []  # one a row
         self.methods = methods
 
-    def join(self, batch: PreparedBatch, seats: Sequence[_Seat]) -> None:
-        self.run.join(batch)
+    def join(
+        self, batch: PreparedBatch, seats: Sequence[_Seat], prefixes: Sequence[CachedPrefix | None] = ()
+    ) -> None:
+        self.run.join(batch, prefixes)
         self.seats += seats
         slots = self.run.slots
         if isinstance(slots, CompressedSlots):
@@ -195,7 +198,10 @@ class ContinuousBatch:
 
     def _begin(self) -> None:
         self.stats = GenerationStats()  # what was computed since the batch was made or cleared
-        self._plain = self._open_lane(self.engine.parts, ())
+        parts = self.engine.parts
+        self.reader = PromptReader(parts.decoder, parts.pad_id, parts.device)
+        self._read_ahead: tuple[GenerationRequest, PreparedBatch] | None = None
+        self._plain = self._open_lane(parts, ())
         self._lanes = [self._plain]
 
     def _open_lane(self, parts: EngineParts, methods: tuple[Method, ...]) -> _Lane:
@@ -222,6 +228,25 @@ class ContinuousBatch:
             pass
 
     @torch.inference_mode()
+    def read_ahead(self, request: GenerationRequest, most: int) -> bool:
+        """Read at most ``most`` further tokens of a request that has not joined; whether `admit` has no more than that
+        to read of any of its prompts. What was read is kept for the next `admit`.
+
+        Under compression a prompt is read whole by `admit`. Raises ValueError as `admit` does.
+        """
+        if request.methods:
+            return True
+        if self._read_ahead is None or self._read_ahead[0] is not request:
+            self.reader.forget()
+            self._read_ahead = (request, self._prepare([request]))
+        return self.reader.read(self._read_ahead[1].prompts, most)
+
+    def forget_read(self) -> None:
+        """Drop what `read_ahead` read, of a request that does not join after all."""
+        self.reader.forget()
+        self._read_ahead = None
+
+    @torch.inference_mode()
     def admit(self, requests: Sequence[GenerationRequest]) -> list[int]:
         """Read the prompts, add their rows, and return a key for each.
 
@@ -239,10 +264,13 @@ class ContinuousBatch:
         try:
             lanes = [self._find_lane(requests[group[0]].methods) for group in groups]
             for lane, group, batch in zip(lanes, groups, batches, strict=True):
-                lane.join(batch, [seats[number] for number in group])
+                prefixes = () if lane.methods else self.reader.find_prefixes(batch.prompts)
+                lane.join(batch, [seats[number] for number in group], prefixes)
         except Exception:
             self.cancel([seat.key for seat in seats])
             raise
+        if self._read_ahead is not None and any(request is self._read_ahead[0] for request in requests):
+            self.forget_read()
         return [seat.key for seat in seats]
 
     def _prepare(self, alike: Sequence[GenerationRequest]) -> PreparedBatch:

@@ -37,6 +37,7 @@ log = logging.getLogger("unimodal.serve")
 
 MOST_PROMPT_TOKENS = 4096  # read in one turn, padding included; a larger request joins alone
 MOST_PROMPT_TOKENS_BESIDE_ROWS = 512
+SLICE, SLICE_BESIDE_ROWS = 1024, 256  # tokens of a longer prompt that are read in one turn
 WORK_SECONDS = 0.05  # of the pieces of one turn, where no row waits for them
 
 Result = TypeVar("Result")
@@ -67,6 +68,7 @@ class Worker:
         self._composing: list[Composing] = []
         self._ready: deque[Composing] = deque()  # those whose next piece of work can be done
         self._rows: dict[int, Ticket] = {}
+        self._reading: list[Ticket] = []  # whose long prompts are read in slices; a row is kept for each
         self._step_seconds = WORK_SECONDS
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="unimodal-worker", daemon=True)
@@ -99,7 +101,8 @@ class Worker:
     @property
     def num_waiting(self) -> int:
         """Requests that wait for a row."""
-        return len(self._waiting.requests) + len(self._to_compose)
+        reading = sum(ticket.owner is None for ticket in list(self._reading))
+        return len(self._waiting.requests) + len(self._to_compose) + reading
 
     # ---- jobs
 
@@ -175,7 +178,7 @@ class Worker:
 
     def _has_work(self, batch: ContinuousBatch) -> bool:
         return bool(
-            len(batch) or self._coding or self._calls or self._ready or self._waiting.requests or self._waiting.drafts
+            len(batch) or self._coding or self._calls or self._ready or self._waiting or self._reading
         ) or bool(self._to_compose and len(self._composing) < self.most_composing)
 
     def _take_turn(self, batch: ContinuousBatch, left: Sequence[Ticket]) -> None:
@@ -260,6 +263,8 @@ class Worker:
         if one in self._ready:
             self._ready.remove(one)
         self._free_rows(batch, [key for key, ticket in self._rows.items() if ticket.owner is one])
+        for draft in [draft for draft in self._reading if draft.owner is one]:
+            self._stop_reading(batch, draft)
         with self._changed:
             self._waiting.remove_drafts(one)
             self._composing.remove(one)
@@ -267,6 +272,8 @@ class Worker:
 
     def _drop(self, batch: ContinuousBatch, ticket: Ticket) -> None:
         """Free what a request that has gone still holds."""
+        if ticket in self._reading:
+            self._stop_reading(batch, ticket)
         if ticket.key is not None:
             self._free_rows(batch, [ticket.key])
         for one in [one for one in self._composing if one.ticket is ticket]:
@@ -280,20 +287,26 @@ class Worker:
     # ---- rows
 
     def _admit(self, batch: ContinuousBatch) -> None:
-        """Let as many of those who wait join as there are rows for. Drafts of one prompt read it once."""
-        newcomers: list[Ticket] = []
-        prompts: dict[tuple[int, ...], int] = {}  # with the tokens of each that take room
+        """Let as many of those who wait join as there are rows for. Drafts of one prompt read it once. A long prompt is
+        read in slices, one a turn, and who waits behind it goes on."""
+        newcomers = self._read_slice(batch)
+        prompts = {tuple(ticket.request.prompt): ticket.request.length for ticket in newcomers}
         most = MOST_PROMPT_TOKENS_BESIDE_ROWS if len(batch) else MOST_PROMPT_TOKENS
-        num_drafts = sum(ticket.owner is not None for ticket in self._rows.values())
-        counts = [len(self._rows) - num_drafts, num_drafts]
+        seated = [*self._rows.values(), *newcomers, *self._reading]
+        num_drafts = sum(ticket.owner is not None for ticket in seated)
+        counts = [len(seated) - num_drafts, num_drafts]
         with self._changed:
             while (ticket := self._waiting.find_next(*counts)) is not None:
-                grown = prompts | {tuple(ticket.request.prompt): ticket.request.length}
-                if newcomers and max(grown.values()) * len(grown) > most:
-                    break
+                prompt, length = tuple(ticket.request.prompt), ticket.request.length
+                if length > SLICE_BESIDE_ROWS and not ticket.request.methods and prompt not in prompts:
+                    self._reading.append(ticket)
+                else:
+                    grown = prompts | {prompt: length}
+                    if newcomers and max(grown.values()) * len(grown) > most:
+                        break
+                    newcomers.append(ticket)
+                    prompts = grown
                 self._waiting.take(ticket)
-                newcomers.append(ticket)
-                prompts = grown
                 counts[ticket.owner is not None] += 1
         if not newcomers:
             return
@@ -313,6 +326,27 @@ class Worker:
         else:
             for ticket, key in zip(newcomers, keys, strict=True):
                 self._seat(ticket, key)
+
+    def _read_slice(self, batch: ContinuousBatch) -> list[Ticket]:
+        """Read on in the first of the long prompts; once the rest is no longer than a slice, all tickets of it."""
+        if not self._reading:
+            return []
+        first = self._reading[0]
+        try:
+            if not batch.read_ahead(first.request, SLICE_BESIDE_ROWS if len(batch) else SLICE):
+                return []
+        except Exception as error:
+            self._stop_reading(batch, first)
+            self._fail_ticket(batch, first, error)
+            return []
+        ready = [ticket for ticket in self._reading if ticket.request.prompt == first.request.prompt]
+        self._reading = [ticket for ticket in self._reading if ticket not in ready]
+        return ready
+
+    def _stop_reading(self, batch: ContinuousBatch, ticket: Ticket) -> None:
+        if self._reading[0] is ticket:
+            batch.forget_read()
+        self._reading.remove(ticket)
 
     def _seat(self, ticket: Ticket, key: int) -> None:
         with self._changed:
@@ -349,11 +383,12 @@ class Worker:
     def _fail_all(self, batch: ContinuousBatch, error: Exception) -> None:
         """Fail all that is here, with a batch that is empty then."""
         self._fail_rows(batch, error)
+        reading, self._reading = [ticket for ticket in self._reading if ticket.owner is None], []
         for one in list(self._composing):
             self._end(batch, one)
             fail(one.ticket.future, error)
         with self._changed:
-            tickets = [*self._waiting.clear(), *self._to_compose]
+            tickets = [*reading, *self._waiting.clear(), *self._to_compose]
             calls = list(self._calls)
             self._to_compose.clear()
             self._calls.clear()

@@ -22,7 +22,7 @@ from unimodal.compression.running.joining import can_join, join_rows, trim_paddi
 from unimodal.compression.running.slots import SlotLayer
 from unimodal.generation.decoders.reference_decoder import ReferenceDecoder
 from unimodal.generation.decoders.slot_decoders import find_unique
-from unimodal.generation.decoders.step_decoder import Prompts
+from unimodal.generation.decoders.step_decoder import CachedPrefix, Prompts
 from unimodal.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -57,8 +57,15 @@ class CompressedSlots(ReferenceDecoder):
     def _layers(self) -> list[SlotLayer]:
         return self.cache.layers
 
-    def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
-        """Read prompts as further streams; see `SlotDecoder`."""
+    def join(
+        self,
+        prompts: Prompts,
+        pad_id: int,
+        capacities: Sequence[int],
+        prefixes: Sequence[CachedPrefix | None] = (),
+    ) -> Tensor:
+        """Read prompts as further streams; see `SlotDecoder`. Each is read whole: a method looks at all of it."""
+        assert not prefixes
         unique, numbers = find_unique(prompts)
         fresh = ReferenceDecoder(self.model)
         hidden = self._context.run(fresh.prefill, unique, pad_id, max(capacities))

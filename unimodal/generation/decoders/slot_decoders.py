@@ -49,9 +49,15 @@ class LlamaSlots:
         self.keep([])
         return self._join(prompts, pad_id, capacity, prefixes, range(len(prompts)))
 
-    def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
+    def join(
+        self,
+        prompts: Prompts,
+        pad_id: int,
+        capacities: Sequence[int],
+        prefixes: Sequence[CachedPrefix | None] = (),
+    ) -> Tensor:
         unique, numbers = find_unique(prompts)
-        return self._join(unique, pad_id, max(capacities), (), numbers)
+        return self._join(unique, pad_id, max(capacities), choose_prefixes(prefixes, numbers), numbers)
 
     def _join(
         self,
@@ -183,12 +189,19 @@ class ReferenceSlots(ReferenceDecoder):
         super().__init__(model)
         self.length = 0
 
-    def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
+    def join(
+        self,
+        prompts: Prompts,
+        pad_id: int,
+        capacities: Sequence[int],
+        prefixes: Sequence[CachedPrefix | None] = (),
+    ) -> Tensor:
         from unimodal.generation.decoders.reference_cache import check_whole
 
         fresh = ReferenceDecoder(self.model)
         unique, numbers = find_unique(prompts)
-        hidden = fresh.prefill(unique, pad_id, max(capacities))[numbers]
+        hidden = fresh.prefill(unique, pad_id, max(capacities), choose_prefixes(prefixes, numbers))[numbers]
+        self.num_computed = fresh.num_computed
         if len(unique) < len(prompts):
             fresh.keep(numbers)
         for layer in fresh.cache.layers:
@@ -225,6 +238,13 @@ def find_unique(prompts: Prompts) -> tuple[list[tuple[Position, ...]], list[int]
     found: dict[tuple[Position, ...], int] = {}
     numbers = [found.setdefault(tuple(prompt), len(found)) for prompt in prompts]
     return list(found), numbers
+
+
+def choose_prefixes(
+    prefixes: Sequence[CachedPrefix | None], numbers: Sequence[int]
+) -> Sequence[CachedPrefix | None]:
+    """The prefixes of distinct prompts, of those of all prompts; numbers: as of `find_unique`."""
+    return [prefixes[numbers.index(number)] for number in range(max(numbers) + 1)] if prefixes else ()
 
 
 def _pad_slots(held: Tensor, num: int) -> Tensor:

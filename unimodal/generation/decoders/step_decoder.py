@@ -89,9 +89,15 @@ class StepDecoder(Protocol):
 class SlotDecoder(StepDecoder, Protocol):
     """A `StepDecoder` whose streams come and go: further ones can `join`."""
 
-    def join(self, prompts: Prompts, pad_id: int, capacities: Sequence[int]) -> Tensor:
+    def join(
+        self,
+        prompts: Prompts,
+        pad_id: int,
+        capacities: Sequence[int],
+        prefixes: Sequence[CachedPrefix | None] = (),
+    ) -> Tensor:
         """Read prompts as further streams, numbered after the others; return their last hidden states, [new, E].
 
-        Equal prompts are read once. capacities: the most tokens that each will hold. Raises ValueError if a layer does
+        Equal prompts are read once. capacities: the most tokens that each will hold. prefixes: as of `prefill`. Raises ValueError if a layer does
         not hold all tokens (a sliding window).
         """
