@@ -145,7 +145,7 @@ def test_a_prompt_that_is_read_in_slices_between_steps_is_answered_as_alone(engi
     requests = [GenerationRequest(p, c) for p, c in zip(prompts, configs, strict=True)]
     expected = [engine.generate([p], c)[0] for p, c in zip(prompts, configs, strict=True)]
     batch, answers, order = ContinuousBatch(engine), {}, []
-    for number, request in enumerate(requests):
+    for request in requests:
         turns = 0
         while not batch.read_ahead(request, most):
             turns += 1

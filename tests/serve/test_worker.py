@@ -139,8 +139,8 @@ def test_a_cancelled_answer_of_several_rows_leaves_nothing_behind(what):
 def test_rows_go_on_while_a_long_prompt_is_read(monkeypatch):
     """Counted: between two steps of the rows no more of it is read than a slice, short ones pass it, and its answer is
     the one that it has alone."""
-    monkeypatch.setattr("unimodal.serve.worker.SLICE_BESIDE_ROWS", 4)
-    monkeypatch.setattr("unimodal.serve.worker.SLICE", 8)
+    monkeypatch.setattr("unimodal.serve.long_prompts.SLICE_BESIDE_ROWS", 4)
+    monkeypatch.setattr("unimodal.serve.long_prompts.SLICE", 8)
     model = lively_model()
     long = GenerationRequest([*[5, 6, 7] * 9, 5], GenerationConfig(max_new_tokens=6, force="text", seed=4))
     short = GenerationRequest([5, 6, 7], GenerationConfig(max_new_tokens=4, force="text", seed=5))
@@ -175,8 +175,8 @@ def test_rows_go_on_while_a_long_prompt_is_read(monkeypatch):
 
 @pytest.mark.parametrize("how", ["cancelled", "failed", "stopped"])
 def test_a_long_prompt_that_goes_leaves_nothing_behind(monkeypatch, how):
-    monkeypatch.setattr("unimodal.serve.worker.SLICE_BESIDE_ROWS", 2)
-    monkeypatch.setattr("unimodal.serve.worker.SLICE", 2)
+    monkeypatch.setattr("unimodal.serve.long_prompts.SLICE_BESIDE_ROWS", 2)
+    monkeypatch.setattr("unimodal.serve.long_prompts.SLICE", 2)
     model = lively_model()
     long = GenerationRequest([5, 6, 7] * 9, GenerationConfig(max_new_tokens=4, force="text"))
     worker, reached, go_on = Worker(model, max_batch=4), threading.Event(), threading.Event()
@@ -206,11 +206,11 @@ def test_a_long_prompt_that_goes_leaves_nothing_behind(monkeypatch, how):
     else:
         assert {"failed": "no memory", "stopped": "shutting down"}[how] in str(ticket.future.exception(30))
     if how != "stopped":
-        wait_until(lambda: not worker._reading and not worker.num_waiting)
+        wait_until(lambda: not worker._long.tickets and not worker.num_waiting)
         again = worker.submit(long)
         assert again.future.result(30) == model.engine.generate([long.prompt], long.config)[0]
     worker.stop()
-    assert not worker._reading
+    assert not worker._long.tickets
 
 
 def test_what_fails_in_an_answer_of_several_rows_fails_it_alone():
@@ -263,8 +263,9 @@ def test_requests_and_drafts_share_the_rows():
     def fill(max_batch, num_requests, num_drafts):
         waiting, taken, counts = WaitingRows(max_batch), [], [0, 0]
         owner = object()
-        waiting.requests.extend(Ticket(None) for _ in range(num_requests))
-        waiting.drafts.extend(Ticket(None, owner) for _ in range(num_drafts))
+        some = GenerationRequest([1], GenerationConfig())
+        waiting.requests.extend(Ticket(some) for _ in range(num_requests))
+        waiting.drafts.extend(Ticket(some, owner) for _ in range(num_drafts))
         while (ticket := waiting.find_next(*counts)) is not None:
             waiting.take(ticket)
             counts[ticket.owner is owner] += 1
@@ -282,3 +283,63 @@ def test_requests_and_drafts_share_the_rows():
         one.take(ticket)
         kinds.append(ticket.owner is not None)
     assert kinds == [kinds[0] ^ (number % 2 == 1) for number in range(6)]
+
+
+def take_in_turns(waits, comes=lambda number: (), steps=60):
+    """Who has the only row at each step. waits: client → (requests, tokens of a prompt, of an answer); comes: more
+    (client, …) of these before a step."""
+    waiting, order, sizes = WaitingRows(1), [], {}
+
+    def add(client, count, prompt, answer):
+        for _ in range(count):
+            waiting.accounts.enter(client, waiting.requests)
+            ticket = Ticket(GenerationRequest([1] * prompt, GenerationConfig()), client=client)
+            waiting.requests.append(ticket)
+            sizes[ticket] = answer
+
+    for client, some in waits.items():
+        add(client, *some)
+    for number in range(steps):
+        for one in comes(number):
+            add(*one)
+        ticket = waiting.find_next(0, 0)
+        if ticket is None:
+            break
+        waiting.take(ticket)
+        ticket.charge(waiting.accounts, sizes[ticket] // 2)
+        ticket.charge(waiting.accounts, sizes[ticket])
+        order.append(ticket.client)
+    return order
+
+
+def test_clients_are_given_equal_shares_of_tokens():
+    crowd = take_in_turns({"many": (40, 10, 10), "few": (3, 10, 10)})
+    assert [number for number, client in enumerate(crowd) if client == "few"] == [1, 3, 5]
+    large = take_in_turns({"large": (20, 100, 300), "small": (40, 10, 10)}, steps=42)
+    assert large.count("small") == 40 and large.count("large") == 2  # 400 tokens each
+    # who comes back has saved nothing up while he was away, and owes what he was given above the others
+    back = take_in_turns({"here": (60, 10, 10), "away": (1, 10, 10)},
+                         lambda number: [("away", 9, 10, 10)] if number == 30 else [])  # fmt: skip
+    assert back[:2] == ["here", "away"] and "away" not in back[2:30]
+    assert 8 <= back[30:48].count("away") <= 9
+    owing = take_in_turns({"here": (60, 10, 10), "away": (1, 10, 110)},
+                          lambda number: [("away", 9, 10, 10)] if number == 3 else [])  # fmt: skip
+    assert owing[1] == "away" and "away" not in owing[2:7] and owing[7:12].count("away") >= 2
+
+
+def test_one_client_of_many_requests_does_not_keep_another_waiting():
+    model = lively_model()
+    worker, order = Worker(model, max_batch=2), []
+
+    def submit(client, seed):
+        one = GenerationRequest([5, 6, 7], GenerationConfig(max_new_tokens=5, force="text", seed=seed))
+        ticket = worker.submit(one, client)
+        ticket.future.add_done_callback(lambda _: order.append(client))
+        return ticket
+
+    tickets = [submit("many", seed) for seed in range(20)] + [submit("one", 99)]
+    worker.start()
+    for ticket in tickets:
+        ticket.future.result(60)
+    worker.stop()
+    assert order.index("one") <= 3

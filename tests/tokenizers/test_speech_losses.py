@@ -211,7 +211,9 @@ def test_what_an_encoder_hears_of_two_sounds_is_compared(tmp_path, rate_hz):
     if rate_hz == encoder.sample_rate_hz:  # the formula, plainly
         front = torch.zeros(3, 1600)
         here, there = (encoder.list_hidden(torch.cat([front, x], 1))[1:] for x in (made, real))
-        plain = [((a - b).abs() / b.flatten(0, 1).std(0, correction=0)).mean() for a, b in zip(here, there, strict=True)]
+        plain = [
+            ((a - b).abs() / b.flatten(0, 1).std(0, correction=0)).mean() for a, b in zip(here, there, strict=True)
+        ]
         torch.testing.assert_close(value, sum(plain) / 2)
     (slope,) = torch.autograd.grad(value, made)
     with torch.no_grad():

@@ -138,9 +138,7 @@ class _Lane:
         self.seats: list[_Seat] = []  # one a row
         self.methods = methods
 
-    def join(
-        self, batch: PreparedBatch, seats: Sequence[_Seat], prefixes: Sequence[CachedPrefix | None] = ()
-    ) -> None:
+    def join(self, batch: PreparedBatch, seats: Sequence[_Seat], prefixes: Sequence[CachedPrefix | None] = ()) -> None:
         self.run.join(batch, prefixes)
         self.seats += seats
         slots = self.run.slots
@@ -216,6 +214,11 @@ class ContinuousBatch:
 
     def __len__(self) -> int:
         return sum(len(lane.seats) for lane in self._lanes)
+
+    def count_written(self) -> dict[int, int]:
+        """The tokens that are written of each row, by its key."""
+        lanes = self._lanes
+        return {seat.key: len(row) for lane in lanes for seat, row in zip(lane.seats, lane.run.answers, strict=True)}
 
     @property
     def num_streams(self) -> int:

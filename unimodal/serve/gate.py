@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unimodal.serve.access import Access
 from unimodal.serve.protocol import ApiError
 from unimodal.serve.settings import ServeConfig
+from unimodal.serve.tickets import CLIENT
 
 #: readable without the key: the page has to ask for the key first, and a load balancer has none
 OPEN_PATHS = ("/health", "/", "/favicon.ico")
@@ -40,6 +41,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         begun = False
+        CLIENT.set(scope["client"][0] if scope.get("client") else "")
         headers = {bytes(name).lower(): bytes(value) for name, value in scope["headers"]}
 
         async def send_in_time(message: Message) -> None:

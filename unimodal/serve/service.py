@@ -37,7 +37,7 @@ from unimodal.serve.media_input import MediaInput, make_limits
 from unimodal.serve.metrics import Metrics
 from unimodal.serve.protocol import DONE, ApiError, encode_event
 from unimodal.serve.settings import ServeConfig
-from unimodal.serve.tickets import ShuttingDown
+from unimodal.serve.tickets import CLIENT, ShuttingDown
 from unimodal.serve.worker import Worker
 
 log = logging.getLogger("unimodal.serve")
@@ -130,7 +130,7 @@ class Service:
 
     async def answer(self, request: GenerationRequest) -> list[int]:
         """The ids of an answer; cancelling frees its row."""
-        ticket = self.worker.submit(request)
+        ticket = self.worker.submit(request, CLIENT.get())
         try:
             ids = await asyncio.wrap_future(ticket.future)
         except asyncio.CancelledError:

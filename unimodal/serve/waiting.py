@@ -2,7 +2,9 @@
 
 A draft is a row of an answer that takes several (`Composing`). Where requests and drafts both wait, the kind with fewer
 rows goes first, and drafts never have more than half of the rows. So a picture or a text beside a crowd of speech waits
-for one row to fall free at most, and speech beside a crowd of pictures is spoken too. The caller holds a lock.
+for one row to fall free at most, and speech beside a crowd of pictures is spoken too. Of one kind the client that was
+given the fewest tokens goes first, so that many requests of one do not keep the others waiting. The caller holds a
+lock.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from unimodal.serve.tickets import Composing, Ticket
+from unimodal.serve.tickets import Accounts, Composing, Ticket
 
 
 class WaitingRows:
@@ -19,6 +21,7 @@ class WaitingRows:
         self.most_drafts = max(1, max_batch // 2)
         self.requests: deque[Ticket] = deque()
         self.drafts: deque[Ticket] = deque()
+        self.accounts = Accounts()
         self._draft_was_last = False
 
     def __len__(self) -> int:
@@ -30,15 +33,15 @@ class WaitingRows:
         may_draft = bool(self.drafts) and num_drafts < self.most_drafts
         if not room or not (self.requests or may_draft):
             return None
-        if not self.requests or not may_draft:
-            return self.requests[0] if self.requests else self.drafts[0]
         draft = num_drafts < num_requests or (num_drafts == num_requests and not self._draft_was_last)
-        return self.drafts[0] if draft else self.requests[0]
+        draft = may_draft and (draft or not self.requests)
+        return self.accounts.choose(self.drafts if draft else self.requests)
 
     def take(self, ticket: Ticket) -> None:
         """Take out the ticket that `find_next` gave."""
         self._draft_was_last = ticket.owner is not None
-        (self.requests if ticket.owner is None else self.drafts).popleft()
+        (self.requests if ticket.owner is None else self.drafts).remove(ticket)
+        self.accounts.take(ticket)
 
     def remove(self, ticket: Ticket) -> bool:
         """Take out a request that has gone; whether it waited."""

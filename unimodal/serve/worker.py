@@ -30,6 +30,7 @@ from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.request import FinishedRequest, GenerationRequest
 from unimodal.pipeline import Unimodal
 from unimodal.serve.coding import CODED_AT_ONCE, CODED_BESIDE_ROWS, CodingQueue
+from unimodal.serve.long_prompts import LongPrompts
 from unimodal.serve.tickets import Composing, ShuttingDown, Ticket, fail, settle, settle_with
 from unimodal.serve.waiting import WaitingRows
 
@@ -37,7 +38,6 @@ log = logging.getLogger("unimodal.serve")
 
 MOST_PROMPT_TOKENS = 4096  # read in one turn, padding included; a larger request joins alone
 MOST_PROMPT_TOKENS_BESIDE_ROWS = 512
-SLICE, SLICE_BESIDE_ROWS = 1024, 256  # tokens of a longer prompt that are read in one turn
 WORK_SECONDS = 0.05  # of the pieces of one turn, where no row waits for them
 
 Result = TypeVar("Result")
@@ -68,7 +68,7 @@ class Worker:
         self._composing: list[Composing] = []
         self._ready: deque[Composing] = deque()  # those whose next piece of work can be done
         self._rows: dict[int, Ticket] = {}
-        self._reading: list[Ticket] = []  # whose long prompts are read in slices; a row is kept for each
+        self._long = LongPrompts()
         self._step_seconds = WORK_SECONDS
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="unimodal-worker", daemon=True)
@@ -101,19 +101,22 @@ class Worker:
     @property
     def num_waiting(self) -> int:
         """Requests that wait for a row."""
-        reading = sum(ticket.owner is None for ticket in list(self._reading))
+        reading = sum(ticket.owner is None for ticket in list(self._long.tickets))
         return len(self._waiting.requests) + len(self._to_compose) + reading
 
     # ---- jobs
 
-    def submit(self, request: GenerationRequest) -> Ticket:
-        """Answer a request, as a row of the batch or as several.
+    def submit(self, request: GenerationRequest, client: str = "") -> Ticket:
+        """Answer a request, as a row of the batch or as several. client: who asks; where requests wait, the client that
+        was given the fewest tokens is next.
 
         Raises ShuttingDown, as all of these do, once the worker is stopped.
         """
-        ticket = Ticket(request)
+        ticket = Ticket(request, client=client)
         with self._open_queues():
-            (self._waiting.requests if request.compose is None else self._to_compose).append(ticket)
+            queue = self._waiting.requests if request.compose is None else self._to_compose
+            self._waiting.accounts.enter(client, [*self._waiting.requests, *self._to_compose])
+            queue.append(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
@@ -178,7 +181,7 @@ class Worker:
 
     def _has_work(self, batch: ContinuousBatch) -> bool:
         return bool(
-            len(batch) or self._coding or self._calls or self._ready or self._waiting or self._reading
+            len(batch) or self._coding or self._calls or self._ready or self._waiting or self._long.tickets
         ) or bool(self._to_compose and len(self._composing) < self.most_composing)
 
     def _take_turn(self, batch: ContinuousBatch, left: Sequence[Ticket]) -> None:
@@ -198,6 +201,8 @@ class Worker:
             log.exception("a step of %d rows failed", len(batch))
             self._fail_rows(batch, error)
             return
+        for key, num in batch.count_written().items():
+            self._rows[key].charge(self._waiting.accounts, num)
         for done in finished:
             self._deliver(batch, done)
         if rows:
@@ -237,7 +242,8 @@ class Worker:
         """The next piece of work of an answer of several rows; those of several answers take turns."""
         with self._changed:
             if self._to_compose and len(self._composing) < self.most_composing:
-                ticket = self._to_compose.popleft()
+                ticket = self._waiting.accounts.choose(self._to_compose)
+                self._to_compose.remove(ticket)
                 assert ticket.request.compose is not None
                 composition = ticket.request.compose(ticket.request.on_token, 0)
                 self._composing.append(Composing(ticket, composition))
@@ -263,8 +269,8 @@ class Worker:
         if one in self._ready:
             self._ready.remove(one)
         self._free_rows(batch, [key for key, ticket in self._rows.items() if ticket.owner is one])
-        for draft in [draft for draft in self._reading if draft.owner is one]:
-            self._stop_reading(batch, draft)
+        for draft in [draft for draft in self._long.tickets if draft.owner is one]:
+            self._long.remove(batch, draft)
         with self._changed:
             self._waiting.remove_drafts(one)
             self._composing.remove(one)
@@ -272,8 +278,7 @@ class Worker:
 
     def _drop(self, batch: ContinuousBatch, ticket: Ticket) -> None:
         """Free what a request that has gone still holds."""
-        if ticket in self._reading:
-            self._stop_reading(batch, ticket)
+        self._long.remove(batch, ticket)
         if ticket.key is not None:
             self._free_rows(batch, [ticket.key])
         for one in [one for one in self._composing if one.ticket is ticket]:
@@ -289,19 +294,19 @@ class Worker:
     def _admit(self, batch: ContinuousBatch) -> None:
         """Let as many of those who wait join as there are rows for. Drafts of one prompt read it once. A long prompt is
         read in slices, one a turn, and who waits behind it goes on."""
-        newcomers = self._read_slice(batch)
+        newcomers = [*self._read_slice(batch)]
         prompts = {tuple(ticket.request.prompt): ticket.request.length for ticket in newcomers}
         most = MOST_PROMPT_TOKENS_BESIDE_ROWS if len(batch) else MOST_PROMPT_TOKENS
-        seated = [*self._rows.values(), *newcomers, *self._reading]
+        seated = [*self._rows.values(), *newcomers, *self._long.tickets]
         num_drafts = sum(ticket.owner is not None for ticket in seated)
         counts = [len(seated) - num_drafts, num_drafts]
         with self._changed:
             while (ticket := self._waiting.find_next(*counts)) is not None:
-                prompt, length = tuple(ticket.request.prompt), ticket.request.length
-                if length > SLICE_BESIDE_ROWS and not ticket.request.methods and prompt not in prompts:
-                    self._reading.append(ticket)
+                prompt = tuple(ticket.request.prompt)
+                if self._long.is_long(ticket) and prompt not in prompts:
+                    self._long.tickets.append(ticket)
                 else:
-                    grown = prompts | {prompt: length}
+                    grown = prompts | {prompt: ticket.request.length}
                     if newcomers and max(grown.values()) * len(grown) > most:
                         break
                     newcomers.append(ticket)
@@ -327,26 +332,15 @@ class Worker:
             for ticket, key in zip(newcomers, keys, strict=True):
                 self._seat(ticket, key)
 
-    def _read_slice(self, batch: ContinuousBatch) -> list[Ticket]:
-        """Read on in the first of the long prompts; once the rest is no longer than a slice, all tickets of it."""
-        if not self._reading:
-            return []
-        first = self._reading[0]
+    def _read_slice(self, batch: ContinuousBatch) -> Sequence[Ticket]:
+        """A slice of a long prompt; who joins once it is read."""
         try:
-            if not batch.read_ahead(first.request, SLICE_BESIDE_ROWS if len(batch) else SLICE):
-                return []
+            return self._long.read_slice(batch)
         except Exception as error:
-            self._stop_reading(batch, first)
+            first = self._long.tickets[0]
+            self._long.remove(batch, first)
             self._fail_ticket(batch, first, error)
             return []
-        ready = [ticket for ticket in self._reading if ticket.request.prompt == first.request.prompt]
-        self._reading = [ticket for ticket in self._reading if ticket not in ready]
-        return ready
-
-    def _stop_reading(self, batch: ContinuousBatch, ticket: Ticket) -> None:
-        if self._reading[0] is ticket:
-            batch.forget_read()
-        self._reading.remove(ticket)
 
     def _seat(self, ticket: Ticket, key: int) -> None:
         with self._changed:
@@ -359,6 +353,7 @@ class Worker:
         ticket = self._rows.pop(done.key, None)
         if ticket is None:  # a draft of an answer that another draft has just failed
             return
+        ticket.charge(self._waiting.accounts, len(done.answer))
         if done.error is not None:
             self._fail_ticket(batch, ticket, done.error)
             return
@@ -383,7 +378,7 @@ class Worker:
     def _fail_all(self, batch: ContinuousBatch, error: Exception) -> None:
         """Fail all that is here, with a batch that is empty then."""
         self._fail_rows(batch, error)
-        reading, self._reading = [ticket for ticket in self._reading if ticket.owner is None], []
+        reading = [ticket for ticket in self._long.clear(batch) if ticket.owner is None]
         for one in list(self._composing):
             self._end(batch, one)
             fail(one.ticket.future, error)

@@ -240,9 +240,7 @@ def find_unique(prompts: Prompts) -> tuple[list[tuple[Position, ...]], list[int]
     return list(found), numbers
 
 
-def choose_prefixes(
-    prefixes: Sequence[CachedPrefix | None], numbers: Sequence[int]
-) -> Sequence[CachedPrefix | None]:
+def choose_prefixes(prefixes: Sequence[CachedPrefix | None], numbers: Sequence[int]) -> Sequence[CachedPrefix | None]:
     """The prefixes of distinct prompts, of those of all prompts; numbers: as of `find_unique`."""
     return [prefixes[numbers.index(number)] for number in range(max(numbers) + 1)] if prefixes else ()
 

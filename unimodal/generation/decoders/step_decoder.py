@@ -98,6 +98,6 @@ class SlotDecoder(StepDecoder, Protocol):
     ) -> Tensor:
         """Read prompts as further streams, numbered after the others; return their last hidden states, [new, E].
 
-        Equal prompts are read once. capacities: the most tokens that each will hold. prefixes: as of `prefill`. Raises ValueError if a layer does
-        not hold all tokens (a sliding window).
+        Equal prompts are read once. capacities: the most tokens that each will hold. prefixes: as of `prefill`. Raises
+        ValueError if a layer does not hold all tokens (a sliding window).
         """
