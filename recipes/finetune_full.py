@@ -18,6 +18,7 @@ import torch
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
+from unimodal.evaluation import run_suite
 from unimodal.model.adapter import merge
 from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
@@ -34,6 +35,7 @@ from unimodal.tuning.rows import collect_block_features, describe_controls, read
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_joint_template, open_media
+from unimodal.tuning.watching import WatchConfig, look_before, make_watcher
 
 
 class FullRecipe(Config):
@@ -56,6 +58,8 @@ class FullRecipe(Config):
     )
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
+    #: what the model is asked and measured by at every validation
+    watch: Annotated[WatchConfig | None, MAY_CHANGE] = None
     loop: LoopConfig = LoopConfig(
         steps=1000, learning_rate=1e-4, final_learning_rate=1e-5, warmup_steps=50, log_every=10, weight_decay=0.01
     )
@@ -65,7 +69,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
-    check_validation(cfg.loop, cfg.corpus)
+    check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_push(cfg.push, cfg.media, cfg.summed)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
@@ -102,9 +106,11 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
             print(describe_resumed_run(cfg.run, cfg, inputs, cfg.loop, flags.restart))
         return parallel.close()
 
-    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart)
+    watcher = make_watcher(cfg.watch, cfg.loop, model, template, cfg.run, run_suite)
+    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher)
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
+    look_before(watcher, cfg.loop, cfg.run, parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()

@@ -22,6 +22,7 @@ import torch
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
+from unimodal.evaluation import run_suite
 from unimodal.model.base import SMOLLM2, Precision, load_base
 from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
@@ -44,6 +45,7 @@ from unimodal.tuning.rows import (
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_feature_memory, make_joint_template, open_media
+from unimodal.tuning.watching import WatchConfig, look_before, make_watcher
 
 
 class LoraRecipe(Config):
@@ -75,6 +77,8 @@ class LoraRecipe(Config):
     four_bit: bool = False  # or in 4 (QLoRA)
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig()
+    #: what the model is asked and measured by at every validation
+    watch: Annotated[WatchConfig | None, MAY_CHANGE] = None
     loop: LoopConfig = LoopConfig(
         steps=500, learning_rate=1e-3, final_learning_rate=5e-5, warmup_steps=20, log_every=10, weight_decay=0.0
     )
@@ -84,7 +88,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media, "donor": cfg.donor})
-    check_validation(cfg.loop, cfg.corpus)
+    check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_push(cfg.push, cfg.media, cfg.summed)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
@@ -132,9 +136,11 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
             print(describe_resumed_run(cfg.run, cfg, inputs, cfg.loop, flags.restart))
         return parallel.close()
 
-    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart)
+    watcher = make_watcher(cfg.watch, cfg.loop, model, template, cfg.run, run_suite, features is not None)
+    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher)
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, max_positions)
+    look_before(watcher, cfg.loop, cfg.run, parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()

@@ -20,6 +20,7 @@ import torch
 
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
+from unimodal.evaluation import run_suite
 from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
@@ -35,6 +36,7 @@ from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.trainer import make_trainer
 from unimodal.tuning.vocabulary import make_template, open_media
+from unimodal.tuning.watching import WatchConfig, look_before, make_watcher
 
 
 class PretrainRecipe(Config):
@@ -56,6 +58,8 @@ class PretrainRecipe(Config):
     depth: DepthSettings = DepthSettings()
     attention: Annotated[str, MAY_CHANGE] = "auto"
     loss: LossConfig = LossConfig(z_loss=1e-5)
+    #: what the model is asked and measured by at every validation
+    watch: Annotated[WatchConfig | None, MAY_CHANGE] = None
     loop: LoopConfig = LoopConfig(
         steps=5000, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=200, log_every=20, betas=(0.9, 0.98)
     )
@@ -65,7 +69,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     if cfg.loop.threads:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
-    check_validation(cfg.loop, cfg.corpus)
+    check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
     check_push(cfg.push, cfg.media, cfg.summed)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
@@ -106,9 +110,11 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
             print(describe_resumed_run(cfg.run, cfg, inputs, cfg.loop, flags.restart))
         return parallel.close()
 
-    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart)
+    watcher = make_watcher(cfg.watch, cfg.loop, model, template, cfg.run, run_suite)
+    trainer = make_trainer(cfg, cfg.loop, cfg.run, module, batches, corpus, inputs, parallel, flags.restart, watcher)
     if main:
         save_tokenizers(cfg.run / "tokenizers", template, media, cfg.decoder.max_positions)
+    look_before(watcher, cfg.loop, cfg.run, parallel)
     trainer.run()
     if not trainer.use_best():
         trainer.use_ema()

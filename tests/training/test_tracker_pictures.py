@@ -1,4 +1,4 @@
-"""A sheet of pictures reaches every tracker at its step. Their packages are stood in for, with the names and arguments
+"""Pictures and sounds reach every tracker at their step. Their packages are stood in for, with the names and arguments
 of tensorboard 2.20, trackio 0.5, wandb 0.30 and mlflow 3."""
 
 import sys
@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from unimodal.media.audio import save_audio
 from unimodal.media.image import save_image
 from unimodal.training.trackers import TRACKERS
 
 
 class Said:
-    """Notes the pictures that packages are given: (name, picture or path, step)."""
+    """Notes the pictures and sounds that packages are given: (name, medium or path, step)."""
 
     def __init__(self) -> None:
         self.pictures: list[tuple[str, object, int | None]] = []
@@ -25,6 +26,10 @@ class Said:
 
     def add_image(self, name: str, picture: torch.Tensor, step: int) -> None:
         self.pictures.append((name, picture, step))
+
+    def add_audio(self, name: str, sound: torch.Tensor, step: int, rate_hz: int) -> None:
+        assert rate_hz == 16_000
+        self.pictures.append((name, sound, step))
 
     def log_artifact(self, path: str, name: str) -> None:
         self.pictures.append((name, path, None))
@@ -39,14 +44,16 @@ class Picture:
 
 
 @pytest.mark.parametrize("name", list(TRACKERS))
-def test_a_picture_is_logged_by_its_name_and_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_medium_is_logged_by_its_name_and_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = Said()
     run = types.SimpleNamespace(log=said.log, finish=said.ignore, info=types.SimpleNamespace(run_id="a"))
     fields = {
         "tensorboard": {"SummaryWriter": lambda folder: types.SimpleNamespace(
-            add_image=said.add_image, add_scalar=said.ignore, flush=said.ignore, close=said.ignore)},
-        "trackio": {"init": said.ignore, "log": said.log, "Image": Picture, "finish": said.ignore},
-        "wandb": {"init": lambda **_: run, "Image": Picture},
+            add_image=said.add_image, add_audio=said.add_audio, add_scalar=said.ignore, flush=said.ignore,
+            close=said.ignore)},
+        "trackio": {"init": said.ignore, "log": said.log, "Image": Picture, "Audio": Picture,
+                    "finish": said.ignore},
+        "wandb": {"init": lambda **_: run, "Image": Picture, "Audio": Picture},
         "mlflow": {"set_experiment": said.ignore, "start_run": lambda **_: run, "log_params": said.ignore,
                    "log_artifact": said.log_artifact, "log_metrics": said.ignore, "end_run": said.ignore},
     }[name]  # fmt: skip
@@ -59,11 +66,16 @@ def test_a_picture_is_logged_by_its_name_and_step(name: str, tmp_path: Path, mon
     save_image(torch.rand(3, 4, 6), sheet)
     tracker = TRACKERS[name](tmp_path, {"loop.steps": 3})
     tracker.log_picture("reconstructions", sheet, 3)
+    sound = tmp_path / "0000003.wav"
+    save_audio(torch.rand(1600) - 0.5, sound, 16_000)
+    tracker.log_sound("watched/0", sound, 3)
     tracker.log({"step": 3, "loss": 0.5})
     tracker.close()
-    [(called, source, step)] = said.pictures
-    assert called == "reconstructions" and step in (3, None)
-    if isinstance(source, torch.Tensor):
-        assert source.shape == (3, 4, 6) and source.dtype == torch.uint8
+    assert [(called, step) for called, _, step in said.pictures] == [
+        ("reconstructions", None if name == "mlflow" else 3), ("watched/0", None if name == "mlflow" else 3)
+    ]  # fmt: skip
+    (_, picture, _), (_, heard, _) = said.pictures
+    if name == "tensorboard":
+        assert picture.shape == (3, 4, 6) and picture.dtype == torch.uint8 and heard.shape == (1, 1600)
     else:
-        assert source == str(sheet)
+        assert (picture, heard) == (str(sheet), str(sound))

@@ -15,6 +15,8 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from unimodal.training.settings import LoopConfig
+
 #: what torch.save takes and torch.load returns; Any, since torch's and each batch source's states have their own shapes
 State = dict[str, Any]
 
@@ -32,6 +34,21 @@ _NUMBERED = re.compile(r"checkpoint-(\d+)(\.pt)?")
 OF_A_RUN = (
     "last*", "best*", "checkpoint-*", "run.json", "metrics.jsonl", "loss.png", "tensorboard", "wandb", "*.id"
 )  # fmt: skip
+
+
+def check_disk(folder: Path, cfg: LoopConfig, size: int) -> None:
+    """Raises ValueError if the checkpoints do not fit on the disk: better now than after hours. size: of what is
+    trained, in bytes."""
+    copies = 3 + bool(cfg.ema_decay)  # weights, two moments of the optimizer, the average
+    numbered = cfg.steps // cfg.save_steps if cfg.save_steps else 0
+    copies *= 1 + min(numbered, cfg.save_total_limit or numbered)
+    free = shutil.disk_usage(folder).free
+    if free < copies * size:
+        what = "checkpoints take" if numbered else "a checkpoint takes"
+        raise ValueError(
+            f"{folder} has {free / 2**20:,.0f} MiB free and {what} about {copies * size / 2**20:,.0f}; make room, or "
+            "choose another folder"
+        )
 
 
 def save_checkpoint(folder: Path, state: State, name: str = LAST) -> Path:

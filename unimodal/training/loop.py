@@ -10,7 +10,6 @@ with the losses of a run that was never stopped.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import time
@@ -26,6 +25,7 @@ from unimodal.training.batches import BatchSource, BatchT, LossFunction, RankedS
 from unimodal.training.checkpoint import (
     LAST,
     State,
+    check_disk,
     drop_checkpoints,
     get_random_state,
     has_checkpoint,
@@ -40,8 +40,9 @@ from unimodal.training.optimizers import find_learning_rate, make_optimizers
 from unimodal.training.plot import plot_losses
 from unimodal.training.processor import tell_slow_precision
 from unimodal.training.progress import Progress
-from unimodal.training.settings import LoopConfig
+from unimodal.training.settings import DEFAULT_BEST, LoopConfig
 from unimodal.training.trackers import TRACKERS, Tracker
+from unimodal.training.watching import Watch, look
 
 BEST = "best.pt"
 
@@ -55,9 +56,10 @@ class Trainer(Generic[BatchT]):
 
     loss: (batch, step) → `WeightedLoss`, or a scalar loss and numbers to log. on_log: called with each record of
     metrics. validation: batches to validate on every ``evaluate_every`` steps; the weights with the best loss are kept
-    as ``best.pt``. parallel: that of this process (`distributed.py`); the module that ``loss`` calls must be wrapped
-    already. identity: what the run is made of (`identity.py`); a checkpoint of another identity is refused. restart:
-    move an earlier run's files aside and begin anew.
+    as ``best.pt``. watch: looks at the model then, too (`watching.py`). parallel: that of this process
+    (`distributed.py`); the module that ``loss`` calls must be wrapped already. identity: what the run is made of
+    (`identity.py`); a checkpoint of another identity is refused. restart: move an earlier run's files aside and begin
+    anew.
     Raises ValueError, in one line, for a run that cannot be continued, a disk that is too full, and a gradient that is
     not finite.
     """
@@ -74,6 +76,7 @@ class Trainer(Generic[BatchT]):
         parallel: Parallel | None = None,
         identity: Mapping[str, str] | None = None,
         restart: bool = False,
+        watch: Watch | None = None,
     ):
         if cfg.threads:
             torch.set_num_threads(cfg.threads)
@@ -83,9 +86,11 @@ class Trainer(Generic[BatchT]):
         self.identity = identity
         if not cfg.steps:
             raise ValueError("epochs is set, but this training does not count them; give steps")
-        if cfg.evaluate_every and validation is None:
+        if cfg.evaluate_every and validation is None and watch is None:
             raise ValueError("evaluate_every is set but this training has nothing to validate on; leave it out")
-        self.validation = validation or ()
+        self.validation, self.watch = validation or (), watch
+        if watch is not None and self.parallel.splits_weights:
+            raise ValueError("a model whose weights are split over processes cannot be watched; leave watch out")
         if cfg.activation_checkpointing:
             checkpoint_activations(model)
         self.optimizers = make_optimizers(model, cfg, self.parallel.splits_weights)
@@ -135,20 +140,6 @@ class Trainer(Generic[BatchT]):
         trained = {name for name, p in self.model.named_parameters(remove_duplicate=False) if p.requires_grad}
         kept = trained | {name for name, _ in self.model.named_buffers(remove_duplicate=False)}
         return {name: tensor for name, tensor in self.model.state_dict().items() if name in kept}
-
-    def check_disk(self) -> None:
-        """Raises ValueError if a checkpoint does not fit on the disk: better now than after hours."""
-        copies = 3 + (self.ema is not None)  # weights, two moments of the optimizer, the average
-        numbered = self.cfg.steps // self.cfg.save_steps if self.cfg.save_steps else 0
-        copies *= 1 + min(numbered, self.cfg.save_total_limit or numbered)
-        need = copies * sum(p.numel() * p.element_size() for p in self.parameters)
-        free = shutil.disk_usage(self.folder).free
-        if free < need:
-            what = "checkpoints take" if numbered else "a checkpoint takes"
-            raise ValueError(
-                f"{self.folder} has {free / 2**20:,.0f} MiB free and {what} about {need / 2**20:,.0f}; make room, or "
-                "choose another folder"
-            )
 
     def save(self, name: str = LAST) -> None:
         local = {"random": get_random_state(), "batches": self.batches.state_dict()}
@@ -293,7 +284,7 @@ class Trainer(Generic[BatchT]):
 
     def run(self) -> None:
         """Train until the last step. Raises ``Interrupted`` if asked to stop before."""
-        self.check_disk()
+        check_disk(self.folder, self.cfg, sum(p.numel() * p.element_size() for p in self.parameters))
         self._begin()
         if self.step >= self.cfg.steps or self.stopped_early:
             for tracker in self.trackers:
@@ -304,7 +295,7 @@ class Trainer(Generic[BatchT]):
         progress = Progress(self.cfg.steps, self.step, shown=self.parallel.is_main)
         saved_at = logged_at = time.monotonic()
         logged_step, self._tokens = self.step, 0
-        every = self.cfg.evaluate_every if self.validation else 0
+        every = self.cfg.evaluate_every if self.validation or self.watch else 0
         try:
             self.model.train()
             while self.step < self.cfg.steps and not self.stopped_early:
@@ -350,8 +341,9 @@ class Trainer(Generic[BatchT]):
             )
         elif resumed and self.stopped_early:
             said = (
-                f"already finished: {self.folder} stopped early at step {self.step}, without a better validation loss "
-                f"than {self.best:.4g}; nothing is trained. Give more patience to go on, or --restart to begin anew"
+                f"already finished: {self.folder} stopped early at step {self.step}, without a better "
+                f"{self.cfg.best_name} than {self.best:.4g}; nothing is trained. Give more patience to go on, or "
+                "--restart to begin anew"
             )
         elif resumed:
             said = f"resumed {self.folder} at step {self.step}"
@@ -360,7 +352,7 @@ class Trainer(Generic[BatchT]):
         if self.parallel.is_main:
             if not resumed:
                 self.metrics.cut_after(0)  # lines of a run that was ended before its first checkpoint
-            if self.cfg.evaluate_every and not self.validation:
+            if self.cfg.evaluate_every and not (self.validation or self.watch):
                 print("nothing is held out: evaluate_every and patience do nothing", file=sys.stderr, flush=True)
             if self.identity is not None:
                 write_identity(self.folder, self.identity)
@@ -368,18 +360,25 @@ class Trainer(Generic[BatchT]):
                 print(said, file=sys.stderr, flush=True)
 
     def _validate(self, progress: Progress) -> None:
-        """Log the validation losses, keep the best weights, and decide whether to stop early."""
-        losses = self.evaluate()
-        self.metrics.add(losses)
-        loss = losses["validation_loss"]
-        if self.best is None or loss < self.best - self.cfg.min_improvement:
-            self.best, self.since_best = loss, 0
+        """Log the validation losses and what is watched, keep the best weights, and decide whether to stop early."""
+        found = self.evaluate() if self.validation else {}
+        if self.watch is not None:
+            found |= look(self.watch, self.model, self.step, self.trackers, self.parallel)
+        self.metrics.add(found)
+        name, least = self.cfg.best_by, self.cfg.best_is == "least"
+        if name not in found and name == DEFAULT_BEST:  # nothing is held out: it is only watched
+            return
+        if name not in found:
+            raise ValueError(f"loop.best_by is {name!r}, which is not measured; there are {', '.join(sorted(found))}")
+        ahead = None if self.best is None else (self.best - found[name] if least else found[name] - self.best)
+        if ahead is None or ahead > self.cfg.min_improvement:
+            self.best, self.since_best = found[name], 0
             self.parallel.save(self.folder, {"model": self._collect_weights()}, {}, BEST)
         else:
             self.since_best += 1
             self.stopped_early = 0 < self.cfg.patience <= self.since_best
         if self.stopped_early:
-            progress.say(f"stopped early at step {self.step}: no better validation loss than {self.best:.4g}")
+            progress.say(f"stopped early at step {self.step}: no better {self.cfg.best_name} than {self.best:.4g}")
 
     def _ask_to_stop(self, *_: object) -> None:
         if self._stop:  # asked twice: do not wait for the step

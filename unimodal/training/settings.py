@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from unimodal.config import MAY_CHANGE, Config
 
+DEFAULT_BEST = "validation_loss"
+
 
 class LoopConfig(Config):
     """How a model is trained. Settings marked `MAY_CHANGE` may be changed when a run is resumed."""
@@ -20,6 +22,8 @@ class LoopConfig(Config):
         "report_to": "loop.trackers",
         "gradient_accumulation_steps": "loop.accumulation",
         "eval_steps": "loop.evaluate_every",
+        "metric_for_best_model": "loop.best_by",
+        "greater_is_better": "loop.best_is",
         "logging_steps": "loop.log_every",
         "max_grad_norm": "loop.grad_clip",
         "per_device_train_batch_size": "corpus.tokens_per_batch",
@@ -51,11 +55,19 @@ class LoopConfig(Config):
     save_steps: Annotated[int, MAY_CHANGE] = Field(0, ge=0)
     save_total_limit: Annotated[int | None, MAY_CHANGE] = Field(None, ge=1)  # the newest so many numbered ones are kept
     evaluate_every: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # steps between validations; 0: none
+    #: what is best: the validation loss, or a figure of what is watched, such as picture_naming.heldout.right_percent
+    best_by: Annotated[str, MAY_CHANGE] = DEFAULT_BEST
+    best_is: Annotated[Literal["least", "most"], MAY_CHANGE] = "least"
     #: validations without a better loss before the run stops early; 0: never
     patience: Annotated[int, MAY_CHANGE] = Field(0, ge=0)
     min_improvement: Annotated[float, MAY_CHANGE] = Field(0.0, ge=0)
     trackers: Annotated[tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...], MAY_CHANGE] = ()
     plot: Annotated[bool, MAY_CHANGE] = True  # draw loss.png at the end
+
+    @property
+    def best_name(self) -> str:
+        """What is best, in words."""
+        return self.best_by.replace("_", " ")
 
     @model_validator(mode="before")
     @classmethod

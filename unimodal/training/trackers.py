@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from unimodal.files import describe_error
+from unimodal.media.audio import SAMPLE_RATE_HZ as RATE_HZ
+from unimodal.media.audio import load_audio
 from unimodal.media.image import load_image
 
 Record = Mapping[str, float]  # one line of metrics; `step` among them
@@ -23,11 +25,13 @@ LONGEST_PARAMETER = 500  # characters
 
 
 class Tracker(Protocol):
-    """Takes the records of metrics, one after the other, and pictures."""
+    """Takes the records of metrics, one after the other, pictures and sounds (WAV files)."""
 
     def log(self, record: Record) -> None: ...
 
     def log_picture(self, name: str, path: Path, step: int) -> None: ...
+
+    def log_sound(self, name: str, path: Path, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -51,6 +55,10 @@ class TensorBoard:
         self._writer.add_image(name, load_image(path), step)
         self._writer.flush()
 
+    def log_sound(self, name: str, path: Path, step: int) -> None:
+        self._writer.add_audio(name, load_audio(path, RATE_HZ)[None], step, RATE_HZ)
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -71,6 +79,9 @@ class Trackio:
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
         self._package.log({name: self._package.Image(str(path))}, step=step)
+
+    def log_sound(self, name: str, path: Path, step: int) -> None:
+        self._package.log({name: self._package.Audio(str(path))}, step=step)
 
     def close(self) -> None:
         self._package.finish()
@@ -110,6 +121,11 @@ class WeightsAndBiases:
 
         self._run.log({name: wandb.Image(str(path))}, step=step)
 
+    def log_sound(self, name: str, path: Path, step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Audio(str(path))}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -140,6 +156,9 @@ class MLflow:
         self._package.log_metrics(_leave_out_step(record), step=int(record["step"]))
 
     def log_picture(self, name: str, path: Path, step: int) -> None:
+        self._package.log_artifact(str(path), name)
+
+    def log_sound(self, name: str, path: Path, step: int) -> None:
         self._package.log_artifact(str(path), name)
 
     def close(self) -> None:

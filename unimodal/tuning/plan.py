@@ -22,9 +22,9 @@ from unimodal.tuning.loss import to_tensors
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 
-def check_validation(loop: LoopConfig, corpus: CorpusConfig) -> None:
-    """Raises ValueError if validation is asked for without documents to validate on."""
-    if loop.evaluate_every and not corpus.validation and not corpus.validation_share:
+def check_validation(loop: LoopConfig, corpus: CorpusConfig, watched: bool = False) -> None:
+    """Raises ValueError if validation is asked for without documents to validate on, and nothing is watched."""
+    if loop.evaluate_every and not corpus.validation and not corpus.validation_share and not watched:
         raise ValueError(
             f"loop.evaluate_every is {loop.evaluate_every} and there is nothing to validate on; set "
             "corpus.validation_share, or name corpus.validation"

@@ -14,6 +14,7 @@ from unimodal.training.distributed import Parallel
 from unimodal.training.identity import Identity
 from unimodal.training.loop import Trainer
 from unimodal.training.settings import LoopConfig
+from unimodal.training.watching import Watch
 from unimodal.tuning.identity import describe_run
 from unimodal.tuning.loss import make_packed_loss
 from unimodal.tuning.plan import count_steps
@@ -29,6 +30,7 @@ def make_trainer(
     inputs: Identity,
     parallel: Parallel,
     restart: bool = False,
+    watch: Watch | None = None,
 ) -> Trainer[PackedBatch]:
     """Encode the corpus, check it, and make the trainer of `module`. All ranks call this; nothing is trained yet.
 
@@ -42,7 +44,7 @@ def make_trainer(
     loss = make_packed_loss(parallel.wrap(module), parallel.device)
     trainer = Trainer(
         module, batches, loss, count_steps(loop, corpus, parallel), folder, validation=validation, parallel=parallel,
-        identity=describe_run(cfg, inputs, corpus, loop, parallel), restart=restart,
+        identity=describe_run(cfg, inputs, corpus, loop, parallel), restart=restart, watch=watch,
     )  # fmt: skip
     if parallel.is_main:
         print(f"encoded {encoded} media; {sum(corpus.counts.values())} documents", file=sys.stderr)
