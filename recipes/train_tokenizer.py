@@ -62,6 +62,7 @@ from unimodal.tokenizers.losses.trained_tokenizer import (
 )
 from unimodal.tokenizers.pretrained.starting import load_initial, open_beginning, open_continued
 from unimodal.tokenizers.systems.base import ReconstructingModule, SystemModule
+from unimodal.training.checkpoint import load_checkpoint
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import Parallel, start
 from unimodal.training.identity import describe_resume, describe_settings, hash_weights
@@ -93,6 +94,7 @@ class TokenizerRecipe(Config):
     trunk_memory_mb: Annotated[int, MAY_CHANGE] = Field(0, ge=0)  # for what it makes of whole media that come again
     trunk_folder: Annotated[Path | None, MAY_CHANGE] = None  # keeps it for later runs
     begin_from: Annotated[str | None, MAY_CHANGE] = None  # the folder of a tokenizer whose weights are taken that fit
+    losses_from: Annotated[Path | None, MAY_CHANGE] = None  # the run whose reader, judges or projections go on learning
     continued: Annotated[str | None, MAY_CHANGE] = None  # folder of the one that it continues, as clips do pictures
     labelled: str | None = None  # media in one folder for each thing shown, for what is fitted before training
     train: str | tuple[str, ...] = ALL  # all, decoder, or names of parts
@@ -432,6 +434,9 @@ def run(cfg: TokenizerRecipe, flags: Flags) -> None:
     stream = open_stream(cfg, tokenizer, parallel, left_out, conditions.reads_text)
     try:
         module = make_trained(cfg, tokenizer, stream, conditions).to(parallel.device).train()
+        if cfg.losses_from is not None:
+            count = module.take_losses((load_checkpoint(cfg.losses_from) or {}).get("model", {}), str(cfg.losses_from))
+            print(f"{count} weights of losses are from {cfg.losses_from}", file=sys.stderr)
         batches = Batches(stream, tokenizer, parallel.device)
         data = " ".join(dict.fromkeys(part.items.compute_fingerprint() for part in stream.parts))
         identity = describe_settings(cfg) | {"media files": data[:32], "initial": initial}

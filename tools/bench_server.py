@@ -7,7 +7,8 @@
 Without --url the model is served by `unimodal serve` in a process of its own, whose memory is read once a second. First
 one client asks, then `--clients` at once, each its next request as soon as it has the answer; the ratio of the two
 rates is what batching gains. A request counts as lost if it gets no answer at all; every status but 200 is an error.
-What the answers hold is checked: pictures are 64 x 64 or whatever the server says, sounds have samples, text is text.
+"long" is a question of some hundred words with a short answer. What the answers hold is checked: pictures are 64 x 64
+or whatever the server says, sounds have samples, text is text.
 Ends with status 1 if there was an error, a lost request, or a ratio below `--least-ratio`.
 
 `--beside` asks another question: how long one more client waits for a text while `--clients` others ask for nothing but
@@ -37,8 +38,11 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-KINDS = ("image", "speech", "text", "look", "stream", "transcript")
+KINDS = ("image", "speech", "text", "look", "stream", "transcript", "long")
 WORDS = ("red apple", "green tree", "blue car", "smiling face", "yellow sun", "brown dog", "white house", "black cat")
+
+
+LONG_WORDS = 300  # of the question of a "long" request
 
 
 @dataclass
@@ -116,9 +120,12 @@ async def ask(client: httpx.AsyncClient, kind: str, draws: random.Random) -> Non
             raise ValueError("the stream has no end or no picture")
     else:
         content: list[dict] = [{"type": "text", "text": f"what is a {words}?"}]
+        if kind == "long":
+            content[0]["text"] = " ".join(draws.choices(WORDS, k=LONG_WORDS // 2)) + ": which is red?"
         if kind == "look":
             content = [{"type": "image_url", "image_url": {"url": PICTURE}}, {"type": "text", "text": "What is this?"}]
         body = {"messages": [{"role": "user", "content": content}], "modalities": ["text"], "seed": seed}
+        body |= {"max_tokens": 8} if kind == "long" else {}
         answer = await client.post("/v1/chat/completions", json=body)
         check(answer)
         if not isinstance(answer.json()["choices"][0]["message"]["content"], str):

@@ -95,3 +95,29 @@ def test_an_encoder_that_rebuilds_nothing_asks_for_a_teacher(tmp_path, sounds, c
     with pytest.raises(SystemExit):
         train(tmp_path, sounds, f"system={system}", "small=true", "crop_s=0.2")
     assert f"learns nothing alone; teach it: --set '{teacher}" in capsys.readouterr().err
+
+
+def test_a_reader_goes_on_from_another_run(tmp_path, sounds, capsys):
+    save_whisper(tmp_path / "whisper", positions=60)
+    shape = '{"trunk_width": 16, "trunk_layers": 2, "context": 60, "lead_steps": 2, "window_frames": 112}'
+    settings = (
+        "system=whisper-bottleneck", "small=true", f"trunk={tmp_path}/whisper", f"tokenizer={shape}", "crop_s=0.6",
+        "losses={spelling: {characters: data, hidden: 16, num_layers: 1}}", "one_held_out_of=3",
+    )  # fmt: skip
+
+    def read(run):
+        state = torch.load(tmp_path / run / "last.pt", weights_only=True)["model"]
+        return {name: weight for name, weight in state.items() if name.startswith("bag.")}
+
+    train(tmp_path, sounds, *settings)
+    still = (f"losses_from={tmp_path}/run", "loop.learning_rate=1e-12", "loop.final_learning_rate=0")
+    train(tmp_path, sounds, *settings, *still, f"run={tmp_path}/second", f"begin_from={tmp_path}/out")
+    assert "weights of losses are from" in capsys.readouterr().err
+    first, second = read("run"), read("second")
+    assert first and first.keys() == second.keys()
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=0, atol=1e-9)
+    with pytest.raises(SystemExit):
+        train(tmp_path, sounds, *settings, f"losses_from={tmp_path}/nowhere", f"run={tmp_path}/c", f"out={tmp_path}/d")
+    assert "holds no run whose losses have weights that fit" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()

@@ -147,6 +147,22 @@ class TrainedTokenizer(nn.Module):
         self._stage = None  # what is frozen goes back to eval at the next step
         return self
 
+    def take_losses(self, state: Mapping[str, Tensor], source: str) -> int:
+        """Take what the losses learnt in another training, of the weights in its checkpoint: a spelling reader, judges,
+        projections; how many. ValueError where nothing fits. source: where they lie, for the message."""
+        own = {} if self.bag is None else dict(self.bag.named_parameters())
+        fit = {
+            name: state[f"bag.{name}"]
+            for name, weight in own.items()
+            if weight.requires_grad and f"bag.{name}" in state and state[f"bag.{name}"].shape == weight.shape
+        }
+        if not fit:
+            raise ValueError(f"{source} holds no run whose losses have weights that fit here; leave losses_from out")
+        with torch.no_grad():
+            for name, weight in fit.items():
+                own[name].copy_(weight)
+        return len(fit)
+
     def forward(
         self, x: Tensor, lengths: Tensor | None, step: int, captions: tuple[str, ...] | None = None
     ) -> tuple[Tensor, dict[str, float]]:
