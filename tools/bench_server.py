@@ -26,6 +26,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -311,6 +312,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the figures as JSON")
     arguments = parser.parse_args()
     mix = parse_mix(arguments.mix)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the server, too
     process, url = (None, arguments.url) if arguments.url else serve(arguments)
     memory = None if process is None else Memory(process.pid)
     try:
