@@ -38,7 +38,7 @@ from rich.table import Table
 
 MARKER = ".fetched.json"
 CHUNK_BYTES = 1 << 20
-SETS = ("images", "video", "audio", "text", "models", "clipart", "sounds", "voices", "recordings")
+SETS = ("images", "video", "audio", "text", "models", "clipart", "sounds", "voices", "recordings", "languages")
 DEFAULT_SETS = ("images", "video", "audio", "text", "models")  # what `all` means
 CONSOLE = Console(stderr=True)
 
@@ -128,6 +128,24 @@ PACKAGES = [
             "fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed", "GPL-2.0-or-later"),
     Package("recordings", "debian", "tuxpaint-stamps-default", "2022.06.04-1", 160_880_444,
             "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34", "GPL-2.0"),
+    Package("languages", "debian", "manpages", "6.03-2", 1_331_652,
+            "efa1ba4cd19ad7baeae959c9209a7eb74be2ebb858bcabb412597bfc9f588c91", "each page's own: GPL, BSD, verbatim"),
+    Package("languages", "debian", "manpages-dev", "6.03-2", 2_030_264,
+            "96f55cb5e26231d5567c89b692bced63825a14a2d5bd18fdf16ea2ed44eb9838", "each page's own: GPL, BSD, verbatim"),
+    Package("languages", "debian", "manpages-de", "4.18.1-1", 3_615_560,
+            "37d2e7ee51f22952aecec3af93647ff59194a3c74bb7a694560f49c7f7ab3978", "GPL-3.0-or-later"),
+    Package("languages", "debian", "manpages-de-dev", "4.18.1-1", 1_141_048,
+            "cb3d7c10977dd3c811065d89e0d912196ec5e6f2551308edb0ba72e02da838d7", "GPL-3.0-or-later"),
+    Package("languages", "debian", "manpages-fr", "4.18.1-1", 1_899_104,
+            "ec29759cc0e4a44dc7719c1e32869d0060667049e584f09556f0d982b969ea33", "GPL-3.0-or-later"),
+    Package("languages", "debian", "manpages-fr-dev", "4.18.1-1", 2_645_176,
+            "25f5a53208d92f0a69a89e349edfb3068e6e6e4e0673fe712dd0d3b0c5b1512d", "GPL-3.0-or-later"),
+    Package("languages", "debian", "manpages-ru", "4.18.1-1", 1_154_124,
+            "5d5821dad5840652ba9c1c6b85bdc785c1fc52148a71c18fab6658c9659244c0", "GPL-3.0-or-later"),
+    Package("languages", "debian", "manpages-ru-dev", "4.18.1-1", 2_435_112,
+            "7182289b9a0af78422e48412f149907b6d84d16c78544db97e48b6ab2562bb55", "GPL-3.0-or-later"),
+    Package("languages", "debian", "golang-1.19-src", "1.19.8-2", 18_308_084,
+            "2dfa82fe4f08f4e0193c532e561af4c91871f5235608f04f2bb8d57bb288df5a", "BSD-3-Clause"),
 ]  # fmt: skip
 
 

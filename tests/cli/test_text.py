@@ -5,9 +5,11 @@ import json
 import pytest
 
 from tests.sequence.conftest import sentences
+from tests.tiny_bases import make_base, save_base
 from unimodal.cli import app as cli
-from unimodal.cli.text import DIGITS, KINDS
+from unimodal.cli.text import DIGITS, KINDS, TRANSPLANTS
 from unimodal.text import pretokens, trainers
+from unimodal.tuning.transplant.methods import METHODS
 
 pytestmark = pytest.mark.sweep("commands")
 
@@ -34,6 +36,7 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_command_knows_every_kind_and_rule():
     assert KINDS == trainers.KINDS and DIGITS == pretokens.DIGIT_RULES
+    assert tuple(METHODS) == TRANSPLANTS
 
 
 def test_a_tokenizer_is_trained_measured_and_compared(capsys, folder):
@@ -59,6 +62,55 @@ def test_a_tokenizer_is_trained_measured_and_compared(capsys, folder):
     assert status == 0 and list(table["fertility"]) == ["a", "b"] and out.splitlines()[0].split() == ["a", "b"]
     assert table["bytes a token"]["b"] == 1 and table["fertility"]["a"] < table["fertility"]["b"]
 
+
+def test_a_tokenizer_is_put_under_a_base_and_measured(capsys, folder):
+    save_base(folder / "base", make_base("llama", True))
+    assert run(capsys, "train", "en.txt", "--kind", "bpe", "--size", 320, "--out", "a")[0] == 0
+    (folder / "words.tsv").write_text("a\ta\n")
+    status, out, err = run(
+        capsys, "transplant", "base", "--tokenizer", "a", "--out", "b", "--data", "en.txt", "upper.txt", "--method",
+        "wechsel", "--parallel", "en.txt", "upper.txt", "--dictionary", "words.tsv", "--copy-shared",
+    )  # fmt: skip
+    lines = out.splitlines()
+    assert status == 0 and lines[0].startswith("b: 320 text rows; ") and " copied, " in lines[0], err
+    made = json.loads((folder / "b" / "transplant.json").read_text())
+    before, after = made["before"], made["after"]
+    assert lines[1].startswith(f"tokens: {before['tokens']:,} → {after['tokens']:,} (")
+    assert lines[2].startswith(f"bits a byte before: {before['bits_per_byte']:.3f} ± ") and len(lines) == 4
+    # the result is a base itself, and a donor
+    status, out, err = run(
+        capsys, "transplant", "b", "--tokenizer", "a", "--out", "c", "--method", "omp", "--donor", "b"
+    )
+    assert status == 0 and out == "c: 320 text rows; 320 copied, 0 mixed, 0 filled\n", err
+    (folder / "t").symlink_to("a")
+    before = sorted(folder.rglob("*"))
+    for options, said in MISUSED.items():
+        status, out, err = run(capsys, "transplant", *f"base --tokenizer t --out x {options}".split())
+        assert status == 2 and out == "" and err.startswith("unimodal: ") and said in err, options
+        assert sorted(folder.rglob("*")) == before, options
+
+
+#: options of `transplant` → what is said of them
+MISUSED = {
+    "--method best": "--method 'best' is unknown; choose mean, fvt, ",
+    "--method clp": "name one with --donor",
+    "--method omp --donor base": "--donor base lacks ",
+    "--method omp --donor none": "base model 'none': no such folder",
+    "--method trans-tokenization": "--parallel A B",
+    "--method trans-tokenization --parallel en.txt short.txt": "short.txt has 7 lines and en.txt 200",
+    "--method wechsel --parallel en.txt": "--parallel takes two files",
+    "--method wechsel --vectors en.txt upper.txt": "the vector of word 1 holds no numbers",
+    "--method wechsel --parallel en.txt upper.txt --dictionary latin.txt": "latin.txt is not UTF-8",
+    "--method wechsel --parallel en.txt upper.txt --dictionary en.txt": "line 1 is no pair of words",
+    "--method tokenadapt": "name it by --embedder",
+    "--method tokenadapt --embedder en.txt": "--embedder en.txt cannot be loaded",
+    "--data latin.txt": "latin.txt is not UTF-8",
+    "--data empty.txt": "there is no text in empty.txt",
+    "--out c": "c is not empty",
+    "--out no/x": "there is no folder no",
+    "--tokenizer nothing": "nothing: no such tokenizer",
+    "--tokenizer en.txt": "en.txt is no readable tokenizer.json",
+}
 
 REFUSED = {
     "train latin.txt --kind bpe --size 300 --out x": "latin.txt is not UTF-8: line 1 holds the byte 0xf6",

@@ -1,7 +1,8 @@
-"""`unimodal text train`, `report` and `compare`: tokenizers of plain text, trained and measured."""
+"""`unimodal text train`, `report`, `compare`, `transplant`: text tokenizers, measured and put under a model."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from unimodal.cli.shared import Command, check_choice, check_folder
 
 text = typer.Typer(
     name="text",
-    help="Tokenizers of plain text: train one, measure one, compare several.",
+    help="Tokenizers of plain text: train one, measure one, compare several, put one under a model.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,6 +29,7 @@ KINDS = (
     "less-is-better",
 )
 DIGITS = ("free", "single", "left", "right")
+TRANSPLANTS = ("mean", "fvt", "wechsel", "clp", "trans-tokenization", "tokenadapt", "omp")
 
 
 class ManyCommand(Command):
@@ -178,6 +180,83 @@ def compare_tokenizers(
     made: dict[str, dict[str, object]] = {"comparison": dict(table)}
     _write(", ".join(tokenizers), made, html, json)
     print(format_rows(list_rows(made["comparison"])))
+
+
+@text.command("transplant", cls=ManyCommand)
+def transplant_tokenizer(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A stock model or one of ours: a folder or a hub id.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", metavar="T", help="The new one: a folder, file or hub id.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder: the model with that tokenizer.")],
+    method: Annotated[
+        str, typer.Option("--method", metavar="M", help=f"How new rows begin: {', '.join(TRANSPLANTS)}.")
+    ] = "fvt",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data", metavar="FILE…", help="Text of the new kind: its bits a byte before and after are said."
+        ),
+    ] = None,
+    parallel: Annotated[
+        list[Path] | None,
+        typer.Option("--parallel", metavar="A B", help="Lines in the base's language, and the same in the new one."),
+    ] = None,
+    donor: Annotated[
+        str | None, typer.Option("--donor", metavar="MODEL", help="A model with the new tokenizer, for clp and omp.")
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option("--embedder", metavar="MODEL", help="A model of sentences, for tokenadapt.")
+    ] = None,
+    vectors: Annotated[
+        list[Path] | None,
+        typer.Option("--vectors", metavar="A B", help="Vectors of both languages' words, for wechsel."),
+    ] = None,
+    dictionary: Annotated[
+        Path | None, typer.Option("--dictionary", metavar="FILE", help="Words and their translations, for wechsel.")
+    ] = None,
+    copy: Annotated[
+        bool | None,
+        typer.Option(
+            "--copy-shared/--no-copy-shared", help="Keep the rows of tokens that both have; else as published."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of rows that a method leaves to chance.")] = 0,
+) -> None:
+    """Give a model another text tokenizer: its text rows are made anew, its media rows stay."""
+    check_choice("--method", method, TRANSPLANTS)
+    for option, given in (("--parallel", parallel), ("--vectors", vectors)):
+        if given and len(given) != 2:
+            raise ValueError(f"{option} takes two files, the base's language first; {len(given)} are given")
+    from unimodal.export.new_folder import check_target
+    from unimodal.text.corpora import read_lines, read_parallel
+    from unimodal.text.reports.opened import open_tokenizer
+    from unimodal.tuning.transplant import transplant as moving
+    from unimodal.tuning.transplant.inputs import open_embedder, read_dictionary, read_donor_rows
+    from unimodal.tuning.transplant.word_vectors import read_vectors
+
+    check_target(out, replace=False)
+    with Reporter() as report:
+        report("reading")
+        lines = read_lines(data) if data else []
+        both = read_parallel(parallel) if parallel else None
+        new = open_tokenizer(tokenizer)
+        read = [read_vectors(path) for path in vectors or ()]
+        opened = moving.open_base(base)
+        plan = moving.plan_transplant(opened, new)
+        request = replace(
+            plan.request,
+            parallel=None if both is None else (both[0], both[1]),
+            donor=None if donor is None else read_donor_rows(donor, new),
+            embed=None if embedder is None else open_embedder(embedder),
+            vectors=(read[0], read[1]) if read else None,
+            dictionary=None if dictionary is None else read_dictionary(dictionary),
+        )
+        made = moving.transplant(opened, replace(plan, request=request), out, method, copy, seed, lines, report)
+    print(f"{out}: {new.text.size:,} text rows; {made.copied:,} copied, {made.mixed:,} mixed, {made.filled:,} filled")
+    if made.before is not None and made.after is not None:
+        saved = 1 - made.after.tokens / made.before.tokens
+        print(f"tokens: {made.before.tokens:,} → {made.after.tokens:,} ({saved:+.1%} saved)")
+        for name, cost in (("before", made.before), ("after", made.after)):
+            print(f"bits a byte {name}: {cost.bits:.3f} ± {cost.interval:.3f}")
 
 
 def _check_outputs(html: Path | None, json: Path | None) -> None:

@@ -128,6 +128,35 @@ def load_base(
     return LoadedBase(text, model, tokenizer)
 
 
+def read_tokenizer_settings(name: str | os.PathLike[str]) -> dict[str, object]:
+    """The settings of a base's tokenizer beside its rows: names of special tokens, chat format, longest input.
+
+    What lies in its folder; for a hub id or a GGUF file what transformers reads. {} where there are none.
+    """
+    source, gguf = _find_source(os.fspath(name))
+    path = Path(source) / "tokenizer_config.json"
+    if gguf is None and Path(source).is_dir():
+        found = read_json(path) if path.is_file() else {}
+        template = Path(source) / "chat_template.jinja"
+        return found | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
+    from transformers import AutoTokenizer
+
+    with silence_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(source, **({"gguf_file": gguf} if gguf else {}))
+    named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    settings = {"chat_template": tokenizer.chat_template, "padding_side": tokenizer.padding_side}
+    return named | {key: value for key, value in settings.items() if value}
+
+
+def read_precision(name: str | os.PathLike[str]) -> torch.dtype:
+    """The precision that a base's config.json names for its weights; float32 where it names none, and for a GGUF."""
+    source, gguf = _find_source(os.fspath(name))
+    path = Path(source) / "config.json"
+    config = read_json(path) if gguf is None and path.is_file() else {}
+    found = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))), None)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
 def hash_base(model: PreTrainedModel) -> str:
     """SHA-256 of the base's embedding table in bfloat16: differs from base to base, and for a rounded copy."""
     weight = find_base_table(model).weight.detach().to(torch.bfloat16)

@@ -48,12 +48,15 @@ def transplant_rows(request: RowRequest) -> Tensor:
     return rows
 
 
-def fit_sparse_combination(targets: Tensor, anchors: Tensor, num_anchors: int) -> tuple[Tensor, Tensor]:
+def fit_sparse_combination(
+    targets: Tensor, anchors: Tensor, num_anchors: int, by_direction: bool = True
+) -> tuple[Tensor, Tensor]:
     """Targets [n, E] as weighted sums of k of the anchors [A, E], by orthogonal matching pursuit.
 
-    → indices of the anchors int64 [n, k], and their weights [n, k], fitted anew after each pick.
+    by_direction: pick the anchor of the smallest angle to what is left; else of the greatest product with it, as
+    mergekit does. → indices of the anchors int64 [n, k], and their weights [n, k], fitted anew after each pick.
     """
-    directions = torch.nn.functional.normalize(anchors, dim=1)
+    directions = torch.nn.functional.normalize(anchors, dim=1) if by_direction else anchors
     residual = targets
     chosen = torch.zeros(len(targets), 0, dtype=torch.int64, device=targets.device)
     weights = targets.new_zeros(len(targets), 0)
