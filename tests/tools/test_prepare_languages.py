@@ -58,12 +58,12 @@ def write(folder, name, text):
 def test_languages_and_code_are_written_with_every_tenth_page_held_out(tmp_path, capsys):
     raw, out = tmp_path / "raw", tmp_path / "out"
     for number in range(20):
-        text = f".SH NAME\nprogram number {number} of the list\n.PP\nit counts things {number}\n"
+        text = f".SH NAME\nprogram number {number} of the list\n.PP\nit counts all the things {number}\n"
         write(raw, f"manpages-dev/usr/share/man/man2/p{number:02}.2.gz", text)
         write(raw, f"golang-1.19-src/usr/share/go-1.19/src/p{number:02}/a.go", f"package p{number}\n\nfunc f() {{}}\n")
         for language in LANGUAGES:
             (raw / f"manpages-{language}").mkdir(exist_ok=True)
-            theirs = text.replace("program", f"Programm ({language})").replace("things", "Dinge")
+            theirs = text.replace("program", f"Programm ({language})").replace("all the things", "all die Dinge")
             write(raw, f"manpages-{language}-dev/usr/share/man/{language}/man2/p{number:02}.2.gz", theirs)
     (raw / "manpages").mkdir()
     main(["--raw", str(raw), "--out", str(out)])

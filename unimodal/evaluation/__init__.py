@@ -144,4 +144,5 @@ SUITES = {
     "everyday_speech": "unimodal.evaluation.everyday_speech",
     "compression": "unimodal.evaluation.compression",
     "text_forgetting": "unimodal.evaluation.text_forgetting",
+    "character_tasks": "unimodal.evaluation.character_tasks",
 }

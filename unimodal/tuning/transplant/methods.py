@@ -11,7 +11,7 @@ from torch import Tensor
 from unimodal.tuning.transplant.helper_model import mix_by_helper
 from unimodal.tuning.transplant.matching_pursuit import mix_by_pursuit
 from unimodal.tuning.transplant.mean import mix_mean
-from unimodal.tuning.transplant.request import Filling, Mixture, Side, TransplantRequest
+from unimodal.tuning.transplant.request import Filling, RowMixture, Side, TransplantRequest
 from unimodal.tuning.transplant.subwords import mix_subwords
 from unimodal.tuning.transplant.tokenadapt import mix_by_meaning
 from unimodal.tuning.transplant.translated_tokens import mix_translations
@@ -19,13 +19,13 @@ from unimodal.tuning.transplant.wechsel import mix_by_word_vectors
 
 
 @dataclass(frozen=True)
-class Method:
+class TransplantMethod:
     """A method of transplanting. copies: whether tokens that both tokenizers have keep the base's rows."""
 
-    mix: Callable[[TransplantRequest], Mixture]
+    mix: Callable[[TransplantRequest], RowMixture]
     filling: Filling
     copies: bool
-    by_side: Callable[[TransplantRequest, Side], Mixture] | None = None  # of one that mixes the sides apart
+    by_side: Callable[[TransplantRequest, Side], RowMixture] | None = None  # of one that mixes the sides apart
 
 
 class MadeRows:
@@ -41,7 +41,7 @@ class MadeRows:
         self.method, self.request, self.seed = METHODS[method], request, seed
         self.copied = dict(request.shared) if (self.method.copies if copy is None else copy) else {}
         self.copied |= request.special
-        self._mixtures: dict[Side, Mixture] = {}
+        self._mixtures: dict[Side, RowMixture] = {}
         self.mixed = self.filled = 0
 
     def make(self, table: Tensor, side: Side = "input") -> Tensor:
@@ -63,7 +63,7 @@ class MadeRows:
         found[new] = bias[old]
         return torch.where(found.isnan(), bias.mean(), found)
 
-    def _mix(self, side: Side) -> Mixture:
+    def _mix(self, side: Side) -> RowMixture:
         if side not in self._mixtures:
             apart = self.method.by_side
             found = self.method.mix(self.request) if apart is None else apart(self.request, side)
@@ -83,12 +83,12 @@ class MadeRows:
         return mean + used.std(0, correction=0) * noise
 
 
-METHODS: dict[str, Method] = {
-    "mean": Method(mix_mean, "mean", copies=True),
-    "fvt": Method(mix_subwords, "mean", copies=True),
-    "wechsel": Method(mix_by_word_vectors, "normal", copies=False),
-    "clp": Method(mix_by_helper, "normal", copies=True),
-    "trans-tokenization": Method(mix_translations, "mean", copies=False),
-    "tokenadapt": Method(mix_by_meaning, "numbers", copies=True),
-    "omp": Method(mix_by_pursuit, "mean", copies=True, by_side=mix_by_pursuit),
+METHODS: dict[str, TransplantMethod] = {
+    "mean": TransplantMethod(mix_mean, "mean", copies=True),
+    "fvt": TransplantMethod(mix_subwords, "mean", copies=True),
+    "wechsel": TransplantMethod(mix_by_word_vectors, "normal", copies=False),
+    "clp": TransplantMethod(mix_by_helper, "normal", copies=True),
+    "trans-tokenization": TransplantMethod(mix_translations, "mean", copies=False),
+    "tokenadapt": TransplantMethod(mix_by_meaning, "numbers", copies=True),
+    "omp": TransplantMethod(mix_by_pursuit, "mean", copies=True, by_side=mix_by_pursuit),
 }

@@ -24,7 +24,7 @@ Side = Literal["input", "output"]
 Filling = Literal["mean", "normal", "numbers"]
 
 
-class Mixture(Protocol):
+class RowMixture(Protocol):
     """Rows [N, D] of the new tokenizer as linear combinations of the base's [V, D]; rows of NaN are left out."""
 
     def apply(self, table: Tensor) -> Tensor: ...
