@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PIPER := $(VENV)-piper
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lowest study lint format nano
+.PHONY: help demo test lowest study lint format nano nano2-data nano2-tokenizers nano2
 
 help:
 	@echo "make demo    install into $(VENV), run the tour with the nano model, say where its gallery lies"
@@ -23,6 +23,7 @@ help:
 	@echo "make study   random campaigns and small trainings whole, their table in docs/study.md (make study SEED=7 ARGS='-k vocabulary')"
 	@echo "make lint    ruff format --check, ruff check, mypy          make format    let ruff rewrite"
 	@echo "make nano    from nothing to model_cards/nano: data, tokenizers, codes, decoder, evaluation, card"
+	@echo "make nano2-data, then nano2-tokenizers, then nano2: its successor, in parts of half an hour, four hours and a day"
 
 demo: $(VENV)/.core
 	$(BIN)/python recipes/demo.py $(ARGS)
@@ -87,6 +88,40 @@ nano: $(VENV)/.dev $(PIPER)/.made
 	  --model model_cards/nano --limit 40 --out model_cards/nano/report_speech.json
 	$(BIN)/python recipes/make_gallery.py
 	$(BIN)/python recipes/write_card.py
+
+# nano 2. Needs flite and espeak-ng. Pictures and clips beside speech need not wait for each other on two cores.
+nano2-data: $(VENV)/.dev $(PIPER)/.made
+	$(BIN)/python tools/fetch_data.py $(foreach set,images video audio text clipart sounds voices recordings,--set $(set))
+	$(BIN)/python tools/prepare_images.py
+	$(BIN)/python tools/prepare_views.py
+	$(BIN)/python tools/prepare_pictures.py
+	$(BIN)/python tools/prepare_clips.py
+	$(BIN)/python tools/prepare_scenes.py
+	$(BIN)/python tools/write_clips.py
+	$(BIN)/python tools/make_voices.py sentences
+	$(BIN)/python tools/make_voices.py speak --piper "$(PIPER)/bin/python -m piper"
+	$(BIN)/python tools/make_recordings.py
+	$(BIN)/python tools/pack_voices.py --skip-worn
+	$(PIP) install --no-deps tinysoundfont
+	$(BIN)/python tools/prepare_sounds.py
+
+nano2-tokenizers: nano2-data
+	$(BIN)/python recipes/train_tokenizer.py recipes/configs/picture_tokenizer.yaml
+	$(BIN)/python recipes/train_tokenizer.py recipes/configs/picture_known.yaml
+	$(BIN)/python recipes/train_tokenizer.py recipes/configs/clip_tokenizer.yaml
+	$(BIN)/python recipes/train_tokenizer.py recipes/configs/speech_words.yaml
+	$(BIN)/python recipes/train_tokenizer.py recipes/configs/speech_tokenizer.yaml
+	$(BIN)/python recipes/train_tokenizer.py recipes/configs/speech_sound.yaml
+	cp data/models/picture_known/* model_cards/nano2/image_tokenizer
+	cp data/models/clip_tokenizer/* model_cards/nano2/video_tokenizer
+	mkdir -p model_cards/nano2/audio_tokenizer
+	cp data/models/speech_sound/* model_cards/nano2/audio_tokenizer
+
+nano2: $(VENV)/.dev
+	$(BIN)/python recipes/encode_media.py --set 'tokenizers={image: model_cards/nano2/image_tokenizer, video: model_cards/nano2/video_tokenizer, audio: model_cards/nano2/audio_tokenizer}'
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_pictures.yaml
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano2.yaml
+	$(BIN)/python recipes/train_nano.py recipes/configs/nano2_end.yaml
 
 # Stamps: an installation is done again only when pyproject.toml changes.
 $(VENV)/.made:
