@@ -34,7 +34,7 @@ from unimodal.tuning.transplant.measure import cut_pieces
 PIECE_BYTES, BATCH = 256, 16
 LEARNING_RATE, WARM_UP = 2e-3, 20
 NOISE = 0.1  # of the letters
-COLUMNS = ("front end", "weights", "bits a byte, equal bytes", "bits a byte, equal time", "bytes read",
+COLUMNS = ("trained", "weights", "bits a byte, equal bytes", "bits a byte, equal time", "bytes read",
            "trained on a second", "scored a second", "bytes a unit", "bits a byte, noisy text")  # fmt: skip
 
 
@@ -98,7 +98,9 @@ def train_front_end(
         if at_bytes is None and read >= num_bytes:
             at_bytes = measure(front_end, test)[0]
         if step % 20 == 0:
-            print(f"{step} steps, {read:,} bytes, {spent:.0f} s: {float(loss):.3f} nats a byte", file=sys.stderr)
+            print(
+                f"{step} steps, {read:,} bytes, {spent:.0f} s: {float(loss.detach()):.3f} nats a byte", file=sys.stderr
+            )
     return at_bytes, read, spent
 
 

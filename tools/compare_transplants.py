@@ -77,6 +77,8 @@ def write_row(name: str, cost: TextCost, made: MadeRows | None = None, tuned: Te
     rows = ["", "", ""] if made is None else [f"{count:,}" for count in (len(made.copied), made.mixed, made.filled)]
     bits = [f"{cost.bits:.3f} ± {cost.interval:.3f}"]
     bits += [] if tuned is None else [f"{tuned.bits:.3f} ± {tuned.interval:.3f}"]
+    if cost.num_spoilt:
+        bits[0] += f" ({cost.num_spoilt} of {cost.num_pieces} pieces lose letters)"
     return f"| {' | '.join([name, *rows, f'{cost.tokens:,}', *bits])} |"
 
 
@@ -110,20 +112,20 @@ def run(options: argparse.Namespace) -> None:
         start = base.find_start(plan.vocabulary)
     elif plan.special is not None and old is not None:
         start = plan.special.rows.get(old, next((row for row, known in request.shared.items() if known == old), None))
-    print("| method | copied | mixed | filled | tokens | bits a byte |" + (" tuned |" if options.steps else ""))
+    print("| rows by | copied | mixed | filled | tokens | bits a byte |" + (" tuned |" if options.steps else ""))
     print("|---|---|---|---|---|---|" + ("---|" if options.steps else ""))
-    before = measure_text(base.model, base.old.encode, old, lines)
+    before = measure_text(base.model, base.old, old, lines)
     print(write_row("the base", before), flush=True)
     for method in options.methods:
         begun = time.process_time()
         made = MadeRows(method, request, seed=options.seed)
         replace_tables(base.model, plan.make_tables(base, made))
         seconds = time.process_time() - begun
-        cost = measure_text(base.model, new.encode, start, lines)
+        cost = measure_text(base.model, new, start, lines)
         tuned = None
         if options.steps:
             tune_rows(base, plan, train, options.steps, start)
-            tuned = measure_text(base.model, new.encode, start, lines)
+            tuned = measure_text(base.model, new, start, lines)
         print(write_row(f"`{method}`", cost, made, tuned), flush=True)
         print(f"{method}: {seconds:.1f} s of processor time", file=sys.stderr, flush=True)
 

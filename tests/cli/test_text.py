@@ -104,6 +104,8 @@ MISUSED = {
     "--method wechsel --parallel en.txt upper.txt --dictionary en.txt": "line 1 is no pair of words",
     "--method tokenadapt": "name it by --embedder",
     "--method tokenadapt --embedder en.txt": "--embedder en.txt cannot be loaded",
+    "--method zett": "name it by --hypernetwork",
+    "--method zett --hypernetwork en.txt": "en.txt holds no hypernetwork",
     "--data latin.txt": "latin.txt is not UTF-8",
     "--data empty.txt": "there is no text in empty.txt",
     "--out c": "c is not empty",

@@ -10,15 +10,17 @@ import typer
 
 from tests.tiny_bases import BASES, MORE_BASES, REFUSED
 from unimodal.cli.app import app
-from unimodal.cli.text import KINDS
+from unimodal.cli.text import KINDS, TRANSPLANTS
 from unimodal.compression import BASELINES, METHODS, Method
 from unimodal.data.datasets import DatasetConfig
 from unimodal.data.importers import IMPORTERS
 from unimodal.generation import DECODERS
 from unimodal.generation.search import SEARCHES
+from unimodal.model.front_ends import FRONT_ENDS
 from unimodal.pipeline.settings import AnswerSettings
 from unimodal.released import RELEASES
 from unimodal.training.identity import list_free_settings
+from unimodal.tuning.transplant.methods import METHODS as MOVED_BY
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -107,6 +109,15 @@ def test_every_option_of_a_command_has_its_row(command, page):
 
 def test_every_kind_of_text_tokenizer_has_its_row():
     assert tuple(read_table("text.md", "kind")) == KINDS
+
+
+def test_every_way_to_move_a_tokenizer_and_every_front_end_has_its_row():
+    table = read_table("text.md", "method")
+    assert tuple(table) == TRANSPLANTS
+    assert {name: row["rows of shared tokens"] == "copied" for name, row in table.items()} == {
+        name: method.copies for name, method in MOVED_BY.items()
+    }
+    assert list(read_table("text.md", "front end")) == list(FRONT_ENDS)
 
 
 def test_every_importer_has_its_row():

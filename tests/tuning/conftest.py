@@ -8,6 +8,7 @@ import torch
 
 from unimodal.text.reports.opened import OpenedTokenizer
 from unimodal.text.trainers import TrainingSettings, train
+from unimodal.tuning.transplant.hypernetwork import HypernetworkSettings, RowHypernetwork
 from unimodal.tuning.transplant.request import TransplantRequest
 
 NOUNS = {"file": "Datei", "memory": "Speicher", "user": "Benutzer", "kernel": "Systemkern", "page": "Seite",
@@ -49,11 +50,16 @@ def table(old):
 
 
 @pytest.fixture(scope="session")
-def request_pair(old, new):
+def request_pair(old, new, table):
     """The request with parallel lines, a donor and a stand-in for a model of sentences: letters counted."""
     generator = torch.Generator().manual_seed(2)
     donor = {side: torch.randn(new.text.size, 6, generator=generator) for side in ("input", "output")}
-    return TransplantRequest(old, new, donor=donor, parallel=(ENGLISH, GERMAN), embed=embed_by_name)
+    network = RowHypernetwork(8, 1, HypernetworkSettings(num_heads=2, num_layers=1))
+    network.fit_scales(table[:, None])
+    return TransplantRequest(
+        old, new, donor=donor, parallel=(ENGLISH, GERMAN), embed=embed_by_name, hypernetwork=network,
+        base_rows=table[:, None],
+    )  # fmt: skip
 
 
 def embed_by_name(texts):

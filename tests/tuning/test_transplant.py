@@ -6,17 +6,21 @@ import shutil
 import pytest
 import torch
 
-from tests.tiny_bases import BASES, PADDED, make_base, save_base
+from tests.tiny_bases import BASES, PADDED, TOKENIZER, make_base, save_base
 from tests.tiny_model import tiny_folder, tiny_model
 from tests.tuning.conftest import ENGLISH, GERMAN, make_tokenizer
 from unimodal.model.base import load_base
+from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder, find_depth_decoder, take_depth_decoder
+from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
 from unimodal.pipeline import load
+from unimodal.text.hub_tokenizer import save_hub_tokenizer
 from unimodal.text.reports.opened import OpenedTokenizer, open_tokenizer
+from unimodal.text.tokenizer import TextTokenizer
 from unimodal.tuning.transplant.measure import cut_pieces, measure_text
 from unimodal.tuning.transplant.special_tokens import keep_special_tokens, move_post_processor
 from unimodal.tuning.transplant.transplant import open_base, plan_transplant, transplant
-from unimodal.vocabulary import read_vocabulary
+from unimodal.vocabulary import Block, Segment, SpanLayout, Vocabulary, read_vocabulary
 
 
 def move(base, new, out, method="fvt", **options):
@@ -93,6 +97,28 @@ def test_a_model_of_ours_keeps_its_media_rows_and_its_settings(new, tmp_path):
     assert record["after"]["tokens"] == made.after.tokens == len(new.encode("\n".join([*GERMAN[:3], ""])))
 
 
+def test_a_model_with_summed_codes_keeps_the_network_that_writes_them(new, tmp_path):
+    vocabulary = Vocabulary.build(
+        45,
+        [Block(name="audio", modality="audio", size=12, group=group, layout="summed") for group in range(2)],
+        [SpanLayout("audio", [Segment("audio")])],
+    )
+    model = make_base("llama", True, vocab_size=vocabulary.size)
+    add_depth_decoder(model, vocabulary, DepthSettings(num_layers=1, width=16))
+    depth = take_depth_decoder(model)
+    folder = tmp_path / "summed"
+    model.save_pretrained(folder)
+    depth.save(folder)
+    vocabulary.save(folder / VOCABULARY_FILE)
+    save_hub_tokenizer(folder, vocabulary, TextTokenizer(TOKENIZER))
+    move(folder, new, tmp_path / "moved")
+    moved = read_vocabulary(tmp_path / "moved" / VOCABULARY_FILE)
+    assert moved.is_summed("audio") and moved.size == new.text.size + vocabulary.size - 45
+    found = find_depth_decoder(load_decoder(tmp_path / "moved", moved)).state_dict()
+    assert found.keys() == depth.state_dict().keys()
+    assert all(torch.allclose(value, depth.state_dict()[name], atol=1e-2) for name, value in found.items())
+
+
 def test_special_tokens_stay_under_their_names(new, tmp_path):
     """A chat base: its format, its start before every text and the ends of its turns are what they were."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -160,13 +186,13 @@ def test_pieces_hold_the_whole_text_and_are_short():
     assert all(0 < len(piece.encode()) <= 64 for piece in pieces)
 
 
-def test_bits_are_those_of_the_model_for_each_piece(new, tmp_path):
+def test_bits_are_those_of_the_model_for_each_piece(tmp_path):
     base = load_base(save_base(tmp_path / "base", make_base("llama", True)))
     tokenizer = open_tokenizer(tmp_path / "base")
     lines = ["ABC127" * 20, "XYZ", "127XY" * 20]
-    found = measure_text(base.model, tokenizer.encode, 1, lines)
+    found = measure_text(base.model, tokenizer, 1, lines)
     total = tokens = 0
-    for piece in cut_pieces(lines, 159):
+    for piece in cut_pieces(lines, 158):
         ids = tokenizer.encode(piece)
         tokens += len(ids)
         with torch.no_grad():
@@ -174,8 +200,11 @@ def test_bits_are_those_of_the_model_for_each_piece(new, tmp_path):
         total -= float(logits.gather(1, torch.tensor(ids)[:, None]).sum())
     assert found.bits == pytest.approx(total / torch.log(torch.tensor(2.0)).item() / found.num_bytes, rel=1e-5)
     assert found.tokens == tokens and found.num_bytes == len("\n".join([*lines, ""])) and found.interval > 0
-    free = measure_text(base.model, tokenizer.encode, None, lines)
+    assert found.num_pieces == len(cut_pieces(lines, 158)) > 1
+    free = measure_text(base.model, tokenizer, None, lines)
     assert free.bits > 0 and free.tokens == tokens
+    # the base's tokenizer has no row for small letters, and says nothing of them
+    assert [measure_text(base.model, tokenizer, 1, [line]).num_spoilt for line in ("127", "127abc")] == [0, 1]
 
 
 def test_a_donor_is_found_by_what_its_tokens_spell(new, tmp_path):

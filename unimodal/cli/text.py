@@ -29,7 +29,7 @@ KINDS = (
     "less-is-better",
 )
 DIGITS = ("free", "single", "left", "right")
-TRANSPLANTS = ("mean", "fvt", "wechsel", "clp", "trans-tokenization", "tokenadapt", "omp")
+TRANSPLANTS = ("mean", "fvt", "wechsel", "clp", "trans-tokenization", "tokenadapt", "omp", "zett")
 
 
 class ManyCommand(Command):
@@ -213,6 +213,10 @@ def transplant_tokenizer(
     dictionary: Annotated[
         Path | None, typer.Option("--dictionary", metavar="FILE", help="Words and their translations, for wechsel.")
     ] = None,
+    hypernetwork: Annotated[
+        Path | None,
+        typer.Option("--hypernetwork", metavar="FILE", help="Made by tools/train_hypernetwork.py, for zett."),
+    ] = None,
     copy: Annotated[
         bool | None,
         typer.Option(
@@ -230,6 +234,7 @@ def transplant_tokenizer(
     from unimodal.text.corpora import read_lines, read_parallel
     from unimodal.text.reports.opened import open_tokenizer
     from unimodal.tuning.transplant import transplant as moving
+    from unimodal.tuning.transplant.hypernetwork import RowHypernetwork, stack_tables
     from unimodal.tuning.transplant.inputs import open_embedder, read_dictionary, read_donor_rows
     from unimodal.tuning.transplant.word_vectors import read_vectors
 
@@ -249,6 +254,8 @@ def transplant_tokenizer(
             embed=None if embedder is None else open_embedder(embedder),
             vectors=(read[0], read[1]) if read else None,
             dictionary=None if dictionary is None else read_dictionary(dictionary),
+            hypernetwork=None if hypernetwork is None else RowHypernetwork.load(hypernetwork),
+            base_rows=None if hypernetwork is None else stack_tables(opened.tables, opened.old.text.size),
         )
         made = moving.transplant(opened, replace(plan, request=request), out, method, copy, seed, lines, report)
     print(f"{out}: {new.text.size:,} text rows; {made.copied:,} copied, {made.mixed:,} mixed, {made.filled:,} filled")
@@ -256,7 +263,8 @@ def transplant_tokenizer(
         saved = 1 - made.after.tokens / made.before.tokens
         print(f"tokens: {made.before.tokens:,} → {made.after.tokens:,} ({saved:+.1%} saved)")
         for name, cost in (("before", made.before), ("after", made.after)):
-            print(f"bits a byte {name}: {cost.bits:.3f} ± {cost.interval:.3f}")
+            lost = f"; {cost.num_spoilt} of {cost.num_pieces} pieces lose letters" if cost.num_spoilt else ""
+            print(f"bits a byte {name}: {cost.bits:.3f} ± {cost.interval:.3f}{lost}")
 
 
 def _check_outputs(html: Path | None, json: Path | None) -> None:

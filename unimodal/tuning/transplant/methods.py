@@ -16,6 +16,7 @@ from unimodal.tuning.transplant.subwords import mix_subwords
 from unimodal.tuning.transplant.tokenadapt import mix_by_meaning
 from unimodal.tuning.transplant.translated_tokens import mix_translations
 from unimodal.tuning.transplant.wechsel import mix_by_word_vectors
+from unimodal.tuning.transplant.zett import mix_by_network
 
 
 @dataclass(frozen=True)
@@ -91,4 +92,5 @@ METHODS: dict[str, TransplantMethod] = {
     "trans-tokenization": TransplantMethod(mix_translations, "mean", copies=False),
     "tokenadapt": TransplantMethod(mix_by_meaning, "numbers", copies=True),
     "omp": TransplantMethod(mix_by_pursuit, "mean", copies=True, by_side=mix_by_pursuit),
+    "zett": TransplantMethod(mix_by_network, "mean", copies=False, by_side=mix_by_network),
 }

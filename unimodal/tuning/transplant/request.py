@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from unimodal.text.reports.opened import OpenedTokenizer
+from unimodal.tuning.transplant.hypernetwork import RowHypernetwork
+from unimodal.tuning.transplant.pieces import decompose
 from unimodal.tuning.transplant.word_vectors import WordVectors
 
 Side = Literal["input", "output"]
@@ -97,6 +99,9 @@ class TransplantRequest:
     dictionary: Sequence[tuple[str, str]] | None = None
     #: texts → their meanings [n, E], by a model of sentences
     embed: Callable[[Sequence[str]], Tensor] | None = None
+    #: a network that was trained for the base, and the base's rows on both sides [V, S, D]
+    hypernetwork: RowHypernetwork | None = None
+    base_rows: Tensor | None = None
 
     @cached_property
     def num_rows(self) -> int:
@@ -117,32 +122,5 @@ class TransplantRequest:
         return [row for row in sorted(self.new.spelled) if row not in self.shared]
 
     def decompose(self, piece: bytes) -> list[int]:
-        """The base's rows that spell these bytes: as its tokenizer cuts them, or where it would add something, such
-        as a space before every text, the longest first. Bytes without a row are left out."""
+        """The base's rows that spell these bytes (`pieces.py`)."""
         return decompose(self.old, piece)
-
-
-def decompose(tokenizer: OpenedTokenizer, piece: bytes) -> list[int]:
-    """Bytes as rows of a tokenizer; see `TransplantRequest.decompose`."""
-    spelled = tokenizer.spelled
-    try:
-        ids = tokenizer.encode(piece.decode())
-    except UnicodeDecodeError:
-        ids = []
-    if ids and b"".join(spelled.get(row, b"") for row in ids) == piece:
-        return ids
-    by_bytes: dict[bytes, int] = {}
-    for row in sorted(spelled):
-        by_bytes.setdefault(spelled[row], row)
-    found, start = [], 0
-    while start < len(piece):
-        end = next((end for end in range(len(piece), start, -1) if piece[start:end] in by_bytes), None)
-        if end is not None:
-            found.append(by_bytes[piece[start:end]])
-        start = start + 1 if end is None else end
-    return found
-
-
-def spell_text(piece: bytes) -> str:
-    """The bytes of a token as text; those that are no UTF-8 are U+FFFD."""
-    return piece.decode("utf-8", "replace")

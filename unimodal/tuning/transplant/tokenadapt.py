@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unimodal.tuning.transplant.request import SparseMixture, TransplantRequest, spell_text
+from unimodal.tuning.transplant.pieces import spell_text
+from unimodal.tuning.transplant.request import SparseMixture, TransplantRequest
 
 GLOBAL_SHARE, NEIGHBOURS, THRESHOLD = 0.3, 3, 0.0
 TEMPERATURE = 0.3 + 1e-5  # the authors add the last

@@ -19,7 +19,8 @@ from collections.abc import Container, Sequence
 
 from unimodal.text.reports.opened import OpenedTokenizer
 from unimodal.text.word_alignment import align_words
-from unimodal.tuning.transplant.request import SparseMixture, TransplantRequest, spell_text
+from unimodal.tuning.transplant.pieces import spell_text
+from unimodal.tuning.transplant.request import SparseMixture, TransplantRequest
 
 FEWEST = 10  # pairs of words that are expected less often are taken for noise
 NUMBERS, SHORT_NUMBERS = 9999, 99

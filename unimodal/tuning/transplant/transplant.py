@@ -119,6 +119,10 @@ def open_base(name: str) -> TransplantBase:
         raise ValueError(
             f"{name} is a converted checkpoint, whose text rows have no place of their own; name another base"
         )
+    if vocabulary is not None and any(layout.features is not None for layout in vocabulary.layouts):
+        raise ValueError(
+            f"{name} reads media as features at a text row of its own, which would move; name another base"
+        )
     old = OpenedTokenizer(cast(TokenizerData, loaded.tokenizer), name)
     return TransplantBase(loaded, vocabulary, old, read_tables(loaded.model))
 
@@ -163,13 +167,13 @@ def transplant(
     before = after = None
     if lines:
         on_step("measuring the base")
-        before = measure_text(model, base.old.encode, base.find_start(base.vocabulary), lines)
+        before = measure_text(model, base.old, base.find_start(base.vocabulary), lines)
     replace_tables(model, tables)
     if plan.special is not None:
         _move_ids(model, {old: at for at, old in plan.request.shared.items()} | plan.special.rows)
     if lines:
         on_step("measuring the new model")
-        after = measure_text(model, new.encode, base.find_start(plan.vocabulary), lines)
+        after = measure_text(model, plan.request.new, base.find_start(plan.vocabulary), lines)
     found = Transplanted(len(made.copied), made.mixed, made.filled, before, after)
     check_space(out.absolute().parent, sum(weight.numel() * weight.element_size() for weight in model.parameters()))
     on_step("writing")
@@ -188,7 +192,14 @@ def describe(
 ) -> dict[str, object]:
     """The record of a transplant: method, tokenizers by their hashes, rows by their origin, and what a text costs."""
     costs = {
-        name: {"bits_per_byte": cost.bits, "interval_95": cost.interval, "tokens": cost.tokens, "bytes": cost.num_bytes}
+        name: {
+            "bits_per_byte": cost.bits,
+            "interval_95": cost.interval,
+            "tokens": cost.tokens,
+            "bytes": cost.num_bytes,
+            "pieces": cost.num_pieces,
+            "spoilt_pieces": cost.num_spoilt,
+        }
         for name, cost in (("before", made.before), ("after", made.after))
         if cost is not None
     }
