@@ -16,7 +16,7 @@ Shapes: B texts, W words of a text, K bytes of the longest word, P places that p
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from unimodal.model.build import NanoConfig
 from unimodal.model.front_ends.interface import FrontEnd, UnitScores, make_layers, pad_rows
 
 LONGEST = 24  # bytes
+LENGTHS = (4, 8, 12, LONGEST)  # up to which words are run together
 END, PAD = 256, 257  # behind the bytes: the end of a word, and nothing
 _WORD = re.compile(rb"\s*\S+|\s+")
 
@@ -68,13 +69,28 @@ class WordFrontEnd(FrontEnd):
         sizes = pad_rows([[len(word) for word in row] for row in words])  # [B, W]
         if not listed:
             return UnitScores(torch.zeros(len(texts), 0), sizes)
-        letters = pad_rows([list(word) for word in listed], PAD)  # [ΣW, K]
-        read = self.rise(self.pool(letters))  # [ΣW, D]
+        unique = list(dict.fromkeys(listed))  # a word is pooled alike wherever it stands
+        place = {word: at for at, word in enumerate(unique)}
+        pooled = self._by_length(unique, lambda letters, _: self.pool(letters), self.num_pooled * self.char_width)
+        read = self.rise(pooled)[[place[word] for word in listed]]  # [ΣW, D]
         states = self.read(self._lay_out(read, counts, longest))
         before = torch.cat([row[:count] for row, count in zip(states, counts, strict=True)])  # [ΣW, D]
-        costs = self.write(before, letters)  # [ΣW]
+        costs = self._by_length(listed, lambda letters, at: self.write(before[at], letters)[:, None], 1)[:, 0]
         nats = [torch.cat([part, part.new_zeros(longest - len(part))]) for part in costs.split(counts)]
         return UnitScores(torch.stack(nats), sizes)
+
+    def _by_length(self, words: Sequence[bytes], run: Callable[[Tensor, Tensor], Tensor], width: int) -> Tensor:
+        """What `run` makes of words [n, K] and their places [n], as [len(words), width]; words of about one length are
+        run together, so that little is padding."""
+        found, order = [], []
+        for shortest, limit in zip((0, *LENGTHS), LENGTHS, strict=False):
+            places = [at for at, word in enumerate(words) if shortest < len(word) <= limit]
+            if places:
+                letters = pad_rows([list(words[at]) for at in places], PAD)
+                found.append(run(letters, torch.tensor(places)))
+                order += places
+        made = torch.cat(found) if found else torch.zeros(0, width)
+        return made[torch.tensor(order, dtype=torch.int64).argsort()]
 
     def pool(self, letters: Tensor) -> Tensor:
         """Words [n, K] → what their places hold [n, P · E]; padding is not seen."""
