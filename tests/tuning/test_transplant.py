@@ -233,6 +233,9 @@ def test_an_adapter_and_a_converted_checkpoint_are_refused(tmp_path):
     (folder / VOCABULARY_FILE).write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="converted checkpoint"):
         open_base(str(folder))
+    (folder / VOCABULARY_FILE).unlink()
+    with pytest.raises(ValueError, match="a model of ours without its vocabulary.json"):
+        open_base(str(folder))
 
 
 def test_other_kinds_of_tokenizers_are_moved_too(tmp_path):

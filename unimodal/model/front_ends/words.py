@@ -5,10 +5,11 @@ becomes the decoder's position; the decoder's state before a word opens a small 
 its end. So words are read and scored side by side.
 
     hierarchical (arXiv:2501.10322)   one place pools, whose state the decoder reads at its own width
-    pooled       (arXiv:2310.11628)   four places, whose states side by side are the decoder's position
+    pooled       (arXiv:2310.11628)   several places, here four, whose states side by side are the decoder's position
 
-A word is a run of other bytes than white space with the white space before it, as in both papers a word goes with its
-separator; longer ones than 24 bytes are cut, so that a text without spaces is read too.
+A word is here a run of other bytes than white space with the white space before it; longer ones than 24 bytes are cut,
+so that a text without spaces is read too. The decoder of a word reads the rows of its bytes; that of the pooled paper
+reads again what the encoder made of them.
 
 Shapes: B texts, W words of a text, K bytes of the longest word, P places that pool, E width of the small networks.
 """

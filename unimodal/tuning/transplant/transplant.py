@@ -41,7 +41,7 @@ from unimodal.tuning.transplant.methods import MadeRows
 from unimodal.tuning.transplant.request import TransplantRequest
 from unimodal.tuning.transplant.resize import Tables, read_tables, replace_tables
 from unimodal.tuning.transplant.special_tokens import KEPT_SETTINGS, SpecialTokens, keep_special_tokens
-from unimodal.vocabulary import Vocabulary, read_vocabulary
+from unimodal.vocabulary import CONTROLS, Vocabulary, read_vocabulary
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 if TYPE_CHECKING:
@@ -123,8 +123,10 @@ def open_base(name: str) -> TransplantBase:
         raise ValueError(
             f"{name} reads media as features at a text row of its own, which would move; name another base"
         )
-    old = OpenedTokenizer(cast(TokenizerData, loaded.tokenizer), name)
-    return TransplantBase(loaded, vocabulary, old, read_tables(loaded.model))
+    data = cast(TokenizerData, loaded.tokenizer)
+    if vocabulary is None and {token["content"] for token in data["added_tokens"]} >= {*CONTROLS}:
+        raise ValueError(f"{name} is a model of ours without its {VOCABULARY_FILE}; name a folder that holds all of it")
+    return TransplantBase(loaded, vocabulary, OpenedTokenizer(data, name), read_tables(loaded.model))
 
 
 def plan_transplant(base: TransplantBase, new: OpenedTokenizer) -> TransplantPlan:
