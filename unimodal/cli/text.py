@@ -29,7 +29,17 @@ KINDS = (
     "less-is-better",
 )
 DIGITS = ("free", "single", "left", "right")
-TRANSPLANTS = ("mean", "fvt", "wechsel", "clp", "trans-tokenization", "tokenadapt", "omp", "zett")
+#: how rows begin under another tokenizer → the options that are read for it
+TRANSPLANTS: dict[str, tuple[str, ...]] = {
+    "mean": (),
+    "fvt": (),
+    "wechsel": ("--parallel", "--vectors", "--dictionary"),
+    "clp": ("--donor",),
+    "trans-tokenization": ("--parallel",),
+    "tokenadapt": ("--embedder",),
+    "omp": ("--donor",),
+    "zett": ("--hypernetwork",),
+}
 
 
 class ManyCommand(Command):
@@ -226,7 +236,14 @@ def transplant_tokenizer(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of rows that a method leaves to chance.")] = 0,
 ) -> None:
     """Give a model another text tokenizer: its text rows are made anew, its media rows stay."""
-    check_choice("--method", method, TRANSPLANTS)
+    check_choice("--method", method, tuple(TRANSPLANTS))
+    more = {
+        "--parallel": parallel, "--donor": donor, "--embedder": embedder, "--vectors": vectors,
+        "--dictionary": dictionary, "--hypernetwork": hypernetwork,
+    }  # fmt: skip
+    for option, value in more.items():
+        if value and option not in TRANSPLANTS[method]:
+            raise ValueError(f"{option} is not read for --method {method}; leave it out")
     for option, given in (("--parallel", parallel), ("--vectors", vectors)):
         if given and len(given) != 2:
             raise ValueError(f"{option} takes two files, the base's language first; {len(given)} are given")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD_FILE = "transplant.json"
-NAMED_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+NAMED_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
 @dataclass(frozen=True, eq=False)
