@@ -24,11 +24,12 @@ from unimodal.model.base import SMOLLM2, load_base
 from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
 from unimodal.objectives.next_token import LossConfig
-from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_resumed_run
+from unimodal.tuning.objective import list_weight_files, make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rows import collect_block_features, describe_controls, read_donor
@@ -60,6 +61,8 @@ class FullRecipe(Config):
     loss: LossConfig = LossConfig(z_loss=1e-5)
     #: what the model is asked and measured by at every validation
     watch: Annotated[WatchConfig | None, MAY_CHANGE] = None
+    #: what is learnt in place of the next token (docs/objectives.md)
+    objective: ObjectiveConfig = ObjectiveConfig()
     loop: LoopConfig = LoopConfig(
         steps=1000, learning_rate=1e-4, final_learning_rate=1e-5, warmup_steps=50, log_every=10, weight_decay=0.01
     )
@@ -79,8 +82,13 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     media = open_media(cfg.media, device)
     template = make_joint_template(base, media, cfg.summed, cfg.code_order)
     max_positions = int(base.model.config.max_position_embeddings)
-    inputs = describe_inputs(template, media, base.model, {"donor": cfg.donor and cfg.donor / "model.safetensors"})
-    corpus = Corpus(cfg.corpus, template, media, keep_codes=not flags.dry_run, max_positions=max_positions)
+    inputs = describe_inputs(
+        template,
+        media,
+        base.model,
+        {"donor": cfg.donor and cfg.donor / "model.safetensors"} | list_weight_files(cfg.objective),
+    )
+    corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, rows=cfg.objective.rows)
 
     # the model: everything is trained, the new rows on both sides as a parameter of their own
     model = build_model(
@@ -96,7 +104,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         depth=cfg.depth,
     ).to(device)
     check_room(cfg.out, model, whole=True)
-    module = PackedLoss(model, template.vocabulary, cfg.loss)
+    module = make_objective(cfg.objective, cfg.loss, model, template)
     batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()

@@ -28,11 +28,12 @@ from unimodal.model.build import build_model
 from unimodal.model.depth_decoder import DepthSettings
 from unimodal.model.lora import LoraSettings
 from unimodal.objectives.next_token import LossConfig
-from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_resumed_run
+from unimodal.tuning.objective import list_weight_files, make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.rows import (
@@ -79,6 +80,8 @@ class LoraRecipe(Config):
     loss: LossConfig = LossConfig()
     #: what the model is asked and measured by at every validation
     watch: Annotated[WatchConfig | None, MAY_CHANGE] = None
+    #: what is learnt in place of the next token (docs/objectives.md)
+    objective: ObjectiveConfig = ObjectiveConfig()
     loop: LoopConfig = LoopConfig(
         steps=500, learning_rate=1e-3, final_learning_rate=5e-5, warmup_steps=20, log_every=10, weight_decay=0.0
     )
@@ -101,7 +104,8 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
 
     inputs = describe_inputs(
         template, media, base.model,
-        {"donor": cfg.donor and cfg.donor / "model.safetensors", "row_words": cfg.row_words},
+        {"donor": cfg.donor and cfg.donor / "model.safetensors", "row_words": cfg.row_words}
+        | list_weight_files(cfg.objective),
     )  # fmt: skip
 
     # the model: frozen base, LoRA, and new rows on both sides
@@ -122,11 +126,11 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     if not (cfg.eight_bit or cfg.four_bit):
         model.to(device)
     check_room(cfg.out, model, whole=False)
-    module = PackedLoss(model, template.vocabulary, cfg.loss)
+    module = make_objective(cfg.objective, cfg.loss, model, template)
 
     # the data in that vocabulary
     features = make_feature_memory(model, template, media)
-    corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features)
+    corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features, cfg.objective.rows)
     batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()

@@ -25,12 +25,13 @@ from unimodal.model.attention import set_attention
 from unimodal.model.build import NanoConfig, build_nano
 from unimodal.model.depth_decoder import DepthSettings, add_depth_decoder
 from unimodal.objectives.next_token import LossConfig
-from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.registry import ObjectiveConfig
 from unimodal.text.tokenizer import TextTokenizer
 from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_resumed_run
+from unimodal.tuning.objective import make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
@@ -60,6 +61,8 @@ class PretrainRecipe(Config):
     loss: LossConfig = LossConfig(z_loss=1e-5)
     #: what the model is asked and measured by at every validation
     watch: Annotated[WatchConfig | None, MAY_CHANGE] = None
+    #: what is learnt in place of the next token (docs/objectives.md)
+    objective: ObjectiveConfig = ObjectiveConfig()
     loop: LoopConfig = LoopConfig(
         steps=5000, learning_rate=2e-3, final_learning_rate=5e-5, warmup_steps=200, log_every=20, betas=(0.9, 0.98)
     )
@@ -100,7 +103,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     model = make_model().to(device)
     set_attention(model, cfg.attention)
     check_room(cfg.out, model, whole=True)
-    module = PackedLoss(model, template.vocabulary, cfg.loss)
+    module = make_objective(cfg.objective, cfg.loss, model, template, from_nothing=True)
     batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,6 +21,7 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.code_cache import CodeCache
 from unimodal.corpus.documents import EncodedDocuments, RenderedDocuments, encode_documents
+from unimodal.corpus.judged import JudgedDocuments, PairedDocuments
 from unimodal.corpus.record_cache import RecordCache
 from unimodal.data.datasets import DatasetConfig, open_dataset
 from unimodal.data.mixture import Batches, DocumentSet, Mixture
@@ -30,6 +31,9 @@ from unimodal.data.tokenized import collect_hashes
 from unimodal.sequence.cutting import LongRows, RowFitter
 from unimodal.sequence.packing import PackedBatch, pack, stack
 from unimodal.sequence.templates.own import Rendered, Template
+
+if TYPE_CHECKING:
+    from unimodal.objectives.objective import RowKind
 
 #: what messages say was done with documents that are too long
 DONE_WITH_LONG: dict[LongRows, str] = {
@@ -93,7 +97,8 @@ class Corpus:
     """The training and validation documents of a configuration. Opening it names every row that is left out.
 
     max_positions: the model's; a row may be longer, a document may not. features: sees media for a model that reads
-    them through features. keep_codes: False keeps codes only until the process ends.
+    them through features. keep_codes: False keeps codes only until the process ends. rows: what the rows of the
+    datasets hold.
     """
 
     def __init__(
@@ -104,12 +109,13 @@ class Corpus:
         keep_codes: bool = True,
         max_positions: int | None = None,
         features: FeatureMemory | None = None,
+        rows: RowKind = "answers",
     ) -> None:
-        self.cfg, self.template = cfg, template
+        self.cfg, self.template, self.rows = cfg, template, rows
         self.limit = (cfg.length, "corpus.length")
         if max_positions is not None and max_positions < cfg.length:
             self.limit = (max_positions, "the model's number of positions")
-        self._fit = RowFitter(template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history)
+        self._fit = RowFitter(template.vocabulary, self.limit[0], cfg.long_rows, cfg.mask_history, cfg.length)
         self._features = features
         self._records = RecordCache(cfg.codes if keep_codes and not cfg.streaming else None)
         self._codes = CodeCache(coder, self._records, template.vocabulary)
@@ -127,6 +133,10 @@ class Corpus:
             name = f"{number}:{Path(dataset.path).name}"
             self.weights[name] = dataset.weight
             if (Path(dataset.path) / MANIFEST).is_file():
+                if rows != "answers":
+                    raise ValueError(
+                        f"{dataset.path} holds token shards, which have no {rows}; name the dataset itself"
+                    )
                 self._add_shards(name, dataset)
             else:
                 self._add_documents(name, dataset, cfg.seed + number)
@@ -173,9 +183,16 @@ class Corpus:
         if self.cfg.streaming:
             return 0
         self._records.refresh()
-        num_encoded = encode_documents([*self._training.values(), *self._validation.values()], rank, num_ranks)
+        num_encoded = encode_documents(list(self._list_sides()), rank, num_ranks)
         self._records.finish_writing()
         return num_encoded
+
+    def _list_sides(self) -> Iterator[RenderedDocuments]:
+        """All sets of documents, the two sides of pairs apart."""
+        for one in [*self._training.values(), *self._validation.values()]:
+            yield one
+            if isinstance(one, PairedDocuments):
+                yield one.rejected
 
     def hash_share(self, rank: int = 0, num_ranks: int = 1) -> dict[str, int]:
         """Hashes this rank's share of each set of documents, by name. Call it after `encode`.
@@ -258,7 +275,7 @@ class Corpus:
         return batches[: self.cfg.validation_batches]
 
     def _open(self, dataset: DatasetConfig) -> EncodedDocuments:
-        opened = open_dataset(dataset)
+        opened = open_dataset(dataset, kind=self.rows)
         for row in opened.bad_rows[:5]:
             print(f"skipped {row}", file=sys.stderr)
         if opened.num_bad > 5:
@@ -279,4 +296,12 @@ class Corpus:
         self, documents: EncodedDocuments, chosen: np.ndarray, dropout: float = 0.0, seed: int = 0
     ) -> RenderedDocuments:
         done = DONE_WITH_LONG[self.cfg.long_rows]
+        if self.rows == "pairs":
+            rejected = EncodedDocuments(
+                documents.dataset.show_rejected(), self._codes, self.template.vocabulary, self.cfg.streaming
+            )
+            row, done = (self.cfg.length, "corpus.length (for both answers)"), DONE_WITH_LONG["drop"]
+            return PairedDocuments(documents, rejected, chosen, self.template, self.limit, row, self._features, done)
+        if self.rows == "labels":
+            return JudgedDocuments(documents, chosen, self.template, self.limit, self._features, done)
         return RenderedDocuments(documents, chosen, self.template, self.limit, dropout, seed, self._features, done)

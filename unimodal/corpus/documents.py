@@ -257,17 +257,17 @@ class RenderedDocuments:
         assert self.features is not None, "the vocabulary has features: the corpus needs the memory of its model"
         return self.features.fill_rendered(rendered)
 
-    def _tell_too_long(self, number: int, num_tokens: int) -> None:
-        """Names a document that is too long, once, and only the first few of its file."""
+    def _tell_too_long(self, number: int, num_tokens: int, limit: tuple[int, str] | None = None) -> None:
+        """Names a document that is too long for `limit`, once, and only the first few of its file."""
         if self._too_long[number]:
             return
         self._too_long[number] = True
         count = self.num_too_long
         if count <= MOST_TOLD:
             more = "; further ones of this file are not named" if count == MOST_TOLD else ""
-            where, (most, limit) = self.dataset.describe_place(number), self.limit
+            where, (most, name) = self.dataset.describe_place(number), limit or self.limit
             print(
-                f"{self.done_with_long} {where}: {num_tokens} tokens, but {limit} is {most}{more}",
+                f"{self.done_with_long} {where}: {num_tokens} tokens, but {name} is {most}{more}",
                 file=sys.stderr,
                 flush=True,
             )

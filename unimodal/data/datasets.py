@@ -19,9 +19,10 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, overload
+from typing import TYPE_CHECKING, Annotated, Literal, Self, overload
 
 from pydantic import Field, field_validator
 
@@ -32,11 +33,16 @@ from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect_format, import_row
 from unimodal.data.importers.columns import list_media_columns, name_files
 from unimodal.data.importers.pairs import LABEL_COLUMN
+from unimodal.data.importers.preferences import import_pair, split_label, split_pair
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
+from unimodal.data.messages import Conversation
 from unimodal.data.rows import JoinedRows, Row, Rows
 from unimodal.files import quote_path
 from unimodal.sequence.document import Document, Text
+
+if TYPE_CHECKING:
+    from unimodal.objectives.objective import RowKind
 
 FORMATS = ("auto", *IMPORTERS, "huggingface", "webdataset")
 DETECT_ROWS = 100
@@ -77,10 +83,15 @@ class BadRow:
 
 
 class ImportedDataset(Sequence[Document]):
-    """The usable rows of a dataset as documents; `open_dataset` makes one."""
+    """The usable rows of a dataset as documents; `open_dataset` makes one.
 
-    def __init__(self, cfg: DatasetConfig, rows: Rows, media_root: Path | None) -> None:
-        self.cfg, self.rows = cfg, rows
+    kind: what the rows hold. Of pairs the documents are those of the chosen answers, and of `show_rejected` the others;
+    `is_good` tells what a row with a label says.
+    """
+
+    def __init__(self, cfg: DatasetConfig, rows: Rows, media_root: Path | None, kind: RowKind = "answers") -> None:
+        self.cfg, self.rows, self.kind = cfg, rows, kind
+        self._shows_rejected = False
         self.folder = MediaFolder(cfg.media_root or media_root)
         self._renamed = _name_typed_columns(rows) | cfg.columns
         self.format = self._find_format(self._read_first_rows())
@@ -92,7 +103,7 @@ class ImportedDataset(Sequence[Document]):
             if len(self._good) == cfg.limit:
                 break
             try:
-                stamp = _stamp_media(self._import(index, self.unread))
+                stamp = _stamp_media(self._import_sides(index, self.unread))
                 self._good.append(index)
                 self._stamps.append(stamp)
             except ValueError as error:
@@ -148,8 +159,34 @@ class ImportedDataset(Sequence[Document]):
         stamps = self._stamps[numbers.start : numbers.stop]
         return hashlib.sha256(stamps.tobytes()).hexdigest() if any(stamps) else ""
 
-    def _import(self, row: int, unread: set[str] | None = None) -> Document:
-        return import_row(self.format, self._import_columns(row), self.folder, self.cfg.pairs, unread).to_document()
+    def show_rejected(self) -> Self:
+        """The same rows of pairs with the rejected answers."""
+        assert self.kind == "pairs"
+        other = copy(self)
+        other._shows_rejected = True
+        return other
+
+    def is_good(self, index: int) -> bool:
+        """Whether the answer of document `index` is called good."""
+        return split_label(self._import_columns(self._good[index]))[1]
+
+    def _import(self, row: int) -> Document:
+        return self._import_sides(row)[self._shows_rejected]
+
+    def _import_sides(self, row: int, unread: set[str] | None = None) -> list[Document]:
+        """The document of a row, or those of its chosen and its rejected answer."""
+
+        def import_one(columns: Row) -> Conversation:
+            return import_row(self.format, columns, self.folder, self.cfg.pairs, unread)
+
+        columns = self._import_columns(row)
+        if self.kind == "pairs":
+            if unread is not None:
+                unread |= set(split_pair(columns).unused)
+            return [one.to_document() for one in import_pair(columns, import_one)]
+        if self.kind == "labels":
+            columns, _ = split_label(columns)
+        return [import_one(columns).to_document()]
 
     def _import_columns(self, row: int) -> Row:
         columns = dict(self.rows[row])
@@ -192,27 +229,34 @@ class ImportedDataset(Sequence[Document]):
         if all(isinstance(part, TarRows) for part in parts):
             return "webdataset"
         try:
+            if self.kind == "pairs":
+                first = [split_pair(row).chosen for row in first]
+            elif self.kind == "labels":
+                first = [split_label(row)[0] for row in first]
             return detect_format(first, self.folder) if first else "trl"
         except ValueError as error:
             raise ValueError(f"{quote_path(self.cfg.path)}: {error}") from None
 
 
-def open_dataset(cfg: DatasetConfig, rows: Rows | None = None) -> ImportedDataset:
+def open_dataset(cfg: DatasetConfig, rows: Rows | None = None, kind: RowKind = "answers") -> ImportedDataset:
     """Opens the documents of a dataset. `rows` gives the raw rows directly, e.g. `ArrowRows` of a dataset in memory.
+
+    kind: what the rows hold.
 
     Raises ValueError, in one line, for a missing path, an unknown format, the first bad row under `on_bad_row="fail"`,
     and a dataset without any usable row.
     """
     if rows is not None:
-        return ImportedDataset(cfg, rows, None)
-    return ImportedDataset(cfg, *find_rows(cfg.path, cfg.split, cfg.format == "huggingface"))
+        return ImportedDataset(cfg, rows, None, kind)
+    return ImportedDataset(cfg, *find_rows(cfg.path, cfg.split, cfg.format == "huggingface"), kind)
 
 
-def _stamp_media(document: Document) -> int:
-    """A 64-bit number that changes with the media files of a document (sizes, times of last change); 0 if it names
-    none.
+def _stamp_media(documents: Sequence[Document]) -> int:
+    """A 64-bit number that changes with the media files of a row's documents (sizes, times of last change); 0 if they
+    name none.
     """
-    paths = [part.path for part in document.parts if not isinstance(part, Text) and part.path is not None]
+    parts = [part for document in documents for part in document.parts]
+    paths = [part.path for part in parts if not isinstance(part, Text) and part.path is not None]
     if not paths:
         return 0
     found = [os.stat(path) for path in paths]

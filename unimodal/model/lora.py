@@ -126,6 +126,15 @@ def find_lora_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
+def switch_lora(model: nn.Module, on: bool) -> None:
+    """Switch all adapters on or off: off, the model computes what its base computes."""
+    for layer in find_lora_layers(model).values():
+        trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        layer.enable_adapters(on)
+        for parameter in trained:  # peft freezes adapters that it switches off, and may thaw what was frozen
+            parameter.requires_grad_(True)
+
+
 def extract_lora_state(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors under the names that peft gives them in `adapter_model.safetensors`."""
     state = {n: p for n, p in model.state_dict().items() if ".lora_" in n}

@@ -22,27 +22,38 @@ class RowFitter:
 
     long_rows: a longer document is left out (`drop`, `error`), cut at the last allowed place that fits (`truncate`), or
     cut into as many pieces as it needs (`split`). A long document with media that are read through features is always
-    left out. mask_history: learn only the last answer of a document. Documents are folded first: their tokens are
-    positions of the sequence (`Rendered.fold`).
+    left out, and so is a group of documents that one row of `row_length` tokens does not hold. mask_history: learn only
+    the last answer of a document. Documents are folded first: their tokens are positions of the sequence
+    (`Rendered.fold`).
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, longest: int, long_rows: LongRows = "drop", mask_history: bool = False
+        self,
+        vocabulary: Vocabulary,
+        longest: int,
+        long_rows: LongRows = "drop",
+        mask_history: bool = False,
+        row_length: int | None = None,
     ) -> None:
         self.longest, self.long_rows, self.mask_history = longest, long_rows, mask_history
+        self.row_length = longest if row_length is None else row_length
         self._positions = vocabulary.positions
         self._starts = [vocabulary.get_start_id(medium) for medium in vocabulary.media]
         self._ends = [vocabulary.get_end_id(medium) for medium in vocabulary.media]
 
     def __call__(self, document: Rendered) -> list[Rendered]:
         document = document.fold(self._positions)
+        if document.starts:
+            pieces = document.split_group()
+            fits = len(document) <= self.row_length and max(map(len, pieces)) <= self.longest
+            return [document] if fits else []
         if self.mask_history:
             document = keep_last_answer(document)
         if len(document) <= self.longest:
             return [document]
         if self.long_rows in ("drop", "error") or document.read:
             return []
-        pieces: list[Rendered] = []
+        pieces = []
         allowed = self._find_places(document)
         begin = 0
         while begin < len(document):

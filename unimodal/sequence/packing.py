@@ -1,13 +1,13 @@
 """Pack rendered documents into rows of one length without leakage.
 
 Best-fit decreasing: the longest document goes first, each into the fullest row that still holds it. Documents are
-never split. Every document of a row has its own segment id (1, 2, …; padding is 0) and positions that restart at 0,
-so that an attention mask made from either keeps documents apart. The label of a document's first token is -100:
-nothing is ever predicted from the end of the document before.
+never split, and those of a group (`Rendered.starts`) share a row. Every document of a row has its own segment id
+(1, 2, …; padding is 0) and positions that restart at 0, so that an attention mask made from either keeps documents
+apart. The label of a document's first token is -100: nothing is ever predicted from the end of the document before.
 
 Labels are not shifted: `labels[i]` is `ids[i]` or -100, as Hugging Face models expect.
 
-Legend: B rows, N tokens of a row, G the most codes of a summed position (`vocabulary/positions.py`).
+Legend: B rows, N tokens of a row, G the most codes of a summed position (`vocabulary/positions.py`), K values a token.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ class PackedRow:
     position_ids: np.ndarray  # int64 [N], 0 at the start of every document and of the padding
     segment_ids: np.ndarray  # int64 [N], 1, 2, … in order, 0 for padding
     further: np.ndarray  # int64 [N, G - 1], the codes behind the first of a summed position, -1 for none
+    values: np.ndarray  # float32 [N, K], what the objective is told of each token; 0 for padding
     documents: tuple[int, ...]  # the index in the given list of segment 1, 2, …
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows stacked: every array is `[B, N]`, `further` is `[B, N, G - 1]`."""
+    """Rows stacked: every array is `[B, N]`, `further` is `[B, N, G - 1]` and `values` `[B, N, K]`."""
 
     ids: np.ndarray
     labels: np.ndarray
@@ -46,6 +47,7 @@ class PackedBatch:
     position_ids: np.ndarray
     segment_ids: np.ndarray
     further: np.ndarray
+    values: np.ndarray
 
     def make_attention_mask(self) -> np.ndarray:
         """bool [B, 1, N, N], True where a query (third axis) may see a key: the past of its own document.
@@ -127,15 +129,21 @@ def _make_row(contents: Sequence[tuple[int, Rendered]], length: int, pad_id: int
     widths = {0 if item.further is None else item.further.shape[1] for _, item in contents}
     assert len(widths) <= 1, "documents of one row have the positions of one vocabulary"
     further = np.full((length, *widths), NOTHING, dtype=np.int64) if widths else np.zeros((length, 0), dtype=np.int64)
+    told = {0 if item.values is None else item.values.shape[1] for _, item in contents}
+    assert len(told) <= 1, "the documents of one row have the values of one objective"
+    values = np.zeros((length, *(told or {0})), dtype=np.float32)
     at = 0
-    for segment, (_, item) in enumerate(contents, start=1):
+    apart = [(index, one) for index, item in contents for one in item.split_group()]
+    for segment, (_, item) in enumerate(apart, start=1):
         part = slice(at, at + len(item.ids))
         ids[part], labels[part], modality[part] = item.ids, item.labels, item.modality
         labels[at] = IGNORE
         if item.further is not None:
             further[part] = item.further
+        if item.values is not None:
+            values[part] = item.values
         positions[part] = np.arange(len(item.ids))
         segments[part] = segment
         at += len(item.ids)
     positions[at:] = np.arange(length - at)
-    return PackedRow(ids, labels, modality, positions, segments, further, tuple(index for index, _ in contents))
+    return PackedRow(ids, labels, modality, positions, segments, further, values, tuple(index for index, _ in apart))

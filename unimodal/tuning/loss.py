@@ -1,6 +1,6 @@
 """The training loss of a packed batch, as the training loop calls it.
 
-Shapes: B rows of a batch, N tokens.
+Shapes: B rows of a batch, N tokens, K values a token.
 """
 
 from __future__ import annotations
@@ -26,16 +26,23 @@ def to_tensors(batch: PackedBatch, device: torch.device | str = "cpu") -> tuple[
     return tuple(map(move, [*arrays, batch.further] if batch.further.shape[2] else arrays))
 
 
+def read_values(batch: PackedBatch, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """What the objective is told of each token, float32 [B, N, K], by the name of its argument; {} for nothing."""
+    if not batch.values.shape[2]:
+        return {}
+    return {"values": torch.from_numpy(np.ascontiguousarray(batch.values)).to(device)}
+
+
 def make_packed_loss(
     module: nn.Module, device: torch.device, by_block: bool = False
 ) -> Callable[[PackedBatch, int], WeightedLoss]:
-    """The loss function of a trainer. module: a `PackedLoss`, or its DDP wrapper.
+    """The loss function of a trainer. module: an `Objective`, or its DDP wrapper.
 
     by_block: log losses by block of the vocabulary in place of by modality.
     """
 
     def compute_loss(batch: PackedBatch, step: int) -> WeightedLoss:
-        total, found = module(*to_tensors(batch, device))
+        total, found = module(*to_tensors(batch, device), **read_values(batch, device))
         named: Mapping[str, tuple[float, int]] = found["blocks" if by_block else "modalities"]
         sums = {f"loss_{name}": (summed, float(count)) for name, (summed, count) in named.items()}
         if batch.further.shape[2]:  # and the codes of summed positions by group
@@ -45,6 +52,7 @@ def make_packed_loss(
                 if name.partition(".")[0] in summed_blocks:
                     label = name if "." in name else f"{name}.0"
                     sums[f"loss_{label}"] = (summed, float(count))
+        sums |= found["metrics"]
         return WeightedLoss(total, found["weight"], sums, int((batch.segment_ids > 0).sum()))
 
     return compute_loss

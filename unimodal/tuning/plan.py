@@ -13,12 +13,11 @@ from torch import nn
 
 from unimodal.corpus.corpus import Corpus, CorpusConfig
 from unimodal.model.build import count_parameters
-from unimodal.objectives.packed import PackedLoss
 from unimodal.sequence.packing import PackedBatch
 from unimodal.sequence.templates.own import Template
 from unimodal.training.distributed import Parallel
 from unimodal.training.settings import LoopConfig
-from unimodal.tuning.loss import to_tensors
+from unimodal.tuning.loss import read_values, to_tensors
 from unimodal.vocabulary.adopted import AdoptedVocabulary
 
 
@@ -111,11 +110,11 @@ def spell_ids(ids: Sequence[int] | np.ndarray, template: Template, longest: int 
     return "".join(pieces)
 
 
-def try_one_step(module: PackedLoss, batch: PackedBatch, device: torch.device) -> str:
+def try_one_step(module: nn.Module, batch: PackedBatch, device: torch.device) -> str:
     """Run one batch forward and backward; a line with its losses and its tokens a second."""
     module.train()
     began = time.monotonic()
-    total, found = module(*to_tensors(batch, device))
+    total, found = module(*to_tensors(batch, device), **read_values(batch, device))
     total.backward()
     seconds = time.monotonic() - began
     without = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from torch import nn
+
 from unimodal.config import Config
 from unimodal.corpus.corpus import Corpus
-from unimodal.objectives.packed import PackedLoss
 from unimodal.sequence.packing import PackedBatch
 from unimodal.training.batches import BatchSource
 from unimodal.training.distributed import Parallel
@@ -24,7 +25,7 @@ def make_trainer(
     cfg: Config,
     loop: LoopConfig,
     folder: Path,
-    module: PackedLoss,
+    module: nn.Module,
     batches: BatchSource[PackedBatch],
     corpus: Corpus,
     inputs: Identity,
@@ -32,7 +33,7 @@ def make_trainer(
     restart: bool = False,
     watch: Watch | None = None,
 ) -> Trainer[PackedBatch]:
-    """Encode the corpus, check it, and make the trainer of `module`. All ranks call this; nothing is trained yet.
+    """Encode the corpus, check it, and make the trainer of `module`, an `Objective`. All ranks call this; nothing is trained yet.
 
     cfg: all settings of the recipe. loop: those of its loop, with steps or epochs. folder: that of the run. inputs: the
     result of `describe_inputs`. Raises ValueError for documents that cannot be used, and as `Trainer` does.

@@ -29,8 +29,8 @@ _MESSAGE_COLUMNS = ("messages", "conversations", "prompt", "completion")
 _MESSAGE_KEYS = {"role", "content", "from", "value"}
 _LONGEST_NAME = 1024  # characters of a path or a URL
 _PREFERENCE = (
-    "is of a preference dataset, not of supervised training; to learn the chosen answers call their column "
-    "completion or messages by columns, and name those to leave out in ignore"
+    "is of a preference dataset, not of supervised training; set objective.preference to learn from both answers, or, "
+    "to learn the chosen ones, call their column completion or messages by columns, and name the rest in ignore"
 )
 
 
@@ -70,8 +70,8 @@ def check_wanted(row: Row) -> None:
         value = row.get(column)
         if answers and (value is False or value == 0 or (isinstance(value, str) and value.lower() == "false")):
             raise ValueError(
-                f"the column {column!r} is {value!r}: the answer was not wanted (KTO); leave the row out, or, if it "
-                "says something else, name it in ignore"
+                f"the column {column!r} is {value!r}: the answer was not wanted (KTO); set objective.kto to learn from "
+                "it, leave the row out, or, if it says something else, name it in ignore"
             )
 
 

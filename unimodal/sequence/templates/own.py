@@ -16,6 +16,7 @@ Legend: N tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -40,14 +41,32 @@ class Rendered:
     read: tuple[Media, ...] = ()  # media that are read through features, in the order of their placeholders
     #: int64 [N, G - 1], the codes behind the first of a summed position, -1 for none; None: a row is a position
     further: np.ndarray | None = None
+    #: float32 [N, K], what an objective is told of each token beside its label; None: nothing
+    values: np.ndarray | None = None
+    #: where further documents of a group begin, which stay in one row with the first (`join_group`)
+    starts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> Rendered:
         assert not self.read, "a medium that is read through features cannot be cut"
-        further = None if self.further is None else self.further[part]
-        return Rendered(self.ids[part], self.labels[part], self.modality[part], further=further)
+        assert not self.starts, "a group of documents is split, not cut"
+        return self._cut(part)
+
+    def _cut(self, part: slice) -> Rendered:
+        further, values = (None if array is None else array[part] for array in (self.further, self.values))
+        return Rendered(self.ids[part], self.labels[part], self.modality[part], further=further, values=values)
+
+    def give_values(self, *numbers: float) -> Rendered:
+        """The document with the same values at every token."""
+        return replace(self, values=np.tile(np.array(numbers, dtype=np.float32), (len(self), 1)))
+
+    def split_group(self) -> list[Rendered]:
+        """The documents of a group, apart; media that are read through features stay with the group."""
+        if not self.starts:
+            return [self]
+        return [self._cut(slice(*bounds)) for bounds in itertools.pairwise((0, *self.starts, len(self)))]
 
     def fold(self, positions: PositionMap) -> Rendered:
         """The document with the rows of a summed position at one place: what is packed and trained on.
@@ -56,10 +75,34 @@ class Rendered:
         """
         if positions.is_flat or self.further is not None:
             return self
+        if self.starts:
+            return replace(join_group([one.fold(positions) for one in self.split_group()]), read=self.read)
         first, further = positions.fold_array(self.ids)
+        values = None if self.values is None else self.values[first]
         return replace(
-            self, ids=self.ids[first], labels=self.labels[first], modality=self.modality[first], further=further
-        )
+            self, ids=self.ids[first], labels=self.labels[first], modality=self.modality[first], further=further,
+            values=values,
+        )  # fmt: skip
+
+
+def join_group(documents: Sequence[Rendered]) -> Rendered:
+    """Documents that an objective compares, as one item to pack: they stay in one row, and do not see each other."""
+    ends = list(itertools.accumulate(map(len, documents)))
+
+    def join(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        given = [array for array in arrays if array is not None]
+        assert len(given) in (0, len(arrays)), "the documents of a group have the same arrays"
+        return np.concatenate(given) if given else None
+
+    return Rendered(
+        np.concatenate([one.ids for one in documents]),
+        np.concatenate([one.labels for one in documents]),
+        np.concatenate([one.modality for one in documents]),
+        tuple(medium for one in documents for medium in one.read),
+        join([one.further for one in documents]),
+        join([one.values for one in documents]),
+        tuple(ends[:-1]),
+    )
 
 
 def check_text_tokenizer(vocabulary: Vocabulary, text: TextTokenizer) -> None:

@@ -1,0 +1,124 @@
+"""Rows of preference training in the layouts of TRL, ms-swift and LLaMA-Factory: two answers to one question."""
+
+import pytest
+
+from unimodal.data.datasets import DatasetConfig, open_dataset
+from unimodal.sequence.document import Document, Image, Text, Turn
+
+ASKED = {"role": "user", "content": "which fruit?"}
+RIGHT = {"role": "assistant", "content": "an apple"}
+WRONG = {"role": "assistant", "content": "a pear"}
+FROM = [{"from": "human", "value": "which fruit?"}]
+
+SAME = {
+    "TRL": {"prompt": "which fruit?", "chosen": "an apple", "rejected": "a pear"},
+    "TRL, conversational": {"prompt": [ASKED], "chosen": [RIGHT], "rejected": [WRONG]},
+    "TRL, one message": {"prompt": [ASKED], "chosen": RIGHT, "rejected": WRONG},
+    "TRL, without prompt": {"chosen": [ASKED, RIGHT], "rejected": [ASKED, WRONG]},
+    "TRL, the prompt once more": {"prompt": "which fruit?", "chosen": [ASKED, RIGHT], "rejected": [ASKED, WRONG]},
+    "UltraFeedback": {"prompt": "which fruit?", "messages": [ASKED, RIGHT], "chosen": [ASKED, RIGHT],
+                      "rejected": [ASKED, WRONG], "score_chosen": 8.0, "score_rejected": 2.0},
+    "ms-swift": {"messages": [ASKED, RIGHT], "rejected_response": "a pear"},
+    "ms-swift, messages": {"messages": [ASKED, RIGHT], "rejected_messages": [ASKED, WRONG]},
+    "ms-swift, query": {"query": "which fruit?", "response": "an apple", "rejected_response": "a pear"},
+    "LLaMA-Factory, Alpaca": {"instruction": "which fruit?", "input": "", "chosen": "an apple", "rejected": "a pear"},
+    "LLaMA-Factory, ShareGPT": {"conversations": FROM, "chosen": {"from": "gpt", "value": "an apple"},
+                                "rejected": {"from": "gpt", "value": "a pear"}},
+    "LLaMA-Factory, messages": {"messages": [ASKED], "chosen": RIGHT, "rejected": WRONG},
+    "as JSON": {"prompt": "which fruit?", "chosen": '[{"role": "assistant", "content": "an apple"}]',
+                "rejected": '[{"role": "assistant", "content": "a pear"}]'},
+}  # fmt: skip
+
+
+@pytest.fixture
+def opened(write, media):
+    def open_rows(rows, kind="pairs", **settings):
+        return open_dataset(DatasetConfig(path=write(rows), media_root=media, **settings), kind=kind)
+
+    return open_rows
+
+
+def sides(found, index=0):
+    return found[index], found.show_rejected()[index]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_all_layouts_say_the_same_pair(opened, name):
+    chosen, rejected = sides(opened([SAME[name]]))
+    assert chosen == Document([Turn("user", "which fruit?"), Turn("assistant", "an apple")])
+    assert rejected == Document([Turn("user", "which fruit?"), Turn("assistant", "a pear")])
+
+
+def test_answers_without_a_question_are_a_pair(opened):
+    chosen, rejected = sides(opened([{"chosen": "an apple", "rejected": "a pear"}]))
+    assert (chosen.turns, rejected.turns) == ((Turn("assistant", "an apple"),), (Turn("assistant", "a pear"),))
+
+
+def test_earlier_answers_belong_to_the_question(opened):
+    row = {"chosen": [ASKED, WRONG, ASKED, RIGHT], "rejected": [ASKED, WRONG, ASKED, WRONG]}
+    for document in sides(opened([row])):
+        assert [turn.is_learnt for turn in document.turns] == [False, False, False, True]
+
+
+def test_pictures_are_asked_about_and_made(opened, media):
+    a, b = (str(media / name) for name in ("a.png", "b.png"))
+    about = {"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "which fruit?"}]}],
+             "chosen": [RIGHT], "rejected": [WRONG], "images": ["a.png"]}  # fmt: skip
+    chosen, rejected = sides(opened([about]))
+    assert chosen.turns[0] == rejected.turns[0] == Turn("user", [Image(path=a), Text("which fruit?")])
+    made = {"query": "draw an apple", "response": "<image>", "rejected_response": "<image>", "images": ["a.png"],
+            "rejected_images": ["b.png"]}  # fmt: skip
+    chosen, rejected = sides(opened([made]))
+    assert (chosen.turns[1].parts, rejected.turns[1].parts) == ((Image(path=a),), (Image(path=b),))
+    parts = [[{"role": "assistant", "content": [{"type": "image", "path": name}]}] for name in ("a.png", "b.png")]
+    chosen, rejected = sides(opened([{"prompt": "draw an apple", "chosen": parts[0], "rejected": parts[1]}]))
+    assert (chosen.turns[1].parts, rejected.turns[1].parts) == ((Image(path=a),), (Image(path=b),))
+
+
+def test_what_is_said_of_the_answers_and_not_used_is_told(opened):
+    found = opened([SAME["TRL"] | {"chosen_rating": 5, "rejected_rating": 1, "id": 7}])
+    assert found.unread == {"chosen_rating", "rejected_rating", "id"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "which fruit?", "completion": "an apple"}, "has no pair of answers; give chosen and rejected"),
+        ({"prompt": "which fruit?", "chosen": "an apple"}, "has no pair of answers"),
+        (SAME["TRL"] | {"rejected": "an apple"}, "the chosen and the rejected answer are equal"),
+        ({"chosen": [ASKED, RIGHT], "rejected": [ASKED | {"content": "what?"}, WRONG]}, "belongs to another question"),
+        ({"chosen": [ASKED, RIGHT, ASKED, RIGHT], "rejected": [ASKED, RIGHT]}, "no message|ends where the other"),
+        ({"chosen": [ASKED, RIGHT | {"weight": 0}], "rejected": [ASKED, WRONG]}, "is masked"),
+        ({"messages": [ASKED], "rejected_response": "a pear"}, "needs messages that end with the assistant's answer"),
+        ({"query": "which fruit?", "rejected_response": "a pear"}, "no response or messages with the preferred"),
+        (SAME["TRL"] | {"image_path": "a.png"}, "'image_path' looks like a medium"),
+        (SAME["TRL"] | {"rejected": 3}, "completion must be a list of objects"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:40],
+)
+def test_a_row_that_is_no_pair_is_refused_in_one_line(opened, row, message):
+    with pytest.raises(ValueError, match=rf"rows.jsonl.*{message}") as caught:
+        opened([row])
+    assert "\n" not in str(caught.value)
+
+
+LABELLED = {
+    "TRL": {"prompt": "which fruit?", "completion": "an apple", "label": True},
+    "ms-swift": {"messages": [ASKED, RIGHT], "label": 1},
+    "LLaMA-Factory": {"conversations": [*FROM, {"from": "gpt", "value": "an apple"}], "kto_tag": True},
+    "LLaMA-Factory, Alpaca": {"instruction": "which fruit?", "output": "an apple", "kto_tag": "true"},
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_all_layouts_say_the_same_label(opened, name):
+    key = "label" if "label" in LABELLED[name] else "kto_tag"
+    found = opened([LABELLED[name], LABELLED[name] | {key: False}], "labels")
+    assert found[0] == found[1] == Document([Turn("user", "which fruit?"), Turn("assistant", "an apple")])
+    assert [found.is_good(0), found.is_good(1)] == [True, False]
+
+
+@pytest.mark.parametrize(("label", "message"), [({}, "has no label"), ({"label": 0.5}, "'label' is 0.5")])
+def test_a_row_without_a_label_is_refused(opened, label, message):
+    with pytest.raises(ValueError, match=message):
+        opened([{"prompt": "which fruit?", "completion": "an apple"} | label], "labels")

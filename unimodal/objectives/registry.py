@@ -1,0 +1,76 @@
+"""Objectives by name, and the settings by which a recipe names them.
+
+    objective:
+      preference: {beta: 0.1}
+
+An objective takes the place of next-token training, which is what is learnt without this section; a term, such as
+`sinks`, is added to whichever it is. To add an objective: a file with its settings and its module, a field of
+`ObjectiveConfig`, a line in `OBJECTIVES` and one in `unimodal/tuning/objective.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from unimodal.config import Config
+from unimodal.objectives.kto import KtoConfig, KtoLoss
+from unimodal.objectives.objective import Objective, RowKind
+from unimodal.objectives.packed import PackedLoss
+from unimodal.objectives.preference import PreferenceConfig, PreferenceLoss
+from unimodal.objectives.sinks import SinkConfig
+from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
+
+NEXT_TOKEN = "next_token"
+
+
+class ObjectiveConfig(Config):
+    """Which objective, and its settings: `preference: {}` for the defaults. Of those in `OBJECTIVES` at most one."""
+
+    preference: PreferenceConfig | None = None
+    kto: KtoConfig | None = None
+    unlearning: UnlearningConfig | None = None
+    #: added to any of them
+    sinks: SinkConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_name(cls, value: object) -> object:
+        """A name alone stands for the objective with its defaults."""
+        if isinstance(value, str):
+            return {} if value == NEXT_TOKEN else {value: {}}
+        return value
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        given = self._list_given()
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; train with one, then with the other")
+        return self
+
+    def _list_given(self) -> list[str]:
+        return [name for name in OBJECTIVES if name != NEXT_TOKEN and getattr(self, name) is not None]
+
+    @property
+    def name(self) -> str:
+        """The name of the objective."""
+        return next(iter(self._list_given()), NEXT_TOKEN)
+
+    @property
+    def own(self) -> Config | None:
+        """The settings of the objective; None for next-token training, whose settings are the recipe's `loss`."""
+        return getattr(self, self.name, None)
+
+    @property
+    def rows(self) -> RowKind:
+        """What the rows of a dataset must hold."""
+        return OBJECTIVES[self.name].rows
+
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    NEXT_TOKEN: PackedLoss,
+    "preference": PreferenceLoss,
+    "kto": KtoLoss,
+    "unlearning": UnlearningLoss,
+}
