@@ -29,9 +29,10 @@ from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_resumed_run
-from unimodal.tuning.objective import list_weight_files, make_objective
+from unimodal.tuning.objective import check_objective, list_weight_files, make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
+from unimodal.tuning.rollout import make_batches
 from unimodal.tuning.rows import collect_block_features, describe_controls, read_donor
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
 from unimodal.tuning.trainer import make_trainer
@@ -73,6 +74,8 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
+    check_validation(cfg.loop, cfg.corpus)
+    check_objective(cfg.objective, cfg.loss)
     check_push(cfg.push, cfg.media, cfg.summed)
     parallel = start("fsdp")
     device, main = parallel.device, parallel.is_main
@@ -105,7 +108,7 @@ def run(cfg: FullRecipe, flags: Flags) -> None:
     ).to(device)
     check_room(cfg.out, model, whole=True)
     module = make_objective(cfg.objective, cfg.loss, model, template)
-    batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
+    batches = make_batches(module, corpus, media, cfg.loop, parallel)
     if flags.dry_run:
         first = batches.next_batch()
         if main:

@@ -33,9 +33,10 @@ from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_resumed_run
-from unimodal.tuning.objective import list_weight_files, make_objective
+from unimodal.tuning.objective import check_objective, list_weight_files, make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
+from unimodal.tuning.rollout import make_batches
 from unimodal.tuning.rows import (
     collect_block_features,
     collect_shared_features,
@@ -92,6 +93,8 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"base": cfg.base, "media": cfg.media, "donor": cfg.donor})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
+    check_validation(cfg.loop, cfg.corpus)
+    check_objective(cfg.objective, cfg.loss)
     check_push(cfg.push, cfg.media, cfg.summed)
     parallel = start("ddp")
     device, main = parallel.device, parallel.is_main
@@ -131,7 +134,7 @@ def run(cfg: LoraRecipe, flags: Flags) -> None:
     # the data in that vocabulary
     features = make_feature_memory(model, template, media)
     corpus = Corpus(cfg.corpus, template, media, not flags.dry_run, max_positions, features, cfg.objective.rows)
-    batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
+    batches = make_batches(module, corpus, media, cfg.loop, parallel)
     if flags.dry_run:
         first = batches.next_batch()
         if main:

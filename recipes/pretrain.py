@@ -31,7 +31,7 @@ from unimodal.training.command import Flags, run_training
 from unimodal.training.distributed import start
 from unimodal.training.settings import LoopConfig
 from unimodal.tuning.identity import describe_inputs, describe_resumed_run
-from unimodal.tuning.objective import make_objective
+from unimodal.tuning.objective import check_objective, make_objective
 from unimodal.tuning.plan import check_validation, describe_plan, try_one_step
 from unimodal.tuning.push import PushSettings, check_push, push_tuned
 from unimodal.tuning.save import check_folders, check_room, save_tokenizers, save_tuned
@@ -73,6 +73,8 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
         torch.set_num_threads(cfg.loop.threads)
     check_folders(cfg.out, cfg.run, cfg.corpus.codes, {"media": cfg.media})
     check_validation(cfg.loop, cfg.corpus, cfg.watch is not None)
+    check_validation(cfg.loop, cfg.corpus)
+    check_objective(cfg.objective, cfg.loss, from_nothing=True)
     check_push(cfg.push, cfg.media, cfg.summed)
     if cfg.loss.keep_share < 1:
         raise ValueError("loss.keep_share below 1 needs weights that know something; use it in fine-tuning")
@@ -103,7 +105,7 @@ def run(cfg: PretrainRecipe, flags: Flags) -> None:
     model = make_model().to(device)
     set_attention(model, cfg.attention)
     check_room(cfg.out, model, whole=True)
-    module = make_objective(cfg.objective, cfg.loss, model, template, from_nothing=True)
+    module = make_objective(cfg.objective, cfg.loss, model, template)
     batches = corpus.make_batches(parallel.rank, parallel.num_ranks, whole_passes=cfg.loop.epochs is not None)
     if flags.dry_run:
         first = batches.next_batch()

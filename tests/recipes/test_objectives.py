@@ -25,22 +25,35 @@ def preferences(pictures, tmp_path_factory):
             for side, label in ((right, True), (wrong, False)):
                 labels.append({"prompt": pairs[-1]["prompt"], "completion": side, "label": label})
             answers.append({"messages": [*pairs[-1]["prompt"], *right]})
-    for name, rows in (("pairs", pairs), ("labels", labels), ("answers", answers)):
+    questions = [{"prompt": row["prompt"]} for row in pairs]
+    for name, rows in (("pairs", pairs), ("labels", labels), ("answers", answers), ("questions", questions)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
 @pytest.fixture
-def settings(media_folder, preferences, tmp_path):
+def settings(media_folder, preferences, pictures, tmp_path):
     def make(rows, out="out", run="run"):
         return [
             f"base={media_folder}", f"media={media_folder}", f"out={tmp_path}/{out}", f"run={tmp_path}/{run}",
-            f"corpus={{datasets: [{{path: {preferences}/{rows}.jsonl}}], codes: {tmp_path}/codes, length: 256, "
+            f"corpus={{datasets: [{{path: {preferences}/{rows}.jsonl, media_root: {pictures.parent}}}], "
+            f"codes: {tmp_path}/codes, length: 256, "
             "tokens_per_batch: 256, batches_per_window: 2, validation_share: 0.2}",
             "lora.rank=4", "loop.steps=6", "loop.warmup_steps=1", "loop.log_every=1", "loop.evaluate_every=3",
         ]  # fmt: skip
 
     return make
+
+
+def prefer_low_codes(attempts, context, scale=1.0):
+    """A reward of one's own: the share of a picture's codes that lie in the first half of the codebook."""
+    size = context.template.vocabulary.blocks[0].size
+    media = [attempt.medium for attempt in attempts]
+    return [0.0 if one is None else scale * float((one.codes < size // 2).mean()) for one in media]
+
+
+def give_nothing(attempts, context):
+    return [float("nan")] * len(attempts)
 
 
 def read_metrics(folder):
@@ -52,11 +65,6 @@ def read_metrics(folder):
 @pytest.mark.sweep("recipes at work")
 @pytest.mark.parametrize(("name", "rows"), [("preference", "pairs"), ("kto", "labels")])
 def test_it_learns_what_is_preferred_and_a_stopped_run_goes_on_alike(settings, tmp_path, name, rows, monkeypatch):
-    import os
-    import signal
-
-    from unimodal.training.loop import Trainer
-
     asked = [*settings(rows), f"objective={name}"]
     recipe("finetune_lora", *asked, flags=["--dry-run"])
     recipe("finetune_lora", *asked)
@@ -67,19 +75,50 @@ def test_it_learns_what_is_preferred_and_a_stopped_run_goes_on_alike(settings, t
     for folder in ("out", "run"):
         shutil.rmtree(tmp_path / folder)
 
-    def stopped(self, step=Trainer.train_step):
-        if self.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Trainer, "train_step", stopped)
-        recipe("finetune_lora", *asked)
+    stop_at(3, monkeypatch, *asked)
     recipe("finetune_lora", *asked)
     assert read_metrics(tmp_path / "run") == whole
     again, _ = load_adapter(tmp_path / "out")
     for (parameter, a), b in zip(first.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b), parameter
+
+
+GRPO = [
+    "objective.grpo={group: 4, questions: 2, max_tokens: 60, medium: image, rewards: "
+    "{tests.recipes.test_objectives:prefer_low_codes: {scale: 2.0}}}",
+    "loop.evaluate_every=0", "loop.steps=4", "loop.learning_rate=0.01",
+]  # fmt: skip
+
+
+def stop_at(step, monkeypatch, *asked):
+    """A run that is stopped by a signal at a step."""
+    import os
+    import signal
+
+    from unimodal.training.loop import Trainer
+
+    def stopped(self, train_step=Trainer.train_step):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Trainer, "train_step", stopped)
+        recipe("finetune_lora", *asked)
+
+
+@pytest.mark.sweep("recipes at work")
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_it_learns_from_answers_of_its_own_and_a_stopped_run_writes_the_same(settings, tmp_path, monkeypatch, repeats):
+    asked = [*settings("questions"), *GRPO, f"objective.grpo.repeats={repeats}"]
+    recipe("finetune_lora", *asked)
+    whole = read_metrics(tmp_path / "run")
+    assert {"reward", "distinct", "divergence"} <= set(whole[0]) and 0 <= whole[0]["reward"] <= 2
+    for folder in ("out", "run"):
+        shutil.rmtree(tmp_path / folder)
+    stop_at(2, monkeypatch, *asked)
+    recipe("finetune_lora", *asked)
+    assert read_metrics(tmp_path / "run") == whole
 
 
 @pytest.mark.sweep("recipes at work")
@@ -97,28 +136,50 @@ def test_next_token_by_its_name_is_the_default(settings, tmp_path):
 
 @pytest.mark.sweep
 @pytest.mark.parametrize(
-    ("name", "rows", "change", "message"),
+    ("rows", "change", "message"),
     [
-        ("finetune_lora", "pairs", "objective=prefrence", "'objective.prefrence'; did you mean 'preference'"),
-        ("finetune_lora", "pairs", "objective.preference.bta=1", "did you mean 'beta'"),
-        ("finetune_lora", "pairs", "objective.preference.beta=0", "objective.preference.beta=0"),
-        ("finetune_lora", "pairs", "objective={preference: {}, kto: {}}", "preference and kto exclude each other"),
-        ("finetune_lora", "pairs", "objective.preference={kind: ipo, label_smoothing: 0.1}", "goes with kind sigmoid"),
-        ("finetune_lora", "answers", "objective=preference", "answers.jsonl line 1: the row has no pair of answers"),
-        ("finetune_lora", "answers", "objective=kto", "answers.jsonl line 1: the row has no label"),
-        ("finetune_lora", "pairs", "loop.steps=6", "'chosen' is of a preference dataset"),
-        ("finetune_lora", "pairs", "[loss.keep_share=0.5, objective=preference]", "leave one of them out"),
-        ("pretrain", "pairs", "objective=preference", "compares the model with that of the start, which knows nothing"),
+        ("pairs", "objective=prefrence", "'objective.prefrence'; did you mean 'preference'"),
+        ("pairs", "objective.preference.bta=1", "did you mean 'beta'"),
+        ("pairs", "objective.preference.beta=0", "objective.preference.beta=0"),
+        ("pairs", "objective={preference: {}, kto: {}}", "preference and kto exclude each other"),
+        ("pairs", "objective.preference={kind: ipo, label_smoothing: 0.1}", "goes with kind sigmoid"),
+        ("answers", "objective=preference", "answers.jsonl line 1: the row has no pair of answers"),
+        ("answers", "objective=kto", "answers.jsonl line 1: the row has no label"),
+        ("pairs", "loop.steps=6", "'chosen' is of a preference dataset"),
+        ("pairs", ["loss.keep_share=0.5", "objective=preference"], "leave one of them out"),
+        ("answers", "objective=grpo", "objective.grpo.rewards"),
+        ("answers", "objective.grpo.rewards={capton: {}}", "the reward 'capton' is unknown; use caption"),
+        ("answers", "objective.grpo.rewards={caption: {wish: draw}}", "rewards.caption.wish: wish is"),
+        ("answers", "objective.grpo.rewards={no.such:thing: {}}", "'no.such:thing' cannot be imported"),
+        ("answers", "objective.grpo={rewards: {caption: {}}, weights: {ctc: 1}}", "weights names 'ctc'"),
+        ("questions", "objective.grpo={rewards: {similarity: {}}}", "set objective.grpo.medium"),
+        ("questions", "objective.grpo={medium: image, max_tokens: 60, rewards: {similarity: {}}}",
+         "compares with the row's own answer, and this row has none"),
+        ("answers", "objective.grpo={max_tokens: 250, rewards: {similarity: {}}}", "leave no room"),
+        ("answers", f"objective.grpo={{max_tokens: 60, rewards: {{{__name__}:give_nothing: {{}}}}}}", "gave nan for an"),
+        ("answers", "objective.grpo={max_tokens: 60, rewards: {ctc: {}}}", "has no `reading`"),
+        ("answers", ["loop.epochs=1", "objective.grpo.rewards={similarity: {}}"], "give loop.steps"),
+        ("labels", "objective.unlearning.reinforced=nowhere", "nowhere has no vocabulary.json"),
+        ("labels", "objective.unlearning.strength=1", "reinforced is not set"),
     ],
+    ids=lambda value: str(value)[:40],
 )  # fmt: skip
-def test_mistakes_are_one_line_and_status_2(settings, tmp_path, capsys, name, rows, change, message):
-    changes = change[1:-1].split(", ") if change.startswith("[") else [change]
-    asked = settings(rows)
-    if name == "pretrain":
-        asked = [s.replace("base=", "text=") for s in asked if not s.startswith("lora.")]
+def test_mistakes_are_one_line_and_status_2(settings, tmp_path, capsys, rows, change, message):
+    changes = change if isinstance(change, list) else [change]
     with pytest.raises(SystemExit) as stop:
-        recipe(name, *asked, *changes)
+        recipe("finetune_lora", *settings(rows), *changes)
+    check_refused(stop, capsys, message, tmp_path)
+
+
+def check_refused(stop, capsys, message, tmp_path):
     assert stop.value.code == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_from_nothing_has_nothing_to_compare_with(settings, tmp_path, capsys):
+    asked = [s.replace("base=", "text=") for s in settings("pairs") if not s.startswith("lora.")]
+    with pytest.raises(SystemExit) as stop:
+        recipe("pretrain", *asked, "objective=preference")
+    check_refused(stop, capsys, "compares the model with that of the start, which knows nothing", tmp_path)

@@ -21,7 +21,7 @@ from unimodal.coder.media_coder import MediaCoder
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.code_cache import CodeCache
 from unimodal.corpus.documents import EncodedDocuments, RenderedDocuments, encode_documents
-from unimodal.corpus.judged import JudgedDocuments, PairedDocuments
+from unimodal.corpus.judged import JudgedDocuments, PairedDocuments, PromptDocuments
 from unimodal.corpus.record_cache import RecordCache
 from unimodal.data.datasets import DatasetConfig, open_dataset
 from unimodal.data.mixture import Batches, DocumentSet, Mixture
@@ -218,13 +218,17 @@ class Corpus:
         document once and ends with a batch; a pass has as many documents as all sets together.
         """
         cfg = self.cfg
-        sizes = self.counts if whole_passes else None
-        mixture = Mixture(self.sets, self.weights, cfg.seed, rank, num_ranks, sizes)
+        mixture = self.make_mixture(rank, num_ranks, whole_passes)
         pad = self.template.vocabulary.get_control_id("<|pad|>")
         tokens = max(cfg.tokens_per_batch, cfg.length)
         arrangement: Literal["pack", "pad"] = "pack" if cfg.packing else "pad"
         window, draws = per_window or cfg.batches_per_window, self.count_pass() if whole_passes else None
         return Batches(mixture, cfg.length, tokens, pad, arrangement, window, *self.limit, self._fit, draws)
+
+    def make_mixture(self, rank: int = 0, num_ranks: int = 1, whole_passes: bool = False) -> Mixture:
+        """The endless documents of a rank, which its batches are made of."""
+        sizes = self.counts if whole_passes else None
+        return Mixture(self.sets, self.weights, self.cfg.seed, rank, num_ranks, sizes)
 
     def count_pass(self) -> int:
         """The number of documents in one pass over all sets that have a weight."""
@@ -302,6 +306,8 @@ class Corpus:
             )
             row, done = (self.cfg.length, "corpus.length (for both answers)"), DONE_WITH_LONG["drop"]
             return PairedDocuments(documents, rejected, chosen, self.template, self.limit, row, self._features, done)
+        if self.rows == "prompts":
+            return PromptDocuments(documents, chosen, self.template, self.limit, features=self._features)
         if self.rows == "labels":
             return JudgedDocuments(documents, chosen, self.template, self.limit, self._features, done)
         return RenderedDocuments(documents, chosen, self.template, self.limit, dropout, seed, self._features, done)

@@ -1,4 +1,4 @@
-"""Documents of preference training: pairs of answers that stay together, and answers that are called good or bad.
+"""Documents of preference and reward training: pairs of answers, answers that are called good or bad, and questions.
 
 A chosen answer has the value 1 at every token, a rejected or bad one -1 (`Rendered.values`), and a pair is one item to
 pack. Nothing of a question is dropped: a preference is one between answers to the same words.
@@ -10,7 +10,7 @@ import numpy as np
 
 from unimodal.coder.features import FeatureMemory
 from unimodal.corpus.documents import EncodedDocuments, RenderedDocuments
-from unimodal.sequence.document import Document
+from unimodal.sequence.document import Document, Media
 from unimodal.sequence.templates.own import Rendered, Template, join_group
 
 
@@ -77,3 +77,20 @@ class PairedDocuments(JudgedDocuments):
         if length > self.row[0]:
             self._tell_too_long(number, length, self.row)
         return join_group(sides)
+
+
+class PromptDocuments(RenderedDocuments):
+    """Questions, each as it is asked; behind it, as a document of its own, the row with its answer if it has one.
+
+    Only the second has labels: it tells rewards what the row's own answer is, and validation scores it.
+    """
+
+    def _render(self, document: Document, number: int, item: int, draw: int) -> Rendered:
+        whole = document.turns[-1].role == "assistant"
+        turns = document.turns[:-1] if whole else document.turns
+        question = self.template.begin_chat(Document(turns), self.system)
+        medium = next((part.modality for part in document.turns[-1].parts if isinstance(part, Media)), "text")
+        asked = self.template.render(question, add_generation_prompt=True, to=medium if whole else None)
+        if not whole:
+            return asked
+        return join_group([asked, super()._render(document, number, item, draw)])

@@ -33,7 +33,7 @@ from unimodal.data.folder_rows import FolderRows
 from unimodal.data.importers import IMPORTERS, PairsConfig, detect_format, import_row
 from unimodal.data.importers.columns import list_media_columns, name_files
 from unimodal.data.importers.pairs import LABEL_COLUMN
-from unimodal.data.importers.preferences import import_pair, split_label, split_pair
+from unimodal.data.importers.preferences import import_pair, import_question, split_label, split_pair
 from unimodal.data.importers.webdataset import TarRows
 from unimodal.data.media_folder import MediaFolder
 from unimodal.data.messages import Conversation
@@ -159,6 +159,17 @@ class ImportedDataset(Sequence[Document]):
         stamps = self._stamps[numbers.start : numbers.stop]
         return hashlib.sha256(stamps.tobytes()).hexdigest() if any(stamps) else ""
 
+    def _take_supervised(self, row: Row) -> Row | None:
+        """The columns by which the format of a row is found; None for a row that is not of its kind."""
+        try:
+            if self.kind == "pairs":
+                return split_pair(row).chosen
+            if self.kind == "labels":
+                return split_label(row)[0]
+        except ValueError:
+            return None  # reported when the rows are read
+        return {"completion": "-", **row} if self.kind == "prompts" and row.get("prompt") is not None else row
+
     def show_rejected(self) -> Self:
         """The same rows of pairs with the rejected answers."""
         assert self.kind == "pairs"
@@ -186,6 +197,8 @@ class ImportedDataset(Sequence[Document]):
             return [one.to_document() for one in import_pair(columns, import_one)]
         if self.kind == "labels":
             columns, _ = split_label(columns)
+        if self.kind == "prompts":
+            return [import_question(columns, import_one).to_document()]
         return [import_one(columns).to_document()]
 
     def _import_columns(self, row: int) -> Row:
@@ -229,10 +242,7 @@ class ImportedDataset(Sequence[Document]):
         if all(isinstance(part, TarRows) for part in parts):
             return "webdataset"
         try:
-            if self.kind == "pairs":
-                first = [split_pair(row).chosen for row in first]
-            elif self.kind == "labels":
-                first = [split_label(row)[0] for row in first]
+            first = [columns for row in first if (columns := self._take_supervised(row)) is not None]
             return detect_format(first, self.folder) if first else "trl"
         except ValueError as error:
             raise ValueError(f"{quote_path(self.cfg.path)}: {error}") from None

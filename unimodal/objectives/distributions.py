@@ -1,8 +1,8 @@
 """Whole distributions at labelled tokens, for objectives that compare models by more than the label.
 
-The rows of a labelled token are those of its softmax (`next_token.HeadGroups`), the same for every model that shares the
-vocabulary. Logits exist for one chunk of positions at a time; where a chunk is differentiated it is computed again in
-the backward pass, so that nothing of its size is kept.
+The rows of a labelled token are those of its softmax (`next_token.HeadGroups`), the same for every model that shares
+the vocabulary. Logits exist for one chunk of positions at a time; where a chunk is differentiated it is computed again
+in the backward pass, so that nothing of its size is kept.
 
 Shapes: B rows, N tokens, P labelled tokens, c positions of a chunk, K rows of its softmax, D width.
 """

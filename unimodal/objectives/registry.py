@@ -15,6 +15,7 @@ from typing import Self
 from pydantic import model_validator
 
 from unimodal.config import Config
+from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.objective import Objective, RowKind
 from unimodal.objectives.packed import PackedLoss
@@ -31,6 +32,7 @@ class ObjectiveConfig(Config):
     preference: PreferenceConfig | None = None
     kto: KtoConfig | None = None
     unlearning: UnlearningConfig | None = None
+    grpo: GrpoConfig | None = None
     #: added to any of them
     sinks: SinkConfig | None = None
 
@@ -73,4 +75,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "preference": PreferenceLoss,
     "kto": KtoLoss,
     "unlearning": UnlearningLoss,
+    "grpo": GrpoLoss,
 }

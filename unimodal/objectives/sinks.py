@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from unimodal.config import Config
 from unimodal.model.attention import Packing
-from unimodal.objectives.objective import LossParts, Objective, number_documents
+from unimodal.objectives.objective import LossParts, Objective, number_documents, run_decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,15 +130,17 @@ def measure_sinks(model: PreTrainedModel, ids: Tensor, position_ids: Tensor) -> 
     ]
     packing = Packing.from_position_ids(position_ids)
     flat = position_ids.reshape(-1)
-    shares, sinks = [], torch.zeros_like(flat, dtype=torch.bool)
+    shares: list[Tensor] = []
+    sinks = torch.zeros_like(flat, dtype=torch.bool)
     try:
         for layer in range(len(blocks)):
             states.clear()
-            packing.watch_layer, packing.watched = layer, None
-            model.get_decoder()(input_ids=ids, position_ids=position_ids, use_cache=False, packing=packing)
-            if packing.watched is None:
+            packing.watch_layer = layer
+            run_decoder(model, ids, position_ids, packing)
+            watched = packing.watched
+            if watched is None:
                 raise ValueError("sinks are measured with attention 'varlen' or 'xformers'; choose one of them")
-            to_first, received = measure_attention(*packing.watched, packing)
+            to_first, received = measure_attention(*watched, packing)
             shares.append(to_first[flat > 0].mean())
             sinks |= (received > SINK_SHARE) & (flat > 0)
     finally:

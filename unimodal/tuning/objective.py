@@ -14,6 +14,7 @@ from unimodal.model.adapter_files import LORA_FILE, ROWS_FILE
 from unimodal.model.attention import set_attention
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.next_token import LossConfig
 from unimodal.objectives.objective import Objective
@@ -31,17 +32,10 @@ if TYPE_CHECKING:
 WEIGHT_FILES = ("model.safetensors", LORA_FILE, ROWS_FILE)
 
 
-def make_objective(
-    settings: ObjectiveConfig,
-    loss: LossConfig,
-    model: PreTrainedModel,
-    template: Template,
-    from_nothing: bool = False,
-) -> nn.Module:
-    """The module to train, called as an `Objective`; the models that it compares with are loaded from their folders.
+def check_objective(settings: ObjectiveConfig, loss: LossConfig, from_nothing: bool = False) -> None:
+    """Raises ValueError for settings that do not go together, before anything is computed.
 
-    from_nothing: the model's weights are drawn, so that nothing can be compared with its start. Raises ValueError for
-    settings that do not go together, and for a folder that cannot be used.
+    from_nothing: the model's weights are drawn, so that nothing can be compared with its start.
     """
     own = settings.own
     if from_nothing and OBJECTIVES[settings.name].compares_with_start:
@@ -54,7 +48,19 @@ def make_objective(
             f"loss.keep_share {loss.keep_share:g} selects tokens of next-token training, and objective.{settings.name} "
             "takes its place; leave one of them out"
         )
-    main = _make_main(own, loss, model, template)
+
+
+def make_objective(
+    settings: ObjectiveConfig,
+    loss: LossConfig,
+    model: PreTrainedModel,
+    template: Template,
+) -> nn.Module:
+    """The module to train, called as an `Objective`; the models that it compares with are loaded from their folders.
+
+    Raises ValueError for settings that do not go together, and for a folder that cannot be used.
+    """
+    main = _make_main(settings.own, loss, model, template)
     return main if settings.sinks is None else SinkDecorrelation(main, settings.sinks)
 
 
@@ -64,6 +70,8 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
         folders = dict(_list_folders(own))
         contrast = [load_other(name, folder, template, device) for name, folder in folders.items()]
         return PreferenceLoss(model, vocabulary, loss, own, contrast)
+    if isinstance(own, GrpoConfig):
+        return GrpoLoss(model, vocabulary, loss, own)
     if isinstance(own, KtoConfig):
         return KtoLoss(model, vocabulary, loss, own)
     if isinstance(own, UnlearningConfig):

@@ -10,7 +10,7 @@ from torch import nn
 from unimodal.config import Config
 from unimodal.corpus.corpus import Corpus
 from unimodal.sequence.packing import PackedBatch
-from unimodal.training.batches import BatchSource
+from unimodal.training.batches import BatchSource, WeightedLoss
 from unimodal.training.distributed import Parallel
 from unimodal.training.identity import Identity
 from unimodal.training.loop import Trainer
@@ -19,6 +19,7 @@ from unimodal.training.watching import Watch
 from unimodal.tuning.identity import describe_run
 from unimodal.tuning.loss import make_packed_loss
 from unimodal.tuning.plan import count_steps
+from unimodal.tuning.rollout import Rollouts
 
 
 def make_trainer(
@@ -33,16 +34,24 @@ def make_trainer(
     restart: bool = False,
     watch: Watch | None = None,
 ) -> Trainer[PackedBatch]:
-    """Encode the corpus, check it, and make the trainer of `module`, an `Objective`. All ranks call this; nothing is trained yet.
+    """Encode the corpus, check it, and make the trainer of `module`. All ranks call this; nothing is trained yet.
 
-    cfg: all settings of the recipe. loop: those of its loop, with steps or epochs. folder: that of the run. inputs: the
-    result of `describe_inputs`. Raises ValueError for documents that cannot be used, and as `Trainer` does.
+    module: an `Objective`. cfg: all settings of the recipe. loop: those of its loop, with steps or epochs. folder: that
+    of the run. inputs: the result of `describe_inputs`. Raises ValueError for documents that cannot be used, and as
+    `Trainer` does.
     """
     encoded = corpus.encode(parallel.rank, parallel.num_ranks)
     parallel.wait_for_all()
     corpus.check()  # before the trainer writes anything
     validation = corpus.make_validation_batches()
-    loss = make_packed_loss(parallel.wrap(module), parallel.device)
+    compute_loss = make_packed_loss(parallel.wrap(module), parallel.device)
+
+    def loss(batch: PackedBatch, step: int) -> WeightedLoss:
+        result = compute_loss(batch, step)
+        if module.training and isinstance(batches, Rollouts):
+            result.sums |= batches.sums
+        return result
+
     trainer = Trainer(
         module, batches, loss, count_steps(loop, corpus, parallel), folder, validation=validation, parallel=parallel,
         identity=describe_run(cfg, inputs, corpus, loop, parallel), restart=restart, watch=watch,

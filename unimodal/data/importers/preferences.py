@@ -124,6 +124,13 @@ def split_label(row: Row) -> tuple[Row, bool]:
     return {name: value for name, value in row.items() if name not in found}, bool(value)
 
 
+def import_question(row: Row, import_one: Callable[[Row], Conversation]) -> Conversation:
+    """The conversation of a row: with its answer, or, of a row with a prompt alone, without one."""
+    if row.get("prompt") is None or row.get("completion") is not None:
+        return import_one(row)
+    return Conversation(messages=import_one({**row, "completion": "-"}).messages[:-1])
+
+
 def import_pair(row: Row, import_one: Callable[[Row], Conversation]) -> tuple[Conversation, Conversation]:
     """The conversations of the chosen and of the rejected answer; their common beginning is not learnt.
 
