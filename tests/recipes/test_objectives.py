@@ -156,7 +156,7 @@ def test_next_token_by_its_name_is_the_default(settings, tmp_path):
         ("questions", "objective.grpo={medium: image, max_tokens: 60, rewards: {similarity: {}}}",
          "compares with the row's own answer, and this row has none"),
         ("answers", "objective.grpo={max_tokens: 250, rewards: {similarity: {}}}", "leave no room"),
-        ("answers", f"objective.grpo={{max_tokens: 60, rewards: {{{__name__}:give_nothing: {{}}}}}}", "gave nan for an"),
+        ("answers", f"objective.grpo={{max_tokens: 60, rewards: {{{__name__}:give_nothing: {{}}}}}}", "gave nan for"),
         ("answers", "objective.grpo={max_tokens: 60, rewards: {ctc: {}}}", "has no `reading`"),
         ("answers", ["loop.epochs=1", "objective.grpo.rewards={similarity: {}}"], "give loop.steps"),
         ("labels", "objective.unlearning.reinforced=nowhere", "nowhere has no vocabulary.json"),

@@ -85,12 +85,17 @@ class Objective(nn.Module):
         """The losses of the labelled tokens under `model`."""
         depth = None if further is None else find_depth_decoder(model)
         hidden = run_decoder(model, ids, position_ids, packing, further)
-        cfg, head = self.cfg, model.get_output_embeddings()
         targets = shift_labels(labels, position_ids)
-        losses = compute_token_losses(hidden, ids, targets, head, self.groups, cfg.softmax, cfg.max_logits, self.rule)
+        losses = self.score(model, hidden, ids, targets)
         if depth is None or further is None:
             return losses
-        return losses.join(compute_depth_losses(model, depth, hidden, targets, further, self.groups, cfg, self.rule))
+        rule, cfg = self.rule, self.cfg
+        return losses.join(compute_depth_losses(model, depth, hidden, targets, further, self.groups, cfg, rule))
+
+    def score(self, model: PreTrainedModel, hidden: Tensor, ids: Tensor, targets: Tensor) -> TokenLosses:
+        """The losses of the labelled tokens by the model's last states [B, N, D]; targets of `shift_labels`, [B, N]."""
+        cfg, head = self.cfg, model.get_output_embeddings()
+        return compute_token_losses(hidden, ids, targets, head, self.groups, cfg.softmax, cfg.max_logits, self.rule)
 
     def weigh_modalities(self, losses: TokenLosses) -> Tensor:
         """The weight of each labelled token's medium, [P]."""

@@ -15,6 +15,7 @@ from typing import Self
 from pydantic import model_validator
 
 from unimodal.config import Config
+from unimodal.objectives.distillation.student import DistillationConfig, DistillationLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.objective import Objective, RowKind
@@ -33,6 +34,7 @@ class ObjectiveConfig(Config):
     kto: KtoConfig | None = None
     unlearning: UnlearningConfig | None = None
     grpo: GrpoConfig | None = None
+    distillation: DistillationConfig | None = None
     #: added to any of them
     sinks: SinkConfig | None = None
 
@@ -76,4 +78,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "kto": KtoLoss,
     "unlearning": UnlearningLoss,
     "grpo": GrpoLoss,
+    "distillation": DistillationLoss,
 }

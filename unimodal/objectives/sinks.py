@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from unimodal.config import Config
 from unimodal.model.attention import Packing
 from unimodal.objectives.objective import LossParts, Objective, number_documents, run_decoder
+from unimodal.objectives.states import BlockStates, find_decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,16 +46,7 @@ class SinkDecorrelation(nn.Module):
     def __init__(self, main: Objective, own: SinkConfig | None = None) -> None:
         super().__init__()
         self.main, self.own = main, own or SinkConfig()
-        self._states: list[Tensor] = []
-        self._watches = False
-        for block in find_decoder_blocks(main.model):
-            block.register_forward_hook(self._keep_state)
-
-    def _keep_state(self, block: nn.Module, inputs: object, output: object) -> None:
-        state = output[0] if isinstance(output, tuple) else output
-        assert isinstance(state, Tensor)
-        if self._watches and state.requires_grad:  # of the model that learns, not of the one it is compared with
-            self._states.append(state)
+        self._states = BlockStates(main.model, only_trained=True)  # not of the model that it is compared with
 
     def forward(
         self,
@@ -65,25 +57,13 @@ class SinkDecorrelation(nn.Module):
         values: Tensor | None = None,
     ) -> tuple[Tensor, LossParts]:
         """See `Objective.forward`."""
-        self._watches = True
-        total, parts = self.main(ids, labels, position_ids, further, values)
-        self._watches = False  # blocks that are computed again in the backward pass do not count
-        states, self._states = self._states, []
+        with self._states.collect() as states:
+            total, parts = self.main(ids, labels, position_ids, further, values)
         if not states:  # without gradients, as in validation: nothing was kept
             return total, parts
         term = compute_first_likeness(states, position_ids, find_padding(labels, position_ids))
         parts["metrics"]["sink_likeness"] = (float(term.detach()), 1.0)
         return total + self.own.weight * parts["weight"] * term, parts
-
-
-def find_decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of a decoder, in order. Raises ValueError if they are not in one list."""
-    layers = getattr(model.get_decoder(), "layers", None) or getattr(model.get_decoder(), "h", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(
-            f"{type(model).__name__} does not keep its blocks in a list `layers`, so they cannot be watched"
-        )
-    return list(layers)
 
 
 def find_padding(labels: Tensor, position_ids: Tensor) -> Tensor:

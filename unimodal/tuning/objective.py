@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from unimodal.config import Config
+from unimodal.corpus.record_cache import KEY_BYTES, RecordCache
 from unimodal.model.adapter_files import LORA_FILE, ROWS_FILE
 from unimodal.model.attention import set_attention
+from unimodal.model.base import load_base
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
+from unimodal.objectives.distillation.student import DistillationConfig, DistillationLoss, Teacher
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.next_token import LossConfig
@@ -24,6 +28,8 @@ from unimodal.objectives.registry import OBJECTIVES, ObjectiveConfig
 from unimodal.objectives.sinks import SinkDecorrelation
 from unimodal.objectives.unlearning import UnlearningConfig, UnlearningLoss
 from unimodal.sequence.templates.own import TEXT_PREFIX, Template
+from unimodal.text.tokenizer import TextTokenizer, TokenizerData
+from unimodal.training.identity import hash_files
 from unimodal.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
@@ -70,6 +76,8 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
         folders = dict(_list_folders(own))
         contrast = [load_other(name, folder, template, device) for name, folder in folders.items()]
         return PreferenceLoss(model, vocabulary, loss, own, contrast)
+    if isinstance(own, DistillationConfig):
+        return DistillationLoss(model, vocabulary, loss, own, _load_teacher(own, loss.softmax, template, device))
     if isinstance(own, GrpoConfig):
         return GrpoLoss(model, vocabulary, loss, own)
     if isinstance(own, KtoConfig):
@@ -86,11 +94,50 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
     return PackedLoss(model, vocabulary, loss)
 
 
+def _load_teacher(own: DistillationConfig, softmax: str, template: Template, device: torch.device) -> Teacher:
+    """Raises ValueError for a teacher that cannot be loaded, or whose vocabulary is another where it must not be."""
+    if own.likelihood is None:
+        model = load_other("distillation.teacher", Path(own.teacher), template, device)
+        if own.cache is None:
+            return Teacher(model)
+        weights = hash_files([Path(own.teacher) / file for file in WEIGHT_FILES])
+        logits = own.learnt_logits
+        return Teacher(model, store=FolderStore(own.cache, f"{weights} {logits.top} {logits.temperature} {softmax}"))
+    base = load_base(own.teacher)
+    text = TextTokenizer(cast(TokenizerData, base.tokenizer))
+    begin = base.model.config.bos_token_id
+    if begin is None:
+        begin = base.model.config.eos_token_id
+    begin = begin[0] if isinstance(begin, list) else begin
+    model = base.model.to(device).eval()
+    set_attention(model)
+    return Teacher(model, text, template.text, int(begin or 0))
+
+
+class FolderStore:
+    """The targets of a teacher in a folder (`corpus/record_cache.py`). of: what decides them beside the document."""
+
+    def __init__(self, folder: Path, of: str) -> None:
+        self._records, self._of = RecordCache(folder), of.encode()
+
+    def find(self, key: bytes) -> bytes | None:
+        found = self._records.get(self._make_key(key))
+        return None if found is None else found[1]
+
+    def keep(self, key: bytes, record: bytes) -> None:
+        self._records.add(self._make_key(key), record)
+
+    def _make_key(self, key: bytes) -> bytes:
+        return hashlib.sha256(self._of + key).digest()[:KEY_BYTES]
+
+
 def _list_folders(own: Config | None) -> Iterator[tuple[str, Path]]:
     """The model folders that the settings of an objective name: setting, folder."""
     if isinstance(own, PreferenceConfig) and own.critical is not None:
         yield "preference.critical.right", own.critical.right
         yield "preference.critical.wrong", own.critical.wrong
+    if isinstance(own, DistillationConfig):
+        yield "distillation.teacher", Path(own.teacher)
     if isinstance(own, UnlearningConfig):
         yield "unlearning.reinforced", own.reinforced
 

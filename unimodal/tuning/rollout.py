@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import nn
 
 from unimodal.coder.media_coder import MediaCoder
 from unimodal.corpus.corpus import Corpus
-from unimodal.data.mixture import MixtureState
+from unimodal.data.mixture import Batches
 from unimodal.data.order import mix64
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig
@@ -32,7 +32,7 @@ from unimodal.objectives.sinks import SinkDecorrelation
 from unimodal.sequence.document import Document, Media, Part
 from unimodal.sequence.packing import PackedBatch, pack, stack
 from unimodal.sequence.templates.own import IGNORE, Rendered
-from unimodal.training.batches import BatchSource
+from unimodal.training.checkpoint import State
 from unimodal.training.distributed import Parallel, Sharded
 from unimodal.training.metrics import Sums
 from unimodal.training.settings import LoopConfig
@@ -43,15 +43,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SEED_MASK = (1 << 63) - 1
-
-
-class RolloutState(TypedDict):
-    """How far the questions are, and the batch that is learnt from again, if there is one."""
-
-    mixture: MixtureState
-    drawn: int
-    dealt: int
-    batch: list[torch.Tensor]
 
 
 class Rollouts:
@@ -81,12 +72,13 @@ class Rollouts:
         self.dealt += 1
         return self._batch
 
-    def state_dict(self) -> RolloutState:
+    def state_dict(self) -> State:
+        """How far the questions are, and the batch that is learnt from again, if there is one."""
         again = self._batch is not None and self.dealt < self.own.repeats
         kept = [torch.from_numpy(getattr(self._batch, field.name)) for field in fields(PackedBatch)] if again else []
         return {"mixture": self.mixture.state_dict(), "drawn": self.drawn, "dealt": self.dealt, "batch": kept}
 
-    def load_state_dict(self, state: RolloutState) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.mixture.load_state_dict(state["mixture"])
         self.drawn, self.dealt = int(state["drawn"]), int(state["dealt"])
         self._batch = PackedBatch(*(tensor.numpy() for tensor in state["batch"])) if state["batch"] else None
@@ -199,7 +191,7 @@ class Rollouts:
 
 def make_batches(
     module: nn.Module, corpus: Corpus, media: MediaCoder | None, loop: LoopConfig, parallel: Parallel
-) -> BatchSource[PackedBatch]:
+) -> Batches | Rollouts:
     """The batches of a rank: of the corpus, or, for an objective that learns from the model's own answers, of those.
 
     Raises ValueError for settings that such an objective cannot have.
