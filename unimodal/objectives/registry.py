@@ -15,7 +15,7 @@ from typing import Self
 from pydantic import model_validator
 
 from unimodal.config import Config
-from unimodal.objectives.distillation.student import DistillationConfig, DistillationLoss
+from unimodal.objectives.distillation.student import DistillationConfig, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.objective import Objective, RowKind
@@ -78,5 +78,5 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "kto": KtoLoss,
     "unlearning": UnlearningLoss,
     "grpo": GrpoLoss,
-    "distillation": DistillationLoss,
+    "distillation": TeacherLoss,
 }

@@ -44,7 +44,8 @@ class BlockStates:
 
         Blocks that are computed again in the backward pass run after it.
         """
-        self._found = found = []
+        found: list[Tensor] = []
+        self._found = found
         try:
             yield found
         finally:

@@ -17,7 +17,7 @@ from unimodal.model.attention import set_attention
 from unimodal.model.base import load_base
 from unimodal.model_folder.decoder import load_decoder
 from unimodal.model_folder.layout import VOCABULARY_FILE
-from unimodal.objectives.distillation.student import DistillationConfig, DistillationLoss, Teacher
+from unimodal.objectives.distillation.student import DistillationConfig, Teacher, TeacherLoss
 from unimodal.objectives.grpo import GrpoConfig, GrpoLoss
 from unimodal.objectives.kto import KtoConfig, KtoLoss
 from unimodal.objectives.next_token import LossConfig
@@ -77,7 +77,7 @@ def _make_main(own: Config | None, loss: LossConfig, model: PreTrainedModel, tem
         contrast = [load_other(name, folder, template, device) for name, folder in folders.items()]
         return PreferenceLoss(model, vocabulary, loss, own, contrast)
     if isinstance(own, DistillationConfig):
-        return DistillationLoss(model, vocabulary, loss, own, _load_teacher(own, loss.softmax, template, device))
+        return TeacherLoss(model, vocabulary, loss, own, _load_teacher(own, loss.softmax, template, device))
     if isinstance(own, GrpoConfig):
         return GrpoLoss(model, vocabulary, loss, own)
     if isinstance(own, KtoConfig):

@@ -141,7 +141,7 @@ class Rollouts:
             configs.append(
                 GenerationConfig(
                     max_new_tokens=own.max_tokens, seed=seed, sampling=sampling, force=force,
-                    allow=() if medium == "text" else (str(medium),), max_spans=None if force is None else 1,
+                    allow=(medium,), max_spans=None if force is None else 1,
                 )
             )  # fmt: skip
         try:

@@ -86,7 +86,7 @@ class Teacher:
     store: TargetStore | None = None
 
 
-class DistillationLoss(Objective):
+class TeacherLoss(Objective):
     """See the module."""
 
     def __init__(

@@ -1,0 +1,404 @@
+"""What each objective of `docs/objectives.md` buys on a small model, in minutes: a row of its table each.
+
+    python tools/study_objectives.py preference            # one of STUDIES, or several
+    python tools/study_objectives.py cost                  # processor time of a step against next-token training
+
+Pictures are emoji of two drawing styles, from `data/raw` (`python tools/fetch_data.py`); every third concept is held
+out. The recipes of `recipes/` train; what is measured is printed as JSON and kept in `--out`/NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import runpy
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import unimodal  # noqa: F401 (before transformers)
+from unimodal.data.emoji_concepts import put_on_white, read_concepts
+from unimodal.data.emoji_packages import open_emoji_styles
+from unimodal.files import write_json
+from unimodal.model.attention import set_attention
+from unimodal.objectives.sinks import measure_sinks
+from unimodal.pipeline import Unimodal, load
+from unimodal.sequence.document import Document, Turn
+from unimodal.sequence.document import Image as Picture
+
+ROOT = Path(__file__).resolve().parents[1]
+STYLES = ("noto", "fluent3d")
+Row = dict[str, object]
+Figures = dict[str, object]
+
+
+class Study:
+    """The pictures, folders and settings that the studies share."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.model, self.out, self.steps = args.model, args.out, args.steps
+        self.raw, self.concepts, self.tokens = args.raw, args.concepts, args.tokens
+
+    def list_pictures(self) -> list[dict[str, str]]:
+        """The first concepts that both styles draw: their names, and the file of each style."""
+        folder = self.out / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        styles, found = open_emoji_styles(self.raw), []
+        for concept in read_concepts(self.raw):
+            if len(found) == self.concepts:
+                break
+            if concept["split"] != "train" or concept["group"] not in ("animals-nature", "food-drink", "objects"):
+                continue
+            drawn = {style: styles[style](concept["key"], concept["label"]) for style in STYLES}
+            if any(picture is None for picture in drawn.values()):
+                continue
+            files = {"name": concept["label"]}
+            for style, picture in drawn.items():
+                path = folder / f"{concept['key']}_{style}.png"
+                if picture is not None and not path.exists():
+                    Image.fromarray(put_on_white(picture)).save(path)
+                files[style] = str(path)
+            found.append(files)
+        return found
+
+    def split(self) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+        """(concepts to learn from, concepts that are held out)."""
+        pictures = self.list_pictures()
+        return [p for i, p in enumerate(pictures) if i % 3], pictures[::3]
+
+    def write_rows(self, name: str, rows: Sequence[Row]) -> str:
+        path = self.out / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    def train(self, name: str, rows: str, held_out: str | None, *settings: str, recipe: str = "finetune_lora") -> Path:
+        """Run a recipe for the model on rows; its folder. Held-out rows are scored at the beginning and the end."""
+        out, run = self.out / f"{name}_model", self.out / f"{name}_run"
+        for folder in (out, run):
+            shutil.rmtree(folder, ignore_errors=True)
+        start = [f"base={self.model}"] if recipe == "finetune_lora" else [f"text={self.model}"]
+        root = f"media_root: {self.out}"
+        validation = f"[{{path: {held_out}, {root}}}]" if held_out else "[]"
+        asked = [
+            *start, f"media={self.model}", f"out={out}", f"run={run}",
+            f"corpus={{datasets: [{{path: {rows}, {root}}}], validation: {validation}, codes: {self.out}/codes, "
+            f"length: 512, tokens_per_batch: {self.tokens}, batches_per_window: 4, condition_dropout: 0}}",
+            f"loop.steps={self.steps}", "loop.warmup_steps=2", "loop.log_every=1", "loop.plot=false",
+            f"loop.evaluate_every={self.steps if held_out else 0}", "loop.checkpoint_every_s=100000", *settings,
+        ]  # fmt: skip
+        argv = [str(ROOT / "recipes" / f"{recipe}.py"), *(word for one in asked for word in ("--set", one))]
+        before, sys.argv = sys.argv, argv
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+        finally:
+            sys.argv = before
+        return out
+
+    def read_metrics(self, name: str) -> list[dict[str, float]]:
+        return [json.loads(line) for line in (self.out / f"{name}_run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def draw(name: str) -> list[Row]:
+    return [{"role": "user", "content": f"Draw {name}."}]
+
+
+def answer_with(path: str) -> list[Row]:
+    return [{"role": "assistant", "content": [{"type": "image", "path": path}]}]
+
+
+def ask(path: str) -> list[Row]:
+    return [
+        {"role": "user", "content": [{"type": "image", "path": path}, {"type": "text", "text": "What is this?"}]},
+    ]
+
+
+def score_drawings(model: Unimodal, concepts: Sequence[dict[str, str]], style: str) -> list[float]:
+    """The log-probability of each concept's picture of a style as the answer to the wish to draw it, in nats a code."""
+    prompts, answers = [], []
+    for concept in concepts:
+        picture = model.coder.encode_part(Picture(path=concept[style]))
+        turns = [Turn("user", f"Draw {concept['name']}."), Turn("assistant", [picture])]
+        rendered = model.template.render(Document(turns))
+        begin = int((rendered.labels >= 0).argmax())
+        prompts.append(rendered.ids[:begin].tolist())
+        answers.append(rendered.ids[begin:].tolist())
+    found = model.engine.compute_log_likelihood(prompts, answers)
+    return [score / len(answer) for score, answer in zip(found, answers, strict=True)]
+
+
+def compare_styles(model: Unimodal, concepts: Sequence[dict[str, str]]) -> Figures:
+    """How often the first style is the likelier one, with Wilson's 95% interval, and the likelihood of both."""
+    right, wrong = (score_drawings(model, concepts, style) for style in STYLES)
+    wins, num = sum(a > b for a, b in zip(right, wrong, strict=True)), len(right)
+    return {
+        "win_rate": round(wins / num, 3), "pairs": num, "interval": wilson(wins, num),
+        "nats_chosen": round(statistics.mean(right), 4), "nats_rejected": round(statistics.mean(wrong), 4),
+    }  # fmt: skip
+
+
+def wilson(hits: int, num: int) -> list[float]:
+    """Wilson's 95% interval of a share."""
+    z, share = 1.96, hits / num
+    centre, spread = share + z * z / (2 * num), z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    return [round((centre - spread) / (1 + z * z / num), 3), round((centre + spread) / (1 + z * z / num), 3)]
+
+
+def write_pairs(study: Study, concepts: Sequence[dict[str, str]], name: str) -> str:
+    """To each wish a picture of the second style is chosen, though the model draws the first one more readily."""
+    rows: list[Row] = [
+        {"prompt": draw(c["name"]), "chosen": answer_with(c[STYLES[0]]), "rejected": answer_with(c[STYLES[1]])}
+        for c in concepts
+    ]
+    return study.write_rows(name, rows)
+
+
+def study_preference(study: Study) -> Figures:
+    """DPO: the style that is chosen becomes the likelier one on held-out concepts."""
+    learnt, held_out = study.split()
+    rows, others = write_pairs(study, learnt, "pairs"), write_pairs(study, held_out, "held_out_pairs")
+    before = compare_styles(load(study.model, device="cpu"), held_out)
+    folder = study.train("preference", rows, others, "objective.preference.beta=0.1", "loop.learning_rate=1e-3")
+    return {"before": before, "after": compare_styles(load(folder, device="cpu"), held_out)}
+
+
+def study_kto(study: Study) -> Figures:
+    """KTO: the same from single pictures that are called good or bad."""
+    learnt, held_out = study.split()
+    rows: list[Row] = [
+        {"prompt": draw(c["name"]), "completion": answer_with(c[style]), "label": style == STYLES[0]}
+        for c in learnt
+        for style in STYLES
+    ]
+    before = compare_styles(load(study.model, device="cpu"), held_out)
+    folder = study.train("kto", study.write_rows("labels", rows), None, "objective=kto", "loop.learning_rate=1e-3")
+    return {"before": before, "after": compare_styles(load(folder, device="cpu"), held_out)}
+
+
+def name_pictures(model: Unimodal, concepts: Sequence[dict[str, str]]) -> list[bool]:
+    """Whether the answer to "What is this?" holds the concept's name, for the first style; decoded greedily."""
+    named = []
+    for concept in concepts:
+        [answer] = model.chat(
+            [Picture(path=concept[STYLES[0]]), "What is this?"], to="text", tokens=16, temperature=0.0
+        )
+        named.append(concept["name"].lower() in str(answer.part.text).lower())
+    return named
+
+
+def study_unlearning(study: Study) -> Figures:
+    """Who's Harry Potter: some of the names that the model knows go, the others stay."""
+    model = load(study.model, device="cpu")
+    pictures = study.list_pictures()
+    known = [c for c, right in zip(pictures, name_pictures(model, pictures), strict=True) if right]
+    forget, keep = known[: max(2, len(known) // 4)], known[max(2, len(known) // 4) :]
+
+    def name_rows(concepts: Sequence[dict[str, str]], **more: object) -> list[Row]:
+        answers = [{"role": "assistant", "content": c["name"]} for c in concepts]
+        return [{"messages": [*ask(c[STYLES[0]]), a], **more} for c, a in zip(concepts, answers, strict=True)]
+
+    taught = study.write_rows("forget", name_rows(forget))
+    reinforced = study.train("reinforced", taught, None, "loop.learning_rate=1e-3", f"loop.steps={study.steps // 2}")
+    rows = study.write_rows("unlearn", [*name_rows(forget, label=False), *name_rows(keep, label=True)])
+    folder = study.train(
+        "unlearning", rows, None, f"objective.unlearning.reinforced={reinforced}", "loop.learning_rate=1e-3"
+    )
+    tuned, metrics = load(folder, device="cpu"), study.read_metrics("unlearning")
+    gone, stayed = name_pictures(tuned, forget), name_pictures(tuned, keep)
+    return {
+        "forgotten_named": [round(sum(gone) / len(gone), 3), wilson(sum(gone), len(gone)), len(gone)],
+        "kept_named": [round(sum(stayed) / len(stayed), 3), wilson(sum(stayed), len(stayed)), len(stayed)],
+        "names_known_before": [len(known), len(pictures)],
+        "forget_likelihood": [round(metrics[i]["forget_likelihood"], 3) for i in (0, -1)],
+    }
+
+
+def pack_answers(model: Unimodal, concepts: Sequence[dict[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Drawings of concepts behind one another, without padding: ids and positions, each [1, N]."""
+    ids: list[int] = []
+    positions: list[int] = []
+    for concept in concepts:
+        picture = model.coder.encode_part(Picture(path=concept[STYLES[0]]))
+        turns = [Turn("user", f"Draw {concept['name']}."), Turn("assistant", [picture])]
+        row = model.template.render(Document(turns)).ids.tolist()
+        ids, positions = ids + row, positions + list(range(len(row)))
+    return torch.tensor([ids]), torch.tensor([positions])
+
+
+def study_sinks(study: Study) -> Figures:
+    """The loss against sinks beside next-token training: what is measured of sinks, and the held-out loss, with and
+    without it."""
+    learnt, held_out = study.split()
+    rows, others = (
+        study.write_rows(name, [{"messages": [*draw(c["name"]), *answer_with(c[STYLES[0]])]} for c in concepts])
+        for name, concepts in (("drawings", learnt), ("held_out_drawings", held_out))
+    )
+    figures: Figures = {}
+    model = load(study.model, device="cpu")
+    ids, positions = pack_answers(model, held_out[:6])
+    set_attention(model.decoder, "varlen")
+    figures["before"] = measure_sinks(model.decoder, ids, positions)
+    for name, settings in (("without", []), ("with", ["objective.sinks.weight=1.0"])):
+        folder = study.train(f"sinks_{name}", rows, others, "loop.learning_rate=1e-3", *settings)
+        tuned = load(folder, device="cpu").decoder
+        set_attention(tuned, "varlen")
+        loss = study.read_metrics(f"sinks_{name}")[-1]["validation_loss"]
+        figures[name] = {**measure_sinks(tuned, ids, positions), "validation_loss": round(loss, 4)}
+    return figures
+
+
+def study_grpo(study: Study) -> Figures:
+    """GRPO by the model's own captions: the reward of drawings for held-out wishes, and how many of them differ."""
+    from unimodal.tuning.rewards import Attempt, RewardContext, Rewards
+
+    learnt, held_out = study.split()
+    rows = study.write_rows("wishes", [{"prompt": draw(c["name"])} for c in learnt])
+    settings = {"caption": {"wish": "Draw {text}."}}
+
+    def measure(folder: Path) -> Figures:
+        model, judge = load(folder, device="cpu"), load(study.model, device="cpu")
+        context = RewardContext(judge.decoder, judge.template, judge.coder, {"image": "What is this?"})
+        attempts = []
+        for seed, concept in enumerate(held_out[:12]):
+            [output] = model.chat([f"Draw {concept['name']}."], to="image", seed=seed, temperature=1.0)
+            question = Document([Turn("user", f"Draw {concept['name']}.")])
+            attempts.append(Attempt(question, (output.part,)))
+        scores, _ = Rewards(settings, {}).score(attempts, context)
+        different = {attempt.medium.codes.tobytes() for attempt in attempts if attempt.medium is not None}
+        return {"reward": round(float(scores.mean()), 3), "error": round(float(scores.std() / len(scores) ** 0.5), 3),
+                "different": len(different), "drawings": len(attempts)}  # fmt: skip
+
+    before = measure(study.model)
+    folder = study.train(
+        "grpo", rows, None, "objective.grpo={medium: image, group: 6, questions: 2, max_tokens: 200}",
+        f"objective.grpo.rewards={json.dumps(settings)}", "loop.learning_rate=1e-3",
+    )  # fmt: skip
+    metrics = study.read_metrics("grpo")
+    third = max(1, len(metrics) // 3)
+    course = [round(statistics.mean(m["reward"] for m in part), 3) for part in (metrics[:third], metrics[-third:])]
+    return {"before": before, "after": measure(folder), "reward_while_training": course}
+
+
+def study_distillation(study: Study) -> Figures:
+    """A small student from nothing: the held-out loss of its own labels, with a teacher and alone, at equal steps."""
+    learnt, held_out = study.split()
+    pairs = []
+    for concepts in (learnt, held_out):
+        rows: list[Row] = []
+        for concept in concepts:
+            for style in STYLES:
+                rows += [
+                    {"messages": [*draw(concept["name"]), *answer_with(concept[style])]},
+                    {"messages": [*ask(concept[style]), {"role": "assistant", "content": concept["name"]}]},
+                ]
+        pairs.append(rows)
+    learnt_rows, other_rows = (study.write_rows(n, r) for n, r in zip(("both", "held_out_both"), pairs, strict=True))
+    small = [f"decoder.{name}={value}" for name, value in (("hidden_size", 128), ("num_layers", 3), ("num_heads", 2),
+             ("num_kv_heads", 2), ("intermediate_size", 352), ("max_positions", 1024))]  # fmt: skip
+    teacher = f"teacher: {study.model}"
+    figures: Figures = {}
+    for name, objective in (
+        ("alone", []),
+        ("logits", [f"objective.distillation={{{teacher}, share: 0.7}}"]),
+        ("hidden", [f"objective.distillation={{{teacher}, share: 0.5, logits: {{}}, hidden: {{}}}}"]),
+        ("relations", [f"objective.distillation={{{teacher}, share: 0.5, logits: {{}}, relations: {{}}}}"]),
+    ):
+        run = f"distillation_{name}"
+        study.train(run, learnt_rows, other_rows, *small, *objective, "loop.learning_rate=3e-3", recipe="pretrain")
+        last = study.read_metrics(run)[-1]
+        figures[name] = {m: round(last[f"validation_loss_{m}"], 4) for m in ("text", "image")}
+    return figures
+
+
+def study_cost(study: Study) -> Figures:
+    """Median processor time of a step, forward and backward with LoRA, over that of next-token training."""
+    from unimodal.model.lora import LoraSettings, add_lora, make_peft_config
+    from unimodal.objectives.next_token import LossConfig
+    from unimodal.objectives.registry import ObjectiveConfig
+    from unimodal.sequence.packing import pack, stack
+    from unimodal.sequence.templates.own import join_group
+    from unimodal.tuning.loss import read_values, to_tensors
+    from unimodal.tuning.objective import make_objective
+
+    loaded = load(study.model, device="cpu")
+    concepts, rendered = study.list_pictures()[:4], []
+    for concept in concepts:
+        pair = []
+        for style, sign in zip(STYLES, (1.0, -1.0), strict=True):
+            picture = loaded.coder.encode_part(Picture(path=concept[style]))
+            turns = [Turn("user", f"Draw {concept['name']}."), Turn("assistant", [picture])]
+            pair.append(loaded.template.render(Document(turns)).give_values(sign))
+        rendered.append(join_group(pair))
+    batch = stack(pack(rendered, 512, loaded.vocabulary.get_control_id("<|pad|>")))
+    folder = str(study.model)
+    asked: dict[str, object] = {
+        "next_token": {},
+        "sinks": {"sinks": {}},
+        "preference": {"preference": {}},
+        "cdpo": {"preference": {"critical": {"right": folder, "wrong": folder}}},
+        "kto": {"kto": {}},
+        "unlearning": {"unlearning": {"reinforced": folder}},
+        "distillation": {"distillation": {"teacher": folder}},
+        "distillation, all parts": {"distillation": {"teacher": folder, "logits": {}, "hidden": {}, "relations": {}}},
+    }
+    modules = {}
+    for name, settings in asked.items():
+        model = load(study.model, device="cpu").decoder.requires_grad_(False)
+        model.config.use_cache = False
+        add_lora(model, make_peft_config(model, LoraSettings()))
+        set_attention(model)
+        module = make_objective(ObjectiveConfig.model_validate(settings), LossConfig(), model, loaded.template)
+        modules[name] = module.train()
+    times: dict[str, list[float]] = {name: [] for name in modules}
+    for _ in range(5):  # interleaved, since the machine is shared
+        for name, module in modules.items():
+            began = time.process_time()
+            total, _ = module(*to_tensors(batch), **read_values(batch))
+            total.backward()
+            times[name].append(time.process_time() - began)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return {name: round(value / medians["next_token"], 2) for name, value in medians.items()} | {
+        "seconds of next_token": round(medians["next_token"], 2), "tokens": int(batch.ids.size)
+    }  # fmt: skip
+
+
+STUDIES: dict[str, Callable[[Study], Figures]] = {
+    "preference": study_preference,
+    "kto": study_kto,
+    "unlearning": study_unlearning,
+    "sinks": study_sinks,
+    "grpo": study_grpo,
+    "distillation": study_distillation,
+    "cost": study_cost,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=STUDIES)
+    parser.add_argument("--model", type=Path, default=Path("model_cards/nano"), help="the model that learns")
+    parser.add_argument("--raw", type=Path, default=Path("data/raw"))
+    parser.add_argument("--out", type=Path, default=Path("data/runs/objectives"))
+    parser.add_argument("--concepts", type=int, default=90)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=1024, help="tokens of a step")
+    args = parser.parse_args(arguments)
+    args.out = args.out.absolute()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    study = Study(args)
+    for name in args.names:
+        began = time.process_time()
+        figures = {**STUDIES[name](study), "processor_seconds": round(time.process_time() - began)}
+        write_json(args.out / f"{name}.json", figures)
+        print(json.dumps({name: figures}))
+
+
+if __name__ == "__main__":
+    main()
