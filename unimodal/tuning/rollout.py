@@ -76,11 +76,12 @@ class Rollouts:
         """How far the questions are, and the batch that is learnt from again, if there is one."""
         again = self._batch is not None and self.dealt < self.own.repeats
         kept = [torch.from_numpy(getattr(self._batch, field.name)) for field in fields(PackedBatch)] if again else []
-        return {"mixture": self.mixture.state_dict(), "drawn": self.drawn, "dealt": self.dealt, "batch": kept}
+        counts = {"drawn": self.drawn, "dealt": self.dealt}
+        return {"mixture": self.mixture.state_dict(), **counts, "batch": kept, "sums": self.sums}
 
     def load_state_dict(self, state: State) -> None:
         self.mixture.load_state_dict(state["mixture"])
-        self.drawn, self.dealt = int(state["drawn"]), int(state["dealt"])
+        self.drawn, self.dealt, self.sums = int(state["drawn"]), int(state["dealt"]), dict(state["sums"])
         self._batch = PackedBatch(*(tensor.numpy() for tensor in state["batch"])) if state["batch"] else None
 
     def _roll_out(self) -> PackedBatch:
@@ -89,7 +90,8 @@ class Rollouts:
             question, reference = self._draw_question()
             for place in range(self.own.group):
                 prompts.append(question.ids.tolist())
-                seeds.append(mix64(self.seed ^ mix64(self.drawn << 16 | place)) & SEED_MASK)
+                number = self.drawn * self.mixture.num_ranks + self.mixture.rank
+                seeds.append(mix64(self.seed ^ mix64(number << 16 | place)) & SEED_MASK)
                 asked.append(reference)
             self.drawn += 1
         answers = self._write(prompts, seeds, asked)
