@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> None:
     read = [read_vectors(path) for path in options.vectors or ()]
     request = replace(
         plan.request,
+        num_atoms=options.atoms,
         parallel=None if both is None else (both[0], both[1]),
         donor=None if options.donor is None else read_donor_rows(options.donor, new),
         embed=None if options.embedder is None else open_embedder(options.embedder),
@@ -139,6 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=["mean", "fvt"])
     parser.add_argument("--parallel", type=Path, nargs=2)
     parser.add_argument("--donor")
+    parser.add_argument("--atoms", type=int, default=64, help="of omp")
     parser.add_argument("--embedder")
     parser.add_argument("--vectors", type=Path, nargs=2)
     parser.add_argument("--dictionary", type=Path)

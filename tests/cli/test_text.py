@@ -97,6 +97,8 @@ MISUSED = {
     "--method fvt --donor base": "--donor is not read for --method fvt; leave it out",
     "--parallel en.txt upper.txt": "--parallel is not read for --method fvt",
     "--method omp --donor base": "--donor base lacks ",
+    "--method omp --donor b --tokenizer a --atoms 0": "0 atoms: give one or more",
+    "--atoms 8": "--atoms is not read for --method fvt",
     "--method omp --donor none": "base model 'none': no such folder",
     "--method trans-tokenization": "--parallel A B",
     "--method trans-tokenization --parallel en.txt short.txt": "short.txt has 7 lines and en.txt 200",

@@ -37,7 +37,7 @@ TRANSPLANTS: dict[str, tuple[str, ...]] = {
     "clp": ("--donor",),
     "trans-tokenization": ("--parallel",),
     "tokenadapt": ("--embedder",),
-    "omp": ("--donor",),
+    "omp": ("--donor", "--atoms"),
     "zett": ("--hypernetwork",),
 }
 
@@ -213,6 +213,10 @@ def transplant_tokenizer(
     donor: Annotated[
         str | None, typer.Option("--donor", metavar="MODEL", help="A model with the new tokenizer, for clp and omp.")
     ] = None,
+    atoms: Annotated[
+        int | None,
+        typer.Option("--atoms", metavar="N", help="Shared rows that make a new one, for omp: by default 64."),
+    ] = None,
     embedder: Annotated[
         str | None, typer.Option("--embedder", metavar="MODEL", help="A model of sentences, for tokenadapt.")
     ] = None,
@@ -239,10 +243,10 @@ def transplant_tokenizer(
     check_choice("--method", method, tuple(TRANSPLANTS))
     more = {
         "--parallel": parallel, "--donor": donor, "--embedder": embedder, "--vectors": vectors,
-        "--dictionary": dictionary, "--hypernetwork": hypernetwork,
+        "--dictionary": dictionary, "--hypernetwork": hypernetwork, "--atoms": atoms,
     }  # fmt: skip
     for option, value in more.items():
-        if value and option not in TRANSPLANTS[method]:
+        if value not in (None, []) and option not in TRANSPLANTS[method]:
             raise ValueError(f"{option} is not read for --method {method}; leave it out")
     for option, given in (("--parallel", parallel), ("--vectors", vectors)):
         if given and len(given) != 2:
@@ -266,6 +270,7 @@ def transplant_tokenizer(
         plan = moving.plan_transplant(opened, new)
         request = replace(
             plan.request,
+            num_atoms=plan.request.num_atoms if atoms is None else atoms,
             parallel=None if both is None else (both[0], both[1]),
             donor=None if donor is None else read_donor_rows(donor, new),
             embed=None if embedder is None else open_embedder(embedder),

@@ -3,8 +3,9 @@
 A donor model has the new tokenizer. Each of its rows that the base lacks is written as a sparse combination of the
 donor's rows of shared tokens, and the same combination of the base's rows becomes the new row; on an untied model each
 side of the donor decides for the same side. The atom of the greatest product with the residual is picked, so that a
-long row counts more than a short one; `initialisers/matching_pursuit.py` picks by the direction, and centres. No more
-atoms are picked than the donor is wide, since so many already write any row exactly.
+long row counts more than a short one; `initialisers/matching_pursuit.py` picks by the direction, and centres. 64 atoms
+are mergekit's default; a narrow donor is then written with large weights of both signs, and fewer do better. No more
+are picked than the donor is wide, since so many already write any row exactly.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from torch import Tensor
 from unimodal.model.initialisers.matching_pursuit import fit_sparse_combination
 from unimodal.tuning.transplant.request import Side, SparseMixture, TransplantRequest
 
-NUM_ATOMS = 64  # mergekit's default
 CHUNK = 512
 
 
@@ -30,7 +30,9 @@ def mix_by_pursuit(request: TransplantRequest, side: Side = "input") -> SparseMi
     anchors = rows[torch.tensor(shared)]  # [A, E]
     there = torch.tensor([request.shared[row] for row in shared])
     missing = torch.tensor(request.unshared, dtype=torch.int64)
-    count = min(NUM_ATOMS, len(shared), rows.shape[1])
+    if request.num_atoms < 1:
+        raise ValueError(f"{request.num_atoms} atoms: give one or more")
+    count = min(request.num_atoms, len(shared), rows.shape[1])
     index: list[Tensor] = []
     weights: list[Tensor] = []
     for part in missing.split(CHUNK):

@@ -92,6 +92,8 @@ class TransplantRequest:
     unknown: Sequence[int] = ()
     #: side → the rows [N, E] that a model with the new tokenizer has of its tokens; NaN where it has none
     donor: Mapping[Side, Tensor] | None = None
+    #: rows of shared tokens that a new one is written with, in the donor
+    num_atoms: int = 64
     #: lines in the base's language and in the new one that say the same
     parallel: tuple[Sequence[str], Sequence[str]] | None = None
     #: words of both languages as vectors, and pairs of words that mean the same
