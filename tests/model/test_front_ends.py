@@ -91,6 +91,7 @@ def test_the_probabilities_of_all_next_words_add_up_to_one(name, front_ends):
     assert b"".join(words) == b"the  file\nis" + b"x" * 50 and split_words(b" ") == [b" "] and split_words(b"") == []
 
 
+@pytest.mark.sweep("trainings of front ends")
 @pytest.mark.parametrize("name", FRONT_ENDS)
 def test_every_front_end_learns_a_text(name, request_):
     torch.manual_seed(0)

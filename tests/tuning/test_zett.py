@@ -89,6 +89,7 @@ def test_drawn_tokenizers_spell_every_text_and_differ():
     assert min(len(one.encode(GERMAN[0])) for one in drawn) < len(GERMAN[0]) / 2
 
 
+@pytest.mark.sweep("trainings of hypernetworks")
 @pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("gemma", True), ("granite", False)])
 def test_training_makes_rows_that_the_base_reads_and_leaves_the_base_alone(kind, tied, old, new, tmp_path, capsys):
     folder = save(tmp_path / "base", old, kind, tied)
