@@ -21,6 +21,7 @@ from torch import Tensor
 
 from unimodal.compression import METHODS, Method
 from unimodal.compression.distillation import compute_distillation_loss
+from unimodal.compression.learned import DecoderShape
 from unimodal.compression.trained import find_learned, load_compressor, save_compressor
 from unimodal.config import MAY_CHANGE, Config
 from unimodal.corpus.corpus import Corpus, CorpusConfig
@@ -77,9 +78,9 @@ def run(cfg: CompressorRecipe, flags: Flags) -> None:
     corpus = Corpus(settings, template, media, keep_codes=not flags.dry_run, max_positions=limit)
 
     # the method and its module, the only thing that learns
-    width, num_layers = int(decoder.config.hidden_size), int(decoder.config.num_hidden_layers)
+    shape = DecoderShape.of(decoder.config)
     torch.manual_seed(cfg.loop.seed)
-    module = kind.make_part(width, num_layers).to(parallel.device)
+    module = kind.make_part(shape).to(parallel.device)
     method = kind(cfg.keep, **cfg.settings, **{kind.part: module})  # type: ignore[arg-type]  # the class checks them
     shares = cfg.shares or (cfg.keep,)
 
@@ -125,7 +126,7 @@ def run(cfg: CompressorRecipe, flags: Flags) -> None:
             sums = [measure(one, batch) for batch in tried]
             nats = sum(float(total) for total, _ in sums) / max(1, sum(count for _, count in sums))
             print(f"{name} at {cfg.keep:g}: {nats:.3f} nats a token from the whole model")
-    save_compressor(cfg.out, method, width, num_layers)
+    save_compressor(cfg.out, method, shape)
     load_compressor(cfg.out)
     print(f"wrote {cfg.out}", file=sys.stderr)
 

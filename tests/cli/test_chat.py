@@ -11,6 +11,7 @@ from unimodal.cli import app as cli
 from unimodal.cli.chat import HELP, TerminalChat
 from unimodal.cli.progress import Reporter
 from unimodal.cli.terminal import Screen
+from unimodal.compression.learned import DecoderShape
 from unimodal.compression.tokens.fit import FIT
 from unimodal.compression.trained import save_compressor
 from unimodal.media.audio import save_audio
@@ -244,8 +245,8 @@ def test_what_is_compressed_is_told_beside_the_answer(monkeypatch, capsys, tmp_p
 
 def test_the_folder_of_a_trained_compressor_is_named_like_a_method(monkeypatch, capsys, tmp_path):
     decoder = tiny_model().engine.model.config
-    method = FIT(0.5, reader=FIT.make_part(decoder.hidden_size, decoder.num_hidden_layers))
-    save_compressor(tmp_path / "fit", method, decoder.hidden_size, decoder.num_hidden_layers)
+    method = FIT(0.5, reader=FIT.make_part(DecoderShape.of(decoder)))
+    save_compressor(tmp_path / "fit", method, DecoderShape.of(decoder))
     asked = ["--image", "my picture.png", "--to", "text", "--tokens", "3", "--compress", f"{tmp_path / 'fit'}:0.25"]
     with pytest.raises(SystemExit) as stop:
         cli.main(["chat", "what is it?", "--model", str(tiny_folder()), *asked])

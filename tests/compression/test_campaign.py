@@ -75,7 +75,9 @@ def test_no_row_depends_on_its_neighbours(campaign, get_base, vocabulary, prompt
         if rng.random() < 0.4:
             methods.append(draw_method(rng, *shared))
         acts = [method.acts for method in methods if method.acts_on == "cache"]
-        if len(acts) == 2 and ("evict" not in acts or "replay" in acts or ("store" in acts and "compacted" in shared)):
+        if len(acts) == 2 and (
+            "evict" not in acts or {"replay", "mix"} & {*acts} or ("store" in acts and "compacted" in shared)
+        ):
             methods.pop()  # refused together
         turns = [[draw_turn(rng, prompt, span) for _ in range(rng.randint(1, 4))]]
         turns += [[draw_turn(rng, prompt, span)[1:] for _ in turns[0]] for _ in range(rng.randint(0, 2))]

@@ -12,17 +12,20 @@ from tests.compression.conftest import make_part
 from tests.compression.test_methods import Given, planned
 from unimodal.compression import Span
 from unimodal.compression.distillation import compute_distillation_loss
+from unimodal.compression.learned import DecoderShape
 from unimodal.compression.tokens import cacovid
 from unimodal.compression.tokens.atp import ATP, PruningThresholds, measure_redundancy, score_lattice
 from unimodal.compression.tokens.cacovid import CaCoVID, draw_combination, measure_choice
 from unimodal.compression.tokens.downsample import Downsample
 from unimodal.compression.tokens.explainability import Explainability
 from unimodal.compression.tokens.fit import FIT
-from unimodal.compression.tokens.langdc import LangDC, Written, count_words, spell
+from unimodal.compression.tokens.langdc import LangDC, supervise
 from unimodal.compression.tokens.learned import choose_learned
 from unimodal.compression.tokens.patch_summary import PatchSelectors, PatchSummary
 from unimodal.compression.tokens.pmod import PMoD
 from unimodal.compression.tokens.tokenpacker import RegionInjector, TokenPacker
+
+SHAPE = DecoderShape(32, 4, 4, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +204,7 @@ def test_cacovid_learns_from_trials_what_is_rewarded(model, vocabulary, prompts,
     ids = torch.tensor([prompts[1]])
     valid = torch.ones_like(ids, dtype=torch.bool)
     learnt = F.pad(torch.ones(1, 4, dtype=torch.bool), (ids.shape[1] - 4, 0))
-    method = CaCoVID(0.25, trials=24, policy=CaCoVID.make_part(32, 4))
+    method = CaCoVID(0.25, trials=24, policy=CaCoVID.make_part(SHAPE))
     drawn, own = [], cacovid._TryingCaCoVID.plan
     monkeypatch.setattr(cacovid._TryingCaCoVID, "plan", lambda *asked: drawn.append(own(*asked)) or drawn[-1])
     monkeypatch.setattr(cacovid, "measure_rows", lambda *_: -(drawn[-1].index < 8).float().mean(1))
@@ -228,51 +231,72 @@ def test_rewards_are_minus_the_divergence_of_a_row():
     torch.testing.assert_close(nats[0], torch.stack(pairs).mean())
 
 
+class Speech:
+    """In place of an observer: ten words, whose states are their own."""
+
+    table = torch.eye(10, 32)
+
+    def spell(self, states):
+        return states @ self.table.T
+
+    def embed(self, ids):
+        return self.table[ids]
+
+
 def test_langdc_writes_of_each_clip_until_nothing_is_left_to_say():
-    captioner = copy.deepcopy(make_part(LangDC))
-    clip = torch.randn(9, 32)
-    soft, stops = captioner(clip, 5)
-    again, _ = captioner(clip, 3)
-    assert torch.allclose(again, soft[:3], atol=1e-6) and stops.shape == (5,)  # each from those before it
-    assert not torch.allclose(captioner(torch.randn(9, 32), 3)[0], again, atol=1e-3)
-    assert [count_words(torch.tensor(each)) for each in ([-1.0, 2, 3], [-1.0, -1, -1], [1.0, -1, -1])] == [2, 3, 1]
-    method = LangDC(0.5, frames=2, captioner=captioner)
-    hidden = torch.randn(1, 36, 32)
-    span = Span.from_states(hidden, 1, [12, 12, 12], "video")
+    captioner, speech = copy.deepcopy(make_part(LangDC)), Speech()
+    clip, hidden = torch.randn(9, 32), torch.randn(1, 36, 32)
+    span = Span.from_states(hidden, 1, [12, 12, 12], "video", observer=speech)
     captioner.stop.weight.data.zero_()
-    captioner.stop.bias.data.fill_(-1)  # never: the bound is what stops it, in shares of the clips' lengths
+    captioner.stop.bias.data.fill_(-1)  # never: the bound is what stops it
+    thoughts, stops = captioner.write(clip, 5, span)
+    words = captioner.say(thoughts[:4]).matmul(speech.table.T).argmax(-1)
+    assert stops.shape == (5,) and torch.allclose(captioner.write(clip, 3, span)[0], thoughts[:3], atol=1e-6)
+    assert torch.allclose(captioner.write(clip, 5, span, torch.cat([words, words[:1]]))[0], thoughts, atol=1e-6)
+    other = captioner.write(clip, 5, span, (torch.cat([words, words[:1]]) + 1) % 10)[0]
+    assert torch.allclose(other[0], thoughts[0], atol=1e-6) and not torch.allclose(other[1], thoughts[1], atol=1e-3)
+    assert not torch.allclose(captioner.write(torch.randn(9, 32), 3, span)[0], thoughts[:3], atol=1e-3)
+    method = LangDC(0.5, frames=2, captioner=captioner)
     [count] = method.count_kept([span], 8)
     plan = method.plan(hidden, dataclasses.replace(span, count=count))
-    expected = torch.cat([captioner(hidden[0, :24], 12)[0], captioner(hidden[0, 24:], 6)[0]])
-    assert count == 18 and torch.allclose(plan.states[0], expected, atol=1e-5)
+    parts = [captioner.write(hidden[0, :24], 12, span)[0], captioner.write(hidden[0, 24:], 6, span)[0]]  # by lengths
+    assert count == 18 and torch.allclose(plan.states[0], captioner.project(torch.cat(parts)), atol=1e-5)
+    plan.states.sum().backward()  # only the projector learns from what the decoder makes of it
+    assert captioner.project[0].weight.grad.any() and captioner.read.weight.grad is None
     captioner.stop.bias.data.fill_(1)  # at once
     assert method.count_kept([span], 8) == [2] and LangDC(1.0, captioner=captioner).count_kept([span], 8) == [36]
 
 
-def test_a_description_is_spelled_behind_the_head_and_ends_where_it_ends():
-    head, soft, stops = torch.nn.Linear(6, 9), torch.randn(4, 6), torch.randn(4)
-    words = torch.tensor([5, 2, 7])
-    expected = F.cross_entropy(head(soft[:3]), words)
-    expected = expected - ((1 - stops[:2].sigmoid()).log().sum() + stops[2].sigmoid().log()) / 3
-    torch.testing.assert_close(spell(Written(0, soft, stops), words, head), expected)
-    long = torch.randint(0, 9, (6,))
-    expected = F.cross_entropy(head(soft), long[:4]) - (1 - stops.sigmoid()).log().mean()
-    torch.testing.assert_close(spell(Written(0, soft, stops), long, head), expected)
+def test_a_description_is_said_word_by_word_behind_those_before_and_ends_where_it_ends():
+    captioner, words = copy.deepcopy(make_part(LangDC)), torch.tensor([5, 2, 7])
+    clip = torch.randn(9, 32)
+    span = Span.from_states(clip[None], 1, observer=Speech())
+    thoughts, stops = captioner.write(clip, 3, span, words)
+    logits = captioner.say(thoughts) @ Speech.table.T
+    expected = -sum(float(logits[at].log_softmax(-1)[word]) for at, word in enumerate(words)) / 3
+    chances = stops.sigmoid()
+    expected -= float((1 - chances[0]).log() + (1 - chances[1]).log() + chances[2].log()) / 3
+    assert float(supervise(captioner, clip, words, span)) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.sweep
-def test_langdc_learns_to_say_as_much_as_there_is_to_say(model, vocabulary, prompts):
+def test_langdc_learns_to_say_as_much_as_there_is_to_say_and_then_what_the_decoder_needs(model, vocabulary, prompts):
     """A picture whose answer has three words: so many soft tokens go on, and not the eight of the bound."""
     ids = torch.tensor([prompts[1]])
     valid = torch.ones_like(ids, dtype=torch.bool)
     learnt = F.pad(torch.ones(1, 4, dtype=torch.bool), (ids.shape[1] - 4, 0))
-    method = LangDC(0.5, captioner=LangDC.make_part(32, 4))
+    method = LangDC(0.5, describing=16, captioner=LangDC.make_part(SHAPE).train())
     optimizer = torch.optim.AdamW(method.captioner.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(16):
+    losses, frozen = [], []
+    for _ in range(32):
+        before = method.captioner.say.weight.clone()
         optimizer.zero_grad()
         loss, _ = method.compute_loss(model, vocabulary, ids, valid, learnt)
         loss.backward()
         optimizer.step()
+        losses.append(float(loss.detach()))
+        frozen.append(torch.equal(before, method.captioner.say.weight))
+    assert frozen == [False] * 16 + [True] * 16 and losses[15] < losses[0] / 2 and losses[-1] < losses[16]
     with method(model, vocabulary) as session, torch.no_grad():
         model(ids)
     assert [len(kept) for kept in session.kept] == [3]
@@ -281,7 +305,7 @@ def test_langdc_learns_to_say_as_much_as_there_is_to_say(model, vocabulary, prom
 @pytest.mark.sweep
 @pytest.mark.parametrize("kind", [TokenPacker, PatchSummary, FIT, Explainability, PMoD], ids=lambda kind: kind.part)
 def test_distillation_reaches_the_module_and_lowers_the_loss(kind, model, vocabulary, prompts):
-    module = kind.make_part(32, 4)
+    module = kind.make_part(SHAPE)
     method = kind(0.4, **{kind.part: module})
     ids = torch.tensor([prompts[1]])
     valid = torch.ones_like(ids, dtype=torch.bool)

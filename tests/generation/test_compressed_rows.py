@@ -4,16 +4,29 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import torch
 
 from tests.generation.test_continuous import drive
 from tests.generation.test_engine import ALL_GREEDY, MIXED, varied
 from unimodal.compression import METHODS, open_methods
+from unimodal.compression.learned import DecoderShape, LearnedMethod
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.generation.continuous import ContinuousBatch
 from unimodal.generation.engine import Engine
 from unimodal.generation.request import GenerationConfig, GenerationRequest
 
 NAMES = [name for name, method in METHODS.items() if not method.is_learned]
+LEARNED = ("acm", "still", "pmod")
+CACHE_NAMES = [name for name, method in METHODS.items() if method.acts_on == "cache"]
+
+
+def make_for(model, name, keep, **settings):
+    """A method of that name; a learned one with a random module for the model."""
+    kind = METHODS[name]
+    if issubclass(kind, LearnedMethod):
+        torch.manual_seed(0)
+        settings[kind.part] = kind.make_part(DecoderShape.of(model.config)).eval()
+    return kind(keep, **settings, **({"chunk": 2} if name == "still" else {}))
 
 
 @pytest.fixture
@@ -38,7 +51,7 @@ def answer_alone(engine, request):
 def draw_case(rng, engine, ask, show):
     """Requests with their steps of arrival: any methods, media, settings, seeds."""
     plain, configs = varied(ask, ALL_GREEDY if rng.random() < 0.5 else MIXED)
-    pool = [(), *((METHODS[rng.choice(NAMES)](keep),) for keep in (0.3, 0.6))]
+    pool = [(), *((make_for(engine.model, rng.choice([*NAMES, *LEARNED]), keep),) for keep in (0.3, 0.6))]
     if rng.random() < 0.3:
         pool.append((METHODS["stride"](0.5), METHODS["snapkv"](0.5)))
     requests = []
@@ -65,12 +78,12 @@ def test_any_methods_side_by_side_answer_as_alone(campaign, model, vocabulary, a
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].acts_on == "cache"])
+@pytest.mark.parametrize("name", CACHE_NAMES)
 def test_rows_join_the_cache_of_a_method_and_answer_as_alone(name, model, vocabulary, ask, show):
     """Of words too, and with the positions counted again where the method may: every second one."""
-    engine, number = Engine(model, vocabulary), NAMES.index(name)
+    engine, number = Engine(model, vocabulary), list(METHODS).index(name)
     positions = "compacted" if number % 2 and METHODS[name].acts != "store" else "kept"
-    methods = (METHODS[name](0.4, scope="prompt", positions=positions),)
+    methods = (make_for(model, name, 0.4, scope="prompt", positions=positions),)
     _, [config, *_] = varied(ask, ALL_GREEDY)
     config = config.model_copy(update={"max_new_tokens": 5, "force": "text"})
     prompts = [ask([3, 4]), show(number, 7), show(number + 1, words=(5, 6, 7, 8, 9, 10))]

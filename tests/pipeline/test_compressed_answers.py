@@ -10,6 +10,7 @@ import torch
 
 from tests.tiny_model import tiny_model
 from unimodal.compression import METHODS, open_methods
+from unimodal.compression.learned import DecoderShape
 from unimodal.compression.tokens.divprune import DivPrune
 from unimodal.compression.tokens.fit import FIT
 from unimodal.compression.tokens.tokenflex import TokenFLEX
@@ -135,9 +136,9 @@ def test_methods_are_described_as_they_are_asked_for():
 def trained(model, tmp_path):
     """A folder with a compressor for the tiny model, and the method that is in it."""
     torch.manual_seed(0)
-    width, num_layers = model.engine.model.config.hidden_size, model.engine.model.config.num_hidden_layers
-    method = FIT(0.5, groups=2, reader=FIT.make_part(width, num_layers))
-    save_compressor(tmp_path / "fit, mine", method, width, num_layers)
+    shape = DecoderShape.of(model.engine.model.config)
+    method = FIT(0.5, groups=2, reader=FIT.make_part(shape))
+    save_compressor(tmp_path / "fit, mine", method, shape)
     return tmp_path / "fit, mine", method
 
 
@@ -160,8 +161,8 @@ def test_a_folder_names_a_trained_method(model, documents, trained):
 
 def test_a_folder_that_does_not_fit_is_one_line(model, trained, tmp_path, monkeypatch):
     folder, _ = trained
-    wide = FIT(0.5, reader=FIT.make_part(8, 2))
-    save_compressor(tmp_path / "wide", wide, 8, 2)
+    wide = FIT(0.5, reader=FIT.make_part(DecoderShape(8, 2)))
+    save_compressor(tmp_path / "wide", wide, DecoderShape(8, 2))
     (tmp_path / "empty").mkdir()
     for asked, message in [
         (f"{tmp_path}/nowhere:0.5", "no such folder"),

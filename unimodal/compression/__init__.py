@@ -24,6 +24,7 @@ from unimodal.compression.kv.lagkv import LagKV
 from unimodal.compression.kv.method import CacheCompressor
 from unimodal.compression.kv.pyramidkv import PyramidKV
 from unimodal.compression.kv.snapkv import SnapKV
+from unimodal.compression.kv.still import STILL
 from unimodal.compression.kv.streaming_llm import StreamingLLM
 from unimodal.compression.kv.token_sparse import TokenSparseAttention
 from unimodal.compression.kv.tokenselect import TokenSelect
@@ -32,6 +33,7 @@ from unimodal.compression.method import Compressor, Method
 from unimodal.compression.plan import CompressionStats, KeptTokens, Plan, Span
 from unimodal.compression.running.opening import estimate_kept, finds_work, open_methods
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
+from unimodal.compression.tokens.acm import ACM
 from unimodal.compression.tokens.atp import ATP
 from unimodal.compression.tokens.cacovid import CaCoVID
 from unimodal.compression.tokens.centerclip import CenterCLIP
@@ -116,6 +118,7 @@ METHODS: dict[str, type[Method]] = {
     "fastv": FastV,
     "explainability": Explainability,
     "pmod": PMoD,
+    "acm": ACM,
     "atp": ATP,
     "cacovid": CaCoVID,
     "langdc": LangDC,
@@ -154,6 +157,7 @@ METHODS: dict[str, type[Method]] = {
     "biformer": BiFormer,
     "kvzip": KVzip,
     "kivi": KIVI,
+    "still": STILL,
     "fasa": FASA,
     "token_sparse": TokenSparseAttention,
 }

@@ -81,6 +81,8 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     #: whether it needs a module that was trained with the decoder; without one it refuses to open
     is_learned: ClassVar[bool] = False
+    #: whether tokens or entries go; False for one that makes tokens cheaper and keeps all of them
+    shortens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_kinds(self)

@@ -11,7 +11,7 @@ positions of a merged token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -36,6 +36,8 @@ class Plan:
     sizes: [B, M], for how many original tokens each stands; log(size) is added to the attention over keys.
     members: int64 [B, M, P], tokens whose positions divide the merged token's rotary frequencies among them (PPE).
     gates: [B, M], factors of what the feed-forward of the coming layer adds to each (p-MoD).
+    feed_forward: what takes the place of the coming layer's feed-forward for these tokens, of all spans together: their
+    states as they enter it, [n, D], to [n, D] (ACM).
     back: how the N tokens come back at a later site; None: those that go are gone.
     """
 
@@ -45,6 +47,7 @@ class Plan:
     sizes: Tensor | None = None
     members: Tensor | None = None
     gates: Tensor | None = None
+    feed_forward: Callable[[Tensor], Tensor] | None = None
     back: Return | None = None
 
 
@@ -86,6 +89,10 @@ class SpanObserver(Protocol):
     def measure_confidence(self, span: Span) -> tuple[Tensor, Tensor]: ...
 
     def measure_contributions(self, span: Span, num_layers: int) -> Tensor: ...
+
+    def spell(self, states: Tensor) -> Tensor: ...
+
+    def embed(self, ids: Tensor) -> Tensor: ...
 
 
 @dataclass(eq=False)
@@ -176,6 +183,16 @@ class Span:
         vocabulary, int64 [B, N], and before it its probability, float32 [B, N]."""
         assert self.observer is not None, "this span has no head"
         return self.observer.measure_confidence(self)
+
+    def spell(self, states: Tensor) -> Tensor:
+        """What the model's head says of states [..., D] as if they were those behind the last layer, [..., V]."""
+        assert self.observer is not None, "this span has no head"
+        return self.observer.spell(states)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Rows of the vocabulary, int64 [...], as the model reads them: [..., D]."""
+        assert self.observer is not None, "this span has no embeddings"
+        return self.observer.embed(ids)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Compressors with learned parts in folders: what `recipes/train_compressor.py` writes, and what opens it.
 
-    compressor.json          the method, its settings, and the width and depth of the decoder that it was trained for
+    compressor.json          the method, its settings, and the sizes of the decoder that it was trained for
     compressor.safetensors   the weights of its module
 
 A folder names a method of this package, never code.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from unimodal.compression import METHODS
-from unimodal.compression.tokens.learned import LearnedCompressor
+from unimodal.compression.learned import DecoderShape, LearnedMethod
 from unimodal.files import open_atomic_path, quote_path, read_json_as, write_json
 
 SETTINGS_FILE, WEIGHTS_FILE = "compressor.json", "compressor.safetensors"
@@ -25,26 +25,28 @@ Value: TypeAlias = bool | int | float | str | None | list[str] | list[int] | lis
 
 @dataclass(frozen=True)
 class SavedCompressor:
-    """The content of `compressor.json`. width, num_layers: of the decoder."""
+    """The content of `compressor.json`; the numbers are those of the decoder's `DecoderShape`."""
 
     format: int
     method: str
     settings: dict[str, Value]
     width: int
     num_layers: int
+    num_heads: int = 1
+    head_width: int = 1
 
 
-def find_learned(name: str) -> type[LearnedCompressor]:
+def find_learned(name: str) -> type[LearnedMethod]:
     """The class of a method with learned parts. Raises ValueError for any other name."""
     kind = METHODS.get(name)
-    if kind is None or not issubclass(kind, LearnedCompressor):
+    if kind is None or not issubclass(kind, LearnedMethod):
         learned = [each for each, one in METHODS.items() if one.is_learned]
         raise ValueError(f"{name!r} is no compressor with learned parts; choose from {', '.join(learned)}")
     return kind
 
 
-def save_compressor(folder: Path, method: LearnedCompressor, width: int, num_layers: int) -> None:
-    """Write a trained method, its settings last. width, num_layers: of the decoder that it was trained for."""
+def save_compressor(folder: Path, method: LearnedMethod, shape: DecoderShape) -> None:
+    """Write a trained method, its settings last. shape: the sizes of the decoder that it was trained for."""
     from safetensors.torch import save_file
 
     module = method.module
@@ -54,11 +56,11 @@ def save_compressor(folder: Path, method: LearnedCompressor, width: int, num_lay
     weights = {name: weight.detach().contiguous().cpu() for name, weight in module.state_dict().items()}
     with open_atomic_path(folder / WEIGHTS_FILE) as place:
         save_file(weights, place)
-    saved = SavedCompressor(FORMAT, names[type(method)], settings, width, num_layers)
+    saved = SavedCompressor(FORMAT, names[type(method)], settings, *shape)
     write_json(folder / SETTINGS_FILE, asdict(saved))
 
 
-def load_compressor(folder: str | Path, keep: float | None = None) -> LearnedCompressor:
+def load_compressor(folder: str | Path, keep: float | None = None) -> LearnedMethod:
     """The method of a folder with its weights; keep: another share than it was trained at.
 
     Raises ValueError, in one line, for a folder that holds none, and for one of another format.
@@ -71,7 +73,7 @@ def load_compressor(folder: str | Path, keep: float | None = None) -> LearnedCom
     if saved.format != FORMAT:
         raise ValueError(f"{quote_path(folder)} has format {saved.format}, not {FORMAT}; {FIX}")
     kind = find_learned(saved.method)
-    module = kind.make_part(saved.width, saved.num_layers)
+    module = kind.make_part(DecoderShape(saved.width, saved.num_layers, saved.num_heads, saved.head_width))
     try:
         module.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (OSError, RuntimeError, SafetensorError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from unimodal.compression import METHODS, CacheCompressor, CompressionSession, Method, open_methods
-from unimodal.compression.tokens.learned import LearnedCompressor, compare_widths
+from unimodal.compression.learned import LearnedMethod, compare_widths
 from unimodal.compression.trained import load_compressor
 from unimodal.pipeline.parts import LoadedModel
 
@@ -113,7 +113,7 @@ def check_methods(model: LoadedModel, asked: AskedMethods) -> tuple[Method, ...]
     if methods and not model.vocabulary.positions.is_flat:
         raise ValueError("compress follows single codes and this model reads the sum of several; leave it out")
     for method in methods:
-        if isinstance(method, LearnedCompressor) and method.width is not None:
+        if isinstance(method, LearnedMethod) and method.width is not None:
             compare_widths(method.width, int(model.engine.model.config.hidden_size))
     with open_methods(methods, model.engine):
         return methods
@@ -132,7 +132,7 @@ def identify_methods(methods: Sequence[Method]) -> str:
 
 
 def _hash_part(method: Method) -> str:
-    if not isinstance(method, LearnedCompressor) or method.module is None:
+    if not isinstance(method, LearnedMethod) or method.module is None:
         return ""
     settings = {spec.name: vars(method)[spec.name] for spec in fields(method) if spec.name != method.part}
     digest = hashlib.sha256(repr(sorted(settings.items())).encode())

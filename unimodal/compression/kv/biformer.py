@@ -11,13 +11,13 @@ network, a trunk of an encoder, and is left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.kv.method import ALWAYS, CacheCompressor
+from unimodal.compression.kv.method import ALWAYS, Acts, CacheCompressor
 from unimodal.compression.method import check_whole
 from unimodal.compression.running.look import Look
 
@@ -32,7 +32,7 @@ class BiFormer(CacheCompressor):
 
     paper: ClassVar[str] = "BiFormer, arXiv 2303.08810"
     region: int = 8
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "select"
+    acts: ClassVar[Acts] = "select"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.method import Acts, CacheCompressor
 from unimodal.compression.method import check_whole
 from unimodal.compression.running.attention_rows import compute_logits
 from unimodal.compression.running.look import Look
@@ -39,7 +39,7 @@ class FASA(CacheCompressor):
     paper: ClassVar[str] = "FASA, arXiv 2602.03152"
     num_pairs: int = 4
     pairs: Tensor | None = field(default=None, repr=False, compare=False)
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "select"
+    acts: ClassVar[Acts] = "select"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,12 +8,12 @@ that, and what the model writes, with the next turn. Beside a method that evicts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.method import Acts, CacheCompressor
 from unimodal.compression.method import check_whole
 from unimodal.compression.running.look import Look
 
@@ -30,7 +30,7 @@ class KIVI(CacheCompressor):
     paper: ClassVar[str] = "KIVI, arXiv 2402.02750"
 
     group: int = 32
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "store"
+    acts: ClassVar[Acts] = "store"
 
     def __post_init__(self) -> None:
         super().__post_init__()

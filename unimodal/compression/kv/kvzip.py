@@ -9,11 +9,11 @@ the gain is in what comes later. The authors repeat in pieces of 2,048 tokens; h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.method import Acts, CacheCompressor
 from unimodal.compression.method import check_whole
 from unimodal.compression.running.look import Look
 
@@ -31,7 +31,7 @@ class KVzip(CacheCompressor):
 
     asked: tuple[int, ...] = ()
     sinks: int = 4
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "replay"
+    acts: ClassVar[Acts] = "replay"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,6 +19,8 @@ from unimodal.compression.running.look import Look
 from unimodal.compression.running.session import CompressionSession, CompressionTarget
 from unimodal.vocabulary import Vocabulary
 
+#: how a method acts, see `CacheCompressor`
+Acts = Literal["evict", "select", "prefill", "store", "replay", "mix"]
 ALWAYS = 1e5  # the score of an entry that stays before all others but the recent ones
 
 
@@ -43,8 +45,8 @@ class CacheCompressor(Method):
     acts_on: ClassVar[Literal["cache"]] = "cache"
     #: evict: drop entries when a prompt or a later turn was read; select: attend to some of them at every step behind
     #: the prompt; prefill: attend sparsely within the prompt; store: pack entries into few bits; replay: evict by
-    #: the attention of a second reading
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "evict"
+    #: the attention of a second reading; mix: compute the attention itself, and turn entries into a state
+    acts: ClassVar[Acts] = "evict"
     #: whether a method that evicts scores, and drops, at every step behind the prompt too
     at_every_step: ClassVar[bool] = False
 
@@ -62,6 +64,9 @@ class CacheCompressor(Method):
 
     def __call__(self, model: CompressionTarget, vocabulary: Vocabulary | None = None) -> CompressionSession:
         return CompressionSession(self, model, vocabulary)
+
+    def check(self, num_layers: int) -> None:
+        """Raises ValueError, in one line, for a model that this method does not go with."""
 
     @abstractmethod
     def score(self, look: Look) -> Tensor:
@@ -93,6 +98,11 @@ class CacheCompressor(Method):
         None: it attends to all of them in full, and selects at the steps of the answer only.
         """
         return None
+
+    def mix(self, look: Look) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Of a method that mixes: the attention [B, Q, H, W] of the new tokens, which entries go now, bool [B, K, L],
+        and what is added for them to `MethodState.summary`; None to leave the attention as it is."""
+        raise NotImplementedError
 
     @property
     def repetition(self) -> tuple[tuple[int, ...], int]:

@@ -16,13 +16,13 @@ model; by default it is the later half, as in their code.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.kv.method import CacheCompressor
+from unimodal.compression.kv.method import Acts, CacheCompressor
 from unimodal.compression.kv.snapkv import smooth_entries
 from unimodal.compression.method import check_odd, check_share, check_whole
 from unimodal.compression.running.look import Look
@@ -46,7 +46,7 @@ class TokenSparseAttention(CacheCompressor):
     coverage: float | None = None
     least: int = 1
     layers: tuple[int, ...] | None = None
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "prefill"
+    acts: ClassVar[Acts] = "prefill"
 
     def __post_init__(self) -> None:
         super().__post_init__()

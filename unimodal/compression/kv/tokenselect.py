@@ -13,13 +13,13 @@ winners. Here chunks are counted from the end of the prompt, which makes a row o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unimodal.compression.kv.method import ALWAYS, CacheCompressor
+from unimodal.compression.kv.method import ALWAYS, Acts, CacheCompressor
 from unimodal.compression.method import check_whole
 from unimodal.compression.running.attention_rows import AttentionRule, compute_logits
 from unimodal.compression.running.look import Look
@@ -40,7 +40,7 @@ class TokenSelect(CacheCompressor):
     reuse: float = 0.9
     sinks: int = 0
     chunk: int | None = 512
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]] = "select"
+    acts: ClassVar[Acts] = "select"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,7 +74,8 @@ class ForwardObserver:
 
     seen: what was noted of each watched layer. Tokens may have been dropped since: they are found by their places.
     stream: the tokens now. begin: the tokens before the first layer. preview: computes the queries and keys of the
-    coming layer, and nothing else of it. read_logits: what the model's head says of states.
+    coming layer, and nothing else of it. read_logits: what the model's head says of states. read_words: the states of
+    rows of the vocabulary.
     """
 
     def __init__(self) -> None:
@@ -83,6 +84,7 @@ class ForwardObserver:
         self.begin: TokenStream | None = None
         self.preview: Callable[[], WatchedLayer] | None = None
         self.read_logits: Callable[[Tensor], Tensor] | None = None
+        self.read_words: Callable[[Tensor], Tensor] | None = None
 
     def _find_layer(self, span: Span, layer: int) -> WatchedLayer:
         if layer == span.layer and layer not in self.seen:
@@ -164,6 +166,14 @@ class ForwardObserver:
     def measure_transitions(self, span: Span) -> Tensor:
         assert self.stream is not None and self.stream.changed is not None and span.place is not None
         return self.stream.changed[span.place.rows[:, None], span.place.columns]
+
+    def spell(self, states: Tensor) -> Tensor:
+        assert self.read_logits is not None
+        return self.read_logits(states)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        assert self.read_words is not None
+        return self.read_words(ids)
 
     @torch.no_grad()
     def measure_confidence(self, span: Span) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,9 @@ def attend_compressed(
             _observe(method, own)
         elif method.keep < 1 and method.is_active(own):
             active.append((method, own))
+    mixing = [pair for pair in active if pair[0].acts == "mix"]
+    if mixing:
+        return _mix(*mixing[0], attention, may_evict)
     out = _attend([pair for pair in active if pair[0].acts in ("select", "prefill")], attention)
     evicting = [pair for pair in active if pair[0].acts == "evict"]
     if may_evict and evicting:
@@ -70,6 +73,22 @@ def attend_compressed(
         if may_evict and method.acts == "store" and look.reads:
             _pack(method, own)
     return out
+
+
+def _mix(method: CacheMethod, look: Look, attention: LayerAttention, may_evict: bool) -> AttentionOutput:
+    """The attention as a method computes it; the entries that it turned into its state go."""
+    look = replace(look, query=attention.query, keys=attention.key, values=attention.value)
+    mixed = method.mix(look)
+    if mixed is None:
+        return attention.compute()
+    out, gone, told = mixed
+    if may_evict and bool(gone.any()):
+        state = look.state
+        state.summary = told if state.summary is None else state.summary + told
+        keep = look.slots.find_held() & ~gone
+        index, valid = index_slots(keep.expand(-1, look.keys.shape[1], -1))
+        look.layer.evict(index, *plan_eviction(method, look, keep, index, valid))
+    return out.to(attention.value.dtype), None
 
 
 def _attend(choosing: list[tuple[CacheMethod, Look]], attention: LayerAttention) -> AttentionOutput:

@@ -105,6 +105,10 @@ def check_together(open_here: list[CacheMethod], method: CacheMethod) -> None:
         for kinds, do in ((("select", "prefill"), "choose what to attend to"), (("store",), "pack entries")):
             if other.acts in kinds and method.acts in kinds:
                 raise ValueError(f"{names} both {do}; leave the other's context first")
+        if "mix" in (other.acts, method.acts):
+            raise ValueError(
+                f"{names} do not go together: one computes the attention itself; leave the other's context first"
+            )
         if "replay" in (other.acts, method.acts) and {other.acts, method.acts} <= {"replay", "evict"}:
             raise ValueError(f"{names} cannot both evict: one ranks the entries of all layers together")
         if "store" in (other.acts, method.acts) and "compacted" in (other.positions, method.positions):

@@ -23,6 +23,7 @@ class TokenMethod(Protocol):
     acts_on: ClassVar[Literal["tokens"]]
     judges_rows: ClassVar[bool]
     previews: ClassVar[bool]
+    shortens: ClassVar[bool]
     keep: float
     modalities: tuple[str, ...]
     positions: Positions
@@ -49,12 +50,14 @@ class CacheMethod(Protocol):
     """Scores the entries of a cache layer; `CacheCompressor` says what each of these does."""
 
     acts_on: ClassVar[Literal["cache"]]
-    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay"]]
+    acts: ClassVar[Literal["evict", "select", "prefill", "store", "replay", "mix"]]
     at_every_step: ClassVar[bool]
     keep: float
     modalities: tuple[str, ...]
     positions: Positions
     scope: Literal["media", "prompt"]
+
+    def check(self, num_layers: int) -> None: ...
 
     @property
     def packing(self) -> tuple[int, int]: ...
@@ -71,6 +74,8 @@ class CacheMethod(Protocol):
     def count_recent(self, kept: Tensor) -> Tensor: ...
 
     def count_chunk(self, num: int) -> int | None: ...
+
+    def mix(self, look: Look) -> tuple[Tensor, Tensor, Tensor] | None: ...
 
     def observe(self, look: Look) -> None: ...
 

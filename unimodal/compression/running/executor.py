@@ -106,10 +106,11 @@ class PlanExecutor:
             raise ValueError("positions on several axes (M-RoPE) cannot be compacted; use positions='kept'")
         if method.acts_on == "cache":
             check_together([o.method for o in find_open(self.backbone) if o.method.acts_on == "cache"], method)
+            method.check(num_layers)
             looks = True
         else:
             method.check(num_layers)
-            for index in method.find_changing_layers(num_layers):
+            for index in method.find_changing_layers(num_layers) if method.shortens else range(num_layers):
                 self.parts.list_modules_of(index)
             looks = method.previews or bool(method.find_watched_layers(num_layers))
         own = self.backbone.config._attn_implementation
@@ -180,6 +181,8 @@ class PlanExecutor:
         positions = position_ids.expand(num_rows, num)
         found = self._find_spans(input_ids, valid, positions, cache_layers, is_first=past == 0)
         cache_methods = [o.method for o in methods if o.method.acts_on == "cache"]
+        if given.blocks is not None and any(o.method.acts_on == "cache" and o.method.acts == "mix" for o in methods):
+            raise ValueError("pictures of this model see themselves in both directions; use another method than still")
         evictable = self._find_evictable(cache_methods, input_ids, valid, found)
         if num > 1 and any(o.method.acts_on == "tokens" and o.method.acts_on_words for o in methods):
             found = [*found, *find_word_spans(self.reader.find_words(input_ids) & valid, valid)]
@@ -285,12 +288,14 @@ class PlanExecutor:
                 if index in method.find_sites(num_layers):
                     call.observer.preview = partial(self._preview, call, index, stream, cache_layer)
                     call.observer.read_logits = partial(self._read_logits, opened.head)
+                    call.observer.read_words = partial(self.parts.embed, embedded=None)
                     stream = compress(opened, method, stream, call, index)
             tables, hook = call.enter_layer(index, self.parts.kinds[index], stream, cache_layer)
             changing = self.parts.list_modules_of(index) if index in call.changing else ()
             gated = None if stream.gates is None else self.parts.find_gated(index)
-            stream.hidden = run_layer(layer, changing, gated, stream, tables, hook, settings)
-            stream.gates = None
+            fed = None if stream.feeds is None else self.parts.list_modules_of(index)[1]
+            stream.hidden = run_layer(layer, changing, gated, fed, stream, tables, hook, settings)
+            stream.gates, stream.feeds, stream.feed_forwards = None, None, ()
         stream = return_tokens(stream, call.departed.pop(num_layers, []))
         for (opened, method), num in zip(active, before, strict=True):
             opened.stats.tokens_before += num

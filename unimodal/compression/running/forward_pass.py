@@ -96,7 +96,7 @@ class LayerPass:
         """Whether the layer's modules are asked for what goes through them."""
         call = self.call
         looks = self.index in call.watched or self.index in call.changing or bool(call.cache_methods)
-        return looks or self.stream.gates is not None
+        return looks or self.stream.gates is not None or self.stream.feeds is not None
 
     def attend(self, attention: LayerAttention) -> AttentionOutput:
         """Compute one layer's attention, under the cache method if there is one, and show it to the observer."""

@@ -119,14 +119,18 @@ def _join_states(own: MethodState, new: MethodState, num_rows: tuple[int, int], 
         if known is None:
             return None
         return torch.cat(
-            [known.new_zeros(num) if x is None else x for x, num in zip((mine, theirs), num_rows, strict=True)]
+            [
+                known.new_zeros(num, *known.shape[1:]) if x is None else x
+                for x, num in zip((mine, theirs), num_rows, strict=True)
+            ]
         )
 
     score = None
     if own.score is not None and new.score is not None:
         score = torch.cat([_pad(own.score, length, -1), _pad(new.score, length, -1)])
     evictable, steps = join(own.num_evictable, new.num_evictable), join(own.num_steps, new.num_steps)
-    return MethodState(score, evictable, steps, join(own.kept, new.kept))
+    kept, summary = join(own.kept, new.kept), join(own.summary, new.summary)
+    return MethodState(score, evictable, steps, kept, summary=summary)
 
 
 def _trim_state(state: MethodState, num: int) -> MethodState:

@@ -34,7 +34,8 @@ def estimate_kept(ids: Sequence[int], methods: Sequence[Method], vocabulary: Voc
     for span in spans:
         left = len(span.columns)
         for method in methods:
-            left = count_share(method.keep, left) if span.modality in method.modalities else left
+            if method.shortens and span.modality in method.modalities:
+                left = count_share(method.keep, left)
         gone += len(span.columns) - left
     return len(ids) - gone
 

@@ -87,6 +87,10 @@ class PackedStates:
             exact_places=torch.cat([old, places.expand(*old.shape[:2], -1)], 2),
         )
 
+    def list_tensors(self) -> list[Tensor]:
+        """All tensors that it holds."""
+        return [self.places, self.groups, *self.keys, *self.values, *self.exact, self.exact_places]
+
     def select_rows(self, rows: Tensor) -> PackedStates:
         return replace(
             self,

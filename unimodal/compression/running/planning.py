@@ -25,20 +25,22 @@ def compress(opened: OpenMethod, method: TokenMethod, stream: TokenStream, call:
         return stream
     started = _read_clock(stream)
     call.observer.stream = stream
-    counts = [count_share(method.keep, len(span.located.columns)) for span in spans]
+    whole = not method.shortens  # all tokens stay, and are cheaper
+    counts = [len(span) if whole else count_share(method.keep, len(span.located.columns)) for span in spans]
     hints: dict[LiveSpan, Tensor] = {}
     if method.judges_rows:
         counts, hints = _judge_rows(method, stream, spans, call, site)
-    shorter = [(span, count) for span, count in zip(spans, counts, strict=True) if count < len(span)]
+    acts = whole and method.keep < 1
+    due = [(span, count) for span, count in zip(spans, counts, strict=True) if count < len(span) or acts]
     plans: list[tuple[SpanGroup, Plan]] = []
-    for group in stream.group_spans(shorter):
+    for group in stream.group_spans(due):
         span = _make_span(stream, group, site, call)
         if hints:
             span.hint = torch.cat([hints[member] for member in group.spans])
         plans.append((group, method.plan(span.hidden, span)))
     opened.stats.planning_s += _read_clock(stream) - started
     for group, plan in plans:
-        if plan.index.shape[1]:
+        if plan.index.shape[1] and not whole:
             opened.chosen.update(
                 {member.located: member.places[i] for member, i in zip(group.spans, plan.index, strict=True)}
             )

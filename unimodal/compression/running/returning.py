@@ -107,7 +107,8 @@ def _join(now: TokenStream, before: TokenStream, returns: Tensor, held: Tensor, 
         evictable=torch.cat([now.evictable, before.evictable], 1),
         log_size=join(now.log_size, before.log_size),
         changed=join(now.changed, before.changed),
-        gates=None,  # they were those of the layer before
+        gates=None,  # they were those of the layer before, as feeds were
+        feeds=None,
         blocks=None if now.blocks is None or before.blocks is None else torch.cat([now.blocks, before.blocks], 1),
     )
 

@@ -158,7 +158,8 @@ class MethodState:
     score: [B, K, L], selected and gathered as the keys are. num_evictable: int64 [B], how many evictable tokens were
     read, dropped ones included: the budget is a share of it. num_steps: int64 [B], tokens of the answer, read one by
     one. kept: int64 [B], how many evictable tokens the method left at last: the next method's are a share of it.
-    memory: other tensors [B, …], which are dropped when tokens are cropped or slots are dropped.
+    memory: other tensors [B, …], which are dropped when tokens are cropped or slots are dropped. summary: [B, …], what
+    dropped entries live on in, which stays.
     """
 
     score: Tensor | None = None
@@ -166,6 +167,7 @@ class MethodState:
     num_steps: Tensor | None = None
     kept: Tensor | None = None
     memory: dict[str, Tensor] = field(default_factory=dict)
+    summary: Tensor | None = None
 
     def map_slots(self, change: Callable[[Tensor], Tensor]) -> MethodState:
         """With the score [B, K, L] of other slots, and without what may belong to those that are gone."""
@@ -181,6 +183,7 @@ class MethodState:
             pick(self.num_steps),
             pick(self.kept),
             {name: held[rows] for name, held in self.memory.items()},
+            pick(self.summary),
         )
 
 

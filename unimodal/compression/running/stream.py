@@ -10,7 +10,7 @@ positions of a token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm
@@ -57,7 +57,8 @@ class TokenStream:
     place: the columns of the call that they came from. media: which are codes of input spans. evictable: which a cache
     method may drop. shift: how many positions later tokens move back. plain: no padding and no sizes. changed: summed
     transitions (TransPrune). gates: factors of what the feed-forward of the coming layer adds (p-MoD). has_moved: some
-    token is no longer in its own column. blocks: see `CallInput`.
+    token is no longer in its own column. blocks: see `CallInput`. feeds: which of `feed_forwards` takes the place of
+    the coming layer's feed-forward, from 1 on; 0: none does (ACM).
     """
 
     hidden: Tensor  # [B, N, D]
@@ -75,6 +76,8 @@ class TokenStream:
     gates: Tensor | None = None  # [B, N]
     has_moved: bool = False
     blocks: Tensor | None = None  # int64 [B, N]
+    feeds: Tensor | None = None  # int64 [B, N]
+    feed_forwards: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     @classmethod
     def begin(
@@ -142,6 +145,7 @@ class TokenStream:
     def apply_plans(self, plans: Sequence[tuple[SpanGroup, Plan]], compacts: bool) -> TokenStream:
         """Apply the plans of groups. compacts: count positions again without the dropped tokens."""
         hidden, positions, log_size, gates = self.hidden, self.positions, self.log_size, self.gates
+        feeds, feed_forwards = self.feeds, self.feed_forwards
         keep = self.valid.clone()
         after = {span: span for span in self.spans}
         for group, plan in plans:
@@ -165,6 +169,10 @@ class TokenStream:
             if plan.gates is not None:
                 gates = hidden.new_ones(keep.shape) if gates is None else gates
                 gates = gates.index_put((lines, chosen), plan.gates.to(gates.dtype))
+            if plan.feed_forward is not None:
+                feed_forwards = (*feed_forwards, plan.feed_forward)
+                feeds = torch.zeros_like(self.ids) if feeds is None else feeds
+                feeds = feeds.index_put((lines, chosen), torch.full_like(chosen, len(feed_forwards)))
             for span, kept in zip(group.spans, index, strict=True):
                 after[span] = span.take(kept)
         shift = self.shift
@@ -174,8 +182,9 @@ class TokenStream:
             shift = shift + gone[:, -1]
         spans = [span for span in after.values() if len(span)]
         changed = replace(
-            self, hidden=hidden, positions=positions, log_size=log_size, gates=gates, shift=shift, spans=spans
-        )
+            self, hidden=hidden, positions=positions, log_size=log_size, gates=gates, feeds=feeds,
+            feed_forwards=feed_forwards, shift=shift, spans=spans,
+        )  # fmt: skip
         return changed._take(keep)
 
     def _take(self, keep: Tensor) -> TokenStream:
@@ -206,6 +215,7 @@ class TokenStream:
             changed=None if self.changed is None else pick(self.changed),
             gates=None if self.gates is None else pick(self.gates),
             blocks=None if self.blocks is None else pick(self.blocks),
+            feeds=None if self.feeds is None else pick(self.feeds),
             plain=fewest == width and self.log_size is None,
             has_moved=True,
         )

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from unimodal.compression.distillation import compute_distillation_loss
+from unimodal.compression.learned import DecoderShape
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.grids import find_raster
 from unimodal.compression.tokens.learned import LearnedCompressor, choose_learned
@@ -83,7 +84,7 @@ class ATP(LearnedCompressor):
             raise ValueError(f"budget is {self.budget}; give a weight from 0 on")
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> PruningThresholds:
+    def make_part(cls, shape: DecoderShape) -> PruningThresholds:
         return PruningThresholds()
 
     def find_sites(self, num_layers: int) -> tuple[int, ...]:

@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape, check_width
 from unimodal.compression.method import check_share, check_whole
 from unimodal.compression.plan import Plan, Span
-from unimodal.compression.tokens.learned import LearnedCompressor, check_width
+from unimodal.compression.tokens.learned import LearnedCompressor
 from unimodal.vocabulary import Vocabulary
 
 SPREAD = 3.0  # greatest distance of the frames' scores from 0, before their softmax
@@ -100,8 +101,8 @@ class CaCoVID(LearnedCompressor):
             raise ValueError(f"group_size is {self.group_size}; give a number of at least 1")
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> TokenPolicy:
-        return TokenPolicy(width)
+    def make_part(cls, shape: DecoderShape) -> TokenPolicy:
+        return TokenPolicy(shape.width)
 
     def rate(self, hidden: Tensor, span: Span) -> tuple[Tensor, Tensor, list[int]]:
         """The scores of tokens [B, N] and of frames [B, F], and the frames' lengths."""

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.learned import LearnedCompressor, choose_learned
 
@@ -51,7 +52,7 @@ class Explainability(LearnedCompressor):
     relevance: RelevanceMap | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> RelevanceMap:
+    def make_part(cls, shape: DecoderShape) -> RelevanceMap:
         return RelevanceMap()
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]

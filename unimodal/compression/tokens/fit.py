@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape, check_width
 from unimodal.compression.method import check_whole
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.grids import allot
-from unimodal.compression.tokens.learned import LearnedCompressor, check_width
+from unimodal.compression.tokens.learned import LearnedCompressor
 from unimodal.compression.tokens.stride import choose_evenly
 
 
@@ -78,8 +79,8 @@ class FIT(LearnedCompressor):
         check_whole("groups", self.groups, 1)
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> GroupReader:
-        return GroupReader(width)
+    def make_part(cls, shape: DecoderShape) -> GroupReader:
+        return GroupReader(shape.width)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         assert self.reader is not None

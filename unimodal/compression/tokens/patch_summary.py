@@ -14,8 +14,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape, check_width
 from unimodal.compression.plan import Plan, Span
-from unimodal.compression.tokens.learned import LearnedCompressor, check_width
+from unimodal.compression.tokens.learned import LearnedCompressor
 from unimodal.compression.tokens.stride import choose_evenly
 
 
@@ -47,8 +48,8 @@ class PatchSummary(LearnedCompressor):
     selectors: PatchSelectors | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> PatchSelectors:
-        return PatchSelectors(width)
+    def make_part(cls, shape: DecoderShape) -> PatchSelectors:
+        return PatchSelectors(shape.width)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         assert self.selectors is not None

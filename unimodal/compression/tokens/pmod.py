@@ -17,9 +17,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape, check_layers, check_width
 from unimodal.compression.plan import Plan, Return, Span
 from unimodal.compression.tokens.choosing import choose_best
-from unimodal.compression.tokens.learned import LearnedCompressor, check_width
+from unimodal.compression.tokens.learned import LearnedCompressor
 
 SCALE = 0.2
 
@@ -56,13 +57,13 @@ class PMoD(LearnedCompressor):
     routers: TokenRouters | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> TokenRouters:
-        return TokenRouters(width, num_layers)
+    def make_part(cls, shape: DecoderShape) -> TokenRouters:
+        return TokenRouters(shape.width, shape.num_layers)
 
     def check(self, num_layers: int) -> None:
         super().check(num_layers)
-        if self.routers is not None and self.routers.num_layers < num_layers:
-            raise ValueError(f"the routers are of {self.routers.num_layers} layers, the model has {num_layers}")
+        if self.routers is not None:
+            check_layers(self.routers.num_layers, num_layers, self.part)
 
     def find_sites(self, num_layers: int) -> tuple[int, ...]:
         return tuple(range(num_layers))

@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape, check_width
 from unimodal.compression.method import check_whole
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.grids import allot, average_line, find_grid, find_raster
-from unimodal.compression.tokens.learned import LearnedCompressor, check_width
+from unimodal.compression.tokens.learned import LearnedCompressor
 from unimodal.compression.tokens.stride import choose_evenly
 
 
@@ -64,8 +65,8 @@ class PVC(LearnedCompressor):
         check_whole("repeats", self.repeats, 1)
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> ProgressiveEncoder:
-        return ProgressiveEncoder(width)
+    def make_part(cls, shape: DecoderShape) -> ProgressiveEncoder:
+        return ProgressiveEncoder(shape.width)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         assert self.encoder is not None

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape, check_width
 from unimodal.compression.plan import Plan, Span
-from unimodal.compression.tokens.learned import LearnedCompressor, check_width
+from unimodal.compression.tokens.learned import LearnedCompressor
 from unimodal.compression.tokens.pooling import pool_span
 
 SHARES = (0.25, 0.5, 1.0)  # 64, 144 and 256 tokens in the paper
@@ -58,8 +59,8 @@ class TokenFLEX(LearnedCompressor):
     counts_sizes: bool = False
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> FlexProjector:
-        return FlexProjector(width)
+    def make_part(cls, shape: DecoderShape) -> FlexProjector:
+        return FlexProjector(shape.width)
 
     def draw(self, generator: torch.Generator, shares: Sequence[float] = SHARES) -> TokenFLEX:
         """The same method with one of the shares drawn by `generator`, for one training step."""

@@ -15,9 +15,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unimodal.compression.learned import DecoderShape, check_width
 from unimodal.compression.plan import Plan, Span
 from unimodal.compression.tokens.grids import average_line, interpolate_line, map_runs
-from unimodal.compression.tokens.learned import LearnedCompressor, check_width
+from unimodal.compression.tokens.learned import LearnedCompressor
 
 
 class RegionInjector(nn.Module):
@@ -60,8 +61,8 @@ class TokenPacker(LearnedCompressor):
     packer: RegionInjector | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def make_part(cls, width: int, num_layers: int) -> RegionInjector:
-        return RegionInjector(width)
+    def make_part(cls, shape: DecoderShape) -> RegionInjector:
+        return RegionInjector(shape.width)
 
     def plan(self, hidden: Tensor, span: Span) -> Plan:  # hidden [B, N, D]
         assert self.packer is not None
